@@ -1,0 +1,1 @@
+"""Published checkpoint → bundle. Needs the `convert` extra; the runtime never imports this."""

@@ -1,0 +1,1 @@
+"""One file for each checkpoint family; what they share lives beside this folder."""

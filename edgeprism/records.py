@@ -1,0 +1,130 @@
+"""The values that travel between stages: frozen, plain, and safe for a caller to keep."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RECORD_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds spent in each stage; 0.0 for a stage that did not run."""
+
+    load: float = 0.0
+    decode_image: float = 0.0
+    preprocess: float = 0.0
+    encode: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Which model spoke: name, digest of its manifest (or GGUF) and quantizations."""
+
+    name: str
+    digest: str
+    vision_quant: str = ""
+    lm_quant: str = ""
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """Visual tokens of one picture, to be captioned as often as wanted without encoding again.
+
+    `visual_tokens` is [n_tokens, n_embd] float32 and belongs to the model with `model_digest`.
+    """
+
+    visual_tokens: np.ndarray
+    image: str
+    image_sha256: str
+    size: tuple[int, int]  # (width, height) of the upright picture
+    notes: tuple[str, ...]  # what the reader had to decide, e.g. "first of 12 frames"
+    model_digest: str
+    timings: Timings = field(default_factory=Timings)
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of one request: rows from the picture, text of the prompt, new text."""
+
+    visual: int
+    prompt: int
+    generated: int
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What the captioner said of one picture, with everything needed to say it again."""
+
+    text: str
+    image: str
+    image_sha256: str
+    finish_reason: str  # "stop" or "length"
+    tokens: TokenCounts
+    timings: Timings
+    model: ModelInfo
+    device: str
+    instruction: str
+    version: str
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record that `edgeprism caption --json` prints."""
+        return {
+            "schema": RECORD_SCHEMA,
+            "image": self.image,
+            "image_sha256": self.image_sha256,
+            "caption": self.text,
+            "finish_reason": self.finish_reason,
+            "tokens": asdict(self.tokens),
+            "timings_ms": rounded(self.timings),
+            "model": asdict(self.model),
+            "device": self.device,
+            "instruction": self.instruction,
+            "notes": list(self.notes),
+            "version": self.version,
+        }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The reasoner's answer and the captions it rests on."""
+
+    text: str
+    question: str
+    focus: str
+    captions: tuple[Caption, ...]
+    finish_reason: str
+    tokens: TokenCounts
+    timings: Timings
+    model: ModelInfo
+    version: str
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record that `edgeprism ask --json` prints."""
+        return {
+            "schema": RECORD_SCHEMA,
+            "question": self.question,
+            "answer": self.text,
+            "focus": self.focus,
+            "captions": [caption.to_dict() for caption in self.captions],
+            "finish_reason": self.finish_reason,
+            "tokens": asdict(self.tokens),
+            "timings_ms": rounded(self.timings),
+            "reasoner": asdict(self.model),
+            "notes": list(self.notes),
+            "version": self.version,
+        }
+
+
+def rounded(timings: Timings) -> dict[str, float]:
+    """Milliseconds to two decimals, as records print them."""
+    return {stage: round(value, 2) for stage, value in asdict(timings).items()}
