@@ -16,18 +16,27 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Captioner": "edgeprism.captioner",
-    "Reasoner": "edgeprism.reasoner",
-    "Prism": "edgeprism.prism",
-    "EncodedImage": "edgeprism.records",
-    "Caption": "edgeprism.records",
-    "Answer": "edgeprism.records",
-    "Timings": "edgeprism.records",
-    "ModelInfo": "edgeprism.records",
-    "TokenCounts": "edgeprism.records",
-    "EdgePrismError": "edgeprism.errors",
-}
-__all__ = [*_HOMES, "__version__"]
+    "edgeprism.captioner": ("Captioner",),
+    "edgeprism.reasoner": ("Reasoner",),
+    "edgeprism.prism": ("Prism",),
+    "edgeprism.records": (
+        "Answer", "Caption", "EncodedImage", "ModelInfo", "Timings", "TokenCounts",
+    ),
+    "edgeprism.errors": ("EdgePrismError",),
+}  # fmt: skip
+__all__ = [
+    "Answer",
+    "Caption",
+    "Captioner",
+    "EdgePrismError",
+    "EncodedImage",
+    "ModelInfo",
+    "Prism",
+    "Reasoner",
+    "Timings",
+    "TokenCounts",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from edgeprism.captioner import Captioner
@@ -38,10 +47,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'edgeprism' has no attribute {name!r}")
-    return getattr(importlib.import_module(home), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'edgeprism' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -89,9 +89,11 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Pieces around picture and instruction; only these are tokenised with special tokens parsed.
+    """Pieces around picture and instruction.
 
-    The prompt is: BOS? · before_image · image rows · after_image · instruction · before_caption.
+    The prompt is: BOS? · before_image · image rows · after_image + instruction · before_caption.
+    In `before_image` and `before_caption` special tokens are parsed; `after_image` is plain text
+    and tokenised in one piece with the instruction, as upstream does.
     """
 
     add_bos: bool
@@ -214,7 +216,11 @@ def _value_faults(m: Manifest) -> list[str]:
     """Values that have the right type and yet cannot be meant."""
     checks = [
         ("name", bool(m.name.strip()), "is empty"),
-        ("image.mode", m.image.mode in ("pad", "stretch"), f"{m.image.mode!r}; known: pad, stretch"),
+        (
+            "image.mode",
+            m.image.mode in ("pad", "stretch"),
+            f"{m.image.mode!r}; known: pad, stretch",
+        ),
         ("image.size", 1 <= m.image.size <= 4096, "must lie in 1…4096"),
         (
             "image.fill",

@@ -1,0 +1,191 @@
+"""A bundle on disk: found by name or path, its manifest read, its files vouched for."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from edgeprism.errors import ModelError
+from edgeprism.manifest import FILE_NAME, Manifest, VisionVariant, manifest_from_bundle
+
+DEFAULT_MODEL = "nano"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest has been read; `digest` is the manifest's sha256.
+
+    The manifest holds the digest of every file, so the one digest stands for the whole bundle.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    def file(self, name: str) -> Path:
+        """A file of the bundle, its digest checked (see `check_file`)."""
+        path = self.path / name
+        entry = self.manifest.files[name]
+        check_file(path, entry.sha256, entry.size)
+        return path
+
+
+def data_dir() -> Path:
+    """`EDGEPRISM_HOME`, else the platform's data folder of the user."""
+    home = os.environ.get("EDGEPRISM_HOME")
+    return Path(home) if home else Path(platformdirs.user_data_dir("edgeprism"))
+
+
+def find_model(name: str) -> Path:
+    """A path as given, else a name in the data folder or among the built-in models.
+
+    Raises ModelError (exit code 4) when there is none.
+    """
+    if Path(name).exists():
+        return Path(name)
+    places = [data_dir() / "models", *builtin_models_dir()]
+    # a name, not a way through folders
+    if Path(name).name == name and name not in ("", ".", ".."):
+        for place in places:
+            for path in (place / name, place / name / "bundle", place / f"{name}.gguf"):
+                if (path / FILE_NAME).is_file() or (path.suffix == ".gguf" and path.is_file()):
+                    return path
+    raise ModelError(
+        f"Model {name!r} is neither a path nor an installed model.",
+        "`edgeprism models list` shows what there is, `edgeprism pull NAME` gets more.",
+    )
+
+
+def builtin_models_dir() -> list[Path]:
+    """The folder of the models that come with the package (none in a stripped install)."""
+    spec = importlib.util.find_spec("edgeprism.models")
+    return [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+
+
+def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
+    """Find and read a bundle; every file must be there with its size, digests come at first use.
+
+    Raises ModelError when it is missing or incomplete, ManifestError with all of its faults.
+    """
+    path = find_model(os.fspath(name_or_path))
+    if path.is_file():
+        raise ModelError(f"{path}: a file, not a bundle.", f"Name the folder with {FILE_NAME}.")
+    try:
+        manifest = manifest_from_bundle(path)
+        digest = _sha256_of(path / FILE_NAME)
+    except OSError as error:
+        raise ModelError(
+            f"{path}: no bundle: {FILE_NAME} cannot be read ({error.strerror}).",
+            "A bundle is a folder made by `edgeprism convert` or `edgeprism pull`.",
+        ) from error
+    wrong = [
+        f"\n  {name}: {problem}"
+        for name, entry in manifest.files.items()
+        if (problem := _size_problem(path / name, entry.size))
+    ]
+    if wrong:
+        raise ModelError(f"{path}: incomplete:{''.join(wrong)}\n", "Copy or convert it again.")
+    return Bundle(path, manifest, digest)
+
+
+def choose_vision(
+    bundle: Bundle, quant: str | None, *, on_cpu: bool, int8_dot: bool
+) -> VisionVariant:
+    """The variant for this device and instruction set, or the one asked for.
+
+    On a CPU int8 is fastest; the full-range form only where no pair of products saturates. On a
+    GPU dynamic int8 falls back to the host, so half precision comes first.
+    """
+    variants = {v.quant: v for v in bundle.manifest.vision.variants}
+    if quant is not None:
+        if quant not in variants:
+            raise ModelError(
+                f"{bundle.manifest.name} holds no {quant} vision graph.",
+                f"It holds: {', '.join(variants)}.",
+            )
+        return variants[quant]
+    if on_cpu:
+        order = ["int8-full"] * int8_dot + ["int8", "fp32", "fp16", "int8-full"]
+    else:
+        order = ["fp16", "fp32", "int8", "int8-full"]
+    return next(variants[q] for q in order if q in variants)
+
+
+def check_file(path: Path, sha256: str, size: int, *, again: bool = False) -> None:
+    """Hold a file against its digest; raises ModelError on a difference. See `file_digest`."""
+    problem = _size_problem(path, size)
+    if problem:
+        raise ModelError(f"{path}: {problem}.", "Copy or convert the model again.")
+    found = file_digest(path, again=again)
+    if found != sha256:
+        raise ModelError(
+            f"{path}: its content is not what the manifest says (sha256 {found[:12]}…, "
+            f"expected {sha256[:12]}…).",
+            "It was damaged or changed: copy or convert the model again.",
+        )
+
+
+def file_digest(path: Path, *, again: bool = False) -> str:
+    """sha256 of a file, hashed whole when first met; later size, mtime and inode vouch for it.
+
+    `again` hashes in any case.
+    """
+    status = path.stat()
+    stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
+    stamps = _read_stamps()
+    key = str(path.resolve())
+    known = stamps.get(key)
+    if not again and isinstance(known, list) and known[1:] == stamp and isinstance(known[0], str):
+        return known[0]
+    digest = _sha256_of(path)
+    _write_stamps({**stamps, key: [digest, *stamp]})
+    return digest
+
+
+def _size_problem(path: Path, size: int) -> str:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if found == size else f"has {found} bytes instead of {size}"
+
+
+def _sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _stamps_path() -> Path:
+    return data_dir() / "verified.json"
+
+
+def _read_stamps() -> dict[str, list[object]]:
+    try:
+        stamps = json.loads(_stamps_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # none yet, or unreadable: files are then hashed again, which is always right
+    return stamps if isinstance(stamps, dict) else {}
+
+
+def _write_stamps(stamps: dict[str, list[object]]) -> None:
+    path = _stamps_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=path.name, delete=False
+        ) as file:
+            json.dump(stamps, file)
+        os.replace(file.name, path)
+    except OSError:
+        return  # a read-only data folder costs a hash at each start, nothing else

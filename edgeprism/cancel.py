@@ -1,0 +1,95 @@
+"""Stopping native work from outside: Ctrl-C, or another thread of an embedding program.
+
+Python's own signal handlers wait until a native call returns. Here the C-level handler writes to
+a pipe at once, a thread reads it and tells the engines, which then return within milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+
+_live: weakref.WeakSet[Cancel] = weakref.WeakSet()
+
+
+class Cancel:
+    """One request to stop, shared by the engines of a captioner or reasoner.
+
+    `flag` is two bytes that native code may read at any moment: the first is 0 until `set()`.
+    """
+
+    def __init__(self) -> None:
+        self.flag = ctypes.create_string_buffer(2)
+        self._callbacks: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+        _live.add(self)
+
+    def is_set(self) -> bool:
+        return self.flag.raw[0] != 0
+
+    def set(self) -> None:
+        """Ask all work under way to stop; safe from any thread."""
+        self.flag[0] = b"\x01"
+        with self._lock:
+            for callback in self._callbacks:
+                callback()
+
+    def clear(self) -> None:
+        self.flag[0] = b"\x00"
+
+    @contextlib.contextmanager
+    def calling(self, callback: Callable[[], None]) -> Iterator[None]:
+        """While inside, `set()` also calls `callback` (once at most, from any thread)."""
+        with self._lock:
+            self._callbacks.append(callback)
+        try:
+            if self.is_set():
+                callback()
+            yield
+        finally:
+            with self._lock:
+                self._callbacks.remove(callback)
+
+
+@contextlib.contextmanager
+def interruptible(grace_s: float = 0.8) -> Iterator[None]:
+    """Inside, Ctrl-C stops native work; KeyboardInterrupt then rises as usual.
+
+    Native calls that cannot be stopped (loading a model) are given `grace_s`; then the process
+    ends with 130. Outputs appear under their names only when complete, so nothing half-written
+    is left. Only the main thread can watch signals; elsewhere this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread() or os.name != "posix":
+        yield
+        return
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    done = threading.Event()
+    previous = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    watcher = threading.Thread(
+        target=_watch, args=(read_end, done, grace_s), name="interrupt", daemon=True
+    )
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        done.set()
+        os.close(write_end)  # the watcher reads the end of the pipe and returns
+        watcher.join()
+        os.close(read_end)
+
+
+def _watch(read_end: int, done: threading.Event, grace_s: float) -> None:
+    while received := os.read(read_end, 1):
+        if received[0] != signal.SIGINT:
+            continue
+        for cancel in list(_live):
+            cancel.set()
+        if not done.wait(grace_s):
+            os._exit(130)

@@ -1,0 +1,303 @@
+"""Images → captions: the perceiving half of Prism."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+import edgeprism
+from edgeprism.bundle import DEFAULT_MODEL, Bundle, choose_vision, open_bundle
+from edgeprism.cancel import Cancel
+from edgeprism.device import (
+    CPU_PROVIDER,
+    available_cores,
+    choose_gpu_layers,
+    choose_provider,
+    device_name,
+    has_int8_dot,
+)
+from edgeprism.errors import UsageError
+from edgeprism.generate import Finished, Generator, Piece, Request, Sampling, segments_to_parts
+from edgeprism.image import ImageSource, picture_to_tiles, read_picture
+from edgeprism.lm import LanguageModel, supports_offload
+from edgeprism.manifest import VisionVariant
+from edgeprism.prompt import caption_to_segments, instruction_for
+from edgeprism.records import Caption, EncodedImage, ModelInfo, Timings
+from edgeprism.vision import VisionEncoder, available_providers
+
+
+class Captioner:
+    """A captioner bundle, its engines loaded when first needed. Not thread-safe."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        gpu_layers: int | None = None,
+        vision_quant: str | None = None,
+        kv_type: str = "f16",
+        flash_attention: bool | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.cancel_token = Cancel()
+        self.threads = available_cores() if threads is None else threads
+        if self.threads < 1:
+            raise UsageError(f"{self.threads} threads cannot work.", "Give at least 1.")
+        self._requested = (device, gpu_layers)
+        self._vision_quant = vision_quant
+        self._kv = {"kv_type": kv_type, "flash_attention": flash_attention}
+        self._placed: tuple[str, int] | None = None
+        self._vision: VisionEncoder | None = None
+        self._lm: LanguageModel | None = None
+        self._generator: Generator | None = None
+
+    @classmethod
+    def load(cls, model: str | os.PathLike[str] = DEFAULT_MODEL, **settings: Any) -> Captioner:
+        """Open a bundle by name or path; the engines load at the first picture.
+
+        `settings`: device ("auto", "cpu", "cuda", "metal"), threads, gpu_layers, vision_quant,
+        kv_type ("f16", "f32", "q8_0"), flash_attention. Raises ModelError or ManifestError.
+        """
+        return cls(open_bundle(model), **settings)
+
+    # ---- perceiving
+
+    def encode(self, image: ImageSource) -> EncodedImage:
+        """Visual tokens of one picture; keep the value to caption it again without encoding.
+
+        Raises ImageError, which names the picture, before any engine is loaded for it.
+        """
+        start = time.perf_counter()
+        manifest = self.bundle.manifest
+        picture = read_picture(image)
+        prepared = time.perf_counter()
+        tiles = picture_to_tiles(picture, manifest.image)  # [n_tiles, size, size, 3] uint8
+        preprocess_ms = _ms_since(prepared)
+        vision, load_ms = self._load_vision()
+        began = time.perf_counter()
+        tokens = vision.encode(tiles)  # [n_tiles, tokens_per_tile, n_embd] float32
+        timings = Timings(
+            load=load_ms,
+            decode_image=picture.decode_ms,
+            preprocess=preprocess_ms,
+            encode=_ms_since(began),
+            total=_ms_since(start),
+        )
+        return EncodedImage(
+            visual_tokens=tokens.reshape(-1, manifest.vision.n_embd),
+            image=picture.name,
+            image_sha256=picture.sha256,
+            size=picture.rgb.size,
+            notes=picture.notes,
+            model_digest=self.bundle.digest,
+            timings=timings,
+        )
+
+    def caption(self, image: ImageSource | EncodedImage, **options: Any) -> Caption:
+        """What the picture shows; options as for `stream`."""
+        stream = self.stream(image, **options)
+        for _ in stream:
+            pass
+        return stream.caption
+
+    def stream(
+        self,
+        image: ImageSource | EncodedImage,
+        *,
+        instruction: str | None = None,
+        focus: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop_at_end: bool = True,
+    ) -> CaptionStream:
+        """Text as it comes, in whole characters; afterwards `.caption` holds the record.
+
+        `instruction` replaces the bundle's generic one, `focus` (contents to observe) makes it
+        question-related. At temperature 0 the same picture gives the same text.
+        """
+        prompts = self.bundle.manifest.prompts
+        most = prompts.max_tokens if max_tokens is None else max_tokens
+        if most < 1:
+            raise UsageError(f"{most} tokens are no caption.", "Give --max-tokens 1 or more.")
+        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        if encoded.model_digest != self.bundle.digest:
+            raise UsageError(
+                f"{encoded.image}: encoded by another model than {self.bundle.manifest.name}.",
+                "Encode it with the captioner that describes it.",
+            )
+        sampling = Sampling(
+            max_tokens=most,
+            temperature=temperature,
+            seed=seed,
+            stop=tuple(prompts.stop),
+            stop_at_end=stop_at_end,
+        )
+        asked = instruction_for(prompts, instruction, focus)
+        fresh = encoded is not image
+        return CaptionStream(self, encoded, asked, sampling, fresh)
+
+    def caption_ids(self, image: ImageSource | EncodedImage, **options: Any) -> list[int]:
+        """The caption's token ids: for comparison with a reference implementation."""
+        stream = self.stream(image, **options)
+        for _ in stream:
+            pass
+        return stream.ids
+
+    # ---- engines
+
+    def placement(self) -> tuple[str, int]:
+        """ONNX Runtime's provider and the language model's GPU layers; decided once."""
+        if self._placed is None:
+            requested, gpu_layers = self._requested
+            self._placed = (
+                choose_provider(requested, available_providers()),
+                choose_gpu_layers(requested, supports_offload(), gpu_layers),
+            )
+        return self._placed
+
+    @property
+    def device(self) -> str:
+        """Where the engines run: "cpu", "cuda", "metal", or vision+language, e.g. "cuda+cpu"."""
+        return device_name(*self.placement())
+
+    @property
+    def model(self) -> ModelInfo:
+        """Name, digest and quantizations, as records carry them."""
+        manifest = self.bundle.manifest
+        return ModelInfo(
+            manifest.name, self.bundle.digest, self.vision_variant().quant, manifest.lm.quant
+        )
+
+    def vision_variant(self) -> VisionVariant:
+        """The vision graph that runs on this device."""
+        on_cpu = self.placement()[0] == CPU_PROVIDER
+        return choose_vision(
+            self.bundle, self._vision_quant, on_cpu=on_cpu, int8_dot=has_int8_dot()
+        )
+
+    def cancel(self) -> None:
+        """Stop what is under way, from another thread; it raises Interrupted there."""
+        self.cancel_token.set()
+
+    def close(self) -> None:
+        """Free both engines; they load again when needed."""
+        if self._generator is not None:
+            self._generator.close()
+        if self._lm is not None:
+            self._lm.close()
+        self._vision = self._lm = self._generator = None
+
+    def __enter__(self) -> Captioner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _load_vision(self) -> tuple[VisionEncoder, float]:
+        if self._vision is not None:
+            return self._vision, 0.0
+        start = time.perf_counter()
+        path = self.bundle.file(self.vision_variant().file)
+        self._vision = VisionEncoder(
+            path,
+            self.bundle.manifest,
+            provider=self.placement()[0],
+            threads=self.threads,
+            cancel=self.cancel_token,
+        )
+        return self._vision, _ms_since(start)
+
+    def _load_generator(self) -> tuple[Generator, LanguageModel, float]:
+        if self._generator is not None and self._lm is not None:
+            return self._generator, self._lm, 0.0
+        start = time.perf_counter()
+        spec = self.bundle.manifest.lm
+        self._lm = LanguageModel(
+            self.bundle.file(spec.file),
+            expected=spec,
+            gpu_layers=self.placement()[1],
+            threads=self.threads,
+            cancel=self.cancel_token,
+        )
+        self._generator = Generator(self._lm, **self._kv)  # type: ignore[arg-type]
+        return self._generator, self._lm, _ms_since(start)
+
+
+class CaptionStream:
+    """Iterates over a caption's text; `caption` and `ids` are there when it has ended."""
+
+    caption: Caption
+    ids: list[int]
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        encoded: EncodedImage,
+        instruction: str,
+        sampling: Sampling,
+        fresh: bool,
+    ) -> None:
+        self.encoded, self.instruction = encoded, instruction
+        self._captioner, self._sampling, self._fresh = captioner, sampling, fresh
+        self._events = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._events
+
+    def __next__(self) -> str:
+        return next(self._events)
+
+    def _run(self) -> Iterator[str]:
+        start = time.perf_counter()
+        captioner = self._captioner
+        captioner.cancel_token.clear()
+        prompts = captioner.bundle.manifest.prompts
+        generator, lm, load_ms = captioner._load_generator()
+        parts = segments_to_parts(
+            lm,
+            caption_to_segments(prompts, self.instruction),
+            np.asarray(self.encoded.visual_tokens),
+            add_bos=prompts.add_bos,
+        )
+        for event in generator.run([Request(parts, self._sampling)]):
+            if isinstance(event, Piece):
+                yield event.text
+            else:
+                self._finish(event, load_ms, _ms_since(start))
+
+    def _finish(self, done: Finished, load_ms: float, elapsed_ms: float) -> None:
+        encoded, captioner = self.encoded, self._captioner
+        # an EncodedImage that the caller kept was paid for by an earlier record
+        spent = encoded.timings if self._fresh else Timings()
+        self.ids = done.ids
+        self.caption = Caption(
+            text=done.text,
+            image=encoded.image,
+            image_sha256=encoded.image_sha256,
+            finish_reason=done.finish_reason,
+            tokens=done.tokens,
+            timings=replace(
+                spent,
+                load=spent.load + load_ms,
+                prefill=done.prefill_ms,
+                decode=done.decode_ms,
+                total=spent.total + elapsed_ms,
+            ),
+            model=captioner.model,
+            device=captioner.device,
+            instruction=self.instruction,
+            version=edgeprism.__version__,
+            notes=encoded.notes,
+        )
+
+
+def _ms_since(start: float) -> float:
+    return (time.perf_counter() - start) * 1000

@@ -1,0 +1,97 @@
+"""The command line: a file a command; heavy imports happen inside commands."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+
+import click
+
+from edgeprism import __version__
+from edgeprism.cancel import interruptible
+from edgeprism.errors import EdgePrismError, Interrupted
+
+COMMANDS = ("caption", "ask", "models", "pull", "convert", "doctor")
+_INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """Imports a command's file when that command (or the help) is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"edgeprism.cli.{cmd_name}").command
+        return command if isinstance(command, click.Command) else None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgeprism")
+@click.option("-v", "--verbose", is_flag=True, help="Show the native libraries' logs.")
+@click.option("--no-color", is_flag=True, help="Plain text (also: NO_COLOR=1).")
+@click.pass_context
+def cli(ctx: click.Context, verbose: bool, no_color: bool) -> None:
+    """Understand pictures on your own machine.
+
+    A small captioner perceives, a text model reasons over what it says. No network is used but
+    by `pull`.
+    """
+    if no_color:
+        os.environ["NO_COLOR"] = "1"
+        os.environ.pop("FORCE_COLOR", None)
+    if verbose:
+        os.environ["EDGEPRISM_NATIVE_LOG"] = "1"
+    ctx.color = _colour_wish()
+
+
+def _colour_wish() -> bool | None:
+    """False with NO_COLOR, True with FORCE_COLOR, None to ask the terminal."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return True if os.environ.get("FORCE_COLOR") else None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command line and end the process with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line; the exit code. Only here are errors printed."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a stream put in its place may lack it
+            stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    try:
+        with interruptible():
+            code = cli.main(arguments, prog_name="edgeprism", standalone_mode=False)
+            sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Abort:
+        return _INTERRUPTED
+    except (KeyboardInterrupt, Interrupted):
+        click.echo("Interrupted.", err=True)
+        return _INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except EdgePrismError as error:
+        show_error(error)
+        return error.exit_code
+    except BrokenPipeError:
+        # the reader of our output (head, less) has left: nothing more to say, and no traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def show_error(error: EdgePrismError) -> None:
+    """What happened, then what to do, on stderr."""
+    colour = _colour_wish()
+    click.echo(click.style("error: ", fg="red", bold=True) + error.message.rstrip(), err=True,
+               color=colour)  # fmt: skip
+    if error.hint:
+        click.echo(click.style("  hint: ", fg="cyan") + error.hint, err=True, color=colour)

@@ -1,0 +1,69 @@
+"""`edgeprism ask IMAGE... QUESTION`: the captioner perceives, the reasoner answers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from edgeprism.bundle import DEFAULT_MODEL
+from edgeprism.cli.options import captioner_options, engine_options, open_captioner, working
+from edgeprism.errors import UsageError
+
+
+@click.command("ask")
+@click.argument("images_and_question", nargs=-1, required=True, metavar="IMAGE... QUESTION")
+@click.option("--captioner", "model", default=DEFAULT_MODEL, envvar="EDGEPRISM_MODEL",
+              show_default=True, metavar="NAME|BUNDLE", help="Who perceives.")  # fmt: skip
+@click.option("--reasoner", default="smollm2-135m", show_default=True, metavar="NAME|FILE.gguf",
+              help="Who answers: an installed reasoner or any chat GGUF.")  # fmt: skip
+@click.option("--chat-format", metavar="NAME",
+              help="llama.cpp's name of the reasoner's chat format, where the file's own is "
+              "not one that it knows.")  # fmt: skip
+@captioner_options
+@click.option("--answer-tokens", type=click.IntRange(min=1), default=256, show_default=True,
+              metavar="N", help="Longest answer.")  # fmt: skip
+@click.option("--show-captions", is_flag=True, help="Print the captions the answer rests on.")
+@engine_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def command(
+    images_and_question: tuple[str, ...],
+    model: str,
+    reasoner: str,
+    chat_format: str | None,
+    vision_quant: str | None,
+    instruction: str | None,
+    focus: str | None,
+    max_tokens: int | None,
+    answer_tokens: int,
+    show_captions: bool,
+    as_json: bool,
+    **engine: Any,
+) -> None:
+    """Answer a question about pictures from their descriptions alone."""
+    from edgeprism.prism import Prism
+    from edgeprism.reasoner import Reasoner
+
+    *images, question = images_and_question
+    if not images:
+        raise UsageError("A picture and a question are needed.", 'edgeprism ask img.jpg "…?"')
+    # the reasoner first: one that is missing is said before a picture is looked at
+    thinker = Reasoner.load(reasoner, chat_format=chat_format, **engine)
+    prism = Prism(open_captioner(model, vision_quant=vision_quant, **engine), thinker)
+    with working("looking and thinking…"):
+        answer = prism.ask(
+            images,
+            question,
+            focus=focus,
+            instruction=instruction,
+            max_tokens=answer_tokens,
+            caption_tokens=max_tokens,
+        )
+    if as_json:
+        click.echo(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2))
+        return
+    if show_captions:
+        for caption in answer.captions:
+            click.echo(f"{caption.image}: {caption.text}")
+    click.echo(answer.text)

@@ -1,0 +1,148 @@
+"""What this machine offers: cores, instruction set, memory; and which device each engine takes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeprism.errors import DeviceError
+
+DEVICES = ("auto", "cpu", "cuda", "metal")
+ALL_LAYERS = 999  # more than any model has
+CPU_PROVIDER = "CPUExecutionProvider"
+
+_PROVIDERS = {"cuda": "CUDAExecutionProvider", "metal": "CoreMLExecutionProvider"}
+_ONNX_FIX = {
+    "cuda": 'pip uninstall onnxruntime, then pip install "edgeprism[gpu]"',
+    "metal": 'pip install "edgeprism[cpu]" on macOS',
+}
+_LLAMA_FIX = {
+    "cuda": "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir "
+    "llama-cpp-python",
+    "metal": "CMAKE_ARGS=-DGGML_METAL=on pip install --force-reinstall --no-cache-dir "
+    "llama-cpp-python",
+}
+
+
+def choose_provider(requested: str, available: Sequence[str], system: str = sys.platform) -> str:
+    """ONNX Runtime's execution provider for `--device`.
+
+    `auto` takes the GPU's where there is one; an explicit device that is not there raises
+    DeviceError.
+    """
+    here = _gpu_here(requested, system)
+    if requested == "cpu" or (requested == "auto" and _PROVIDERS[here] not in available):
+        return CPU_PROVIDER
+    if _PROVIDERS[here] not in available:
+        raise DeviceError(
+            f"Device {requested}: ONNX Runtime has only {', '.join(available)} here.",
+            f"{_ONNX_FIX[here]}; or use --device auto.",
+        )
+    return _PROVIDERS[here]
+
+
+def choose_gpu_layers(
+    requested: str, llama_offload: bool, gpu_layers: int | None, system: str = sys.platform
+) -> int:
+    """How many of the language model's layers go to the GPU (default: all that it has)."""
+    here = _gpu_here(requested, system)
+    if requested == "cpu" and gpu_layers:
+        raise DeviceError("--gpu-layers needs a GPU, but the device is cpu.", "Drop one of them.")
+    if not llama_offload and (requested == here or gpu_layers):
+        raise DeviceError(
+            f"Device {here}: llama.cpp was built without it.",
+            f"{_LLAMA_FIX[here]}; or use --device cpu.",
+        )
+    if requested == "cpu" or not llama_offload:
+        return 0
+    return ALL_LAYERS if gpu_layers is None else gpu_layers
+
+
+def device_name(provider: str, gpu_layers: int, system: str = sys.platform) -> str:
+    """`cpu`, `cuda` or `metal`; vision+language where the two engines' differ."""
+    here = _gpu_here("auto", system)
+    vision = "cpu" if provider == CPU_PROVIDER else here
+    language = here if gpu_layers else "cpu"
+    return vision if vision == language else f"{vision}+{language}"
+
+
+def _gpu_here(requested: str, system: str) -> str:
+    if requested not in DEVICES:
+        raise DeviceError(f"Unknown device {requested!r}.", f"Known: {', '.join(DEVICES)}.")
+    here = "metal" if system == "darwin" else "cuda"
+    if requested not in ("auto", "cpu", here):
+        raise DeviceError(f"Device {requested} does not exist on {system}.", "Use --device auto.")
+    return here
+
+
+def available_cores() -> int:
+    """Cores this process may use: affinity and cgroup quota respected, at least 1."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        cores = os.cpu_count() or 1
+    quota = cgroup_cores()
+    return max(1, min(cores, quota)) if quota else max(1, cores)
+
+
+def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Whole cores of the cgroup's CPU quota (v2, then v1), rounded up; None without one."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if quota in ("max", "-1") or int(period) <= 0:
+        return None
+    return max(1, -(-int(quota) // int(period)))
+
+
+def has_int8_dot() -> bool:
+    """Whether the CPU multiplies int8 without saturating pairs (VNNI, Arm dot product).
+
+    Without it U8S8 kernels saturate and only reduced-range int8 graphs are safe, so "don't
+    know" is answered with no.
+    """
+    machine = platform.machine().lower()
+    if sys.platform == "darwin":
+        return machine == "arm64"  # every Apple chip has dot product
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    flags = {
+        flag
+        for line in text.splitlines()
+        if line.lower().startswith(("flags", "features"))
+        for flag in line.partition(":")[2].split()
+    }
+    return bool(flags & {"avx512_vnni", "avx_vnni", "asimddp"})
+
+
+def memory_bytes() -> int | None:
+    """Physical memory, or None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def cpu_name() -> str:
+    """The processor's name as its system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux: ask below
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return platform.processor() or platform.machine()

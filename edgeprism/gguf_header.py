@@ -1,0 +1,159 @@
+"""The head of a GGUF file, checked in Python before llama.cpp sees the file.
+
+llama.cpp reports most faults by returning nothing, some by ending the process. Here each count
+and offset is held against the file's size first, so a file that is cut short or made up is
+refused with a reason. Format: the GGUF specification (ggml's docs/gguf.md), version 3 and 2.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeprism.errors import ModelError
+
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+_STRING, _ARRAY = 8, 9
+# ggml type → (elements a block, bytes a block); what is not listed has no size check
+_BLOCKS = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
+    20: (32, 18), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
+    30: (1, 2),
+}  # fmt: skip
+_MOST_DIMENSIONS = 4
+_HINT = "Copy or convert the model again."
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """Scalar and string metadata by key (an array is represented by its length) and tensors."""
+
+    metadata: dict[str, Any]
+    tensors: dict[str, tuple[int, ...]]  # name → shape, fastest dimension first
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata.get("general.architecture", ""))
+
+    @property
+    def n_embd(self) -> int:
+        return int(self.metadata.get(f"{self.architecture}.embedding_length", 0))
+
+    @property
+    def n_vocab(self) -> int:
+        return int(self.metadata.get("tokenizer.ggml.tokens", 0))
+
+    @property
+    def chat_template(self) -> str | None:
+        template = self.metadata.get("tokenizer.chat_template")
+        return template if isinstance(template, str) else None
+
+
+def read_gguf_header(path: Path) -> GgufHeader:
+    """Raises ModelError, which names the file, for anything that is not a whole GGUF file."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Reader(data).header()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelError(f"{path}: not a whole GGUF model: {reason}.", _HINT) from error
+
+
+class _Reader:
+    """A cursor over the file that refuses to leave it (ValueError says where)."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data = data
+        self.at = 0
+
+    def header(self) -> GgufHeader:
+        if self.data[:4] != b"GGUF":
+            raise ValueError("it does not begin with GGUF")
+        self.at = 4
+        version = self.scalar("I")
+        if version not in (2, 3):
+            raise ValueError(f"GGUF version {version} (known: 2, 3)")
+        n_tensors, n_metadata = self.scalar("Q"), self.scalar("Q")
+        metadata: dict[str, Any] = {}
+        for _ in range(n_metadata):
+            key = self.string()
+            if key in metadata:
+                raise ValueError(f"{key} stands twice")
+            metadata[key] = self.value(self.scalar("I"))
+        tensors, ends = self.tensors(n_tensors)
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+            raise ValueError(f"alignment {alignment!r}")
+        start = -(-self.at // alignment) * alignment
+        for name, end in ends.items():
+            if start + end > len(self.data):
+                raise ValueError(f"cut short: {name} ends behind the file's {len(self.data)} bytes")
+        return GgufHeader(metadata, tensors)
+
+    def tensors(self, count: int) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+        shapes: dict[str, tuple[int, ...]] = {}
+        ends: dict[str, int] = {}
+        for _ in range(count):
+            name = self.string()
+            n_dimensions = self.scalar("I")
+            if not 1 <= n_dimensions <= _MOST_DIMENSIONS or name in shapes:
+                raise ValueError(f"tensor {name!r} is malformed")
+            shape = tuple(self.scalar("Q") for _ in range(n_dimensions))
+            kind, offset = self.scalar("I"), self.scalar("Q")
+            elements = 1
+            for length in shape:
+                elements *= length
+            per_block, block_bytes = _BLOCKS.get(kind, (1, 0))
+            if shape[0] % per_block or not elements:
+                raise ValueError(f"tensor {name!r} has shape {shape}, impossible for its type")
+            shapes[name] = shape
+            ends[name] = offset + elements // per_block * block_bytes
+        return shapes, ends
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind in _SCALARS:
+            return self.scalar(_SCALARS[kind])
+        if kind != _ARRAY:
+            raise ValueError(f"metadata of unknown type {kind}")
+        item, count = self.scalar("I"), self.scalar("Q")
+        if item == _STRING:
+            for _ in range(count):
+                self.skip(self.scalar("Q"))
+        elif item in _SCALARS:
+            self.skip(count * struct.calcsize(_SCALARS[item]))
+        else:
+            raise ValueError(f"an array of unknown type {item}")
+        return count
+
+    def scalar(self, code: str) -> Any:
+        at = self.at
+        self.skip(struct.calcsize(code))
+        return struct.unpack_from(f"<{code}", self.data, at)[0]
+
+    def string(self) -> str:
+        length, at = self.scalar("Q"), self.at
+        self.skip(length)
+        return self.data[at : at + length].decode("utf-8", errors="replace")
+
+    def skip(self, length: int) -> None:
+        if length > len(self.data) - self.at:
+            raise ValueError(f"cut short at byte {self.at}")
+        self.at += length

@@ -1,0 +1,433 @@
+"""Segments → KV cache → logits, through llama.cpp. The only importer of llama_cpp.
+
+The low-level API is used: its high-level class compiles templates found in files and holds one
+sequence. A `Context` is not thread-safe.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeprism.cancel import Cancel
+from edgeprism.errors import (
+    DeviceError,
+    Interrupted,
+    ModelError,
+    PromptTooLongError,
+    TemplateError,
+)
+from edgeprism.gguf_header import GgufHeader, read_gguf_header
+from edgeprism.manifest import LanguageModel as Dimensions
+from edgeprism.prompt import Message
+
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+_FLASH_ATTENTION = {None: -1, False: 0, True: 1}
+_HINT = "Copy or convert the model again."
+_LEVEL_WARN = 2
+_llama: Any = None
+_log_lines: collections.deque[str] = collections.deque(maxlen=8)
+_keep_alive: list[Any] = []  # callbacks that native code may call for the process's life
+
+
+def import_llama() -> Any:
+    """llama_cpp's low-level module, or a DeviceError (exit code 5) that says how to install it."""
+    global _llama
+    if _llama is None:
+        try:
+            import llama_cpp.llama_cpp as llama
+        except (ImportError, OSError, RuntimeError) as error:
+            raise DeviceError(
+                f"llama.cpp cannot be loaded: {error}.", "pip install llama-cpp-python"
+            ) from error
+        callback = llama.llama_log_callback(_on_log)
+        _keep_alive.append(callback)
+        llama.llama_log_set(callback, ctypes.c_void_p(0))
+        llama.llama_backend_init()
+        _llama = llama
+    return _llama
+
+
+def _on_log(level: int, text: bytes, _: object) -> None:
+    """Native libraries are silent; their last words are kept for error messages."""
+    line = text.decode("utf-8", errors="replace")
+    if level >= _LEVEL_WARN and line.strip(". \n"):
+        _log_lines.append(line.strip())
+    if os.environ.get("EDGEPRISM_NATIVE_LOG"):
+        sys.stderr.write(line)
+
+
+def supports_offload() -> bool:
+    """Whether this build of llama.cpp can put layers on a GPU."""
+    return bool(import_llama().llama_supports_gpu_offload())
+
+
+class LanguageModel:
+    """A GGUF model in memory: tokenizer, chat template, and contexts over its weights."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        expected: Dimensions | None = None,
+        gpu_layers: int = 0,
+        threads: int = 1,
+        cancel: Cancel | None = None,
+    ) -> None:
+        """Load `path`; with `expected`, its dimensions are held against a manifest's first.
+
+        Raises ModelError for a file that is damaged or other than expected.
+        """
+        self.path, self.threads = path, threads
+        self.cancel = cancel or Cancel()
+        self.header = read_gguf_header(path)
+        if expected is not None:
+            _check_dimensions(path, self.header, expected)
+        self._llama = llama = import_llama()
+        params = llama.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        progress = llama.llama_progress_callback(lambda _, __: not self.cancel.is_set())
+        params.progress_callback = progress
+        _log_lines.clear()
+        self._model = llama.llama_model_load_from_file(os.fspath(path).encode(), params)
+        if not self._model:
+            if self.cancel.is_set():
+                raise Interrupted()
+            raise ModelError(f"{path}: llama.cpp cannot load it: {_last_words()}.", _HINT)
+        self._vocab = llama.llama_model_get_vocab(self._model)
+        self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
+        self.n_embd: int = llama.llama_model_n_embd(self._model)
+        self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
+
+    def close(self) -> None:
+        """Free the weights; contexts must be closed before."""
+        if self._model:
+            self._llama.llama_model_free(self._model)
+            self._model = None
+
+    # ---- text ↔ tokens
+
+    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Token ids of `text`; special tokens are parsed only where the caller vouches for it."""
+        data = text.encode("utf-8", errors="replace")
+        room = len(data) + 8
+        buffer = (ctypes.c_int32 * room)()
+        count = self._llama.llama_tokenize(
+            self._vocab, data, len(data), buffer, room, False, parse_special
+        )
+        if count < 0:  # more tokens than bytes: the needed number is -count
+            buffer = (ctypes.c_int32 * -count)()
+            count = self._llama.llama_tokenize(
+                self._vocab, data, len(data), buffer, -count, False, parse_special
+            )
+        return list(buffer[:count])
+
+    def token_to_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; empty for a special token. May split a character."""
+        buffer = ctypes.create_string_buffer(64)
+        length = self._llama.llama_token_to_piece(self._vocab, token, buffer, 64, 0, False)
+        if length < 0:
+            buffer = ctypes.create_string_buffer(-length)
+            length = self._llama.llama_token_to_piece(self._vocab, token, buffer, -length, 0, False)
+        return buffer.raw[:length]
+
+    def is_end(self, token: int) -> bool:
+        """Whether the vocabulary says that this token ends a generation."""
+        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+    def bos(self) -> list[int]:
+        """The begin-of-text token as a list, empty where the vocabulary has none."""
+        token = self._llama.llama_vocab_bos(self._vocab)
+        return [token] if token >= 0 else []
+
+    def adds_bos(self) -> bool:
+        """Whether the vocabulary wants a begin-of-text token before every text."""
+        return bool(self._llama.llama_vocab_get_add_bos(self._vocab))
+
+    def render_chat(self, messages: Sequence[Message], chat_format: str | None = None) -> str:
+        """The chat as one text that ends where the assistant begins, by llama.cpp's own templates.
+
+        No Jinja runs: llama.cpp recognises a fixed list of templates. Raises TemplateError for
+        any other; `chat_format` then names one of the list.
+        """
+        template = chat_format or self.header.chat_template
+        if template is None:
+            raise self._template_error(f"{self.path}: has no chat template.")
+        turns = (self._llama.llama_chat_message * len(messages))(
+            *((m.role.encode(), m.content.encode()) for m in messages)
+        )
+        room = 2 * sum(len(m.content.encode()) for m in messages) + 1024
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            length = self._llama.llama_chat_apply_template(
+                template.encode(), turns, len(messages), True, buffer, room
+            )
+            if length < 0:
+                what = f"chat format {chat_format!r}" if chat_format else "its chat template"
+                raise self._template_error(f"{self.path}: llama.cpp does not know {what}.")
+            if length <= room:
+                return buffer.raw[:length].decode("utf-8", errors="replace")
+            room = length
+
+    def _template_error(self, message: str) -> TemplateError:
+        names = (ctypes.c_char_p * 256)()
+        count = self._llama.llama_chat_builtin_templates(names, len(names))
+        known = ", ".join(sorted(name.decode() for name in names[:count] if name))
+        return TemplateError(message, f"Name its format with --chat-format: {known}.")
+
+    def context(
+        self,
+        n_ctx: int,
+        *,
+        n_seq: int = 1,
+        kv_type: str = "f16",
+        flash_attention: bool | None = None,
+        all_logits: bool = False,
+    ) -> Context:
+        """A KV cache of `n_ctx` cells shared by `n_seq` sequences.
+
+        `flash_attention` None leaves it to llama.cpp; `all_logits` makes room for the logits of
+        every prompt row rather than of the last.
+        """
+        return Context(self, self._llama, self._model, n_ctx, n_seq, kv_type, flash_attention,
+                       all_logits)  # fmt: skip
+
+
+class Context:
+    """Sequences in one KV cache. Positions are the caller's; rows and tokens fill it."""
+
+    N_BATCH = 512
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        llama: Any,
+        model: Any,
+        n_ctx: int,
+        n_seq: int,
+        kv_type: str,
+        flash_attention: bool | None,
+        all_logits: bool,
+    ) -> None:
+        if kv_type not in KV_TYPES:
+            raise ModelError(f"KV type {kv_type!r} is not known.", f"Known: {', '.join(KV_TYPES)}.")
+        self.lm, self._llama, self.n_ctx, self.n_seq = lm, llama, n_ctx, n_seq
+        params = llama.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = self.N_BATCH
+        params.n_seq_max = n_seq
+        # logits are reserved for a whole batch by default: 190 MB at a vocabulary of 92,544
+        params.n_outputs_max = self.N_BATCH if all_logits else max(n_seq, 1)
+        params.n_threads = params.n_threads_batch = lm.threads
+        params.type_k = params.type_v = KV_TYPES[kv_type]
+        params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
+        params.kv_unified = True  # a prefix can then be shared by copying a part of a sequence
+        params.no_perf = True
+        _log_lines.clear()
+        self._ctx = llama.llama_init_from_model(model, params)
+        if not self._ctx:
+            raise ModelError(
+                f"{lm.path}: llama.cpp cannot make a context of {n_ctx} cells: {_last_words()}.",
+                "Free memory, or lower --max-tokens.",
+            )
+        self._memory = llama.llama_get_memory(self._ctx)
+        self._abort = _abort_when_set(llama)
+        llama.llama_set_abort_callback(
+            self._ctx, self._abort, ctypes.cast(lm.cancel.flag, ctypes.c_void_p)
+        )
+        self._batch = _Batch(llama, self.N_BATCH)
+
+    def close(self) -> None:
+        if self._ctx:
+            self._llama.llama_free(self._ctx)
+            self._ctx = None
+
+    def prefill_tokens(
+        self, seq: int, tokens: Sequence[int], start: int, *, logits: bool = True
+    ) -> None:
+        """Put `tokens` at positions `start`… of `seq`; `logits` keeps those of the last."""
+        ids = np.asarray(tokens, dtype=np.int32)
+        for at, last in self._chunks(len(ids)):
+            n = self._batch.place(seq, start + at, min(self.N_BATCH, len(ids) - at))
+            self._batch.want_logits([n - 1] if logits and last else [], n)
+            self._decode(self._batch.with_tokens(ids[at : at + n]))
+
+    def prefill_rows(self, seq: int, rows: np.ndarray, start: int) -> None:
+        """Put visual tokens, float32 [n, n_embd], at positions `start`… of `seq`."""
+        if rows.ndim != 2 or rows.shape[1] != self.lm.n_embd:
+            raise ModelError(
+                f"Visual tokens {list(rows.shape)} do not fit a language model of width "
+                f"{self.lm.n_embd}.",
+                "Encode the picture with this captioner.",
+            )
+        rows = np.ascontiguousarray(rows, dtype=np.float32)
+        for at, _ in self._chunks(len(rows)):
+            n = self._batch.place(seq, start + at, min(self.N_BATCH, len(rows) - at))
+            self._batch.want_logits([], n)
+            self._decode(self._batch.with_rows(rows[at : at + n]))
+
+    def step(self, tokens: Sequence[tuple[int, int, int]]) -> None:
+        """One token for each of several sequences: (seq, token, position); all logits are kept."""
+        n = self._batch.place_each([seq for seq, _, _ in tokens], [pos for _, _, pos in tokens])
+        self._batch.want_logits(range(n), n)
+        self._decode(self._batch.with_tokens(np.array([t for _, t, _ in tokens], np.int32)))
+
+    def logits_of_tokens(
+        self, tokens: Sequence[int], *, seq: int = 0, start: int = 0
+    ) -> np.ndarray:
+        """Teacher forcing: float32 [n, n_vocab], row i after tokens[: i + 1]; needs all_logits."""
+        rows = []
+        ids = np.asarray(tokens, dtype=np.int32)
+        for at, _ in self._chunks(len(ids)):
+            n = self._batch.place(seq, start + at, min(self.N_BATCH, len(ids) - at))
+            self._batch.want_logits(range(n), n)
+            self._decode(self._batch.with_tokens(ids[at : at + n]))
+            rows += [self.logits(i) for i in range(n)]
+        return np.stack(rows)
+
+    def logits(self, index: int = -1) -> np.ndarray:
+        """Logits kept by the last call, float32 [n_vocab]; `index` is the place in its batch."""
+        pointer = self._llama.llama_get_logits_ith(self._ctx, index)
+        return np.ctypeslib.as_array(pointer, (self.lm.n_vocab,)).copy()
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Let `target` share the first `length` cells of `source`."""
+        self._llama.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def remove(self, seq: int, start: int = 0) -> None:
+        """Forget `seq` from position `start` on."""
+        self._llama.llama_memory_seq_rm(self._memory, seq, start, -1)
+
+    def clear(self) -> None:
+        """Forget every sequence."""
+        self._llama.llama_memory_clear(self._memory, False)
+
+    def _chunks(self, count: int) -> Iterator[tuple[int, bool]]:
+        for at in range(0, count, self.N_BATCH):
+            yield at, at + self.N_BATCH >= count
+
+    def _decode(self, batch: Any) -> None:
+        if self.lm.cancel.is_set():
+            raise Interrupted()
+        code = self._llama.llama_decode(self._ctx, batch)
+        if code == 0:
+            return
+        if self.lm.cancel.is_set():
+            raise Interrupted()
+        if code == 1:
+            raise PromptTooLongError(
+                f"The context of {self.n_ctx} tokens is full.", "Lower --max-tokens."
+            )
+        raise ModelError(f"llama.cpp failed with code {code}: {_last_words()}.", _HINT)
+
+
+class Sampler:
+    """llama.cpp's sampler chain: greedy at temperature 0, else top-p then a seeded draw."""
+
+    def __init__(self, temperature: float = 0.0, top_p: float = 0.95, seed: int = 0) -> None:
+        self._llama = llama = import_llama()
+        self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        if temperature <= 0:
+            links = [llama.llama_sampler_init_greedy()]
+        else:
+            links = [
+                llama.llama_sampler_init_top_p(top_p, 1),
+                llama.llama_sampler_init_temp(temperature),
+                llama.llama_sampler_init_dist(seed & 0xFFFFFFFF),
+            ]
+        for link in links:
+            llama.llama_sampler_chain_add(self._chain, link)
+
+    def sample(self, context: Context, index: int = -1) -> int:
+        """A token from the logits at `index` of the last batch."""
+        return int(self._llama.llama_sampler_sample(self._chain, context._ctx, index))
+
+    def close(self) -> None:
+        if self._chain:
+            self._llama.llama_sampler_free(self._chain)
+            self._chain = None
+
+
+class _Batch:
+    """The arrays of a llama_batch, owned by numpy and reused for every call."""
+
+    def __init__(self, llama: Any, capacity: int) -> None:
+        self._struct = llama.llama_batch
+        self.positions = np.zeros(capacity, np.int32)
+        self.sequences = np.zeros(capacity, np.int32)
+        self.wanted = np.zeros(capacity, np.int8)
+        self._counts = np.ones(capacity, np.int32)
+        first = self.sequences.ctypes.data
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        self._sequence_pointers = (pointer * capacity)(
+            *(ctypes.cast(first + 4 * i, pointer) for i in range(capacity))
+        )
+
+    def place(self, seq: int, start: int, n: int) -> int:
+        self.positions[:n] = np.arange(start, start + n, dtype=np.int32)
+        self.sequences[:n] = seq
+        return n
+
+    def place_each(self, sequences: Sequence[int], positions: Sequence[int]) -> int:
+        n = len(sequences)
+        self.positions[:n] = positions
+        self.sequences[:n] = sequences
+        return n
+
+    def want_logits(self, indices: Sequence[int], n: int) -> None:
+        self.wanted[:n] = 0
+        self.wanted[list(indices)] = 1
+
+    def with_tokens(self, tokens: np.ndarray) -> Any:
+        self._data = tokens = np.ascontiguousarray(tokens)  # kept alive until the next call
+        return self._filled(len(tokens), token=tokens.ctypes.data_as(_INT32))
+
+    def with_rows(self, rows: np.ndarray) -> Any:
+        self._data = rows = np.ascontiguousarray(rows)
+        return self._filled(len(rows), embd=rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
+
+    def _filled(self, n: int, **data: Any) -> Any:
+        return self._struct(
+            n_tokens=n,
+            pos=self.positions.ctypes.data_as(_INT32),
+            n_seq_id=self._counts.ctypes.data_as(_INT32),
+            seq_id=self._sequence_pointers,
+            logits=self.wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+            **data,
+        )
+
+
+_INT32 = ctypes.POINTER(ctypes.c_int32)
+
+
+def _abort_when_set(llama: Any) -> Any:
+    """An abort callback without Python in it: C's strlen of the cancel flag's two bytes.
+
+    It is called at every node of the graph, where taking Python's lock would cost more than
+    the node; strlen returns 0 until the first byte is set, then 1.
+    """
+    name = "msvcrt" if os.name == "nt" else None
+    strlen = ctypes.CDLL(name).strlen
+    return ctypes.cast(strlen, llama.ggml_abort_callback)
+
+
+def _check_dimensions(path: Path, header: GgufHeader, expected: Dimensions) -> None:
+    pairs = [
+        ("architecture", header.architecture, expected.architecture),
+        ("n_embd", header.n_embd, expected.n_embd),
+        ("n_vocab", header.n_vocab, expected.n_vocab),
+    ]
+    wrong = [f"{name} is {found!r}, not {want!r}" for name, found, want in pairs if found != want]
+    if wrong:
+        raise ModelError(f"{path}: not the manifest's model: {', '.join(wrong)}.", _HINT)
+
+
+def _last_words() -> str:
+    return _log_lines[-1].rstrip(".") if _log_lines else "it gave no reason"

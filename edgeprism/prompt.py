@@ -1,0 +1,97 @@
+"""Chat template + instruction → ordered segments of text and image.
+
+What a person, a picture or a model wrote never becomes a special token: only the template's own
+pieces are tokenised with special tokens parsed.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeprism.manifest import Prompts
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of text; `template` says whether special tokens in it are parsed."""
+
+    text: str
+    template: bool = False
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """The place of the picture's visual tokens."""
+
+
+Segment = Text | ImageRows
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str  # "system", "user" or "assistant"
+    content: str
+
+
+def caption_to_segments(prompts: Prompts, instruction: str) -> list[Segment]:
+    """The captioner's prompt; the BOS token, if any, is the language model's to add."""
+    return [
+        Text(prompts.before_image, template=True),
+        ImageRows(),
+        Text(prompts.after_image + instruction),
+        Text(prompts.before_caption, template=True),
+    ]
+
+
+def instruction_for(prompts: Prompts, instruction: str | None, focus: str | None) -> str:
+    """The generic instruction, or the question-related one: generic + what to observe."""
+    text = prompts.default_instruction if instruction is None else instruction
+    if focus and focus.strip():
+        # replace, not format: an instruction may hold braces of its own
+        text += prompts.focus_instruction.replace("{focus}", focus.strip())
+    return text
+
+
+def chat_to_segments(
+    render: Callable[[Sequence[Message]], str], messages: Sequence[Message]
+) -> list[Segment]:
+    """A chat as segments, whatever template `render` applies.
+
+    The template is rendered around placeholders, so that its pieces and what people wrote can
+    be told apart and tokenised differently.
+    """
+    marks = [f"[{secrets.token_hex(12)}]" for _ in messages]
+    text = render([Message(m.role, mark) for m, mark in zip(messages, marks, strict=True)])
+    segments: list[Segment] = []
+    for message, mark in zip(messages, marks, strict=True):
+        before, found, text = text.partition(mark)
+        if not found:  # the template drops this turn (some have no system turn): nothing to place
+            text = before
+            continue
+        segments += [Text(before, template=True), Text(message.content)]
+    return [*segments, Text(text, template=True)]
+
+
+def answer_messages(captions: Sequence[str], question: str) -> list[Message]:
+    """What the reasoner is shown: the descriptions, numbered where there are several."""
+    if len(captions) == 1:
+        described = f"Description of the picture:\n{captions[0]}"
+    else:
+        described = "\n\n".join(
+            f"Description of picture {i}:\n{caption}" for i, caption in enumerate(captions, 1)
+        )
+    return [
+        Message(
+            "system",
+            "You answer questions about pictures that you know from descriptions only. Use "
+            "nothing but what the descriptions say. Answer briefly. If they do not say it, "
+            "answer: The description does not say.",
+        ),
+        Message("user", f"{described}\n\nQuestion: {question}"),
+    ]

@@ -1,0 +1,134 @@
+"""Captions + question → answer: the reasoning half of Prism. It never sees a picture."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import edgeprism
+from edgeprism.bundle import file_digest, find_model
+from edgeprism.cancel import Cancel
+from edgeprism.device import available_cores, choose_gpu_layers
+from edgeprism.errors import ModelError, UsageError
+from edgeprism.generate import Finished, Generator, Request, Sampling, segments_to_parts
+from edgeprism.lm import LanguageModel, supports_offload
+from edgeprism.prompt import answer_messages, chat_to_segments
+from edgeprism.records import Answer, Caption, ModelInfo, Timings
+
+DEFAULT_REASONER = "smollm2-135m"
+DEFAULT_MAX_TOKENS = 256
+
+
+class Reasoner:
+    """A chat model in a GGUF file, loaded when first asked. Not thread-safe."""
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        gpu_layers: int | None = None,
+        chat_format: str | None = None,
+    ) -> None:
+        self.path, self.name = path, name
+        self.chat_format = chat_format
+        self.threads = available_cores() if threads is None else threads
+        if self.threads < 1:
+            raise UsageError(f"{self.threads} threads cannot work.", "Give at least 1.")
+        self.cancel_token = Cancel()
+        self._requested = (device, gpu_layers)
+        self._lm: LanguageModel | None = None
+        self._generator: Generator | None = None
+        self._model: ModelInfo | None = None
+
+    @classmethod
+    def load(cls, model: str | os.PathLike[str] = DEFAULT_REASONER, **settings: Any) -> Reasoner:
+        """Open a GGUF file, or an installed reasoner by name; weights load at the first question.
+
+        `settings`: device, threads, gpu_layers, chat_format (one of llama.cpp's names, for files
+        whose own template it does not recognise). Raises ModelError when there is none.
+        """
+        name = os.fspath(model)
+        try:
+            path = find_model(name)
+        except ModelError as error:
+            raise ModelError(
+                f"Reasoner {name!r} is not installed.",
+                f"Get it with `edgeprism pull {name}`, or give --reasoner FILE.gguf.",
+            ) from error
+        if path.is_dir():
+            raise ModelError(f"{path}: a folder, not a reasoner.", "Give a chat model's GGUF file.")
+        return cls(path, path.stem if str(path) == name else name, **settings)
+
+    def answer(
+        self,
+        captions: Sequence[Caption],
+        question: str,
+        *,
+        focus: str = "",
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+    ) -> Answer:
+        """Answer `question` from the captions' text alone, at temperature 0."""
+        if not question.strip():
+            raise UsageError("The question is empty.", 'Write it in quotes: "What is on the left?"')
+        start = time.perf_counter()
+        self.cancel_token.clear()
+        generator, lm, load_ms = self._load()
+        messages = answer_messages([caption.text for caption in captions], question)
+        segments = chat_to_segments(lambda m: lm.render_chat(m, self.chat_format), messages)
+        parts = segments_to_parts(lm, segments, None, add_bos=lm.adds_bos())
+        sampling = Sampling(max_tokens=max_tokens)
+        events = generator.run([Request(parts, sampling)])
+        done = next(event for event in events if isinstance(event, Finished))
+        total_ms = (time.perf_counter() - start) * 1000
+        return Answer(
+            text=done.text,
+            question=question,
+            focus=focus,
+            captions=tuple(captions),
+            finish_reason=done.finish_reason,
+            tokens=done.tokens,
+            timings=Timings(
+                load=load_ms, prefill=done.prefill_ms, decode=done.decode_ms, total=total_ms
+            ),
+            model=self.model,
+            version=edgeprism.__version__,
+        )
+
+    @property
+    def model(self) -> ModelInfo:
+        """Name and sha256 of the GGUF file."""
+        if self._model is None:
+            self._model = ModelInfo(self.name, file_digest(self.path))
+        return self._model
+
+    def cancel(self) -> None:
+        """Stop what is under way, from another thread; it raises Interrupted there."""
+        self.cancel_token.set()
+
+    def close(self) -> None:
+        """Free the weights; they load again when needed."""
+        if self._generator is not None:
+            self._generator.close()
+        if self._lm is not None:
+            self._lm.close()
+        self._lm = self._generator = None
+
+    def _load(self) -> tuple[Generator, LanguageModel, float]:
+        if self._generator is not None and self._lm is not None:
+            return self._generator, self._lm, 0.0
+        start = time.perf_counter()
+        requested, gpu_layers = self._requested
+        self._lm = LanguageModel(
+            self.path,
+            gpu_layers=choose_gpu_layers(requested, supports_offload(), gpu_layers),
+            threads=self.threads,
+            cancel=self.cancel_token,
+        )
+        self._generator = Generator(self._lm)
+        return self._generator, self._lm, (time.perf_counter() - start) * 1000

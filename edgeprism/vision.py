@@ -1,0 +1,126 @@
+"""Pixels → visual tokens, through ONNX Runtime. The only importer of onnxruntime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeprism.cancel import Cancel
+from edgeprism.errors import DeviceError, Interrupted, ModelError
+
+# official builds report usage by default since 1.29; read when the library loads
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+if TYPE_CHECKING:
+    from edgeprism.manifest import Manifest
+
+_FATAL_ONLY = 4
+_HINT = "Copy or convert the model again."
+
+
+def import_onnxruntime() -> Any:
+    """onnxruntime, or a DeviceError (exit code 5) that says how to install it."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DeviceError(
+            f"ONNX Runtime cannot be loaded: {error}.",
+            'Install one of its builds: pip install "edgeprism[cpu]" (or "edgeprism[gpu]").',
+        ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise DeviceError(
+            "ONNX Runtime is broken: onnxruntime and onnxruntime-gpu overwrote each other.",
+            'Uninstall both, then install one: pip install "edgeprism[cpu]".',
+        )
+    return onnxruntime
+
+
+def available_providers() -> list[str]:
+    """ONNX Runtime's execution providers on this machine."""
+    return list(import_onnxruntime().get_available_providers())
+
+
+class VisionEncoder:
+    """A vision graph, ready to run: uint8 pixels → float32 visual tokens."""
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        *,
+        provider: str = "CPUExecutionProvider",
+        threads: int = 0,
+        cancel: Cancel | None = None,
+    ) -> None:
+        """Load `path`; raises ModelError for a damaged graph or one of another shape."""
+        ort = import_onnxruntime()
+        self.cancel = cancel or Cancel()
+        self._ort = ort
+        self._input, self._output = manifest.vision.input, manifest.vision.output
+        self.tokens_per_tile, self.n_embd = manifest.vision.tokens_per_tile, manifest.vision.n_embd
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _FATAL_ONLY
+        # between pictures the language model needs the cores that spinning threads would burn
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # its exception types share no public base class
+            raise ModelError(f"{path}: not a vision graph that can run: {error}.", _HINT) from error
+        if provider not in self._session.get_providers():
+            raise DeviceError(
+                f"{provider} is installed but did not start.", "`edgeprism doctor` says more."
+            )
+        self._check_interface(path, manifest.image.size)
+
+    def _check_interface(self, path: Path, size: int) -> None:
+        found_in = {i.name: (i.type, i.shape) for i in self._session.get_inputs()}
+        found_out = {o.name: (o.type, o.shape) for o in self._session.get_outputs()}
+        wanted_in = {self._input: ("tensor(uint8)", [size, size, 3])}
+        wanted_out = {self._output: ("tensor(float)", [self.tokens_per_tile, self.n_embd])}
+        for what, found, wanted in (
+            ("input", found_in, wanted_in),
+            ("output", found_out, wanted_out),
+        ):
+            # the first dimension is the batch and may be anything
+            seen = {name: (kind, list(shape[1:])) for name, (kind, shape) in found.items()}
+            if seen != wanted:
+                raise ModelError(
+                    f"{path}: its {what} is {_described(seen)}, "
+                    f"but the manifest says {_described(wanted)}.",
+                    _HINT,
+                )
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [n, size, size, 3] → float32 [n, tokens_per_tile, n_embd]; may be cancelled."""
+        options = self._ort.RunOptions()
+
+        def terminate() -> None:
+            options.terminate = True
+
+        with self.cancel.calling(terminate):
+            try:
+                (tokens,) = self._session.run([self._output], {self._input: pixels}, options)
+            except Exception as error:  # its exception types share no public base class
+                if self.cancel.is_set():
+                    raise Interrupted() from error
+                raise ModelError(f"The vision graph failed: {error}.", _HINT) from error
+        expected = (len(pixels), self.tokens_per_tile, self.n_embd)
+        if tokens.shape != expected or not np.isfinite(tokens).all():
+            raise ModelError(
+                f"The vision graph gave {list(tokens.shape)} or values that are not finite; "
+                f"expected finite {list(expected)}.",
+                _HINT,
+            )
+        return np.ascontiguousarray(tokens, dtype=np.float32)
+
+
+def _described(interface: dict[str, tuple[str, list[Any]]]) -> str:
+    return ", ".join(
+        f"{name}: {kind} [n, {str(shape)[1:]}" for name, (kind, shape) in interface.items()
+    )
