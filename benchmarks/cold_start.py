@@ -1,0 +1,66 @@
+"""From the shell to a sentence: `edgeprism caption` in a new process, and where its time goes.
+
+    python benchmarks/cold_start.py [--runs 15] [--model nano] [IMAGE]
+
+Prints minimum / median / maximum in seconds of: an empty Python, `edgeprism --help`, and a whole
+`edgeprism caption`; then the stages that the last caption's own record reports, and a warm caption
+in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from machine import spread
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "models" / "nano" / "examples"
+
+
+def seconds(command: list[str]) -> tuple[float, str]:
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return time.perf_counter() - start, done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("image", nargs="?", default=str(sorted(EXAMPLES.glob("*.png"))[0]))
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--runs", type=int, default=15)
+    arguments = parser.parse_args()
+    tool = str(Path(sys.executable).parent / "edgeprism")
+    caption = [tool, "caption", "--model", arguments.model, "--json", arguments.image]
+    commands = {
+        "python -c pass": [sys.executable, "-c", "pass"],
+        "edgeprism --help": [tool, "--help"],
+        "edgeprism caption": caption,
+    }
+    for command in commands.values():
+        seconds(command)  # file caches, compiled modules, digests
+    print("whole process, s (min / median / max)")
+    for name, command in commands.items():
+        measured = [seconds(command)[0] for _ in range(arguments.runs)]
+        print(f"  {name:20} {spread(measured)}")
+    record = json.loads(seconds(caption)[1])
+    print(f"stages of one cold caption, ms: {record['timings_ms']}")
+    print(f"tokens: {record['tokens']}  device: {record['device']}  model: {record['model']}")
+    warm(arguments.model, arguments.image, arguments.runs)
+
+
+def warm(model: str, image: str, runs: int) -> None:
+    """Captions in one process, after the first."""
+    from edgeprism import Captioner
+
+    with Captioner.load(model) as captioner:
+        captioner.caption(image)
+        timings = [captioner.caption(image).timings.total for _ in range(runs)]
+    print(f"warm caption in one process, ms (min / median / max): {spread(timings)}")
+
+
+if __name__ == "__main__":
+    main()

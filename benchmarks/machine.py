@@ -1,0 +1,58 @@
+"""What this machine can do at most: the limits that the other scripts compare with."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+
+def spread(values: list[float]) -> str:
+    """minimum / median / maximum."""
+    ordered = sorted(values)
+    return f"{ordered[0]:.3g} / {ordered[len(ordered) // 2]:.3g} / {ordered[-1]:.3g}"
+
+
+def matmul_gflops(threads: int, edge: int = 2048, runs: int = 5) -> float:
+    """fp32 GFLOP/s of a square matrix product: the best of `runs`, on ONNX Runtime's threads.
+
+    ONNX Runtime's own kernel is the yardstick: numpy's BLAS may be built for another CPU.
+    """
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+
+    shape = [edge, edge]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "b"], ["c"])],
+        "limit",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "ab"],
+        [helper.make_tensor_value_info("c", TensorProto.FLOAT, shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(model.SerializeToString(), options)
+    rng = np.random.default_rng(0)
+    feed = {name: rng.standard_normal(shape, dtype=np.float32) for name in "ab"}
+    session.run(None, feed)
+    best = min(_seconds(lambda: session.run(None, feed)) for _ in range(runs))
+    return 2 * edge**3 / best / 1e9
+
+
+def read_gbytes_per_s(size: int = 1 << 30, runs: int = 5) -> float:
+    """GB/s of reading memory once through, one thread a core: the best of `runs`."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from edgeprism.device import available_cores
+
+    cores = available_cores()
+    parts = np.array_split(np.ones(size // 8), cores)
+    with ThreadPoolExecutor(cores) as pool:
+        best = min(_seconds(lambda: list(pool.map(np.sum, parts))) for _ in range(runs))
+    return size / best / 1e9
+
+
+def _seconds(work: object) -> float:
+    start = time.perf_counter()
+    work()  # type: ignore[operator]
+    return time.perf_counter() - start

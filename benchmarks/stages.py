@@ -1,0 +1,66 @@
+"""How near to the machine's limits a bundle runs, stage by stage.
+
+    python benchmarks/stages.py BUNDLE [--runs 3] [--vision-quant …]
+
+Encode is held against its fp32 operations at the machine's fp32 matrix rate (an int8 graph may
+pass 100 %: its operations are cheaper); decode against reading the language model's weights once
+a token at the machine's memory bandwidth; prefill against its operations at the fp32 rate. Limits
+and stages are measured in the same run. A picture of noise is as good as any: time does not depend
+on what is seen, and with `stop_at_end` off neither does the number of tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+
+import numpy as np
+from machine import matmul_gflops, read_gbytes_per_s, spread
+
+from edgeprism import Captioner
+from edgeprism.device import available_cores, cpu_name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--vision-quant")
+    arguments = parser.parse_args()
+    cores = available_cores()
+    print(f"{cpu_name()}, {cores} cores, Python {sys.version.split()[0]}")
+    gflops, bandwidth = matmul_gflops(cores), read_gbytes_per_s()
+    print(f"limits: {gflops:.0f} GFLOP/s fp32 matrix product, {bandwidth:.1f} GB/s memory read")
+
+    captioner = Captioner.load(arguments.bundle, device="cpu", vision_quant=arguments.vision_quant)
+    rng = np.random.default_rng(0)
+    records = []
+    for _ in range(arguments.runs + 1):  # the first loads the engines and is not counted
+        picture = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+        records.append(captioner.caption(picture, max_tokens=arguments.tokens, stop_at_end=False))
+    first, counted = records[0], records[1:]
+    print(f"model: {first.model}\ntokens: {first.tokens}\nload: {first.timings.load:.0f} ms")
+    for stage in ("decode_image", "preprocess", "encode", "prefill", "decode", "total"):
+        print(f"  {stage:13} ms {spread([getattr(c.timings, stage) for c in counted])}")
+    report_limits(captioner, counted, gflops, bandwidth)
+    print(f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+
+
+def report_limits(captioner: Captioner, counted: list, gflops: float, bandwidth: float) -> None:
+    manifest = captioner.bundle.manifest
+    best = {s: min(getattr(c.timings, s) for c in counted) for s in ("prefill", "decode")}
+    tokens = counted[0].tokens
+    weights = (captioner.bundle.path / manifest.lm.file).stat().st_size
+    per_token = best["decode"] / tokens.generated
+    floor = weights / bandwidth / 1e6
+    print(f"decode  {1000 / per_token:.1f} tok/s; reading the weights alone allows "
+          f"{1000 / floor:.1f}: {floor / per_token:.0%} of the limit")  # fmt: skip
+    rows = tokens.visual + tokens.prompt
+    print(f"prefill {rows / best['prefill'] * 1000:.1f} rows/s ({rows} rows); "
+          f"fp32 matrix rate {gflops:.0f} GFLOP/s")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
