@@ -1,0 +1,247 @@
+"""Tensors of a published checkpoint by name, read one at a time.
+
+A folder may hold one safetensors file, several with an index, or the same as `.bin` (torch's own
+format). Nothing is loaded up front: files are memory-mapped, so a tensor costs memory only while
+somebody uses it, and a tensor nobody asks for is never read. `.bin` files are pickles and are
+read with `weights_only=True`, which refuses anything but tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprism.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL_STEMS = ("model", "pytorch_model")
+ADAPTER_STEMS = ("adapter_model",)
+
+
+class Checkpoint:
+    """The tensors under `folder`, whichever of the published containers they are in.
+
+    Raises CheckpointError when the folder or a listed shard is missing, or a file is damaged.
+    """
+
+    def __init__(self, folder: Path, role: str, stems: tuple[str, ...] = MODEL_STEMS) -> None:
+        self.folder = Path(folder)
+        self.role = role
+        self.files = _find_weight_files(self.folder, role, stems)
+        self._containers: dict[str, _Container] = {}
+        for path in self.files:
+            container = _open_container(path)
+            self._containers.update(dict.fromkeys(container.names(), container))
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._containers)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._containers[name].shape(name)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as published (its own dtype), backed by the file where the format allows."""
+        import torch
+
+        tensor = self._containers[name].read(name)
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            raise CheckpointError(
+                f"{self._containers[name].path}: tensor {name} is {tensor.dtype}, which is not a "
+                "float type.",
+                "Quantized checkpoints cannot be converted; use the float weights.",
+            )
+        return tensor
+
+    def read_float32(self, name: str) -> torch.Tensor:
+        return self.read(name).float()
+
+    def require(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check that every tensor is there with its shape; one error lists all that are not."""
+        missing = [name for name in shapes if name not in self._containers]
+        misshapen = [
+            f"{name}: {list(self.shape(name))}, expected {list(shape)}"
+            for name, shape in shapes.items()
+            if name in self._containers and self.shape(name) != tuple(shape)
+        ]
+        if not missing and not misshapen:
+            return
+        lines = [f"\n  missing: {name} {list(shapes[name])}" for name in missing]
+        lines += [f"\n  wrong shape: {line}" for line in misshapen]
+        raise CheckpointError(
+            f"{self.folder} ({self.role}) does not hold the tensors that its config.json "
+            f"announces ({len(missing)} missing, {len(misshapen)} of another shape):"
+            f"{''.join(lines)}\n",
+            "Check that the download is complete and that this is the right folder for "
+            f"the {self.role}.",
+        )
+
+
+class _Container:
+    """One file of tensors."""
+
+    path: Path
+
+    def names(self) -> Iterable[str]:
+        raise NotImplementedError
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def read(self, name: str) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class _SafetensorsFile(_Container):
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        try:
+            self._file = safe_open(str(path), framework="pt")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is not a readable safetensors file: {error}.", "Download it again."
+            ) from error
+
+    def names(self) -> Iterable[str]:
+        return list(self._file.keys())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def read(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._file.get_tensor(name)
+        return tensor
+
+
+class _BinFile(_Container):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tensors = _load_bin(path)
+
+    def names(self) -> Iterable[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+
+def _load_bin(path: Path) -> dict[str, Any]:
+    import pickle
+    import zipfile
+
+    import torch
+
+    try:
+        # Files of the old, un-zipped format cannot be mapped and are read whole.
+        tensors = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as tensors alone: {first_line}",
+            "Download it again; a file that holds more than tensors is refused, because "
+            "unpickling it could run code.",
+        ) from error
+    if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
+        raise CheckpointError(
+            f"{path} is not a table of tensors by name.", "Use the published weight file."
+        )
+    return tensors
+
+
+def _open_container(path: Path) -> _Container:
+    return _SafetensorsFile(path) if path.suffix == ".safetensors" else _BinFile(path)
+
+
+def _find_weight_files(folder: Path, role: str, stems: tuple[str, ...]) -> list[Path]:
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} ({role}) is not a folder.", "Pass the folder that holds its config.json."
+        )
+    candidates = [f"{stem}{suffix}" for suffix in (".safetensors", ".bin") for stem in stems]
+    for name in candidates:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _shards_of(index)
+        if (folder / name).is_file():
+            return [folder / name]
+    raise CheckpointError(
+        f"{folder} ({role}) holds no weights: expected one of {', '.join(candidates)}, or an "
+        "index of shards (….index.json).",
+        "Download the weight files as well as the configuration.",
+    )
+
+
+def _shards_of(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map.", "Download it again.")
+    shards = sorted({str(shard) for shard in weight_map.values()})
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    if outside:
+        raise CheckpointError(
+            f"{index} names files outside its folder: {', '.join(outside)}.", "Download it again."
+        )
+    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index} lists shards that are not there: {', '.join(missing)}.",
+            "Download the missing files.",
+        )
+    return [index.parent / shard for shard in shards]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint's file; CheckpointError names the file otherwise."""
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path} is missing.", "Pass the folder as it was published."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.", "Download it again.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} is not a JSON object.", "Download it again.")
+    return data
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """sha256 over the sha256 digests of the files, in order of name."""
+    total = hashlib.sha256()
+    for path in sorted(set(paths), key=lambda p: p.name):
+        total.update(sha256_of_file(path).encode())
+    return total.hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def license_of(folder: Path) -> str:
+    """The `license:` line of the folder's README front matter; "unknown" where there is none."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return "unknown"
+    lines = readme.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines or lines[0].strip() != "---":
+        return "unknown"
+    for line in lines[1:]:
+        if line.strip() == "---":
+            break
+        key, _, value = line.partition(":")
+        if key.strip() == "license" and value.strip():
+            return value.strip().strip("'\"")
+    return "unknown"

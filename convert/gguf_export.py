@@ -1,0 +1,181 @@
+"""The language model as GGUF: written tensor by tensor, then quantized by llama.cpp if need be."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+
+from edgeprism.convert.internlm2 import InternLM2Config, LmTensor
+from edgeprism.convert.progress import Progress
+from edgeprism.convert.tokenizer import Vocabulary, write_vocabulary
+from edgeprism.errors import CheckpointError, EdgePrismError
+
+# Quantizations that are written directly; every other goes through llama_model_quantize.
+_DIRECT = {
+    "F32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "F16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "Q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+}
+# {name: llama_ftype}
+_NATIVE = {
+    name: int(gguf.LlamaFileType[f"MOSTLY_{name}"])
+    for name in ("Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0")
+}
+LM_QUANTS = (*_DIRECT, *_NATIVE)
+
+# How many bytes of rows llama.cpp may hold at once while quantizing
+_QUANTIZE_BUFFER = 1 << 30
+
+
+def write_gguf(
+    path: Path,
+    quant: str,
+    config: InternLM2Config,
+    architecture: str,
+    vocabulary: Vocabulary,
+    tensors: Sequence[LmTensor],
+    name: str,
+    progress: Progress,
+) -> None:
+    """Write `path` with quantization `quant` (one of LM_QUANTS)."""
+    if quant in _DIRECT:
+        _write_direct(path, quant, config, architecture, vocabulary, tensors, name, progress)
+        return
+    whole = path.with_name(f"{path.stem}.f16.gguf")
+    _write_direct(whole, "F16", config, architecture, vocabulary, tensors, name, progress)
+    progress.stage(f"Quantizing the language model to {quant}")
+    try:
+        quantize_gguf(whole, path, quant)
+    finally:
+        whole.unlink(missing_ok=True)
+
+
+def _write_direct(
+    path: Path,
+    quant: str,
+    config: InternLM2Config,
+    architecture: str,
+    vocabulary: Vocabulary,
+    tensors: Sequence[LmTensor],
+    name: str,
+    progress: Progress,
+) -> None:
+    target, file_type = _DIRECT[quant]
+    writer = gguf.GGUFWriter(str(path), architecture, use_temp_file=False)
+    writer.add_name(name)
+    writer.add_context_length(config.context_length)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.n_ffn)
+    writer.add_head_count(config.n_heads)
+    writer.add_head_count_kv(config.n_kv_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_eps)
+    writer.add_vocab_size(config.n_vocab)
+    writer.add_file_type(int(file_type))
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    write_vocabulary(writer, vocabulary)
+    types = [_type_of(tensor.shape, target) for tensor in tensors]
+    for tensor, kind in zip(tensors, types, strict=True):
+        shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
+        # The header is written first: sizes must be known before any tensor is read. Only
+        # quantized tensors are given by their byte shape.
+        stored = tensor.shape if kind in _PLAIN else shape
+        writer.add_tensor_info(
+            tensor.name, stored, _PLAIN.get(kind, np.dtype(np.uint8)), int(np.prod(shape)), kind
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    progress.stage("Writing the language model", len(tensors))
+    for tensor, kind in zip(tensors, types, strict=True):
+        writer.write_tensor_data(_encoded(tensor, kind))
+        progress.advance()
+    writer.flush()
+    for file in writer.fout or ():
+        os.fsync(file.fileno())
+    writer.close()
+
+
+_PLAIN = {
+    gguf.GGMLQuantizationType.F32: np.dtype(np.float32),
+    gguf.GGMLQuantizationType.F16: np.dtype(np.float16),
+}
+
+
+def _type_of(
+    shape: tuple[int, ...], target: gguf.GGMLQuantizationType
+) -> gguf.GGMLQuantizationType:
+    if len(shape) == 1:
+        return gguf.GGMLQuantizationType.F32  # norms: llama.cpp expects them so
+    block = gguf.GGML_QUANT_SIZES[target][0]
+    return target if shape[-1] % block == 0 else gguf.GGMLQuantizationType.F16
+
+
+def _encoded(tensor: LmTensor, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    made = tensor.make()
+    if tuple(made.shape) != tensor.shape:
+        raise EdgePrismError(f"{tensor.name}: made as {list(made.shape)}, not {list(tensor.shape)}")
+    if kind == gguf.GGMLQuantizationType.F16:
+        made = made.to(torch.float16)
+    if not bool(torch.isfinite(made).all()):
+        raise CheckpointError(
+            f"{tensor.name}: the weights hold values that are not finite, or too large for "
+            f"{kind.name}.",
+            "Download the checkpoint again, or convert with --lm-quant F32.",
+        )
+    array = made.contiguous().numpy()
+    return array if kind in _PLAIN else gguf.quants.quantize(array, kind)
+
+
+def quantize_gguf(source: Path, out: Path, quant: str) -> None:
+    """llama.cpp's own quantizer, `source` (F16 or F32) → `out`."""
+    import llama_cpp
+
+    log: list[str] = []
+
+    @llama_cpp.llama_log_callback
+    def collect(_level: int, text: bytes, _data: object) -> None:
+        log.append(text.decode("utf-8", "replace"))
+
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = _NATIVE[quant]
+    parameters.nthread = os.cpu_count() or 1
+    parameters.max_buf_size = _QUANTIZE_BUFFER
+    llama_cpp.llama_log_set(collect, ctypes.c_void_p(0))
+    try:
+        failed = llama_cpp.llama_model_quantize(
+            os.fsencode(source), os.fsencode(out), ctypes.byref(parameters)
+        )
+    finally:
+        llama_cpp.llama_log_set(silent_log(), ctypes.c_void_p(0))
+    if failed:
+        raise EdgePrismError(
+            f"llama.cpp could not quantize the language model to {quant}: {_last_lines(log)}",
+            "Try another --lm-quant, e.g. Q8_0.",
+        )
+    with out.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _last_lines(log: Iterable[str]) -> str:
+    return " ".join("".join(log).split("\n")[-4:]).strip()
+
+
+_silent = []
+
+
+def silent_log() -> object:
+    """A log callback that drops everything; kept alive for as long as the library may call it."""
+    import llama_cpp
+
+    if not _silent:
+        _silent.append(llama_cpp.llama_log_callback(lambda _level, _text, _data: None))
+    return _silent[0]

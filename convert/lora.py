@@ -1,0 +1,135 @@
+"""A PEFT LoRA adapter, merged into base tensors one at a time: W + scale · B · A."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeprism.convert.checkpoint import ADAPTER_STEMS, Checkpoint, read_json
+from edgeprism.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+_PREFIX = "base_model.model."
+_HALVES = {
+    ".lora_A.weight": "A",
+    ".lora_B.weight": "B",
+    ".lora_A.default.weight": "A",
+    ".lora_B.default.weight": "B",
+}
+# Fields that change what the adapter computes, with the one value that is understood.
+_PLAIN = {
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "use_dora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "bias": ("none", None),
+    "modules_to_save": ([], None),
+    "layer_replication": ([], None),
+}
+
+
+class LoraAdapter:
+    """The adapter of `folder` (adapter_config.json + adapter_model.safetensors or .bin).
+
+    `base_shapes` are the base model's tensors. Raises CheckpointError for an adapter that is not
+    plain LoRA, for tensors that match no base tensor (all listed) and for wrong shapes.
+    Layout: PEFT's, keys `base_model.model.<base tensor>.lora_{A,B}.weight`, A [r, in], B [out, r].
+    """
+
+    def __init__(self, folder: Path, base_shapes: dict[str, tuple[int, ...]]) -> None:
+        self.folder = folder
+        self.scale, self.rank = _scale_and_rank(folder)
+        self.checkpoint = Checkpoint(folder, "adapter", ADAPTER_STEMS)
+        self._pairs = self._match(base_shapes)
+
+    @property
+    def targets(self) -> set[str]:
+        """Names of the base tensors that the adapter changes."""
+        return set(self._pairs)
+
+    def merge(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """`weight` [out, in] float32 of base tensor `name`, with the adapter's change added."""
+        if name not in self._pairs:
+            return weight
+        a, b = self._pairs[name]  # [r, in], [out, r]
+        change = self.checkpoint.read_float32(b) @ self.checkpoint.read_float32(a)
+        return change.mul_(self.scale).add_(weight)
+
+    def _match(self, base_shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[str, str]]:
+        halves: dict[str, dict[str, str]] = {}
+        unmatched = []
+        for name in sorted(self.checkpoint.names):
+            base, half = _base_name_and_half(name)
+            if base not in base_shapes or len(base_shapes[base]) != 2:
+                unmatched.append(name)
+            else:
+                halves.setdefault(base, {})[half] = name
+        if unmatched:
+            raise CheckpointError(
+                f"{self.folder}: {len(unmatched)} adapter tensors match no tensor of the base "
+                f"model:{_lines(unmatched)}\n",
+                "Pass the language model that this adapter was trained on.",
+            )
+        lone = [names[h] for names in halves.values() if len(names) == 1 for h in names]
+        if lone:
+            raise CheckpointError(
+                f"{self.folder}: the other half of these adapter tensors is missing:"
+                f"{_lines(lone)}\n",
+                "Download the adapter again.",
+            )
+        self._require_shapes(halves, base_shapes)
+        return {base: (names["A"], names["B"]) for base, names in halves.items()}
+
+    def _require_shapes(
+        self, halves: dict[str, dict[str, str]], base_shapes: dict[str, tuple[int, ...]]
+    ) -> None:
+        expected: dict[str, tuple[int, ...]] = {}
+        for base, names in halves.items():
+            n_out, n_in = base_shapes[base]
+            expected[names["A"]] = (self.rank, n_in)
+            expected[names["B"]] = (n_out, self.rank)
+        self.checkpoint.require(expected)
+
+
+def _base_name_and_half(name: str) -> tuple[str, str]:
+    for suffix, half in _HALVES.items():
+        if name.endswith(suffix):
+            return name.removeprefix(_PREFIX).removesuffix(suffix) + ".weight", half
+    return "", ""
+
+
+def _scale_and_rank(folder: Path) -> tuple[float, int]:
+    path = folder / "adapter_config.json"
+    config = read_json(path)
+    if config.get("peft_type", "LORA") != "LORA":
+        raise CheckpointError(
+            f"{path}: peft_type is {config['peft_type']!r}, only LORA can be merged.",
+            "Merge the adapter into the language model with PEFT first.",
+        )
+    odd = [
+        f"{field} = {config[field]!r}"
+        for field, plain in _PLAIN.items()
+        if field in config and config[field] not in plain
+    ]
+    if odd:
+        raise CheckpointError(
+            f"{path}: only one rank for all matrices and plain LoRA are understood; found "
+            f"{', '.join(odd)}.",
+            "Merge the adapter into the language model with PEFT first, and convert that.",
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise CheckpointError(
+            f"{path}: r (a whole number above 0) and lora_alpha (a number) are expected; found "
+            f"r = {rank!r}, lora_alpha = {alpha!r}.",
+            "Download the adapter again.",
+        )
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), rank
+
+
+def _lines(names: Iterable[str]) -> str:
+    return "".join(f"\n  {name}" for name in names)

@@ -1,0 +1,187 @@
+"""The gate: does the bundle compute what the checkpoint does? Limits, measuring, judging.
+
+Vision graphs are run on the gate's pictures and compared with the torch reference's visual tokens;
+the GGUF is run teacher-forced on the gate's texts and its logits compared with the reference's.
+Figures go into the manifest whether they pass or not.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from edgeprism.convert.progress import Progress
+from edgeprism.convert.vision_export import INPUT
+
+
+@dataclass(frozen=True)
+class VisionLimit:
+    """‖y − r‖ / ‖r‖ over all pictures, and the mean cosine of a visual token with its reference."""
+
+    relative_error: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class LmLimit:
+    """Relative error of centred logits, mean KL divergence in nats, and top-1 agreement."""
+
+    relative_error: float
+    kl: float
+    top1: float
+
+
+# fp32      the same sums in another order: 1e-6 to 1e-5 is usual. An unused layer, a wrong GELU
+#           or a shifted patch is far above 1e-3.
+# fp16      11 bits in every product of two dozen layers: 1e-3 to 1e-2 is usual.
+# int8      8-bit activations and 7- or 8-bit weights: 0.02 to 0.06 is usual; saturation on a CPU
+#           without VNNI gives 0.3. At 8 % captions of greedy decoding rarely change.
+VISION_LIMITS = {
+    "fp32": VisionLimit(1e-3, 0.99999),
+    "fp16": VisionLimit(2e-2, 0.9995),
+    "int8": VisionLimit(0.08, 0.995),
+    "int8-full": VisionLimit(0.08, 0.995),
+}
+
+# F32       as above. F16: weights and activations rounded to 11 bits. The wider limits follow the
+#           width of the weights (a 4-bit weight errs by about 8 % of its size, which two dozen
+#           layers partly average out); a mistake in unpacking gives a relative error near 1.
+# top-1 is counted where the reference's best two logits lie further apart than the error that the
+# same row allows (relative_error × rms of the centred logits): below that the winner says nothing
+# about the conversion, and in models with random weights most positions are like that. The rate
+# over all positions is recorded beside it.
+LM_LIMITS = {
+    "F32": LmLimit(1e-3, 1e-4, 0.999),
+    "F16": LmLimit(2e-2, 1e-3, 0.99),
+    "Q8_0": LmLimit(6e-2, 1e-2, 0.98),
+    "Q6_K": LmLimit(0.12, 4e-2, 0.96),
+    "Q5_K_M": LmLimit(0.2, 8e-2, 0.94),
+    "Q5_K_S": LmLimit(0.2, 8e-2, 0.94),
+    "Q5_1": LmLimit(0.2, 8e-2, 0.94),
+    "Q5_0": LmLimit(0.2, 8e-2, 0.94),
+    "Q4_K_M": LmLimit(0.35, 0.2, 0.90),
+    "Q4_K_S": LmLimit(0.35, 0.2, 0.90),
+    "Q4_1": LmLimit(0.35, 0.2, 0.90),
+    "Q4_0": LmLimit(0.35, 0.2, 0.90),
+}
+
+
+@dataclass
+class Verdict:
+    """What was measured ({check: {figure: number}}) and what failed, in words."""
+
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, check: str, figures: dict[str, float], failures: list[str]) -> None:
+        self.figures[check] = {name: float(value) for name, value in figures.items()}
+        self.failures += [f"{check}: {failure}" for failure in failures]
+
+
+def run_vision(path: Path, pixels: np.ndarray, full_range: bool, progress: Progress) -> np.ndarray:
+    """Visual tokens of a graph, [n, n_tokens, n_embd]; the last two pictures go as one batch."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if full_range:
+        # A full-range graph is for CPUs with VNNI. On others this makes the products exact (and
+        # slow), so that the gate measures the graph and not the machine it happens to run on.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"]
+    )
+    outputs = []
+    starts = [*range(len(pixels) - 2), len(pixels) - 2] if len(pixels) > 1 else [0]
+    for start, stop in zip(starts, [*starts[1:], len(pixels)], strict=True):
+        outputs.append(session.run(None, {INPUT: pixels[start:stop]})[0])
+        progress.advance(stop - start)
+    return np.concatenate(outputs)
+
+
+def judge_vision(
+    quant: str, found: np.ndarray, reference: np.ndarray
+) -> tuple[dict[str, float], list[str]]:
+    """Figures and failures of visual tokens [n, n_tokens, n_embd] against the reference's."""
+    limit = VISION_LIMITS[quant]
+    if found.shape != reference.shape:
+        return {}, [f"shape {list(found.shape)}, the reference has {list(reference.shape)}"]
+    error = np.linalg.norm(found - reference) / np.linalg.norm(reference)
+    lengths = np.linalg.norm(found, axis=-1) * np.linalg.norm(reference, axis=-1)
+    cosines = (found * reference).sum(axis=-1) / np.maximum(lengths, 1e-20)
+    figures = {
+        "relative_error": float(error),
+        "mean_cosine": float(cosines.mean()),
+        "min_cosine": float(cosines.min()),
+        "pictures": float(len(found)),
+    }
+    failures = []
+    # written so that a NaN fails
+    if not error <= limit.relative_error:
+        failures.append(f"relative error {error:.3g} > {limit.relative_error:g}")
+    if not cosines.mean() >= limit.cosine:
+        failures.append(f"mean cosine {cosines.mean():.6f} < {limit.cosine:g}")
+    return figures, failures
+
+
+def judge_lm(
+    quant: str, found: list[np.ndarray], reference: list[np.ndarray]
+) -> tuple[dict[str, float], list[str]]:
+    """Figures and failures of logits [n_tokens, n_vocab] per text against the reference's."""
+    limit = LM_LIMITS[quant]
+    difference = norm = kl = 0.0
+    n = n_equal = n_clear = n_clear_equal = 0
+    for ours, theirs in zip(found, reference, strict=True):
+        y, r = (rows - rows.mean(axis=-1, keepdims=True) for rows in (ours, theirs))
+        difference += float(np.square(y - r).sum(dtype=np.float64))
+        norm += float(np.square(r).sum(dtype=np.float64))
+        kl += float(_kl(r, y).sum())
+        best_two = np.partition(r, -2, axis=-1)[:, -2:]  # [n_tokens, 2]
+        allowed = limit.relative_error * np.sqrt(np.square(r).mean(axis=-1))
+        clear = best_two[:, 1] - best_two[:, 0] > allowed
+        equal = y.argmax(axis=-1) == r.argmax(axis=-1)
+        n, n_equal = n + len(r), n_equal + int(equal.sum())
+        n_clear, n_clear_equal = n_clear + int(clear.sum()), n_clear_equal + int((equal & clear).sum())
+    error, top1 = (difference / norm) ** 0.5, n_clear_equal / n_clear if n_clear else 1.0
+    figures = {
+        "relative_error": error,
+        "mean_kl": kl / n,
+        "top1": top1,
+        "top1_positions": n_clear,
+        "top1_everywhere": n_equal / n,
+        "positions": n,
+    }
+    failures = []
+    if not error <= limit.relative_error:
+        failures.append(f"relative error of the logits {error:.3g} > {limit.relative_error:g}")
+    if not kl / n <= limit.kl:
+        failures.append(f"mean KL {kl / n:.3g} nats > {limit.kl:g}")
+    if not top1 >= limit.top1:
+        failures.append(f"top-1 agreement {top1:.2%} < {limit.top1:.1%}")
+    return figures, failures
+
+
+def _kl(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """KL(reference ‖ found) in nats for each row of logits."""
+    p, q = _log_softmax(reference), _log_softmax(found)
+    divergence: np.ndarray = (np.exp(p) * (p - q)).sum(axis=-1)
+    return divergence
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def judge_tokenizer(
+    found: list[list[int]], reference: list[list[int]]
+) -> tuple[dict[str, float], list[str]]:
+    """Every text must give the ids that SentencePiece gives."""
+    different = sum(a != b for a, b in zip(found, reference, strict=True))
+    figures = {"texts": float(len(found)), "different": float(different)}
+    return figures, [f"{different} of {len(found)} texts are cut differently"] if different else []

@@ -1,0 +1,186 @@
+"""The steps from a family's parts to a finished bundle, the same for every family."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edgeprism.convert import parity
+from edgeprism.convert.bundle_writer import BundleWriter
+from edgeprism.convert.gguf_export import LM_QUANTS, write_gguf
+from edgeprism.convert.gguf_logits import GgufModel
+from edgeprism.convert.internlm2 import InternLM2Config, LmTensor
+from edgeprism.convert.onnx_file import pack_onnx
+from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.parity_data import TOKENIZER_TEXTS, gate_pictures
+from edgeprism.convert.progress import Progress
+from edgeprism.convert.siglip import VisionGraph
+from edgeprism.convert.tokenizer import Vocabulary
+from edgeprism.convert.vision_export import (
+    export_graph,
+    int8_damage,
+    quantizable_nodes,
+    quantize_int8,
+)
+from edgeprism.errors import ParityError, UsageError
+from edgeprism.manifest import VISION_QUANTS, Manifest, Parity, VisionVariant
+
+LM_FILE = "lm.gguf"
+# When int8 fails the gate, this share of the matrices, the worst, stays in float: then the next.
+_FLOAT_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class FamilyParts:
+    """What a family reads out of its checkpoints. Callables do the work only when called."""
+
+    vision: Callable[[torch.dtype], VisionGraph]
+    lm_config: InternLM2Config
+    lm_architecture: str
+    vocabulary: Vocabulary
+    lm_tensors: Sequence[LmTensor]
+    # the references; Tick is called `n_vision_layers` and `lm_config.n_layers` times
+    n_vision_layers: int
+    reference_visual_tokens: Callable[[np.ndarray, Tick], np.ndarray]
+    reference_logits: Callable[[list[list[int]], Tick], list[np.ndarray]]
+    reference_ids: Callable[[str], list[int]]
+    gate_texts: Sequence[str]
+    # complete but for what the pipeline finds out: variants, quant, files, parity
+    manifest: Manifest
+
+
+def check_options(options: ConvertOptions) -> None:
+    """UsageError for a quantization that is not known."""
+    for chosen, known, flag in (
+        (options.vision_quants, VISION_QUANTS, "--vision-quant"),
+        ((options.lm_quant,), LM_QUANTS, "--lm-quant"),
+    ):
+        unknown = [quant for quant in chosen if quant not in known]
+        if unknown or not chosen:
+            raise UsageError(
+                f"{flag} {', '.join(unknown)} is not known.", f"Known: {', '.join(known)}."
+            )
+
+
+def write_bundle(parts: FamilyParts, writer: BundleWriter, options: ConvertOptions,
+                 progress: Progress) -> Manifest:  # fmt: skip
+    """Export, quantize, gate, and finish `writer`'s bundle; returns its manifest.
+
+    Raises ParityError when the gate fails and `options.force` is not set.
+    """
+    verdict = parity.Verdict()
+    variants = _write_vision(parts, writer.folder, options, verdict, progress)
+    gc.collect()
+    write_gguf(
+        writer.folder / LM_FILE, options.lm_quant, parts.lm_config, parts.lm_architecture,
+        parts.vocabulary, parts.lm_tensors, parts.manifest.name, progress,
+    )  # fmt: skip
+    _gate_lm(parts, writer.folder / LM_FILE, options.lm_quant, verdict, progress)
+    for check, figures in verdict.figures.items():
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        progress.say(f"parity {check}: {shown}")
+    if verdict.failures and not options.force:
+        raise ParityError(
+            "The bundle does not compute what its checkpoint does:"
+            + "".join(f"\n  {failure}" for failure in verdict.failures) + "\n",
+            "Try a finer quantization; --force writes the bundle all the same and records this.",
+        )  # fmt: skip
+    progress.stage("Finishing the bundle")
+    manifest = dataclasses.replace(
+        parts.manifest,
+        vision=dataclasses.replace(parts.manifest.vision, variants=variants),
+        lm=dataclasses.replace(parts.manifest.lm, file=LM_FILE, quant=options.lm_quant),
+        files=writer.file_entries(),
+        parity=Parity(
+            passed=not verdict.failures,
+            forced=bool(verdict.failures),
+            figures=verdict.figures,
+            failures=verdict.failures,
+        ),
+    )
+    writer.finish(manifest)
+    return manifest
+
+
+def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
+                  verdict: parity.Verdict, progress: Progress) -> list[VisionVariant]:  # fmt: skip
+    """Every variant as vision.<quant>.onnx, measured against the reference."""
+    work = folder / "work"
+    work.mkdir()
+    pixels = gate_pictures(parts.manifest.image.size)
+    progress.stage("Computing the vision reference", parts.n_vision_layers)
+    reference = parts.reference_visual_tokens(pixels, progress.advance)
+    graphs: dict[torch.dtype, Path] = {}
+    variants = []
+    for quant in sorted(set(options.vision_quants), key=VISION_QUANTS.index):
+        dtype = torch.float16 if quant == "fp16" else torch.float32
+        if dtype not in graphs:
+            progress.stage(f"Exporting the vision graph ({str(dtype).removeprefix('torch.')})")
+            graphs[dtype] = export_graph(parts.vision(dtype), work, f"graph-{quant}")
+        out = folder / f"vision.{quant}.onnx"
+        if quant.startswith("int8"):
+            measured = _write_int8(graphs[dtype], out, quant, pixels, reference, progress)
+        else:
+            pack_onnx(graphs[dtype], out)
+            measured = _measure(out, quant, pixels, reference, progress)
+        verdict.add(f"vision {quant}", *measured)
+        variants.append(VisionVariant(out.name, quant))
+    shutil.rmtree(work)
+    return variants
+
+
+def _measure(path: Path, quant: str, pixels: np.ndarray, reference: np.ndarray,
+             progress: Progress) -> tuple[dict[str, float], list[str]]:  # fmt: skip
+    progress.stage(f"Measuring vision {quant}", len(pixels))
+    found = parity.run_vision(path, pixels, quant == "int8-full", progress)
+    return parity.judge_vision(quant, found, reference)
+
+
+def _write_int8(graph: Path, out: Path, quant: str, pixels: np.ndarray, reference: np.ndarray,
+                progress: Progress) -> tuple[dict[str, float], list[str]]:  # fmt: skip
+    """Quantize; while the gate fails, keep more of the matrices that int8 hurts most in float."""
+    full_range = quant == "int8-full"
+    n_nodes = len(quantizable_nodes(graph))
+    worst: list[str] = []
+    n_float = 0
+    for share in (0.0, *_FLOAT_SHARES):
+        if share and not worst:
+            progress.stage("Finding the matrices that int8 hurts")
+            worst = int8_damage(graph, pixels, full_range)
+        n_float = round(share * n_nodes)
+        progress.stage(f"Quantizing vision to {quant}")
+        out.unlink(missing_ok=True)
+        quantize_int8(graph, out, full_range, set(worst[:n_float]))
+        figures, failures = _measure(out, quant, pixels, reference, progress)
+        if not failures:
+            break
+    if n_float:
+        progress.say(f"vision {quant}: {n_float} of {n_nodes} matrices stay in float.")
+    return {**figures, "float_matrices": float(n_float)}, failures
+
+
+def _gate_lm(parts: FamilyParts, path: Path, quant: str, verdict: parity.Verdict,
+             progress: Progress) -> None:  # fmt: skip
+    with GgufModel(path) as model:
+        verdict.add("tokenizer", *parity.judge_tokenizer(
+            [model.tokenize(text) for text in TOKENIZER_TEXTS],
+            [parts.reference_ids(text) for text in TOKENIZER_TEXTS],
+        ))  # fmt: skip
+        room = parts.lm_config.context_length
+        texts = [
+            [parts.vocabulary.bos, *parts.reference_ids(text)][:room] for text in parts.gate_texts
+        ]
+        progress.stage("Computing the language model's reference", parts.lm_config.n_layers)
+        reference = parts.reference_logits(texts, progress.advance)
+        progress.stage(f"Measuring the language model at {quant}", len(texts))
+        found = model.logits(texts, progress.advance)
+    verdict.add(f"lm {quant}", *parity.judge_lm(quant, found, reference))

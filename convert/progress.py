@@ -1,0 +1,79 @@
+"""How far a conversion is: shown on stderr, or sent to the process that shows it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+
+class Progress:
+    """Receives what happens; this one keeps silent."""
+
+    def stage(self, text: str, total: int = 0) -> None:
+        """A new stage begins; `total` is its size in any unit, 0 where unknown."""
+
+    def advance(self, amount: int = 1) -> None:
+        """The stage got on by `amount`."""
+
+    def say(self, text: str) -> None:
+        """A line that the user should read also where no progress is shown."""
+
+
+class EventProgress(Progress):
+    """One JSON object a line, for the parent process."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def send(self, **event: Any) -> None:
+        self._out.write(json.dumps(event) + "\n")
+        self._out.flush()
+
+    def stage(self, text: str, total: int = 0) -> None:
+        self.send(event="stage", text=text, total=total)
+
+    def advance(self, amount: int = 1) -> None:
+        self.send(event="advance", amount=amount)
+
+    def say(self, text: str) -> None:
+        self.send(event="say", text=text)
+
+
+class StderrProgress(Progress):
+    """A rich bar on stderr; only what must be read where stderr is not a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._task: TaskID | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator[StderrProgress]:
+        with self._bar:
+            yield self
+
+    def stage(self, text: str, total: int = 0) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(text, total=total or None)
+
+    def advance(self, amount: int = 1) -> None:
+        if self._task is not None:
+            self._bar.advance(self._task, amount)
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,148 @@
+"""The vision module → ONNX graphs: float32, float16, and dynamic int8 through Optimum."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import numpy as np
+import onnx
+import torch
+
+if TYPE_CHECKING:
+    from edgeprism.convert.siglip import VisionGraph
+
+INPUT, OUTPUT = "pixels", "visual_tokens"
+# Gelu and LayerNormalization are single operators from 20 on, and every onnxruntime since
+# 1.17 runs it.
+_OPSET = 20
+# The patch embedding sees raw pixels and is 0.2 % of the work: int8 there only costs accuracy.
+_ALWAYS_FLOAT = "patch.weight"
+
+
+def export_graph(module: VisionGraph, work: Path, stem: str) -> Path:
+    """Export as `work`/`stem`.onnx with its weights outside, in `stem`.onnx.data."""
+    size = module.config.image_size
+    # two pictures: torch would take a batch of one for a constant
+    example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+    path = work / f"{stem}.onnx"
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("n", min=1, max=1024)},),
+            opset_version=_OPSET,
+            verbose=False,
+        )
+        if program is None:
+            raise RuntimeError("torch.onnx.export gave no graph")
+        program.save(str(path), external_data=True)
+    _strip_notes(path)
+    return path
+
+
+def _strip_notes(path: Path) -> None:
+    """Remove the exporter's notes: they hold source paths of the machine that exported."""
+    model = onnx.load(str(path), load_external_data=False)
+    for message in (model, model.graph, *model.graph.node, *model.graph.input,
+                    *model.graph.output, *model.graph.value_info,
+                    *model.graph.initializer):  # fmt: skip
+        del message.metadata_props[:]
+        message.doc_string = ""
+    path.write_bytes(model.SerializeToString())
+
+
+def quantizable_nodes(graph_path: Path) -> dict[str, str]:
+    """{node: weight} of the MatMuls that int8 may take: those with a constant right side."""
+    model = onnx.load(str(graph_path), load_external_data=False)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return {
+        node.name: node.input[1]
+        for node in model.graph.node
+        if node.op_type == "MatMul"
+        and node.input[1] in constants
+        and node.input[1] != _ALWAYS_FLOAT
+    }
+
+
+def quantize_int8(graph_path: Path, out: Path, full_range: bool, keep_float: set[str]) -> None:
+    """Dynamic int8 (weights signed, per channel; activations unsigned) of `graph_path`.
+
+    Without `full_range` weights use 7 bits, so that CPUs without VNNI cannot saturate.
+    `keep_float` names nodes to leave alone.
+    """
+    from optimum.onnxruntime import ORTQuantizer
+    from optimum.onnxruntime.configuration import AutoQuantizationConfig
+
+    nodes = [node for node in quantizable_nodes(graph_path) if node not in keep_float]
+    if not nodes:
+        raise ValueError("no node is left to quantize")
+    config = AutoQuantizationConfig.avx2(
+        is_static=False,
+        per_channel=True,
+        reduce_range=not full_range,
+        nodes_to_quantize=nodes,
+        operators_to_quantize=["MatMul"],
+    )
+    scratch = out.with_suffix(".quantizing")
+    scratch.mkdir()
+    try:
+        ORTQuantizer(graph_path).quantize(config, save_dir=scratch, file_suffix="int8")
+        (scratch / f"{graph_path.stem}_int8.onnx").replace(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def int8_damage(graph_path: Path, pixels: np.ndarray, full_range: bool) -> list[str]:
+    """Quantizable nodes, worst first, by the relative error that int8 alone would give each.
+
+    The float graph runs once on `pixels` [n, size, size, 3] with every such node's input made an
+    output; int8 is then imitated node by node: y − ŷ against y.
+    """
+    import onnxruntime
+
+    model = onnx.load(str(graph_path), load_external_data=False)
+    weights = quantizable_nodes(graph_path)
+    inputs = {node.name: node.input[0] for node in model.graph.node if node.name in weights}
+    wanted = sorted(set(inputs.values()))
+    del model.graph.output[:]
+    model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted
+    )
+    probe = graph_path.with_name(f"{graph_path.stem}.probe.onnx")
+    probe.write_bytes(model.SerializeToString())
+    try:
+        session = onnxruntime.InferenceSession(str(probe), providers=["CPUExecutionProvider"])
+        seen = dict(zip(wanted, session.run(None, {INPUT: pixels[:1]}), strict=True))
+    finally:
+        probe.unlink()
+    damage = {}
+    tensors = {t.name: t for t in model.graph.initializer if t.name in set(weights.values())}
+    for node, weight_name in weights.items():
+        weight = onnx.numpy_helper.to_array(tensors[weight_name], str(graph_path.parent))
+        x = seen[inputs[node]].reshape(-1, weight.shape[0])
+        damage[node] = _imitated_error(torch.from_numpy(x), torch.tensor(weight), full_range)
+    return sorted(damage, key=lambda node: damage[node], reverse=True)
+
+
+def _imitated_error(x: torch.Tensor, weight: torch.Tensor, full_range: bool) -> float:
+    """Relative error of x [rows, in] @ weight [in, out] under dynamic int8."""
+    low, high = min(0.0, float(x.min())), max(0.0, float(x.max()))
+    step = max((high - low) / 255, 1e-12)
+    x_rounded = (x / step).round() * step
+    levels = 127 if full_range else 63
+    steps = (weight.abs().amax(dim=0) / levels).clamp_min(1e-12)  # [out]
+    exact = x @ weight
+    error = x_rounded @ ((weight / steps).round() * steps) - exact
+    return float(error.norm() / exact.norm().clamp_min(1e-12))
