@@ -47,19 +47,22 @@ def data_dir() -> Path:
 def find_model(name: str) -> Path:
     """A path as given, else a name in the data folder or among the built-in models.
 
+    A folder in the working directory that merely has a model's name does not hide the model.
     Raises ModelError (exit code 4) when there is none.
     """
-    if Path(name).exists():
-        return Path(name)
-    places = [data_dir() / "models", *builtin_models_dir()]
-    # a name, not a way through folders
-    if Path(name).name == name and name not in ("", ".", ".."):
-        for place in places:
-            for path in (place / name, place / name / "bundle", place / f"{name}.gguf"):
-                if (path / FILE_NAME).is_file() or (path.suffix == ".gguf" and path.is_file()):
-                    return path
+    path = Path(name)
+    is_name = path.name == name and name not in ("", ".", "..")
+    if path.is_file() or (path / FILE_NAME).is_file() or (path.exists() and not is_name):
+        return path
+    if is_name:
+        for place in (data_dir() / "models", *builtin_models_dir()):
+            for candidate in (place / name, place / name / "bundle"):
+                if (candidate / FILE_NAME).is_file():
+                    return candidate
+            if (place / f"{name}.gguf").is_file():
+                return place / f"{name}.gguf"
     raise ModelError(
-        f"Model {name!r} is neither a path nor an installed model.",
+        f"Model {name!r} is neither a bundle nor a GGUF file nor an installed model.",
         "`edgeprism models list` shows what there is, `edgeprism pull NAME` gets more.",
     )
 

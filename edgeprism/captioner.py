@@ -75,6 +75,7 @@ class Captioner:
         Raises ImageError, which names the picture, before any engine is loaded for it.
         """
         start = time.perf_counter()
+        self.cancel_token.clear()  # an earlier request to stop was for earlier work
         manifest = self.bundle.manifest
         picture = read_picture(image)
         prepared = time.perf_counter()
@@ -127,7 +128,11 @@ class Captioner:
         most = prompts.max_tokens if max_tokens is None else max_tokens
         if most < 1:
             raise UsageError(f"{most} tokens are no caption.", "Give --max-tokens 1 or more.")
-        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        if isinstance(image, EncodedImage):
+            self.cancel_token.clear()
+            encoded = image
+        else:
+            encoded = self.encode(image)
         if encoded.model_digest != self.bundle.digest:
             raise UsageError(
                 f"{encoded.image}: encoded by another model than {self.bundle.manifest.name}.",
@@ -258,7 +263,6 @@ class CaptionStream:
     def _run(self) -> Iterator[str]:
         start = time.perf_counter()
         captioner = self._captioner
-        captioner.cancel_token.clear()
         prompts = captioner.bundle.manifest.prompts
         generator, lm, load_ms = captioner._load_generator()
         parts = segments_to_parts(
