@@ -35,7 +35,7 @@ class BundleWriter:
     def __init__(self, out: Path, overwrite: bool) -> None:
         self.out = Path(os.path.abspath(out))
         check_out(self.out, overwrite)
-        self.folder = self.out.with_name(f".{self.out.name}.partial-{os.getpid()}")
+        self.folder, self._old = _temporary_names(self.out, os.getpid())
 
     def __enter__(self) -> BundleWriter:
         self.folder.mkdir()
@@ -47,7 +47,7 @@ class BundleWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        clean_up(self.out, os.getpid())
 
     def file_entries(self) -> dict[str, FileEntry]:
         """Digest and size of every file that is there now."""
@@ -65,17 +65,27 @@ class BundleWriter:
             file.flush()
             os.fsync(file.fileno())
         _sync_folder(self.folder)
-        old = self.out.with_name(f".{self.out.name}.old-{os.getpid()}")
         if self.out.exists():
-            self.out.rename(old)
-        try:
-            self.folder.rename(self.out)
-        except BaseException:
-            if old.exists():
-                old.rename(self.out)
-            raise
+            self.out.rename(self._old)
+        self.folder.rename(self.out)
         _sync_folder(self.out.parent)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def clean_up(out: Path, pid: int) -> None:
+    """Remove what process `pid` left beside `out`, wherever it was stopped.
+
+    A bundle that was moved aside comes back if its successor did not take its place.
+    """
+    folder, old = _temporary_names(out, pid)
+    if old.exists() and not out.exists():
+        old.rename(out)
+    for path in (old, folder):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _temporary_names(out: Path, pid: int) -> tuple[Path, Path]:
+    """The bundle under way, and the one it replaces while the two change places."""
+    return out.with_name(f".{out.name}.partial-{pid}"), out.with_name(f".{out.name}.old-{pid}")
 
 
 def _sync_folder(folder: Path) -> None:

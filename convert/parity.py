@@ -49,10 +49,10 @@ VISION_LIMITS = {
 # F32       as above. F16: weights and activations rounded to 11 bits. The wider limits follow the
 #           width of the weights (a 4-bit weight errs by about 8 % of its size, which two dozen
 #           layers partly average out); a mistake in unpacking gives a relative error near 1.
-# top-1 is counted where the reference's best two logits lie further apart than the error that the
-# same row allows (relative_error × rms of the centred logits): below that the winner says nothing
-# about the conversion, and in models with random weights most positions are like that. The rate
-# over all positions is recorded beside it.
+# top-1 is counted where the reference's best two logits are clearly apart: by more than twice the
+# standard error that the same limit allows in their difference (√2 × relative_error × rms of the
+# centred logits). Below that the winner says nothing about the conversion, and with random weights
+# most positions are like that. The rate over all positions is recorded beside it.
 LM_LIMITS = {
     "F32": LmLimit(1e-3, 1e-4, 0.999),
     "F16": LmLimit(2e-2, 1e-3, 0.99),
@@ -67,6 +67,9 @@ LM_LIMITS = {
     "Q4_1": LmLimit(0.35, 0.2, 0.90),
     "Q4_0": LmLimit(0.35, 0.2, 0.90),
 }
+
+
+_CLEAR = 2 * 2**0.5
 
 
 @dataclass
@@ -142,7 +145,7 @@ def judge_lm(
         kl += float(_kl(r, y).sum())
         best_two = np.partition(r, -2, axis=-1)[:, -2:]  # [n_tokens, 2]
         allowed = limit.relative_error * np.sqrt(np.square(r).mean(axis=-1))
-        clear = best_two[:, 1] - best_two[:, 0] > allowed
+        clear = best_two[:, 1] - best_two[:, 0] > _CLEAR * allowed
         equal = y.argmax(axis=-1) == r.argmax(axis=-1)
         n, n_equal = n + len(r), n_equal + int(equal.sum())
         n_clear, n_clear_equal = n_clear + int(clear.sum()), n_clear_equal + int((equal & clear).sum())

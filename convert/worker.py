@@ -1,0 +1,62 @@
+"""The process that converts: `python -m edgeprism.convert.worker`, started by `supervise`.
+
+It reads one job (a line of JSON) from stdin, sends events to stdout, and ends, leaving nothing,
+when stdin closes: then its parent is gone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from edgeprism.convert.bundle_writer import clean_up
+from edgeprism.convert.families import FAMILIES
+from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.progress import EventProgress
+from edgeprism.errors import EdgePrismError
+
+# arguments of a family's convert() that are not folders
+_SWITCHES = (bool, int, float)
+
+
+def main() -> None:
+    """Run the job of stdin's first line."""
+    # libraries print to stdout as they like; events get a descriptor of their own
+    events = EventProgress(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    os.dup2(2, 1)
+    job = json.loads(sys.stdin.readline())
+    out = Path(job["out"])
+    threading.Thread(target=_leave_with_parent, args=(out,), daemon=True).start()
+    try:
+        _convert(job, out, events)
+    except EdgePrismError as error:
+        events.send(
+            event="error", kind=type(error).__name__, message=error.message, hint=error.hint
+        )
+    else:
+        events.send(event="done")
+
+
+def _convert(job: dict[str, Any], out: Path, events: EventProgress) -> None:
+    family = importlib.import_module(FAMILIES[job["family"]])
+    options = ConvertOptions(
+        **{**job["options"], "vision_quants": tuple(job["options"]["vision_quants"])}
+    )
+    settings = {k: v if isinstance(v, _SWITCHES) else Path(v) for k, v in job["settings"].items()}
+    family.convert(out, options, events, **settings)
+
+
+def _leave_with_parent(out: Path) -> None:
+    while sys.stdin.buffer.raw.read(1):  # type: ignore[attr-defined]
+        pass
+    clean_up(out, os.getpid())
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
