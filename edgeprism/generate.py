@@ -94,41 +94,65 @@ class Generator:
         self._context: Context | None = None
         self._cells = 0  # of each sequence
         self._prefix: list[int] = []  # what the sequence behind the last holds
+        self._active: list[_Sequence] = []
+        self._free = list(range(parallel))
 
     def close(self) -> None:
         if self._context is not None:
             self._context.close()
             self._context, self._cells, self._prefix = None, 0, []
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Piece | Finished]:
-        """Events of all requests as they come; closing the iterator drops what is in flight."""
-        waiting = iter(enumerate(requests))
-        held: tuple[int, Request] | None = next(waiting, None)
-        active: list[_Sequence] = []
-        free = list(range(self.parallel))
+    @property
+    def busy(self) -> bool:
+        """Whether requests are in flight."""
+        return bool(self._active)
+
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Piece | Finished]:
+        """Events of all requests as they come; closing the iterator drops what is in flight.
+
+        An item of None says that no request is ready now: what is in flight goes on, and the
+        next item is asked for after its next token. A source that waits should do so only while
+        the generator is not `busy`. Requests are numbered as they come, None not counted.
+        """
+        source = iter(requests)
+        ended, held, count = False, None, 0
         try:
-            while held or active:
-                # a prompt longer than the context waits until it can be made anew
-                while held and free and (not active or self._needs(held[1]) <= self._cells):
-                    sequence = self._admit(held, free.pop())
-                    active.append(sequence)
-                    yield from sequence.take(sequence.sampler.sample(self._open))
-                    held = next(waiting, None)
-                still = [s for s in active if s.finish_reason is None]
-                for sequence in active:
-                    if sequence.finish_reason is not None:
-                        yield sequence.finished()
-                        self._release(sequence, free)
-                active = still
-                if not active:
-                    continue
-                self._open.step([(s.slot, s.ids[-1], s.position()) for s in active])
-                tokens = [s.sampler.sample(self._open, i) for i, s in enumerate(active)]
-                for sequence, token in zip(active, tokens, strict=True):
-                    yield from sequence.take(token)
+            while True:
+                while not ended and self._free:
+                    if held is None:
+                        try:
+                            held = next(source)
+                        except StopIteration:
+                            ended = True
+                    # a prompt longer than the context waits until it can be made anew
+                    if held is None or (self.busy and self._needs(held) > self._cells):
+                        break
+                    yield from self._admit(count, held)
+                    held, count = None, count + 1
+                yield from self._let_go()
+                if self.busy:
+                    yield from self._step()
+                    yield from self._let_go()
+                elif ended and held is None:
+                    return
         finally:
-            for sequence in active:
-                self._release(sequence, free)
+            for sequence in list(self._active):
+                self._release(sequence)
+
+    def _step(self) -> Iterator[Piece]:
+        """One token for every sequence in flight."""
+        active = self._active
+        self._open.step([(s.slot, s.ids[-1], s.position()) for s in active])
+        tokens = [s.sampler.sample(self._open, i) for i, s in enumerate(active)]
+        for sequence, token in zip(active, tokens, strict=True):
+            yield from sequence.take(token)
+
+    def _let_go(self) -> Iterator[Finished]:
+        """Make room of the sequences that have ended."""
+        for sequence in [s for s in self._active if s.finish_reason is not None]:
+            finished = sequence.finished()
+            self._release(sequence)
+            yield finished
 
     @property
     def _open(self) -> Context:
@@ -145,21 +169,14 @@ class Generator:
             )
         return min(prompt + request.sampling.max_tokens, longest)
 
-    def _admit(self, indexed: tuple[int, Request], slot: int) -> _Sequence:
-        index, request = indexed
+    def _admit(self, index: int, request: Request) -> Iterator[Piece]:
+        """Prefill a request into a free slot and take its first token."""
         start = time.perf_counter()
         cells = self._needs(request)
         if cells > self._cells:
-            self.close()
-            self._cells = -(-cells // _CELLS_ROUND) * _CELLS_ROUND
-            # one more sequence than run at a time: it holds the shared prefix
-            self._context = self.lm.context(
-                self._cells * self.parallel + _CELLS_ROUND,
-                n_seq=self.parallel + 1,
-                kv_type=self.kv_type,
-                flash_attention=self.flash_attention,
-            )
-        sequence = _Sequence(index, slot, request, self.lm, cells)
+            self._make_context(cells)
+        sequence = _Sequence(index, self._free.pop(), request, self.lm, cells)
+        self._active.append(sequence)
         try:
             self._prefill(sequence)
         except BaseException:
@@ -167,7 +184,18 @@ class Generator:
             raise
         sequence.prefill_ms = (time.perf_counter() - start) * 1000
         sequence.began = time.perf_counter()
-        return sequence
+        yield from sequence.take(sequence.sampler.sample(self._open))
+
+    def _make_context(self, cells: int) -> None:
+        self.close()
+        self._cells = -(-cells // _CELLS_ROUND) * _CELLS_ROUND
+        # one more sequence than run at a time: it holds the shared prefix
+        self._context = self.lm.context(
+            self._cells * self.parallel + _CELLS_ROUND,
+            n_seq=self.parallel + 1,
+            kv_type=self.kv_type,
+            flash_attention=self.flash_attention,
+        )
 
     def _prefill(self, sequence: _Sequence) -> None:
         parts = sequence.request.parts
@@ -193,11 +221,12 @@ class Generator:
         context.prefill_tokens(self.parallel, prefix, 0, logits=False)
         self._prefix = prefix
 
-    def _release(self, sequence: _Sequence, free: list[int]) -> None:
+    def _release(self, sequence: _Sequence) -> None:
         sequence.sampler.close()
         if self._context is not None:
             self._context.remove(sequence.slot)
-        free.append(sequence.slot)
+        self._active.remove(sequence)
+        self._free.append(sequence.slot)
 
 
 @dataclass
