@@ -1,0 +1,1 @@
+"""nano: the built-in captioner of plain rendered scenes, and the recipe that trained it."""
