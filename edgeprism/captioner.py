@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,14 @@ from edgeprism.records import Caption, EncodedImage, ModelInfo, Timings
 from edgeprism.vision import VisionEncoder, available_providers
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a caption is asked for: the words of the instruction and how tokens are chosen."""
+
+    instruction: str
+    sampling: Sampling
+
+
 class Captioner:
     """A captioner bundle, its engines loaded when first needed. Not thread-safe."""
 
@@ -52,7 +60,7 @@ class Captioner:
             raise UsageError(f"{self.threads} threads cannot work.", "Give at least 1.")
         self._requested = (device, gpu_layers)
         self._vision_quant = vision_quant
-        self._kv = {"kv_type": kv_type, "flash_attention": flash_attention}
+        self._kv: dict[str, Any] = {"kv_type": kv_type, "flash_attention": flash_attention}
         self._placed: tuple[str, int] | None = None
         self._vision: VisionEncoder | None = None
         self._lm: LanguageModel | None = None
@@ -81,7 +89,7 @@ class Captioner:
         prepared = time.perf_counter()
         tiles = picture_to_tiles(picture, manifest.image)  # [n_tiles, size, size, 3] uint8
         preprocess_ms = _ms_since(prepared)
-        vision, load_ms = self._load_vision()
+        vision, load_ms = self.load_vision()
         began = time.perf_counter()
         tokens = vision.encode(tiles)  # [n_tiles, tokens_per_tile, n_embd] float32
         timings = Timings(
@@ -102,32 +110,18 @@ class Captioner:
         )
 
     def caption(self, image: ImageSource | EncodedImage, **options: Any) -> Caption:
-        """What the picture shows; options as for `stream`."""
+        """What the picture shows; options as for `plan`."""
         stream = self.stream(image, **options)
         for _ in stream:
             pass
         return stream.caption
 
-    def stream(
-        self,
-        image: ImageSource | EncodedImage,
-        *,
-        instruction: str | None = None,
-        focus: str | None = None,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        seed: int = 0,
-        stop_at_end: bool = True,
-    ) -> CaptionStream:
+    def stream(self, image: ImageSource | EncodedImage, **options: Any) -> CaptionStream:
         """Text as it comes, in whole characters; afterwards `.caption` holds the record.
 
-        `instruction` replaces the bundle's generic one, `focus` (contents to observe) makes it
-        question-related. At temperature 0 the same picture gives the same text.
+        Options are those of `plan`.
         """
-        prompts = self.bundle.manifest.prompts
-        most = prompts.max_tokens if max_tokens is None else max_tokens
-        if most < 1:
-            raise UsageError(f"{most} tokens are no caption.", "Give --max-tokens 1 or more.")
+        plan = self.plan(**options)
         if isinstance(image, EncodedImage):
             self.cancel_token.clear()
             encoded = image
@@ -138,6 +132,27 @@ class Captioner:
                 f"{encoded.image}: encoded by another model than {self.bundle.manifest.name}.",
                 "Encode it with the captioner that describes it.",
             )
+        # an EncodedImage that the caller kept was paid for by an earlier record
+        spent = Timings() if encoded is image else encoded.timings
+        return CaptionStream(self, encoded, plan, spent)
+
+    def plan(
+        self,
+        *,
+        instruction: str | None = None,
+        focus: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop_at_end: bool = True,
+    ) -> Plan:
+        """`instruction` replaces the bundle's generic one, `focus` (contents to observe) makes
+        it question-related. At temperature 0 the same picture gives the same text.
+        """
+        prompts = self.bundle.manifest.prompts
+        most = prompts.max_tokens if max_tokens is None else max_tokens
+        if most < 1:
+            raise UsageError(f"{most} tokens are no caption.", "Give --max-tokens 1 or more.")
         sampling = Sampling(
             max_tokens=most,
             temperature=temperature,
@@ -145,9 +160,7 @@ class Captioner:
             stop=tuple(prompts.stop),
             stop_at_end=stop_at_end,
         )
-        asked = instruction_for(prompts, instruction, focus)
-        fresh = encoded is not image
-        return CaptionStream(self, encoded, asked, sampling, fresh)
+        return Plan(instruction_for(prompts, instruction, focus), sampling)
 
     def caption_ids(self, image: ImageSource | EncodedImage, **options: Any) -> list[int]:
         """The caption's token ids: for comparison with a reference implementation."""
@@ -206,7 +219,8 @@ class Captioner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _load_vision(self) -> tuple[VisionEncoder, float]:
+    def load_vision(self) -> tuple[VisionEncoder, float]:
+        """The vision engine, and the milliseconds that loading it took now."""
         if self._vision is not None:
             return self._vision, 0.0
         start = time.perf_counter()
@@ -220,9 +234,48 @@ class Captioner:
         )
         return self._vision, _ms_since(start)
 
-    def _load_generator(self) -> tuple[Generator, LanguageModel, float]:
-        if self._generator is not None and self._lm is not None:
-            return self._generator, self._lm, 0.0
+    def new_generator(self, parallel: int) -> Generator:
+        """A generator of its own width over this captioner's language model."""
+        lm, _ = self._load_lm()
+        return Generator(lm, parallel=parallel, **self._kv)
+
+    def request(self, encoded: EncodedImage, plan: Plan) -> Request:
+        """The tokenised prompt for one picture."""
+        prompts = self.bundle.manifest.prompts
+        lm, _ = self._load_lm()
+        segments = caption_to_segments(prompts, plan.instruction)
+        rows = np.asarray(encoded.visual_tokens)
+        return Request(
+            segments_to_parts(lm, segments, rows, add_bos=prompts.add_bos), plan.sampling
+        )
+
+    def record(
+        self, encoded: EncodedImage, plan: Plan, done: Finished, timings: Timings
+    ) -> Caption:
+        """A caption with everything needed to say it again."""
+        return Caption(
+            text=done.text,
+            image=encoded.image,
+            image_sha256=encoded.image_sha256,
+            finish_reason=done.finish_reason,
+            tokens=done.tokens,
+            timings=replace(timings, prefill=done.prefill_ms, decode=done.decode_ms),
+            model=self.model,
+            device=self.device,
+            instruction=plan.instruction,
+            version=edgeprism.__version__,
+            notes=encoded.notes,
+        )
+
+    def _load_generator(self) -> tuple[Generator, float]:
+        lm_ms = self._load_lm()[1]
+        if self._generator is None:
+            self._generator = self.new_generator(1)
+        return self._generator, lm_ms
+
+    def _load_lm(self) -> tuple[LanguageModel, float]:
+        if self._lm is not None:
+            return self._lm, 0.0
         start = time.perf_counter()
         spec = self.bundle.manifest.lm
         self._lm = LanguageModel(
@@ -232,8 +285,7 @@ class Captioner:
             threads=self.threads,
             cancel=self.cancel_token,
         )
-        self._generator = Generator(self._lm, **self._kv)  # type: ignore[arg-type]
-        return self._generator, self._lm, _ms_since(start)
+        return self._lm, _ms_since(start)
 
 
 class CaptionStream:
@@ -243,15 +295,10 @@ class CaptionStream:
     ids: list[int]
 
     def __init__(
-        self,
-        captioner: Captioner,
-        encoded: EncodedImage,
-        instruction: str,
-        sampling: Sampling,
-        fresh: bool,
+        self, captioner: Captioner, encoded: EncodedImage, plan: Plan, spent: Timings
     ) -> None:
-        self.encoded, self.instruction = encoded, instruction
-        self._captioner, self._sampling, self._fresh = captioner, sampling, fresh
+        self.encoded, self.plan = encoded, plan
+        self._captioner, self._spent = captioner, spent
         self._events = self._run()
 
     def __iter__(self) -> Iterator[str]:
@@ -262,45 +309,17 @@ class CaptionStream:
 
     def _run(self) -> Iterator[str]:
         start = time.perf_counter()
-        captioner = self._captioner
-        prompts = captioner.bundle.manifest.prompts
-        generator, lm, load_ms = captioner._load_generator()
-        parts = segments_to_parts(
-            lm,
-            caption_to_segments(prompts, self.instruction),
-            np.asarray(self.encoded.visual_tokens),
-            add_bos=prompts.add_bos,
-        )
-        for event in generator.run([Request(parts, self._sampling)]):
+        captioner, spent = self._captioner, self._spent
+        generator, load_ms = captioner._load_generator()
+        for event in generator.run([captioner.request(self.encoded, self.plan)]):
             if isinstance(event, Piece):
                 yield event.text
-            else:
-                self._finish(event, load_ms, _ms_since(start))
-
-    def _finish(self, done: Finished, load_ms: float, elapsed_ms: float) -> None:
-        encoded, captioner = self.encoded, self._captioner
-        # an EncodedImage that the caller kept was paid for by an earlier record
-        spent = encoded.timings if self._fresh else Timings()
-        self.ids = done.ids
-        self.caption = Caption(
-            text=done.text,
-            image=encoded.image,
-            image_sha256=encoded.image_sha256,
-            finish_reason=done.finish_reason,
-            tokens=done.tokens,
-            timings=replace(
-                spent,
-                load=spent.load + load_ms,
-                prefill=done.prefill_ms,
-                decode=done.decode_ms,
-                total=spent.total + elapsed_ms,
-            ),
-            model=captioner.model,
-            device=captioner.device,
-            instruction=self.instruction,
-            version=edgeprism.__version__,
-            notes=encoded.notes,
-        )
+                continue
+            self.ids = event.ids
+            timings = replace(
+                spent, load=spent.load + load_ms, total=spent.total + _ms_since(start)
+            )
+            self.caption = captioner.record(self.encoded, self.plan, event, timings)
 
 
 def _ms_since(start: float) -> float:

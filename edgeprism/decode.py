@@ -1,0 +1,217 @@
+"""Pictures decoded in worker processes: a decoder's crash or hunger costs one picture.
+
+A worker is this file run as a program. It is asked one JSON line at a time and answers with one
+JSON line and the pixels' bytes; nothing is pickled, for the answer comes from a process that has
+just read a stranger's file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+from edgeprism.errors import ImageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeprism.manifest import ImagePolicy
+
+# the largest picture that is read takes 0.5 GB a copy as RGB, and three copies at its worst
+MEMORY_BYTES = 4 << 30
+TIMEOUT_S = 60.0
+_LINE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels of one picture as the vision graph takes them, and what the reader saw."""
+
+    tiles: np.ndarray  # [n_tiles, size, size, 3] uint8
+    sha256: str
+    size: tuple[int, int]  # (width, height), upright
+    notes: tuple[str, ...]
+    decode_ms: float
+    preprocess_ms: float
+
+
+class DecodePool:
+    """`workers` processes; `submit` queues a path and gives a Future of Decoded.
+
+    The Future raises ImageError, which names the picture, also when the worker died of it.
+    """
+
+    def __init__(
+        self,
+        policy: ImagePolicy,
+        workers: int = 1,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        self._settings = json.dumps({**dataclasses.asdict(policy), "memory_bytes": memory_bytes})
+        self._timeout_s = timeout_s
+        self._local = threading.local()
+        self._workers: list[_Worker] = []
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+
+    def submit(self, path: str) -> Future[Decoded]:
+        return self._threads.submit(self._decode, path)
+
+    def close(self) -> None:
+        """End the workers at once; what is queued is cancelled."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            for worker in self._workers:
+                worker.end()
+
+    def __enter__(self) -> DecodePool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _decode(self, path: str) -> Decoded:
+        worker: _Worker | None = getattr(self._local, "worker", None)
+        if worker is None or worker.ended():
+            worker = _Worker(self._settings)
+            self._local.worker = worker
+            with self._lock:
+                self._workers = [w for w in self._workers if not w.ended()] + [worker]
+        return worker.decode(path, self._timeout_s)
+
+
+class _Worker:
+    def __init__(self, settings: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edgeprism.decode"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Ctrl-C in the terminal is the parent's to answer
+            start_new_session=True,
+        )
+        self._send(settings)
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def decode(self, path: str, timeout_s: float) -> Decoded:
+        import numpy as np
+
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(timeout_s, give_up)
+        timer.start()
+        try:
+            self._send(json.dumps({"path": path}))
+            answer, data = self._receive()
+        except (OSError, ValueError, EOFError) as error:
+            self.end()
+            reason = f"took longer than {timeout_s:.0f} s" if late.is_set() else "broke its decoder"
+            raise ImageError(
+                f"{path}: reading it {reason}.", "Export a smaller or repaired copy."
+            ) from error
+        finally:
+            timer.cancel()
+        if "error" in answer:
+            raise ImageError(answer["error"], answer["hint"])
+        tiles = np.frombuffer(data, np.uint8).reshape(answer["shape"])
+        return Decoded(
+            tiles=tiles,
+            sha256=answer["sha256"],
+            size=(answer["size"][0], answer["size"][1]),
+            notes=tuple(answer["notes"]),
+            decode_ms=answer["decode_ms"],
+            preprocess_ms=answer["preprocess_ms"],
+        )
+
+    def _send(self, line: str) -> None:
+        pipe = self._process.stdin
+        if pipe is None:
+            raise EOFError
+        pipe.write(line.encode() + b"\n")
+        pipe.flush()
+
+    def _receive(self) -> tuple[dict[str, Any], bytes]:
+        pipe = self._process.stdout
+        if pipe is None:
+            raise EOFError
+        line = pipe.readline(_LINE_BYTES)
+        if not line.endswith(b"\n"):
+            raise EOFError
+        answer = json.loads(line)
+        data = pipe.read(answer["bytes"])
+        if len(data) != answer["bytes"]:
+            raise EOFError
+        return answer, data
+
+
+def main() -> None:
+    """The worker: settings on the first line, then a picture a line, until stdin ends."""
+    from edgeprism.manifest import ImagePolicy
+
+    commands, answers = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # a library that prints must not break the answers
+    settings = json.loads(commands.readline())
+    _limit_memory(settings.pop("memory_bytes"))
+    policy = ImagePolicy(**settings)
+    for line in commands:
+        answer, data = _answer(json.loads(line)["path"], policy)
+        _write(answers, json.dumps({**answer, "bytes": len(data)}).encode() + b"\n" + data)
+
+
+def _write(pipe: IO[bytes], data: bytes) -> None:
+    pipe.write(data)
+    pipe.flush()
+
+
+def _answer(path: str, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
+    import time
+
+    from edgeprism.image import picture_to_tiles, read_picture
+
+    try:
+        picture = read_picture(path)
+        start = time.perf_counter()
+        tiles = picture_to_tiles(picture, policy)
+    except ImageError as error:
+        return {"error": error.message, "hint": error.hint}, b""
+    except MemoryError:
+        return {"error": f"{path}: needs too much memory.", "hint": "Export a smaller copy."}, b""
+    answer = {
+        "shape": tiles.shape,
+        "sha256": picture.sha256,
+        "size": picture.rgb.size,
+        "notes": picture.notes,
+        "decode_ms": picture.decode_ms,
+        "preprocess_ms": (time.perf_counter() - start) * 1000,
+    }
+    return answer, tiles.tobytes()
+
+
+def _limit_memory(size: int) -> None:
+    if os.name != "posix":
+        return  # no such limit there; the time limit still holds
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+if __name__ == "__main__":
+    main()
