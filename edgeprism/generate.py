@@ -95,6 +95,7 @@ class Generator:
         self._cells = 0  # of each sequence
         self._prefix: list[int] = []  # what the sequence behind the last holds
         self._active: list[_Sequence] = []
+        self._events: list[Piece | Finished] = []
         self._free = list(range(parallel))
 
     def close(self) -> None:
@@ -107,52 +108,66 @@ class Generator:
         """Whether requests are in flight."""
         return bool(self._active)
 
-    def run(self, requests: Iterable[Request | None]) -> Iterator[Piece | Finished]:
-        """Events of all requests as they come; closing the iterator drops what is in flight.
-
-        An item of None says that no request is ready now: what is in flight goes on, and the
-        next item is asked for after its next token. A source that waits should do so only while
-        the generator is not `busy`. Requests are numbered as they come, None not counted.
-        """
-        source = iter(requests)
-        ended, held, count = False, None, 0
+    def run(self, requests: Iterable[Request]) -> Iterator[Piece | Finished]:
+        """Events of all requests as they come; closing the iterator drops what is in flight."""
         try:
-            while True:
-                while not ended and self._free:
-                    if held is None:
-                        try:
-                            held = next(source)
-                        except StopIteration:
-                            ended = True
-                    # a prompt longer than the context waits until it can be made anew
-                    if held is None or (self.busy and self._needs(held) > self._cells):
-                        break
-                    yield from self._admit(count, held)
-                    held, count = None, count + 1
-                yield from self._let_go()
-                if self.busy:
-                    yield from self._step()
-                    yield from self._let_go()
-                elif ended and held is None:
-                    return
+            for index, request in enumerate(requests):
+                while not self.has_room(request):
+                    yield from self.step()
+                self.add(index, request)
+                yield from self._new_events()
+            while self.busy:
+                yield from self.step()
         finally:
-            for sequence in list(self._active):
-                self._release(sequence)
+            self.drop()
 
-    def _step(self) -> Iterator[Piece]:
-        """One token for every sequence in flight."""
-        active = self._active
-        self._open.step([(s.slot, s.ids[-1], s.position()) for s in active])
-        tokens = [s.sampler.sample(self._open, i) for i, s in enumerate(active)]
-        for sequence, token in zip(active, tokens, strict=True):
-            yield from sequence.take(token)
+    def has_room(self, request: Request) -> bool:
+        """Whether `request` can begin now. One that needs a longer context waits for the others."""
+        return bool(self._free) and (not self.busy or self._needs(request) <= self._cells)
 
-    def _let_go(self) -> Iterator[Finished]:
-        """Make room of the sequences that have ended."""
-        for sequence in [s for s in self._active if s.finish_reason is not None]:
-            finished = sequence.finished()
+    def add(self, index: int, request: Request) -> None:
+        """Begin a request for which there is room; its events carry `index`."""
+        start = time.perf_counter()
+        cells = self._needs(request)
+        if cells > self._cells:
+            self._make_context(cells)
+        sequence = _Sequence(index, self._free.pop(), request, self.lm, cells)
+        self._active.append(sequence)
+        try:
+            self._prefill(sequence)
+        except BaseException:
+            self.close()  # an interrupted prefill leaves cells nobody would remove
+            raise
+        sequence.prefill_ms = (time.perf_counter() - start) * 1000
+        sequence.began = time.perf_counter()
+        self._take(sequence, sequence.sampler.sample(self._open))
+
+    def step(self) -> list[Piece | Finished]:
+        """One token for every sequence in flight; the events since the last step."""
+        active = list(self._active)
+        if active:
+            self._open.step([(s.slot, s.ids[-1], s.position()) for s in active])
+            tokens = [s.sampler.sample(self._open, i) for i, s in enumerate(active)]
+            for sequence, token in zip(active, tokens, strict=True):
+                self._take(sequence, token)
+        return self._new_events()
+
+    def drop(self) -> None:
+        """Forget what is in flight."""
+        for sequence in list(self._active):
             self._release(sequence)
-            yield finished
+        self._events = []
+
+    def _take(self, sequence: _Sequence, token: int) -> None:
+        """Accept a sampled token; a sequence that has ended makes room."""
+        self._events += sequence.take(token)
+        if sequence.finish_reason is not None:
+            self._events.append(sequence.finished())
+            self._release(sequence)
+
+    def _new_events(self) -> list[Piece | Finished]:
+        events, self._events = self._events, []
+        return events
 
     @property
     def _open(self) -> Context:
@@ -168,23 +183,6 @@ class Generator:
                 "Shorten the instruction or question.",
             )
         return min(prompt + request.sampling.max_tokens, longest)
-
-    def _admit(self, index: int, request: Request) -> Iterator[Piece]:
-        """Prefill a request into a free slot and take its first token."""
-        start = time.perf_counter()
-        cells = self._needs(request)
-        if cells > self._cells:
-            self._make_context(cells)
-        sequence = _Sequence(index, self._free.pop(), request, self.lm, cells)
-        self._active.append(sequence)
-        try:
-            self._prefill(sequence)
-        except BaseException:
-            self.close()  # an interrupted prefill leaves cells nobody would remove
-            raise
-        sequence.prefill_ms = (time.perf_counter() - start) * 1000
-        sequence.began = time.perf_counter()
-        yield from sequence.take(sequence.sampler.sample(self._open))
 
     def _make_context(self, cells: int) -> None:
         self.close()
