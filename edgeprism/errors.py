@@ -31,6 +31,10 @@ class ImageError(EdgePrismError):
     """A picture that cannot be read, or is refused; the message names it."""
 
 
+class OutputError(EdgePrismError):
+    """A result that cannot be written where it was asked for; what was there is untouched."""
+
+
 class ModelError(EdgePrismError):
     """A model that is missing, damaged, or not what its manifest says."""
 
