@@ -21,6 +21,7 @@ FILE_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 
 VISION_QUANTS = ("fp32", "fp16", "int8", "int8-full")
+Record = typing.TypeVar("Record")
 RESAMPLINGS = ("bicubic", "bilinear", "lanczos", "nearest")
 
 
@@ -153,6 +154,19 @@ def manifest_from_json(text: str | bytes, where: str) -> Manifest:
     if faults:
         raise ManifestError(where, faults)
     return typing.cast(Manifest, manifest)
+
+
+def record_from_json(kind: type[Record], text: str | bytes, where: str) -> Record:
+    """Any dataclass of plain fields, as strictly: ManifestError lists every fault at once."""
+    try:
+        data = json.loads(text, object_pairs_hook=_object_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(where, [f"not JSON: {error}"]) from error
+    faults: list[str] = []
+    record = _read(kind, data, "", faults)
+    if faults:
+        raise ManifestError(where, faults)
+    return typing.cast(Record, record)
 
 
 def manifest_from_bundle(bundle: Path) -> Manifest:

