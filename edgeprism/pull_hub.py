@@ -1,0 +1,257 @@
+"""Repositories of a model hub, the needed files alone. The only importer of huggingface_hub.
+
+Files go to its cache, so HF_HOME, HF_TOKEN and HF_ENDPOINT mean what they mean everywhere, what
+another program fetched is used, and an interrupted transfer goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgeprism.convert.progress import Progress
+from edgeprism.errors import PullError, UsageError
+from edgeprism.models.catalogue import Repository
+
+_CHUNK = 1 << 20
+_WATCH_EVERY_S = 0.25
+_PAUSES_S = (0.5, 1, 2, 4, 8)  # before a broken transfer is taken up again
+_AGAIN = "Run the same command again: what has arrived is kept."
+_NETWORK = f"Check the network, the proxy and HF_ENDPOINT. {_AGAIN}"
+
+
+@dataclass(frozen=True)
+class FetchedFile:
+    """One file as it arrived."""
+
+    name: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """One repository on disk at exactly one revision."""
+
+    role: str
+    repo: str
+    revision: str  # the commit that the catalogue's revision stood for
+    folder: Path
+    files: tuple[FetchedFile, ...]
+
+
+def missing_for_convert() -> list[str]:
+    """Packages of the `convert` extra that are not installed; empty where it is complete."""
+    try:
+        required = metadata.requires("edgeprism") or []
+    except metadata.PackageNotFoundError:
+        return []  # run from source without an installation: nobody knows
+    names = [
+        re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+        for requirement in required
+        if re.search(r"extra\s*==\s*['\"]convert['\"]", requirement)
+    ]
+    return [name for name in names if not _is_installed(name)]
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def needed_files(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The names that match; where a folder has safetensors, its pickled twins are left out."""
+    matching = [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+    safe = {PurePosixPath(n).parent for n in matching if n.endswith(".safetensors")}
+    return [
+        name
+        for name in sorted(matching)
+        if not (name.endswith((".bin", ".bin.index.json")) and PurePosixPath(name).parent in safe)
+    ]
+
+
+def fetch_repository(
+    source: Repository,
+    progress: Progress,
+    *,
+    endpoint: str | None = None,
+    cache: Path | None = None,
+) -> Fetched:
+    """Bring the needed files of one repository, each held against its digest.
+
+    `endpoint` and `cache` replace HF_ENDPOINT and HF_HOME's. Raises PullError, which names the
+    repository and, where it is about one, the file.
+    """
+    hub = _import_hub()
+    progress.stage(f"Asking for {source.repo}")
+    with _explained(hub, source.repo, source.revision):
+        info = hub.HfApi(endpoint=endpoint).model_info(
+            source.repo, revision=source.revision, files_metadata=True
+        )
+    announced = {sibling.rfilename: sibling for sibling in info.siblings or []}
+    names = needed_files(list(announced), source.files)
+    absent = [name for name in source.sha256 if name not in names]
+    if absent or not any(name.endswith((".safetensors", ".bin")) for name in names):
+        raise PullError(
+            f"{source.repo} at {source.revision} does not hold "
+            f"{', '.join(absent) or 'any weights'}.",
+            f"Its layout has changed; known good: {', '.join(source.files)}.",
+        )
+    folder = Path()
+    files = []
+    for name in names:
+        path = _fetch_file(hub, source.repo, info.sha, announced[name], progress, endpoint, cache)
+        files.append(_checked(source, path, announced[name], progress))
+        folder = Path(str(path).removesuffix(str(Path(name))))
+    return Fetched(source.role, source.repo, str(info.sha), folder, tuple(files))
+
+
+def _import_hub() -> Any:
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # read when the library loads
+    try:
+        import huggingface_hub.errors
+        import huggingface_hub.file_download
+        import huggingface_hub.utils
+    except ImportError as error:
+        raise UsageError(
+            f"Published checkpoints are fetched with huggingface_hub, which is not here: {error}.",
+            'pip install "edgeprism[convert]"',
+        ) from error
+    huggingface_hub.utils.disable_progress_bars()  # ours is shown
+    return huggingface_hub
+
+
+def _fetch_file(
+    hub: Any,
+    repo: str,
+    commit: str,
+    sibling: Any,
+    progress: Progress,
+    endpoint: str | None,
+    cache: Path | None,
+) -> Path:
+    name = sibling.rfilename
+    progress.stage(f"Fetching {repo}: {name}", sibling.size or 0)
+    store = Path(cache or hub.constants.HF_HUB_CACHE) / hub.file_download.repo_folder_name(
+        repo_id=repo, repo_type="model"
+    )
+    with _explained(hub, repo, commit, name), _watching(store / "blobs", progress):
+        for pause_s in (*_PAUSES_S, None):
+            try:
+                found = hub.hf_hub_download(
+                    repo, name, revision=commit, endpoint=endpoint, cache_dir=cache
+                )
+                break
+            except OSError as error:
+                # a broken transfer has no errno, unlike a full disk; what the hub answers is final
+                final = error.errno is not None or isinstance(error, hub.errors.HfHubHTTPError)
+                if pause_s is None or final:
+                    raise
+                progress.say(f"{repo}: {name}: the transfer broke off; going on.")
+                time.sleep(pause_s)
+    return Path(found)
+
+
+@contextlib.contextmanager
+def _watching(blobs: Path, progress: Progress) -> Iterator[None]:
+    """Report how the file that is on its way grows: the library has no callback for it."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        seen = 0
+        while not stop.wait(_WATCH_EVERY_S):
+            sizes = []
+            for path in blobs.glob("*.incomplete"):
+                with contextlib.suppress(OSError):  # complete and renamed in this moment
+                    sizes.append(path.stat().st_size)
+            if sizes and max(sizes) > seen:
+                progress.advance(max(sizes) - seen)
+                seen = max(sizes)
+
+    thread = threading.Thread(target=watch, name="download-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _checked(source: Repository, path: Path, sibling: Any, progress: Progress) -> FetchedFile:
+    """Hash what arrived; a file that is not what was announced is removed from the cache."""
+    size = path.stat().st_size
+    progress.stage(f"Checking {source.repo}: {sibling.rfilename}", size)
+    sha256, git_blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            sha256.update(chunk)
+            git_blob.update(chunk)
+            progress.advance(len(chunk))
+    # large files are announced with their sha256, small ones with their id in git
+    if sibling.lfs is not None:
+        announced, found = sibling.lfs.sha256, sha256.hexdigest()
+    else:
+        announced, found = sibling.blob_id, git_blob.hexdigest()
+    recorded = source.sha256.get(sibling.rfilename)
+    if announced and announced != found:
+        path.resolve().unlink()  # the blob; else every later try would find it again
+        path.unlink(missing_ok=True)
+        raise PullError(
+            f"{source.repo}: {sibling.rfilename} arrived damaged (digest {found[:12]}…, the hub "
+            f"announced {announced[:12]}…).",
+            "It was removed; run the same command again.",
+        )
+    if recorded and recorded != sha256.hexdigest():
+        raise PullError(
+            f"{source.repo}: {sibling.rfilename} is not the recorded file (sha256 "
+            f"{sha256.hexdigest()[:12]}…, expected {recorded[:12]}…).",
+            "The repository was changed since, or HF_ENDPOINT serves something else.",
+        )
+    return FetchedFile(sibling.rfilename, sha256.hexdigest(), size)
+
+
+@contextlib.contextmanager
+def _explained(hub: Any, repo: str, revision: str, file: str = "") -> Iterator[None]:
+    """Every way in which the hub's client fails, as a PullError."""
+    what = f"{repo}: {file}" if file else repo
+    errors = hub.errors
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise PullError(
+            f"{what}: access to the repository must be granted.",
+            "Accept its terms on the model page, then set HF_TOKEN.",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise PullError(
+            f"{what}: the hub has no such repository, or it is private.",
+            "Check HF_ENDPOINT; for a private repository set HF_TOKEN.",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise PullError(f"{what}: the repository has no revision {revision}.") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise PullError(f"{what}: the hub cannot be reached.", _NETWORK) from error
+    except errors.EntryNotFoundError as error:
+        raise PullError(
+            f"{what}: the repository has no such file at {revision} (404).",
+            "Its layout may have changed; tell us.",
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "?")
+        raise PullError(f"{what}: the hub answered with HTTP {status}.", _AGAIN) from error
+    except (OSError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PullError(f"{what}: {first}", _NETWORK) from error
