@@ -1,0 +1,36 @@
+"""`edgeprism doctor`: what was found, what is wrong, and the exact fix."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+_MARKS = {"ok": ("ok  ", "green"), "warn": ("note", "yellow"), "bad": ("BAD ", "red")}
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def command(context: click.Context, as_json: bool) -> int:
+    """Look at engines, machine, data folder and models; no network.
+
+    Exit code 0: usable. 5: an engine is missing or broken. 4: the default model is missing or
+    damaged.
+    """
+    from edgeprism.doctor import examine
+
+    diagnosis = examine()
+    if as_json:
+        click.echo(json.dumps(diagnosis.to_dict(), ensure_ascii=False, indent=2))
+        return diagnosis.exit_code
+    width = max(len(finding.topic) for finding in diagnosis.findings)
+    for finding in diagnosis.findings:
+        mark, colour = _MARKS[finding.state]
+        click.echo(
+            f"{click.style(mark, fg=colour)}  {finding.topic.ljust(width)}  {finding.text}",
+            color=context.color,
+        )
+        if finding.fix:
+            click.echo(f"{'':6}{'':{width}}  fix: {finding.fix}")
+    return diagnosis.exit_code

@@ -1,0 +1,325 @@
+"""`edgeprism doctor`: what this installation can do, what is wrong with it, and the exact fix.
+
+Engines are tried in a process of their own: one that was built for another processor dies on
+loading, and that is to be reported, not suffered.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import edgeprism
+from edgeprism import device
+from edgeprism.bundle import DEFAULT_MODEL, data_dir, open_bundle
+from edgeprism.errors import DeviceError, ModelError
+from edgeprism.inventory import list_models
+from edgeprism.pull_hub import missing_for_convert
+
+OK, WARN, BAD = "ok", "warn", "bad"
+REPORT_SCHEMA = 1
+# every one of them installs the module `onnxruntime`
+ONNXRUNTIME_BUILDS = (
+    "onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino",
+    "onnxruntime-qnn", "onnxruntime-silicon",
+)  # fmt: skip
+_LOW_DISK = 2 * 10**9
+_PROBE_SECONDS = 120
+
+# what the child runs; the path of our own package comes last, for a run from source
+_PROBE = """
+import json, sys
+sys.path.append(sys.argv[2])
+try:
+    if sys.argv[1] == "vision":
+        from edgeprism import vision
+        found = {"providers": vision.available_providers()}
+    else:
+        from edgeprism import lm
+        found = {"offload": lm.supports_offload()}
+except Exception as error:
+    found = {
+        "error": getattr(error, "message", None) or f"{type(error).__name__}: {error}",
+        "hint": getattr(error, "hint", ""),
+    }
+print("\\n" + json.dumps(found))
+"""
+_ENGINE_FIX = {
+    "vision": 'pip install --force-reinstall "edgeprism[cpu]"',
+    "language": "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python "
+    "llama-cpp-python",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `fix` is a command where something can be done."""
+
+    topic: str
+    state: str  # ok | warn | bad
+    text: str
+    fix: str = ""
+    exit_code: int = 0
+
+
+@dataclass
+class Diagnosis:
+    """All findings, in the order in which they are told."""
+
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, topic: str, state: str, text: str, fix: str = "", exit_code: int = 0) -> None:
+        self.findings.append(Finding(topic, state, text, fix, exit_code))
+
+    @property
+    def exit_code(self) -> int:
+        """5 for an engine, else 4 for the default model, else 0."""
+        return max((finding.exit_code for finding in self.findings), default=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": REPORT_SCHEMA,
+            "usable": self.exit_code == 0,
+            "exit_code": self.exit_code,
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def examine(environment: Mapping[str, str] = os.environ) -> Diagnosis:
+    """Look at everything; opens no network and changes nothing."""
+    diagnosis = Diagnosis()
+    diagnosis.add("edgeprism", OK, edgeprism.__version__)
+    diagnosis.add(
+        "python", OK, f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    )
+    _examine_packages(diagnosis)
+    providers = _examine_vision(diagnosis)
+    offload = _examine_language(diagnosis)
+    _examine_device(diagnosis, providers, offload, environment)
+    _examine_machine(diagnosis)
+    _examine_data_dir(diagnosis)
+    _examine_models(diagnosis, environment)
+    _examine_convert(diagnosis)
+    return diagnosis
+
+
+def machine_facts() -> dict[str, Any]:
+    """Processor, cores, instruction set, memory and engines' versions; nothing personal."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cpu": device.cpu_name(),
+        "cores": device.available_cores(),
+        "int8_dot": device.has_int8_dot(),
+        "memory_bytes": device.memory_bytes(),
+        **{
+            name: version
+            for name in (*ONNXRUNTIME_BUILDS, "llama-cpp-python", "torch", "transformers")
+            if (version := version_of(name))
+        },
+    }
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version; None where it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def probe(engine: str) -> dict[str, Any]:
+    """Load an engine in a child process: what it offers, or `error` and `hint`."""
+    package = str(Path(edgeprism.__file__).resolve().parent.parent)
+    try:
+        child = subprocess.run(
+            [sys.executable, "-P", "-c", _PROBE, engine, package],
+            capture_output=True, text=True, encoding="utf-8", errors="replace",
+            stdin=subprocess.DEVNULL, timeout=_PROBE_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"error": f"it does not load within {_PROBE_SECONDS} s", "hint": ""}
+    if child.returncode < 0:
+        return {"error": f"loading it ends the process (signal {-child.returncode})", "hint": ""}
+    try:
+        found = json.loads(child.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        said = child.stderr.strip().splitlines()
+        return {"error": said[-1] if said else f"exit code {child.returncode}", "hint": ""}
+    return found if isinstance(found, dict) else {"error": "an unexpected answer", "hint": ""}
+
+
+# ---- one topic each
+
+
+def _examine_packages(diagnosis: Diagnosis) -> None:
+    for name in ("numpy", "pillow"):
+        version = version_of(name)
+        if version:
+            diagnosis.add(name, OK, version)
+        else:
+            diagnosis.add(name, BAD, "not installed", f"pip install {name}", 5)
+
+
+def _examine_vision(diagnosis: Diagnosis) -> list[str]:
+    builds = [name for name in ONNXRUNTIME_BUILDS if version_of(name)]
+    if len(builds) > 1:
+        keep = "gpu" if "onnxruntime-gpu" in builds else "cpu"
+        diagnosis.add(
+            "vision engine",
+            BAD,
+            f"{' and '.join(builds)} are both installed and overwrite each other",
+            f'pip uninstall -y {" ".join(builds)} && pip install "edgeprism[{keep}]"',
+            5,
+        )
+    found = probe("vision")
+    if "error" in found:
+        fix = 'pip install "edgeprism[cpu]"' if not builds else _ENGINE_FIX["vision"]
+        diagnosis.add("vision engine", BAD, str(found["error"]), fix, 5)
+        return []
+    providers = [str(provider) for provider in found["providers"]]
+    named = " ".join(f"{build} {version_of(build)}" for build in builds) or "onnxruntime"
+    if len(builds) < 2:
+        diagnosis.add("vision engine", OK, f"{named}: {', '.join(providers)}")
+    # set when edgeprism.vision is imported, before the library loads
+    diagnosis.add("telemetry", OK, "ONNX Runtime's usage reports are switched off")
+    return providers
+
+
+def _examine_language(diagnosis: Diagnosis) -> bool:
+    version = version_of("llama-cpp-python")
+    found = probe("language")
+    if "error" in found:
+        fix = _ENGINE_FIX["language"] if version else "pip install llama-cpp-python"
+        diagnosis.add("language engine", BAD, str(found["error"]), fix, 5)
+        return False
+    offload = bool(found["offload"])
+    where = "can use a GPU" if offload else "built for the CPU alone"
+    diagnosis.add("language engine", OK, f"llama-cpp-python {version}: {where}")
+    return offload
+
+
+def _examine_device(
+    diagnosis: Diagnosis, providers: list[str], offload: bool, environment: Mapping[str, str]
+) -> None:
+    if not providers:
+        return  # said already
+    requested = environment.get("EDGEPRISM_DEVICE") or "auto"
+    try:
+        provider = device.choose_provider(requested, providers)
+        layers = device.choose_gpu_layers(requested, offload, None)
+    except DeviceError as error:
+        diagnosis.add(
+            "device", BAD, f"EDGEPRISM_DEVICE={requested}: {error.message}", error.hint, 5
+        )
+        return
+    why = "EDGEPRISM_DEVICE" if requested != "auto" else "the best that each engine has"
+    name = device.device_name(provider, layers)
+    diagnosis.add("device", OK, f"{name} ({why}; vision through {provider})")
+    if has_nvidia_gpu() and provider == device.CPU_PROVIDER and requested != "cpu":
+        diagnosis.add(
+            "gpu",
+            WARN,
+            "an NVIDIA GPU is here, but ONNX Runtime is a CPU build",
+            'pip uninstall -y onnxruntime && pip install "edgeprism[gpu]"',
+        )
+    if has_nvidia_gpu() and not offload and requested != "cpu":
+        diagnosis.add(
+            "gpu",
+            WARN,
+            "an NVIDIA GPU is here, but llama.cpp is a CPU build",
+            "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir "
+            "llama-cpp-python",
+        )
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the driver shows a GPU; no library is loaded for it."""
+    return any(Path("/proc/driver/nvidia/gpus").glob("*")) or Path("/dev/nvidia0").exists()
+
+
+def _examine_machine(diagnosis: Diagnosis) -> None:
+    total = os.cpu_count() or 1
+    quota = device.cgroup_cores()
+    limit = f", container quota {quota}" if quota else ""
+    diagnosis.add("cpu", OK, device.cpu_name())
+    diagnosis.add("cores", OK, f"{device.available_cores()} of {total} usable{limit}")
+    dot = device.has_int8_dot()
+    diagnosis.add(
+        "int8",
+        OK,
+        "dot product instructions (VNNI or Arm): full-range int8 is safe"
+        if dot
+        else "no dot product instructions: reduced-range int8 graphs are used",
+    )
+    memory = device.memory_bytes()
+    diagnosis.add("memory", OK, _gigabytes(memory) if memory else "unknown")
+
+
+def _examine_data_dir(diagnosis: Diagnosis) -> None:
+    folder = data_dir()
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent  # it is made at the first pull, inside this one
+    fix = "export EDGEPRISM_HOME=FOLDER  # one that you may write to"
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        diagnosis.add("data folder", WARN, f"{folder}: cannot be written", fix)
+        return
+    free = shutil.disk_usage(there).free
+    text = f"{folder}{'' if folder.exists() else ' (not made yet)'}: {_gigabytes(free)} free"
+    if free < _LOW_DISK:
+        diagnosis.add("data folder", WARN, text, "export EDGEPRISM_HOME=FOLDER  # on another disk")
+    else:
+        diagnosis.add("data folder", OK, text)
+
+
+def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> None:
+    default = environment.get("EDGEPRISM_MODEL") or DEFAULT_MODEL
+    try:
+        bundle = open_bundle(default)
+    except ModelError as error:
+        fix = (
+            "unset EDGEPRISM_MODEL"
+            if environment.get("EDGEPRISM_MODEL")
+            else 'pip install --force-reinstall --no-deps "edgeprism"'
+        )
+        diagnosis.add("default model", BAD, error.message.strip(), fix, 4)
+    else:
+        diagnosis.add("default model", OK, f"{bundle.manifest.name} ({bundle.path})")
+    reasoners = 0
+    for entry in list_models():
+        if entry.state == "damaged":
+            fix = f"edgeprism pull {entry.name}" if entry.kind == "reasoner" else ""
+            diagnosis.add(f"model {entry.name}", WARN, entry.problem, fix)
+        elif entry.state != "available":
+            diagnosis.add(f"model {entry.name}", OK, f"{entry.kind}, {entry.state}: {entry.path}")
+            reasoners += entry.kind == "reasoner"
+    if not reasoners:
+        diagnosis.add(
+            "reasoner", WARN, "none is installed: `edgeprism ask` needs one",
+            "edgeprism pull smollm2-135m",
+        )  # fmt: skip
+
+
+def _examine_convert(diagnosis: Diagnosis) -> None:
+    missing = missing_for_convert()
+    if missing:
+        text = (
+            f"not complete (only `convert` and `pull` of captioners need it): {', '.join(missing)}"
+        )
+        diagnosis.add("convert extra", OK, text, 'pip install "edgeprism[convert]"')
+    else:
+        diagnosis.add("convert extra", OK, "installed")
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,211 @@
+"""The models of this machine: built in, installed, and what the catalogue could add."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeprism.bundle import (
+    builtin_models_dir,
+    check_file,
+    data_dir,
+    file_digest,
+    find_model,
+    open_bundle,
+)
+from edgeprism.errors import ModelError
+from edgeprism.gguf_header import read_gguf_header
+from edgeprism.manifest import FILE_NAME, manifest_from_bundle
+from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One line of `edgeprism models list`."""
+
+    name: str
+    kind: str  # captioner | reasoner
+    state: str  # built-in | installed | damaged | available
+    size: int | None  # bytes on disk, or to fetch; None where unknown
+    license: str
+    description: str
+    path: str = ""
+    problem: str = ""
+
+
+def list_models(catalogue: Catalogue | None = None) -> list[ModelEntry]:
+    """Built-in models, then installed ones, then what `pull` could add."""
+    catalogue = catalogue or read_catalogue()
+    found: dict[str, ModelEntry] = {}
+    # the data folder is searched first when a name is used, so it comes first here
+    for place, state in ((data_dir() / "models", "installed"), *_builtin()):
+        for name, path in models_in(place):
+            found.setdefault(name, _described(name, path, state, catalogue))
+    order = {"built-in": 0, "installed": 1, "damaged": 1}
+    entries = sorted(found.values(), key=lambda e: (order[e.state], e.name))
+    for name in catalogue.names():
+        if name not in found:
+            entries.append(_available(name, catalogue.find(name)))
+    return entries
+
+
+def models_in(place: Path) -> list[tuple[str, Path]]:
+    """Name and path of the bundles and GGUF files in a folder of models."""
+    found = []
+    try:
+        paths = sorted(place.iterdir())
+    except OSError:
+        return []  # not made yet, or not ours to read: then nothing in it can be used either
+    for path in paths:
+        if path.name.startswith("."):
+            continue  # a conversion under way
+        for candidate in (path, path / "bundle"):
+            if (candidate / FILE_NAME).is_file():
+                found.append((path.name, candidate))
+                break
+        else:
+            if path.suffix == ".gguf" and path.is_file():
+                found.append((path.stem, path))
+    return found
+
+
+def _builtin() -> list[tuple[Path, str]]:
+    return [(place, "built-in") for place in builtin_models_dir()]
+
+
+def _described(name: str, path: Path, state: str, catalogue: Catalogue) -> ModelEntry:
+    """A quick look: headers and sizes, no hashing."""
+    try:
+        if path.is_dir():
+            bundle = open_bundle(path)
+            size = sum(entry.size for entry in bundle.manifest.files.values())
+            known = catalogue.captioners.get(name)
+            text = bundle.manifest.notice or (known.description if known else "")
+            return ModelEntry(
+                name, "captioner", state, size, bundle.manifest.license, text, str(path)
+            )
+        header = read_gguf_header(path)
+        reasoner = catalogue.reasoners.get(name)
+        if reasoner and path.stat().st_size != reasoner.size:
+            raise ModelError(f"{path}: has not the size that the catalogue records.")
+        license_ = reasoner.license if reasoner else str(header.metadata.get("general.license", ""))
+        text = reasoner.description if reasoner else str(header.metadata.get("general.name", ""))
+        return ModelEntry(name, "reasoner", state, path.stat().st_size, license_, text, str(path))
+    except ModelError as error:
+        kind = "captioner" if path.is_dir() else "reasoner"
+        problem = error.message.strip()
+        return ModelEntry(name, kind, "damaged", None, "", "", str(path), problem)
+
+
+def _available(name: str, entry: WheelReasoner | HubCaptioner) -> ModelEntry:
+    if isinstance(entry, WheelReasoner):
+        return ModelEntry(
+            name, "reasoner", "available", entry.size, entry.license, entry.description
+        )
+    size = entry.download_gb * 10**9
+    return ModelEntry(name, "captioner", "available", size, entry.license, entry.description)
+
+
+# ---- one model
+
+
+def model_facts(name: str, catalogue: Catalogue | None = None) -> dict[str, Any]:
+    """What is known of an installed model (name or path), else of one in the catalogue.
+
+    Raises ModelError when there is neither, or the installed one cannot be read.
+    """
+    catalogue = catalogue or read_catalogue()
+    try:
+        path = find_model(name)
+    except ModelError as error:
+        if name in catalogue.names():
+            entry = catalogue.find(name)
+            kind = "reasoner" if isinstance(entry, WheelReasoner) else "captioner"
+            return {"name": name, "kind": kind, "state": "available", **asdict(entry)}
+        raise error
+    return _gguf_facts(name, path, catalogue) if path.is_file() else _bundle_facts(path)
+
+
+def _bundle_facts(path: Path) -> dict[str, Any]:
+    bundle = open_bundle(path)
+    m = bundle.manifest
+    return {
+        "name": m.name,
+        "kind": "captioner",
+        "state": "installed",
+        "path": str(bundle.path),
+        "digest": bundle.digest,
+        "family": m.family,
+        "license": m.license,
+        "notice": m.notice,
+        "sources": [asdict(source) for source in m.sources],
+        "image": asdict(m.image),
+        "visual_tokens_per_picture": m.vision.tokens_per_tile * m.image.max_tiles,
+        "vision": asdict(m.vision),
+        "lm": asdict(m.lm),
+        "prompts": asdict(m.prompts),
+        "parity": asdict(m.parity),
+        "files": {file: asdict(entry) for file, entry in m.files.items()},
+    }
+
+
+def _gguf_facts(name: str, path: Path, catalogue: Catalogue) -> dict[str, Any]:
+    header = read_gguf_header(path)
+    known = catalogue.reasoners.get(name)
+    architecture = header.architecture
+    return {
+        "name": name,
+        "kind": "reasoner",
+        "state": "installed",
+        "path": str(path),
+        "digest": file_digest(path),
+        "license": known.license if known else str(header.metadata.get("general.license", "")),
+        "origin": known.origin if known else "",
+        "size": path.stat().st_size,
+        "architecture": architecture,
+        "parameters": sum(math.prod(shape) for shape in header.tensors.values()),
+        "n_embd": header.n_embd,
+        "n_vocab": header.n_vocab,
+        "context_length": header.metadata.get(f"{architecture}.context_length"),
+        "has_chat_template": header.chat_template is not None,
+        "recorded_sha256": known.sha256 if known else None,
+    }
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """One file, hashed whole; `problem` is empty where it is what was recorded."""
+
+    model: str
+    file: str
+    sha256: str
+    recorded: bool  # False: nothing to compare with, the digest alone is told
+    problem: str
+
+
+def verify_model(name: str, catalogue: Catalogue | None = None) -> list[FileCheck]:
+    """Hash every file of an installed model; raises ModelError where there is none to hash."""
+    catalogue = catalogue or read_catalogue()
+    path = find_model(name)
+    if path.is_file():
+        read_gguf_header(path)
+        known = catalogue.reasoners.get(name)
+        if known is None:
+            return [FileCheck(name, path.name, file_digest(path, again=True), False, "")]
+        return [_checked(name, path, known.sha256, known.size)]
+    # not open_bundle: it stops at the first look, and here every file is to be named
+    manifest = manifest_from_bundle(path)
+    return [
+        _checked(name, path / file, entry.sha256, entry.size)
+        for file, entry in manifest.files.items()
+    ]
+
+
+def _checked(name: str, path: Path, sha256: str, size: int) -> FileCheck:
+    try:
+        check_file(path, sha256, size, again=True)
+    except ModelError as error:
+        return FileCheck(name, path.name, sha256, True, error.message)
+    return FileCheck(name, path.name, sha256, True, "")

@@ -1,0 +1,236 @@
+"""`edgeprism models verify-published`: run published weights once, and tell how it went.
+
+Whoever has a network runs it and sends the report back: the revisions and digests that arrived,
+the parity gate's figures, and captions of photographs. Nothing in it tells of the machine's users
+or paths, and the pictures themselves are not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import edgeprism
+from edgeprism.bundle import Bundle, open_bundle
+from edgeprism.captioner import Captioner
+from edgeprism.convert.progress import Progress
+from edgeprism.doctor import machine_facts
+from edgeprism.errors import EdgePrismError, UsageError
+from edgeprism.models.catalogue import Catalogue, HubCaptioner, read_catalogue
+from edgeprism.pull import pull
+
+REPORT_SCHEMA = 1
+WANTED_PHOTOS = 5
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic")
+
+
+@dataclass
+class Report:
+    """What happened, step by step; `failures` is empty where all went well."""
+
+    name: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": REPORT_SCHEMA,
+            "name": self.name,
+            "passed": self.passed,
+            "failures": self.failures,
+            **self.facts,
+        }
+
+    def to_text(self) -> str:
+        """The same for people."""
+        return "\n".join(_report_lines(self)) + "\n"
+
+    def write(self, folder: Path) -> list[Path]:
+        """report.json and report.txt in `folder`, which is made."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            written = []
+            for name, text in (
+                ("report.json", json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"),
+                ("report.txt", self.to_text()),
+            ):
+                beside = folder / f".{name}.partial"
+                beside.write_text(text, encoding="utf-8")
+                os.replace(beside, folder / name)
+                written.append(folder / name)
+        except OSError as error:
+            raise UsageError(
+                f"{folder}: the report cannot be written: {error.strerror}.", "Give --out FOLDER."
+            ) from error
+        return written
+
+
+def verify_published(
+    name: str,
+    photos: Sequence[Path],
+    *,
+    vision_quants: tuple[str, ...] = (),
+    lm_quant: str = "",
+    progress: Progress | None = None,
+    catalogue: Catalogue | None = None,
+) -> Report:
+    """Pull, convert (with the parity gate) and caption `photos` (files or folders of pictures).
+
+    Raises UsageError before anything is fetched; what fails later stands in the report.
+    """
+    catalogue = catalogue or read_catalogue()
+    progress = progress or Progress()
+    if not isinstance(catalogue.find(name), HubCaptioner):
+        raise UsageError(
+            f"{name} is not made of published checkpoints: its digest is in the catalogue.",
+            f"`edgeprism models verify {name}` checks it.",
+        )
+    pictures = find_pictures(photos)
+    if len(pictures) < WANTED_PHOTOS:
+        progress.say(f"{len(pictures)} photographs: {WANTED_PHOTOS} would say more.")
+    report = Report(name)
+    report.facts = {
+        "edgeprism": edgeprism.__version__,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": machine_facts(),
+        "catalogue": asdict(catalogue.find(name)),
+    }
+    bundle = _step(
+        report,
+        "pull and convert",
+        lambda: _pulled(report, vision_quants, lm_quant, progress, catalogue),
+    )
+    if bundle is not None:
+        _step(report, "captions", lambda: _captioned(report, bundle, pictures, progress))
+    return report
+
+
+def find_pictures(photos: Sequence[Path]) -> list[Path]:
+    """Files as given, folders as the pictures in them; UsageError where there is none."""
+    pictures: list[Path] = []
+    for path in photos:
+        inside = sorted(path.iterdir()) if path.is_dir() else [path]
+        pictures += [p for p in inside if p == path or p.suffix.lower() in _PICTURES]
+    if not pictures:
+        raise UsageError("No photograph was found.", "Give --photos a picture or a folder of them.")
+    return pictures
+
+
+def _step(report: Report, title: str, work: Callable[[], Any]) -> Any:
+    """The result of `work`, or None after a failure, which is then in the report."""
+    start = time.perf_counter()
+    try:
+        return work()
+    except EdgePrismError as error:
+        if error.exit_code == 130:
+            raise  # the user's Ctrl-C is no finding
+        report.failures.append(f"{title}: {type(error).__name__}: {_without_home(str(error))}")
+        return None
+    finally:
+        report.facts.setdefault("seconds", {})[title] = round(time.perf_counter() - start, 1)
+
+
+def _pulled(
+    report: Report,
+    vision_quants: tuple[str, ...],
+    lm_quant: str,
+    progress: Progress,
+    catalogue: Catalogue,
+) -> Bundle:
+    pulled = pull(
+        report.name,
+        vision_quants=vision_quants,
+        lm_quant=lm_quant,
+        again=True,  # the gate is to run here and now
+        progress=progress,
+        catalogue=catalogue,
+    )
+    report.facts["repositories"] = [
+        {
+            "role": fetched.role,
+            "repo": fetched.repo,
+            "revision": fetched.revision,
+            "files": {file.name: {"sha256": file.sha256, "size": file.size}
+                      for file in fetched.files},
+        }
+        for fetched in pulled.fetched
+    ]  # fmt: skip
+    bundle = open_bundle(pulled.path)
+    report.facts["bundle"] = {"digest": bundle.digest, **asdict(bundle.manifest)}
+    if not bundle.manifest.parity.passed:
+        report.failures += bundle.manifest.parity.failures
+    return bundle
+
+
+def _captioned(
+    report: Report, bundle: Bundle, pictures: Sequence[Path], progress: Progress
+) -> None:
+    captioner = Captioner(bundle)
+    report.facts["captions"] = captions = []
+    progress.stage("Captioning", len(pictures))
+    for i, picture in enumerate(pictures, 1):
+        try:
+            record = captioner.caption(picture).to_dict()
+        except EdgePrismError as error:
+            if error.exit_code == 130:
+                raise
+            report.failures.append(f"caption of {picture.name}: {_without_home(str(error))}")
+            continue
+        # the picture's name, not where its owner keeps it
+        captions.append({**record, "image": picture.name})
+        if not record["caption"].strip():
+            report.failures.append(f"caption of {picture.name}: it is empty")
+        progress.say(f"{i}/{len(pictures)} {picture.name}: {record['caption']}")
+        progress.advance()
+
+
+def _without_home(text: str) -> str:
+    return text.replace(str(Path.home()), "~")
+
+
+def _report_lines(report: Report) -> list[str]:
+    facts = report.facts
+    lines = [
+        f"EdgePrism {facts.get('edgeprism')}: {report.name}: "
+        f"{'passed' if report.passed else 'FAILED'} ({facts.get('started')})",
+        *(f"FAILED  {failure}" for failure in report.failures),
+        "",
+        "Machine: " + ", ".join(f"{k} {v}" for k, v in facts.get("machine", {}).items()),
+        "Seconds: " + ", ".join(f"{k} {v}" for k, v in facts.get("seconds", {}).items()),
+    ]
+    for repository in facts.get("repositories", []):
+        lines += ["", f"{repository['role']}: {repository['repo']} at {repository['revision']}"]
+        lines += [
+            f"  {name}  {file['size']} bytes  sha256 {file['sha256']}"
+            for name, file in repository["files"].items()
+        ]
+    if "bundle" in facts:
+        bundle = facts["bundle"]
+        variants = ", ".join(variant["quant"] for variant in bundle["vision"]["variants"])
+        lines += [
+            "",
+            f"Bundle {bundle['digest']}: vision {variants}, language {bundle['lm']['quant']}",
+        ]
+        for check, figures in bundle["parity"]["figures"].items():
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            lines.append(f"  parity {check}: {shown}")
+    for record in facts.get("captions", []):
+        timings = record["timings_ms"]
+        lines += [
+            "",
+            f"{record['image']} "
+            f"({record['tokens']['generated']} tokens, {record['finish_reason']}, "
+            f"encode {timings['encode']:.0f} ms, prefill {timings['prefill']:.0f} ms, "
+            f"decode {timings['decode']:.0f} ms, on {record['device']}):",
+            f"  {record['caption']}",
+        ]
+    return lines
