@@ -28,7 +28,8 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
-_STRING, _ARRAY = 8, 9
+STRING, _ARRAY = 8, 9
+_MOST_ITEMS = 4096  # of a numeric array are kept; longer ones are the vocabulary's
 # ggml type → (elements a block, bytes a block); what is not listed has no size check
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
@@ -41,11 +42,22 @@ _HINT = "Copy or convert the model again."
 
 
 @dataclass(frozen=True)
+class Array:
+    """An array of the metadata: its GGUF type, its length, and its numbers if they are few."""
+
+    kind: int
+    length: int
+    items: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
 class GgufHeader:
-    """Scalar and string metadata by key (an array is represented by its length) and tensors."""
+    """Metadata by key, tensors by name."""
 
     metadata: dict[str, Any]
     tensors: dict[str, tuple[int, ...]]  # name → shape, fastest dimension first
+    tensor_types: dict[str, int]  # name → ggml type
+    tokens: tuple[bytes, ...] = ()  # the vocabulary, when it was asked for
 
     @property
     def architecture(self) -> str:
@@ -53,11 +65,13 @@ class GgufHeader:
 
     @property
     def n_embd(self) -> int:
-        return int(self.metadata.get(f"{self.architecture}.embedding_length", 0))
+        value = self.metadata.get(f"{self.architecture}.embedding_length")
+        return value if isinstance(value, int) else 0
 
     @property
     def n_vocab(self) -> int:
-        return int(self.metadata.get("tokenizer.ggml.tokens", 0))
+        value = self.metadata.get("tokenizer.ggml.tokens")
+        return value.length if isinstance(value, Array) else 0
 
     @property
     def chat_template(self) -> str | None:
@@ -65,11 +79,14 @@ class GgufHeader:
         return template if isinstance(template, str) else None
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
-    """Raises ModelError, which names the file, for anything that is not a whole GGUF file."""
+def read_gguf_header(path: Path, *, tokens: bool = False) -> GgufHeader:
+    """Raises ModelError, which names the file, for anything that is not a whole GGUF file.
+
+    `tokens` keeps the vocabulary's strings too.
+    """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data).header()
+            return _Reader(data, tokens).header()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(f"{path}: not a whole GGUF model: {reason}.", _HINT) from error
@@ -78,9 +95,10 @@ def read_gguf_header(path: Path) -> GgufHeader:
 class _Reader:
     """A cursor over the file that refuses to leave it (ValueError says where)."""
 
-    def __init__(self, data: mmap.mmap) -> None:
-        self.data = data
+    def __init__(self, data: mmap.mmap, keep_tokens: bool) -> None:
+        self.data, self.keep_tokens = data, keep_tokens
         self.at = 0
+        self.tokens: list[bytes] = []
 
     def header(self) -> GgufHeader:
         if self.data[:4] != b"GGUF":
@@ -95,8 +113,9 @@ class _Reader:
             key = self.string()
             if key in metadata:
                 raise ValueError(f"{key} stands twice")
-            metadata[key] = self.value(self.scalar("I"))
-        tensors, ends = self.tensors(n_tensors)
+            keep = self.tokens if self.keep_tokens and key == "tokenizer.ggml.tokens" else None
+            metadata[key] = self.value(self.scalar("I"), keep)
+        tensors, types, ends = self.tensors(n_tensors)
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"alignment {alignment!r}")
@@ -104,10 +123,14 @@ class _Reader:
         for name, end in ends.items():
             if start + end > len(self.data):
                 raise ValueError(f"cut short: {name} ends behind the file's {len(self.data)} bytes")
-        return GgufHeader(metadata, tensors)
+        return GgufHeader(metadata, tensors, types, tuple(self.tokens))
 
-    def tensors(self, count: int) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    def tensors(
+        self, count: int
+    ) -> tuple[dict[str, tuple[int, ...]], dict[str, int], dict[str, int]]:
+        """Of each tensor the shape, the type, and the end of its data behind the header."""
         shapes: dict[str, tuple[int, ...]] = {}
+        types: dict[str, int] = {}
         ends: dict[str, int] = {}
         for _ in range(count):
             name = self.string()
@@ -122,26 +145,34 @@ class _Reader:
             per_block, block_bytes = _BLOCKS.get(kind, (1, 0))
             if shape[0] % per_block or not elements:
                 raise ValueError(f"tensor {name!r} has shape {shape}, impossible for its type")
-            shapes[name] = shape
+            shapes[name], types[name] = shape, kind
             ends[name] = offset + elements // per_block * block_bytes
-        return shapes, ends
+        return shapes, types, ends
 
-    def value(self, kind: int) -> Any:
-        if kind == _STRING:
+    def value(self, kind: int, keep: list[bytes] | None = None) -> Any:
+        """A value of GGUF type `kind`; the strings of an array go to `keep`."""
+        if kind == STRING:
             return self.string()
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind != _ARRAY:
             raise ValueError(f"metadata of unknown type {kind}")
         item, count = self.scalar("I"), self.scalar("Q")
-        if item == _STRING:
+        items: tuple[Any, ...] = ()
+        if item == STRING:
             for _ in range(count):
-                self.skip(self.scalar("Q"))
+                length, at = self.scalar("Q"), self.at
+                self.skip(length)
+                if keep is not None:
+                    keep.append(self.data[at : at + length])
         elif item in _SCALARS:
-            self.skip(count * struct.calcsize(_SCALARS[item]))
+            at, code = self.at, _SCALARS[item]
+            self.skip(count * struct.calcsize(code))
+            if count <= _MOST_ITEMS:
+                items = struct.unpack_from(f"<{count}{code}", self.data, at)
         else:
             raise ValueError(f"an array of unknown type {item}")
-        return count
+        return Array(item, count, items)
 
     def scalar(self, code: str) -> Any:
         at = self.at

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from edgeprism.errors import (
     PromptTooLongError,
     TemplateError,
 )
+from edgeprism.gguf_checks import gguf_faults
 from edgeprism.gguf_header import GgufHeader, read_gguf_header
 from edgeprism.manifest import LanguageModel as Dimensions
 from edgeprism.prompt import Message
@@ -87,9 +89,12 @@ class LanguageModel:
         """
         self.path, self.threads = path, threads
         self.cancel = cancel or Cancel()
-        self.header = read_gguf_header(path)
+        header = read_gguf_header(path, tokens=True)
         if expected is not None:
-            _check_dimensions(path, self.header, expected)
+            _check_dimensions(path, header, expected)
+        if faults := gguf_faults(header):
+            raise ModelError(f"{path}: cannot be run: it has {'; '.join(faults)}.", _HINT)
+        self.header = dataclasses.replace(header, tokens=())  # 92,544 strings are no longer needed
         self._llama = llama = import_llama()
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers

@@ -1,0 +1,132 @@
+"""Faults of a GGUF model that end llama.cpp's process instead of failing its load.
+
+Each rule stands for an assertion or an uncaught exception found in llama.cpp (the version that
+llama-cpp-python 0.3.36 carries) by feeding it models with one thing wrong. The rules hold for
+every architecture; what a single architecture asserts beyond them is not covered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from edgeprism.gguf_header import STRING, Array, GgufHeader
+
+_MOST_LAYERS, _MOST_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
+_TENSOR_ALIGNMENT = 32
+_F32 = 0
+_NOT_WEIGHTS = {24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}
+_ROPE_SCALINGS = ("none", "linear", "longrope", "yarn")
+# sentencepiece and byte-pair vocabularies; each other kind has demands of its own
+_SENTENCEPIECE = "llama"
+_TOKENIZERS = (_SENTENCEPIECE, "gpt2", "gemma4")
+
+
+def gguf_faults(header: GgufHeader) -> list[str]:
+    """What would end the process, in words; `header` must have been read with its tokens."""
+    return [
+        *_dimension_faults(header),
+        *_head_faults(header),
+        *_expert_faults(header),
+        *_vocabulary_faults(header),
+        *_tensor_faults(header),
+    ]
+
+
+def _dimension_faults(header: GgufHeader) -> Iterator[str]:
+    layers = _number(header, "block_count")
+    if layers is None or not 1 <= layers <= _MOST_LAYERS:
+        yield f"{layers} layers (known: 1…{_MOST_LAYERS})"
+    if (_number(header, "nextn_predict_layers") or 0) > (layers or 0):
+        yield "more prediction layers than layers"
+    for name in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon",
+                 "attention.group_norm_epsilon"):  # fmt: skip
+        value = _of(header, name)
+        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+            yield f"{name} is {value}"
+    scaling = _of(header, "rope.scaling.type")
+    if scaling is not None and scaling not in _ROPE_SCALINGS:
+        yield f"rope.scaling.type {scaling!r} (known: {', '.join(_ROPE_SCALINGS)})"
+    alignment = header.metadata.get("general.alignment", _TENSOR_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment % _TENSOR_ALIGNMENT:
+        yield f"alignment {alignment} (a multiple of {_TENSOR_ALIGNMENT} is needed)"
+
+
+def _head_faults(header: GgufHeader) -> Iterator[str]:
+    heads = _numbers(header, "attention.head_count")
+    shared = _numbers(header, "attention.head_count_kv") or heads
+    if len(shared) > 1 and len(heads) == 1:
+        heads *= len(shared)
+    if len(heads) > 1 and len(shared) == 1:
+        shared *= len(heads)
+    for n, n_kv in zip(heads, shared, strict=False):
+        if n and n_kv and n % n_kv:
+            yield f"{n} heads cannot share {n_kv} key/value heads"
+            return
+    widths = {
+        shape[1] / n_kv if n_kv else 0
+        for i, n_kv in enumerate(shared)
+        if len(shape := header.tensors.get(f"blk.{i}.attn_k.weight", ())) == 2
+    }
+    if len(widths) > 1 or 0 in widths:
+        yield "key/value heads that do not fit the tensors"
+    n_rope = _number(header, "rope.dimension_count")
+    if n_rope is None and heads and heads[0]:
+        n_rope = header.n_embd // heads[0]
+    if n_rope is not None and n_rope % 2:
+        yield f"an odd number of rotary dimensions ({n_rope})"
+
+
+def _expert_faults(header: GgufHeader) -> Iterator[str]:
+    experts = _number(header, "expert_count") or 0
+    used = max(_numbers(header, "expert_used_count"), default=0)
+    groups = _number(header, "expert_group_count") or 0
+    group_used = _number(header, "expert_group_used_count") or 0
+    if experts > _MOST_EXPERTS or used > experts or (experts and not used):
+        yield f"{used} of {experts} experts in use"
+    if groups and (groups >= max(experts, 1) or experts % groups or not 0 < group_used < groups):
+        yield f"{group_used} of {groups} groups of {experts} experts in use"
+
+
+def _vocabulary_faults(header: GgufHeader) -> Iterator[str]:
+    kind = header.metadata.get("tokenizer.ggml.model")
+    if kind not in _TOKENIZERS:
+        yield f"a vocabulary of kind {kind!r} (known: {', '.join(_TOKENIZERS)})"
+    vocabulary = header.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(vocabulary, Array) or vocabulary.kind != STRING:
+        yield "no vocabulary"
+        return
+    tokens = set(header.tokens)
+    if len(tokens) != len(header.tokens):
+        yield "a token stands twice in its vocabulary"
+    if kind == _SENTENCEPIECE:
+        missing = sum(b"<0x%02X>" % i not in tokens for i in range(256))
+        if missing:
+            yield f"{missing} of the 256 byte tokens are missing from its vocabulary"
+
+
+def _tensor_faults(header: GgufHeader) -> Iterator[str]:
+    for name, kind in header.tensor_types.items():
+        shape = header.tensors[name]
+        if kind in _NOT_WEIGHTS and name.endswith((".weight", ".bias")):
+            yield f"tensor {name} holds {_NOT_WEIGHTS[kind]} values"
+        elif kind != _F32 and name.endswith(("norm.weight", ".bias")) and len(shape) == 1:
+            yield f"tensor {name} is not F32"
+
+
+def _of(header: GgufHeader, name: str) -> Any:
+    return header.metadata.get(f"{header.architecture}.{name}")
+
+
+def _number(header: GgufHeader, name: str) -> int | None:
+    value = _of(header, name)
+    return value if isinstance(value, int) else None
+
+
+def _numbers(header: GgufHeader, name: str) -> list[int]:
+    """A number, or one a layer."""
+    value = _of(header, name)
+    if isinstance(value, Array):
+        return [item for item in value.items if isinstance(item, int)]
+    return [value] if isinstance(value, int) else []
