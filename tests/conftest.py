@@ -1,0 +1,79 @@
+"""What every test shares: an empty data folder, and tiny models made once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import bundles
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgeprism.captioner import Captioner
+from edgeprism.lm import LanguageModel
+
+# "A red dog" with an accent that takes two byte tokens, then the end of the turn
+SAID = bundles.piece_ids("▁a", "▁red", "▁dog", "é", "▁on", "▁the", "▁sea", bundles.IM_END)
+SAID_TEXT = "a red dogé on the sea"
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's data folder, nor is swayed by the user's settings."""
+    monkeypatch.setenv("EDGEPRISM_HOME", str(tmp_path_factory.mktemp("home")))
+    for name in ("EDGEPRISM_MODEL", "EDGEPRISM_DEVICE", "EDGEPRISM_NATIVE_LOG", "NO_COLOR",
+                 "FORCE_COLOR", "EDGEPRISM_OFFLINE"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def random_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose captions depend on every pixel patch and every prompt token."""
+    return bundles.write_bundle(tmp_path_factory.mktemp("random"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def scripted_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that says SAID_TEXT of every picture."""
+    return bundles.write_bundle(tmp_path_factory.mktemp("scripted"), script=SAID)
+
+
+@pytest.fixture(scope="session")
+def scripted_gguf(scripted_bundle: Path) -> Path:
+    return scripted_bundle / "lm.gguf"
+
+
+@pytest.fixture(scope="session")
+def random_lm(random_bundle: Path) -> Iterator[LanguageModel]:
+    lm = LanguageModel(random_bundle / "lm.gguf", threads=1)
+    yield lm
+    lm.close()
+
+
+@pytest.fixture(scope="session")
+def scripted_lm(scripted_gguf: Path) -> Iterator[LanguageModel]:
+    lm = LanguageModel(scripted_gguf, threads=1)
+    yield lm
+    lm.close()
+
+
+@pytest.fixture
+def captioner(random_bundle: Path) -> Iterator[Captioner]:
+    with Captioner.load(random_bundle, threads=1, kv_type="f32", flash_attention=False) as it:
+        yield it
+
+
+@pytest.fixture
+def scripted_captioner(scripted_bundle: Path) -> Iterator[Captioner]:
+    with Captioner.load(scripted_bundle, threads=1) as it:
+        yield it
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A small colourful picture."""
+    pixels = np.random.default_rng(7).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path)
+    return path
