@@ -85,9 +85,45 @@ def interruptible(grace_s: float = 0.8) -> Iterator[None]:
         os.close(read_end)
 
 
+@contextlib.contextmanager
+def finishing_first(finish: Callable[[], None]) -> Iterator[None]:
+    """Inside, the first Ctrl-C or SIGTERM calls `finish` and goes on; the second interrupts.
+
+    To be used within `interruptible`, in the main thread.
+    """
+    global _finish
+    count = 0
+
+    def handle(_number: int, _frame: object) -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            finish()
+        else:
+            raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, handle) for number in _STOPPING}
+    _finish = finish
+    try:
+        yield
+    finally:
+        _finish = None
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+_finish: Callable[[], None] | None = None
+
+
 def _watch(read_end: int, done: threading.Event, grace_s: float) -> None:
+    finishing = False
     while received := os.read(read_end, 1):
-        if received[0] != signal.SIGINT:
+        if received[0] not in _STOPPING:
+            continue
+        if _finish is not None and not finishing:
+            finishing = True
+            _finish()  # at once: the main thread may be inside a long native call
             continue
         for cancel in list(_live):
             cancel.set()

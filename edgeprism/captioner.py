@@ -60,6 +60,7 @@ class Captioner:
             raise UsageError(f"{self.threads} threads cannot work.", "Give at least 1.")
         self._requested = (device, gpu_layers)
         self._vision_quant = vision_quant
+        self.kv_type = kv_type
         self._kv: dict[str, Any] = {"kv_type": kv_type, "flash_attention": flash_attention}
         self._placed: tuple[str, int] | None = None
         self._vision: VisionEncoder | None = None

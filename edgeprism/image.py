@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ImageSource = Any  # str | os.PathLike | bytes | binary file object | PIL.Image | uint8 [H, W, 3]
 
+READER_VERSION = 1  # raised when the same file may give other pixels than before
 MAX_FILE_BYTES = 1 << 30
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses; about 13,400 × 13,400
 STRIP_PIXELS = 32_000_000  # padding works in strips of at most this many pixels

@@ -1,0 +1,323 @@
+"""Many pictures: decoding, encoding and the language model's work overlap.
+
+Three stages run side by side: worker processes decode, a thread encodes, and the caller's thread
+runs the generator, in which several captions decode together. Only a window of pictures is under
+way at a time, so memory does not grow with the folder. Results come in the order of the pictures;
+each is in the store as soon as it exists.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from edgeprism.captioner import Captioner, Plan
+from edgeprism.decode import Decoded, DecodePool
+from edgeprism.errors import EdgePrismError, ImageError
+from edgeprism.generate import Finished, Generator
+from edgeprism.image import READER_VERSION
+from edgeprism.records import EncodedImage, Timings
+from edgeprism.store import CaptionStore, RequestKey
+
+if TYPE_CHECKING:
+    from edgeprism.inputs import PictureFile
+
+WINDOW = 4  # pictures under way for each caption that decodes at a time
+_POLL_S = 0.2  # how often a picture that another process is at is looked for
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One picture's record, or why there is none; `cached` when the store knew it."""
+
+    picture: PictureFile
+    record: dict[str, Any] | None = None
+    error: EdgePrismError | None = None
+    cached: bool = False
+
+
+@dataclass
+class _Job:
+    """One picture under way."""
+
+    index: int
+    picture: PictureFile
+    status: os.stat_result | None = None  # as it was before it was read
+    key: str = ""
+    encoded: EncodedImage | None = None
+
+
+class Batch:
+    """Captions many pictures with one captioner and, if given, a caption store."""
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        plan: Plan,
+        *,
+        open_store: Callable[[], CaptionStore] | None = None,
+        parallel: int = 1,
+        decoders: int = 1,
+    ) -> None:
+        """`open_store` is called in each thread that needs the store."""
+        self.captioner, self.plan, self.parallel = captioner, plan, parallel
+        self._open_store, self._decoders = open_store, decoders
+        self._window = threading.Semaphore(WINDOW * parallel + 2 * decoders)
+        self._stopping = threading.Event()
+        # (job, decoding) for the encoder; None ends it
+        self._decoding: queue.Queue[tuple[_Job, Future[Decoded]] | None] = queue.Queue()
+        # jobs to generate, settled outcomes with their index, or an error that ends the run
+        self._ready: queue.Queue[_Job | tuple[int, Outcome] | BaseException | None] = queue.Queue()
+        self.request_key = RequestKey(
+            bundle_digest=captioner.bundle.digest,
+            vision_quant=captioner.model.vision_quant,
+            kv_type=captioner.kv_type,
+            instruction=plan.instruction,
+            max_tokens=plan.sampling.max_tokens,
+            temperature=plan.sampling.temperature,
+            seed=plan.sampling.seed,
+            reader=READER_VERSION,
+        )
+
+        self.settings = {
+            "max_tokens": plan.sampling.max_tokens,
+            "temperature": plan.sampling.temperature,
+            "seed": plan.sampling.seed,
+            "kv_type": captioner.kv_type,
+            "parallel": parallel,
+            "threads": captioner.threads,
+        }
+
+    def stop(self) -> None:
+        """Begin no more pictures; what is in flight is finished. Safe from any thread."""
+        self._stopping.set()
+
+    def run(self, pictures: Iterable[PictureFile]) -> Iterator[Outcome]:
+        """Outcomes in the order of `pictures`. Raises what would fail every picture alike."""
+        self.captioner.load_vision()
+        generator = self.captioner.new_generator(self.parallel)
+        pool = DecodePool(self.captioner.bundle.manifest.image, self._decoders)
+        threads = [
+            threading.Thread(target=self._guarded, args=(self._feed, pictures, pool), name="feed"),
+            threading.Thread(target=self._guarded, args=(self._encode,), name="encode"),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield from self._generate(generator)
+        finally:
+            self._stopping.set()
+            self._window.release()  # a feeder that waits sees that
+            pool.close()
+            for thread in threads:
+                thread.join()
+            generator.close()
+
+    # ---- first thread: which pictures, what is known of them
+
+    def _feed(self, pictures: Iterable[PictureFile], pool: DecodePool) -> None:
+        store = self._open_store() if self._open_store else None
+        try:
+            for index, picture in enumerate(pictures):
+                self._window.acquire()
+                if self._stopping.is_set():
+                    break
+                job = _Job(index, picture)
+                known = self._known_file(job, store)
+                if known is not None:
+                    self._ready.put((index, known))
+                else:
+                    self._decoding.put((job, pool.submit(str(picture.path))))
+        finally:
+            self._decoding.put(None)
+            if store is not None:
+                store.close()
+
+    def _known_file(self, job: _Job, store: CaptionStore | None) -> Outcome | None:
+        """The stored caption of a file that is as it was when it was last read."""
+        if store is None:
+            return None
+        try:
+            job.status = os.stat(job.picture.path)
+        except OSError:
+            return None  # the reader will say what is wrong with it
+        digest = store.digest_of(job.picture.path, job.status)
+        record = store.get(self.request_key.key(digest)) if digest else None
+        return self._from_store(job, record) if record else None
+
+    def _from_store(self, job: _Job, record: dict[str, Any]) -> Outcome:
+        return Outcome(job.picture, {**record, "image": str(job.picture.path)}, cached=True)
+
+    # ---- second thread: pixels to visual tokens
+
+    def _encode(self) -> None:
+        store = self._open_store() if self._open_store else None
+        begun: set[str] = set()  # keys that this run makes or waits for
+        later: list[tuple[_Job, Decoded]] = []
+        try:
+            while (item := self._decoding.get()) is not None:
+                job, decoding = item
+                if self._stopping.is_set():
+                    continue
+                try:
+                    decoded = decoding.result()
+                except ImageError as error:
+                    self._ready.put((job.index, Outcome(job.picture, error=error)))
+                    continue
+                if not self._settled(job, decoded, store, begun):
+                    later.append((job, decoded))
+            self._wait_for_others(later, store, begun)
+        finally:
+            self._ready.put(None)
+            if store is not None:
+                store.close()
+
+    def _settled(
+        self, job: _Job, decoded: Decoded, store: CaptionStore | None, begun: set[str]
+    ) -> bool:
+        """Encode one picture, or find its caption; False while another process is at it."""
+        job.key = self.request_key.key(decoded.sha256)
+        if store is not None:
+            if job.status is not None:
+                status = job.status
+                store.remember_file(
+                    job.picture.path, status.st_size, status.st_mtime_ns, decoded.sha256
+                )
+            record = store.get(job.key)
+            if record is not None:
+                self._ready.put((job.index, self._from_store(job, record)))
+                return True
+        if store is None or job.key not in begun:
+            if store is not None and not store.claim(job.key):
+                return False
+            begun.add(job.key)
+            job.encoded = self._to_tokens(job, decoded)
+        self._ready.put(job)  # without tokens: the same picture was begun, share its words
+        return True
+
+    def _wait_for_others(
+        self, later: list[tuple[_Job, Decoded]], store: CaptionStore | None, begun: set[str]
+    ) -> None:
+        """Pictures that another process had begun: take its captions, or make them if it ended."""
+        while later and not self._stopping.is_set():
+            later = [item for item in later if not self._settled(*item, store, begun)]
+            if later:
+                time.sleep(_POLL_S)
+
+    def _to_tokens(self, job: _Job, decoded: Decoded) -> EncodedImage:
+        vision, _ = self.captioner.load_vision()
+        began = time.perf_counter()
+        tokens = vision.encode(decoded.tiles)
+        timings = Timings(
+            decode_image=decoded.decode_ms,
+            preprocess=decoded.preprocess_ms,
+            encode=(time.perf_counter() - began) * 1000,
+        )
+        return EncodedImage(
+            visual_tokens=tokens.reshape(-1, vision.n_embd),
+            image=str(job.picture.path),
+            image_sha256=decoded.sha256,
+            size=decoded.size,
+            notes=decoded.notes,
+            model_digest=self.captioner.bundle.digest,
+            timings=timings,
+        )
+
+    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
+        """An error in a thread ends the run, in the caller's thread."""
+        try:
+            work(*arguments)
+        except BaseException as error:
+            self._ready.put(error)
+
+    # ---- the caller's thread: generate, keep, put in order
+
+    def _generate(self, generator: Generator) -> Iterator[Outcome]:
+        store = self._open_store() if self._open_store else None
+        in_flight: dict[int, list[_Job]] = {}  # by index: a job and those of the same picture
+        outcomes: dict[int, Outcome] = {}
+        due, more = 0, True
+        try:
+            while more or generator.busy:
+                while more and len(in_flight) < self.parallel and due not in outcomes:
+                    item = self._next(wait=not generator.busy)
+                    if item is _NOTHING:
+                        break
+                    more = item is not None
+                    if isinstance(item, tuple):
+                        outcomes[item[0]] = item[1]
+                    elif isinstance(item, _Job) and not self._stopping.is_set():
+                        self._begin(item, generator, in_flight, store, outcomes)
+                for event in generator.step():
+                    if isinstance(event, Finished):
+                        self._finish(in_flight.pop(event.index), event, store, outcomes)
+                while due in outcomes:
+                    self._window.release()
+                    yield outcomes.pop(due)
+                    due += 1
+            for index in sorted(outcomes):  # after a stop some in between were never begun
+                yield outcomes[index]
+        finally:
+            if store is not None:
+                store.close()
+
+    def _next(self, *, wait: bool) -> Any:
+        """What is ready: a job, an outcome, None at the end, or _NOTHING (unless `wait`)."""
+        try:
+            item = self._ready.get(block=wait)
+        except queue.Empty:
+            return _NOTHING
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _begin(
+        self,
+        job: _Job,
+        generator: Generator,
+        in_flight: dict[int, list[_Job]],
+        store: CaptionStore | None,
+        outcomes: dict[int, Outcome],
+    ) -> None:
+        if job.encoded is not None:
+            generator.add(job.index, self.captioner.request(job.encoded, self.plan))
+            in_flight[job.index] = [job]
+            return
+        # the same picture was begun before: it is in flight still, or in the store by now
+        for jobs in in_flight.values():
+            if jobs[0].key == job.key:
+                jobs.append(job)
+                return
+        record = store.get(job.key) if store is not None else None
+        if record is not None:
+            outcomes[job.index] = self._from_store(job, record)
+
+    def _finish(
+        self,
+        jobs: list[_Job],
+        done: Finished,
+        store: CaptionStore | None,
+        outcomes: dict[int, Outcome],
+    ) -> None:
+        first, *twins = jobs
+        if first.encoded is None:
+            return  # _begin adds none without tokens
+        spent = first.encoded.timings
+        total = spent.decode_image + spent.preprocess + spent.encode
+        timings = replace(spent, total=total + done.prefill_ms + done.decode_ms)
+        caption = self.captioner.record(first.encoded, self.plan, done, timings)
+        record = {**caption.to_dict(), "settings": self.settings}
+        if store is not None:
+            store.put(self.request_key, caption.image_sha256, record)
+        outcomes[first.index] = Outcome(first.picture, record)
+        for twin in twins:
+            outcomes[twin.index] = self._from_store(twin, record)
+
+
+_NOTHING = object()
