@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
 import numpy as np
 import torch
 
+from edgeprism import lm
 from edgeprism.convert.internlm2 import InternLM2Config, LmTensor
 from edgeprism.convert.progress import Progress
 from edgeprism.convert.tokenizer import Vocabulary, write_vocabulary
@@ -137,45 +138,18 @@ def _encoded(tensor: LmTensor, kind: gguf.GGMLQuantizationType) -> np.ndarray:
 
 def quantize_gguf(source: Path, out: Path, quant: str) -> None:
     """llama.cpp's own quantizer, `source` (F16 or F32) → `out`."""
-    import llama_cpp
-
-    log: list[str] = []
-
-    @llama_cpp.llama_log_callback
-    def collect(_level: int, text: bytes, _data: object) -> None:
-        log.append(text.decode("utf-8", "replace"))
-
-    parameters = llama_cpp.llama_model_quantize_default_params()
+    llama = lm.import_llama()
+    parameters = llama.llama_model_quantize_default_params()
     parameters.ftype = _NATIVE[quant]
     parameters.nthread = os.cpu_count() or 1
     parameters.max_buf_size = _QUANTIZE_BUFFER
-    llama_cpp.llama_log_set(collect, ctypes.c_void_p(0))
-    try:
-        failed = llama_cpp.llama_model_quantize(
-            os.fsencode(source), os.fsencode(out), ctypes.byref(parameters)
-        )
-    finally:
-        llama_cpp.llama_log_set(silent_log(), ctypes.c_void_p(0))
+    failed = llama.llama_model_quantize(
+        os.fsencode(source), os.fsencode(out), ctypes.byref(parameters)
+    )
     if failed:
         raise EdgePrismError(
-            f"llama.cpp could not quantize the language model to {quant}: {_last_lines(log)}",
+            f"llama.cpp could not quantize the language model to {quant}: {lm._last_words()}.",
             "Try another --lm-quant, e.g. Q8_0.",
         )
     with out.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def _last_lines(log: Iterable[str]) -> str:
-    return " ".join("".join(log).split("\n")[-4:]).strip()
-
-
-_silent = []
-
-
-def silent_log() -> object:
-    """A log callback that drops everything; kept alive for as long as the library may call it."""
-    import llama_cpp
-
-    if not _silent:
-        _silent.append(llama_cpp.llama_log_callback(lambda _level, _text, _data: None))
-    return _silent[0]

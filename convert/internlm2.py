@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +147,9 @@ def gguf_tensors(
     def plain(name: str, source: str) -> LmTensor:
         return LmTensor(name, shapes[source], lambda: merged(source))
 
+    def unpacked(packed: str, part: str) -> torch.Tensor:
+        return unpack_wqkv(merged(packed), config, part)
+
     yield plain("token_embd.weight", "model.tok_embeddings.weight")
     n_rows = {"q": config.n_heads * config.head_dim, "k": config.n_kv_heads * config.head_dim}
     n_rows["v"] = n_rows["k"]
@@ -154,11 +158,8 @@ def gguf_tensors(
         yield plain(block + "attn_norm.weight", layer + "attention_norm.weight")
         packed = layer + "attention.wqkv.weight"
         for part, rows in n_rows.items():
-            yield LmTensor(
-                f"{block}attn_{part}.weight",
-                (rows, config.n_embd),
-                lambda packed=packed, part=part: unpack_wqkv(merged(packed), config, part),
-            )
+            name, shape = f"{block}attn_{part}.weight", (rows, config.n_embd)
+            yield LmTensor(name, shape, partial(unpacked, packed, part))
         yield plain(block + "attn_output.weight", layer + "attention.wo.weight")
         yield plain(block + "ffn_norm.weight", layer + "ffn_norm.weight")
         yield plain(block + "ffn_gate.weight", layer + "feed_forward.w1.weight")

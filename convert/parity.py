@@ -34,8 +34,8 @@ class LmLimit:
     top1: float
 
 
-# fp32      the same sums in another order: 1e-6 to 1e-5 is usual. An unused layer, a wrong GELU
-#           or a shifted patch is far above 1e-3.
+# fp32      the same sums in another order: 1e-6 to 1e-5 is usual. A layer too many, a shifted patch
+#           or a transposed matrix is far above 1e-3.
 # fp16      11 bits in every product of two dozen layers: 1e-3 to 1e-2 is usual.
 # int8      8-bit activations and 7- or 8-bit weights: 0.02 to 0.06 is usual; saturation on a CPU
 #           without VNNI gives 0.3. At 8 % captions of greedy decoding rarely change.
@@ -95,9 +95,7 @@ def run_vision(path: Path, pixels: np.ndarray, full_range: bool, progress: Progr
         # A full-range graph is for CPUs with VNNI. On others this makes the products exact (and
         # slow), so that the gate measures the graph and not the machine it happens to run on.
         options.add_session_config_entry("session.x64quantprecision", "1")
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     outputs = []
     starts = [*range(len(pixels) - 2), len(pixels) - 2] if len(pixels) > 1 else [0]
     for start, stop in zip(starts, [*starts[1:], len(pixels)], strict=True):
@@ -148,7 +146,8 @@ def judge_lm(
         clear = best_two[:, 1] - best_two[:, 0] > _CLEAR * allowed
         equal = y.argmax(axis=-1) == r.argmax(axis=-1)
         n, n_equal = n + len(r), n_equal + int(equal.sum())
-        n_clear, n_clear_equal = n_clear + int(clear.sum()), n_clear_equal + int((equal & clear).sum())
+        n_clear += int(clear.sum())
+        n_clear_equal += int((equal & clear).sum())
     error, top1 = (difference / norm) ** 0.5, n_clear_equal / n_clear if n_clear else 1.0
     figures = {
         "relative_error": error,

@@ -48,7 +48,7 @@ def gate_pictures(size: int) -> np.ndarray:
         rng.random((size, size, 3)),
         _shapes(rng, x, y, 6),
         _shapes(rng, x, y, 25),
-        np.where(((x * 12).astype(int) + (y * 12).astype(int))[..., None] % 2, 0.9, [0.1, 0.2, 0.5]),
+        np.where(_checks(x, y)[..., None], 0.9, [0.1, 0.2, 0.5]),
         _written(size),
         0.5 + 0.5 * np.stack([np.sin(40 * x), np.sin(23 * y), np.sin(31 * (x + y))], axis=-1),
     ]
@@ -64,6 +64,11 @@ def _shapes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, count: int) 
         inside = (dx**2 + dy**2 < r**2) if i % 2 else (np.maximum(dx, dy) < r)
         picture[inside] = rng.random(3)
     return picture
+
+
+def _checks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A chessboard of 12 by 12."""
+    return ((x * 12).astype(int) + (y * 12).astype(int)) % 2 == 1
 
 
 def _written(size: int) -> np.ndarray:

@@ -30,10 +30,10 @@ class RawTensors:
         files = sorted(folder.glob("*.safetensors"))
         for path in files:
             opened = safe_open(str(path), framework="pt")
-            self._sources |= {name: opened.get_tensor for name in opened.keys()}
+            self._sources |= dict.fromkeys(opened.keys(), opened.get_tensor)
         for path in () if files else sorted(folder.glob("*.bin")):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            self._sources |= {name: loaded.__getitem__ for name in loaded}
+            self._sources |= dict.fromkeys(loaded, loaded.__getitem__)
 
     def __contains__(self, name: str) -> bool:
         return name in self._sources
@@ -65,7 +65,7 @@ def siglip_visual_tokens(
         return F.linear(x, w(f"{name}.weight"), w(f"{name}.bias"))
 
     eps, heads = config.get("layer_norm_eps", 1e-6), config["num_attention_heads"]
-    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() * prepare.get("rescale_factor", 1 / 255)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2) * prepare.get("rescale_factor", 1 / 255)
     mean = torch.tensor(prepare.get("image_mean", [0.5] * 3)).view(1, 3, 1, 1)
     std = torch.tensor(prepare.get("image_std", [0.5] * 3)).view(1, 3, 1, 1)
     x = F.conv2d(

@@ -15,7 +15,6 @@ import torch
 from edgeprism.convert import parity
 from edgeprism.convert.bundle_writer import BundleWriter
 from edgeprism.convert.gguf_export import LM_QUANTS, write_gguf
-from edgeprism.convert.gguf_logits import GgufModel
 from edgeprism.convert.internlm2 import InternLM2Config, LmTensor
 from edgeprism.convert.onnx_file import pack_onnx
 from edgeprism.convert.options import ConvertOptions
@@ -29,7 +28,9 @@ from edgeprism.convert.vision_export import (
     quantizable_nodes,
     quantize_int8,
 )
+from edgeprism.device import available_cores
 from edgeprism.errors import ParityError, UsageError
+from edgeprism.lm import LanguageModel
 from edgeprism.manifest import VISION_QUANTS, Manifest, Parity, VisionVariant
 
 LM_FILE = "lm.gguf"
@@ -170,7 +171,8 @@ def _write_int8(graph: Path, out: Path, quant: str, pixels: np.ndarray, referenc
 
 def _gate_lm(parts: FamilyParts, path: Path, quant: str, verdict: parity.Verdict,
              progress: Progress) -> None:  # fmt: skip
-    with GgufModel(path) as model:
+    model = LanguageModel(path, threads=available_cores())
+    try:
         verdict.add("tokenizer", *parity.judge_tokenizer(
             [model.tokenize(text) for text in TOKENIZER_TEXTS],
             [parts.reference_ids(text) for text in TOKENIZER_TEXTS],
@@ -182,5 +184,23 @@ def _gate_lm(parts: FamilyParts, path: Path, quant: str, verdict: parity.Verdict
         progress.stage("Computing the language model's reference", parts.lm_config.n_layers)
         reference = parts.reference_logits(texts, progress.advance)
         progress.stage(f"Measuring the language model at {quant}", len(texts))
-        found = model.logits(texts, progress.advance)
+        found = _logits(model, texts, progress.advance)
+    finally:
+        model.close()
     verdict.add(f"lm {quant}", *parity.judge_lm(quant, found, reference))
+
+
+def _logits(model: LanguageModel, texts: list[list[int]], tick: Tick) -> list[np.ndarray]:
+    """Teacher-forced logits [n_tokens, n_vocab] of each text, with a float32 cache."""
+    context = model.context(
+        n_ctx=max(map(len, texts)), kv_type="f32", flash_attention=False, all_logits=True
+    )
+    results = []
+    try:
+        for text in texts:
+            context.clear()
+            results.append(context.logits_of_tokens(text))
+            tick()
+    finally:
+        context.close()
+    return results

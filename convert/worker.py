@@ -52,7 +52,7 @@ def _convert(job: dict[str, Any], out: Path, events: EventProgress) -> None:
 
 
 def _leave_with_parent(out: Path) -> None:
-    while sys.stdin.buffer.raw.read(1):  # type: ignore[attr-defined]
+    while os.read(0, 1):
         pass
     clean_up(out, os.getpid())
     os._exit(1)

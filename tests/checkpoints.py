@@ -50,6 +50,7 @@ class Spec:
     add_dummy_prefix: bool = False
     user_defined_reserved: bool = False  # [UNUSED_TOKEN_n] as USER_DEFINED pieces
     spare_vocab: int = 0  # rows of the vocabulary beyond the tokenizer's pieces
+    projector_tail: bool = False  # inputs of its GELU lie where the erf and tanh forms differ
     bare_tower: bool = False  # a SiglipVisionModel instead of a SiglipModel
     seed: int = 0
 
@@ -217,6 +218,11 @@ def _write_projector(folder: Path, spec: Spec, generator: torch.Generator) -> No
         "model.2.weight": _normal(generator, spec.hidden, spec.hidden, scale=1.2),
         "model.2.bias": _bias(generator, spec.hidden),
     }
+    if spec.projector_tail:
+        # GELU(-2.5) is near -0.015, and its two forms differ there by a few percent
+        tensors["model.0.weight"] *= 0.4
+        tensors["model.0.bias"] -= 2.5
+        tensors["model.2.weight"] *= 30
     _save(folder, tensors, "single")
     config = {
         "model_type": "projector",
@@ -282,9 +288,7 @@ def _save(folder: Path, tensors: dict[str, torch.Tensor], container: str, stem: 
         _write_json(folder / "model.safetensors.index.json", index)
 
 
-def _normal(
-    generator: torch.Generator, n_out: int, n_in: int, scale: float = 1.0
-) -> torch.Tensor:
+def _normal(generator: torch.Generator, n_out: int, n_in: int, scale: float = 1.0) -> torch.Tensor:
     """[n_out, n_in] such that unit inputs give outputs of size `scale`; bounded in float16."""
     weight = torch.randn(n_out, n_in, generator=generator)
     return weight * (scale / n_in**0.5)

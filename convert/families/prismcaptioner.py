@@ -121,6 +121,7 @@ def convert(
         sources = _Sources(captioner, llm, vision, progress)
         vocabulary = vocabulary_from_folder(llm, sources.lm_config.n_vocab)
         drop = not keep_first_patch
+        name = options.name or card.name or captioner.resolve().name
         parts = FamilyParts(
             vision=lambda dtype: siglip.VisionGraph(
                 sources.tower_config, sources.tower, sources.prefix, sources.n_used,
@@ -139,7 +140,7 @@ def convert(
             ),
             reference_ids=parity_reference.sentencepiece_ids(llm),
             gate_texts=card.parity_texts or parity_data.TEXTS,
-            manifest=_manifest(options.name or card.name or _name_of(captioner), sources, card, drop),
+            manifest=_manifest(name, sources, card, drop),
         )  # fmt: skip
         return write_bundle(parts, writer, options, progress)
 
@@ -201,5 +202,3 @@ def _name_of(folder: Path) -> str:
     named = str(read_json(config).get("_name_or_path", "")) if config.is_file() else ""
     # an absolute path there tells of somebody's disk, not of a model
     return named if named and not Path(named).is_absolute() else folder.resolve().name
-
-
