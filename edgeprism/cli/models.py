@@ -40,7 +40,8 @@ def list_(as_json: bool) -> None:
 
 def _row(entry: ModelEntry) -> tuple[str, ...]:
     about = (entry.problem or entry.description).partition("\n")[0]
-    return (entry.name, entry.kind, entry.state, _size(entry.size), about)
+    cells = (entry.name, entry.kind, entry.state, _size(entry.size), about)
+    return tuple(map(_printable, cells))
 
 
 @command.command("show")
@@ -78,7 +79,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
         verdict = f"WRONG {check.problem}" if check.problem else "intact"
         if not check.recorded:
             verdict = f"not recorded anywhere: sha256 {check.sha256}"
-        click.echo(f"{check.model}: {check.file}: {verdict}")
+        click.echo(_printable(f"{check.model}: {check.file}: {verdict}"))
     return ModelError.exit_code if any(check.problem for check in checks) else 0
 
 
@@ -124,7 +125,7 @@ def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
     """Nested facts as aligned text."""
     lines = []
     for key, value in facts.items():
-        label = f"{indent}{key.replace('_', ' ')}:"
+        label = f"{indent}{_printable(key)}:"
         if isinstance(value, dict):
             lines += [label, *_lines(value, indent + "  ")] if value else [f"{label} –"]
         elif isinstance(value, list) and value and isinstance(value[0], dict):
@@ -144,7 +145,12 @@ def _text(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         return ", ".join(_text(item) for item in value)
-    return json.dumps(value, ensure_ascii=False) if "\n" in str(value) else str(value)
+    return _printable(json.dumps(value, ensure_ascii=False) if "\n" in str(value) else str(value))
+
+
+def _printable(text: str) -> str:
+    """A model from a stranger may name itself with a terminal's control sequences."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _size(size: int | None) -> str:

@@ -1,0 +1,203 @@
+"""`edgeprism doctor`: it says what is wrong and how to mend it, and survives all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeprism import doctor
+from edgeprism.bundle import data_dir
+from edgeprism.cli import run
+from edgeprism.doctor import Diagnosis, Finding
+
+GOOD = {"vision": {"providers": ["CPUExecutionProvider"]}, "language": {"offload": False}}
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """What the probes find; a test changes it. Spares the child processes."""
+    found = dict(GOOD)
+    monkeypatch.setattr(doctor, "probe", lambda engine: found[engine])
+    return found
+
+
+@pytest.fixture
+def usable(random_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default model is there."""
+    monkeypatch.setenv("EDGEPRISM_MODEL", str(random_bundle))
+
+
+def finding(diagnosis: Diagnosis, topic: str) -> Finding:
+    [found] = [f for f in diagnosis.findings if f.topic == topic]
+    return found
+
+
+@pytest.mark.usefixtures("usable")
+def test_here_it_is_usable(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.socket", lambda *_: pytest.fail("a socket was made"))
+    before = sorted(data_dir().rglob("*"))
+    assert run(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["usable"] is True
+    texts = {f["topic"]: f["text"] for f in report["findings"]}
+    assert "CPUExecutionProvider" in texts["vision engine"]
+    assert "llama-cpp-python" in texts["language engine"]
+    assert "switched off" in texts["telemetry"]
+    assert {"python", "numpy", "pillow", "device", "cpu", "cores", "int8", "memory",
+            "data folder", "default model", "convert extra"} <= set(texts)  # fmt: skip
+    assert sorted(data_dir().rglob("*")) == before, "it changes nothing"
+
+
+@pytest.mark.usefixtures("usable", "engines")
+def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor"]) == 0
+    said = capsys.readouterr()
+    assert "edgeprism pull smollm2-135m" in said.out  # the fix of what is missing
+    assert "\x1b" not in said.out
+    assert said.err == ""
+
+
+@pytest.mark.usefixtures("usable")
+@pytest.mark.parametrize(
+    ("module", "topic", "package"),
+    [
+        ("onnxruntime", "vision engine", "edgeprism[cpu]"),
+        ("llama_cpp", "language engine", "llama-cpp-python"),
+        ("numpy", "vision engine", "edgeprism[cpu]"),
+    ],
+)
+def test_a_missing_engine(
+    module: str, topic: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{module}.py").write_text(f"raise ImportError('no {module} here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    diagnosis = doctor.examine()
+    assert diagnosis.exit_code == 5
+    found = finding(diagnosis, topic)
+    assert found.state == doctor.BAD
+    assert f"no {module} here" in found.text
+    assert package in found.fix
+
+
+def test_an_engine_that_kills_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build for another processor ends in SIGILL."""
+    (tmp_path / "llama_cpp").mkdir()
+    (tmp_path / "llama_cpp" / "__init__.py").write_text(
+        "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
+    )
+    (tmp_path / "onnxruntime.py").write_text("import sys; print('hello'); sys.exit(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "signal 4" in doctor.probe("language")["error"]
+    assert "error" in doctor.probe("vision")
+
+
+def test_an_engine_that_is_half_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("print('an empty shell')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "overwrote each other" in doctor.probe("vision")["error"]
+
+
+@pytest.mark.usefixtures("usable", "engines")
+def test_both_builds_of_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    true_version = metadata.version
+
+    def version(name: str) -> str:
+        return "1.31.1" if name.startswith("onnxruntime") and name[11:] in ("", "-gpu") else (
+            true_version(name))  # fmt: skip
+
+    monkeypatch.setattr(metadata, "version", version)
+    diagnosis = doctor.examine()
+    assert diagnosis.exit_code == 5
+    found = finding(diagnosis, "vision engine")
+    assert found.fix == (
+        'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "edgeprism[gpu]"'
+    )
+
+
+@pytest.mark.usefixtures("engines")
+def test_the_default_model(tmp_path: Path, random_bundle: Path) -> None:
+    diagnosis = doctor.examine({"EDGEPRISM_MODEL": "nosuch"})
+    assert diagnosis.exit_code == 4
+    assert finding(diagnosis, "default model").fix == "unset EDGEPRISM_MODEL"
+    damaged = tmp_path / "damaged"
+    shutil.copytree(random_bundle, damaged)
+    with (damaged / "lm.gguf").open("ab") as file:
+        file.write(b"x")
+    assert doctor.examine({"EDGEPRISM_MODEL": str(damaged)}).exit_code == 4
+
+
+@pytest.mark.usefixtures("usable")
+def test_an_engine_weighs_more_than_a_model(engines: dict[str, dict[str, Any]]) -> None:
+    engines["language"] = {"error": "gone", "hint": ""}
+    assert doctor.examine({"EDGEPRISM_MODEL": "nosuch"}).exit_code == 5
+
+
+@pytest.mark.usefixtures("usable")
+def test_gpu_hints(engines: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "has_nvidia_gpu", lambda: True)
+    fixes = [f.fix for f in doctor.examine().findings if f.topic == "gpu"]
+    assert len(fixes) == 2
+    assert "edgeprism[gpu]" in fixes[0]
+    assert "GGML_CUDA" in fixes[1]
+    wanted = doctor.examine({"EDGEPRISM_DEVICE": "cuda"})
+    assert finding(wanted, "device").exit_code == 5
+    engines["vision"] = {"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+    engines["language"] = {"offload": True}
+    diagnosis = doctor.examine()
+    assert not [f for f in diagnosis.findings if f.topic == "gpu"]
+    if sys.platform != "darwin":
+        assert finding(diagnosis, "device").text.startswith("cuda")
+
+
+@pytest.mark.usefixtures("usable", "engines")
+def test_a_data_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGEPRISM_HOME", str(tmp_path / "file" / "home"))
+    found = finding(doctor.examine(), "data folder")
+    assert found.state == doctor.WARN
+    assert "EDGEPRISM_HOME" in found.fix
+    monkeypatch.setenv("EDGEPRISM_HOME", str(tmp_path / "not" / "yet"))
+    assert "not made yet" in finding(doctor.examine(), "data folder").text
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    assert finding(doctor.examine(), "data folder").state == doctor.WARN
+
+
+@pytest.mark.usefixtures("usable", "engines")
+def test_damaged_models_are_told(tmp_path: Path) -> None:
+    models = data_dir() / "models"
+    models.mkdir()
+    (models / "smollm2-135m.gguf").write_bytes(b"cut short")
+    diagnosis = doctor.examine()
+    assert diagnosis.exit_code == 0
+    assert finding(diagnosis, "model smollm2-135m").fix == "edgeprism pull smollm2-135m"
+
+
+@pytest.mark.usefixtures("usable", "engines")
+def test_without_the_convert_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "missing_for_convert", lambda: ["torch"])
+    diagnosis = doctor.examine()
+    assert diagnosis.exit_code == 0
+    assert finding(diagnosis, "convert extra").fix == 'pip install "edgeprism[convert]"'
+
+
+def test_telemetry_is_off_in_the_process_that_loads_the_engine(tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    (tmp_path / "onnxruntime.py").write_text(
+        "import os\nraise ImportError(os.environ['ORT_DISABLE_TELEMETRY'] + ' it says')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setitem(os.environ, "ORT_DISABLE_TELEMETRY", "0")
+    assert "1 it says" in doctor.probe("vision")["error"]
