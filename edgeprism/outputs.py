@@ -1,0 +1,235 @@
+"""Records → text, JSON lines, a JSON array or CSV, on a stream or in a file that appears whole.
+
+All of them write valid UTF-8. A byte of a file's name that is no UTF-8 stands as its surrogate's
+escape (`\\udcff`), which in JSON reads back as the very same name.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from edgeprism.atomic import AtomicFile, clear_leftovers, output_error
+from edgeprism.errors import OutputError
+from edgeprism.inputs import PictureFile, has_picture_suffix
+from edgeprism.records import Caption
+
+Record = Caption | Mapping[str, Any]
+Target = str | os.PathLike[str] | IO[str] | IO[bytes]
+
+CSV_COLUMNS = (
+    "image", "caption", "finish_reason", "image_sha256", "instruction", "model", "model_digest",
+    "vision_quant", "lm_quant", "device", "tokens_visual", "tokens_prompt", "tokens_generated",
+    "total_ms", "version",
+)  # fmt: skip
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+class RecordOutput:
+    """Takes records one by one; `finish` completes the output, `discard` gives it up.
+
+    `target` is an open stream, or a file's path: that file keeps its old content until `finish`.
+    As a context manager it finishes, or discards after an exception. On a stream, what is
+    written is written; `discard` only closes what would otherwise be left open (a JSON array).
+    """
+
+    def __init__(self, target: Target) -> None:
+        """Raises OutputError, so that a place that cannot be written shows before any work."""
+        self._sink = _open_sink(target)
+        self._ended = False
+
+    def write(self, record: Record, picture: PictureFile | None = None) -> None:
+        """Write one record, to be seen by a reader of the stream at once; raises OutputError."""
+        self._put(self._to_text(record_to_dict(record)))
+
+    def finish(self) -> None:
+        """Complete the output; a file takes its place now. Raises OutputError."""
+        if not self._ended:
+            self._ended = True
+            self._put(self._last())
+            self._sink.commit()
+
+    def discard(self) -> None:
+        """Give up: a file's old content stays."""
+        if not self._ended:
+            self._ended = True
+            # whoever discards has a better reason to tell than a stream that broke as well
+            with suppress(OSError, OutputError):
+                if isinstance(self._sink, _Stream):
+                    self._put(self._last())
+                self._sink.discard()
+
+    def __enter__(self) -> RecordOutput:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: object, __: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.discard()
+
+    def _to_text(self, record: dict[str, Any]) -> str:
+        raise NotImplementedError
+
+    def _last(self) -> str:
+        return ""
+
+    def _put(self, text: str) -> None:
+        if text:
+            self._sink.write(text.encode("utf-8", "backslashreplace"))
+
+
+class TextOutput(RecordOutput):
+    """`picture: caption`, a line for each; for a single picture (`several=False`) the caption.
+
+    Control characters are shown escaped: a file's name must not command a terminal.
+    """
+
+    def __init__(self, target: Target, *, several: bool = True) -> None:
+        super().__init__(target)
+        self._several = several
+
+    def _to_text(self, record: dict[str, Any]) -> str:
+        caption = _shown(str(record["caption"]))
+        if not self._several:
+            return caption + "\n"
+        name = _shown(str(record["image"])).replace("\n", r"\n")
+        return f"{name}: {' '.join(caption.splitlines())}\n"
+
+
+class JsonLinesOutput(RecordOutput):
+    """One JSON object a line."""
+
+    def _to_text(self, record: dict[str, Any]) -> str:
+        return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+class JsonOutput(RecordOutput):
+    """A JSON array; the object alone for a single picture (`several=False`)."""
+
+    def __init__(self, target: Target, *, several: bool = True) -> None:
+        super().__init__(target)
+        self._several = several
+        self._count = 0
+
+    def _to_text(self, record: dict[str, Any]) -> str:
+        text = json.dumps(record, ensure_ascii=False, indent=2)
+        if not self._several:
+            return text + "\n"
+        self._count += 1
+        indented = text.replace("\n", "\n  ")
+        return ("[\n  " if self._count == 1 else ",\n  ") + indented
+
+    def _last(self) -> str:
+        if not self._several:
+            return ""
+        return "\n]\n" if self._count else "[]\n"
+
+
+class CsvOutput(RecordOutput):
+    """RFC 4180 with a header: CSV_COLUMNS, CRLF after each row, UTF-8 without a mark.
+
+    A text that a spreadsheet would run as a formula (it begins with = + - @, a tab or a carriage
+    return) gets an apostrophe in front; names and captions come from strangers. JSON lines are
+    the form for programs that need them to the letter.
+    """
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self._put(_csv_row(CSV_COLUMNS))
+
+    def _to_text(self, record: dict[str, Any]) -> str:
+        model, tokens = record.get("model", {}), record.get("tokens", {})
+        timings = record.get("timings_ms", {})
+        flat = {
+            **record,
+            "model": model.get("name", ""),
+            "model_digest": model.get("digest", ""),
+            "vision_quant": model.get("vision_quant", ""),
+            "lm_quant": model.get("lm_quant", ""),
+            **{f"tokens_{kind}": tokens.get(kind, "") for kind in ("visual", "prompt")},
+            "tokens_generated": tokens.get("generated", ""),
+            "total_ms": timings.get("total", ""),
+        }
+        return _csv_row(_harmless(flat.get(column, "")) for column in CSV_COLUMNS)
+
+
+def record_to_dict(record: Record) -> dict[str, Any]:
+    """The record that `edgeprism caption --json` prints."""
+    return record.to_dict() if isinstance(record, Caption) else dict(record)
+
+
+class _Stream:
+    """Standard output, a pipe or a device: what is written there cannot be taken back."""
+
+    def __init__(self, stream: Any, name: str, *, owned: bool = False) -> None:
+        self._name, self._owned, self._stream = name, owned, stream
+        # below the text layer: its encoding is the terminal's, ours is UTF-8
+        buffer = getattr(stream, "buffer", None)
+        self._takes_text = buffer is None and isinstance(stream, io.TextIOBase)
+        self._target = stream if buffer is None else buffer
+
+    def write(self, data: bytes) -> None:
+        try:
+            self._stream.flush()  # what others wrote to the text layer comes first
+            self._target.write(data.decode("utf-8") if self._takes_text else data)
+            self._target.flush()
+        except BrokenPipeError:
+            raise  # the reader left: the command line knows how to end then
+        except OSError as error:
+            raise output_error(Path(self._name), error) from error
+
+    def commit(self) -> None:
+        if self._owned:
+            self._stream.close()
+
+    discard = commit
+
+
+def _open_sink(target: Target) -> AtomicFile | _Stream:
+    if not isinstance(target, (str, os.PathLike)):
+        return _Stream(target, str(getattr(target, "name", "the stream")))
+    path = Path(target)
+    if has_picture_suffix(path.name):
+        raise OutputError(f"{path}: has a picture's suffix.", "Choose another name for the output.")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder.", "Name a file in it.")
+    try:
+        if path.exists() and not path.is_file():
+            # renaming a file over /dev/null or a pipe would put an end to them
+            return _Stream(open(path, "wb"), str(path), owned=True)
+        place = Path(os.path.realpath(path))  # a link stays one: the user named what it leads to
+    except (OSError, ValueError) as error:
+        raise output_error(path, error) from error
+    file = AtomicFile(place)
+    with suppress(PermissionError):  # one may write in a folder that one may not read
+        clear_leftovers(place.parent, os.listdir(place.parent), of=place.name)
+    return file
+
+
+def _shown(text: str) -> str:
+    lines = text.replace("\r\n", "\n")
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", lines)
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
+        return "'" + value
+    return value
+
+
+def _csv_row(cells: Iterable[Any]) -> str:
+    row = io.StringIO()
+    csv.writer(row, lineterminator="\r\n").writerow(cells)
+    return row.getvalue()

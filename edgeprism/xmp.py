@@ -1,0 +1,237 @@
+"""XMP: the x-default text of dc:description, read from and put into a sidecar's bytes.
+
+An existing document is never serialised anew. It is parsed to learn where things stand, and the
+new text is spliced in there: every other byte (namespaces, prefixes, comments, order, the
+xpacket wrapper, other languages) stays what it was. The result is parsed again before anyone
+writes it.
+
+Next to the description stands `edgeprism:captioner`, a structure that says which model wrote it
+and holds the text's sha256: so a later run can tell its own text from a person's.
+
+Layout: Adobe, XMP Specification Part 1 (ISO 16684-1), section 7; language alternatives 8.2.2.4.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgeprism.xmp_tree import (
+    BLOCK,
+    CAPTIONER,
+    DC,
+    DESCRIPTION,
+    EDGEPRISM,
+    RDF,
+    Document,
+    Element,
+    XmpError,
+    parse_xmp,
+)
+
+MAX_XMP_BYTES = 32 << 20
+
+_SHA256 = f"{EDGEPRISM} textSha256"
+_XML_LANG = "http://www.w3.org/XML/1998/namespace lang"
+_ATTRIBUTE = re.compile(rb"""\s+([^\s=<>/'"]+)\s*=\s*("[^"]*"|'[^']*')""")
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_ENCODINGS = (  # longer marks first: UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_SKELETON = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="EdgePrism">
+ <rdf:RDF xmlns:rdf="{RDF}">
+  <rdf:Description rdf:about="">
+  </rdf:Description>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="w"?>
+""".encode()
+
+
+@dataclass(frozen=True)
+class Described:
+    """The x-default description of a document."""
+
+    text: str
+    is_ours: bool  # the text is what EdgePrism wrote, unchanged since
+
+
+def read_description(data: bytes) -> Described:
+    """The description that viewers show; an empty text where there is none. Raises XmpError."""
+    return _described(parse_xmp(_decoded(data)[0]))
+
+
+def merge_description(data: bytes | None, text: str, provenance: Mapping[str, str]) -> bytes:
+    """`data` (None: a new document) with `text` as its description and who wrote it.
+
+    `provenance` are fields of the structure `edgeprism:captioner`, by local name. The same call
+    on its own result changes nothing. Raises XmpError.
+    """
+    source, mark, encoding = (_SKELETON, b"", "utf-8") if data is None else _decoded(data)
+    text = to_xml_text(text)
+    document = parse_xmp(source)
+    edits = _edits(document, text, _captioner_element(text, provenance))
+    for start, end, new in sorted(edits, reverse=True):
+        source = source[:start] + new.encode() + source[end:]
+    if _described(parse_xmp(source)) != Described(text, True):
+        raise XmpError("its description is laid out in a way that cannot be changed safely")
+    return mark + (source if encoding == "utf-8" else source.decode().encode(encoding))
+
+
+def to_xml_text(text: str) -> str:
+    """`text` without the characters that XML cannot hold at all."""
+    return _NOT_XML.sub("\ufffd", text).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _decoded(data: bytes) -> tuple[bytes, bytes, str]:
+    """UTF-8 without a byte-order mark, and the mark and encoding to go back to."""
+    if len(data) > MAX_XMP_BYTES:
+        raise XmpError(f"it is larger than {MAX_XMP_BYTES >> 20} MiB")
+    mark, encoding = next(
+        ((mark, name) for mark, name in _ENCODINGS if data.startswith(mark)), (b"", "utf-8")
+    )
+    try:
+        return data[len(mark) :].decode(encoding).encode(), mark, encoding
+    except UnicodeError as error:
+        raise XmpError(f"it is not {encoding.upper()} text") from error
+
+
+def _described(document: Document) -> Described:
+    text = ""
+    for block in document.blocks:
+        for description in block.find(DESCRIPTION):
+            item = _default_item(description)
+            text = text or (item.text if item else _text_of(description))
+        text = text or block.attributes.get(DESCRIPTION, "")
+    return Described(text, _sha256(text) in _own_hashes(document))
+
+
+def _text_of(description: Element) -> str:
+    """The text of a description that is no language alternative, whatever it is instead."""
+    alternatives = description.find(f"{RDF} Alt")
+    if alternatives:
+        return ""  # other languages only
+    inner = (text for child in description.children for text in (child.text, _text_of(child)))
+    return " ".join(part.strip() for part in (description.text, *inner) if part.strip())
+
+
+def _default_item(description: Element) -> Element | None:
+    for alternative in description.find(f"{RDF} Alt"):
+        for item in alternative.find(f"{RDF} li"):
+            if item.attributes.get(_XML_LANG, "").lower() == "x-default":
+                return item
+    return None
+
+
+def _own_hashes(document: Document) -> set[str]:
+    """A structure's field may be an element, an attribute, or one of an inner Description."""
+    found = set()
+    for block in document.blocks:
+        for own in block.find(CAPTIONER):
+            for element in (own, *own.find(BLOCK)):
+                found.add(element.attributes.get(_SHA256, ""))
+                found |= {child.text.strip() for child in element.find(_SHA256)}
+    return found
+
+
+def _edits(document: Document, text: str, captioner: str) -> list[tuple[int, int, str]]:
+    """(start, end, new) for each place to change; the places do not overlap."""
+    blocks = document.blocks
+    if not blocks:
+        about = f'<rdf:Description xmlns:rdf="{RDF}" rdf:about="">\n   '
+        inner = f"{about}{_description_element(text)}\n   {captioner}\n  </rdf:Description>"
+        return _insert_last(document, document.rdf, [inner], "\n  ")
+    home = next((block for block in blocks if block.find(DESCRIPTION)), blocks[0])
+    edits: list[tuple[int, int, str]] = []
+    new: list[str] = []
+    descriptions = [found for block in blocks for found in block.find(DESCRIPTION)]
+    if descriptions:
+        edits.append(_replaced_description(descriptions[0], text))
+    else:
+        new.append(_description_element(text))
+    # a property stands once: what else there is would contradict the new text
+    edits += [(found.start, found.end, "") for found in descriptions[1:]]
+    edits += [edit for block in blocks for edit in _attribute_removed(document, block)]
+    own = [found for block in blocks for found in block.find(CAPTIONER)]
+    if own:
+        edits.append((own[0].start, own[0].end, captioner))
+        edits += [(found.start, found.end, "") for found in own[1:]]
+    else:
+        new.append(captioner)
+    return edits + (_insert_last(document, home, new, "\n   ") if new else [])
+
+
+def _replaced_description(description: Element, text: str) -> tuple[int, int, str]:
+    alternatives = description.find(f"{RDF} Alt")
+    if not alternatives or alternatives[0].is_empty_tag:
+        return description.start, description.end, _description_element(text)
+    item, alternative = _default_item(description), alternatives[0]
+    new = _item_element(item.prefix if item else alternative.prefix, text)
+    if item is not None:
+        return item.start, item.end, new
+    return alternative.tag_end, alternative.tag_end, new  # x-default stands first
+
+
+def _attribute_removed(document: Document, block: Element) -> list[tuple[int, int, str]]:
+    """A description in the short form, as an attribute of the block."""
+    if DESCRIPTION not in block.attributes:
+        return []
+    tag = document.source[block.start : block.tag_end]
+    for match in _ATTRIBUTE.finditer(tag):
+        prefix, _, local = match[1].decode().rpartition(":")
+        if local == "description" and document.prefixes.get(prefix) == DC:
+            return [(block.start + match.start(), block.start + match.end(), "")]
+    return []
+
+
+def _insert_last(
+    document: Document, parent: Element, new: list[str], indent: str
+) -> list[tuple[int, int, str]]:
+    """`new` as the last children; a tag that was empty is opened for them."""
+    inner = "".join(indent + part for part in new)
+    if parent.is_empty_tag:
+        slash = parent.tag_end - 2
+        return [(slash, parent.tag_end, f">{inner}{indent[:-1]}</{parent.raw}>")]
+    closing = document.source.rindex(b"</", 0, parent.end)
+    # before the white space that indents the closing tag
+    at = len(document.source[:closing].rstrip(b" \t\r\n"))
+    return [(at, at, inner)]
+
+
+def _description_element(text: str) -> str:
+    return (
+        f'<dc:description xmlns:dc="{DC}" xmlns:rdf="{RDF}">\n    <rdf:Alt>\n     '
+        f"{_item_element('rdf:', text)}\n    </rdf:Alt>\n   </dc:description>"
+    )
+
+
+def _item_element(prefix: str, text: str) -> str:
+    return f'<{prefix}li xml:lang="x-default">{_escaped(text)}</{prefix}li>'
+
+
+def _captioner_element(text: str, provenance: Mapping[str, str]) -> str:
+    fields = {**provenance, "textSha256": _sha256(text)}
+    inner = "".join(
+        f"\n    <edgeprism:{name}>{_escaped(to_xml_text(value))}</edgeprism:{name}>"
+        for name, value in fields.items()
+    )
+    return (
+        f'<edgeprism:captioner xmlns:edgeprism="{EDGEPRISM}" xmlns:rdf="{RDF}"'
+        f' rdf:parseType="Resource">{inner}\n   </edgeprism:captioner>'
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
