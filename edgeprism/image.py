@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
 import stat
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -25,6 +28,8 @@ ImageSource = Any  # str | os.PathLike | bytes | binary file object | PIL.Image 
 READER_VERSION = 1  # raised when the same file may give other pixels than before
 MAX_FILE_BYTES = 1 << 30
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses; about 13,400 × 13,400
+# Padding reads height × longer edge pixels: past these, one picture would take half a minute
+MAX_WIDTH, MAX_HEIGHT = 65_535, 40_000
 STRIP_PIXELS = 32_000_000  # padding works in strips of at most this many pixels
 
 _RESAMPLING = {
@@ -33,6 +38,10 @@ _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
+# What is read: not the whole of Pillow, whose other readers run programs (PostScript), follow
+# files into other formats, or are seldom fed with damaged bytes.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF")
+_OPTIONAL_FORMATS = ("WEBP", "AVIF")  # not in every build of Pillow
 _HINT_NOT_A_PICTURE = "Give a JPEG, PNG, WebP, GIF, BMP or TIFF file."
 
 
@@ -57,8 +66,8 @@ def read_picture(source: ImageSource) -> Picture:
     if isinstance(source, np.ndarray):
         source = _array_to_image(source)
     if isinstance(source, Image.Image):
-        name, image, digest = "image in memory", source, ""
-        rgb, notes = _upright_rgb(image, name)
+        name, digest = "image in memory", ""
+        rgb, notes = _guarded(lambda: _upright_rgb(source, name), name)
     else:
         name, data = _read_bytes(source)
         digest = hashlib.sha256(data).hexdigest()
@@ -91,9 +100,9 @@ def _padded_and_resized(
     edge = max(width, height)
     left, top = (edge - width) // 2, (edge - height) // 2
     rows = max(1, STRIP_PIXELS // edge)
-    narrow = Image.new("RGB", (size, edge), fill)
-    for y in range(0, edge, rows):
-        strip = Image.new("RGB", (edge, min(rows, edge - y)), fill)
+    narrow = Image.new("RGB", (size, edge), fill)  # rows without picture are fill already
+    for y in range(top, top + height, rows):
+        strip = Image.new("RGB", (edge, min(rows, top + height - y)), fill)
         strip.paste(rgb, (left, top - y))
         narrow.paste(strip.resize((size, strip.height), resample), (0, y))
     return narrow.resize((size, size), resample)
@@ -122,7 +131,10 @@ def _read_bytes(source: ImageSource) -> tuple[str, bytes]:
 
 def _read_stream(stream: IO[bytes]) -> tuple[str, bytes]:
     name = str(getattr(stream, "name", "image in memory"))
-    data = stream.read(MAX_FILE_BYTES + 1)
+    try:
+        data = stream.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name}: cannot be read: {error}.", "Open it again.") from error
     if not isinstance(data, bytes):
         raise ImageError(f"{name}: opened as text.", 'Open it in binary mode ("rb").')
     if len(data) > MAX_FILE_BYTES:
@@ -148,12 +160,29 @@ def _too_large_file(name: str) -> ImageError:
 def _decode(data: bytes, name: str) -> tuple[Image.Image, tuple[str, ...]]:
     if not data:
         raise ImageError(f"{name}: the file is empty.", "Copy it again from where it came.")
+
+    def decode() -> tuple[Image.Image, tuple[str, ...]]:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            return _upright_rgb(image, name)
+
+    return _guarded(decode, name)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    there = (name for name in _OPTIONAL_FORMATS if find_spec(f"PIL._{name.lower()}"))
+    return (*_FORMATS, *there)
+
+
+def _guarded(
+    decode: Callable[[], tuple[Image.Image, tuple[str, ...]]], name: str
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """Whatever a decoder raises, as an ImageError that names the picture."""
     try:
         with warnings.catch_warnings():
-            # our own limit below is the judge; Pillow's warning would reach the user twice
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                return _upright_rgb(image, name)
+            # our own limits are the judge, and damage is told once, in the error
+            warnings.simplefilter("ignore")
+            return decode()
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -186,13 +215,17 @@ def _upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str,
     if frames > 1:
         image.seek(0)  # counting frames may have moved on
     image.load()
-    upright = ImageOps.exif_transpose(image)
+    upright = ImageOps.exif_transpose(image)  # a copy even if it stood upright
+    if upright.width > MAX_WIDTH or upright.height > MAX_HEIGHT:
+        raise ImageError(
+            f"{name}: {upright.width} × {upright.height} pixels; at most {MAX_WIDTH} across and "
+            f"{MAX_HEIGHT} down are read.",
+            "Cut it into pieces.",
+        )
     return _to_rgb(upright, name), tuple(notes)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode == "RGB":
-        return image.copy()
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_grey_to_rgb(image, name)
     if image.has_transparency_data:
@@ -200,7 +233,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         white = Image.new("RGB", rgba.size, (255, 255, 255))
         white.paste(rgba, mask=rgba.getchannel("A"))
         return white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _deep_grey_to_rgb(image: Image.Image, name: str) -> Image.Image:
