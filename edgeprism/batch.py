@@ -70,6 +70,7 @@ class Batch:
         self._open_store, self._decoders = open_store, decoders
         self._window = threading.Semaphore(WINDOW * parallel + 2 * decoders)
         self._stopping = threading.Event()
+        self._ended = False  # every picture has its outcome
         # (job, decoding) for the encoder; None ends it
         self._decoding: queue.Queue[tuple[_Job, Future[Decoded]] | None] = queue.Queue()
         # jobs to generate, settled outcomes with their index, or an error that ends the run
@@ -97,6 +98,15 @@ class Batch:
     def stop(self) -> None:
         """Begin no more pictures; what is in flight is finished. Safe from any thread."""
         self._stopping.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called before the pictures ended."""
+        return self._stopping.is_set() and not self._ended
+
+    def is_known(self, picture: PictureFile, store: CaptionStore) -> bool:
+        """Whether the store has this picture's caption, going by its path, size and mtime."""
+        return self._known_file(_Job(0, picture), store) is not None
 
     def run(self, pictures: Iterable[PictureFile]) -> Iterator[Outcome]:
         """Outcomes in the order of `pictures`. Raises what would fail every picture alike."""
@@ -263,6 +273,7 @@ class Batch:
                     due += 1
             for index in sorted(outcomes):  # after a stop some in between were never begun
                 yield outcomes[index]
+            self._ended = not self._stopping.is_set()
         finally:
             if store is not None:
                 store.close()

@@ -240,6 +240,10 @@ class Captioner:
         lm, _ = self._load_lm()
         return Generator(lm, parallel=parallel, **self._kv)
 
+    def kv_bytes_per_token(self) -> float:
+        """Bytes of KV cache for one position of one caption."""
+        return self._load_lm()[0].kv_bytes_per_token(self.kv_type)
+
     def request(self, encoded: EncodedImage, plan: Plan) -> Request:
         """The tokenised prompt for one picture."""
         prompts = self.bundle.manifest.prompts

@@ -203,10 +203,11 @@ class Generator:
             context.copy_prefix(self.parallel, slot, len(self._prefix))
             position, parts = len(self._prefix), parts[1:]
         for i, part in enumerate(parts):
+            last = i == len(parts) - 1
             if isinstance(part, list):
-                context.prefill_tokens(slot, part, position, logits=i == len(parts) - 1)
+                context.prefill_tokens(slot, part, position, logits=last)
             else:
-                context.prefill_rows(slot, part, position)
+                context.prefill_rows(slot, part, position, logits=last)
             position += len(part)
 
     def _share(self, prefix: list[int]) -> None:

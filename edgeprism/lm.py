@@ -31,6 +31,7 @@ from edgeprism.manifest import LanguageModel as Dimensions
 from edgeprism.prompt import Message
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
 _HINT = "Copy or convert the model again."
 _LEVEL_WARN = 2
@@ -110,6 +111,13 @@ class LanguageModel:
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         self.n_embd: int = llama.llama_model_n_embd(self._model)
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
+
+    def kv_bytes_per_token(self, kv_type: str = "f16") -> float:
+        """Bytes that one position of one sequence takes in the KV cache."""
+        llama, model = self._llama, self._model
+        layers, shared = llama.llama_model_n_layer(model), llama.llama_model_n_head_kv(model)
+        head = self.n_embd / max(1, llama.llama_model_n_head(model))
+        return 2 * layers * shared * head * KV_BYTES[kv_type]
 
     def close(self) -> None:
         """Free the weights; contexts must be closed before."""
@@ -264,8 +272,8 @@ class Context:
             self._batch.want_logits([n - 1] if logits and last else [], n)
             self._decode(self._batch.with_tokens(ids[at : at + n]))
 
-    def prefill_rows(self, seq: int, rows: np.ndarray, start: int) -> None:
-        """Put visual tokens, float32 [n, n_embd], at positions `start`… of `seq`."""
+    def prefill_rows(self, seq: int, rows: np.ndarray, start: int, *, logits: bool = False) -> None:
+        """Put visual tokens, float32 [n, n_embd], at `start`…; `logits` keeps those of the last."""
         if rows.ndim != 2 or rows.shape[1] != self.lm.n_embd:
             raise ModelError(
                 f"Visual tokens {list(rows.shape)} do not fit a language model of width "
@@ -273,9 +281,9 @@ class Context:
                 "Encode the picture with this captioner.",
             )
         rows = np.ascontiguousarray(rows, dtype=np.float32)
-        for at, _ in self._chunks(len(rows)):
+        for at, last in self._chunks(len(rows)):
             n = self._batch.place(seq, start + at, min(self.N_BATCH, len(rows) - at))
-            self._batch.want_logits([], n)
+            self._batch.want_logits([n - 1] if logits and last else [], n)
             self._decode(self._batch.with_rows(rows[at : at + n]))
 
     def step(self, tokens: Sequence[tuple[int, int, int]]) -> None:

@@ -193,6 +193,17 @@ class CaptionStore:
 
     # ---- `edgeprism cache`
 
+    def seconds_per_picture(self, bundle_digest: str) -> float | None:
+        """Mean time of a bundle's last captions, each by itself; None without any."""
+        with self._explained():
+            row = self._db.execute(
+                "SELECT avg(total) FROM (SELECT json_extract(record, '$.timings_ms.total') AS total"
+                " FROM captions WHERE json_extract(record, '$.model.digest') = ?"
+                " ORDER BY created DESC LIMIT 50)",
+                (bundle_digest,),
+            ).fetchone()
+        return row[0] / 1000 if row[0] is not None else None
+
     def info(self) -> dict[str, Any]:
         """Counts, size on disk, and captions by bundle."""
         with self._explained():

@@ -1,33 +1,92 @@
-"""`edgeprism caption IMAGE...`: a sentence for each picture."""
+"""`edgeprism caption PICTURE...`: a description of each picture."""
 
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeprism.bundle import DEFAULT_MODEL
 from edgeprism.cli.options import captioner_options, engine_options, open_captioner, working
-from edgeprism.errors import ImageError, UsageError
+from edgeprism.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgeprism.captioner import Captioner
     from edgeprism.records import Caption
-
-SOME_FAILED = 3
 
 
 @click.command("caption")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--model", default=DEFAULT_MODEL, envvar="EDGEPRISM_MODEL", show_default=True,
-              metavar="NAME|BUNDLE", help="A model's name or a bundle's folder.")  # fmt: skip
+@click.argument("images", nargs=-1, metavar="PICTURE|FOLDER|PATTERN|-...")
+@click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    envvar="EDGEPRISM_MODEL",
+    show_default=True,
+    metavar="NAME|BUNDLE",
+    help="A model's name or a bundle's folder.",
+)
 @captioner_options
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True,
-              help="0 gives the same text every time.")  # fmt: skip
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="0 gives the same text every time.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="For a temperature above 0.")
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object (an array for several).")
 @click.option("--jsonl", is_flag=True, help="One JSON object a line, each as soon as it is there.")
+@click.option("--csv", "as_csv", is_flag=True, help="A table with a header.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Write results to FILE, which appears when they are complete.",
+)
+@click.option("--txt", is_flag=True, help="Write photo.txt beside each picture.")
+@click.option("--xmp", is_flag=True, help="Write or merge photo.xmp (dc:description).")
+@click.option(
+    "--out-dir",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Put .txt and .xmp in a mirror of the folders under DIR.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace .txt files that EdgePrism did not write.")
+@click.option(
+    "--files-from",
+    type=click.Path(),
+    metavar="FILE|-",
+    help="Read paths from FILE or standard input, one a line.",
+)
+@click.option("--null", is_flag=True, help="Paths in --files-from end with NUL.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The first N pictures only.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and how long it may take.")
+@click.option(
+    "--batch",
+    "parallel",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="Captions to decode at a time.  [default: measured on this machine]",
+)
+@click.option("--no-cache", is_flag=True, help="Neither use nor fill the caption store.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["skip", "stop"]),
+    default="skip",
+    show_default=True,
+    help="What a picture that fails does to the rest.",
+)
+@click.option(
+    "--errors",
+    "errors_file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Write failures to FILE, one JSON object a line.",
+)
 def command(
     images: tuple[str, ...],
     model: str,
@@ -36,53 +95,96 @@ def command(
     max_tokens: int | None,
     temperature: float,
     seed: int,
-    as_json: bool,
-    jsonl: bool,
-    **engine: Any,
+    vision_quant: str | None,
+    device: str,
+    threads: int | None,
+    gpu_layers: int | None,
+    **asked: Any,
 ) -> int:
-    """Describe each picture in words.
+    """Describe pictures in words.
 
-    Exit code 3 says that some pictures failed; the others are described.
+    One picture is looked at at once. Several, or folders, go through the caption store: what was
+    captioned before is known, and an interrupted run goes on where it ended. Exit code 3 says
+    that some pictures failed; the others are described.
     """
-    if as_json and jsonl:
-        raise UsageError("--json and --jsonl exclude each other.", "Choose one.")
-    captioner = open_captioner(model, **engine)
-    done: list[Caption] = []
-    for image in images:
-        try:
-            with working(f"{image}: looking…"):
-                caption = captioner.caption(
-                    image,
-                    instruction=instruction,
-                    focus=focus,
-                    max_tokens=max_tokens,
-                    temperature=temperature,
-                    seed=seed,
-                )
-        except ImageError as error:
-            _show_failure(error)
-            continue
-        done.append(caption)
-        _show(caption, several=len(images) > 1, as_json=as_json, jsonl=jsonl)
-    if as_json and done:
-        records = [caption.to_dict() for caption in done]
-        whole = records if len(images) > 1 else records[0]
-        click.echo(json.dumps(whole, ensure_ascii=False, indent=2))
-    if len(done) == len(images):
-        return 0
-    return SOME_FAILED if done else ImageError.exit_code
+    form = _form(asked)
+    if not images and asked["files_from"] is None:
+        raise UsageError("No picture is named.", "edgeprism caption photo.jpg, or a folder.")
+    captioner = open_captioner(
+        model, device=device, threads=threads, gpu_layers=gpu_layers, vision_quant=vision_quant
+    )
+    caption: dict[str, Any] = {
+        "instruction": instruction,
+        "focus": focus,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    if _is_one(images, asked):
+        return _caption_one(images[0], captioner, form, caption)
+    return _caption_many(images, captioner, form, caption, asked)
 
 
-def _show(caption: Caption, *, several: bool, as_json: bool, jsonl: bool) -> None:
+def _form(asked: dict[str, Any]) -> str:
+    chosen = [form for form, flag in (("json", "as_json"), ("jsonl", "jsonl"), ("csv", "as_csv"))
+              if asked[flag]]  # fmt: skip
+    if len(chosen) > 1:
+        raise UsageError("--json, --jsonl and --csv exclude each other.", "Choose one.")
+    return chosen[0] if chosen else "text"
+
+
+def _is_one(images: tuple[str, ...], asked: dict[str, Any]) -> bool:
+    """One file named directly, its result to stdout: no store, no workers."""
+    plain = not any(asked[name] for name in ("as_csv", "output", "txt", "xmp", "files_from",
+                                             "dry_run", "errors_file"))  # fmt: skip
+    return plain and len(images) == 1 and (images[0] == "-" or Path(images[0]).is_file())
+
+
+def _caption_one(image: str, captioner: Captioner, form: str, options: dict[str, Any]) -> int:
+    source: Any = sys.stdin.buffer.read() if image == "-" else image
+    with working(f"{image}: looking…"):
+        caption: Caption = captioner.caption(source, **options)
     for note in caption.notes:
         click.echo(f"{caption.image}: {note}", err=True)
-    if jsonl:
-        click.echo(json.dumps(caption.to_dict(), ensure_ascii=False))
-    elif not as_json:
-        click.echo(f"{caption.image}: {caption.text}" if several else caption.text)
+    if form == "text":
+        click.echo(caption.text)
+    else:
+        indent = 2 if form == "json" else None
+        click.echo(json.dumps(caption.to_dict(), ensure_ascii=False, indent=indent))
+    return 0
 
 
-def _show_failure(error: ImageError) -> None:
-    from edgeprism.cli import show_error
+def _caption_many(
+    images: tuple[str, ...],
+    captioner: Captioner,
+    form: str,
+    options: dict[str, Any],
+    asked: dict[str, Any],
+) -> int:
+    from edgeprism.cli.folder import FolderOptions, caption_folder, dry_run
+    from edgeprism.inputs import find_pictures
 
-    show_error(error)
+    search = find_pictures(
+        images, files_from=asked["files_from"], null=asked["null"], limit=asked["limit"]
+    )
+    plan = captioner.plan(**options)
+    if asked["dry_run"]:
+        dry_run(search, captioner, plan, not asked["no_cache"])
+        return 0
+    return caption_folder(
+        search,
+        captioner,
+        plan,
+        FolderOptions(
+            form=form,
+            output=asked["output"],
+            txt=asked["txt"],
+            xmp=asked["xmp"],
+            out_dir=asked["out_dir"],
+            overwrite=asked["overwrite"],
+            use_store=not asked["no_cache"],
+            parallel=asked["parallel"],
+            stop_on_error=asked["on_error"] == "stop",
+            errors_file=asked["errors_file"],
+        ),
+    )

@@ -1,0 +1,109 @@
+"""How many captions to decode at a time: measured once on this machine, kept for each bundle.
+
+A step for eight sequences costs little more than a step for one while weights are what is read;
+how much more depends on the machine. So the steps are timed, on short prompts of noise, and the
+smallest width within a few percent of the best rate is kept. Memory for the KV cache bounds it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeprism.bundle import data_dir
+from edgeprism.device import cpu_name, memory_bytes
+from edgeprism.generate import Generator, Request, Sampling
+
+if TYPE_CHECKING:
+    from edgeprism.captioner import Captioner
+
+WIDTHS = (1, 2, 4, 8, 16)
+ENOUGH = 0.95  # of the best rate
+_STEPS = 6
+_PROMPT_ROWS = 8
+_KV_SHARE = 0.2  # of the machine's memory, at most, for all sequences together
+
+
+def batch_width(captioner: Captioner) -> int:
+    """Captions to decode at a time with this bundle on this device; measured when first asked."""
+    key = ":".join((captioner.bundle.digest, captioner.device, str(captioner.threads), cpu_name()))
+    known = _read()
+    width = known.get(key)
+    if isinstance(width, int) and width in WIDTHS:
+        return width
+    width = best_width(decode_rates(captioner))
+    _write({**known, key: width})
+    return width
+
+
+def best_width(rates: dict[int, float]) -> int:
+    """The smallest width whose tokens/s reach ENOUGH of the best."""
+    best = max(rates.values())
+    return min(width for width, rate in rates.items() if rate >= ENOUGH * best)
+
+
+def decode_rates(captioner: Captioner) -> dict[int, float]:
+    """Tokens/s of all sequences together, by width; ends early where it no longer rises."""
+    rows = np.random.default_rng(0).standard_normal(
+        (_PROMPT_ROWS, captioner.bundle.manifest.lm.n_embd), dtype=np.float32
+    )
+    sampling = Sampling(max_tokens=_STEPS + 4, stop_at_end=False)
+    rates: dict[int, float] = {}
+    for width in WIDTHS:
+        if width > 1 and not _fits(captioner, width):
+            break
+        generator = captioner.new_generator(width)
+        try:
+            rates[width] = _rate(generator, Request((rows,), sampling), width)
+        finally:
+            generator.close()
+        if rates[width] < ENOUGH * max(rates.values()):
+            break
+    return rates
+
+
+def _rate(generator: Generator, request: Request, width: int) -> float:
+    for index in range(width):
+        generator.add(index, request)
+    generator.step()  # the first builds the graph
+    start = time.perf_counter()
+    for _ in range(_STEPS):
+        generator.step()
+    return width * _STEPS / (time.perf_counter() - start)
+
+
+def _fits(captioner: Captioner, width: int) -> bool:
+    """Whether that many whole captions' KV cells stay within their share of memory."""
+    memory = memory_bytes()
+    if memory is None:
+        return width <= WIDTHS[2]
+    manifest = captioner.bundle.manifest
+    cells = manifest.vision.tokens_per_tile + manifest.prompts.max_tokens + 128
+    return width * cells * captioner.kv_bytes_per_token() <= _KV_SHARE * memory
+
+
+def _path() -> Any:
+    return data_dir() / "tuning.json"
+
+
+def _read() -> dict[str, Any]:
+    try:
+        known = json.loads(_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # measured again, which is always right
+    return known if isinstance(known, dict) else {}
+
+
+def _write(known: dict[str, Any]) -> None:
+    path = _path()
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(known), encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        return  # a read-only data folder costs a measurement at each start
