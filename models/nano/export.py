@@ -39,6 +39,13 @@ from .tokenizer import (
 
 Tensors = dict[str, Tensor]
 
+README = """---
+license: Apache-2.0
+---
+The {part} checkpoint of nano, EdgePrism's built-in captioner of plain rendered scenes; trained
+from scratch by models/nano/train.py.
+"""
+
 
 def checkpoint_to_model(path: Path) -> Nano:
     """The model of a training checkpoint, on the CPU, ready to read from."""
@@ -227,6 +234,8 @@ def export(model: Nano, folder: Path) -> None:
     }
     _write_json(fresh / "vision" / "preprocessor_config.json", preprocessor)
     _write_json(fresh / "captioner" / "edgeprism.json", card())
+    for part in ("captioner", "llm", "vision"):
+        (fresh / part / "README.md").write_text(README.format(part=part), encoding="utf-8")
     fresh.chmod(0o755)
     old = None
     if folder.exists():

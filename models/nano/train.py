@@ -1,8 +1,9 @@
 """Train nano from nothing: ``python -m edgeprism.models.nano.train --out DIR``.
 
 Stage ``tower`` teaches the vision tower what lies under each patch (the renderer knows); stage
-``caption`` then trains all of it to write captions. A run stopped anywhere goes on from its
-last checkpoint, and ends at the same weights on the same machine. CPU and CUDA run the same code.
+``caption`` then trains projector and decoder to write captions. A run stopped anywhere goes on
+from its last checkpoint and ends at the same weights an uninterrupted one gives on the same
+machine. CPU and CUDA run the same code.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, help="stop after this long; run again to go on")
     parser.add_argument("--tower-steps", type=int, default=1400)
-    parser.add_argument("--caption-steps", type=int, default=5000)
+    parser.add_argument("--caption-steps", type=int, default=1300)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--workers", type=int, default=1, help="rendering processes")
     options = parser.parse_args(arguments)

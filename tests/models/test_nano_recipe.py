@@ -148,7 +148,7 @@ def test_swapped_words_touch_inputs_only() -> None:
     swapped, same_targets = captions_to_ids(scenes, random.Random(0))
     assert torch.equal(targets, same_targets)
     differ = plain != swapped
-    assert 0 < differ.sum() < differ.numel() // 10
+    assert 0 < differ.sum() < differ.numel() // 5
     assert ids_to_text([t for t in targets[0].tolist() if t >= 0]) == scene_to_caption(scenes[0])
 
 
