@@ -31,9 +31,6 @@ def main() -> None:
     arguments = parser.parse_args()
     cores = available_cores()
     print(f"{cpu_name()}, {cores} cores, Python {sys.version.split()[0]}")
-    gflops, bandwidth = matmul_gflops(cores), read_gbytes_per_s()
-    print(f"limits: {gflops:.0f} GFLOP/s fp32 matrix product, {bandwidth:.1f} GB/s memory read")
-
     captioner = Captioner.load(arguments.bundle, device="cpu", vision_quant=arguments.vision_quant)
     rng = np.random.default_rng(0)
     records = []
@@ -44,8 +41,26 @@ def main() -> None:
     print(f"model: {first.model}\ntokens: {first.tokens}\nload: {first.timings.load:.0f} ms")
     for stage in ("decode_image", "preprocess", "encode", "prefill", "decode", "total"):
         print(f"  {stage:13} ms {spread([getattr(c.timings, stage) for c in counted])}")
-    report_limits(captioner, counted, gflops, bandwidth)
     print(f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+    # after the memory was read: measuring the bandwidth takes memory of its own
+    gflops, bandwidth = matmul_gflops(cores), read_gbytes_per_s()
+    print(f"limits: {gflops:.0f} GFLOP/s fp32 matrix product, {bandwidth:.1f} GB/s memory read")
+    report_limits(captioner, counted, gflops, bandwidth)
+
+
+def encode_operations(captioner: Captioner) -> float:
+    """Multiplications and additions of one picture: constant matrices and attention."""
+    import onnx
+
+    vision = captioner.bundle.manifest.vision
+    path = captioner.bundle.path / captioner.vision_variant().file
+    graph = onnx.load(str(path), load_external_data=False).graph
+    patches = vision.grid[0] * vision.grid[1]
+    shapes = [tuple(t.dims) for t in graph.initializer if len(t.dims) == 2 and min(t.dims) > 1]
+    width = next(b for a, b in shapes if a == patches)  # the position embedding
+    matrices = sum(a * b for a, b in shapes if (a, b) != (patches, width))
+    layers = sum(node.op_type == "Softmax" for node in graph.node)
+    return 2 * patches * matrices + layers * 4 * patches**2 * width
 
 
 def report_limits(captioner: Captioner, counted: list, gflops: float, bandwidth: float) -> None:
@@ -57,6 +72,10 @@ def report_limits(captioner: Captioner, counted: list, gflops: float, bandwidth:
     floor = weights / bandwidth / 1e6
     print(f"decode  {1000 / per_token:.1f} tok/s; reading the weights alone allows "
           f"{1000 / floor:.1f}: {floor / per_token:.0%} of the limit")  # fmt: skip
+    encode = min(c.timings.encode for c in counted)
+    work = encode_operations(captioner)
+    print(f"encode  {work / 1e9:.1f} GFLOP in {encode:.0f} ms: {work / encode / 1e6:.0f} GFLOP/s, "
+          f"{work / encode / 1e6 / gflops:.0%} of the fp32 matrix rate")  # fmt: skip
     rows = tokens.visual + tokens.prompt
     print(f"prefill {rows / best['prefill'] * 1000:.1f} rows/s ({rows} rows); "
           f"fp32 matrix rate {gflops:.0f} GFLOP/s")  # fmt: skip
