@@ -200,7 +200,10 @@ def _read(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
             return faults.append(f"{path}: an object is expected, not {_name_of(value)}")
         return {k: _read(arguments[1], v, f"{path}.{k}", faults) for k, v in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            return faults.append(f"{path}: too large a number")
     # bool is an int in Python and must not pass for one
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         faults.append(f"{path}: {kind.__name__} is expected, not {_name_of(value)}")
@@ -298,11 +301,18 @@ def _file_faults(m: Manifest) -> list[str]:
     if m.lm.file not in m.files:
         faults.append(f"lm.file: {m.lm.file!r} is not among files")
     for name, entry in m.files.items():
-        # a plain name only: no folder, no drive, no way out of the bundle
-        if PurePosixPath(name).name != name or "\\" in name or ":" in name or name in ("", ".."):
+        if not _is_plain(name):
             faults.append(f"files.{name}: must be a plain file name inside the bundle")
         if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
             faults.append(f"files.{name}.sha256: must be 64 lower-case hexadecimal digits")
         if entry.size < 0:
             faults.append(f"files.{name}.size: is negative")
     return faults
+
+
+def _is_plain(name: str) -> bool:
+    """A file name that no system takes for a folder, a drive or a way out of the bundle."""
+    if PurePosixPath(name).name != name or name in ("", "..", FILE_NAME):
+        return False
+    # control characters, and halves of UTF-16 pairs, which no file system can store
+    return not any(c in "\\:" or c < " " or "\ud800" <= c <= "\udfff" for c in name)
