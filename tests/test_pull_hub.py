@@ -7,8 +7,10 @@ import functools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import bundles
@@ -107,6 +109,31 @@ def test_what_arrived_is_kept_for_the_next_run(tmp_path: Path) -> None:
     assert (fetched.folder / WEIGHTS).read_bytes() == FILES[WEIGHTS]
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_in_the_middle_the_next_run_goes_on(tmp_path: Path, how: signal.Signals) -> None:
+    large = os.urandom(25_000_000)  # the client writes 10 MB at a time
+    files = {**FILES, WEIGHTS: large}
+    with StandInHub({SOURCE.repo: files}, budgets={WEIGHTS: [21_000_000]}, stalls=True) as hub:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from edgeprism.cli import main; main()", "pull", NAME],
+            env={**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path)},
+            stderr=subprocess.DEVNULL,
+        )
+        assert hub.stalled.wait(30)
+        [incomplete] = tmp_path.rglob("*.incomplete")
+        deadline = time.monotonic() + 10
+        while incomplete.stat().st_size < 20_000_000 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        start = time.monotonic()
+        process.send_signal(how)
+        assert process.wait(10) == (130 if how == signal.SIGINT else -signal.SIGKILL)
+        assert time.monotonic() - start < 1.5
+        fetched = fetch(hub, tmp_path / "hub")
+        assert hub.downloads(WEIGHTS) == ["", "bytes=20971520-"]
+    assert (fetched.folder / WEIGHTS).read_bytes() == large
+    assert not list(tmp_path.rglob("*.incomplete"))
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, "projector/config.json"])
 def test_a_damaged_file_is_named_removed_and_fetched_again(tmp_path: Path, name: str) -> None:
     with StandInHub({SOURCE.repo: FILES}, damaged={name}) as hub:
@@ -141,8 +168,8 @@ def test_refusals_name_repository_and_file(tmp_path: Path) -> None:
         hub.repositories["a/b"] = {"README.md": b"no weights"}
         with pytest.raises(PullError, match="does not hold any weights"):
             fetch(hub, tmp_path, dataclasses.replace(SOURCE, repo="a/b"))
-    with pytest.raises(PullError, match=SOURCE.repo):
-        fetch(hub, tmp_path / "other")  # the hub is gone
+    with pytest.raises(PullError, match=f"{SOURCE.repo}: the hub cannot be reached"):
+        fetch(hub, tmp_path / "other")  # it is gone
 
 
 def test_a_file_name_that_leads_out_of_the_cache(tmp_path: Path) -> None:
@@ -154,17 +181,17 @@ def test_a_file_name_that_leads_out_of_the_cache(tmp_path: Path) -> None:
 
 
 def test_without_the_convert_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pull_module, "missing_for_convert", lambda: ["torch"])
+    monkeypatch.setattr(pull_module, "missing_for_convert", lambda: ["torch>=2.8", "gguf>=0.19"])
     with pytest.raises(UsageError, match="needs torch") as caught:
         pull(NAME)
-    assert caught.value.hint == 'pip install "edgeprism[convert]"'
+    assert caught.value.hint == 'pip install "torch>=2.8" "gguf>=0.19"'
 
 
 def test_without_huggingface_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
     with pytest.raises(UsageError, match="huggingface_hub") as caught:
         fetch_repository(SOURCE, Progress(), endpoint="http://127.0.0.1:9", cache=tmp_path)
-    assert "edgeprism[convert]" in caught.value.hint
+    assert "pip install" in caught.value.hint
 
 
 def test_what_a_killed_conversion_left_is_mended(tmp_path: Path) -> None:
@@ -249,7 +276,7 @@ def test_verify_published_end_to_end(tmp_path: Path, photo: Path) -> None:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    assert "unverified: Yuxuan-Qiao/PrismCaptioner-2B" in process.stderr
+    assert "Yuxuan-Qiao/PrismCaptioner-2B at main, unverified" in process.stderr
     report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     assert report["passed"]
     assert [r["role"] for r in report["repositories"]] == ["captioner", "llm", "vision"]
