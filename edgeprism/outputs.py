@@ -203,9 +203,9 @@ def _open_sink(target: Target) -> AtomicFile | _Stream:
     path = Path(target)
     if has_picture_suffix(path.name):
         raise OutputError(f"{path}: has a picture's suffix.", "Choose another name for the output.")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder.", "Name a file in it.")
     try:
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder.", "Name a file in it.")
         if path.exists() and not path.is_file():
             # renaming a file over /dev/null or a pipe would put an end to them
             return _Stream(open(path, "wb"), str(path), owned=True)
