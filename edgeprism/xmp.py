@@ -116,11 +116,10 @@ def _described(document: Document) -> Described:
 
 def _text_of(description: Element) -> str:
     """The text of a description that is no language alternative, whatever it is instead."""
-    alternatives = description.find(f"{RDF} Alt")
-    if alternatives:
+    if description.find(f"{RDF} Alt"):
         return ""  # other languages only
-    inner = (text for child in description.children for text in (child.text, _text_of(child)))
-    return " ".join(part.strip() for part in (description.text, *inner) if part.strip())
+    parts = (description.text.strip(), *map(_text_of, description.children))
+    return " ".join(part for part in parts if part)
 
 
 def _default_item(description: Element) -> Element | None:
