@@ -69,7 +69,10 @@ class VisionEncoder:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=providers)
+            # its own fallback prints on stdout and would quietly leave the device asked for
+            self._session = ort.InferenceSession(
+                str(path), options, providers=providers, enable_fallback=0
+            )
         except Exception as error:  # its exception types share no public base class
             raise ModelError(f"{path}: not a vision graph that can run: {error}.", _HINT) from error
         if provider not in self._session.get_providers():
