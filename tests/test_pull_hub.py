@@ -281,6 +281,9 @@ def test_verify_published_end_to_end(tmp_path: Path, photo: Path) -> None:
     assert report["passed"]
     assert [r["role"] for r in report["repositories"]] == ["captioner", "llm", "vision"]
     assert report["bundle"]["parity"]["passed"]
+    assert [source["name"] for source in report["bundle"]["sources"]] == [
+        f"{r['repo']}@{r['revision']}" for r in report["repositories"]
+    ]
     assert report["captions"][0]["image"] == photo.name
     assert report["captions"][0]["caption"]
     text = (tmp_path / "report" / "report.txt").read_text(encoding="utf-8")

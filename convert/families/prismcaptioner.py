@@ -197,8 +197,15 @@ def _manifest(name: str, sources: _Sources, card: CaptionerCard, drop: bool) -> 
 
 
 def _name_of(folder: Path) -> str:
-    """`_name_or_path` of the configuration where it names a published model, else the folder."""
+    """`_name_or_path` of the configuration where it names a published model, else the folder.
+
+    In a hub's cache (models--OWNER--NAME/snapshots/COMMIT) the path says more: OWNER/NAME@COMMIT.
+    """
+    place = folder.resolve()
+    store = place.parent.parent.name
+    if place.parent.name == "snapshots" and store.startswith("models--"):
+        return f"{store.removeprefix('models--').replace('--', '/', 1)}@{place.name}"
     config = folder / "config.json"
     named = str(read_json(config).get("_name_or_path", "")) if config.is_file() else ""
     # an absolute path there tells of somebody's disk, not of a model
-    return named if named and not Path(named).is_absolute() else folder.resolve().name
+    return named if named and not Path(named).is_absolute() else place.name
