@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Iterator
@@ -477,13 +478,24 @@ def test_our_text_is_known_after_another_program_wrote_the_file_anew() -> None:
     rewritten = ElementTree.tostring(ElementTree.fromstring(ours), encoding="utf-8")
     assert b"ns0:" in rewritten
     assert read_description(rewritten).is_ours
-    inner = block(
-        "<dc:description><rdf:Alt><rdf:li xml:lang='x-default'>hi</rdf:li></rdf:Alt>"
-        "</dc:description><e:captioner xmlns:e='urn:edgeprism:1#'><rdf:Description "
-        "e:textSha256='8f434346648f6b96df89dda901c5176b10a6d83961dd3c1ac88b59b2dc327aa4'/>"
-        "</e:captioner>"
+    # as Exiv2 writes a structure of plain fields, and as Adobe's toolkit may
+    short = '<e:captioner xmlns:e="urn:edgeprism:1#" e:model="nano" e:textSha256="{}"/>'
+    inner = (
+        '<e:captioner xmlns:e="urn:edgeprism:1#"><rdf:Description e:model="nano">'
+        "<e:textSha256>{}</e:textSha256></rdf:Description></e:captioner>"
     )
-    assert read_description(inner).is_ours
+    said = (
+        "<dc:description><rdf:Alt><rdf:li xml:lang='x-default'>hi</rdf:li></rdf:Alt>"
+        "</dc:description>"
+    )
+    for form in (short, inner):
+        source = block(said + form.format(hashlib.sha256(b"hi").hexdigest()))
+        assert read_description(source).is_ours
+        assert merge_description(source, "hi", {"model": "nano"}) == source
+        assert merge_description(source, "hi", {"model": "large"}) != source
+        changed = merge_description(source, "ho", {"model": "nano"})
+        assert changed.count(b":captioner") == 2
+        assert descriptions(changed) == {"x-default": "ho"}
 
 
 BOMB = b"""<?xml version="1.0"?>
