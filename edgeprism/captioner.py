@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import os
 import time
 from collections.abc import Iterator
@@ -312,7 +313,11 @@ class CaptionStream:
     def __next__(self) -> str:
         return next(self._events)
 
-    def _run(self) -> Iterator[str]:
+    def close(self) -> None:
+        """Stop here; the captioner's next request does the same."""
+        self._events.close()
+
+    def _run(self) -> collections.abc.Generator[str, None, None]:
         start = time.perf_counter()
         captioner, spent = self._captioner, self._spent
         generator, load_ms = captioner._load_generator()

@@ -353,7 +353,8 @@ class Sampler:
             links = [
                 llama.llama_sampler_init_top_p(top_p, 1),
                 llama.llama_sampler_init_temp(temperature),
-                llama.llama_sampler_init_dist(seed & 0xFFFFFFFF),
+                # never 0xFFFFFFFF, which stands for a seed from the clock
+                llama.llama_sampler_init_dist(seed % 0xFFFFFFFF),
             ]
         for link in links:
             llama.llama_sampler_chain_add(self._chain, link)
