@@ -250,6 +250,8 @@ class Context:
                 f"{lm.path}: llama.cpp cannot make a context of {n_ctx} cells: {_last_words()}.",
                 "Free memory, or lower --max-tokens.",
             )
+        # never more than fits the context: a longer batch would end the process
+        self._chunk = min(self.N_BATCH, int(llama.llama_n_batch(self._ctx)))
         self._memory = llama.llama_get_memory(self._ctx)
         self._abort = _abort_when_set(llama)
         llama.llama_set_abort_callback(
@@ -268,7 +270,7 @@ class Context:
         """Put `tokens` at positions `start`… of `seq`; `logits` keeps those of the last."""
         ids = np.asarray(tokens, dtype=np.int32)
         for at, last in self._chunks(len(ids)):
-            n = self._batch.place(seq, start + at, min(self.N_BATCH, len(ids) - at))
+            n = self._batch.place(seq, start + at, min(self._chunk, len(ids) - at))
             self._batch.want_logits([n - 1] if logits and last else [], n)
             self._decode(self._batch.with_tokens(ids[at : at + n]))
 
@@ -282,7 +284,7 @@ class Context:
             )
         rows = np.ascontiguousarray(rows, dtype=np.float32)
         for at, last in self._chunks(len(rows)):
-            n = self._batch.place(seq, start + at, min(self.N_BATCH, len(rows) - at))
+            n = self._batch.place(seq, start + at, min(self._chunk, len(rows) - at))
             self._batch.want_logits([n - 1] if logits and last else [], n)
             self._decode(self._batch.with_rows(rows[at : at + n]))
 
@@ -299,7 +301,7 @@ class Context:
         rows = []
         ids = np.asarray(tokens, dtype=np.int32)
         for at, _ in self._chunks(len(ids)):
-            n = self._batch.place(seq, start + at, min(self.N_BATCH, len(ids) - at))
+            n = self._batch.place(seq, start + at, min(self._chunk, len(ids) - at))
             self._batch.want_logits(range(n), n)
             self._decode(self._batch.with_tokens(ids[at : at + n]))
             rows += [self.logits(i) for i in range(n)]
@@ -323,8 +325,8 @@ class Context:
         self._llama.llama_memory_clear(self._memory, False)
 
     def _chunks(self, count: int) -> Iterator[tuple[int, bool]]:
-        for at in range(0, count, self.N_BATCH):
-            yield at, at + self.N_BATCH >= count
+        for at in range(0, count, self._chunk):
+            yield at, at + self._chunk >= count
 
     def _decode(self, batch: Any) -> None:
         if self.lm.cancel.is_set():
