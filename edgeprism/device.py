@@ -89,19 +89,47 @@ def available_cores() -> int:
     return max(1, min(cores, quota)) if quota else max(1, cores)
 
 
-def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Whole cores of the cgroup's CPU quota (v2, then v1), rounded up; None without one."""
+def cgroup_cores(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int | None:
+    """Whole cores of the smallest CPU quota over this process, rounded up; None without one.
+
+    Version 2 and 1; the quota may be set on the process's own group or on any above it.
+    """
     try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if quota in ("max", "-1") or int(period) <= 0:
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = []
+    quotas = [_quota_v2(root), _quota_v1(root / "cpu")]
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        group = Path(path.lstrip("/"))
+        for part in (group, *group.parents):
+            if not controllers:
+                quotas.append(_quota_v2(root / part))
+            elif "cpu" in controllers.split(","):
+                quotas.append(_quota_v1(root / "cpu" / part))
+    return min((quota for quota in quotas if quota), default=None)
+
+
+def _quota_v2(group: Path) -> int | None:
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+        return _cores(int(quota), int(period))
+    except (OSError, ValueError):  # ValueError: "max", that is none
         return None
-    return max(1, -(-int(quota) // int(period)))
+
+
+def _quota_v1(group: Path) -> int | None:
+    try:
+        quota = (group / "cpu.cfs_quota_us").read_text()
+        return _cores(int(quota), int((group / "cpu.cfs_period_us").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _cores(quota: int, period: int) -> int | None:
+    return max(1, -(-quota // period)) if quota > 0 and period > 0 else None
 
 
 def has_int8_dot() -> bool:
