@@ -24,7 +24,7 @@ PATIENCE_S = 120
 
 def command(folders: Folders, out: Path, *options: str) -> list[str]:
     return [
-        sys.executable, "-m", "edgeprism.cli", "convert", "prismcaptioner",
+        sys.executable, "-c", "from edgeprism.cli import main; main()", "convert", "prismcaptioner",
         "--captioner", str(folders.captioner), "--llm", str(folders.llm),
         "--vision", str(folders.vision), *options, str(out),
     ]  # fmt: skip
