@@ -70,7 +70,7 @@ class Batch:
         self._open_store, self._decoders = open_store, decoders
         self._window = threading.Semaphore(WINDOW * parallel + 2 * decoders)
         self._stopping = threading.Event()
-        self._ended = False  # every picture has its outcome
+        self._ended = False  # every picture has its outcome, before any stop
         # (job, decoding) for the encoder; None ends it
         self._decoding: queue.Queue[tuple[_Job, Future[Decoded]] | None] = queue.Queue()
         # jobs to generate, settled outcomes with their index, or an error that ends the run
@@ -98,6 +98,7 @@ class Batch:
     def stop(self) -> None:
         """Begin no more pictures; what is in flight is finished. Safe from any thread."""
         self._stopping.set()
+        self._window.release()  # a feeder that waits for room sees it
 
     @property
     def stopped(self) -> bool:
@@ -114,16 +115,17 @@ class Batch:
         generator = self.captioner.new_generator(self.parallel)
         pool = DecodePool(self.captioner.bundle.manifest.image, self._decoders)
         threads = [
-            threading.Thread(target=self._guarded, args=(self._feed, pictures, pool), name="feed"),
-            threading.Thread(target=self._guarded, args=(self._encode,), name="encode"),
+            threading.Thread(
+                target=self._guarded, args=(self._decoding, self._feed, pictures, pool), name="feed"
+            ),
+            threading.Thread(target=self._guarded, args=(self._ready, self._encode), name="encode"),
         ]
         for thread in threads:
             thread.start()
         try:
             yield from self._generate(generator)
         finally:
-            self._stopping.set()
-            self._window.release()  # a feeder that waits sees that
+            self.stop()
             pool.close()
             for thread in threads:
                 thread.join()
@@ -145,7 +147,6 @@ class Batch:
                 else:
                     self._decoding.put((job, pool.submit(str(picture.path))))
         finally:
-            self._decoding.put(None)
             if store is not None:
                 store.close()
 
@@ -169,24 +170,37 @@ class Batch:
     def _encode(self) -> None:
         store = self._open_store() if self._open_store else None
         begun: set[str] = set()  # keys that this run makes or waits for
-        later: list[tuple[_Job, Decoded]] = []
+        later: list[tuple[_Job, Decoded]] = []  # another process is at them
+        more = True
         try:
-            while (item := self._decoding.get()) is not None:
-                job, decoding = item
-                if self._stopping.is_set():
-                    continue
+            while more or (later and not self._stopping.is_set()):
                 try:
-                    decoded = decoding.result()
-                except ImageError as error:
-                    self._ready.put((job.index, Outcome(job.picture, error=error)))
+                    item = self._decoding.get(timeout=_POLL_S if later else None)
+                except queue.Empty:
+                    later = [it for it in later if not self._settled(*it, store, begun)]
                     continue
-                if not self._settled(job, decoded, store, begun):
-                    later.append((job, decoded))
-            self._wait_for_others(later, store, begun)
+                if item is None:
+                    more = False
+                elif not self._stopping.is_set():
+                    later += self._encode_one(*item, store, begun)
         finally:
-            self._ready.put(None)
             if store is not None:
                 store.close()
+
+    def _encode_one(
+        self,
+        job: _Job,
+        decoding: Future[Decoded],
+        store: CaptionStore | None,
+        begun: set[str],
+    ) -> list[tuple[_Job, Decoded]]:
+        """Encode a picture or settle it otherwise; what another process is at comes back."""
+        try:
+            decoded = decoding.result()
+        except ImageError as error:
+            self._ready.put((job.index, Outcome(job.picture, error=error)))
+            return []
+        return [] if self._settled(job, decoded, store, begun) else [(job, decoded)]
 
     def _settled(
         self, job: _Job, decoded: Decoded, store: CaptionStore | None, begun: set[str]
@@ -211,15 +225,6 @@ class Batch:
         self._ready.put(job)  # without tokens: the same picture was begun, share its words
         return True
 
-    def _wait_for_others(
-        self, later: list[tuple[_Job, Decoded]], store: CaptionStore | None, begun: set[str]
-    ) -> None:
-        """Pictures that another process had begun: take its captions, or make them if it ended."""
-        while later and not self._stopping.is_set():
-            later = [item for item in later if not self._settled(*item, store, begun)]
-            if later:
-                time.sleep(_POLL_S)
-
     def _to_tokens(self, job: _Job, decoded: Decoded) -> EncodedImage:
         vision, _ = self.captioner.load_vision()
         began = time.perf_counter()
@@ -239,12 +244,14 @@ class Batch:
             timings=timings,
         )
 
-    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
-        """An error in a thread ends the run, in the caller's thread."""
+    def _guarded(self, end: queue.Queue[Any], work: Callable[..., None], *arguments: Any) -> None:
+        """Do a thread's work; an error in it ends the run, in the caller's thread."""
         try:
             work(*arguments)
         except BaseException as error:
             self._ready.put(error)
+        finally:
+            end.put(None)
 
     # ---- the caller's thread: generate, keep, put in order
 

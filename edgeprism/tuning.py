@@ -58,7 +58,7 @@ def decode_rates(captioner: Captioner) -> dict[int, float]:
             break
         generator = captioner.new_generator(width)
         try:
-            rates[width] = _rate(generator, Request((rows,), sampling), width)
+            rates[width] = _rate(generator, Request((rows, [0]), sampling), width)
         finally:
             generator.close()
         if rates[width] < ENOUGH * max(rates.values()):
