@@ -92,7 +92,7 @@ class Batch:
             "seed": plan.sampling.seed,
             "kv_type": captioner.kv_type,
             "parallel": parallel,
-            "threads": captioner.threads,
+            "threads": [captioner.vision_threads(), captioner.lm_threads()],
         }
 
     def stop(self) -> None:

@@ -16,9 +16,9 @@ from edgeprism.bundle import DEFAULT_MODEL, Bundle, choose_vision, open_bundle
 from edgeprism.cancel import Cancel
 from edgeprism.device import (
     CPU_PROVIDER,
-    available_cores,
     choose_gpu_layers,
     choose_provider,
+    choose_threads,
     device_name,
     has_int8_dot,
 )
@@ -56,9 +56,7 @@ class Captioner:
     ) -> None:
         self.bundle = bundle
         self.cancel_token = Cancel()
-        self.threads = available_cores() if threads is None else threads
-        if self.threads < 1:
-            raise UsageError(f"{self.threads} threads cannot work.", "Give at least 1.")
+        self._threads = threads
         self._requested = (device, gpu_layers)
         self._vision_quant = vision_quant
         self.kv_type = kv_type
@@ -203,6 +201,17 @@ class Captioner:
             self.bundle, self._vision_quant, on_cpu=on_cpu, int8_dot=has_int8_dot()
         )
 
+    def vision_threads(self) -> int:
+        """CPU threads of the vision engine."""
+        return self._threads_for(self.vision_variant().file)
+
+    def lm_threads(self) -> int:
+        """CPU threads of the language model."""
+        return self._threads_for(self.bundle.manifest.lm.file)
+
+    def _threads_for(self, file: str) -> int:
+        return choose_threads(self._threads, self.bundle.manifest.files[file].size)
+
     def cancel(self) -> None:
         """Stop what is under way, from another thread; it raises Interrupted there."""
         self.cancel_token.set()
@@ -231,7 +240,7 @@ class Captioner:
             path,
             self.bundle.manifest,
             provider=self.placement()[0],
-            threads=self.threads,
+            threads=self.vision_threads(),
             cancel=self.cancel_token,
         )
         return self._vision, _ms_since(start)
@@ -288,7 +297,7 @@ class Captioner:
             self.bundle.file(spec.file),
             expected=spec,
             gpu_layers=self.placement()[1],
-            threads=self.threads,
+            threads=self.lm_threads(),
             cancel=self.cancel_token,
         )
         return self._lm, _ms_since(start)

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeprism.errors import DeviceError
+from edgeprism.errors import DeviceError, UsageError
 
 DEVICES = ("auto", "cpu", "cuda", "metal")
 ALL_LAYERS = 999  # more than any model has
+SMALL_MODEL_BYTES = 16 << 20
 CPU_PROVIDER = "CPUExecutionProvider"
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "metal": "CoreMLExecutionProvider"}
@@ -87,6 +88,19 @@ def available_cores() -> int:
         cores = os.cpu_count() or 1
     quota = cgroup_cores()
     return max(1, min(cores, quota)) if quota else max(1, cores)
+
+
+def choose_threads(requested: int | None, model_bytes: int) -> int:
+    """Threads for an engine with a model of that size, unless a number was asked for.
+
+    A small model's steps are over before a second thread is awake, and waiting for each other
+    costs more than the work: measured with `benchmarks/threads.py`.
+    """
+    if requested is not None:
+        if requested < 1:
+            raise UsageError(f"{requested} threads cannot work.", "Give at least 1.")
+        return requested
+    return 1 if model_bytes < SMALL_MODEL_BYTES else available_cores()
 
 
 def cgroup_cores(
