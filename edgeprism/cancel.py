@@ -10,9 +10,11 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 _live: weakref.WeakSet[Cancel] = weakref.WeakSet()
 
@@ -75,9 +77,12 @@ def interruptible(grace_s: float = 0.8) -> Iterator[None]:
         target=_watch, args=(read_end, done, grace_s), name="interrupt", daemon=True
     )
     watcher.start()
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda raised: _unless_interrupt(raised, report)
     try:
         yield
     finally:
+        sys.unraisablehook = report
         signal.set_wakeup_fd(previous)
         done.set()
         os.close(write_end)  # the watcher reads the end of the pipe and returns
@@ -110,6 +115,16 @@ def finishing_first(finish: Callable[[], None]) -> Iterator[None]:
         _finish = None
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _unless_interrupt(raised: Any, report: Callable[[Any], object]) -> None:
+    """Python raises KeyboardInterrupt wherever it stands: in a callback of a native library too.
+
+    There it is lost, and printed with a traceback. The watcher has seen the signal as well and
+    stops the library, so nothing needs to be said.
+    """
+    if not issubclass(raised.exc_type, KeyboardInterrupt):
+        report(raised)
 
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
