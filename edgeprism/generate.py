@@ -155,7 +155,7 @@ class Generator:
         cells = self._needs(request)
         if cells > self._cells:
             self._make_context(cells)
-        sequence = _Sequence(index, self._free.pop(), request, self.lm, cells)
+        sequence = _Sequence(index, self._lowest_slot(), request, self.lm, cells)
         self._active.append(sequence)
         try:
             self._prefill(sequence)
@@ -170,7 +170,8 @@ class Generator:
 
     def step(self) -> list[Piece | Finished]:
         """One token for every sequence in flight; the events since the last step."""
-        active = list(self._active)
+        # in order of slots: neighbours go through the model together
+        active = sorted(self._active, key=lambda sequence: sequence.slot)
         if active:
             self._open.step([(s.slot, s.ids[-1], s.position()) for s in active])
             tokens = [s.sampler.sample(self._open, i) for i, s in enumerate(active)]
@@ -213,10 +214,14 @@ class Generator:
     def _make_context(self, cells: int) -> None:
         self.close()
         self._cells = -(-cells // _CELLS_ROUND) * _CELLS_ROUND
-        # one more sequence than run at a time: it holds the shared prefix
+        # Several sequences have cells of their own: in shared ones each token would look past
+        # everybody's. One more than run at a time holds the shared prefix.
+        alone = self.parallel == 1
+        prefix_cells = _CELLS_ROUND if alone else self._cells
         self._context = self.lm.context(
-            self._cells * self.parallel + _CELLS_ROUND,
+            self._cells * self.parallel + prefix_cells,
             n_seq=self.parallel + 1,
+            unified=alone,
             kv_type=self.kv_type,
             flash_attention=self.flash_attention,
         )
@@ -245,6 +250,11 @@ class Generator:
         self._prefix = []
         context.prefill_tokens(self.parallel, prefix, 0, logits=False)
         self._prefix = prefix
+
+    def _lowest_slot(self) -> int:
+        slot = min(self._free)
+        self._free.remove(slot)
+        return slot
 
     def _release(self, sequence: _Sequence) -> None:
         sequence.sampler.close()

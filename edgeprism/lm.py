@@ -200,17 +200,20 @@ class LanguageModel:
         n_ctx: int,
         *,
         n_seq: int = 1,
+        unified: bool = True,
         kv_type: str = "f16",
         flash_attention: bool | None = None,
         all_logits: bool = False,
     ) -> Context:
-        """A KV cache of `n_ctx` cells shared by `n_seq` sequences.
+        """A KV cache of `n_ctx` cells for `n_seq` sequences.
 
-        `flash_attention` None leaves it to llama.cpp; `all_logits` makes room for the logits of
-        every prompt row rather than of the last.
+        `unified`: all sequences share the cells, and one may share a part of another's; each
+        token then looks at all cells in use. Otherwise each sequence has n_ctx / n_seq cells of
+        its own, and only whole sequences are copied. `flash_attention` None leaves it to
+        llama.cpp; `all_logits` makes room for the logits of every prompt row.
         """
-        return Context(self, self._llama, self._model, n_ctx, n_seq, kv_type, flash_attention,
-                       all_logits)  # fmt: skip
+        return Context(self, self._llama, self._model, n_ctx, n_seq, unified, kv_type,
+                       flash_attention, all_logits)  # fmt: skip
 
 
 class Context:
@@ -225,6 +228,7 @@ class Context:
         model: Any,
         n_ctx: int,
         n_seq: int,
+        unified: bool,
         kv_type: str,
         flash_attention: bool | None,
         all_logits: bool,
@@ -241,7 +245,7 @@ class Context:
         params.n_threads = params.n_threads_batch = lm.threads
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
-        params.kv_unified = True  # a prefix can then be shared by copying a part of a sequence
+        params.kv_unified = self.unified = unified
         params.no_perf = True
         _log_lines.clear()
         self._ctx = llama.llama_init_from_model(model, params)
@@ -313,8 +317,9 @@ class Context:
         return np.ctypeslib.as_array(pointer, (self.lm.n_vocab,)).copy()
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """Let `target` share the first `length` cells of `source`."""
-        self._llama.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        """Give `target` the first `length` cells of `source`; without `unified`, all it has."""
+        first, last = (0, length) if self.unified else (-1, -1)
+        self._llama.llama_memory_seq_cp(self._memory, source, target, first, last)
 
     def remove(self, seq: int, start: int = 0) -> None:
         """Forget `seq` from position `start` on."""
