@@ -93,7 +93,7 @@ class CaptionStore:
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._use_wal()
             # a killed process loses nothing; after a power cut the last captions are made again
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._migrate()
@@ -267,6 +267,19 @@ class CaptionStore:
     def _files(self) -> list[Path]:
         parts = (self.path, *(self.path.with_name(self.path.name + s) for s in ("-wal", "-shm")))
         return [path for path in parts if path.exists()]
+
+    def _use_wal(self) -> None:
+        """Write-ahead logging; the one statement for which SQLite does not wait for others."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                if self._db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                    self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def _migrate(self) -> None:
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
