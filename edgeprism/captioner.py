@@ -24,7 +24,7 @@ from edgeprism.device import (
 )
 from edgeprism.errors import UsageError
 from edgeprism.generate import Finished, Generator, Piece, Request, Sampling, segments_to_parts
-from edgeprism.image import ImageSource, picture_to_tiles, read_picture
+from edgeprism.image import ImageSource, enough_for, picture_to_tiles, read_picture
 from edgeprism.lm import LanguageModel, supports_offload
 from edgeprism.manifest import VisionVariant
 from edgeprism.prompt import caption_to_segments, instruction_for
@@ -85,7 +85,7 @@ class Captioner:
         start = time.perf_counter()
         self.cancel_token.clear()  # an earlier request to stop was for earlier work
         manifest = self.bundle.manifest
-        picture = read_picture(image)
+        picture = read_picture(image, enough=enough_for(manifest.image))
         prepared = time.perf_counter()
         tiles = picture_to_tiles(picture, manifest.image)  # [n_tiles, size, size, 3] uint8
         preprocess_ms = _ms_since(prepared)
@@ -103,7 +103,7 @@ class Captioner:
             visual_tokens=tokens.reshape(-1, manifest.vision.n_embd),
             image=picture.name,
             image_sha256=picture.sha256,
-            size=picture.rgb.size,
+            size=picture.size,
             notes=picture.notes,
             model_digest=self.bundle.digest,
             timings=timings,
@@ -279,6 +279,7 @@ class Captioner:
             device=self.device,
             instruction=plan.instruction,
             version=edgeprism.__version__,
+            image_size=encoded.size,
             notes=encoded.notes,
         )
 
