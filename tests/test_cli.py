@@ -135,6 +135,14 @@ def test_only_bad_pictures(model: Path, tmp_path: Path, capfd: Captured) -> None
     assert "gone.jpg: no such file" in err
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "x/" * 3000], ids=["name", "path"])
+def test_a_name_too_long_for_any_file_system(model: Path, capfd: Captured, name: str) -> None:
+    assert run(["caption", name]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "File name too long" in err
+
+
 def test_notes_go_to_stderr_and_the_record(model: Path, tmp_path: Path, capfd: Captured) -> None:
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
     path = tmp_path / "moving.gif"

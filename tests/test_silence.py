@@ -46,7 +46,7 @@ FROM_A_THREAD = (
     "t = threading.Thread(target=lambda: ctypes.CDLL(None).socket(2, 1, 0)); t.start(); t.join()"
 )
 FROM_A_CHILD = (
-    f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {FROM_C!r}]) and 7)"  # noqa: E501
+    f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {FROM_C!r}]) and 7)"
 )
 BY_NUMBER = (
     "import ctypes, platform; "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -137,7 +137,7 @@ def _is_one(images: tuple[str, ...], asked: dict[str, Any]) -> bool:
     """One file named directly, its result to stdout: no store, no workers."""
     plain = not any(asked[name] for name in ("as_csv", "output", "txt", "xmp", "files_from",
                                              "dry_run", "errors_file"))  # fmt: skip
-    return plain and len(images) == 1 and (images[0] == "-" or Path(images[0]).is_file())
+    return plain and len(images) == 1 and (images[0] == "-" or os.path.isfile(images[0]))
 
 
 def _caption_one(image: str, captioner: Captioner, form: str, options: dict[str, Any]) -> int:
