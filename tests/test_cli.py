@@ -58,7 +58,8 @@ def test_one_picture(model: Path, photo: Path, capfd: Captured) -> None:
 
 
 RECORD = {
-    "schema": int, "image": str, "image_sha256": str, "caption": str, "finish_reason": str,
+    "schema": int, "image": str, "image_sha256": str, "image_size": list, "caption": str,
+    "finish_reason": str,
     "tokens": {"visual", "prompt", "generated"},
     "timings_ms": {"load", "decode_image", "preprocess", "encode", "prefill", "decode", "total"},
     "model": {"name", "digest", "vision_quant", "lm_quant"},
