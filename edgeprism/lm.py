@@ -444,6 +444,11 @@ def _check_dimensions(path: Path, header: GgufHeader, expected: Dimensions) -> N
         ("architecture", header.architecture, expected.architecture),
         ("n_embd", header.n_embd, expected.n_embd),
         ("n_vocab", header.n_vocab, expected.n_vocab),
+        (
+            "context_length",
+            header.metadata.get(f"{header.architecture}.context_length"),
+            expected.context_length,
+        ),
     ]
     wrong = [f"{name} is {found!r}, not {want!r}" for name, found, want in pairs if found != want]
     if wrong:

@@ -101,10 +101,10 @@ class TextOutput(RecordOutput):
         self._several = several
 
     def _to_text(self, record: dict[str, Any]) -> str:
-        caption = _shown(str(record["caption"]))
+        caption = printable(str(record["caption"]))
         if not self._several:
             return caption + "\n"
-        name = _shown(str(record["image"])).replace("\n", r"\n")
+        name = printable(str(record["image"])).replace("\n", r"\n")
         return f"{name}: {' '.join(caption.splitlines())}\n"
 
 
@@ -218,7 +218,7 @@ def _open_sink(target: Target) -> AtomicFile | _Stream:
     return file
 
 
-def _shown(text: str) -> str:
+def printable(text: str) -> str:
     lines = text.replace("\r\n", "\n")
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", lines)
 

@@ -141,13 +141,15 @@ def _is_one(images: tuple[str, ...], asked: dict[str, Any]) -> bool:
 
 
 def _caption_one(image: str, captioner: Captioner, form: str, options: dict[str, Any]) -> int:
-    source: Any = sys.stdin.buffer.read() if image == "-" else image
+    source: Any = sys.stdin.buffer if image == "-" else image
     with working(f"{image}: looking…"):
         caption: Caption = captioner.caption(source, **options)
     for note in caption.notes:
         click.echo(f"{caption.image}: {note}", err=True)
+    from edgeprism.outputs import printable
+
     if form == "text":
-        click.echo(caption.text)
+        click.echo(printable(caption.text))
     else:
         indent = 2 if form == "json" else None
         click.echo(json.dumps(caption.to_dict(), ensure_ascii=False, indent=indent))
