@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where checkpoint and bundle go")
     parser.add_argument("--vision-quant", action="append", help="repeatable; default int8")
     parser.add_argument("--lm-quant", default="Q4_K_M")
-    parser.add_argument("--keep", action="store_true", help="keep the bundle")
+    parser.add_argument("--keep", action="store_true", help="keep checkpoint and bundle")
     arguments = parser.parse_args()
     checkpoint = arguments.work / f"checkpoint-{arguments.size}"
     if not checkpoint.exists():
@@ -76,7 +76,7 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if not arguments.keep:
         shutil.rmtree(out)
-    shutil.rmtree(checkpoint)
+        shutil.rmtree(checkpoint)
 
 
 class Recorder(Progress):

@@ -19,6 +19,7 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import FamilyParts, check_options, write_bundle
 from edgeprism.convert.progress import Progress
 from edgeprism.convert.tokenizer import IM_END, vocabulary_from_folder
+from edgeprism.convert.vision_graph import VisionGraph, VisionWeights
 from edgeprism.manifest import (
     SCHEMA,
     ImagePolicy,
@@ -123,9 +124,12 @@ def convert(
         drop = not keep_first_patch
         name = options.name or card.name or captioner.resolve().name
         parts = FamilyParts(
-            vision=lambda dtype: siglip.VisionGraph(
-                sources.tower_config, sources.tower, sources.prefix, sources.n_used,
-                sources.projector, sources.projector_config.depth, drop, dtype,
+            vision=lambda dtype: VisionGraph(
+                sources.tower_config, sources.n_used, sources.projector_config, drop, dtype
+            ),
+            vision_weights=VisionWeights(
+                sources.tower, sources.prefix, sources.n_used,
+                sources.projector, sources.projector_config.depth,
             ),
             lm_config=sources.lm_config,
             lm_architecture=internlm2.ARCHITECTURE,

@@ -13,8 +13,8 @@ from checkpoints import Folders, Spec, describe, write_checkpoint
 from converting import convert
 
 from edgeprism.convert import pipeline
-from edgeprism.convert.siglip import VisionGraph
 from edgeprism.convert.vision_export import export_graph
+from edgeprism.convert.vision_graph import VisionGraph, VisionWeights
 
 
 @pytest.fixture(scope="session")
@@ -30,12 +30,14 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], 
     return get
 
 
-def export_once(kept: Path, module: VisionGraph, work: Path, stem: str) -> Path:
+def export_once(
+    kept: Path, module: VisionGraph, weights: VisionWeights, work: Path, stem: str
+) -> Path:
     """export_graph, whose files are kept and handed out again."""
     folder = kept / str(module.dtype)
     if not folder.exists():
         folder.mkdir(parents=True)
-        export_graph(module, folder, stem)
+        export_graph(module, weights, folder, stem)
     for path in folder.iterdir():
         shutil.copy(path, work)
     return work / f"{stem}.onnx"

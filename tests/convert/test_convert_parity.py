@@ -15,7 +15,7 @@ from PIL import Image
 from published import INSTRUCTION, Mistakes, Reference, pictures
 
 from edgeprism.captioner import Captioner
-from edgeprism.convert import internlm2, siglip
+from edgeprism.convert import internlm2, vision_graph
 from edgeprism.convert.lora import LoraAdapter
 from edgeprism.generate import segments_to_parts
 from edgeprism.lm import LanguageModel
@@ -162,7 +162,7 @@ def _unpermuted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _tanh_projector(monkeypatch: pytest.MonkeyPatch) -> None:
     gelu = torch.nn.functional.gelu
-    monkeypatch.setattr(siglip, "gelu", lambda x, _activation: gelu(x, approximate="tanh"))
+    monkeypatch.setattr(vision_graph, "gelu", lambda x, _activation: gelu(x, approximate="tanh"))
 
 
 def _scale_one(monkeypatch: pytest.MonkeyPatch) -> None:
