@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.captioner import Captioner, Plan
 from edgeprism.decode import Decoded, DecodePool
+from edgeprism.device import available_cores
 from edgeprism.errors import EdgePrismError, ImageError
 from edgeprism.generate import Finished, Generator
 from edgeprism.image import READER_VERSION
@@ -28,7 +30,7 @@ from edgeprism.store import CaptionStore, RequestKey
 if TYPE_CHECKING:
     from edgeprism.inputs import PictureFile
 
-WINDOW = 4  # pictures under way for each caption that decodes at a time
+WINDOW = 3  # pictures under way for each caption that decodes at a time
 _POLL_S = 0.2  # how often a picture that another process is at is looked for
 
 
@@ -51,6 +53,29 @@ class _Job:
     status: os.stat_result | None = None  # as it was before it was read
     key: str = ""
     encoded: EncodedImage | None = None
+
+
+class _Turns:
+    """A fair lock: who asked first goes first.
+
+    Where both engines want all cores they take turns: side by side each would wait at its
+    barriers for threads that the other keeps from running.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next = self._serving = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            ticket, self._next = self._next, self._next + 1
+            while ticket != self._serving:
+                self._changed.wait()
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._serving += 1
+            self._changed.notify_all()
 
 
 class Batch:
@@ -86,6 +111,9 @@ class Batch:
             reader=READER_VERSION,
         )
 
+        threads = captioner.vision_threads() + captioner.lm_threads()
+        crowded = captioner.device == "cpu" and threads > available_cores()
+        self._cores: AbstractContextManager[Any] = _Turns() if crowded else nullcontext()
         self.settings = {
             "max_tokens": plan.sampling.max_tokens,
             "temperature": plan.sampling.temperature,
@@ -227,12 +255,14 @@ class Batch:
 
     def _to_tokens(self, job: _Job, decoded: Decoded) -> EncodedImage:
         vision, _ = self.captioner.load_vision()
-        began = time.perf_counter()
-        tokens = vision.encode(decoded.tiles)
+        with self._cores:
+            began = time.perf_counter()
+            tokens = vision.encode(decoded.tiles)
+            encode_ms = (time.perf_counter() - began) * 1000
         timings = Timings(
             decode_image=decoded.decode_ms,
             preprocess=decoded.preprocess_ms,
-            encode=(time.perf_counter() - began) * 1000,
+            encode=encode_ms,
         )
         return EncodedImage(
             visual_tokens=tokens.reshape(-1, vision.n_embd),
@@ -271,7 +301,9 @@ class Batch:
                         outcomes[item[0]] = item[1]
                     elif isinstance(item, _Job) and not self._stopping.is_set():
                         self._begin(item, generator, in_flight, store, outcomes)
-                for event in generator.step():
+                with self._cores:
+                    events = generator.step()
+                for event in events:
                     if isinstance(event, Finished):
                         self._finish(in_flight.pop(event.index), event, store, outcomes)
                 while due in outcomes:
@@ -304,7 +336,8 @@ class Batch:
         outcomes: dict[int, Outcome],
     ) -> None:
         if job.encoded is not None:
-            generator.add(job.index, self.captioner.request(job.encoded, self.plan))
+            with self._cores:
+                generator.add(job.index, self.captioner.request(job.encoded, self.plan))
             in_flight[job.index] = [job]
             return
         # the same picture was begun before: it is in flight still, or in the store by now

@@ -20,6 +20,7 @@ from PIL import Image
 from edgeprism.batch import Batch, Outcome
 from edgeprism.captioner import Captioner
 from edgeprism.decode import DecodePool
+from edgeprism.device import available_cores
 from edgeprism.errors import ImageError
 from edgeprism.inputs import find_pictures
 from edgeprism.store import CaptionStore
@@ -66,6 +67,16 @@ def test_the_batch_says_what_single_captions_say(
     singles = [captioner.caption(path, max_tokens=12).text for path in paths]
     assert texts(outcomes) == singles
     assert len(set(singles)) > 5, "captions that are all alike would prove nothing"
+
+
+def test_engines_that_take_turns_say_the_same(
+    captioner: Captioner, random_bundle: Path, folder: Path
+) -> None:
+    """Both want all cores: they take turns instead of standing in each other's way."""
+    wide = Captioner.load(random_bundle, threads=available_cores(), kv_type="f32",
+                          flash_attention=False, device="cpu")  # fmt: skip
+    with wide:
+        assert texts(run(wide, folder, parallel=3)) == texts(run(captioner, folder))
 
 
 def test_a_second_run_reads_nothing_and_another_instruction_everything(
