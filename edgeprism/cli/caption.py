@@ -137,7 +137,12 @@ def _is_one(images: tuple[str, ...], asked: dict[str, Any]) -> bool:
     """One file named directly, its result to stdout: no store, no workers."""
     plain = not any(asked[name] for name in ("as_csv", "output", "txt", "xmp", "files_from",
                                              "dry_run", "errors_file"))  # fmt: skip
-    return plain and len(images) == 1 and (images[0] == "-" or os.path.isfile(images[0]))
+    if not plain or len(images) != 1:
+        return False
+    from edgeprism.patterns import is_pattern
+
+    image = images[0]
+    return not os.path.isdir(image) and (os.path.lexists(image) or not is_pattern(image))
 
 
 def _caption_one(image: str, captioner: Captioner, form: str, options: dict[str, Any]) -> int:
