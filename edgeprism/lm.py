@@ -27,6 +27,7 @@ from edgeprism.errors import (
 )
 from edgeprism.gguf_checks import gguf_faults
 from edgeprism.gguf_header import GgufHeader, read_gguf_header
+from edgeprism.llama_batch import LlamaBatch
 from edgeprism.manifest import LanguageModel as Dimensions
 from edgeprism.prompt import Message
 
@@ -261,7 +262,7 @@ class Context:
         llama.llama_set_abort_callback(
             self._ctx, self._abort, ctypes.cast(lm.cancel.flag, ctypes.c_void_p)
         )
-        self._batch = _Batch(llama, self.N_BATCH)
+        self._batch = LlamaBatch(llama.llama_batch, self.N_BATCH)
 
     def close(self) -> None:
         if self._ctx:
@@ -374,58 +375,6 @@ class Sampler:
         if self._chain:
             self._llama.llama_sampler_free(self._chain)
             self._chain = None
-
-
-class _Batch:
-    """The arrays of a llama_batch, owned by numpy and reused for every call."""
-
-    def __init__(self, llama: Any, capacity: int) -> None:
-        self._struct = llama.llama_batch
-        self.positions = np.zeros(capacity, np.int32)
-        self.sequences = np.zeros(capacity, np.int32)
-        self.wanted = np.zeros(capacity, np.int8)
-        self._counts = np.ones(capacity, np.int32)
-        first = self.sequences.ctypes.data
-        pointer = ctypes.POINTER(ctypes.c_int32)
-        self._sequence_pointers = (pointer * capacity)(
-            *(ctypes.cast(first + 4 * i, pointer) for i in range(capacity))
-        )
-
-    def place(self, seq: int, start: int, n: int) -> int:
-        self.positions[:n] = np.arange(start, start + n, dtype=np.int32)
-        self.sequences[:n] = seq
-        return n
-
-    def place_each(self, sequences: Sequence[int], positions: Sequence[int]) -> int:
-        n = len(sequences)
-        self.positions[:n] = positions
-        self.sequences[:n] = sequences
-        return n
-
-    def want_logits(self, indices: Sequence[int], n: int) -> None:
-        self.wanted[:n] = 0
-        self.wanted[list(indices)] = 1
-
-    def with_tokens(self, tokens: np.ndarray) -> Any:
-        self._data = tokens = np.ascontiguousarray(tokens)  # kept alive until the next call
-        return self._filled(len(tokens), token=tokens.ctypes.data_as(_INT32))
-
-    def with_rows(self, rows: np.ndarray) -> Any:
-        self._data = rows = np.ascontiguousarray(rows)
-        return self._filled(len(rows), embd=rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
-
-    def _filled(self, n: int, **data: Any) -> Any:
-        return self._struct(
-            n_tokens=n,
-            pos=self.positions.ctypes.data_as(_INT32),
-            n_seq_id=self._counts.ctypes.data_as(_INT32),
-            seq_id=self._sequence_pointers,
-            logits=self.wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-            **data,
-        )
-
-
-_INT32 = ctypes.POINTER(ctypes.c_int32)
 
 
 def _abort_when_set(llama: Any) -> Any:

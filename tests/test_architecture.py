@@ -22,7 +22,7 @@ REPOSITORY = PACKAGE.parent
 LAYERS = [
     {"edgeprism"},  # names are loaded when first used
     {"errors", "records"},
-    {"manifest", "image", "prompt", "cancel", "gguf_header"},
+    {"manifest", "image", "prompt", "cancel", "gguf_header", "llama_batch"},
     {"gguf_checks"},
     {"bundle", "vision", "lm", "device"},
     {"generate"},
