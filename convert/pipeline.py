@@ -176,6 +176,7 @@ def _write_int8(graph: Path, out: Path, quant: str, pixels: np.ndarray, referenc
         progress.stage(f"Quantizing vision to {quant}")
         out.unlink(missing_ok=True)
         quantize_int8(graph, out, full_range, set(worst[:n_float]))
+        _give_memory_back()
         figures, failures = _measure(out, quant, pixels, reference, progress)
         if not failures:
             break

@@ -138,11 +138,25 @@ def quantize_int8(graph_path: Path, out: Path, full_range: bool, keep_float: set
     config.weights_dtype = QuantType.QInt8
     scratch = out.with_suffix(".quantizing")
     scratch.mkdir()
+    marked = _marked_as_inferred(graph_path)
     try:
-        ORTQuantizer(graph_path).quantize(config, save_dir=scratch, file_suffix="int8")
-        (scratch / f"{graph_path.stem}_int8.onnx").replace(out)
+        ORTQuantizer(marked).quantize(config, save_dir=scratch, file_suffix="int8")
+        (scratch / f"{marked.stem}_int8.onnx").replace(out)
     finally:
+        marked.unlink()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _marked_as_inferred(graph_path: Path) -> Path:
+    """A copy of the graph (not of its weights) that says that its shapes are known, as they are.
+
+    Otherwise the quantizer infers them twice over, with a copy of all weights each time.
+    """
+    model = onnx.load(str(graph_path), load_external_data=False)
+    model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
+    path = graph_path.with_name(f"{graph_path.stem}-marked.onnx")
+    path.write_bytes(model.SerializeToString())
+    return path
 
 
 def int8_damage(graph_path: Path, pixels: np.ndarray, full_range: bool) -> list[str]:

@@ -95,6 +95,11 @@ def piece_ids(*pieces: str | int) -> list[int]:
     return ids
 
 
+# "A red dog" with an accent that takes two byte tokens, then the end of the turn
+SAID = piece_ids("▁a", "▁red", "▁dog", "é", "▁on", "▁the", "▁sea", IM_END)
+SAID_TEXT = "a red dogé on the sea"
+
+
 def lm_parts(
     seed: int = 0,
     *,

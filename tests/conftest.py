@@ -13,10 +13,6 @@ from PIL import Image
 from edgeprism.captioner import Captioner
 from edgeprism.lm import LanguageModel
 
-# "A red dog" with an accent that takes two byte tokens, then the end of the turn
-SAID = bundles.piece_ids("▁a", "▁red", "▁dog", "é", "▁on", "▁the", "▁sea", bundles.IM_END)
-SAID_TEXT = "a red dogé on the sea"
-
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,8 +31,8 @@ def random_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def scripted_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that says SAID_TEXT of every picture."""
-    return bundles.write_bundle(tmp_path_factory.mktemp("scripted"), script=SAID)
+    """A bundle that says bundles.SAID_TEXT of every picture."""
+    return bundles.write_bundle(tmp_path_factory.mktemp("scripted"), script=bundles.SAID)
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ for step in path:
 original = getattr(owner, last)
 
 def watched(*a, **k):
+    setattr(owner, last, original)  # nobody reads a second sign
     os.write(int(pipe), b"!")
     return original(*a, **k)
 

@@ -14,7 +14,7 @@ from typing import Any
 import bundles
 import numpy as np
 import pytest
-from conftest import SAID_TEXT
+from bundles import SAID_TEXT
 from PIL import Image
 
 import edgeprism

@@ -12,7 +12,7 @@ from pathlib import Path
 import bundles
 import numpy as np
 import pytest
-from conftest import SAID_TEXT
+from bundles import SAID_TEXT
 from PIL import Image
 
 import edgeprism

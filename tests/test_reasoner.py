@@ -9,7 +9,7 @@ from typing import Any
 
 import bundles
 import pytest
-from conftest import SAID_TEXT
+from bundles import SAID_TEXT
 
 from edgeprism.bundle import data_dir
 from edgeprism.captioner import Captioner

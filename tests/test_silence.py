@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SAID_TEXT
+from bundles import SAID_TEXT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
 KILLED = 128 + signal.SIGSYS
