@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -353,7 +352,8 @@ def test_kill_9_loses_nothing(slow_command: list[str], folder: Path, tmp_path: P
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
-            assert not out.exists(), "an output under its name is complete"
+            if out.exists():  # an output under its name is complete
+                assert len(out.read_text().splitlines()) == 12
             for text in folder.glob("*.txt"):
                 assert text.read_text().endswith("\n")
             continue
@@ -363,12 +363,7 @@ def test_kill_9_loses_nothing(slow_command: list[str], folder: Path, tmp_path: P
     assert [r["image"] for r in records] == [str(p) for p in sorted(folder.glob("*.png"))]
     with CaptionStore(Path(os.environ["EDGEPRISM_HOME"]) / "captions.sqlite3") as store:
         assert store.info()["captions"] == 10
-        time_of = [record["image_sha256"] for record in store.records()]
-    assert len(set(time_of)) == 10
-    deadline = time.monotonic() + 10
-    while kills and (left := leftovers(tmp_path)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-        del left
+        assert len({record["image_sha256"] for record in store.records()}) == 10
     assert not leftovers(folder), "the last run swept what the killed ones left"
 
 
