@@ -87,12 +87,7 @@ def answer_messages(captions: Sequence[str], question: str) -> list[Message]:
         described = "\n\n".join(
             f"Description of picture {i}:\n{caption}" for i, caption in enumerate(captions, 1)
         )
-    return [
-        Message(
-            "system",
-            "You answer questions about pictures that you know from descriptions only. Use "
-            "nothing but what the descriptions say. Answer briefly. If they do not say it, "
-            "answer: The description does not say.",
-        ),
-        Message("user", f"{described}\n\nQuestion: {question}"),
-    ]
+    # One plain turn: given a system turn of rules, and an answer to fall back on, small models
+    # mostly fall back. `benchmarks/reasoner.py` counts right answers.
+    task = "Answer from the description, in a few words."
+    return [Message("user", f"{described}\n\n{task}\nQuestion: {question}\nAnswer:")]
