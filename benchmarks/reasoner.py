@@ -2,7 +2,7 @@
 
     python benchmarks/reasoner.py [--reasoner smollm2-135m] [--scenes 20]
 
-An answer counts as right when it holds the expected word: a colour, a shape, a number, a background.
+An answer counts as right when it holds the expected word (colour, shape, number, background).
 No captioner takes part: this is the ceiling that the reasoner sets.
 """
 
