@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,12 +46,13 @@ Bundles = Callable[..., Path]
 Checkpoints = Callable[[Spec], Folders]
 
 
-def captions_of(bundle: Path, instruction: str = INSTRUCTION) -> list[list[int]]:
+@functools.cache
+def captions_of(bundle: Path) -> list[list[int]]:
     """Greedy ids with nothing rounded: float32 cache, no flash attention."""
     with Captioner.load(bundle, device="cpu", kv_type="f32", flash_attention=False) as captioner:
         return [
             captioner.caption_ids(
-                picture, instruction=instruction, max_tokens=N_TOKENS, stop_at_end=False
+                picture, instruction=INSTRUCTION, max_tokens=N_TOKENS, stop_at_end=False
             )
             for picture in pictures()
         ]
