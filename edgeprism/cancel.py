@@ -58,6 +58,15 @@ class Cancel:
                 self._callbacks.remove(callback)
 
 
+def nonzero_when_set() -> Any:
+    """A C function of `Cancel.flag` without Python in it: strlen of its two bytes.
+
+    Native code asks at every node of a graph, where taking Python's lock would cost more than
+    the node; strlen gives 0 until the first byte is set, then 1.
+    """
+    return ctypes.CDLL("msvcrt" if os.name == "nt" else None).strlen
+
+
 @contextlib.contextmanager
 def interruptible(grace_s: float = 0.8) -> Iterator[None]:
     """Inside, Ctrl-C stops native work; KeyboardInterrupt then rises as usual.

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeprism.cancel import Cancel
+from edgeprism.cancel import Cancel, nonzero_when_set
 from edgeprism.errors import (
     DeviceError,
     Interrupted,
@@ -258,7 +258,7 @@ class Context:
         # never more than fits the context: a longer batch would end the process
         self._chunk = min(self.N_BATCH, int(llama.llama_n_batch(self._ctx)))
         self._memory = llama.llama_get_memory(self._ctx)
-        self._abort = _abort_when_set(llama)
+        self._abort = ctypes.cast(nonzero_when_set(), llama.ggml_abort_callback)
         llama.llama_set_abort_callback(
             self._ctx, self._abort, ctypes.cast(lm.cancel.flag, ctypes.c_void_p)
         )
@@ -375,17 +375,6 @@ class Sampler:
         if self._chain:
             self._llama.llama_sampler_free(self._chain)
             self._chain = None
-
-
-def _abort_when_set(llama: Any) -> Any:
-    """An abort callback without Python in it: C's strlen of the cancel flag's two bytes.
-
-    It is called at every node of the graph, where taking Python's lock would cost more than
-    the node; strlen returns 0 until the first byte is set, then 1.
-    """
-    name = "msvcrt" if os.name == "nt" else None
-    strlen = ctypes.CDLL(name).strlen
-    return ctypes.cast(strlen, llama.ggml_abort_callback)
 
 
 def _check_dimensions(path: Path, header: GgufHeader, expected: Dimensions) -> None:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeprism.atomic import is_running
 from edgeprism.bundle import data_dir
 from edgeprism.errors import EdgePrismError
 
@@ -189,7 +190,7 @@ class CaptionStore:
     def _held(self, host: str, pid: int, until: float, now: float) -> bool:
         if until < now or (host == self.host and pid == os.getpid()):
             return False
-        return host != self.host or _is_running(pid)
+        return host != self.host or is_running(pid)
 
     # ---- `edgeprism cache`
 
@@ -326,15 +327,3 @@ class CaptionStore:
 def _text(path: Path) -> str:
     """A path as SQLite text: bytes that are not UTF-8 are escaped, not lost."""
     return os.fsencode(os.path.abspath(path)).decode("utf-8", errors="backslashreplace")
-
-
-def _is_running(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # os.kill would end it there; claims then end by time alone
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # somebody else's process, but a process
-    return True
