@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from PIL import Image
 
 from edgeprism.captioner import Captioner
 from edgeprism.lm import LanguageModel
+
+# A shell that runs the tests in the background has Ctrl-C ignored, and what the tests start would
+# inherit that: the tests of Ctrl-C need it to arrive.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
