@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,9 @@ def test_a_decoder_that_dies_costs_one_picture(captioner: Captioner, folder: Pat
         good = pool.submit(str(folder / "p0.png")).result()
         os.kill(pool._workers[0]._process.pid, signal.SIGSTOP)
         stuck = pool.submit(str(folder / "p1.png"))
+        while not stuck.running():
+            time.sleep(0.01)
+        time.sleep(0.3)  # the request is in the worker's pipe
         os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
         with pytest.raises(ImageError, match=r"p1\.png: reading it broke its decoder"):
             stuck.result()
@@ -256,6 +260,8 @@ def test_sidecars_and_output_file(command: list[str], folder: Path, tmp_path: Pa
     done = edgeprism(*command, "--txt", "--xmp", "--csv", "--output", out)
     assert done.returncode == 0, done.stderr
     assert len(out.read_text().splitlines()) == 13
+    followed = edgeprism(*command, "--txt").stderr.splitlines()
+    assert f"{folder / 'p0.png'}: known" in followed
     assert (folder / "p0.txt").read_text().strip() == "a red dogé on the sea"
     assert "a red dogé on the sea" in (folder / "p0.xmp").read_text()
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -322,6 +328,21 @@ def test_one_interrupt_finishes_what_is_in_flight(
     records = [json.loads(line) for line in resumed.stdout.splitlines()]
     assert len(records) == 12
     assert sum(record["cached"] for record in records) >= len(lines)
+
+
+def test_two_interrupts_stop_now(slow_command: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgeprism", *slow_command[:-1], "1500"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
 
 
 def test_two_processes_share_a_folder(slow_command: list[str]) -> None:

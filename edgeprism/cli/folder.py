@@ -150,6 +150,9 @@ def _settle(
         tally.known += 1
     else:
         tally.made += 1
+    if error is None and not outputs and not sys.stderr.isatty():
+        # no bar and no results on stdout: a line a picture is all there is to follow
+        click.echo(f"{picture.path}: {'known' if outcome.cached else 'captioned'}", err=True)
     return error
 
 
