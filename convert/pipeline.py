@@ -89,6 +89,7 @@ def write_bundle(parts: FamilyParts, writer: BundleWriter, options: ConvertOptio
         writer.folder / LM_FILE, options.lm_quant, parts.lm_config, parts.lm_architecture,
         parts.vocabulary, parts.lm_tensors, parts.manifest.name, progress,
     )  # fmt: skip
+    _give_memory_back()
     _gate_lm(parts, writer.folder / LM_FILE, options.lm_quant, verdict, progress)
     for check, figures in verdict.figures.items():
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())

@@ -75,15 +75,17 @@ class _Sources:
         self._merged: tuple[str, torch.Tensor] | None = None
 
     def merged(self, name: str) -> torch.Tensor:
-        """A tensor of the language model in float32, with the adapter's change.
-
-        The last one is kept: queries, keys and values come from one tensor, asked for in turn.
-        """
-        if self._merged is None or self._merged[0] != name:
-            self._merged = None  # frees the memory before the next is made
-            weight = self.lm.read_float32(name)
-            self._merged = (name, self.adapter.merge(name, weight) if self.adapter else weight)
-        return self._merged[1]
+        """A tensor of the language model in float32, with the adapter's change."""
+        if self._merged is not None and self._merged[0] == name:
+            return self._merged[1]
+        self._merged = None  # frees the memory before the next is made
+        tensor = self.lm.read_float32(name)
+        if self.adapter:
+            tensor = self.adapter.merge(name, tensor)
+        if name.endswith(".wqkv.weight"):
+            # queries, keys and values come from one tensor, asked for in turn
+            self._merged = (name, tensor)
+        return tensor
 
     def described(self) -> list[Source]:
         """Name, digest and licence of each, for the manifest."""
