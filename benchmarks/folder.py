@@ -1,6 +1,7 @@
 """Folders of pictures with the built-in model: speed, kills, hostile files, memory, resuming.
 
-    python benchmarks/folder.py speed [--pictures 300] [--rounds 5] [--batch N] [--model BUNDLE]
+    python benchmarks/folder.py speed [--pictures 300] [--rounds 5] [--batch N]
+                                      [--model BUNDLE] [--tokens N]
     python benchmarks/folder.py kill [--pictures 300] [--kills 30]
     python benchmarks/folder.py hostile [--pictures 2000]
     python benchmarks/folder.py memory [--pictures 5000]
@@ -56,13 +57,15 @@ def speed(work: Path, arguments: argparse.Namespace) -> None:
     """Pictures per second: one at a time, then the batch, in turns; the ratio of each pair."""
     files = list(find_pictures([render(work / "pictures", arguments.pictures)]))
     captioner = Captioner.load(arguments.model)
-    plan = captioner.plan()
+    # with random weights a caption has no end of its own
+    options = {"max_tokens": arguments.tokens, "stop_at_end": False} if arguments.tokens else {}
+    plan = captioner.plan(**options)
     width = arguments.batch or batch_width(captioner)
-    captioner.caption(files[0].path)
+    captioner.caption(files[0].path, max_tokens=2)
     ones, batches = [], []
     for _ in range(arguments.rounds):
         start = time.perf_counter()
-        records = [captioner.caption(file.path) for file in files]
+        records = [captioner.caption(file.path, **options) for file in files]
         ones.append(len(files) / (time.perf_counter() - start))
         start = time.perf_counter()
         outcomes = list(Batch(captioner, plan, parallel=width).run(files))
@@ -250,6 +253,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--tokens", type=int, help="fixed length of a caption, for speed")
     parser.add_argument("--model", default="nano")
     arguments = parser.parse_args()
     arguments.pictures = arguments.pictures or SIZES[arguments.question]
