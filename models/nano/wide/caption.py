@@ -140,14 +140,19 @@ def caption_loss(model: Wide, batch: Batch, plan: Plan, step: int, device: torch
     inputs, targets = (t.to(device) for t in lessons_to_ids(lessons, rng))
     with torch.no_grad():
         features = model.tower(torch.from_numpy(batch.pixels).to(device))
-    seen = [
-        (k.repeat_interleave(CAPTIONS, 0), v.repeat_interleave(CAPTIONS, 0))
-        for k, v in see(model, features)
-    ]
-    rows, _ = decode(model.decoder, model.embed(inputs), seen)
-    here = targets != IGNORE
-    logits = model.decoder.output(model.decoder.norm(rows[here]))
-    return F.cross_entropy(logits.float(), targets[here])
+    seen = see(model, features)
+    # In parts of like length: one long instruction would else pad every row to its own length.
+    lengths = (targets != IGNORE).long().cumsum(1).argmax(1) + 1
+    total, count = features.new_zeros(()), (targets != IGNORE).sum()
+    for rows in lengths.argsort().chunk(2 * CAPTIONS):
+        n = int(lengths[rows].max())
+        mine = [(k[rows // CAPTIONS], v[rows // CAPTIONS]) for k, v in seen]
+        out, _ = decode(model.decoder, model.embed(inputs[rows, :n]), mine)
+        wanted = targets[rows, :n]
+        here = wanted != IGNORE
+        logits = model.decoder.output(model.decoder.norm(out[here])).float()
+        total = total + F.cross_entropy(logits, wanted[here], reduction="sum")
+    return total / count
 
 
 @torch.no_grad()
