@@ -71,8 +71,9 @@ def instruct(query: Query, rng: random.Random) -> str:
 def scene_to_lessons(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     """``CAPTIONS`` pairs of an instruction and the caption it asks for."""
     asked = DEFAULT_INSTRUCTION if rng.random() < 0.6 else rng.choice(LONG_INSTRUCTIONS)
-    if rng.random() < 0.15:  # a focus that means nothing leaves the caption as it is
-        asked += FOCUS + " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 8)))
+    if rng.random() < 0.25:  # what means nothing to it leaves the caption as it is
+        made_up = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 8)))
+        asked = made_up.capitalize() if rng.random() < 0.4 else asked + FOCUS + made_up
     lessons = [(asked, scene_to_long(scene))]
     query = sample_query(scene, rng)
     second = sample_query(scene, rng) if rng.random() < 0.6 else None

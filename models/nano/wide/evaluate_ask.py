@@ -85,7 +85,7 @@ def ask_all(
             "true description": replace(generic, text=scene_to_long(scene)),
         }
         for name, caption in evidence.items():
-            answer = reasoner.answer([caption], query.question, max_tokens=40)
+            answer = reasoner.answer([caption], query.question, max_tokens=24)
             hits[name][query.kind].append(is_right(query, answer.text))
     shares = {e: {k: sum(h) / len(h) for k, h in kinds.items() if h} for e, kinds in hits.items()}
     for kinds in shares.values():

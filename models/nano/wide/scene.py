@@ -250,10 +250,15 @@ def _identities(
     return chosen
 
 
+def to_pairing(name: str, other: str) -> str:
+    """One word for two things, whichever comes first; "pair of scissors" counts as "scissors"."""
+    return " ".join(sorted(n.rpartition(" of ")[2] for n in (name, other)))
+
+
 def _pair_held_out(one: tuple[str, str, str], others: list[tuple[str, str, str]]) -> bool:
     """A tenth of all pairings of two named things are kept for the test."""
     return any(
-        one[0] == other[0] == "thing" and is_held_out(" ".join(sorted((one[1], other[1]))))
+        one[0] == other[0] == "thing" and is_held_out(to_pairing(one[1], other[1]))
         for other in others
     )
 

@@ -68,22 +68,28 @@ palm_tree=palm-tree rainbow rose snowflake sun tree=deciduous-tree tulip volcano
 clover=four-leaf-clover ghost
 """
 
+# What English has no singular of is counted in these.
+_MEASURES = {
+    "cherries": "pair", "glasses": "pair", "headphones": "pair", "scissors": "pair",
+    "fries": "packet", "grapes": "bunch",
+}  # fmt: skip
+
 
 def _named() -> dict[str, str]:
     pairs = (entry.partition("=") for entry in _NAMED.split())
-    return {name.replace("_", " "): icon or name for name, _, icon in pairs}
+    named = {name.replace("_", " "): icon or name for name, _, icon in pairs}
+    return {f"{_MEASURES[n]} of {n}" if n in _MEASURES else n: icon for n, icon in named.items()}
 
 
 THINGS: dict[str, str] = _named()
-_PLURALS = {
-    "mouse": "mice", "knife": "knives", "leaf": "leaves", "die": "dice", "fish": "fish",
-    "scissors": "scissors", "grapes": "grapes", "cherries": "cherries", "fries": "fries",
-    "glasses": "glasses", "headphones": "headphones",
-}  # fmt: skip
+_PLURALS = {"mouse": "mice", "knife": "knives", "leaf": "leaves", "die": "dice", "fish": "fish"}
 
 
 def to_plural(name: str) -> str:
     """The name of several: "leaf" to "leaves"."""
+    measure, of, content = name.partition(" of ")
+    if of:
+        return to_plural(measure) + of + content
     if name in _PLURALS:
         return _PLURALS[name]
     if name.endswith("y") and name[-2] not in "aeiou":
