@@ -296,6 +296,20 @@ def test_many_captions_of_one_picture_cost_what_each_alone_costs(tiny: object) -
     assert losses(lessons) == pytest.approx(losses(lessons[:1]) + losses(lessons[1:]), rel=1e-4)
 
 
+def test_visual_tokens_are_taught_the_words_for_what_they_show(tiny: object, drawn: Assets) -> None:
+    from edgeprism.models.nano.wide.caption import align_loss
+    from edgeprism.models.nano.wide.tokenizer import text_to_ids
+
+    batch = scenes_to_batch([scene(item("apple", 4))], drawn)
+    size = text_to_ids(" large")[0]
+
+    def loss(word: str) -> float:
+        row = tiny.decoder.output.weight[text_to_ids(word)[0]] + tiny.decoder.output.weight[size]
+        return float(align_loss(tiny, 50 * row.expand(1, GRID * GRID, -1), batch).detach())
+
+    assert loss(" apple") < min(loss(" cat"), loss(" small"))
+
+
 def test_a_stopped_run_ends_as_an_uninterrupted_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

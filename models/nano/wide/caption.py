@@ -22,6 +22,7 @@ from .grammar import (
     scene_to_long,
     scene_to_short,
 )
+from .labels import IDENTITIES, PATCH_LABELS
 from .model import Wide
 from .scene import CHARS, COLOURS, SHAPES, SIZES, Sampling, Scene
 from .scoring import score_captions
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 SWAP_SHARE = 0.1
+ALIGNED = 0.3  # weight of the projected tokens' own loss
 CAPTIONS = 3  # of each training picture: long, short, with a focus
 
 
@@ -111,6 +113,47 @@ def lessons_to_ids(
     return inputs, targets
 
 
+@cache
+def _label_tokens() -> dict[int, list[int]]:
+    """Column of the patch labels → for each class, the token that names it; -1 where none does."""
+
+    def token(word: str) -> int:
+        return text_to_ids(word)[0]
+
+    names = [" " + n.rpartition(" of ")[2] for n in IDENTITIES]
+    words = {
+        "identity": [token(n) for n in names[: len(THINGS) + len(SHAPES)]] + [-1] * 3,
+        "colour": [token(" " + c) for c in COLOURS],
+        "size": [token(" " + s) for s in SIZES],
+        "char": [token(c) for c in CHARS],
+        "value": [token(str(v)[0]) for v in range(PATCH_LABELS["value"])],
+    }
+    return {list(PATCH_LABELS).index(label): tokens for label, tokens in words.items()}
+
+
+def align_loss(model: Wide, visual: Tensor, batch: Batch) -> Tensor:
+    """Every projected token is to say, in the decoder's own output words, what it shows.
+
+    The decoder then only has to find the right token and pass it on: it would otherwise learn a
+    way from picture to word for each word apart.
+    """
+    labels = torch.from_numpy(batch.patch_labels).to(visual.device).long().flatten(0, 1)
+    rows = model.decoder.norm(visual.flatten(0, 1))
+    total = rows.new_zeros((), dtype=torch.float32)
+    for column, listed in _label_tokens().items():
+        tokens = torch.tensor(listed, device=visual.device)
+        label = labels[:, column]
+        here = (label >= 0) & (tokens[label.clamp(min=0)] >= 0)
+        if not bool(here.any()):
+            continue
+        known, among = tokens[tokens >= 0].unique(return_inverse=True)
+        place = torch.full_like(tokens, -1)
+        place[tokens >= 0] = among
+        logits = F.linear(rows[here], model.decoder.output.weight[known]).float()
+        total = total + F.cross_entropy(logits, place[label[here]])
+    return total
+
+
 def decode(decoder: Decoder, rows: Tensor, seen: Cache | None) -> tuple[Tensor, Cache]:
     """Rows [b, n, width] through all layers (no logits), and the grown cache."""
     start = 0 if seen is None else seen[0][0].shape[2]
@@ -123,9 +166,8 @@ def decode(decoder: Decoder, rows: Tensor, seen: Cache | None) -> tuple[Tensor, 
     return rows, grown
 
 
-def see(model: Wide, features: Tensor) -> Cache:
-    """The decoder's cache after the prompt's beginning and the picture."""
-    visual = model.projector(features)
+def see(model: Wide, visual: Tensor) -> Cache:
+    """The decoder's cache after the prompt's beginning and the picture's projected tokens."""
     before = torch.tensor(prompt_to_ids("")[0], device=visual.device)
     rows = model.embed(before).expand(len(visual), -1, -1)
     return decode(model.decoder, torch.cat((rows, visual.to(rows.dtype)), dim=1), None)[1]
@@ -141,7 +183,8 @@ def caption_loss(model: Wide, batch: Batch, plan: Plan, step: int, device: torch
     inputs, targets = (t.to(device) for t in lessons_to_ids(lessons, rng))
     with torch.no_grad():
         features = model.tower(torch.from_numpy(batch.pixels).to(device))
-    seen = see(model, features)
+    visual = model.projector(features)
+    seen = see(model, visual)
     # In parts of like length: one long instruction would else pad every row to its own length.
     lengths = (targets != IGNORE).long().cumsum(1).argmax(1) + 1
     total, count = features.new_zeros(()), (targets != IGNORE).sum()
@@ -153,7 +196,7 @@ def caption_loss(model: Wide, batch: Batch, plan: Plan, step: int, device: torch
         here = wanted != IGNORE
         logits = model.decoder.output(model.decoder.norm(out[here])).float()
         total = total + F.cross_entropy(logits, wanted[here], reduction="sum")
-    return total / count
+    return total / count + ALIGNED * align_loss(model, visual, batch)
 
 
 @torch.no_grad()
@@ -163,7 +206,7 @@ def write_captions(
     """Greedy captions of uint8 pixels [b, side, side, 3], one instruction a picture."""
     texts = []
     for i, instruction in enumerate(instructions):
-        cache = see(model, model.tower(pixels[i : i + 1]))
+        cache = see(model, model.projector(model.tower(pixels[i : i + 1])))
         ids = torch.tensor([prompt_to_ids(instruction)[1]], device=pixels.device)
         written: list[int] = []
         while len(written) < limit:

@@ -26,7 +26,7 @@ from .model import Wide
 from .scene import Sampling
 from .things import HELD_OUT_STYLE
 
-WARMUP = 100  # steps
+WARMUP = 40  # steps
 DECAY_SHARE = 0.3  # of the steps, at the end; before it the rate is flat, so runs can be extended
 FINAL_RATE = 0.02  # of the full rate
 AVERAGED = 0.99  # share of the running average of the weights that a step keeps
@@ -45,7 +45,7 @@ class Plan:
     seed: int = 0
     workers: int = 1
     check_every: int = 100
-    check_scenes: int = 96
+    check_scenes: int = 64
     how: Sampling = field(default_factory=Sampling)
     stop_at: int | None = None  # a step to stop at early, with the rate of the whole plan
 
