@@ -7,7 +7,9 @@ import json
 import random
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,13 @@ import pytest
 
 from edgeprism.models.nano import grammar as first_grammar
 from edgeprism.models.nano.wide import assets as assets_module
-from edgeprism.models.nano.wide.data import heldout_scenes, scenes_to_batch, training_scenes
+from edgeprism.models.nano.wide.data import (
+    Batch,
+    BatchStream,
+    heldout_scenes,
+    scenes_to_batch,
+    training_scenes,
+)
 from edgeprism.models.nano.wide.draw import FRAME, GRID, Assets, image_to_pixels, scene_to_image
 from edgeprism.models.nano.wide.grammar import (
     ASK,
@@ -180,9 +188,9 @@ def test_what_a_focus_names_is_carried_by_its_caption_only(kind: str) -> None:
 
 
 def test_a_generic_caption_carries_what_it_says() -> None:
-    count = ASK["count"](PICNIC, random.Random(4))
-    assert count is not None
-    assert carries(count, PICNIC, scene_to_long(PICNIC)) == (count.answer != "no")
+    several = ASK["count"](PICNIC, random.Random(4))
+    assert several is not None
+    assert carries(several, PICNIC, scene_to_long(PICNIC)) == (several.answer != "no")
     absent = Query("presence", ("a cat",), "There is no cat.", "Is there a cat?", "no")
     assert not carries(absent, PICNIC, scene_to_long(PICNIC))
 
@@ -310,12 +318,41 @@ def test_visual_tokens_are_taught_the_words_for_what_they_show(tiny: object, dra
     assert loss(" apple") < min(loss(" cat"), loss(" small"))
 
 
+class InlineStream:
+    """Training's batches without a process to draw them."""
+
+    def __init__(self, assets: Path, seed: int, start: int, size: int, how: Sampling, _: int):
+        self.asked = (assets, seed, start, size, how)
+
+    def __iter__(self) -> Iterator[Batch]:
+        assets, seed, start, size, how = self.asked
+        for index in count(start):
+            yield scenes_to_batch(training_scenes(seed, index, size, how), Assets(assets))
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def test_batches_come_in_order_from_two_processes(folder: Path) -> None:
+    stream = BatchStream(folder, 0, 3, 2, Sampling(), workers=2)
+    try:
+        came = list(islice(stream, 3))
+    finally:
+        stream.close()
+    wanted = [tuple(training_scenes(0, index, 2, Sampling())) for index in (3, 4, 5)]
+    assert [batch.scenes for batch in came] == wanted
+
+
 def test_a_stopped_run_ends_as_an_uninterrupted_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgeprism.models.nano.wide import train
+    from edgeprism.models.nano.wide.caption import caption_loss
     from edgeprism.models.nano.wide.model import CONFIG, Wide
 
+    # An untrained model rambles to the limit: its captions are scored in another test.
+    monkeypatch.setattr(train, "stage_to_functions", lambda _: (caption_loss, lambda *_: {}))
+    monkeypatch.setattr(train, "BatchStream", InlineStream)  # starting processes takes seconds
     small = replace(CONFIG, vision_width=32, vision_layers=1, vision_heads=2, vision_ffn=32,
                     lm_width=32, lm_layers=1, lm_heads=2, lm_kv_heads=2, lm_ffn=32)  # fmt: skip
     ends = []
@@ -330,6 +367,16 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
             train.train_stage(model, plan_now, folder, out, torch.device("cpu"), float("inf"))
         ends.append(model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(ends[0].values(), ends[1].values(), strict=True))
+
+
+def test_captions_are_written_and_scored(tiny: object, drawn: Assets) -> None:
+    from edgeprism.models.nano.wide.caption import write_captions
+
+    batch = scenes_to_batch(heldout_scenes(0, 2, HOW), drawn)
+    texts = write_captions(tiny, torch.from_numpy(batch.pixels), ["What?", "Why?"], limit=3)
+    assert len(texts) == 2
+    table = score_captions(list(batch.scenes), texts)
+    assert all(share == 0 for row, share in table.items() if "absent" not in row)
 
 
 def test_an_export_has_what_convert_asks_for(tiny: object, tmp_path: Path) -> None:
