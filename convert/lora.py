@@ -20,11 +20,12 @@ _HALVES = {
     ".lora_A.default.weight": "A",
     ".lora_B.default.weight": "B",
 }
-# Fields that change what the adapter computes, with the one value that is understood.
-_PLAIN = {
+# Fields that change what the adapter computes, with the values that mean plain LoRA.
+_PLAIN: dict[str, tuple[object, ...]] = {
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
     "use_dora": (False, None),
+    "lora_bias": (False, None),
     "fan_in_fan_out": (False, None),
     "bias": ("none", None),
     "modules_to_save": ([], None),

@@ -80,7 +80,9 @@ class Verdict:
     failures: list[str] = field(default_factory=list)
 
     def add(self, check: str, figures: dict[str, float], failures: list[str]) -> None:
-        self.figures[check] = {name: float(value) for name, value in figures.items()}
+        # JSON has no NaN or infinity; what made them stands among the failures
+        finite = {name: float(value) for name, value in figures.items() if np.isfinite(value)}
+        self.figures[check] = finite
         self.failures += [f"{check}: {failure}" for failure in failures]
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import gc
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,6 @@ from edgeprism.convert.onnx_file import pack_onnx
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.parity_data import TOKENIZER_TEXTS, gate_pictures
 from edgeprism.convert.progress import Progress
-from edgeprism.convert.siglip import VisionGraph
 from edgeprism.convert.tokenizer import Vocabulary
 from edgeprism.convert.vision_export import (
     export_graph,
@@ -28,6 +30,7 @@ from edgeprism.convert.vision_export import (
     quantizable_nodes,
     quantize_int8,
 )
+from edgeprism.convert.vision_graph import VisionGraph, VisionWeights
 from edgeprism.device import available_cores
 from edgeprism.errors import ParityError, UsageError
 from edgeprism.lm import LanguageModel
@@ -45,6 +48,7 @@ class FamilyParts:
     """What a family reads out of its checkpoints. Callables do the work only when called."""
 
     vision: Callable[[torch.dtype], VisionGraph]
+    vision_weights: VisionWeights
     lm_config: InternLM2Config
     lm_architecture: str
     vocabulary: Vocabulary
@@ -80,11 +84,12 @@ def write_bundle(parts: FamilyParts, writer: BundleWriter, options: ConvertOptio
     """
     verdict = parity.Verdict()
     variants = _write_vision(parts, writer.folder, options, verdict, progress)
-    gc.collect()
+    _give_memory_back()
     write_gguf(
         writer.folder / LM_FILE, options.lm_quant, parts.lm_config, parts.lm_architecture,
         parts.vocabulary, parts.lm_tensors, parts.manifest.name, progress,
     )  # fmt: skip
+    _give_memory_back()
     _gate_lm(parts, writer.folder / LM_FILE, options.lm_quant, verdict, progress)
     for check, figures in verdict.figures.items():
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
@@ -112,6 +117,15 @@ def write_bundle(parts: FamilyParts, writer: BundleWriter, options: ConvertOptio
     return manifest
 
 
+def _give_memory_back() -> None:
+    """Return what a step has freed to the system: glibc would keep gigabytes for later."""
+    gc.collect()
+    if sys.platform == "linux":
+        # musl and others have no such function, and no such habit
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
                   verdict: parity.Verdict, progress: Progress) -> list[VisionVariant]:  # fmt: skip
     """Every variant as vision.<quant>.onnx, measured against the reference."""
@@ -126,7 +140,9 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
         dtype = torch.float16 if quant == "fp16" else torch.float32
         if dtype not in graphs:
             progress.stage(f"Exporting the vision graph ({str(dtype).removeprefix('torch.')})")
-            graphs[dtype] = export_graph(parts.vision(dtype), work, f"graph-{quant}")
+            graphs[dtype] = export_graph(
+                parts.vision(dtype), parts.vision_weights, work, f"graph-{quant}"
+            )
         out = folder / f"vision.{quant}.onnx"
         if quant.startswith("int8"):
             measured = _write_int8(graphs[dtype], out, quant, pixels, reference, progress)
@@ -161,6 +177,7 @@ def _write_int8(graph: Path, out: Path, quant: str, pixels: np.ndarray, referenc
         progress.stage(f"Quantizing vision to {quant}")
         out.unlink(missing_ok=True)
         quantize_int8(graph, out, full_range, set(worst[:n_float]))
+        _give_memory_back()
         figures, failures = _measure(out, quant, pixels, reference, progress)
         if not failures:
             break

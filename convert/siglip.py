@@ -1,9 +1,7 @@
-"""SigLIP's vision tower and the projector as one torch module, shaped for export.
+"""SigLIP's and the projector's published layouts: configurations and the tensors they announce.
 
 Sources: the public SigLIP configuration and weights (google/siglip-*), read as transformers
 names them; the projector's layout is the published PrismCaptioner one (Linear, GELU, Linear).
-Matrices are kept as [in, out] so that the exported graph holds plain MatMuls with constant
-weights, which is what the int8 quantizer looks for.
 """
 
 from __future__ import annotations
@@ -11,10 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
-from torch.nn import functional
 
 from edgeprism.convert.checkpoint import Checkpoint, read_json
 from edgeprism.errors import CheckpointError
@@ -182,130 +176,3 @@ def projector_shapes(config: ProjectorConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"model.{2 * i}.weight"] = (config.n_out, n_in)
         shapes[f"model.{2 * i}.bias"] = (config.n_out,)
     return shapes
-
-
-class Affine(nn.Module):
-    """x @ weight [in, out] + bias."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.t().contiguous(), requires_grad=False)
-        self.bias = nn.Parameter(bias, requires_grad=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ self.weight + self.bias
-
-
-class Norm(nn.Module):
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(bias, requires_grad=False)
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-class EncoderLayer(nn.Module):
-    """One pre-norm transformer layer over [n, patches, n_embd]."""
-
-    def __init__(self, parts: dict[str, nn.Module], n_heads: int, activation: str) -> None:
-        super().__init__()
-        self.parts = nn.ModuleDict(parts)
-        self.n_heads = n_heads
-        self.activation = activation
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, t, e = x.shape
-        y = self.parts["norm1"](x)
-        q, k, v = (
-            self.parts[p](y).reshape(n, t, self.n_heads, e // self.n_heads).transpose(1, 2)
-            for p in "qkv"
-        )  # [n, heads, patches, head_dim]
-        weights = torch.softmax((q * (e // self.n_heads) ** -0.5) @ k.transpose(2, 3), dim=-1)
-        x = x + self.parts["out"]((weights @ v).transpose(1, 2).reshape(n, t, e))
-        y = self.parts["fc1"](self.parts["norm2"](x))
-        return x + self.parts["fc2"](gelu(y, self.activation))
-
-
-class VisionGraph(nn.Module):
-    """uint8 pixels [n, size, size, 3] → visual tokens [n, n_tokens, n_embd of the LM], float32.
-
-    Everything between stands inside: normalising, patches, the used layers, the projector and,
-    where the family does so, leaving out the first patch.
-    """
-
-    def __init__(
-        self,
-        config: SiglipConfig,
-        tower: Checkpoint,
-        prefix: str,
-        n_used: int,
-        projector: Checkpoint,
-        projector_depth: int,
-        drop_first_patch: bool,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.drop_first_patch = drop_first_patch
-        self.dtype = dtype
-
-        def read(name: str, source: Checkpoint = tower, lead: str = prefix) -> torch.Tensor:
-            return source.read(lead + name).to(dtype)
-
-        def affine(name: str) -> Affine:
-            return Affine(read(f"{name}.weight"), read(f"{name}.bias"))
-
-        def norm(name: str) -> Norm:
-            return Norm(read(f"{name}.weight"), read(f"{name}.bias"), config.eps)
-
-        # [e, 3, p, p] → rows ordered as a pixel patch [p, p, 3] is flattened
-        patch = read("embeddings.patch_embedding.weight").permute(0, 2, 3, 1)
-        self.patch = Affine(
-            patch.reshape(config.n_embd, -1), read("embeddings.patch_embedding.bias")
-        )
-        self.position = nn.Parameter(
-            read("embeddings.position_embedding.weight"), requires_grad=False
-        )
-        self.layers = nn.ModuleList()
-        for i in range(n_used):
-            layer = f"encoder.layers.{i}."
-            parts: dict[str, nn.Module] = {
-                "norm1": norm(layer + "layer_norm1"),
-                "norm2": norm(layer + "layer_norm2"),
-                "out": affine(layer + "self_attn.out_proj"),
-                "fc1": affine(layer + "mlp.fc1"),
-                "fc2": affine(layer + "mlp.fc2"),
-            }
-            parts |= {p: affine(f"{layer}self_attn.{p}_proj") for p in "qkv"}
-            self.layers.append(EncoderLayer(parts, config.n_heads, config.activation))
-        self.projector = nn.ModuleList(
-            Affine(
-                read(f"model.{2 * i}.weight", projector, ""),
-                read(f"model.{2 * i}.bias", projector, ""),
-            )
-            for i in range(projector_depth)
-        )
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        c = self.config
-        n, g, p = pixels.shape[0], c.grid, c.patch_size
-        # pixels beyond the last whole patch are cut, as a strided convolution does
-        x = pixels[:, : g * p, : g * p, :].float()
-        x = (x * c.rescale - torch.tensor(c.mean)) / torch.tensor(c.std)
-        x = x.to(self.dtype).reshape(n, g, p, g, p, 3).permute(0, 1, 3, 2, 4, 5)
-        x = self.patch(x.reshape(n, g * g, p * p * 3)) + self.position
-        for layer in self.layers:
-            x = layer(x)
-        if self.drop_first_patch:
-            x = x[:, 1:]
-        for i, linear in enumerate(self.projector):
-            x = linear(x if i == 0 else gelu(x, "gelu"))
-        return x.float()
-
-
-def gelu(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """SigLIP's tower uses the tanh form, the projector the erf form."""
-    return functional.gelu(x, approximate="tanh" if activation != "gelu" else "none")

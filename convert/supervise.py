@@ -54,6 +54,9 @@ def convert_in_child(
             raise Interrupted() from None
         finally:
             child.kill()
+            # at once, for a large process takes its time to end and the user may not wait; then
+            # again, for systems that do not remove open files
+            clean_up(out, child.pid)
             child.wait()
             clean_up(out, child.pid)
 

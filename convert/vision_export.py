@@ -14,10 +14,13 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnx
+import onnx_ir
 import torch
 
+from edgeprism.errors import CheckpointError
+
 if TYPE_CHECKING:
-    from edgeprism.convert.siglip import VisionGraph
+    from edgeprism.convert.vision_graph import VisionGraph, VisionWeights
 
 INPUT, OUTPUT = "pixels", "visual_tokens"
 # Gelu and LayerNormalization are single operators from 20 on, and every onnxruntime since
@@ -25,14 +28,15 @@ INPUT, OUTPUT = "pixels", "visual_tokens"
 _OPSET = 20
 # The patch embedding sees raw pixels and is 0.2 % of the work: int8 there only costs accuracy.
 _ALWAYS_FLOAT = "patch.weight"
+_ALIGNMENT = 4096  # runtimes map the weights page by page
+_ONNX_TYPES = {torch.float32: onnx_ir.DataType.FLOAT, torch.float16: onnx_ir.DataType.FLOAT16}
 
 
-def export_graph(module: VisionGraph, work: Path, stem: str) -> Path:
+def export_graph(module: VisionGraph, weights: VisionWeights, work: Path, stem: str) -> Path:
     """Export as `work`/`stem`.onnx with its weights outside, in `stem`.onnx.data."""
     size = module.config.image_size
     # two pictures: torch would take a batch of one for a constant
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
-    path = work / f"{stem}.onnx"
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -45,22 +49,56 @@ def export_graph(module: VisionGraph, work: Path, stem: str) -> Path:
             opset_version=_OPSET,
             verbose=False,
         )
-        if program is None:
-            raise RuntimeError("torch.onnx.export gave no graph")
-        program.save(str(path), external_data=True)
-    _strip_notes(path)
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no graph")
+    path = work / f"{stem}.onnx"
+    _write_weights(program.model, module, weights, path.with_name(f"{path.name}.data"))
+    model = onnx_ir.to_proto(program.model)
+    _strip_notes(model)
+    path.write_bytes(model.SerializeToString())
     return path
 
 
-def _strip_notes(path: Path) -> None:
+def _write_weights(
+    model: onnx_ir.Model, module: VisionGraph, weights: VisionWeights, data_path: Path
+) -> None:
+    """Put the checkpoint's weights, one at a time, where the module had placeholders."""
+    initializers = model.graph.initializers
+    parameters = dict(module.named_parameters())
+    lost = [name for name in parameters if name not in initializers]
+    if lost:
+        raise RuntimeError(f"the exporter dropped or renamed {', '.join(lost)}")
+    with data_path.open("wb") as data:
+        for name, parameter in parameters.items():
+            tensor = weights.read(name, module.dtype)
+            if tensor.shape != parameter.shape:
+                raise RuntimeError(f"{name}: {list(tensor.shape)}, not {list(parameter.shape)}")
+            if not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(
+                    f"The vision weights that become {name} hold values that are not finite, or "
+                    f"too large for {str(module.dtype).removeprefix('torch.')}.",
+                    "Download the checkpoint again, or leave --vision-quant fp16 out.",
+                )
+            data.write(bytes(-data.tell() % _ALIGNMENT))
+            initializers[name].const_value = onnx_ir.ExternalTensor(
+                data_path.name,
+                data.tell(),
+                tensor.nbytes,
+                _ONNX_TYPES[module.dtype],
+                shape=onnx_ir.Shape(tensor.shape),
+                name=name,
+                base_dir=data_path.parent,
+            )
+            tensor.numpy().tofile(data)
+
+
+def _strip_notes(model: onnx.ModelProto) -> None:
     """Remove the exporter's notes: they hold source paths of the machine that exported."""
-    model = onnx.load(str(path), load_external_data=False)
     for message in (model, model.graph, *model.graph.node, *model.graph.input,
                     *model.graph.output, *model.graph.value_info,
                     *model.graph.initializer):  # fmt: skip
         del message.metadata_props[:]
         message.doc_string = ""
-    path.write_bytes(model.SerializeToString())
 
 
 def quantizable_nodes(graph_path: Path) -> dict[str, str]:
@@ -82,6 +120,7 @@ def quantize_int8(graph_path: Path, out: Path, full_range: bool, keep_float: set
     Without `full_range` weights use 7 bits, so that CPUs without VNNI cannot saturate.
     `keep_float` names nodes to leave alone.
     """
+    from onnxruntime.quantization import QuantType
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
@@ -95,13 +134,29 @@ def quantize_int8(graph_path: Path, out: Path, full_range: bool, keep_float: set
         nodes_to_quantize=nodes,
         operators_to_quantize=["MatMul"],
     )
+    # Optimum's preset has unsigned weights, for which CPUs have slower instructions
+    config.weights_dtype = QuantType.QInt8
     scratch = out.with_suffix(".quantizing")
     scratch.mkdir()
+    marked = _marked_as_inferred(graph_path)
     try:
-        ORTQuantizer(graph_path).quantize(config, save_dir=scratch, file_suffix="int8")
-        (scratch / f"{graph_path.stem}_int8.onnx").replace(out)
+        ORTQuantizer(marked).quantize(config, save_dir=scratch, file_suffix="int8")
+        (scratch / f"{marked.stem}_int8.onnx").replace(out)
     finally:
+        marked.unlink()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _marked_as_inferred(graph_path: Path) -> Path:
+    """A copy of the graph (not of its weights) that says that its shapes are known, as they are.
+
+    Otherwise the quantizer infers them twice over, with a copy of all weights each time.
+    """
+    model = onnx.load(str(graph_path), load_external_data=False)
+    model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
+    path = graph_path.with_name(f"{graph_path.stem}-marked.onnx")
+    path.write_bytes(model.SerializeToString())
+    return path
 
 
 def int8_damage(graph_path: Path, pixels: np.ndarray, full_range: bool) -> list[str]:

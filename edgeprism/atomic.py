@@ -119,7 +119,7 @@ def clear_leftovers(
     wanted = None if of is None else shortened(of, _LONGEST_STEM)
     for name in names:
         match = _LEFTOVER.fullmatch(name)
-        if match is None or not match["name"].endswith(suffix) or _is_running(int(match["pid"])):
+        if match is None or not match["name"].endswith(suffix) or is_running(int(match["pid"])):
             continue
         if wanted not in (None, match["name"]):
             continue
@@ -225,7 +225,8 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether there is a process of that number on this machine."""
     if sys.platform == "win32":
         return _is_running_on_windows(pid)
     try:

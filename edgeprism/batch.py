@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.captioner import Captioner, Plan
 from edgeprism.decode import Decoded, DecodePool
+from edgeprism.device import available_cores
 from edgeprism.errors import EdgePrismError, ImageError
 from edgeprism.generate import Finished, Generator
 from edgeprism.image import READER_VERSION
@@ -28,7 +30,7 @@ from edgeprism.store import CaptionStore, RequestKey
 if TYPE_CHECKING:
     from edgeprism.inputs import PictureFile
 
-WINDOW = 4  # pictures under way for each caption that decodes at a time
+WINDOW = 3  # pictures under way for each caption that decodes at a time
 _POLL_S = 0.2  # how often a picture that another process is at is looked for
 
 
@@ -53,6 +55,29 @@ class _Job:
     encoded: EncodedImage | None = None
 
 
+class _Turns:
+    """A fair lock: who asked first goes first.
+
+    Where both engines want all cores they take turns: side by side each would wait at its
+    barriers for threads that the other keeps from running.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next = self._serving = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            ticket, self._next = self._next, self._next + 1
+            while ticket != self._serving:
+                self._changed.wait()
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._serving += 1
+            self._changed.notify_all()
+
+
 class Batch:
     """Captions many pictures with one captioner and, if given, a caption store."""
 
@@ -70,7 +95,7 @@ class Batch:
         self._open_store, self._decoders = open_store, decoders
         self._window = threading.Semaphore(WINDOW * parallel + 2 * decoders)
         self._stopping = threading.Event()
-        self._ended = False  # every picture has its outcome
+        self._ended = False  # every picture has its outcome, before any stop
         # (job, decoding) for the encoder; None ends it
         self._decoding: queue.Queue[tuple[_Job, Future[Decoded]] | None] = queue.Queue()
         # jobs to generate, settled outcomes with their index, or an error that ends the run
@@ -86,18 +111,22 @@ class Batch:
             reader=READER_VERSION,
         )
 
+        threads = captioner.vision_threads() + captioner.lm_threads()
+        crowded = captioner.device == "cpu" and threads > available_cores()
+        self._cores: AbstractContextManager[Any] = _Turns() if crowded else nullcontext()
         self.settings = {
             "max_tokens": plan.sampling.max_tokens,
             "temperature": plan.sampling.temperature,
             "seed": plan.sampling.seed,
             "kv_type": captioner.kv_type,
             "parallel": parallel,
-            "threads": captioner.threads,
+            "threads": [captioner.vision_threads(), captioner.lm_threads()],
         }
 
     def stop(self) -> None:
         """Begin no more pictures; what is in flight is finished. Safe from any thread."""
         self._stopping.set()
+        self._window.release()  # a feeder that waits for room sees it
 
     @property
     def stopped(self) -> bool:
@@ -114,16 +143,17 @@ class Batch:
         generator = self.captioner.new_generator(self.parallel)
         pool = DecodePool(self.captioner.bundle.manifest.image, self._decoders)
         threads = [
-            threading.Thread(target=self._guarded, args=(self._feed, pictures, pool), name="feed"),
-            threading.Thread(target=self._guarded, args=(self._encode,), name="encode"),
+            threading.Thread(
+                target=self._guarded, args=(self._decoding, self._feed, pictures, pool), name="feed"
+            ),
+            threading.Thread(target=self._guarded, args=(self._ready, self._encode), name="encode"),
         ]
         for thread in threads:
             thread.start()
         try:
             yield from self._generate(generator)
         finally:
-            self._stopping.set()
-            self._window.release()  # a feeder that waits sees that
+            self.stop()
             pool.close()
             for thread in threads:
                 thread.join()
@@ -145,7 +175,6 @@ class Batch:
                 else:
                     self._decoding.put((job, pool.submit(str(picture.path))))
         finally:
-            self._decoding.put(None)
             if store is not None:
                 store.close()
 
@@ -169,24 +198,37 @@ class Batch:
     def _encode(self) -> None:
         store = self._open_store() if self._open_store else None
         begun: set[str] = set()  # keys that this run makes or waits for
-        later: list[tuple[_Job, Decoded]] = []
+        later: list[tuple[_Job, Decoded]] = []  # another process is at them
+        more = True
         try:
-            while (item := self._decoding.get()) is not None:
-                job, decoding = item
-                if self._stopping.is_set():
-                    continue
+            while more or (later and not self._stopping.is_set()):
                 try:
-                    decoded = decoding.result()
-                except ImageError as error:
-                    self._ready.put((job.index, Outcome(job.picture, error=error)))
+                    item = self._decoding.get(timeout=_POLL_S if later else None)
+                except queue.Empty:
+                    later = [it for it in later if not self._settled(*it, store, begun)]
                     continue
-                if not self._settled(job, decoded, store, begun):
-                    later.append((job, decoded))
-            self._wait_for_others(later, store, begun)
+                if item is None:
+                    more = False
+                elif not self._stopping.is_set():
+                    later += self._encode_one(*item, store, begun)
         finally:
-            self._ready.put(None)
             if store is not None:
                 store.close()
+
+    def _encode_one(
+        self,
+        job: _Job,
+        decoding: Future[Decoded],
+        store: CaptionStore | None,
+        begun: set[str],
+    ) -> list[tuple[_Job, Decoded]]:
+        """Encode a picture or settle it otherwise; what another process is at comes back."""
+        try:
+            decoded = decoding.result()
+        except ImageError as error:
+            self._ready.put((job.index, Outcome(job.picture, error=error)))
+            return []
+        return [] if self._settled(job, decoded, store, begun) else [(job, decoded)]
 
     def _settled(
         self, job: _Job, decoded: Decoded, store: CaptionStore | None, begun: set[str]
@@ -211,23 +253,16 @@ class Batch:
         self._ready.put(job)  # without tokens: the same picture was begun, share its words
         return True
 
-    def _wait_for_others(
-        self, later: list[tuple[_Job, Decoded]], store: CaptionStore | None, begun: set[str]
-    ) -> None:
-        """Pictures that another process had begun: take its captions, or make them if it ended."""
-        while later and not self._stopping.is_set():
-            later = [item for item in later if not self._settled(*item, store, begun)]
-            if later:
-                time.sleep(_POLL_S)
-
     def _to_tokens(self, job: _Job, decoded: Decoded) -> EncodedImage:
         vision, _ = self.captioner.load_vision()
-        began = time.perf_counter()
-        tokens = vision.encode(decoded.tiles)
+        with self._cores:
+            began = time.perf_counter()
+            tokens = vision.encode(decoded.tiles)
+            encode_ms = (time.perf_counter() - began) * 1000
         timings = Timings(
             decode_image=decoded.decode_ms,
             preprocess=decoded.preprocess_ms,
-            encode=(time.perf_counter() - began) * 1000,
+            encode=encode_ms,
         )
         return EncodedImage(
             visual_tokens=tokens.reshape(-1, vision.n_embd),
@@ -239,12 +274,14 @@ class Batch:
             timings=timings,
         )
 
-    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
-        """An error in a thread ends the run, in the caller's thread."""
+    def _guarded(self, end: queue.Queue[Any], work: Callable[..., None], *arguments: Any) -> None:
+        """Do a thread's work; an error in it ends the run, in the caller's thread."""
         try:
             work(*arguments)
         except BaseException as error:
             self._ready.put(error)
+        finally:
+            end.put(None)
 
     # ---- the caller's thread: generate, keep, put in order
 
@@ -264,7 +301,9 @@ class Batch:
                         outcomes[item[0]] = item[1]
                     elif isinstance(item, _Job) and not self._stopping.is_set():
                         self._begin(item, generator, in_flight, store, outcomes)
-                for event in generator.step():
+                with self._cores:
+                    events = generator.step()
+                for event in events:
                     if isinstance(event, Finished):
                         self._finish(in_flight.pop(event.index), event, store, outcomes)
                 while due in outcomes:
@@ -297,7 +336,8 @@ class Batch:
         outcomes: dict[int, Outcome],
     ) -> None:
         if job.encoded is not None:
-            generator.add(job.index, self.captioner.request(job.encoded, self.plan))
+            with self._cores:
+                generator.add(job.index, self.captioner.request(job.encoded, self.plan))
             in_flight[job.index] = [job]
             return
         # the same picture was begun before: it is in flight still, or in the store by now

@@ -50,6 +50,19 @@ def find_model(name: str) -> Path:
     A folder in the working directory that merely has a model's name does not hide the model.
     Raises ModelError (exit code 4) when there is none.
     """
+    try:
+        found = _path_of_model(name)
+    except OSError as error:  # no permission on the way, a name too long for a file system
+        raise ModelError(f"Model {name[:200]!r}: {error.strerror}.", "Check the path.") from error
+    if found is not None:
+        return found
+    raise ModelError(
+        f"Model {name!r} is neither a bundle nor a GGUF file nor an installed model.",
+        "`edgeprism models list` shows what there is, `edgeprism pull NAME` gets more.",
+    )
+
+
+def _path_of_model(name: str) -> Path | None:
     path = Path(name)
     is_name = path.name == name and name not in ("", ".", "..")
     if path.is_file() or (path / FILE_NAME).is_file() or (path.exists() and not is_name):
@@ -61,10 +74,7 @@ def find_model(name: str) -> Path:
                     return candidate
             if (place / f"{name}.gguf").is_file():
                 return place / f"{name}.gguf"
-    raise ModelError(
-        f"Model {name!r} is neither a bundle nor a GGUF file nor an installed model.",
-        "`edgeprism models list` shows what there is, `edgeprism pull NAME` gets more.",
-    )
+    return None
 
 
 def builtin_models_dir() -> list[Path]:
@@ -139,8 +149,17 @@ def check_file(path: Path, sha256: str, size: int, *, again: bool = False) -> No
 def file_digest(path: Path, *, again: bool = False) -> str:
     """sha256 of a file, hashed whole when first met; later size, mtime and inode vouch for it.
 
-    `again` hashes in any case.
+    `again` hashes in any case. Raises ModelError for a file that cannot be read.
     """
+    try:
+        return _digest(path, again)
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read: {error.strerror}.", "Check its permissions."
+        ) from error
+
+
+def _digest(path: Path, again: bool) -> str:
     status = path.stat()
     stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
     stamps = _read_stamps()

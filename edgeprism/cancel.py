@@ -10,9 +10,11 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 _live: weakref.WeakSet[Cancel] = weakref.WeakSet()
 
@@ -56,6 +58,15 @@ class Cancel:
                 self._callbacks.remove(callback)
 
 
+def nonzero_when_set() -> Any:
+    """A C function of `Cancel.flag` without Python in it: strlen of its two bytes.
+
+    Native code asks at every node of a graph, where taking Python's lock would cost more than
+    the node; strlen gives 0 until the first byte is set, then 1.
+    """
+    return ctypes.CDLL("msvcrt" if os.name == "nt" else None).strlen
+
+
 @contextlib.contextmanager
 def interruptible(grace_s: float = 0.8) -> Iterator[None]:
     """Inside, Ctrl-C stops native work; KeyboardInterrupt then rises as usual.
@@ -75,9 +86,12 @@ def interruptible(grace_s: float = 0.8) -> Iterator[None]:
         target=_watch, args=(read_end, done, grace_s), name="interrupt", daemon=True
     )
     watcher.start()
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda raised: _unless_interrupt(raised, report)
     try:
         yield
     finally:
+        sys.unraisablehook = report
         signal.set_wakeup_fd(previous)
         done.set()
         os.close(write_end)  # the watcher reads the end of the pipe and returns
@@ -110,6 +124,16 @@ def finishing_first(finish: Callable[[], None]) -> Iterator[None]:
         _finish = None
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _unless_interrupt(raised: Any, report: Callable[[Any], object]) -> None:
+    """Python raises KeyboardInterrupt wherever it stands: in a callback of a native library too.
+
+    There it is lost, and printed with a traceback. The watcher has seen the signal as well and
+    stops the library, so nothing needs to be said.
+    """
+    if not issubclass(raised.exc_type, KeyboardInterrupt):
+        report(raised)
 
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)

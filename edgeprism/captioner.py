@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import os
 import time
 from collections.abc import Iterator
@@ -15,15 +16,15 @@ from edgeprism.bundle import DEFAULT_MODEL, Bundle, choose_vision, open_bundle
 from edgeprism.cancel import Cancel
 from edgeprism.device import (
     CPU_PROVIDER,
-    available_cores,
     choose_gpu_layers,
     choose_provider,
+    choose_threads,
     device_name,
     has_int8_dot,
 )
 from edgeprism.errors import UsageError
 from edgeprism.generate import Finished, Generator, Piece, Request, Sampling, segments_to_parts
-from edgeprism.image import ImageSource, picture_to_tiles, read_picture
+from edgeprism.image import ImageSource, enough_for, picture_to_tiles, read_picture
 from edgeprism.lm import LanguageModel, supports_offload
 from edgeprism.manifest import VisionVariant
 from edgeprism.prompt import caption_to_segments, instruction_for
@@ -55,9 +56,7 @@ class Captioner:
     ) -> None:
         self.bundle = bundle
         self.cancel_token = Cancel()
-        self.threads = available_cores() if threads is None else threads
-        if self.threads < 1:
-            raise UsageError(f"{self.threads} threads cannot work.", "Give at least 1.")
+        self._threads = threads
         self._requested = (device, gpu_layers)
         self._vision_quant = vision_quant
         self.kv_type = kv_type
@@ -86,7 +85,7 @@ class Captioner:
         start = time.perf_counter()
         self.cancel_token.clear()  # an earlier request to stop was for earlier work
         manifest = self.bundle.manifest
-        picture = read_picture(image)
+        picture = read_picture(image, enough=enough_for(manifest.image))
         prepared = time.perf_counter()
         tiles = picture_to_tiles(picture, manifest.image)  # [n_tiles, size, size, 3] uint8
         preprocess_ms = _ms_since(prepared)
@@ -104,7 +103,7 @@ class Captioner:
             visual_tokens=tokens.reshape(-1, manifest.vision.n_embd),
             image=picture.name,
             image_sha256=picture.sha256,
-            size=picture.rgb.size,
+            size=picture.size,
             notes=picture.notes,
             model_digest=self.bundle.digest,
             timings=timings,
@@ -202,6 +201,17 @@ class Captioner:
             self.bundle, self._vision_quant, on_cpu=on_cpu, int8_dot=has_int8_dot()
         )
 
+    def vision_threads(self) -> int:
+        """CPU threads of the vision engine."""
+        return self._threads_for(self.vision_variant().file)
+
+    def lm_threads(self) -> int:
+        """CPU threads of the language model."""
+        return self._threads_for(self.bundle.manifest.lm.file)
+
+    def _threads_for(self, file: str) -> int:
+        return choose_threads(self._threads, self.bundle.manifest.files[file].size)
+
     def cancel(self) -> None:
         """Stop what is under way, from another thread; it raises Interrupted there."""
         self.cancel_token.set()
@@ -230,7 +240,7 @@ class Captioner:
             path,
             self.bundle.manifest,
             provider=self.placement()[0],
-            threads=self.threads,
+            threads=self.vision_threads(),
             cancel=self.cancel_token,
         )
         return self._vision, _ms_since(start)
@@ -269,6 +279,7 @@ class Captioner:
             device=self.device,
             instruction=plan.instruction,
             version=edgeprism.__version__,
+            image_size=encoded.size,
             notes=encoded.notes,
         )
 
@@ -287,7 +298,7 @@ class Captioner:
             self.bundle.file(spec.file),
             expected=spec,
             gpu_layers=self.placement()[1],
-            threads=self.threads,
+            threads=self.lm_threads(),
             cancel=self.cancel_token,
         )
         return self._lm, _ms_since(start)
@@ -312,7 +323,11 @@ class CaptionStream:
     def __next__(self) -> str:
         return next(self._events)
 
-    def _run(self) -> Iterator[str]:
+    def close(self) -> None:
+        """Stop here; the captioner's next request does the same."""
+        self._events.close()
+
+    def _run(self) -> collections.abc.Generator[str, None, None]:
         start = time.perf_counter()
         captioner, spent = self._captioner, self._spent
         generator, load_ms = captioner._load_generator()

@@ -184,10 +184,10 @@ def _write(pipe: IO[bytes], data: bytes) -> None:
 def _answer(path: str, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
     import time
 
-    from edgeprism.image import picture_to_tiles, read_picture
+    from edgeprism.image import enough_for, picture_to_tiles, read_picture
 
     try:
-        picture = read_picture(path)
+        picture = read_picture(path, enough=enough_for(policy))
         start = time.perf_counter()
         tiles = picture_to_tiles(picture, policy)
     except ImageError as error:
@@ -197,7 +197,7 @@ def _answer(path: str, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
     answer = {
         "shape": tiles.shape,
         "sha256": picture.sha256,
-        "size": picture.rgb.size,
+        "size": picture.size,
         "notes": picture.notes,
         "decode_ms": picture.decode_ms,
         "preprocess_ms": (time.perf_counter() - start) * 1000,

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeprism.errors import DeviceError
+from edgeprism.errors import DeviceError, UsageError
 
 DEVICES = ("auto", "cpu", "cuda", "metal")
 ALL_LAYERS = 999  # more than any model has
+SMALL_MODEL_BYTES = 16 << 20
 CPU_PROVIDER = "CPUExecutionProvider"
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "metal": "CoreMLExecutionProvider"}
@@ -89,19 +90,60 @@ def available_cores() -> int:
     return max(1, min(cores, quota)) if quota else max(1, cores)
 
 
-def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Whole cores of the cgroup's CPU quota (v2, then v1), rounded up; None without one."""
+def choose_threads(requested: int | None, model_bytes: int) -> int:
+    """Threads for an engine with a model of that size, unless a number was asked for.
+
+    A small model's steps are over before a second thread is awake, and waiting for each other
+    costs more than the work: measured with `benchmarks/threads.py`.
+    """
+    if requested is not None:
+        if requested < 1:
+            raise UsageError(f"{requested} threads cannot work.", "Give at least 1.")
+        return requested
+    return 1 if model_bytes < SMALL_MODEL_BYTES else available_cores()
+
+
+def cgroup_cores(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int | None:
+    """Whole cores of the smallest CPU quota over this process, rounded up; None without one.
+
+    Version 2 and 1; the quota may be set on the process's own group or on any above it.
+    """
     try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if quota in ("max", "-1") or int(period) <= 0:
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = []
+    quotas = [_quota_v2(root), _quota_v1(root / "cpu")]
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        group = Path(path.lstrip("/"))
+        for part in (group, *group.parents):
+            if not controllers:
+                quotas.append(_quota_v2(root / part))
+            elif "cpu" in controllers.split(","):
+                quotas.append(_quota_v1(root / "cpu" / part))
+    return min((quota for quota in quotas if quota), default=None)
+
+
+def _quota_v2(group: Path) -> int | None:
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+        return _cores(int(quota), int(period))
+    except (OSError, ValueError):  # ValueError: "max", that is none
         return None
-    return max(1, -(-int(quota) // int(period)))
+
+
+def _quota_v1(group: Path) -> int | None:
+    try:
+        quota = (group / "cpu.cfs_quota_us").read_text()
+        return _cores(int(quota), int((group / "cpu.cfs_period_us").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _cores(quota: int, period: int) -> int | None:
+    return max(1, -(-quota // period)) if quota > 0 and period > 0 else None
 
 
 def has_int8_dot() -> bool:

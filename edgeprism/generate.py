@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgeprism.errors import PromptTooLongError
+from edgeprism.errors import PromptTooLongError, UsageError
 from edgeprism.lm import Context, LanguageModel, Sampler
 from edgeprism.prompt import ImageRows, Segment, Text
 from edgeprism.records import TokenCounts
@@ -35,6 +35,13 @@ class Request:
 
     parts: tuple[list[int] | np.ndarray, ...]
     sampling: Sampling
+
+    def __post_init__(self) -> None:
+        # rows leave no logits behind, and llama.cpp ends the process when asked for them
+        if not self.parts or not isinstance(self.parts[-1], list) or not self.parts[-1]:
+            raise UsageError(
+                "The prompt has no text after the picture.", "Give an instruction or a question."
+            )
 
     def count(self) -> int:
         return sum(len(part) for part in self.parts)
@@ -97,6 +104,7 @@ class Generator:
         self._active: list[_Sequence] = []
         self._events: list[Piece | Finished] = []
         self._free = list(range(parallel))
+        self._runs = 0
 
     def close(self) -> None:
         if self._context is not None:
@@ -109,17 +117,33 @@ class Generator:
         return bool(self._active)
 
     def run(self, requests: Iterable[Request]) -> Iterator[Piece | Finished]:
-        """Events of all requests as they come; closing the iterator drops what is in flight."""
+        """Events of all requests as they come; closing the iterator drops what is in flight.
+
+        One run at a time: a later one ends an earlier one, whose iterator then raises UsageError.
+        """
+        self.drop()
+        self._runs += 1
+        run = self._runs
         try:
             for index, request in enumerate(requests):
                 while not self.has_room(request):
                     yield from self.step()
+                    self._must_be_latest(run)
                 self.add(index, request)
                 yield from self._new_events()
+                self._must_be_latest(run)
             while self.busy:
                 yield from self.step()
+                self._must_be_latest(run)
         finally:
-            self.drop()
+            if run == self._runs:
+                self.drop()
+
+    def _must_be_latest(self, run: int) -> None:
+        if run != self._runs:
+            raise UsageError(
+                "A later request has ended this one.", "Read each to its end before the next."
+            )
 
     def has_room(self, request: Request) -> bool:
         """Whether `request` can begin now. One that needs a longer context waits for the others."""
@@ -131,12 +155,14 @@ class Generator:
         cells = self._needs(request)
         if cells > self._cells:
             self._make_context(cells)
-        sequence = _Sequence(index, self._free.pop(), request, self.lm, cells)
+        sequence = _Sequence(index, self._lowest_slot(), request, self.lm, cells)
         self._active.append(sequence)
         try:
             self._prefill(sequence)
         except BaseException:
-            self.close()  # an interrupted prefill leaves cells nobody would remove
+            # an interrupted prefill leaves cells nobody would remove
+            self.drop()
+            self.close()
             raise
         sequence.prefill_ms = (time.perf_counter() - start) * 1000
         sequence.began = time.perf_counter()
@@ -144,7 +170,8 @@ class Generator:
 
     def step(self) -> list[Piece | Finished]:
         """One token for every sequence in flight; the events since the last step."""
-        active = list(self._active)
+        # in order of slots: neighbours go through the model together
+        active = sorted(self._active, key=lambda sequence: sequence.slot)
         if active:
             self._open.step([(s.slot, s.ids[-1], s.position()) for s in active])
             tokens = [s.sampler.sample(self._open, i) for i, s in enumerate(active)]
@@ -187,10 +214,14 @@ class Generator:
     def _make_context(self, cells: int) -> None:
         self.close()
         self._cells = -(-cells // _CELLS_ROUND) * _CELLS_ROUND
-        # one more sequence than run at a time: it holds the shared prefix
+        # Several sequences have cells of their own: in shared ones each token would look past
+        # everybody's. One more than run at a time holds the shared prefix.
+        alone = self.parallel == 1
+        prefix_cells = _CELLS_ROUND if alone else self._cells
         self._context = self.lm.context(
-            self._cells * self.parallel + _CELLS_ROUND,
+            self._cells * self.parallel + prefix_cells,
             n_seq=self.parallel + 1,
+            unified=alone,
             kv_type=self.kv_type,
             flash_attention=self.flash_attention,
         )
@@ -219,6 +250,11 @@ class Generator:
         self._prefix = []
         context.prefill_tokens(self.parallel, prefix, 0, logits=False)
         self._prefix = prefix
+
+    def _lowest_slot(self) -> int:
+        slot = min(self._free)
+        self._free.remove(slot)
+        return slot
 
     def _release(self, sequence: _Sequence) -> None:
         sequence.sampler.close()
@@ -273,7 +309,7 @@ class _Sequence:
         visual = sum(len(p) for p in parts if isinstance(p, np.ndarray))
         return Finished(
             index=self.index,
-            text=self.text.whole.strip(),
+            text=self.text.whole,
             ids=self.ids,
             finish_reason=self.finish_reason or "stop",
             tokens=TokenCounts(visual, self.request.count() - visual, len(self.ids)),
@@ -285,7 +321,8 @@ class _Sequence:
 class StoppingText:
     """Bytes of tokens → text in whole characters, up to the first stop string.
 
-    Text that may be the beginning of a stop string is held back until that is decided.
+    Text that may be the beginning of a stop string is held back until that is decided, and so
+    is white space, which belongs to the text only between words: the pieces join to `whole`.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -293,6 +330,7 @@ class StoppingText:
         self.whole = ""
         self.stopped = False
         self._held = ""
+        self._blank = ""  # white space that stands behind `whole` if a word follows
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, data: bytes) -> str:
@@ -316,8 +354,11 @@ class StoppingText:
     def _emit(self, length: int, drop_rest: bool = False) -> str:
         text, rest = self._held[:length], self._held[length:]
         self._held = "" if drop_rest else rest
-        self.whole += text
-        return text
+        text = self._blank + text if self.whole else text.lstrip()
+        words = text.rstrip()
+        self._blank = text[len(words) :]
+        self.whole += words
+        return words
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -42,7 +42,8 @@ _RESAMPLING = {
 # files into other formats, or are seldom fed with damaged bytes.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF")
 _OPTIONAL_FORMATS = ("WEBP", "AVIF")  # not in every build of Pillow
-_HINT_NOT_A_PICTURE = "Give a JPEG, PNG, WebP, GIF, BMP or TIFF file."
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_HINT_NOT_A_PICTURE = "Give a JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF file."
 
 
 @dataclass(frozen=True)
@@ -52,29 +53,48 @@ class Picture:
     rgb: Image.Image
     name: str
     sha256: str  # of the file's bytes; of the pixels where there is no file
+    size: tuple[int, int]  # (width, height), upright; `rgb` may be smaller, see `notes`
     notes: tuple[str, ...]
     decode_ms: float
 
 
-def read_picture(source: ImageSource) -> Picture:
+def read_picture(source: ImageSource, *, enough: int | None = None) -> Picture:
     """Read `source`, apply its EXIF orientation, bring it to 8-bit RGB (transparency over white).
 
     `source` is a path, the file's bytes, a binary file object, a PIL image, or a uint8 array
-    [H, W, 3] in RGB. Raises ImageError, which names the picture.
+    [H, W, 3] in RGB. A longer edge of `enough` pixels will do: a JPEG file far larger is decoded
+    at a half, a quarter or an eighth, as its format allows, which a note says. Raises ImageError,
+    which names the picture.
     """
     start = time.perf_counter()
     if isinstance(source, np.ndarray):
         source = _array_to_image(source)
     if isinstance(source, Image.Image):
         name, digest = "image in memory", ""
-        rgb, notes = _guarded(lambda: _upright_rgb(source, name), name)
+        read = _guarded(lambda: _upright_rgb(source, name, None), name)
     else:
         name, data = _read_bytes(source)
         digest = hashlib.sha256(data).hexdigest()
-        rgb, notes = _decode(data, name)
+        read = _decode(data, name, enough)
     if not digest:
-        digest = hashlib.sha256(b"%d,%d," % rgb.size + rgb.tobytes()).hexdigest()
-    return Picture(rgb, name, digest, notes, (time.perf_counter() - start) * 1000)
+        digest = hashlib.sha256(b"%d,%d," % read.rgb.size + read.rgb.tobytes()).hexdigest()
+    elapsed_ms = (time.perf_counter() - start) * 1000
+    return Picture(read.rgb, name, digest, read.size, read.notes, elapsed_ms)
+
+
+def enough_for(policy: ImagePolicy) -> int:
+    """The longer edge from which a picture's tiles no longer gain from more pixels.
+
+    Four pixels to one of the tile: `benchmarks/draft.py` measures what the rest would change.
+    """
+    return 4 * policy.size
+
+
+@dataclass(frozen=True)
+class _Read:
+    rgb: Image.Image
+    size: tuple[int, int]
+    notes: tuple[str, ...]
 
 
 def picture_to_tiles(picture: Picture, policy: ImagePolicy) -> np.ndarray:
@@ -157,15 +177,30 @@ def _too_large_file(name: str) -> ImageError:
     return ImageError(f"{name}: larger than {MAX_FILE_BYTES >> 20} MiB.", "Export a smaller copy.")
 
 
-def _decode(data: bytes, name: str) -> tuple[Image.Image, tuple[str, ...]]:
+def _decode(data: bytes, name: str, enough: int | None) -> _Read:
     if not data:
         raise ImageError(f"{name}: the file is empty.", "Copy it again from where it came.")
+    formats = _formats()
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[8:64]:
+        formats = _with_heif(name)
 
-    def decode() -> tuple[Image.Image, tuple[str, ...]]:
-        with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            return _upright_rgb(image, name)
+    def decode() -> _Read:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            return _upright_rgb(image, name, enough)
 
     return _guarded(decode, name)
+
+
+def _with_heif(name: str) -> tuple[str, ...]:
+    """Pillow reads HEIC, what phones write, only with a plug-in of its own."""
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ImageError(
+            f"{name}: HEIC needs a plug-in.", 'Install it: pip install "edgeprism[heic]"'
+        ) from error
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return (*_formats(), "HEIF")
 
 
 @functools.cache
@@ -174,9 +209,7 @@ def _formats() -> tuple[str, ...]:
     return (*_FORMATS, *there)
 
 
-def _guarded(
-    decode: Callable[[], tuple[Image.Image, tuple[str, ...]]], name: str
-) -> tuple[Image.Image, tuple[str, ...]]:
+def _guarded(decode: Callable[[], _Read], name: str) -> _Read:
     """Whatever a decoder raises, as an ImageError that names the picture."""
     try:
         with warnings.catch_warnings():
@@ -201,7 +234,7 @@ def _too_many_pixels(name: str) -> ImageError:
     )
 
 
-def _upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...]]:
+def _upright_rgb(image: Image.Image, name: str, enough: int | None) -> _Read:
     """Header first: a picture over the limit is refused before a pixel is decoded."""
     width, height = image.size
     if width < 1 or height < 1:
@@ -214,6 +247,11 @@ def _upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str,
         notes.append(f"first of {frames} frames")
     if frames > 1:
         image.seek(0)  # counting frames may have moved on
+    if enough is not None and image.format == "JPEG" and max(width, height) > enough:
+        share = enough / max(width, height)
+        image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))
+    if image.size != (width, height):
+        notes.append(f"read at {image.width} × {image.height} pixels")
     image.load()
     upright = ImageOps.exif_transpose(image)  # a copy even if it stood upright
     if upright.width > MAX_WIDTH or upright.height > MAX_HEIGHT:
@@ -222,7 +260,9 @@ def _upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str,
             f"{MAX_HEIGHT} down are read.",
             "Cut it into pieces.",
         )
-    return _to_rgb(upright, name), tuple(notes)
+    turned = (upright.width > upright.height) != (image.width > image.height)
+    size = (height, width) if turned else (width, height)
+    return _Read(_to_rgb(upright, name), size, tuple(notes))
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

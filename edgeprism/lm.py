@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeprism.cancel import Cancel
+from edgeprism.cancel import Cancel, nonzero_when_set
 from edgeprism.errors import (
     DeviceError,
     Interrupted,
@@ -27,6 +27,7 @@ from edgeprism.errors import (
 )
 from edgeprism.gguf_checks import gguf_faults
 from edgeprism.gguf_header import GgufHeader, read_gguf_header
+from edgeprism.llama_batch import LlamaBatch
 from edgeprism.manifest import LanguageModel as Dimensions
 from edgeprism.prompt import Message
 
@@ -200,17 +201,20 @@ class LanguageModel:
         n_ctx: int,
         *,
         n_seq: int = 1,
+        unified: bool = True,
         kv_type: str = "f16",
         flash_attention: bool | None = None,
         all_logits: bool = False,
     ) -> Context:
-        """A KV cache of `n_ctx` cells shared by `n_seq` sequences.
+        """A KV cache of `n_ctx` cells for `n_seq` sequences.
 
-        `flash_attention` None leaves it to llama.cpp; `all_logits` makes room for the logits of
-        every prompt row rather than of the last.
+        `unified`: all sequences share the cells, and one may share a part of another's; each
+        token then looks at all cells in use. Otherwise each sequence has n_ctx / n_seq cells of
+        its own, and only whole sequences are copied. `flash_attention` None leaves it to
+        llama.cpp; `all_logits` makes room for the logits of every prompt row.
         """
-        return Context(self, self._llama, self._model, n_ctx, n_seq, kv_type, flash_attention,
-                       all_logits)  # fmt: skip
+        return Context(self, self._llama, self._model, n_ctx, n_seq, unified, kv_type,
+                       flash_attention, all_logits)  # fmt: skip
 
 
 class Context:
@@ -225,6 +229,7 @@ class Context:
         model: Any,
         n_ctx: int,
         n_seq: int,
+        unified: bool,
         kv_type: str,
         flash_attention: bool | None,
         all_logits: bool,
@@ -241,7 +246,7 @@ class Context:
         params.n_threads = params.n_threads_batch = lm.threads
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
-        params.kv_unified = True  # a prefix can then be shared by copying a part of a sequence
+        params.kv_unified = self.unified = unified
         params.no_perf = True
         _log_lines.clear()
         self._ctx = llama.llama_init_from_model(model, params)
@@ -250,12 +255,14 @@ class Context:
                 f"{lm.path}: llama.cpp cannot make a context of {n_ctx} cells: {_last_words()}.",
                 "Free memory, or lower --max-tokens.",
             )
+        # never more than fits the context: a longer batch would end the process
+        self._chunk = min(self.N_BATCH, int(llama.llama_n_batch(self._ctx)))
         self._memory = llama.llama_get_memory(self._ctx)
-        self._abort = _abort_when_set(llama)
+        self._abort = ctypes.cast(nonzero_when_set(), llama.ggml_abort_callback)
         llama.llama_set_abort_callback(
             self._ctx, self._abort, ctypes.cast(lm.cancel.flag, ctypes.c_void_p)
         )
-        self._batch = _Batch(llama, self.N_BATCH)
+        self._batch = LlamaBatch(llama.llama_batch, self.N_BATCH)
 
     def close(self) -> None:
         if self._ctx:
@@ -268,7 +275,7 @@ class Context:
         """Put `tokens` at positions `start`… of `seq`; `logits` keeps those of the last."""
         ids = np.asarray(tokens, dtype=np.int32)
         for at, last in self._chunks(len(ids)):
-            n = self._batch.place(seq, start + at, min(self.N_BATCH, len(ids) - at))
+            n = self._batch.place(seq, start + at, min(self._chunk, len(ids) - at))
             self._batch.want_logits([n - 1] if logits and last else [], n)
             self._decode(self._batch.with_tokens(ids[at : at + n]))
 
@@ -282,7 +289,7 @@ class Context:
             )
         rows = np.ascontiguousarray(rows, dtype=np.float32)
         for at, last in self._chunks(len(rows)):
-            n = self._batch.place(seq, start + at, min(self.N_BATCH, len(rows) - at))
+            n = self._batch.place(seq, start + at, min(self._chunk, len(rows) - at))
             self._batch.want_logits([n - 1] if logits and last else [], n)
             self._decode(self._batch.with_rows(rows[at : at + n]))
 
@@ -299,7 +306,7 @@ class Context:
         rows = []
         ids = np.asarray(tokens, dtype=np.int32)
         for at, _ in self._chunks(len(ids)):
-            n = self._batch.place(seq, start + at, min(self.N_BATCH, len(ids) - at))
+            n = self._batch.place(seq, start + at, min(self._chunk, len(ids) - at))
             self._batch.want_logits(range(n), n)
             self._decode(self._batch.with_tokens(ids[at : at + n]))
             rows += [self.logits(i) for i in range(n)]
@@ -311,8 +318,9 @@ class Context:
         return np.ctypeslib.as_array(pointer, (self.lm.n_vocab,)).copy()
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """Let `target` share the first `length` cells of `source`."""
-        self._llama.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        """Give `target` the first `length` cells of `source`; without `unified`, all it has."""
+        first, last = (0, length) if self.unified else (-1, -1)
+        self._llama.llama_memory_seq_cp(self._memory, source, target, first, last)
 
     def remove(self, seq: int, start: int = 0) -> None:
         """Forget `seq` from position `start` on."""
@@ -323,8 +331,8 @@ class Context:
         self._llama.llama_memory_clear(self._memory, False)
 
     def _chunks(self, count: int) -> Iterator[tuple[int, bool]]:
-        for at in range(0, count, self.N_BATCH):
-            yield at, at + self.N_BATCH >= count
+        for at in range(0, count, self._chunk):
+            yield at, at + self._chunk >= count
 
     def _decode(self, batch: Any) -> None:
         if self.lm.cancel.is_set():
@@ -353,7 +361,8 @@ class Sampler:
             links = [
                 llama.llama_sampler_init_top_p(top_p, 1),
                 llama.llama_sampler_init_temp(temperature),
-                llama.llama_sampler_init_dist(seed & 0xFFFFFFFF),
+                # never 0xFFFFFFFF, which stands for a seed from the clock
+                llama.llama_sampler_init_dist(seed % 0xFFFFFFFF),
             ]
         for link in links:
             llama.llama_sampler_chain_add(self._chain, link)
@@ -368,74 +377,16 @@ class Sampler:
             self._chain = None
 
 
-class _Batch:
-    """The arrays of a llama_batch, owned by numpy and reused for every call."""
-
-    def __init__(self, llama: Any, capacity: int) -> None:
-        self._struct = llama.llama_batch
-        self.positions = np.zeros(capacity, np.int32)
-        self.sequences = np.zeros(capacity, np.int32)
-        self.wanted = np.zeros(capacity, np.int8)
-        self._counts = np.ones(capacity, np.int32)
-        first = self.sequences.ctypes.data
-        pointer = ctypes.POINTER(ctypes.c_int32)
-        self._sequence_pointers = (pointer * capacity)(
-            *(ctypes.cast(first + 4 * i, pointer) for i in range(capacity))
-        )
-
-    def place(self, seq: int, start: int, n: int) -> int:
-        self.positions[:n] = np.arange(start, start + n, dtype=np.int32)
-        self.sequences[:n] = seq
-        return n
-
-    def place_each(self, sequences: Sequence[int], positions: Sequence[int]) -> int:
-        n = len(sequences)
-        self.positions[:n] = positions
-        self.sequences[:n] = sequences
-        return n
-
-    def want_logits(self, indices: Sequence[int], n: int) -> None:
-        self.wanted[:n] = 0
-        self.wanted[list(indices)] = 1
-
-    def with_tokens(self, tokens: np.ndarray) -> Any:
-        self._data = tokens = np.ascontiguousarray(tokens)  # kept alive until the next call
-        return self._filled(len(tokens), token=tokens.ctypes.data_as(_INT32))
-
-    def with_rows(self, rows: np.ndarray) -> Any:
-        self._data = rows = np.ascontiguousarray(rows)
-        return self._filled(len(rows), embd=rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
-
-    def _filled(self, n: int, **data: Any) -> Any:
-        return self._struct(
-            n_tokens=n,
-            pos=self.positions.ctypes.data_as(_INT32),
-            n_seq_id=self._counts.ctypes.data_as(_INT32),
-            seq_id=self._sequence_pointers,
-            logits=self.wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-            **data,
-        )
-
-
-_INT32 = ctypes.POINTER(ctypes.c_int32)
-
-
-def _abort_when_set(llama: Any) -> Any:
-    """An abort callback without Python in it: C's strlen of the cancel flag's two bytes.
-
-    It is called at every node of the graph, where taking Python's lock would cost more than
-    the node; strlen returns 0 until the first byte is set, then 1.
-    """
-    name = "msvcrt" if os.name == "nt" else None
-    strlen = ctypes.CDLL(name).strlen
-    return ctypes.cast(strlen, llama.ggml_abort_callback)
-
-
 def _check_dimensions(path: Path, header: GgufHeader, expected: Dimensions) -> None:
     pairs = [
         ("architecture", header.architecture, expected.architecture),
         ("n_embd", header.n_embd, expected.n_embd),
         ("n_vocab", header.n_vocab, expected.n_vocab),
+        (
+            "context_length",
+            header.metadata.get(f"{header.architecture}.context_length"),
+            expected.context_length,
+        ),
     ]
     wrong = [f"{name} is {found!r}, not {want!r}" for name, found, want in pairs if found != want]
     if wrong:

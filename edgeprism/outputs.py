@@ -101,10 +101,10 @@ class TextOutput(RecordOutput):
         self._several = several
 
     def _to_text(self, record: dict[str, Any]) -> str:
-        caption = _shown(str(record["caption"]))
+        caption = printable(str(record["caption"]))
         if not self._several:
             return caption + "\n"
-        name = _shown(str(record["image"])).replace("\n", r"\n")
+        name = printable(str(record["image"])).replace("\n", r"\n")
         return f"{name}: {' '.join(caption.splitlines())}\n"
 
 
@@ -203,9 +203,9 @@ def _open_sink(target: Target) -> AtomicFile | _Stream:
     path = Path(target)
     if has_picture_suffix(path.name):
         raise OutputError(f"{path}: has a picture's suffix.", "Choose another name for the output.")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder.", "Name a file in it.")
     try:
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder.", "Name a file in it.")
         if path.exists() and not path.is_file():
             # renaming a file over /dev/null or a pipe would put an end to them
             return _Stream(open(path, "wb"), str(path), owned=True)
@@ -218,7 +218,7 @@ def _open_sink(target: Target) -> AtomicFile | _Stream:
     return file
 
 
-def _shown(text: str) -> str:
+def printable(text: str) -> str:
     lines = text.replace("\r\n", "\n")
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", lines)
 

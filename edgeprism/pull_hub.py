@@ -160,9 +160,10 @@ def _fetch_file(
                     repo, name, revision=commit, endpoint=endpoint, cache_dir=cache
                 )
                 break
-            except OSError as error:
+            except (OSError, RuntimeError, hub.errors.XetError) as error:
                 # a broken transfer has no errno, unlike a full disk; what the hub answers is final
-                final = error.errno is not None or isinstance(error, hub.errors.HfHubHTTPError)
+                refused = isinstance(error, hub.errors.HfHubHTTPError)
+                final = refused or getattr(error, "errno", None) is not None
                 if pause_s is None or final:
                     raise
                 progress.say(f"{repo}: {name}: the transfer broke off; going on.")
@@ -257,10 +258,10 @@ def _explained(hub: Any, repo: str, revision: str, file: str = "") -> Iterator[N
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "?")
         raise PullError(f"{what}: the hub answered with HTTP {status}.", _AGAIN) from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the client has transports that raise errors of their own
         first = (str(error).splitlines() or [type(error).__name__])[0]
         unreachable = re.search(r"(Failed to |timed out|Connection refused)[^\"()]*", first)
-        if isinstance(error, OSError) and error.errno is not None:
+        if getattr(error, "errno", None) is not None:
             raise PullError(f"{what}: {first}.", "Check the disk and HF_HOME.") from error
         reason = unreachable[0].replace("\\", "").strip() if unreachable else ""
         said = f"the hub cannot be reached ({reason})" if reason else first

@@ -11,7 +11,7 @@ from typing import Any
 import edgeprism
 from edgeprism.bundle import file_digest, find_model
 from edgeprism.cancel import Cancel
-from edgeprism.device import available_cores, choose_gpu_layers
+from edgeprism.device import choose_gpu_layers, choose_threads
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.generate import Finished, Generator, Request, Sampling, segments_to_parts
 from edgeprism.lm import LanguageModel, supports_offload
@@ -37,9 +37,7 @@ class Reasoner:
     ) -> None:
         self.path, self.name = path, name
         self.chat_format = chat_format
-        self.threads = available_cores() if threads is None else threads
-        if self.threads < 1:
-            raise UsageError(f"{self.threads} threads cannot work.", "Give at least 1.")
+        self._threads = threads
         self.cancel_token = Cancel()
         self._requested = (device, gpu_layers)
         self._lm: LanguageModel | None = None
@@ -127,7 +125,7 @@ class Reasoner:
         self._lm = LanguageModel(
             self.path,
             gpu_layers=choose_gpu_layers(requested, supports_offload(), gpu_layers),
-            threads=self.threads,
+            threads=choose_threads(self._threads, self.path.stat().st_size),
             cancel=self.cancel_token,
         )
         self._generator = Generator(self._lm)

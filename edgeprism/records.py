@@ -73,6 +73,7 @@ class Caption:
     device: str
     instruction: str
     version: str
+    image_size: tuple[int, int] = (0, 0)  # (width, height), upright
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,6 +82,7 @@ class Caption:
             "schema": RECORD_SCHEMA,
             "image": self.image,
             "image_sha256": self.image_sha256,
+            "image_size": list(self.image_size),
             "caption": self.text,
             "finish_reason": self.finish_reason,
             "tokens": asdict(self.tokens),

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeprism.atomic import is_running
 from edgeprism.bundle import data_dir
 from edgeprism.errors import EdgePrismError
 
@@ -93,7 +94,7 @@ class CaptionStore:
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._use_wal()
             # a killed process loses nothing; after a power cut the last captions are made again
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._migrate()
@@ -189,7 +190,7 @@ class CaptionStore:
     def _held(self, host: str, pid: int, until: float, now: float) -> bool:
         if until < now or (host == self.host and pid == os.getpid()):
             return False
-        return host != self.host or _is_running(pid)
+        return host != self.host or is_running(pid)
 
     # ---- `edgeprism cache`
 
@@ -268,6 +269,19 @@ class CaptionStore:
         parts = (self.path, *(self.path.with_name(self.path.name + s) for s in ("-wal", "-shm")))
         return [path for path in parts if path.exists()]
 
+    def _use_wal(self) -> None:
+        """Write-ahead logging; the one statement for which SQLite does not wait for others."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                if self._db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                    self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
     def _migrate(self) -> None:
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if version > len(MIGRATIONS):
@@ -313,15 +327,3 @@ class CaptionStore:
 def _text(path: Path) -> str:
     """A path as SQLite text: bytes that are not UTF-8 are escaped, not lost."""
     return os.fsencode(os.path.abspath(path)).decode("utf-8", errors="backslashreplace")
-
-
-def _is_running(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # os.kill would end it there; claims then end by time alone
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # somebody else's process, but a process
-    return True

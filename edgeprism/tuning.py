@@ -30,7 +30,8 @@ _KV_SHARE = 0.2  # of the machine's memory, at most, for all sequences together
 
 def batch_width(captioner: Captioner) -> int:
     """Captions to decode at a time with this bundle on this device; measured when first asked."""
-    key = ":".join((captioner.bundle.digest, captioner.device, str(captioner.threads), cpu_name()))
+    settings = (captioner.bundle.digest, captioner.device, captioner.lm_threads(), cpu_name())
+    key = ":".join(map(str, settings))
     known = _read()
     width = known.get(key)
     if isinstance(width, int) and width in WIDTHS:
@@ -58,7 +59,7 @@ def decode_rates(captioner: Captioner) -> dict[int, float]:
             break
         generator = captioner.new_generator(width)
         try:
-            rates[width] = _rate(generator, Request((rows,), sampling), width)
+            rates[width] = _rate(generator, Request((rows, [0]), sampling), width)
         finally:
             generator.close()
         if rates[width] < ENOUGH * max(rates.values()):

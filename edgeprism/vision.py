@@ -69,13 +69,17 @@ class VisionEncoder:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=providers)
+            # its own fallback prints on stdout and would quietly leave the device asked for
+            self._session = ort.InferenceSession(
+                str(path), options, providers=providers, enable_fallback=0
+            )
         except Exception as error:  # its exception types share no public base class
+            # what a provider raises that cannot start; faults of the graph have types of their own
+            if provider != "CPUExecutionProvider" and isinstance(error, (ValueError, RuntimeError)):
+                raise _did_not_start(provider, error) from error
             raise ModelError(f"{path}: not a vision graph that can run: {error}.", _HINT) from error
         if provider not in self._session.get_providers():
-            raise DeviceError(
-                f"{provider} is installed but did not start.", "`edgeprism doctor` says more."
-            )
+            raise _did_not_start(provider, "")
         self._check_interface(path, manifest.image.size)
 
     def _check_interface(self, path: Path, size: int) -> None:
@@ -118,6 +122,11 @@ class VisionEncoder:
                 _HINT,
             )
         return np.ascontiguousarray(tokens, dtype=np.float32)
+
+
+def _did_not_start(provider: str, reason: object) -> DeviceError:
+    why = f": {reason}" if reason else ""
+    return DeviceError(f"{provider} did not start{why}.", "`edgeprism doctor` says more.")
 
 
 def _described(interface: dict[str, tuple[str, list[Any]]]) -> str:

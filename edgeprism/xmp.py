@@ -34,7 +34,7 @@ from edgeprism.xmp_tree import (
 
 MAX_XMP_BYTES = 32 << 20
 
-_SHA256 = f"{EDGEPRISM} textSha256"
+_HASH = "textSha256"
 _XML_LANG = "http://www.w3.org/XML/1998/namespace lang"
 _ATTRIBUTE = re.compile(rb"""\s+([^\s=<>/'"]+)\s*=\s*("[^"]*"|'[^']*')""")
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -77,8 +77,14 @@ def merge_description(data: bytes | None, text: str, provenance: Mapping[str, st
     """
     source, mark, encoding = (_SKELETON, b"", "utf-8") if data is None else _decoded(data)
     text = to_xml_text(text)
+    fields = {name: to_xml_text(value) for name, value in provenance.items()}
+    fields[_HASH] = _sha256(text)
     document = parse_xmp(source)
-    edits = _edits(document, text, _captioner_element(text, provenance))
+    if data is not None and _described(document).text == text and _own_fields(document) == fields:
+        return data  # said already, in whatever form
+    # where the usual prefix is taken or unknown, what we insert declares it itself
+    declared = "" if document.rdf.raw == "rdf:RDF" else f' xmlns:rdf="{RDF}"'
+    edits = _edits(document, _Inserted(text, fields, declared))
     for start, end, new in sorted(edits, reverse=True):
         source = source[:start] + new.encode() + source[end:]
     if _described(parse_xmp(source)) != Described(text, True):
@@ -111,16 +117,15 @@ def _described(document: Document) -> Described:
             item = _default_item(description)
             text = text or (item.text if item else _text_of(description))
         text = text or block.attributes.get(DESCRIPTION, "")
-    return Described(text, _sha256(text) in _own_hashes(document))
+    return Described(text, _own_fields(document).get(_HASH) == _sha256(text))
 
 
 def _text_of(description: Element) -> str:
     """The text of a description that is no language alternative, whatever it is instead."""
-    alternatives = description.find(f"{RDF} Alt")
-    if alternatives:
+    if description.find(f"{RDF} Alt"):
         return ""  # other languages only
-    inner = (text for child in description.children for text in (child.text, _text_of(child)))
-    return " ".join(part.strip() for part in (description.text, *inner) if part.strip())
+    parts = (description.text.strip(), *map(_text_of, description.children))
+    return " ".join(part for part in parts if part)
 
 
 def _default_item(description: Element) -> Element | None:
@@ -131,53 +136,85 @@ def _default_item(description: Element) -> Element | None:
     return None
 
 
-def _own_hashes(document: Document) -> set[str]:
-    """A structure's field may be an element, an attribute, or one of an inner Description."""
-    found = set()
+def _own_fields(document: Document) -> dict[str, str]:
+    """What `edgeprism:captioner` holds, by local name.
+
+    A field may be an element, an attribute, or one of an inner Description: other programs write
+    the structure anew in the form they like.
+    """
+    fields: dict[str, str] = {}
     for block in document.blocks:
         for own in block.find(CAPTIONER):
             for element in (own, *own.find(BLOCK)):
-                found.add(element.attributes.get(_SHA256, ""))
-                found |= {child.text.strip() for child in element.find(_SHA256)}
-    return found
+                fields |= element.attributes
+                fields |= {child.name: child.text for child in element.children}
+    ours = f"{EDGEPRISM} "
+    return {k.removeprefix(ours): v for k, v in fields.items() if k.startswith(ours)}
 
 
-def _edits(document: Document, text: str, captioner: str) -> list[tuple[int, int, str]]:
-    """(start, end, new) for each place to change; the places do not overlap."""
+class _Inserted:
+    """The elements that may go into a document; `declared` binds their prefix for RDF."""
+
+    def __init__(self, text: str, fields: Mapping[str, str], declared: str) -> None:
+        self.text = text
+        self.description = (
+            f'<dc:description xmlns:dc="{DC}"{declared}>\n    <rdf:Alt>\n     '
+            f"{self.item('rdf:')}\n    </rdf:Alt>\n   </dc:description>"
+        )
+        inner = "".join(
+            f"\n    <edgeprism:{name}>{_escaped(value)}</edgeprism:{name}>"
+            for name, value in fields.items()
+        )
+        self.captioner = (
+            f'<edgeprism:captioner xmlns:edgeprism="{EDGEPRISM}"{declared}'
+            f' rdf:parseType="Resource">{inner}\n   </edgeprism:captioner>'
+        )
+        self.block = (
+            f'<rdf:Description{declared} rdf:about="">\n   {self.description}\n   '
+            f"{self.captioner}\n  </rdf:Description>"
+        )
+
+    def item(self, prefix: str) -> str:
+        """The text in its language, as an item of a list whose prefix is `prefix`."""
+        return f'<{prefix}li xml:lang="x-default">{_escaped(self.text)}</{prefix}li>'
+
+
+def _edits(document: Document, new: _Inserted) -> list[tuple[int, int, str]]:
+    """(start, end, new text) for each place to change; the places do not overlap."""
     blocks = document.blocks
     if not blocks:
-        about = f'<rdf:Description xmlns:rdf="{RDF}" rdf:about="">\n   '
-        inner = f"{about}{_description_element(text)}\n   {captioner}\n  </rdf:Description>"
-        return _insert_last(document, document.rdf, [inner], "\n  ")
-    home = next((block for block in blocks if block.find(DESCRIPTION)), blocks[0])
+        return _insert_last(document, document.rdf, [new.block], "\n  ")
     edits: list[tuple[int, int, str]] = []
-    new: list[str] = []
+    missing: list[str] = []
     descriptions = [found for block in blocks for found in block.find(DESCRIPTION)]
     if descriptions:
-        edits.append(_replaced_description(descriptions[0], text))
+        edits.append(_replaced_description(descriptions[0], new))
     else:
-        new.append(_description_element(text))
+        missing.append(new.description)
     # a property stands once: what else there is would contradict the new text
     edits += [(found.start, found.end, "") for found in descriptions[1:]]
     edits += [edit for block in blocks for edit in _attribute_removed(document, block)]
     own = [found for block in blocks for found in block.find(CAPTIONER)]
     if own:
-        edits.append((own[0].start, own[0].end, captioner))
+        edits.append((own[0].start, own[0].end, new.captioner))
         edits += [(found.start, found.end, "") for found in own[1:]]
     else:
-        new.append(captioner)
-    return edits + (_insert_last(document, home, new, "\n   ") if new else [])
+        missing.append(new.captioner)
+    if missing:
+        home = next((block for block in blocks if block.find(DESCRIPTION)), blocks[0])
+        edits += _insert_last(document, home, missing, "\n   ")
+    return edits
 
 
-def _replaced_description(description: Element, text: str) -> tuple[int, int, str]:
+def _replaced_description(description: Element, new: _Inserted) -> tuple[int, int, str]:
     alternatives = description.find(f"{RDF} Alt")
     if not alternatives or alternatives[0].is_empty_tag:
-        return description.start, description.end, _description_element(text)
+        return description.start, description.end, new.description
     item, alternative = _default_item(description), alternatives[0]
-    new = _item_element(item.prefix if item else alternative.prefix, text)
     if item is not None:
-        return item.start, item.end, new
-    return alternative.tag_end, alternative.tag_end, new  # x-default stands first
+        return item.start, item.end, new.item(item.prefix)
+    # x-default stands first
+    return alternative.tag_end, alternative.tag_end, new.item(alternative.prefix)
 
 
 def _attribute_removed(document: Document, block: Element) -> list[tuple[int, int, str]]:
@@ -204,29 +241,6 @@ def _insert_last(
     # before the white space that indents the closing tag
     at = len(document.source[:closing].rstrip(b" \t\r\n"))
     return [(at, at, inner)]
-
-
-def _description_element(text: str) -> str:
-    return (
-        f'<dc:description xmlns:dc="{DC}" xmlns:rdf="{RDF}">\n    <rdf:Alt>\n     '
-        f"{_item_element('rdf:', text)}\n    </rdf:Alt>\n   </dc:description>"
-    )
-
-
-def _item_element(prefix: str, text: str) -> str:
-    return f'<{prefix}li xml:lang="x-default">{_escaped(text)}</{prefix}li>'
-
-
-def _captioner_element(text: str, provenance: Mapping[str, str]) -> str:
-    fields = {**provenance, "textSha256": _sha256(text)}
-    inner = "".join(
-        f"\n    <edgeprism:{name}>{_escaped(to_xml_text(value))}</edgeprism:{name}>"
-        for name, value in fields.items()
-    )
-    return (
-        f'<edgeprism:captioner xmlns:edgeprism="{EDGEPRISM}" xmlns:rdf="{RDF}"'
-        f' rdf:parseType="Resource">{inner}\n   </edgeprism:captioner>'
-    )
 
 
 def _escaped(text: str) -> str:

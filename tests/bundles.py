@@ -95,6 +95,11 @@ def piece_ids(*pieces: str | int) -> list[int]:
     return ids
 
 
+# "A red dog" with an accent that takes two byte tokens, then the end of the turn
+SAID = piece_ids("▁a", "▁red", "▁dog", "é", "▁on", "▁the", "▁sea", IM_END)
+SAID_TEXT = "a red dogé on the sea"
+
+
 def lm_parts(
     seed: int = 0,
     *,
@@ -177,6 +182,52 @@ def _lm_tensors(
 
 def write_lm(path: Path, seed: int = 0, **settings: Any) -> Path:
     return lm_parts(seed, **settings).write(path)
+
+
+def write_heavy_lm(path: Path, shape: LmShape) -> Path:
+    """A language model of zeros, as a file with a hole: slow to run, quick to make and small."""
+    parts = lm_parts()
+    head = shape.n_embd // shape.n_head
+    for key, value in (
+        ("context_length", shape.context),
+        ("embedding_length", shape.n_embd),
+        ("block_count", shape.n_layer),
+        ("feed_forward_length", shape.n_ff),
+        ("attention.head_count", shape.n_head),
+        ("attention.head_count_kv", 1),
+        ("rope.dimension_count", head),
+    ):
+        parts.metadata[f"llama.{key}"] = ("uint32", value)
+    shapes = {"token_embd.weight": (N_VOCAB, shape.n_embd), "output_norm.weight": (shape.n_embd,)}
+    for i in range(shape.n_layer):
+        for name, rows, columns in (
+            ("attn_q", shape.n_embd, shape.n_embd),
+            ("attn_k", head, shape.n_embd),
+            ("attn_v", head, shape.n_embd),
+            ("attn_output", shape.n_embd, shape.n_embd),
+            ("ffn_gate", shape.n_ff, shape.n_embd),
+            ("ffn_up", shape.n_ff, shape.n_embd),
+            ("ffn_down", shape.n_embd, shape.n_ff),
+        ):
+            shapes[f"blk.{i}.{name}.weight"] = (rows, columns)
+        for name in ("attn_norm", "ffn_norm"):
+            shapes[f"blk.{i}.{name}.weight"] = (shape.n_embd,)
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, (kind, value) in parts.metadata.items():
+        getattr(writer, f"add_{kind}")(key, value)
+    size = 0
+    for name, dimensions in shapes.items():
+        n_bytes = 4 * int(np.prod(dimensions))
+        writer.add_tensor_info(name, dimensions, np.dtype(np.float32), n_bytes)
+        size += -(-n_bytes // 32) * 32
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    start = -(-path.stat().st_size // 32) * 32
+    with open(path, "r+b") as file:
+        file.truncate(start + size)
+    return path
 
 
 def vision_weight(seed: int = 0, n_embd: int = N_EMBD) -> np.ndarray:
@@ -333,13 +384,17 @@ def write_bundle(
     seed: int = 0,
     *,
     script: Sequence[int] | None = None,
-    lm: GgufParts | None = None,
+    model: GgufParts | None = None,
     graph: onnx.ModelProto | None = None,
     **changes: Any,
 ) -> Path:
-    """A whole bundle in `folder`; `changes` replace parts of its manifest."""
+    """A whole bundle in `folder`; `changes` replace parts of its manifest.
+
+    A language model that lies there already stays.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (lm or lm_parts(seed, script=script)).write(folder / "lm.gguf")
+    if not (folder / "lm.gguf").exists():
+        (model or lm_parts(seed, script=script)).write(folder / "lm.gguf")
     graph = graph or vision_graph(seed)
     (folder / "vision.fp32.onnx").write_bytes(graph.SerializeToString())
     return seal_bundle(folder, **changes)

@@ -50,6 +50,7 @@ class Spec:
     add_dummy_prefix: bool = False
     user_defined_reserved: bool = False  # [UNUSED_TOKEN_n] as USER_DEFINED pieces
     spare_vocab: int = 0  # rows of the vocabulary beyond the tokenizer's pieces
+    calm: bool = False  # layers add less, so that roundings do not grow: for coarse quantizations
     projector_tail: bool = False  # inputs of its GELU lie where the erf and tanh forms differ
     bare_tower: bool = False  # a SiglipVisionModel instead of a SiglipModel
     seed: int = 0
@@ -123,18 +124,19 @@ def write_tokenizer(
 def _write_llm(folder: Path, spec: Spec, n_vocab: int, generator: torch.Generator) -> None:
     e, f = spec.hidden, spec.ffn
     head_dim = e // spec.heads
+    gain = 0.5 if spec.calm else 1.0
     tensors = {"model.tok_embeddings.weight": _normal(generator, n_vocab, e, scale=1.0)}
     for i in range(spec.lm_layers):
         layer = f"model.layers.{i}."
         n_packed = (spec.heads + 2 * spec.kv_heads) * head_dim
         tensors |= {
             layer + "attention_norm.weight": _around_one(generator, e),
-            layer + "attention.wqkv.weight": _normal(generator, n_packed, e, scale=1.6),
-            layer + "attention.wo.weight": _normal(generator, e, e, scale=2.0),
+            layer + "attention.wqkv.weight": _normal(generator, n_packed, e, scale=gain * 1.6),
+            layer + "attention.wo.weight": _normal(generator, e, e, scale=gain * 2.0),
             layer + "ffn_norm.weight": _around_one(generator, e),
-            layer + "feed_forward.w1.weight": _normal(generator, f, e, scale=1.5),
-            layer + "feed_forward.w3.weight": _normal(generator, f, e, scale=1.5),
-            layer + "feed_forward.w2.weight": _normal(generator, e, f, scale=1.5),
+            layer + "feed_forward.w1.weight": _normal(generator, f, e, scale=gain * 1.5),
+            layer + "feed_forward.w3.weight": _normal(generator, f, e, scale=gain * 1.5),
+            layer + "feed_forward.w2.weight": _normal(generator, e, f, scale=gain * 1.5),
         }
     tensors["model.norm.weight"] = _around_one(generator, e)
     tensors["output.weight"] = _normal(generator, n_vocab, e, scale=1.5)

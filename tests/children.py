@@ -19,12 +19,13 @@ class Outcome:
     returncode: int  # negative: killed by a signal, i.e. a native abort or a hang
 
     @property
-    def died(self) -> bool:
-        return self.returncode < 0
+    def orderly(self) -> bool:
+        """Done, or refused with an error of ours; neither killed nor an unforeseen exception."""
+        return self.returncode in (0, 1, 2, 4, 5)
 
 
 def in_child(work: Callable[[], object], seconds: int = 20) -> Outcome:
-    """`work`'s result or EdgePrismError; any other exception is handed on as return code 70."""
+    """`work`'s result or EdgePrismError; any other exception gives return code 70."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

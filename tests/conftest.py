@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from PIL import Image
 from edgeprism.captioner import Captioner
 from edgeprism.lm import LanguageModel
 
-# "A red dog" with an accent that takes two byte tokens, then the end of the turn
-SAID = bundles.piece_ids("▁a", "▁red", "▁dog", "é", "▁on", "▁the", "▁sea", bundles.IM_END)
-SAID_TEXT = "a red dogé on the sea"
+# A shell that runs the tests in the background has Ctrl-C ignored, and what the tests start would
+# inherit that: the tests of Ctrl-C need it to arrive.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +36,8 @@ def random_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def scripted_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that says SAID_TEXT of every picture."""
-    return bundles.write_bundle(tmp_path_factory.mktemp("scripted"), script=SAID)
+    """A bundle that says bundles.SAID_TEXT of every picture."""
+    return bundles.write_bundle(tmp_path_factory.mktemp("scripted"), script=bundles.SAID)
 
 
 @pytest.fixture(scope="session")

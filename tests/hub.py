@@ -25,7 +25,8 @@ class StandInHub:
     `budgets[file]` are the bytes that successive downloads may carry before the connection is
     cut, or, with `stalls`, before nothing more comes (`stalled` is set then). `damaged` files
     arrive with one byte changed, `lost` ones are announced and then not found, `gated`
-    repositories are refused. `requests` is what was asked, in order.
+    repositories are refused, `garbled` ones described in no known way. `requests` is what was
+    asked, in order.
     """
 
     repositories: dict[str, dict[str, bytes]]
@@ -35,6 +36,7 @@ class StandInHub:
     damaged: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     gated: set[str] = field(default_factory=set)
+    garbled: set[str] = field(default_factory=set)
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
     agents: list[str] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
@@ -124,6 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
                 sibling["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 134}
             siblings.append(sibling)
         body = json.dumps({"id": repo, "sha": commit_of(files), "siblings": siblings}).encode()
+        if repo in self.hub.garbled:
+            body = b'{"siblings": [3]}'
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,9 @@ import wheels
 from edgeprism import pull as pull_module
 from edgeprism import pull_wheel
 from edgeprism.bundle import data_dir, find_model
-from edgeprism.cli import run
 from edgeprism.convert.progress import Progress
-from edgeprism.errors import ManifestError, ModelError, PullError, UsageError
-from edgeprism.models import catalogue as catalogue_module
-from edgeprism.models.catalogue import Catalogue, read_catalogue
+from edgeprism.errors import PullError, UsageError
+from edgeprism.models.catalogue import Catalogue
 from edgeprism.pull import Pulled, pull
 
 # pulls `tiny` of the catalogue in a file, through the command line
@@ -310,50 +307,8 @@ def test_after_a_kill_the_next_pull_succeeds_and_cleans_up(
     assert files_under(data_dir()) == INSTALLED
 
 
-# ---- the catalogue
-
-
-def test_unknown_names_list_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["pull", "nosuch"]) == ModelError.exit_code
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "smollm2-135m" in said.err
-    assert "prismcaptioner-2b" in said.err
-
-
 def test_options_that_do_not_fit() -> None:
     with pytest.raises(UsageError, match="nothing to quantize"):
         pull("smollm2-135m", lm_quant="Q8_0")
     with pytest.raises(UsageError, match="whole repositories"):
         pull("prismcaptioner-2b", given=Path("x.whl"))
-
-
-def test_the_shipped_catalogue_is_whole() -> None:
-    catalogue = read_catalogue()
-    assert catalogue.names() == ["prismcaptioner-2b", "prismcaptioner-7b", "smollm2-135m"]
-    unverified = [
-        r.repo for c in catalogue.captioners.values() for r in c.repositories if not r.verified
-    ]
-    # until somebody has run them, none may claim otherwise
-    assert len(unverified) == 6
-
-
-def test_a_faulty_catalogue_lists_every_fault(tmp_path: Path) -> None:
-    path = tmp_path / "catalogue.json"
-    text = catalogue_module.FILE.read_text(encoding="utf-8")
-    path.write_text(text.replace('"size": 98362432', '"size": "big", "extra": 1'))
-    with pytest.raises(ManifestError) as caught:
-        read_catalogue(path)
-    assert len(caught.value.faults) == 2
-    path.write_text(
-        text.replace('"revision": "main",\n          "verified": false', '"revision": "main",\n'
-                     '          "verified": true').replace("b179c9", "B179C9")
-    )  # fmt: skip
-    with pytest.raises(ManifestError) as caught:
-        read_catalogue(path)
-    assert len(caught.value.faults) == 7
-
-
-def test_wheel_helper_is_a_wheel(tmp_path: Path, model: bytes) -> None:
-    with zipfile.ZipFile(wheels.write_wheel(tmp_path, model)) as archive:
-        assert archive.read(wheels.MEMBER) == model

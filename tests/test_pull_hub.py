@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import bundles
 import pytest
@@ -165,11 +166,34 @@ def test_refusals_name_repository_and_file(tmp_path: Path) -> None:
             fetch(hub, tmp_path, dataclasses.replace(SOURCE, revision="v9"))
         with pytest.raises(PullError, match="a/b: the hub has no such repository"):
             fetch(hub, tmp_path, dataclasses.replace(SOURCE, repo="a/b"))
+        hub.garbled = {SOURCE.repo}
+        with pytest.raises(PullError, match=SOURCE.repo):
+            fetch(hub, tmp_path)
         hub.repositories["a/b"] = {"README.md": b"no weights"}
         with pytest.raises(PullError, match="does not hold any weights"):
             fetch(hub, tmp_path, dataclasses.replace(SOURCE, repo="a/b"))
     with pytest.raises(PullError, match=f"{SOURCE.repo}: the hub cannot be reached"):
         fetch(hub, tmp_path / "other")  # it is gone
+
+
+def test_other_transports_fail_in_their_own_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def broken(*_: object, **__: object) -> None:
+        tries.append(1)
+        raise RuntimeError("Data processing error: the stream broke")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", broken)
+    with StandInHub({SOURCE.repo: FILES}) as hub, pytest.raises(PullError, match="stream broke"):
+        fetch(hub, tmp_path)
+    assert len(tries) == 3
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", mock.Mock(side_effect=full))
+    with StandInHub({SOURCE.repo: FILES}) as hub, pytest.raises(PullError, match="No space") as e:
+        fetch(hub, tmp_path)
+    assert "HF_HOME" in e.value.hint
 
 
 def test_a_file_name_that_leads_out_of_the_cache(tmp_path: Path) -> None:
@@ -281,6 +305,9 @@ def test_verify_published_end_to_end(tmp_path: Path, photo: Path) -> None:
     assert report["passed"]
     assert [r["role"] for r in report["repositories"]] == ["captioner", "llm", "vision"]
     assert report["bundle"]["parity"]["passed"]
+    assert [source["name"] for source in report["bundle"]["sources"]] == [
+        f"{r['repo']}@{r['revision']}" for r in report["repositories"]
+    ]
     assert report["captions"][0]["image"] == photo.name
     assert report["captions"][0]["caption"]
     text = (tmp_path / "report" / "report.txt").read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import FamilyParts, check_options, write_bundle
 from edgeprism.convert.progress import Progress
 from edgeprism.convert.tokenizer import IM_END, vocabulary_from_folder
+from edgeprism.convert.vision_graph import VisionGraph, VisionWeights
 from edgeprism.manifest import (
     SCHEMA,
     ImagePolicy,
@@ -74,15 +75,17 @@ class _Sources:
         self._merged: tuple[str, torch.Tensor] | None = None
 
     def merged(self, name: str) -> torch.Tensor:
-        """A tensor of the language model in float32, with the adapter's change.
-
-        The last one is kept: queries, keys and values come from one tensor, asked for in turn.
-        """
-        if self._merged is None or self._merged[0] != name:
-            self._merged = None  # frees the memory before the next is made
-            weight = self.lm.read_float32(name)
-            self._merged = (name, self.adapter.merge(name, weight) if self.adapter else weight)
-        return self._merged[1]
+        """A tensor of the language model in float32, with the adapter's change."""
+        if self._merged is not None and self._merged[0] == name:
+            return self._merged[1]
+        self._merged = None  # frees the memory before the next is made
+        tensor = self.lm.read_float32(name)
+        if self.adapter:
+            tensor = self.adapter.merge(name, tensor)
+        if name.endswith(".wqkv.weight"):
+            # queries, keys and values come from one tensor, asked for in turn
+            self._merged = (name, tensor)
+        return tensor
 
     def described(self) -> list[Source]:
         """Name, digest and licence of each, for the manifest."""
@@ -123,9 +126,12 @@ def convert(
         drop = not keep_first_patch
         name = options.name or card.name or captioner.resolve().name
         parts = FamilyParts(
-            vision=lambda dtype: siglip.VisionGraph(
-                sources.tower_config, sources.tower, sources.prefix, sources.n_used,
-                sources.projector, sources.projector_config.depth, drop, dtype,
+            vision=lambda dtype: VisionGraph(
+                sources.tower_config, sources.n_used, sources.projector_config, drop, dtype
+            ),
+            vision_weights=VisionWeights(
+                sources.tower, sources.prefix, sources.n_used,
+                sources.projector, sources.projector_config.depth,
             ),
             lm_config=sources.lm_config,
             lm_architecture=internlm2.ARCHITECTURE,
@@ -197,8 +203,15 @@ def _manifest(name: str, sources: _Sources, card: CaptionerCard, drop: bool) -> 
 
 
 def _name_of(folder: Path) -> str:
-    """`_name_or_path` of the configuration where it names a published model, else the folder."""
+    """`_name_or_path` of the configuration where it names a published model, else the folder.
+
+    In a hub's cache (models--OWNER--NAME/snapshots/COMMIT) the path says more: OWNER/NAME@COMMIT.
+    """
+    place = folder.resolve()
+    store = place.parent.parent.name
+    if place.parent.name == "snapshots" and store.startswith("models--"):
+        return f"{store.removeprefix('models--').replace('--', '/', 1)}@{place.name}"
     config = folder / "config.json"
     named = str(read_json(config).get("_name_or_path", "")) if config.is_file() else ""
     # an absolute path there tells of somebody's disk, not of a model
-    return named if named and not Path(named).is_absolute() else folder.resolve().name
+    return named if named and not Path(named).is_absolute() else place.name

@@ -73,8 +73,11 @@ def run(arguments: list[str]) -> int:
         return code if isinstance(code, int) else 0
     except click.exceptions.Abort:
         return _INTERRUPTED
-    except (KeyboardInterrupt, Interrupted):
+    except KeyboardInterrupt:
         click.echo("Interrupted.", err=True)
+        return _INTERRUPTED
+    except Interrupted as error:
+        click.echo(str(error), err=True)
         return _INTERRUPTED
     except click.ClickException as error:
         error.show()

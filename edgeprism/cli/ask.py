@@ -63,7 +63,9 @@ def command(
     if as_json:
         click.echo(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2))
         return
+    from edgeprism.outputs import printable
+
     if show_captions:
         for caption in answer.captions:
-            click.echo(f"{caption.image}: {caption.text}")
-    click.echo(answer.text)
+            click.echo(printable(f"{caption.image}: {caption.text}"))
+    click.echo(printable(answer.text))

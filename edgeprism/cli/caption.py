@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -137,17 +137,24 @@ def _is_one(images: tuple[str, ...], asked: dict[str, Any]) -> bool:
     """One file named directly, its result to stdout: no store, no workers."""
     plain = not any(asked[name] for name in ("as_csv", "output", "txt", "xmp", "files_from",
                                              "dry_run", "errors_file"))  # fmt: skip
-    return plain and len(images) == 1 and (images[0] == "-" or Path(images[0]).is_file())
+    if not plain or len(images) != 1:
+        return False
+    from edgeprism.patterns import is_pattern
+
+    image = images[0]
+    return not os.path.isdir(image) and (os.path.lexists(image) or not is_pattern(image))
 
 
 def _caption_one(image: str, captioner: Captioner, form: str, options: dict[str, Any]) -> int:
-    source: Any = sys.stdin.buffer.read() if image == "-" else image
+    source: Any = sys.stdin.buffer if image == "-" else image
     with working(f"{image}: looking…"):
         caption: Caption = captioner.caption(source, **options)
     for note in caption.notes:
         click.echo(f"{caption.image}: {note}", err=True)
+    from edgeprism.outputs import printable
+
     if form == "text":
-        click.echo(caption.text)
+        click.echo(printable(caption.text))
     else:
         indent = 2 if form == "json" else None
         click.echo(json.dumps(caption.to_dict(), ensure_ascii=False, indent=indent))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import sys
 import time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 SOME_FAILED = 3
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def caption_folder(
             f"Interrupted: {tally.done()} of {tally.total} pictures are done.",
             "The same command goes on from here." if options.use_store else "",
         )
-    if not tally.failures:
+    if not tally.failures and not search.unreadable:
         return 0
     return SOME_FAILED if tally.made + tally.known else EdgePrismError.exit_code
 
@@ -134,9 +136,12 @@ def _settle(
         try:
             for sidecar in sidecars:
                 written = sidecar.write(outcome.record, picture)
-                if store is not None and written.changed:
+                # also when it was there already: the run that wrote it may have been killed
+                if store is not None and store.written_before(written.path) != written.sha256:
                     store.remember_output(written.path, written.sha256)
         except OutputError as failed:
+            if isinstance(failed.__cause__, OSError) and failed.__cause__.errno in _DISK_FULL:
+                raise  # every other picture would fail alike
             error = failed
     if error is not None:
         tally.failures.append((str(picture.path), error))
@@ -145,6 +150,9 @@ def _settle(
         tally.known += 1
     else:
         tally.made += 1
+    if error is None and not outputs and not sys.stderr.isatty():
+        # no bar and no results on stdout: a line a picture is all there is to follow
+        click.echo(f"{picture.path}: {'known' if outcome.cached else 'captioned'}", err=True)
     return error
 
 
@@ -228,6 +236,8 @@ def _summary(tally: _Tally, search: PictureSearch) -> None:
 def _other_files(search: PictureSearch, say: Callable[[str], None]) -> None:
     if search.skipped:
         say(f"{search.skipped} other files passed over")
+    if search.repeated:
+        say(f"{search.repeated} pictures named more than once")
     for folder in search.unreadable:
         say(f"{folder.path}: cannot be listed: {folder.reason}")
 

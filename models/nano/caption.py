@@ -41,9 +41,8 @@ def captions_to_ids(
     """Decoder input ids and targets, [b, longest] each.
 
     With ``rng`` some of the *input* words for colour, shape and size are swapped for another of
-    their kind, while the targets stay true: the decoder then learns to look at the picture for
-    each word rather than to trust which word came before, which is what lets it name a
-    colour-shape pair that it has never read.
+    their kind, while the targets stay true: the word before then says little about the next one,
+    and the decoder has to look at the picture. That is meant for colour-shape pairs it never read.
     """
     swaps = _swaps()
     rows = [text_to_ids(scene_to_caption(s)) for s in scenes]
@@ -74,7 +73,7 @@ def caption_loss(model: Nano, batch: Batch, seed: int, step: int, device: torch.
     """Cross-entropy of the true captions.
 
     The tower stays as its own stage left it: it already tells apart all there is to tell, and
-    without its backward pass a step costs a third less.
+    without its backward pass a step takes a third fewer operations.
     """
     rng = random.Random(f"nano/caption/{seed}/{step}")
     inputs, targets = (t.to(device) for t in captions_to_ids(batch.scenes, rng))

@@ -7,7 +7,6 @@ batches an uninterrupted one would have seen, in whatever process they are drawn
 from __future__ import annotations
 
 import multiprocessing as mp
-import os
 import queue
 import random
 from collections.abc import Iterator
@@ -63,11 +62,19 @@ def heldout_scenes(seed: int, count: int) -> list[Scene]:
 
 
 def _draw(seed: int, start: int, stride: int, size: int, out: mp.Queue[Batch]) -> None:
-    os.nice(1)
+    parent = mp.parent_process()
     index = start
     while True:
-        out.put(scenes_to_batch(training_scenes(seed, index, size)))
+        batch = scenes_to_batch(training_scenes(seed, index, size))
         index += stride
+        while True:
+            try:
+                out.put(batch, timeout=5)
+                break
+            except queue.Full:
+                if parent is not None and not parent.is_alive():
+                    out.cancel_join_thread()  # nobody is left to read what is in the pipe
+                    return
 
 
 class BatchStream:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -12,9 +13,9 @@ import pytest
 from checkpoints import Folders, Spec, describe, write_checkpoint
 from converting import convert
 
-from edgeprism.convert import pipeline
-from edgeprism.convert.siglip import VisionGraph
+from edgeprism.convert import pipeline, vision_graph
 from edgeprism.convert.vision_export import export_graph
+from edgeprism.convert.vision_graph import VisionGraph, VisionWeights
 
 
 @pytest.fixture(scope="session")
@@ -30,33 +31,44 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], 
     return get
 
 
-def export_once(kept: Path, module: VisionGraph, work: Path, stem: str) -> Path:
-    """export_graph, whose files are kept and handed out again."""
-    folder = kept / str(module.dtype)
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        export_graph(module, folder, stem)
-    for path in folder.iterdir():
-        shutil.copy(path, work)
-    return work / f"{stem}.onnx"
-
-
 @pytest.fixture(scope="session")
 def bundle_of(
     tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[[Spec], Folders]
 ) -> Callable[..., Path]:
     """The bundle of a spec's checkpoint under the given options; shared, so not to be changed."""
     made: dict[object, Path] = {}
-    exports = tmp_path_factory.mktemp("exports")
 
     def get(spec: Spec, **options: object) -> Path:
         key = (spec, *sorted(options.items()))
         if key not in made:
             out = tmp_path_factory.mktemp("bundle") / describe(spec)
-            # a bundle that differs in the language model alone needs no export of its own
-            kept = exports / describe(spec) / str(options.get("keep_first_patch"))
-            with mock.patch.object(pipeline, "export_graph", partial(export_once, kept)):
-                made[key] = convert(checkpoint_of(spec), out, **options)
+            made[key] = convert(checkpoint_of(spec), out, **options)
         return made[key]
 
     return get
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _each_graph_exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exporting takes most of a tiny conversion: equal weights under equal code share one."""
+    kept = tmp_path_factory.mktemp("exports")
+    with mock.patch.object(pipeline, "export_graph", partial(_export_once, kept)):
+        yield
+
+
+def _export_once(
+    kept: Path, module: VisionGraph, weights: VisionWeights, work: Path, _stem: str
+) -> Path:
+    """export_graph, whose files are kept and handed out again."""
+    key = hashlib.sha256()
+    for name, _ in module.named_parameters():
+        key.update(weights.read(name, module.dtype).numpy().tobytes())
+    # the code too: tests plant mistakes in it
+    code = (id(VisionGraph.forward), id(vision_graph.gelu))
+    key.update(repr((module.config, module.drop_first_patch, module.dtype, code)).encode())
+    stem = key.hexdigest()
+    if not (kept / f"{stem}.onnx").exists():
+        export_graph(module, weights, kept, stem)
+    for path in kept.glob(f"{stem}*"):
+        shutil.copy(path, work)
+    return work / f"{stem}.onnx"

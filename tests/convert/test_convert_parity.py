@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 import torch
 from checkpoints import Folders, Spec, describe, write_checkpoint
 from converting import convert
+from PIL import Image
 from published import INSTRUCTION, Mistakes, Reference, pictures
 
 from edgeprism.captioner import Captioner
-from edgeprism.convert import internlm2, siglip
+from edgeprism.convert import internlm2, vision_graph
 from edgeprism.convert.lora import LoraAdapter
 from edgeprism.generate import segments_to_parts
+from edgeprism.lm import LanguageModel
 from edgeprism.prompt import caption_to_segments
 
 N_TOKENS = 64
@@ -43,12 +46,13 @@ Bundles = Callable[..., Path]
 Checkpoints = Callable[[Spec], Folders]
 
 
-def captions_of(bundle: Path, instruction: str = INSTRUCTION) -> list[list[int]]:
+@functools.cache
+def captions_of(bundle: Path) -> list[list[int]]:
     """Greedy ids with nothing rounded: float32 cache, no flash attention."""
     with Captioner.load(bundle, device="cpu", kv_type="f32", flash_attention=False) as captioner:
         return [
             captioner.caption_ids(
-                picture, instruction=instruction, max_tokens=N_TOKENS, stop_at_end=False
+                picture, instruction=INSTRUCTION, max_tokens=N_TOKENS, stop_at_end=False
             )
             for picture in pictures()
         ]
@@ -96,24 +100,22 @@ def test_f16_agrees_wherever_the_reference_is_clear(
     assert n_clear > 2 * N_TOKENS
 
 
-def forced_logits(bundle: Path, picture: object, ids: list[int]) -> np.ndarray:
+def forced_logits(bundle: Path, picture: Image.Image, ids: list[int]) -> np.ndarray:
     """Logits [len(ids), n_vocab] that predict each of `ids`, by the runtime's own engines."""
     with Captioner.load(bundle, device="cpu") as captioner:
-        encoded = captioner.encode(picture)  # type: ignore[arg-type]
-        _, lm, _ = captioner._load_generator()
-        before, rows, after = segments_to_parts(
-            lm,
-            caption_to_segments(captioner.bundle.manifest.prompts, INSTRUCTION),
-            encoded.visual_tokens,
-            add_bos=True,
-        )
-        context = lm.context(1024, kv_type="f32", flash_attention=False, all_logits=True)
-        context.prefill_tokens(0, list(before), 0, logits=False)
-        context.prefill_rows(0, np.asarray(rows), len(before))
-        start = len(before) + len(rows)
-        logits = context.logits_of_tokens([*after, *ids[:-1]], start=start)
-        context.close()
-        return logits[-len(ids) :]
+        encoded = captioner.encode(picture)
+        prompts = captioner.bundle.manifest.prompts
+    lm = LanguageModel(bundle / "lm.gguf")
+    before, rows, after = segments_to_parts(
+        lm, caption_to_segments(prompts, INSTRUCTION), encoded.visual_tokens, add_bos=True
+    )
+    context = lm.context(1024, kv_type="f32", flash_attention=False, all_logits=True)
+    context.prefill_tokens(0, list(before), 0, logits=False)
+    context.prefill_rows(0, np.asarray(rows), len(before))
+    logits = context.logits_of_tokens([*after, *ids[:-1]], start=len(before) + len(rows))
+    context.close()
+    lm.close()
+    return logits[-len(ids) :]
 
 
 def test_the_first_patch_can_be_kept(bundle_of: Bundles, checkpoint_of: Checkpoints) -> None:
@@ -162,7 +164,7 @@ def _unpermuted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _tanh_projector(monkeypatch: pytest.MonkeyPatch) -> None:
     gelu = torch.nn.functional.gelu
-    monkeypatch.setattr(siglip, "gelu", lambda x, _activation: gelu(x, approximate="tanh"))
+    monkeypatch.setattr(vision_graph, "gelu", lambda x, _activation: gelu(x, approximate="tanh"))
 
 
 def _scale_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,261 @@
+"""Folders of pictures with the built-in model: speed, kills, hostile files, memory, resuming.
+
+    python benchmarks/folder.py speed [--pictures 300] [--rounds 5] [--batch N] [--model BUNDLE]
+    python benchmarks/folder.py kill [--pictures 300] [--kills 30]
+    python benchmarks/folder.py hostile [--pictures 2000]
+    python benchmarks/folder.py memory [--pictures 5000]
+    python benchmarks/folder.py resume [--pictures 40000]
+    python benchmarks/folder.py width [--pictures 300]
+
+Pictures are scenes of nano's own renderer, in a temporary folder; the caption store too is a
+temporary one. `speed` takes turns between the one-at-a-time loop and the batch in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import spread
+
+from edgeprism import Captioner
+from edgeprism.batch import Batch
+from edgeprism.generate import Finished
+from edgeprism.inputs import find_pictures
+from edgeprism.models.nano import scene
+from edgeprism.store import CaptionStore
+from edgeprism.tuning import batch_width
+
+COMMAND = [sys.executable, "-m", "edgeprism", "caption"]
+
+
+def render(folder: Path, count: int, distinct: int | None = None) -> Path:
+    """`count` scenes as JPEG; past `distinct` they are links to earlier ones."""
+    folder.mkdir(parents=True)
+    rng = random.Random(0)
+    for i in range(count):
+        part = folder / f"{i // 1000:03}"
+        part.mkdir(exist_ok=True)
+        path = part / f"{i:06}.jpg"
+        if distinct is not None and i >= distinct:
+            path.hardlink_to(folder / f"{i % distinct // 1000:03}" / f"{i % distinct:06}.jpg")
+        else:
+            scene.scene_to_image(scene.sample_scene(rng)).save(path, quality=90)
+    return folder
+
+
+def speed(work: Path, arguments: argparse.Namespace) -> None:
+    """Pictures per second: one at a time, then the batch, in turns; the ratio of each pair."""
+    files = list(find_pictures([render(work / "pictures", arguments.pictures)]))
+    captioner = Captioner.load(arguments.model)
+    plan = captioner.plan()
+    width = arguments.batch or batch_width(captioner)
+    captioner.caption(files[0].path)
+    ones, batches = [], []
+    for _ in range(arguments.rounds):
+        start = time.perf_counter()
+        records = [captioner.caption(file.path) for file in files]
+        ones.append(len(files) / (time.perf_counter() - start))
+        start = time.perf_counter()
+        outcomes = list(Batch(captioner, plan, parallel=width).run(files))
+        batches.append(len(files) / (time.perf_counter() - start))
+        if any(outcome.record is None for outcome in outcomes):
+            raise SystemExit("a picture failed")
+    print(f"{len(files)} pictures, width {width}, pictures/s (min / median / max)")
+    print(f"  one at a time {spread(ones)}")
+    print(f"  batch         {spread(batches)}")
+    print(f"  ratio         {spread([b / a for a, b in zip(ones, batches, strict=True)])}")
+    print("stages of one picture alone, ms (median):")
+    for stage in ("decode_image", "preprocess", "encode", "prefill", "decode"):
+        values = sorted(getattr(record.timings, stage) for record in records)
+        print(f"  {stage:13} {values[len(values) // 2]:.2f}")
+
+
+def kill(work: Path, arguments: argparse.Namespace) -> None:
+    """Kill −9 at random moments, resume, and look for loss, doubles and halves."""
+    folder = render(work / "pictures", arguments.pictures)
+    out = work / "all.jsonl"
+    command = [*COMMAND, str(folder), "--txt", "--jsonl", "--output", str(out)]
+    environment = {**os.environ, "EDGEPRISM_HOME": str(work / "home")}
+    rng = random.Random(1)
+    kills, made = 0, []
+    store = work / "home" / "captions.sqlite3"
+    while True:
+        limit = rng.uniform(0.5, 2.0) if kills < arguments.kills else None
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(limit)
+            if kills >= arguments.kills:
+                break
+            # done before all kills were spent: begin anew with another store
+            store.unlink()
+            continue
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        if out.exists() and kills == 1:
+            raise SystemExit("an unfinished output stands under its name")
+        made.append(_count(store))
+        halves = [p for p in folder.rglob("*.txt") if not p.read_text().endswith("\n")]
+        if halves:
+            raise SystemExit(f"half-written: {halves}")
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    images = [record["image"] for record in records]
+    print(f"{kills} kills; captions in the store after each: {made}")
+    print(f"records {len(records)}, pictures {arguments.pictures}, distinct {len(set(images))}")
+    left = [p for p in folder.rglob("*") if ".partial-" in p.name]
+    print(f"captions in the store {_count(store)}; leftovers {len(left)}")
+    texts = {p.stem: p.read_text().strip() for p in folder.rglob("*.txt")}
+    same = sum(texts[Path(r["image"]).stem] == r["caption"] for r in records)
+    print(f"sidecars equal to their record: {same}")
+
+
+def hostile(work: Path, arguments: argparse.Namespace) -> None:
+    """5 % of the files are bad in six ways, some vanish meanwhile."""
+    folder = render(work / "pictures", arguments.pictures)
+    paths = sorted(folder.rglob("*.jpg"))
+    rng = random.Random(2)
+    bad = rng.sample(paths, len(paths) // 20)
+    vanishing = bad[::6]
+    for i, path in enumerate(bad):
+        if path in vanishing:
+            continue
+        data = path.read_bytes()
+        path.unlink()
+        if i % 6 == 1:
+            path.write_bytes(data[: len(data) // 2])
+        elif i % 6 == 2:
+            path.write_bytes(_bomb())
+        elif i % 6 == 3:
+            path.write_text("no picture")
+        elif i % 6 == 4:
+            path.symlink_to(folder / "nowhere.jpg")
+        else:
+            path.touch()
+    report, out = work / "errors.jsonl", work / "all.jsonl"
+    command = [*COMMAND, str(folder), "--jsonl", "--output", str(out), "--errors", str(report)]
+    process = subprocess.Popen(command, env={**os.environ, "EDGEPRISM_HOME": str(work / "home")})
+    time.sleep(0.5)  # the folder is listed, most pictures are not read yet
+    for path in vanishing:
+        path.unlink()
+    code = process.wait()
+    good = {json.loads(line)["image"] for line in out.read_text().splitlines()}
+    named = {json.loads(line)["image"] for line in report.read_text().splitlines()}
+    expected = {str(p) for p in paths} - {str(p) for p in bad}
+    print(f"exit code {code}; {len(good)} captioned, {len(named)} named with a reason")
+    print(f"good pictures without a caption: {len(expected - good)}")
+    surely_bad = {str(p) for p in bad if p not in vanishing}
+    print(f"bad pictures without a reason: {len(surely_bad - named)}")
+    print(f"vanishing pictures: {len(vanishing)}, of them read before they went: "
+          f"{len(good & {str(p) for p in vanishing})}")  # fmt: skip
+
+
+def memory(work: Path, arguments: argparse.Namespace) -> None:
+    """Resident memory of the process at every 500th picture."""
+    files = find_pictures([render(work / "pictures", arguments.pictures, distinct=1000)])
+    captioner = Captioner.load("nano")
+    plan = captioner.plan(max_tokens=60)
+    home = work / "captions.sqlite3"
+    for use_store in (False, True):
+        batch = Batch(
+            captioner,
+            plan,
+            open_store=(lambda: CaptionStore(home)) if use_store else None,
+            parallel=batch_width(captioner),
+        )
+        sizes = []
+        for count, _ in enumerate(batch.run(list(files) if not use_store else _again(work)), 1):
+            if count % 500 == 0:
+                sizes.append(_resident_mb())
+        print(f"with a store: {use_store}; MB at every 500th picture: {sizes}")
+        print(f"  last against first: {sizes[-1] / sizes[0] - 1:+.1%}")
+
+
+def resume(work: Path, arguments: argparse.Namespace) -> None:
+    """Starting again on a finished folder: links to a few pictures."""
+    folder = render(work / "pictures", arguments.pictures, distinct=50)
+    environment = {**os.environ, "EDGEPRISM_HOME": str(work / "home")}
+    for name, extra in (("jsonl", ["--jsonl"]), ("txt", ["--txt"]), ("xmp", ["--xmp"])):
+        command = [*COMMAND, str(folder), *extra]
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+            times.append(time.perf_counter() - start)
+        print(
+            f"{name}: {arguments.pictures} pictures, first {times[0]:.1f} s, again {times[1]:.1f} s"
+        )
+
+
+def width(work: Path, arguments: argparse.Namespace) -> None:
+    """How often a caption of a wide batch differs from the same picture's alone."""
+    files = list(find_pictures([render(work / "pictures", arguments.pictures)]))
+    captioner = Captioner.load(arguments.model)
+    plan = captioner.plan()
+    encoded = [captioner.encode(file.path) for file in files]
+    alone = [captioner.caption_ids(image) for image in encoded]
+    again = [captioner.caption_ids(image) for image in encoded]
+    print(f"width 1, twice: {sum(a != b for a, b in zip(alone, again, strict=True))} differ")
+    for parallel in (2, 4, 8, 16):
+        generator = captioner.new_generator(parallel)
+        requests = (captioner.request(image, plan) for image in encoded)
+        events = (e for e in generator.run(requests) if isinstance(e, Finished))
+        ids = {event.index: event.ids for event in events}
+        generator.close()
+        different = [i for i, a in enumerate(alone) if ids[i] != a]
+        print(f"width {parallel}: {len(different)} of {len(files)} differ")
+
+
+def _again(work: Path) -> list:
+    return list(find_pictures([work / "pictures"]))
+
+
+def _count(store: Path) -> int:
+    if not store.exists():
+        return 0
+    with CaptionStore(store) as opened:
+        return int(opened.info()["captions"])
+
+
+def _resident_mb() -> float:
+    fields = Path("/proc/self/status").read_text().split()
+    return round(int(fields[fields.index("VmRSS:") + 1]) / 1024, 1)
+
+
+def _bomb() -> bytes:
+    """The head of a PNG of 50,000 × 50,000 pixels."""
+    import struct
+    import zlib
+
+    body = b"IHDR" + struct.pack(">IIBBBBB", 50000, 50000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+
+
+SIZES = {"speed": 300, "kill": 300, "hostile": 2000, "memory": 5000, "resume": 40000, "width": 300}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("question", choices=SIZES)
+    parser.add_argument("--pictures", type=int)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--model", default="nano")
+    arguments = parser.parse_args()
+    arguments.pictures = arguments.pictures or SIZES[arguments.question]
+    with tempfile.TemporaryDirectory(prefix="edgeprism-folder-") as work:
+        globals()[arguments.question](Path(work), arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""How many simple questions a reasoner answers rightly from true descriptions of nano's scenes.
+
+    python benchmarks/reasoner.py [--reasoner smollm2-135m] [--scenes 20]
+
+An answer counts as right when it holds the expected word (colour, shape, number, background).
+No captioner takes part: this is the ceiling that the reasoner sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+
+from edgeprism import Caption, ModelInfo, Reasoner, Timings, TokenCounts
+from edgeprism.models.nano import grammar, scene
+
+NUMBERS = {"one": "1", "two": "2", "three": "3"}
+
+
+def questions(scenes: int) -> list[tuple[str, str, str, str]]:
+    """(kind, description, question, expected word)"""
+    rng = random.Random(3)
+    asked = []
+    for _ in range(scenes):
+        drawn = scene.sample_scene(rng)
+        text, things = grammar.scene_to_caption(drawn), drawn.things
+        thing = rng.choice(things)
+        if sum(other.shape == thing.shape for other in things) == 1:
+            asked.append(("colour", text, f"What colour is the {thing.shape}?", thing.colour))
+        if sum(other.colour == thing.colour for other in things) == 1:
+            asked.append(("shape", text, f"What shape is {thing.colour}?", thing.shape))
+        number = list(NUMBERS)[len(things) - 1]
+        asked.append(("count", text, "How many objects are there?", number))
+        asked.append(("background", text, "What colour is the background?", drawn.background))
+    return asked
+
+
+def caption(text: str) -> Caption:
+    return Caption(
+        text, "", "", "stop", TokenCounts(0, 0, 0), Timings(), ModelInfo("true", ""), "", "", ""
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--reasoner", default="smollm2-135m")
+    parser.add_argument("--scenes", type=int, default=20)
+    arguments = parser.parse_args()
+    reasoner = Reasoner.load(arguments.reasoner)
+    right: dict[str, list[bool]] = {}
+    for kind, text, question, expected in questions(arguments.scenes):
+        answer = reasoner.answer([caption(text)], question, max_tokens=24).text.lower()
+        found = expected in answer or NUMBERS.get(expected, expected) in answer
+        right.setdefault(kind, []).append(found)
+    for kind, found in right.items():
+        print(f"{kind:11} {sum(found)} of {len(found)}")
+    print(f"all         {sum(map(sum, right.values()))} of {sum(map(len, right.values()))}")
+
+
+if __name__ == "__main__":
+    main()

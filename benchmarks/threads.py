@@ -1,0 +1,40 @@
+"""How many threads an engine should take: encode, prefill and decode of a bundle by threads.
+
+    python benchmarks/threads.py [BUNDLE] [--runs 9] [IMAGE]
+
+Prints minimum / median / maximum in milliseconds. Where one thread wins, the bundle's files should
+lie below `SMALL_MODEL_BYTES` in edgeprism/device.py, and where more win, above.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from cold_start import EXAMPLES
+from machine import spread
+
+from edgeprism import Captioner
+from edgeprism.device import available_cores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", nargs="?", default="nano")
+    parser.add_argument("image", nargs="?", default=str(sorted(EXAMPLES.glob("*.png"))[0]))
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--tokens", type=int)
+    arguments = parser.parse_args()
+    for threads in range(1, available_cores() + 1):
+        with Captioner.load(arguments.bundle, device="cpu", threads=threads) as captioner:
+            options = {"max_tokens": arguments.tokens} if arguments.tokens else {}
+            captioner.caption(arguments.image, **options)
+            runs = [
+                captioner.caption(arguments.image, **options).timings for _ in range(arguments.runs)
+            ]
+        print(f"{threads} threads, ms (min / median / max)")
+        for stage in ("encode", "prefill", "decode"):
+            print(f"  {stage:8} {spread([getattr(t, stage) for t in runs])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m edgeprism`: the command line."""
+
+from edgeprism.cli import main
+
+main()

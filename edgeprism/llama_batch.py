@@ -1,0 +1,60 @@
+"""The arrays of a `llama_batch`, owned by numpy: rows and tokens reach llama.cpp without a copy."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+_INT32 = ctypes.POINTER(ctypes.c_int32)
+
+
+class LlamaBatch:
+    """The arrays of a llama_batch, owned by numpy and reused for every call."""
+
+    def __init__(self, struct: Any, capacity: int) -> None:
+        self._struct = struct
+        self.positions = np.zeros(capacity, np.int32)
+        self.sequences = np.zeros(capacity, np.int32)
+        self.wanted = np.zeros(capacity, np.int8)
+        self._counts = np.ones(capacity, np.int32)
+        first = self.sequences.ctypes.data
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        self._sequence_pointers = (pointer * capacity)(
+            *(ctypes.cast(first + 4 * i, pointer) for i in range(capacity))
+        )
+
+    def place(self, seq: int, start: int, n: int) -> int:
+        self.positions[:n] = np.arange(start, start + n, dtype=np.int32)
+        self.sequences[:n] = seq
+        return n
+
+    def place_each(self, sequences: Sequence[int], positions: Sequence[int]) -> int:
+        n = len(sequences)
+        self.positions[:n] = positions
+        self.sequences[:n] = sequences
+        return n
+
+    def want_logits(self, indices: Sequence[int], n: int) -> None:
+        self.wanted[:n] = 0
+        self.wanted[list(indices)] = 1
+
+    def with_tokens(self, tokens: np.ndarray) -> Any:
+        self._data = tokens = np.ascontiguousarray(tokens)  # kept alive until the next call
+        return self._filled(len(tokens), token=tokens.ctypes.data_as(_INT32))
+
+    def with_rows(self, rows: np.ndarray) -> Any:
+        self._data = rows = np.ascontiguousarray(rows)
+        return self._filled(len(rows), embd=rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
+
+    def _filled(self, n: int, **data: Any) -> Any:
+        return self._struct(
+            n_tokens=n,
+            pos=self.positions.ctypes.data_as(_INT32),
+            n_seq_id=self._counts.ctypes.data_as(_INT32),
+            seq_id=self._sequence_pointers,
+            logits=self.wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+            **data,
+        )

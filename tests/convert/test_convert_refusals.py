@@ -1,0 +1,317 @@
+"""What `convert` refuses, how it says so, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import Folders, Spec, write_checkpoint
+from converting import convert
+from safetensors.torch import load_file, save_file
+
+from edgeprism.convert import internlm2, pipeline
+from edgeprism.errors import CheckpointError, ParityError, UsageError
+from edgeprism.manifest import manifest_from_bundle
+
+SINGLE = Spec(container="single", seed=6)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    """A checkpoint of the test's own, to spoil."""
+    return write_checkpoint(tmp_path / "checkpoint", SINGLE)
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_tensors(path: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+
+
+def refusal(folders: Folders, out: Path) -> str:
+    """What CheckpointError says; nothing may be left where the bundle would be."""
+    with pytest.raises(CheckpointError) as caught:
+        convert(folders, out)
+    left = [path.name for path in out.parent.iterdir() if out.name in path.name]
+    assert left == []
+    assert caught.value.hint
+    return caught.value.message
+
+
+def test_all_missing_and_misshapen_tensors_are_listed(folders: Folders, tmp_path: Path) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["model.layers.0.attention.wo.weight"]
+        del tensors["model.norm.weight"]
+        tensors["output.weight"] = tensors["output.weight"][:, :8].contiguous()
+
+    edit_tensors(folders.llm / "model.safetensors", spoil)
+    said = refusal(folders, tmp_path / "out")
+    assert "missing: model.layers.0.attention.wo.weight [64, 64]" in said
+    assert "missing: model.norm.weight [64]" in said
+    assert "output.weight: [" in said
+    assert "2 missing, 1 of another shape" in said
+    assert str(folders.llm) in said
+
+
+def test_missing_vision_tensor_is_named(folders: Folders, tmp_path: Path) -> None:
+    name = "vision_model.encoder.layers.1.mlp.fc1.bias"
+    edit_tensors(folders.vision / "model.safetensors", lambda tensors: tensors.pop(name))
+    assert name in refusal(folders, tmp_path / "out")
+
+
+def test_layers_that_are_not_used_need_not_be_there(folders: Folders, tmp_path: Path) -> None:
+    def keep_used(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            if "text_model" in name or "layers.2." in name or "head" in name or "post_" in name:
+                del tensors[name]
+
+    edit_tensors(folders.vision / "model.safetensors", keep_used)
+    convert(folders, tmp_path / "out")
+
+
+def test_adapter_tensors_without_a_base_tensor_are_listed(folders: Folders, tmp_path: Path) -> None:
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for half in "AB":
+            tensor = tensors.pop(f"base_model.model.output.lora_{half}.weight")
+            tensors[f"base_model.model.lm_head.lora_{half}.weight"] = tensor
+
+    edit_tensors(folders.captioner / "llm_adapter" / "adapter_model.safetensors", rename)
+    said = refusal(folders, tmp_path / "out")
+    assert "2 adapter tensors match no tensor" in said
+    assert "base_model.model.lm_head.lora_A.weight" in said
+    assert "base_model.model.lm_head.lora_B.weight" in said
+
+
+def test_half_a_lora_pair_is_named(folders: Folders, tmp_path: Path) -> None:
+    name = "base_model.model.output.lora_{}.weight"
+    edit_tensors(
+        folders.captioner / "llm_adapter" / "adapter_model.safetensors",
+        lambda tensors: tensors.pop(name.format("B")),
+    )
+    assert name.format("A") in refusal(folders, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rank_pattern": {"wqkv": 4}}, "rank_pattern"),
+        ({"alpha_pattern": {"wqkv": 4}}, "alpha_pattern"),
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"r": 0}, "r = 0"),
+        ({"r": 16}, r"lora_A.weight: \[8, 64\], expected \[16, 64\]".replace("\\", "")),
+    ],
+)
+def test_other_adapters_are_refused(
+    changes: dict, said: str, folders: Folders, tmp_path: Path
+) -> None:
+    edit_json(folders.captioner / "llm_adapter" / "adapter_config.json", **changes)
+    assert said in refusal(folders, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("role", "changes", "said"),
+    [
+        ("llm", {"model_type": "llama"}, "'llama', expected 'internlm2'"),
+        ("llm", {"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling"),
+        ("llm", {"bias": True}, "bias = True"),
+        ("llm", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ("llm", {"num_hidden_layers": None}, "num_hidden_layers"),
+        ("llm", {"num_key_value_heads": 3}, "num_key_value_heads"),
+        ("vision", {"model_type": "clip"}, "'clip', expected 'siglip'"),
+        ("captioner/projector", {"llm_hidden_size": 128}, "llm_hidden_size is 128, expected 64"),
+        ("captioner/projector", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
+    ],
+)
+def test_other_models_are_refused(
+    role: str, changes: dict, said: str, folders: Folders, tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint" / role / "config.json"
+    edit_json(path, **changes)
+    message = refusal(folders, tmp_path / "out")
+    assert said in message
+    assert str(path) in message
+
+
+def test_another_picture_size_is_refused(folders: Folders, tmp_path: Path) -> None:
+    size = {"height": 224, "width": 224}
+    edit_json(folders.vision / "preprocessor_config.json", size=size)
+    assert "takes 56×56" in refusal(folders, tmp_path / "out")
+
+
+def test_damaged_and_absent_weights_are_named(folders: Folders, tmp_path: Path) -> None:
+    path = folders.llm / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert str(path) in refusal(folders, tmp_path / "out")
+    path.unlink()
+    assert "holds no weights" in refusal(folders, tmp_path / "out")
+
+
+def test_missing_shards_are_listed(folders: Folders, tmp_path: Path) -> None:
+    weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    index = folders.llm / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    said = refusal(folders, tmp_path / "out")
+    assert all(shard in said for shard in weight_map.values())
+
+
+def test_a_pickle_that_holds_more_than_tensors_is_refused(folders: Folders, tmp_path: Path) -> None:
+    (folders.llm / "model.safetensors").unlink()
+    path = folders.llm / "pytorch_model.bin"
+    torch.save({"weights": Path("/anything")}, path)
+    assert "cannot be read as tensors alone" in refusal(folders, tmp_path / "out")
+
+
+def test_integer_weights_are_refused(folders: Folders, tmp_path: Path) -> None:
+    name = "model.norm.weight"
+    edit_tensors(
+        folders.llm / "model.safetensors",
+        lambda tensors: tensors.update({name: tensors[name].to(torch.int8)}),
+    )
+    assert "int8" in refusal(folders, tmp_path / "out")
+
+
+def test_weights_that_are_not_finite_are_refused(folders: Folders, tmp_path: Path) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"][3] = float("nan")
+
+    edit_tensors(folders.llm / "model.safetensors", spoil)
+    assert "not finite" in refusal(folders, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [
+        ({"colour": "red"}, "colour: unknown field"),
+        ({"max_tokens": "many"}, "max_tokens: int is expected"),
+        ({"parity_texts": [1]}, "parity_texts"),
+    ],
+)
+def test_a_faulty_card_is_refused(card: dict, said: str, folders: Folders, tmp_path: Path) -> None:
+    (folders.captioner / "edgeprism.json").write_text(json.dumps(card))
+    assert said in refusal(folders, tmp_path / "out")
+
+
+def test_the_card_overrides_texts(folders: Folders, tmp_path: Path) -> None:
+    card = {"default_instruction": "Describe the picture.", "max_tokens": 64, "notice": "A toy.",
+            "license": "Apache-2.0", "name": "toy", "parity_texts": ["A red cube."]}  # fmt: skip
+    (folders.captioner / "edgeprism.json").write_text(json.dumps(card))
+    manifest = manifest_from_bundle(convert(folders, tmp_path / "out"))
+    assert manifest.prompts.default_instruction == "Describe the picture."
+    assert manifest.prompts.max_tokens == 64
+    assert (manifest.notice, manifest.license, manifest.name) == ("A toy.", "Apache-2.0", "toy")
+    assert manifest.parity.figures["lm F32"]["positions"] < 20
+
+
+# ---- where the bundle goes
+
+
+def test_an_existing_name_is_kept(folders: Folders, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep me")
+    with pytest.raises(UsageError, match="exists already"):
+        convert(folders, out)
+    with pytest.raises(UsageError, match="not a bundle"):
+        convert(folders, out, overwrite=True)
+    assert (out / "mine.txt").read_text() == "keep me"
+    with pytest.raises(UsageError, match="not a folder"):
+        convert(folders, tmp_path / "nowhere" / "out")
+
+
+def test_overwrite_swaps_bundles(
+    folders: Folders, bundle_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(bundle_of(SINGLE), out)
+    (out / "extra.txt").write_text("of the old bundle")
+    convert(folders, out, overwrite=True, name="new")
+    assert manifest_from_bundle(out).name == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "out"]
+    assert not (out / "extra.txt").exists()
+
+
+def test_a_failed_overwrite_leaves_the_old_bundle(
+    folders: Folders,
+    bundle_of: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(bundle_of(SINGLE), out)
+    before = (out / "manifest.json").read_bytes()
+    monkeypatch.setattr(internlm2, "permute_for_rope", lambda rows, _heads: rows)
+    with pytest.raises(ParityError):
+        convert(folders, out, overwrite=True)
+    assert (out / "manifest.json").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "out"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"vision_quants": ("fp8",)}, {"vision_quants": ()}, {"lm_quant": "Q3_XXL"}]
+)
+def test_unknown_quantizations_are_refused(options: dict, folders: Folders, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Known:"):
+        convert(folders, tmp_path / "out", **options)
+
+
+# ---- the gate
+
+
+def test_a_failed_gate_refuses_and_force_records(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(internlm2, "permute_for_rope", lambda rows, _heads: rows)
+    out = tmp_path / "out"
+    with pytest.raises(ParityError, match="relative error of the logits"):
+        convert(folders, out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint"]
+    parity = manifest_from_bundle(convert(folders, out, force=True)).parity
+    assert (parity.passed, parity.forced) == (False, True)
+    assert any(failure.startswith("lm F32: relative error") for failure in parity.failures)
+    assert parity.figures["lm F32"]["relative_error"] > 0.1
+
+
+def _pixels_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = pipeline.VisionGraph.forward
+
+    def shifted(self: pipeline.VisionGraph, pixels: torch.Tensor) -> torch.Tensor:
+        return forward(self, torch.roll(pixels, 1, dims=2))
+
+    monkeypatch.setattr(pipeline.VisionGraph, "forward", shifted)
+
+
+def _keys_and_values_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack = internlm2.unpack_wqkv
+    swapped = {"q": "q", "k": "v", "v": "k"}
+    monkeypatch.setattr(
+        internlm2, "unpack_wqkv", lambda packed, config, part: unpack(packed, config, swapped[part])
+    )
+
+
+def _adapter_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeprism.convert.lora import LoraAdapter
+
+    monkeypatch.setattr(LoraAdapter, "merge", lambda _self, _name, weight: weight)
+
+
+@pytest.mark.parametrize("plant", [_pixels_shifted, _keys_and_values_swapped, _adapter_left_out])
+def test_the_gate_sees_planted_mistakes(
+    plant: Callable[[pytest.MonkeyPatch], None],
+    folders: Folders,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plant(monkeypatch)
+    with pytest.raises(ParityError):
+        convert(folders, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint"]

@@ -1,0 +1,165 @@
+"""The forms a bundle can have: vision variants, layers kept in float, quantized language models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from checkpoints import Folders, Spec
+from converting import convert
+
+from edgeprism.captioner import Captioner
+from edgeprism.convert import onnx_file, parity
+from edgeprism.convert.parity_data import gate_pictures
+from edgeprism.convert.progress import Progress
+from edgeprism.manifest import VISION_QUANTS, manifest_from_bundle
+from edgeprism.vision import VisionEncoder
+
+SPEC = Spec(container="single", seed=6)
+Bundles = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_of: Bundles) -> Path:
+    return bundle_of(SPEC, vision_quants=VISION_QUANTS, lm_quant="Q8_0")
+
+
+def test_every_variant_passes_and_is_listed(bundle: Path) -> None:
+    manifest = manifest_from_bundle(bundle)
+    assert [v.quant for v in manifest.vision.variants] == list(VISION_QUANTS)
+    assert {path.name for path in bundle.iterdir()} == {*manifest.files, "manifest.json"}
+    assert manifest.parity.passed
+    assert not manifest.parity.forced
+    figures = manifest.parity.figures
+    assert figures["vision fp32"]["relative_error"] < 1e-5
+    assert figures["vision int8-full"]["relative_error"] < figures["vision int8"]["relative_error"]
+    assert figures["tokenizer"]["different"] == 0
+
+
+@pytest.mark.parametrize("quant", VISION_QUANTS)
+def test_a_graph_takes_any_batch_of_bytes(bundle: Path, quant: str) -> None:
+    manifest = manifest_from_bundle(bundle)
+    encoder = VisionEncoder(bundle / f"vision.{quant}.onnx", manifest)
+    pictures = gate_pictures(manifest.image.size)
+    alone = np.concatenate([encoder.encode(pictures[i : i + 1]) for i in range(3)])
+    together = encoder.encode(pictures[:3])
+    assert together.shape == (3, 15, 64)
+    # dynamic int8 takes its range from the whole batch
+    tolerance = 0.08 if quant.startswith("int8") else 1e-3
+    assert np.linalg.norm(together - alone) <= tolerance * np.linalg.norm(alone)
+
+
+def test_graphs_hold_the_used_layers_alone_and_no_path(bundle: Path) -> None:
+    model = onnx.load(str(bundle / "vision.fp32.onnx"))
+    onnx.checker.check_model(model)
+    softmaxes = [node for node in model.graph.node if node.op_type == "Softmax"]
+    assert len(softmaxes) == SPEC.vision_layers - 1
+    raw = (bundle / "vision.fp32.onnx").read_bytes()
+    assert b".py" not in raw
+    assert b"/home" not in raw
+
+
+def test_matrices_are_integers_where_they_say_so(bundle: Path) -> None:
+    kinds = {
+        quant: {node.op_type for node in onnx.load(str(bundle / f"vision.{quant}.onnx")).graph.node}
+        for quant in VISION_QUANTS
+    }
+    assert "MatMulInteger" in kinds["int8"] & kinds["int8-full"]
+    assert "MatMulInteger" not in kinds["fp32"] | kinds["fp16"]
+    weights = {
+        quant: max(
+            int(np.abs(onnx.numpy_helper.to_array(t).astype(int)).max())
+            for t in onnx.load(str(bundle / f"vision.{quant}.onnx")).graph.initializer
+            if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2
+        )
+        for quant in ("int8", "int8-full")
+    }
+    assert weights["int8"] <= 64 < weights["int8-full"]  # 7 bits without VNNI's wide sums
+
+
+def test_matrices_that_int8_hurts_stay_in_float(
+    checkpoint_of: Callable[[Spec], Folders],
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured = manifest_from_bundle(bundle).parity.figures["vision int8"]["relative_error"]
+    limit = dataclasses.replace(parity.VISION_LIMITS["int8"], relative_error=0.9 * measured)
+    monkeypatch.setitem(parity.VISION_LIMITS, "int8", limit)
+    out = convert(checkpoint_of(SPEC), tmp_path / "out", vision_quants=("int8",))
+    figures = manifest_from_bundle(out).parity.figures["vision int8"]
+    assert 1 <= figures["float_matrices"] <= 7
+    assert figures["relative_error"] <= limit.relative_error
+
+
+def test_weights_beyond_protobuf_stay_beside_the_graph(
+    checkpoint_of: Callable[[Spec], Folders],
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnx_file, "MAX_SINGLE_FILE", 100_000)
+    out = convert(checkpoint_of(SPEC), tmp_path / "out")
+    manifest = manifest_from_bundle(out)
+    assert set(manifest.files) == {"vision.fp32.onnx", "vision.fp32.onnx.data", "lm.gguf"}
+    pixels = gate_pictures(manifest.image.size)[:1]
+    found = [
+        onnxruntime.InferenceSession(str(folder / "vision.fp32.onnx")).run(None, {"pixels": pixels})
+        for folder in (out, bundle)
+    ]
+    assert np.array_equal(found[0][0], found[1][0])
+
+
+@pytest.mark.parametrize("quant", ["Q8_0", "Q6_K", "Q4_K_M", "Q4_0"])
+def test_quantized_language_models_caption(bundle_of: Bundles, quant: str) -> None:
+    bundle = bundle_of(
+        dataclasses.replace(SPEC, hidden=256, ffn=512, adapter="layers", calm=True), lm_quant=quant
+    )
+    manifest = manifest_from_bundle(bundle)
+    assert manifest.lm.quant == quant
+    assert manifest.parity.passed
+    with Captioner.load(bundle, device="cpu") as captioner:
+        ids = captioner.caption_ids(
+            _picture(), instruction="What is it?", max_tokens=16, stop_at_end=False
+        )
+    assert len(ids) == 16
+
+
+def _picture() -> object:
+    from PIL import Image
+
+    return Image.fromarray(gate_pictures(40)[3])
+
+
+def test_progress_tells_of_every_stage(
+    checkpoint_of: Callable[[Spec], Folders], tmp_path: Path
+) -> None:
+    import io
+    import json
+
+    from edgeprism.convert.families import prismcaptioner
+    from edgeprism.convert.options import ConvertOptions
+    from edgeprism.convert.progress import EventProgress
+
+    stream = io.StringIO()
+    folders = checkpoint_of(dataclasses.replace(SPEC, adapter="none"))
+    prismcaptioner.convert(
+        tmp_path / "out",
+        ConvertOptions(vision_quants=("fp32",), lm_quant="F16"),
+        EventProgress(stream),
+        folders.captioner,
+        folders.llm,
+        folders.vision,
+    )
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    said = [event["text"] for event in events if event["event"] == "say"]
+    assert any("has no llm_adapter/" in text for text in said)
+    assert any(text.startswith("parity lm F16: relative_error") for text in said)
+    totals = {e["text"]: e["total"] for e in events if e["event"] == "stage"}
+    assert totals["Writing the language model"] == 2 * 9 + 3
+    assert isinstance(Progress().advance(), type(None))

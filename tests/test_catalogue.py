@@ -1,0 +1,46 @@
+"""The catalogue: whole, strict, and honest about what nobody has run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeprism.cli import run
+from edgeprism.errors import ManifestError, ModelError
+from edgeprism.models import catalogue as catalogue_module
+from edgeprism.models.catalogue import read_catalogue
+
+
+def test_unknown_names_list_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["pull", "nosuch"]) == ModelError.exit_code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "smollm2-135m" in said.err
+    assert "prismcaptioner-2b" in said.err
+
+
+def test_the_shipped_catalogue_is_whole() -> None:
+    catalogue = read_catalogue()
+    assert catalogue.names() == ["prismcaptioner-2b", "prismcaptioner-7b", "smollm2-135m"]
+    unverified = [
+        r.repo for c in catalogue.captioners.values() for r in c.repositories if not r.verified
+    ]
+    # until somebody has run them, none may claim otherwise
+    assert len(unverified) == 6
+
+
+def test_a_faulty_catalogue_lists_every_fault(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue.json"
+    text = catalogue_module.FILE.read_text(encoding="utf-8")
+    path.write_text(text.replace('"size": 98362432', '"size": "big", "extra": 1'))
+    with pytest.raises(ManifestError) as caught:
+        read_catalogue(path)
+    assert len(caught.value.faults) == 2
+    path.write_text(
+        text.replace('"revision": "main",\n          "verified": false', '"revision": "main",\n'
+                     '          "verified": true').replace("b179c9", "B179C9")
+    )  # fmt: skip
+    with pytest.raises(ManifestError) as caught:
+        read_catalogue(path)
+    assert len(caught.value.faults) == 7
