@@ -54,8 +54,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
-        n = scores.shape[-1]
-        future = torch.ones(n, n, dtype=torch.bool, device=scores.device).triu(1)
+        n, seen = scores.shape[-2:]  # rows before the first of these are seen by all
+        future = torch.ones(n, seen, dtype=torch.bool, device=scores.device).triu(1 + seen - n)
         scores = scores.masked_fill(future, float("-inf"))
     return scores.softmax(-1).to(v.dtype) @ v
 

@@ -1,0 +1,1 @@
+"""The wide world: named things, printed words, charts; a captioner that takes a focus."""

@@ -1,0 +1,230 @@
+"""Stage two: teaching captions, and writing them greedily to see what was learnt."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..model import Cache, Decoder
+from ..tokenizer import WORDS
+from .data import Batch, heldout_scenes, scenes_to_batch
+from .draw import Assets
+from .grammar import (
+    WORDINGS,
+    Query,
+    focus_to_caption,
+    sample_query,
+    scene_to_long,
+    scene_to_short,
+)
+from .labels import IDENTITIES, PATCH_LABELS
+from .model import Wide
+from .scene import CHARS, COLOURS, SHAPES, SIZES, Sampling, Scene
+from .scoring import score_captions
+from .things import THINGS, to_plural
+from .tokenizer import (
+    DEFAULT_INSTRUCTION,
+    FOCUS,
+    IM_END,
+    LONG_INSTRUCTIONS,
+    SHORT_INSTRUCTIONS,
+    ids_to_text,
+    prompt_to_ids,
+    text_to_ids,
+)
+
+if TYPE_CHECKING:
+    from .train import Plan
+
+IGNORE = -100
+SWAP_SHARE = 0.1
+ALIGNED = 0.3  # weight of the projected tokens' own loss
+CAPTIONS = 3  # of each training picture: long, short, with a focus
+
+
+@cache
+def _swaps() -> dict[int, list[int]]:
+    """Token of a word that the picture decides → tokens of all others of its kind."""
+    swaps: dict[int, list[int]] = {}
+    kinds = (tuple(COLOURS), SHAPES, tuple(SIZES), tuple(THINGS), tuple(map(to_plural, THINGS)))
+    for kind in (*(tuple(" " + w for w in k) for k in kinds), tuple(CHARS)):
+        pieces = [text_to_ids(word) for word in kind]
+        ids = [p[0] for p in pieces if len(p) == 1]
+        for token in ids:
+            swaps[token] = [other for other in ids if other != token]
+    return swaps
+
+
+def instruct(query: Query, rng: random.Random) -> str:
+    """A question-related instruction in a wording of training (the last of each is for tests)."""
+    number = rng.randrange(len(WORDINGS[query.kind]) - 1)
+    focus = query.focuses[number]
+    if rng.random() < 0.15:
+        return focus[0].upper() + focus[1:]  # asked directly
+    base = DEFAULT_INSTRUCTION if rng.random() < 0.7 else rng.choice(LONG_INSTRUCTIONS[:6])
+    return base + FOCUS + focus
+
+
+def scene_to_lessons(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+    """``CAPTIONS`` pairs of an instruction and the caption it asks for."""
+    asked = DEFAULT_INSTRUCTION if rng.random() < 0.6 else rng.choice(LONG_INSTRUCTIONS)
+    if rng.random() < 0.25:  # what means nothing to it leaves the caption as it is
+        made_up = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 8)))
+        asked = made_up.capitalize() if rng.random() < 0.4 else asked + FOCUS + made_up
+    lessons = [(asked, scene_to_long(scene))]
+    query = sample_query(scene, rng)
+    second = sample_query(scene, rng) if rng.random() < 0.6 else None
+    for wanted in (query, second):
+        if wanted is not None:
+            lessons.append((instruct(wanted, rng), focus_to_caption(wanted, scene)))
+    while len(lessons) < CAPTIONS:
+        lessons.append((rng.choice(SHORT_INSTRUCTIONS), scene_to_short(scene)))
+    return lessons
+
+
+def lessons_to_ids(
+    lessons: list[tuple[str, str]], rng: random.Random | None = None
+) -> tuple[Tensor, Tensor]:
+    """Ids of everything after the picture, and targets (captions only), [n, longest] each.
+
+    With ``rng`` a tenth of the caption's *input* words that the picture decides are swapped for
+    another of their kind, while the targets stay true: the decoder then learns to look at the
+    picture for each word rather than to trust which word came before.
+    """
+    swaps = _swaps() if rng is not None else {}
+    rows = [(prompt_to_ids(asked)[1], text_to_ids(said)) for asked, said in lessons]
+    longest = max(len(before) + len(said) for before, said in rows)
+    inputs = torch.full((len(rows), longest), IM_END)
+    targets = torch.full((len(rows), longest), IGNORE)
+    for i, (before, said) in enumerate(rows):
+        start = len(before) - 1  # the row before a token predicts it
+        targets[i, start : start + len(said) + 1] = torch.tensor([*said, IM_END])
+        if rng is not None:
+            said = [
+                rng.choice(swaps[t]) if t in swaps and rng.random() < SWAP_SHARE else t
+                for t in said
+            ]
+        inputs[i, : len(before) + len(said)] = torch.tensor([*before, *said])
+    return inputs, targets
+
+
+@cache
+def _label_tokens() -> dict[int, list[int]]:
+    """Column of the patch labels → for each class, the token that names it; -1 where none does."""
+
+    def token(word: str) -> int:
+        return text_to_ids(word)[0]
+
+    names = [" " + n.rpartition(" of ")[2] for n in IDENTITIES]
+    words = {
+        "identity": [token(n) for n in names[: len(THINGS) + len(SHAPES)]] + [-1] * 3,
+        "colour": [token(" " + c) for c in COLOURS],
+        "size": [token(" " + s) for s in SIZES],
+        "char": [token(c) for c in CHARS],
+        "value": [token(str(v)[0]) for v in range(PATCH_LABELS["value"])],
+    }
+    return {list(PATCH_LABELS).index(label): tokens for label, tokens in words.items()}
+
+
+def align_loss(model: Wide, visual: Tensor, batch: Batch) -> Tensor:
+    """Every projected token is to say, in the decoder's own output words, what it shows.
+
+    The decoder then only has to find the right token and pass it on: it would otherwise learn a
+    way from picture to word for each word apart.
+    """
+    labels = torch.from_numpy(batch.patch_labels).to(visual.device).long().flatten(0, 1)
+    rows = model.decoder.norm(visual.flatten(0, 1))
+    total = rows.new_zeros((), dtype=torch.float32)
+    for column, listed in _label_tokens().items():
+        tokens = torch.tensor(listed, device=visual.device)
+        label = labels[:, column]
+        here = (label >= 0) & (tokens[label.clamp(min=0)] >= 0)
+        if not bool(here.any()):
+            continue
+        known, among = tokens[tokens >= 0].unique(return_inverse=True)
+        place = torch.full_like(tokens, -1)
+        place[tokens >= 0] = among
+        logits = F.linear(rows[here], model.decoder.output.weight[known]).float()
+        total = total + F.cross_entropy(logits, place[label[here]])
+    return total
+
+
+def decode(decoder: Decoder, rows: Tensor, seen: Cache | None) -> tuple[Tensor, Cache]:
+    """Rows [b, n, width] through all layers (no logits), and the grown cache."""
+    start = 0 if seen is None else seen[0][0].shape[2]
+    cos, sin = decoder.get_buffer("cos"), decoder.get_buffer("sin")
+    cos, sin = cos[start : start + rows.shape[1]], sin[start : start + rows.shape[1]]
+    grown: Cache = []
+    for i, layer in enumerate(decoder.layers):
+        rows, kv = layer(rows, cos, sin, None if seen is None else seen[i])
+        grown.append(kv)
+    return rows, grown
+
+
+def see(model: Wide, visual: Tensor) -> Cache:
+    """The decoder's cache after the prompt's beginning and the picture's projected tokens."""
+    before = torch.tensor(prompt_to_ids("")[0], device=visual.device)
+    rows = model.embed(before).expand(len(visual), -1, -1)
+    return decode(model.decoder, torch.cat((rows, visual.to(rows.dtype)), dim=1), None)[1]
+
+
+def caption_loss(model: Wide, batch: Batch, plan: Plan, step: int, device: torch.device) -> Tensor:
+    """Cross-entropy of several true captions of each picture; the picture is read once.
+
+    The tower stays as its own stage left it, and without its backward pass a step costs much less.
+    """
+    rng = random.Random(f"nano-wide/caption/{plan.seed}/{step}")
+    lessons = [lesson for scene in batch.scenes for lesson in scene_to_lessons(scene, rng)]
+    inputs, targets = (t.to(device) for t in lessons_to_ids(lessons, rng))
+    with torch.no_grad():
+        features = model.tower(torch.from_numpy(batch.pixels).to(device))
+    visual = model.projector(features)
+    seen = see(model, visual)
+    # In parts of like length: one long instruction would else pad every row to its own length.
+    lengths = (targets != IGNORE).long().cumsum(1).argmax(1) + 1
+    total, count = features.new_zeros(()), (targets != IGNORE).sum()
+    for rows in lengths.argsort().chunk(2 * CAPTIONS):
+        n = int(lengths[rows].max())
+        mine = [(k[rows // CAPTIONS], v[rows // CAPTIONS]) for k, v in seen]
+        out, _ = decode(model.decoder, model.embed(inputs[rows, :n]), mine)
+        wanted = targets[rows, :n]
+        here = wanted != IGNORE
+        logits = model.decoder.output(model.decoder.norm(out[here])).float()
+        total = total + F.cross_entropy(logits, wanted[here], reduction="sum")
+    return total / count + ALIGNED * align_loss(model, visual, batch)
+
+
+@torch.no_grad()
+def write_captions(
+    model: Wide, pixels: Tensor, instructions: list[str], limit: int = 80
+) -> list[str]:
+    """Greedy captions of uint8 pixels [b, side, side, 3], one instruction a picture."""
+    texts = []
+    for i, instruction in enumerate(instructions):
+        cache = see(model, model.projector(model.tower(pixels[i : i + 1])))
+        ids = torch.tensor([prompt_to_ids(instruction)[1]], device=pixels.device)
+        written: list[int] = []
+        while len(written) < limit:
+            rows, cache = decode(model.decoder, model.embed(ids), cache)
+            token = int(model.decoder.output(model.decoder.norm(rows[:, -1])).argmax(-1))
+            if token == IM_END:
+                break
+            written.append(token)
+            ids = torch.tensor([[token]], device=pixels.device)
+        texts.append(ids_to_text(written))
+    return texts
+
+
+def caption_score(
+    model: Wide, device: torch.device, scenes: int, assets: Assets
+) -> dict[str, float]:
+    """The rows of the table on held-out scenes, generic instruction; a few with a focus."""
+    drawn = heldout_scenes(1, scenes, Sampling(unseen=True))
+    pixels = torch.from_numpy(scenes_to_batch(drawn, assets).pixels).to(device)
+    texts = write_captions(model, pixels, [DEFAULT_INSTRUCTION] * len(drawn))
+    return score_captions(drawn, texts)

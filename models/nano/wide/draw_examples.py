@@ -1,0 +1,52 @@
+"""Draw the example pictures: ``python -m edgeprism.models.nano.wide.draw_examples ASSETS OUT``.
+
+Writes ``wide1.png`` … and ``examples.json`` with what is true of each. The icons in them are of
+Noto Emoji (Apache-2.0) and Fluent Emoji (MIT) only, so that they may be passed on with a notice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+
+from .draw import Assets, scene_to_image
+from .grammar import sample_query, scene_to_long
+from .scene import Sampling
+from .sheets import sample_scene
+
+KINDS = {
+    "noto": Sampling(True, ("noto",), mixed=1.0, texts=1.0),
+    "fluent": Sampling(True, ("fluent",), mixed=1.0, texts=0.0),
+    "shapes": Sampling(True, mixed=0.0, plain=1.0),
+    "chart": Sampling(True, mixed=0.0, plain=0.0, chart=1.0),
+    "table": Sampling(True, mixed=0.0, plain=0.0, chart=0.0, table=1.0),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("assets", type=Path, help="folder that the assets command has filled")
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    assets, listed = Assets(options.assets), []
+    for number, (kind, how) in enumerate(KINDS.items(), 1):
+        rng = random.Random(f"nano-wide/example/{kind}")
+        scene = sample_scene(rng, how)
+        query = sample_query(scene, rng)
+        name = f"wide{number}.png"
+        scene_to_image(scene, assets).save(options.out / name, optimize=True)
+        entry = {"image": name, "caption": scene_to_long(scene)}
+        if query is not None:
+            entry |= {"focus": query.focuses[-1], "said": query.said}
+        listed.append(entry)
+    text = json.dumps(listed, indent=2) + "\n"
+    (options.out / "examples.json").write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

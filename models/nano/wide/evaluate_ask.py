@@ -1,0 +1,121 @@
+"""What the second stage adds: ``python -m edgeprism.models.nano.wide.evaluate_ask ASSETS``.
+
+Questions of six kinds about held-out scenes go to a reasoner with four kinds of evidence: the
+generic caption, the caption with the question as focus, the true description of the scene (the
+ceiling), and no caption (the floor). Public API only; no question's wording is known to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from edgeprism import Caption, Captioner, Reasoner
+
+from .draw import Assets, scene_to_image
+from .grammar import ASK, NUMBERS, Query, scene_to_long
+from .scene import COLOURS, Sampling, Scene
+from .sheets import sample_scene
+
+KINDS = ("colour", "count", "relation", "text", "presence", "chart")
+EVIDENCE = ("no caption", "generic caption", "caption with focus", "true description")
+EMPTY = "(no description)"  # stands in for a caption where there is to be none
+_DIRECTIONS = ("above", "below", "left", "right")
+
+
+def sample_questions(seed: int, count: int) -> list[tuple[Scene, Query]]:
+    """``count`` questions, each kind equally often; answers that a scene makes sure of."""
+    pairs: list[tuple[Scene, Query]] = []
+    number = 0
+    while len(pairs) < count:
+        kind = KINDS[len(pairs) % len(KINDS)]
+        rng = random.Random(f"nano-wide/ask/{seed}/{number}")
+        number += 1
+        scene = sample_scene(rng, Sampling(unseen=True))
+        query = ASK[kind](scene, rng)
+        if query is not None and scene.kind != "nothing":
+            pairs.append((scene, query))
+    return pairs
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def is_right(query: Query, text: str) -> bool:
+    """Whether an answer says the right thing and nothing of the same kind that is wrong."""
+    words = _words(text)
+    if query.kind == "colour":
+        return {w for w in words if w in COLOURS} == {query.answer}
+    if query.kind in ("count", "chart"):
+        numbers = {str(NUMBERS.index(w)) if w in NUMBERS else w for w in words}
+        number = NUMBERS.index(query.answer) if query.answer in NUMBERS else query.answer
+        said = {w for w in numbers if w.isdigit()} - {
+            n for n in _words(query.question) if n.isdigit()
+        }
+        return said == {str(number)}
+    if query.kind == "relation":
+        wanted = {w for w in _words(query.answer) if w in _DIRECTIONS}
+        return {w for w in words if w in _DIRECTIONS} == wanted
+    if query.kind == "text":
+        found = query.answer.lower() in words
+        return found if query.answer != "no text" else bool({"no", "not", "none"} & set(words))
+    said_no = bool({"no", "not"} & set(words))
+    return said_no == (query.answer == "no") and bool(words)
+
+
+def ask_all(
+    captioner: Captioner, reasoner: Reasoner, assets: Assets, pairs: list[tuple[Scene, Query]]
+) -> dict[str, dict[str, float]]:
+    """Evidence → kind of question → share of right answers."""
+    hits: dict[str, dict[str, list[bool]]] = {e: {k: [] for k in KINDS} for e in EVIDENCE}
+    for scene, query in pairs:
+        encoded = captioner.encode(scene_to_image(scene, assets))
+        generic = captioner.caption(encoded)
+        evidence: dict[str, Caption] = {
+            "no caption": replace(generic, text=EMPTY),
+            "generic caption": generic,
+            "caption with focus": captioner.caption(encoded, focus=query.question),
+            "true description": replace(generic, text=scene_to_long(scene)),
+        }
+        for name, caption in evidence.items():
+            answer = reasoner.answer([caption], query.question, max_tokens=24)
+            hits[name][query.kind].append(is_right(query, answer.text))
+    shares = {e: {k: sum(h) / len(h) for k, h in kinds.items() if h} for e, kinds in hits.items()}
+    for kinds in shares.values():
+        kinds["all"] = sum(kinds.values()) / len(kinds)
+    return shares
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("assets", type=Path, help="folder that the assets command has filled")
+    parser.add_argument("--bundle", default="nano", help="name or folder of the captioner")
+    parser.add_argument("--reasoner", default="smollm2-135m", help="name or GGUF file")
+    parser.add_argument("--questions", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args(arguments)
+    if options.questions < len(KINDS):
+        parser.error(f"--questions: at least {len(KINDS)}, one of each kind")
+    began = time.perf_counter()
+    pairs = sample_questions(options.seed, options.questions)
+    captioner, reasoner = Captioner.load(options.bundle), Reasoner.load(options.reasoner)
+    shares = ask_all(captioner, reasoner, Assets(options.assets), pairs)
+    print(f"{len(pairs)} questions, seed {options.seed}, {time.perf_counter() - began:.0f} s")
+    print(f"{'right answers with':<22}" + "".join(f"{k:>10}" for k in (*KINDS, "all")))
+    for name, kinds in shares.items():
+        print(f"{name:<22}" + "".join(f"{kinds[k]:10.1%}" for k in (*KINDS, "all")))
+    if options.json is not None:
+        options.json.write_text(json.dumps(shares, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

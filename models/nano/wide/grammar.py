@@ -1,0 +1,330 @@
+"""What is said of a scene: the long and the short caption, and what a focus asks for.
+
+    Four objects on a white background: two small apples at the top left and on the right, a large
+    red star in the centre and the word "CAT" at the bottom. The word is below the red star.
+
+A scene of the first nano's world gets word for word the caption that the first nano was taught.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..grammar import PLACES, cells_to_relation
+from .scene import SHAPES, Group, Item, Scene, scene_to_groups
+from .things import THINGS, to_plural
+
+NOTHING = "There is nothing here that I know."
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SHORT = "Describe the picture briefly."
+
+
+def join(parts: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def with_article(name: str) -> str:
+    return ("an " if name[0] in "aeiou" and not name.startswith("uni") else "a ") + name
+
+
+def item_to_name(item: Item) -> str:
+    """ "apple", "red star", "word", "number"."""
+    if item.kind == "text":
+        return "number" if item.name.isdigit() else "word"
+    return f"{item.colour} {item.name}" if item.kind == "shape" else item.name
+
+
+def _plural(item: Item) -> str:
+    return f"{item.colour} {to_plural(item.name)}" if item.colour else to_plural(item.name)
+
+
+def _print(item: Item) -> str:
+    return f'the {item_to_name(item)} "{item.name}"'
+
+
+def _group_to_phrase(group: Group) -> str:
+    item, places = group.first, join([PLACES[i.cell] for i in group.items])
+    if item.kind == "text":
+        return f"{_print(item)} {places}"
+    if len(group.items) == 1:
+        return f"a {item.size} {item_to_name(item)} {places}"
+    return f"{NUMBERS[len(group.items)]} {item.size} {_plural(item)} {places}"
+
+
+def _group_to_short(group: Group) -> str:
+    item = group.first
+    if item.kind == "text":
+        return _print(item)
+    if len(group.items) == 1:
+        return with_article(item_to_name(item))
+    return f"{NUMBERS[len(group.items)]} {_plural(item)}"
+
+
+def relation(a: Item, b: Item) -> str:
+    return f"The {item_to_name(a)} is {cells_to_relation(a.cell, b.cell)} the {item_to_name(b)}."
+
+
+def _singles(scene: Scene) -> list[Item]:
+    return [g.first for g in scene_to_groups(scene) if len(g.items) == 1]
+
+
+def scene_to_long(scene: Scene) -> str:
+    """All of it, in reading order, and how two of the items stand to each other."""
+    if scene.kind == "nothing":
+        return NOTHING
+    if scene.kind in ("chart", "table"):
+        values = join([f"{i.name} is {i.value}" for i in scene.items])
+        return f"{_sheet(scene)} on a {scene.background} background: {values}."
+    count = len(scene.items)
+    head = f"{NUMBERS[count].capitalize()} object{'s' if count > 1 else ''}"
+    listed = join([_group_to_phrase(g) for g in scene_to_groups(scene)])
+    text = f"{head} on a {scene.background} background: {listed}."
+    singles = _singles(scene)
+    if len(singles) >= 2:
+        # As in the first nano: of two the first to the second, else the last to the one before.
+        a, b = (singles[0], singles[1]) if len(singles) == 2 else (singles[-1], singles[-2])
+        text += " " + relation(a, b)
+    return text
+
+
+def _sheet(scene: Scene) -> str:
+    what, part = ("bar chart", "bars") if scene.kind == "chart" else ("table", "rows")
+    return f"A {what} with {NUMBERS[len(scene.items)]} {part}"
+
+
+def scene_to_short(scene: Scene) -> str:
+    """What there is, without where."""
+    if scene.kind == "nothing":
+        return NOTHING
+    if scene.kind in ("chart", "table"):
+        return _sheet(scene) + "."
+    text = join([_group_to_short(g) for g in scene_to_groups(scene)])
+    return text[0].upper() + text[1:] + "."
+
+
+# --- with a focus ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Query:
+    """Something to ask of a scene.
+
+    ``focuses`` are ways to name it in an instruction; ``said`` is what a caption with that focus
+    begins with; ``question`` and ``answer`` put it to a reasoner.
+    """
+
+    kind: str  # colour, count, relation, text, presence, chart, place
+    focuses: tuple[str, ...]
+    said: str
+    question: str
+    answer: str
+
+
+# The last of each is only ever used in tests.
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "colour": (
+        "the colour of the {a}",
+        "what colour the {a} is",
+        "What colour is the {a}?",
+        "{a}, colour",
+        "the {a}'s colour",
+        "Which colour does the {a} have?",
+    ),
+    "count": (
+        "the number of {p}",
+        "how many {p} there are",
+        "How many {p} are there?",
+        "count the {p}",
+        "{p}, how many",
+        "How many {p} do you see?",
+        "How many {p} are in the picture?",
+    ),
+    "relation": (
+        "where the {a} is from the {b}",
+        "the position of the {a} relative to the {b}",
+        "how the {a} and the {b} stand to each other",
+        "Where is the {a} relative to the {b}?",
+        "Is the {a} above or below, left or right of the {b}?",
+        "{a} and {b}, position",
+        "Where does the {a} stand, seen from the {b}?",
+    ),
+    "text": (
+        "the text",
+        "what is written",
+        "any words or numbers",
+        "What does it say?",
+        "the writing",
+        "letters and digits",
+        "Read the text.",
+        "What is printed in the picture?",
+    ),
+    "presence": (
+        "whether there is {o}",
+        "Is there {o}?",
+        "{o}",
+        "if {o} is shown",
+        "Do you see {o}?",
+        "Is {o} in the picture?",
+    ),
+    "chart": (
+        "the value of {v}",
+        "What is the value of {v}?",
+        "{v}, value",
+        "how much {v} is",
+        "the number of {v}",
+        "What value does {v} have?",
+    ),
+    "place": (
+        "where the {a} is",
+        "the place of the {a}",
+        "Where is the {a}?",
+        "the {a}'s position",
+        "Where in the picture is the {a}?",
+    ),
+}
+
+
+def _query(kind: str, said: str, answer: str, question: str, **names: str) -> Query:
+    return Query(
+        kind,
+        tuple(w.format(**names) for w in WORDINGS[kind]),
+        said,
+        question.format(**names),
+        answer,
+    )
+
+
+def _absent(scene: Scene, rng: random.Random) -> str:
+    """A thing, or a shape of no colour, that the scene has none of."""
+    there = {i.name for i in scene.items}
+    return rng.choice([n for n in (*THINGS, *SHAPES) if n not in there])
+
+
+def ask_colour(scene: Scene, rng: random.Random) -> Query | None:
+    shapes = [i for i in scene.items if i.kind == "shape"]
+    names = [i.name for i in shapes]
+    once = [i for i in shapes if names.count(i.name) == 1]
+    if not once:
+        return None
+    item = rng.choice(once)
+    return _query("colour", f"The {item.name} is {item.colour}.", item.colour,
+                  "What colour is the {a}?", a=item.name)  # fmt: skip
+
+
+def ask_count(scene: Scene, rng: random.Random) -> Query | None:
+    groups = [g for g in scene_to_groups(scene) if g.first.kind in ("thing", "shape")]
+    if not groups and scene.kind != "mixed":
+        return None
+    if not groups or rng.random() < 0.12:
+        name, count = to_plural(_absent(scene, rng)), 0
+    else:
+        group = max(groups, key=lambda g: (len(g.items) * (rng.random() < 0.5), rng.random()))
+        name, count = _plural(group.first), len(group.items)
+        if count == 1:
+            said = f"There is one {item_to_name(group.first)}."
+            return _query("count", said, "one", "How many {p} are there?", p=name)
+    said = f"There are {NUMBERS[count]} {name}."
+    return _query("count", said, NUMBERS[count], "How many {p} are there?", p=name)
+
+
+def ask_relation(scene: Scene, rng: random.Random) -> Query | None:
+    singles = _singles(scene)
+    if scene.kind != "mixed" or len(singles) < 2:
+        return None
+    a, b = rng.sample(singles, 2)
+    said = relation(a, b)
+    answer = cells_to_relation(a.cell, b.cell)
+    question = "Where is the {a} relative to the {b}?"
+    return _query("relation", said, answer, question, a=item_to_name(a), b=item_to_name(b))
+
+
+def ask_text(scene: Scene, rng: random.Random) -> Query | None:
+    if scene.kind != "mixed":
+        return None
+    texts = [i.name for i in scene.items if i.kind == "text"]
+    if not texts and rng.random() < 0.7:
+        return None
+    said = f'The text reads "{texts[0]}".' if texts else "There is no text."
+    return _query("text", said, texts[0] if texts else "no text", "What does the text read?")
+
+
+def ask_presence(scene: Scene, rng: random.Random) -> Query | None:
+    if scene.kind not in ("mixed", "nothing"):
+        return None
+    groups = [g for g in scene_to_groups(scene) if g.first.kind in ("thing", "shape")]
+    question = "Is there {o} in the picture?"
+    if groups and rng.random() < 0.5:
+        group = rng.choice(groups)
+        name = item_to_name(group.first)
+        few = len(group.items) == 1
+        said = f"There is {with_article(name)}." if few else f"There are {_group_to_short(group)}."
+        return _query("presence", said, "yes", question, o=with_article(name))
+    name = _absent(scene, rng)
+    return _query("presence", f"There is no {name}.", "no", question, o=with_article(name))
+
+
+def ask_chart(scene: Scene, rng: random.Random) -> Query | None:
+    if scene.kind not in ("chart", "table"):
+        return None
+    what = "bar" if scene.kind == "chart" else "row"
+    values = [i.value for i in scene.items]
+    kind = rng.random()
+    item = rng.choice(scene.items)
+    if kind < 0.4 and scene.kind == "chart":
+        word, pick = rng.choice((("tallest", max(values)), ("lowest", min(values))))
+        if values.count(pick) == 1:
+            item = scene.items[values.index(pick)]
+            said = f"The {word} bar is {item.name} with {item.value}."
+            return _query(
+                "chart", said, str(pick), "What is the value of {v}?", v=f"the {word} bar"
+            )
+    name = item.name if rng.random() < 0.5 else f"{what} {item.name}"
+    return _query(
+        "chart",
+        f"{item.name} is {item.value}.",
+        str(item.value),
+        "What is the value of {v}?",
+        v=name,
+    )
+
+
+def ask_place(scene: Scene, rng: random.Random) -> Query | None:
+    singles = _singles(scene)
+    if scene.kind != "mixed" or not singles:
+        return None
+    item = rng.choice(singles)
+    place = PLACES[item.cell]
+    return _query(
+        "place",
+        f"The {item_to_name(item)} is {place}.",
+        place,
+        "Where is the {a}?",
+        a=item_to_name(item),
+    )
+
+
+ASK: dict[str, Callable[[Scene, random.Random], Query | None]] = {
+    "colour": ask_colour, "count": ask_count, "relation": ask_relation, "text": ask_text,
+    "presence": ask_presence, "chart": ask_chart, "place": ask_place,
+}  # fmt: skip
+
+
+def sample_query(scene: Scene, rng: random.Random) -> Query | None:
+    """Something that can be asked of this scene."""
+    for kind in rng.sample(list(ASK), len(ASK)):
+        query = ASK[kind](scene, rng)
+        if query is not None:
+            return query
+    return None
+
+
+def focus_to_caption(query: Query, scene: Scene) -> str:
+    """What the focus names first, then all there is in short."""
+    return f"{query.said} {scene_to_short(scene)}"
+
+
+def is_training_wording(kind: str, number: int) -> bool:
+    return number < len(WORDINGS[kind]) - 1

@@ -1,0 +1,325 @@
+"""The wide world's scenes: what stands where, before anything is drawn.
+
+A scene is up to five items (named things, plain shapes, a printed word) each in its own ninth of
+the frame, or a bar chart, or a small table, or nothing that has a name. Everything is a function
+of a seeded ``random.Random``.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import zlib
+from dataclasses import dataclass, replace
+
+from .. import scene as first
+from .things import STYLES, THINGS, TRAINING_STYLES
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    **first.COLOURS,
+    "white": (248, 248, 248),
+    "grey": (140, 140, 142),
+}
+SHAPES = (*first.SHAPES, "diamond", "hexagon", "arrow", "oval")
+SIZES = first.SIZES
+THING_SIZES = {"small": 0.18, "medium": 0.24, "large": 0.32}  # a name needs more pixels
+BACKGROUNDS = first.BACKGROUNDS
+PAINTED = (*BACKGROUNDS, "gradient", "patterned")  # every word for a background
+NAMES = tuple(THINGS)
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+CHARS = LETTERS + "0123456789"
+MOST_LETTERS = 4
+MOST_ITEMS = 5
+TOP_VALUE = 10  # the upper end of a bar chart's axis
+STYLE_NAMES = tuple(STYLES)
+
+UNSEEN_PAIRS = first.UNSEEN_PAIRS | {
+    ("white", "diamond"), ("grey", "hexagon"), ("cyan", "arrow"), ("brown", "oval"),
+}  # fmt: skip
+_WORDS = """
+STOP GO EXIT OPEN SALE HELP FREE TAXI BUS CAFE BANK SHOP MENU PUSH PULL HOT COLD ICE TEA
+YES NO UP DOWN LEFT WEST EAST NEW OLD CAT DOG SUN MOON STAR FISH BIRD TREE LAMP ROAD CITY
+PARK ZOO HOME DOOR KEY BOX CAR MAP SKY SEA RED BLUE GOLD LOVE GOOD LUCK FUN PLAY GAME
+WIN TOP BIG TINY FAST SLOW JUNE JULY MAY SOUP MILK CAKE EGG HAM JAM PIE NUT FIG ROSE LILY
+WOLF BEAR DEER FROG DUCK LION OWL BEE ANT HAT COAT SHOE SOCK RING BELL DRUM SONG BAND
+"""
+WORDS = tuple(_WORDS.split())
+
+
+def is_held_out(word: str) -> bool:
+    """A tenth of all printed words, names' pairings included, never appear in training."""
+    return zlib.crc32(word.encode()) % 10 == 0
+
+
+@dataclass(frozen=True)
+class Item:
+    """One drawn thing. ``cx, cy`` are shares of the canvas, ``w, h`` of its longer side."""
+
+    kind: str  # thing, shape, text, bar, row
+    name: str  # a thing, a shape, what is printed, or a bar's or row's letter
+    colour: str  # of shapes and bars, else ""
+    size: str  # of things and shapes, else ""
+    cell: int  # ninth of the frame in reading order
+    cx: float
+    cy: float
+    w: float
+    h: float
+    look: int  # a thing's style, a text's font (an index into what there is)
+    rgb: tuple[int, int, int]
+    angle: float  # degrees
+    value: int = 0  # of a bar or a row
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A canvas, its background, its items in reading order, and how the picture suffered."""
+
+    kind: str  # mixed, chart, table, nothing
+    width: int
+    height: int
+    background: str
+    paint: tuple[tuple[int, int, int], ...]  # one colour, or a gradient's two
+    items: tuple[Item, ...]
+    seed: int  # of textures and blemishes
+    blemished: bool
+    plain: first.Scene | None = None  # a scene of the first nano's world, drawn as it draws
+
+    @property
+    def long_side(self) -> int:
+        return max(self.width, self.height)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Items of one name (and colour): what a caption counts."""
+
+    items: tuple[Item, ...]
+
+    @property
+    def first(self) -> Item:
+        return self.items[0]
+
+
+def scene_to_groups(scene: Scene) -> tuple[Group, ...]:
+    """Equal items together, in reading order of each one's first."""
+    groups: dict[tuple[str, str, str], list[Item]] = {}
+    for item in scene.items:
+        groups.setdefault((item.kind, item.name, item.colour), []).append(item)
+    return tuple(Group(tuple(items)) for items in groups.values())
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which scenes to draw. ``unseen`` puts in what training never shows."""
+
+    unseen: bool = False
+    styles: tuple[str, ...] = TRAINING_STYLES
+    crowded: float = 0.0  # share of mixed scenes with six to nine items
+    mixed: float = 0.62
+    plain: float = 0.1
+    chart: float = 0.1
+    table: float = 0.08
+    texts: float = 0.45  # share of mixed scenes with a printed word
+    fonts: int = 9
+
+
+def plain_to_scene(plain: first.Scene, rng: random.Random) -> Scene:
+    """A scene of the first nano's world as one of this."""
+    items = tuple(
+        Item("shape", t.shape, t.colour, t.size, t.cell, t.cx, t.cy, t.extent, t.extent, 0, t.rgb,
+             math.degrees(t.angle))
+        for t in plain.things
+    )  # fmt: skip
+    paint = (plain.background_rgb,)
+    seed = rng.getrandbits(32)
+    return Scene(
+        "mixed", plain.width, plain.height, plain.background, paint, items, seed, False, plain
+    )
+
+
+def jitter(rng: random.Random, rgb: tuple[int, int, int], by: int = 10) -> tuple[int, int, int]:
+    r, g, b = (min(255, max(0, v + rng.randint(-by, by))) for v in rgb)
+    return (r, g, b)
+
+
+def sample_canvas(rng: random.Random) -> tuple[int, int]:
+    long_side = rng.choice((144, 144, rng.randint(144, 300)))
+    short = long_side if rng.random() < 0.55 else round(long_side * rng.uniform(0.62, 1.0))
+    return (long_side, short) if rng.random() < 0.5 else (short, long_side)
+
+
+def _paint(rng: random.Random) -> tuple[str, tuple[tuple[int, int, int], ...]]:
+    """A background's word and colours: plain, or a gradient, or a faint pattern."""
+    names = tuple(BACKGROUNDS)
+    kind = rng.random()
+    one = jitter(rng, BACKGROUNDS[rng.choice(names)])
+    if kind < 0.6:
+        name = rng.choice(names)
+        return name, (jitter(rng, BACKGROUNDS[name]),)
+    if kind < 0.8:
+        while True:
+            two = jitter(rng, (rng.randint(90, 250), rng.randint(90, 250), rng.randint(90, 250)))
+            if math.dist(one, two) > 70:
+                return "gradient", (one, two)
+    two = jitter(rng, one, 45)
+    return "patterned", (one, two)
+
+
+def contrasts(rgb: tuple[int, int, int], paint: tuple[tuple[int, int, int], ...]) -> bool:
+    return all(math.dist(rgb, other) >= first.MIN_CONTRAST for other in paint)
+
+
+def _place(
+    rng: random.Random, cell: int, w: float, h: float, canvas: tuple[int, int]
+) -> tuple[float, float]:
+    """A centre in the cell, moved so that the whole item is in the picture."""
+    long_side = max(canvas)
+    centre = []
+    for index, side, extent in ((cell % 3, canvas[0], w), (cell // 3, canvas[1], h)):
+        at = (index + 0.5) / 3 + rng.uniform(-first.CENTRE_JITTER, first.CENTRE_JITTER)
+        margin = extent / 2 * long_side / side + 0.01
+        centre.append(min(max(0.5, 1 - margin), max(min(0.5, margin), at)))
+    return centre[0], centre[1]
+
+
+def to_cell(cx: float, cy: float) -> int:
+    return min(2, int(cy * 3)) * 3 + min(2, int(cx * 3))
+
+
+def _clash(a: Item, b: Item, canvas: tuple[int, int]) -> bool:
+    long_side = max(canvas)
+    dx = abs(a.cx - b.cx) * canvas[0] / long_side
+    dy = abs(a.cy - b.cy) * canvas[1] / long_side
+    return dx < (a.w + b.w) / 2 + 0.01 and dy < (a.h + b.h) / 2 + 0.01
+
+
+def sample_text(rng: random.Random, unseen: bool) -> str:
+    """A word of at most four letters, or a number; in training never a held-out one."""
+    while True:
+        kind = rng.random()
+        if kind < 0.3:
+            text = rng.choice(WORDS)
+        elif kind < 0.75:
+            text = "".join(rng.choice(LETTERS) for _ in range(rng.choice((2, 3, 3, 4, 4, 4))))
+        else:
+            text = str(rng.randint(1, 10 ** rng.randint(1, MOST_LETTERS) - 1))
+        if is_held_out(text) == unseen or (unseen and text.isdigit()):
+            return text
+
+
+def _text_item(rng: random.Random, how: Sampling, cell: int, canvas: tuple[int, int]) -> Item:
+    text = sample_text(rng, how.unseen)
+    h = rng.uniform(0.12, 0.2)
+    w = h * (0.35 + 0.62 * len(text))  # a box; the renderer fits the print into it
+    limit = 0.9 * canvas[0] / max(canvas)
+    if w > limit:
+        w, h = limit, h * limit / w
+    cx, cy = _place(rng, cell, w, h, canvas)
+    rgb = jitter(rng, rng.choice(tuple(COLOURS.values())))
+    return Item(
+        "text", text, "", "", cell, cx, cy, w, h, rng.randrange(how.fonts), rgb, rng.uniform(-7, 7)
+    )
+
+
+def _identities(
+    rng: random.Random, count: int, how: Sampling, paint: tuple[tuple[int, int, int], ...]
+) -> list[tuple[str, str, str]]:
+    """(kind, name, colour) of ``count`` items; some groups have several."""
+    shapes = rng.choice((0.0, 0.2, 0.2, 1.0))
+    usable = [c for c in COLOURS if shapes and contrasts(COLOURS[c], paint)]
+    pairs = [(c, s) for c in usable for s in SHAPES if (c, s) not in UNSEEN_PAIRS]
+    several = rng.random() < 0.45
+    chosen: list[tuple[str, str, str]] = []
+    while len(chosen) < count:
+        if pairs and rng.random() < shapes:
+            colour, shape = rng.choice(pairs)
+            one = ("shape", shape, colour)
+        else:
+            one = ("thing", rng.choice(NAMES), "")
+        if one in chosen or (not how.unseen and _pair_held_out(one, chosen)):
+            continue
+        times = min(count - len(chosen), rng.choice((2, 2, 3, 4)) if several else 1)
+        several = several and rng.random() < 0.3
+        chosen += [one] * times
+    hidden = sorted(p for p in UNSEEN_PAIRS if contrasts(COLOURS[p[0]], paint))
+    shown = [i for i, one in enumerate(chosen) if one[0] == "shape"]
+    if how.unseen and shown and hidden:
+        colour, shape = rng.choice(hidden)
+        chosen[rng.choice(shown)] = ("shape", shape, colour)
+    rng.shuffle(chosen)
+    return chosen
+
+
+def to_pairing(name: str, other: str) -> str:
+    """One word for two things, whichever comes first; "pair of scissors" counts as "scissors"."""
+    return " ".join(sorted(n.rpartition(" of ")[2] for n in (name, other)))
+
+
+def _pair_held_out(one: tuple[str, str, str], others: list[tuple[str, str, str]]) -> bool:
+    """A tenth of all pairings of two named things are kept for the test."""
+    return any(
+        one[0] == other[0] == "thing" and is_held_out(to_pairing(one[1], other[1]))
+        for other in others
+    )
+
+
+def _item(
+    rng: random.Random, one: tuple[str, str, str], size: str, cell: int, style: str,
+    canvas: tuple[int, int],
+) -> Item:  # fmt: skip
+    kind, name, colour = one
+    extent = (THING_SIZES if kind == "thing" else SIZES)[size] * rng.uniform(
+        1 - first.SIZE_JITTER, 1 + first.SIZE_JITTER
+    )
+    cx, cy = _place(rng, cell, extent, extent, canvas)
+    look = STYLE_NAMES.index(style)
+    rgb = jitter(rng, COLOURS[colour]) if colour else (0, 0, 0)
+    return Item(
+        kind, name, colour, size, cell, cx, cy, extent, extent, look, rgb, rng.uniform(-10, 10)
+    )
+
+
+def sample_mixed(rng: random.Random, how: Sampling, count: int | None = None) -> Scene:
+    """Things, shapes and perhaps one printed word, each in its own ninth."""
+    crowded = count is None and rng.random() < how.crowded
+    count = count or (
+        rng.randint(6, 9) if crowded else rng.choice((1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5))
+    )
+    canvas, (background, paint) = sample_canvas(rng), _paint(rng)
+    mixed_styles = rng.random() < 0.3
+    style = rng.choice(how.styles)
+    tries = 0
+    while True:
+        tries += 1
+        if tries % 8 == 0:
+            count = max(1, count - 1)
+        text = rng.random() < how.texts
+        ones = _identities(rng, max(1, count - text), how, paint)
+        cells = rng.sample(range(9), len(ones) + (text and count > 1))
+        sizes = {one: rng.choice(tuple(SIZES)) for one in ones}
+        items = [
+            _item(
+                rng,
+                one,
+                sizes[one],
+                cell,
+                rng.choice(how.styles) if mixed_styles else style,
+                canvas,
+            )
+            for one, cell in zip(ones, cells, strict=False)
+        ]
+        if text and count > 1:
+            print_ = _text_item(rng, how, cells[-1], canvas)
+            print_ = replace(print_, cell=to_cell(print_.cx, print_.cy))
+            if not contrasts(print_.rgb, paint):
+                dark = sum(map(sum, paint)) / len(paint) < 380
+                print_ = replace(print_, rgb=(250, 250, 250) if dark else (15, 15, 18))
+            items.append(print_)
+        if len({i.cell for i in items}) == len(items) and not any(
+            _clash(a, b, canvas) for i, a in enumerate(items) for b in items[i + 1 :]
+        ):
+            break
+    ordered = tuple(sorted(items, key=lambda i: i.cell))
+    return Scene(
+        "mixed", *canvas, background, paint, ordered, rng.getrandbits(32), rng.random() < 0.5
+    )

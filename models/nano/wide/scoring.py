@@ -1,0 +1,148 @@
+"""How right captions are: claims read back from the words and held against the scene."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from ..grammar import cells_to_relation
+from .grammar import NUMBERS, Query, item_to_name, scene_to_groups
+from .scene import COLOURS, SHAPES, SIZES, Group, Item, Scene
+from .things import THINGS, to_plural
+
+
+def _either(words: Iterable[str]) -> str:
+    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+
+
+_NAMES = {to_plural(n): n for n in (*THINGS, *SHAPES)} | {n: n for n in (*THINGS, *SHAPES)}
+_NAMED = re.compile(rf"\b({_either(_NAMES)})\b")
+_GROUP = re.compile(
+    rf"\b(an?|{'|'.join(NUMBERS)}) (?:(?:{_either(SIZES)}) )?(?:({_either(COLOURS)}) )?"
+    rf"({_either(_NAMES)})\b"
+)
+_PRINTED = re.compile(r'"([^"]*)"')
+_VALUE = re.compile(r"\b([A-Z]) (?:is|with) (\d+)")
+_RELATION = re.compile(
+    r"The ([a-z ]+?) is "
+    r"((?:above|below)(?: and to the (?:left|right) of)?|to the (?:left|right) of) the ([a-z ]+?)\."
+)
+
+
+def to_number(word: str) -> int:
+    return 1 if word in ("a", "an") else NUMBERS.index(word)
+
+
+def _groups(scene: Scene) -> list[Group]:
+    return [g for g in scene_to_groups(scene) if g.first.kind in ("thing", "shape")]
+
+
+def _relation_holds(scene: Scene, a: str, said: str, b: str) -> bool:
+    cells = {
+        item_to_name(g.first): g.first.cell for g in scene_to_groups(scene) if len(g.items) == 1
+    }
+    return a in cells and b in cells and a != b and cells_to_relation(cells[a], cells[b]) == said
+
+
+def score_caption(scene: Scene, caption: str) -> dict[str, list[bool]]:
+    """Row of the table → hits and misses of this caption."""
+    hits: dict[str, list[bool]] = {}
+    if scene.kind == "nothing":
+        return {"nothing known": ["nothing here that I know" in caption]}
+    if scene.kind in ("chart", "table"):
+        said = {letter: int(value) for letter, value in _VALUE.findall(caption)}
+        near = 1 if scene.kind == "chart" else 0
+        row = "bar within one step" if scene.kind == "chart" else "table value exact"
+        return {row: [abs(said.get(i.name, -99) - i.value) <= near for i in scene.items]}
+    plain = _PRINTED.sub("", caption).lower()
+    groups = _groups(scene)
+    named = {_NAMES[n] for n in _NAMED.findall(plain)}
+    things = [g.first.name for g in groups if g.first.kind == "thing"]
+    hits["named"] = [name in named for name in things]
+    hits["named though absent"] = [name not in things for name in named if name in THINGS]
+    claims: dict[tuple[str, str], int] = Counter()
+    for number, colour, name in _GROUP.findall(plain):
+        claims[_NAMES[name], colour] = max(claims[_NAMES[name], colour], to_number(number))
+    shapes = [g for g in groups if g.first.kind == "shape"]
+    hits["colour and shape"] = [(g.first.name, g.first.colour) in claims for g in shapes]
+    hits["colour"] = [
+        (g.first.name, g.first.colour) in claims for g in shapes if g.first.name in named
+    ]
+    known = [(g, claims.get((g.first.name, g.first.colour))) for g in groups]
+    hits["count"] = [said == len(g.items) for g, said in known if said is not None]
+    hits["count of several"] = [
+        said == len(g.items) for g, said in known if said is not None and len(g.items) > 1
+    ]
+    singles = [g for g in scene_to_groups(scene) if len(g.items) == 1]
+    if len(singles) >= 2:
+        found = _RELATION.search(caption)
+        hits["relation"] = [found is not None and _relation_holds(scene, *found.groups())]
+    texts = [i.name for i in scene.items if i.kind == "text"]
+    printed = _PRINTED.findall(caption)
+    hits["word exact"] = [text in printed for text in texts if not text.isdigit()]
+    hits["number exact"] = [text in printed for text in texts if text.isdigit()]
+    return hits
+
+
+ROWS = ("named", "named though absent", "colour", "colour and shape", "count", "count of several",
+        "relation", "word exact", "number exact", "bar within one step", "table value exact",
+        "nothing known")  # fmt: skip
+
+
+def score_captions(scenes: list[Scene], captions: list[str]) -> dict[str, float]:
+    """Shares over many captions, by row; rows that no scene tests are left out."""
+    hits: dict[str, list[bool]] = {row: [] for row in ROWS}
+    for scene, caption in zip(scenes, captions, strict=True):
+        for row, some in score_caption(scene, caption).items():
+            hits[row] += some
+    return {row: sum(some) / len(some) for row, some in hits.items() if some}
+
+
+def _said_of(item: Item, caption: str, count: int) -> bool:
+    return any(
+        to_number(number) == count and _NAMES[name] == item.name and colour in ("", item.colour)
+        for number, colour, name in _GROUP.findall(_PRINTED.sub("", caption).lower())
+    )
+
+
+def carries(query: Query, scene: Scene, caption: str) -> bool:
+    """Whether the caption holds what the query asks for, in whatever sentence."""
+    if query.said in caption:
+        return True
+    body = _PRINTED.sub("", caption)
+    if query.kind == "colour":
+        shape = query.said.split()[1]
+        return f"{query.answer} {shape}" in body
+    if query.kind == "count" and query.answer != "no":
+        groups = [g for g in _groups(scene) if f" {_group_name(g)}." in query.said]
+        return any(_said_of(g.first, caption, len(g.items)) for g in groups)
+    if query.kind == "presence" and query.answer == "yes":
+        names = {_NAMES[n] for n in _NAMED.findall(query.said)}
+        return names <= {_NAMES[n] for n in _NAMED.findall(body)}
+    if query.kind == "relation":
+        asked = _RELATION.search(query.said)
+        return asked is not None and any(
+            {a, b} == {asked[1], asked[3]} and _relation_holds(scene, a, said, b)
+            for a, said, b in _RELATION.findall(caption)
+        )
+    if query.kind == "text":
+        return query.answer in _PRINTED.findall(caption)
+    if query.kind == "chart":
+        return any(
+            value == query.answer and letter in query.said
+            for letter, value in _VALUE.findall(caption)
+        )
+    if query.kind == "place":
+        name = query.said.removeprefix("The ").partition(" is ")[0]
+        wanted = (
+            rf"\b{name} +{query.answer}(?! (?:left|right))"  # "at the top" is not "at the top left"
+        )
+        return re.search(wanted, body) is not None
+    return False
+
+
+def _group_name(group: Group) -> str:
+    item = group.first
+    colour = f"{item.colour} " if item.colour else ""
+    return colour + (to_plural(item.name) if len(group.items) > 1 else item.name)

@@ -1,0 +1,393 @@
+"""The recipe of the wide model, at toy size: its world, words, scores, training and export."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeprism.models.nano import grammar as first_grammar
+from edgeprism.models.nano.wide import assets as assets_module
+from edgeprism.models.nano.wide.data import (
+    Batch,
+    BatchStream,
+    heldout_scenes,
+    scenes_to_batch,
+    training_scenes,
+)
+from edgeprism.models.nano.wide.draw import FRAME, GRID, Assets, image_to_pixels, scene_to_image
+from edgeprism.models.nano.wide.grammar import (
+    ASK,
+    NOTHING,
+    Query,
+    focus_to_caption,
+    sample_query,
+    scene_to_long,
+    scene_to_short,
+)
+from edgeprism.models.nano.wide.labels import IDENTITIES, PATCH_LABELS, scene_to_patch_labels
+from edgeprism.models.nano.wide.scene import (
+    UNSEEN_PAIRS,
+    Item,
+    Sampling,
+    Scene,
+    is_held_out,
+    scene_to_groups,
+    to_pairing,
+)
+from edgeprism.models.nano.wide.scoring import carries, score_caption, score_captions
+from edgeprism.models.nano.wide.things import THINGS, to_plural
+
+HOW = Sampling(unseen=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in for the icons: two styles of five flat discs; Pillow's own font."""
+    place = tmp_path_factory.mktemp("assets")
+    y, x = np.mgrid[-1:1:96j, -1:1:96j]
+    sprites = np.zeros((2, 5, 96, 96, 4), np.uint8)
+    sprites[..., 3] = 255 * (x * x + y * y < 1)
+    sprites[..., :3] = np.random.default_rng(0).integers(0, 255, (2, 5, 1, 1, 3))
+    np.save(place / "sprites.npy", sprites)
+    return place
+
+
+@pytest.fixture(scope="module")
+def drawn(folder: Path) -> Assets:
+    return Assets(folder)
+
+
+def item(name: str, cell: int, kind: str = "thing", colour: str = "", value: int = 0) -> Item:
+    size = "" if kind in ("text", "bar", "row") else "large"
+    at = ((cell % 3 + 0.5) / 3, (cell // 3 + 0.5) / 3)
+    return Item(kind, name, colour, size, cell, *at, 0.3, 0.3, 0, (9, 9, 9), 0.0, value)
+
+
+def scene(*items: Item, kind: str = "mixed") -> Scene:
+    return Scene(kind, 150, 150, "white", ((250, 250, 250),), items, 1, False)
+
+
+PICNIC = scene(
+    item("apple", 0), item("star", 4, "shape", "red"), item("apple", 5), item("CAT", 7, "text")
+)
+CHART = scene(item("A", 3, "bar", "red", 4), item("B", 4, "bar", "red", 9), kind="chart")
+
+
+# --- the world ---------------------------------------------------------------------------
+
+
+def test_the_same_seed_draws_the_same_picture(drawn: Assets) -> None:
+    one, two = (training_scenes(0, 5, 6, Sampling()) for _ in range(2))
+    assert one == two
+    for a, b in zip(one, two, strict=True):
+        assert scene_to_image(a, drawn).tobytes() == scene_to_image(b, drawn).tobytes()
+
+
+def test_training_never_shows_what_is_held_out() -> None:
+    for index in range(40):
+        for drawn_scene in training_scenes(0, index, 10, Sampling()):
+            groups = [g.first for g in scene_to_groups(drawn_scene)]
+            assert not {(i.colour, i.name) for i in groups} & UNSEEN_PAIRS
+            assert not any(is_held_out(i.name) for i in groups if i.kind == "text")
+            things = sorted(i.name for i in groups if i.kind == "thing")
+            pairs = [to_pairing(a, b) for n, a in enumerate(things) for b in things[n + 1 :]]
+            assert not any(map(is_held_out, pairs))
+            assert all(i.look != 5 for i in groups if i.kind == "thing")  # the held-out style
+
+
+def test_every_kind_of_scene_becomes_pixels_and_labels_in_range(drawn: Assets) -> None:
+    batch = scenes_to_batch(heldout_scenes(0, 40, Sampling(crowded=0.3)), drawn)
+    assert {s.kind for s in batch.scenes} == {"mixed", "chart", "table", "nothing"}
+    assert batch.pixels.shape == (40, FRAME, FRAME, 3)
+    assert batch.patch_labels.shape == (40, GRID * GRID, len(PATCH_LABELS))
+    assert (batch.patch_labels.max((0, 1)) < list(PATCH_LABELS.values())).all()
+
+
+def test_patches_know_what_lies_under_them() -> None:
+    labels = scene_to_patch_labels(PICNIC).reshape(GRID, GRID, -1)
+    names = list(PATCH_LABELS)
+    centre = dict(zip(names, labels[4, 4], strict=True))
+    assert IDENTITIES[centre["identity"]] == "star"
+    assert (centre["rank"], centre["count"]) == (2, 0)
+    corner = dict(zip(names, labels[1, 1], strict=True))
+    assert (IDENTITIES[corner["identity"]], corner["rank"], corner["count"]) == ("apple", 1, 1)
+    assert (
+        "".join("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[c] for c in labels[7, 3:6, names.index("char")])
+        == "CAT"
+    )
+    assert dict(zip(names, labels[0, 8], strict=True))["rank"] == 0  # background
+
+
+def test_pixels_are_padded_to_a_square(drawn: Assets) -> None:
+    wide = replace(scene(), width=200, height=100)
+    pixels = image_to_pixels(scene_to_image(wide, drawn))
+    assert (pixels[0] == 127).all()
+    assert (pixels[FRAME // 2] == 250).all()
+
+
+# --- the words ---------------------------------------------------------------------------
+
+
+def test_captions() -> None:
+    assert scene_to_long(PICNIC) == (
+        "Four objects on a white background: two large apples at the top left and on the right, "
+        'a large red star in the centre and the word "CAT" at the bottom. '
+        "The red star is above the word."
+    )
+    assert scene_to_short(PICNIC) == 'Two apples, a red star and the word "CAT".'
+    assert (
+        scene_to_long(CHART)
+        == "A bar chart with two bars on a white background: A is 4 and B is 9."
+    )
+    assert scene_to_long(scene(kind="nothing")) == NOTHING
+    assert [to_plural(n) for n in ("leaf", "bus", "pair of glasses", "butterfly")] == [
+        "leaves", "buses", "pairs of glasses", "butterflies",
+    ]  # fmt: skip
+
+
+def test_the_first_nanos_scenes_keep_their_captions() -> None:
+    for drawn_scene in heldout_scenes(3, 20, Sampling(mixed=0, plain=1.0)):
+        assert drawn_scene.plain is not None
+        assert scene_to_long(drawn_scene) == first_grammar.scene_to_caption(drawn_scene.plain)
+
+
+def test_a_true_caption_has_every_row_right_and_a_false_one_not() -> None:
+    scenes = heldout_scenes(1, 120, HOW)
+    table = score_captions(scenes, [scene_to_long(s) for s in scenes])
+    assert table.pop("named though absent") == 0
+    assert set(table.values()) == {1.0}
+    wrong = score_caption(PICNIC, 'Three apples, a blue star, a cat and the word "DOG".')
+    assert wrong["named"] == [True]
+    assert sorted(wrong["named though absent"]) == [False, True]
+    assert wrong["colour"] == wrong["count"] == wrong["relation"] == wrong["word exact"] == [False]
+    near = score_caption(CHART, "A bar chart: A is 5 and B is 7.")
+    assert near["bar within one step"] == [True, False]
+
+
+@pytest.mark.parametrize("kind", ASK)
+def test_what_a_focus_names_is_carried_by_its_caption_only(kind: str) -> None:
+    rng = random.Random(1)
+    asked = 0
+    for drawn_scene in heldout_scenes(5, 80, HOW):
+        query = ASK[kind](drawn_scene, rng)
+        if query is not None:
+            asked += 1
+            assert carries(query, drawn_scene, focus_to_caption(query, drawn_scene))
+            assert not carries(query, drawn_scene, NOTHING)
+    assert asked > 3
+
+
+def test_a_generic_caption_carries_what_it_says() -> None:
+    several = ASK["count"](PICNIC, random.Random(4))
+    assert several is not None
+    assert carries(several, PICNIC, scene_to_long(PICNIC)) == (several.answer != "no")
+    absent = Query("presence", ("a cat",), "There is no cat.", "Is there a cat?", "no")
+    assert not carries(absent, PICNIC, scene_to_long(PICNIC))
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "said", "right"),
+    [
+        ("colour", "red", "The star is red.", True),
+        ("colour", "red", "Red or blue.", False),
+        ("count", "two", "There are 2 apples.", True),
+        ("count", "two", "Three.", False),
+        ("relation", "above and to the left of", "It is above, to the left.", True),
+        ("relation", "above", "below", False),
+        ("text", "CAT", 'It reads "cat".', True),
+        ("presence", "no", "No, there is none.", True),
+        ("presence", "yes", "No.", False),
+        ("chart", "7", "The value of A is 7.", True),
+        ("chart", "7", "70", False),
+    ],
+)
+def test_answers_are_judged_by_what_they_say(
+    kind: str, answer: str, said: str, right: bool
+) -> None:
+    from edgeprism.models.nano.wide.evaluate_ask import is_right
+
+    assert is_right(Query(kind, (), "", "What?", answer), said) == right
+
+
+# --- the assets --------------------------------------------------------------------------
+
+
+def test_names_are_plain_and_many() -> None:
+    assert len(THINGS) >= 120
+    assert all(name == name.lower() and name.replace(" ", "").isalpha() for name in THINGS)
+
+
+def test_an_alias_is_followed_and_a_changed_licence_refused() -> None:
+    icons = {"icons": {"a": {"body": "<x/>"}}, "aliases": {"b": {"parent": "a"}}, "width": 8}
+    assert "<x/>" in assets_module.icon_to_svg(icons, "b")
+    with pytest.raises(SystemExit, match="GPL"):
+        assets_module.check_licence("GPL-3.0", "MIT", "some-icons")
+
+
+def test_a_package_is_read_from_what_npm_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pack(command: list[str], cwd: str, **_: object) -> None:
+        assert command[-1] == "some-icons@1.0"
+        with tarfile.open(Path(cwd) / "some-icons-1.0.tgz", "w:gz") as packed:
+            entry = tarfile.TarInfo("package/info.json")
+            entry.size = 2
+            packed.addfile(entry, io.BytesIO(b"{}"))
+
+    monkeypatch.setattr(subprocess, "run", pack)
+    assert assets_module.fetch_package("some-icons", "1.0") == {"info.json": b"{}"}
+
+
+# --- the model ---------------------------------------------------------------------------
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture
+def tiny() -> object:
+    from edgeprism.models.nano.wide.model import CONFIG, Wide
+
+    torch.manual_seed(0)
+    small = {"vision_width": 32, "vision_layers": 1, "vision_heads": 2, "vision_ffn": 32}
+    return Wide(
+        replace(CONFIG, **small, lm_width=32, lm_layers=1, lm_heads=2, lm_kv_heads=2, lm_ffn=32)
+    )
+
+
+def test_printed_letters_are_spelt_one_by_one() -> None:
+    from edgeprism.models.nano.wide import tokenizer
+
+    for text in ('the word "PUSH"', 'the number "8811"', "Überraschung, 你好"):
+        assert tokenizer.ids_to_text(tokenizer.text_to_ids(text)) == text
+    assert len(tokenizer.text_to_ids('"PUSH"')) == len(tokenizer.text_to_ids('"8811"')) == 6
+    assert max(len(tokenizer.text_to_ids(" " + name)) for name in THINGS) <= 4
+
+
+def test_lessons_ask_in_training_wordings_only() -> None:
+    from edgeprism.models.nano.wide.caption import scene_to_lessons
+
+    rng = random.Random(0)
+    for drawn_scene in training_scenes(0, 0, 60, Sampling()):
+        query = sample_query(drawn_scene, rng)
+        lessons = scene_to_lessons(drawn_scene, rng)
+        assert len(lessons) == 3
+        assert query is None or all(query.focuses[-1] not in asked for asked, _ in lessons)
+
+
+def test_many_captions_of_one_picture_cost_what_each_alone_costs(tiny: object) -> None:
+    from edgeprism.models.nano.wide.caption import IGNORE, decode, lessons_to_ids, see
+
+    features = torch.randn(1, GRID * GRID, 32)
+    lessons = [("Describe the picture.", "A cat."), ("What do you see?", "There are two dogs.")]
+
+    def losses(some: list[tuple[str, str]]) -> list[float]:
+        inputs, targets = lessons_to_ids(some)
+        seen = [
+            (k.repeat(len(some), 1, 1, 1), v.repeat(len(some), 1, 1, 1))
+            for k, v in see(tiny, features)
+        ]
+        rows, _ = decode(tiny.decoder, tiny.embed(inputs), seen)
+        logits = tiny.decoder.output(tiny.decoder.norm(rows))
+        loss = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none"
+        )
+        return [float(x) for x in loss.sum(1).detach()]
+
+    assert losses(lessons) == pytest.approx(losses(lessons[:1]) + losses(lessons[1:]), rel=1e-4)
+
+
+def test_visual_tokens_are_taught_the_words_for_what_they_show(tiny: object, drawn: Assets) -> None:
+    from edgeprism.models.nano.wide.caption import align_loss
+    from edgeprism.models.nano.wide.tokenizer import text_to_ids
+
+    batch = scenes_to_batch([scene(item("apple", 4))], drawn)
+    size = text_to_ids(" large")[0]
+
+    def loss(word: str) -> float:
+        row = tiny.decoder.output.weight[text_to_ids(word)[0]] + tiny.decoder.output.weight[size]
+        return float(align_loss(tiny, 50 * row.expand(1, GRID * GRID, -1), batch).detach())
+
+    assert loss(" apple") < min(loss(" cat"), loss(" small"))
+
+
+class InlineStream:
+    """Training's batches without a process to draw them."""
+
+    def __init__(self, assets: Path, seed: int, start: int, size: int, how: Sampling, _: int):
+        self.asked = (assets, seed, start, size, how)
+
+    def __iter__(self) -> Iterator[Batch]:
+        assets, seed, start, size, how = self.asked
+        for index in count(start):
+            yield scenes_to_batch(training_scenes(seed, index, size, how), Assets(assets))
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def test_batches_come_in_order_from_two_processes(folder: Path) -> None:
+    stream = BatchStream(folder, 0, 3, 2, Sampling(), workers=2)
+    try:
+        came = list(islice(stream, 3))
+    finally:
+        stream.close()
+    wanted = [tuple(training_scenes(0, index, 2, Sampling())) for index in (3, 4, 5)]
+    assert [batch.scenes for batch in came] == wanted
+
+
+def test_a_stopped_run_ends_as_an_uninterrupted_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeprism.models.nano.wide import train
+    from edgeprism.models.nano.wide.caption import caption_loss
+    from edgeprism.models.nano.wide.model import CONFIG, Wide
+
+    # An untrained model rambles to the limit: its captions are scored in another test.
+    monkeypatch.setattr(train, "stage_to_functions", lambda _: (caption_loss, lambda *_: {}))
+    monkeypatch.setattr(train, "BatchStream", InlineStream)  # starting processes takes seconds
+    small = replace(CONFIG, vision_width=32, vision_layers=1, vision_heads=2, vision_ffn=32,
+                    lm_width=32, lm_layers=1, lm_heads=2, lm_kv_heads=2, lm_ffn=32)  # fmt: skip
+    ends = []
+    for name, stops in (("whole", (3,)), ("stopped", (2, 3))):
+        out = tmp_path / name
+        out.mkdir()
+        for stop in stops:
+            torch.manual_seed(0)
+            model = Wide(small)
+            plan = train.Plan("caption", 3, batch=2, check_every=99, check_scenes=2)
+            plan_now = replace(plan, stop_at=stop)
+            train.train_stage(model, plan_now, folder, out, torch.device("cpu"), float("inf"))
+        ends.append(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(ends[0].values(), ends[1].values(), strict=True))
+
+
+def test_captions_are_written_and_scored(tiny: object, drawn: Assets) -> None:
+    from edgeprism.models.nano.wide.caption import write_captions
+
+    batch = scenes_to_batch(heldout_scenes(0, 2, HOW), drawn)
+    texts = write_captions(tiny, torch.from_numpy(batch.pixels), ["What?", "Why?"], limit=3)
+    assert len(texts) == 2
+    table = score_captions(list(batch.scenes), texts)
+    assert all(share == 0 for row, share in table.items() if "absent" not in row)
+
+
+def test_an_export_has_what_convert_asks_for(tiny: object, tmp_path: Path) -> None:
+    from edgeprism.models.nano.wide.export import export
+
+    export(tiny, tmp_path / "out")
+    card = json.loads((tmp_path / "out/captioner/edgeprism.json").read_text(encoding="utf-8"))
+    assert card["focus_instruction"].count("{focus}") == 1
+    names = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
+    assert {
+        "llm/tokenizer.model",
+        "vision/model.safetensors",
+        "captioner/projector/config.json",
+    } <= names
