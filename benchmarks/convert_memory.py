@@ -49,10 +49,14 @@ def main() -> None:
     parser.add_argument("--vision-quant", action="append", help="repeatable; default int8")
     parser.add_argument("--lm-quant", default="Q4_K_M")
     parser.add_argument("--keep", action="store_true", help="keep checkpoint and bundle")
+    parser.add_argument("--layers", type=int, help="fewer layers of the language model: quicker, "
+                        "and the peak is that of the largest matrix all the same")  # fmt: skip
     arguments = parser.parse_args()
-    checkpoint = arguments.work / f"checkpoint-{arguments.size}"
+    n_layers, *dimensions = SIZES[arguments.size]
+    n_layers = arguments.layers or n_layers
+    checkpoint = arguments.work / f"checkpoint-{arguments.size}-{n_layers}"
     if not checkpoint.exists():
-        write_checkpoint(checkpoint, *SIZES[arguments.size])
+        write_checkpoint(checkpoint, n_layers, *dimensions)
     out = arguments.work / f"bundle-{arguments.size}"
     options = ConvertOptions(
         vision_quants=tuple(arguments.vision_quant or ["int8"]),
@@ -68,6 +72,7 @@ def main() -> None:
     recorder.stage("end")
     result = {
         "size": arguments.size,
+        "lm_layers": n_layers,
         "seconds": round(sum(stage["seconds"] for stage in recorder.stages), 1),
         "peak_anonymous_gb": max(stage["peak_anonymous_gb"] for stage in recorder.stages),
         "stages": recorder.stages,
