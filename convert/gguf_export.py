@@ -148,7 +148,7 @@ def quantize_gguf(source: Path, out: Path, quant: str) -> None:
     )
     if failed:
         raise EdgePrismError(
-            f"llama.cpp could not quantize the language model to {quant}: {lm._last_words()}.",
+            f"llama.cpp could not quantize the language model to {quant}: {lm.last_words()}.",
             "Try another --lm-quant, e.g. Q8_0.",
         )
     with out.open("rb+") as file:

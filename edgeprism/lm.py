@@ -107,7 +107,7 @@ class LanguageModel:
         if not self._model:
             if self.cancel.is_set():
                 raise Interrupted()
-            raise ModelError(f"{path}: llama.cpp cannot load it: {_last_words()}.", _HINT)
+            raise ModelError(f"{path}: llama.cpp cannot load it: {last_words()}.", _HINT)
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         self.n_embd: int = llama.llama_model_n_embd(self._model)
@@ -252,7 +252,7 @@ class Context:
         self._ctx = llama.llama_init_from_model(model, params)
         if not self._ctx:
             raise ModelError(
-                f"{lm.path}: llama.cpp cannot make a context of {n_ctx} cells: {_last_words()}.",
+                f"{lm.path}: llama.cpp cannot make a context of {n_ctx} cells: {last_words()}.",
                 "Free memory, or lower --max-tokens.",
             )
         # never more than fits the context: a longer batch would end the process
@@ -346,7 +346,7 @@ class Context:
             raise PromptTooLongError(
                 f"The context of {self.n_ctx} tokens is full.", "Lower --max-tokens."
             )
-        raise ModelError(f"llama.cpp failed with code {code}: {_last_words()}.", _HINT)
+        raise ModelError(f"llama.cpp failed with code {code}: {last_words()}.", _HINT)
 
 
 class Sampler:
@@ -393,5 +393,6 @@ def _check_dimensions(path: Path, header: GgufHeader, expected: Dimensions) -> N
         raise ModelError(f"{path}: not the manifest's model: {', '.join(wrong)}.", _HINT)
 
 
-def _last_words() -> str:
+def last_words() -> str:
+    """What llama.cpp last complained of, for an error message."""
     return _log_lines[-1].rstrip(".") if _log_lines else "it gave no reason"
