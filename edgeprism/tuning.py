@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 WIDTHS = (1, 2, 4, 8, 16)
 ENOUGH = 0.95  # of the best rate
-_STEPS = 6
+_STEPS, _MOST_STEPS = 6, 200  # at least and at most
+_SECONDS = 0.05  # enough not to be swayed by a hiccup
 _PROMPT_ROWS = 8
 _KV_SHARE = 0.2  # of the machine's memory, at most, for all sequences together
 
@@ -52,7 +53,7 @@ def decode_rates(captioner: Captioner) -> dict[int, float]:
     rows = np.random.default_rng(0).standard_normal(
         (_PROMPT_ROWS, captioner.bundle.manifest.lm.n_embd), dtype=np.float32
     )
-    sampling = Sampling(max_tokens=_STEPS + 4, stop_at_end=False)
+    sampling = Sampling(max_tokens=_MOST_STEPS + 4, stop_at_end=False)
     rates: dict[int, float] = {}
     for width in WIDTHS:
         if width > 1 and not _fits(captioner, width):
@@ -72,9 +73,12 @@ def _rate(generator: Generator, request: Request, width: int) -> float:
         generator.add(index, request)
     generator.step()  # the first builds the graph
     start = time.perf_counter()
-    for _ in range(_STEPS):
+    for step in range(1, _MOST_STEPS + 1):
         generator.step()
-    return width * _STEPS / (time.perf_counter() - start)
+        elapsed = time.perf_counter() - start
+        if step >= _STEPS and elapsed >= _SECONDS:
+            break
+    return width * step / elapsed
 
 
 def _fits(captioner: Captioner, width: int) -> bool:
