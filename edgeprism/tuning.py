@@ -8,14 +8,15 @@ smallest width within a few percent of the best rate is kept. Memory for the KV 
 from __future__ import annotations
 
 import json
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeprism.atomic import write_atomically
 from edgeprism.bundle import data_dir
 from edgeprism.device import cpu_name, memory_bytes
+from edgeprism.errors import OutputError
 from edgeprism.generate import Generator, Request, Sampling
 
 if TYPE_CHECKING:
@@ -105,10 +106,8 @@ def _read() -> dict[str, Any]:
 
 def _write(known: dict[str, Any]) -> None:
     path = _path()
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(known), encoding="utf-8")
-        os.replace(beside, path)
-    except OSError:
+        write_atomically(path, json.dumps(known).encode())
+    except (OSError, OutputError):
         return  # a read-only data folder costs a measurement at each start

@@ -19,7 +19,7 @@ from edgeprism.batch import Batch, Outcome
 from edgeprism.cancel import finishing_first
 from edgeprism.captioner import Captioner, Plan
 from edgeprism.errors import EdgePrismError, Interrupted, OutputError
-from edgeprism.inputs import PictureFile, PictureSearch
+from edgeprism.inputs import PictureSearch
 from edgeprism.outputs import CsvOutput, JsonLinesOutput, JsonOutput, RecordOutput, TextOutput
 from edgeprism.sidecar import Sidecar, TxtSidecar, XmpSidecar
 from edgeprism.store import CaptionStore, default_path
@@ -262,6 +262,3 @@ def _duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
-
-
-__all__ = ["FolderOptions", "PictureFile", "caption_folder", "dry_run"]
