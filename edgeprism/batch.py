@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
@@ -254,25 +253,15 @@ class Batch:
         return True
 
     def _to_tokens(self, job: _Job, decoded: Decoded) -> EncodedImage:
-        vision, _ = self.captioner.load_vision()
         with self._cores:
-            began = time.perf_counter()
-            tokens = vision.encode(decoded.tiles)
-            encode_ms = (time.perf_counter() - began) * 1000
-        timings = Timings(
-            decode_image=decoded.decode_ms,
-            preprocess=decoded.preprocess_ms,
-            encode=encode_ms,
-        )
-        return EncodedImage(
-            visual_tokens=tokens.reshape(-1, vision.n_embd),
-            image=str(job.picture.path),
-            image_sha256=decoded.sha256,
-            size=decoded.size,
-            notes=decoded.notes,
-            model_digest=self.captioner.bundle.digest,
-            timings=timings,
-        )
+            return self.captioner.tiles_to_encoded(
+                decoded.tiles,
+                image=str(job.picture.path),
+                image_sha256=decoded.sha256,
+                size=decoded.size,
+                notes=decoded.notes,
+                timings=Timings(decode_image=decoded.decode_ms, preprocess=decoded.preprocess_ms),
+            )
 
     def _guarded(self, end: queue.Queue[Any], work: Callable[..., None], *arguments: Any) -> None:
         """Do a thread's work; an error in it ends the run, in the caller's thread."""

@@ -28,7 +28,7 @@ from edgeprism.image import ImageSource, enough_for, picture_to_tiles, read_pict
 from edgeprism.lm import LanguageModel, supports_offload
 from edgeprism.manifest import VisionVariant
 from edgeprism.prompt import caption_to_segments, instruction_for
-from edgeprism.records import Caption, EncodedImage, ModelInfo, Timings
+from edgeprism.records import Caption, EncodedImage, ImageRows, ModelInfo, Timings
 from edgeprism.vision import VisionEncoder, available_providers
 
 
@@ -89,24 +89,33 @@ class Captioner:
         prepared = time.perf_counter()
         tiles = picture_to_tiles(picture, manifest.image)  # [n_tiles, size, size, 3] uint8
         preprocess_ms = _ms_since(prepared)
-        vision, load_ms = self.load_vision()
-        began = time.perf_counter()
-        tokens = vision.encode(tiles)  # [n_tiles, tokens_per_tile, n_embd] float32
-        timings = Timings(
-            load=load_ms,
-            decode_image=picture.decode_ms,
-            preprocess=preprocess_ms,
-            encode=_ms_since(began),
-            total=_ms_since(start),
-        )
-        return EncodedImage(
-            visual_tokens=tokens.reshape(-1, manifest.vision.n_embd),
+        load_ms = self.load_vision()[1]
+        seen = self.tiles_to_encoded(
+            tiles,
             image=picture.name,
             image_sha256=picture.sha256,
             size=picture.size,
             notes=picture.notes,
+            timings=Timings(load=load_ms, decode_image=picture.decode_ms, preprocess=preprocess_ms),
+        )
+        return replace(seen, timings=replace(seen.timings, total=_ms_since(start)))
+
+    def tiles_to_encoded(
+        self, tiles: np.ndarray, *, timings: Timings, **about: Any
+    ) -> EncodedImage:
+        """Visual tokens of a picture's tiles, uint8 [n_tiles, size, size, 3].
+
+        `about` is what EncodedImage says of the picture; `timings` is what was spent so far.
+        """
+        vision = self.load_vision()[0]
+        began = time.perf_counter()
+        rows = vision.encode(tiles).reshape(-1, vision.n_embd)
+        return EncodedImage(
+            visual_tokens=rows,
+            layout=(ImageRows(0, len(rows)),),
             model_digest=self.bundle.digest,
-            timings=timings,
+            timings=replace(timings, encode=_ms_since(began)),
+            **about,
         )
 
     def caption(self, image: ImageSource | EncodedImage, **options: Any) -> Caption:
@@ -258,7 +267,7 @@ class Captioner:
         """The tokenised prompt for one picture."""
         prompts = self.bundle.manifest.prompts
         lm, _ = self._load_lm()
-        segments = caption_to_segments(prompts, plan.instruction)
+        segments = caption_to_segments(prompts, plan.instruction, encoded.layout)
         rows = np.asarray(encoded.visual_tokens)
         return Request(
             segments_to_parts(lm, segments, rows, add_bos=prompts.add_bos), plan.sampling

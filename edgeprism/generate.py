@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +12,7 @@ import numpy as np
 
 from edgeprism.errors import PromptTooLongError, UsageError
 from edgeprism.lm import Context, LanguageModel, Sampler
-from edgeprism.prompt import ImageRows, Segment, Text
-from edgeprism.records import TokenCounts
+from edgeprism.records import ImageRows, Segment, Text, TokenCounts
 
 _CELLS_ROUND = 256  # llama.cpp pads the KV cache to this
 
@@ -71,15 +71,25 @@ class Finished:
 def segments_to_parts(
     lm: LanguageModel, segments: Sequence[Segment], rows: np.ndarray | None, *, add_bos: bool
 ) -> tuple[list[int] | np.ndarray, ...]:
-    """Token ids and rows in order, neighbouring ids joined."""
+    """Token ids and rows in order, neighbouring ids joined.
+
+    Neighbouring pieces of one kind are tokenised together: a tokenizer may join across them.
+    """
     parts: list[list[int] | np.ndarray] = [lm.bos() if add_bos else []]
-    for segment in segments:
-        if isinstance(segment, ImageRows):
-            if rows is not None:
-                parts += [rows, []]
-        elif isinstance(segment, Text) and isinstance(parts[-1], list):
-            parts[-1] += lm.tokenize(segment.text, parse_special=segment.template)
+    for kind, run in itertools.groupby(segments, _kind_of):
+        if kind is ImageRows:
+            for segment in run:
+                if isinstance(segment, ImageRows) and rows is not None:
+                    parts += [rows[segment.start : segment.stop], []]
+        elif isinstance(parts[-1], list):
+            text = "".join(segment.text for segment in run if isinstance(segment, Text))
+            parts[-1] += lm.tokenize(text, parse_special=kind is True)
     return tuple(part for part in parts if len(part))
+
+
+def _kind_of(segment: Segment) -> object:
+    """Rows, text with special tokens (True) or plain text (False)."""
+    return segment.template if isinstance(segment, Text) else ImageRows
 
 
 class Generator:

@@ -12,24 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgeprism.records import Segment, Text
+
 if TYPE_CHECKING:
     from edgeprism.manifest import Prompts
-
-
-@dataclass(frozen=True)
-class Text:
-    """A piece of text; `template` says whether special tokens in it are parsed."""
-
-    text: str
-    template: bool = False
-
-
-@dataclass(frozen=True)
-class ImageRows:
-    """The place of the picture's visual tokens."""
-
-
-Segment = Text | ImageRows
 
 
 @dataclass(frozen=True)
@@ -40,11 +26,16 @@ class Message:
     content: str
 
 
-def caption_to_segments(prompts: Prompts, instruction: str) -> list[Segment]:
-    """The captioner's prompt; the BOS token, if any, is the language model's to add."""
+def caption_to_segments(
+    prompts: Prompts, instruction: str, picture: Sequence[Segment]
+) -> list[Segment]:
+    """The captioner's prompt around `picture` (an EncodedImage's layout).
+
+    The BOS token, if any, is the language model's to add.
+    """
     return [
         Text(prompts.before_image, template=True),
-        ImageRows(),
+        *picture,
         Text(prompts.after_image + instruction),
         Text(prompts.before_caption, template=True),
     ]

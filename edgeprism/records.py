@@ -12,6 +12,25 @@ RECORD_SCHEMA = 1
 
 
 @dataclass(frozen=True)
+class Text:
+    """A piece of a prompt; `template` says whether special tokens in it are parsed."""
+
+    text: str
+    template: bool = False
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Visual tokens [start, stop) of the picture stand here."""
+
+    start: int
+    stop: int
+
+
+Segment = Text | ImageRows
+
+
+@dataclass(frozen=True)
 class Timings:
     """Milliseconds spent in each stage; 0.0 for a stage that did not run."""
 
@@ -39,6 +58,7 @@ class EncodedImage:
     """Visual tokens of one picture, to be captioned as often as wanted without encoding again.
 
     `visual_tokens` is [n_tokens, n_embd] float32 and belongs to the model with `model_digest`.
+    `layout` says how they stand in the prompt: rows, and the model's own text between them.
     """
 
     visual_tokens: np.ndarray
@@ -47,6 +67,7 @@ class EncodedImage:
     size: tuple[int, int]  # (width, height) of the upright picture
     notes: tuple[str, ...]  # what the reader had to decide, e.g. "first of 12 frames"
     model_digest: str
+    layout: tuple[Segment, ...]
     timings: Timings = field(default_factory=Timings)
 
 

@@ -107,7 +107,10 @@ def forced_logits(bundle: Path, picture: Image.Image, ids: list[int]) -> np.ndar
         prompts = captioner.bundle.manifest.prompts
     lm = LanguageModel(bundle / "lm.gguf")
     before, rows, after = segments_to_parts(
-        lm, caption_to_segments(prompts, INSTRUCTION), encoded.visual_tokens, add_bos=True
+        lm,
+        caption_to_segments(prompts, INSTRUCTION, encoded.layout),
+        encoded.visual_tokens,
+        add_bos=True,
     )
     context = lm.context(1024, kv_type="f32", flash_attention=False, all_logits=True)
     context.prefill_tokens(0, list(before), 0, logits=False)
