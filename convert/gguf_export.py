@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -12,9 +11,10 @@ import numpy as np
 import torch
 
 from edgeprism import lm
-from edgeprism.convert.internlm2 import InternLM2Config, LmTensor
+from edgeprism.convert.language_model import LmParts
+from edgeprism.convert.lm_config import LmConfig
 from edgeprism.convert.progress import Progress
-from edgeprism.convert.tokenizer import Vocabulary, write_vocabulary
+from edgeprism.convert.tokenizer import write_vocabulary
 from edgeprism.errors import CheckpointError, EdgePrismError
 
 # Quantizations that are written directly; every other goes through llama_model_quantize.
@@ -34,22 +34,13 @@ LM_QUANTS = (*_DIRECT, *_NATIVE)
 _QUANTIZE_BUFFER = 1 << 30
 
 
-def write_gguf(
-    path: Path,
-    quant: str,
-    config: InternLM2Config,
-    architecture: str,
-    vocabulary: Vocabulary,
-    tensors: Sequence[LmTensor],
-    name: str,
-    progress: Progress,
-) -> None:
+def write_gguf(path: Path, quant: str, parts: LmParts, name: str, progress: Progress) -> None:
     """Write `path` with quantization `quant` (one of LM_QUANTS)."""
     if quant in _DIRECT:
-        _write_direct(path, quant, config, architecture, vocabulary, tensors, name, progress)
+        _write_direct(path, quant, parts, name, progress)
         return
     whole = path.with_name(f"{path.stem}.f16.gguf")
-    _write_direct(whole, "F16", config, architecture, vocabulary, tensors, name, progress)
+    _write_direct(whole, "F16", parts, name, progress)
     progress.stage(f"Quantizing the language model to {quant}")
     try:
         quantize_gguf(whole, path, quant)
@@ -57,32 +48,15 @@ def write_gguf(
         whole.unlink(missing_ok=True)
 
 
-def _write_direct(
-    path: Path,
-    quant: str,
-    config: InternLM2Config,
-    architecture: str,
-    vocabulary: Vocabulary,
-    tensors: Sequence[LmTensor],
-    name: str,
-    progress: Progress,
-) -> None:
+def _write_direct(path: Path, quant: str, parts: LmParts, name: str, progress: Progress) -> None:
     target, file_type = _DIRECT[quant]
-    writer = gguf.GGUFWriter(str(path), architecture, use_temp_file=False)
+    tensors = parts.tensors
+    writer = gguf.GGUFWriter(str(path), parts.config.architecture, use_temp_file=False)
     writer.add_name(name)
-    writer.add_context_length(config.context_length)
-    writer.add_embedding_length(config.n_embd)
-    writer.add_block_count(config.n_layers)
-    writer.add_feed_forward_length(config.n_ffn)
-    writer.add_head_count(config.n_heads)
-    writer.add_head_count_kv(config.n_kv_heads)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_eps)
-    writer.add_vocab_size(config.n_vocab)
+    _write_config(writer, parts.config)
     writer.add_file_type(int(file_type))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    write_vocabulary(writer, vocabulary)
+    write_vocabulary(writer, parts.vocabulary)
     types = [_type_of(tensor.shape, target) for tensor in tensors]
     for tensor, kind in zip(tensors, types, strict=True):
         shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
@@ -97,12 +71,34 @@ def _write_direct(
     writer.write_ti_data_to_file()
     progress.stage("Writing the language model", len(tensors))
     for tensor, kind in zip(tensors, types, strict=True):
-        writer.write_tensor_data(_encoded(tensor, kind))
+        writer.write_tensor_data(_encoded(tensor.name, tensor.shape, tensor.make(parts.read), kind))
         progress.advance()
     writer.flush()
     for file in writer.fout or ():
         os.fsync(file.fileno())
     writer.close()
+
+
+def _write_config(writer: gguf.GGUFWriter, config: LmConfig) -> None:
+    writer.add_context_length(config.context_length)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.n_ffn)
+    writer.add_head_count(config.n_heads)
+    writer.add_head_count_kv(config.n_kv_heads)
+    if config.head_dim * config.n_heads != config.n_embd:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    scaling = config.rope_scaling
+    if scaling.kind in ("linear", "yarn"):  # "llama3" is a tensor of factors
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling.kind))
+        writer.add_rope_scaling_factor(scaling.factor)
+    if scaling.kind == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(scaling.original_context)
+    writer.add_layer_norm_rms_eps(config.rms_eps)
+    writer.add_vocab_size(config.n_vocab)
 
 
 _PLAIN = {
@@ -120,16 +116,16 @@ def _type_of(
     return target if shape[-1] % block == 0 else gguf.GGMLQuantizationType.F16
 
 
-def _encoded(tensor: LmTensor, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    made = tensor.make()
-    if tuple(made.shape) != tensor.shape:
-        raise EdgePrismError(f"{tensor.name}: made as {list(made.shape)}, not {list(tensor.shape)}")
+def _encoded(
+    name: str, shape: tuple[int, ...], made: torch.Tensor, kind: gguf.GGMLQuantizationType
+) -> np.ndarray:
+    if tuple(made.shape) != shape:
+        raise EdgePrismError(f"{name}: made as {list(made.shape)}, not {list(shape)}")
     if kind == gguf.GGMLQuantizationType.F16:
         made = made.to(torch.float16)
     if not bool(torch.isfinite(made).all()):
         raise CheckpointError(
-            f"{tensor.name}: the weights hold values that are not finite, or too large for "
-            f"{kind.name}.",
+            f"{name}: the weights hold values that are not finite, or too large for {kind.name}.",
             "Download the checkpoint again, or convert with --lm-quant F32.",
         )
     array = made.contiguous().numpy()

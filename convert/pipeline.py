@@ -18,12 +18,11 @@ import torch
 from edgeprism.convert import parity
 from edgeprism.convert.bundle_writer import BundleWriter
 from edgeprism.convert.gguf_export import LM_QUANTS, write_gguf
-from edgeprism.convert.internlm2 import InternLM2Config, LmTensor
+from edgeprism.convert.language_model import LmParts, Tick
 from edgeprism.convert.onnx_file import pack_onnx
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.parity_data import TOKENIZER_TEXTS, gate_pictures
 from edgeprism.convert.progress import Progress
-from edgeprism.convert.tokenizer import Vocabulary
 from edgeprism.convert.vision_export import (
     export_graph,
     int8_damage,
@@ -40,8 +39,6 @@ LM_FILE = "lm.gguf"
 # When int8 fails the gate, this share of the matrices, the worst, stays in float: then the next.
 _FLOAT_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
-Tick = Callable[[], None]
-
 
 @dataclass(frozen=True)
 class FamilyParts:
@@ -49,15 +46,10 @@ class FamilyParts:
 
     vision: Callable[[torch.dtype], VisionGraph]
     vision_weights: VisionWeights
-    lm_config: InternLM2Config
-    lm_architecture: str
-    vocabulary: Vocabulary
-    lm_tensors: Sequence[LmTensor]
-    # the references; Tick is called `n_vision_layers` and `lm_config.n_layers` times
+    # the reference; Tick is called `n_vision_layers` times
     n_vision_layers: int
     reference_visual_tokens: Callable[[np.ndarray, Tick], np.ndarray]
-    reference_logits: Callable[[list[list[int]], Tick], list[np.ndarray]]
-    reference_ids: Callable[[str], list[int]]
+    lm: LmParts
     gate_texts: Sequence[str]
     # complete but for what the pipeline finds out: variants, quant, files, parity
     manifest: Manifest
@@ -85,10 +77,7 @@ def write_bundle(parts: FamilyParts, writer: BundleWriter, options: ConvertOptio
     verdict = parity.Verdict()
     variants = _write_vision(parts, writer.folder, options, verdict, progress)
     _give_memory_back()
-    write_gguf(
-        writer.folder / LM_FILE, options.lm_quant, parts.lm_config, parts.lm_architecture,
-        parts.vocabulary, parts.lm_tensors, parts.manifest.name, progress,
-    )  # fmt: skip
+    write_gguf(writer.folder / LM_FILE, options.lm_quant, parts.lm, parts.manifest.name, progress)
     _give_memory_back()
     _gate_lm(parts, writer.folder / LM_FILE, options.lm_quant, verdict, progress)
     for check, figures in verdict.figures.items():
@@ -188,18 +177,17 @@ def _write_int8(graph: Path, out: Path, quant: str, pixels: np.ndarray, referenc
 
 def _gate_lm(parts: FamilyParts, path: Path, quant: str, verdict: parity.Verdict,
              progress: Progress) -> None:  # fmt: skip
-    model = LanguageModel(path, threads=available_cores())
+    lm, model = parts.lm, LanguageModel(path, threads=available_cores())
     try:
         verdict.add("tokenizer", *parity.judge_tokenizer(
             [model.tokenize(text) for text in TOKENIZER_TEXTS],
-            [parts.reference_ids(text) for text in TOKENIZER_TEXTS],
+            [lm.reference_ids(text) for text in TOKENIZER_TEXTS],
         ))  # fmt: skip
-        room = parts.lm_config.context_length
-        texts = [
-            [parts.vocabulary.bos, *parts.reference_ids(text)][:room] for text in parts.gate_texts
-        ]
-        progress.stage("Computing the language model's reference", parts.lm_config.n_layers)
-        reference = parts.reference_logits(texts, progress.advance)
+        room = lm.config.context_length
+        first = [] if lm.vocabulary.bos is None else [lm.vocabulary.bos]
+        texts = [[*first, *lm.reference_ids(text)][:room] for text in parts.gate_texts]
+        progress.stage("Computing the language model's reference", lm.config.n_layers)
+        reference = lm.reference_logits(texts, progress.advance)
         progress.stage(f"Measuring the language model at {quant}", len(texts))
         found = _logits(model, texts, progress.advance)
     finally:

@@ -88,7 +88,7 @@ def write_tokenizer(
     """Write tokenizer.model and tokenizer_config.json; returns the number of pieces."""
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_CORPUS * 4),
+        sentence_iterator=iter(CORPUS * 4),
         model_writer=trained,
         model_type="bpe",
         vocab_size=420,
@@ -314,7 +314,7 @@ def describe(spec: Spec) -> str:
     return "-".join(f"{k}={v}" for k, v in asdict(spec).items() if v != plain[k]) or "plain"
 
 
-_CORPUS = [
+CORPUS = [
     "A red cube lies on the left of a large blue ball, and both cast a long shadow.",
     "The sign above the door reads OPEN, the clock beside it shows 10:45.",
     "  indented text, two  spaces and a tab\tinside",

@@ -6,20 +6,22 @@ Source of the layout: the published checkpoints PrismCaptioner-2B/-7B (`llm_adap
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
 
-from edgeprism.convert import internlm2, parity_data, parity_reference, siglip
+from edgeprism.convert import internlm2, parity_data, parity_lm, parity_vision, siglip
 from edgeprism.convert.bundle_writer import BundleWriter
 from edgeprism.convert.captioner_card import CaptionerCard, card_from_folder
 from edgeprism.convert.checkpoint import Checkpoint, digest_of_files, license_of, read_json
+from edgeprism.convert.language_model import LmParts, open_language_model
 from edgeprism.convert.lora import LoraAdapter
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import FamilyParts, check_options, write_bundle
 from edgeprism.convert.progress import Progress
-from edgeprism.convert.tokenizer import IM_END, vocabulary_from_folder
 from edgeprism.convert.vision_graph import VisionGraph, VisionWeights
+from edgeprism.errors import CheckpointError
 from edgeprism.manifest import (
     SCHEMA,
     ImagePolicy,
@@ -48,10 +50,20 @@ class _Sources:
 
     def __init__(self, captioner: Path, llm: Path, vision: Path, progress: Progress) -> None:
         self.folders = {"captioner": captioner, "llm": llm, "vision": vision}
-        self.lm_config = internlm2.config_from_folder(llm)
+        config_path = llm / "config.json"
+        config = read_json(config_path)
+        if config.get("model_type") != "internlm2":
+            raise CheckpointError(
+                f"{config_path}: model_type is {config.get('model_type')!r}, expected 'internlm2'.",
+                "Pass the folder of the InternLM2 language model with --llm.",
+            )
+        self.lm_checkpoint = Checkpoint(llm, "language model")
+        opened = open_language_model(
+            self.lm_checkpoint, config, str(config_path), llm, internlm2.TOKENS
+        )
         self.tower_config = siglip.siglip_config_from_folder(vision)
         self.projector_config = siglip.projector_config_from_folder(
-            captioner / "projector", self.tower_config.n_embd, self.lm_config.n_embd
+            captioner / "projector", self.tower_config.n_embd, opened.config.n_embd
         )
         self.n_used = self.tower_config.n_layers - _UNUSED_LAYERS
         self.tower = Checkpoint(vision, "vision model")
@@ -59,9 +71,8 @@ class _Sources:
         self.tower.require(siglip.siglip_shapes(self.tower_config, self.prefix, self.n_used))
         self.projector = Checkpoint(captioner / "projector", "projector")
         self.projector.require(siglip.projector_shapes(self.projector_config))
-        self.lm = Checkpoint(llm, "language model")
-        shapes = internlm2.tensor_shapes(self.lm_config)
-        self.lm.require(shapes)
+        shapes = opened.shapes
+        self.lm_checkpoint.require(shapes)
         self.adapter_folder: Path | None = captioner / "llm_adapter"
         self.adapter: LoraAdapter | None = None
         if self.adapter_folder.is_dir():
@@ -73,13 +84,20 @@ class _Sources:
                 "as fully trained."
             )
         self._merged: tuple[str, torch.Tensor] | None = None
+        self.lm: LmParts = dataclasses.replace(
+            opened,
+            read=self.merged,
+            reference_logits=lambda texts, tick: parity_lm.logits(
+                self.lm_checkpoint.files, config, texts, tick, self.adapter_folder
+            ),
+        )
 
     def merged(self, name: str) -> torch.Tensor:
         """A tensor of the language model in float32, with the adapter's change."""
         if self._merged is not None and self._merged[0] == name:
             return self._merged[1]
         self._merged = None  # frees the memory before the next is made
-        tensor = self.lm.read_float32(name)
+        tensor = self.lm_checkpoint.read_float32(name)
         if self.adapter:
             tensor = self.adapter.merge(name, tensor)
         if name.endswith(".wqkv.weight"):
@@ -94,7 +112,7 @@ class _Sources:
                 *self.projector.files,
                 *(self.adapter.checkpoint.files if self.adapter else ()),
             ],
-            "llm": [*self.lm.files, self.folders["llm"] / "tokenizer.model"],
+            "llm": [*self.lm_checkpoint.files, self.folders["llm"] / "tokenizer.model"],
             "vision": self.tower.files,
         }
         return [
@@ -122,7 +140,6 @@ def convert(
         progress.stage("Reading the checkpoints")
         card = card_from_folder(captioner, _INSTRUCTION, _FOCUS, max_tokens=512)
         sources = _Sources(captioner, llm, vision, progress)
-        vocabulary = vocabulary_from_folder(llm, sources.lm_config.n_vocab)
         drop = not keep_first_patch
         name = options.name or card.name or captioner.resolve().name
         parts = FamilyParts(
@@ -133,18 +150,11 @@ def convert(
                 sources.tower, sources.prefix, sources.n_used,
                 sources.projector, sources.projector_config.depth,
             ),
-            lm_config=sources.lm_config,
-            lm_architecture=internlm2.ARCHITECTURE,
-            vocabulary=vocabulary,
-            lm_tensors=list(internlm2.gguf_tensors(sources.lm_config, sources.merged)),
             n_vision_layers=sources.n_used,
-            reference_visual_tokens=lambda pixels, tick: parity_reference.siglip_visual_tokens(
+            reference_visual_tokens=lambda pixels, tick: parity_vision.siglip_visual_tokens(
                 vision, captioner / "projector", pixels, drop, tick
             ),
-            reference_logits=lambda texts, tick: parity_reference.internlm2_logits(
-                llm, sources.adapter_folder, texts, tick
-            ),
-            reference_ids=parity_reference.sentencepiece_ids(llm),
+            lm=sources.lm,
             gate_texts=card.parity_texts or parity_data.TEXTS,
             manifest=_manifest(name, sources, card, drop),
         )  # fmt: skip
@@ -152,7 +162,7 @@ def convert(
 
 
 def _manifest(name: str, sources: _Sources, card: CaptionerCard, drop: bool) -> Manifest:
-    tower, lm = sources.tower_config, sources.lm_config
+    tower, lm = sources.tower_config, sources.lm.config
     described = sources.described()
     licenses = list(dict.fromkeys(source.license for source in described))
     return Manifest(
@@ -180,7 +190,7 @@ def _manifest(name: str, sources: _Sources, card: CaptionerCard, drop: bool) -> 
         lm=LanguageModel(
             file="",
             quant="",
-            architecture=internlm2.ARCHITECTURE,
+            architecture=lm.architecture,
             n_embd=lm.n_embd,
             n_vocab=lm.n_vocab,
             context_length=lm.context_length,
@@ -193,7 +203,7 @@ def _manifest(name: str, sources: _Sources, card: CaptionerCard, drop: bool) -> 
             before_caption="<|im_end|>\n<|im_start|>assistant\n",
             default_instruction=card.default_instruction,
             focus_instruction=card.focus_instruction,
-            stop=[IM_END],
+            stop=[internlm2.IM_END],
             max_tokens=card.max_tokens,
         ),
         files={},

@@ -122,7 +122,7 @@ def test_other_adapters_are_refused(
     ("role", "changes", "said"),
     [
         ("llm", {"model_type": "llama"}, "'llama', expected 'internlm2'"),
-        ("llm", {"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling"),
+        ("llm", {"rope_scaling": {"type": "longrope", "factor": 2}}, "rope_scaling"),
         ("llm", {"bias": True}, "bias = True"),
         ("llm", {"tie_word_embeddings": True}, "tie_word_embeddings"),
         ("llm", {"num_hidden_layers": None}, "num_hidden_layers"),

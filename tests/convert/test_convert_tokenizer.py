@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ import sentencepiece
 from checkpoints import SPECIAL_NAMES, Folders, Spec
 from sentencepiece import sentencepiece_model_pb2
 
-from edgeprism.convert.tokenizer import vocabulary_from_folder
+from edgeprism.convert import internlm2, tokenizer
 from edgeprism.errors import CheckpointError
 from edgeprism.gguf_header import read_gguf_header
 from edgeprism.lm import LanguageModel
+
+vocabulary_from_folder = partial(tokenizer.vocabulary_from_folder, rules=internlm2.TOKENS)
 
 BY_HAND = (
     "",

@@ -1,0 +1,77 @@
+"""A family's language model, whichever it is: what the pipeline writes and measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprism.convert import internlm2, llama, parity_lm
+from edgeprism.convert.checkpoint import Checkpoint
+from edgeprism.convert.lm_config import (
+    LmConfig,
+    LmTensor,
+    lm_config_from_dict,
+    published_shapes,
+)
+from edgeprism.convert.tokenizer import TokenRules, Vocabulary, vocabulary_from_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class LmParts:
+    """Callables do the work only when called; `Tick` is called once a layer."""
+
+    config: LmConfig
+    vocabulary: Vocabulary
+    tensors: Sequence[LmTensor]
+    read: Callable[[str], torch.Tensor]  # a published tensor by name, float32
+    reference_logits: Callable[[list[list[int]], Tick], list[np.ndarray]]
+    reference_ids: Callable[[str], list[int]]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor that the checkpoint must hold."""
+        return published_shapes(list(self.tensors))
+
+
+# by model_type: patterns of tensors that a published file may hold and that nothing needs
+UNUSED = {
+    "llama": llama.UNUSED,
+    "mistral": llama.UNUSED,
+    "qwen2": llama.UNUSED,
+    "internlm2": internlm2.UNUSED,
+}
+
+
+def open_language_model(
+    checkpoint: Checkpoint, data: Mapping[str, Any], where: str, tokenizer: Path, rules: TokenRules
+) -> LmParts:
+    """The language model that stands in `checkpoint` as `data` (a config.json's fields) says.
+
+    `tokenizer` is the folder of its tokenizer, `where` names `data` in errors. The tensors' prefix
+    is found in the checkpoint; that they are all there is for the caller to require (`shapes`).
+    Raises CheckpointError for a language model or a tokenizer that cannot be converted.
+    """
+    config = lm_config_from_dict(data, where)
+    if config.model_type == "internlm2":
+        lead = internlm2.lead(checkpoint.names)
+        tensors = list(internlm2.gguf_tensors(config, lead))
+    else:
+        body = llama.body_prefix(checkpoint.names, str(checkpoint.folder))
+        head = llama.head_name(checkpoint.names, body)
+        tensors = list(llama.gguf_tensors(config, body, head))
+    return LmParts(
+        config,
+        vocabulary_from_folder(tokenizer, config.n_vocab, rules),
+        tensors,
+        checkpoint.read_float32,
+        lambda texts, tick: parity_lm.logits(checkpoint.files, dict(data), texts, tick),
+        parity_lm.text_to_ids(tokenizer),
+    )

@@ -1,0 +1,88 @@
+"""Llama and its kin as published → the tensors of llama.cpp's `llama` and `qwen2` architectures.
+
+Source of the names: transformers' LlamaForCausalLM, MistralForCausalLM and Qwen2ForCausalLM
+(Vicuna, Yi, SmolLM, Llama 3 and Qwen 1.5 are published so). Inside a captioner's checkpoint they
+stand under a prefix, which is found and not presumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+from edgeprism.convert.lm_config import LmConfig, LmTensor
+from edgeprism.convert.rope import llama3_factors, permute_for_rope
+from edgeprism.errors import CheckpointError
+
+# Buffers and copies that some files hold beside the weights
+UNUSED = (r"rotary_emb\.inv_freq$",)
+
+_PROBE = "layers.0.input_layernorm.weight"
+
+
+def body_prefix(names: Iterable[str], where: str) -> str:
+    """What stands in front of `layers.0.…`, e.g. "model." or "language_model.model."."""
+    found = sorted(n.removesuffix(_PROBE) for n in names if n.endswith(_PROBE))
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{where} holds more than one language model: {', '.join(found)}.",
+            "Use the published checkpoint.",
+        )
+    return found[0] if found else "model."
+
+
+def head_name(names: Iterable[str], body: str) -> str:
+    """Of the output head: beside the body, or at the top as newer files have it."""
+    beside = f"{body.removesuffix('model.')}lm_head.weight"
+    return "lm_head.weight" if "lm_head.weight" in names and beside not in names else beside
+
+
+def gguf_tensors(config: LmConfig, body: str, head: str) -> Iterator[LmTensor]:
+    """The GGUF's tensors in file order, each with the published tensor it is made of."""
+    e, f = config.n_embd, config.n_ffn
+    n_q, n_kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+
+    def same(name: str, source: str, *shape: int) -> LmTensor:
+        return LmTensor(name, shape, source, shape)
+
+    def turned(name: str, source: str, n_heads: int, *shape: int) -> LmTensor:
+        # qwen2 rotates halves, as published
+        turn = partial(permute_for_rope, n_heads=n_heads)
+        return LmTensor(
+            name, shape, source, shape, turn if config.architecture == "llama" else None
+        )
+
+    yield same("token_embd.weight", f"{body}embed_tokens.weight", config.n_vocab, e)
+    if config.rope_scaling.kind == "llama3":
+        yield _rope_factors(config)
+    for i in range(config.n_layers):
+        layer, block = f"{body}layers.{i}.", f"blk.{i}."
+        attention, mlp = f"{layer}self_attn.", f"{layer}mlp."
+        yield same(f"{block}attn_norm.weight", f"{layer}input_layernorm.weight", e)
+        yield turned(f"{block}attn_q.weight", f"{attention}q_proj.weight", config.n_heads, n_q, e)
+        yield turned(
+            f"{block}attn_k.weight", f"{attention}k_proj.weight", config.n_kv_heads, n_kv, e
+        )
+        yield same(f"{block}attn_v.weight", f"{attention}v_proj.weight", n_kv, e)
+        if config.qkv_bias:
+            yield turned(f"{block}attn_q.bias", f"{attention}q_proj.bias", config.n_heads, n_q)
+            yield turned(f"{block}attn_k.bias", f"{attention}k_proj.bias", config.n_kv_heads, n_kv)
+            yield same(f"{block}attn_v.bias", f"{attention}v_proj.bias", n_kv)
+        yield same(f"{block}attn_output.weight", f"{attention}o_proj.weight", e, n_q)
+        if config.output_bias:
+            yield same(f"{block}attn_output.bias", f"{attention}o_proj.bias", e)
+        yield same(f"{block}ffn_norm.weight", f"{layer}post_attention_layernorm.weight", e)
+        yield same(f"{block}ffn_gate.weight", f"{mlp}gate_proj.weight", f, e)
+        yield same(f"{block}ffn_up.weight", f"{mlp}up_proj.weight", f, e)
+        yield same(f"{block}ffn_down.weight", f"{mlp}down_proj.weight", e, f)
+    yield same("output_norm.weight", f"{body}norm.weight", e)
+    if not config.tied:  # llama.cpp takes the embedding where there is no head
+        yield same("output.weight", head, config.n_vocab, e)
+
+
+def _rope_factors(config: LmConfig) -> LmTensor:
+    import torch
+
+    factors = llama3_factors(config.rope_scaling, config.rope_theta, config.head_dim)
+    made = torch.tensor(factors, dtype=torch.float32)
+    return LmTensor("rope_freqs.weight", tuple(made.shape), "", (), lambda _: made)

@@ -1,0 +1,206 @@
+"""A language model's published configuration → what its tensors and its GGUF must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from edgeprism.convert.rope import RopeScaling, rope_scaling_from_dict
+from edgeprism.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+# published model_type → llama.cpp's architecture. SmolLM, Vicuna, Yi and Llama 3 are "llama".
+ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "internlm2": "internlm2",
+}
+_WHOLE_NUMBERS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
+                  "vocab_size", "num_key_value_heads", "head_dim",
+                  "max_position_embeddings")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LmConfig:
+    """What the weights' shapes and the GGUF's header need."""
+
+    model_type: str
+    architecture: str  # llama.cpp's name
+    n_layers: int
+    n_embd: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    n_ffn: int
+    n_vocab: int
+    context_length: int
+    rope_theta: float
+    rope_scaling: RopeScaling
+    rms_eps: float
+    tied: bool  # the output head is the embedding
+    qkv_bias: bool
+    output_bias: bool  # of the attention's last matrix
+    sliding_window: int = 0  # why context_length is shorter than published; 0: it is not
+
+
+@dataclass(frozen=True)
+class LmTensor:
+    """One tensor of the GGUF and the published tensor that it is made of.
+
+    Shapes are [out, in] or [n]. A tensor without `source` is computed from the configuration.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source: str
+    source_shape: tuple[int, ...]
+    turn: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def make(self, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        """float32; `read(name)` gives a published tensor."""
+        import torch
+
+        made = read(self.source) if self.source else torch.empty(0)
+        return self.turn(made) if self.turn else made
+
+
+def published_shapes(tensors: list[LmTensor]) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the checkpoint must hold, with its shape."""
+    return {t.source: t.source_shape for t in tensors if t.source}
+
+
+def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
+    """Read a config.json or a `text_config` in one; what it leaves out is transformers' default.
+
+    Raises CheckpointError for another model type or a variant that llama.cpp would compute
+    differently, all faults at once.
+    """
+    kind = data.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{where}: model_type is {kind!r}, expected one of {', '.join(ARCHITECTURES)}.",
+            "Pass the folder of the language model that the captioner was trained on.",
+        )
+    fields = _with_defaults(data, where)
+    faults = [
+        f"{name} = {value!r} (expected a whole number above 0)"
+        for name in _WHOLE_NUMBERS
+        if type(value := getattr(fields, name)) is not int or value < 1
+    ]
+    if not faults:
+        faults = _variant_faults(kind, data, fields)
+    scaling = RopeScaling()
+    if not faults:
+        found = rope_scaling_from_dict(data.get("rope_scaling"), fields.max_position_embeddings)
+        if isinstance(found, str):
+            faults.append(found)
+        else:
+            scaling = found
+    if faults:
+        raise CheckpointError(
+            f"{where} describes a variant that is not supported: {'; '.join(faults)}.",
+            "Use the published weights; a changed model may not run in llama.cpp.",
+        )
+    window = _window(kind, fields)
+    return LmConfig(
+        model_type=kind,
+        architecture=ARCHITECTURES[kind],
+        n_layers=fields.num_hidden_layers,
+        n_embd=fields.hidden_size,
+        n_heads=fields.num_attention_heads,
+        n_kv_heads=fields.num_key_value_heads,
+        head_dim=fields.head_dim,
+        n_ffn=fields.intermediate_size,
+        n_vocab=fields.vocab_size,
+        context_length=min(
+            fields.max_position_embeddings, window or fields.max_position_embeddings
+        ),
+        rope_theta=float(fields.rope_theta),
+        rope_scaling=scaling,
+        rms_eps=float(fields.rms_norm_eps),
+        tied=bool(fields.tie_word_embeddings),
+        qkv_bias=kind == "qwen2" or bool(fields.attention_bias),
+        output_bias=kind == "llama" and bool(fields.attention_bias),
+        sliding_window=window if window < fields.max_position_embeddings else 0,
+    )
+
+
+def _with_defaults(data: Mapping[str, Any], where: str) -> Any:
+    """The fields as transformers reads them; InternLM2, which it does not know, by hand."""
+    if data["model_type"] == "internlm2":
+        given = {name: value for name, value in data.items() if value is not None}
+        heads, width = data.get("num_attention_heads"), data.get("hidden_size")
+        whole = isinstance(heads, int) and isinstance(width, int) and heads > 0
+        defaults = {
+            "num_hidden_layers": None,
+            "hidden_size": None,
+            "num_attention_heads": None,
+            "intermediate_size": None,
+            "vocab_size": None,
+            "num_key_value_heads": heads,
+            "head_dim": width // heads if whole else 1,  # type: ignore[operator]
+            "max_position_embeddings": 32768,
+            "rope_theta": 10000,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": False,
+            "hidden_act": "silu",
+            "attention_bias": data.get("bias", False),
+        }
+        return SimpleNamespace(**{**defaults, **given})
+    from transformers import CONFIG_MAPPING
+
+    plain = {name: value for name, value in data.items() if name != "model_type"}
+    # transformers only warns of a rope_scaling that it does not understand; it is judged here
+    plain.pop("rope_scaling", None)
+    try:
+        read = CONFIG_MAPPING[data["model_type"]](**plain)
+        defaults = {"attention_bias": False, "head_dim": None}
+        fields = {**defaults, **read.to_dict()}
+        fields["head_dim"] = fields["head_dim"] or read.hidden_size // read.num_attention_heads
+        return SimpleNamespace(**fields)
+    except (TypeError, ValueError, KeyError, ZeroDivisionError, AttributeError) as error:
+        raise CheckpointError(
+            f"{where} is not a configuration of {data['model_type']}: {error}.",
+            "Download it again.",
+        ) from error
+
+
+def _variant_faults(kind: str, data: Mapping[str, Any], fields: Any) -> list[str]:
+    """Settings that would make the weights compute something else than the GGUF does."""
+    faults = []
+    if fields.hidden_act != "silu":
+        faults.append(f"hidden_act = {fields.hidden_act!r} (expected 'silu')")
+    if getattr(fields, "mlp_bias", False):
+        faults.append("mlp_bias = True (expected False)")
+    if data.get("partial_rotary_factor", 1.0) != 1.0:
+        faults.append(f"partial_rotary_factor = {data['partial_rotary_factor']!r} (expected 1.0)")
+    if fields.num_attention_heads % fields.num_key_value_heads:
+        faults.append(
+            f"num_attention_heads {fields.num_attention_heads} is no multiple of "
+            f"num_key_value_heads {fields.num_key_value_heads}"
+        )
+    if fields.head_dim % 2:
+        faults.append(f"head_dim {fields.head_dim} is odd")
+    if kind == "internlm2":
+        if fields.hidden_size != fields.head_dim * fields.num_attention_heads:
+            faults.append(
+                f"hidden_size {fields.hidden_size} is no multiple of num_attention_heads "
+                f"{fields.num_attention_heads}"
+            )
+        faults += [
+            f"{name} = {data[name]!r} (expected False)"
+            for name in ("bias", "tie_word_embeddings")
+            if data.get(name)
+        ]
+    return faults
+
+
+def _window(kind: str, fields: Any) -> int:
+    """Past this many tokens the published model forgets, which llama.cpp's does not imitate."""
+    used = kind == "mistral" or (kind == "qwen2" and getattr(fields, "use_sliding_window", False))
+    return int(getattr(fields, "sliding_window", None) or 0) if used else 0

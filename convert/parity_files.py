@@ -1,0 +1,55 @@
+"""Published files as the gate's references read them: apart from the converter's own reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class RawTensors:
+    """{name: tensor} of weight files, read when asked for.
+
+    Nested tables of tensors (`{"model": {"projector": {…}}}`, as training scripts write them)
+    are flattened, their keys joined by dots.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        from safetensors import safe_open
+
+        self._sources: dict[str, Any] = {}
+        for path in files:
+            if path.suffix == ".safetensors":
+                opened = safe_open(str(path), framework="pt")
+                self._sources |= dict.fromkeys(opened.keys(), opened.get_tensor)
+            else:
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                flat = dict(_flattened(loaded, ""))
+                self._sources |= dict.fromkeys(flat, flat.__getitem__)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._sources
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._sources[name](name)
+        return tensor
+
+    def lead_of(self, ending: str) -> str:
+        """What stands in front of `ending` in the one name that ends so."""
+        (name,) = (name for name in self._sources if name.endswith(ending))
+        return name.removesuffix(ending)
+
+
+def _flattened(table: dict[str, Any], lead: str) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, value in table.items():
+        if torch.is_tensor(value):
+            yield lead + name, value
+        elif isinstance(value, dict):
+            yield from _flattened(value, f"{lead}{name}.")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Every weight file of a folder; safetensors where there are any."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))

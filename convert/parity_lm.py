@@ -1,0 +1,194 @@
+"""The gate's reference of language models: what the published tensors compute, in torch float32.
+
+It shares no code with the converter on purpose, down to reading the files: a mistake in unpacking,
+merging or reading would otherwise cancel out. Attention works on the matrices as published, LoRA
+is applied beside its matrix (x·Aᵀ·Bᵀ) and never merged, RoPE rotates halves at rates that
+transformers computes. Weights of one layer at a time are in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from edgeprism.convert.parity_files import RawTensors, weight_files
+
+Tick = Callable[[], None]
+
+
+class _Weights:
+    """Linear layers of the base model with the adapter standing beside them."""
+
+    def __init__(self, files: Iterable[Path], adapter: Path | None) -> None:
+        self.base = RawTensors(files)
+        self.adapter = RawTensors(weight_files(adapter)) if adapter else None
+        self.scale = 0.0
+        if adapter:
+            config = json.loads((adapter / "adapter_config.json").read_text())
+            root = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
+            self.scale = config["lora_alpha"] / root
+
+    def vector(self, name: str) -> torch.Tensor:
+        return self.base[name].float()
+
+    def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        """x [rows, in] → [rows, out]; in slices of rows of the weight, for large vocabularies."""
+        weight = self.base[name + ".weight"]
+        y = torch.cat([x @ part.float().t() for part in weight.split(16384)], dim=1)
+        if name + ".bias" in self.base:
+            y += self.base[name + ".bias"].float()
+        for suffix in ("", ".default"):
+            a, b = (f"base_model.model.{name}.lora_{h}{suffix}.weight" for h in "AB")
+            if self.adapter is not None and a in self.adapter:
+                low = x @ self.adapter[a].float().t()
+                y += self.scale * (low @ self.adapter[b].float().t())
+        return y
+
+
+@dataclass(frozen=True)
+class _Rotation:
+    """RoPE: radians a position for each pair, and what transformers scales cos and sin by."""
+
+    rates: torch.Tensor  # [head_dim / 2]
+    scale: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x [rows, …, head_dim] where row t stands at position t."""
+        half = x.shape[-1] // 2
+        angles = torch.arange(x.shape[0], dtype=torch.float64)[:, None] * self.rates.double()
+        angles = angles.view(x.shape[0], *[1] * (x.dim() - 2), half)
+        cos, sin = (self.scale * part.float() for part in (angles.cos(), angles.sin()))
+        a, b = x[..., :half], x[..., half:]
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def _stock_config(data: dict[str, Any]) -> Any:
+    """The fields as transformers completes them; InternLM2's are Llama's."""
+    from transformers import CONFIG_MAPPING
+
+    kind = "llama" if data["model_type"] == "internlm2" else data["model_type"]
+    return CONFIG_MAPPING[kind](**{k: v for k, v in data.items() if k != "model_type"})
+
+
+def _rotation(config: Any) -> _Rotation:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = getattr(config, "rope_scaling", None) or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "dynamic":
+        kind = "default"  # the same within the trained context
+    rates, scale = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
+    if kind == "default":  # in double precision, where transformers rounds
+        half = len(rates)
+        rates = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    return _Rotation(rates, scale)
+
+
+def _rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
+
+
+# the names of one layer: (norm, projections' lead, norm, gate, up, down) differ by publisher
+_LLAMA = {"norm1": "input_layernorm", "out": "self_attn.o_proj",
+          "norm2": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
+          "down": "mlp.down_proj"}  # fmt: skip
+_INTERNLM2 = {"norm1": "attention_norm", "out": "attention.wo", "norm2": "ffn_norm",
+              "gate": "feed_forward.w1", "up": "feed_forward.w3",
+              "down": "feed_forward.w2"}  # fmt: skip
+
+
+@torch.inference_mode()
+def logits(
+    files: Iterable[Path],
+    data: dict[str, Any],
+    texts: list[list[int]],
+    tick: Tick,
+    adapter: Path | None = None,
+) -> list[np.ndarray]:
+    """Teacher-forced logits [n_tokens, n_vocab] float32 of each text (ids, BOS included).
+
+    `files` hold the model, `data` are its config.json's fields, `adapter` is a LoRA's folder.
+    """
+    weights, config = _Weights(files, adapter), _stock_config(data)
+    packed = data["model_type"] == "internlm2"
+    names = _INTERNLM2 if packed else _LLAMA
+    body = weights.base.lead_of(f"layers.0.{names['norm1']}.weight")
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    rotation, eps = _rotation(config), config.rms_norm_eps
+    lengths = [len(text) for text in texts]
+    ids = torch.tensor([token for text in texts for token in text])
+    embedding = f"{body}{'tok_embeddings' if packed else 'embed_tokens'}"
+    # all texts as one block of rows; only attention looks at each alone
+    x = weights.base[f"{embedding}.weight"][ids].float()  # [rows, hidden]
+    for i in range(config.num_hidden_layers):
+        p = f"{body}layers.{i}."
+        y = _rms(x, weights.vector(f"{p}{names['norm1']}.weight"), eps)
+        if packed:
+            q, k, v = _unpacked(weights.linear(y, p + "attention.wqkv"), kv_heads, head_dim)
+        else:
+            q, k, v = (
+                weights.linear(y, f"{p}self_attn.{part}_proj").unflatten(
+                    -1, (kv_heads, -1, head_dim)
+                )
+                for part in "qkv"
+            )
+        parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+        x = x + weights.linear(
+            torch.cat([_attention(*part, rotation) for part in parts]), p + names["out"]
+        )
+        y = _rms(x, weights.vector(f"{p}{names['norm2']}.weight"), eps)
+        gate = F.silu(weights.linear(y, p + names["gate"])) * weights.linear(y, p + names["up"])
+        x = x + weights.linear(gate, p + names["down"])
+        tick()
+    x = _rms(x, weights.vector(f"{body}norm.weight"), eps)
+    found = weights.linear(
+        x, embedding if config.tie_word_embeddings else _head(weights, body, packed)
+    )
+    return [part.numpy() for part in found.split(lengths)]
+
+
+def _head(weights: _Weights, body: str, packed: bool) -> str:
+    beside = body.removesuffix("model.") + ("output" if packed else "lm_head")
+    return beside if beside + ".weight" in weights.base else "lm_head"
+
+
+def _unpacked(
+    packed: torch.Tensor, kv_heads: int, head_dim: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """InternLM2's rows [t, …] → q [t, kv_heads, groups, d], k and v [t, kv_heads, 1, d]."""
+    grouped = packed.unflatten(-1, (kv_heads, -1, head_dim))
+    return grouped[:, :, :-2], grouped[:, :, -2:-1], grouped[:, :, -1:]
+
+
+def _attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotation: _Rotation
+) -> torch.Tensor:
+    """Causal attention of one text; shapes as `_unpacked` gives them → [t, hidden]."""
+    q, k = rotation(q), rotation(k)[:, :, 0]
+    scores = torch.einsum("tkgd,skd->kgts", q, k) / q.shape[-1] ** 0.5
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    seen = torch.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
+    return torch.einsum("kgts,skd->tkgd", seen, v[:, :, 0]).flatten(1)
+
+
+def text_to_ids(folder: Path) -> Callable[[str], list[int]]:
+    """text → the ids that the published tokenizer's own library gives: no BOS, no specials."""
+    path = folder / "tokenizer.model"
+    if path.is_file():
+        import sentencepiece
+
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        return lambda text: list(model.encode(text))
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True  # what a person wrote makes no special token
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)

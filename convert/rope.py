@@ -1,0 +1,87 @@
+"""Rotary positions: how a published model scales them, and what the GGUF needs for it.
+
+Sources: transformers' `modeling_rope_utils` for the meaning of `rope_scaling`, llama.cpp's
+converter for how a GGUF says the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+# what each kind may say beside its name and factor
+_FIELDS = {
+    "linear": (),
+    "llama3": ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("original_max_position_embeddings",),
+}
+# They change nothing within the trained context, which is where captions live
+_WITHOUT_EFFECT = ("default", "dynamic")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """`kind` is "none", "linear", "llama3" or "yarn"."""
+
+    kind: str = "none"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 0
+
+
+def rope_scaling_from_dict(scaling: Any, context_length: int) -> RopeScaling | str:
+    """`rope_scaling` of a config.json; a text says why it cannot be honoured."""
+    if scaling is None:
+        return RopeScaling()
+    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else None
+    if kind in _WITHOUT_EFFECT:
+        return RopeScaling()
+    if kind not in _FIELDS:
+        return f"rope_scaling = {scaling!r} (expected null or type {', '.join(_FIELDS)}, dynamic)"
+    known = ("rope_type", "type", "factor", "rope_theta", *_FIELDS[kind])
+    odd = [name for name in scaling if name not in known]
+    numbers = {name: scaling[name] for name in ("factor", *_FIELDS[kind]) if name in scaling}
+    good = all(isinstance(v, int | float) and v > 0 for v in numbers.values())
+    if odd or not good or "factor" not in numbers:
+        return f"rope_scaling = {scaling!r} (type {kind} takes numbers: factor {_FIELDS[kind]})"
+    return RopeScaling(
+        kind,
+        float(numbers["factor"]),
+        float(numbers.get("low_freq_factor", 1.0)),
+        float(numbers.get("high_freq_factor", 4.0)),
+        int(numbers.get("original_max_position_embeddings", context_length)),
+    )
+
+
+def llama3_factors(scaling: RopeScaling, theta: float, head_dim: int) -> list[float]:
+    """What llama.cpp divides each of the head_dim / 2 rotation rates by.
+
+    Wavelengths short against the first context stay, long ones are stretched by `factor`, and
+    between the two the rate itself is blended.
+    """
+    factors = []
+    for i in range(0, head_dim, 2):
+        wavelength = 2 * math.pi * theta ** (i / head_dim)
+        turns = scaling.original_context / wavelength
+        share = (turns - scaling.low_freq_factor) / (
+            scaling.high_freq_factor - scaling.low_freq_factor
+        )
+        share = min(1.0, max(0.0, share))
+        factors.append(1 / (share + (1 - share) / scaling.factor))
+    return factors
+
+
+def permute_for_rope(rows: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """Reorder each head's rows from (first half, second half) to interleaved pairs.
+
+    Published models rotate row i with row i + head_dim/2; llama.cpp's NORM rope rotates
+    neighbours. `rows` is a matrix [heads · head_dim, in] or a bias [heads · head_dim].
+    """
+    halves = rows.view(n_heads, 2, rows.shape[0] // n_heads // 2, *rows.shape[1:])
+    return halves.transpose(1, 2).reshape(rows.shape)

@@ -1,0 +1,103 @@
+"""Byte-level BPE's tokenizer.json → the vocabulary of a GGUF file.
+
+The file's vocabulary and merges go in as they are. How text is cut before (the `pre` type) is
+compiled into llama.cpp by name, see `pretokenizer`. Added tokens that look like markup ("<…>",
+"[…]") are CONTROL even where the file does not call them special: what a person wrote must not
+become one.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from edgeprism.convert.checkpoint import read_json
+from edgeprism.convert.pretokenizer import pretokenizer_name
+from edgeprism.convert.tokenizer import (
+    CONTROL,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    TokenRules,
+    Vocabulary,
+    eos_id,
+)
+from edgeprism.errors import CheckpointError
+
+FILE = "tokenizer.json"
+_MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+# Fields of the model that change how pieces are merged, with the values that llama.cpp assumes
+_PLAIN: dict[str, tuple[object, ...]] = {
+    "type": ("BPE",),
+    "dropout": (None, 0.0),
+    "continuing_subword_prefix": (None, ""),
+    "end_of_word_suffix": (None, ""),
+    "byte_fallback": (None, False),
+}
+
+
+def vocabulary(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
+    """Read tokenizer.json and what the folder says of special tokens."""
+    import gguf
+
+    path = folder / FILE
+    data = read_json(path)
+    model = data.get("model")
+    faults = _faults(data, n_vocab)
+    if faults:
+        raise CheckpointError(
+            f"{path} cannot be reproduced by llama.cpp: {'; '.join(faults)}.",
+            "Use the tokenizer that was published with the language model; one made from a "
+            "SentencePiece model needs its tokenizer.model in the folder.",
+        )
+    pre = pretokenizer_name(path, data)
+    try:
+        special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=n_vocab)
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.", "Download it again.") from error
+    by_id = {number: piece.encode() for piece, number in model["vocab"].items()}
+    kinds = dict.fromkeys(by_id, NORMAL)
+    for token in data.get("added_tokens") or []:
+        number, text = token["id"], token["content"]
+        by_id[number] = text.encode()
+        control = token.get("special") or _MARKUP.fullmatch(text)
+        kinds[number] = CONTROL if control else USER_DEFINED
+    pieces = [by_id.get(i, f"[PAD{i}]".encode()) for i in range(n_vocab)]
+    bos = special.special_token_ids.get("bos")
+    template = rules.chat_template or special.chat_template
+    return Vocabulary(
+        model="gpt2",
+        pre=pre,
+        pieces=pieces,
+        types=[kinds.get(i, UNUSED) for i in range(n_vocab)],
+        bos=bos,
+        eos=eos_id(pieces, rules, special.special_token_ids.get("eos")),
+        add_bos=bos is not None and bool(special.add_special_token.get("bos", False)),
+        merges=special.merges,
+        chat_template=template if isinstance(template, str) else "",
+    )
+
+
+def _faults(data: dict[str, Any], n_vocab: int) -> list[str]:
+    model = data.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+        return ["it holds no vocabulary of pieces"]
+    faults = [
+        f"model.{name} is {model.get(name)!r}"
+        for name, plain in _PLAIN.items()
+        if model.get(name) not in plain
+    ]
+    ids = list(model["vocab"].values())
+    added = data.get("added_tokens") or []
+    for token in added:
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+            return [*faults, f"added token {token!r} is not a token"]
+        ids.append(token.get("id"))
+    if not all(type(number) is int and number >= 0 for number in ids):
+        faults.append("an id is no whole number")
+    elif max(ids) >= n_vocab:
+        faults.append(f"it has ids up to {max(ids)}, the model's vocabulary {n_vocab} rows")
+    if not model.get("merges"):
+        faults.append("it has no merges")
+    return faults

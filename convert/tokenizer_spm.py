@@ -1,0 +1,117 @@
+"""SentencePiece's tokenizer.model → the vocabulary of a GGUF file.
+
+llama.cpp's `llama` tokenizer is SentencePiece's BPE without a normalizer. USER_DEFINED pieces keep
+that type, except the `[UNUSED_TOKEN_n]` ones: their ids are the special tokens or reserved. The
+piece that is a NUL character cannot pass through C strings: it is replaced, and UNUSED.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgeprism.convert.checkpoint import read_json
+from edgeprism.convert.tokenizer import CONTROL, UNKNOWN, UNUSED, TokenRules, Vocabulary, eos_id
+from edgeprism.errors import CheckpointError
+
+FILE = "tokenizer.model"
+_BPE = 2  # TrainerSpec.ModelType
+# No text can be cut into this piece: it would need every longer and longer beginning of it.
+_NUL_PLACEHOLDER = "[NUL piece of the published tokenizer]"
+
+
+def vocabulary(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
+    """Read tokenizer.model and what the folder says of added tokens."""
+    model = _read_model(folder / FILE, n_vocab)
+    config_path = folder / "tokenizer_config.json"
+    config = read_json(config_path) if config_path.is_file() else {}
+    names = _special_names(folder, config, model, n_vocab, rules)
+    pieces, scores, types = [], [], []
+    for i, piece in enumerate(model.pieces):
+        text, kind = piece.piece, piece.type
+        if "\0" in text:
+            text, kind = _NUL_PLACEHOLDER, UNUSED
+        elif i in names:
+            text = names[i]
+            kind = UNKNOWN if kind == UNKNOWN else CONTROL
+        elif text.startswith("[UNUSED"):
+            kind = UNUSED
+        pieces.append(text.encode())
+        scores.append(piece.score)
+        types.append(kind)
+    for i in range(len(pieces), n_vocab):
+        pieces.append(names.get(i, f"[PAD{i}]").encode())
+        scores.append(0.0)
+        types.append(CONTROL if i in names else UNUSED)
+    trainer = model.trainer_spec
+    template = rules.chat_template or config.get("chat_template")
+    return Vocabulary(
+        model="llama",
+        pre="default",
+        pieces=pieces,
+        types=types,
+        bos=trainer.bos_id if trainer.bos_id >= 0 else None,
+        eos=eos_id(pieces, rules, trainer.eos_id if trainer.eos_id >= 0 else None),
+        add_bos=bool(config.get("add_bos_token", True)) and trainer.bos_id >= 0,
+        unk=trainer.unk_id,
+        scores=scores,
+        add_space_prefix=model.normalizer_spec.add_dummy_prefix,
+        chat_template=template if isinstance(template, str) else "",
+    )
+
+
+def _read_model(path: Path, n_vocab: int) -> Any:
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise CheckpointError(
+            f"{path} is not a SentencePiece model.", "Download it again."
+        ) from error
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    faults = []
+    if trainer.model_type != _BPE:
+        faults.append("its model type is not BPE")
+    if normalizer.precompiled_charsmap:
+        faults.append("it rewrites characters (precompiled_charsmap)")
+    if normalizer.remove_extra_whitespaces:
+        faults.append("it removes extra whitespace")
+    if not normalizer.escape_whitespaces or trainer.treat_whitespace_as_suffix:
+        faults.append("it does not mark spaces in front of words")
+    if len(model.pieces) > n_vocab:
+        faults.append(f"it has {len(model.pieces)} pieces, the model's vocabulary {n_vocab}")
+    if faults:
+        raise CheckpointError(
+            f"{path} cannot be reproduced by llama.cpp: {'; '.join(faults)}.",
+            "Use the tokenizer.model that was published with the language model.",
+        )
+    return model
+
+
+def _special_names(
+    folder: Path, config: dict[str, Any], model: Any, n_vocab: int, rules: TokenRules
+) -> dict[int, str]:
+    """{id: name} of the special tokens."""
+    names: dict[int, str] = {}
+    for key, entry in config.get("added_tokens_decoder", {}).items():
+        if not key.isdigit() or not isinstance(entry, dict) or not entry.get("content"):
+            raise CheckpointError(
+                f"{folder / 'tokenizer_config.json'}: added_tokens_decoder.{key} is not a token.",
+                "Download it again.",
+            )
+        names[int(key)] = str(entry["content"])
+    older = folder / "added_tokens.json"
+    for name, number in (read_json(older) if older.is_file() else {}).items():
+        if type(number) is not int:
+            raise CheckpointError(f"{older}: {name} has no number.", "Download it again.")
+        names.setdefault(number, name)
+    names = {number: name for number, name in names.items() if number < n_vocab}
+    given = set(names.values())
+    for i, piece in enumerate(model.pieces):
+        name = rules.renamed.get(piece.piece)
+        if name and name not in given and i not in names:
+            names[i] = name
+    return names

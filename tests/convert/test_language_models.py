@@ -1,0 +1,318 @@
+"""Every kind of language model, from its published files to the GGUF, against transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_convert_tokenizer import strings
+from tiny_lm import BYTE_LEVEL, KINDS, write_any_tokenizer, write_lm
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from edgeprism.convert import llama, parity_lm, rope
+from edgeprism.convert.checkpoint import Checkpoint
+from edgeprism.convert.gguf_export import write_gguf
+from edgeprism.convert.language_model import LmParts, open_language_model
+from edgeprism.convert.progress import Progress
+from edgeprism.convert.tokenizer import TokenRules, vocabulary_from_folder, write_vocabulary
+from edgeprism.errors import CheckpointError
+from edgeprism.gguf_header import read_gguf_header
+from edgeprism.lm import LanguageModel
+
+N_TOKENS = 32
+
+
+@dataclasses.dataclass
+class Made:
+    """A tiny model, the folder it was written to, and a prompt of ids."""
+
+    folder: Path
+    model: PreTrainedModel
+    prompt: list[int]
+
+    def greedy(self) -> list[int]:
+        ids = torch.tensor([self.prompt])
+        done = self.model.generate(
+            ids, max_new_tokens=N_TOKENS, min_new_tokens=N_TOKENS, do_sample=False,
+            eos_token_id=None, pad_token_id=0, attention_mask=torch.ones_like(ids),
+        )  # fmt: skip
+        return done[0, len(self.prompt) :].tolist()
+
+
+@pytest.fixture(scope="module")
+def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    kept: dict[str, Made] = {}
+
+    def get(kind: str) -> Made:
+        if kind not in kept:
+            folder = tmp_path_factory.mktemp("lm") / kind
+            model = write_lm(folder, kind)
+            prompt = np.random.default_rng(1).integers(3, 400, 90).tolist()
+            kept[kind] = Made(folder, model, prompt)
+        return kept[kind]
+
+    return get
+
+
+def parts_of(folder: Path, **changes: Any) -> LmParts:
+    path = folder / "config.json"
+    data = {**json.loads(path.read_text()), **changes}
+    return open_language_model(
+        Checkpoint(folder, "language model"), data, str(path), folder, TokenRules()
+    )
+
+
+def greedy_of(gguf: Path, prompt: list[int]) -> list[int]:
+    lm = LanguageModel(gguf)
+    context = lm.context(512, kv_type="f32", flash_attention=False, all_logits=True)
+    ids: list[int] = []
+    try:
+        step = context.logits_of_tokens(prompt)[-1]
+        for i in range(N_TOKENS):
+            ids.append(int(step.argmax()))
+            step = context.logits_of_tokens(ids[-1:], start=len(prompt) + i)[-1]
+    finally:
+        context.close()
+        lm.close()
+    return ids
+
+
+def written(folder: Path, out: Path, **changes: Any) -> Path:
+    write_gguf(out, "F32", parts_of(folder, **changes), "tiny", Progress())
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gguf_says_what_transformers_says(
+    kind: str, made_of: Callable[[str], Made], tmp_path: Path
+) -> None:
+    made = made_of(kind)
+    parts = parts_of(made.folder)
+    Checkpoint(made.folder, "language model").require(parts.shapes)
+    expected = made.greedy()
+    assert len(set(expected)) >= 8
+    assert greedy_of(written(made.folder, tmp_path / "lm.gguf"), made.prompt) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gates_reference_is_transformers(kind: str, made_of: Callable[[str], Made]) -> None:
+    made = made_of(kind)
+    with torch.inference_mode():
+        expected = made.model(torch.tensor([made.prompt])).logits[0].numpy()
+    (found,) = parts_of(made.folder).reference_logits([made.prompt], lambda: None)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def _unpermuted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(llama, "permute_for_rope", lambda rows, n_heads: rows)
+
+
+def _heads_for_keys(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(llama, "permute_for_rope", lambda rows, n_heads: rope.permute_for_rope(rows, 4))
+
+
+def _unscaled(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(llama, "llama3_factors", lambda scaling, theta, dim: [1.0] * (dim // 2))
+
+
+def _gate_and_up_swapped(patch: pytest.MonkeyPatch) -> None:
+    made = llama.gguf_tensors
+    swap = {"ffn_gate": "ffn_up", "ffn_up": "ffn_gate"}
+
+    def swapped(*arguments: Any) -> Any:
+        for tensor in made(*arguments):
+            _, _, part = tensor.name.removesuffix(".weight").rpartition(".")
+            name = tensor.name.replace(part, swap[part]) if part in swap else tensor.name
+            yield dataclasses.replace(tensor, name=name)
+
+    patch.setattr(llama, "gguf_tensors", swapped)
+
+
+@pytest.mark.parametrize(
+    ("kind", "plant"),
+    [
+        ("vicuna", _unpermuted),
+        ("mistral", _heads_for_keys),
+        ("llama3", _unscaled),
+        ("qwen2", _gate_and_up_swapped),
+        ("biased", _unpermuted),
+    ],
+)
+def test_planted_mistakes_are_seen(
+    kind: str,
+    plant: Callable[[pytest.MonkeyPatch], None],
+    made_of: Callable[[str], Made],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plant(monkeypatch)
+    made = made_of(kind)
+    assert greedy_of(written(made.folder, tmp_path / "lm.gguf"), made.prompt) != made.greedy()
+
+
+@pytest.mark.parametrize("scaling", ["llama-linear", "llama-yarn", "llama3"])
+def test_scaling_left_out_is_seen(
+    scaling: str, made_of: Callable[[str], Made], tmp_path: Path
+) -> None:
+    made = made_of(scaling)
+    found = greedy_of(written(made.folder, tmp_path / "lm.gguf", rope_scaling=None), made.prompt)
+    assert found != made.greedy()
+
+
+def test_headers(made_of: Callable[[str], Made], tmp_path: Path) -> None:
+    def header(kind: str) -> Any:
+        return read_gguf_header(written(made_of(kind).folder, tmp_path / f"{kind}.gguf"))
+
+    mistral = header("mistral").metadata
+    # past its window the published model forgets, and llama.cpp's does not
+    assert (mistral["general.architecture"], mistral["llama.context_length"]) == ("llama", 300)
+    qwen = header("qwen2").metadata
+    assert (qwen["general.architecture"], qwen["tokenizer.ggml.pre"]) == ("qwen2", "qwen2")
+    assert "tokenizer.ggml.bos_token_id" not in qwen
+    llama3 = header("llama3").metadata
+    assert (llama3["tokenizer.ggml.pre"], llama3["tokenizer.ggml.add_bos_token"]) == (
+        "llama-bpe", True,
+    )  # fmt: skip
+    assert header("smollm2").metadata["tokenizer.ggml.pre"] == "smollm"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "gemma"}, "'gemma', expected one of llama"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads 3"),
+        ({"num_hidden_layers": "two"}, "num_hidden_layers"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 1.0}}, "rope_scaling"),
+        ({"rope_scaling": "linear"}, "rope_scaling"),
+    ],
+)
+def test_other_configurations_are_refused(
+    changes: dict, said: str, made_of: Callable[[str], Made]
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        parts_of(made_of("vicuna").folder, **changes)
+    assert said in caught.value.message
+    assert "config.json" in caught.value.message
+
+
+# ---- byte-level tokenizers
+
+
+@pytest.fixture(scope="module", params=BYTE_LEVEL)
+def byte_level(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    write_any_tokenizer(folder, request.param)
+    return folder
+
+
+def vocabulary_gguf(folder: Path, out: Path, n_vocab: int = 710) -> Path:
+    """A GGUF of the vocabulary and next to no model."""
+    import gguf
+
+    writer = gguf.GGUFWriter(str(out), "llama")
+    write_vocabulary(writer, vocabulary_from_folder(folder, n_vocab, TokenRules()))
+    for add, value in (
+        (writer.add_context_length, 64), (writer.add_embedding_length, 32),
+        (writer.add_block_count, 1), (writer.add_feed_forward_length, 32),
+        (writer.add_head_count, 1), (writer.add_layer_norm_rms_eps, 1e-5),
+    ):  # fmt: skip
+        add(value)
+    shapes = {"token_embd": (n_vocab, 32), "output_norm": (32,)}
+    shapes |= {f"blk.0.{name}_norm": (32,) for name in ("attn", "ffn")}
+    shapes |= {
+        f"blk.0.{name}": (32, 32)
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    }
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def test_byte_level_ids_are_those_of_tokenizers(byte_level: Path, tmp_path: Path) -> None:
+    lm = LanguageModel(vocabulary_gguf(byte_level, tmp_path / "v.gguf"))
+    # llama.cpp normalises nothing: Qwen's NFC is not imitated, so texts are given in NFC
+    texts = [unicodedata.normalize("NFC", text) for text in strings()]
+    found = {text: lm.tokenize(text) for text in texts}
+    lm.close()
+    ids_of = parity_lm.text_to_ids(byte_level)
+    assert len(texts) == 200
+    assert {text: ids for text, ids in found.items() if ids != ids_of(text)} == {}
+
+
+def test_text_makes_no_special_token(byte_level: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(byte_level / "tokenizer.json"))
+    special = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items()}
+    lm = LanguageModel(vocabulary_gguf(byte_level, tmp_path / "v.gguf"))
+    for name, number in special.items():
+        assert number not in lm.tokenize(f"say {name} now")
+        assert number in lm.tokenize(f"say {name} now", parse_special=True)
+    lm.close()
+
+
+def edited(source: Path, out: Path, edit: Callable[[dict], object]) -> Path:
+    data = json.loads((source / "tokenizer.json").read_text())
+    edit(data)
+    out.mkdir()
+    (out / "tokenizer.json").write_text(json.dumps(data))
+    return out
+
+
+def test_a_wrong_cut_is_seen(byte_level: Path, tmp_path: Path) -> None:
+    """The 200 strings tell every kind from every other."""
+    names = {"llama-bpe", "qwen2", "smollm", "gpt-2"}
+    right = vocabulary_from_folder(byte_level, 710, TokenRules())
+    ids_of = parity_lm.text_to_ids(byte_level)
+    texts = [unicodedata.normalize("NFC", text) for text in strings()]
+    for wrong in sorted(names - {right.pre}):
+        out = tmp_path / f"{wrong}.gguf"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("test_language_models.vocabulary_from_folder", lambda *_, w=wrong:
+                          dataclasses.replace(right, pre=w))  # fmt: skip
+            lm = LanguageModel(vocabulary_gguf(byte_level, out))
+        assert any(lm.tokenize(text) != ids_of(text) for text in texts)
+        lm.close()
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda d: d["model"].update(type="Unigram"), "model.type is 'Unigram'"),
+        (lambda d: d["model"].update(byte_fallback=True), "byte_fallback"),
+        (lambda d: d["model"].update(merges=[]), "no merges"),
+        (lambda d: d.update(normalizer={"type": "NFKC"}), "NFKC"),
+        (lambda d: d.update(pre_tokenizer={"type": "Whitespace"}), "Whitespace"),
+        (lambda d: d["added_tokens"][0].update(id=9999), "ids up to 9999"),
+        (lambda d: d.update(model=None), "no vocabulary"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_cannot_follow_is_refused(
+    edit: Callable[[dict], object], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "good").mkdir()
+    write_any_tokenizer(tmp_path / "good", "gpt2")
+    folder = edited(tmp_path / "good", tmp_path / "bad", edit)
+    with pytest.raises(CheckpointError) as caught:
+        vocabulary_from_folder(folder, 710, TokenRules())
+    assert said in caught.value.message
+    assert str(folder) in caught.value.message
+
+
+def test_no_tokenizer_at_all(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model or tokenizer\.json"):
+        vocabulary_from_folder(tmp_path, 450, TokenRules())
