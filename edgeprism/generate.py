@@ -26,6 +26,7 @@ class Sampling:
     top_p: float = 0.95
     seed: int = 0
     stop: tuple[str, ...] = ()
+    grammar: str = ""  # GBNF from `edgeprism.grammar`: only texts in it are written
     stop_at_end: bool = True  # False runs through the vocabulary's end tokens: for comparisons
 
 
@@ -290,7 +291,7 @@ class _Sequence:
 
     def __post_init__(self) -> None:
         s = self.request.sampling
-        self.sampler = Sampler(s.temperature, s.top_p, s.seed)
+        self.sampler = Sampler(s.temperature, s.top_p, s.seed, grammar=s.grammar, lm=self.lm)
         self.text = StoppingText(s.stop)
 
     def position(self) -> int:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeprism.captioner import Captioner
 from edgeprism.errors import UsageError
+from edgeprism.grammar import Shape
 from edgeprism.image import ImageSource
-from edgeprism.reasoner import Reasoner
+from edgeprism.reasoning import BaseReasoner
 from edgeprism.records import Answer, Caption, EncodedImage
+
+INSTRUCTION_MODES = ("question", "generic")
 
 
 class Prism:
     """A captioner and a reasoner; each loads its engine when first used."""
 
-    def __init__(self, captioner: Captioner, reasoner: Reasoner) -> None:
+    def __init__(self, captioner: Captioner, reasoner: BaseReasoner) -> None:
         self.captioner, self.reasoner = captioner, reasoner
 
     def ask(
@@ -23,23 +26,53 @@ class Prism:
         images: ImageSource | EncodedImage | Sequence[ImageSource | EncodedImage],
         question: str,
         *,
+        options: Mapping[str, str] | None = None,
+        hint: str | None = None,
+        instruction_mode: str = "question",
         focus: str | None = None,
         max_tokens: int | None = None,
         caption_tokens: int | None = None,
+        shape: Shape | None = None,
         **caption_options: Any,
     ) -> Answer:
         """Caption each picture, then answer from the captions alone.
 
-        `focus` names what the captions should attend to (the question-related instruction);
-        `max_tokens` bounds the answer, `caption_tokens` each caption. Other options are the
-        captioner's (`Captioner.stream`).
+        With `instruction_mode` "question" the reasoner first turns the question into a focus,
+        what the captions should attend to; where it cannot, the generic instruction is used and
+        the answer's notes say so. A `focus` that is given wins. `options`, `hint` and `shape` are
+        those of `BaseReasoner.answer`; `max_tokens` bounds the answer, `caption_tokens` each
+        caption. Other options are the captioner's (`Captioner.plan`).
         """
         pictures = list(images) if isinstance(images, (list, tuple)) else [images]
         if not pictures:
             raise UsageError("No picture to ask about.", "Name at least one.")
-        options = {"focus": focus, "max_tokens": caption_tokens, **caption_options}
-        captions = [self.captioner.caption(picture, **options) for picture in pictures]
-        return self.answer(captions, question, focus=focus, max_tokens=max_tokens)
+        focus, notes = self.focus_for(question, instruction_mode, focus, options)
+        wishes = {"focus": focus, "max_tokens": caption_tokens, **caption_options}
+        captions = [self.captioner.caption(picture, **wishes) for picture in pictures]
+        return self.answer(
+            captions, question, options=options, hint=hint, focus=focus, notes=notes,
+            max_tokens=max_tokens, shape=shape,
+        )  # fmt: skip
+
+    def focus_for(
+        self,
+        question: str,
+        instruction_mode: str = "question",
+        focus: str | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> tuple[str, tuple[str, ...]]:
+        """The focus for the captioner, "" for the generic instruction, and notes on it."""
+        if instruction_mode not in INSTRUCTION_MODES:
+            raise UsageError(
+                f"Instruction mode {instruction_mode!r} is not known.",
+                f"Known: {', '.join(INSTRUCTION_MODES)}.",
+            )
+        if focus is not None and focus.strip():
+            return focus.strip(), ()
+        if instruction_mode == "generic":
+            return "", ()
+        drawn, why_not = self.reasoner.draw_focus(question, options=options)
+        return drawn, () if drawn else (f"no focus: {why_not}; the generic instruction was used",)
 
     def answer(
         self,
@@ -48,9 +81,11 @@ class Prism:
         *,
         focus: str | None = None,
         max_tokens: int | None = None,
+        **options: Any,
     ) -> Answer:
-        """Answer from captions that exist already."""
-        options = {} if max_tokens is None else {"max_tokens": max_tokens}
+        """Answer from captions that exist already; options as for `BaseReasoner.answer`."""
+        if max_tokens is not None:
+            options["max_tokens"] = max_tokens
         return self.reasoner.answer(captions, question, focus=focus or "", **options)
 
     def close(self) -> None:

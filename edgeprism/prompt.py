@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from edgeprism.records import Segment, Text
 
 if TYPE_CHECKING:
     from edgeprism.manifest import Prompts
+    from edgeprism.question import Question
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,55 @@ def chat_to_segments(
     ]
 
 
-def answer_messages(captions: Sequence[str], question: str) -> list[Message]:
-    """What the reasoner is shown: the descriptions, numbered where there are several."""
-    if len(captions) == 1:
-        described = f"Description of the picture:\n{captions[0]}"
-    else:
-        described = "\n\n".join(
-            f"Description of picture {i}:\n{caption}" for i, caption in enumerate(captions, 1)
-        )
+def answer_messages(descriptions: Sequence[Mapping[str, str]], question: Question) -> list[Message]:
+    """What the reasoner is shown: each picture's descriptions, by captioner, then the question.
+
+    Without any description the question stands alone. Lettered options are listed.
+    """
+    parts = [_described(descriptions)] if descriptions else []
+    source = "Answer from the description, in" if descriptions else "Answer in"
     # One plain turn: given a system turn of rules, and an answer to fall back on, small models
     # mostly fall back. `benchmarks/reasoner.py` counts right answers.
-    task = "Answer from the description, in a few words."
-    return [Message("user", f"{described}\n\n{task}\nQuestion: {question}\nAnswer:")]
+    task = f"{source} a few words."
+    if question.options:
+        task = f"{source} one letter: the right option's."
+    asked = [task, f"Hint: {question.hint}"] if question.hint else [task]
+    asked.append(f"Question: {question.stem}")
+    asked += [f"{letter}. {text}" for letter, text in question.options.items()]
+    parts.append("\n".join([*asked, "Answer:"]))
+    return [Message("user", "\n\n".join(parts))]
+
+
+def _described(descriptions: Sequence[Mapping[str, str]]) -> str:
+    """Numbered where there are several pictures, by name where there are several captioners."""
+    parts = []
+    for i, by_captioner in enumerate(descriptions, 1):
+        which = "the picture" if len(descriptions) == 1 else f"picture {i}"
+        for name, text in by_captioner.items():
+            by = f" by {name}" if len(by_captioner) > 1 else ""
+            parts.append(f"Description of {which}{by}:\n{text}")
+    return "\n\n".join(parts)
+
+
+def focus_messages(question: Question) -> list[Message]:
+    """Worked examples that turn a question into what must be looked at, then the question.
+
+    Neither options nor hint are shown: what the captioner is told must not hold an answer.
+    """
+    asked = [example for example, _ in FOCUS_EXAMPLES] + [question.stem]
+    asked[0] = f"Name what must be looked at to answer; do not answer.\n\n{asked[0]}"
+    turns = []
+    for text, (_, focus) in zip(asked, FOCUS_EXAMPLES, strict=False):
+        turns += [Message("user", text), Message("assistant", focus)]
+    return [*turns, Message("user", asked[-1])]
+
+
+FOCUS_EXAMPLES = (
+    ("Which season does the park seem to be in?", "the season of the park, its trees and light"),
+    ("How many people wait at the bus stop?", "the number of people at the bus stop"),
+    ("Which shade did they paint the front door?", "the colour of the front door"),
+    ("Can a bicycle be parked by the fence?", "whether there is a bicycle by the fence"),
+    ("Who sits nearer to the lamp, the man or the cat?", "where the man, the cat and the lamp are"),
+    ("Which name does the ship carry?", "the name written on the ship"),
+    ("In which month was the most rain?", "the rain of each month"),
+)

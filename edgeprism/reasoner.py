@@ -1,4 +1,4 @@
-"""Captions + question → answer: the reasoning half of Prism. It never sees a picture."""
+"""A reasoner on this machine: any chat model in a GGUF file, through llama.cpp."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import edgeprism
 from edgeprism.bundle import file_digest, find_model
 from edgeprism.cancel import Cancel
 from edgeprism.device import choose_gpu_layers, choose_threads
-from edgeprism.errors import ModelError, UsageError
+from edgeprism.errors import ModelError
 from edgeprism.generate import Finished, Generator, Request, Sampling, segments_to_parts
+from edgeprism.grammar import Shape
 from edgeprism.lm import LanguageModel, supports_offload
-from edgeprism.prompt import answer_messages, chat_to_segments
-from edgeprism.records import Answer, Caption, ModelInfo, Timings
+from edgeprism.prompt import Message, chat_to_segments
+from edgeprism.reasoning import BaseReasoner, Completion, cut_thinking
+from edgeprism.records import ModelInfo, Timings
 
 DEFAULT_REASONER = "smollm2-135m"
-DEFAULT_MAX_TOKENS = 256
 
 
-class Reasoner:
+class Reasoner(BaseReasoner):
     """A chat model in a GGUF file, loaded when first asked. Not thread-safe."""
 
     def __init__(
@@ -63,40 +63,19 @@ class Reasoner:
             raise ModelError(f"{path}: a folder, not a reasoner.", "Give a chat model's GGUF file.")
         return cls(path, path.stem if str(path) == name else name, **settings)
 
-    def answer(
-        self,
-        captions: Sequence[Caption],
-        question: str,
-        *,
-        focus: str = "",
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-    ) -> Answer:
-        """Answer `question` from the captions' text alone, at temperature 0."""
-        if not question.strip():
-            raise UsageError("The question is empty.", 'Write it in quotes: "What is on the left?"')
-        start = time.perf_counter()
+    def complete(
+        self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None = None
+    ) -> Completion:
         self.cancel_token.clear()
         generator, lm, load_ms = self._load()
-        messages = answer_messages([caption.text for caption in captions], question)
         segments = chat_to_segments(lambda m: lm.render_chat(m, self.chat_format), messages)
         parts = segments_to_parts(lm, segments, None, add_bos=lm.adds_bos())
-        sampling = Sampling(max_tokens=max_tokens)
+        sampling = Sampling(max_tokens=max_tokens, grammar=shape.gbnf if shape else "")
         events = generator.run([Request(parts, sampling)])
         done = next(event for event in events if isinstance(event, Finished))
-        total_ms = (time.perf_counter() - start) * 1000
-        return Answer(
-            text=done.text,
-            question=question,
-            focus=focus,
-            captions=tuple(captions),
-            finish_reason=done.finish_reason,
-            tokens=done.tokens,
-            timings=Timings(
-                load=load_ms, prefill=done.prefill_ms, decode=done.decode_ms, total=total_ms
-            ),
-            model=self.model,
-            version=edgeprism.__version__,
-        )
+        text, thinking = cut_thinking(done.text) if shape is None else (done.text, "")
+        timings = Timings(load=load_ms, prefill=done.prefill_ms, decode=done.decode_ms)
+        return Completion(text, done.finish_reason, done.tokens, timings, thinking)
 
     @property
     def model(self) -> ModelInfo:

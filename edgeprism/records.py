@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -130,13 +131,21 @@ class Answer:
     model: ModelInfo
     version: str
     notes: tuple[str, ...] = ()
+    instruction_mode: str = "generic"  # what the captioner was asked: "question" or "generic"
+    options: Mapping[str, str] = field(default_factory=dict)  # lettered; empty if it is open
+    hint: str = ""
+    thinking: str = ""  # what a reasoning model wrote before its answer
 
     def to_dict(self) -> dict[str, Any]:
         """The record that `edgeprism ask --json` prints."""
         return {
             "schema": RECORD_SCHEMA,
             "question": self.question,
+            "options": dict(self.options),
+            "hint": self.hint,
             "answer": self.text,
+            "thinking": self.thinking,
+            "instruction_mode": self.instruction_mode,
             "focus": self.focus,
             "captions": [caption.to_dict() for caption in self.captions],
             "finish_reason": self.finish_reason,

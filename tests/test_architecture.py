@@ -22,10 +22,10 @@ REPOSITORY = PACKAGE.parent
 LAYERS = [
     {"edgeprism"},  # names are loaded when first used
     {"errors", "records"},
-    {"manifest", "image", "prompt", "cancel", "gguf_header", "llama_batch"},
-    {"gguf_checks"},
+    {"manifest", "image", "question", "grammar", "cancel", "gguf_header", "llama_batch"},
+    {"prompt", "gguf_checks"},
     {"bundle", "vision", "lm", "device"},
-    {"generate"},
+    {"generate", "reasoning"},
     {"captioner", "reasoner"},
     {"prism"},
 ]

@@ -172,6 +172,10 @@ def test_ask(model: Path, photo: Path, capfd: Captured) -> None:
     ask = ["ask", str(photo), "What is there?", "--captioner", str(model), "--reasoner",
            str(model / "lm.gguf")]  # fmt: skip
     assert run(ask) == 0
+    out, err = capfd.readouterr()
+    assert out == f"{SAID_TEXT}\n"
+    assert err.startswith("no focus: the question names nothing")
+    assert run([*ask, "--instruction-mode", "generic"]) == 0
     assert capfd.readouterr() == (f"{SAID_TEXT}\n", "")
     assert run([*ask, "--show-captions"]) == 0
     assert capfd.readouterr().out == f"{photo}: {SAID_TEXT}\n{SAID_TEXT}\n"

@@ -15,6 +15,7 @@ from edgeprism.prompt import (
     chat_to_segments,
     instruction_for,
 )
+from edgeprism.question import to_question
 from edgeprism.records import ImageRows, Segment, Text
 
 PROMPTS = bundles.make_manifest({}).prompts
@@ -110,13 +111,34 @@ def test_a_mark_cannot_be_guessed() -> None:
 
 
 def test_what_the_reasoner_is_shown() -> None:
-    [user] = answer_messages(["A dog."], "Which animal?")
+    question = to_question("Which animal?")
+    [user] = answer_messages([{"tiny": "A dog."}], question)
     assert user.role == "user"
     assert user.content.startswith("Description of the picture:\nA dog.\n\n")
     assert user.content.endswith("\nQuestion: Which animal?\nAnswer:")
-    [user] = answer_messages(["A dog.", "A cat."], "Which?")
+    [user] = answer_messages([{"tiny": "A dog."}, {"tiny": "A cat."}], question)
     assert "Description of picture 1:\nA dog." in user.content
     assert "Description of picture 2:\nA cat." in user.content
+
+
+def test_captions_of_several_captioners_stand_side_by_side() -> None:
+    [user] = answer_messages([{"one": "A dog.", "two": "A cat."}], to_question("Which animal?"))
+    assert user.content.startswith(
+        "Description of the picture by one:\nA dog.\n\nDescription of the picture by two:\nA cat."
+    )
+
+
+def test_options_and_hint_reach_the_reasoner() -> None:
+    question = to_question("Which animal?", {"A": "dog", "B": "cat"}, "It barks.")
+    [user] = answer_messages([{"tiny": "A dog."}], question)
+    assert user.content.endswith(
+        "Hint: It barks.\nQuestion: Which animal?\nA. dog\nB. cat\nAnswer:"
+    )
+
+
+def test_without_captions_the_question_stands_alone() -> None:
+    [user] = answer_messages([], to_question("Which animal?"))
+    assert "escription" not in user.content
 
 
 def test_prompts_have_every_field_the_manifest_knows() -> None:

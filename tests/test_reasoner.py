@@ -169,8 +169,8 @@ def test_ask(captioner: Captioner, reasoner: Reasoner, photo: Path) -> None:
     record = answer.to_dict()
     assert record["captions"] == [seen.to_dict()]
     assert set(record) == {
-        "schema", "question", "answer", "focus", "captions", "finish_reason", "tokens",
-        "timings_ms", "reasoner", "notes", "version",
+        "schema", "question", "options", "hint", "answer", "thinking", "instruction_mode", "focus",
+        "captions", "finish_reason", "tokens", "timings_ms", "reasoner", "notes", "version",
     }  # fmt: skip
 
 

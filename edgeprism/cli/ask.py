@@ -22,6 +22,10 @@ from edgeprism.errors import UsageError
               help="llama.cpp's name of the reasoner's chat format, where the file's own is "
               "not one that it knows.")  # fmt: skip
 @captioner_options
+@click.option("--instruction-mode", type=click.Choice(["question", "generic"]),
+              default="question", show_default=True,
+              help="Question: the reasoner first names what the question is about, and the "
+              "captioner attends to that. --focus TEXT names it by hand.")  # fmt: skip
 @click.option("--answer-tokens", type=click.IntRange(min=1), default=256, show_default=True,
               metavar="N", help="Longest answer.")  # fmt: skip
 @click.option("--show-captions", is_flag=True, help="Print the captions the answer rests on.")
@@ -35,6 +39,7 @@ def command(
     vision_quant: str | None,
     instruction: str | None,
     focus: str | None,
+    instruction_mode: str,
     max_tokens: int | None,
     answer_tokens: int,
     show_captions: bool,
@@ -56,6 +61,7 @@ def command(
             images,
             question,
             focus=focus,
+            instruction_mode=instruction_mode,
             instruction=instruction,
             max_tokens=answer_tokens,
             caption_tokens=max_tokens,
@@ -65,7 +71,11 @@ def command(
         return
     from edgeprism.outputs import printable
 
+    for note in answer.notes:
+        click.echo(note, err=True)
     if show_captions:
+        if answer.focus:
+            click.echo(printable(f"focus: {answer.focus}"))
         for caption in answer.captions:
             click.echo(printable(f"{caption.image}: {caption.text}"))
     click.echo(printable(answer.text))

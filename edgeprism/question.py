@@ -1,0 +1,151 @@
+"""A question as people and data sets write it → its stem, lettered options and hint; its focus.
+
+What the captioner is told to attend to comes from the stem alone: an option or an answer in the
+instruction would be said back as if it had been seen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edgeprism.errors import UsageError
+
+MAX_FOCUS = 160  # characters; a longer one is an essay, not a list of things to look at
+
+# "A. red", "(A) red", "A) red", "A: red": at the beginning of a line, or further on in one
+_LABEL = re.compile(r"(?:^|(?<=[\s,;:?.]))(?:\(([A-Z])\)|([A-Z])[.):])[ \t]*(?=\S)", re.MULTILINE)
+_HEADING = re.compile(r"\s*(?:options|choices|answer choices|candidates)\s*:?\s*\Z", re.IGNORECASE)
+_TOLD = re.compile(r"\s*^\s*(?:the )?(?:correct )?answer\s*(?::|is\b).*\Z",
+                   re.IGNORECASE | re.MULTILINE | re.DOTALL)  # fmt: skip
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers, in any script."""
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+_FUNCTION = frozenset(
+    words("a an the of on in at by with and or to from between near next each every all any both")
+)
+_COMMON = _FUNCTION | frozenset(
+    words(
+        "am are as be can could did do does for has have how is it its many much no not that their "
+        "them there these they this was were what when where whether which who whose why will "
+        "would yes you your me image picture photo photograph shown see seen"
+    )
+)
+# what can be looked at in any picture; none of it is an answer
+_ASPECTS = words(
+    "what where how which who whether there colour colours number amount count shape shapes size "
+    "sizes place places position positions text words letters digits name names value values "
+    "label labels title scale clothing expression pose activity people person animals animal "
+    "objects object things thing signs background foreground surroundings weather light season "
+    "direction order distance height length width material pattern kind brand state parts"
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """`options` are lettered: {"A": "red", "B": "blue"}; empty for an open question."""
+
+    stem: str
+    options: dict[str, str] = field(default_factory=dict)
+    hint: str = ""
+
+
+def to_question(
+    text: str, options: Mapping[str, str] | None = None, hint: str | None = None
+) -> Question:
+    """`text` with its options apart, whether they are given or written into it.
+
+    Raises UsageError for a question without a stem.
+    """
+    stem, written = _split_options(text)
+    given = {str(k): str(v) for k, v in (options or {}).items() if str(v).strip()}
+    if given and not written:
+        stem = text.strip()
+    stem = _TOLD.sub("", stem).strip()
+    if not stem:
+        raise UsageError("The question is empty.", 'Write it in quotes: "What is on the left?"')
+    return Question(stem, given or written, (hint or "").strip())
+
+
+def _split_options(text: str) -> tuple[str, dict[str, str]]:
+    """The text before the options, and these; letters count from A, and one is none."""
+    labels: list[re.Match[str]] = []
+    for match in _LABEL.finditer(text):
+        if (match[1] or match[2]) == chr(ord("A") + len(labels)):
+            labels.append(match)
+    if len(labels) < 2 or not text[: labels[0].start()].strip():
+        return text.strip(), {}
+    ends = [label.start() for label in labels[1:]] + [len(text)]
+    options = {}
+    for label, end in zip(labels, ends, strict=True):
+        said = text[label.end() : end].strip()
+        # what stands under the last option is no part of it
+        options[label[1] or label[2]] = said.split("\n")[0].rstrip(" ,;")
+    return _HEADING.sub("", text[: labels[0].start()]).strip(), options
+
+
+def focus_words(question: Question) -> list[str]:
+    """What a focus may be made of: the stem's own words, and words for what can be looked at.
+
+    So a small reasoner can neither answer in it nor name what it only imagines.
+    """
+    own = [word.strip("?!.,;:\"'()[]") for word in question.stem.split()]
+    claims = {"is", "are", "was", "were", "no", "not", "yes", "it", "there", "you", "me"}
+    return [*_FUNCTION, *_ASPECTS, *(word for word in own if word.lower() not in claims)]
+
+
+def topics(question: Question) -> set[str]:
+    """The words of the stem that name something."""
+    return set(words(question.stem)) - _COMMON
+
+
+def checked_focus(said: str, question: Question) -> tuple[str, str]:
+    """A focus drawn by a reasoner → (focus, ""), or ("", why it cannot be used)."""
+    text = said.strip().split("\n")[0]
+    text = re.sub(r"^(?:focus|observe|attend to)\s*:\s*", "", text, flags=re.IGNORECASE)
+    text = _once(text.strip().strip("\"'").rstrip(".?!;:,").strip(), question)
+    if not words(text):
+        return "", "the reasoner named none"
+    if len(text) > MAX_FOCUS:
+        return "", "the reasoner's was too long"
+    if leaked := leaked_option(text, question):
+        return "", f"the reasoner's named option {leaked}"
+    if words(text)[0] in ("yes", "no"):
+        return "", "the reasoner answered instead"
+    if not topics(question) & set(words(text)):
+        return "", "the reasoner's had nothing to do with the question"
+    return text, ""
+
+
+def _once(text: str, question: Question) -> str:
+    """Up to where `text` begins to repeat itself, as small models do, less a dangling "of the"."""
+    asked, kept = words(question.stem), text.split()
+    said: list[str] = []
+    for at, word in enumerate(text.split()):
+        found = [w for w in words(word) if w not in _COMMON]
+        said += found
+        if any(said.count(w) > max(1, asked.count(w)) for w in found):
+            kept = kept[:at]
+            while kept and set(words(kept[-1])) <= _COMMON:
+                kept.pop()
+            break
+    return " ".join(kept).rstrip(",")
+
+
+def leaked_option(focus: str, question: Question) -> str | None:
+    """The letter of an option whose text stands in `focus` but not in the question's stem."""
+    said, stem = _spaced(focus), _spaced(question.stem)
+    for letter, option in question.options.items():
+        wanted = _spaced(option)
+        if wanted.strip() and wanted in said and wanted not in stem:
+            return letter
+    return None
+
+
+def _spaced(text: str) -> str:
+    return f" {' '.join(words(text))} "

@@ -1,0 +1,164 @@
+"""What a reasoner is asked, whoever it is: focus, answer. A reasoner never sees a picture.
+
+`BaseReasoner` holds the questions; how a chat becomes text is its subclasses' matter.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import edgeprism
+from edgeprism.grammar import Shape, words_to_shape
+from edgeprism.prompt import Message, answer_messages, focus_messages
+from edgeprism.question import checked_focus, focus_words, to_question, topics
+from edgeprism.records import Answer, Caption, ModelInfo, Timings, TokenCounts
+
+DEFAULT_MAX_TOKENS = 256
+FOCUS_TOKENS = 48
+FOCUS_WORDS = 14
+
+_TAGS = "think|thinking|thought|reasoning|reflection"
+_BLOCK = re.compile(rf"<({_TAGS})>(.*?)</\1>|\[THINK\](.*?)\[/THINK\]", re.DOTALL | re.IGNORECASE)
+# templates may have opened the block already, and a length limit may leave it open
+_ONLY_END = re.compile(rf"\A(.*?)(?:</(?:{_TAGS})>|\[/THINK\])", re.DOTALL | re.IGNORECASE)
+_ONLY_START = re.compile(rf"(?:<(?:{_TAGS})>|\[THINK\])(.*)\Z", re.DOTALL | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A reasoner's whole reply to a chat. `thinking` was cut from `text`."""
+
+    text: str
+    finish_reason: str  # "stop" or "length"
+    tokens: TokenCounts
+    timings: Timings
+    thinking: str = ""
+
+
+def cut_thinking(text: str) -> tuple[str, str]:
+    """(answer, thinking): blocks such as <think>…</think> are no part of an answer."""
+    thoughts: list[str] = []
+
+    def cut(match: re.Match[str]) -> str:
+        thoughts.append(next((g for g in reversed(match.groups()) if g is not None), "").strip())
+        return ""
+
+    for pattern in (_BLOCK, _ONLY_END, _ONLY_START):
+        text = pattern.sub(cut, text)
+    return text.strip(), "\n".join(filter(None, thoughts))
+
+
+class BaseReasoner(ABC):
+    """Turns questions into focuses, and captions with a question into answers."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def model(self) -> ModelInfo:
+        """Who answers, as records carry it."""
+
+    @abstractmethod
+    def complete(
+        self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None = None
+    ) -> Completion:
+        """The reply to a chat at temperature 0, thinking blocks cut; with `shape`, in that shape.
+
+        A reply that ended at `max_tokens` may not have its shape.
+        """
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Stop what is under way, from another thread; it raises Interrupted there."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what was loaded; it loads again when needed."""
+
+    def focus_for(self, question: str, *, options: Mapping[str, str] | None = None) -> str:
+        """What a captioner should attend to for `question`; "" when none can be had.
+
+        Options are kept from the reasoner here, and a focus that names one is refused.
+        """
+        return self.draw_focus(question, options=options)[0]
+
+    def draw_focus(
+        self, question: str, *, options: Mapping[str, str] | None = None
+    ) -> tuple[str, str]:
+        """`focus_for`, and why there is none."""
+        asked = to_question(question, options)
+        if not topics(asked):
+            return "", "the question names nothing to look for"
+        shape = words_to_shape(focus_words(asked), most=FOCUS_WORDS)
+        said = self.complete(focus_messages(asked), max_tokens=FOCUS_TOKENS, shape=shape)
+        return checked_focus(said.text, asked)
+
+    def answer(
+        self,
+        captions: Sequence[Caption],
+        question: str,
+        *,
+        options: Mapping[str, str] | None = None,
+        hint: str | None = None,
+        focus: str = "",
+        instruction_mode: str = "",
+        notes: Sequence[str] = (),
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        shape: Shape | None = None,
+    ) -> Answer:
+        """Answer `question` from the captions' text alone, at temperature 0.
+
+        `options` are lettered ({"A": "red", …}); they may also stand in the question. Captions of
+        several captioners stand side by side: the first of each is of the first picture, and so
+        on. Without captions the question alone is answered. `shape` (choices_to_shape,
+        schema_to_shape) binds the answer; where it does not fit into `max_tokens`, `text` is
+        empty and `finish_reason` "length". `focus`, `instruction_mode` and `notes` are recorded.
+        """
+        asked = to_question(question, options, hint)
+        start = time.perf_counter()
+        said = self.complete(
+            answer_messages(captions_by_picture(captions), asked),
+            max_tokens=max_tokens,
+            shape=shape,
+        )
+        text = said.text
+        if shape is not None and not shape.accepts(text):
+            text = ""  # cut off: half a shape is no answer
+        return Answer(
+            text=text,
+            question=question,
+            options=asked.options,
+            hint=asked.hint,
+            focus=focus,
+            instruction_mode=instruction_mode or ("question" if focus else "generic"),
+            captions=tuple(captions),
+            finish_reason=said.finish_reason,
+            tokens=said.tokens,
+            timings=replace(said.timings, total=(time.perf_counter() - start) * 1000),
+            model=self.model,
+            version=edgeprism.__version__,
+            notes=tuple(notes),
+            thinking=said.thinking,
+        )
+
+
+def captions_by_picture(captions: Sequence[Caption]) -> list[dict[str, str]]:
+    """For each picture its descriptions by captioner's name, in order."""
+    names: dict[str, str] = {}  # digest → name, made distinct
+    pictures: list[dict[str, str]] = []
+    seen: dict[str, int] = {}
+    for caption in captions:
+        model = caption.model
+        if model.digest not in names:
+            taken = list(names.values())
+            same = sum(name.split(" (")[0] == model.name for name in taken)
+            names[model.digest] = f"{model.name} ({same + 1})" if same else model.name
+        at = seen[model.digest] = seen.get(model.digest, -1) + 1
+        while len(pictures) <= at:
+            pictures.append({})
+        pictures[at][names[model.digest]] = caption.text
+    return pictures
