@@ -279,17 +279,23 @@ class Batch:
         in_flight: dict[int, list[_Job]] = {}  # by index: a job and those of the same picture
         outcomes: dict[int, Outcome] = {}
         due, more = 0, True
+        held: _Job | None = None  # needs a longer context, which waits for those in flight
         try:
-            while more or generator.busy:
-                while more and len(in_flight) < self.parallel and due not in outcomes:
-                    item = self._next(wait=not generator.busy)
+            while more or held or generator.busy:
+                while (more or held) and len(in_flight) < self.parallel and due not in outcomes:
+                    item = held or self._next(wait=not generator.busy)
                     if item is _NOTHING:
                         break
-                    more = item is not None
+                    held, more = None, more and item is not None
                     if isinstance(item, tuple):
                         outcomes[item[0]] = item[1]
-                    elif isinstance(item, _Job) and not self._stopping.is_set():
-                        self._begin(item, generator, in_flight, store, outcomes)
+                    elif (
+                        isinstance(item, _Job)
+                        and not self._stopping.is_set()
+                        and not self._begun(item, generator, in_flight, store, outcomes)
+                    ):
+                        held = item
+                        break
                 with self._cores:
                     events = generator.step()
                 for event in events:
@@ -316,27 +322,32 @@ class Batch:
             raise item
         return item
 
-    def _begin(
+    def _begun(
         self,
         job: _Job,
         generator: Generator,
         in_flight: dict[int, list[_Job]],
         store: CaptionStore | None,
         outcomes: dict[int, Outcome],
-    ) -> None:
+    ) -> bool:
+        """Begin one picture's caption, unless there is no room for it yet."""
         if job.encoded is not None:
+            request = self.captioner.request(job.encoded, self.plan)
+            if not generator.has_room(request):
+                return False
             with self._cores:
-                generator.add(job.index, self.captioner.request(job.encoded, self.plan))
+                generator.add(job.index, request)
             in_flight[job.index] = [job]
-            return
+            return True
         # the same picture was begun before: it is in flight still, or in the store by now
         for jobs in in_flight.values():
             if jobs[0].key == job.key:
                 jobs.append(job)
-                return
+                return True
         record = store.get(job.key) if store is not None else None
         if record is not None:
             outcomes[job.index] = self._from_store(job, record)
+        return True
 
     def _finish(
         self,
@@ -347,7 +358,7 @@ class Batch:
     ) -> None:
         first, *twins = jobs
         if first.encoded is None:
-            return  # _begin adds none without tokens
+            return  # _begun adds none without tokens
         spent = first.encoded.timings
         total = spent.decode_image + spent.preprocess + spent.encode
         timings = replace(spent, total=total + done.prefill_ms + done.decode_ms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,8 @@ from edgeprism.image import ImageSource, enough_for, picture_to_tiles, read_pict
 from edgeprism.lm import LanguageModel, supports_offload
 from edgeprism.manifest import VisionVariant
 from edgeprism.prompt import caption_to_segments, instruction_for
-from edgeprism.records import Caption, EncodedImage, ImageRows, ModelInfo, Timings
+from edgeprism.records import Caption, EncodedImage, ModelInfo, PictureCost, Segment, Timings
+from edgeprism.tiles import picture_to_layout
 from edgeprism.vision import VisionEncoder, available_providers
 
 
@@ -108,11 +109,11 @@ class Captioner:
         `about` is what EncodedImage says of the picture; `timings` is what was spent so far.
         """
         vision = self.load_vision()[0]
+        layout = picture_to_layout(about["size"], self.bundle.manifest)
         began = time.perf_counter()
-        rows = vision.encode(tiles).reshape(-1, vision.n_embd)
         return EncodedImage(
-            visual_tokens=rows,
-            layout=(ImageRows(0, len(rows)),),
+            visual_tokens=vision.encode_picture(tiles, layout),
+            layout=layout.segments,
             model_digest=self.bundle.digest,
             timings=replace(timings, encode=_ms_since(began)),
             **about,
@@ -177,6 +178,23 @@ class Captioner:
         for _ in stream:
             pass
         return stream.ids
+
+    def cost(self, size: tuple[int, int], **options: Any) -> PictureCost:
+        """What a picture of `size` (width, height), upright, would cost; options as for `plan`."""
+        layout = picture_to_layout(size, self.bundle.manifest)
+        n_rows, context = len(layout.rows), self.bundle.manifest.lm.context_length
+        plan = self.plan(**options)
+        prompt = self._request(np.empty((n_rows, 0)), layout.segments, plan).count()
+        left = min(context - prompt, plan.sampling.max_tokens)
+        return PictureCost(
+            size=size,
+            grid=layout.grid or (0, 0),
+            tiles=layout.n_tiles,
+            visual_tokens=n_rows,
+            prompt_tokens=prompt,
+            context_length=context,
+            left_for_caption=max(0, left),
+        )
 
     # ---- engines
 
@@ -265,10 +283,12 @@ class Captioner:
 
     def request(self, encoded: EncodedImage, plan: Plan) -> Request:
         """The tokenised prompt for one picture."""
+        return self._request(np.asarray(encoded.visual_tokens), encoded.layout, plan)
+
+    def _request(self, rows: np.ndarray, layout: Sequence[Segment], plan: Plan) -> Request:
         prompts = self.bundle.manifest.prompts
         lm, _ = self._load_lm()
-        segments = caption_to_segments(prompts, plan.instruction, encoded.layout)
-        rows = np.asarray(encoded.visual_tokens)
+        segments = caption_to_segments(prompts, plan.instruction, layout)
         return Request(
             segments_to_parts(lm, segments, rows, add_bos=prompts.add_bos), plan.sampling
         )

@@ -165,12 +165,13 @@ class _Worker:
 def main() -> None:
     """The worker: settings on the first line, then a picture a line, until stdin ends."""
     from edgeprism.manifest import ImagePolicy
+    from edgeprism.strict_json import record_from_data
 
     commands, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # a library that prints must not break the answers
     settings = json.loads(commands.readline())
     _limit_memory(settings.pop("memory_bytes"))
-    policy = ImagePolicy(**settings)
+    policy = record_from_data(ImagePolicy, settings, "the worker's settings")
     for line in commands:
         answer, data = _answer(json.loads(line)["path"], policy)
         _write(answers, json.dumps({**answer, "bytes": len(data)}).encode() + b"\n" + data)

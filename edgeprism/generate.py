@@ -164,6 +164,10 @@ class Generator:
         """Begin a request for which there is room; its events carry `index`."""
         start = time.perf_counter()
         cells = self._needs(request)
+        if not self.has_room(request):
+            raise UsageError(
+                "There is no room for another request yet.", "Step until has_room() says so."
+            )
         if cells > self._cells:
             self._make_context(cells)
         sequence = _Sequence(index, self._lowest_slot(), request, self.lm, cells)

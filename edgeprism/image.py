@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import math
 import os
 import stat
 import time
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgeprism.errors import ImageError
+from edgeprism.tiles import choose_grid, edge_size, fitted_size
 
 if TYPE_CHECKING:
     from edgeprism.manifest import ImagePolicy
@@ -38,6 +40,7 @@ _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
+_WIDEST_FILTER = 3  # Lanczos, in pixels to each side
 # What is read: not the whole of Pillow, whose other readers run programs (PostScript), follow
 # files into other formats, or are seldom fed with damaged bytes.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF")
@@ -85,9 +88,13 @@ def read_picture(source: ImageSource, *, enough: int | None = None) -> Picture:
 def enough_for(policy: ImagePolicy) -> int:
     """The longer edge from which a picture's tiles no longer gain from more pixels.
 
-    Four pixels to one of the tile: `benchmarks/draft.py` measures what the rest would change.
+    Four pixels to one of the tiles: `benchmarks/draft.py` measures what the rest would change.
     """
-    return 4 * policy.size
+    tiling = policy.tiling
+    if tiling is None:
+        return 4 * policy.size
+    across = max((max(grid) * policy.size for grid in tiling.grids), default=0)
+    return 4 * max(across, tiling.longest_edge)
 
 
 @dataclass(frozen=True)
@@ -99,13 +106,66 @@ class _Read:
 
 def picture_to_tiles(picture: Picture, policy: ImagePolicy) -> np.ndarray:
     """Pixels as the vision graph takes them: uint8 [n_tiles, size, size, 3]."""
-    rgb, size = picture.rgb, policy.size
-    resample = _RESAMPLING[policy.resample]
+    grid, size, tiling = choose_grid(picture.size, policy), policy.size, policy.tiling
+    if tiling is None or grid is None:
+        return np.asarray(_whole(picture.rgb, policy), dtype=np.uint8)[None]  # [1, size, size, 3]
+    canvas = _canvas(picture, policy, grid)
+    # what "longest-edge" models see as a whole is the canvas, already stretched
+    by_edge = tiling.choose == "longest-edge"
+    overview = np.asarray(_whole(canvas if by_edge else picture.rgb, policy), dtype=np.uint8)[None]
+    cut = np.asarray(canvas, dtype=np.uint8).reshape(grid[0], size, grid[1], size, 3)
+    cut = cut.swapaxes(1, 2).reshape(-1, size, size, 3)  # row of tiles by row of tiles
+    return np.concatenate((overview, cut) if tiling.overview == "first" else (cut, overview))
+
+
+def _whole(rgb: Image.Image, policy: ImagePolicy) -> Image.Image:
+    """The picture as one tile."""
+    size, resample = policy.size, _RESAMPLING[policy.resample]
     if policy.mode == "pad":
-        tile = _padded_and_resized(rgb, size, tuple(policy.fill), resample)
-    else:
-        tile = rgb.resize((size, size), resample)
-    return np.asarray(tile, dtype=np.uint8)[None]  # [1, size, size, 3]
+        return _padded_and_resized(rgb, size, tuple(policy.fill), resample)
+    if policy.mode == "crop":
+        return _resized_and_cropped(rgb, size, resample)
+    return rgb.resize((size, size), resample)
+
+
+def _canvas(picture: Picture, policy: ImagePolicy, grid: tuple[int, int]) -> Image.Image:
+    """The picture at the size of `grid` tiles [down, across], as the policy fits it in."""
+    resample, tiling = _RESAMPLING[policy.resample], policy.tiling
+    size = (grid[1] * policy.size, grid[0] * policy.size)
+    if tiling is not None and tiling.choose == "longest-edge":
+        # two steps, as upstream: the first keeps the ratio, the second stretches to whole tiles
+        rgb = picture.rgb.resize(edge_size(picture.size, tiling.longest_edge), resample)
+        return rgb.resize(size, resample)
+    if tiling is not None and tiling.choose == "closest-ratio":
+        return picture.rgb.resize(size, resample)
+    width, height = fitted_size(picture.size, size)
+    canvas = Image.new("RGB", size, tuple(policy.fill))
+    fitted = picture.rgb.resize((width, height), resample)
+    canvas.paste(fitted, ((size[0] - width) // 2, (size[1] - height) // 2))
+    return canvas
+
+
+def _resized_and_cropped(rgb: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+    """The shorter edge at `size`, the middle of the longer one, as CLIP's preparation cuts it.
+
+    Of a line of pixels only what is kept is resampled, with a margin for the filter, which sees
+    nothing outside its box: the whole of 1 × 20,000 pixels would take gigabytes.
+    """
+    width, height = rgb.size
+    longer = size * max(width, height) // min(width, height)
+    start = (longer - size) // 2
+    first, last, box = 0, longer, (0.0, 0.0, float(width), float(height))
+    if size * longer > STRIP_PIXELS:
+        share = max(width, height) / longer  # pixels of the picture to one of the resized
+        margin = math.ceil(_WIDEST_FILTER * max(1, 1 / share)) + 1
+        first, last = max(0, start - margin), min(longer, start + size + margin)
+        low, high = first * share, last * share
+        box = (low, 0, high, height) if width >= height else (0, low, width, high)
+    start -= first
+    if width >= height:
+        resized = rgb.resize((last - first, size), resample, box=box)
+        return resized.crop((start, 0, start + size, size))
+    return rgb.resize((size, last - first), resample, box=box).crop((0, start, size, start + size))
 
 
 def _padded_and_resized(

@@ -19,6 +19,7 @@ from edgeprism.errors import ModelError
 from edgeprism.gguf_header import read_gguf_header
 from edgeprism.manifest import FILE_NAME, manifest_from_bundle
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
+from edgeprism.tiles import most_visual_tokens
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _bundle_facts(path: Path) -> dict[str, Any]:
         "notice": m.notice,
         "sources": [asdict(source) for source in m.sources],
         "image": asdict(m.image),
-        "visual_tokens_per_picture": m.vision.tokens_per_tile * m.image.max_tiles,
+        "visual_tokens_per_picture": most_visual_tokens(m),  # at most
         "vision": asdict(m.vision),
         "lm": asdict(m.lm),
         "prompts": asdict(m.prompts),

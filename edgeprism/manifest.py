@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
+import math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from edgeprism.errors import ManifestError
+from edgeprism.strict_json import json_without_duplicates, record_from_data
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 
 VISION_QUANTS = ("fp32", "fp16", "int8", "int8-full")
-Record = typing.TypeVar("Record")
 RESAMPLINGS = ("bicubic", "bilinear", "lanczos", "nearest")
+MODES = ("pad", "crop", "stretch")
+CHOICES = ("best-fit", "closest-ratio", "longest-edge")
+OVERVIEWS = ("first", "last")
+ORDERS = ("tiles", "rows", "rows-unpadded")
+MOST_TILES = 256  # of one picture: what memory and patience bear
+MOST_EDGE = 4096  # of a tile, and where "longest-edge" ends upstream
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,39 @@ class Source:
 
 
 @dataclass(frozen=True)
-class ImagePolicy:
-    """How an upright RGB picture becomes tiles of pixels."""
+class Tiling:
+    """How a picture is cut into tiles besides the overview, which shows it whole.
 
-    mode: str  # "pad": centred on a square of `fill`, then resized; "stretch": resized as it is
+    `choose` says how the grid of tiles [down, across] is found and the picture fitted to it:
+    "best-fit", of `grids` the one that keeps most pixels, ratio kept, centred on `fill`;
+    "closest-ratio", of `grids` the one shaped most like the picture, stretched to it, and not cut
+    where that is [1, 1]; "longest-edge", the picture's longer edge at `longest_edge` pixels, then
+    stretched to whole tiles, and the overview made of that.
+    `order` says how visual tokens stand: "tiles", one tile after another; "rows", row of patches
+    by row of patches across all tiles; "rows-unpadded", the same without those of padding.
+    """
+
+    choose: str
+    grids: list[list[int]]  # empty for "longest-edge"
+    longest_edge: int  # pixels; 0 for the others
+    overview: str  # "first" or "last"
+    order: str
+
+
+@dataclass(frozen=True)
+class ImagePolicy:
+    """How an upright RGB picture becomes tiles of pixels.
+
+    `mode` says how the whole picture becomes one tile: "pad", centred on a square of `fill`, then
+    resized; "crop", its shorter edge resized, the middle kept; "stretch", resized as it is.
+    """
+
+    mode: str
     size: int  # edge of a tile in pixels
     fill: list[int]  # [r, g, b]
     resample: str
-    max_tiles: int
+    max_tiles: int  # of one picture, the overview counted
+    tiling: Tiling | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +98,12 @@ class Vision:
     variants: list[VisionVariant]
     input: str
     output: str
-    grid: list[int]  # patches [down, across]
+    grid: list[int]  # visual tokens of a tile [down, across]
     drop_first_patch: bool  # done inside the graph; here so that a reader can count
     tokens_per_tile: int
     n_embd: int
+    # a further output [1, n_embd] of the graph: the learned row that ends each row of patches
+    newline: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,12 +120,29 @@ class LanguageModel:
 
 
 @dataclass(frozen=True)
+class Markers:
+    """Text among a picture's rows, special tokens parsed; any may be empty.
+
+    begin · before_overview · rows · end, and where the picture is cut: before_tile · rows of each
+    tile, after_row behind each row of tiles, `between` the tiles and the overview.
+    """
+
+    begin: str
+    before_overview: str
+    before_tile: str  # {row} and {column} become the tile's place, counted from 1
+    after_row: str
+    between: str
+    end: str
+
+
+@dataclass(frozen=True)
 class Prompts:
     """Pieces around picture and instruction.
 
-    The prompt is: BOS? · before_image · image rows · after_image + instruction · before_caption.
+    The prompt is: BOS? · before_image · picture · after_image + instruction · before_caption.
     In `before_image` and `before_caption` special tokens are parsed; `after_image` is plain text
-    and tokenised in one piece with the instruction, as upstream does.
+    and tokenised in one piece with the instruction, as upstream does. The picture is its rows,
+    with `markers` among them.
     """
 
     add_bos: bool
@@ -105,6 +153,7 @@ class Prompts:
     focus_instruction: str  # appended for a question-related caption; holds "{focus}" once
     stop: list[str]
     max_tokens: int
+    markers: Markers | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +168,10 @@ class Parity:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A bundle's description. Field by field in docs of each part."""
+    """A bundle's description. Field by field in docs of each part.
+
+    A field with a default is a mechanism that few models need; it may be left out.
+    """
 
     schema: int
     name: str
@@ -140,33 +192,15 @@ class Manifest:
 
 def manifest_from_json(text: str | bytes, where: str) -> Manifest:
     """Parse and check; raises ManifestError that lists every fault with its field's path."""
-    try:
-        data = json.loads(text, object_pairs_hook=_object_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(where, [f"not JSON: {error}"]) from error
+    data = json_without_duplicates(text, where)
     if isinstance(data, dict) and data.get("schema") != SCHEMA:
         found = data.get("schema", "none")
         raise ManifestError(where, [f"schema: {found!r} is not supported; known: {SCHEMA}"])
-    faults: list[str] = []
-    manifest = _read(Manifest, data, "", faults)
-    if not faults:
-        faults = _value_faults(manifest)
+    manifest = record_from_data(Manifest, data, where)
+    faults = _value_faults(manifest)
     if faults:
         raise ManifestError(where, faults)
-    return typing.cast(Manifest, manifest)
-
-
-def record_from_json(kind: type[Record], text: str | bytes, where: str) -> Record:
-    """Any dataclass of plain fields, as strictly: ManifestError lists every fault at once."""
-    try:
-        data = json.loads(text, object_pairs_hook=_object_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(where, [f"not JSON: {error}"]) from error
-    faults: list[str] = []
-    record = _read(kind, data, "", faults)
-    if faults:
-        raise ManifestError(where, faults)
-    return typing.cast(Record, record)
+    return manifest
 
 
 def manifest_from_bundle(bundle: Path) -> Manifest:
@@ -177,68 +211,16 @@ def manifest_from_bundle(bundle: Path) -> Manifest:
     return manifest_from_json(path.read_bytes(), str(path))
 
 
-def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"field given twice: {', '.join(twice)}")
-    return data
-
-
-def _read(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
-    """`value` as `kind` (a dataclass, list[…], dict[str, …] or scalar), faults collected."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _read_dataclass(typing.cast(type, kind), value, path, faults)
-    if origin is list:
-        if not isinstance(value, list):
-            return faults.append(f"{path}: a list is expected, not {_name_of(value)}")
-        return [_read(arguments[0], v, f"{path}[{i}]", faults) for i, v in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            return faults.append(f"{path}: an object is expected, not {_name_of(value)}")
-        return {k: _read(arguments[1], v, f"{path}.{k}", faults) for k, v in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            value = float(value)
-        except OverflowError:
-            return faults.append(f"{path}: too large a number")
-    # bool is an int in Python and must not pass for one
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        faults.append(f"{path}: {kind.__name__} is expected, not {_name_of(value)}")
-    return value
-
-
-def _read_dataclass(kind: type, value: Any, path: str, faults: list[str]) -> Any:
-    if not isinstance(value, dict):
-        return faults.append(f"{path or 'manifest'}: an object is expected, not {_name_of(value)}")
-    hints = typing.get_type_hints(kind)
-    lead = f"{path}." if path else ""
-    faults.extend(f"{lead}{name}: unknown field" for name in value if name not in hints)
-    faults.extend(f"{lead}{name}: missing" for name in hints if name not in value)
-    fields = {
-        name: _read(hint, value[name], f"{lead}{name}", faults)
-        for name, hint in hints.items()
-        if name in value
-    }
-    return kind(**fields) if len(fields) == len(hints) else None
-
-
-def _name_of(value: Any) -> str:
-    return "null" if isinstance(value, types.NoneType) else type(value).__name__
-
-
 def _value_faults(m: Manifest) -> list[str]:
     """Values that have the right type and yet cannot be meant."""
     checks = [
         ("name", bool(m.name.strip()), "is empty"),
         (
             "image.mode",
-            m.image.mode in ("pad", "stretch"),
-            f"{m.image.mode!r}; known: pad, stretch",
+            m.image.mode in MODES,
+            f"{m.image.mode!r}; known: {', '.join(MODES)}",
         ),
-        ("image.size", 1 <= m.image.size <= 4096, "must lie in 1…4096"),
+        ("image.size", 1 <= m.image.size <= MOST_EDGE, f"must lie in 1…{MOST_EDGE}"),
         (
             "image.fill",
             len(m.image.fill) == 3 and all(0 <= v <= 255 for v in m.image.fill),
@@ -249,7 +231,6 @@ def _value_faults(m: Manifest) -> list[str]:
             m.image.resample in RESAMPLINGS,
             f"{m.image.resample!r}; known: {', '.join(RESAMPLINGS)}",
         ),
-        ("image.max_tiles", m.image.max_tiles == 1, "only 1 is supported"),
         ("vision.variants", bool(m.vision.variants), "is empty"),
         (
             "vision.grid",
@@ -274,7 +255,57 @@ def _value_faults(m: Manifest) -> list[str]:
         ("prompts.max_tokens", 1 <= m.prompts.max_tokens <= 1 << 16, "must lie in 1…65536"),
     ]
     faults = [f"{path}: {text}" for path, holds, text in checks if not holds]
-    return faults + _token_faults(m) + _file_faults(m)
+    return faults + _tiling_faults(m) + _token_faults(m) + _file_faults(m)
+
+
+def _tiling_faults(m: Manifest) -> list[str]:
+    tiling = m.image.tiling
+    if tiling is None:
+        faults = [] if m.image.max_tiles == 1 else ["image.max_tiles: only 1 without image.tiling"]
+        if m.vision.newline:
+            faults.append("vision.newline: needs image.tiling")
+        return faults
+    by_edge = tiling.choose == "longest-edge"
+    checks = [
+        (f"choose: {tiling.choose!r}; known: {', '.join(CHOICES)}", tiling.choose in CHOICES),
+        (f"overview: {tiling.overview!r}; known: {', '.join(OVERVIEWS)}",
+         tiling.overview in OVERVIEWS),
+        (f"order: {tiling.order!r}; known: {', '.join(ORDERS)}", tiling.order in ORDERS),
+        ("grids: must be empty for longest-edge" if by_edge else "grids: is empty",
+         bool(tiling.grids) != by_edge),
+        (f"grids: each must be two numbers in 1…{MOST_TILES}",
+         all(len(g) == 2 and all(1 <= v <= MOST_TILES for v in g) for g in tiling.grids)),
+        (f"longest_edge: must be more than image.size and at most {MOST_EDGE}" if by_edge else
+         "longest_edge: must be 0 but for longest-edge",
+         m.image.size < tiling.longest_edge <= MOST_EDGE if by_edge else tiling.longest_edge == 0),
+        ("order: rows-unpadded needs best-fit, which pads",
+         tiling.order != "rows-unpadded" or tiling.choose == "best-fit"),
+    ]  # fmt: skip
+    faults = [f"image.tiling.{text}" for text, holds in checks if not holds]
+    if not faults and m.image.size >= 1:
+        most = _most_tiles(m.image.size, tiling)
+        if not most == m.image.max_tiles <= MOST_TILES:
+            faults.append(
+                f"image.max_tiles: {m.image.max_tiles}, but the tiling makes {most}; at most "
+                f"{MOST_TILES} are supported"
+            )
+    if m.vision.newline and tiling.order == "tiles":
+        faults.append("vision.newline: needs image.tiling.order rows or rows-unpadded")
+    markers = m.prompts.markers
+    if markers is not None and markers.before_tile + markers.after_row and tiling.order != "tiles":
+        faults.append("prompts.markers: before_tile and after_row need image.tiling.order tiles")
+    if m.vision.newline == m.vision.output:
+        faults.append("vision.newline: is vision.output")
+    if m.vision.drop_first_patch and tiling.order != "tiles":
+        faults.append("vision.drop_first_patch: breaks the rows of image.tiling.order")
+    return faults
+
+
+def _most_tiles(size: int, tiling: Tiling) -> int:
+    if tiling.choose == "longest-edge":
+        return 1 + math.ceil(tiling.longest_edge / size) ** 2
+    most = max(down * across for down, across in tiling.grids)
+    return 1 if most == 1 and tiling.choose == "closest-ratio" else 1 + most
 
 
 def _token_faults(m: Manifest) -> list[str]:

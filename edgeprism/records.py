@@ -73,6 +73,19 @@ class EncodedImage:
 
 
 @dataclass(frozen=True)
+class PictureCost:
+    """What a picture of one size asks of a captioner, known before a pixel is decoded."""
+
+    size: tuple[int, int]  # (width, height), upright
+    grid: tuple[int, int]  # tiles [down, across] besides the overview; (0, 0): not cut
+    tiles: int  # the overview counted
+    visual_tokens: int
+    prompt_tokens: int  # visual tokens and text, with the instruction
+    context_length: int
+    left_for_caption: int  # tokens; 0 where the prompt does not fit
+
+
+@dataclass(frozen=True)
 class TokenCounts:
     """Tokens of one request: rows from the picture, text of the prompt, new text."""
 

@@ -18,6 +18,7 @@ from edgeprism.bundle import data_dir
 from edgeprism.device import cpu_name, memory_bytes
 from edgeprism.errors import OutputError
 from edgeprism.generate import Generator, Request, Sampling
+from edgeprism.tiles import most_visual_tokens
 
 if TYPE_CHECKING:
     from edgeprism.captioner import Captioner
@@ -88,7 +89,7 @@ def _fits(captioner: Captioner, width: int) -> bool:
     if memory is None:
         return width <= WIDTHS[2]
     manifest = captioner.bundle.manifest
-    cells = manifest.vision.tokens_per_tile + manifest.prompts.max_tokens + 128
+    cells = most_visual_tokens(manifest) + manifest.prompts.max_tokens + 128
     return width * cells * captioner.kv_bytes_per_token() <= _KV_SHARE * memory
 
 

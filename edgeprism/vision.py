@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeprism.cancel import Cancel
 from edgeprism.errors import DeviceError, Interrupted, ModelError
+from edgeprism.tiles import PictureLayout
 
 # official builds report usage by default since 1.29; read when the library loads
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from edgeprism.manifest import Manifest
 
 _FATAL_ONLY = 4
+_TILES_AT_ONCE = 8  # on accelerators
 _HINT = "Copy or convert the model again."
 
 
@@ -60,7 +62,12 @@ class VisionEncoder:
         self.cancel = cancel or Cancel()
         self._ort = ort
         self._input, self._output = manifest.vision.input, manifest.vision.output
+        self._newline = manifest.vision.newline
         self.tokens_per_tile, self.n_embd = manifest.vision.tokens_per_tile, manifest.vision.n_embd
+        self._newline_row = np.empty((0, self.n_embd), np.float32)  # comes with the first tile
+        # One at a time on a CPU, where more are no faster: memory stays that of one tile, and
+        # int8 graphs, whose scales span a batch, give a tile the same tokens in any company.
+        self._tiles_at_once = 1 if provider == "CPUExecutionProvider" else _TILES_AT_ONCE
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -87,6 +94,8 @@ class VisionEncoder:
         found_out = {o.name: (o.type, o.shape) for o in self._session.get_outputs()}
         wanted_in = {self._input: ("tensor(uint8)", [size, size, 3])}
         wanted_out = {self._output: ("tensor(float)", [self.tokens_per_tile, self.n_embd])}
+        if self._newline:
+            wanted_out[self._newline] = ("tensor(float)", [self.n_embd])
         for what, found, wanted in (
             ("input", found_in, wanted_in),
             ("output", found_out, wanted_out),
@@ -102,26 +111,44 @@ class VisionEncoder:
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [n, size, size, 3] → float32 [n, tokens_per_tile, n_embd]; may be cancelled."""
-        options = self._ort.RunOptions()
+        names = [self._output, *([self._newline] if self._newline else [])]
+        options = self._ort.RunOptions()  # one for all: once terminated it refuses the next run
 
         def terminate() -> None:
             options.terminate = True
 
+        tokens = np.empty((len(pixels), self.tokens_per_tile, self.n_embd), np.float32)
         with self.cancel.calling(terminate):
-            try:
-                (tokens,) = self._session.run([self._output], {self._input: pixels}, options)
-            except Exception as error:  # its exception types share no public base class
-                if self.cancel.is_set():
-                    raise Interrupted() from error
-                raise ModelError(f"The vision graph failed: {error}.", _HINT) from error
-        expected = (len(pixels), self.tokens_per_tile, self.n_embd)
-        if tokens.shape != expected or not np.isfinite(tokens).all():
+            for at in range(0, len(pixels), self._tiles_at_once):
+                part = pixels[at : at + self._tiles_at_once]
+                try:
+                    found, *rest = self._session.run(names, {self._input: part}, options)
+                except Exception as error:  # its exception types share no public base class
+                    if self.cancel.is_set():
+                        raise Interrupted() from error
+                    raise ModelError(f"The vision graph failed: {error}.", _HINT) from error
+                self._check(found, (len(part), self.tokens_per_tile, self.n_embd))
+                for row in rest:
+                    self._check(row, (1, self.n_embd))
+                    self._newline_row = row
+                tokens[at : at + len(part)] = found
+        return tokens
+
+    def encode_picture(self, tiles: np.ndarray, layout: PictureLayout) -> np.ndarray:
+        """A picture's tiles → its rows as they stand in the prompt, float32 [n_rows, n_embd]."""
+        rows = self.encode(tiles).reshape(-1, self.n_embd)
+        # the newline is the last of them, as NEWLINE counts
+        rows = np.concatenate([rows, self._newline_row])
+        taken: np.ndarray = rows[layout.rows]
+        return taken
+
+    def _check(self, found: np.ndarray, expected: tuple[int, ...]) -> None:
+        if found.shape != expected or not np.isfinite(found).all():
             raise ModelError(
-                f"The vision graph gave {list(tokens.shape)} or values that are not finite; "
+                f"The vision graph gave {list(found.shape)} or values that are not finite; "
                 f"expected finite {list(expected)}.",
                 _HINT,
             )
-        return np.ascontiguousarray(tokens, dtype=np.float32)
 
 
 def _did_not_start(provider: str, reason: object) -> DeviceError:

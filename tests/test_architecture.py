@@ -22,8 +22,10 @@ REPOSITORY = PACKAGE.parent
 LAYERS = [
     {"edgeprism"},  # names are loaded when first used
     {"errors", "records"},
-    {"manifest", "image", "question", "grammar", "cancel", "gguf_header", "llama_batch"},
-    {"prompt", "gguf_checks"},
+    {"strict_json"},
+    {"manifest", "question", "grammar", "cancel", "gguf_header", "llama_batch"},
+    {"prompt", "gguf_checks", "tiles"},
+    {"image"},
     {"bundle", "vision", "lm", "device"},
     {"generate", "reasoning"},
     {"captioner", "reasoner"},

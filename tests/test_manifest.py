@@ -31,6 +31,21 @@ def good() -> dict[str, Any]:
     return data
 
 
+def tiled() -> dict[str, Any]:
+    """A manifest that uses every optional mechanism."""
+    data = good()
+    data["image"] |= {"max_tiles": 5, "tiling": {
+        "choose": "best-fit", "grids": [[1, 2], [2, 1], [2, 2]], "longest_edge": 0,
+        "overview": "first", "order": "rows-unpadded"}}  # fmt: skip
+    data["vision"]["newline"] = "newline"
+    names = ("begin", "before_overview", "before_tile", "after_row", "between", "end")
+    data["prompts"]["markers"] = dict.fromkeys(names, "<x>") | {"before_tile": "", "after_row": ""}
+    return data
+
+
+OPTIONAL = ("image/tiling", "vision/newline", "prompts/markers")
+
+
 def faults_of(data: Any) -> list[str]:
     text = data if isinstance(data, (str, bytes)) else json.dumps(data)
     with pytest.raises(ManifestError) as caught:
@@ -76,26 +91,30 @@ def dotted(path: str) -> str:
 
 def test_every_field_refuses_every_other_type() -> None:
     samples: list[Any] = [None, True, 3, 2.5, "text", [], {}, [None], {"x": None}]
-    for path, value in leaves(good()):
+    for path, value in leaves(tiled()):
         for wrong in samples:
+            if wrong is None and path.strip("/") in ("image/tiling", "prompts/markers"):
+                continue  # null: the mechanism is not used
             whole_number_for_a_figure = isinstance(value, float) and type(wrong) is int
             holds_anything = type(wrong) is type(value) and value not in ([], {})
             if type(wrong) is type(value) or whole_number_for_a_figure or not path:
                 continue
             assert not holds_anything
-            faults = faults_of(put(good(), path.strip("/"), wrong))
+            faults = faults_of(put(tiled(), path.strip("/"), wrong))
             lead = dotted(path)
             if path != "/schema":
                 assert any(f.startswith(f"{lead}: ") for f in faults), (path, wrong, faults)
 
 
 def test_every_missing_field_is_named() -> None:
-    for path, value in leaves(good()):
+    for path, value in leaves(tiled()):
         free = ("/files", "/parity/figures")  # objects whose names are not fixed
         if not isinstance(value, dict) or path.startswith(free):
             continue
         for name in value:
-            data = put(good(), f"{path}/x".strip("/"), 0) if path else good()
+            if f"{path}/{name}".strip("/") in OPTIONAL:
+                continue
+            data = put(tiled(), f"{path}/x".strip("/"), 0) if path else tiled()
             at: Any = data
             for step in filter(None, path.split("/")):
                 at = at[int(step) if step.isdigit() else step]
@@ -108,9 +127,9 @@ def test_every_missing_field_is_named() -> None:
 
 
 def test_every_unknown_field_is_named() -> None:
-    for path, value in leaves(good()):
+    for path, value in leaves(tiled()):
         if isinstance(value, dict) and not path.startswith(("/files", "/parity/figures")):
-            data = put(good(), f"{path}/surplus".strip("/"), 1)
+            data = put(tiled(), f"{path}/surplus".strip("/"), 1)
             assert faults_of(data) == [f"{dotted(f'{path}/surplus')}: unknown field"]
 
 
@@ -132,7 +151,7 @@ def test_all_faults_are_told_at_once() -> None:
 
 def test_all_wrong_values_are_told_at_once() -> None:
     data = good()
-    data["image"]["mode"] = "crop"
+    data["image"]["mode"] = "mirror"
     data["image"]["fill"] = [1, 2, 300]
     data["prompts"]["focus_instruction"] = "nothing to fill in"
     data["lm"]["image_attention"] = "full"
@@ -175,6 +194,66 @@ def test_all_wrong_values_are_told_at_once() -> None:
 def test_values_that_cannot_be_meant(path: str, value: Any) -> None:
     lead = dotted(path)
     assert any(lead in fault for fault in faults_of(put(good(), path, value)))
+
+
+def test_mechanisms_that_are_not_used_may_be_left_out() -> None:
+    data = tiled()
+    assert manifest_from_json(json.dumps(data), "m").image.tiling is not None
+    for path in OPTIONAL:
+        part, name = path.split("/")
+        del data[part][name]
+    data["image"]["max_tiles"] = 1
+    assert manifest_from_json(json.dumps(data), "m") == bundles.make_manifest(
+        FILES, parity=manifest_from_json(json.dumps(good()), "m").parity
+    )
+
+
+EDGE = {"choose": "longest-edge", "grids": [], "longest_edge": 100, "overview": "last",
+        "order": "tiles"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "lead"),
+    [
+        ({"image/tiling/choose": "guess"}, "image.tiling.choose"),
+        ({"image/tiling/overview": "none"}, "image.tiling.overview"),
+        ({"image/tiling/order": "columns"}, "image.tiling.order"),
+        ({"image/tiling/grids": []}, "image.tiling.grids"),
+        ({"image/tiling/grids": [[1, 2, 3]]}, "image.tiling.grids"),
+        ({"image/tiling/grids": [[0, 2]]}, "image.tiling.grids"),
+        ({"image/tiling/grids": [[1, 257]]}, "image.tiling.grids"),
+        ({"image/tiling/longest_edge": 100}, "image.tiling.longest_edge"),
+        ({"image/tiling/choose": "closest-ratio"}, "image.tiling.order"),  # it pads nothing
+        ({"image/max_tiles": 4}, "image.max_tiles"),
+        ({"image/max_tiles": 6}, "image.max_tiles"),
+        ({"image/tiling/grids": [[17, 17]], "image/max_tiles": 290}, "image.max_tiles"),
+        ({"image/tiling/order": "tiles"}, "vision.newline"),
+        ({"prompts/markers/before_tile": "x"}, "prompts.markers"),
+        ({"prompts/markers/after_row": "x"}, "prompts.markers"),
+        ({"vision/newline": "visual_tokens"}, "vision.newline"),
+        ({"image/tiling": None, "image/max_tiles": 1}, "vision.newline"),
+        ({"vision/newline": "", "image/tiling": None}, "image.max_tiles"),
+        ({"vision/drop_first_patch": True, "vision/tokens_per_tile": 15}, "vision.drop_first"),
+        ({"image/tiling": EDGE, "vision/newline": "", "image/max_tiles": 16}, "image.max_tiles"),
+        ({"image/tiling": {**EDGE, "longest_edge": 28}}, "image.tiling.longest_edge"),
+        ({"image/tiling": {**EDGE, "longest_edge": 4097}}, "image.tiling.longest_edge"),
+        ({"image/tiling": {**EDGE, "grids": [[1, 1]]}}, "image.tiling.grids"),
+    ],
+)
+def test_tilings_that_cannot_be_meant(changes: dict[str, Any], lead: str) -> None:
+    data = tiled()
+    for path, value in changes.items():
+        data = put(data, path, value)
+    assert any(fault.startswith(lead) for fault in faults_of(data)), faults_of(data)
+
+
+def test_tilings_that_can() -> None:
+    data = put(put(put(tiled(), "image/tiling", EDGE), "vision/newline", ""), "image/max_tiles", 17)
+    assert manifest_from_json(json.dumps(data), "m").image.max_tiles == 17
+    data = put(tiled(), "image/tiling", {**EDGE, "choose": "closest-ratio", "longest_edge": 0,
+                                         "grids": [[1, 1], [3, 4]]})  # fmt: skip
+    data = put(put(data, "vision/newline", ""), "image/max_tiles", 13)
+    assert manifest_from_json(json.dumps(data), "m").image.max_tiles == 13
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprism.errors import ModelError
+from edgeprism.errors import ModelError, UsageError
 from edgeprism.manifest import VISION_QUANTS
 
 if TYPE_CHECKING:
@@ -46,12 +47,16 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
 
 @command.command("show")
 @click.argument("name", metavar="NAME|BUNDLE|FILE.gguf")
+@click.option("--size", metavar="WxH",
+              help="Show instead what a picture of this size costs: tiles, tokens.")  # fmt: skip
+@click.option("--image", type=click.Path(path_type=Path), metavar="FILE",
+              help="The same for this picture.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def show(name: str, as_json: bool) -> None:
+def show(name: str, size: str | None, image: Path | None, as_json: bool) -> None:
     """What a model is: licence, sources, dimensions, parity figures, digests."""
     from edgeprism.inventory import model_facts
 
-    facts = model_facts(name)
+    facts = model_facts(name) if size is image is None else _cost(name, size, image)
     if as_json:
         _print_json(facts)
         return
@@ -121,6 +126,27 @@ def verify_published(
     return 0 if report.passed else 1
 
 
+def _cost(name: str, size: str | None, image: Path | None) -> dict[str, Any]:
+    """What a picture would cost, without encoding it."""
+    from edgeprism.captioner import Captioner
+    from edgeprism.image import MAX_HEIGHT, MAX_WIDTH, read_picture
+
+    if size is not None and image is not None:
+        raise UsageError("--size and --image name two pictures.", "Give one of them.")
+    if image is not None:
+        width, height = read_picture(image, enough=1).size
+    else:
+        found = re.fullmatch(r"([0-9]{1,6})[x×X]([0-9]{1,6})", size or "")
+        width, height = map(int, found.groups()) if found else (0, 0)
+        if not (1 <= width <= MAX_WIDTH and 1 <= height <= MAX_HEIGHT):
+            raise UsageError(
+                f"--size {size} is not the size of a picture.",
+                f"Give WIDTHxHEIGHT in pixels, at most {MAX_WIDTH}x{MAX_HEIGHT}.",
+            )
+    with Captioner.load(name, device="cpu") as captioner:
+        return {"name": captioner.bundle.manifest.name, **asdict(captioner.cost((width, height)))}
+
+
 def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
     """Nested facts as aligned text."""
     lines = []
@@ -143,7 +169,7 @@ def _text(value: Any) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return ", ".join(_text(item) for item in value)
     return _printable(json.dumps(value, ensure_ascii=False) if "\n" in str(value) else str(value))
 

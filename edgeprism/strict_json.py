@@ -1,0 +1,97 @@
+"""JSON → dataclasses of plain fields, strictly: every fault at once, each with its field's path."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from typing import Any
+
+from edgeprism.errors import ManifestError
+
+Record = typing.TypeVar("Record")
+
+
+def record_from_json(kind: type[Record], text: str | bytes, where: str) -> Record:
+    """`text` as `kind`; raises ManifestError that lists every fault."""
+    return record_from_data(kind, json_without_duplicates(text, where), where)
+
+
+def json_without_duplicates(text: str | bytes, where: str) -> Any:
+    """Parsed JSON; raises ManifestError where it is none, or a field is given twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_object_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(where, [f"not JSON: {error}"]) from error
+
+
+def record_from_data(kind: type[Record], data: Any, where: str) -> Record:
+    """Parsed JSON as `kind`: an unknown field, a missing one or a wrong type is a fault.
+
+    A field with a default may be left out.
+    """
+    faults: list[str] = []
+    record = _read(kind, data, "", faults)
+    if faults:
+        raise ManifestError(where, faults)
+    return typing.cast(Record, record)
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"field given twice: {', '.join(twice)}")
+    return data
+
+
+def _read(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
+    """`value` as `kind` (a dataclass, list[…], dict[str, …] or scalar), faults collected."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:  # X | None
+        return None if value is None else _read(arguments[0], value, path, faults)
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(typing.cast(type, kind), value, path, faults)
+    if origin is list:
+        if not isinstance(value, list):
+            return faults.append(f"{path}: a list is expected, not {_name_of(value)}")
+        return [_read(arguments[0], v, f"{path}[{i}]", faults) for i, v in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            return faults.append(f"{path}: an object is expected, not {_name_of(value)}")
+        return {k: _read(arguments[1], v, f"{path}.{k}", faults) for k, v in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            value = float(value)
+        except OverflowError:
+            return faults.append(f"{path}: too large a number")
+    # bool is an int in Python and must not pass for one
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        faults.append(f"{path}: {kind.__name__} is expected, not {_name_of(value)}")
+    return value
+
+
+def _read_dataclass(kind: type, value: Any, path: str, faults: list[str]) -> Any:
+    if not isinstance(value, dict):
+        return faults.append(f"{path or 'manifest'}: an object is expected, not {_name_of(value)}")
+    hints = typing.get_type_hints(kind)
+    lead = f"{path}." if path else ""
+    faults.extend(f"{lead}{name}: unknown field" for name in value if name not in hints)
+    needed = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    faults.extend(f"{lead}{name}: missing" for name in hints if name in needed - set(value))
+    fields = {
+        name: _read(hint, value[name], f"{lead}{name}", faults)
+        for name, hint in hints.items()
+        if name in value
+    }
+    return kind(**fields) if needed <= set(fields) else None
+
+
+def _name_of(value: Any) -> str:
+    return "null" if isinstance(value, types.NoneType) else type(value).__name__
