@@ -144,5 +144,5 @@ def test_without_captions_the_question_stands_alone() -> None:
 def test_prompts_have_every_field_the_manifest_knows() -> None:
     assert {f.name for f in dataclasses.fields(PROMPTS)} == {
         "add_bos", "before_image", "after_image", "before_caption", "default_instruction",
-        "focus_instruction", "stop", "max_tokens",
+        "focus_instruction", "stop", "max_tokens", "markers",
     }  # fmt: skip
