@@ -147,7 +147,7 @@ class CsvOutput(RecordOutput):
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
-        self._put(_csv_row(CSV_COLUMNS))
+        self._put(csv_row(CSV_COLUMNS))
 
     def _to_text(self, record: dict[str, Any]) -> str:
         model, tokens = record.get("model", {}), record.get("tokens", {})
@@ -162,7 +162,7 @@ class CsvOutput(RecordOutput):
             "tokens_generated": tokens.get("generated", ""),
             "total_ms": timings.get("total", ""),
         }
-        return _csv_row(_harmless(flat.get(column, "")) for column in CSV_COLUMNS)
+        return csv_row(flat.get(column, "") for column in CSV_COLUMNS)
 
 
 def record_to_dict(record: Record) -> dict[str, Any]:
@@ -223,13 +223,14 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", lines)
 
 
+def csv_row(cells: Iterable[Any]) -> str:
+    """A line of CSV (RFC 4180) in which no text is a spreadsheet's formula."""
+    row = io.StringIO()
+    csv.writer(row, lineterminator="\r\n").writerow(map(_harmless, cells))
+    return row.getvalue()
+
+
 def _harmless(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
         return "'" + value
     return value
-
-
-def _csv_row(cells: Iterable[Any]) -> str:
-    row = io.StringIO()
-    csv.writer(row, lineterminator="\r\n").writerow(cells)
-    return row.getvalue()

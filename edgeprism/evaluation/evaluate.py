@@ -1,0 +1,60 @@
+"""Data + matrix → a run that can be gone on with, and its reports, in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from edgeprism.evaluation.matrix import Matrix
+from edgeprism.evaluation.page import write_page
+from edgeprism.evaluation.questions import QuestionFile, choose_questions
+from edgeprism.evaluation.report import Asked, to_report, write_csv, write_json
+from edgeprism.evaluation.results import Results
+from edgeprism.evaluation.run import Progress, Run
+from edgeprism.reasoning import BaseReasoner
+
+PAGE, JSON, CSV = "report.html", "report.json", "answers.csv"
+
+
+def own_questions() -> Path:
+    """The question set of the built-in captioner."""
+    return Path(str(files("edgeprism.models.nano").joinpath("questions.tsv")))
+
+
+def evaluate(
+    file: QuestionFile,
+    matrix: Matrix,
+    out: Path,
+    *,
+    splits: Sequence[str] = (),
+    limit: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    judge: BaseReasoner | None = None,
+    progress: Progress = lambda *_: None,
+) -> dict[str, Any]:
+    """Answer every question with every cell, and write the reports to `out`; the report.
+
+    What `out` has already is not made again. Raises UsageError when `out` is of other data or no
+    question is left, Interrupted when stopped: what was made by then stays.
+    """
+    questions = choose_questions(
+        file.questions, splits=splits, limit=limit, sample=sample, seed=seed
+    )
+    md5 = file.tsv.md5()
+    with Results(out, md5) as results:
+        run = Run(matrix, file, questions, results, judge=judge, progress=progress)
+        run.complete()
+        outcomes = run.outcomes()
+    asked = Asked(
+        file, md5, matrix, questions, outcomes,
+        {"splits": list(splits), "limit": limit, "sample": sample, "seed": seed},
+        judge,
+    )  # fmt: skip
+    report = to_report(asked)
+    write_csv(asked, out / CSV)
+    write_page(asked, report, out / PAGE)
+    write_json(report, out / JSON)
+    return report

@@ -1,0 +1,231 @@
+"""A run → one HTML page that holds everything: plots, tables, pictures; it opens no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from edgeprism.atomic import write_atomically
+from edgeprism.errors import ImageError
+from edgeprism.evaluation.analysis import CHANCE, Outcome
+from edgeprism.evaluation.plots import SERIES, Mark, Point, dot_plot, scatter
+from edgeprism.evaluation.questions import PictureRef, QuestionFile
+from edgeprism.evaluation.report import (
+    Asked,
+    cell_to_texts,
+    left_out,
+    percent,
+)
+from edgeprism.image import read_picture
+
+PAGE_QUESTIONS = 500  # kept with their pictures
+THUMBNAIL = 384  # pixels of the longer edge
+_JPEG_QUALITY = 82
+
+
+def write_page(asked: Asked, report: dict[str, Any], path: Path) -> None:
+    """Write the page; it appears whole or not at all."""
+    write_atomically(path, to_page(asked, report).encode("utf-8", "replace"))
+
+
+def to_page(asked: Asked, report: dict[str, Any]) -> str:
+    """The page's text. Only the first `PAGE_QUESTIONS` questions come with it."""
+    parts = {
+        "TITLE": escape(f"EdgePrism on {report['data']['file']}"),
+        "LEAD": escape(" ".join([_lead(report), *left_out(report)])),
+        "SCORES": _table(
+            ("perception → reasoning", "right", "95 % interval", "scored", "failed", "unmatched",
+             "s/question", "memory"),
+            [cell_to_texts(cell) for cell in report["cells"]],
+        ),
+        "PERCEPTION": _perception(report),
+        "SECONDS": _cost(report, lambda cell: cell["seconds"].get("total"), "seconds per question"),
+        "MEMORY": _cost(report, _megabytes, "peak memory in MB, stages apart"),
+        "CATEGORIES": _categories(report),
+        "PAIRS": _pairs(report),
+        "PROVENANCE": _provenance(report),
+        "DATA": _data(asked),
+        "STYLE": _resource("page.css"),
+        "SCRIPT": _resource("page.js"),
+    }  # fmt: skip
+    page = _resource("page.html")
+    # one pass: a marker inside what was put in stays text
+    pieces = page.split("@")
+    for i in range(1, len(pieces), 2):
+        pieces[i] = parts[pieces[i]]
+    return "".join(pieces)
+
+
+def _resource(name: str) -> str:
+    return files("edgeprism.evaluation").joinpath(name).read_text(encoding="utf-8")
+
+
+def _lead(report: dict[str, Any]) -> str:
+    real = [cell for cell in report["cells"] if cell["reasoner"] and cell["scored"]]
+    best = max(real, key=lambda cell: cell["accuracy"], default=None)
+    asked = f"{report['data']['asked']} questions, {len(report['cells']) - 1} combinations."
+    return asked if best is None else f"{asked} Best: {best['name']}, {percent(best['accuracy'])}."
+
+
+# ---- plots
+
+
+def _mark(cell: dict[str, Any], series: int, name: str) -> Mark:
+    return Mark(series, name, cell["accuracy"], cell["low"], cell["high"])
+
+
+def _perception(report: dict[str, Any]) -> str:
+    """Rows: ways of perceiving. Colours: reasoners."""
+    reasoners = list(report["models"]["reasoners"])
+    rows: dict[str, list[Mark]] = {}
+    for cell in report["cells"]:
+        if cell["accuracy"] is not None:
+            seen = f"{cell['captioner']}, {cell['mode']}" if cell["captioner"] else cell["mode"]
+            series = reasoners.index(cell["reasoner"]) if cell["reasoner"] else SERIES - 1
+            rows.setdefault(seen, []).append(_mark(cell, series, cell["reasoner"] or CHANCE))
+    plot = dot_plot(list(rows.items()), "Accuracy by perception and reasoner")
+    return _legend(list(enumerate(reasoners))) + plot
+
+
+def _categories(report: dict[str, Any]) -> str:
+    """Rows: categories. Colours: cells; the second level folds out."""
+    cells = report["cells"][-SERIES:]
+    parts = [_legend([(i, cell["name"]) for i, cell in enumerate(cells)])]
+    if len(cells) < len(report["cells"]):
+        parts.append(f"<p>The last {len(cells)} combinations; the JSON report has all.</p>")
+    for level in ("category", "l2-category"):
+        rows: dict[str, list[Mark]] = {}
+        for i, cell in enumerate(cells):
+            for found in cell["categories"]:
+                if found["level"] == level:
+                    name = f"{found['name']} ({found['scored']})"
+                    rows.setdefault(name, []).append(_mark(found, i, cell["name"]))
+        if rows:
+            plot = dot_plot(sorted(rows.items()), f"Accuracy by {level}")
+            parts.append(
+                plot if level == "category"
+                else f"<details><summary>Second level</summary>{plot}</details>"
+            )  # fmt: skip
+    return "".join(parts) if len(parts) > 1 else "<p>The data has no categories.</p>"
+
+
+def _cost(report: dict[str, Any], to_cost: Any, name: str) -> str:
+    points = [
+        Point(_mark(cell, i, cell["name"]), to_cost(cell))
+        for i, cell in enumerate(report["cells"])
+        if cell["accuracy"] is not None and to_cost(cell)
+    ]
+    return scatter(points, name, f"Accuracy against {name}") if points else "<p>Not measured.</p>"
+
+
+def _megabytes(cell: dict[str, Any]) -> float | None:
+    return cell["memory_bytes"] / 1e6 if cell["memory_bytes"] else None
+
+
+def _legend(names: Sequence[tuple[int, str]]) -> str:
+    items = "".join(f'<li class="s{i % SERIES}">{escape(name)}</li>' for i, name in names)
+    return f'<ul class="legend">{items}</ul>'
+
+
+# ---- tables
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide">{table}</div>'
+
+
+def _pairs(report: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"{pair['a']}  against  {pair['b']}",
+            f"{pair['difference']:+.1%}",
+            f"{pair['low']:+.1%} to {pair['high']:+.1%}",
+            str(pair["both"]),
+            "–" if pair["p"] is None else f"{pair['only_a']} / {pair['only_b']}",
+            "–" if pair["p"] is None else f"{pair['p']:.2g}",
+            "–" if pair["p_holm"] is None else f"{pair['p_holm']:.2g}",
+        ]
+        for pair in report["pairs"]
+        if pair["difference"] is not None
+    ]
+    header = ("cells", "difference", "95 % interval", "questions", "only one right",
+              "McNemar p", "Holm")  # fmt: skip
+    table = _table(header, rows)
+    return f"<details><summary>{len(rows)} comparisons</summary>{table}</details>"
+
+
+def _provenance(report: dict[str, Any]) -> str:
+    kept = {name: report[name] for name in ("version", "models", "settings", "statistics")}
+    kept["data"] = report["data"] | {"skipped": len(report["data"]["skipped"])}
+    skipped = [
+        [str(skip["line"]), skip["index"], skip["reason"]] for skip in report["data"]["skipped"]
+    ]
+    text = f"<pre>{escape(json.dumps(kept, indent=2, ensure_ascii=False))}</pre>"
+    if skipped:
+        rows = _table(("line", "index", "reason"), skipped[:1000])
+        text += f"<details><summary>{len(skipped)} rows skipped</summary>{rows}</details>"
+    return text
+
+
+# ---- the questions
+
+
+def _data(asked: Asked) -> str:
+    """JSON that no text in it can end the script element of."""
+    questions = asked.questions[:PAGE_QUESTIONS]
+    refs = dict.fromkeys(ref for question in questions for ref in question.pictures)
+    numbers = {ref: str(number) for number, ref in enumerate(refs)}  # a path would tell too much
+    data = {
+        "asked": len(asked.questions),
+        "cells": [result.cell.name for result in asked.results],
+        "questions": [
+            {
+                "index": q.index, "text": q.text, "hint": q.hint, "options": q.options,
+                "answer": q.answer, "category": q.category,
+                "pictures": [numbers[ref] for ref in q.pictures],
+                "outcomes": [_outcome(result.outcomes[q.index]) for result in asked.results],
+            }
+            for q in questions
+        ],
+        "pictures": {numbers[ref]: _thumbnail(asked.file, ref) for ref in refs},
+    }  # fmt: skip
+    text = json.dumps(data, ensure_ascii=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    verdict, seconds = outcome.verdict, outcome.seconds
+    return {
+        "focus": outcome.focus,
+        "note": outcome.focus_note,
+        "captions": outcome.captions,
+        "answer": outcome.answer,
+        "choice": verdict.choice if verdict else "",
+        "right": bool(verdict and verdict.right),
+        "by": verdict.by if verdict else "",
+        "error": outcome.error,
+        "seconds": ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items() if value),
+    }
+
+
+def _thumbnail(file: QuestionFile, ref: PictureRef) -> str:
+    """A data URL; "" for a picture that cannot be read, which its outcome tells."""
+    try:
+        picture = read_picture(file.picture_bytes(ref), enough=THUMBNAIL)
+    except ImageError:
+        return ""
+    picture.rgb.thumbnail((THUMBNAIL, THUMBNAIL))
+    data = io.BytesIO()
+    picture.rgb.save(data, "JPEG", quality=_JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")

@@ -1,0 +1,311 @@
+"""Rows of a VLMEvalKit TSV → questions and their pictures.
+
+Columns (VLMEvalKit's documentation, "Development", and its vlmeval/dataset/image_base.py):
+`index`, `question`, `answer`; `A`, `B`, … options; `hint`, `category`, `l2-category`, `split`;
+`image`: base64, or a list of them, or in at most 64 characters the index of the row that holds
+the picture; `image_path` where `image` is empty. MathVista adds `choices`, `answer_option`,
+`answer_type`, `precision` and `task`. Everything is checked here, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import json
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeprism.errors import ImageError, UsageError
+from edgeprism.evaluation.tsv import BadRow, Row, TsvFile
+
+MAX_REFERENCE = 64  # characters; a longer image cell is a picture itself
+REQUIRED = ("index", "question", "answer")
+LETTERS = string.ascii_uppercase
+ANSWER_TYPES = ("", "text", "integer", "float", "list")
+_PICTURE_MARK = re.compile(r"<image[ _]?(\d+)>", re.IGNORECASE)
+_SPACES = str.maketrans("", "", " \t\r\n")
+
+
+@dataclass(frozen=True)
+class PictureRef:
+    """Where a picture is: in the row at `offset`, the `number`th of its cell, or a file."""
+
+    offset: int = 0
+    number: int = 0
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question; `answer` is an option's letter, or the expected text of an open question."""
+
+    index: str
+    text: str
+    answer: str
+    pictures: tuple[PictureRef, ...]
+    options: tuple[tuple[str, str], ...] = ()  # (letter, text)
+    hint: str = ""
+    category: str = ""
+    l2_category: str = ""
+    split: str = ""
+    answer_type: str = ""
+    precision: int | None = None  # decimal places that a float answer is compared with
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that asks nothing that can be scored, and why."""
+
+    line: int
+    index: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"line {self.line}" + (f" (index {self.index})" if self.index else "")
+        return f"{where}: {self.reason}"
+
+
+class _Fault(Exception):
+    """What is wrong with the row at hand."""
+
+
+class QuestionFile:
+    """The questions of a TSV file; pictures are read from it when they are looked at."""
+
+    def __init__(self, path: Path, *, pictures: Path | None = None, **limits: int) -> None:
+        """`pictures` is the folder that `image_path` is relative to and must stay inside.
+
+        Raises UsageError for a file that is no such table. Memory: the questions' texts.
+        """
+        self.tsv = TsvFile(path, **limits)
+        self.folder = (pictures or path.parent).resolve()
+        columns = self.tsv.columns
+        missing = [name for name in REQUIRED if name not in columns]
+        if missing or not {"image", "image_path"} & set(columns):
+            wanted = ", ".join([*REQUIRED, "image or image_path"])
+            raise UsageError(
+                f"{path}: its columns are {', '.join(columns)[:300]}; needed are {wanted}.",
+                "Give a VLMEvalKit TSV file.",
+            )
+        self._has_options = any(len(name) == 1 and name in LETTERS for name in columns)
+        self.questions, self.skipped = self._read()
+
+    def picture_bytes(self, ref: PictureRef) -> bytes | Path:
+        """The picture's file content, or its path. Raises ImageError."""
+        if ref.path:
+            return Path(ref.path)
+        row = self.tsv.row_at(ref.offset)
+        if isinstance(row, BadRow):
+            raise ImageError(f"{self.tsv.path}: changed while it was read.", "Start again.")
+        return _decode(_cell_to_list(row.cells["image"])[ref.number])
+
+    # ---- the one pass over the file
+
+    def _read(self) -> tuple[list[Question], list[Skipped]]:
+        skipped: list[Skipped] = []
+        held: dict[str, tuple[int, int]] = {}  # index → (offset of its row, pictures in its cell)
+        found: dict[str, tuple[Question, int, list[str]]] = {}  # + its line, rows it refers to
+        for row in self.tsv.rows():
+            if isinstance(row, BadRow):
+                skipped.append(Skipped(row.line, "", row.reason))
+                continue
+            index = row.cells["index"].strip()
+            try:
+                if not index:
+                    raise _Fault("no index")
+                if index in found or index in held:
+                    raise _Fault("its index was there before")
+                pictures, references = self._pictures_of(row)
+                if pictures and not pictures[0].path:
+                    held[index] = (row.offset, len(pictures))  # whatever its question is like
+                question = replace(self._question(row, index), pictures=tuple(pictures))
+                found[index] = (question, row.line, references)
+            except _Fault as fault:
+                skipped.append(Skipped(row.line, index, str(fault)))
+        questions = []
+        for question, line, references in found.values():
+            try:
+                questions.append(_resolve(question, references, held))
+            except _Fault as fault:
+                skipped.append(Skipped(line, question.index, str(fault)))
+        skipped.sort(key=lambda skip: skip.line)
+        return questions, skipped
+
+    def _pictures_of(self, row: Row) -> tuple[list[PictureRef], list[str]]:
+        """The row's own pictures, each checked, or the indices of rows that it refers to."""
+        cell = row.cells.get("image", "").strip()
+        if cell:
+            parts = _cell_to_list(cell)
+            references = [part.strip() for part in parts if len(part) <= MAX_REFERENCE]
+            if references and len(references) < len(parts):
+                raise _Fault("image holds pictures and references side by side")
+            if references:
+                return [], references
+            for part in parts:
+                _decode(part, fault=_Fault)
+            return [PictureRef(row.offset, number) for number in range(len(parts))], []
+        paths = row.cells.get("image_path", "").strip()
+        if not paths:
+            raise _Fault("no picture")
+        return [PictureRef(path=str(self._inside(path))) for path in _cell_to_list(paths)], []
+
+    def _inside(self, name: str) -> Path:
+        try:
+            path = (self.folder / name.strip()).resolve()
+        except (OSError, ValueError) as error:
+            raise _Fault(f"image_path cannot be a path: {error}") from error
+        if not path.is_relative_to(self.folder):
+            raise _Fault(f"image_path {name[:80]!r} leads out of {self.folder} (--pictures)")
+        if not path.is_file():
+            raise _Fault(f"image_path {name[:80]!r}: no such file")
+        return path
+
+    def _question(self, row: Row, index: str) -> Question:
+        def cell(*names: str) -> str:
+            return next((row.cells[n].strip() for n in names if row.cells.get(n, "").strip()), "")
+
+        text = _PICTURE_MARK.sub(r"picture \1", cell("question"))
+        if not text:
+            raise _Fault("no question")
+        answer = cell("answer")
+        if not answer:
+            raise _Fault("no answer to score against")
+        options = self._options(row)
+        kind = cell("answer_type").lower()
+        if kind not in ANSWER_TYPES:
+            raise _Fault(f"answer_type {kind[:40]!r} is none of {', '.join(ANSWER_TYPES[1:])}")
+        return Question(
+            index=index,
+            text=text,
+            answer=_answer(cell("answer_option") or answer, answer, options, self._has_options),
+            pictures=(),
+            options=options,
+            hint=cell("hint"),
+            category=cell("category"),
+            l2_category=cell("l2-category", "l2_category", "task"),
+            split=cell("split"),
+            answer_type="" if options else kind,
+            precision=_precision(cell("precision")),
+        )
+
+    def _options(self, row: Row) -> tuple[tuple[str, str], ...]:
+        options = tuple(
+            (letter, row.cells[letter].strip())
+            for letter in LETTERS
+            if row.cells.get(letter, "").strip()
+        )
+        listed = row.cells.get("choices", "").strip()
+        if not options and listed and listed != "[]":
+            options = tuple(zip(LETTERS, _literal_list(listed, "choices"), strict=False))
+        if len(options) == 1:
+            raise _Fault(f"missing options: there is only {options[0][0]}")
+        return options
+
+
+def _answer(answer: str, text: str, options: tuple[tuple[str, str], ...], has_options: bool) -> str:
+    """The right option's letter, or the text of an open question's answer."""
+    if not options:
+        if has_options and len(answer) == 1 and answer in LETTERS:
+            raise _Fault(f"missing options: the answer is {answer}, but there are none")
+        return text
+    letters = dict(options)
+    if answer in letters:
+        return answer
+    named = [letter for letter, option in options if option == text]
+    if len(named) == 1:  # MathVista gives the option's text
+        return named[0]
+    raise _Fault(f"wrong answer: {answer[:40]!r} is none of the options {', '.join(letters)}")
+
+
+def _precision(cell: str) -> int | None:
+    if not cell:
+        return None
+    try:
+        value = float(cell)
+    except ValueError as error:
+        raise _Fault(f"precision {cell[:40]!r} is no number") from error
+    if not 0 <= value <= 20:
+        raise _Fault(f"precision {cell[:40]!r} is no number of decimal places")
+    return int(value)
+
+
+def _resolve(
+    question: Question, references: list[str], held: dict[str, tuple[int, int]]
+) -> Question:
+    refs = list(question.pictures)
+    for index in references:
+        if index not in held:
+            raise _Fault(f"image refers to row {index[:64]!r}, which holds no picture")
+        offset, count = held[index]
+        refs += [PictureRef(offset, number) for number in range(count)]
+    return replace(question, pictures=tuple(refs))
+
+
+def _cell_to_list(cell: str) -> list[str]:
+    cell = cell.strip()
+    if cell.startswith("[") and cell.endswith("]"):
+        return _literal_list(cell, "image")
+    return [cell]
+
+
+def _literal_list(cell: str, column: str) -> list[str]:
+    """A list as Python or JSON writes it; nothing in it is evaluated."""
+    value: Any
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        try:
+            value = ast.literal_eval(cell)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+            raise _Fault(f"{column} is no list that can be read") from error
+    if not isinstance(value, list) or not value:
+        raise _Fault(f"{column} is an empty list")
+    return [str(entry) for entry in value]
+
+
+def _decode(text: str, fault: type[Exception] = ImageError) -> bytes:
+    try:
+        data = base64.b64decode(text.translate(_SPACES), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise fault(f"bad base64 in image: {error}") from error
+    if not data:
+        raise fault("bad base64 in image: nothing in it")
+    return data
+
+
+# ---- which of them
+
+
+def choose_questions(
+    questions: Sequence[Question],
+    *,
+    splits: Sequence[str] = (),
+    limit: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+) -> list[Question]:
+    """Those of `splits` (all without), of them `sample` drawn by `seed`, of them the first `limit`.
+
+    In the file's order; a sample depends on the questions' indices alone. Raises UsageError when
+    a split is not there or nothing is left.
+    """
+    import random
+
+    known = {question.split for question in questions}
+    for name in splits:
+        if name not in known:
+            there = ", ".join(sorted(known - {""})) or "none"
+            raise UsageError(f"Split {name!r} is not in the data.", f"There are: {there}.")
+    chosen = [q for q in questions if not splits or q.split in splits]
+    if sample is not None and sample < len(chosen):
+        picked = set(random.Random(seed).sample(sorted(q.index for q in chosen), sample))
+        chosen = [q for q in chosen if q.index in picked]
+    chosen = chosen[:limit]
+    if not chosen:
+        raise UsageError("No question is left to ask.", "See what was skipped, and --split.")
+    return chosen

@@ -1,0 +1,202 @@
+"""A run's figures → a table for the terminal, JSON, and CSV with a line for each answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import edgeprism
+from edgeprism.atomic import AtomicFile, write_atomically
+from edgeprism.evaluation.analysis import (
+    CHANCE,
+    CellResult,
+    cell_to_dict,
+    chance_to_dict,
+    failures,
+    pairs,
+)
+from edgeprism.evaluation.known import identify
+from edgeprism.evaluation.matrix import Matrix
+from edgeprism.evaluation.questions import Question, QuestionFile
+from edgeprism.evaluation.statistics import CONFIDENCE, RESAMPLES
+from edgeprism.outputs import csv_row
+from edgeprism.reasoning import BaseReasoner
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMA = 1
+CSV_COLUMNS = (
+    "index", "category", "l2_category", "question", "expected", "cell", "captioner", "mode",
+    "reasoner", "focus", "captions", "answer", "choice", "right", "matched_by", "error",
+    "seconds_focus", "seconds_perceive", "seconds_reason",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a report is of: the data, the matrix, which questions, and what came of them."""
+
+    file: QuestionFile
+    md5: str
+    matrix: Matrix
+    questions: Sequence[Question]
+    results: Sequence[CellResult]
+    options: dict[str, Any]  # splits, limit, sample, seed
+    judge: BaseReasoner | None = None
+
+
+def to_report(asked: Asked) -> dict[str, Any]:
+    """Everything but the single answers: data, settings, models, cells, pairs, failures."""
+    seed = int(asked.options["seed"])
+    matrix, file = asked.matrix, asked.file
+    return {
+        "schema": SCHEMA,
+        "version": edgeprism.__version__,
+        "data": {
+            "file": file.tsv.path.name,
+            "md5": asked.md5,
+            "identified": identify(file.tsv.path, asked.md5),
+            "questions": len(file.questions),
+            "asked": len(asked.questions),
+            "skipped": [asdict(skip) for skip in file.skipped],
+            **asked.options,
+        },
+        "settings": asdict(matrix.settings),
+        "statistics": {
+            "interval": f"{CONFIDENCE:.0%} percentile bootstrap over questions",
+            "resamples": RESAMPLES,
+            "pairs": "McNemar's exact test, Holm's correction; bootstrap of the difference",
+        },
+        "models": {
+            "captioners": {
+                name: asdict(captioner.model) | {"device": captioner.device}
+                for name, captioner in matrix.captioners.items()
+            },
+            "reasoners": {name: asdict(r.model) for name, r in matrix.reasoners.items()},
+            "judge": asdict(asked.judge.model) if asked.judge else None,
+        },
+        "cells": [
+            chance_to_dict(asked.questions, seed),
+            *(cell_to_dict(result, asked.questions, seed) for result in asked.results),
+        ],
+        "pairs": pairs(asked.results, asked.questions, seed),
+        "failures": list(failures(asked.results)),
+    }
+
+
+def write_json(report: dict[str, Any], path: Path) -> None:
+    text = json.dumps(report, ensure_ascii=False, indent=2, allow_nan=False)
+    write_atomically(path, text.encode() + b"\n")
+
+
+def write_csv(asked: Asked, path: Path) -> None:
+    """A line for each question and cell."""
+    with AtomicFile(path) as file:
+        for row in _csv_rows(asked):
+            file.write(csv_row(row).encode("utf-8", "backslashreplace"))
+
+
+def _csv_rows(asked: Asked) -> Iterable[Sequence[Any]]:
+    yield CSV_COLUMNS
+    for question in asked.questions:
+        for result in asked.results:
+            outcome, cell = result.outcomes[question.index], result.cell
+            verdict = outcome.verdict
+            yield (
+                question.index, question.category, question.l2_category, question.text,
+                question.answer, cell.name, cell.captioner, cell.mode, cell.reasoner,
+                outcome.focus, "\n".join(outcome.captions), outcome.answer,
+                verdict.choice if verdict else "", int(verdict.right) if verdict else "",
+                verdict.by if verdict else "", outcome.error,
+                *(f"{outcome.seconds.get(s, 0.0):.4f}" for s in ("focus", "perceive", "reason")),
+            )  # fmt: skip
+
+
+# ---- the terminal
+
+
+def print_report(report: dict[str, Any], console: Console) -> None:
+    """Scores, the comparisons that the two stages are about, and what was left out."""
+    from rich.table import Table
+
+    data = report["data"]
+    console.print(f"{data['file']}: {data['identified']}", highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("perception → reasoning")
+    for name in ("right", "95 % interval", "scored", "failed", "unmatched", "s/question", "memory"):
+        table.add_column(name, justify="right")
+    for cell in report["cells"]:
+        table.add_row(*cell_to_texts(cell))
+    console.print(table, highlight=False, markup=False)
+    for pair in pairs_of_interest(report):
+        console.print(pair_to_text(pair), highlight=False, markup=False)
+    for line in left_out(report):
+        console.print(line, highlight=False, markup=False)
+
+
+def cell_to_texts(cell: dict[str, Any]) -> list[str]:
+    """A cell's line in a table."""
+    seconds, memory = cell["seconds"].get("total"), cell["memory_bytes"]
+    return [
+        cell["name"],
+        percent(cell["accuracy"]),
+        f"{percent(cell['low'])} to {percent(cell['high'])}",
+        str(cell["scored"]),
+        str(cell["failed"]),
+        str(cell["unmatched"]) if cell["name"] != CHANCE else "–",
+        "–" if seconds is None else f"{seconds:.2f}",
+        "–" if memory is None else f"{memory / 1e6:.0f} MB",
+    ]
+
+
+def pairs_of_interest(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where only perception changes: question against generic, captions against none."""
+    by_name = {cell["name"]: cell for cell in report["cells"]}
+    chosen = []
+    for pair in report["pairs"]:
+        a, b = by_name[pair["a"]], by_name[pair["b"]]
+        if a["reasoner"] == b["reasoner"] and (
+            not a["captioner"] or a["captioner"] == b["captioner"]
+        ):
+            chosen.append(turned(pair))
+    return chosen
+
+
+def turned(pair: dict[str, Any]) -> dict[str, Any]:
+    """The later cell against the earlier: what the better perception gains."""
+    minus = {n: None if pair[n] is None else 0 - pair[n] for n in ("difference", "low", "high")}
+    return pair | {
+        "a": pair["b"], "b": pair["a"], "only_a": pair["only_b"], "only_b": pair["only_a"],
+        "difference": minus["difference"], "low": minus["high"], "high": minus["low"],
+    }  # fmt: skip
+
+
+def pair_to_text(pair: dict[str, Any]) -> str:
+    if pair["difference"] is None:
+        return f"{pair['a']} against {pair['b']}: no question that both scored"
+    test = "" if pair["p"] is None else f", McNemar p = {pair['p']:.2g}"
+    return (
+        f"{pair['a']} against {pair['b']}: {pair['difference']:+.1%} "
+        f"({pair['low']:+.1%} to {pair['high']:+.1%}){test}"
+    )
+
+
+def left_out(report: dict[str, Any]) -> list[str]:
+    """What no score counts, in words."""
+    data, lines = report["data"], []
+    if data["asked"] < data["questions"]:
+        lines.append(f"{data['asked']} of {data['questions']} questions were asked.")
+    if data["skipped"]:
+        lines.append(f"{len(data['skipped'])} rows of the file were skipped; no score counts them.")
+    failed = {failure["index"] for failure in report["failures"]}
+    if failed:
+        lines.append(f"{len(failed)} questions failed somewhere; those cells do not count them.")
+    return lines
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{share * 100:.1f} %"

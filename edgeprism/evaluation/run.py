@@ -1,0 +1,304 @@
+"""The matrix, cell by cell: one model in memory at a time, every record kept as soon as it is.
+
+Stages, each for one model after another: reasoners draw a focus from each question, captioners
+describe each picture with each instruction that a cell needs, reasoners answer from the captions.
+So captions are made once for all reasoners, and a stage's peak memory is that model's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from edgeprism.captioner import Captioner
+from edgeprism.errors import EdgePrismError, Interrupted
+from edgeprism.evaluation import memory
+from edgeprism.evaluation.analysis import CellResult, Outcome
+from edgeprism.evaluation.judge import NONE, judge_answer, said_to_verdict
+from edgeprism.evaluation.matrix import Cell, Matrix, model_id
+from edgeprism.evaluation.questions import PictureRef, Question, QuestionFile
+from edgeprism.evaluation.results import Results, key_of
+from edgeprism.evaluation.scoring import Verdict, score
+from edgeprism.reasoning import BaseReasoner
+from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
+
+Progress = Callable[[str, int, int], None]  # what is done, items done, items in all
+
+
+class Run:
+    """A matrix over questions; `results` holds what there is of it."""
+
+    def __init__(
+        self,
+        matrix: Matrix,
+        file: QuestionFile,
+        questions: Sequence[Question],
+        results: Results,
+        *,
+        judge: BaseReasoner | None = None,
+        progress: Progress = lambda *_: None,
+    ) -> None:
+        self.judge = judge
+        self.matrix, self.file, self.questions = matrix, file, questions
+        self.results, self.progress = results, progress
+        self._worked = False  # whether the model whose turn it is had anything to do
+
+    def complete(self) -> None:
+        """Make every record that is missing. Raises Interrupted; what is made stays made.
+
+        A question that fails is recorded as failed and the rest goes on.
+        """
+        captioners, reasoners = self.matrix.captioners, self.matrix.reasoners
+        if "question" in self.matrix.modes and captioners:
+            for name, reasoner in reasoners.items():
+                with self._turn("reasoner", name, reasoner):
+                    self._draw_focuses(name, reasoner)
+        for name, captioner in captioners.items():
+            with self._turn("captioner", name, captioner):
+                self._caption(name, captioner)
+        for name, reasoner in reasoners.items():
+            with self._turn("reasoner", name, reasoner):
+                self._answer(name, reasoner)
+        if self.judge is not None:
+            with self._turn("judge", self.judge.name, self.judge):
+                self._judge(self.judge)
+
+    def outcomes(self) -> list[CellResult]:
+        """What every cell made of every question, from the records; nothing is run."""
+        return [
+            CellResult(
+                cell,
+                {question.index: self._outcome(cell, question) for question in self.questions},
+                self._memory(cell),
+            )
+            for cell in self.matrix.cells()
+        ]
+
+    # ---- focus
+
+    def _draw_focuses(self, name: str, reasoner: BaseReasoner) -> None:
+        key = self.matrix.focus_key(name)
+        for question in self._each(f"{name}: focus"):
+            if self.results.has("focus", key, question.index):
+                continue
+            with self._recorded("focus", key, question.index) as record:
+                began = time.perf_counter()
+                text, why_not = reasoner.draw_focus(question.text, options=dict(question.options))
+                record |= {"text": text, "note": why_not, "seconds": time.perf_counter() - began}
+
+    def _focus(self, reasoner: str, question: Question) -> dict[str, Any]:
+        """The focus that was drawn; an empty one, with a note, where that failed."""
+        found = self.results.get("focus", self.matrix.focus_key(reasoner), question.index) or {}
+        return {"text": "", "note": found.get("error", ""), "seconds": 0.0, **found}
+
+    # ---- captions
+
+    def _caption(self, name: str, captioner: Captioner) -> None:
+        """Each picture is encoded once for all the instructions that miss their caption."""
+        for question in self._each(f"{name}: captions"):
+            for ref in question.pictures:
+                missing = [
+                    (key, options)
+                    for key, options in self._instructions(name, question)
+                    if not self.results.has("caption", key, _item(ref))
+                ]
+                if missing:
+                    self._describe(captioner, ref, missing)
+
+    def _describe(
+        self, captioner: Captioner, ref: PictureRef, missing: list[tuple[str, dict[str, Any]]]
+    ) -> None:
+        item = _item(ref)
+        try:
+            encoded = captioner.encode(self.file.picture_bytes(ref))
+        except Interrupted:
+            raise
+        except EdgePrismError as error:
+            for key, _ in missing:
+                self.results.put("caption", key, item, {"error": error.message})
+            return
+        for key, options in missing:
+            with self._recorded("caption", key, item) as record:
+                caption = captioner.caption(encoded, **options)
+                spent = encoded.timings.total - encoded.timings.load
+                spent += caption.timings.total - caption.timings.load
+                record |= {"caption": caption.to_dict(), "seconds": spent / 1000}
+
+    def _instructions(self, captioner: str, question: Question) -> list[tuple[str, dict[str, Any]]]:
+        """(address of the caption, options of the captioner) for all cells, each once."""
+        modes, focuses = self.matrix.modes, [""] if "generic" in self.matrix.modes else []
+        if "question" in modes:
+            focuses += [self._focus(r, question)["text"] for r in self.matrix.reasoners]
+        return [self._asked(captioner, focus) for focus in dict.fromkeys(focuses)]
+
+    def _asked(self, captioner: str, focus: str) -> tuple[str, dict[str, Any]]:
+        settings = self.matrix.settings
+        options: dict[str, Any] = {
+            "instruction": settings.instruction,
+            "focus": focus or None,
+            "max_tokens": settings.caption_tokens,
+        }
+        plan = self.matrix.captioners[captioner].plan(**options)
+        return self.matrix.caption_key(captioner, plan.instruction), options
+
+    def _captions(self, cell: Cell, question: Question) -> list[dict[str, Any]]:
+        """Records of the captions that the cell answers from; [] for the floor."""
+        if not cell.captioner:
+            return []
+        focus = self._focus(cell.reasoner, question)["text"] if cell.mode == "question" else ""
+        key, _ = self._asked(cell.captioner, focus)
+        found = [self.results.get("caption", key, _item(ref)) for ref in question.pictures]
+        return [record or {"error": "no caption was made"} for record in found]
+
+    # ---- answers
+
+    def _answer(self, name: str, reasoner: BaseReasoner) -> None:
+        cells = [cell for cell in self.matrix.cells() if cell.reasoner == name]
+        keys = {cell: self.matrix.answer_key(cell) for cell in cells}
+        for question in self._each(f"{name}: answers"):
+            for cell, key in keys.items():
+                if not self.results.has("answer", key, question.index):
+                    self._answer_one(reasoner, cell, key, question)
+
+    def _answer_one(self, reasoner: BaseReasoner, cell: Cell, key: str, question: Question) -> None:
+        captions = self._captions(cell, question)
+        failed = [record["error"] for record in captions if "error" in record]
+        if failed:
+            self.results.put("answer", key, question.index, {"error": failed[0]})
+            return
+        with self._recorded("answer", key, question.index) as record:
+            answer = reasoner.answer(
+                [to_caption(record["caption"]) for record in captions],
+                question.text,
+                options=dict(question.options) if self.matrix.settings.show_options else {},
+                hint=question.hint,
+                max_tokens=self.matrix.settings.answer_tokens,
+            )
+            spent = answer.timings.total - answer.timings.load
+            record |= {"answer": answer.to_dict(), "seconds": spent / 1000}
+
+    # ---- what no rule could match
+
+    def _judge(self, judge: BaseReasoner) -> None:
+        for question in self._each(f"{judge.name}: judging"):
+            for cell in self.matrix.cells():
+                answer = self.results.get("answer", self.matrix.answer_key(cell), question.index)
+                text = answer["answer"]["answer"].strip() if answer and "answer" in answer else ""
+                key = self._verdict_key(cell)
+                if not text or self.results.has("verdict", key, question.index):
+                    continue
+                if not score(question, text).by:
+                    with self._recorded("verdict", key, question.index) as record:
+                        record["said"] = judge_answer(judge, question, text)
+
+    def _verdict_key(self, cell: Cell) -> str:
+        judge = self.judge.model if self.judge else None
+        return key_of("verdict", self.matrix.answer_key(cell), judge and model_id(judge))
+
+    def _verdict(self, cell: Cell, question: Question, text: str) -> Verdict:
+        verdict = score(question, text)
+        if verdict.by or self.judge is None:
+            return verdict
+        found = self.results.get("verdict", self._verdict_key(cell), question.index) or {}
+        return said_to_verdict(question, found.get("said", NONE))
+
+    # ---- reading it back
+
+    def _outcome(self, cell: Cell, question: Question) -> Outcome:
+        found = self.results.get("answer", self.matrix.answer_key(cell), question.index)
+        captions = self._captions(cell, question)
+        texts = tuple(r["caption"]["caption"] for r in captions if "caption" in r)
+        focus = self._focus(cell.reasoner, question) if cell.mode == "question" else {}
+        common: dict[str, Any] = {
+            "captions": texts,
+            "focus": focus.get("text", ""),
+            "focus_note": focus.get("note", ""),
+        }
+        if found is None or "error" in found:
+            return Outcome(error=(found or {}).get("error", "not answered"), **common)
+        text = found["answer"]["answer"]
+        seconds = {
+            "focus": focus.get("seconds", 0.0),
+            "perceive": sum(record["seconds"] for record in captions),
+            "reason": found["seconds"],
+        }
+        return Outcome(text, self._verdict(cell, question, text), seconds=seconds, **common)
+
+    def _memory(self, cell: Cell) -> int | None:
+        """The larger of the two models' peaks, as they run one after the other."""
+        names = [("captioner", cell.captioner)] * bool(cell.captioner)
+        peaks = [
+            self.results.get("memory", self._memory_key(role, name), "peak")
+            for role, name in [*names, ("reasoner", cell.reasoner)]
+        ]
+        found = [peak["bytes"] for peak in peaks if peak]
+        return max(found) if len(found) == len(peaks) else None
+
+    # ---- stages
+
+    def _memory_key(self, role: str, name: str) -> str:
+        matrix = self.matrix
+        find = matrix.captioner_id if role == "captioner" else matrix.reasoner_id
+        return key_of("memory", role, find(name))
+
+    @contextlib.contextmanager
+    def _turn(self, role: str, name: str, model: Captioner | BaseReasoner) -> Iterator[None]:
+        """One model's turn: afterwards it is freed, and its peak memory is kept."""
+        memory.reset_peak()
+        self._worked = False
+        try:
+            yield
+        finally:
+            peak = memory.peak_bytes()
+            if self._worked and peak is not None and role != "judge":
+                key = self._memory_key(role, name)
+                before = self.results.get("memory", key, "peak") or {"bytes": 0}
+                record = {"bytes": max(peak, before["bytes"])}
+                self.results.put("memory", key, "peak", record)
+            model.close()
+
+    def _each(self, stage: str) -> Iterator[Question]:
+        for number, question in enumerate(self.questions):
+            self.progress(stage, number, len(self.questions))
+            yield question
+        self.progress(stage, len(self.questions), len(self.questions))
+
+    @contextlib.contextmanager
+    def _recorded(self, kind: str, key: str, item: str) -> Iterator[dict[str, Any]]:
+        """What is put into the dictionary is kept, or the error that ended it."""
+        record: dict[str, Any] = {}
+        self._worked = True
+        try:
+            yield record
+        except Interrupted:
+            raise
+        except EdgePrismError as error:
+            if error.exit_code in (4, 5):
+                raise  # no model or no device: every other item would fail alike
+            record = {"error": error.message}
+        self.results.put(kind, key, item, record)
+
+
+def _item(ref: PictureRef) -> str:
+    """A picture's address within the data."""
+    return ref.path or f"{ref.offset}/{ref.number}"
+
+
+def to_caption(record: Mapping[str, Any]) -> Caption:
+    """The caption that `Caption.to_dict` wrote down."""
+    return Caption(
+        text=record["caption"],
+        image=record["image"],
+        image_sha256=record["image_sha256"],
+        finish_reason=record["finish_reason"],
+        tokens=TokenCounts(**record["tokens"]),
+        timings=Timings(**record["timings_ms"]),
+        model=ModelInfo(**record["model"]),
+        device=record["device"],
+        instruction=record["instruction"],
+        version=record["version"],
+        image_size=tuple(record["image_size"]),
+        notes=tuple(record["notes"]),
+    )

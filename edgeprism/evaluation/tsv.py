@@ -1,0 +1,191 @@
+"""A TSV file → rows, one at a time: only the row that is looked at is in memory.
+
+The dialect is what pandas writes and reads with a tab as separator: UTF-8, cells in double quotes
+where they hold a tab, a quote or a line feed. A row that cannot be read is reported, and reading
+goes on behind it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from edgeprism.errors import UsageError
+
+MAX_ROW_BYTES = 64 << 20
+_BOM = b"\xef\xbb\xbf"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row's cells by column; `offset` is the byte at which it begins, `line` counts from 1."""
+
+    cells: dict[str, str]
+    offset: int
+    line: int
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is no row, and why."""
+
+    line: int
+    reason: str
+
+
+class _RowTooLong(Exception):
+    pass
+
+
+class _BadText(Exception):
+    pass
+
+
+class _Lines:
+    """The file's lines as text, with the place of each; never more than a row's limit at once."""
+
+    def __init__(self, file: BinaryIO, limit: int) -> None:
+        self.file, self.limit = file, limit
+        self.offset = self.line = 0  # where the next line begins, and how many were read
+        self.begin_row()
+
+    def begin_row(self) -> None:
+        self.row_offset, self.row_line = self.offset, self.line + 1
+        self.second: tuple[int, int] | None = None  # where the row's second line begins
+        self.row_bytes = 0
+        self.ran_out = False  # the file ended while the row wanted more
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        if self.row_bytes and self.second is None:
+            self.second = (self.offset, self.line)
+        data = self.file.readline(self.limit - self.row_bytes + 1)
+        if not data:
+            self.ran_out = True
+            raise StopIteration
+        too_long = self.row_bytes + len(data) > self.limit
+        self.offset += len(data)
+        while not data.endswith(b"\n") and (more := self.file.readline(_CHUNK)):
+            too_long, data = True, more[-1:]
+            self.offset += len(more)
+        self.line += 1
+        self.row_bytes += len(data)
+        if too_long:
+            raise _RowTooLong
+        if self.line == 1:
+            data = data.removeprefix(_BOM)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _BadText from error
+
+    def go_on_behind_first_line(self) -> None:
+        """After an opened quote that nothing closes, the next line is a row again."""
+        if self.second is not None:
+            self.offset, self.line = self.second
+            self.file.seek(self.offset)
+
+
+class TsvFile:
+    """One file; each reading opens it anew, so several may be under way."""
+
+    def __init__(self, path: Path, *, max_row_bytes: int = MAX_ROW_BYTES) -> None:
+        """Reads the header. Raises UsageError when there is none that could be meant."""
+        self.path, self.max_row_bytes = path, max_row_bytes
+        with self._open() as file:
+            lines = _Lines(file, max_row_bytes)
+            first = next(self._parse(lines), None)
+        if first is None or isinstance(first, BadRow):
+            reason = "the file is empty" if first is None else first.reason
+            raise UsageError(f"{path}: not a table: {reason}.", "Give a VLMEvalKit TSV file.")
+        # option columns are single letters; all other names are taken in any case
+        names = [name.strip() for name in first[0]]
+        self.columns = [name if len(name) == 1 else name.lower() for name in names]
+        twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
+        if twice:
+            raise UsageError(f"{path}: two columns are called {twice[0]!r}.", "Rename one.")
+
+    def rows(self) -> Iterator[Row | BadRow]:
+        """All rows behind the header; a row with another number of cells is a bad one."""
+        with self._open() as file:
+            lines = _Lines(file, self.max_row_bytes)
+            parsed = self._parse(lines)
+            next(parsed)
+            for row in parsed:
+                yield row if isinstance(row, BadRow) else self._to_row(*row)
+
+    def row_at(self, offset: int) -> Row | BadRow:
+        """The row that begins at byte `offset`, as an earlier reading told it."""
+        with self._open() as file:
+            file.seek(offset)
+            lines = _Lines(file, self.max_row_bytes)
+            lines.offset, lines.line = offset, 1  # a BOM stands only at the start
+            lines.begin_row()
+            row = next(self._parse(lines), BadRow(0, "the file has become shorter"))
+            return row if isinstance(row, BadRow) else self._to_row(*row)
+
+    def md5(self) -> str:
+        """Of the whole file, as data sets publish it."""
+        digest = hashlib.md5(usedforsecurity=False)
+        with self._open() as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def _to_row(self, cells: list[str], offset: int, line: int) -> Row | BadRow:
+        if len(cells) != len(self.columns):
+            return BadRow(line, f"{len(cells)} cells, the header has {len(self.columns)}")
+        return Row(dict(zip(self.columns, cells, strict=True)), offset, line)
+
+    def _parse(self, lines: _Lines) -> Iterator[tuple[list[str], int, int] | BadRow]:
+        reader = csv.reader(lines, delimiter="\t")
+        while True:
+            lines.begin_row()
+            try:
+                cells = self._next_row(reader)
+            except StopIteration:
+                return
+            except _RowTooLong:
+                reason = f"holds more than {self.max_row_bytes / (1 << 20):.3g} MiB"
+                if lines.second is not None:
+                    reason += ", or a quote is opened and never closed"
+                yield BadRow(lines.row_line, reason)
+                lines.go_on_behind_first_line()
+                continue
+            except _BadText:
+                yield BadRow(lines.row_line, "not UTF-8 text")
+                lines.go_on_behind_first_line()
+                continue
+            except csv.Error as error:
+                yield BadRow(lines.row_line, f"not readable: {error}")
+                continue
+            if lines.ran_out:
+                yield BadRow(lines.row_line, "a quote is opened and never closed")
+                lines.go_on_behind_first_line()
+                if lines.second is None:
+                    return
+            elif cells:  # a blank line is no row
+                yield cells, lines.row_offset, lines.row_line
+
+    def _next_row(self, reader: Iterator[list[str]]) -> list[str]:
+        """csv's limit of 128 KiB a cell is the whole process's: lifted for this row alone."""
+        before = csv.field_size_limit(self.max_row_bytes + 1)
+        try:
+            return next(reader)
+        finally:
+            csv.field_size_limit(before)
+
+    def _open(self) -> BinaryIO:
+        try:
+            return open(self.path, "rb")
+        except OSError as error:
+            raise UsageError(
+                f"{self.path}: cannot be read: {error.strerror or error}.", "Check --data."
+            ) from error
