@@ -10,12 +10,12 @@ import gguf
 import numpy as np
 import torch
 
-from edgeprism import lm
 from edgeprism.convert.language_model import LmParts
 from edgeprism.convert.lm_config import LmConfig
 from edgeprism.convert.progress import Progress
 from edgeprism.convert.tokenizer import write_vocabulary
 from edgeprism.errors import CheckpointError, EdgePrismError
+from edgeprism.llama import import_llama, last_words
 
 # Quantizations that are written directly; every other goes through llama_model_quantize.
 _DIRECT = {
@@ -134,7 +134,7 @@ def _encoded(
 
 def quantize_gguf(source: Path, out: Path, quant: str) -> None:
     """llama.cpp's own quantizer, `source` (F16 or F32) → `out`."""
-    llama = lm.import_llama()
+    llama = import_llama()
     parameters = llama.llama_model_quantize_default_params()
     parameters.ftype = _NATIVE[quant]
     parameters.nthread = os.cpu_count() or 1
@@ -144,7 +144,7 @@ def quantize_gguf(source: Path, out: Path, quant: str) -> None:
     )
     if failed:
         raise EdgePrismError(
-            f"llama.cpp could not quantize the language model to {quant}: {lm.last_words()}.",
+            f"llama.cpp could not quantize the language model to {quant}: {last_words()}.",
             "Try another --lm-quant, e.g. Q8_0.",
         )
     with out.open("rb+") as file:

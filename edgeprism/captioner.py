@@ -25,7 +25,8 @@ from edgeprism.device import (
 from edgeprism.errors import UsageError
 from edgeprism.generate import Finished, Generator, Piece, Request, Sampling, segments_to_parts
 from edgeprism.image import ImageSource, enough_for, picture_to_tiles, read_picture
-from edgeprism.lm import LanguageModel, supports_offload
+from edgeprism.llama import supports_offload
+from edgeprism.lm import LanguageModel
 from edgeprism.manifest import VisionVariant
 from edgeprism.prompt import caption_to_segments, instruction_for
 from edgeprism.records import Caption, EncodedImage, ModelInfo, PictureCost, Segment, Timings

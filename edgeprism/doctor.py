@@ -44,8 +44,8 @@ try:
         from edgeprism import vision
         found = {"providers": vision.available_providers()}
     else:
-        from edgeprism import lm
-        found = {"offload": lm.supports_offload()}
+        from edgeprism import llama
+        found = {"offload": llama.supports_offload()}
 except Exception as error:
     found = {
         "error": getattr(error, "message", None) or f"{type(error).__name__}: {error}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,8 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgeprism.errors import PromptTooLongError, UsageError
-from edgeprism.lm import Context, LanguageModel, Sampler
-from edgeprism.records import ImageRows, Segment, Text, TokenCounts
+from edgeprism.lm import Context, LanguageModel
+from edgeprism.records import ImageRows, Segment, Text, TokenCounts, Tokens
+from edgeprism.sampler import Sampler
+from edgeprism.stopping import StoppingText
 
 _CELLS_ROUND = 256  # llama.cpp pads the KV cache to this
 
@@ -31,11 +32,30 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A tokenised prompt: parts are token ids or float32 rows [n, n_embd], in order."""
+class Rows:
+    """Visual tokens [n, n_embd] float32 that enter the language model together (see ImageRows)."""
 
-    parts: tuple[list[int] | np.ndarray, ...]
+    values: np.ndarray
+    causal: bool = True
+    positions: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+Part = list[int] | Rows
+
+
+@dataclass(frozen=True)
+class Request:
+    """A tokenised prompt: parts are token ids or visual tokens, in order.
+
+    A bare array [n, n_embd] stands for rows in one causal run.
+    """
+
+    parts: tuple[Part | np.ndarray, ...]
     sampling: Sampling
+    prompt: tuple[Part, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         # rows leave no logits behind, and llama.cpp ends the process when asked for them
@@ -43,9 +63,31 @@ class Request:
             raise UsageError(
                 "The prompt has no text after the picture.", "Give an instruction or a question."
             )
+        object.__setattr__(self, "prompt", tuple(_part(part) for part in self.parts))
 
     def count(self) -> int:
-        return sum(len(part) for part in self.parts)
+        """Cells of the KV cache that the prompt takes."""
+        return sum(len(part) for part in self.prompt)
+
+    def n_positions(self) -> int:
+        """Positions that the prompt takes: fewer than cells where rows stand side by side."""
+        return sum(_advance(part) for part in self.prompt)
+
+    def longest_whole_run(self) -> int:
+        """Rows of the longest run that must go through the model in one piece."""
+        runs = [part for part in self.prompt if isinstance(part, Rows) and not part.causal]
+        return max(map(len, runs), default=0)
+
+
+def _part(part: Part | np.ndarray) -> Part:
+    return Rows(part) if isinstance(part, np.ndarray) else part
+
+
+def _advance(part: Part) -> int:
+    """How far the position moves on behind `part`."""
+    if isinstance(part, list) or part.positions is None:
+        return len(part)
+    return int(part.positions.max(initial=-1)) + 1
 
 
 @dataclass(frozen=True)
@@ -71,26 +113,39 @@ class Finished:
 
 def segments_to_parts(
     lm: LanguageModel, segments: Sequence[Segment], rows: np.ndarray | None, *, add_bos: bool
-) -> tuple[list[int] | np.ndarray, ...]:
+) -> tuple[Part, ...]:
     """Token ids and rows in order, neighbouring ids joined.
 
     Neighbouring pieces of one kind are tokenised together: a tokenizer may join across them.
     """
-    parts: list[list[int] | np.ndarray] = [lm.bos() if add_bos else []]
+    parts: list[Part] = [lm.bos() if add_bos else []]
     for kind, run in itertools.groupby(segments, _kind_of):
-        if kind is ImageRows:
-            for segment in run:
-                if isinstance(segment, ImageRows) and rows is not None:
-                    parts += [rows[segment.start : segment.stop], []]
-        elif isinstance(parts[-1], list):
+        if isinstance(kind, bool):
             text = "".join(segment.text for segment in run if isinstance(segment, Text))
-            parts[-1] += lm.tokenize(text, parse_special=kind is True)
+            _last_ids(parts).extend(lm.tokenize(text, parse_special=kind))
+            continue
+        for segment in run:
+            if isinstance(segment, Tokens):
+                _last_ids(parts).extend(segment.ids)
+            elif isinstance(segment, ImageRows) and rows is not None:
+                values = rows[segment.start : segment.stop]
+                parts.append(Rows(values, segment.causal, segment.positions))
     return tuple(part for part in parts if len(part))
 
 
-def _kind_of(segment: Segment) -> object:
-    """Rows, text with special tokens (True) or plain text (False)."""
-    return segment.template if isinstance(segment, Text) else ImageRows
+def _last_ids(parts: list[Part]) -> list[int]:
+    """The ids that end `parts`: new ones behind rows."""
+    last = parts[-1]
+    if isinstance(last, list):
+        return last
+    ids: list[int] = []
+    parts.append(ids)
+    return ids
+
+
+def _kind_of(segment: Segment) -> bool | type:
+    """Text with special tokens (True) or plain text (False), or another kind of segment."""
+    return segment.template if isinstance(segment, Text) else type(segment)
 
 
 class Generator:
@@ -158,7 +213,7 @@ class Generator:
 
     def has_room(self, request: Request) -> bool:
         """Whether `request` can begin now. One that needs a longer context waits for the others."""
-        return bool(self._free) and (not self.busy or self._needs(request) <= self._cells)
+        return bool(self._free) and (not self.busy or self._fits(request))
 
     def add(self, index: int, request: Request) -> None:
         """Begin a request for which there is room; its events carry `index`."""
@@ -168,8 +223,8 @@ class Generator:
             raise UsageError(
                 "There is no room for another request yet.", "Step until has_room() says so."
             )
-        if cells > self._cells:
-            self._make_context(cells)
+        if not self._fits(request):
+            self._make_context(cells, request.longest_whole_run())
         sequence = _Sequence(index, self._lowest_slot(), request, self.lm, cells)
         self._active.append(sequence)
         try:
@@ -226,7 +281,15 @@ class Generator:
             )
         return min(prompt + request.sampling.max_tokens, longest)
 
-    def _make_context(self, cells: int) -> None:
+    def _fits(self, request: Request) -> bool:
+        context = self._context
+        return (
+            context is not None
+            and self._needs(request) <= self._cells
+            and request.longest_whole_run() <= context.n_batch
+        )
+
+    def _make_context(self, cells: int, whole_run: int) -> None:
         self.close()
         self._cells = -(-cells // _CELLS_ROUND) * _CELLS_ROUND
         # Several sequences have cells of their own: in shared ones each token would look past
@@ -239,10 +302,11 @@ class Generator:
             unified=alone,
             kv_type=self.kv_type,
             flash_attention=self.flash_attention,
+            n_batch=whole_run,
         )
 
     def _prefill(self, sequence: _Sequence) -> None:
-        parts = sequence.request.parts
+        parts = sequence.request.prompt
         context, slot, position = self._open, sequence.slot, 0
         if len(parts) > 1 and isinstance(parts[0], list) and len(parts[0]) <= _CELLS_ROUND:
             self._share(parts[0])
@@ -253,8 +317,10 @@ class Generator:
             if isinstance(part, list):
                 context.prefill_tokens(slot, part, position, logits=last)
             else:
-                context.prefill_rows(slot, part, position, logits=last)
-            position += len(part)
+                context.prefill_rows(
+                    slot, part.values, position, causal=part.causal, positions=part.positions
+                )
+            position += _advance(part)
 
     def _share(self, prefix: list[int]) -> None:
         """Hold `prefix` in the sequence behind the last, unless it is there already."""
@@ -300,7 +366,7 @@ class _Sequence:
 
     def position(self) -> int:
         """Where the newest token stands."""
-        return self.request.count() + len(self.ids) - 1
+        return self.request.n_positions() + len(self.ids) - 1
 
     def take(self, token: int) -> Iterator[Piece]:
         """Accept a sampled token; yields what new text is certain."""
@@ -320,8 +386,7 @@ class _Sequence:
             yield Piece(self.index, rest)
 
     def finished(self) -> Finished:
-        parts = self.request.parts
-        visual = sum(len(p) for p in parts if isinstance(p, np.ndarray))
+        visual = sum(len(p) for p in self.request.prompt if isinstance(p, Rows))
         return Finished(
             index=self.index,
             text=self.text.whole,
@@ -331,53 +396,3 @@ class _Sequence:
             prefill_ms=self.prefill_ms,
             decode_ms=(time.perf_counter() - self.began) * 1000,
         )
-
-
-class StoppingText:
-    """Bytes of tokens → text in whole characters, up to the first stop string.
-
-    Text that may be the beginning of a stop string is held back until that is decided, and so
-    is white space, which belongs to the text only between words: the pieces join to `whole`.
-    """
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self.stop = tuple(stop)
-        self.whole = ""
-        self.stopped = False
-        self._held = ""
-        self._blank = ""  # white space that stands behind `whole` if a word follows
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def feed(self, data: bytes) -> str:
-        if self.stopped:
-            return ""
-        self._held += self._decoder.decode(data)
-        found = [at for s in self.stop if (at := self._held.find(s)) >= 0]
-        if found:
-            self.stopped = True
-            return self._emit(min(found), drop_rest=True)
-        longest = max((_overlap(self._held, s) for s in self.stop), default=0)
-        return self._emit(len(self._held) - longest)
-
-    def end(self) -> str:
-        """What was held back; an unfinished character becomes U+FFFD."""
-        if self.stopped:
-            return ""
-        self._held += self._decoder.decode(b"", final=True)
-        return self._emit(len(self._held))
-
-    def _emit(self, length: int, drop_rest: bool = False) -> str:
-        text, rest = self._held[:length], self._held[length:]
-        self._held = "" if drop_rest else rest
-        text = self._blank + text if self.whole else text.lstrip()
-        words = text.rstrip()
-        self._blank = text[len(words) :]
-        self.whole += words
-        return words
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` begin `stop`."""
-    return next(
-        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0
-    )

@@ -105,7 +105,10 @@ class _Read:
 
 
 def picture_to_tiles(picture: Picture, policy: ImagePolicy) -> np.ndarray:
-    """Pixels as the vision graph takes them: uint8 [n_tiles, size, size, 3]."""
+    """Pixels as the vision engine takes them: uint8 [n_tiles, size, size, 3].
+
+    With the mode "shrink" one tile of the picture's own shape, [1, height, width, 3].
+    """
     grid, size, tiling = choose_grid(picture.size, policy), policy.size, policy.tiling
     if tiling is None or grid is None:
         return np.asarray(_whole(picture.rgb, policy), dtype=np.uint8)[None]  # [1, size, size, 3]
@@ -121,6 +124,10 @@ def picture_to_tiles(picture: Picture, policy: ImagePolicy) -> np.ndarray:
 def _whole(rgb: Image.Image, policy: ImagePolicy) -> Image.Image:
     """The picture as one tile."""
     size, resample = policy.size, _RESAMPLING[policy.resample]
+    if policy.mode == "shrink":
+        share = min(1.0, size / max(rgb.size))
+        shape = (max(1, round(rgb.width * share)), max(1, round(rgb.height * share)))
+        return rgb if share == 1 else rgb.resize(shape, resample)
     if policy.mode == "pad":
         return _padded_and_resized(rgb, size, tuple(policy.fill), resample)
     if policy.mode == "crop":

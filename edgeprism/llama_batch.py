@@ -14,9 +14,11 @@ _INT32 = ctypes.POINTER(ctypes.c_int32)
 class LlamaBatch:
     """The arrays of a llama_batch, owned by numpy and reused for every call."""
 
-    def __init__(self, struct: Any, capacity: int) -> None:
-        self._struct = struct
-        self.positions = np.zeros(capacity, np.int32)
+    def __init__(self, struct: Any, capacity: int, axes: int = 1) -> None:
+        """`axes`: positions that llama.cpp reads for each row (not for each token)."""
+        self._struct, self._axes = struct, axes
+        # llama_batch_init allocates one position a row: with more axes it would be overrun
+        self.positions = np.zeros(capacity * axes, np.int32)
         self.sequences = np.zeros(capacity, np.int32)
         self.wanted = np.zeros(capacity, np.int8)
         self._counts = np.ones(capacity, np.int32)
@@ -28,6 +30,14 @@ class LlamaBatch:
 
     def place(self, seq: int, start: int, n: int) -> int:
         self.positions[:n] = np.arange(start, start + n, dtype=np.int32)
+        self.sequences[:n] = seq
+        return n
+
+    def place_rows(self, seq: int, start: int, positions: np.ndarray) -> int:
+        """int32 [axes, n], counted from `start`; the axis behind the third stays as it is."""
+        n = positions.shape[1]
+        moved = positions + np.array([[start], [start], [start], [0]], np.int32)[: len(positions)]
+        self.positions[: self._axes * n] = moved[: self._axes].ravel()
         self.sequences[:n] = seq
         return n
 

@@ -1,4 +1,4 @@
-"""Segments → KV cache → logits, through llama.cpp. The only importer of llama_cpp.
+"""Segments → KV cache → logits, through llama.cpp.
 
 The low-level API is used: its high-level class compiles templates found in files and holds one
 sequence. A `Context` is not thread-safe.
@@ -6,11 +6,9 @@ sequence. A `Context` is not thread-safe.
 
 from __future__ import annotations
 
-import collections
 import ctypes
 import dataclasses
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ import numpy as np
 
 from edgeprism.cancel import Cancel, nonzero_when_set
 from edgeprism.errors import (
-    DeviceError,
     Interrupted,
     ModelError,
     PromptTooLongError,
@@ -27,6 +24,7 @@ from edgeprism.errors import (
 )
 from edgeprism.gguf_checks import gguf_faults
 from edgeprism.gguf_header import GgufHeader, read_gguf_header
+from edgeprism.llama import forget_words, import_llama, last_words
 from edgeprism.llama_batch import LlamaBatch
 from edgeprism.manifest import LanguageModel as Dimensions
 from edgeprism.prompt import Message
@@ -35,43 +33,7 @@ KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
 _HINT = "Copy or convert the model again."
-_LEVEL_WARN = 2
-_LIKELIEST = (1, 32, 512)  # tokens that a grammar is asked about first
-_llama: Any = None
-_log_lines: collections.deque[str] = collections.deque(maxlen=8)
-_keep_alive: list[Any] = []  # callbacks that native code may call for the process's life
-
-
-def import_llama() -> Any:
-    """llama_cpp's low-level module, or a DeviceError (exit code 5) that says how to install it."""
-    global _llama
-    if _llama is None:
-        try:
-            import llama_cpp.llama_cpp as llama
-        except (ImportError, OSError, RuntimeError) as error:
-            raise DeviceError(
-                f"llama.cpp cannot be loaded: {error}.", "pip install llama-cpp-python"
-            ) from error
-        callback = llama.llama_log_callback(_on_log)
-        _keep_alive.append(callback)
-        llama.llama_log_set(callback, ctypes.c_void_p(0))
-        llama.llama_backend_init()
-        _llama = llama
-    return _llama
-
-
-def _on_log(level: int, text: bytes, _: object) -> None:
-    """Native libraries are silent; their last words are kept for error messages."""
-    line = text.decode("utf-8", errors="replace")
-    if level >= _LEVEL_WARN and line.strip(". \n"):
-        _log_lines.append(line.strip())
-    if os.environ.get("EDGEPRISM_NATIVE_LOG"):
-        sys.stderr.write(line)
-
-
-def supports_offload() -> bool:
-    """Whether this build of llama.cpp can put layers on a GPU."""
-    return bool(import_llama().llama_supports_gpu_offload())
+_AXES = 4  # of M-RoPE: time, down, across, unused
 
 
 class LanguageModel:
@@ -103,7 +65,7 @@ class LanguageModel:
         params.n_gpu_layers = gpu_layers
         progress = llama.llama_progress_callback(lambda _, __: not self.cancel.is_set())
         params.progress_callback = progress
-        _log_lines.clear()
+        forget_words()
         self._model = llama.llama_model_load_from_file(os.fspath(path).encode(), params)
         if not self._model:
             if self.cancel.is_set():
@@ -112,7 +74,17 @@ class LanguageModel:
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         self.n_embd: int = llama.llama_model_n_embd(self._model)
+        # wider than n_embd where rows also carry what later layers add
+        self.n_embd_row: int = llama.llama_model_n_embd_inp(self._model)
+        multi_axis = (llama.LLAMA_ROPE_TYPE_MROPE, llama.LLAMA_ROPE_TYPE_IMROPE)
+        rope = llama.llama_model_rope_type(self._model)
+        self.row_axes = _AXES if rope in multi_axis else 1  # positions that a visual token has
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
+
+    @property
+    def native(self) -> Any:
+        """llama.cpp's model, for the vision engine that looks into it."""
+        return self._model
 
     def kv_bytes_per_token(self, kv_type: str = "f16") -> float:
         """Bytes that one position of one sequence takes in the KV cache."""
@@ -206,16 +178,18 @@ class LanguageModel:
         kv_type: str = "f16",
         flash_attention: bool | None = None,
         all_logits: bool = False,
+        n_batch: int = 0,
     ) -> Context:
         """A KV cache of `n_ctx` cells for `n_seq` sequences.
 
         `unified`: all sequences share the cells, and one may share a part of another's; each
         token then looks at all cells in use. Otherwise each sequence has n_ctx / n_seq cells of
         its own, and only whole sequences are copied. `flash_attention` None leaves it to
-        llama.cpp; `all_logits` makes room for the logits of every prompt row.
+        llama.cpp; `all_logits` makes room for the logits of every prompt row. At least `n_batch`
+        rows go through the model at a time: as many as the longest run that is not causal.
         """
         return Context(self, self._llama, self._model, n_ctx, n_seq, unified, kv_type,
-                       flash_attention, all_logits)  # fmt: skip
+                       flash_attention, all_logits, max(n_batch, Context.N_BATCH))  # fmt: skip
 
 
 class Context:
@@ -234,22 +208,23 @@ class Context:
         kv_type: str,
         flash_attention: bool | None,
         all_logits: bool,
+        n_batch: int,
     ) -> None:
         if kv_type not in KV_TYPES:
             raise ModelError(f"KV type {kv_type!r} is not known.", f"Known: {', '.join(KV_TYPES)}.")
         self.lm, self._llama, self.n_ctx, self.n_seq = lm, llama, n_ctx, n_seq
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = self.N_BATCH
+        params.n_batch = params.n_ubatch = n_batch
         params.n_seq_max = n_seq
         # logits are reserved for a whole batch by default: 190 MB at a vocabulary of 92,544
-        params.n_outputs_max = self.N_BATCH if all_logits else max(n_seq, 1)
+        params.n_outputs_max = n_batch if all_logits else max(n_seq, 1)
         params.n_threads = params.n_threads_batch = lm.threads
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
         params.kv_unified = self.unified = unified
         params.no_perf = True
-        _log_lines.clear()
+        forget_words()
         self._ctx = llama.llama_init_from_model(model, params)
         if not self._ctx:
             raise ModelError(
@@ -257,13 +232,13 @@ class Context:
                 "Free memory, or lower --max-tokens.",
             )
         # never more than fits the context: a longer batch would end the process
-        self._chunk = min(self.N_BATCH, int(llama.llama_n_batch(self._ctx)))
+        self.n_batch = min(llama.llama_n_batch(self._ctx), llama.llama_n_ubatch(self._ctx))
         self._memory = llama.llama_get_memory(self._ctx)
         self._abort = ctypes.cast(nonzero_when_set(), llama.ggml_abort_callback)
         llama.llama_set_abort_callback(
             self._ctx, self._abort, ctypes.cast(lm.cancel.flag, ctypes.c_void_p)
         )
-        self._batch = LlamaBatch(llama.llama_batch, self.N_BATCH)
+        self._batch = LlamaBatch(llama.llama_batch, n_batch, lm.row_axes)
 
     def close(self) -> None:
         if self._ctx:
@@ -276,23 +251,53 @@ class Context:
         """Put `tokens` at positions `start`… of `seq`; `logits` keeps those of the last."""
         ids = np.asarray(tokens, dtype=np.int32)
         for at, last in self._chunks(len(ids)):
-            n = self._batch.place(seq, start + at, min(self._chunk, len(ids) - at))
+            n = self._batch.place(seq, start + at, min(self.n_batch, len(ids) - at))
             self._batch.want_logits([n - 1] if logits and last else [], n)
             self._decode(self._batch.with_tokens(ids[at : at + n]))
 
-    def prefill_rows(self, seq: int, rows: np.ndarray, start: int, *, logits: bool = False) -> None:
-        """Put visual tokens, float32 [n, n_embd], at `start`…; `logits` keeps those of the last."""
-        if rows.ndim != 2 or rows.shape[1] != self.lm.n_embd:
+    def prefill_rows(
+        self,
+        seq: int,
+        rows: np.ndarray,
+        start: int,
+        *,
+        causal: bool = True,
+        positions: np.ndarray | None = None,
+    ) -> None:
+        """Put visual tokens, float32 [n, n_embd_row], at `start`…, or `positions` from there on.
+
+        Raises ModelError for rows of another width, or for more than `n_batch` that are to look
+        at each other both ways.
+        """
+        if rows.ndim != 2 or rows.shape[1] != self.lm.n_embd_row:
             raise ModelError(
                 f"Visual tokens {list(rows.shape)} do not fit a language model of width "
-                f"{self.lm.n_embd}.",
+                f"{self.lm.n_embd_row}.",
                 "Encode the picture with this captioner.",
             )
+        if positions is None:
+            positions = np.tile(np.arange(len(rows), dtype=np.int32), (self.lm.row_axes, 1))
+        if positions.shape != (self.lm.row_axes, len(rows)):
+            raise ModelError(
+                f"Positions {list(positions.shape)} do not fit {len(rows)} visual tokens of "
+                f"{self.lm.row_axes} each.",
+                "Encode the picture with this captioner.",
+            )
+        if not causal and len(rows) > self.n_batch:  # llama.cpp would end the process
+            raise ModelError(
+                f"{len(rows)} visual tokens that look at each other do not fit a batch of "
+                f"{self.n_batch}.",
+                "Use a smaller picture.",
+            )
         rows = np.ascontiguousarray(rows, dtype=np.float32)
-        for at, last in self._chunks(len(rows)):
-            n = self._batch.place(seq, start + at, min(self._chunk, len(rows) - at))
-            self._batch.want_logits([n - 1] if logits and last else [], n)
-            self._decode(self._batch.with_rows(rows[at : at + n]))
+        self._llama.llama_set_causal_attn(self._ctx, causal)
+        try:
+            for at, _ in self._chunks(len(rows)):
+                n = self._batch.place_rows(seq, start, positions[:, at : at + self.n_batch])
+                self._batch.want_logits([], n)
+                self._decode(self._batch.with_rows(rows[at : at + n]))
+        finally:
+            self._llama.llama_set_causal_attn(self._ctx, True)
 
     def step(self, tokens: Sequence[tuple[int, int, int]]) -> None:
         """One token for each of several sequences: (seq, token, position); all logits are kept."""
@@ -307,7 +312,7 @@ class Context:
         rows = []
         ids = np.asarray(tokens, dtype=np.int32)
         for at, _ in self._chunks(len(ids)):
-            n = self._batch.place(seq, start + at, min(self._chunk, len(ids) - at))
+            n = self._batch.place(seq, start + at, min(self.n_batch, len(ids) - at))
             self._batch.want_logits(range(n), n)
             self._decode(self._batch.with_tokens(ids[at : at + n]))
             rows += [self.logits(i) for i in range(n)]
@@ -332,8 +337,8 @@ class Context:
         self._llama.llama_memory_clear(self._memory, False)
 
     def _chunks(self, count: int) -> Iterator[tuple[int, bool]]:
-        for at in range(0, count, self._chunk):
-            yield at, at + self._chunk >= count
+        for at in range(0, count, self.n_batch):
+            yield at, at + self.n_batch >= count
 
     def _decode(self, batch: Any) -> None:
         if self.lm.cancel.is_set():
@@ -350,90 +355,6 @@ class Context:
         raise ModelError(f"llama.cpp failed with code {code}: {last_words()}.", _HINT)
 
 
-class Sampler:
-    """llama.cpp's sampler chain: greedy at temperature 0, else top-p then a seeded draw.
-
-    With a grammar (`edgeprism.grammar` makes them), only tokens that it allows are drawn.
-    """
-
-    def __init__(
-        self,
-        temperature: float = 0.0,
-        top_p: float = 0.95,
-        seed: int = 0,
-        *,
-        grammar: str = "",
-        lm: LanguageModel | None = None,
-    ) -> None:
-        self._llama = llama = import_llama()
-        self._greedy = temperature <= 0
-        self._grammar = _grammar_sampler(llama, grammar, lm) if grammar and lm else None
-        self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        if self._greedy:
-            links = [llama.llama_sampler_init_greedy()]
-        else:
-            links = [
-                llama.llama_sampler_init_top_p(top_p, 1),
-                llama.llama_sampler_init_temp(temperature),
-                # never 0xFFFFFFFF, which stands for a seed from the clock
-                llama.llama_sampler_init_dist(seed % 0xFFFFFFFF),
-            ]
-        for link in links:
-            llama.llama_sampler_chain_add(self._chain, link)
-
-    def sample(self, context: Context, index: int = -1) -> int:
-        """A token from the logits at `index` of the last batch.
-
-        Raises ModelError when the grammar and the vocabulary leave none.
-        """
-        if self._grammar is None:
-            return int(self._llama.llama_sampler_sample(self._chain, context._ctx, index))
-        logits = context.logits(index)
-        # to ask of all tokens takes long, and mostly one of the likeliest is allowed
-        for count in _LIKELIEST if self._greedy else ():
-            if count < len(logits):
-                ids = np.argpartition(logits, -count)[-count:]
-                if (token := self._draw(ids, logits[ids])) is not None:
-                    break
-        else:
-            token = self._draw(np.arange(len(logits)), logits)
-        if token is None:
-            raise ModelError(
-                "The answer cannot go on: the model has no token for what must follow.",
-                "Choose other words for --choices or --schema, or another reasoner.",
-            )
-        # llama.cpp ends the process when told to accept what it has just ruled out
-        self._llama.llama_sampler_accept(self._grammar, token)
-        return token
-
-    def _draw(self, ids: np.ndarray, logits: np.ndarray) -> int | None:
-        """One of `ids` that the grammar allows, None when it allows none."""
-        llama = self._llama
-        data = np.zeros(len(ids), dtype=[("id", "i4"), ("logit", "f4"), ("p", "f4")])
-        data["id"], data["logit"] = ids, logits
-        items = ctypes.cast(data.ctypes.data, llama.llama_token_data_p)
-        array = llama.llama_token_data_array(items, len(data), -1, False)
-        llama.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        if not np.isfinite(data["logit"]).any():
-            return None
-        llama.llama_sampler_apply(self._chain, ctypes.byref(array))
-        chosen = data[array.selected]
-        return int(chosen["id"]) if np.isfinite(chosen["logit"]) else None
-
-    def close(self) -> None:
-        for sampler in (self._chain, self._grammar):
-            if sampler:
-                self._llama.llama_sampler_free(sampler)
-        self._chain = self._grammar = None
-
-
-def _grammar_sampler(llama: Any, grammar: str, lm: LanguageModel) -> Any:
-    sampler = llama.llama_sampler_init_grammar(lm._vocab, grammar.encode(), b"root")
-    if not sampler:
-        raise ModelError(f"llama.cpp cannot read a grammar: {last_words()}.", "Simplify --schema.")
-    return sampler
-
-
 def _check_dimensions(path: Path, header: GgufHeader, expected: Dimensions) -> None:
     pairs = [
         ("architecture", header.architecture, expected.architecture),
@@ -448,8 +369,3 @@ def _check_dimensions(path: Path, header: GgufHeader, expected: Dimensions) -> N
     wrong = [f"{name} is {found!r}, not {want!r}" for name, found, want in pairs if found != want]
     if wrong:
         raise ModelError(f"{path}: not the manifest's model: {', '.join(wrong)}.", _HINT)
-
-
-def last_words() -> str:
-    """What llama.cpp last complained of, for an error message."""
-    return _log_lines[-1].rstrip(".") if _log_lines else "it gave no reason"

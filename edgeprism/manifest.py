@@ -21,7 +21,8 @@ MAX_MANIFEST_BYTES = 1 << 20
 
 VISION_QUANTS = ("fp32", "fp16", "int8", "int8-full")
 RESAMPLINGS = ("bicubic", "bilinear", "lanczos", "nearest")
-MODES = ("pad", "crop", "stretch")
+MODES = ("pad", "crop", "stretch", "shrink")
+IMAGE_ATTENTIONS = ("causal", "both-ways")
 CHOICES = ("best-fit", "closest-ratio", "longest-edge")
 OVERVIEWS = ("first", "last")
 ORDERS = ("tiles", "rows", "rows-unpadded")
@@ -72,11 +73,12 @@ class ImagePolicy:
     """How an upright RGB picture becomes tiles of pixels.
 
     `mode` says how the whole picture becomes one tile: "pad", centred on a square of `fill`, then
-    resized; "crop", its shorter edge resized, the middle kept; "stretch", resized as it is.
+    resized; "crop", its shorter edge resized, the middle kept; "stretch", resized as it is;
+    "shrink", of its own shape, for an engine that resizes and tiles it itself.
     """
 
     mode: str
-    size: int  # edge of a tile in pixels
+    size: int  # edge of a tile in pixels; with "shrink" the longest that is handed on
     fill: list[int]  # [r, g, b]
     resample: str
     max_tiles: int  # of one picture, the overview counted
@@ -88,12 +90,29 @@ class VisionVariant:
     """One form of the vision graph."""
 
     file: str
-    quant: str  # fp32 | fp16 | int8 (reduced range, safe without VNNI) | int8-full
+    quant: str  # fp32 | fp16 | int8 (reduced range, safe without VNNI) | int8-full; mmproj: any
+
+
+@dataclass(frozen=True)
+class Mmproj:
+    """A vision side that llama.cpp's libmtmd runs; what was found when it was tried.
+
+    libmtmd resizes, cuts and places the picture itself: the shape of what comes is its own.
+    """
+
+    projector: str  # as the file names it
+    multi_axis: bool  # rows have positions in time, down and across (M-RoPE)
+    tiles_together: bool  # tiles of one size go through the encoder at once
 
 
 @dataclass(frozen=True)
 class Vision:
-    """The graph: uint8 pixels [n, size, size, 3] → float32 visual tokens [n, tokens, n_embd]."""
+    """The graph: uint8 pixels [n, size, size, 3] → float32 visual tokens [n, tokens, n_embd].
+
+    With `mmproj` it is no graph: input, output and grid are empty, n_embd may be several times
+    the language model's (rows that also carry what later layers add), and tokens_per_tile are
+    those of a whole picture of 1024 × 768 pixels.
+    """
 
     variants: list[VisionVariant]
     input: str
@@ -104,6 +123,7 @@ class Vision:
     n_embd: int
     # a further output [1, n_embd] of the graph: the learned row that ends each row of patches
     newline: str = ""
+    mmproj: Mmproj | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +136,7 @@ class LanguageModel:
     n_embd: int
     n_vocab: int
     context_length: int
-    image_attention: str  # "causal": image rows see only what stands before them
+    image_attention: str  # "causal": image rows see only what stands before them; or "both-ways"
 
 
 @dataclass(frozen=True)
@@ -232,19 +252,13 @@ def _value_faults(m: Manifest) -> list[str]:
             f"{m.image.resample!r}; known: {', '.join(RESAMPLINGS)}",
         ),
         ("vision.variants", bool(m.vision.variants), "is empty"),
-        (
-            "vision.grid",
-            len(m.vision.grid) == 2 and all(1 <= v <= 1024 for v in m.vision.grid),
-            "must be two numbers in 1…1024",
-        ),
-        ("vision.n_embd", m.vision.n_embd == m.lm.n_embd, "differs from lm.n_embd"),
         ("lm.n_embd", 1 <= m.lm.n_embd <= 65536, "must lie in 1…65536"),
         ("lm.n_vocab", 1 <= m.lm.n_vocab <= 1 << 22, "must lie in 1…4194304"),
         ("lm.context_length", 1 <= m.lm.context_length <= 1 << 24, "must lie in 1…16777216"),
         (
             "lm.image_attention",
-            m.lm.image_attention == "causal",
-            f"{m.lm.image_attention!r}; known: causal",
+            m.lm.image_attention in IMAGE_ATTENTIONS,
+            f"{m.lm.image_attention!r}; known: {', '.join(IMAGE_ATTENTIONS)}",
         ),
         (
             "prompts.focus_instruction",
@@ -255,7 +269,32 @@ def _value_faults(m: Manifest) -> list[str]:
         ("prompts.max_tokens", 1 <= m.prompts.max_tokens <= 1 << 16, "must lie in 1…65536"),
     ]
     faults = [f"{path}: {text}" for path, holds, text in checks if not holds]
-    return faults + _tiling_faults(m) + _token_faults(m) + _file_faults(m)
+    if m.vision.mmproj is not None:
+        return faults + _mmproj_faults(m) + _file_faults(m, ())
+    return faults + _tiling_faults(m) + _graph_faults(m) + _file_faults(m, VISION_QUANTS)
+
+
+def _mmproj_faults(m: Manifest) -> list[str]:
+    vision = m.vision
+    checks = [
+        ("image.mode", m.image.mode == "shrink", "must be shrink with vision.mmproj"),
+        ("image.tiling", m.image.tiling is None, "libmtmd makes the tiles of vision.mmproj"),
+        ("image.max_tiles", m.image.max_tiles == 1, "must be 1 with vision.mmproj"),
+        ("prompts.markers", m.prompts.markers is None, "libmtmd writes those of vision.mmproj"),
+        ("vision.variants", len(vision.variants) < 2, "more than one with vision.mmproj"),
+        ("vision.input", not vision.input, "must be empty with vision.mmproj"),
+        ("vision.output", not vision.output, "must be empty with vision.mmproj"),
+        ("vision.newline", not vision.newline, "must be empty with vision.mmproj"),
+        ("vision.grid", not vision.grid, "must be empty with vision.mmproj"),
+        ("vision.drop_first_patch", not vision.drop_first_patch, "not with vision.mmproj"),
+        ("vision.tokens_per_tile", vision.tokens_per_tile > 0, "must be positive"),
+        (
+            "vision.n_embd",
+            vision.n_embd > 0 and vision.n_embd % max(m.lm.n_embd, 1) == 0,
+            "is no multiple of lm.n_embd",
+        ),
+    ]
+    return [f"{path}: {text}" for path, holds, text in checks if not holds]
 
 
 def _tiling_faults(m: Manifest) -> list[str]:
@@ -308,21 +347,29 @@ def _most_tiles(size: int, tiling: Tiling) -> int:
     return 1 if most == 1 and tiling.choose == "closest-ratio" else 1 + most
 
 
-def _token_faults(m: Manifest) -> list[str]:
-    if len(m.vision.grid) != 2:
-        return []  # said already
-    expected = m.vision.grid[0] * m.vision.grid[1] - int(m.vision.drop_first_patch)
-    if m.vision.tokens_per_tile == expected:
-        return []
-    return [f"vision.tokens_per_tile: {m.vision.tokens_per_tile}, but the grid makes {expected}"]
+def _graph_faults(m: Manifest) -> list[str]:
+    vision, faults = m.vision, []
+    if m.image.mode == "shrink":
+        faults.append("image.mode: shrink, but the graph takes squares")
+    if vision.n_embd != m.lm.n_embd:
+        faults.append("vision.n_embd: differs from lm.n_embd")
+    if len(vision.grid) != 2 or not all(1 <= v <= 1024 for v in vision.grid):
+        return [*faults, "vision.grid: must be two numbers in 1…1024"]
+    expected = vision.grid[0] * vision.grid[1] - int(vision.drop_first_patch)
+    if vision.tokens_per_tile != expected:
+        faults.append(
+            f"vision.tokens_per_tile: {vision.tokens_per_tile}, but the grid makes {expected}"
+        )
+    return faults
 
 
-def _file_faults(m: Manifest) -> list[str]:
+def _file_faults(m: Manifest, quants: tuple[str, ...]) -> list[str]:
+    """`quants`: those that are known; empty: any."""
     faults = []
     seen: set[str] = set()
     for i, variant in enumerate(m.vision.variants):
-        if variant.quant not in VISION_QUANTS:
-            known = ", ".join(VISION_QUANTS)
+        if quants and variant.quant not in quants:
+            known = ", ".join(quants)
             faults.append(f"vision.variants[{i}].quant: {variant.quant!r}; known: {known}")
         if variant.quant in seen:
             faults.append(f"vision.variants[{i}].quant: {variant.quant!r} stands twice")

@@ -14,7 +14,8 @@ from edgeprism.device import choose_gpu_layers, choose_threads
 from edgeprism.errors import ModelError
 from edgeprism.generate import Finished, Generator, Request, Sampling, segments_to_parts
 from edgeprism.grammar import Shape
-from edgeprism.lm import LanguageModel, supports_offload
+from edgeprism.llama import supports_offload
+from edgeprism.lm import LanguageModel
 from edgeprism.prompt import Message, chat_to_segments
 from edgeprism.reasoning import BaseReasoner, Completion, cut_thinking
 from edgeprism.records import ModelInfo, Timings

@@ -21,14 +21,27 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """A piece of a prompt that is tokenised already."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ImageRows:
-    """Visual tokens [start, stop) of the picture stand here."""
+    """Visual tokens [start, stop) of the picture stand here.
+
+    `positions` is int32 [axes, stop - start], counted from where these rows begin (M-RoPE: time,
+    down, across, unused); without it each row stands one position behind the one before.
+    """
 
     start: int
     stop: int
+    causal: bool = True  # False: each row looks at all of these rows, later ones too
+    positions: np.ndarray | None = None
 
 
-Segment = Text | ImageRows
+Segment = Text | Tokens | ImageRows
 
 
 @dataclass(frozen=True)

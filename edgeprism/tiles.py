@@ -172,10 +172,11 @@ def _segments(lengths: list[list[int]], manifest: Manifest) -> tuple[Segment, ..
     parts = [overview, [markers.between], cut] if cut else [overview]
     if manifest.image.tiling is not None and manifest.image.tiling.overview == "last":
         parts.reverse()
-    return _joined([markers.begin, *itertools.chain(*parts), markers.end])
+    causal = manifest.lm.image_attention == "causal"
+    return _joined([markers.begin, *itertools.chain(*parts), markers.end], causal)
 
 
-def _joined(pieces: list[str | int]) -> tuple[Segment, ...]:
+def _joined(pieces: list[str | int], causal: bool) -> tuple[Segment, ...]:
     """Texts and counts of rows as segments, neighbours of one kind made one."""
     segments: list[Segment] = []
     at = 0
@@ -184,5 +185,5 @@ def _joined(pieces: list[str | int]) -> tuple[Segment, ...]:
             segments.append(Text("".join(map(str, run)), template=True))
         else:
             start, at = at, at + sum(map(int, run))
-            segments.append(ImageRows(start, at))
+            segments.append(ImageRows(start, at, causal))
     return tuple(segments)

@@ -23,16 +23,26 @@ LAYERS = [
     {"edgeprism"},  # names are loaded when first used
     {"errors", "records"},
     {"strict_json"},
-    {"manifest", "question", "grammar", "cancel", "gguf_header", "llama_batch"},
+    {
+        "manifest",
+        "question",
+        "grammar",
+        "cancel",
+        "gguf_header",
+        "llama_batch",
+        "llama",
+        "stopping",
+    },
     {"prompt", "gguf_checks", "tiles"},
     {"image"},
     {"bundle", "vision", "lm", "device"},
+    {"sampler"},
     {"generate", "reasoning"},
     {"captioner", "reasoner"},
     {"prism"},
 ]
 CAPABILITY, COMMAND_LINE = len(LAYERS), len(LAYERS) + 1
-ENGINES = {"onnxruntime": {"vision"}, "llama_cpp": {"lm"}}
+ENGINES = {"onnxruntime": {"vision"}, "llama_cpp": {"llama"}}
 TRAINING = {"torch", "transformers", "optimum", "safetensors", "onnx", "gguf"}
 HEAVY = {"onnxruntime", "llama_cpp", "numpy", "PIL", "rich", *TRAINING}
 

@@ -150,8 +150,8 @@ def test_inside_a_callback_of_the_language_model(scripted_bundle: Path, photo: P
     """Python raises KeyboardInterrupt wherever it stands, even where nobody can catch it."""
     code = """
 import os, signal, sys
-from edgeprism import lm
-original = lm._on_log
+from edgeprism import llama
+original = llama._on_log
 
 def log(level, text, data):
     if not struck:
@@ -161,7 +161,7 @@ def log(level, text, data):
     original(level, text, data)
 
 struck = []
-lm._on_log = log
+llama._on_log = log
 from edgeprism.cli import main
 main(sys.argv[1:])
 """

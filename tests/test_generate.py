@@ -9,19 +9,21 @@ from typing import Any
 import bundles
 import numpy as np
 import pytest
+from llama_reference import LlamaReference, Visual
 
-from edgeprism.errors import PromptTooLongError, UsageError
+from edgeprism.errors import ModelError, PromptTooLongError, UsageError
 from edgeprism.generate import (
     Finished,
     Generator,
     Piece,
     Request,
+    Rows,
     Sampling,
-    StoppingText,
     segments_to_parts,
 )
-from edgeprism.lm import LanguageModel
-from edgeprism.records import ImageRows, Text
+from edgeprism.lm import Context, LanguageModel
+from edgeprism.records import ImageRows, Segment, Text, Tokens
+from edgeprism.stopping import StoppingText
 
 START = [1, bundles.IM_START, *bundles.piece_ids("▁a", "▁boat"), bundles.LINE_FEED]
 
@@ -388,9 +390,10 @@ def test_only_the_template_parses_special_tokens(random_lm: LanguageModel) -> No
     ]
     before, image, after = segments_to_parts(random_lm, segments, rows(1), add_bos=True)
     assert isinstance(before, list)
+    assert isinstance(image, Rows)
     assert isinstance(after, list)
     assert before[:2] == [1, bundles.IM_START]
-    np.testing.assert_array_equal(image, rows(1))
+    np.testing.assert_array_equal(image.values, rows(1))
     special = {1, 2, bundles.IM_START, bundles.IM_END}
     assert [i for i in after if i in special] == [bundles.IM_END]  # the template's own
     written = after[: after.index(bundles.IM_END)]
@@ -419,7 +422,8 @@ def test_text_may_stand_between_rows(random_lm: LanguageModel) -> None:
     for found, (start, stop) in zip(
         (middle, first, second), ((4, 9), (0, 4), (9, 10)), strict=True
     ):
-        np.testing.assert_array_equal(found, picture[start:stop])
+        assert isinstance(found, Rows)
+        np.testing.assert_array_equal(found.values, picture[start:stop])
 
 
 def test_a_model_that_spells_the_end_token_has_not_ended(
@@ -431,3 +435,103 @@ def test_a_model_that_spells_the_end_token_has_not_ended(
     lm.close()
     assert done.text == "a<|im_end> dog"
     assert "".join(pieces) == done.text
+
+
+# ---- pictures in several runs, looked at both ways, with positions of their own
+
+
+def multi_axis_lm(seed: int) -> bundles.GgufParts:
+    """A language model with M-RoPE: each row has a place in time, down and across."""
+    parts = bundles.lm_parts(seed)
+    parts.architecture = "qwen2vl"
+    parts.metadata = {
+        key.replace("llama.", "qwen2vl.", 1) if key.startswith("llama.") else key: value
+        for key, value in parts.metadata.items()
+    }
+    del parts.metadata["qwen2vl.rope.dimension_count"]
+    parts.metadata["qwen2vl.rope.dimension_sections"] = ("array", [4, 6, 6, 0])
+    rng = np.random.default_rng(seed)
+    for i in range(bundles.LmShape().n_layer):
+        for name in ("attn_q", "attn_k", "attn_v"):
+            bias = rng.standard_normal(bundles.N_EMBD).astype(np.float32)
+            parts.tensors[f"blk.{i}.{name}.bias"] = bias
+    return parts
+
+
+def on_a_grid(down: int, across: int) -> np.ndarray:
+    """int32 [4, down · across]: one moment, a row for each patch."""
+    y, x = np.divmod(np.arange(down * across, dtype=np.int32), across)
+    return np.stack([0 * x, y, x, 0 * x])
+
+
+BETWEEN = Tokens(tuple(bundles.piece_ids("▁left", "▁right")))
+LAYOUTS: dict[str, list[Segment]] = {
+    "one run": [ImageRows(0, 16)],
+    "tiles with words between": [BETWEEN, ImageRows(4, 8), BETWEEN, ImageRows(8, 16), BETWEEN],
+    "both ways": [ImageRows(0, 16, causal=False)],
+    "both ways in tiles": [
+        ImageRows(0, 6, causal=False), BETWEEN, ImageRows(6, 16, causal=False)
+    ],
+}  # fmt: skip
+GRIDS: dict[str, list[Segment]] = {
+    "a row for a position": [ImageRows(0, 16)],
+    "a grid": [BETWEEN, ImageRows(0, 16, positions=on_a_grid(2, 8)), BETWEEN],
+    "a tall grid": [ImageRows(0, 16, positions=on_a_grid(8, 2))],
+    "two grids, one both ways": [
+        ImageRows(0, 4, positions=on_a_grid(2, 2)),
+        ImageRows(4, 16, causal=False, positions=on_a_grid(3, 4)),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "axes"),
+    [*((layout, 1) for layout in LAYOUTS.values()), *((layout, 4) for layout in GRIDS.values())],
+    ids=[*LAYOUTS, *GRIDS],
+)
+def test_layouts_mean_what_they_say(
+    layout: list[Segment], axes: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = multi_axis_lm(3) if axes == 4 else bundles.lm_parts(3)
+    lm = LanguageModel(model.write(tmp_path_factory.mktemp("layout") / "lm.gguf"))
+    assert lm.row_axes == axes
+    segments = [Text("a boat"), *layout, Text("\nis it red")]
+    requests = [
+        Request(
+            segments_to_parts(lm, segments, rows(seed, 16), add_bos=True),
+            Sampling(max_tokens=16, stop_at_end=False),
+        )
+        for seed in (1, 2)
+    ]
+    before, after = lm.bos() + lm.tokenize("a boat"), lm.tokenize("\nis it red")
+    expected = []
+    for seed in (1, 2):
+        prompt: list[list[int] | Visual] = [before]
+        for piece in layout:
+            if isinstance(piece, Tokens):
+                prompt.append(list(piece.ids))
+            elif isinstance(piece, ImageRows):
+                picture = rows(seed, 16)[piece.start : piece.stop]
+                prompt.append(Visual(picture, piece.causal, piece.positions))
+        expected.append(LlamaReference(model).greedy([*prompt, after], 16))
+    for parallel in (1, 2):
+        generator = make(lm, parallel=parallel)
+        done = finished(generator, requests)
+        generator.close()
+        assert [done[i].ids for i in range(2)] == expected
+    lm.close()
+
+
+def test_a_run_that_looks_both_ways_goes_through_in_one_piece(random_lm: LanguageModel) -> None:
+    """llama.cpp ends the process when it does not fit its batch."""
+    n = Context.N_BATCH + 40
+    segments = [ImageRows(0, n, causal=False), Text("\n")]
+    parts = segments_to_parts(random_lm, segments, rows(5, n), add_bos=True)
+    generator = make(random_lm)
+    done = finished(generator, [request(1), Request(parts, Sampling(max_tokens=2)), request(1)])
+    assert done[0].ids == done[2].ids
+    generator.close()
+    context = random_lm.context(n + 10)
+    with pytest.raises(ModelError, match="batch of 512"):
+        context.prefill_rows(0, rows(5, n), 0, causal=False)
+    context.close()

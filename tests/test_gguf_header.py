@@ -20,7 +20,8 @@ from edgeprism.errors import ModelError
 from edgeprism.generate import Finished, Generator, Request, Sampling
 from edgeprism.gguf_checks import gguf_faults
 from edgeprism.gguf_header import read_gguf_header
-from edgeprism.lm import LanguageModel, import_llama
+from edgeprism.llama import import_llama
+from edgeprism.lm import LanguageModel
 from edgeprism.manifest import LanguageModel as Dimensions
 
 DIMENSIONS = Dimensions(

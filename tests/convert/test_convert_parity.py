@@ -18,7 +18,7 @@ from published import INSTRUCTION, Mistakes, Reference, pictures
 from edgeprism.captioner import Captioner
 from edgeprism.convert import internlm2, vision_graph
 from edgeprism.convert.lora import LoraAdapter
-from edgeprism.generate import segments_to_parts
+from edgeprism.generate import Rows, segments_to_parts
 from edgeprism.lm import LanguageModel
 from edgeprism.prompt import caption_to_segments
 
@@ -113,8 +113,11 @@ def forced_logits(bundle: Path, picture: Image.Image, ids: list[int]) -> np.ndar
         add_bos=True,
     )
     context = lm.context(1024, kv_type="f32", flash_attention=False, all_logits=True)
-    context.prefill_tokens(0, list(before), 0, logits=False)
-    context.prefill_rows(0, np.asarray(rows), len(before))
+    assert isinstance(before, list)
+    assert isinstance(rows, Rows)
+    assert isinstance(after, list)
+    context.prefill_tokens(0, before, 0, logits=False)
+    context.prefill_rows(0, rows.values, len(before))
     logits = context.logits_of_tokens([*after, *ids[:-1]], start=len(before) + len(rows))
     context.close()
     lm.close()

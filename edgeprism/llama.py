@@ -1,0 +1,75 @@
+"""llama.cpp's libraries, loaded once and silenced. The only importer of llama_cpp."""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import os
+import sys
+from typing import Any
+
+from edgeprism.errors import DeviceError
+
+_LEVEL_WARN = 2
+_llama: Any = None
+_mtmd: Any = None
+_log_lines: collections.deque[str] = collections.deque(maxlen=8)
+_keep_alive: list[Any] = []  # callbacks that native code may call for the process's life
+
+
+def import_llama() -> Any:
+    """llama_cpp's low-level module, or a DeviceError (exit code 5) that says how to install it."""
+    global _llama
+    if _llama is None:
+        try:
+            import llama_cpp.llama_cpp as llama
+        except (ImportError, OSError, RuntimeError) as error:
+            raise DeviceError(
+                f"llama.cpp cannot be loaded: {error}.", "pip install llama-cpp-python"
+            ) from error
+        _keep_alive.append(llama.llama_log_callback(_on_log))
+        llama.llama_log_set(_keep_alive[0], ctypes.c_void_p(0))
+        llama.llama_backend_init()
+        _llama = llama
+    return _llama
+
+
+def import_mtmd() -> Any:
+    """llama_cpp's binding of libmtmd, or a DeviceError (exit code 5)."""
+    global _mtmd
+    if _mtmd is None:
+        import_llama()
+        try:
+            import llama_cpp.mtmd_cpp as mtmd
+        except (ImportError, OSError, RuntimeError) as error:
+            raise DeviceError(
+                f"llama.cpp's vision library (mtmd) cannot be loaded: {error}.",
+                "pip install --upgrade llama-cpp-python",
+            ) from error
+        mtmd.mtmd_helper_log_set(_keep_alive[0], ctypes.c_void_p(0))
+        _mtmd = mtmd
+    return _mtmd
+
+
+def _on_log(level: int, text: bytes, _: object) -> None:
+    """Native libraries are silent; their last words are kept for error messages."""
+    line = text.decode("utf-8", errors="replace")
+    if level >= _LEVEL_WARN and line.strip(". \n"):
+        _log_lines.append(line.strip())
+    if os.environ.get("EDGEPRISM_NATIVE_LOG"):
+        sys.stderr.write(line)
+
+
+def supports_offload() -> bool:
+    """Whether this build of llama.cpp can put layers on a GPU."""
+    return bool(import_llama().llama_supports_gpu_offload())
+
+
+def last_words() -> str:
+    """What llama.cpp last complained of, for an error message."""
+    return _log_lines[-1].rstrip(".") if _log_lines else "it gave no reason"
+
+
+def forget_words() -> None:
+    """What follows is to be told apart from what was said before."""
+    _log_lines.clear()

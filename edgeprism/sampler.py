@@ -1,0 +1,98 @@
+"""Logits → token, by llama.cpp's samplers."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from edgeprism.errors import ModelError
+from edgeprism.llama import import_llama, last_words
+from edgeprism.lm import Context, LanguageModel
+
+_LIKELIEST = (1, 32, 512)  # tokens that a grammar is asked about first
+
+
+class Sampler:
+    """llama.cpp's sampler chain: greedy at temperature 0, else top-p then a seeded draw.
+
+    With a grammar (`edgeprism.grammar` makes them), only tokens that it allows are drawn.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.0,
+        top_p: float = 0.95,
+        seed: int = 0,
+        *,
+        grammar: str = "",
+        lm: LanguageModel | None = None,
+    ) -> None:
+        self._llama = llama = import_llama()
+        self._greedy = temperature <= 0
+        self._grammar = _grammar_sampler(llama, grammar, lm) if grammar and lm else None
+        self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        if self._greedy:
+            links = [llama.llama_sampler_init_greedy()]
+        else:
+            links = [
+                llama.llama_sampler_init_top_p(top_p, 1),
+                llama.llama_sampler_init_temp(temperature),
+                # never 0xFFFFFFFF, which stands for a seed from the clock
+                llama.llama_sampler_init_dist(seed % 0xFFFFFFFF),
+            ]
+        for link in links:
+            llama.llama_sampler_chain_add(self._chain, link)
+
+    def sample(self, context: Context, index: int = -1) -> int:
+        """A token from the logits at `index` of the last batch.
+
+        Raises ModelError when the grammar and the vocabulary leave none.
+        """
+        if self._grammar is None:
+            return int(self._llama.llama_sampler_sample(self._chain, context._ctx, index))
+        logits = context.logits(index)
+        # to ask of all tokens takes long, and mostly one of the likeliest is allowed
+        for count in _LIKELIEST if self._greedy else ():
+            if count < len(logits):
+                ids = np.argpartition(logits, -count)[-count:]
+                if (token := self._draw(ids, logits[ids])) is not None:
+                    break
+        else:
+            token = self._draw(np.arange(len(logits)), logits)
+        if token is None:
+            raise ModelError(
+                "The answer cannot go on: the model has no token for what must follow.",
+                "Choose other words for --choices or --schema, or another reasoner.",
+            )
+        # llama.cpp ends the process when told to accept what it has just ruled out
+        self._llama.llama_sampler_accept(self._grammar, token)
+        return token
+
+    def _draw(self, ids: np.ndarray, logits: np.ndarray) -> int | None:
+        """One of `ids` that the grammar allows, None when it allows none."""
+        llama = self._llama
+        data = np.zeros(len(ids), dtype=[("id", "i4"), ("logit", "f4"), ("p", "f4")])
+        data["id"], data["logit"] = ids, logits
+        items = ctypes.cast(data.ctypes.data, llama.llama_token_data_p)
+        array = llama.llama_token_data_array(items, len(data), -1, False)
+        llama.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        if not np.isfinite(data["logit"]).any():
+            return None
+        llama.llama_sampler_apply(self._chain, ctypes.byref(array))
+        chosen = data[array.selected]
+        return int(chosen["id"]) if np.isfinite(chosen["logit"]) else None
+
+    def close(self) -> None:
+        for sampler in (self._chain, self._grammar):
+            if sampler:
+                self._llama.llama_sampler_free(sampler)
+        self._chain = self._grammar = None
+
+
+def _grammar_sampler(llama: Any, grammar: str, lm: LanguageModel) -> Any:
+    sampler = llama.llama_sampler_init_grammar(lm._vocab, grammar.encode(), b"root")
+    if not sampler:
+        raise ModelError(f"llama.cpp cannot read a grammar: {last_words()}.", "Simplify --schema.")
+    return sampler

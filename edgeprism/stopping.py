@@ -1,0 +1,56 @@
+"""Bytes of tokens → text in whole characters, up to a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+
+class StoppingText:
+    """Bytes of tokens → text in whole characters, up to the first stop string.
+
+    Text that may be the beginning of a stop string is held back until that is decided, and so
+    is white space, which belongs to the text only between words: the pieces join to `whole`.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self.stop = tuple(stop)
+        self.whole = ""
+        self.stopped = False
+        self._held = ""
+        self._blank = ""  # white space that stands behind `whole` if a word follows
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, data: bytes) -> str:
+        if self.stopped:
+            return ""
+        self._held += self._decoder.decode(data)
+        found = [at for s in self.stop if (at := self._held.find(s)) >= 0]
+        if found:
+            self.stopped = True
+            return self._emit(min(found), drop_rest=True)
+        longest = max((_overlap(self._held, s) for s in self.stop), default=0)
+        return self._emit(len(self._held) - longest)
+
+    def end(self) -> str:
+        """What was held back; an unfinished character becomes U+FFFD."""
+        if self.stopped:
+            return ""
+        self._held += self._decoder.decode(b"", final=True)
+        return self._emit(len(self._held))
+
+    def _emit(self, length: int, drop_rest: bool = False) -> str:
+        text, rest = self._held[:length], self._held[length:]
+        self._held = "" if drop_rest else rest
+        text = self._blank + text if self.whole else text.lstrip()
+        words = text.rstrip()
+        self._blank = text[len(words) :]
+        self.whole += words
+        return words
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` begin `stop`."""
+    return next(
+        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0
+    )
