@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +30,17 @@ class Checkpoint:
     Raises CheckpointError when the folder or a listed shard is missing, or a file is damaged.
     """
 
-    def __init__(self, folder: Path, role: str, stems: tuple[str, ...] = MODEL_STEMS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        role: str,
+        stems: tuple[str, ...] = MODEL_STEMS,
+        files: Iterable[Path] = (),
+    ) -> None:
+        """`files` are given where their names are not the usual ones."""
         self.folder = Path(folder)
         self.role = role
-        self.files = _find_weight_files(self.folder, role, stems)
+        self.files = list(files) or _find_weight_files(self.folder, role, stems)
         self._containers: dict[str, _Container] = {}
         for path in self.files:
             container = _open_container(path)
@@ -63,22 +71,62 @@ class Checkpoint:
 
     def require(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check that every tensor is there with its shape; one error lists all that are not."""
-        missing = [name for name in shapes if name not in self._containers]
+        requirements = Requirements()
+        requirements.add(self, shapes, unused=("",))  # others do not matter
+        requirements.check()
+
+
+class Requirements:
+    """What a family needs of its checkpoints, checked together: one error lists every fault."""
+
+    def __init__(self) -> None:
+        self._checkpoints: dict[int, Checkpoint] = {}
+        self._shapes: dict[int, dict[str, tuple[int, ...]]] = {}
+        self._unused: dict[int, list[str]] = {}
+
+    def add(
+        self,
+        checkpoint: Checkpoint,
+        shapes: Mapping[str, tuple[int, ...]],
+        unused: Iterable[str] = (),
+    ) -> None:
+        """Tensors that must be there; those that match a pattern of `unused` may be."""
+        key = id(checkpoint)
+        self._checkpoints[key] = checkpoint
+        self._shapes.setdefault(key, {}).update(shapes)
+        self._unused.setdefault(key, []).extend(unused)
+
+    def check(self) -> None:
+        """Raises CheckpointError for tensors missing, of another shape, or nobody's."""
+        found = [self._faults(key) for key in self._checkpoints]
+        if any(found):
+            raise CheckpointError(
+                "\n".join(filter(None, found)) + "\n",
+                "Check that each download is complete and that the folders belong together.",
+            )
+
+    def _faults(self, key: int) -> str:
+        checkpoint, shapes = self._checkpoints[key], self._shapes[key]
+        missing = [name for name in shapes if name not in checkpoint.names]
         misshapen = [
-            f"{name}: {list(self.shape(name))}, expected {list(shape)}"
+            f"{name}: {list(checkpoint.shape(name))}, expected {list(shape)}"
             for name, shape in shapes.items()
-            if name in self._containers and self.shape(name) != tuple(shape)
+            if name in checkpoint.names and checkpoint.shape(name) != tuple(shape)
         ]
-        if not missing and not misshapen:
-            return
+        unused = re.compile("|".join(self._unused[key]) or "(?!)")
+        extra = sorted(
+            name for name in checkpoint.names if name not in shapes and not unused.search(name)
+        )
+        if not missing and not misshapen and not extra:
+            return ""
         lines = [f"\n  missing: {name} {list(shapes[name])}" for name in missing]
         lines += [f"\n  wrong shape: {line}" for line in misshapen]
-        raise CheckpointError(
-            f"{self.folder} ({self.role}) does not hold the tensors that its config.json "
-            f"announces ({len(missing)} missing, {len(misshapen)} of another shape):"
-            f"{''.join(lines)}\n",
-            "Check that the download is complete and that this is the right folder for "
-            f"the {self.role}.",
+        lines += [f"\n  unexpected: {name} {list(checkpoint.shape(name))}" for name in extra]
+        counts = f"{len(missing)} missing, {len(misshapen)} of another shape"
+        counts += f", {len(extra)} unexpected" if extra else ""
+        return (
+            f"{checkpoint.folder} ({checkpoint.role}) does not hold the tensors that its "
+            f"config.json announces ({counts}):{''.join(lines)}"
         )
 
 
@@ -153,11 +201,22 @@ def _load_bin(path: Path) -> dict[str, Any]:
             "Download it again; a file that holds more than tensors is refused, because "
             "unpickling it could run code.",
         ) from error
+    if path.suffix == ".pt" and isinstance(tensors, dict):
+        tensors = dict(_flattened(tensors, ""))
     if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
         raise CheckpointError(
             f"{path} is not a table of tensors by name.", "Use the published weight file."
         )
     return tensors
+
+
+def _flattened(table: dict[str, Any], lead: str) -> Iterator[tuple[str, Any]]:
+    """What a training run saves: tables within tables, their names joined by dots."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, f"{lead}{name}.")
+        else:
+            yield f"{lead}{name}", value
 
 
 def _open_container(path: Path) -> _Container:

@@ -36,6 +36,9 @@ class RawTensors:
         tensor: torch.Tensor = self._sources[name](name)
         return tensor
 
+    def names(self) -> Iterable[str]:
+        return self._sources.keys()
+
     def lead_of(self, ending: str) -> str:
         """What stands in front of `ending` in the one name that ends so."""
         (name,) = (name for name in self._sources if name.endswith(ending))

@@ -1,77 +1,215 @@
 """The gate's reference of vision models: what the published tensors compute, in torch float32.
 
 It shares no code with the converter on purpose, down to reading the files: a mistake in packing
-or reading would otherwise cancel out. Weights of one layer at a time are in memory.
+or reading would otherwise cancel out. Towers that transformers knows run in its own classes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from edgeprism.convert.parity_files import RawTensors, weight_files
+from edgeprism.convert.parity_files import RawTensors
 
 Tick = Callable[[], None]
+# pixels uint8 [n, size, size, 3] → features [n, patches, width], or features → visual tokens
+Features = Callable[[np.ndarray, Tick], torch.Tensor]
+Connector = Callable[[torch.Tensor], torch.Tensor]
 
 
 @torch.inference_mode()
-def siglip_visual_tokens(
-    vision: Path, projector: Path, pixels: np.ndarray, drop_first: bool, tick: Tick
+def visual_tokens(
+    towers: Sequence[Features], connector: Connector, pixels: np.ndarray, tick: Tick
 ) -> np.ndarray:
-    """pixels uint8 [n, size, size, 3] → visual tokens [n, n_tokens, n_embd] float32.
-
-    The tower up to `hidden_states[-2]`, i.e. all layers but the last, then the projector.
-    """
-    config = json.loads((vision / "config.json").read_text())
-    config = config.get("vision_config", config)
-    prepare_path = vision / "preprocessor_config.json"
-    prepare = json.loads(prepare_path.read_text()) if prepare_path.is_file() else {}
-    raw = RawTensors(weight_files(vision))
-    lead = "" if "embeddings.patch_embedding.weight" in raw else "vision_model."
-
-    def w(name: str) -> torch.Tensor:
-        return raw[lead + name].float()
-
-    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(x, w(f"{name}.weight"), w(f"{name}.bias"))
-
-    eps, heads = config.get("layer_norm_eps", 1e-6), config["num_attention_heads"]
-    x = torch.from_numpy(pixels).permute(0, 3, 1, 2) * prepare.get("rescale_factor", 1 / 255)
-    mean = torch.tensor(prepare.get("image_mean", [0.5] * 3)).view(1, 3, 1, 1)
-    std = torch.tensor(prepare.get("image_std", [0.5] * 3)).view(1, 3, 1, 1)
-    x = F.conv2d(
-        (x - mean) / std,
-        w("embeddings.patch_embedding.weight"),
-        w("embeddings.patch_embedding.bias"),
-        stride=config["patch_size"],
-    )
-    x = x.flatten(2).transpose(1, 2) + w("embeddings.position_embedding.weight")
-    approximate = "none" if config.get("hidden_act") == "gelu" else "tanh"
-    for i in range(config["num_hidden_layers"] - 1):
-        p = f"encoder.layers.{i}."
-        y = F.layer_norm(
-            x, x.shape[-1:], w(p + "layer_norm1.weight"), w(p + "layer_norm1.bias"), eps
-        )
-        q, k, v = (
-            linear(y, f"{p}self_attn.{part}_proj").unflatten(-1, (heads, -1)).transpose(1, 2)
-            for part in "qkv"
-        )
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + linear(y, p + "self_attn.out_proj")
-        y = F.layer_norm(
-            x, x.shape[-1:], w(p + "layer_norm2.weight"), w(p + "layer_norm2.bias"), eps
-        )
-        x = x + linear(F.gelu(linear(y, p + "mlp.fc1"), approximate=approximate), p + "mlp.fc2")
-        tick()
-    x = x[:, 1:] if drop_first else x
-    raw = RawTensors(weight_files(projector))
-    lead = ""
-    for i in range(json.loads((projector / "config.json").read_text()).get("depth", 2)):
-        x = linear(x if i == 0 else F.gelu(x), f"model.{2 * i}")
-    result: np.ndarray = x.numpy()
+    """pixels uint8 [n, size, size, 3] → visual tokens [n, n_tokens, n_embd] float32."""
+    features = torch.cat([tower(pixels, tick) for tower in towers], dim=-1)
+    result: np.ndarray = connector(features).float().numpy()
     return result
+
+
+def stock_tower(
+    files: Iterable[Path],
+    config: Mapping[str, Any],
+    prepare: Path,
+    select_layer: int,
+    n_skipped: int = 0,
+) -> Features:
+    """A CLIP or SigLIP in transformers' class: `hidden_states[select_layer]` less its first rows.
+
+    `config` is a config.json's or a vision_config's content, `prepare` the preprocessor's file.
+    """
+
+    def run(pixels: np.ndarray, tick: Tick) -> torch.Tensor:
+        from transformers import (
+            CLIPVisionConfig,
+            CLIPVisionModel,
+            SiglipVisionConfig,
+            SiglipVisionModel,
+        )
+
+        fields = dict(config.get("vision_config") or config)
+        clip = "clip" in config["model_type"]
+        data = json.loads(prepare.read_text()) if prepare.is_file() else {}
+        with torch.device("meta"):
+            model = (
+                CLIPVisionModel(CLIPVisionConfig(**fields))
+                if clip
+                else SiglipVisionModel(SiglipVisionConfig(**fields))
+            )
+        _load(model, RawTensors(files))
+        mean, std = data.get("image_mean"), data.get("image_std")
+        standard = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+        x = _normalised(
+            pixels,
+            data.get("rescale_factor", 1 / 255),
+            mean or (standard[0] if clip else [0.5] * 3),
+            std or (standard[1] if clip else [0.5] * 3),
+        )
+        rows = []
+        for picture in x.split(1):
+            found = model(pixel_values=picture, output_hidden_states=True)
+            rows.append(found.hidden_states[select_layer][:, n_skipped:])
+        for _ in range(_n_ticks(model.config.num_hidden_layers, select_layer)):
+            tick()
+        return torch.cat(rows)
+
+    return run
+
+
+def _n_ticks(n_layers: int, select_layer: int) -> int:
+    return select_layer if select_layer >= 0 else n_layers + 1 + select_layer
+
+
+def _load(model: torch.nn.Module, raw: RawTensors) -> None:
+    """Fill a model that stands on the meta device; what the file lacks never runs: zeros."""
+    lead = raw.lead_of("embeddings.patch_embedding.weight").removesuffix("vision_model.")
+    bare = not any(name.startswith(f"{lead}vision_model.") for name in raw.names())
+    state = {}
+    for name, parameter in model.state_dict().items():
+        source = lead + (name.removeprefix("vision_model.") if bare else name)
+        there = source in raw
+        state[name] = raw[source].float() if there else torch.zeros(parameter.shape)
+    model.load_state_dict(state, assign=True)
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta:  # position_ids
+            module, _, leaf = name.rpartition(".")
+            rows = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+            model.get_submodule(module).register_buffer(leaf, rows, persistent=False)
+    model.eval()
+
+
+def _normalised(
+    pixels: np.ndarray, rescale: float, mean: Sequence[float], std: Sequence[float]
+) -> torch.Tensor:
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() * rescale
+    return (x - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+
+
+def timm_tower(
+    files: Iterable[Path],
+    n_heads: int,
+    eps: float,
+    activation: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    grid: int,
+) -> Features:
+    """A timm VisionTransformer's second-to-last layer, patches alone.
+
+    Class and register rows, a first norm and layer scale are used where the file has them.
+    """
+
+    def run(pixels: np.ndarray, tick: Tick) -> torch.Tensor:
+        raw = RawTensors(files)
+        lead = raw.lead_of("patch_embed.proj.weight")
+
+        def w(name: str) -> torch.Tensor:
+            return raw[lead + name].float()
+
+        def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+            return F.layer_norm(x, x.shape[-1:], w(f"{name}.weight"), w(f"{name}.bias"), eps)
+
+        kernel = w("patch_embed.proj.weight")
+        bias = w("patch_embed.proj.bias") if f"{lead}patch_embed.proj.bias" in raw else None
+        x = F.conv2d(_normalised(pixels, 1 / 255, mean, std), kernel, bias, kernel.shape[-1])
+        x = x.flatten(2).transpose(1, 2)  # [n, patches, e]
+        table = _resampled(w("pos_embed")[0], grid)
+        ahead = [w(name)[0] for name in ("cls_token", "reg_token") if lead + name in raw]
+        if len(table) > grid * grid:  # the class row has a position too
+            ahead[0] = ahead[0] + table[:1]
+        x = x + table[-grid * grid :]
+        x = torch.cat([*(row.expand(len(x), -1, -1) for row in ahead), x], dim=1)
+        x = norm(x, "norm_pre") if f"{lead}norm_pre.weight" in raw else x
+        n_blocks = 1 + max(
+            int(name.removeprefix(f"{lead}blocks.").split(".")[0])
+            for name in raw.names()
+            if name.startswith(f"{lead}blocks.")
+        )
+        for i in range(n_blocks - 1):
+            p = f"blocks.{i}."
+            packed = F.linear(norm(x, p + "norm1"), w(p + "attn.qkv.weight"), w(p + "attn.qkv.bias"))
+            q, k, v = packed.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            y = F.linear(y, w(p + "attn.proj.weight"), w(p + "attn.proj.bias"))
+            x = x + (y * w(p + "ls1.gamma") if f"{lead}{p}ls1.gamma" in raw else y)
+            y = F.linear(norm(x, p + "norm2"), w(p + "mlp.fc1.weight"), w(p + "mlp.fc1.bias"))
+            y = y * torch.sigmoid(1.702 * y) if activation == "quick_gelu" else F.gelu(y)
+            y = F.linear(y, w(p + "mlp.fc2.weight"), w(p + "mlp.fc2.bias"))
+            x = x + (y * w(p + "ls2.gamma") if f"{lead}{p}ls2.gamma" in raw else y)
+            tick()
+        return x[:, -grid * grid :]
+
+    return run
+
+
+def _resampled(table: torch.Tensor, grid: int) -> torch.Tensor:
+    """Positions [rows, e] at another grid, as timm resamples them when it loads a model."""
+    old = int(len(table) ** 0.5)
+    if old == grid:
+        return table
+    first = table[: len(table) - old * old]
+    square = table[len(first) :].view(1, old, old, -1).permute(0, 3, 1, 2)
+    square = F.interpolate(square, size=(grid, grid), mode="bicubic", antialias=True)
+    return torch.cat([first, square.flatten(2)[0].t()])
+
+
+def mlp(files: Iterable[Path], endings: Sequence[str], norm: str = "", cell: int = 1) -> Connector:
+    """Linear layers whose names end so, GELU (erf form) between them.
+
+    With `norm`, the patches of each cell × cell are joined first and normalised.
+    """
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        raw = RawTensors(files)
+        if norm:
+            lead = raw.lead_of(f"{norm}.weight") + norm
+            x = _cells(x, cell)
+            x = F.layer_norm(x, x.shape[-1:], raw[f"{lead}.weight"].float(), raw[f"{lead}.bias"].float())
+        for i, ending in enumerate(endings):
+            name = raw.lead_of(f"{ending}.weight") + ending
+            x = F.linear(x if i == 0 else F.gelu(x), raw[f"{name}.weight"].float(),
+                         raw[f"{name}.bias"].float())  # fmt: skip
+        return x
+
+    return run
+
+
+def _cells(x: torch.Tensor, s: int) -> torch.Tensor:
+    """Cell by cell, patch by patch."""
+    n, t, e = x.shape
+    g = round(t**0.5)
+    side = -(-g // s)
+    full = torch.zeros(n, side * s, side * s, e)
+    full[:, :g, :g] = x.view(n, g, g, e)
+    cells = [
+        torch.cat([full[:, s * a + i, s * b + j] for i in range(s) for j in range(s)], dim=-1)
+        for a in range(side)
+        for b in range(side)
+    ]
+    return torch.stack(cells, dim=1)

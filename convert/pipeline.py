@@ -29,7 +29,8 @@ from edgeprism.convert.vision_export import (
     quantizable_nodes,
     quantize_int8,
 )
-from edgeprism.convert.vision_graph import VisionGraph, VisionWeights
+from edgeprism.convert.vision_graph import VisionGraph
+from edgeprism.convert.vision_weights import VisionWeights
 from edgeprism.device import available_cores
 from edgeprism.errors import ParityError, UsageError
 from edgeprism.lm import LanguageModel

@@ -20,21 +20,22 @@ import torch
 from edgeprism.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from edgeprism.convert.vision_graph import VisionGraph, VisionWeights
+    from edgeprism.convert.vision_graph import VisionGraph
+    from edgeprism.convert.vision_weights import VisionWeights
 
 INPUT, OUTPUT = "pixels", "visual_tokens"
 # Gelu and LayerNormalization are single operators from 20 on, and every onnxruntime since
 # 1.17 runs it.
 _OPSET = 20
 # The patch embedding sees raw pixels and is 0.2 % of the work: int8 there only costs accuracy.
-_ALWAYS_FLOAT = "patch.weight"
+_ALWAYS_FLOAT = ".patch.weight"
 _ALIGNMENT = 4096  # runtimes map the weights page by page
 _ONNX_TYPES = {torch.float32: onnx_ir.DataType.FLOAT, torch.float16: onnx_ir.DataType.FLOAT16}
 
 
 def export_graph(module: VisionGraph, weights: VisionWeights, work: Path, stem: str) -> Path:
     """Export as `work`/`stem`.onnx with its weights outside, in `stem`.onnx.data."""
-    size = module.config.image_size
+    size = module.image_size
     # two pictures: torch would take a batch of one for a constant
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -110,7 +111,7 @@ def quantizable_nodes(graph_path: Path) -> dict[str, str]:
         for node in model.graph.node
         if node.op_type == "MatMul"
         and node.input[1] in constants
-        and node.input[1] != _ALWAYS_FLOAT
+        and not node.input[1].endswith(_ALWAYS_FLOAT)
     }
 
 

@@ -1,4 +1,4 @@
-"""SigLIP's vision tower and the projector as one torch module, shaped for export.
+"""Vision towers and the projector as one torch module, shaped for export.
 
 The module is built of placeholders that take no memory: exporting needs shapes alone, and the
 weights are read one at a time when the file is written. Matrices are kept as [in, out] so that
@@ -9,13 +9,13 @@ looks for.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from edgeprism.convert.checkpoint import Checkpoint
-from edgeprism.convert.siglip import ProjectorConfig, SiglipConfig
+from edgeprism.convert.vision_config import ProjectorConfig, TowerConfig
 
 _counter = itertools.count(1)
 
@@ -29,13 +29,14 @@ def placeholder(dtype: torch.dtype, *shape: int) -> nn.Parameter:
 class Affine(nn.Module):
     """x @ weight [in, out] + bias."""
 
-    def __init__(self, dtype: torch.dtype, n_in: int, n_out: int) -> None:
+    def __init__(self, dtype: torch.dtype, n_in: int, n_out: int, bias: bool = True) -> None:
         super().__init__()
         self.weight = placeholder(dtype, n_in, n_out)
-        self.bias = placeholder(dtype, n_out)
+        self.bias = placeholder(dtype, n_out) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ self.weight + self.bias
+        x = x @ self.weight
+        return x if self.bias is None else x + self.bias
 
 
 class Norm(nn.Module):
@@ -50,9 +51,9 @@ class Norm(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One pre-norm transformer layer over [n, patches, n_embd]."""
+    """One pre-norm transformer layer over [n, rows, n_embd]."""
 
-    def __init__(self, config: SiglipConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: TowerConfig, dtype: torch.dtype) -> None:
         super().__init__()
         e, f = config.n_embd, config.n_ffn
         self.norm1, self.norm2 = Norm(dtype, e, config.eps), Norm(dtype, e, config.eps)
@@ -61,6 +62,8 @@ class EncoderLayer(nn.Module):
         self.fc1, self.fc2 = Affine(dtype, e, f), Affine(dtype, f, e)
         self.n_heads = config.n_heads
         self.activation = config.activation
+        self.scale1 = placeholder(dtype, e) if config.layer_scale else None
+        self.scale2 = placeholder(dtype, e) if config.layer_scale else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, t, e = x.shape
@@ -68,51 +71,27 @@ class EncoderLayer(nn.Module):
         q, k, v = (
             part(y).reshape(n, t, self.n_heads, e // self.n_heads).transpose(1, 2)
             for part in (self.q, self.k, self.v)
-        )  # [n, heads, patches, head_dim]
+        )  # [n, heads, rows, head_dim]
         weights = torch.softmax((q * (e // self.n_heads) ** -0.5) @ k.transpose(2, 3), dim=-1)
-        x = x + self.out((weights @ v).transpose(1, 2).reshape(n, t, e))
-        y = gelu(self.fc1(self.norm2(x)), self.activation)
-        return x + self.fc2(y)
+        y = self.out((weights @ v).transpose(1, 2).reshape(n, t, e))
+        x = x + (y if self.scale1 is None else y * self.scale1)
+        y = self.fc2(gelu(self.fc1(self.norm2(x)), self.activation))
+        return x + (y if self.scale2 is None else y * self.scale2)
 
 
-# modules of EncoderLayer → what they are called in the checkpoint
-_LAYER_SOURCES = {
-    "norm1": "layer_norm1",
-    "norm2": "layer_norm2",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "out": "self_attn.out_proj",
-    "fc1": "mlp.fc1",
-    "fc2": "mlp.fc2",
-}
+class Tower(nn.Module):
+    """uint8 pixels [n, size, size, 3] → features [n, patches, n_embd]."""
 
-
-class VisionGraph(nn.Module):
-    """uint8 pixels [n, size, size, 3] → visual tokens [n, n_tokens, n_embd of the LM], float32.
-
-    Everything between stands inside: normalising, patches, the first `n_used` layers, the
-    projector and, where the family does so, leaving out the first patch.
-    """
-
-    def __init__(
-        self,
-        config: SiglipConfig,
-        n_used: int,
-        projector: ProjectorConfig,
-        drop_first_patch: bool,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, config: TowerConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.config, self.dtype = config, dtype
-        self.drop_first_patch = drop_first_patch
-        self.patch = Affine(dtype, 3 * config.patch_size**2, config.n_embd)
-        self.position = placeholder(dtype, config.grid**2, config.n_embd)
-        self.layers = nn.ModuleList(EncoderLayer(config, dtype) for _ in range(n_used))
-        self.projector = nn.ModuleList(
-            Affine(dtype, projector.n_out if i else projector.n_in, projector.n_out)
-            for i in range(projector.depth)
-        )
+        e = config.n_embd
+        self.patch = Affine(dtype, 3 * config.patch_size**2, e, config.patch_bias)
+        self.position = placeholder(dtype, config.grid**2, e)
+        # class and register rows, their positions added
+        self.prefix = placeholder(dtype, config.n_prefix, e) if config.n_prefix else None
+        self.norm_first = Norm(dtype, e, config.eps) if config.norm_first else None
+        self.layers = nn.ModuleList(EncoderLayer(config, dtype) for _ in range(config.n_layers))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         c = self.config
@@ -122,47 +101,79 @@ class VisionGraph(nn.Module):
         x = (x * c.rescale - torch.tensor(c.mean)) / torch.tensor(c.std)
         x = x.to(self.dtype).reshape(n, g, p, g, p, 3).permute(0, 1, 3, 2, 4, 5)
         x = self.patch(x.reshape(n, g * g, p * p * 3)) + self.position
+        if self.prefix is not None:
+            x = torch.cat([self.prefix.expand(n, -1, -1), x], dim=1)
+        if self.norm_first is not None:
+            x = self.norm_first(x)
         for layer in self.layers:
             x = layer(x)
-        if self.drop_first_patch:
-            x = x[:, 1:]
-        for i, linear in enumerate(self.projector):
+        return x[:, c.n_prefix :] if c.n_prefix else x
+
+
+class Projector(nn.Module):
+    """Features [n, patches, in] → visual tokens [n, n_tokens, out]."""
+
+    def __init__(self, config: ProjectorConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        shrinks = config.downsample > 1
+        self.norm = Norm(dtype, config.widths[0], 1e-5) if shrinks else None
+        self.linears = nn.ModuleList(
+            Affine(dtype, *widths) for widths in itertools.pairwise(config.widths)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.norm is not None:
+            x = self.norm(join_cells(x, self.config.downsample))
+        for i, linear in enumerate(self.linears):
             x = linear(x if i == 0 else gelu(x, "gelu"))
-        return x.float()
+        return x
 
 
-class VisionWeights:
-    """The weights of a VisionGraph by parameter name, read from the checkpoints when asked for."""
+class VisionGraph(nn.Module):
+    """uint8 pixels [n, size, size, 3] → visual tokens [n, n_tokens, n_embd of the LM], float32.
+
+    Everything between stands inside: each tower's own normalising, patches and layers, the
+    features side by side, the projector and, where the family does so, leaving out the first
+    patch.
+    """
 
     def __init__(
-        self, tower: Checkpoint, prefix: str, n_used: int, projector: Checkpoint, depth: int
+        self,
+        towers: Sequence[TowerConfig],
+        projector: ProjectorConfig,
+        drop_first_patch: bool,
+        dtype: torch.dtype,
     ) -> None:
-        modules = {"patch": (tower, f"{prefix}embeddings.patch_embedding")}
-        for i in range(n_used):
-            modules |= {
-                f"layers.{i}.{ours}": (tower, f"{prefix}encoder.layers.{i}.{published}")
-                for ours, published in _LAYER_SOURCES.items()
-            }
-        modules |= {f"projector.{i}": (projector, f"model.{2 * i}") for i in range(depth)}
-        self._sources = {
-            f"{module}.{kind}": (checkpoint, f"{name}.{kind}")
-            for module, (checkpoint, name) in modules.items()
-            for kind in ("weight", "bias")
-        }
-        self._sources["position"] = (tower, f"{prefix}embeddings.position_embedding.weight")
+        super().__init__()
+        self.image_size, self.dtype = towers[0].image_size, dtype
+        self.configs = (*towers, projector)
+        self.drop_first_patch = drop_first_patch
+        self.towers = nn.ModuleList(Tower(config, dtype) for config in towers)
+        self.projector = Projector(projector, dtype)
 
-    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """Contiguous, laid out as the module has it."""
-        checkpoint, source = self._sources[name]
-        tensor = checkpoint.read(source).to(dtype)
-        if name == "patch.weight":
-            # [e, 3, p, p] → rows ordered as a pixel patch [p, p, 3] is flattened
-            tensor = tensor.permute(0, 2, 3, 1).reshape(len(tensor), -1)
-        if tensor.dim() == 2 and name != "position":
-            tensor = tensor.t()
-        return tensor.contiguous()
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        features = [tower(pixels) for tower in self.towers]
+        x = features[0] if len(features) == 1 else torch.cat(features, dim=-1)
+        if self.drop_first_patch:
+            x = x[:, 1:]
+        made: torch.Tensor = self.projector(x)
+        return made.float()
+
+
+def join_cells(x: torch.Tensor, s: int) -> torch.Tensor:
+    """[n, g · g, e] → [n, ⌈g/s⌉², s · s · e]: the patches of each s × s cell, row by row."""
+    n, t, e = x.shape
+    g = int(t**0.5)
+    spare = -g % s
+    x = functional.pad(x.reshape(n, g, g, e), (0, 0, 0, spare, 0, spare))
+    side = (g + spare) // s
+    x = x.reshape(n, side, s, side, s, e).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(n, side * side, s * s * e)
 
 
 def gelu(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """SigLIP's tower uses the tanh form, the projector the erf form."""
+    """By transformers' name: CLIP's own form, the tanh form, or the erf form."""
+    if activation == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
     return functional.gelu(x, approximate="tanh" if activation != "gelu" else "none")

@@ -11,74 +11,73 @@ from pathlib import Path
 
 import torch
 
-from edgeprism.convert import internlm2, parity_data, parity_lm, parity_vision, siglip
+from edgeprism.convert import internlm2, parity_lm, parity_vision
 from edgeprism.convert.bundle_writer import BundleWriter
-from edgeprism.convert.captioner_card import CaptionerCard, card_from_folder
-from edgeprism.convert.checkpoint import Checkpoint, digest_of_files, license_of, read_json
-from edgeprism.convert.language_model import LmParts, open_language_model
+from edgeprism.convert.captioner_card import card_from_folder
+from edgeprism.convert.captioner_parts import (
+    FOCUS,
+    INSTRUCTION,
+    MAX_TOKENS,
+    VisionSide,
+    captioner_parts,
+    one_tile,
+    source_of,
+)
+from edgeprism.convert.checkpoint import Checkpoint, Requirements, read_json
+from edgeprism.convert.conversations import Conversation
+from edgeprism.convert.language_model import UNUSED, LmParts, open_language_model
 from edgeprism.convert.lora import LoraAdapter
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.pipeline import FamilyParts, check_options, write_bundle
+from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.progress import Progress
-from edgeprism.convert.vision_graph import VisionGraph, VisionWeights
-from edgeprism.errors import CheckpointError
-from edgeprism.manifest import (
-    SCHEMA,
-    ImagePolicy,
-    LanguageModel,
-    Manifest,
-    Parity,
-    Prompts,
-    Source,
-    Vision,
+from edgeprism.convert.vision_config import (
+    ProjectorConfig,
+    n_used_layers,
+    preparation_from_folder,
+    tower_config_from_dict,
 )
+from edgeprism.convert.vision_weights import UNUSED as UNUSED_VISION
+from edgeprism.convert.vision_weights import (
+    VisionWeights,
+    projector_weights,
+    stock_tower_weights,
+    tower_prefix,
+    unused_layers,
+)
+from edgeprism.errors import CheckpointError
+from edgeprism.manifest import Manifest
 
 FAMILY = "prismcaptioner"
 # The feature is hidden_states[-2]: the last layer, the post-norm and the head never run.
-_UNUSED_LAYERS = 1
-
-_INSTRUCTION = (
-    "Describe this picture in fine detail. Name the scene and every object in it, with its "
-    "colour, shape, number and condition. Say where each one is and how the objects relate to "
-    "one another. Copy any text, numbers and symbols exactly as they are written."
+_SELECT_LAYER = -2
+_CONVERSATION = Conversation(
+    "<|im_start|>user\n",
+    "\n",
+    before_caption="<|im_end|>\n<|im_start|>assistant\n",
+    stop=(internlm2.IM_END,),
 )
-_FOCUS = " Pay special attention to the following: {focus}"
 
 
 class _Sources:
     """The checkpoints, opened and checked against their configurations."""
 
     def __init__(self, captioner: Path, llm: Path, vision: Path, progress: Progress) -> None:
-        self.folders = {"captioner": captioner, "llm": llm, "vision": vision}
-        config_path = llm / "config.json"
-        config = read_json(config_path)
-        if config.get("model_type") != "internlm2":
-            raise CheckpointError(
-                f"{config_path}: model_type is {config.get('model_type')!r}, expected 'internlm2'.",
-                "Pass the folder of the InternLM2 language model with --llm.",
-            )
+        requirements = Requirements()
+        self.vision = _vision_side(captioner / "projector", vision, requirements)
         self.lm_checkpoint = Checkpoint(llm, "language model")
+        config = _read_lm_config(llm / "config.json")
         opened = open_language_model(
-            self.lm_checkpoint, config, str(config_path), llm, internlm2.TOKENS
+            self.lm_checkpoint, config, str(llm / "config.json"), llm, internlm2.TOKENS
         )
-        self.tower_config = siglip.siglip_config_from_folder(vision)
-        self.projector_config = siglip.projector_config_from_folder(
-            captioner / "projector", self.tower_config.n_embd, opened.config.n_embd
-        )
-        self.n_used = self.tower_config.n_layers - _UNUSED_LAYERS
-        self.tower = Checkpoint(vision, "vision model")
-        self.prefix = siglip.siglip_prefix(self.tower)
-        self.tower.require(siglip.siglip_shapes(self.tower_config, self.prefix, self.n_used))
-        self.projector = Checkpoint(captioner / "projector", "projector")
-        self.projector.require(siglip.projector_shapes(self.projector_config))
-        shapes = opened.shapes
-        self.lm_checkpoint.require(shapes)
-        self.adapter_folder: Path | None = captioner / "llm_adapter"
+        _require_fit(captioner / "projector", self.vision.projector, opened)
+        requirements.add(self.lm_checkpoint, opened.shapes, UNUSED["internlm2"])
+        requirements.check()
         self.adapter: LoraAdapter | None = None
-        if self.adapter_folder.is_dir():
-            self.adapter = LoraAdapter(self.adapter_folder, shapes)
+        adapter_folder: Path | None = captioner / "llm_adapter"
+        if adapter_folder is not None and adapter_folder.is_dir():
+            self.adapter = LoraAdapter(adapter_folder, opened.shapes)
         else:
-            self.adapter_folder = None
+            adapter_folder = None
             progress.say(
                 f"{captioner} has no llm_adapter/: the language model is taken as it is, "
                 "as fully trained."
@@ -88,7 +87,7 @@ class _Sources:
             opened,
             read=self.merged,
             reference_logits=lambda texts, tick: parity_lm.logits(
-                self.lm_checkpoint.files, config, texts, tick, self.adapter_folder
+                self.lm_checkpoint.files, config, texts, tick, adapter_folder
             ),
         )
 
@@ -104,21 +103,6 @@ class _Sources:
             # queries, keys and values come from one tensor, asked for in turn
             self._merged = (name, tensor)
         return tensor
-
-    def described(self) -> list[Source]:
-        """Name, digest and licence of each, for the manifest."""
-        files = {
-            "captioner": [
-                *self.projector.files,
-                *(self.adapter.checkpoint.files if self.adapter else ()),
-            ],
-            "llm": [*self.lm_checkpoint.files, self.folders["llm"] / "tokenizer.model"],
-            "vision": self.tower.files,
-        }
-        return [
-            Source(role, _name_of(folder), digest_of_files(files[role]), license_of(folder))
-            for role, folder in self.folders.items()
-        ]
 
 
 def convert(
@@ -138,90 +122,116 @@ def convert(
     check_options(options)
     with BundleWriter(out, options.overwrite) as writer:
         progress.stage("Reading the checkpoints")
-        card = card_from_folder(captioner, _INSTRUCTION, _FOCUS, max_tokens=512)
+        card = card_from_folder(captioner, INSTRUCTION, FOCUS, MAX_TOKENS)
         sources = _Sources(captioner, llm, vision, progress)
         drop = not keep_first_patch
-        name = options.name or card.name or captioner.resolve().name
-        parts = FamilyParts(
-            vision=lambda dtype: VisionGraph(
-                sources.tower_config, sources.n_used, sources.projector_config, drop, dtype
-            ),
-            vision_weights=VisionWeights(
-                sources.tower, sources.prefix, sources.n_used,
-                sources.projector, sources.projector_config.depth,
-            ),
-            n_vision_layers=sources.n_used,
-            reference_visual_tokens=lambda pixels, tick: parity_vision.siglip_visual_tokens(
-                vision, captioner / "projector", pixels, drop, tick
-            ),
-            lm=sources.lm,
-            gate_texts=card.parity_texts or parity_data.TEXTS,
-            manifest=_manifest(name, sources, card, drop),
-        )  # fmt: skip
+        side = sources.vision
+        reference = side.reference
+        if drop:
+            side = dataclasses.replace(
+                side,
+                drop_first_patch=True,
+                reference=lambda pixels, tick: reference(pixels, tick)[:, 1:],
+            )
+        adapter = sources.adapter.checkpoint.files if sources.adapter else []
+        projector = Checkpoint(captioner / "projector", "projector").files
+        tokenizer = llm / "tokenizer.model"
+        parts = captioner_parts(
+            FAMILY,
+            options.name or card.name or captioner.resolve().name,
+            [
+                source_of("captioner", captioner, [*projector, *adapter]),
+                source_of("llm", llm, [*sources.lm_checkpoint.files, tokenizer]),
+                source_of("vision", vision, Checkpoint(vision, "vision model").files),
+            ],
+            one_tile("pad", preparation_from_folder(vision, side.towers[0].image_size, "siglip")),
+            side,
+            sources.lm,
+            _CONVERSATION,
+            card,
+        )
         return write_bundle(parts, writer, options, progress)
 
 
-def _manifest(name: str, sources: _Sources, card: CaptionerCard, drop: bool) -> Manifest:
-    tower, lm = sources.tower_config, sources.lm.config
-    described = sources.described()
-    licenses = list(dict.fromkeys(source.license for source in described))
-    return Manifest(
-        schema=SCHEMA,
-        name=name,
-        family=FAMILY,
-        license=card.license or " and ".join(licenses),
-        sources=described,
-        image=ImagePolicy(
-            mode="pad",
-            size=tower.image_size,
-            fill=[int(mean * 255) for mean in tower.mean],
-            resample=tower.resample,
-            max_tiles=1,
-        ),
-        vision=Vision(
-            variants=[],
-            input="pixels",
-            output="visual_tokens",
-            grid=[tower.grid, tower.grid],
-            drop_first_patch=drop,
-            tokens_per_tile=tower.grid**2 - int(drop),
-            n_embd=lm.n_embd,
-        ),
-        lm=LanguageModel(
-            file="",
-            quant="",
-            architecture=lm.architecture,
-            n_embd=lm.n_embd,
-            n_vocab=lm.n_vocab,
-            context_length=lm.context_length,
-            image_attention="causal",
-        ),
-        prompts=Prompts(
-            add_bos=True,
-            before_image="<|im_start|>user\n",
-            after_image="\n",
-            before_caption="<|im_end|>\n<|im_start|>assistant\n",
-            default_instruction=card.default_instruction,
-            focus_instruction=card.focus_instruction,
-            stop=[internlm2.IM_END],
-            max_tokens=card.max_tokens,
-        ),
-        files={},
-        parity=Parity(passed=False, forced=False, figures={}, failures=[]),
-        notice=card.notice,
+def _vision_side(projector: Path, vision: Path, requirements: Requirements) -> VisionSide:
+    path = vision / "config.json"
+    config = read_json(path)
+    if config.get("model_type") not in ("siglip", "siglip_vision_model"):
+        raise CheckpointError(
+            f"{path}: model_type is {config.get('model_type')!r}, expected 'siglip' or "
+            "'siglip_vision_model'.",
+            "Pass the folder of the SigLIP vision model with --vision.",
+        )
+    size = (config.get("vision_config") or config).get("image_size", 224)
+    preparation = preparation_from_folder(vision, size, "siglip")
+    _, tower = tower_config_from_dict(config, preparation, str(path))
+    n_used = n_used_layers(tower, _SELECT_LAYER, str(path))
+    checkpoint, linears = Checkpoint(vision, "vision model"), Checkpoint(projector, "projector")
+    prefix = tower_prefix(checkpoint.names)
+    used = dataclasses.replace(tower, n_layers=n_used)
+    shape = _projector_config(projector / "config.json", tower.n_embd)
+    names = [f"model.{2 * i}" for i in range(len(shape.widths) - 1)]  # the GELUs hold odd numbers
+    weights = VisionWeights(
+        {
+            "towers.0": stock_tower_weights(used, checkpoint, prefix),
+            "projector": projector_weights(shape, linears, names),
+        }
+    )
+    unused = (*UNUSED_VISION, *unused_layers(prefix, n_used, tower.n_layers))
+    for source, shapes in weights.requirements():
+        requirements.add(source, shapes, unused if source is checkpoint else ())
+    features = parity_vision.stock_tower(
+        checkpoint.files, config, vision / "preprocessor_config.json", _SELECT_LAYER
+    )
+    connector = parity_vision.mlp(linears.files, names)
+    return VisionSide(
+        [used],
+        shape,
+        weights,
+        lambda pixels, tick: parity_vision.visual_tokens([features], connector, pixels, tick),
     )
 
 
-def _name_of(folder: Path) -> str:
-    """`_name_or_path` of the configuration where it names a published model, else the folder.
+def _read_lm_config(path: Path) -> dict[str, object]:
+    config = read_json(path)
+    if config.get("model_type") != "internlm2":
+        raise CheckpointError(
+            f"{path}: model_type is {config.get('model_type')!r}, expected 'internlm2'.",
+            "Pass the folder of the InternLM2 language model with --llm.",
+        )
+    return config
 
-    In a hub's cache (models--OWNER--NAME/snapshots/COMMIT) the path says more: OWNER/NAME@COMMIT.
-    """
-    place = folder.resolve()
-    store = place.parent.parent.name
-    if place.parent.name == "snapshots" and store.startswith("models--"):
-        return f"{store.removeprefix('models--').replace('--', '/', 1)}@{place.name}"
-    config = folder / "config.json"
-    named = str(read_json(config).get("_name_or_path", "")) if config.is_file() else ""
-    # an absolute path there tells of somebody's disk, not of a model
-    return named if named and not Path(named).is_absolute() else place.name
+
+def _projector_config(path: Path, n_in: int) -> ProjectorConfig:
+    """Read the projector's config.json; it must fit the tower (n_in)."""
+    data = read_json(path)
+    depth, n_out = data.get("depth", 2), data.get("llm_hidden_size")
+    expected = {
+        "model_type": ("projector", data.get("model_type", "projector")),
+        "visual_hidden_size": (n_in, data.get("visual_hidden_size")),
+        "hidden_act": ("gelu", data.get("hidden_act", "gelu")),
+        "bias": (True, data.get("bias", True)),
+    }
+    faults = [
+        f"{name} is {found!r}, expected {wanted!r}"
+        for name, (wanted, found) in expected.items()
+        if found != wanted
+    ]
+    for name, value in (("depth", depth), ("llm_hidden_size", n_out)):
+        if not isinstance(value, int) or value < 1:
+            faults.append(f"{name} is {value!r}, expected a whole number above 0")
+    if faults:
+        raise CheckpointError(
+            f"{path} does not fit the vision model: {'; '.join(faults)}.",
+            "Pass the three folders that belong together.",
+        )
+    return ProjectorConfig((n_in, *[n_out] * depth))
+
+
+def _require_fit(folder: Path, projector: ProjectorConfig, lm: LmParts) -> None:
+    if projector.widths[-1] != lm.config.n_embd:
+        raise CheckpointError(
+            f"{folder / 'config.json'} does not fit the language model: llm_hidden_size is "
+            f"{projector.widths[-1]}, expected {lm.config.n_embd}.",
+            "Pass the three folders that belong together.",
+        )

@@ -15,7 +15,8 @@ from converting import convert
 
 from edgeprism.convert import pipeline, vision_graph
 from edgeprism.convert.vision_export import export_graph
-from edgeprism.convert.vision_graph import VisionGraph, VisionWeights
+from edgeprism.convert.vision_graph import VisionGraph
+from edgeprism.convert.vision_weights import VisionWeights
 
 
 @pytest.fixture(scope="session")
@@ -64,8 +65,9 @@ def _export_once(
     for name, _ in module.named_parameters():
         key.update(weights.read(name, module.dtype).numpy().tobytes())
     # the code too: tests plant mistakes in it
-    code = (id(VisionGraph.forward), id(vision_graph.gelu))
-    key.update(repr((module.config, module.drop_first_patch, module.dtype, code)).encode())
+    code = tuple(map(id, (VisionGraph.forward, vision_graph.gelu, vision_graph.join_cells,
+                          vision_graph.Tower.forward)))  # fmt: skip
+    key.update(repr((module.configs, module.drop_first_patch, module.dtype, code)).encode())
     stem = key.hexdigest()
     if not (kept / f"{stem}.onnx").exists():
         export_graph(module, weights, kept, stem)

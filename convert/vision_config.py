@@ -1,0 +1,203 @@
+"""Vision towers and projectors: what a graph must compute, read from published configurations.
+
+Sources: transformers' CLIPVisionModel and SiglipVisionModel and their image processors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeprism.convert.checkpoint import read_json
+from edgeprism.errors import CheckpointError
+
+# transformers' number for each way of resampling
+_RESAMPLINGS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_MODEL_TYPES = {"clip": "clip_vision_model", "clip_vision_model": "clip_vision_model",
+                "siglip": "siglip_vision_model",
+                "siglip_vision_model": "siglip_vision_model"}  # fmt: skip
+ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu")
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """A transformer over patches, and how pixels are normalised for it."""
+
+    n_layers: int
+    n_embd: int
+    n_heads: int
+    n_ffn: int
+    image_size: int
+    patch_size: int
+    eps: float
+    activation: str  # of ACTIVATIONS
+    rescale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    n_prefix: int = 0  # class and register rows ahead of the patches; not among the features
+    patch_bias: bool = True
+    norm_first: bool = False  # a norm between the embeddings and the first layer
+    layer_scale: bool = False  # each branch's output is scaled, channel by channel
+
+    @property
+    def grid(self) -> int:
+        """Patches along one edge; pixels that fill no whole patch are not seen."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    """A chain of Linear layers with GELU (erf form) between them.
+
+    `widths` are those of its inputs and outputs: [in, …, out]. With `downsample` s, the patches of
+    s × s cells are put beside one another first (zeros fill up an odd edge) and normalised.
+    """
+
+    widths: tuple[int, ...]
+    downsample: int = 1
+
+    def side(self, grid: int) -> int:
+        """Visual tokens along one edge of `grid` patches."""
+        return -(-grid // self.downsample)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a picture becomes the tower's pixels: `mode` as in the manifest's image policy."""
+
+    mode: str  # "crop" or "stretch"
+    size: int
+    resample: str
+    rescale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def fill(self) -> list[int]:
+        """The mean colour, rounded down, which LLaVA pads with."""
+        return [int(mean * 255) for mean in self.mean]
+
+
+def tower_config_from_dict(
+    data: Mapping[str, Any], preparation: Preparation, where: str
+) -> tuple[str, TowerConfig]:
+    """The model type and all layers of a CLIP or SigLIP `config.json` (or `vision_config`).
+
+    What it leaves out is transformers' default. Raises CheckpointError for another model.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = _MODEL_TYPES.get(str(data.get("model_type")))
+    if kind is None:
+        raise CheckpointError(
+            f"{where}: model_type is {data.get('model_type')!r}, expected 'siglip' or "
+            "'siglip_vision_model', 'clip' or 'clip_vision_model'.",
+            "Pass the folder of the vision model that the captioner was trained on.",
+        )
+    inner = data.get("vision_config", data) if data["model_type"] in ("clip", "siglip") else data
+    try:
+        fields = CONFIG_MAPPING[kind](**{k: v for k, v in inner.items() if k != "model_type"})
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{where} is no vision model: {error}.", "Download it again.") from error
+    needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
+              "image_size", "patch_size")  # fmt: skip
+    faults = [
+        f"{name} = {value!r} (expected a whole number above 0)"
+        for name in needed
+        if type(value := getattr(fields, name, None)) is not int or value < 1
+    ]
+    if fields.hidden_act not in ACTIVATIONS:
+        faults.append(f"hidden_act = {fields.hidden_act!r} (known: {', '.join(ACTIVATIONS)})")
+    if not faults and fields.hidden_size % fields.num_attention_heads:
+        faults.append(
+            f"hidden_size {fields.hidden_size} is no multiple of num_attention_heads "
+            f"{fields.num_attention_heads}"
+        )
+    if not faults and preparation.size != fields.image_size:
+        faults.append(
+            f"pictures are prepared at {preparation.size}×{preparation.size}, but the vision model "
+            f"takes {fields.image_size}×{fields.image_size}"
+        )
+    if faults:
+        raise CheckpointError(
+            f"{where}: {'; '.join(faults)}.",
+            "Use the folders as they were published, with their preprocessor_config.json.",
+        )
+    clip = kind == "clip_vision_model"
+    return kind, TowerConfig(
+        n_layers=fields.num_hidden_layers,
+        n_embd=fields.hidden_size,
+        n_heads=fields.num_attention_heads,
+        n_ffn=fields.intermediate_size,
+        image_size=fields.image_size,
+        patch_size=fields.patch_size,
+        eps=float(fields.layer_norm_eps),
+        activation=fields.hidden_act,
+        rescale=preparation.rescale,
+        mean=preparation.mean,
+        std=preparation.std,
+        n_prefix=int(clip),
+        patch_bias=not clip,
+        norm_first=clip,
+    )
+
+
+def n_used_layers(config: TowerConfig, select_layer: Any, where: str) -> int:
+    """Layers that run for `hidden_states[select_layer]`, where [0] are the embeddings."""
+    index = select_layer if type(select_layer) is int else None
+    if index is not None and index < 0:
+        index += config.n_layers + 1
+    if index is None or not 1 <= index <= config.n_layers:
+        raise CheckpointError(
+            f"{where}: the feature layer is {select_layer!r}, but the vision model has "
+            f"{config.n_layers} layers.",
+            "One layer is understood, counted from the end as published (-2) or from the front.",
+        )
+    return index
+
+
+def preparation_from_folder(folder: Path, default_size: int, model_type: str) -> Preparation:
+    """Read preprocessor_config.json of a CLIP or SigLIP processor; its absence means defaults."""
+    path = folder / "preprocessor_config.json"
+    data = read_json(path) if path.is_file() else {}
+    clip = "clip" in model_type
+    size = _edge(data.get("size", default_size))
+    crop = data.get("do_center_crop", clip)
+    mode = "crop" if crop else "stretch"
+    faults = []
+    if size is None or (crop and _edge(data.get("crop_size", size)) != size):
+        faults.append(f"size {data.get('size')!r} with crop_size {data.get('crop_size')!r}")
+    if not crop and isinstance(data.get("size"), dict) and "shortest_edge" in data["size"]:
+        faults.append(f"size {data['size']!r} without a crop")
+    number = data.get("resample", 3)
+    if number not in _RESAMPLINGS:
+        known = ", ".join(f"{n} ({name})" for n, name in _RESAMPLINGS.items())
+        faults.append(f"resample {number!r} (known: {known})")
+    for name in ("do_resize", "do_rescale", "do_normalize"):
+        if data.get(name, True) is not True:
+            faults.append(f"{name} {data[name]!r}")
+    if faults:
+        raise CheckpointError(
+            f"{path} is not understood: {'; '.join(faults)}.",
+            "Use the preprocessor_config.json that was published with the vision model.",
+        )
+    mean = (0.48145466, 0.4578275, 0.40821073) if clip else (0.5, 0.5, 0.5)
+    std = (0.26862954, 0.26130258, 0.27577711) if clip else (0.5, 0.5, 0.5)
+    return Preparation(
+        mode,
+        size or default_size,
+        _RESAMPLINGS[number],
+        float(data.get("rescale_factor", 1 / 255)),
+        tuple(float(v) for v in data.get("image_mean") or mean),
+        tuple(float(v) for v in data.get("image_std") or std),
+    )
+
+
+def _edge(size: Any) -> int | None:
+    """The one edge length that a `size` or `crop_size` stands for."""
+    if isinstance(size, Mapping):
+        edges = set(size.values())
+        size = edges.pop() if len(edges) == 1 else None
+    return size if type(size) is int and size > 0 else None

@@ -1,0 +1,143 @@
+"""Where a vision graph's parameters come from: published tensors by name, read when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from edgeprism.convert.checkpoint import Checkpoint
+from edgeprism.convert.vision_config import ProjectorConfig, TowerConfig
+
+# modules of EncoderLayer → what CLIP and SigLIP call them
+_LAYER_SOURCES = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "out": "self_attn.out_proj",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
+# Parts of a tower's file that never run: the other tower of a pair, what stands behind the layers
+# that are used, and buffers
+UNUSED = (
+    r"^text_model\.|^logit_(scale|bias)$|^(visual|text)_projection\.",
+    r"(^|\.)post_layernorm\.|(^|\.)vision_model\.head\.|^head\.|position_ids$",
+)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter: the published tensors it is made of, and how (`turn` of them in order)."""
+
+    checkpoint: Checkpoint
+    shapes: Mapping[str, tuple[int, ...]]
+    turn: Callable[..., torch.Tensor]
+
+
+Weights = dict[str, Weight]  # by the parameter's name in its module
+
+
+class VisionWeights:
+    """The weights of a VisionGraph by parameter name, read from the checkpoints when asked for."""
+
+    def __init__(self, parts: Mapping[str, Weights]) -> None:
+        """`parts` by module, e.g. {"towers.0": …, "projector": …}."""
+        self._weights = {
+            f"{module}.{name}": weight for module, part in parts.items() for name, weight in part.items()
+        }
+
+    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Contiguous, laid out as the module has it."""
+        weight = self._weights[name]
+        tensors = (weight.checkpoint.read(source).to(dtype) for source in weight.shapes)
+        return weight.turn(*tensors).contiguous()
+
+    def requirements(self) -> Iterable[tuple[Checkpoint, Mapping[str, tuple[int, ...]]]]:
+        """Tensors that must be there, with their shapes."""
+        return [(weight.checkpoint, weight.shapes) for weight in self._weights.values()]
+
+
+def same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def linear_weights(
+    module: str, checkpoint: Checkpoint, source: str, n_in: int, n_out: int
+) -> Weights:
+    """`module`'s matrix [in, out] and bias, published as [out, in]."""
+    return {
+        f"{module}.weight": Weight(
+            checkpoint, {f"{source}.weight": (n_out, n_in)}, lambda tensor: tensor.t()
+        ),
+        f"{module}.bias": Weight(checkpoint, {f"{source}.bias": (n_out,)}, same),
+    }
+
+
+def norm_weights(module: str, checkpoint: Checkpoint, source: str, n: int) -> Weights:
+    return {
+        f"{module}.{kind}": Weight(checkpoint, {f"{source}.{kind}": (n,)}, same)
+        for kind in ("weight", "bias")
+    }
+
+
+def patch_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """[e, 3, p, p] → [p · p · 3, e], rows ordered as a pixel patch [p, p, 3] is flattened."""
+    return tensor.permute(0, 2, 3, 1).reshape(len(tensor), -1).t()
+
+
+def stock_tower_weights(config: TowerConfig, checkpoint: Checkpoint, prefix: str) -> Weights:
+    """A CLIP or SigLIP tower under transformers' names; `prefix` e.g. "vision_model."."""
+    e, f, p = config.n_embd, config.n_ffn, config.patch_size
+    embeddings = f"{prefix}embeddings."
+    position = {f"{embeddings}position_embedding.weight": (config.n_prefix + config.grid**2, e)}
+    patches = {f"{embeddings}patch_embedding.weight": (e, 3, p, p)}
+    weights = {
+        "patch.weight": Weight(checkpoint, patches, patch_rows),
+        "position": Weight(checkpoint, position, lambda table: table[config.n_prefix :]),
+    }
+    if config.patch_bias:
+        bias = {f"{embeddings}patch_embedding.bias": (e,)}
+        weights["patch.bias"] = Weight(checkpoint, bias, same)
+    if config.n_prefix:
+        rows = {f"{embeddings}class_embedding": (e,), **position}
+        weights["prefix"] = Weight(checkpoint, rows, lambda row, table: (row + table[0])[None])
+    if config.norm_first:
+        weights |= norm_weights("norm_first", checkpoint, f"{prefix}pre_layrnorm", e)  # sic
+    widths = {"fc1": (e, f), "fc2": (f, e)}
+    for i in range(config.n_layers):
+        for ours, published in _LAYER_SOURCES.items():
+            module, source = f"layers.{i}.{ours}", f"{prefix}encoder.layers.{i}.{published}"
+            if ours.startswith("norm"):
+                weights |= norm_weights(module, checkpoint, source, e)
+            else:
+                weights |= linear_weights(module, checkpoint, source, *widths.get(ours, (e, e)))
+    return weights
+
+
+def tower_prefix(names: Iterable[str]) -> str:
+    """What stands in front of `embeddings.…` in a file that holds one vision tower."""
+    probe = "embeddings.patch_embedding.weight"
+    found = sorted(name.removesuffix(probe) for name in names if name.endswith(probe))
+    return found[0] if found else "vision_model."
+
+
+def unused_layers(prefix: str, n_used: int, n_layers: int) -> tuple[str, ...]:
+    """Patterns of a tower's layers behind the one whose output is the feature."""
+    numbers = "|".join(map(str, range(n_used, n_layers)))
+    return (rf"^{prefix}encoder\.layers\.({numbers})\.",) if numbers else ()
+
+
+def projector_weights(
+    config: ProjectorConfig, checkpoint: Checkpoint, names: list[str], norm: str = ""
+) -> Weights:
+    """Linear layers published as `names`; `norm` is that of a downsampling projector."""
+    weights: Weights = {}
+    if config.downsample > 1:
+        weights |= norm_weights("norm", checkpoint, norm, config.widths[0])
+    for i, name in enumerate(names):
+        weights |= linear_weights(f"linears.{i}", checkpoint, name, *config.widths[i : i + 2])
+    return weights
