@@ -1,4 +1,4 @@
-"""From what a family read to what the pipeline needs: the manifest and the parts, for every family."""
+"""From what a family read to what the pipeline needs: the same for every family."""
 
 from __future__ import annotations
 

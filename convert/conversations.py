@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgeprism.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -86,3 +88,12 @@ CONVERSATIONS: dict[str, Conversation] = {
     "prismatic-pure": Conversation("", "In: ", "\nOut:"),
     "prismatic-vicuna": Conversation("", f"{_CHAT.format('user')} USER: ", " ASSISTANT:"),
 }
+
+
+def conversation_named(name: str) -> Conversation:
+    """One of CONVERSATIONS; UsageError lists them for any other name."""
+    if name not in CONVERSATIONS:
+        raise UsageError(
+            f"--conversation {name} is not known.", f"Known: {', '.join(CONVERSATIONS)}."
+        )
+    return CONVERSATIONS[name]

@@ -153,7 +153,9 @@ def timm_tower(
         )
         for i in range(n_blocks - 1):
             p = f"blocks.{i}."
-            packed = F.linear(norm(x, p + "norm1"), w(p + "attn.qkv.weight"), w(p + "attn.qkv.bias"))
+            packed = F.linear(
+                norm(x, p + "norm1"), w(p + "attn.qkv.weight"), w(p + "attn.qkv.bias")
+            )
             q, k, v = packed.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)
             y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
             y = F.linear(y, w(p + "attn.proj.weight"), w(p + "attn.proj.bias"))
@@ -190,7 +192,9 @@ def mlp(files: Iterable[Path], endings: Sequence[str], norm: str = "", cell: int
         if norm:
             lead = raw.lead_of(f"{norm}.weight") + norm
             x = _cells(x, cell)
-            x = F.layer_norm(x, x.shape[-1:], raw[f"{lead}.weight"].float(), raw[f"{lead}.bias"].float())
+            x = F.layer_norm(
+                x, x.shape[-1:], raw[f"{lead}.weight"].float(), raw[f"{lead}.bias"].float()
+            )
         for i, ending in enumerate(endings):
             name = raw.lead_of(f"{ending}.weight") + ending
             x = F.linear(x if i == 0 else F.gelu(x), raw[f"{name}.weight"].float(),

@@ -34,6 +34,7 @@ def convert_in_child(
         "family": family,
         "out": str(out),
         "options": {**options.__dict__, "vision_quants": list(options.vision_quants)},
+        "folders": [k for k, v in settings.items() if isinstance(v, Path)],
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()},
     }
     with tempfile.TemporaryFile() as log:

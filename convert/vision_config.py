@@ -100,7 +100,9 @@ def tower_config_from_dict(
     try:
         fields = CONFIG_MAPPING[kind](**{k: v for k, v in inner.items() if k != "model_type"})
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{where} is no vision model: {error}.", "Download it again.") from error
+        raise CheckpointError(
+            f"{where} is no vision model: {error}.", "Download it again."
+        ) from error
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
               "image_size", "patch_size")  # fmt: skip
     faults = [

@@ -47,7 +47,9 @@ class VisionWeights:
     def __init__(self, parts: Mapping[str, Weights]) -> None:
         """`parts` by module, e.g. {"towers.0": …, "projector": …}."""
         self._weights = {
-            f"{module}.{name}": weight for module, part in parts.items() for name, weight in part.items()
+            f"{module}.{name}": weight
+            for module, part in parts.items()
+            for name, weight in part.items()
         }
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:

@@ -20,9 +20,6 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.progress import EventProgress
 from edgeprism.errors import EdgePrismError
 
-# arguments of a family's convert() that are not folders
-_SWITCHES = (bool, int, float)
-
 
 def main() -> None:
     """Run the job of stdin's first line."""
@@ -43,11 +40,11 @@ def main() -> None:
 
 
 def _convert(job: dict[str, Any], out: Path, events: EventProgress) -> None:
-    family = importlib.import_module(FAMILIES[job["family"]])
+    family = importlib.import_module(FAMILIES[job["family"]].module)
     options = ConvertOptions(
         **{**job["options"], "vision_quants": tuple(job["options"]["vision_quants"])}
     )
-    settings = {k: v if isinstance(v, _SWITCHES) else Path(v) for k, v in job["settings"].items()}
+    settings = {k: Path(v) if k in job["folders"] else v for k, v in job["settings"].items()}
     family.convert(out, options, events, **settings)
 
 

@@ -159,10 +159,10 @@ class Markers:
 class Prompts:
     """Pieces around picture and instruction.
 
-    The prompt is: BOS? · before_image · picture · after_image + instruction · before_caption.
-    In `before_image` and `before_caption` special tokens are parsed; `after_image` is plain text
-    and tokenised in one piece with the instruction, as upstream does. The picture is its rows,
-    with `markers` among them.
+    The prompt is: BOS? · before_image · picture · after_image + instruction + after_instruction ·
+    before_caption. In `before_image` and `before_caption` special tokens are parsed; what stands
+    around the instruction is plain text and tokenised in one piece with it, as upstream does. The
+    picture is its rows, with `markers` among them.
     """
 
     add_bos: bool
@@ -174,6 +174,7 @@ class Prompts:
     stop: list[str]
     max_tokens: int
     markers: Markers | None = None
+    after_instruction: str = ""
 
 
 @dataclass(frozen=True)

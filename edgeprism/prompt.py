@@ -37,7 +37,7 @@ def caption_to_segments(
     return [
         Text(prompts.before_image, template=True),
         *picture,
-        Text(prompts.after_image + instruction),
+        Text(prompts.after_image + instruction + prompts.after_instruction),
         Text(prompts.before_caption, template=True),
     ]
 

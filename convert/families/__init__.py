@@ -3,4 +3,42 @@
 A family module has `convert(out, options, progress, **folders_and_switches) -> Manifest`.
 """
 
-FAMILIES = {"prismcaptioner": "edgeprism.convert.families.prismcaptioner"}
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """A layout that `convert` reads, and how a folder of it is known."""
+
+    module: str
+    summary: str
+    model_types: tuple[str, ...] = ()  # of its config.json
+    signs: tuple[str, ...] = ()  # fields of its config.json, or names in the folder
+
+
+FAMILIES = {
+    "prismcaptioner": Family(
+        "edgeprism.convert.families.prismcaptioner",
+        "PrismCaptioner: SigLIP, projector, InternLM2 with a LoRA adapter",
+        signs=("projector", "llm_adapter"),
+    ),
+    "llava": Family(
+        "edgeprism.convert.families.llava",
+        "LLaVA v1 and 1.5, ShareGPT4V, LLaVA-NeXT-Interleave: original and llava-hf layouts",
+        ("llava", "llava_llama", "llava_mistral", "llava_qwen", "share4v"),
+        ("mm_hidden_size", "mm_vision_tower", "text_config", "vision_config"),
+    ),
+    "vila": Family(
+        "edgeprism.convert.families.vila",
+        "VILA-1.5: SigLIP or CLIP, downsampling projector, a Llama",
+        ("llava_llama",),
+        ("llm", "mm_projector", "vision_tower", "mm_projector_cfg"),
+    ),
+    "prismatic": Family(
+        "edgeprism.convert.families.prismatic",
+        "Prismatic VLMs: one or two of DINOv2, SigLIP and CLIP (timm), MLP, a Llama or Mistral",
+        signs=("checkpoints", "vision_backbone_id", "llm_backbone_id", "model"),
+    ),
+}

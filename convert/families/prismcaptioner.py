@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from edgeprism.convert import internlm2, parity_lm, parity_vision
+from edgeprism.convert import internlm2, parity_lm
 from edgeprism.convert.bundle_writer import BundleWriter
 from edgeprism.convert.captioner_card import card_from_folder
 from edgeprism.convert.captioner_parts import (
@@ -30,20 +30,8 @@ from edgeprism.convert.lora import LoraAdapter
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.progress import Progress
-from edgeprism.convert.vision_config import (
-    ProjectorConfig,
-    n_used_layers,
-    preparation_from_folder,
-    tower_config_from_dict,
-)
-from edgeprism.convert.vision_weights import UNUSED as UNUSED_VISION
-from edgeprism.convert.vision_weights import (
-    VisionWeights,
-    projector_weights,
-    stock_tower_weights,
-    tower_prefix,
-    unused_layers,
-)
+from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
+from edgeprism.convert.vision_config import Preparation, ProjectorConfig
 from edgeprism.errors import CheckpointError
 from edgeprism.manifest import Manifest
 
@@ -61,9 +49,13 @@ _CONVERSATION = Conversation(
 class _Sources:
     """The checkpoints, opened and checked against their configurations."""
 
-    def __init__(self, captioner: Path, llm: Path, vision: Path, progress: Progress) -> None:
+    def __init__(
+        self, captioner: Path, llm: Path, vision: Path, keep_first: bool, progress: Progress
+    ) -> None:
         requirements = Requirements()
-        self.vision = _vision_side(captioner / "projector", vision, requirements)
+        self.vision, self.preparation = _vision_side(
+            captioner / "projector", vision, keep_first, requirements
+        )
         self.lm_checkpoint = Checkpoint(llm, "language model")
         config = _read_lm_config(llm / "config.json")
         opened = open_language_model(
@@ -123,16 +115,7 @@ def convert(
     with BundleWriter(out, options.overwrite) as writer:
         progress.stage("Reading the checkpoints")
         card = card_from_folder(captioner, INSTRUCTION, FOCUS, MAX_TOKENS)
-        sources = _Sources(captioner, llm, vision, progress)
-        drop = not keep_first_patch
-        side = sources.vision
-        reference = side.reference
-        if drop:
-            side = dataclasses.replace(
-                side,
-                drop_first_patch=True,
-                reference=lambda pixels, tick: reference(pixels, tick)[:, 1:],
-            )
+        sources = _Sources(captioner, llm, vision, keep_first_patch, progress)
         adapter = sources.adapter.checkpoint.files if sources.adapter else []
         projector = Checkpoint(captioner / "projector", "projector").files
         tokenizer = llm / "tokenizer.model"
@@ -144,8 +127,8 @@ def convert(
                 source_of("llm", llm, [*sources.lm_checkpoint.files, tokenizer]),
                 source_of("vision", vision, Checkpoint(vision, "vision model").files),
             ],
-            one_tile("pad", preparation_from_folder(vision, side.towers[0].image_size, "siglip")),
-            side,
+            one_tile("pad", sources.preparation),
+            sources.vision,
             sources.lm,
             _CONVERSATION,
             card,
@@ -153,7 +136,9 @@ def convert(
         return write_bundle(parts, writer, options, progress)
 
 
-def _vision_side(projector: Path, vision: Path, requirements: Requirements) -> VisionSide:
+def _vision_side(
+    projector: Path, vision: Path, keep_first: bool, requirements: Requirements
+) -> tuple[VisionSide, Preparation]:
     path = vision / "config.json"
     config = read_json(path)
     if config.get("model_type") not in ("siglip", "siglip_vision_model"):
@@ -162,34 +147,14 @@ def _vision_side(projector: Path, vision: Path, requirements: Requirements) -> V
             "'siglip_vision_model'.",
             "Pass the folder of the SigLIP vision model with --vision.",
         )
-    size = (config.get("vision_config") or config).get("image_size", 224)
-    preparation = preparation_from_folder(vision, size, "siglip")
-    _, tower = tower_config_from_dict(config, preparation, str(path))
-    n_used = n_used_layers(tower, _SELECT_LAYER, str(path))
-    checkpoint, linears = Checkpoint(vision, "vision model"), Checkpoint(projector, "projector")
-    prefix = tower_prefix(checkpoint.names)
-    used = dataclasses.replace(tower, n_layers=n_used)
-    shape = _projector_config(projector / "config.json", tower.n_embd)
-    names = [f"model.{2 * i}" for i in range(len(shape.widths) - 1)]  # the GELUs hold odd numbers
-    weights = VisionWeights(
-        {
-            "towers.0": stock_tower_weights(used, checkpoint, prefix),
-            "projector": projector_weights(shape, linears, names),
-        }
+    tower = StockTower(
+        Checkpoint(vision, "vision model"), config, str(path), vision, _SELECT_LAYER, keep_first
     )
-    unused = (*UNUSED_VISION, *unused_layers(prefix, n_used, tower.n_layers))
-    for source, shapes in weights.requirements():
-        requirements.add(source, shapes, unused if source is checkpoint else ())
-    features = parity_vision.stock_tower(
-        checkpoint.files, config, vision / "preprocessor_config.json", _SELECT_LAYER
-    )
-    connector = parity_vision.mlp(linears.files, names)
-    return VisionSide(
-        [used],
-        shape,
-        weights,
-        lambda pixels, tick: parity_vision.visual_tokens([features], connector, pixels, tick),
-    )
+    width = (config.get("vision_config") or config).get("hidden_size", 768)
+    depth, n_out = _projector_shape(projector / "config.json", width)
+    layers = [f"model.{2 * i}" for i in range(depth)]  # the GELUs between hold the odd numbers
+    linears = StockProjector(Checkpoint(projector, "projector"), layers)
+    return stock_vision_side(tower, linears, n_out, requirements)
 
 
 def _read_lm_config(path: Path) -> dict[str, object]:
@@ -202,8 +167,8 @@ def _read_lm_config(path: Path) -> dict[str, object]:
     return config
 
 
-def _projector_config(path: Path, n_in: int) -> ProjectorConfig:
-    """Read the projector's config.json; it must fit the tower (n_in)."""
+def _projector_shape(path: Path, n_in: int) -> tuple[int, int]:
+    """How many layers, and their width; the projector's config.json must fit the tower (n_in)."""
     data = read_json(path)
     depth, n_out = data.get("depth", 2), data.get("llm_hidden_size")
     expected = {
@@ -225,7 +190,7 @@ def _projector_config(path: Path, n_in: int) -> ProjectorConfig:
             f"{path} does not fit the vision model: {'; '.join(faults)}.",
             "Pass the three folders that belong together.",
         )
-    return ProjectorConfig((n_in, *[n_out] * depth))
+    return depth, int(n_out)
 
 
 def _require_fit(folder: Path, projector: ProjectorConfig, lm: LmParts) -> None:

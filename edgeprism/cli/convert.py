@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,25 @@ _NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "optimum", "gguf", "saf
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
+_CONVERSATION = click.option(
+    "--conversation", default="", metavar="NAME",
+    help="What stands around picture and question.  [default: as the published models]",
+)  # fmt: skip
+
+
+def _list_families(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from edgeprism.convert.families import FAMILIES
+
+    for name, family in FAMILIES.items():
+        click.echo(f"{name}\t{family.summary}")
+    context.exit()
+
+
 @click.group("convert")
+@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_families,
+              help="List the families of checkpoints that can be converted.")  # fmt: skip
 def command() -> None:
     """Make a bundle from a published checkpoint.
 
@@ -25,51 +45,81 @@ def command() -> None:
     """
 
 
-@command.command("prismcaptioner")
+def _family(name: str) -> Callable[[Callable[..., dict[str, Any]]], click.Command]:
+    """A family's command: its own options and those that every family has.
+
+    The decorated function turns its own options into the family's settings.
+    """
+
+    def decorate(own: Callable[..., dict[str, Any]]) -> click.Command:
+        @click.argument("out", type=click.Path(path_type=Path))
+        @click.option("--vision-quant", "vision_quants", multiple=True,
+                      type=click.Choice(VISION_QUANTS), default=("int8",), show_default=True,
+                      help="Variant of the vision graph; repeatable.")  # fmt: skip
+        @click.option("--lm-quant", default="Q4_K_M", show_default=True, metavar="QUANT",
+                      help="F32, F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, …")  # fmt: skip
+        @click.option("--name", default="", metavar="NAME",
+                      help="The bundle's name.  [default: the captioner's]")  # fmt: skip
+        @click.option("--overwrite", is_flag=True, help="Replace the bundle OUT if it exists.")
+        @click.option("--force", is_flag=True,
+                      help="Write the bundle even if the gate fails, and say so.")  # fmt: skip
+        @functools.wraps(own)
+        def run(out: Path, **given: Any) -> None:
+            common = ("vision_quants", "lm_quant", "name", "overwrite", "force")
+            options = {option: given.pop(option) for option in common}
+            _run(name, out, options, **own(**given))
+
+        return command.command(name)(run)
+
+    return decorate
+
+
+@_family("prismcaptioner")
 @click.option("--captioner", type=_FOLDER, required=True,
               help="Folder with llm_adapter/ and projector/.")  # fmt: skip
 @click.option("--llm", type=_FOLDER, required=True, help="Folder of the InternLM2 base model.")
 @click.option("--vision", type=_FOLDER, required=True, help="Folder of the SigLIP model.")
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--vision-quant", "vision_quants", multiple=True, type=click.Choice(VISION_QUANTS),
-              default=("int8",), show_default=True,
-              help="Variant of the vision graph; repeatable.")  # fmt: skip
-@click.option("--lm-quant", default="Q4_K_M", show_default=True, metavar="QUANT",
-              help="F32, F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, …")  # fmt: skip
 @click.option("--keep-first-patch", is_flag=True,
               help="Keep the first visual token; the published model drops it.")  # fmt: skip
-@click.option("--name", default="", metavar="NAME",
-              help="The bundle's name.  [default: the captioner's]")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace the bundle OUT if it exists.")
-@click.option("--force", is_flag=True, help="Write the bundle even if the gate fails, and say so.")
-def prismcaptioner(
-    captioner: Path,
-    llm: Path,
-    vision: Path,
-    out: Path,
-    vision_quants: tuple[str, ...],
-    lm_quant: str,
-    keep_first_patch: bool,
-    name: str,
-    overwrite: bool,
-    force: bool,
-) -> None:
+def prismcaptioner(**settings: Any) -> dict[str, Any]:
     """PrismCaptioner: SigLIP, projector, and InternLM2 with its adapter, into OUT."""
-    _run(
-        "prismcaptioner",
-        out,
-        {
-            "vision_quants": vision_quants,
-            "lm_quant": lm_quant,
-            "overwrite": overwrite,
-            "force": force,
-            "name": name,
-        },
-        captioner=captioner,
-        llm=llm,
-        vision=vision,
-        keep_first_patch=keep_first_patch,
-    )
+    return settings
+
+
+@_family("llava")
+@click.option("--captioner", type=_FOLDER, required=True, help="Folder of the LLaVA checkpoint.")
+@click.option("--vision", type=_FOLDER,
+              help="Folder of the vision model that an original checkpoint names.")  # fmt: skip
+@_CONVERSATION
+def llava(**settings: Any) -> dict[str, Any]:
+    """LLaVA v1, LLaVA-1.5, LLaVA-NeXT-Interleave and their like, into OUT.
+
+    Both the original layout (with --vision) and that of the llava-hf repositories.
+    """
+    return settings
+
+
+@_family("vila")
+@click.option("--captioner", type=_FOLDER, required=True,
+              help="Folder with llm/, vision_tower/ and mm_projector/.")  # fmt: skip
+@_CONVERSATION
+def vila(**settings: Any) -> dict[str, Any]:
+    """VILA-1.5: vision tower, downsampling projector and language model, into OUT."""
+    return settings
+
+
+@_family("prismatic")
+@click.option("--captioner", type=_FOLDER, required=True,
+              help="Folder with config.json and checkpoints/latest-checkpoint.pt.")  # fmt: skip
+@click.option("--llm", type=_FOLDER, required=True,
+              help="Folder of the language model it names, for its tokenizer.")  # fmt: skip
+@click.option("--vision", type=_FOLDER, required=True, help="Folder of its timm vision model.")
+@click.option("--second-vision", type=_FOLDER,
+              help="Folder of the second one, where it names two (DINOv2 first).")  # fmt: skip
+@_CONVERSATION
+def prismatic(**settings: Any) -> dict[str, Any]:
+    """Prismatic VLMs: one or two vision models, projector and language model, into OUT."""
+    return settings
 
 
 def _run(family: str, out: Path, options: dict[str, Any], **settings: Any) -> None:

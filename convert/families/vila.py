@@ -1,0 +1,136 @@
+"""VILA-1.5: a CLIP or SigLIP tower, a downsampling projector and a language model, in sub-folders.
+
+`llm/`, `vision_tower/` and `mm_projector/` each hold a config.json and weights. The projector
+`mlp_downsample` puts the patches of 2 × 2 cells beside one another (zeros fill up an odd edge),
+normalises them and runs two Linear layers.
+
+Sources: the configurations of Efficient-Large-Model/VILA1.5-*, VILA's public code
+(`base_projector.py`, `vision_encoder.py`, `mm_utils.py`, `conversation.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from edgeprism.convert.bundle_writer import BundleWriter
+from edgeprism.convert.captioner_card import card_from_folder
+from edgeprism.convert.captioner_parts import (
+    FOCUS,
+    INSTRUCTION,
+    MAX_TOKENS,
+    captioner_parts,
+    one_tile,
+    source_of,
+)
+from edgeprism.convert.checkpoint import Checkpoint, Requirements, read_json
+from edgeprism.convert.conversations import conversation_named
+from edgeprism.convert.families.layouts import unknown_layout
+from edgeprism.convert.language_model import UNUSED, open_language_model
+from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.pipeline import check_options, write_bundle
+from edgeprism.convert.progress import Progress
+from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
+from edgeprism.convert.tokenizer import TokenRules
+from edgeprism.errors import CheckpointError
+from edgeprism.manifest import Manifest
+
+FAMILY = "vila"
+_PARTS = ("llm", "vision_tower", "mm_projector")
+_ASPECTS = {"resize": "stretch", "pad": "pad"}
+
+
+def convert(
+    out: Path,
+    options: ConvertOptions,
+    progress: Progress,
+    captioner: Path,
+    conversation: str = "",
+) -> Manifest:
+    """Convert the folder `captioner` into the bundle `out`.
+
+    `conversation` is one of CONVERSATIONS; by default Vicuna's, or Llama 3's where the tokenizer
+    is. Raises UsageError, CheckpointError (every fault of the tensors at once) and ParityError.
+    """
+    check_options(options)
+    with BundleWriter(out, options.overwrite) as writer:
+        progress.stage("Reading the checkpoints")
+        if not all((captioner / part).is_dir() for part in _PARTS):
+            raise unknown_layout(captioner, FAMILY, f"the folders {', '.join(_PARTS)}")
+        card = card_from_folder(captioner, INSTRUCTION, FOCUS, MAX_TOKENS)
+        config = read_json(captioner / "config.json")
+        llm, vision, joint = (captioner / part for part in _PARTS)
+        byte_level = not (llm / "tokenizer.model").is_file()
+        talk = conversation_named(conversation or ("llama-3" if byte_level else "vicuna-user"))
+        lm_checkpoint = Checkpoint(llm, "language model")
+        lm_config = read_json(llm / "config.json")
+        lm = open_language_model(
+            lm_checkpoint, lm_config, str(llm / "config.json"), llm,
+            TokenRules(eos=talk.eos, needed=talk.needed),
+        )  # fmt: skip
+        requirements = Requirements()
+        tower = _tower(config, str(captioner / "config.json"), vision)
+        projector = _projector(joint)
+        side, preparation = stock_vision_side(tower, projector, lm.config.n_embd, requirements)
+        requirements.add(lm_checkpoint, lm.shapes, UNUSED[lm.config.model_type])
+        requirements.check()
+        aspect = config.get("image_aspect_ratio")
+        parts = captioner_parts(
+            FAMILY,
+            options.name or card.name or captioner.resolve().name,
+            [
+                source_of("captioner", captioner, projector.checkpoint.files),
+                source_of("llm", llm, lm_checkpoint.files),
+                source_of("vision", vision, tower.checkpoint.files),
+            ],
+            one_tile(_ASPECTS.get(str(aspect), preparation.mode), preparation),
+            side,
+            lm,
+            talk,
+            card,
+        )
+        return write_bundle(parts, writer, options, progress)
+
+
+def _tower(config: dict[str, Any], where: str, vision: Path) -> StockTower:
+    aspect = config.get("image_aspect_ratio", "square")
+    faults = []
+    if aspect not in (*_ASPECTS, "square", None):
+        faults.append(f"image_aspect_ratio {aspect!r} (known: {', '.join(_ASPECTS)}, square)")
+    if config.get("s2"):
+        faults.append("s2 (pictures at several scales)")
+    if config.get("mm_use_im_start_end"):
+        faults.append("mm_use_im_start_end (marks around the picture)")
+    feature = config.get("mm_vision_select_feature", "patch")
+    if feature not in ("patch", "cls_patch"):
+        faults.append(f"mm_vision_select_feature {feature!r} (known: patch, cls_patch)")
+    if faults:
+        raise CheckpointError(
+            f"{where} is not understood: {'; '.join(faults)}.", "Use a VILA-1.5 checkpoint."
+        )
+    return StockTower(
+        Checkpoint(vision, "vision model"),
+        read_json(vision / "config.json"),
+        str(vision / "config.json"),
+        vision,
+        config.get("mm_vision_select_layer", -2),
+        keeps_first=feature == "cls_patch",
+    )
+
+
+def _projector(folder: Path) -> StockProjector:
+    path = folder / "config.json"
+    kind = str(read_json(path).get("mm_projector_type"))
+    checkpoint = Checkpoint(folder, "projector")
+    mlp = re.fullmatch(r"mlp(\d+)x_gelu", kind)
+    if kind in ("mlp_downsample", "mlp_downsample_2x2_fix"):
+        return StockProjector(checkpoint, ["layers.2", "layers.4"], "layers.1", downsample=2)
+    if mlp:
+        return StockProjector(checkpoint, [f"layers.{2 * i}" for i in range(int(mlp[1]))])
+    if kind == "linear":
+        return StockProjector(checkpoint, ["layers"])
+    raise CheckpointError(
+        f"{path}: mm_projector_type is {kind!r}; known: linear, mlpNx_gelu, mlp_downsample.",
+        "Use a VILA-1.5 checkpoint.",
+    )

@@ -1,0 +1,108 @@
+"""A CLIP or SigLIP tower with a projector of Linear layers: what most captioners are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeprism.convert import parity_vision
+from edgeprism.convert.captioner_parts import VisionSide
+from edgeprism.convert.checkpoint import Checkpoint, Requirements
+from edgeprism.convert.vision_config import (
+    Preparation,
+    ProjectorConfig,
+    n_used_layers,
+    preparation_from_folder,
+    tower_config_from_dict,
+)
+from edgeprism.convert.vision_weights import (
+    UNUSED,
+    VisionWeights,
+    projector_weights,
+    stock_tower_weights,
+    tower_prefix,
+    unused_layers,
+)
+from edgeprism.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class StockTower:
+    """Where a tower and its settings are, as a family found them."""
+
+    checkpoint: Checkpoint
+    config: Mapping[str, Any]  # config.json's fields, or a vision_config's
+    where: str  # names `config` in errors
+    folder: Path  # of its preprocessor_config.json
+    select_layer: Any  # the feature is hidden_states[select_layer]
+    keeps_first: bool  # of its rows: CLIP's class row, or SigLIP's first patch
+
+
+@dataclass(frozen=True)
+class StockProjector:
+    """Its layers by the endings of their names, in order; `norm` where it joins cells first."""
+
+    checkpoint: Checkpoint
+    layers: Sequence[str]
+    norm: str = ""
+    downsample: int = 1
+
+
+def stock_vision_side(
+    tower: StockTower, projector: StockProjector, n_out: int, requirements: Requirements
+) -> tuple[VisionSide, Preparation]:
+    """The graph's vision half and how pictures are prepared for it.
+
+    What it needs of the checkpoints is added to `requirements`. Raises CheckpointError for a
+    configuration that is not understood.
+    """
+    kind = str(tower.config.get("model_type"))
+    inner = tower.config.get("vision_config") or tower.config
+    default = inner["image_size"] if type(inner.get("image_size")) is int else 224
+    preparation = preparation_from_folder(tower.folder, default, kind)
+    _, config = tower_config_from_dict(tower.config, preparation, tower.where)
+    if tower.keeps_first and config.n_prefix:
+        raise CheckpointError(
+            f"{tower.where}: the class row stays among the visual tokens, which is not known.",
+            "Use a checkpoint whose features are the patches alone.",
+        )
+    n_used = n_used_layers(config, tower.select_layer, tower.where)
+    used = dataclasses.replace(config, n_layers=n_used)
+    prefix = tower_prefix(tower.checkpoint.names)
+    n_in = config.n_embd * projector.downsample**2
+    shape = ProjectorConfig((n_in, *[n_out] * len(projector.layers)), projector.downsample)
+    names = [_full_name(projector.checkpoint, ending) for ending in projector.layers]
+    norm = _full_name(projector.checkpoint, projector.norm) if projector.norm else ""
+    weights = VisionWeights(
+        {
+            "towers.0": stock_tower_weights(used, tower.checkpoint, prefix),
+            "projector": projector_weights(shape, projector.checkpoint, names, norm),
+        }
+    )
+    unused = (*UNUSED, *unused_layers(prefix, n_used, config.n_layers))
+    for source, shapes in weights.requirements():
+        requirements.add(source, shapes, unused if source is tower.checkpoint else ())
+    features = parity_vision.stock_tower(
+        tower.checkpoint.files, tower.config, tower.folder / "preprocessor_config.json",
+        tower.select_layer, 0 if tower.keeps_first else 1,
+    )  # fmt: skip
+    connector = parity_vision.mlp(
+        projector.checkpoint.files, projector.layers, projector.norm, projector.downsample
+    )
+    side = VisionSide(
+        [used],
+        shape,
+        weights,
+        lambda pixels, tick: parity_vision.visual_tokens([features], connector, pixels, tick),
+        drop_first_patch=not tower.keeps_first and not config.n_prefix,
+    )
+    return side, preparation
+
+
+def _full_name(checkpoint: Checkpoint, ending: str) -> str:
+    """The published name of a layer, whatever stands in front of it."""
+    names = [n for n in checkpoint.names if n.endswith(f"{ending}.weight")]
+    return names[0].removesuffix(".weight") if names else ending

@@ -1,0 +1,184 @@
+"""timm's VisionTransformer as published → a tower of the vision graph.
+
+Sources: timm's `vision_transformer.py` (names, and what each architecture sets), the weights of
+timm/vit_*. Sizes are read off the tensors; what tensors do not tell stands in ARCHITECTURES.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from edgeprism.convert.checkpoint import Checkpoint
+from edgeprism.convert.vision_config import TowerConfig
+from edgeprism.convert.vision_weights import (
+    Weight,
+    Weights,
+    linear_weights,
+    norm_weights,
+    patch_rows,
+    same,
+)
+from edgeprism.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class TimmArchitecture:
+    """What the tensors of a model do not tell."""
+
+    n_heads: int
+    eps: float
+    activation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+DINOV2_L = TimmArchitecture(16, 1e-6, "gelu", *_IMAGENET)
+SIGLIP_B = TimmArchitecture(12, 1e-6, "gelu", *_HALF)
+SIGLIP_SO = TimmArchitecture(16, 1e-6, "gelu", *_HALF)
+CLIP_B = TimmArchitecture(12, 1e-5, "quick_gelu", *_CLIP)
+CLIP_L = TimmArchitecture(16, 1e-5, "quick_gelu", *_CLIP)
+
+_PROBE = "patch_embed.proj.weight"
+
+
+@dataclass(frozen=True)
+class TimmTower:
+    """A tower up to its second-to-last block, and tensors that may stand beside it."""
+
+    config: TowerConfig
+    weights: Weights
+    unused: tuple[str, ...]
+
+
+def timm_tower(
+    checkpoint: Checkpoint, architecture: TimmArchitecture, image_size: int
+) -> TimmTower:
+    """The tower in `checkpoint`, for pictures of `image_size` pixels.
+
+    Positions trained on another grid are resampled, as timm does when it loads a model. Raises
+    CheckpointError if there is no timm VisionTransformer.
+    """
+    names = checkpoint.names
+    lead = next((n.removesuffix(_PROBE) for n in sorted(names) if n.endswith(_PROBE)), None)
+    depth = 1 + max(
+        (_block_number(n, lead) for n in names if n.startswith(f"{lead}blocks.")), default=-1
+    )
+    if lead is None or depth < 2 or f"{lead}pos_embed" not in names:
+        raise CheckpointError(
+            f"{checkpoint.folder} ({checkpoint.role}) holds no timm VisionTransformer: "
+            f"{_PROBE}, pos_embed and at least two blocks are expected.",
+            "Pass the folder of the vision model as timm publishes it.",
+        )
+    e, _, _, p = checkpoint.shape(f"{lead}{_PROBE}")
+    fc1 = f"{lead}blocks.0.mlp.fc1.weight"
+    config = TowerConfig(
+        n_layers=depth - 1,
+        n_embd=e,
+        n_heads=architecture.n_heads,
+        n_ffn=checkpoint.shape(fc1)[0] if fc1 in names else 4 * e,
+        image_size=image_size,
+        patch_size=p,
+        eps=architecture.eps,
+        activation=architecture.activation,
+        rescale=1 / 255,
+        mean=architecture.mean,
+        std=architecture.std,
+        n_prefix=sum(
+            checkpoint.shape(lead + name)[1]
+            for name in ("cls_token", "reg_token")
+            if lead + name in names
+        ),
+        patch_bias=f"{lead}patch_embed.proj.bias" in names,
+        norm_first=f"{lead}norm_pre.weight" in names,
+        layer_scale=f"{lead}blocks.0.ls1.gamma" in names,
+    )
+    if e % architecture.n_heads:
+        raise CheckpointError(
+            f"{checkpoint.folder}: width {e} is no multiple of {architecture.n_heads} heads.",
+            "Pass the vision model that the captioner names.",
+        )
+    unused = (rf"^{lead}(norm|fc_norm|head|attn_pool)\.", rf"^{lead}mask_token$",
+              rf"^{lead}blocks\.{depth - 1}\.", rf"^(?!{lead})")  # fmt: skip
+    return TimmTower(config, _weights(config, checkpoint, lead), unused)
+
+
+def _block_number(name: str, lead: str | None) -> int:
+    number = name.removeprefix(f"{lead}blocks.").split(".")[0]
+    return int(number) if number.isdigit() else -1
+
+
+def _weights(config: TowerConfig, checkpoint: Checkpoint, lead: str) -> Weights:
+    e, f, p, grid = config.n_embd, config.n_ffn, config.patch_size, config.grid
+    weights = {"patch.weight": Weight(checkpoint, {f"{lead}{_PROBE}": (e, 3, p, p)}, patch_rows)}
+    if config.patch_bias:
+        bias = {f"{lead}patch_embed.proj.bias": (e,)}
+        weights["patch.bias"] = Weight(checkpoint, bias, same)
+    weights |= _row_weights(checkpoint, lead, grid)
+    if config.norm_first:
+        weights |= norm_weights("norm_first", checkpoint, f"{lead}norm_pre", e)
+    for i in range(config.n_layers):
+        ours, block = f"layers.{i}.", f"{lead}blocks.{i}."
+        weights |= norm_weights(f"{ours}norm1", checkpoint, f"{block}norm1", e)
+        weights |= norm_weights(f"{ours}norm2", checkpoint, f"{block}norm2", e)
+        weights |= linear_weights(f"{ours}out", checkpoint, f"{block}attn.proj", e, e)
+        weights |= linear_weights(f"{ours}fc1", checkpoint, f"{block}mlp.fc1", e, f)
+        weights |= linear_weights(f"{ours}fc2", checkpoint, f"{block}mlp.fc2", f, e)
+        packed = {"weight": (3 * e, e), "bias": (3 * e,)}
+        for number, part in enumerate("qkv"):
+            for kind, shape in packed.items():
+                source = {f"{block}attn.qkv.{kind}": shape}
+                weights[f"{ours}{part}.{kind}"] = Weight(checkpoint, source, _third(number))
+        if config.layer_scale:
+            for number in (1, 2):
+                source = {f"{block}ls{number}.gamma": (e,)}
+                weights[f"{ours}scale{number}"] = Weight(checkpoint, source, same)
+    return weights
+
+
+def _third(number: int):  # type: ignore[no-untyped-def]
+    """The queries', keys' or values' share of a packed matrix (turned) or bias."""
+
+    def turn(packed: torch.Tensor) -> torch.Tensor:
+        part = packed.chunk(3)[number]
+        return part.t() if part.dim() == 2 else part
+
+    return turn
+
+
+def _row_weights(checkpoint: Checkpoint, lead: str, grid: int) -> Weights:
+    """Positions of the patches, and the class and register rows with theirs added."""
+    name = f"{lead}pos_embed"
+    _, n_rows, e = checkpoint.shape(name)
+    ahead = [f"{lead}{row}" for row in ("cls_token", "reg_token") if lead + row in checkpoint.names]
+    # the class row has a position unless the table is a square without it
+    n_class = int(bool(ahead) and round(n_rows**0.5) ** 2 != n_rows)
+    table = {name: (1, n_rows, e)}
+    weights = {
+        "position": Weight(checkpoint, table, lambda rows: _resampled(rows[0, n_class:], grid))
+    }
+    if ahead:
+        sources = {row: checkpoint.shape(row) for row in ahead}
+
+        def joined(rows: torch.Tensor, *tokens: torch.Tensor) -> torch.Tensor:
+            made = torch.cat([token[0] for token in tokens])
+            made[:n_class] += rows[0, :n_class]
+            return made
+
+        weights["prefix"] = Weight(checkpoint, {**table, **sources}, joined)
+    return weights
+
+
+def _resampled(rows: torch.Tensor, grid: int) -> torch.Tensor:
+    """[old · old, e] → [grid · grid, e], bicubic and antialiased."""
+    old = round(len(rows) ** 0.5)
+    if old == grid:
+        return rows
+    square = rows.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    made = functional.interpolate(square, size=(grid, grid), mode="bicubic", antialias=True)
+    return made.permute(0, 2, 3, 1).reshape(grid * grid, -1).to(rows.dtype)

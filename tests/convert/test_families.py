@@ -1,0 +1,338 @@
+"""Every family: its published layout, converted, says what stock classes say."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_captioners as tiny
+import torch
+from PIL import Image
+from tiny_captioners import INSTRUCTION, Case, pictures
+
+from edgeprism.captioner import Captioner
+from edgeprism.convert import (
+    stock_vision,
+    timm_tower,
+    vision_config,
+    vision_graph,
+    vision_weights,
+)
+from edgeprism.convert.families import FAMILIES, prismatic
+from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.pipeline import FamilyParts
+from edgeprism.convert.progress import Progress
+from edgeprism.image import picture_to_tiles, read_picture
+from edgeprism.manifest import manifest_from_bundle
+
+N_TOKENS = 32
+CASES: dict[str, Callable[[Path], Case]] = {
+    "llava-1.5": lambda p: tiny.write_llava(p),
+    "llava-v1": lambda p: tiny.write_llava(p, projector="linear", aspect="square", seed=5),
+    "llava-mistral": lambda p: tiny.write_llava(p, lm="mistral", inside=True, seed=6),
+    "llava-siglip-qwen": lambda p: tiny.write_llava(p, tower="siglip", lm="qwen2", seed=7),
+    "llava-hf": lambda p: tiny.write_llava_hf(p),
+    "llava-hf-newer": lambda p: tiny.write_llava_hf(p, newer=True, layer=-1, seed=8),
+    "llava-hf-siglip": lambda p: tiny.write_llava_hf(p, tower="siglip", layer=2, seed=9),
+    "interleave": lambda p: tiny.write_llava_hf(
+        p, tower="siglip", lm="qwen2", newer=True, strategy="full", layer=-1, seed=10
+    ),
+    "vila-1.5": lambda p: tiny.write_vila(p),
+    "vila-1.5-llama3": lambda p: tiny.write_vila(p, lm="llama3", size=56, seed=11),
+    "vila-linear": lambda p: tiny.write_vila(p, projector="linear", tower="clip", seed=12),
+    "prismatic-fused": lambda p: tiny.write_prismatic(p),
+    "prismatic-dinoclip": lambda p: tiny.write_prismatic(
+        p, backbone="dinoclip-vit-l-336px", arch="gelu-mlp", lm="vicuna-v15-7b", seed=13
+    ),
+    "prismatic-siglip": lambda p: tiny.write_prismatic(
+        p, backbone="siglip-vit-so400m", arch="gelu-mlp", seed=14
+    ),
+    "prismatic-clip": lambda p: tiny.write_prismatic(
+        p, backbone="clip-vit-l", arch="linear", seed=15
+    ),
+}
+# "vicuna-v1" is what the original layout says to a Llama; Mistral's own form is tried apart
+_CONVERSATIONS = {"llava-mistral": "vicuna-v1"}
+
+
+@pytest.fixture(scope="module")
+def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    made: dict[str, Case] = {}
+
+    def get(name: str) -> Case:
+        if name not in made:
+            made[name] = CASES[name](tmp_path_factory.mktemp("captioner") / "c")
+            if name in _CONVERSATIONS:
+                made[name].settings["conversation"] = _CONVERSATIONS[name]
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def bundle_of(
+    tmp_path_factory: pytest.TempPathFactory, case_of: Callable[[str], Case]
+) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = converted(case_of(name), tmp_path_factory.mktemp("bundle") / name)
+        return made[name]
+
+    return get
+
+
+def converted(case: Case, out: Path, **options: Any) -> Path:
+    family = importlib.import_module(FAMILIES[case.family].module)
+    chosen = {"vision_quants": ("fp32",), "lm_quant": "F32", **options}
+    family.convert(out, ConvertOptions(**chosen), Progress(), **case.settings)
+    return out
+
+
+def load(bundle: Path) -> Captioner:
+    return Captioner.load(bundle, device="cpu", kv_type="f32", flash_attention=False)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_bundle_says_what_the_reference_says(
+    name: str, case_of: Callable[[str], Case], bundle_of: Callable[[str], Path]
+) -> None:
+    reference = case_of(name).reference
+    texts = []
+    with load(bundle_of(name)) as captioner:
+        for picture in pictures():
+            seen = captioner.encode(picture)
+            expected = reference.visual_tokens(picture).numpy()
+            np.testing.assert_allclose(
+                seen.visual_tokens, expected, atol=1e-4 * float(np.abs(expected).max())
+            )
+            ids = captioner.caption_ids(
+                picture, instruction=INSTRUCTION, max_tokens=N_TOKENS, stop_at_end=False
+            )
+            assert ids == reference.greedy(picture, N_TOKENS)
+            texts.append(tuple(ids))
+    assert len(set(texts)) == len(texts)  # the pictures are told apart
+    assert all(len(set(ids)) >= 8 for ids in texts)
+
+
+@pytest.mark.parametrize("name", ["llava-1.5", "llava-v1", "interleave", "vila-1.5"])
+def test_pixels_are_the_processors_to_one_grey_level(
+    name: str, case_of: Callable[[str], Case], bundle_of: Callable[[str], Path]
+) -> None:
+    reference, policy = case_of(name).reference, manifest_from_bundle(bundle_of(name)).image
+    assert policy.mode == reference.mode
+    for picture in pictures():
+        (tile,) = picture_to_tiles(read_picture(picture), policy).astype(np.float32)
+        expected = reference.pixels[0](picture)[0].permute(1, 2, 0).numpy()
+        grey = (expected * np.float32(reference.std) + np.float32(reference.mean)) * 255
+        assert np.abs(tile - grey).max() <= 1.001
+
+
+# ---- the comparison sees mistakes: the vision half, run in torch with a mistake planted
+
+
+def parts_of(case: Case, patch: pytest.MonkeyPatch) -> FamilyParts:
+    """What the family hands to the pipeline."""
+    family = importlib.import_module(FAMILIES[case.family].module)
+    kept: list[FamilyParts] = []
+    patch.setattr(family, "write_bundle", lambda parts, *_: kept.append(parts))
+    folder = case.settings["captioner"].parent
+    family.convert(folder / "unused", ConvertOptions(), Progress(), **case.settings)
+    return kept[0]
+
+
+def tokens_by_torch(parts: FamilyParts, picture: Image.Image) -> np.ndarray:
+    module = parts.vision(torch.float32)
+    state = {n: parts.vision_weights.read(n, torch.float32) for n, _ in module.named_parameters()}
+    module.load_state_dict(state, assign=True)
+    pixels = picture_to_tiles(read_picture(picture), parts.manifest.image)
+    with torch.inference_mode():
+        return module(torch.from_numpy(pixels.copy()))[0].numpy()
+
+
+def error_of(case: Case, patch: pytest.MonkeyPatch) -> float:
+    """Relative error over a wide picture and a tall one; infinite where the shapes differ."""
+    parts = parts_of(case, patch)
+    worst = 0.0
+    for picture in pictures()[:2]:
+        found, expected = tokens_by_torch(parts, picture), case.reference.visual_tokens(picture)
+        if found.shape != tuple(expected.shape):
+            return float("inf")
+        difference = np.linalg.norm(found - expected.numpy())
+        worst = max(worst, float(difference / np.linalg.norm(expected.numpy())))
+    return worst
+
+
+def _one_layer_more(patch: pytest.MonkeyPatch) -> None:
+    count = vision_config.n_used_layers
+    patch.setattr(stock_vision, "n_used_layers", lambda *a: min(a[0].n_layers, count(*a) + 1))
+
+
+def _one_layer_less(patch: pytest.MonkeyPatch) -> None:
+    count = vision_config.n_used_layers
+    patch.setattr(stock_vision, "n_used_layers", lambda *a: count(*a) - 1)
+
+
+def _every_gelu_erf(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(vision_graph, "gelu", lambda x, _name: torch.nn.functional.gelu(x))
+
+
+def _every_gelu_tanh(patch: pytest.MonkeyPatch) -> None:
+    gelu = torch.nn.functional.gelu
+    patch.setattr(vision_graph, "gelu", lambda x, _name: gelu(x, approximate="tanh"))
+
+
+def _class_row_without_position(patch: pytest.MonkeyPatch) -> None:
+    made = vision_weights.stock_tower_weights
+
+    def planted(*arguments: Any) -> vision_weights.Weights:
+        weights = made(*arguments)
+        row = weights["prefix"]
+        weights["prefix"] = vision_weights.Weight(row.checkpoint, row.shapes, lambda r, _: r[None])
+        return weights
+
+    patch.setattr(stock_vision, "stock_tower_weights", planted)
+
+
+def _no_first_norm(patch: pytest.MonkeyPatch) -> None:
+    forward = vision_graph.Norm.forward
+    seen: list[object] = []
+
+    def planted(self: vision_graph.Norm, x: torch.Tensor) -> torch.Tensor:
+        seen.append(self)
+        return x if seen[0] is self else forward(self, x)
+
+    patch.setattr(vision_graph.Norm, "forward", planted)
+
+
+def _colours_unscaled(patch: pytest.MonkeyPatch) -> None:
+    made = vision_config.preparation_from_folder
+
+    def planted(*arguments: Any) -> vision_config.Preparation:
+        return dataclasses.replace(made(*arguments), std=(0.5, 0.5, 0.5))
+
+    patch.setattr(stock_vision, "preparation_from_folder", planted)
+
+
+def _cells_by_columns(patch: pytest.MonkeyPatch) -> None:
+    join = vision_graph.join_cells
+
+    def planted(x: torch.Tensor, s: int) -> torch.Tensor:
+        n, t, e = x.shape
+        g = int(t**0.5)
+        return join(x.reshape(n, g, g, e).transpose(1, 2).reshape(n, t, e), s)
+
+    patch.setattr(vision_graph, "join_cells", planted)
+
+
+def _odd_edge_cut(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(vision_config.ProjectorConfig, "side", lambda self, grid: grid // self.downsample)
+    join = vision_graph.join_cells
+
+    def planted(x: torch.Tensor, s: int) -> torch.Tensor:
+        n, t, e = x.shape
+        g = int(t**0.5)
+        even = g - g % s
+        return join(x.reshape(n, g, g, e)[:, :even, :even].reshape(n, even * even, e), s)
+
+    patch.setattr(vision_graph, "join_cells", planted)
+
+
+def _first_patch_dropped(patch: pytest.MonkeyPatch) -> None:
+    forward = vision_graph.VisionGraph.forward
+
+    def planted(self: vision_graph.VisionGraph, pixels: torch.Tensor) -> torch.Tensor:
+        return forward(self, pixels)[:, 1:]
+
+    patch.setattr(vision_graph.VisionGraph, "forward", planted)
+
+
+def _towers_swapped(patch: pytest.MonkeyPatch) -> None:
+    def planted(self: vision_graph.VisionGraph, pixels: torch.Tensor) -> torch.Tensor:
+        features = [tower(pixels) for tower in self.towers]
+        return self.projector(torch.cat(features[::-1], dim=-1))
+
+    patch.setattr(vision_graph.VisionGraph, "forward", planted)
+
+
+def _keys_for_queries(patch: pytest.MonkeyPatch) -> None:
+    third = timm_tower._third
+    patch.setattr(timm_tower, "_third", lambda number: third((1, 0, 2)[number]))
+
+
+def _branches_unscaled(patch: pytest.MonkeyPatch) -> None:
+    made = timm_tower._weights
+
+    def planted(*arguments: Any) -> vision_weights.Weights:
+        weights = made(*arguments)
+        for name, weight in list(weights.items()):
+            if ".scale" in name:
+                weights[name] = vision_weights.Weight(
+                    weight.checkpoint, weight.shapes, torch.ones_like
+                )
+        return weights
+
+    patch.setattr(timm_tower, "_weights", planted)
+
+
+def _a_block_less(patch: pytest.MonkeyPatch) -> None:
+    made = timm_tower.timm_tower
+
+    def planted(*arguments: Any) -> timm_tower.TimmTower:
+        tower = made(*arguments)
+        fewer = dataclasses.replace(tower.config, n_layers=tower.config.n_layers - 1)
+        return dataclasses.replace(tower, config=fewer)
+
+    patch.setattr(prismatic, "timm_tower", planted)
+
+
+MISTAKES: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
+    ("llava-1.5", _one_layer_more),
+    ("llava-1.5", _one_layer_less),
+    ("llava-1.5", _every_gelu_erf),
+    ("llava-1.5", _class_row_without_position),
+    ("llava-1.5", _no_first_norm),
+    ("llava-v1", _one_layer_more),
+    ("llava-v1", _colours_unscaled),
+    ("llava-v1", _every_gelu_tanh),
+    ("llava-hf", _one_layer_less),
+    ("llava-hf", _every_gelu_erf),
+    ("llava-hf", _no_first_norm),
+    ("interleave", _one_layer_less),
+    ("interleave", _first_patch_dropped),
+    ("interleave", _every_gelu_erf),
+    ("vila-1.5", _cells_by_columns),
+    ("vila-1.5", _odd_edge_cut),
+    ("vila-1.5", _one_layer_more),
+    ("vila-1.5", _every_gelu_tanh),
+    ("prismatic-fused", _towers_swapped),
+    ("prismatic-fused", _keys_for_queries),
+    ("prismatic-fused", _branches_unscaled),
+    ("prismatic-fused", _a_block_less),
+    ("prismatic-clip", _every_gelu_erf),
+]
+
+
+@pytest.mark.parametrize("name", ["llava-1.5", "llava-hf", "vila-1.5", "prismatic-fused"])
+def test_without_a_mistake_the_error_is_small(
+    name: str, case_of: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert error_of(case_of(name), monkeypatch) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "plant"), MISTAKES)
+def test_planted_mistakes_are_seen(
+    name: str,
+    plant: Callable[[pytest.MonkeyPatch], None],
+    case_of: Callable[[str], Case],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = case_of(name)  # made before the mistake is planted
+    plant(monkeypatch)
+    assert error_of(case, monkeypatch) > 1e-4

@@ -1,0 +1,498 @@
+"""Tiny random captioners in their published layouts, with stock classes that compute the same.
+
+Each `write_…` makes the folders that a user would have downloaded and returns a `Case`: what the
+family's `convert` is given, and a `Reference` built of transformers' classes and processors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tiny_lm import fill, write_lm
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    PreTrainedModel,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+INSTRUCTION = "Which things are there, and where?"
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SIZE, PATCH = 56, 14
+_VISION = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4, "image_size": SIZE,
+           "patch_size": PATCH}  # fmt: skip
+Pixels = Callable[[Image.Image], torch.Tensor]  # [1, 3, size, size], normalised
+
+
+@dataclass
+class Reference:
+    """A captioner in float32 from stock parts."""
+
+    pixels: list[Pixels]  # for each tower
+    features: list[Callable[[torch.Tensor], torch.Tensor]]
+    projector: Callable[[torch.Tensor], torch.Tensor]
+    lm: PreTrainedModel
+    tokenizer: Path
+    before: str
+    after: str  # "{}" is the instruction; special tokens written out
+    bos: bool = True
+    mode: str = "stretch"  # of the image policy
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    @torch.inference_mode()
+    def visual_tokens(self, image: Image.Image) -> torch.Tensor:
+        """[n_tokens, n_embd]"""
+        made = [f(p(image)) for p, f in zip(self.pixels, self.features, strict=True)]
+        return self.projector(torch.cat(made, dim=-1))[0]
+
+    def prompt_ids(self) -> tuple[list[int], list[int]]:
+        """Before and behind the picture, as the published tokenizer's library cuts them."""
+        path = self.tokenizer / "tokenizer.model"
+        after = self.after.format(INSTRUCTION)
+        if path.is_file():
+            model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            return [1] * self.bos + model.encode(self.before), model.encode(after)
+        fast = Tokenizer.from_file(str(self.tokenizer / "tokenizer.json"))
+        first = [fast.token_to_id("<|begin_of_text|>")] if self.bos else []
+        ids = [fast.encode(t, add_special_tokens=False).ids for t in (self.before, after)]
+        return first + ids[0], ids[1]
+
+    @torch.inference_mode()
+    def greedy(self, image: Image.Image, n_tokens: int) -> list[int]:
+        embed = self.lm.get_input_embeddings()
+        before, after = (embed(torch.tensor([ids], dtype=torch.long)) for ids in self.prompt_ids())
+        rows = torch.cat([before, self.visual_tokens(image)[None], after], dim=1)
+        step = self.lm(inputs_embeds=rows, use_cache=True)
+        ids = [int(step.logits[0, -1].argmax())]
+        while len(ids) < n_tokens:
+            step = self.lm(
+                input_ids=torch.tensor([ids[-1:]]), past_key_values=step.past_key_values,
+                use_cache=True,
+            )  # fmt: skip
+            ids.append(int(step.logits[0, -1].argmax()))
+        return ids
+
+
+@dataclass
+class Case:
+    family: str
+    settings: dict[str, Any]
+    reference: Reference
+
+
+def pictures() -> list[Image.Image]:
+    """Six shapes, two of them extreme."""
+    rng = np.random.default_rng(3)
+    made = []
+    for width, height in ((90, 60), (70, 140), (56, 56), (300, 9), (7, 260), (51, 120)):
+        x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+        picture = np.stack([x, y, 1 - x], axis=-1) * 0.6 + 0.4 * rng.random((height, width, 3))
+        picture[height // 4 : height // 2, width // 3 :] = rng.random(3)
+        made.append(Image.fromarray((picture * 255).astype(np.uint8)))
+    return made
+
+
+# ---- parts
+
+
+def make(model: nn.Module, seed: int) -> Any:
+    fill(model, seed)
+    return model.eval()
+
+
+def clip_tower(seed: int, **changes: Any) -> CLIPVisionModel:
+    config = CLIPVisionConfig(**{**_VISION, "num_hidden_layers": 4, **changes})
+    return make(CLIPVisionModel(config), seed)
+
+
+def siglip_tower(seed: int, **changes: Any) -> SiglipVisionModel:
+    config = SiglipVisionConfig(**{**_VISION, "num_hidden_layers": 4, **changes})
+    return make(SiglipVisionModel(config), seed)
+
+
+def mlp(seed: int, *widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for n_in, n_out in itertools.pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), nn.GELU()]
+    return make(nn.Sequential(*layers[:-1]), seed)
+
+
+def feature(model: Any, layer: int, n_skipped: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    def run(pixels: torch.Tensor) -> torch.Tensor:
+        return model(pixels, output_hidden_states=True).hidden_states[layer][:, n_skipped:]
+
+    return run
+
+
+def clip_processor(size: int = SIZE) -> CLIPImageProcessor:
+    return CLIPImageProcessor(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    )
+
+
+def squared(image: Image.Image, mean: tuple[float, ...]) -> Image.Image:
+    edge = max(image.size)
+    square = Image.new("RGB", (edge, edge), tuple(int(m * 255) for m in mean))
+    square.paste(image, ((edge - image.width) // 2, (edge - image.height) // 2))
+    return square
+
+
+def processed(processor: Any, pad: tuple[float, ...] | None = None) -> Pixels:
+    def run(image: Image.Image) -> torch.Tensor:
+        picture = image if pad is None else squared(image, pad)
+        return processor(picture, return_tensors="pt")["pixel_values"]
+
+    return run
+
+
+def tensors_of(model: nn.Module, lead: str = "") -> dict[str, torch.Tensor]:
+    return {lead + n: t.clone() for n, t in model.state_dict().items() if "position_ids" not in n}
+
+
+def save_bin(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Two shards of torch's own format, with their index."""
+    names = sorted(tensors)
+    shards = {f"pytorch_model-0000{i}-of-00002.bin": names[i - 1 :: 2] for i in (1, 2)}
+    for file, held in shards.items():
+        torch.save({name: tensors[name] for name in held}, folder / file)
+    weight_map = {name: file for file, held in shards.items() for name in held}
+    write_json(folder / "pytorch_model.bin.index.json", {"weight_map": weight_map})
+
+
+def save_one(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
+
+
+def write_json(path: Path, data: object) -> None:
+    path.write_text(json.dumps(data))
+
+
+def write_vision(folder: Path, tower: Any, kind: str, processor: Any) -> None:
+    """The tower's own repository: CLIP's holds its text half too."""
+    folder.mkdir(parents=True)
+    tensors = tensors_of(tower)
+    config: dict[str, Any] = {**tower.config.to_dict(), "model_type": f"{kind}_vision_model"}
+    if kind == "clip":
+        tensors["text_model.embeddings.token_embedding.weight"] = torch.zeros(5, 8)
+        tensors |= {"visual_projection.weight": torch.zeros(8, 48), "logit_scale": torch.zeros(1)}
+        config = {"model_type": "clip", "vision_config": config, "text_config": {}}
+    save_one(folder, tensors)
+    write_json(folder / "config.json", config)
+    processor.save_pretrained(folder)
+
+
+# ---- families
+
+
+def write_llava(
+    folder: Path, *, projector: str = "mlp2x_gelu", aspect: str = "pad", lm: str = "vicuna",
+    tower: str = "clip", inside: bool = False, seed: int = 1,
+) -> Case:  # fmt: skip
+    """The original layout: the tower apart, or (`inside`) trained and so among the tensors."""
+    captioner, vision = folder / "captioner", folder / "vision"
+    model = write_lm(captioner, lm, seed=seed)
+    width = model.config.hidden_size
+    for path in captioner.glob("*.safetensors*"):
+        path.unlink()
+    clip = tower == "clip"
+    encoder = clip_tower(seed) if clip else siglip_tower(seed)
+    processor = clip_processor() if clip else SiglipImageProcessor(size=_square())
+    write_vision(vision, encoder, tower, processor)
+    deep = projector != "linear"
+    connector = mlp(seed, 48, width, width) if deep else mlp(seed, 48, width)
+    names = tensors_of(connector, "model.mm_projector.")
+    if not deep:
+        names = {n.replace(".0.", "."): t for n, t in names.items()}
+    tensors = {**tensors_of(model), **names}
+    if inside:
+        tensors |= tensors_of(encoder, "model.vision_tower.vision_tower.")
+    save_bin(captioner, tensors)
+    kind = {"vicuna": "llava_llama", "qwen2": "llava_qwen", "mistral": "llava_mistral"}[lm]
+    config = json.loads((captioner / "config.json").read_text())
+    config |= {
+        "model_type": kind, "mm_hidden_size": 48, "mm_vision_tower": "openai/clip-vit-large",
+        "mm_projector_type": projector, "mm_vision_select_layer": -2, "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch", "image_aspect_ratio": aspect,
+    }  # fmt: skip
+    write_json(captioner / "config.json", config)
+    mean, std = (CLIP_MEAN, CLIP_STD) if clip else ((0.5,) * 3, (0.5,) * 3)
+    pad = aspect == "pad"
+    system = "A chat between a curious human and an artificial intelligence assistant. The "
+    system += "assistant gives helpful, detailed, and polite answers to the human's questions."
+    before, after = f"{system} USER: ", "\n{} ASSISTANT:"
+    if lm == "qwen2":
+        before = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        after = "\n{}<|im_end|>\n<|im_start|>assistant\n"
+    reference = Reference(
+        [processed(processor, mean if pad else None)], [feature(encoder, -2, int(clip))],
+        connector, model, captioner, before, after, bos=lm != "qwen2",
+        mode="pad" if pad else "crop" if clip else "stretch", mean=mean, std=std,
+    )  # fmt: skip
+    return Case("llava", {"captioner": captioner, "vision": vision}, reference)
+
+
+def write_llava_hf(
+    folder: Path, *, tower: str = "clip", lm: str = "vicuna", newer: bool = False,
+    strategy: str = "default", layer: int = -2, seed: int = 2,
+) -> Case:  # fmt: skip
+    """transformers' layout, with the names of before or after its version 4.52 (`newer`)."""
+    model = write_lm(folder, lm, seed=seed)
+    text_config = json.loads((folder / "config.json").read_text())
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    clip = tower == "clip"
+    encoder = clip_tower(seed) if clip else siglip_tower(seed)
+    width = model.config.hidden_size
+    connector = mlp(seed, 48, width, width)
+    leads = ("model.vision_tower.", "model.multi_modal_projector.", "model.language_model.", "")
+    if not newer:
+        leads = ("vision_tower.", "multi_modal_projector.", "language_model.model.",
+                 "language_model.")  # fmt: skip
+    tensors = tensors_of(encoder, leads[0])
+    for name, tensor in tensors_of(connector).items():
+        number, kind = name.split(".")
+        tensors[f"{leads[1]}linear_{1 + int(number) // 2}.{kind}"] = tensor
+    for name, tensor in tensors_of(model).items():
+        inner = name.startswith("model.")
+        tensors[leads[2] + name.removeprefix("model.") if inner else leads[3] + name] = tensor
+    save_one(folder, tensors)
+    vision_config = {**encoder.config.to_diff_dict(), "model_type": f"{tower}_vision_model"}
+    write_json(folder / "config.json", {
+        "model_type": "llava", "text_config": text_config, "vision_config": vision_config,
+        "vision_feature_layer": layer, "vision_feature_select_strategy": strategy,
+        "projector_hidden_act": "gelu", "image_token_index": 7,
+    })  # fmt: skip
+    processor = clip_processor() if clip else SiglipImageProcessor(size=_square())
+    processor.save_pretrained(folder)
+    before, after = "USER: ", "\n{} ASSISTANT:"
+    if lm == "qwen2":
+        before, after = "<|im_start|>user ", "\n{}<|im_end|><|im_start|>assistant"
+    mean, std = (CLIP_MEAN, CLIP_STD) if clip else ((0.5,) * 3, (0.5,) * 3)
+    reference = Reference(
+        [processed(processor)], [feature(encoder, layer, int(strategy == "default"))], connector,
+        model, folder, before, after, bos=lm != "qwen2", mode="crop" if clip else "stretch",
+        mean=mean, std=std,
+    )  # fmt: skip
+    return Case("llava", {"captioner": folder}, reference)
+
+
+def write_vila(
+    folder: Path, *, projector: str = "mlp_downsample", lm: str = "vicuna", size: int = 70,
+    tower: str = "siglip", seed: int = 3,
+) -> Case:  # fmt: skip
+    """VILA-1.5's sub-folders; a grid of 5 × 5 patches does not halve evenly."""
+    model = write_lm(folder / "llm", lm, seed=seed)
+    width, clip = model.config.hidden_size, tower == "clip"
+    encoder = clip_tower(seed) if clip else siglip_tower(seed, image_size=size)
+    processor = clip_processor() if clip else SiglipImageProcessor(size=_square(size))
+    write_vision(folder / "vision_tower", encoder, tower, processor)
+    joint = folder / "mm_projector"
+    joint.mkdir()
+    write_json(joint / "config.json", {"mm_projector_type": projector})
+    connector: Any
+    if projector == "mlp_downsample":
+        norm, layers = make(nn.LayerNorm(4 * 48), seed), mlp(seed, 4 * 48, width, width)
+        tensors = {**tensors_of(norm, "layers.1."), **_shifted(tensors_of(layers, "layers."), 2)}
+
+        def connector(x: torch.Tensor) -> torch.Tensor:
+            return layers(norm(_downsampled(x)))
+    else:
+        connector = mlp(seed, 48, width)
+        tensors = {n.replace("0.", "layers."): t for n, t in tensors_of(connector).items()}
+    save_one(joint, tensors)
+    write_json(folder / "config.json", {
+        "model_type": "llava_llama", "image_aspect_ratio": "resize", "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch" if clip else "cls_patch", "s2": False,
+        "mm_projector_cfg": "mm_projector", "llm_cfg": "llm", "vision_tower_cfg": "vision_tower",
+    })  # fmt: skip
+
+    def resized(image: Image.Image) -> torch.Tensor:
+        edge = SIZE if clip else size
+        return processed(processor)(image.resize((edge, edge)))
+
+    system = "A chat between a curious user and an artificial intelligence assistant. The "
+    system += "assistant gives helpful, detailed, and polite answers to the user's questions."
+    before, after = f"{system} USER: ", "\n{} ASSISTANT:"
+    if lm == "llama3":
+        system = "You are a helpful language and vision assistant. You are able to understand the "
+        system += "visual content that the user provides, and assist the user with a variety of "
+        system += "tasks using natural language."
+        user, assistant = (f"<|start_header_id|>{r}<|end_header_id|>\n\n" for r in
+                           ("user", "assistant"))  # fmt: skip
+        before = f"<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>{user}"
+        after = f"\n{{}}<|eot_id|>{assistant}"
+    mean, std = (CLIP_MEAN, CLIP_STD) if clip else ((0.5,) * 3, (0.5,) * 3)
+    reference = Reference(
+        [resized], [feature(encoder, -2, int(clip))], connector, model, folder / "llm", before,
+        after, mean=mean, std=std,
+    )  # fmt: skip
+    return Case("vila", {"captioner": folder}, reference)
+
+
+def _downsampled(x: torch.Tensor) -> torch.Tensor:
+    """2 × 2 cells, by index: rows of cells, in a cell upper left, upper right, lower left, …"""
+    n, t, e = x.shape
+    g = int(t**0.5)
+    grid = x.reshape(n, g, g, e)
+    grid = nn.functional.pad(grid, (0, 0, 0, g % 2, 0, g % 2))
+    quarters = [grid[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    return torch.cat(quarters, dim=-1).flatten(1, 2)
+
+
+def _shifted(tensors: dict[str, torch.Tensor], by: int) -> dict[str, torch.Tensor]:
+    """layers.N.… → layers.(N + by).…"""
+    made = {}
+    for name, tensor in tensors.items():
+        lead, number, kind = name.split(".")
+        made[f"{lead}.{int(number) + by}.{kind}"] = tensor
+    return made
+
+
+def _square(size: int = SIZE) -> dict[str, int]:
+    return {"height": size, "width": size}
+
+
+# ---- Prismatic: stock models, written under timm's names
+
+
+def write_prismatic(
+    folder: Path, *, backbone: str = "dinosiglip-vit-so-224px", arch: str = "fused-gelu-mlp",
+    lm: str = "llama2-7b-pure", strategy: str = "resize-naive", seed: int = 4,
+) -> Case:  # fmt: skip
+    """One checkpoint of projector and language model; timm's folders; the base tokenizer."""
+    captioner = folder / "captioner"
+    llm, size = folder / "llm", 336 if "336" in backbone else 224
+    spare = 9  # the embedding has rows that the base model has not
+    model = write_lm(llm, "vicuna", spare=spare, seed=seed)
+    config = json.loads((llm / "config.json").read_text())
+    config["vocab_size"] -= spare
+    write_json(llm / "config.json", config)
+    kinds = [kind for kind in ("dino", "siglip", "clip") if kind in backbone]
+    pixels, features, folders = [], [], {}
+    for kind, setting in zip(kinds, ("vision", "second_vision"), strict=False):
+        run, prepare = _timm(folder / kind, kind, size, alone=len(kinds) == 1, seed=seed)
+        features.append(run)
+        pixels.append(prepare)
+        folders[setting] = folder / kind
+    n_in, width = 48 * len(kinds), model.config.hidden_size
+    widths = {"fused-gelu-mlp": (n_in, 4 * n_in, width, width), "gelu-mlp": (n_in, width, width),
+              "linear": (n_in, width)}[arch]  # fmt: skip
+    connector = mlp(seed, *widths)
+    names = tensors_of(connector, "projector.")
+    if arch == "linear":
+        names = {n.replace(".0.", "."): t for n, t in names.items()}
+    (captioner / "checkpoints").mkdir(parents=True)
+    torch.save(
+        {"model": {"projector": names, "llm_backbone": tensors_of(model, "llm.")}},
+        captioner / "checkpoints" / "latest-checkpoint.pt",
+    )
+    specifier = arch if arch == "linear" else f"no-align+{arch}"
+    write_json(captioner / "config.json", {"model": {
+        "model_id": "prism-tiny", "vision_backbone_id": backbone, "llm_backbone_id": lm,
+        "arch_specifier": specifier, "image_resize_strategy": strategy, "llm_max_length": 2048,
+    }})  # fmt: skip
+    before, after = "", "In: {}\nOut:"
+    if lm.startswith("vicuna"):
+        after = "A chat between a curious user and an artificial intelligence assistant. The "
+        after += "assistant gives helpful, detailed, and polite answers to the user's questions. "
+        after += "USER: {} ASSISTANT:"
+    reference = Reference(pixels, features, connector, model, llm, before, after)
+    return Case("prismatic", {"captioner": captioner, "llm": llm, **folders}, reference)
+
+
+def _timm(
+    folder: Path, kind: str, size: int, *, alone: bool, seed: int
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], Pixels]:
+    folder.mkdir(parents=True)
+    wide = {**_VISION, "num_attention_heads": 16, "image_size": size, "num_hidden_layers": 3}
+    if kind == "dino":
+        config = Dinov2WithRegistersConfig(
+            **{k: v for k, v in wide.items() if k != "intermediate_size"}, mlp_ratio=2
+        )
+        model = make(Dinov2WithRegistersModel(config), seed)
+        tensors, n_skipped = _dino_tensors(model), 5
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    elif kind == "siglip":
+        model = siglip_tower(seed, **wide, hidden_act="gelu", layer_norm_eps=1e-6)
+        tensors, n_skipped = _stock_tensors(model), 0
+        mean, std = (0.5,) * 3, (0.5,) * 3
+    else:
+        model = clip_tower(seed, **wide, hidden_act="quick_gelu" if alone else "gelu")
+        tensors, n_skipped = _stock_tensors(model), 1
+        mean, std = CLIP_MEAN, CLIP_STD
+    tensors |= {"norm.weight": torch.ones(48), "norm.bias": torch.zeros(48)}
+    save_one(folder, tensors)
+
+    def prepare(image: Image.Image) -> torch.Tensor:
+        x = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
+        x = (x / 255 - np.float32(mean)) / np.float32(std)
+        return torch.from_numpy(x).permute(2, 0, 1)[None]
+
+    return feature(model, -2, n_skipped), prepare
+
+
+def _stock_tensors(model: Any) -> dict[str, torch.Tensor]:
+    found = {n.removeprefix("vision_model."): t for n, t in tensors_of(model).items()}
+    made = {"patch_embed.proj.weight": found["embeddings.patch_embedding.weight"]}
+    if "embeddings.patch_embedding.bias" in found:
+        made["patch_embed.proj.bias"] = found["embeddings.patch_embedding.bias"]
+    made["pos_embed"] = found["embeddings.position_embedding.weight"][None]
+    if "embeddings.class_embedding" in found:
+        made["cls_token"] = found["embeddings.class_embedding"][None, None]
+    for kind in ("weight", "bias"):
+        if f"pre_layrnorm.{kind}" in found:
+            made[f"norm_pre.{kind}"] = found[f"pre_layrnorm.{kind}"]
+    for i in range(model.config.num_hidden_layers):
+        layer = f"encoder.layers.{i}."
+        for kind in ("weight", "bias"):
+            parts = [found[f"{layer}self_attn.{p}_proj.{kind}"] for p in "qkv"]
+            made[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(parts)
+            for ours, theirs in (("attn.proj", "self_attn.out_proj"), ("mlp.fc1", "mlp.fc1"),
+                                 ("mlp.fc2", "mlp.fc2"), ("norm1", "layer_norm1"),
+                                 ("norm2", "layer_norm2")):  # fmt: skip
+                made[f"blocks.{i}.{ours}.{kind}"] = found[f"{layer}{theirs}.{kind}"]
+    return made
+
+
+def _dino_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """timm keeps no position of the class row: it stands in the row itself."""
+    found = tensors_of(model)
+    position = found["embeddings.position_embeddings"]
+    made = {
+        "patch_embed.proj.weight": found["embeddings.patch_embeddings.projection.weight"],
+        "patch_embed.proj.bias": found["embeddings.patch_embeddings.projection.bias"],
+        "cls_token": found["embeddings.cls_token"] + position[:, :1],
+        "reg_token": found["embeddings.register_tokens"],
+        "pos_embed": position[:, 1:],
+    }
+    for i in range(model.config.num_hidden_layers):
+        layer, block = f"encoder.layer.{i}.", f"blocks.{i}."
+        for kind in ("weight", "bias"):
+            parts = [found[f"{layer}attention.attention.{p}.{kind}"] for p in
+                     ("query", "key", "value")]  # fmt: skip
+            made[f"{block}attn.qkv.{kind}"] = torch.cat(parts)
+            for ours, theirs in (("attn.proj", "attention.output.dense"), ("mlp.fc1", "mlp.fc1"),
+                                 ("mlp.fc2", "mlp.fc2"), ("norm1", "norm1"),
+                                 ("norm2", "norm2")):  # fmt: skip
+                made[f"{block}{ours}.{kind}"] = found[f"{layer}{theirs}.{kind}"]
+        for n in (1, 2):
+            made[f"{block}ls{n}.gamma"] = found[f"{layer}layer_scale{n}.lambda1"]
+    return made
