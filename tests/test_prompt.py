@@ -41,6 +41,13 @@ def test_the_captioners_prompt() -> None:
     ]
 
 
+def test_text_around_the_instruction_is_one_piece() -> None:
+    prompts = dataclasses.replace(PROMPTS, after_instruction=" ASSISTANT:", before_caption="")
+    *_, around, last = caption_to_segments(prompts, HOSTILE, [ImageRows(0, 3)])
+    assert around == Text(f"\n{HOSTILE} ASSISTANT:")
+    assert last.text == ""
+
+
 def test_instructions() -> None:
     assert instruction_for(PROMPTS, None, None) == "Describe the picture."
     assert instruction_for(PROMPTS, "Count.", None) == "Count."
@@ -144,5 +151,5 @@ def test_without_captions_the_question_stands_alone() -> None:
 def test_prompts_have_every_field_the_manifest_knows() -> None:
     assert {f.name for f in dataclasses.fields(PROMPTS)} == {
         "add_bos", "before_image", "after_image", "before_caption", "default_instruction",
-        "focus_instruction", "stop", "max_tokens", "markers",
+        "focus_instruction", "stop", "max_tokens", "markers", "after_instruction",
     }  # fmt: skip
