@@ -43,7 +43,8 @@ def tiled() -> dict[str, Any]:
     return data
 
 
-OPTIONAL = ("image/tiling", "vision/mmproj", "vision/newline", "prompts/markers")
+OPTIONAL = ("image/tiling", "vision/mmproj", "vision/newline", "prompts/markers",
+            "prompts/after_instruction")  # fmt: skip
 
 
 def faults_of(data: Any) -> list[str]:

@@ -53,13 +53,13 @@ class _Sources:
         self, captioner: Path, llm: Path, vision: Path, keep_first: bool, progress: Progress
     ) -> None:
         requirements = Requirements()
-        self.vision, self.preparation = _vision_side(
-            captioner / "projector", vision, keep_first, requirements
-        )
         self.lm_checkpoint = Checkpoint(llm, "language model")
         config = _read_lm_config(llm / "config.json")
         opened = open_language_model(
             self.lm_checkpoint, config, str(llm / "config.json"), llm, internlm2.TOKENS
+        )
+        self.vision, self.preparation = _vision_side(
+            captioner / "projector", vision, keep_first, requirements
         )
         _require_fit(captioner / "projector", self.vision.projector, opened)
         requirements.add(self.lm_checkpoint, opened.shapes, UNUSED["internlm2"])
