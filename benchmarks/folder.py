@@ -1,6 +1,6 @@
 """Folders of pictures with the built-in model: speed, kills, hostile files, memory, resuming.
 
-    python benchmarks/folder.py speed [--pictures 300] [--rounds 5] [--batch N]
+    python benchmarks/folder.py speed [--pictures 600] [--rounds 5] [--batch N]
                                       [--model BUNDLE] [--tokens N]
     python benchmarks/folder.py kill [--pictures 300] [--kills 30]
     python benchmarks/folder.py hostile [--pictures 2000]
@@ -25,15 +25,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import spread
+from machine import matmul_gflops, read_gbytes_per_s, spread
+from stages import encode_operations
 
 from edgeprism import Captioner
 from edgeprism.batch import Batch
+from edgeprism.device import available_cores
 from edgeprism.generate import Finished
 from edgeprism.inputs import find_pictures
 from edgeprism.models.nano import scene
+from edgeprism.records import TokenCounts
 from edgeprism.store import CaptionStore
-from edgeprism.tuning import batch_width
+from edgeprism.tuning import batch_shape
 
 COMMAND = [sys.executable, "-m", "edgeprism", "caption"]
 
@@ -60,7 +63,7 @@ def speed(work: Path, arguments: argparse.Namespace) -> None:
     # with random weights a caption has no end of its own
     options = {"max_tokens": arguments.tokens, "stop_at_end": False} if arguments.tokens else {}
     plan = captioner.plan(**options)
-    width = arguments.batch or batch_width(captioner)
+    width, lanes = batch_shape(captioner, arguments.batch)
     captioner.caption(files[0].path, max_tokens=2)
     ones, batches = [], []
     for _ in range(arguments.rounds):
@@ -68,11 +71,11 @@ def speed(work: Path, arguments: argparse.Namespace) -> None:
         records = [captioner.caption(file.path, **options) for file in files]
         ones.append(len(files) / (time.perf_counter() - start))
         start = time.perf_counter()
-        outcomes = list(Batch(captioner, plan, parallel=width).run(files))
+        outcomes = list(Batch(captioner, plan, parallel=width, lanes=lanes).run(files))
         batches.append(len(files) / (time.perf_counter() - start))
         if any(outcome.record is None for outcome in outcomes):
             raise SystemExit("a picture failed")
-    print(f"{len(files)} pictures, width {width}, pictures/s (min / median / max)")
+    print(f"{len(files)} pictures, width {width}, {lanes} lanes, pictures/s (min / median / max)")
     print(f"  one at a time {spread(ones)}")
     print(f"  batch         {spread(batches)}")
     print(f"  ratio         {spread([b / a for a, b in zip(ones, batches, strict=True)])}")
@@ -80,6 +83,32 @@ def speed(work: Path, arguments: argparse.Namespace) -> None:
     for stage in ("decode_image", "preprocess", "encode", "prefill", "decode"):
         values = sorted(getattr(record.timings, stage) for record in records)
         print(f"  {stage:13} {values[len(values) // 2]:.2f}")
+    floors(captioner, records[-1].tokens, width, max(batches))
+
+
+def floors(captioner: Captioner, tokens: TokenCounts, width: int, best: float) -> None:
+    """What a picture would take if only operations and bytes cost time, all cores at work."""
+    from gguf import GGUFReader
+
+    lm = captioner.bundle.path / captioner.bundle.manifest.lm.file
+    tensors = [
+        t for t in GGUFReader(lm).tensors if len(t.shape) == 2 and "token_embd" not in t.name
+    ]
+    weights, size = (sum(int(getattr(t, n)) for t in tensors) for n in ("n_elements", "n_bytes"))
+    gflops, bandwidth = matmul_gflops(available_cores()), read_gbytes_per_s()
+    rows = tokens.visual + tokens.prompt
+    decode_bytes = tokens.generated * size / width  # sequences side by side read them once
+    decode_operations = 2 * weights * tokens.generated
+    stages = {
+        "encode": encode_operations(captioner) / gflops / 1e6,
+        "prefill": 2 * weights * rows / gflops / 1e6,
+        "decode": max(decode_bytes / bandwidth, decode_operations / gflops) / 1e6,
+    }
+    print(f"floors of a picture, ms, at {gflops:.0f} fp32 GFLOP/s and {bandwidth:.1f} GB/s:")
+    for stage, ms in stages.items():
+        print(f"  {stage:13} {ms:.2f}")
+    limit = 1000 / sum(stages.values())
+    print(f"  together {limit:.1f} pictures/s; the best batch reached {best / limit:.0%} of that")
 
 
 def kill(work: Path, arguments: argparse.Namespace) -> None:
@@ -166,14 +195,15 @@ def memory(work: Path, arguments: argparse.Namespace) -> None:
     """Resident memory of the process at every 500th picture."""
     files = find_pictures([render(work / "pictures", arguments.pictures, distinct=1000)])
     captioner = Captioner.load("nano")
-    plan = captioner.plan(max_tokens=60)
+    plan, shape = captioner.plan(max_tokens=60), batch_shape(captioner)
     home = work / "captions.sqlite3"
     for use_store in (False, True):
         batch = Batch(
             captioner,
             plan,
             open_store=(lambda: CaptionStore(home)) if use_store else None,
-            parallel=batch_width(captioner),
+            parallel=shape.width,
+            lanes=shape.lanes,
         )
         sizes = []
         for count, _ in enumerate(batch.run(list(files) if not use_store else _again(work)), 1):
@@ -243,7 +273,7 @@ def _bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
 
 
-SIZES = {"speed": 300, "kill": 300, "hostile": 2000, "memory": 5000, "resume": 40000, "width": 300}
+SIZES = {"speed": 600, "kill": 300, "hostile": 2000, "memory": 5000, "resume": 40000, "width": 300}
 
 
 def main() -> None:

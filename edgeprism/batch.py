@@ -1,9 +1,12 @@
 """Many pictures: decoding, encoding and the language model's work overlap.
 
-Three stages run side by side: worker processes decode, a thread encodes, and the caller's thread
-runs the generator, in which several captions decode together. Only a window of pictures is under
-way at a time, so memory does not grow with the folder. Results come in the order of the pictures;
-each is in the store as soon as it exists.
+Worker processes decode, a thread encodes, lanes (threads) run generators in which several captions
+decode together, and the caller's thread keeps the results. Only a window of pictures is under way
+at a time, so memory does not grow with the folder. Results come in the order of the pictures; each
+is in the store as soon as it exists.
+
+Pictures are encoded one by one: int8 graphs take their scales from all that is in a call, so a
+picture's tokens would depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from edgeprism.captioner import Captioner, Plan
 from edgeprism.decode import Decoded, DecodePool
 from edgeprism.device import available_cores
 from edgeprism.errors import EdgePrismError, ImageError
-from edgeprism.generate import Finished, Generator
+from edgeprism.generate import Finished
 from edgeprism.image import READER_VERSION
+from edgeprism.lanes import Lane, Turns
 from edgeprism.records import EncodedImage, Timings
 from edgeprism.store import CaptionStore, RequestKey
 
@@ -54,29 +58,6 @@ class _Job:
     encoded: EncodedImage | None = None
 
 
-class _Turns:
-    """A fair lock: who asked first goes first.
-
-    Where both engines want all cores they take turns: side by side each would wait at its
-    barriers for threads that the other keeps from running.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._next = self._serving = 0
-
-    def __enter__(self) -> None:
-        with self._changed:
-            ticket, self._next = self._next, self._next + 1
-            while ticket != self._serving:
-                self._changed.wait()
-
-    def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._serving += 1
-            self._changed.notify_all()
-
-
 class Batch:
     """Captions many pictures with one captioner and, if given, a caption store."""
 
@@ -87,18 +68,25 @@ class Batch:
         *,
         open_store: Callable[[], CaptionStore] | None = None,
         parallel: int = 1,
+        lanes: int = 1,
         decoders: int = 1,
     ) -> None:
-        """`open_store` is called in each thread that needs the store."""
-        self.captioner, self.plan, self.parallel = captioner, plan, parallel
+        """`parallel` captions decode together in each of `lanes` generators.
+
+        `open_store` is called in each thread that needs the store.
+        """
+        self.captioner, self.plan = captioner, plan
+        self.parallel, self.lanes = parallel, lanes
         self._open_store, self._decoders = open_store, decoders
-        self._window = threading.Semaphore(WINDOW * parallel + 2 * decoders)
+        self._window = threading.Semaphore(WINDOW * parallel * lanes + 2 * decoders)
         self._stopping = threading.Event()
         self._ended = False  # every picture has its outcome, before any stop
         # (job, decoding) for the encoder; None ends it
         self._decoding: queue.Queue[tuple[_Job, Future[Decoded]] | None] = queue.Queue()
-        # jobs to generate, settled outcomes with their index, or an error that ends the run
-        self._ready: queue.Queue[_Job | tuple[int, Outcome] | BaseException | None] = queue.Queue()
+        self._ready: queue.Queue[_Job | None] = queue.Queue()  # for the lanes; None ends them
+        # generated captions, jobs that share another's, settled outcomes by index, the error
+        # that ends the run, or None: a lane has ended
+        self._done: queue.Queue[Any] = queue.Queue()
         self.request_key = RequestKey(
             bundle_digest=captioner.bundle.digest,
             vision_quant=captioner.model.vision_quant,
@@ -112,13 +100,14 @@ class Batch:
 
         threads = captioner.vision_threads() + captioner.lm_threads()
         crowded = captioner.device == "cpu" and threads > available_cores()
-        self._cores: AbstractContextManager[Any] = _Turns() if crowded else nullcontext()
+        self._cores: AbstractContextManager[Any] = Turns() if crowded else nullcontext()
         self.settings = {
             "max_tokens": plan.sampling.max_tokens,
             "temperature": plan.sampling.temperature,
             "seed": plan.sampling.seed,
             "kv_type": captioner.kv_type,
             "parallel": parallel,
+            "lanes": lanes,
             "threads": [captioner.vision_threads(), captioner.lm_threads()],
         }
 
@@ -138,25 +127,26 @@ class Batch:
 
     def run(self, pictures: Iterable[PictureFile]) -> Iterator[Outcome]:
         """Outcomes in the order of `pictures`. Raises what would fail every picture alike."""
-        self.captioner.load_vision()
-        generator = self.captioner.new_generator(self.parallel)
         pool = DecodePool(self.captioner.bundle.manifest.image, self._decoders)
-        threads = [
+        self.captioner.load_vision()
+        lanes = [self._new_lane() for _ in range(self.lanes)]
+        stages = [
             threading.Thread(
                 target=self._guarded, args=(self._decoding, self._feed, pictures, pool), name="feed"
             ),
             threading.Thread(target=self._guarded, args=(self._ready, self._encode), name="encode"),
         ]
-        for thread in threads:
+        for thread in (*stages, *lanes):
             thread.start()
         try:
-            yield from self._generate(generator)
+            yield from self._collect()
         finally:
             self.stop()
+            for lane in lanes:
+                lane.abandon()
             pool.close()
-            for thread in threads:
+            for thread in (*stages, *lanes):
                 thread.join()
-            generator.close()
 
     # ---- first thread: which pictures, what is known of them
 
@@ -170,7 +160,7 @@ class Batch:
                 job = _Job(index, picture)
                 known = self._known_file(job, store)
                 if known is not None:
-                    self._ready.put((index, known))
+                    self._done.put((index, known))
                 else:
                     self._decoding.put((job, pool.submit(str(picture.path))))
         finally:
@@ -225,7 +215,7 @@ class Batch:
         try:
             decoded = decoding.result()
         except ImageError as error:
-            self._ready.put((job.index, Outcome(job.picture, error=error)))
+            self._done.put((job.index, Outcome(job.picture, error=error)))
             return []
         return [] if self._settled(job, decoded, store, begun) else [(job, decoded)]
 
@@ -242,14 +232,16 @@ class Batch:
                 )
             record = store.get(job.key)
             if record is not None:
-                self._ready.put((job.index, self._from_store(job, record)))
+                self._done.put((job.index, self._from_store(job, record)))
                 return True
-        if store is None or job.key not in begun:
-            if store is not None and not store.claim(job.key):
-                return False
-            begun.add(job.key)
-            job.encoded = self._to_tokens(job, decoded)
-        self._ready.put(job)  # without tokens: the same picture was begun, share its words
+        if store is not None and job.key in begun:
+            self._done.put(job)  # the same picture was begun before: it will share its words
+            return True
+        if store is not None and not store.claim(job.key):
+            return False
+        begun.add(job.key)
+        job.encoded = self._to_tokens(job, decoded)
+        self._ready.put(job)
         return True
 
     def _to_tokens(self, job: _Job, decoded: Decoded) -> EncodedImage:
@@ -268,39 +260,43 @@ class Batch:
         try:
             work(*arguments)
         except BaseException as error:
-            self._ready.put(error)
+            self._done.put(error)
         finally:
             end.put(None)
 
-    # ---- the caller's thread: generate, keep, put in order
+    # ---- lanes: visual tokens to words
 
-    def _generate(self, generator: Generator) -> Iterator[Outcome]:
+    def _new_lane(self) -> Lane[_Job]:
+        return Lane(
+            self.captioner.new_generator(self.parallel),
+            lambda job: self.captioner.request(_encoded(job), self.plan),
+            self._ready,
+            self._done,
+            self._cores,
+            self._stopping,
+        )
+
+    # ---- the caller's thread: keep, put in order
+
+    def _collect(self) -> Iterator[Outcome]:
         store = self._open_store() if self._open_store else None
-        in_flight: dict[int, list[_Job]] = {}  # by index: a job and those of the same picture
         outcomes: dict[int, Outcome] = {}
-        due, more = 0, True
-        held: _Job | None = None  # needs a longer context, which waits for those in flight
+        twins: dict[str, list[_Job]] = {}  # by key: jobs that wait for another's caption
+        due, running = 0, self.lanes
         try:
-            while more or held or generator.busy:
-                while (more or held) and len(in_flight) < self.parallel and due not in outcomes:
-                    item = held or self._next(wait=not generator.busy)
-                    if item is _NOTHING:
-                        break
-                    held, more = None, more and item is not None
-                    if isinstance(item, tuple):
-                        outcomes[item[0]] = item[1]
-                    elif (
-                        isinstance(item, _Job)
-                        and not self._stopping.is_set()
-                        and not self._begun(item, generator, in_flight, store, outcomes)
-                    ):
-                        held = item
-                        break
-                with self._cores:
-                    events = generator.step()
-                for event in events:
-                    if isinstance(event, Finished):
-                        self._finish(in_flight.pop(event.index), event, store, outcomes)
+            while running:
+                item = self._done.get()
+                if item is None:
+                    running -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                elif isinstance(item, _Job):
+                    self._share(item, twins, store, outcomes)
+                elif isinstance(item[1], Outcome):
+                    outcomes[item[0]] = item[1]
+                else:
+                    job, finished = item
+                    self._finish(job, finished, twins.pop(job.key, []), store, outcomes)
                 while due in outcomes:
                     self._window.release()
                     yield outcomes.pop(due)
@@ -312,63 +308,42 @@ class Batch:
             if store is not None:
                 store.close()
 
-    def _next(self, *, wait: bool) -> Any:
-        """What is ready: a job, an outcome, None at the end, or _NOTHING (unless `wait`)."""
-        try:
-            item = self._ready.get(block=wait)
-        except queue.Empty:
-            return _NOTHING
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def _begun(
+    def _share(
         self,
-        job: _Job,
-        generator: Generator,
-        in_flight: dict[int, list[_Job]],
-        store: CaptionStore | None,
-        outcomes: dict[int, Outcome],
-    ) -> bool:
-        """Begin one picture's caption, unless there is no room for it yet."""
-        if job.encoded is not None:
-            request = self.captioner.request(job.encoded, self.plan)
-            if not generator.has_room(request):
-                return False
-            with self._cores:
-                generator.add(job.index, request)
-            in_flight[job.index] = [job]
-            return True
-        # the same picture was begun before: it is in flight still, or in the store by now
-        for jobs in in_flight.values():
-            if jobs[0].key == job.key:
-                jobs.append(job)
-                return True
-        record = store.get(job.key) if store is not None else None
-        if record is not None:
-            outcomes[job.index] = self._from_store(job, record)
-        return True
-
-    def _finish(
-        self,
-        jobs: list[_Job],
-        done: Finished,
+        twin: _Job,
+        twins: dict[str, list[_Job]],
         store: CaptionStore | None,
         outcomes: dict[int, Outcome],
     ) -> None:
-        first, *twins = jobs
-        if first.encoded is None:
-            return  # _begun adds none without tokens
-        spent = first.encoded.timings
+        """The same picture was begun before: its caption is in the store, or will be."""
+        record = store.get(twin.key) if store is not None else None
+        if record is not None:
+            outcomes[twin.index] = self._from_store(twin, record)
+        else:
+            twins.setdefault(twin.key, []).append(twin)
+
+    def _finish(
+        self,
+        job: _Job,
+        done: Finished,
+        twins: list[_Job],
+        store: CaptionStore | None,
+        outcomes: dict[int, Outcome],
+    ) -> None:
+        encoded = _encoded(job)
+        spent = encoded.timings
         total = spent.decode_image + spent.preprocess + spent.encode
         timings = replace(spent, total=total + done.prefill_ms + done.decode_ms)
-        caption = self.captioner.record(first.encoded, self.plan, done, timings)
+        caption = self.captioner.record(encoded, self.plan, done, timings)
         record = {**caption.to_dict(), "settings": self.settings}
         if store is not None:
             store.put(self.request_key, caption.image_sha256, record)
-        outcomes[first.index] = Outcome(first.picture, record)
+        outcomes[job.index] = Outcome(job.picture, record)
         for twin in twins:
             outcomes[twin.index] = self._from_store(twin, record)
 
 
-_NOTHING = object()
+def _encoded(job: _Job) -> EncodedImage:
+    if job.encoded is None:
+        raise ValueError("a lane's job is encoded")
+    return job.encoded

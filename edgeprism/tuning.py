@@ -1,21 +1,24 @@
-"""How many captions to decode at a time: measured once on this machine, kept for each bundle.
+"""How many captions to decode at a time, and in how many lanes: measured once on this machine.
 
 A step for eight sequences costs little more than a step for one while weights are what is read;
 how much more depends on the machine. So the steps are timed, on short prompts of noise, and the
-smallest width within a few percent of the best rate is kept. Memory for the KV cache bounds it.
+smallest width within a few percent of the best rate is kept, for each bundle. Where the language
+model leaves cores idle, lanes side by side are timed the same way. Memory for the KV cache bounds
+both.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from edgeprism.atomic import write_atomically
 from edgeprism.bundle import data_dir
-from edgeprism.device import cpu_name, memory_bytes
+from edgeprism.device import available_cores, cpu_name, memory_bytes
 from edgeprism.errors import OutputError
 from edgeprism.generate import Generator, Request, Sampling
 from edgeprism.tiles import most_visual_tokens
@@ -31,17 +34,32 @@ _PROMPT_ROWS = 8
 _KV_SHARE = 0.2  # of the machine's memory, at most, for all sequences together
 
 
-def batch_width(captioner: Captioner) -> int:
-    """Captions to decode at a time with this bundle on this device; measured when first asked."""
+class Shape(NamedTuple):
+    """How a batch is laid out: captions that decode together, and lanes that do so side by side."""
+
+    width: int
+    lanes: int
+
+
+def batch_shape(captioner: Captioner, width: int | None = None) -> Shape:
+    """What serves this bundle best on this device, measured when first asked; `width` fixes one."""
     settings = (captioner.bundle.digest, captioner.device, captioner.lm_threads(), cpu_name())
-    key = ":".join(map(str, settings))
+    key = ":".join(map(str, (*settings, available_cores(), width or "best")))
     known = _read()
-    width = known.get(key)
-    if isinstance(width, int) and width in WIDTHS:
-        return width
-    width = best_width(decode_rates(captioner))
-    _write({**known, key: width})
-    return width
+    if (shape := _as_shape(known.get(key))) is not None:
+        return shape
+    width = width or best_width(decode_rates(captioner))
+    shape = Shape(width, best_width(lane_rates(captioner, width)))
+    _write({**known, key: shape})
+    return shape
+
+
+def _as_shape(value: Any) -> Shape | None:
+    """A shape as it was kept; None for anything else, which is then measured again."""
+    sound = isinstance(value, list) and len(value) == 2
+    if not sound or not all(isinstance(number, int) and number > 0 for number in value):
+        return None
+    return Shape(value[0], value[1])
 
 
 def best_width(rates: dict[int, float]) -> int:
@@ -52,22 +70,38 @@ def best_width(rates: dict[int, float]) -> int:
 
 def decode_rates(captioner: Captioner) -> dict[int, float]:
     """Tokens/s of all sequences together, by width; ends early where it no longer rises."""
-    rows = np.random.default_rng(0).standard_normal(
-        (_PROMPT_ROWS, captioner.bundle.manifest.lm.n_embd), dtype=np.float32
-    )
-    sampling = Sampling(max_tokens=_MOST_STEPS + 4, stop_at_end=False)
     rates: dict[int, float] = {}
     for width in WIDTHS:
         if width > 1 and not _fits(captioner, width):
             break
-        generator = captioner.new_generator(width)
-        try:
-            rates[width] = _rate(generator, Request((rows, [0]), sampling), width)
-        finally:
-            generator.close()
+        rates[width] = _lanes_rate(captioner, width, 1)
         if rates[width] < ENOUGH * max(rates.values()):
             break
     return rates
+
+
+def lane_rates(captioner: Captioner, width: int) -> dict[int, float]:
+    """Tokens/s of all lanes together, by their number: one, or as many as there are cores for."""
+    rates = {1: _lanes_rate(captioner, width, 1)}
+    most = available_cores() // captioner.lm_threads() if captioner.device == "cpu" else 1
+    if most > 1 and _fits(captioner, width * most):
+        rates[most] = _lanes_rate(captioner, width, most)
+    return rates
+
+
+def _lanes_rate(captioner: Captioner, width: int, lanes: int) -> float:
+    """Tokens/s of `lanes` generators side by side, `width` sequences in each."""
+    rows = np.random.default_rng(0).standard_normal(
+        (_PROMPT_ROWS, captioner.bundle.manifest.lm.n_embd), dtype=np.float32
+    )
+    request = Request((rows, [0]), Sampling(max_tokens=_MOST_STEPS + 4, stop_at_end=False))
+    generators = [captioner.new_generator(width) for _ in range(lanes)]
+    try:
+        with ThreadPoolExecutor(lanes) as pool:
+            return sum(pool.map(lambda generator: _rate(generator, request, width), generators))
+    finally:
+        for generator in generators:
+            generator.close()
 
 
 def _rate(generator: Generator, request: Request, width: int) -> float:

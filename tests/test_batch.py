@@ -57,11 +57,11 @@ def texts(outcomes: list[Outcome]) -> list[str]:
     return [outcome.record["caption"] for outcome in outcomes if outcome.record is not None]
 
 
-@pytest.mark.parametrize("parallel", [1, 3, 16])
+@pytest.mark.parametrize(("parallel", "lanes"), [(1, 1), (3, 1), (16, 1), (1, 3), (2, 2)])
 def test_the_batch_says_what_single_captions_say(
-    captioner: Captioner, folder: Path, parallel: int
+    captioner: Captioner, folder: Path, parallel: int, lanes: int
 ) -> None:
-    outcomes = run(captioner, folder, parallel=parallel)
+    outcomes = run(captioner, folder, parallel=parallel, lanes=lanes)
     paths = sorted(folder.iterdir())
     assert [outcome.picture.path for outcome in outcomes] == paths
     singles = [captioner.caption(path, max_tokens=12).text for path in paths]
@@ -82,7 +82,7 @@ def test_engines_that_take_turns_say_the_same(
 def test_a_second_run_reads_nothing_and_another_instruction_everything(
     captioner: Captioner, folder: Path, store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = run(captioner, folder, store_path, parallel=4)
+    first = run(captioner, folder, store_path, parallel=4, lanes=2)
     assert [o.cached for o in first] == [False] * 10 + [True] * 2, "the same picture twice"
     assert run(captioner, folder, store_path, max_tokens=11)[0].cached is False
 
@@ -154,7 +154,7 @@ def test_stop_finishes_what_is_in_flight_and_a_resume_the_rest(
 
 
 def test_closing_the_iterator_ends_threads_and_workers(captioner: Captioner, folder: Path) -> None:
-    batch = Batch(captioner, captioner.plan(max_tokens=12), parallel=2)
+    batch = Batch(captioner, captioner.plan(max_tokens=12), parallel=2, lanes=2)
     outcomes = batch.run(find_pictures([folder]))
     next(outcomes)
     outcomes.close()  # type: ignore[attr-defined]

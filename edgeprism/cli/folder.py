@@ -73,11 +73,13 @@ def caption_folder(
             stack.callback(store.close)
         outputs = stack.enter_context(_open_outputs(options))
         sidecars = _sidecars(options, store)
+        width, lanes = _shape(captioner, options.parallel)
         batch = Batch(
             captioner,
             plan,
             open_store=(lambda: CaptionStore(default_path())) if options.use_store else None,
-            parallel=options.parallel or _width(captioner),
+            parallel=width,
+            lanes=lanes,
         )
         stack.enter_context(finishing_first(batch.stop))
         show = stack.enter_context(_progress(tally))
@@ -184,10 +186,10 @@ def _sidecars(options: FolderOptions, store: CaptionStore | None) -> list[Sideca
     return sidecars
 
 
-def _width(captioner: Captioner) -> int:
-    from edgeprism.tuning import batch_width
+def _shape(captioner: Captioner, width: int | None) -> tuple[int, int]:
+    from edgeprism.tuning import batch_shape
 
-    return batch_width(captioner)
+    return batch_shape(captioner, width)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,125 @@
+"""Lanes: threads that each run a generator over one language model.
+
+A small model's steps are too short to share among cores: waking a second one costs more than it
+brings. So each core that is to work gets a generator of its own, with its own sequences.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from edgeprism.generate import Finished, Generator, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Indexed(Protocol):
+    """What is generated for; `index` tells one from another."""
+
+    @property
+    def index(self) -> int: ...
+
+
+J = TypeVar("J", bound=Indexed)
+
+
+class Turns:
+    """A fair lock: who asked first goes first.
+
+    Where both engines want all cores they take turns: side by side each would wait at its
+    barriers for threads that the other keeps from running.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next = self._serving = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            ticket, self._next = self._next, self._next + 1
+            while ticket != self._serving:
+                self._changed.wait()
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._serving += 1
+            self._changed.notify_all()
+
+
+class Lane(threading.Thread, Generic[J]):
+    """Takes jobs from `ready` and puts (job, Finished) to `done`; at its end an error, or None.
+
+    `None` in `ready` ends it, and the lanes beside it, once what is in flight is finished.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        to_request: Callable[[J], Request],
+        ready: queue.Queue[J | None],
+        done: queue.Queue[tuple[J, Finished] | BaseException | None],
+        cores: AbstractContextManager[object],
+        stopping: threading.Event,
+    ) -> None:
+        super().__init__(name="lane")
+        self._generator, self._to_request = generator, to_request
+        self._ready, self._done, self._cores, self._stopping = ready, done, cores, stopping
+        self._abandoned = threading.Event()
+        self._jobs: dict[int, J] = {}  # in flight
+        self._held: J | None = None  # needs a longer context, which waits for those in flight
+        self._more = True
+
+    def abandon(self) -> None:
+        """Drop what is in flight: nobody waits for it any longer. Safe from any thread."""
+        self._abandoned.set()
+
+    def run(self) -> None:
+        try:
+            while (self._more or self._held or self._jobs) and not self._abandoned.is_set():
+                self._admit()
+                self._step()
+        except BaseException as error:
+            self._done.put(error)
+        finally:
+            self._generator.close()
+            self._done.put(None)
+
+    def _admit(self) -> None:
+        """Begin jobs while there is room; wait for one only when none is in flight."""
+        while len(self._jobs) < self._generator.parallel:
+            job, self._held = self._held or self._next(), None
+            if job is None:
+                return
+            if self._stopping.is_set():
+                continue
+            request = self._to_request(job)
+            if not self._generator.has_room(request):
+                self._held = job
+                return
+            with self._cores:
+                self._generator.add(job.index, request)
+            self._jobs[job.index] = job
+
+    def _next(self) -> J | None:
+        """The next job; None where there is none yet, or no more."""
+        if not self._more:
+            return None
+        try:
+            job = self._ready.get(block=not self._jobs)
+        except queue.Empty:
+            return None
+        if job is None:
+            self._more = False
+            self._ready.put(None)  # for the next lane
+        return job
+
+    def _step(self) -> None:
+        with self._cores:
+            events = self._generator.step()
+        for event in events:
+            if isinstance(event, Finished):
+                self._done.put((self._jobs.pop(event.index), event))
