@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from .. import scene as first
 from .scene import TOP_VALUE, Item, Scene
@@ -32,12 +32,19 @@ class Assets:
         found = sorted((folder / "fonts").glob("*.woff"))
         self.fonts: list[Path | None] = list(found) or [None]
         self._sized: dict[tuple[int, int], ImageFont.FreeTypeFont] = {}
+        self._photographs = sorted((folder / "photographs" / "train").glob("*.jpg"))
 
     def sprite(self, style: int, name: str) -> Image.Image:
         pixels = self.sprites[
             style % len(self.sprites), NAME_TO_INDEX[name] % self.sprites.shape[1]
         ]
         return Image.fromarray(np.ascontiguousarray(pixels), "RGBA")
+
+    def photograph(self, number: int) -> Image.Image | None:
+        """One of the photographs of training; None where none were fetched."""
+        if not self._photographs:
+            return None
+        return _open_photograph(self._photographs[number % len(self._photographs)])
 
     def font(self, number: int, size: int) -> ImageFont.FreeTypeFont:
         """One of the fonts; without any, Pillow's own."""
@@ -50,6 +57,12 @@ class Assets:
                 raise RuntimeError("Pillow without FreeType draws no text of a given size")
             self._sized[key] = sized
         return self._sized[key]
+
+
+@cache
+def _open_photograph(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def _corners(shape: str) -> list[tuple[float, float]] | None:
@@ -235,11 +248,28 @@ def _photo(scene: Scene, rng: np.random.Generator) -> Floats:
     return base
 
 
-def _background(scene: Scene) -> Image.Image:
+def _crop(photograph: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """Some part of a photograph, perhaps mirrored, grey, or in other light."""
+    share = rng.uniform(0.25, 1.0) * min(photograph.width / size[0], photograph.height / size[1])
+    wide, high = size[0] * share, size[1] * share
+    left = rng.uniform(0, photograph.width - wide)
+    top = rng.uniform(0, photograph.height - high)
+    part = photograph.resize(size, Image.Resampling.BICUBIC, (left, top, left + wide, top + high))
+    if rng.random() < 0.5:
+        part = ImageOps.mirror(part)
+    part = ImageEnhance.Color(part).enhance(rng.choice((0.0, rng.uniform(0.5, 1.6))))
+    part = ImageEnhance.Contrast(part).enhance(rng.uniform(0.6, 1.3))
+    return ImageEnhance.Brightness(part).enhance(rng.uniform(0.6, 1.4))
+
+
+def _background(scene: Scene, assets: Assets) -> Image.Image:
     size = (scene.width, scene.height)
     if scene.background in first.BACKGROUNDS or scene.background == "blank":
         return Image.new("RGB", size, scene.paint[0])
     rng = np.random.default_rng(scene.seed)
+    photograph = assets.photograph(scene.seed) if scene.background == "photograph" else None
+    if photograph is not None:
+        return _crop(photograph, size, rng)
     if scene.background == "gradient":
         pixels = _gradient(scene, rng)
     elif scene.background == "noise":
@@ -251,7 +281,7 @@ def _background(scene: Scene) -> Image.Image:
         strength = 0.5 if scene.background == "patterned" else 1.5
         waves = _octaves(rng, size, 0.9).mean(-1, keepdims=True) * strength
         pixels = (one + two) / 2 + (one - two) * np.clip(waves, -1, 1)
-    else:
+    else:  # "photo", and "photograph" where none were fetched
         pixels = _photo(scene, rng)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGB")
 
@@ -282,7 +312,7 @@ def scene_to_image(scene: Scene, assets: Assets) -> Image.Image:
     """The picture a user would hand in: RGB, ``scene.width`` x ``scene.height``."""
     if scene.plain is not None:
         return first.scene_to_image(scene.plain)
-    image = _background(scene)
+    image = _background(scene, assets)
     if scene.kind == "chart":
         _draw_chart(image, scene, assets)
     elif scene.kind == "table":

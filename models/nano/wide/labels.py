@@ -45,7 +45,7 @@ WEIGHTS = {
     "size": 0.5,
     "cell": 0.5,
     "value": 0.7,
-    **{f"letter{i}": 0.5 for i in range(MOST_LETTERS)},
+    **{f"letter{i}": 0.8 for i in range(MOST_LETTERS)},
 }
 _COLUMN = {name: i for i, name in enumerate(PATCH_LABELS)}
 _IDENTITY = {name: i for i, name in enumerate(IDENTITIES)}

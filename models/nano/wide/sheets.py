@@ -106,7 +106,7 @@ def sample_table(rng: random.Random, how: Sampling) -> Scene:
     )
 
 
-NOTHINGS = ("blank", "gradient", "noise", "texture", "photo", "photo", "photo")
+NOTHINGS = ("blank", "gradient", "noise", "texture", "photo", "photo") + ("photograph",) * 3
 
 
 def sample_nothing(rng: random.Random, kind: str | None = None) -> Scene:

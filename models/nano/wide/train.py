@@ -31,7 +31,7 @@ DECAY_SHARE = 0.3  # of the steps, at the end; before it the rate is flat, so ru
 FINAL_RATE = 0.02  # of the full rate
 AVERAGED = 0.99  # share of the running average of the weights that a step keeps
 CHECK_SEED = 1  # of the held-out scenes watched during training; evaluate uses another
-TOWER_SCENES = Sampling(crowded=0.5)
+TOWER_SCENES = Sampling(crowded=0.5, texts=0.65)
 
 
 @dataclass(frozen=True)
