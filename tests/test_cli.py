@@ -78,6 +78,13 @@ def check_record(record: dict[str, object], *, stored: bool = False) -> None:
             assert type(record[field]) is kind
 
 
+def test_the_example_picture(model: Path, photo: Path, capfd: Captured) -> None:
+    assert run(["caption", "--example", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["image"].endswith("scene1.png")
+    assert run(["caption", "--example", str(photo), "--jsonl", "--no-cache"]) == 0
+    assert len(capfd.readouterr().out.splitlines()) == 2, "beside others"
+
+
 def test_json_of_one_picture(model: Path, photo: Path, capfd: Captured) -> None:
     assert run(["caption", str(photo), "--json"]) == 0
     out, err = capfd.readouterr()

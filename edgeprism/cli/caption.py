@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     metavar="NAME|BUNDLE",
     help="A model's name or a bundle's folder.",
 )
+@click.option("--example", is_flag=True, help="A picture that came with EdgePrism, too.")
 @captioner_options
 @click.option(
     "--temperature",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
 def command(
     images: tuple[str, ...],
     model: str,
+    example: bool,
     instruction: str | None,
     focus: str | None,
     max_tokens: int | None,
@@ -108,8 +110,12 @@ def command(
     that some pictures failed; the others are described.
     """
     form = _form(asked)
+    if example:
+        images += (_example(),)
     if not images and asked["files_from"] is None:
-        raise UsageError("No picture is named.", "edgeprism caption photo.jpg, or a folder.")
+        raise UsageError(
+            "No picture is named.", "edgeprism caption photo.jpg, or a folder, or --example."
+        )
     captioner = open_captioner(
         model, device=device, threads=threads, gpu_layers=gpu_layers, vision_quant=vision_quant
     )
@@ -123,6 +129,13 @@ def command(
     if _is_one(images, asked):
         return _caption_one(images[0], captioner, form, caption)
     return _caption_many(images, captioner, form, caption, asked)
+
+
+def _example() -> str:
+    """The path of the first example picture."""
+    from importlib.resources import files
+
+    return str(files("edgeprism.models.nano").joinpath("examples", "scene1.png"))
 
 
 def _form(asked: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgeprism.models.nano import grammar as first_grammar
 from edgeprism.models.nano.wide import assets as assets_module
@@ -35,6 +37,7 @@ from edgeprism.models.nano.wide.grammar import (
     scene_to_short,
 )
 from edgeprism.models.nano.wide.labels import IDENTITIES, PATCH_LABELS, scene_to_patch_labels
+from edgeprism.models.nano.wide.photographs import Package, photographs
 from edgeprism.models.nano.wide.scene import (
     UNSEEN_PAIRS,
     Item,
@@ -45,6 +48,7 @@ from edgeprism.models.nano.wide.scene import (
     to_pairing,
 )
 from edgeprism.models.nano.wide.scoring import carries, score_caption, score_captions
+from edgeprism.models.nano.wide.sheets import sample_nothing
 from edgeprism.models.nano.wide.things import THINGS, to_plural
 
 HOW = Sampling(unseen=True)
@@ -111,6 +115,31 @@ def test_every_kind_of_scene_becomes_pixels_and_labels_in_range(drawn: Assets) -
     assert batch.pixels.shape == (40, FRAME, FRAME, 3)
     assert batch.patch_labels.shape == (40, GRID * GRID, len(PATCH_LABELS))
     assert (batch.patch_labels.max((0, 1)) < list(PATCH_LABELS.values())).all()
+
+
+def test_photographs_are_shown_in_parts_where_there_are_any(folder: Path, tmp_path: Path) -> None:
+    scene = sample_nothing(random.Random(1), "photograph")
+    stand_in = scene_to_image(scene, Assets(folder))
+    shutil.copy(folder / "sprites.npy", tmp_path)
+    (tmp_path / "photographs" / "train").mkdir(parents=True)
+    red = Image.new("RGB", (300, 200), (250, 0, 0))
+    red.save(tmp_path / "photographs" / "train" / "red.jpg")
+    pixels = np.asarray(scene_to_image(replace(scene, blemished=False), Assets(tmp_path)))
+    assert pixels.shape == np.asarray(stand_in).shape
+    assert np.ptp(pixels.reshape(-1, 3), axis=0).max() <= 4, "one colour, as the photograph is"
+    assert np.ptp(np.asarray(stand_in)) > 20
+
+
+def test_a_photographs_package_is_read_from_where_it_says() -> None:
+    package = Package("debian", "walls", "1", "CC0-1.0", "test", "usr/share/a", "*.jpg")
+    files = {
+        "usr/share/a/contents/images/big.jpg": b"larger",
+        "usr/share/a/contents/images/small.jpg": b"small",
+        "usr/share/b/contents/images/other.jpg": b"x",
+    }
+    assert list(photographs(package, files)) == [("a.jpg", b"small")]
+    named = replace(package, files="big.jpg")
+    assert list(photographs(named, files)) == [("big.jpg", b"larger")]
 
 
 def test_patches_know_what_lies_under_them() -> None:

@@ -128,7 +128,9 @@ def photographs(package: Package, files: dict[str, bytes]) -> Iterator[tuple[str
     below = {path: data for path, data in files.items() if path.startswith(package.root + "/")}
     for name in package.files.split():
         if name == "*.jpg":
-            pictures = [d for p, d in below.items() if p.endswith(".jpg") and "contents/images" in p]
+            pictures = [
+                d for p, d in below.items() if p.endswith(".jpg") and "contents/images" in p
+            ]
             yield package.root.rpartition("/")[2] + ".jpg", min(pictures, key=len)
             continue
         (data,) = (d for p, d in below.items() if p.endswith("/" + name))
