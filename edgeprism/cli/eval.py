@@ -51,9 +51,10 @@ _SOME_FAILED = 3
               help="Longest caption.  [default: the model's]")  # fmt: skip
 @click.option("--answer-tokens", type=click.IntRange(min=1), default=64, show_default=True,
               metavar="N", help="Longest answer.")  # fmt: skip
-@click.option("--hide-options", is_flag=True,
-              help="Let reasoners answer freely, and match that to the options: for those too "
-              "small to choose a letter.")  # fmt: skip
+@click.option("--options", type=click.Choice(["letters", "free", "bound"]),
+              help="How reasoners meet options: lettered; not at all, their free answer being "
+              "matched; or bound to the options' texts.  [default: letters; free for nano's own "
+              "questions]")  # fmt: skip
 @engine_options
 @click.option("--out", type=click.Path(file_okay=False), metavar="DIR",
               help="Where results are kept, and gone on with.  [default: eval-NAME]")  # fmt: skip
@@ -91,7 +92,7 @@ def command(
             asked["max_tokens"],
             asked["answer_tokens"],
             asked["instruction"],
-            show_options=not asked["hide_options"],
+            options=asked["options"] or ("letters" if data else "free"),
         ),
     )
     arbiter = Reasoner.load(judge, **engine) if judge else None

@@ -16,6 +16,8 @@ from edgeprism.records import ModelInfo
 
 MODES = ("generic", "question")
 NO_CAPTION = "no caption"
+# lettered and listed; not shown, and the free answer matched to them; or bound to their texts
+OPTIONS = ("letters", "free", "bound")
 
 _Model = TypeVar("_Model", Captioner, BaseReasoner)
 
@@ -27,7 +29,7 @@ class Settings:
     caption_tokens: int | None = None
     answer_tokens: int = 64
     instruction: str | None = None  # replaces the captioner's generic one
-    show_options: bool = True  # to the reasoner; its free answer is matched to them otherwise
+    options: str = "letters"  # how reasoners meet them, of OPTIONS
     version: str = edgeprism.__version__
 
 
@@ -59,10 +61,15 @@ class Matrix:
         for mode in modes:
             if mode not in MODES:
                 raise UsageError(f"{mode!r} is no instruction mode.", f"Take {' or '.join(MODES)}.")
+        self.settings = settings or Settings()
+        if self.settings.options not in OPTIONS:
+            raise UsageError(
+                f"{self.settings.options!r} is no way to show options.",
+                f"Take {', '.join(OPTIONS)}.",
+            )
         self.captioners = _named(captioners)
         self.reasoners = _named(reasoners)
         self.modes = tuple(dict.fromkeys(modes))
-        self.settings = settings or Settings()
 
     def cells(self) -> list[Cell]:
         """The floor first, then each way of perceiving, for one reasoner after another."""

@@ -21,6 +21,7 @@ from edgeprism.evaluation.matrix import Cell, Matrix, model_id
 from edgeprism.evaluation.questions import PictureRef, Question, QuestionFile
 from edgeprism.evaluation.results import Results, key_of
 from edgeprism.evaluation.scoring import Verdict, score
+from edgeprism.grammar import choices_to_shape
 from edgeprism.reasoning import BaseReasoner
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
 
@@ -168,12 +169,14 @@ class Run:
         if failed:
             self.results.put("answer", key, question.index, {"error": failed[0]})
             return
+        way, texts = self.matrix.settings.options, [text for _, text in question.options]
         with self._recorded("answer", key, question.index) as record:
             answer = reasoner.answer(
                 [to_caption(record["caption"]) for record in captions],
                 question.text,
-                options=dict(question.options) if self.matrix.settings.show_options else {},
+                options=dict(question.options) if way == "letters" else {},
                 hint=question.hint,
+                shape=choices_to_shape(texts) if way == "bound" and texts else None,
                 max_tokens=self.matrix.settings.answer_tokens,
             )
             spent = answer.timings.total - answer.timings.load

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -148,6 +149,30 @@ def test_no_option_reaches_the_captioner(
     instructions = [json.loads(text)["caption"]["instruction"] for (text,) in kept]
     assert instructions
     assert not any("small bird" in said or "no tree" in said for said in instructions)
+
+
+@pytest.mark.parametrize("way", ["letters", "free", "bound"])
+def test_how_reasoners_meet_options(
+    write_tsv: WriteTsv, random_bundle: Path, tmp_path: Path, way: str
+) -> None:
+    reasoner = Reasoner.load(random_bundle / "lm.gguf", threads=1)
+    settings = replace(SHORT, answer_tokens=12, options=way)
+    matrix = Matrix([Captioner.load(random_bundle, threads=1)], [reasoner], ["generic"], settings)
+    file, out = QuestionFile(four(write_tsv)), tmp_path / "out"
+    report = evaluate(file, matrix, out)
+    assert report["settings"]["options"] == way
+    with Results(out, file.tsv.md5()) as results:
+        kept = results._db.execute("SELECT record FROM records WHERE kind = 'answer'").fetchall()
+    shown = [json.loads(text)["answer"]["options"] for (text,) in kept]
+    assert sum(bool(options) for options in shown) == (6 if way == "letters" else 0)
+    lettered_rows = [row for row in answers(out) if row["index"] != "3"]
+    if way == "bound":
+        assert {row["answer"] for row in lettered_rows} <= {"red boat", "blue dog"}
+        assert {row["matched_by"] for row in lettered_rows} == {"text"}
+    else:
+        assert not {row["answer"] for row in lettered_rows} & {"red boat", "blue dog"}
+    with pytest.raises(UsageError, match="no way to show"):
+        Matrix([], [], settings=replace(SHORT, options="sung"))
 
 
 # ---- the command: killed, gone on with, given broken rows
