@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from edgeprism.captioner import Captioner
-from edgeprism.errors import EdgePrismError, Interrupted
+from edgeprism.errors import DeviceError, EdgePrismError, Interrupted, ModelError
 from edgeprism.evaluation import memory
 from edgeprism.evaluation.analysis import CellResult, Outcome
 from edgeprism.evaluation.judge import NONE, judge_answer, said_to_verdict
@@ -86,13 +86,21 @@ class Run:
                 continue
             with self._recorded("focus", key, question.index) as record:
                 began = time.perf_counter()
-                text, why_not = reasoner.draw_focus(question.text, options=dict(question.options))
+                try:
+                    text, why_not = reasoner.draw_focus(
+                        question.text, options=dict(question.options)
+                    )
+                except EdgePrismError as error:
+                    if _ends_all(error):
+                        raise
+                    # final, unlike other failures: the answer rests on the generic caption now
+                    text, why_not = "", error.message
                 record |= {"text": text, "note": why_not, "seconds": time.perf_counter() - began}
 
     def _focus(self, reasoner: str, question: Question) -> dict[str, Any]:
-        """The focus that was drawn; an empty one, with a note, where that failed."""
-        found = self.results.get("focus", self.matrix.focus_key(reasoner), question.index) or {}
-        return {"text": "", "note": found.get("error", ""), "seconds": 0.0, **found}
+        """The focus that was drawn; an empty one, with a note, where there was none to have."""
+        found = self.results.get("focus", self.matrix.focus_key(reasoner), question.index)
+        return found or {"text": "", "note": "none was drawn", "seconds": 0.0}
 
     # ---- captions
 
@@ -114,9 +122,9 @@ class Run:
         item = _item(ref)
         try:
             encoded = captioner.encode(self.file.picture_bytes(ref))
-        except Interrupted:
-            raise
         except EdgePrismError as error:
+            if _ends_all(error):
+                raise
             for key, _ in missing:
                 self.results.put("caption", key, item, {"error": error.message})
             return
@@ -275,13 +283,16 @@ class Run:
         self._worked = True
         try:
             yield record
-        except Interrupted:
-            raise
         except EdgePrismError as error:
-            if error.exit_code in (4, 5):
-                raise  # no model or no device: every other item would fail alike
+            if _ends_all(error):
+                raise
             record = {"error": error.message}
         self.results.put(kind, key, item, record)
+
+
+def _ends_all(error: EdgePrismError) -> bool:
+    """Stopped, or no model or no device: every other item would fail alike."""
+    return isinstance(error, (Interrupted, ModelError, DeviceError))
 
 
 def _item(ref: PictureRef) -> str:

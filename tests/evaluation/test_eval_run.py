@@ -20,7 +20,7 @@ from eval_files import WriteTsv, lettered, picture
 
 from edgeprism.captioner import Captioner
 from edgeprism.cli import run
-from edgeprism.errors import UsageError
+from edgeprism.errors import ModelError, PromptTooLongError, UsageError
 from edgeprism.evaluation.analysis import CHANCE
 from edgeprism.evaluation.evaluate import CSV, JSON, PAGE, evaluate, own_questions
 from edgeprism.evaluation.matrix import Matrix, Settings
@@ -149,6 +149,29 @@ def test_no_option_reaches_the_captioner(
     instructions = [json.loads(text)["caption"]["instruction"] for (text,) in kept]
     assert instructions
     assert not any("small bird" in said or "no tree" in said for said in instructions)
+
+
+def test_without_a_focus_the_generic_caption_serves(
+    write_tsv: WriteTsv, matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> tuple[str, str]:
+        raise PromptTooLongError("too long for it")
+
+    monkeypatch.setattr(Reasoner, "draw_focus", refuse)
+    report = evaluate(QuestionFile(four(write_tsv)), matrix, tmp_path / "out")
+    cells = {cell["name"]: cell for cell in report["cells"]}
+    assert cells["tiny, question → lm"]["scored"] == 4
+    assert cells["tiny, question → lm"]["without_focus"] == 4
+    assert "too long for it" in (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+    seen = {(row["index"], row["mode"]): row["captions"] for row in answers(tmp_path / "out")}
+    assert all(seen[str(i), "question"] == seen[str(i), "generic"] for i in range(4))
+
+    def vanish(*_: Any, **__: Any) -> tuple[str, str]:
+        raise ModelError("gone")
+
+    monkeypatch.setattr(Reasoner, "draw_focus", vanish)
+    with pytest.raises(ModelError):
+        evaluate(QuestionFile(four(write_tsv)), matrix, tmp_path / "other")
 
 
 @pytest.mark.parametrize("way", ["letters", "free", "bound"])
