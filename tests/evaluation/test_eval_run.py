@@ -265,6 +265,19 @@ def test_kill_9_loses_only_what_was_in_flight(
     assert "→ other" in capfd.readouterr().out
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a process there")
+def test_ctrl_c_says_how_to_go_on(write_tsv: WriteTsv, command: Any, tmp_path: Path) -> None:
+    data, out = four(write_tsv), tmp_path / "out"
+    program = KILLED_AT.replace("signal.SIGKILL", "signal.SIGINT")
+    child = [sys.executable, "-c", program, "12", *command(data, out)]
+    done = subprocess.run(child, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130
+    assert "the same command goes on from there" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert records(out, data) >= 11
+    assert not (out / JSON).exists()
+
+
 def test_broken_rows_are_named_and_exit_3(
     write_tsv: WriteTsv, command: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
