@@ -240,7 +240,14 @@ class Batch:
         if store is not None and not store.claim(job.key):
             return False
         begun.add(job.key)
-        job.encoded = self._to_tokens(job, decoded)
+        try:
+            job.encoded = self._to_tokens(job, decoded)
+        except ImageError as error:  # a shape that the engine cannot take
+            begun.discard(job.key)
+            if store is not None:
+                store.release(job.key)
+            self._done.put((job.index, Outcome(job.picture, error=error)))
+            return True
         self._ready.put(job)
         return True
 

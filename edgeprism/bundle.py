@@ -7,7 +7,8 @@ import importlib.util
 import json
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
@@ -29,10 +30,11 @@ class Bundle:
     path: Path
     manifest: Manifest
     digest: str
+    places: Mapping[str, Path] = field(default_factory=dict)  # of files that lie elsewhere
 
     def file(self, name: str) -> Path:
         """A file of the bundle, its digest checked (see `check_file`)."""
-        path = self.path / name
+        path = self.places.get(name, self.path / name)
         entry = self.manifest.files[name]
         check_file(path, entry.sha256, entry.size)
         return path
@@ -125,6 +127,8 @@ def choose_vision(
                 f"It holds: {', '.join(variants)}.",
             )
         return variants[quant]
+    if bundle.manifest.vision.mmproj is not None:
+        return bundle.manifest.vision.variants[0]
     if on_cpu:
         order = ["int8-full"] * int8_dot + ["int8", "fp32", "fp16", "int8-full"]
     else:

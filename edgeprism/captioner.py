@@ -29,9 +29,22 @@ from edgeprism.llama import supports_offload
 from edgeprism.lm import LanguageModel
 from edgeprism.manifest import VisionVariant
 from edgeprism.prompt import caption_to_segments, instruction_for
-from edgeprism.records import Caption, EncodedImage, ModelInfo, PictureCost, Segment, Timings
-from edgeprism.tiles import picture_to_layout
-from edgeprism.vision import VisionEncoder, available_providers
+from edgeprism.records import (
+    Caption,
+    EncodedImage,
+    ImageRows,
+    ModelInfo,
+    PictureCost,
+    Segment,
+    Timings,
+)
+from edgeprism.vision_engine import (
+    VisionEngine,
+    open_vision,
+    picture_rows,
+    picture_segments,
+    vision_providers,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Captioner:
         self.kv_type = kv_type
         self._kv: dict[str, Any] = {"kv_type": kv_type, "flash_attention": flash_attention}
         self._placed: tuple[str, int] | None = None
-        self._vision: VisionEncoder | None = None
+        self._vision: VisionEngine | None = None
         self._lm: LanguageModel | None = None
         self._generator: Generator | None = None
 
@@ -110,11 +123,13 @@ class Captioner:
         `about` is what EncodedImage says of the picture; `timings` is what was spent so far.
         """
         vision = self.load_vision()[0]
-        layout = picture_to_layout(about["size"], self.bundle.manifest)
         began = time.perf_counter()
+        rows, segments = picture_rows(
+            vision, tiles, about["size"], self.bundle.manifest, about["image"]
+        )
         return EncodedImage(
-            visual_tokens=vision.encode_picture(tiles, layout),
-            layout=layout.segments,
+            visual_tokens=rows,
+            layout=segments,
             model_digest=self.bundle.digest,
             timings=replace(timings, encode=_ms_since(began)),
             **about,
@@ -182,15 +197,17 @@ class Captioner:
 
     def cost(self, size: tuple[int, int], **options: Any) -> PictureCost:
         """What a picture of `size` (width, height), upright, would cost; options as for `plan`."""
-        layout = picture_to_layout(size, self.bundle.manifest)
-        n_rows, context = len(layout.rows), self.bundle.manifest.lm.context_length
-        plan = self.plan(**options)
-        prompt = self._request(np.empty((n_rows, 0)), layout.segments, plan).count()
+        manifest = self.bundle.manifest
+        vision = self.load_vision()[0] if manifest.vision.mmproj is not None else None
+        grid, n_tiles, segments = picture_segments(vision, size, manifest)
+        n_rows = sum(s.stop - s.start for s in segments if isinstance(s, ImageRows))
+        context, plan = manifest.lm.context_length, self.plan(**options)
+        prompt = self._request(np.empty((n_rows, 0)), segments, plan).count()
         left = min(context - prompt, plan.sampling.max_tokens)
         return PictureCost(
             size=size,
-            grid=layout.grid or (0, 0),
-            tiles=layout.n_tiles,
+            grid=grid,
+            tiles=n_tiles,
             visual_tokens=n_rows,
             prompt_tokens=prompt,
             context_length=context,
@@ -204,7 +221,7 @@ class Captioner:
         if self._placed is None:
             requested, gpu_layers = self._requested
             self._placed = (
-                choose_provider(requested, available_providers()),
+                choose_provider(requested, vision_providers(self.bundle.manifest)),
                 choose_gpu_layers(requested, supports_offload(), gpu_layers),
             )
         return self._placed
@@ -248,6 +265,8 @@ class Captioner:
         """Free both engines; they load again when needed."""
         if self._generator is not None:
             self._generator.close()
+        if self._vision is not None:
+            self._vision.close()  # before the language model, into which it may look
         if self._lm is not None:
             self._lm.close()
         self._vision = self._lm = self._generator = None
@@ -258,17 +277,19 @@ class Captioner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def load_vision(self) -> tuple[VisionEncoder, float]:
+    def load_vision(self) -> tuple[VisionEngine, float]:
         """The vision engine, and the milliseconds that loading it took now."""
         if self._vision is not None:
             return self._vision, 0.0
         start = time.perf_counter()
         path = self.bundle.file(self.vision_variant().file)
-        self._vision = VisionEncoder(
+        self._vision = open_vision(
             path,
             self.bundle.manifest,
+            lambda: self._load_lm()[0],
             provider=self.placement()[0],
             threads=self.vision_threads(),
+            flash_attention=self._kv["flash_attention"],
             cancel=self.cancel_token,
         )
         return self._vision, _ms_since(start)

@@ -17,6 +17,7 @@ SMALL_MODEL_BYTES = 16 << 20
 CPU_PROVIDER = "CPUExecutionProvider"
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "metal": "CoreMLExecutionProvider"}
+GPU_PROVIDERS = tuple(_PROVIDERS.values())
 _ONNX_FIX = {
     "cuda": 'pip uninstall onnxruntime, then pip install "edgeprism[gpu]"',
     "metal": 'pip install "edgeprism[cpu]" on macOS',

@@ -21,7 +21,7 @@ from typing import Any
 import edgeprism
 from edgeprism import device
 from edgeprism.bundle import DEFAULT_MODEL, data_dir, open_bundle
-from edgeprism.errors import DeviceError, ModelError
+from edgeprism.errors import DeviceError, ModelError, TemplateError
 from edgeprism.inventory import list_models
 from edgeprism.pull_hub import missing_for_convert, pip_install
 
@@ -92,8 +92,13 @@ class Diagnosis:
         }
 
 
-def examine(environment: Mapping[str, str] = os.environ) -> Diagnosis:
-    """Look at everything; opens no network and changes nothing."""
+def examine(
+    environment: Mapping[str, str] = os.environ, pair: tuple[str, str] | None = None
+) -> Diagnosis:
+    """Look at everything; opens no network and changes nothing.
+
+    `pair`: a language model's GGUF and its mmproj, to be tried too.
+    """
     diagnosis = Diagnosis()
     diagnosis.add("edgeprism", OK, edgeprism.__version__)
     diagnosis.add(
@@ -107,6 +112,8 @@ def examine(environment: Mapping[str, str] = os.environ) -> Diagnosis:
     _examine_data_dir(diagnosis)
     _examine_models(diagnosis, environment)
     _examine_convert(diagnosis)
+    if pair is not None:
+        _examine_pair(diagnosis, *pair)
     return diagnosis
 
 
@@ -319,6 +326,28 @@ def _examine_convert(diagnosis: Diagnosis) -> None:
         diagnosis.add("convert extra", OK, text, pip_install(missing))
     else:
         diagnosis.add("convert extra", OK, "installed")
+
+
+def _examine_pair(diagnosis: Diagnosis, lm: str, mmproj: str) -> None:
+    """What a pair of GGUF files allows; it is tried in a process of its own."""
+    from edgeprism.pair import open_pair
+
+    try:
+        manifest = open_pair(lm, mmproj).manifest
+    except (ModelError, TemplateError) as error:
+        diagnosis.add("pair", BAD, error.message.strip(), error.hint, error.exit_code)
+        return
+    found = manifest.vision.mmproj
+    if found is None:
+        return
+    traits = [
+        f"projector {found.projector}",
+        f"{manifest.vision.tokens_per_tile} visual tokens for 1024 × 768 pixels",
+        "several tiles at a time" if found.tiles_together else "one tile at a time",
+        f"attention over rows {manifest.lm.image_attention}",
+        "positions in time, down and across" if found.multi_axis else "positions one by one",
+    ]
+    diagnosis.add("pair", OK, f"{manifest.name}: {', '.join(traits)}")
 
 
 def _gigabytes(size: int) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgeprism.errors import ImageError
-from edgeprism.tiles import choose_grid, edge_size, fitted_size
+from edgeprism.tiles import choose_grid, edge_size, fitted_size, shrunk_size
 
 if TYPE_CHECKING:
     from edgeprism.manifest import ImagePolicy
@@ -125,9 +125,8 @@ def _whole(rgb: Image.Image, policy: ImagePolicy) -> Image.Image:
     """The picture as one tile."""
     size, resample = policy.size, _RESAMPLING[policy.resample]
     if policy.mode == "shrink":
-        share = min(1.0, size / max(rgb.size))
-        shape = (max(1, round(rgb.width * share)), max(1, round(rgb.height * share)))
-        return rgb if share == 1 else rgb.resize(shape, resample)
+        shape = shrunk_size(rgb.size, size)
+        return rgb if shape == rgb.size else rgb.resize(shape, resample)
     if policy.mode == "pad":
         return _padded_and_resized(rgb, size, tuple(policy.fill), resample)
     if policy.mode == "crop":

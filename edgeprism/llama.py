@@ -65,9 +65,10 @@ def supports_offload() -> bool:
     return bool(import_llama().llama_supports_gpu_offload())
 
 
-def last_words() -> str:
+def last_words(lines: int = 1) -> str:
     """What llama.cpp last complained of, for an error message."""
-    return _log_lines[-1].rstrip(".") if _log_lines else "it gave no reason"
+    said = [line.rstrip(".") for line in list(_log_lines)[-lines:]]
+    return "; ".join(said) if said else "it gave no reason"
 
 
 def forget_words() -> None:

@@ -87,6 +87,12 @@ def choose_grid(size: Size, policy: ImagePolicy) -> tuple[int, int] | None:
     return height // policy.size, width // policy.size
 
 
+def shrunk_size(size: Size, longest: int) -> Size:
+    """`size` with its longer edge at most `longest`, ratio kept."""
+    share = min(1.0, longest / max(size))
+    return max(1, round(size[0] * share)), max(1, round(size[1] * share))
+
+
 def fitted_size(size: Size, canvas: Size) -> Size:
     """`size` scaled to fit into `canvas`, ratio kept, rounded up: LLaVA-NeXT's rule."""
     across, down = canvas[0] / size[0], canvas[1] / size[1]

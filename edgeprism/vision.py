@@ -109,6 +109,9 @@ class VisionEncoder:
                     _HINT,
                 )
 
+    def close(self) -> None:
+        """Nothing to do: the session ends with its last reference."""
+
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [n, size, size, 3] → float32 [n, tokens_per_tile, n_embd]; may be cancelled."""
         names = [self._output, *([self._newline] if self._newline else [])]

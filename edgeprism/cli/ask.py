@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from edgeprism.bundle import DEFAULT_MODEL
-from edgeprism.cli.options import captioner_options, engine_options, open_captioner, working
+from edgeprism.cli.options import (
+    captioner_options,
+    engine_options,
+    open_captioner,
+    pair_options,
+    working,
+)  # fmt: skip
 from edgeprism.errors import UsageError
 
 
@@ -21,6 +27,7 @@ from edgeprism.errors import UsageError
 @click.option("--chat-format", metavar="NAME",
               help="llama.cpp's name of the reasoner's chat format, where the file's own is "
               "not one that it knows.")  # fmt: skip
+@pair_options("--lm-chat-format")
 @captioner_options
 @click.option("--instruction-mode", type=click.Choice(["question", "generic"]),
               default="question", show_default=True,
@@ -36,6 +43,9 @@ def command(
     model: str,
     reasoner: str,
     chat_format: str | None,
+    lm: str | None,
+    mmproj: str | None,
+    lm_chat_format: str | None,
     vision_quant: str | None,
     instruction: str | None,
     focus: str | None,
@@ -55,7 +65,15 @@ def command(
         raise UsageError("A picture and a question are needed.", 'edgeprism ask img.jpg "…?"')
     # the reasoner first: one that is missing is said before a picture is looked at
     thinker = Reasoner.load(reasoner, chat_format=chat_format, **engine)
-    prism = Prism(open_captioner(model, vision_quant=vision_quant, **engine), thinker)
+    captioner = open_captioner(
+        model,
+        lm=lm,
+        mmproj=mmproj,
+        lm_chat_format=lm_chat_format,
+        vision_quant=vision_quant,
+        **engine,
+    )
+    prism = Prism(captioner, thinker)
     with working("looking and thinking…"):
         answer = prism.ask(
             images,

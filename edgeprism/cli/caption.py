@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprism.bundle import DEFAULT_MODEL
-from edgeprism.cli.options import captioner_options, engine_options, open_captioner, working
+from edgeprism.cli.options import (
+    captioner_options,
+    engine_options,
+    open_captioner,
+    pair_options,
+    working,
+)  # fmt: skip
 from edgeprism.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
     help="A model's name or a bundle's folder.",
 )
 @click.option("--example", is_flag=True, help="A picture that came with EdgePrism, too.")
+@pair_options("--chat-format")
 @captioner_options
 @click.option(
     "--temperature",
@@ -92,6 +99,9 @@ def command(
     images: tuple[str, ...],
     model: str,
     example: bool,
+    lm: str | None,
+    mmproj: str | None,
+    lm_chat_format: str | None,
     instruction: str | None,
     focus: str | None,
     max_tokens: int | None,
@@ -117,7 +127,14 @@ def command(
             "No picture is named.", "edgeprism caption photo.jpg, or a folder, or --example."
         )
     captioner = open_captioner(
-        model, device=device, threads=threads, gpu_layers=gpu_layers, vision_quant=vision_quant
+        model,
+        lm=lm,
+        mmproj=mmproj,
+        lm_chat_format=lm_chat_format,
+        device=device,
+        threads=threads,
+        gpu_layers=gpu_layers,
+        vision_quant=vision_quant,
     )
     caption: dict[str, Any] = {
         "instruction": instruction,

@@ -15,6 +15,7 @@ from edgeprism.manifest import VISION_QUANTS
 
 _NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "optimum", "gguf", "safetensors",
            "sentencepiece", "google.protobuf")  # fmt: skip
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -120,6 +121,33 @@ def vila(**settings: Any) -> dict[str, Any]:
 def prismatic(**settings: Any) -> dict[str, Any]:
     """Prismatic VLMs: one or two vision models, projector and language model, into OUT."""
     return settings
+
+
+@command.command("mmproj")
+@click.argument("lm", metavar="MODEL.gguf", type=_FILE)
+@click.argument("mmproj", metavar="MMPROJ.gguf", type=_FILE)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--chat-format", metavar="NAME",
+              help="llama.cpp's name of the model's chat format, where the file's own is not one "
+              "that it knows.")  # fmt: skip
+@click.option("--name", default="", metavar="NAME",
+              help="The bundle's name.  [default: the language model's]")  # fmt: skip
+@click.option("--copy", is_flag=True, help="Copy the files even where hard links would do.")
+@click.option("--overwrite", is_flag=True, help="Replace the bundle OUT if it exists.")
+def mmproj_pair(
+    lm: Path,
+    mmproj: Path,
+    out: Path,
+    chat_format: str | None,
+    name: str,
+    copy: bool,
+    overwrite: bool,
+) -> None:
+    """Any pair that llama.cpp's mtmd runs, into OUT, as it is; needs nothing but the runtime."""
+    from edgeprism.pair import write_pair
+
+    write_pair(lm, mmproj, out, chat_format=chat_format, name=name, copy=copy, overwrite=overwrite)
+    click.echo(str(out))
 
 
 def _run(family: str, out: Path, options: dict[str, Any], **settings: Any) -> None:

@@ -6,13 +6,19 @@ import json
 
 import click
 
+from edgeprism.errors import UsageError
+
 _MARKS = {"ok": ("ok  ", "green"), "warn": ("note", "yellow"), "bad": ("BAD ", "red")}
 
 
 @click.command("doctor")
+@click.option("--lm", type=click.Path(dir_okay=False), metavar="MODEL.gguf",
+              help="With --mmproj: also say what this pair allows.")  # fmt: skip
+@click.option("--mmproj", type=click.Path(dir_okay=False), metavar="MMPROJ.gguf",
+              help="With --lm: the vision side.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_context
-def command(context: click.Context, as_json: bool) -> int:
+def command(context: click.Context, lm: str | None, mmproj: str | None, as_json: bool) -> int:
     """Look at engines, machine, data folder and models; no network.
 
     Exit code 0: usable. 5: an engine is missing or broken. 4: the default model is missing or
@@ -20,7 +26,9 @@ def command(context: click.Context, as_json: bool) -> int:
     """
     from edgeprism.doctor import examine
 
-    diagnosis = examine()
+    if bool(lm) != bool(mmproj):
+        raise UsageError("--lm and --mmproj belong together.", "Name both files of the pair.")
+    diagnosis = examine(pair=(lm, mmproj) if lm and mmproj else None)
     if as_json:
         click.echo(json.dumps(diagnosis.to_dict(), ensure_ascii=False, indent=2))
         return diagnosis.exit_code

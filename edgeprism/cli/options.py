@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeprism.errors import UsageError
+
 if TYPE_CHECKING:
+    from edgeprism.bundle import Bundle
     from edgeprism.captioner import Captioner
 
 
@@ -45,20 +48,46 @@ def captioner_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def pair_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--lm, --mmproj and, under `names`, the chat format: a captioner that is two GGUF files."""
+    options = (
+        click.option(*names, "lm_chat_format", metavar="NAME",
+                     help="llama.cpp's name of the pair's chat format, where the file's own is "
+                     "not one that it knows."),
+        click.option("--mmproj", type=click.Path(dir_okay=False), metavar="MMPROJ.gguf",
+                     help="With --lm: the vision side of a pair that llama.cpp's mtmd runs."),
+        click.option("--lm", type=click.Path(dir_okay=False), metavar="MODEL.gguf",
+                     help="With --mmproj: the language model of a pair, instead of a bundle."),
+    )  # fmt: skip
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in options:
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def open_captioner(
     model: str,
     *,
-    device: str,
-    threads: int | None,
-    gpu_layers: int | None,
-    vision_quant: str | None,
+    lm: str | None = None,
+    mmproj: str | None = None,
+    lm_chat_format: str | None = None,
+    **settings: Any,
 ) -> Captioner:
-    """Load a captioner and tell a person at a terminal what runs."""
+    """Load a captioner, a bundle or a pair, and tell a person at a terminal what runs.
+
+    `settings`: device, threads, gpu_layers, vision_quant.
+    """
     from edgeprism.captioner import Captioner
 
-    captioner = Captioner.load(
-        model, device=device, threads=threads, gpu_layers=gpu_layers, vision_quant=vision_quant
-    )
+    if lm or mmproj:
+        captioner = Captioner(_pair(lm, mmproj, lm_chat_format), **settings)
+    elif lm_chat_format:
+        raise UsageError("A bundle knows its chat format.", "Name a pair: --lm and --mmproj.")
+    else:
+        captioner = Captioner.load(model, **settings)
     info = captioner.model
     told = (
         f"{info.name} (vision {info.vision_quant}, language {info.lm_quant}) on {captioner.device}"
@@ -67,6 +96,18 @@ def open_captioner(
         if line and (sys.stderr.isatty() or os.environ.get("EDGEPRISM_NATIVE_LOG")):
             click.secho(line, dim=True, err=True)
     return captioner
+
+
+def _pair(lm: str | None, mmproj: str | None, chat_format: str | None) -> Bundle:
+    from edgeprism.pair import open_pair
+
+    if not lm or not mmproj:
+        raise UsageError("--lm and --mmproj belong together.", "Name both files of the pair.")
+    source = click.get_current_context().get_parameter_source("model")
+    if source == click.core.ParameterSource.COMMANDLINE:
+        raise UsageError("A bundle and a pair are two captioners.", "Name one of them.")
+    with working("trying the pair…"):
+        return open_pair(lm, mmproj, chat_format=chat_format)
 
 
 @contextlib.contextmanager

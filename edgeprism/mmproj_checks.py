@@ -1,0 +1,103 @@
+"""The head of an mmproj file, checked in Python before libmtmd sees the file.
+
+libmtmd refuses an unknown projector or a missing tensor in words; what it does not look at itself
+(heads that do not divide the width, a layer without attention weights) ends its process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeprism.errors import ModelError
+from edgeprism.gguf_header import Array, GgufHeader, read_gguf_header
+
+ARCHITECTURE = "clip"
+_MOST = {
+    "image_size": 8192,
+    "patch_size": 1024,
+    "embedding_length": 65536,
+    "block_count": 512,
+    "attention.head_count": 1024,
+    "feed_forward_length": 1 << 20,
+}
+_F32, _INTEGERS = 0, {24, 25, 26, 27}
+_HINT = "Copy or download the mmproj file again."
+
+
+def check_mmproj(path: Path, n_embd: int) -> GgufHeader:
+    """The header of an mmproj file for rows of width `n_embd`.
+
+    Raises ModelError, which names the file, for any other file or a damaged one.
+    """
+    header = read_gguf_header(path)
+    if header.architecture != ARCHITECTURE:
+        raise ModelError(
+            f"{path}: not an mmproj file but a model of architecture {header.architecture!r}.",
+            "--lm takes the language model, --mmproj the file with the vision tower.",
+        )
+    if header.metadata.get("clip.has_vision_encoder") is not True:
+        raise ModelError(f"{path}: has no vision encoder.", "Use an mmproj file for pictures.")
+    if not projector_of(header):
+        raise ModelError(f"{path}: does not name its projector.", _HINT)
+    if faults := list(_faults(header)):
+        raise ModelError(f"{path}: cannot be run: it has {'; '.join(faults)}.", _HINT)
+    width = header.metadata.get("clip.vision.projection_dim")
+    widths = {shape[1] for shape in header.tensors.values() if len(shape) == 2}
+    if width != n_embd and n_embd not in widths:
+        raise ModelError(
+            f"{path}: makes visual tokens of width {width}, but the language model takes {n_embd}.",
+            "Use the mmproj file that was made for this language model.",
+        )
+    return header
+
+
+def projector_of(header: GgufHeader) -> str:
+    """The projector's name in the file; "" where there is none."""
+    for key in ("clip.projector_type", "clip.vision.projector_type"):
+        name = header.metadata.get(key)
+        if isinstance(name, str) and name:
+            return name
+    return ""
+
+
+def _faults(header: GgufHeader) -> Iterator[str]:
+    numbers: dict[str, int] = {}
+    for name, most in _MOST.items():
+        value: Any = header.metadata.get(f"clip.vision.{name}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            yield f"{name} {value!r} (known: 0…{most})"
+        else:
+            numbers[name] = value
+    width, heads = numbers.get("embedding_length", 0), numbers.get("attention.head_count", 0)
+    own_width = "clip.vision.attention.head_dim" in header.metadata
+    if heads and width % heads and not own_width:
+        yield f"a width of {width} that {heads} heads do not share evenly"
+    if numbers.get("patch_size") == 0:
+        yield "patches of no size"
+    for name in ("image_mean", "image_std"):
+        values = header.metadata.get(f"clip.vision.{name}")
+        if not isinstance(values, Array) or len(values.items) < 3:
+            yield f"no {name} of three channels"
+    yield from _tensor_faults(header, width)
+
+
+def _tensor_faults(header: GgufHeader, width: int) -> Iterator[str]:
+    for name, kind in header.tensor_types.items():
+        if kind in _INTEGERS and name.endswith((".weight", ".bias")):
+            yield f"tensor {name} holds whole numbers"
+        elif kind != _F32 and len(header.tensors[name]) == 1 and name.startswith("v.blk."):
+            yield f"tensor {name} is not F32"
+    layers = {match[1] for name in header.tensors if (match := re.match(r"v\.blk\.(\d+)\.", name))}
+    for layer in sorted(layers, key=int):
+        fused = f"v.blk.{layer}.attn_qkv.weight" in header.tensors
+        missing = [part for part in "qkv"
+                   if f"v.blk.{layer}.attn_{part}.weight" not in header.tensors]  # fmt: skip
+        if missing and not fused:
+            yield f"no attention weights {', '.join(missing)} in layer {layer}"
+        for part in () if fused else "qkv":
+            shape = header.tensors.get(f"v.blk.{layer}.attn_{part}.weight", (width,))
+            if width and shape[0] != width:
+                yield f"tensor v.blk.{layer}.attn_{part}.weight is {list(shape)}, not {width} wide"

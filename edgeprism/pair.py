@@ -1,0 +1,223 @@
+"""A language model's GGUF and its mmproj → a bundle: in memory, or as a folder.
+
+Any pair that llama.cpp's mtmd runs. What the manifest needs to know is found by trying the pair
+(see pair_trial) and kept in the data folder, by the digests of both files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgeprism.atomic import write_atomically
+from edgeprism.bundle import Bundle, data_dir, file_digest
+from edgeprism.errors import ManifestError, ModelError, OutputError
+from edgeprism.gguf_header import GgufHeader, read_gguf_header
+from edgeprism.manifest import (
+    MOST_EDGE,
+    SCHEMA,
+    FileEntry,
+    ImagePolicy,
+    LanguageModel,
+    Manifest,
+    Mmproj,
+    Parity,
+    Prompts,
+    Source,
+    Vision,
+    VisionVariant,
+    manifest_from_json,
+)
+from edgeprism.mmproj_checks import ARCHITECTURE, check_mmproj, projector_of
+from edgeprism.pair_trial import PairFacts, try_pair
+from edgeprism.strict_json import record_from_data
+
+LM_FILE, MMPROJ_FILE = "lm.gguf", "mmproj.gguf"
+INSTRUCTION = "Describe this picture in detail."
+FOCUS = " Pay special attention to: {focus}."
+MAX_TOKENS = 512
+_NOT_GATED = "a GGUF pair run by llama.cpp's mtmd as it is, without a parity gate"
+# general.file_type: llama.cpp's llama_ftype
+_QUANTS = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
+    11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S",
+    17: "Q5_K_M", 18: "Q6_K", 32: "BF16",
+}  # fmt: skip
+
+
+def open_pair(
+    lm: str | os.PathLike[str], mmproj: str | os.PathLike[str], *, chat_format: str | None = None
+) -> Bundle:
+    """The two files as a bundle that is written nowhere.
+
+    Raises ModelError for files that are damaged or no pair, TemplateError where llama.cpp does
+    not know the model's chat template and no `chat_format` names one.
+    """
+    places = {LM_FILE: Path(lm), MMPROJ_FILE: Path(mmproj)}
+    manifest = _pair_to_manifest(places, chat_format, "")
+    manifest_from_json(manifest.to_json(), f"{lm} with {mmproj}")  # what no bundle may hold
+    digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()
+    return Bundle(places[LM_FILE].parent, manifest, digest, places)
+
+
+def write_pair(
+    lm: Path,
+    mmproj: Path,
+    out: Path,
+    *,
+    chat_format: str | None = None,
+    name: str = "",
+    overwrite: bool = False,
+    copy: bool = False,
+) -> None:
+    """A bundle in the folder `out`: hard links to the files, or copies where links do not reach.
+
+    Raises what open_pair does, UsageError or OutputError; nothing is left half-written.
+    """
+    from edgeprism.convert.bundle_writer import BundleWriter
+
+    places = {LM_FILE: lm, MMPROJ_FILE: mmproj}
+    with BundleWriter(out, overwrite) as writer:
+        manifest = _pair_to_manifest(places, chat_format, name)
+        for file, source in places.items():
+            _put(source.resolve(), writer.folder / file, copy)
+        writer.finish(manifest)
+
+
+def _put(source: Path, target: Path, copy: bool) -> None:
+    if not copy:
+        with contextlib.suppress(OSError):  # another file system, or one without links
+            os.link(source, target)
+            return
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise OutputError(
+            f"{target}: cannot be written: {error.strerror}.", "Free some space."
+        ) from error
+
+
+def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: str) -> Manifest:
+    lm, mmproj = places[LM_FILE], places[MMPROJ_FILE]
+    for path, flag in ((lm, "--lm"), (mmproj, "--mmproj")):
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file.", f"Check the path after {flag}.")
+    header = read_gguf_header(lm)
+    if header.architecture == ARCHITECTURE:
+        raise ModelError(
+            f"{lm}: an mmproj file, not a language model.",
+            "--lm takes the language model, --mmproj the file with the vision tower.",
+        )
+    eyes = read_gguf_header(mmproj)
+    # rows may be several times as wide as the model, where they also carry what layers add
+    check_mmproj(mmproj, _row_width(header))
+    digests = {file: file_digest(path) for file, path in places.items()}
+    facts = _facts(lm, mmproj, digests, chat_format)
+    described = str(header.metadata.get("general.name") or lm.stem)
+    quants = {file: _quant(h) for file, h in ((LM_FILE, header), (MMPROJ_FILE, eyes))}
+    sources = [
+        Source(role, places[file].name, digests[file], _license(h))
+        for role, file, h in (("llm", LM_FILE, header), ("vision", MMPROJ_FILE, eyes))
+    ]
+    return Manifest(
+        schema=SCHEMA,
+        name=name or described,
+        family="mmproj",
+        license=_license(header),
+        sources=sources,
+        image=ImagePolicy("shrink", MOST_EDGE, [0, 0, 0], "bicubic", 1),
+        vision=Vision(
+            variants=[VisionVariant(MMPROJ_FILE, quants[MMPROJ_FILE])],
+            input="",
+            output="",
+            grid=[],
+            drop_first_patch=False,
+            tokens_per_tile=facts.typical_tokens,
+            n_embd=facts.n_embd_row,
+            mmproj=Mmproj(projector_of(eyes), facts.multi_axis, facts.tiles_together),
+        ),
+        lm=_language_model(header, quants[LM_FILE], facts),
+        prompts=_prompts(facts),
+        files={
+            file: FileEntry(digests[file], path.stat().st_size) for file, path in places.items()
+        },
+        parity=Parity(False, False, {}, []),
+        notice=_NOT_GATED,
+    )
+
+
+def _row_width(header: GgufHeader) -> int:
+    layers = header.metadata.get(f"{header.architecture}.n_deepstack_layers", 0)
+    return header.n_embd * (1 + (layers if isinstance(layers, int) else 0))
+
+
+def _language_model(header: GgufHeader, quant: str, facts: PairFacts) -> LanguageModel:
+    context = header.metadata.get(f"{header.architecture}.context_length")
+    return LanguageModel(
+        file=LM_FILE,
+        quant=quant,
+        architecture=header.architecture,
+        n_embd=header.n_embd,
+        n_vocab=header.n_vocab,
+        context_length=context if isinstance(context, int) else 0,
+        image_attention="causal" if facts.causal else "both-ways",
+    )
+
+
+def _prompts(facts: PairFacts) -> Prompts:
+    return Prompts(
+        add_bos=facts.add_bos,
+        before_image=facts.before_image,
+        after_image="",
+        before_caption=facts.after_instruction,
+        default_instruction=INSTRUCTION,
+        focus_instruction=FOCUS,
+        stop=[],  # the vocabulary says which tokens end an answer
+        max_tokens=MAX_TOKENS,
+    )
+
+
+def _quant(header: GgufHeader) -> str:
+    kind = header.metadata.get("general.file_type")
+    return _QUANTS.get(kind, "unnamed") if isinstance(kind, int) else "unnamed"
+
+
+def _license(header: GgufHeader) -> str:
+    return str(header.metadata.get("general.license") or "not stated in the file")
+
+
+# ---- what was found before
+
+
+def _facts(lm: Path, mmproj: Path, digests: dict[str, str], chat_format: str | None) -> PairFacts:
+    build = metadata.version("llama-cpp-python")
+    key = " ".join([*digests.values(), build, chat_format or ""])
+    known = _read_known()
+    if key in known:
+        with contextlib.suppress(ManifestError):  # written by another version: try again
+            return record_from_data(PairFacts, known[key], "pairs.json")
+    facts = try_pair(lm, mmproj, chat_format)
+    with contextlib.suppress(OutputError, OSError):  # a read-only folder costs a trial each time
+        _path().parent.mkdir(parents=True, exist_ok=True)
+        data = json.dumps({**known, key: asdict(facts)}, indent=1)
+        write_atomically(_path(), data.encode(), durable=False)
+    return facts
+
+
+def _path() -> Path:
+    return data_dir() / "pairs.json"
+
+
+def _read_known() -> dict[str, Any]:
+    try:
+        known = json.loads(_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # none yet, or unreadable: pairs are then tried again
+    return known if isinstance(known, dict) else {}

@@ -1,0 +1,125 @@
+"""A language model and its mmproj, tried in a process of their own.
+
+libmtmd builds its graph from what the mmproj file holds, and where shapes do not fit, ggml ends
+the process. So a pair is loaded, and one small picture encoded, in a child first: what kills the
+child is told as an error, and what was learned on the way need not be guessed.
+
+Run as a program it reads one JSON object from standard input and answers with one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeprism.errors import EdgePrismError, ModelError, TemplateError
+
+TYPICAL_SIZE = (1024, 768)
+_SMALL = (64, 48)
+_MARKER = "\x1etrial:"
+_QUIET = {"GGML_NO_BACKTRACE": "1"}
+_LAST_LINES = 400  # characters of what an ended child said
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """What running a pair showed."""
+
+    n_embd_row: int  # width of a visual token
+    multi_axis: bool
+    causal: bool
+    typical_tokens: int  # rows of a picture of TYPICAL_SIZE
+    tiles: int  # runs of rows in such a picture
+    tiles_together: bool
+    add_bos: bool
+    before_image: str
+    after_instruction: str
+
+
+def try_pair(lm: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
+    """Raises ModelError for a pair that does not run, TemplateError for a chat it cannot hold."""
+    asked = json.dumps({"lm": str(lm), "mmproj": str(mmproj), "chat_format": chat_format})
+    child = subprocess.run(
+        [sys.executable, "-m", "edgeprism.pair_trial"],
+        input=asked, capture_output=True, text=True, encoding="utf-8", errors="replace",
+        env={**os.environ, **_QUIET}, check=False,
+    )  # fmt: skip
+    said, _, answer = child.stdout.rpartition(_MARKER)
+    if child.returncode == 0 and answer:
+        found = json.loads(answer)
+        if "error" not in found:
+            return PairFacts(**found)
+        kind = TemplateError if found["template"] else ModelError
+        raise kind(found["error"], found["hint"])
+    words = " ".join((child.stderr or said).split())[-_LAST_LINES:]
+    how = f"ends llama.cpp's process (signal {-child.returncode})"
+    if child.returncode >= 0:
+        how = f"cannot be tried (exit code {child.returncode})"
+    raise ModelError(
+        f"{mmproj}: with {lm} it {how}: {words or 'no reason given'}.",
+        "Use the mmproj file that was made for this language model.",
+    )
+
+
+def _tried(lm_path: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
+    import numpy as np
+
+    from edgeprism.device import available_cores
+    from edgeprism.lm import LanguageModel
+    from edgeprism.mtmd import MtmdEncoder
+    from edgeprism.prompt import Message, chat_to_segments
+    from edgeprism.records import ImageRows, Text
+
+    lm = LanguageModel(lm_path, threads=available_cores())
+    mark = "\x02"
+    pieces = chat_to_segments(
+        lambda messages: lm.render_chat(messages, chat_format), [Message("user", mark)]
+    )
+    texts = [piece.text if isinstance(piece, Text) else "" for piece in pieces]
+    if texts.count(mark) != 1:
+        raise TemplateError(f"{lm_path}: its chat template does not hold one question.")
+    at = texts.index(mark)
+    encoder = MtmdEncoder(mmproj, lm, threads=available_cores())
+    runs = [s for s in encoder.layout(TYPICAL_SIZE) if isinstance(s, ImageRows)]
+    together = encoder.together(TYPICAL_SIZE)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, *_SMALL[::-1], 3), dtype=np.uint8)
+    encoder.encode_picture(pixels)
+    return PairFacts(
+        n_embd_row=lm.n_embd_row,
+        multi_axis=encoder.multi_axis,
+        causal=encoder.causal,
+        typical_tokens=runs[-1].stop,
+        tiles=len(runs),
+        tiles_together=together > 1,
+        add_bos=lm.adds_bos(),
+        before_image="".join(texts[:at]),
+        after_instruction="".join(texts[at + 1 :]),
+    )
+
+
+def main() -> None:
+    """The child."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it, whatever it is at
+    asked = json.loads(sys.stdin.read())
+    answer: dict[str, Any]
+    try:
+        answer = asdict(_tried(Path(asked["lm"]), Path(asked["mmproj"]), asked["chat_format"]))
+    except EdgePrismError as error:
+        answer = {
+            "error": error.message,
+            "hint": error.hint,
+            "template": isinstance(error, TemplateError),
+        }
+    sys.stdout.write(_MARKER + json.dumps(answer))
+    sys.stdout.flush()
+    os._exit(0)  # nothing is to be freed that could still fail
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The vision engine that a manifest asks for: ONNX Runtime for a graph, libmtmd for an mmproj."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeprism.cancel import Cancel
+from edgeprism.device import CPU_PROVIDER, GPU_PROVIDERS
+from edgeprism.errors import ImageError
+from edgeprism.llama import supports_offload
+from edgeprism.lm import LanguageModel
+from edgeprism.mtmd import MtmdEncoder
+from edgeprism.records import ImageRows, Segment
+from edgeprism.tiles import Size, picture_to_layout, shrunk_size
+from edgeprism.vision import VisionEncoder, available_providers
+
+if TYPE_CHECKING:
+    from edgeprism.manifest import Manifest
+
+VisionEngine = VisionEncoder | MtmdEncoder
+
+
+def vision_providers(manifest: Manifest) -> list[str]:
+    """Where the manifest's engine can run, in ONNX Runtime's words."""
+    if manifest.vision.mmproj is None:
+        return available_providers()
+    return [*(GPU_PROVIDERS if supports_offload() else ()), CPU_PROVIDER]
+
+
+def open_vision(
+    path: Path,
+    manifest: Manifest,
+    lm: Callable[[], LanguageModel],
+    *,
+    provider: str,
+    threads: int,
+    flash_attention: bool | None,
+    cancel: Cancel,
+) -> VisionEngine:
+    """Load the engine's file; `lm` is called where the engine looks into the language model."""
+    if manifest.vision.mmproj is None:
+        return VisionEncoder(path, manifest, provider=provider, threads=threads, cancel=cancel)
+    return MtmdEncoder(
+        path,
+        lm(),
+        gpu=provider != CPU_PROVIDER,
+        threads=threads,
+        flash_attention=flash_attention,
+        cancel=cancel,
+    )
+
+
+def picture_rows(
+    engine: VisionEngine, tiles: np.ndarray, size: Size, manifest: Manifest, name: str
+) -> tuple[np.ndarray, tuple[Segment, ...]]:
+    """Tiles of a picture of `size` → rows float32 [n, n_embd], and how they stand.
+
+    Raises ImageError, which names the picture, for a shape that the engine cannot take.
+    """
+    if isinstance(engine, MtmdEncoder):
+        try:
+            return engine.encode_picture(tiles)
+        except ImageError as error:
+            raise ImageError(f"{name}: {error.message}", error.hint) from error
+    layout = picture_to_layout(size, manifest)
+    return engine.encode_picture(tiles, layout), layout.segments
+
+
+def picture_segments(
+    engine: VisionEngine | None, size: Size, manifest: Manifest
+) -> tuple[tuple[int, int], int, tuple[Segment, ...]]:
+    """Grid [down, across] (0, 0 where not cut or not known), tiles and segments; nothing runs.
+
+    Only libmtmd must be asked: for a graph `engine` may be None.
+    """
+    if isinstance(engine, MtmdEncoder):
+        segments = engine.layout(shrunk_size(size, manifest.image.size))
+        return (0, 0), sum(isinstance(s, ImageRows) for s in segments), segments
+    layout = picture_to_layout(size, manifest)
+    return layout.grid or (0, 0), layout.n_tiles, layout.segments
