@@ -23,6 +23,7 @@ from edgeprism.manifest import (
     ImagePolicy,
     LanguageModel,
     Manifest,
+    Markers,
     Parity,
     Prompts,
     Source,
@@ -63,6 +64,7 @@ def captioner_parts(
     """Everything in its place; what the pipeline finds out is left empty."""
     side = vision.projector.side(vision.towers[0].grid)
     drop = vision.drop_first_patch
+    begin, end = conversation.picture_begin, conversation.picture_end
     licenses = list(dict.fromkeys(source.license for source in sources))
     manifest = Manifest(
         schema=SCHEMA,
@@ -99,6 +101,7 @@ def captioner_parts(
             stop=list(conversation.stop),
             max_tokens=card.max_tokens,
             after_instruction=conversation.after_instruction,
+            markers=Markers(begin, "", "", "", "", end) if begin or end else None,
         ),
         files={},
         parity=Parity(passed=False, forced=False, figures={}, failures=[]),

@@ -27,6 +27,9 @@ class Conversation:
     stop: tuple[str, ...] = ("</s>",)
     eos: str = ""  # where the tokenizer's own end token is not what ends an answer
     needed: tuple[str, ...] = ()
+    # special tokens right around the picture's rows
+    picture_begin: str = ""
+    picture_end: str = ""
 
 
 _CHAT = "A chat between a curious {0} and an artificial intelligence assistant. The assistant "

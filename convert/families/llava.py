@@ -14,6 +14,7 @@ Sources: those repositories' configurations and weights, LLaVA's public code (`l
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ LANGUAGE_MODELS = {
     "llava": "llama", "llava_llama": "llama", "share4v": "llama", "llava_mistral": "mistral",
     "llava_qwen": "qwen2",
 }  # fmt: skip
+_MARKS = ("<im_start>", "<im_end>")  # what LLaVA v1 adds with `mm_use_im_start_end`
 _CONVERSATIONS = {"llama": "vicuna-v1", "mistral": "mistral", "qwen2": "qwen"}
 _HF_CONVERSATIONS = {"llama": "user-assistant", "mistral": "mistral", "qwen2": "interleave"}
 
@@ -61,6 +63,7 @@ class Layout:
     projector: list[str]  # the endings of its layers' names, in order
     aspect: str  # "pad" or "as prepared": how a picture that is not square is treated
     conversation: str
+    marks: tuple[str, str] = ("", "")  # special tokens around the picture
 
 
 def convert(
@@ -84,6 +87,11 @@ def convert(
         checkpoint = Checkpoint(captioner, "captioner")
         layout = read_layout(captioner, vision, checkpoint)
         talk = conversation_named(conversation or layout.conversation)
+        if layout.marks[0]:
+            begin, end = layout.marks
+            talk = dataclasses.replace(
+                talk, needed=(*talk.needed, begin, end), picture_begin=begin, picture_end=end
+            )
         lm = open_language_model(
             checkpoint, layout.text_config, layout.where, captioner,
             TokenRules(eos=talk.eos, needed=talk.needed),
@@ -171,8 +179,6 @@ def _original_layout(
     faults = []
     if kind != "linear" and not mlp:
         faults.append(f"mm_projector_type {kind!r} (known: linear, mlpNx_gelu)")
-    if config.get("mm_use_im_start_end"):
-        faults.append("mm_use_im_start_end (marks around the picture)")
     if config.get("mm_patch_merge_type", "flat") != "flat":
         faults.append(f"mm_patch_merge_type {config['mm_patch_merge_type']!r} (tiles)")
     aspect = config.get("image_aspect_ratio", "square")
@@ -213,6 +219,7 @@ def _original_layout(
         projector=last,
         aspect="pad" if aspect == "pad" else "as prepared",
         conversation=_CONVERSATIONS[language_model],
+        marks=_MARKS if config.get("mm_use_im_start_end") else ("", ""),
     )
 
 

@@ -34,10 +34,12 @@ N_TOKENS = 32
 CASES: dict[str, Callable[[Path], Case]] = {
     "llava-1.5": lambda p: tiny.write_llava(p),
     "llava-v1": lambda p: tiny.write_llava(p, projector="linear", aspect="square", seed=5),
+    "llava-v1-marks": lambda p: tiny.write_llava(p, projector="linear", marks=True, seed=16),
     "llava-mistral": lambda p: tiny.write_llava(p, lm="mistral", inside=True, seed=6),
     "llava-siglip-qwen": lambda p: tiny.write_llava(p, tower="siglip", lm="qwen2", seed=7),
     "llava-hf": lambda p: tiny.write_llava_hf(p),
     "llava-hf-newer": lambda p: tiny.write_llava_hf(p, newer=True, layer=-1, seed=8),
+    "llava-hf-pad": lambda p: tiny.write_llava_hf(p, pad=True, seed=17),
     "llava-hf-siglip": lambda p: tiny.write_llava_hf(p, tower="siglip", layer=2, seed=9),
     "interleave": lambda p: tiny.write_llava_hf(
         p, tower="siglip", lm="qwen2", newer=True, strategy="full", layer=-1, seed=10
@@ -121,7 +123,11 @@ def test_the_bundle_says_what_the_reference_says(
     assert all(len(set(ids)) >= 8 for ids in texts)
 
 
-@pytest.mark.parametrize("name", ["llava-1.5", "llava-v1", "interleave", "vila-1.5"])
+@pytest.mark.parametrize(
+    "name",
+    ["llava-1.5", "llava-v1", "llava-hf", "llava-hf-pad", "interleave", "vila-1.5",
+     "prismatic-siglip", "prismatic-fused"],
+)  # fmt: skip
 def test_pixels_are_the_processors_to_one_grey_level(
     name: str, case_of: Callable[[str], Case], bundle_of: Callable[[str], Path]
 ) -> None:
@@ -281,6 +287,15 @@ def _branches_unscaled(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(timm_tower, "_weights", planted)
 
 
+def _positions_not_smoothed(patch: pytest.MonkeyPatch) -> None:
+    interpolate = torch.nn.functional.interpolate
+
+    def planted(x: torch.Tensor, **options: Any) -> torch.Tensor:
+        return interpolate(x, **{**options, "antialias": False})
+
+    patch.setattr(timm_tower.functional, "interpolate", planted)
+
+
 def _a_block_less(patch: pytest.MonkeyPatch) -> None:
     made = timm_tower.timm_tower
 
@@ -315,6 +330,7 @@ MISTAKES: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("prismatic-fused", _keys_for_queries),
     ("prismatic-fused", _branches_unscaled),
     ("prismatic-fused", _a_block_less),
+    ("prismatic-fused", _positions_not_smoothed),
     ("prismatic-clip", _every_gelu_erf),
 ]
 

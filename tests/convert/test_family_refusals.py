@@ -125,7 +125,7 @@ def test_a_pickle_with_more_than_tensors_is_refused(
     [
         ("llava", "captioner/config.json", {"mm_projector_type": "resampler"}, "mm_projector_type"),
         ("llava", "captioner/config.json", {"image_aspect_ratio": "anyres"}, "image_aspect_ratio"),
-        ("llava", "captioner/config.json", {"mm_use_im_start_end": True}, "mm_use_im_start_end"),
+        ("llava", "captioner/config.json", {"mm_use_im_start_end": True}, "named <im_start>"),
         ("llava", "captioner/config.json", {"mm_vision_select_layer": -9}, "feature layer is -9"),
         ("llava", "captioner/config.json", {"mm_vision_select_feature": "cls_patch"}, "class row"),
         ("llava", "vision/config.json", {"model_type": "dinov2"}, "'dinov2', expected 'siglip'"),

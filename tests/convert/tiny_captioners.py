@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
 INSTRUCTION = "Which things are there, and where?"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -56,6 +58,7 @@ class Reference:
     mode: str = "stretch"  # of the image policy
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    added: dict[str, int] = field(default_factory=dict)  # special tokens beside SentencePiece's
 
     @torch.inference_mode()
     def visual_tokens(self, image: Image.Image) -> torch.Tensor:
@@ -69,11 +72,20 @@ class Reference:
         after = self.after.format(INSTRUCTION)
         if path.is_file():
             model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-            return [1] * self.bos + model.encode(self.before), model.encode(after)
+            before, behind = (self._pieces(model, text) for text in (self.before, after))
+            return [1] * self.bos + before, behind
         fast = Tokenizer.from_file(str(self.tokenizer / "tokenizer.json"))
         first = [fast.token_to_id("<|begin_of_text|>")] if self.bos else []
         ids = [fast.encode(t, add_special_tokens=False).ids for t in (self.before, after)]
         return first + ids[0], ids[1]
+
+    def _pieces(self, model: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
+        """SentencePiece between added tokens."""
+        found = re.split(f"({'|'.join(self.added)})", text) if self.added else [text]
+        ids: list[int] = []
+        for piece in filter(None, found):
+            ids += [self.added[piece]] if piece in self.added else model.encode(piece)
+        return ids
 
     @torch.inference_mode()
     def greedy(self, image: Image.Image, n_tokens: int) -> list[int]:
@@ -204,9 +216,12 @@ def write_vision(folder: Path, tower: Any, kind: str, processor: Any) -> None:
 
 def write_llava(
     folder: Path, *, projector: str = "mlp2x_gelu", aspect: str = "pad", lm: str = "vicuna",
-    tower: str = "clip", inside: bool = False, seed: int = 1,
+    tower: str = "clip", inside: bool = False, marks: bool = False, seed: int = 1,
 ) -> Case:  # fmt: skip
-    """The original layout: the tower apart, or (`inside`) trained and so among the tensors."""
+    """The original layout: the tower apart, or (`inside`) trained and so among the tensors.
+
+    `marks`: LLaVA v1's added tokens around the picture.
+    """
     captioner, vision = folder / "captioner", folder / "vision"
     model = write_lm(captioner, lm, seed=seed)
     width = model.config.hidden_size
@@ -229,7 +244,7 @@ def write_llava(
     config = json.loads((captioner / "config.json").read_text())
     config |= {
         "model_type": kind, "mm_hidden_size": 48, "mm_vision_tower": "openai/clip-vit-large",
-        "mm_projector_type": projector, "mm_vision_select_layer": -2, "mm_use_im_start_end": False,
+        "mm_projector_type": projector, "mm_vision_select_layer": -2, "mm_use_im_start_end": marks,
         "mm_vision_select_feature": "patch", "image_aspect_ratio": aspect,
     }  # fmt: skip
     write_json(captioner / "config.json", config)
@@ -241,9 +256,15 @@ def write_llava(
     if lm == "qwen2":
         before = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         after = "\n{}<|im_end|>\n<|im_start|>assistant\n"
+    added: dict[str, int] = {}
+    if marks:  # the last rows of the embedding
+        n = model.config.vocab_size
+        added = {"<im_start>": n - 2, "<im_end>": n - 1}
+        write_json(captioner / "added_tokens.json", added)
+        before, after = f"{before}<im_start>", f"<im_end>{after}"
     reference = Reference(
         [processed(processor, mean if pad else None)], [feature(encoder, -2, int(clip))],
-        connector, model, captioner, before, after, bos=lm != "qwen2",
+        connector, model, captioner, before, after, bos=lm != "qwen2", added=added,
         mode="pad" if pad else "crop" if clip else "stretch", mean=mean, std=std,
     )  # fmt: skip
     return Case("llava", {"captioner": captioner, "vision": vision}, reference)
@@ -251,7 +272,7 @@ def write_llava(
 
 def write_llava_hf(
     folder: Path, *, tower: str = "clip", lm: str = "vicuna", newer: bool = False,
-    strategy: str = "default", layer: int = -2, seed: int = 2,
+    strategy: str = "default", layer: int = -2, pad: bool = False, seed: int = 2,
 ) -> Case:  # fmt: skip
     """transformers' layout, with the names of before or after its version 4.52 (`newer`)."""
     model = write_lm(folder, lm, seed=seed)
@@ -280,7 +301,11 @@ def write_llava_hf(
         "vision_feature_layer": layer, "vision_feature_select_strategy": strategy,
         "projector_hidden_act": "gelu", "image_token_index": 7,
     })  # fmt: skip
-    processor = clip_processor() if clip else SiglipImageProcessor(size=_square())
+    processor: Any = clip_processor() if clip else SiglipImageProcessor(size=_square())
+    if pad:
+        processor = LlavaImageProcessor(
+            do_pad=True, size={"shortest_edge": SIZE}, crop_size=_square()
+        )
     processor.save_pretrained(folder)
     before, after = "USER: ", "\n{} ASSISTANT:"
     if lm == "qwen2":
@@ -288,7 +313,8 @@ def write_llava_hf(
     mean, std = (CLIP_MEAN, CLIP_STD) if clip else ((0.5,) * 3, (0.5,) * 3)
     reference = Reference(
         [processed(processor)], [feature(encoder, layer, int(strategy == "default"))], connector,
-        model, folder, before, after, bos=lm != "qwen2", mode="crop" if clip else "stretch",
+        model, folder, before, after, bos=lm != "qwen2",
+        mode="pad" if pad else "crop" if clip else "stretch",
         mean=mean, std=std,
     )  # fmt: skip
     return Case("llava", {"captioner": folder}, reference)
@@ -414,7 +440,11 @@ def write_prismatic(
         after = "A chat between a curious user and an artificial intelligence assistant. The "
         after += "assistant gives helpful, detailed, and polite answers to the user's questions. "
         after += "USER: {} ASSISTANT:"
-    reference = Reference(pixels, features, connector, model, llm, before, after)
+    mean, std = {"siglip": ((0.5,) * 3, (0.5,) * 3), "clip": (CLIP_MEAN, CLIP_STD),
+                 "dino": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}[kinds[0]]  # fmt: skip
+    reference = Reference(
+        pixels, features, connector, model, llm, before, after, mean=mean, std=std
+    )
     return Case("prismatic", {"captioner": captioner, "llm": llm, **folders}, reference)
 
 
@@ -428,7 +458,7 @@ def _timm(
             **{k: v for k, v in wide.items() if k != "intermediate_size"}, mlp_ratio=2
         )
         model = make(Dinov2WithRegistersModel(config), seed)
-        tensors, n_skipped = _dino_tensors(model), 5
+        tensors, n_skipped = _dino_tensors(model, seed), 5
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     elif kind == "siglip":
         model = siglip_tower(seed, **wide, hidden_act="gelu", layer_norm_eps=1e-6)
@@ -472,8 +502,18 @@ def _stock_tensors(model: Any) -> dict[str, torch.Tensor]:
     return made
 
 
-def _dino_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """timm keeps no position of the class row: it stands in the row itself."""
+def _dino_tensors(model: Any, seed: int) -> dict[str, torch.Tensor]:
+    """timm keeps no position of the class row: it stands in the row itself.
+
+    Positions are published for a finer grid, as DINOv2's are; timm resamples them so.
+    """
+    grid = model.config.image_size // PATCH
+    table = torch.randn(1, (grid + 5) ** 2, 48, generator=torch.Generator().manual_seed(seed))
+    square = table.reshape(1, grid + 5, grid + 5, 48).permute(0, 3, 1, 2)
+    square = nn.functional.interpolate(square, size=(grid, grid), mode="bicubic", antialias=True)
+    with torch.no_grad():
+        positions = model.embeddings.position_embeddings
+        positions[:, 1:] = square.permute(0, 2, 3, 1).reshape(1, grid * grid, 48)
     found = tensors_of(model)
     position = found["embeddings.position_embeddings"]
     made = {
@@ -481,7 +521,7 @@ def _dino_tensors(model: Any) -> dict[str, torch.Tensor]:
         "patch_embed.proj.bias": found["embeddings.patch_embeddings.projection.bias"],
         "cls_token": found["embeddings.cls_token"] + position[:, :1],
         "reg_token": found["embeddings.register_tokens"],
-        "pos_embed": position[:, 1:],
+        "pos_embed": table,
     }
     for i in range(model.config.num_hidden_layers):
         layer, block = f"encoder.layer.{i}.", f"blocks.{i}."
