@@ -1,11 +1,12 @@
-"""Memory and time of converting a checkpoint with PrismCaptioner's true dimensions.
+"""Memory and time of converting a checkpoint of a published model's true dimensions.
 
     python benchmarks/convert_memory.py --size 2b --work /tmp/convert --keep
+    python benchmarks/convert_memory.py --size llava-1.5-7b --work /tmp/convert
 
-Random weights are written to `--work` in the published layout (one shard a layer), then converted
-as `edgeprism convert prismcaptioner` does. Printed is one JSON object: seconds and the peak of the
-converting process's anonymous memory for each stage, and the size of each file of the bundle.
-Needs Linux (/proc) and the [convert] extra.
+Sizes 2b and 7b are PrismCaptioner's. Random weights are written to `--work` in the published
+layout (one shard a layer), then converted as `edgeprism convert` does. Printed is one JSON object:
+seconds and the peak of the converting process's anonymous memory for each stage, and the size of
+each file of the bundle. Needs Linux (/proc) and the [convert] extra.
 """
 
 from __future__ import annotations
@@ -37,14 +38,19 @@ SIZES = {  # layers, hidden, heads, ffn
     "7b": (32, 4096, 32, 14336),
 }
 V_LAYERS, V_HIDDEN, V_HEADS, V_FFN, V_SIZE, PATCH = 27, 1152, 16, 4304, 384, 14
+# CLIP-L/14-336 and Vicuna-7B
+L_VOCAB, L_LAYERS, L_HIDDEN, L_HEADS, L_FFN = 32000, 32, 4096, 32, 11008
+C_LAYERS, C_HIDDEN, C_HEADS, C_FFN, C_SIZE = 24, 1024, 16, 4096, 336
 SAMPLE_S = 0.05
+
+LLAVA = "llava-1.5-7b"
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="2b")
+    parser.add_argument("--size", choices=(*SIZES, LLAVA), default="2b")
     parser.add_argument("--work", type=Path, required=True, help="where checkpoint and bundle go")
     parser.add_argument("--vision-quant", action="append", help="repeatable; default int8")
     parser.add_argument("--lm-quant", default="Q4_K_M")
@@ -52,11 +58,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers of the language model: quicker, "
                         "and the peak is that of the largest matrix all the same")  # fmt: skip
     arguments = parser.parse_args()
-    n_layers, *dimensions = SIZES[arguments.size]
-    n_layers = arguments.layers or n_layers
+    llava = arguments.size == LLAVA
+    dimensions = [] if llava else list(SIZES[arguments.size])
+    n_layers = arguments.layers or (L_LAYERS if llava else dimensions[0])
     checkpoint = arguments.work / f"checkpoint-{arguments.size}-{n_layers}"
-    if not checkpoint.exists():
-        write_checkpoint(checkpoint, n_layers, *dimensions)
+    if not checkpoint.exists() and llava:
+        write_llava(checkpoint, n_layers)
+    elif not checkpoint.exists():
+        write_checkpoint(checkpoint, n_layers, *dimensions[1:])
     out = arguments.work / f"bundle-{arguments.size}"
     options = ConvertOptions(
         vision_quants=tuple(arguments.vision_quant or ["int8"]),
@@ -65,9 +74,10 @@ def main() -> None:
     )
     recorder = Recorder()
     threading.Thread(target=recorder.watch, daemon=True).start()
+    folders = ("captioner", "vision") if llava else ("captioner", "llm", "vision")
     convert_in_child(
-        "prismcaptioner", out, options, recorder, captioner=checkpoint / "captioner",
-        llm=checkpoint / "llm", vision=checkpoint / "vision",
+        "llava" if llava else "prismcaptioner", out, options, recorder,
+        **{name: checkpoint / name for name in folders},
     )  # fmt: skip
     recorder.stage("end")
     result = {
@@ -192,14 +202,63 @@ def layer_shapes(i: int, hidden: int, heads: int, ffn: int) -> Shapes:
     }
 
 
-def vision_shapes() -> Shapes:
-    e, f = V_HIDDEN, V_FFN
+def write_llava(folder: Path, n_layers: int) -> None:
+    """The original layout: language model and projector in one folder, CLIP in another."""
+    generator = torch.Generator().manual_seed(0)
+    captioner, vision = folder / "captioner", folder / "vision"
+    for path in (captioner, vision):
+        path.mkdir(parents=True)
+    write_tokenizer(captioner, add_dummy_prefix=True)
+    e, f = L_HIDDEN, L_FFN
+    shards: list[Shapes] = []
+    for i in range(n_layers):
+        layer = f"model.layers.{i}."
+        attention = {f"{layer}self_attn.{part}_proj.weight": (e, e) for part in "qkvo"}
+        norms = dict.fromkeys((f"{layer}input_layernorm.weight",
+                               f"{layer}post_attention_layernorm.weight"), (e,))  # fmt: skip
+        mlp = {f"{layer}mlp.gate_proj.weight": (f, e), f"{layer}mlp.up_proj.weight": (f, e),
+               f"{layer}mlp.down_proj.weight": (e, f)}  # fmt: skip
+        shards.append({**attention, **norms, **mlp})
+    shards.append({
+        "model.embed_tokens.weight": (L_VOCAB, e), "model.norm.weight": (e,),
+        "lm_head.weight": (L_VOCAB, e),
+        "model.mm_projector.0.weight": (e, C_HIDDEN), "model.mm_projector.0.bias": (e,),
+        "model.mm_projector.2.weight": (e, e), "model.mm_projector.2.bias": (e,),
+    })  # fmt: skip
+    write_shards(captioner, shards, torch.float16, generator)
+    write_config(
+        captioner, model_type="llava_llama", hidden_size=e, intermediate_size=f,
+        num_hidden_layers=n_layers, num_attention_heads=L_HEADS, num_key_value_heads=L_HEADS,
+        vocab_size=L_VOCAB, max_position_embeddings=4096, rms_norm_eps=1e-5,
+        tie_word_embeddings=False, mm_hidden_size=C_HIDDEN, mm_projector_type="mlp2x_gelu",
+        mm_vision_select_layer=-2, mm_vision_select_feature="patch", image_aspect_ratio="pad",
+        mm_vision_tower="openai/clip-vit-large-patch14-336",
+    )  # fmt: skip
+    ahead = {"vision_model.embeddings.class_embedding": (C_HIDDEN,),
+             "vision_model.pre_layrnorm.weight": (C_HIDDEN,),
+             "vision_model.pre_layrnorm.bias": (C_HIDDEN,)}  # fmt: skip
+    shapes = vision_shapes(C_LAYERS, C_HIDDEN, C_FFN, 1 + (C_SIZE // PATCH) ** 2)
+    del shapes["vision_model.embeddings.patch_embedding.bias"]
+    write_file(vision / "model.safetensors", {**shapes, **ahead}, torch.float32, generator)
+    write_config(
+        vision, model_type="clip_vision_model", hidden_size=C_HIDDEN, intermediate_size=C_FFN,
+        num_hidden_layers=C_LAYERS, num_attention_heads=C_HEADS, image_size=C_SIZE,
+        patch_size=PATCH,
+    )  # fmt: skip
+
+
+def vision_shapes(
+    n_layers: int = V_LAYERS,
+    e: int = V_HIDDEN,
+    f: int = V_FFN,
+    n_positions: int = (V_SIZE // PATCH) ** 2,
+) -> Shapes:
     shapes: Shapes = {
         "embeddings.patch_embedding.weight": (e, 3, PATCH, PATCH),
         "embeddings.patch_embedding.bias": (e,),
-        "embeddings.position_embedding.weight": ((V_SIZE // PATCH) ** 2, e),
+        "embeddings.position_embedding.weight": (n_positions, e),
     }
-    for i in range(V_LAYERS):
+    for i in range(n_layers):
         layer = f"encoder.layers.{i}."
         linears = {f"self_attn.{p}": (e, e) for p in ("q_proj", "k_proj", "v_proj", "out_proj")}
         linears |= {"mlp.fc1": (f, e), "mlp.fc2": (e, f)}
