@@ -15,7 +15,7 @@ from edgeprism.convert.conversations import Conversation
 from edgeprism.convert.language_model import LmParts, Tick
 from edgeprism.convert.pipeline import FamilyParts
 from edgeprism.convert.vision_config import Preparation, ProjectorConfig, TowerConfig
-from edgeprism.convert.vision_export import INPUT, OUTPUT
+from edgeprism.convert.vision_export import INPUT, NEWLINE, OUTPUT
 from edgeprism.convert.vision_graph import VisionGraph
 from edgeprism.convert.vision_weights import VisionWeights
 from edgeprism.manifest import (
@@ -49,6 +49,7 @@ class VisionSide:
     weights: VisionWeights
     reference: Callable[[np.ndarray, Tick], np.ndarray]  # pixels → visual tokens, by the gate's way
     drop_first_patch: bool = False
+    newline: bool = False  # the weights hold a row named "newline"
 
 
 def captioner_parts(
@@ -60,11 +61,14 @@ def captioner_parts(
     lm: LmParts,
     conversation: Conversation,
     card: CaptionerCard,
+    markers: Markers | None = None,
 ) -> FamilyParts:
     """Everything in its place; what the pipeline finds out is left empty."""
     side = vision.projector.side(vision.towers[0].grid)
     drop = vision.drop_first_patch
     begin, end = conversation.picture_begin, conversation.picture_end
+    if markers is None and (begin or end):
+        markers = Markers(begin, "", "", "", "", end)
     licenses = list(dict.fromkeys(source.license for source in sources))
     manifest = Manifest(
         schema=SCHEMA,
@@ -81,6 +85,7 @@ def captioner_parts(
             drop_first_patch=drop,
             tokens_per_tile=side**2 - int(drop),
             n_embd=lm.config.n_embd,
+            newline=NEWLINE if vision.newline else "",
         ),
         lm=LanguageModel(
             file="",
@@ -101,14 +106,16 @@ def captioner_parts(
             stop=list(conversation.stop),
             max_tokens=card.max_tokens,
             after_instruction=conversation.after_instruction,
-            markers=Markers(begin, "", "", "", "", end) if begin or end else None,
+            markers=markers,
         ),
         files={},
         parity=Parity(passed=False, forced=False, figures={}, failures=[]),
         notice=card.notice,
     )
     return FamilyParts(
-        vision=lambda dtype: VisionGraph(vision.towers, vision.projector, drop, dtype),
+        vision=lambda dtype: VisionGraph(
+            vision.towers, vision.projector, drop, dtype, vision.newline
+        ),
         vision_weights=vision.weights,
         n_vision_layers=sum(tower.n_layers for tower in vision.towers),
         reference_visual_tokens=vision.reference,

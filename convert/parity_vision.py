@@ -65,7 +65,7 @@ def stock_tower(
         _load(model, RawTensors(files))
         mean, std = data.get("image_mean"), data.get("image_std")
         standard = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-        x = _normalised(
+        x = normalised(
             pixels,
             data.get("rescale_factor", 1 / 255),
             mean or (standard[0] if clip else [0.5] * 3),
@@ -104,7 +104,7 @@ def _load(model: torch.nn.Module, raw: RawTensors) -> None:
     model.eval()
 
 
-def _normalised(
+def normalised(
     pixels: np.ndarray, rescale: float, mean: Sequence[float], std: Sequence[float]
 ) -> torch.Tensor:
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() * rescale
@@ -137,7 +137,7 @@ def timm_tower(
 
         kernel = w("patch_embed.proj.weight")
         bias = w("patch_embed.proj.bias") if f"{lead}patch_embed.proj.bias" in raw else None
-        x = F.conv2d(_normalised(pixels, 1 / 255, mean, std), kernel, bias, kernel.shape[-1])
+        x = F.conv2d(normalised(pixels, 1 / 255, mean, std), kernel, bias, kernel.shape[-1])
         x = x.flatten(2).transpose(1, 2)  # [n, patches, e]
         table = _resampled(w("pos_embed")[0], grid)
         ahead = [w(name)[0] for name in ("cls_token", "reg_token") if lead + name in raw]
@@ -181,24 +181,34 @@ def _resampled(table: torch.Tensor, grid: int) -> torch.Tensor:
     return torch.cat([first, square.flatten(2)[0].t()])
 
 
-def mlp(files: Iterable[Path], endings: Sequence[str], norm: str = "", cell: int = 1) -> Connector:
+def mlp(
+    files: Iterable[Path],
+    endings: Sequence[str],
+    norm: str = "",
+    cell: int = 1,
+    transposed: bool = False,
+) -> Connector:
     """Linear layers whose names end so, GELU (erf form) between them.
 
-    With `norm`, the patches of each cell × cell are joined first and normalised.
+    The patches of each cell × cell are joined first, and normalised if there is a `norm`. The
+    cells go across first, or down first if `transposed`.
     """
 
     def run(x: torch.Tensor) -> torch.Tensor:
         raw = RawTensors(files)
+        if cell > 1:
+            x = _cells(x, cell)
+            if transposed:
+                side = round(x.shape[1] ** 0.5)
+                x = torch.stack([x[:, a * side + b] for b in range(side) for a in range(side)], 1)
         if norm:
             lead = raw.lead_of(f"{norm}.weight") + norm
-            x = _cells(x, cell)
-            x = F.layer_norm(
-                x, x.shape[-1:], raw[f"{lead}.weight"].float(), raw[f"{lead}.bias"].float()
-            )
+            weight, bias = raw[f"{lead}.weight"].float(), raw[f"{lead}.bias"].float()
+            x = F.layer_norm(x, x.shape[-1:], weight, bias)
         for i, ending in enumerate(endings):
             name = raw.lead_of(f"{ending}.weight") + ending
-            x = F.linear(x if i == 0 else F.gelu(x), raw[f"{name}.weight"].float(),
-                         raw[f"{name}.bias"].float())  # fmt: skip
+            own = raw[f"{name}.bias"].float() if f"{name}.bias" in raw else None
+            x = F.linear(x if i == 0 else F.gelu(x), raw[f"{name}.weight"].float(), own)
         return x
 
     return run

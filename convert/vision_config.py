@@ -14,7 +14,7 @@ from edgeprism.convert.checkpoint import read_json
 from edgeprism.errors import CheckpointError
 
 # transformers' number for each way of resampling
-_RESAMPLINGS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+RESAMPLINGS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _MODEL_TYPES = {"clip": "clip_vision_model", "clip_vision_model": "clip_vision_model",
                 "siglip": "siglip_vision_model",
                 "siglip_vision_model": "siglip_vision_model"}  # fmt: skip
@@ -40,6 +40,10 @@ class TowerConfig:
     patch_bias: bool = True
     norm_first: bool = False  # a norm between the embeddings and the first layer
     layer_scale: bool = False  # each branch's output is scaled, channel by channel
+    norm_last: bool = False  # a norm behind the last layer
+    rms: bool = False  # norms divide by the root mean square: no mean, no bias
+    qk_norm: bool = False  # queries and keys are so normed, over all heads together
+    qkv_bias: bool = True
 
     @property
     def grid(self) -> int:
@@ -52,11 +56,14 @@ class ProjectorConfig:
     """A chain of Linear layers with GELU (erf form) between them.
 
     `widths` are those of its inputs and outputs: [in, …, out]. With `downsample` s, the patches of
-    s × s cells are put beside one another first (zeros fill up an odd edge) and normalised.
+    s × s cells are put beside one another first (zeros fill up an odd edge) and, unless `plain`,
+    normalised; `plain` layers have no biases either. `transposed`: cells go down before across.
     """
 
     widths: tuple[int, ...]
     downsample: int = 1
+    plain: bool = False
+    transposed: bool = False
 
     def side(self, grid: int) -> int:
         """Visual tokens along one edge of `grid` patches."""
@@ -87,8 +94,6 @@ def tower_config_from_dict(
 
     What it leaves out is transformers' default. Raises CheckpointError for another model.
     """
-    from transformers import CONFIG_MAPPING
-
     kind = _MODEL_TYPES.get(str(data.get("model_type")))
     if kind is None:
         raise CheckpointError(
@@ -97,26 +102,7 @@ def tower_config_from_dict(
             "Pass the folder of the vision model that the captioner was trained on.",
         )
     inner = data.get("vision_config", data) if data["model_type"] in ("clip", "siglip") else data
-    try:
-        fields = CONFIG_MAPPING[kind](**{k: v for k, v in inner.items() if k != "model_type"})
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{where} is no vision model: {error}.", "Download it again."
-        ) from error
-    needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
-              "image_size", "patch_size")  # fmt: skip
-    faults = [
-        f"{name} = {value!r} (expected a whole number above 0)"
-        for name in needed
-        if type(value := getattr(fields, name, None)) is not int or value < 1
-    ]
-    if fields.hidden_act not in ACTIVATIONS:
-        faults.append(f"hidden_act = {fields.hidden_act!r} (known: {', '.join(ACTIVATIONS)})")
-    if not faults and fields.hidden_size % fields.num_attention_heads:
-        faults.append(
-            f"hidden_size {fields.hidden_size} is no multiple of num_attention_heads "
-            f"{fields.num_attention_heads}"
-        )
+    fields, faults = _fields_and_faults(kind, inner, where)
     if not faults and preparation.size != fields.image_size:
         faults.append(
             f"pictures are prepared at {preparation.size}×{preparation.size}, but the vision model "
@@ -144,6 +130,46 @@ def tower_config_from_dict(
         patch_bias=not clip,
         norm_first=clip,
     )
+
+
+def tower_fields(kind: str, data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A vision tower's configuration, completed by transformers' defaults for model type `kind`.
+
+    Raises CheckpointError, all faults at once.
+    """
+    fields, faults = _fields_and_faults(kind, data, where)
+    if faults:
+        raise CheckpointError(
+            f"{where}: {'; '.join(faults)}.", "Use the config.json that was published."
+        )
+    found: dict[str, Any] = fields.to_dict()
+    return found
+
+
+def _fields_and_faults(kind: str, data: Mapping[str, Any], where: str) -> tuple[Any, list[str]]:
+    from transformers import CONFIG_MAPPING
+
+    try:
+        fields = CONFIG_MAPPING[kind](**{k: v for k, v in data.items() if k != "model_type"})
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{where} is no vision model: {error}.", "Download it again."
+        ) from error
+    needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
+              "image_size", "patch_size")  # fmt: skip
+    faults = [
+        f"{name} = {value!r} (expected a whole number above 0)"
+        for name in needed
+        if type(value := getattr(fields, name, None)) is not int or value < 1
+    ]
+    if fields.hidden_act not in ACTIVATIONS:
+        faults.append(f"hidden_act = {fields.hidden_act!r} (known: {', '.join(ACTIVATIONS)})")
+    if not faults and fields.hidden_size % fields.num_attention_heads:
+        faults.append(
+            f"hidden_size {fields.hidden_size} is no multiple of num_attention_heads "
+            f"{fields.num_attention_heads}"
+        )
+    return fields, faults
 
 
 def n_used_layers(config: TowerConfig, select_layer: Any, where: str) -> int:
@@ -174,8 +200,8 @@ def preparation_from_folder(folder: Path, default_size: int, model_type: str) ->
     if not crop and isinstance(data.get("size"), dict) and "shortest_edge" in data["size"]:
         faults.append(f"size {data['size']!r} without a crop")
     number = data.get("resample", 3)
-    if number not in _RESAMPLINGS:
-        known = ", ".join(f"{n} ({name})" for n, name in _RESAMPLINGS.items())
+    if number not in RESAMPLINGS:
+        known = ", ".join(f"{n} ({name})" for n, name in RESAMPLINGS.items())
         faults.append(f"resample {number!r} (known: {known})")
     for name in ("do_resize", "do_rescale", "do_normalize"):
         if data.get(name, True) is not True:
@@ -190,7 +216,7 @@ def preparation_from_folder(folder: Path, default_size: int, model_type: str) ->
     return Preparation(
         mode,
         size or default_size,
-        _RESAMPLINGS[number],
+        RESAMPLINGS[number],
         float(data.get("rescale_factor", 1 / 255)),
         tuple(float(v) for v in data.get("image_mean") or mean),
         tuple(float(v) for v in data.get("image_std") or std),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgeprism.convert.vision_graph import VisionGraph
     from edgeprism.convert.vision_weights import VisionWeights
 
-INPUT, OUTPUT = "pixels", "visual_tokens"
+INPUT, OUTPUT, NEWLINE = "pixels", "visual_tokens", "newline"
 # Gelu and LayerNormalization are single operators from 20 on, and every onnxruntime since
 # 1.17 runs it.
 _OPSET = 20
@@ -45,7 +45,7 @@ def export_graph(module: VisionGraph, weights: VisionWeights, work: Path, stem: 
             (example,),
             dynamo=True,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[OUTPUT, NEWLINE] if module.newline is not None else [OUTPUT],
             dynamic_shapes=({0: torch.export.Dim("n", min=1, max=1024)},),
             opset_version=_OPSET,
             verbose=False,

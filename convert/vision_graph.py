@@ -40,13 +40,19 @@ class Affine(nn.Module):
 
 
 class Norm(nn.Module):
-    def __init__(self, dtype: torch.dtype, n: int, eps: float) -> None:
+    """A layer norm, or with `rms` a division by the root mean square alone."""
+
+    def __init__(self, dtype: torch.dtype, n: int, eps: float, rms: bool = False) -> None:
         super().__init__()
         self.weight = placeholder(dtype, n)
-        self.bias = placeholder(dtype, n)
+        self.bias = None if rms else placeholder(dtype, n)
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.bias is None:
+            y = x.float()
+            y = y * torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + self.eps)
+            return y.to(x.dtype) * self.weight
         return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
@@ -56,8 +62,11 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: TowerConfig, dtype: torch.dtype) -> None:
         super().__init__()
         e, f = config.n_embd, config.n_ffn
-        self.norm1, self.norm2 = Norm(dtype, e, config.eps), Norm(dtype, e, config.eps)
-        self.q, self.k, self.v = (Affine(dtype, e, e) for _ in range(3))
+        self.norm1, self.norm2 = (Norm(dtype, e, config.eps, config.rms) for _ in range(2))
+        self.q, self.k, self.v = (Affine(dtype, e, e, config.qkv_bias) for _ in range(3))
+        self.q_norm, self.k_norm = (
+            Norm(dtype, e, config.eps, rms=True) if config.qk_norm else None for _ in range(2)
+        )
         self.out = Affine(dtype, e, e)
         self.fc1, self.fc2 = Affine(dtype, e, f), Affine(dtype, f, e)
         self.n_heads = config.n_heads
@@ -68,9 +77,11 @@ class EncoderLayer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, t, e = x.shape
         y = self.norm1(x)
+        parts = [part(y) for part in (self.q, self.k, self.v)]
+        if self.q_norm is not None and self.k_norm is not None:
+            parts[:2] = self.q_norm(parts[0]), self.k_norm(parts[1])
         q, k, v = (
-            part(y).reshape(n, t, self.n_heads, e // self.n_heads).transpose(1, 2)
-            for part in (self.q, self.k, self.v)
+            part.reshape(n, t, self.n_heads, e // self.n_heads).transpose(1, 2) for part in parts
         )  # [n, heads, rows, head_dim]
         weights = torch.softmax((q * (e // self.n_heads) ** -0.5) @ k.transpose(2, 3), dim=-1)
         y = self.out((weights @ v).transpose(1, 2).reshape(n, t, e))
@@ -92,6 +103,7 @@ class Tower(nn.Module):
         self.prefix = placeholder(dtype, config.n_prefix, e) if config.n_prefix else None
         self.norm_first = Norm(dtype, e, config.eps) if config.norm_first else None
         self.layers = nn.ModuleList(EncoderLayer(config, dtype) for _ in range(config.n_layers))
+        self.norm_last = Norm(dtype, e, config.eps, config.rms) if config.norm_last else None
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         c = self.config
@@ -107,6 +119,8 @@ class Tower(nn.Module):
             x = self.norm_first(x)
         for layer in self.layers:
             x = layer(x)
+        if self.norm_last is not None:
+            x = self.norm_last(x)
         return x[:, c.n_prefix :] if c.n_prefix else x
 
 
@@ -116,15 +130,18 @@ class Projector(nn.Module):
     def __init__(self, config: ProjectorConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        shrinks = config.downsample > 1
-        self.norm = Norm(dtype, config.widths[0], 1e-5) if shrinks else None
+        normed = config.downsample > 1 and not config.plain
+        self.norm = Norm(dtype, config.widths[0], 1e-5) if normed else None
         self.linears = nn.ModuleList(
-            Affine(dtype, *widths) for widths in itertools.pairwise(config.widths)
+            Affine(dtype, *widths, bias=not config.plain)
+            for widths in itertools.pairwise(config.widths)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.config.downsample > 1:
+            x = join_cells(x, self.config.downsample, self.config.transposed)
         if self.norm is not None:
-            x = self.norm(join_cells(x, self.config.downsample))
+            x = self.norm(x)
         for i, linear in enumerate(self.linears):
             x = linear(x if i == 0 else gelu(x, "gelu"))
         return x
@@ -135,7 +152,7 @@ class VisionGraph(nn.Module):
 
     Everything between stands inside: each tower's own normalising, patches and layers, the
     features side by side, the projector and, where the family does so, leaving out the first
-    patch.
+    patch. With `newline`, a second output is the learned row [1, n_embd] of that name.
     """
 
     def __init__(
@@ -144,6 +161,7 @@ class VisionGraph(nn.Module):
         projector: ProjectorConfig,
         drop_first_patch: bool,
         dtype: torch.dtype,
+        newline: bool = False,
     ) -> None:
         super().__init__()
         self.image_size, self.dtype = towers[0].image_size, dtype
@@ -151,24 +169,31 @@ class VisionGraph(nn.Module):
         self.drop_first_patch = drop_first_patch
         self.towers = nn.ModuleList(Tower(config, dtype) for config in towers)
         self.projector = Projector(projector, dtype)
+        self.newline = placeholder(dtype, 1, projector.widths[-1]) if newline else None
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         features = [tower(pixels) for tower in self.towers]
         x = features[0] if len(features) == 1 else torch.cat(features, dim=-1)
         if self.drop_first_patch:
             x = x[:, 1:]
         made: torch.Tensor = self.projector(x)
-        return made.float()
+        if self.newline is None:
+            return made.float()
+        return made.float(), self.newline.float() * 1  # an output of its own, not the weight
 
 
-def join_cells(x: torch.Tensor, s: int) -> torch.Tensor:
-    """[n, g · g, e] → [n, ⌈g/s⌉², s · s · e]: the patches of each s × s cell, row by row."""
+def join_cells(x: torch.Tensor, s: int, transposed: bool = False) -> torch.Tensor:
+    """[n, g · g, e] → [n, ⌈g/s⌉², s · s · e]: the patches of each s × s cell, row by row.
+
+    The cells go row by row too, or with `transposed` column by column.
+    """
     n, t, e = x.shape
     g = int(t**0.5)
     spare = -g % s
     x = functional.pad(x.reshape(n, g, g, e), (0, 0, 0, spare, 0, spare))
     side = (g + spare) // s
-    x = x.reshape(n, side, s, side, s, e).permute(0, 1, 3, 2, 4, 5)
+    order = (0, 3, 1, 2, 4, 5) if transposed else (0, 1, 3, 2, 4, 5)
+    x = x.reshape(n, side, s, side, s, e).permute(order)
     return x.reshape(n, side * side, s * s * e)
 
 

@@ -45,7 +45,7 @@ class VisionWeights:
     """The weights of a VisionGraph by parameter name, read from the checkpoints when asked for."""
 
     def __init__(self, parts: Mapping[str, Weights]) -> None:
-        """`parts` by module, e.g. {"towers.0": …, "projector": …}."""
+        """`parts` by module, e.g. {"towers.0": …, "projector": …}; "" is the graph itself."""
         self._weights = {
             f"{module}.{name}": weight
             for module, part in parts.items()
@@ -109,6 +109,8 @@ def stock_tower_weights(config: TowerConfig, checkpoint: Checkpoint, prefix: str
         weights["prefix"] = Weight(checkpoint, rows, lambda row, table: (row + table[0])[None])
     if config.norm_first:
         weights |= norm_weights("norm_first", checkpoint, f"{prefix}pre_layrnorm", e)  # sic
+    if config.norm_last:
+        weights |= norm_weights("norm_last", checkpoint, f"{prefix}post_layernorm", e)
     widths = {"fc1": (e, f), "fc2": (f, e)}
     for i in range(config.n_layers):
         for ours, published in _LAYER_SOURCES.items():
@@ -138,8 +140,10 @@ def projector_weights(
 ) -> Weights:
     """Linear layers published as `names`; `norm` is that of a downsampling projector."""
     weights: Weights = {}
-    if config.downsample > 1:
+    if config.downsample > 1 and not config.plain:
         weights |= norm_weights("norm", checkpoint, norm, config.widths[0])
     for i, name in enumerate(names):
         weights |= linear_weights(f"linears.{i}", checkpoint, name, *config.widths[i : i + 2])
+    if config.plain:
+        weights = {name: weight for name, weight in weights.items() if not name.endswith(".bias")}
     return weights

@@ -41,4 +41,16 @@ FAMILIES = {
         "Prismatic VLMs: one or two of DINOv2, SigLIP and CLIP (timm), MLP, a Llama or Mistral",
         signs=("checkpoints", "vision_backbone_id", "llm_backbone_id", "model"),
     ),
+    "internvl": Family(
+        "edgeprism.convert.families.internvl",
+        "InternVL 1.5: InternViT on tiles, pixel shuffle, MLP, InternLM2",
+        ("internvl_chat",),
+        ("llm_config", "vision_config", "force_image_size", "downsample_ratio"),
+    ),
+    "smolvlm": Family(
+        "edgeprism.convert.families.smolvlm",
+        "SmolVLM, SmolVLM2, Idefics3: SigLIP on tiles, pixel shuffle, SmolLM2 or Llama 3",
+        ("idefics3", "smolvlm"),
+        ("text_config", "vision_config", "scale_factor"),
+    ),
 }

@@ -150,6 +150,20 @@ def mmproj_pair(
     click.echo(str(out))
 
 
+@_family("smolvlm")
+@click.option("--captioner", type=_FOLDER, required=True, help="Folder of the checkpoint.")
+def smolvlm(**settings: Any) -> dict[str, Any]:
+    """SmolVLM, SmolVLM2 and Idefics3, into OUT."""
+    return settings
+
+
+@_family("internvl")
+@click.option("--captioner", type=_FOLDER, required=True, help="Folder of the checkpoint.")
+def internvl(**settings: Any) -> dict[str, Any]:
+    """InternVL 1.5 with InternLM2, in its original layout, into OUT."""
+    return settings
+
+
 def _run(family: str, out: Path, options: dict[str, Any], **settings: Any) -> None:
     missing = [name for name in _NEEDED if not _is_installed(name)]
     if missing:

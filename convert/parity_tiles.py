@@ -1,0 +1,106 @@
+"""The gate's reference of the towers that look at tiles: Idefics3's SigLIP and InternViT.
+
+As `parity_vision`, it shares no code with the converter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from edgeprism.convert.parity_files import RawTensors
+from edgeprism.convert.parity_vision import Features, Tick, normalised
+
+
+def idefics3_tower(files: Iterable[Path], config: Mapping[str, Any], prepare: Path) -> Features:
+    """transformers' own layers, on embeddings whose positions are counted plainly.
+
+    Its class asks for the bucket of (i / n) · (1 - 1e-6). In bfloat16, in which these models are
+    published and were trained, that is i / n and the bucket i; float32 would put every patch but
+    the first one place too far ahead.
+    """
+
+    def run(pixels: np.ndarray, tick: Tick) -> torch.Tensor:
+        from transformers import Idefics3VisionConfig
+        from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
+
+        raw = RawTensors(files)
+        lead = raw.lead_of("embeddings.patch_embedding.weight")
+        fields = {name: value for name, value in config.items() if name != "model_type"}
+        with torch.device("meta"):
+            model = Idefics3VisionTransformer(Idefics3VisionConfig(**fields))
+        state = {name: raw[lead + name].float() for name in model.state_dict()}
+        model.load_state_dict(state, assign=True)
+        model.eval()
+        data = json.loads(prepare.read_text()) if prepare.is_file() else {}
+        x = normalised(
+            pixels,
+            data.get("rescale_factor", 1 / 255),
+            data.get("image_mean", [0.5] * 3),
+            data.get("image_std", [0.5] * 3),
+        )
+        rows = []
+        for picture in x.split(1):
+            patches = model.embeddings.patch_embedding(picture).flatten(2).transpose(1, 2)
+            embedded = patches + model.embeddings.position_embedding.weight
+            found = model.encoder(inputs_embeds=embedded).last_hidden_state
+            rows.append(model.post_layernorm(found))
+        for _ in range(model.config.num_hidden_layers):
+            tick()
+        return torch.cat(rows)
+
+    return run
+
+
+def intern_vit(
+    files: Iterable[Path], config: Mapping[str, Any], mean: list[float], std: list[float]
+) -> Features:
+    """InternViT as its repository's code computes it (`modeling_intern_vit.py`), patches alone.
+
+    `config` is the vision_config. Norms, the packed qkv matrix, the norms of queries and keys and
+    the layer scales are what the files hold.
+    """
+
+    def run(pixels: np.ndarray, tick: Tick) -> torch.Tensor:
+        raw = RawTensors(files)
+        lead = raw.lead_of("embeddings.class_embedding")
+        eps, heads = config.get("layer_norm_eps", 1e-6), config["num_attention_heads"]
+
+        def w(name: str) -> torch.Tensor:
+            return raw[lead + name].float()
+
+        def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+            own = w(f"{name}.bias") if f"{lead}{name}.bias" in raw else None
+            return F.linear(x, w(f"{name}.weight"), own)
+
+        def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+            if f"{lead}{name}.bias" in raw:
+                return F.layer_norm(x, x.shape[-1:], w(f"{name}.weight"), w(f"{name}.bias"), eps)
+            return F.rms_norm(x, x.shape[-1:], w(f"{name}.weight"), eps)
+
+        kernel = w("embeddings.patch_embedding.weight")
+        x = normalised(pixels, 1 / 255, mean, std)
+        x = F.conv2d(x, kernel, w("embeddings.patch_embedding.bias"), kernel.shape[-1])
+        first = w("embeddings.class_embedding").expand(len(x), 1, -1)
+        x = torch.cat([first, x.flatten(2).transpose(1, 2)], dim=1)
+        x = x + w("embeddings.position_embedding")
+        for i in range(config["num_hidden_layers"]):
+            p = f"encoder.layers.{i}."
+            q, k, v = linear(norm(x, p + "norm1"), p + "attn.qkv").chunk(3, dim=-1)
+            if f"{lead}{p}attn.q_norm.weight" in raw:
+                q, k = norm(q, p + "attn.q_norm"), norm(k, p + "attn.k_norm")
+            q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            x = x + linear(y, p + "attn.proj") * w(p + "ls1")
+            y = F.gelu(linear(norm(x, p + "norm2"), p + "mlp.fc1"))
+            x = x + linear(y, p + "mlp.fc2") * w(p + "ls2")
+            tick()
+        return x[:, 1:]
+
+    return run
