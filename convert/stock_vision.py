@@ -21,6 +21,7 @@ from edgeprism.convert.vision_config import (
 from edgeprism.convert.vision_weights import (
     UNUSED,
     VisionWeights,
+    newline_weights,
     projector_weights,
     stock_tower_weights,
     tower_prefix,
@@ -52,9 +53,15 @@ class StockProjector:
 
 
 def stock_vision_side(
-    tower: StockTower, projector: StockProjector, n_out: int, requirements: Requirements
+    tower: StockTower,
+    projector: StockProjector,
+    n_out: int,
+    requirements: Requirements,
+    newline: bool = False,
 ) -> tuple[VisionSide, Preparation]:
     """The graph's vision half and how pictures are prepared for it.
+
+    With `newline`, the projector's checkpoint holds an `image_newline` too.
 
     What it needs of the checkpoints is added to `requirements`. Raises CheckpointError for a
     configuration that is not understood.
@@ -80,6 +87,7 @@ def stock_vision_side(
         {
             "towers.0": stock_tower_weights(used, tower.checkpoint, prefix),
             "projector": projector_weights(shape, projector.checkpoint, names, norm),
+            "": newline_weights(projector.checkpoint, n_out) if newline else {},
         }
     )
     unused = (*UNUSED, *unused_layers(prefix, n_used, config.n_layers))
@@ -98,6 +106,7 @@ def stock_vision_side(
         weights,
         lambda pixels, tick: parity_vision.visual_tokens([features], connector, pixels, tick),
         drop_first_patch=not tower.keeps_first and not config.n_prefix,
+        newline=newline,
     )
     return side, preparation
 

@@ -47,7 +47,7 @@ class VisionWeights:
     def __init__(self, parts: Mapping[str, Weights]) -> None:
         """`parts` by module, e.g. {"towers.0": …, "projector": …}; "" is the graph itself."""
         self._weights = {
-            f"{module}.{name}": weight
+            f"{module}.{name}".lstrip("."): weight
             for module, part in parts.items()
             for name, weight in part.items()
         }
@@ -147,3 +147,10 @@ def projector_weights(
     if config.plain:
         weights = {name: weight for name, weight in weights.items() if not name.endswith(".bias")}
     return weights
+
+
+def newline_weights(checkpoint: Checkpoint, n: int) -> Weights:
+    """The learned row behind each row of patches, published as [n]."""
+    found = [name for name in checkpoint.names if name.endswith("image_newline")]
+    name = found[0] if found else "image_newline"
+    return {"newline": Weight(checkpoint, {name: (n,)}, lambda row: row[None])}

@@ -30,6 +30,12 @@ FAMILIES = {
         ("llava", "llava_llama", "llava_mistral", "llava_qwen", "share4v"),
         ("mm_hidden_size", "mm_vision_tower", "text_config", "vision_config"),
     ),
+    "llava-next": Family(
+        "edgeprism.convert.families.llava_next",
+        "LLaVA-NeXT (1.6): as LLaVA, with tiles; original and llava-hf layouts",
+        ("llava_next", "llava_llama", "llava_mistral", "llava_qwen"),
+        ("image_grid_pinpoints", "mm_patch_merge_type", "text_config", "vision_config"),
+    ),
     "vila": Family(
         "edgeprism.convert.families.vila",
         "VILA-1.5: SigLIP or CLIP, downsampling projector, a Llama",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,9 @@ from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.progress import Progress
 from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
 from edgeprism.convert.tokenizer import TokenRules
+from edgeprism.convert.vision_config import Preparation
 from edgeprism.errors import CheckpointError
-from edgeprism.manifest import Manifest, Source
+from edgeprism.manifest import ImagePolicy, Manifest, Source, Tiling
 
 FAMILY = "llava"
 # model_type of the original layout → that of its language model
@@ -64,6 +66,7 @@ class Layout:
     aspect: str  # "pad" or "as prepared": how a picture that is not square is treated
     conversation: str
     marks: tuple[str, str] = ("", "")  # special tokens around the picture
+    grids: list[list[int]] | None = None  # of tiles [down, across]; the rows then end in newlines
 
 
 def convert(
@@ -80,12 +83,28 @@ def convert(
     CONVERSATIONS, by default the one that published models of this layout use. Raises UsageError,
     CheckpointError (every fault of the tensors at once) and ParityError.
     """
+    return convert_layout(
+        FAMILY, read_layout, out, options, progress, captioner, vision, conversation
+    )
+
+
+def convert_layout(
+    family: str,
+    read: Callable[[Path, Path | None, Checkpoint], Layout],
+    out: Path,
+    options: ConvertOptions,
+    progress: Progress,
+    captioner: Path,
+    vision: Path | None,
+    conversation: str,
+) -> Manifest:
+    """`convert` of every family that is laid out so: `read` says which layout a folder has."""
     check_options(options)
     with BundleWriter(out, options.overwrite) as writer:
         progress.stage("Reading the checkpoints")
         card = card_from_folder(captioner, INSTRUCTION, FOCUS, MAX_TOKENS)
         checkpoint = Checkpoint(captioner, "captioner")
-        layout = read_layout(captioner, vision, checkpoint)
+        layout = read(captioner, vision, checkpoint)
         talk = conversation_named(conversation or layout.conversation)
         if layout.marks[0]:
             begin, end = layout.marks
@@ -99,15 +118,15 @@ def convert(
         requirements = Requirements()
         projector = StockProjector(checkpoint, layout.projector)
         side, preparation = stock_vision_side(
-            layout.tower, projector, lm.config.n_embd, requirements
+            layout.tower, projector, lm.config.n_embd, requirements, layout.grids is not None
         )
         requirements.add(checkpoint, lm.shapes, UNUSED[lm.config.model_type])
         requirements.check()
         parts = captioner_parts(
-            FAMILY,
+            family,
             options.name or card.name or captioner.resolve().name,
             _sources(captioner, layout, checkpoint),
-            one_tile("pad" if layout.aspect == "pad" else preparation.mode, preparation),
+            _image_policy(layout, preparation),
             side,
             lm,
             talk,
@@ -116,14 +135,26 @@ def convert(
         return write_bundle(parts, writer, options, progress)
 
 
+def _image_policy(layout: Layout, preparation: Preparation) -> ImagePolicy:
+    if layout.grids is None:
+        return one_tile("pad" if layout.aspect == "pad" else preparation.mode, preparation)
+    # the overview is stretched, and the tiles are cut from a canvas of black
+    return dataclasses.replace(
+        one_tile("stretch", preparation),
+        fill=[0, 0, 0],
+        max_tiles=1 + max(down * across for down, across in layout.grids),
+        tiling=Tiling("best-fit", layout.grids, 0, "first", "rows-unpadded"),
+    )
+
+
 def read_layout(captioner: Path, vision: Path | None, checkpoint: Checkpoint) -> Layout:
     """Which layout the folder has, and what it says; CheckpointError for any other."""
     path = captioner / "config.json"
     config = read_json(path)
     if config.get("model_type") == "llava" and "text_config" in config:
-        return _transformers_layout(captioner, config, checkpoint)
+        return transformers_layout(captioner, config, checkpoint)
     if config.get("model_type") in LANGUAGE_MODELS and "mm_hidden_size" in config:
-        return _original_layout(captioner, config, vision, checkpoint)
+        return original_layout(captioner, config, vision, checkpoint)
     raise unknown_layout(
         captioner,
         FAMILY,
@@ -132,7 +163,8 @@ def read_layout(captioner: Path, vision: Path | None, checkpoint: Checkpoint) ->
     )
 
 
-def _transformers_layout(captioner: Path, config: dict[str, Any], checkpoint: Checkpoint) -> Layout:
+def transformers_layout(captioner: Path, config: dict[str, Any], checkpoint: Checkpoint) -> Layout:
+    """What a folder of a llava-hf repository says."""
     where = str(captioner / "config.json")
     strategy = config.get("vision_feature_select_strategy", "default")
     activation = config.get("projector_hidden_act", "gelu")
@@ -170,20 +202,27 @@ def _transformers_layout(captioner: Path, config: dict[str, Any], checkpoint: Ch
     )
 
 
-def _original_layout(
-    captioner: Path, config: dict[str, Any], vision: Path | None, checkpoint: Checkpoint
+def original_layout(
+    captioner: Path,
+    config: dict[str, Any],
+    vision: Path | None,
+    checkpoint: Checkpoint,
+    merge: str = "flat",
+    aspects: tuple[str | None, ...] = ("pad", "square", None),
 ) -> Layout:
+    """What an original folder says; it must say `merge` and one of `aspects` of tiles."""
     path = captioner / "config.json"
     kind = str(config.get("mm_projector_type", "linear"))
     mlp = re.fullmatch(r"mlp(\d+)x_gelu", kind)
     faults = []
     if kind != "linear" and not mlp:
         faults.append(f"mm_projector_type {kind!r} (known: linear, mlpNx_gelu)")
-    if config.get("mm_patch_merge_type", "flat") != "flat":
-        faults.append(f"mm_patch_merge_type {config['mm_patch_merge_type']!r} (tiles)")
+    if config.get("mm_patch_merge_type", "flat") != merge:
+        faults.append(f"mm_patch_merge_type {config.get('mm_patch_merge_type', 'flat')!r} (tiles)")
     aspect = config.get("image_aspect_ratio", "square")
-    if aspect not in ("pad", "square", None):
-        faults.append(f"image_aspect_ratio {aspect!r} (known: pad, square)")
+    if aspect not in aspects:
+        known = ", ".join(filter(None, aspects))
+        faults.append(f"image_aspect_ratio {aspect!r} (known: {known})")
     feature = config.get("mm_vision_select_feature", "patch")
     if feature not in ("patch", "cls_patch"):
         faults.append(f"mm_vision_select_feature {feature!r}")

@@ -100,6 +100,16 @@ def llava(**settings: Any) -> dict[str, Any]:
     return settings
 
 
+@_family("llava-next")
+@click.option("--captioner", type=_FOLDER, required=True, help="Folder of the checkpoint.")
+@click.option("--vision", type=_FOLDER,
+              help="Folder of the vision model that an original checkpoint names.")  # fmt: skip
+@_CONVERSATION
+def llava_next(**settings: Any) -> dict[str, Any]:
+    """LLaVA-NeXT (LLaVA-1.6), in its original layout or that of llava-hf, into OUT."""
+    return settings
+
+
 @_family("vila")
 @click.option("--captioner", type=_FOLDER, required=True,
               help="Folder with llm/, vision_tower/ and mm_projector/.")  # fmt: skip

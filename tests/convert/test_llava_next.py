@@ -1,0 +1,342 @@
+"""LLaVA-NeXT in both published layouts, against transformers' class and processor."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+import tiled
+import torch
+from PIL import Image
+from tiny_captioners import CLIP_MEAN, CLIP_STD, save_bin, write_vision
+from tiny_lm import write_any_tokenizer
+from tokenizers import Tokenizer
+from transformers import (
+    CLIPImageProcessor,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+)
+
+from edgeprism import captioner, image, tiles
+from edgeprism.convert import stock_vision, vision_graph
+from edgeprism.convert.families import llava, llava_next
+from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.progress import Progress
+from edgeprism.errors import CheckpointError
+
+TILE, PATCH = 28, 7
+SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the human's questions."
+)
+CHATML = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A tiny model of one layout and one kind of language model."""
+
+    name: str
+    original: bool
+    text: str  # model_type
+    tokenizer: str
+    before: str
+    after: str
+    # (height, width) to transformers; the published original is read as (width, height)
+    pinpoints: tuple[tuple[int, int], ...] = ((28, 56), (56, 28), (56, 56), (84, 28), (28, 84))
+
+
+SPECS = [
+    Spec("hf-vicuna", False, "llama", "sentencepiece", f"{SYSTEM} USER: ", "\n{} ASSISTANT:"),
+    Spec("hf-mistral", False, "mistral", "sentencepiece", "[INST] ", "\n{} [/INST]",
+         ((56, 28), (28, 56), (84, 84))),
+    Spec("original-vicuna", True, "llama", "sentencepiece", f"{SYSTEM} USER: ", "\n{} ASSISTANT:"),
+    Spec("original-qwen", True, "qwen2", "qwen2", CHATML,
+         "\n{}<|im_end|>\n<|im_start|>assistant\n", ((28, 84), (56, 28))),
+]  # fmt: skip
+
+
+@dataclasses.dataclass
+class Made:
+    """What a user passes, and the same weights in transformers' class."""
+
+    spec: Spec
+    settings: dict[str, Path]
+    model: LlavaNextForConditionalGeneration
+
+    def processor(self) -> LlavaNextImageProcessor:
+        return LlavaNextImageProcessor(
+            size={"shortest_edge": TILE}, crop_size=TILE, image_mean=CLIP_MEAN, image_std=CLIP_STD,
+            image_grid_pinpoints=[list(point) for point in self.spec.pinpoints],
+        )  # fmt: skip
+
+    def seen(self, picture: Image.Image) -> tiled.Seen:
+        inputs = self.processor()(picture, return_tensors="pt")
+        with torch.inference_mode():
+            (rows,) = self.model.model.get_image_features(**inputs)
+        before, after = self._prompt()
+        shown = [self.model.config.image_token_id] * len(rows)
+        ids = torch.tensor([before + shown + after])
+        said = tiled.generated(
+            self.model, input_ids=ids, attention_mask=torch.ones_like(ids), **inputs
+        )
+        return tiled.Seen(rows.numpy(), said)
+
+    def _prompt(self) -> tuple[list[int], list[int]]:
+        folder, after = self.settings["captioner"], self.spec.after.format(tiled.INSTRUCTION)
+        if self.spec.tokenizer == "sentencepiece":
+            path = str(folder / "tokenizer.model")
+            model = sentencepiece.SentencePieceProcessor(model_file=path)
+            return [1, *model.encode(self.spec.before)], model.encode(after)
+        fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        before, after = (
+            fast.encode(text, add_special_tokens=False).ids for text in (self.spec.before, after)
+        )
+        return before, after
+
+
+def write(folder: Path, spec: Spec) -> Made:
+    captioner_folder = folder / "captioner"
+    captioner_folder.mkdir(parents=True)
+    n_vocab = write_any_tokenizer(captioner_folder, spec.tokenizer) + 3
+    text = {
+        "model_type": spec.text, "hidden_size": 64, "intermediate_size": 160,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 2048, "vocab_size": n_vocab, "rms_norm_eps": 1e-5,
+        "sliding_window": None, "tie_word_embeddings": False, "head_dim": 16,
+    }  # fmt: skip
+    seen = {
+        "model_type": "clip_vision_model", "hidden_size": 48, "intermediate_size": 96,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": TILE, "patch_size": PATCH,
+    }  # fmt: skip
+    config = LlavaNextConfig(
+        text_config=text, vision_config=seen, image_token_index=n_vocab - 1,
+        image_grid_pinpoints=[list(point) for point in spec.pinpoints],
+    )  # fmt: skip
+    model = LlavaNextForConditionalGeneration(config).eval()
+    tiled.fill(model, len(spec.name))
+    settings = {"captioner": captioner_folder}
+    made = Made(spec, settings, model)
+    if spec.original:
+        settings["vision"] = folder / "vision"
+        write_original(made, text)
+    else:
+        model.save_pretrained(captioner_folder, max_shard_size="200KB")
+        made.processor().save_pretrained(captioner_folder)
+    return made
+
+
+def write_original(made: Made, text: dict[str, Any]) -> None:
+    spec, model, folder = made.spec, made.model.model, made.settings["captioner"]
+    tower = CLIPImageProcessor(size={"shortest_edge": TILE}, crop_size=TILE)
+    write_vision(made.settings["vision"], model.vision_tower, "clip", tower)
+    tensors = {
+        "model.image_newline": model.image_newline,
+        "lm_head.weight": made.model.lm_head.weight,
+    }
+    for ours, theirs in (
+        ("model.", model.language_model),
+        ("model.vision_tower.vision_tower.", model.vision_tower),
+        ("model.mm_projector.0.", model.multi_modal_projector.linear_1),
+        ("model.mm_projector.2.", model.multi_modal_projector.linear_2),
+    ):
+        state = theirs.state_dict()
+        tensors |= {ours + name: t for name, t in state.items() if "position_ids" not in name}
+    save_bin(folder, {name: tensor.detach().clone() for name, tensor in tensors.items()})
+    points = [list(point[::-1]) for point in spec.pinpoints]
+    kinds = {"llama": "llava_llama", "qwen2": "llava_qwen"}
+    config = {
+        **text, "model_type": kinds[spec.text], "mm_hidden_size": 48,
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
+        "mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": "anyres",
+        "image_grid_pinpoints": str(points) if spec.text == "qwen2" else points,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="module")
+def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], Made]:
+    kept: dict[Spec, Made] = {}
+
+    def get(spec: Spec) -> Made:
+        if spec not in kept:
+            kept[spec] = write(tmp_path_factory.mktemp("llava-next"), spec)
+        return kept[spec]
+
+    return get
+
+
+def converted(made: Made, out: Path) -> Path:
+    rest = {name: folder for name, folder in made.settings.items() if name != "captioner"}
+    return tiled.converted(llava_next, made.settings["captioner"], out, **rest)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_rows_and_text_are_transformers(
+    spec: Spec, made_of: Callable[[Spec], Made], tmp_path: Path
+) -> None:
+    made = made_of(spec)
+    bundle = converted(made, tmp_path / "b")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["parity"]["failures"] == []
+    texts = set()
+    for picture in tiled.pictures():
+        expected, found = made.seen(picture), tiled.seen_by_bundle(bundle, picture)
+        np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-4, atol=1e-4)
+        assert found.ids == expected.ids
+        assert len(set(found.ids)) >= 8
+        texts.add(tuple(found.ids))
+    assert len(texts) == len(tiled.SIZES)
+
+
+# ---- mistakes that the comparison must see
+
+
+def _rows_changed(change: Callable[[Any], np.ndarray]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Another order of rows in the prompt."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        right = tiles.picture_to_layout
+
+        def wrong(*arguments: Any) -> Any:
+            made = right(*arguments)
+            return dataclasses.replace(made, rows=change(made))
+
+        patch.setattr(captioner, "picture_to_layout", wrong)
+
+    return plant
+
+
+_N = (TILE // PATCH) ** 2
+_newline_first = _rows_changed(
+    lambda made: np.concatenate([made.rows[:_N], [-1], made.rows[_N:-1]])
+)
+_overview_last = _rows_changed(lambda made: np.concatenate([made.rows[_N:], made.rows[:_N]]))
+_newline_is_a_patch = _rows_changed(lambda made: np.maximum(made.rows, 0))
+
+
+def _pinpoints_turned(patch: pytest.MonkeyPatch) -> None:
+    right = llava_next._grids
+    patch.setattr(
+        llava_next,
+        "_grids",
+        lambda points, size, turned, where: right(points, size, not turned, where),
+    )
+
+
+def _padding_kept(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(tiles, "_unpadded", lambda rows, _: rows)
+
+
+def _tiles_down_first(patch: pytest.MonkeyPatch) -> None:
+    def wrong(picture: Any, policy: Any) -> np.ndarray:
+        made = image.picture_to_tiles(picture, policy)
+        down, across = tiles.choose_grid(picture.size, policy) or (1, 1)
+        order = np.arange(down * across).reshape(down, across).T.ravel()
+        return np.concatenate([made[:1], made[1:][order]])
+
+    patch.setattr(captioner, "picture_to_tiles", wrong)
+
+
+def _last_layer(patch: pytest.MonkeyPatch) -> None:
+    right = stock_vision.n_used_layers
+    patch.setattr(stock_vision, "n_used_layers", lambda config, _, where: right(config, -1, where))
+
+
+def _other_gelu(patch: pytest.MonkeyPatch) -> None:
+    right = vision_graph.gelu
+    patch.setattr(vision_graph, "gelu", lambda x, _: right(x, "gelu"))
+
+
+MISTAKES = {
+    "newline_first": _newline_first, "overview_last": _overview_last,
+    "newline_is_a_patch": _newline_is_a_patch, "pinpoints_turned": _pinpoints_turned,
+    "padding_kept": _padding_kept, "tiles_down_first": _tiles_down_first,
+    "last_layer": _last_layer, "other_gelu": _other_gelu,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_seen(
+    name: str,
+    made_of: Callable[[Spec], Made],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, picture = made_of(SPECS[0]), tiled.pictures()[1]
+    if name == "pinpoints_turned":  # seen where no grid is a better fit than its turned one
+        picture = picture.resize((20, 20))
+    if name == "tiles_down_first":
+        picture = picture.resize((70, 66))
+    expected = made.seen(picture)
+    MISTAKES[name](monkeypatch)
+    bundle = converted(made, tmp_path / "b")
+    assert not tiled.equal(tiled.seen_by_bundle(bundle, picture), expected)
+
+
+# ---- what is refused
+
+
+def refused(made: Made, tmp_path: Path, file: str, **change: Any) -> str:
+    folder = tmp_path / "c"
+    folder.mkdir()
+    for path in made.settings["captioner"].iterdir():
+        (folder / path.name).symlink_to(path)
+    data = json.loads((folder / file).read_text())
+    (folder / file).unlink()
+    (folder / file).write_text(json.dumps({**data, **change}))
+    with pytest.raises(CheckpointError) as caught:
+        llava_next.convert(
+            tmp_path / "b", ConvertOptions(("fp32",), "F32"), Progress(), folder,
+            made.settings.get("vision"),
+        )  # fmt: skip
+    assert not (tmp_path / "b").exists()
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("spec", "file", "change", "said"),
+    [
+        (0, "config.json", {"model_type": "llava"}, "families that come close: llava"),
+        (2, "config.json", {"image_grid_pinpoints": [[28, 57]]}, "multiples"),
+        (0, "preprocessor_config.json", {"image_grid_pinpoints": [[28, 56]]}, "different"),
+        (2, "config.json", {"image_grid_pinpoints": "__import__('os')"}, "multiples"),
+        (2, "config.json", {"image_grid_pinpoints": []}, "multiples"),
+        (2, "config.json", {"mm_patch_merge_type": "spatial"}, "mm_patch_merge_type 'spatial'"),
+        (2, "config.json", {"image_aspect_ratio": "pad"}, "image_aspect_ratio 'pad'"),
+    ],
+)
+def test_what_would_be_computed_differently_is_refused(
+    made_of: Callable[[Spec], Made],
+    tmp_path: Path,
+    spec: int,
+    file: str,
+    change: dict[str, Any],
+    said: str,
+) -> None:
+    assert said in refused(made_of(SPECS[spec]), tmp_path, file, **change)
+
+
+def test_a_missing_newline_is_told_with_every_other_fault(
+    made_of: Callable[[Spec], Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = llava.Checkpoint
+
+    class Poorer(right):  # type: ignore[misc, valid-type]
+        @property
+        def names(self) -> set[str]:
+            gone = ("image_newline", "linear_2.bias")
+            return {name for name in super().names if not name.endswith(gone)}
+
+    monkeypatch.setattr(llava, "Checkpoint", Poorer)
+    message = refused(made_of(SPECS[0]), tmp_path, "config.json")
+    assert "missing: image_newline [64]" in message
+    assert "linear_2.bias" in message
