@@ -49,7 +49,7 @@ class VisionSide:
     weights: VisionWeights
     reference: Callable[[np.ndarray, Tick], np.ndarray]  # pixels → visual tokens, by the gate's way
     drop_first_patch: bool = False
-    newline: bool = False  # the weights hold a row named "newline"
+    newline: bool = False  # the weights hold a "newline_row"
 
 
 def captioner_parts(

@@ -45,7 +45,7 @@ def export_graph(module: VisionGraph, weights: VisionWeights, work: Path, stem: 
             (example,),
             dynamo=True,
             input_names=[INPUT],
-            output_names=[OUTPUT, NEWLINE] if module.newline is not None else [OUTPUT],
+            output_names=[OUTPUT, NEWLINE] if module.newline_row is not None else [OUTPUT],
             dynamic_shapes=({0: torch.export.Dim("n", min=1, max=1024)},),
             opset_version=_OPSET,
             verbose=False,

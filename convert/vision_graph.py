@@ -139,7 +139,10 @@ class Projector(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.config.downsample > 1:
-            x = join_cells(x, self.config.downsample, self.config.transposed)
+            x = join_cells(x, self.config.downsample)
+        if self.config.transposed:
+            side = int(x.shape[1] ** 0.5)
+            x = x.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)
         if self.norm is not None:
             x = self.norm(x)
         for i, linear in enumerate(self.linears):
@@ -152,7 +155,8 @@ class VisionGraph(nn.Module):
 
     Everything between stands inside: each tower's own normalising, patches and layers, the
     features side by side, the projector and, where the family does so, leaving out the first
-    patch. With `newline`, a second output is the learned row [1, n_embd] of that name.
+    patch. With `newline`, a second output is the learned row of that name, [n, n_embd]: once for
+    each tile, so that no optimizer takes it for a constant of the placeholder's value.
     """
 
     def __init__(
@@ -169,7 +173,7 @@ class VisionGraph(nn.Module):
         self.drop_first_patch = drop_first_patch
         self.towers = nn.ModuleList(Tower(config, dtype) for config in towers)
         self.projector = Projector(projector, dtype)
-        self.newline = placeholder(dtype, 1, projector.widths[-1]) if newline else None
+        self.newline_row = placeholder(dtype, 1, projector.widths[-1]) if newline else None
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         features = [tower(pixels) for tower in self.towers]
@@ -177,23 +181,19 @@ class VisionGraph(nn.Module):
         if self.drop_first_patch:
             x = x[:, 1:]
         made: torch.Tensor = self.projector(x)
-        if self.newline is None:
+        if self.newline_row is None:
             return made.float()
-        return made.float(), self.newline.float() * 1  # an output of its own, not the weight
+        return made.float(), self.newline_row.expand(pixels.shape[0], -1).float()
 
 
-def join_cells(x: torch.Tensor, s: int, transposed: bool = False) -> torch.Tensor:
-    """[n, g · g, e] → [n, ⌈g/s⌉², s · s · e]: the patches of each s × s cell, row by row.
-
-    The cells go row by row too, or with `transposed` column by column.
-    """
+def join_cells(x: torch.Tensor, s: int) -> torch.Tensor:
+    """[n, g · g, e] → [n, ⌈g/s⌉², s · s · e]: the patches of each s × s cell, row by row."""
     n, t, e = x.shape
     g = int(t**0.5)
     spare = -g % s
     x = functional.pad(x.reshape(n, g, g, e), (0, 0, 0, spare, 0, spare))
     side = (g + spare) // s
-    order = (0, 3, 1, 2, 4, 5) if transposed else (0, 1, 3, 2, 4, 5)
-    x = x.reshape(n, side, s, side, s, e).permute(order)
+    x = x.reshape(n, side, s, side, s, e).permute(0, 1, 3, 2, 4, 5)
     return x.reshape(n, side * side, s * s * e)
 
 

@@ -153,4 +153,4 @@ def newline_weights(checkpoint: Checkpoint, n: int) -> Weights:
     """The learned row behind each row of patches, published as [n]."""
     found = [name for name in checkpoint.names if name.endswith("image_newline")]
     name = found[0] if found else "image_newline"
-    return {"newline": Weight(checkpoint, {name: (n,)}, lambda row: row[None])}
+    return {"newline_row": Weight(checkpoint, {name: (n,)}, lambda row: row[None])}

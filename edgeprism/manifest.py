@@ -121,7 +121,8 @@ class Vision:
     drop_first_patch: bool  # done inside the graph; here so that a reader can count
     tokens_per_tile: int
     n_embd: int
-    # a further output [1, n_embd] of the graph: the learned row that ends each row of patches
+    # a further output [n, n_embd] of the graph: the learned row that ends each row of patches,
+    # the same for every tile
     newline: str = ""
     mmproj: Mmproj | None = None
 

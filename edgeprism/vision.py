@@ -132,8 +132,8 @@ class VisionEncoder:
                     raise ModelError(f"The vision graph failed: {error}.", _HINT) from error
                 self._check(found, (len(part), self.tokens_per_tile, self.n_embd))
                 for row in rest:
-                    self._check(row, (1, self.n_embd))
-                    self._newline_row = row
+                    self._check(row, (len(part), self.n_embd))
+                    self._newline_row = row[:1]
                 tokens[at : at + len(part)] = found
         return tokens
 

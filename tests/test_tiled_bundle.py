@@ -43,8 +43,15 @@ SIZES = [(56, 56), (300, 90), (61, 400), (3, 200), (28, 28)]
 def graph_with_newline(newline: np.ndarray = NEWLINE) -> onnx.ModelProto:
     model = bundles.vision_graph(SEED)
     model.graph.initializer.append(numpy_helper.from_array(newline, "newline_weight"))
-    model.graph.node.append(helper.make_node("Identity", ["newline_weight"], ["newline"]))
-    shape = [1, newline.shape[1]]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "one_row"))
+    model.graph.node.extend(
+        [
+            helper.make_node("Shape", ["pixels"], ["batch"], end=1),
+            helper.make_node("Concat", ["batch", "one_row"], ["rows_of_newline"], axis=0),
+            helper.make_node("Expand", ["newline_weight", "rows_of_newline"], ["newline"]),
+        ]
+    )
+    shape = ["n", newline.shape[1]]
     model.graph.output.append(helper.make_tensor_value_info("newline", TensorProto.FLOAT, shape))
     return model
 

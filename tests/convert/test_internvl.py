@@ -247,8 +247,10 @@ def test_rows_and_text_are_transformers(
 
 
 def _cells_down_first(patch: pytest.MonkeyPatch) -> None:
-    right = vision_graph.join_cells
-    patch.setattr(vision_graph, "join_cells", lambda x, s, t=False: right(x, s, not t))
+    right = internvl.ProjectorConfig
+    patch.setattr(
+        internvl, "ProjectorConfig", lambda *a, **b: right(*a, **{**b, "transposed": True})
+    )
 
 
 def _other_gelu(patch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from edgeprism import captioner, image, tiles
+from edgeprism.captioner import Captioner
 from edgeprism.convert import stock_vision, vision_graph
 from edgeprism.convert.families import llava, llava_next
 from edgeprism.convert.options import ConvertOptions
@@ -195,6 +196,20 @@ def test_rows_and_text_are_transformers(
         assert len(set(found.ids)) >= 8
         texts.add(tuple(found.ids))
     assert len(texts) == len(tiled.SIZES)
+
+
+def test_every_variant_holds_the_newline(made_of: Callable[[Spec], Made], tmp_path: Path) -> None:
+    made, picture = made_of(SPECS[0]), tiled.pictures()[1]
+    options = ConvertOptions(("fp32", "fp16", "int8"), "F32", force=True)
+    out = tmp_path / "b"
+    llava_next.convert(out, options, Progress(), made.settings["captioner"])
+    expected = made.seen(picture).rows
+    row = made.model.model.image_newline.detach().numpy()
+    for quant, error in (("fp32", 1e-5), ("fp16", 1e-2), ("int8", 0.2)):
+        with Captioner.load(out, vision_quant=quant) as it:
+            rows = it.encode(picture).visual_tokens
+        np.testing.assert_allclose(rows[-1], row, rtol=1e-3, atol=1e-3)
+        assert np.linalg.norm(rows - expected) < error * np.linalg.norm(expected)
 
 
 # ---- mistakes that the comparison must see

@@ -168,8 +168,8 @@ def test_positions_are_plain_in_the_published_precision() -> None:
 def _cells_turned(patch: pytest.MonkeyPatch) -> None:
     right = vision_graph.join_cells
 
-    def wrong(x: torch.Tensor, s: int, transposed: bool = False) -> torch.Tensor:
-        made = right(x, s, transposed)
+    def wrong(x: torch.Tensor, s: int) -> torch.Tensor:
+        made = right(x, s)
         return made.unflatten(-1, (s, s, -1)).transpose(2, 3).flatten(2)
 
     patch.setattr(vision_graph, "join_cells", wrong)
@@ -177,7 +177,13 @@ def _cells_turned(patch: pytest.MonkeyPatch) -> None:
 
 def _cells_down_first(patch: pytest.MonkeyPatch) -> None:
     right = vision_graph.join_cells
-    patch.setattr(vision_graph, "join_cells", lambda x, s, _=False: right(x, s, True))
+
+    def wrong(x: torch.Tensor, s: int) -> torch.Tensor:
+        made = right(x, s)
+        side = int(made.shape[1] ** 0.5)
+        return made.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)
+
+    patch.setattr(vision_graph, "join_cells", wrong)
 
 
 def _other_gelu(patch: pytest.MonkeyPatch) -> None:
