@@ -23,7 +23,7 @@ from edgeprism.device import (
     has_int8_dot,
 )
 from edgeprism.errors import UsageError
-from edgeprism.generate import Finished, Generator, Piece, Request, Sampling, segments_to_parts
+from edgeprism.generate import Finished, Generator, Piece
 from edgeprism.image import ImageSource, enough_for, picture_to_tiles, read_picture
 from edgeprism.llama import supports_offload
 from edgeprism.lm import LanguageModel
@@ -38,6 +38,7 @@ from edgeprism.records import (
     Segment,
     Timings,
 )
+from edgeprism.request import Request, Sampling, segments_to_parts
 from edgeprism.vision_engine import (
     VisionEngine,
     open_vision,

@@ -2,92 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from edgeprism.errors import PromptTooLongError, UsageError
 from edgeprism.lm import Context, LanguageModel
-from edgeprism.records import ImageRows, Segment, Text, TokenCounts, Tokens
+from edgeprism.records import TokenCounts
+from edgeprism.request import Key, Request, Rows, advance, common_opening, part_to_key
 from edgeprism.sampler import Sampler
 from edgeprism.stopping import StoppingText
 
 _CELLS_ROUND = 256  # llama.cpp pads the KV cache to this
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen and when to stop."""
-
-    max_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 0.95
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    grammar: str = ""  # GBNF from `edgeprism.grammar`: only texts in it are written
-    stop_at_end: bool = True  # False runs through the vocabulary's end tokens: for comparisons
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Visual tokens [n, n_embd] float32 that enter the language model together (see ImageRows)."""
-
-    values: np.ndarray
-    causal: bool = True
-    positions: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-
-Part = list[int] | Rows
-
-
-@dataclass(frozen=True)
-class Request:
-    """A tokenised prompt: parts are token ids or visual tokens, in order.
-
-    A bare array [n, n_embd] stands for rows in one causal run.
-    """
-
-    parts: tuple[Part | np.ndarray, ...]
-    sampling: Sampling
-    prompt: tuple[Part, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        # rows leave no logits behind, and llama.cpp ends the process when asked for them
-        if not self.parts or not isinstance(self.parts[-1], list) or not self.parts[-1]:
-            raise UsageError(
-                "The prompt has no text after the picture.", "Give an instruction or a question."
-            )
-        object.__setattr__(self, "prompt", tuple(_part(part) for part in self.parts))
-
-    def count(self) -> int:
-        """Cells of the KV cache that the prompt takes."""
-        return sum(len(part) for part in self.prompt)
-
-    def n_positions(self) -> int:
-        """Positions that the prompt takes: fewer than cells where rows stand side by side."""
-        return sum(_advance(part) for part in self.prompt)
-
-    def longest_whole_run(self) -> int:
-        """Rows of the longest run that must go through the model in one piece."""
-        runs = [part for part in self.prompt if isinstance(part, Rows) and not part.causal]
-        return max(map(len, runs), default=0)
-
-
-def _part(part: Part | np.ndarray) -> Part:
-    return Rows(part) if isinstance(part, np.ndarray) else part
-
-
-def _advance(part: Part) -> int:
-    """How far the position moves on behind `part`."""
-    if isinstance(part, list) or part.positions is None:
-        return len(part)
-    return int(part.positions.max(initial=-1)) + 1
 
 
 @dataclass(frozen=True)
@@ -111,47 +37,13 @@ class Finished:
     decode_ms: float
 
 
-def segments_to_parts(
-    lm: LanguageModel, segments: Sequence[Segment], rows: np.ndarray | None, *, add_bos: bool
-) -> tuple[Part, ...]:
-    """Token ids and rows in order, neighbouring ids joined.
-
-    Neighbouring pieces of one kind are tokenised together: a tokenizer may join across them.
-    """
-    parts: list[Part] = [lm.bos() if add_bos else []]
-    for kind, run in itertools.groupby(segments, _kind_of):
-        if isinstance(kind, bool):
-            text = "".join(segment.text for segment in run if isinstance(segment, Text))
-            _last_ids(parts).extend(lm.tokenize(text, parse_special=kind))
-            continue
-        for segment in run:
-            if isinstance(segment, Tokens):
-                _last_ids(parts).extend(segment.ids)
-            elif isinstance(segment, ImageRows) and rows is not None:
-                values = rows[segment.start : segment.stop]
-                parts.append(Rows(values, segment.causal, segment.positions))
-    return tuple(part for part in parts if len(part))
-
-
-def _last_ids(parts: list[Part]) -> list[int]:
-    """The ids that end `parts`: new ones behind rows."""
-    last = parts[-1]
-    if isinstance(last, list):
-        return last
-    ids: list[int] = []
-    parts.append(ids)
-    return ids
-
-
-def _kind_of(segment: Segment) -> bool | type:
-    """Text with special tokens (True) or plain text (False), or another kind of segment."""
-    return segment.template if isinstance(segment, Text) else type(segment)
-
-
 class Generator:
     """Runs requests in one context, up to `parallel` at a time; a finished one makes room.
 
-    The token part that opens every prompt is prefilled once and shared.
+    A sequence keeps what its last request began with, up to and with the visual tokens: a next
+    one that begins alike only prefills the rest, and says what it would have said anyway. With
+    `warm` all of it is kept, the answer too, and as many tokens as both have in common are used
+    again: for a conversation, whose words may then differ by rounding.
     """
 
     def __init__(
@@ -161,12 +53,13 @@ class Generator:
         parallel: int = 1,
         kv_type: str = "f16",
         flash_attention: bool | None = None,
+        warm: bool = False,
     ) -> None:
-        self.lm, self.parallel = lm, parallel
+        self.lm, self.parallel, self.warm = lm, parallel, warm
         self.kv_type, self.flash_attention = kv_type, flash_attention
         self._context: Context | None = None
         self._cells = 0  # of each sequence
-        self._prefix: list[int] = []  # what the sequence behind the last holds
+        self._held: list[list[Key]] = [[] for _ in range(parallel)]  # by each sequence, for sure
         self._active: list[_Sequence] = []
         self._events: list[Piece | Finished] = []
         self._free = list(range(parallel))
@@ -175,7 +68,8 @@ class Generator:
     def close(self) -> None:
         if self._context is not None:
             self._context.close()
-            self._context, self._cells, self._prefix = None, 0, []
+            self._context, self._cells = None, 0
+            self._held = [[] for _ in range(self.parallel)]
 
     @property
     def busy(self) -> bool:
@@ -290,47 +184,38 @@ class Generator:
         )
 
     def _make_context(self, cells: int, whole_run: int) -> None:
+        grown = 2 * self._cells if self.warm else 0  # a conversation goes on
         self.close()
-        self._cells = -(-cells // _CELLS_ROUND) * _CELLS_ROUND
-        # Several sequences have cells of their own: in shared ones each token would look past
-        # everybody's. One more than run at a time holds the shared prefix.
-        alone = self.parallel == 1
-        prefix_cells = _CELLS_ROUND if alone else self._cells
+        cells = min(max(cells, grown), max(cells, self.lm.n_ctx_train))
+        # one round more: the next question on a picture may be a little longer
+        self._cells = (-(-cells // _CELLS_ROUND) + 1) * _CELLS_ROUND
         self._context = self.lm.context(
-            self._cells * self.parallel + prefix_cells,
-            n_seq=self.parallel + 1,
-            unified=alone,
+            self._cells * self.parallel,
+            n_seq=self.parallel,
             kv_type=self.kv_type,
             flash_attention=self.flash_attention,
             n_batch=whole_run,
         )
 
     def _prefill(self, sequence: _Sequence) -> None:
-        parts = sequence.request.prompt
-        context, slot, position = self._open, sequence.slot, 0
-        if len(parts) > 1 and isinstance(parts[0], list) and len(parts[0]) <= _CELLS_ROUND:
-            self._share(parts[0])
-            context.copy_prefix(self.parallel, slot, len(self._prefix))
-            position, parts = len(self._prefix), parts[1:]
-        for i, part in enumerate(parts):
+        parts, context, slot = sequence.request.prompt, self._open, sequence.slot
+        keys = [part_to_key(part) for part in parts]
+        same, tokens = common_opening(self._held[slot], keys, split=self.warm)
+        position = sum(map(advance, parts[:same])) + tokens
+        if not context.keep(slot, position):
+            same = tokens = position = 0
+        for i, part in enumerate(parts[same:], same):
             last = i == len(parts) - 1
             if isinstance(part, list):
-                context.prefill_tokens(slot, part, position, logits=last)
+                ids = part[tokens:] if i == same else part
+                context.prefill_tokens(slot, ids, position, logits=last)
+                position += len(ids)
             else:
                 context.prefill_rows(
                     slot, part.values, position, causal=part.causal, positions=part.positions
                 )
-            position += _advance(part)
-
-    def _share(self, prefix: list[int]) -> None:
-        """Hold `prefix` in the sequence behind the last, unless it is there already."""
-        if prefix == self._prefix:
-            return
-        context = self._open
-        context.remove(self.parallel)
-        self._prefix = []
-        context.prefill_tokens(self.parallel, prefix, 0, logits=False)
-        self._prefix = prefix
+                position += advance(part)
+        self._held[slot] = keys if self.warm else keys[:-1]
 
     def _lowest_slot(self) -> int:
         slot = min(self._free)
@@ -339,8 +224,10 @@ class Generator:
 
     def _release(self, sequence: _Sequence) -> None:
         sequence.sampler.close()
-        if self._context is not None:
-            self._context.remove(sequence.slot)
+        held = self._held[sequence.slot]
+        if self.warm and held and isinstance(held[-1], list):
+            # the last token has not been through the model yet
+            self._held[sequence.slot] = [*held[:-1], held[-1] + sequence.ids[:-1]]
         self._active.remove(sequence)
         self._free.append(sequence.slot)
 

@@ -174,7 +174,6 @@ class LanguageModel:
         n_ctx: int,
         *,
         n_seq: int = 1,
-        unified: bool = True,
         kv_type: str = "f16",
         flash_attention: bool | None = None,
         all_logits: bool = False,
@@ -182,14 +181,13 @@ class LanguageModel:
     ) -> Context:
         """A KV cache of `n_ctx` cells for `n_seq` sequences.
 
-        `unified`: all sequences share the cells, and one may share a part of another's; each
-        token then looks at all cells in use. Otherwise each sequence has n_ctx / n_seq cells of
-        its own, and only whole sequences are copied. `flash_attention` None leaves it to
-        llama.cpp; `all_logits` makes room for the logits of every prompt row. At least `n_batch`
-        rows go through the model at a time: as many as the longest run that is not causal.
+        Each has n_ctx / n_seq cells of its own: in shared ones each token would look past
+        everybody's. `flash_attention` None leaves it to llama.cpp; `all_logits` makes room for
+        the logits of every prompt row. At least `n_batch` rows go through the model at a time:
+        as many as the longest run that is not causal.
         """
-        return Context(self, self._llama, self._model, n_ctx, n_seq, unified, kv_type,
-                       flash_attention, all_logits, max(n_batch, Context.N_BATCH))  # fmt: skip
+        return Context(self, self._llama, self._model, n_ctx, n_seq, kv_type, flash_attention,
+                       all_logits, max(n_batch, Context.N_BATCH))  # fmt: skip
 
 
 class Context:
@@ -204,7 +202,6 @@ class Context:
         model: Any,
         n_ctx: int,
         n_seq: int,
-        unified: bool,
         kv_type: str,
         flash_attention: bool | None,
         all_logits: bool,
@@ -222,7 +219,7 @@ class Context:
         params.n_threads = params.n_threads_batch = lm.threads
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
-        params.kv_unified = self.unified = unified
+        params.kv_unified = False
         params.no_perf = True
         forget_words()
         self._ctx = llama.llama_init_from_model(model, params)
@@ -323,14 +320,18 @@ class Context:
         pointer = self._llama.llama_get_logits_ith(self._ctx, index)
         return np.ctypeslib.as_array(pointer, (self.lm.n_vocab,)).copy()
 
-    def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """Give `target` the first `length` cells of `source`; without `unified`, all it has."""
-        first, last = (0, length) if self.unified else (-1, -1)
-        self._llama.llama_memory_seq_cp(self._memory, source, target, first, last)
+    def keep(self, seq: int, length: int) -> bool:
+        """Forget `seq` from position `length` on. False: nothing is left of it.
 
-    def remove(self, seq: int, start: int = 0) -> None:
-        """Forget `seq` from position `start` on."""
-        self._llama.llama_memory_seq_rm(self._memory, seq, start, -1)
+        Not every memory can go back: a recurrent one only holds its newest state, and sliding
+        windows lose what they have passed.
+        """
+        llama, memory = self._llama, self._memory
+        whole = length > 0 and llama.llama_memory_seq_pos_min(memory, seq) == 0
+        if whole and llama.llama_memory_seq_rm(memory, seq, length, -1):
+            return True
+        llama.llama_memory_seq_rm(memory, seq, -1, -1)
+        return length == 0
 
     def clear(self) -> None:
         """Forget every sequence."""

@@ -20,7 +20,8 @@ from edgeprism.atomic import write_atomically
 from edgeprism.bundle import data_dir
 from edgeprism.device import available_cores, cpu_name, memory_bytes
 from edgeprism.errors import OutputError
-from edgeprism.generate import Generator, Request, Sampling
+from edgeprism.generate import Generator
+from edgeprism.request import Request, Sampling
 from edgeprism.tiles import most_visual_tokens
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ LAYERS = [
     {"mmproj_checks"},
     {"image"},
     {"bundle", "vision", "lm", "device"},
-    {"sampler", "mtmd"},
+    {"sampler", "mtmd", "request"},
     {"vision_engine"},
     {"generate", "reasoning"},
     {"captioner", "reasoner"},

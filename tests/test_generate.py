@@ -12,17 +12,10 @@ import pytest
 from llama_reference import LlamaReference, Visual
 
 from edgeprism.errors import ModelError, PromptTooLongError, UsageError
-from edgeprism.generate import (
-    Finished,
-    Generator,
-    Piece,
-    Request,
-    Rows,
-    Sampling,
-    segments_to_parts,
-)
+from edgeprism.generate import Finished, Generator, Piece
 from edgeprism.lm import Context, LanguageModel
 from edgeprism.records import ImageRows, Segment, Text, Tokens
+from edgeprism.request import Request, Rows, Sampling, segments_to_parts
 from edgeprism.stopping import StoppingText
 
 START = [1, bundles.IM_START, *bundles.piece_ids("▁a", "▁boat"), bundles.LINE_FEED]
@@ -129,21 +122,99 @@ def test_counts_of_tokens(generator: Generator) -> None:
     assert done.finish_reason == "length"
 
 
-def test_the_shared_opening_changes_nothing(generator: Generator) -> None:
-    """In its own sequence, prefilled once; or in front of each prompt, as one part."""
-    text = bundles.piece_ids("▁red", "▁dog", "▁sea")
-    split = Request((START, rows(1), text), Sampling(max_tokens=8, stop_at_end=False))
-    first = finished(generator, [split])[0].ids
-    again = finished(generator, [split])[0].ids
-    other = Request(([1, 5, 9], rows(1), text), Sampling(max_tokens=8, stop_at_end=False))
-    different = finished(generator, [other])[0].ids
-    back = finished(generator, [split])[0].ids
-    assert first == again == back
-    assert different != first
-    # rows first: nothing to share, so the opening is only text between rows
-    tokens_only = Request(([*START, *text],), Sampling(max_tokens=8, stop_at_end=False))
-    in_two = Request((START, text), Sampling(max_tokens=8, stop_at_end=False))
-    assert finished(generator, [tokens_only])[0].ids == finished(generator, [in_two])[0].ids
+# ---- what a sequence keeps for the next request
+
+
+@pytest.fixture
+def prefilled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens or rows went into the context, call by call."""
+    counts: list[int] = []
+    for name in ("prefill_tokens", "prefill_rows"):
+        original = getattr(Context, name)
+
+        def prefill(
+            self: Context, seq: int, what: Any, *rest: Any, original: Any = original, **options: Any
+        ) -> None:
+            counts.append(len(what))
+            original(self, seq, what, *rest, **options)
+
+        monkeypatch.setattr(Context, name, prefill)
+    return counts
+
+
+def ask(opening: list[int], picture: np.ndarray, *text: str, **sampling: Any) -> Request:
+    parts = (opening, picture, bundles.piece_ids(*text))
+    return Request(parts, Sampling(**{"max_tokens": 8, "stop_at_end": False, **sampling}))
+
+
+@pytest.mark.parametrize("kv_type", ["f32", "f16"])
+def test_the_same_picture_is_not_prefilled_again(
+    random_lm: LanguageModel, prefilled: list[int], kv_type: str
+) -> None:
+    other_start, picture = [1, 5, 9, 4, 2], rows(1)
+    asked = [
+        ask(START, picture, "▁red", "▁dog"),
+        ask(START, picture.copy(), "▁red", "▁sea", "▁hill"),
+        ask(START, rows(2), "▁red", "▁sea", "▁hill"),
+        ask(START, picture, "▁red", "▁sea", "▁hill"),
+        ask(other_start, picture, "▁red", "▁dog"),
+        ask(START, picture, "▁red", "▁dog", max_tokens=600),  # needs a longer context
+        ask(START, picture, "▁cat"),
+    ]
+    fresh = []
+    for one in asked:
+        alone = Generator(random_lm, kv_type=kv_type)
+        fresh.append(finished(alone, [one])[0].ids)
+        alone.close()
+    prefilled.clear()
+    generator = Generator(random_lm, kv_type=kv_type)
+    found = [finished(generator, [one])[0].ids for one in asked]
+    generator.close()
+    assert found == fresh
+    assert len({tuple(ids[:8]) for ids in fresh}) == 5  # the pictures matter; two ask the same
+    assert fresh[5][:8] == fresh[0]
+    n, m = len(START), bundles.N_TOKENS
+    assert prefilled == [n, m, 2, 3, m, 3, m, 3, 5, m, 2, n, m, 2, 1]
+
+
+def test_rows_changed_in_place_are_another_picture(generator: Generator) -> None:
+    picture = rows(1)
+    first = finished(generator, [ask(START, picture, "▁red")])[0].ids
+    picture[:] = rows(2)
+    changed = finished(generator, [ask(START, picture, "▁red")])[0].ids
+    assert changed != first
+    assert finished(generator, [ask(START, rows(1), "▁red")])[0].ids == first
+
+
+def test_left_halfway_what_is_kept_stays_true(generator: Generator) -> None:
+    expected = finished(generator, [ask(START, rows(1), "▁red")])[0].ids
+    events = generator.run([ask(START, rows(1), "▁dog", max_tokens=20)])
+    next(events)
+    events.close()  # type: ignore[attr-defined]
+    assert finished(generator, [ask(START, rows(1), "▁red")])[0].ids == expected
+
+
+def test_a_warm_conversation_prefills_what_is_new(
+    random_lm: LanguageModel, prefilled: list[int]
+) -> None:
+    warm, cold = make(random_lm, warm=True), make(random_lm)
+    prompt = [*START, *bundles.piece_ids("▁red", "▁dog")]
+    for turn in range(4):
+        wanted = Request((prompt,), Sampling(max_tokens=200, stop_at_end=False))
+        expected = finished(cold, [wanted])[0].ids
+        prefilled.clear()
+        said = finished(warm, [wanted])[0].ids
+        assert said == expected
+        if turn in (1, 3):  # the last token said, and the next question
+            assert prefilled == [3]
+        if turn == 2:  # the context was too short, and is now twice as long
+            assert prefilled == [len(prompt)]
+        prompt = [*prompt, *said, *bundles.piece_ids("▁sea", "▁cat")]
+    prefilled.clear()
+    finished(warm, [Request((prompt[:40],), Sampling(max_tokens=1))])
+    assert prefilled == [1]  # shorter: the last token's logits are needed
+    warm.close()
+    cold.close()
 
 
 # ---- seeds

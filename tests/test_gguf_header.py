@@ -17,12 +17,13 @@ import pytest
 from children import Outcome, in_child
 
 from edgeprism.errors import ModelError
-from edgeprism.generate import Finished, Generator, Request, Sampling
+from edgeprism.generate import Finished, Generator
 from edgeprism.gguf_checks import gguf_faults
 from edgeprism.gguf_header import read_gguf_header
 from edgeprism.llama import import_llama
 from edgeprism.lm import LanguageModel
 from edgeprism.manifest import LanguageModel as Dimensions
+from edgeprism.request import Request, Sampling
 
 DIMENSIONS = Dimensions(
     "lm.gguf", "F32", "llama", bundles.N_EMBD, bundles.N_VOCAB, bundles.CONTEXT, "causal"

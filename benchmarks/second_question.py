@@ -1,0 +1,93 @@
+"""What a second question on one picture costs, beside the first: generic and question mode.
+
+    python benchmarks/second_question.py [--bundle nano] [--reasoner smollm2-135m] [--runs 5]
+
+Generic: the caption is there already, so that only the reasoner works. Question: the captioner
+looks again with another focus, but its picture is neither encoded nor prefilled again. Loading is
+over before the first question. Random weights take as long as trained ones of their size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from machine import spread
+
+from edgeprism import Captioner, EncodedImage, Prism, Reasoner
+
+QUESTIONS = ("What colour is the largest object?", "How many objects are on the left side?")
+FOCUSES = ("the colour of the largest object", "the number of objects on the left side")
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def picture(seed: int) -> np.ndarray:
+    """Another picture each run: nothing of the run before may help."""
+    return np.random.default_rng(seed).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+
+
+def generic(prism: Prism, seed: int, caption_tokens: int, answer_tokens: int) -> list[float]:
+    """Seconds of the first question, captioning and all, and of a second from its captions."""
+    first, answer = timed(
+        lambda: prism.ask(
+            picture(seed), QUESTIONS[0], instruction_mode="generic",
+            caption_tokens=caption_tokens, max_tokens=answer_tokens, stop_at_end=False,
+        )
+    )  # fmt: skip
+    second, _ = timed(lambda: prism.answer(answer.captions, QUESTIONS[1], max_tokens=answer_tokens))
+    return [first, second]
+
+
+def question(prism: Prism, seed: int, caption_tokens: int, answer_tokens: int) -> list[float]:
+    """As `generic`; the focus is given, so that drawing one is in neither."""
+
+    def ask(seen: EncodedImage, which: int) -> None:
+        prism.ask(
+            seen, QUESTIONS[which], focus=FOCUSES[which],
+            caption_tokens=caption_tokens, max_tokens=answer_tokens, stop_at_end=False,
+        )  # fmt: skip
+
+    captioner = prism.captioner
+    assert isinstance(captioner, Captioner)
+    encoding, seen = timed(lambda: captioner.encode(picture(seed)))
+    first, _ = timed(lambda: ask(seen, 0))
+    second, _ = timed(lambda: ask(seen, 1))
+    return [encoding + first, second]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", default="nano")
+    parser.add_argument("--reasoner", default="smollm2-135m")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--caption-tokens", type=int, default=128)
+    parser.add_argument("--answer-tokens", type=int, default=16)
+    parser.add_argument("--threads", type=int)
+    arguments = parser.parse_args()
+    lengths = (arguments.caption_tokens, arguments.answer_tokens)
+    prism = Prism(
+        Captioner.load(arguments.bundle, threads=arguments.threads),
+        Reasoner.load(arguments.reasoner, threads=arguments.threads),
+    )
+    prism.ask(picture(0), QUESTIONS[0], focus=FOCUSES[0], caption_tokens=1, max_tokens=1)  # loads
+    for name, run in (("generic", generic), ("question", question)):
+        times = [run(prism, 1 + i, *lengths) for i in range(arguments.runs)]
+        first, second = ([pair[i] for pair in times] for i in (0, 1))
+        ratios = [one / two for one, two in times]
+        print(f"{name} mode, {arguments.runs} runs, minimum / median / maximum")
+        print(f"  first question   {spread(first)} s")
+        print(f"  second question  {spread(second)} s")
+        print(f"  first : second   {spread(ratios)}")
+    prism.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""A request to a language model: its prompt as token ids and visual tokens, and how it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgeprism.errors import UsageError
+from edgeprism.lm import LanguageModel
+from edgeprism.records import ImageRows, Segment, Text, Tokens
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen and when to stop."""
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 0.95
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    grammar: str = ""  # GBNF from `edgeprism.grammar`: only texts in it are written
+    stop_at_end: bool = True  # False runs through the vocabulary's end tokens: for comparisons
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Visual tokens [n, n_embd] float32 that enter the language model together (see ImageRows)."""
+
+    values: np.ndarray
+    causal: bool = True
+    positions: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+Part = list[int] | Rows
+
+
+@dataclass(frozen=True)
+class Request:
+    """A tokenised prompt: parts are token ids or visual tokens, in order.
+
+    A bare array [n, n_embd] stands for rows in one causal run.
+    """
+
+    parts: tuple[Part | np.ndarray, ...]
+    sampling: Sampling
+    prompt: tuple[Part, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # rows leave no logits behind, and llama.cpp ends the process when asked for them
+        if not self.parts or not isinstance(self.parts[-1], list) or not self.parts[-1]:
+            raise UsageError(
+                "The prompt has no text after the picture.", "Give an instruction or a question."
+            )
+        object.__setattr__(self, "prompt", tuple(_part(part) for part in self.parts))
+
+    def count(self) -> int:
+        """Cells of the KV cache that the prompt takes."""
+        return sum(len(part) for part in self.prompt)
+
+    def n_positions(self) -> int:
+        """Positions that the prompt takes: fewer than cells where rows stand side by side."""
+        return sum(advance(part) for part in self.prompt)
+
+    def longest_whole_run(self) -> int:
+        """Rows of the longest run that must go through the model in one piece."""
+        runs = [part for part in self.prompt if isinstance(part, Rows) and not part.causal]
+        return max(map(len, runs), default=0)
+
+
+def _part(part: Part | np.ndarray) -> Part:
+    return Rows(part) if isinstance(part, np.ndarray) else part
+
+
+def advance(part: Part) -> int:
+    """How far the position moves on behind `part`."""
+    if isinstance(part, list) or part.positions is None:
+        return len(part)
+    return int(part.positions.max(initial=-1)) + 1
+
+
+def segments_to_parts(
+    lm: LanguageModel, segments: Sequence[Segment], rows: np.ndarray | None, *, add_bos: bool
+) -> tuple[Part, ...]:
+    """Token ids and rows in order, neighbouring ids joined.
+
+    Neighbouring pieces of one kind are tokenised together: a tokenizer may join across them.
+    """
+    parts: list[Part] = [lm.bos() if add_bos else []]
+    for kind, run in itertools.groupby(segments, _kind_of):
+        if isinstance(kind, bool):
+            text = "".join(segment.text for segment in run if isinstance(segment, Text))
+            _last_ids(parts).extend(lm.tokenize(text, parse_special=kind))
+            continue
+        for segment in run:
+            if isinstance(segment, Tokens):
+                _last_ids(parts).extend(segment.ids)
+            elif isinstance(segment, ImageRows) and rows is not None:
+                values = rows[segment.start : segment.stop]
+                parts.append(Rows(values, segment.causal, segment.positions))
+    return tuple(part for part in parts if len(part))
+
+
+def _last_ids(parts: list[Part]) -> list[int]:
+    """The ids that end `parts`: new ones behind rows."""
+    last = parts[-1]
+    if isinstance(last, list):
+        return last
+    ids: list[int] = []
+    parts.append(ids)
+    return ids
+
+
+def _kind_of(segment: Segment) -> bool | type:
+    """Text with special tokens (True) or plain text (False), or another kind of segment."""
+    return segment.template if isinstance(segment, Text) else type(segment)
+
+
+# ---- what a sequence of the KV cache holds, so that the next request need not prefill it again
+
+Key = list[int] | bytes  # of a part: its ids, or the digest of its visual tokens
+
+
+def part_to_key(part: Part) -> Key:
+    """What tells a part from any other: visual tokens by content, so no array need be kept."""
+    if isinstance(part, list):
+        return part
+    digest = hashlib.sha256(repr((part.values.shape, part.causal)).encode())
+    digest.update(np.ascontiguousarray(part.values, dtype=np.float32).tobytes())
+    if part.positions is not None:
+        digest.update(np.ascontiguousarray(part.positions, dtype=np.int32).tobytes())
+    return digest.digest()
+
+
+def common_opening(held: Sequence[Key], wanted: Sequence[Key], *, split: bool) -> tuple[int, int]:
+    """How much of `wanted` is held: (whole parts, tokens of the part after them).
+
+    Its last token never counts: the logits behind it are what a request begins with. Parts are
+    only cut in two with `split`: rows that went through the model beside others differ by rounding.
+    """
+    parts = 0
+    while parts < min(len(held), len(wanted) - 1) and held[parts] == wanted[parts]:
+        parts += 1
+    tokens = 0
+    if split and parts < len(held):
+        ours, theirs = held[parts], wanted[parts]
+        if isinstance(ours, list) and isinstance(theirs, list):
+            most = min(len(ours), len(theirs) - (parts == len(wanted) - 1))
+            while tokens < most and ours[tokens] == theirs[tokens]:
+                tokens += 1
+    return parts, tokens
