@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "edgeprism.captioner": ("Captioner",),
     "edgeprism.reasoner": ("Reasoner",),
+    "edgeprism.remote": ("RemoteReasoner",),
     "edgeprism.prism": ("Prism",),
     "edgeprism.records": (
         "Answer", "Caption", "EncodedImage", "ModelInfo", "Timings", "TokenCounts",
@@ -33,6 +34,7 @@ __all__ = [
     "ModelInfo",
     "Prism",
     "Reasoner",
+    "RemoteReasoner",
     "Timings",
     "TokenCounts",
     "__version__",
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from edgeprism.prism import Prism
     from edgeprism.reasoner import Reasoner
     from edgeprism.records import Answer, Caption, EncodedImage, ModelInfo, Timings, TokenCounts
+    from edgeprism.remote import RemoteReasoner
 
 
 def __getattr__(name: str) -> Any:

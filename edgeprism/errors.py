@@ -59,6 +59,16 @@ class DeviceError(EdgePrismError):
     exit_code = 5
 
 
+class ServerError(EdgePrismError):
+    """A reasoner's server that is not there, or refuses to work: each question would fail alike."""
+
+    exit_code = 5
+
+
+class ReplyError(EdgePrismError):
+    """A server's reply to one question that failed or cannot be used."""
+
+
 class CheckpointError(EdgePrismError):
     """A published checkpoint that `convert` cannot read as its family's layout."""
 

@@ -72,9 +72,17 @@ def words_to_shape(words: Iterable[str], *, most: int) -> Shape:
     known = sorted({word for word in words if word.isprintable() and word.strip()})
     word = one_of(known)
     allowed = set(known)
+    items = {
+        "type": "array",
+        "items": {"type": "string", "enum": known},
+        "minItems": 1,
+        "maxItems": most,
+    }
     return Shape(
         gbnf=f'root ::= word (","? " " word){{0,{most - 1}}}\nword ::= {word}\n',
         accepts=lambda text: all(w.rstrip(",") in allowed for w in text.split(" ")),
+        schema=_object("words", items),
+        unwrap=lambda value: " ".join(value["words"]),
     )
 
 

@@ -33,14 +33,14 @@ LAYERS = [
         "llama",
         "stopping",
     },
-    {"prompt", "gguf_checks", "tiles"},
+    {"prompt", "gguf_checks", "tiles", "remote_http"},
     {"mmproj_checks"},
     {"image"},
     {"bundle", "vision", "lm", "device"},
     {"sampler", "mtmd", "request"},
     {"vision_engine"},
     {"generate", "reasoning"},
-    {"captioner", "reasoner"},
+    {"captioner", "reasoner", "remote"},
     {"prism"},
 ]
 CAPABILITY, COMMAND_LINE = len(LAYERS), len(LAYERS) + 1
@@ -155,6 +155,16 @@ def test_captioner_and_reasoner_do_not_know_each_other() -> None:
 def test_one_importer_of_each_engine(library: str) -> None:
     importers = {i.importer for i in imports() if i.target.split(".")[0] == library}
     assert importers == ENGINES[library]
+
+
+def test_who_may_open_a_socket() -> None:
+    """`store` asks for this machine's name only; `pull` itself goes through huggingface_hub, pip.
+
+    That captioning and asking open none is `test_silence`'s to show.
+    """
+    network = ("socket", "ssl", "http", "urllib.request", "requests", "httpx", "huggingface_hub")
+    found = {i.importer for i in imports() if i.target.startswith(network) and not i.only_types}
+    assert found == {"remote_http", "pull_hub", "store"}
 
 
 def test_no_training_library_in_the_runtime() -> None:

@@ -39,7 +39,7 @@ def cli(ctx: click.Context, verbose: bool, no_color: bool) -> None:
     """Understand pictures on your own machine.
 
     A small captioner perceives, a text model reasons over what it says. No network is used but
-    by `pull`.
+    by `pull` and a reasoner given as a URL.
     """
     if no_color:
         os.environ["NO_COLOR"] = "1"

@@ -12,7 +12,9 @@ from edgeprism.cli.options import (
     captioner_options,
     engine_options,
     open_captioner,
+    open_reasoners,
     pair_options,
+    reasoner_options,
     working,
 )  # fmt: skip
 from edgeprism.errors import UsageError
@@ -22,11 +24,13 @@ from edgeprism.errors import UsageError
 @click.argument("images_and_question", nargs=-1, required=True, metavar="IMAGE... QUESTION")
 @click.option("--captioner", "model", default=DEFAULT_MODEL, envvar="EDGEPRISM_MODEL",
               show_default=True, metavar="NAME|BUNDLE", help="Who perceives.")  # fmt: skip
-@click.option("--reasoner", default="smollm2-135m", show_default=True, metavar="NAME|FILE.gguf",
-              help="Who answers: an installed reasoner or any chat GGUF.")  # fmt: skip
+@click.option("--reasoner", default="smollm2-135m", show_default=True, metavar="NAME|FILE.gguf|URL",
+              help="Who answers: an installed reasoner, any chat GGUF, or an OpenAI-compatible "
+              "server (http://127.0.0.1:8080/v1).")  # fmt: skip
 @click.option("--chat-format", metavar="NAME",
               help="llama.cpp's name of the reasoner's chat format, where the file's own is "
               "not one that it knows.")  # fmt: skip
+@reasoner_options
 @pair_options("--lm-chat-format")
 @captioner_options
 @click.option("--instruction-mode", type=click.Choice(["question", "generic"]),
@@ -43,6 +47,8 @@ def command(
     model: str,
     reasoner: str,
     chat_format: str | None,
+    served_models: tuple[str, ...],
+    allow_network: bool,
     lm: str | None,
     mmproj: str | None,
     lm_chat_format: str | None,
@@ -58,13 +64,17 @@ def command(
 ) -> None:
     """Answer a question about pictures from their descriptions alone."""
     from edgeprism.prism import Prism
-    from edgeprism.reasoner import Reasoner
 
     *images, question = images_and_question
     if not images:
         raise UsageError("A picture and a question are needed.", 'edgeprism ask img.jpg "…?"')
     # the reasoner first: one that is missing is said before a picture is looked at
-    thinker = Reasoner.load(reasoner, chat_format=chat_format, **engine)
+    thinker, *more = open_reasoners(
+        [reasoner], served_models=served_models, allow_network=allow_network,
+        chat_format=chat_format, **engine,
+    )  # fmt: skip
+    if more:
+        raise UsageError("One reasoner answers.", "Give --reasoner-model once.")
     captioner = open_captioner(
         model,
         lm=lm,

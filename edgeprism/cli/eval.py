@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprism.bundle import DEFAULT_MODEL
-from edgeprism.cli.options import engine_options, working
+from edgeprism.cli.options import engine_options, open_reasoners, reasoner_options, working
 from edgeprism.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ _SOME_FAILED = 3
               help="Who perceives; repeat for several.  [default: $EDGEPRISM_MODEL or "
               f"{DEFAULT_MODEL}]")  # fmt: skip
 @click.option("--reasoner", "reasoners", multiple=True, default=("smollm2-135m",),
-              show_default=True, metavar="NAME|FILE.gguf", help="Who answers; repeat for "
+              show_default=True, metavar="NAME|FILE.gguf|URL", help="Who answers; repeat for "
               "several.")  # fmt: skip
+@reasoner_options
 @click.option("--instruction-mode", "modes", multiple=True, default=("generic", "question"),
               type=click.Choice(["generic", "question"]), show_default=True,
               help="The captioner's instruction: the same for all questions, or with what each "
@@ -44,7 +45,7 @@ _SOME_FAILED = 3
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="N drawn by --seed.")
 @click.option("--seed", type=int, default=0, show_default=True,
               help="Of the sample and of the intervals.")  # fmt: skip
-@click.option("--judge", metavar="NAME|FILE.gguf",
+@click.option("--judge", metavar="NAME|FILE.gguf|URL",
               help="A reasoner that says what an answer means where no rule can.")  # fmt: skip
 @click.option("--instruction", metavar="TEXT", help="The captioners' generic instruction.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N",
@@ -79,14 +80,14 @@ def command(
     from edgeprism.evaluation.evaluate import evaluate, own_questions
     from edgeprism.evaluation.matrix import Matrix, Settings
     from edgeprism.evaluation.questions import QuestionFile
-    from edgeprism.reasoner import Reasoner
 
     engine = {name: asked[name] for name in ("device", "threads", "gpu_layers")}
+    network = {"allow_network": asked["allow_network"]}
     captioners = captioners or (os.environ.get("EDGEPRISM_MODEL") or DEFAULT_MODEL,)
     # models first: one that is missing is said before a large file is read
     matrix = Matrix(
         [Captioner.load(name, **engine) for name in dict.fromkeys(captioners)],
-        [Reasoner.load(name, **engine) for name in dict.fromkeys(reasoners)],
+        open_reasoners(reasoners, served_models=asked["served_models"], **engine, **network),
         modes,
         Settings(
             asked["max_tokens"],
@@ -95,7 +96,7 @@ def command(
             options=asked["options"] or ("letters" if data else "free"),
         ),
     )
-    arbiter = Reasoner.load(judge, **engine) if judge else None
+    arbiter = open_reasoners([judge], **engine, **network)[0] if judge else None
     with working("reading the questions…"):
         file = QuestionFile(
             Path(data) if data else own_questions(),

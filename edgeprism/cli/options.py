@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +15,7 @@ from edgeprism.errors import UsageError
 if TYPE_CHECKING:
     from edgeprism.bundle import Bundle
     from edgeprism.captioner import Captioner
+    from edgeprism.reasoning import BaseReasoner
 
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,6 +109,46 @@ def _pair(lm: str | None, mmproj: str | None, chat_format: str | None) -> Bundle
         raise UsageError("A bundle and a pair are two captioners.", "Name one of them.")
     with working("trying the pair…"):
         return open_pair(lm, mmproj, chat_format=chat_format)
+
+
+def reasoner_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--reasoner-model, --allow-network: of reasoners that a server runs."""
+    for option in (
+        click.option("--allow-network", is_flag=True,
+                     help="Let a reasoner's URL lead to another machine."),
+        click.option("--reasoner-model", "served_models", multiple=True, metavar="NAME",
+                     help="Which of a server's models, where --reasoner is its URL.  [default: "
+                     "the first that it lists]"),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def open_reasoners(
+    names: Iterable[str],
+    *,
+    served_models: Sequence[str] = (),
+    allow_network: bool = False,
+    chat_format: str | None = None,
+    **engine: Any,
+) -> list[BaseReasoner]:
+    """Reasoners by name, file or URL; of a URL each of `served_models`, or its first."""
+    from edgeprism.reasoner import Reasoner
+    from edgeprism.remote import RemoteReasoner, is_url
+
+    found: list[BaseReasoner] = []
+    names = list(dict.fromkeys(names))
+    if served_models and not any(map(is_url, names)):
+        raise UsageError(
+            "--reasoner-model names a server's model.", "--reasoner http://127.0.0.1:8080/v1"
+        )
+    for name in names:
+        if is_url(name):
+            for model in dict.fromkeys(served_models) or (None,):
+                found.append(RemoteReasoner.load(name, model, allow_network=allow_network))
+        else:
+            found.append(Reasoner.load(name, chat_format=chat_format, **engine))
+    return found
 
 
 @contextlib.contextmanager

@@ -1,0 +1,83 @@
+"""An HTTP server that misbehaves as told: raw bytes, silence, a drip, one answer a connection."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from typing import Any
+
+HANG, DRIP, NOTHING = "hang", "drip", "nothing"
+
+
+def http(body: Any, status: str = "200 OK", *headers: str, length: int | None = None) -> bytes:
+    """A whole response; `length` is what it claims to hold."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    size = len(data) if length is None else length
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {size}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + data
+
+
+def said(text: Any, finish_reason: str = "stop", **message: Any) -> bytes:
+    """A chat completion."""
+    choice = {"message": {"content": text, **message}, "finish_reason": finish_reason}
+    usage = {"prompt_tokens": 7, "completion_tokens": 3}
+    return http({"choices": [choice], "usage": usage})
+
+
+class RudeServer:
+    """Gives each connection the next of `behaviours`; the last one again and again."""
+
+    def __init__(self, *behaviours: bytes | str) -> None:
+        self.behaviours = list(behaviours)
+        self.requests: list[bytes] = []  # as they came, headers and all
+        self._stop = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def bodies(self) -> list[dict[str, Any]]:
+        return [json.loads(request.partition(b"\r\n\r\n")[2]) for request in self.requests]
+
+    def close(self) -> None:
+        self._stop.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept
+        self._listener.close()
+        self._thread.join(5)
+
+    def _serve(self) -> None:
+        while not self._stop.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                self._answer(connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        connection.settimeout(5)
+        self.requests.append(_request(connection))
+        behaviour = self.behaviours[min(len(self.requests), len(self.behaviours)) - 1]
+        if behaviour == HANG:
+            connection.recv(1)  # until the other side gives up
+        elif behaviour == DRIP:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            while not self._stop.wait(0.02):
+                connection.sendall(b" ")
+        elif isinstance(behaviour, bytes):
+            connection.sendall(behaviour)
+
+
+def _request(connection: socket.socket) -> bytes:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536) or b"\r\n\r\n"
+    head, _, body = data.partition(b"\r\n\r\n")
+    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")]
+    wanted = int(lengths[0].split(b":")[1]) if lengths else 0
+    while len(body) < wanted:
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
