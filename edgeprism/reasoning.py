@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import edgeprism
+from edgeprism.errors import ModelError
 from edgeprism.grammar import Shape, words_to_shape
 from edgeprism.prompt import Message, answer_messages, focus_messages
 from edgeprism.question import checked_focus, focus_words, to_question, topics
@@ -126,8 +127,14 @@ class BaseReasoner(ABC):
             shape=shape,
         )
         text = said.text
-        if shape is not None and not shape.accepts(text):
-            text = ""  # cut off: half a shape is no answer
+        if shape is not None:
+            if said.finish_reason == "length":
+                text = ""  # even where it has the shape: 12 may be half of 123
+            elif not shape.accepts(text):
+                raise ModelError(
+                    f"{self.name}: answered {text[:80]!r}, which has not the shape asked for.",
+                    "Try another reasoner.",
+                )
         return Answer(
             text=text,
             question=question,

@@ -92,7 +92,9 @@ class Sampler:
 
 
 def _grammar_sampler(llama: Any, grammar: str, lm: LanguageModel) -> Any:
-    sampler = llama.llama_sampler_init_grammar(lm._vocab, grammar.encode(), b"root")
+    # a text that ends early would pass for an empty one, which binds nothing
+    readable = bool(grammar.strip()) and "\0" not in grammar
+    sampler = readable and llama.llama_sampler_init_grammar(lm._vocab, grammar.encode(), b"root")
     if not sampler:
         raise ModelError(f"llama.cpp cannot read a grammar: {last_words()}.", "Simplify --schema.")
     return sampler

@@ -33,7 +33,7 @@ LAYERS = [
         "llama",
         "stopping",
     },
-    {"prompt", "gguf_checks", "tiles", "remote_http"},
+    {"prompt", "schema", "gguf_checks", "tiles", "remote_http"},
     {"mmproj_checks"},
     {"image"},
     {"bundle", "vision", "lm", "device"},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,7 +18,11 @@ from edgeprism.cli.options import (
     reasoner_options,
     working,
 )  # fmt: skip
-from edgeprism.errors import UsageError
+from edgeprism.errors import EdgePrismError, UsageError
+
+if TYPE_CHECKING:
+    from edgeprism.grammar import Shape
+    from edgeprism.records import Answer
 
 
 @click.command("ask")
@@ -39,6 +44,9 @@ from edgeprism.errors import UsageError
               "captioner attends to that. --focus TEXT names it by hand.")  # fmt: skip
 @click.option("--answer-tokens", type=click.IntRange(min=1), default=256, show_default=True,
               metavar="N", help="Longest answer.")  # fmt: skip
+@click.option("--choices", metavar="A,B,…", help="Answer with exactly one of these.")
+@click.option("--schema", "schema_file", type=click.Path(), metavar="FILE",
+              help="Answer in JSON that validates against this JSON schema.")  # fmt: skip
 @click.option("--show-captions", is_flag=True, help="Print the captions the answer rests on.")
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -58,16 +66,19 @@ def command(
     instruction_mode: str,
     max_tokens: int | None,
     answer_tokens: int,
+    choices: str | None,
+    schema_file: str | None,
     show_captions: bool,
     as_json: bool,
     **engine: Any,
-) -> None:
+) -> int:
     """Answer a question about pictures from their descriptions alone."""
     from edgeprism.prism import Prism
 
     *images, question = images_and_question
     if not images:
         raise UsageError("A picture and a question are needed.", 'edgeprism ask img.jpg "…?"')
+    shape = _shape(choices, schema_file)
     # the reasoner first: one that is missing is said before a picture is looked at
     thinker, *more = open_reasoners(
         [reasoner], served_models=served_models, allow_network=allow_network,
@@ -93,7 +104,36 @@ def command(
             instruction=instruction,
             max_tokens=answer_tokens,
             caption_tokens=max_tokens,
+            shape=shape,
         )
+    _show(answer, as_json, show_captions)
+    if shape is not None and not answer.text:
+        raise EdgePrismError(
+            f"No answer of that shape within {answer_tokens} tokens.", "Raise --answer-tokens."
+        )
+    return 0
+
+
+def _shape(choices: str | None, schema_file: str | None) -> Shape | None:
+    """What --choices or --schema ask for."""
+    if choices is not None and schema_file is not None:
+        raise UsageError("--choices and --schema exclude each other.", "Choose one.")
+    if choices is not None:
+        from edgeprism.grammar import choices_to_shape
+
+        return choices_to_shape(choices.split(","))
+    if schema_file is not None:
+        from edgeprism.schema import text_to_shape
+
+        try:
+            text = Path(schema_file).read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{schema_file}: cannot be read: {error}.", "--schema FILE") from error
+        return text_to_shape(text, schema_file)
+    return None
+
+
+def _show(answer: Answer, as_json: bool, show_captions: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2))
         return
@@ -106,4 +146,5 @@ def command(
             click.echo(printable(f"focus: {answer.focus}"))
         for caption in answer.captions:
             click.echo(printable(f"{caption.image}: {caption.text}"))
-    click.echo(printable(answer.text))
+    if answer.text:
+        click.echo(printable(answer.text))
