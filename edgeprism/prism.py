@@ -8,7 +8,8 @@ from typing import Any
 from edgeprism.captioner import Captioner
 from edgeprism.errors import UsageError
 from edgeprism.grammar import Shape
-from edgeprism.image import ImageSource
+from edgeprism.image import MAX_FILE_BYTES, ImageSource
+from edgeprism.merge import merge_captions
 from edgeprism.reasoning import BaseReasoner
 from edgeprism.records import Answer, Caption, EncodedImage
 
@@ -16,10 +17,19 @@ INSTRUCTION_MODES = ("question", "generic")
 
 
 class Prism:
-    """A captioner and a reasoner; each loads its engine when first used."""
+    """A captioner, or several, and a reasoner; each loads its engine when first used."""
 
-    def __init__(self, captioner: Captioner, reasoner: BaseReasoner) -> None:
-        self.captioner, self.reasoner = captioner, reasoner
+    def __init__(self, captioner: Captioner | Sequence[Captioner], reasoner: BaseReasoner) -> None:
+        """Raises UsageError where `captioner` is an empty sequence."""
+        self.captioners = tuple(captioner) if isinstance(captioner, Sequence) else (captioner,)
+        if not self.captioners:
+            raise UsageError("No captioner.", "Name at least one.")
+        self.reasoner = reasoner
+
+    @property
+    def captioner(self) -> Captioner:
+        """The first captioner."""
+        return self.captioners[0]
 
     def ask(
         self,
@@ -33,6 +43,7 @@ class Prism:
         max_tokens: int | None = None,
         caption_tokens: int | None = None,
         shape: Shape | None = None,
+        merge: bool = False,
         **caption_options: Any,
     ) -> Answer:
         """Caption each picture, then answer from the captions alone.
@@ -41,18 +52,42 @@ class Prism:
         what the captions should attend to; where it cannot, the generic instruction is used and
         the answer's notes say so. A `focus` that is given wins. `options`, `hint` and `shape` are
         those of `BaseReasoner.answer`; `max_tokens` bounds the answer, `caption_tokens` each
-        caption. Other options are the captioner's (`Captioner.plan`).
+        caption. Several captioners' captions stand side by side, unless `merge`: then the
+        reasoner makes one of them first (`merge_captions`). Other options are the
+        captioner's (`Captioner.plan`).
         """
         pictures = list(images) if isinstance(images, (list, tuple)) else [images]
         if not pictures:
             raise UsageError("No picture to ask about.", "Name at least one.")
         focus, notes = self.focus_for(question, instruction_mode, focus, options)
         wishes = {"focus": focus, "max_tokens": caption_tokens, **caption_options}
-        captions = [self.captioner.caption(picture, **wishes) for picture in pictures]
+        captions = self._describe(pictures, wishes)
+        if merge:
+            captions, told = merge_captions(self.reasoner, captions)
+            notes += told
         return self.answer(
             captions, question, options=options, hint=hint, focus=focus, notes=notes,
             max_tokens=max_tokens, shape=shape,
         )  # fmt: skip
+
+    def _describe(
+        self, pictures: Sequence[ImageSource | EncodedImage], wishes: Mapping[str, Any]
+    ) -> tuple[Caption, ...]:
+        """Each captioner's captions of all pictures, one captioner after another."""
+        if len(self.captioners) > 1:  # a file object can be read once
+            pictures = [
+                picture.read(MAX_FILE_BYTES + 1) if hasattr(picture, "read") else picture
+                for picture in pictures
+            ]
+        captions: list[Caption] = []
+        for captioner in self.captioners:
+            own = [captioner.caption(picture, **wishes) for picture in pictures]
+            if own[0].model.digest in {caption.model.digest for caption in captions}:
+                raise UsageError(
+                    f"{own[0].model.name} is named twice among the captioners.", "Name each once."
+                )
+            captions += own
+        return tuple(captions)
 
     def focus_for(
         self,
@@ -89,6 +124,7 @@ class Prism:
         return self.reasoner.answer(captions, question, focus=focus or "", **options)
 
     def close(self) -> None:
-        """Free both models."""
-        self.captioner.close()
+        """Free all models."""
+        for captioner in self.captioners:
+            captioner.close()
         self.reasoner.close()

@@ -90,6 +90,15 @@ def answer_messages(descriptions: Sequence[Mapping[str, str]], question: Questio
     return [Message("user", "\n\n".join(parts))]
 
 
+def merge_messages(descriptions: Mapping[str, str]) -> list[Message]:
+    """Asks for one description of a picture instead of several, given by captioner."""
+    task = (
+        "Write one description that holds everything these say of the picture, and nothing else. "
+        "Where they contradict each other, give both."
+    )
+    return [Message("user", f"{_described([descriptions])}\n\n{task}")]
+
+
 def _described(descriptions: Sequence[Mapping[str, str]]) -> str:
     """Numbered where there are several pictures, by name where there are several captioners."""
     parts = []

@@ -40,7 +40,7 @@ LAYERS = [
     {"sampler", "mtmd", "request"},
     {"vision_engine"},
     {"generate", "reasoning"},
-    {"captioner", "reasoner", "remote"},
+    {"captioner", "reasoner", "remote", "merge"},
     {"prism"},
 ]
 CAPABILITY, COMMAND_LINE = len(LAYERS), len(LAYERS) + 1

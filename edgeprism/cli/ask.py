@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 
 @click.command("ask")
 @click.argument("images_and_question", nargs=-1, required=True, metavar="IMAGE... QUESTION")
-@click.option("--captioner", "model", default=DEFAULT_MODEL, envvar="EDGEPRISM_MODEL",
-              show_default=True, metavar="NAME|BUNDLE", help="Who perceives.")  # fmt: skip
+@click.option("--captioner", "models", multiple=True, metavar="NAME|BUNDLE",
+              help="Who perceives; repeat for several.  [default: $EDGEPRISM_MODEL or "
+              f"{DEFAULT_MODEL}]")  # fmt: skip
+@click.option("--merge-captions", is_flag=True,
+              help="Several captioners: let the reasoner make one description of theirs "
+              "first.")  # fmt: skip
 @click.option("--reasoner", default="smollm2-135m", show_default=True, metavar="NAME|FILE.gguf|URL",
               help="Who answers: an installed reasoner, any chat GGUF, or an OpenAI-compatible "
               "server (http://127.0.0.1:8080/v1).")  # fmt: skip
@@ -52,7 +57,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(
     images_and_question: tuple[str, ...],
-    model: str,
+    models: tuple[str, ...],
+    merge_captions: bool,
     reasoner: str,
     chat_format: str | None,
     served_models: tuple[str, ...],
@@ -86,15 +92,13 @@ def command(
     )  # fmt: skip
     if more:
         raise UsageError("One reasoner answers.", "Give --reasoner-model once.")
-    captioner = open_captioner(
-        model,
-        lm=lm,
-        mmproj=mmproj,
-        lm_chat_format=lm_chat_format,
-        vision_quant=vision_quant,
-        **engine,
-    )
-    prism = Prism(captioner, thinker)
+    models = models or (os.environ.get("EDGEPRISM_MODEL") or DEFAULT_MODEL,)
+    pair = {"lm": lm, "mmproj": mmproj, "lm_chat_format": lm_chat_format}
+    captioners = [
+        open_captioner(model, vision_quant=vision_quant, **pair, **engine)
+        for model in dict.fromkeys(models)
+    ]
+    prism = Prism(captioners, thinker)
     with working("looking and thinking…"):
         answer = prism.ask(
             images,
@@ -102,6 +106,7 @@ def command(
             focus=focus,
             instruction_mode=instruction_mode,
             instruction=instruction,
+            merge=merge_captions,
             max_tokens=answer_tokens,
             caption_tokens=max_tokens,
             shape=shape,
@@ -140,11 +145,13 @@ def _show(answer: Answer, as_json: bool, show_captions: bool) -> None:
     from edgeprism.outputs import printable
 
     for note in answer.notes:
-        click.echo(note, err=True)
+        click.echo(printable(note), err=True)
     if show_captions:
         if answer.focus:
             click.echo(printable(f"focus: {answer.focus}"))
+        names = {caption.model.name for caption in answer.captions}
         for caption in answer.captions:
-            click.echo(printable(f"{caption.image}: {caption.text}"))
+            by = f" by {caption.model.name}" if len(names) > 1 else ""
+            click.echo(printable(f"{caption.image}{by}: {caption.text}"))
     if answer.text:
         click.echo(printable(answer.text))

@@ -104,8 +104,8 @@ def _pair(lm: str | None, mmproj: str | None, chat_format: str | None) -> Bundle
 
     if not lm or not mmproj:
         raise UsageError("--lm and --mmproj belong together.", "Name both files of the pair.")
-    source = click.get_current_context().get_parameter_source("model")
-    if source == click.core.ParameterSource.COMMANDLINE:
+    source = click.get_current_context().get_parameter_source
+    if click.core.ParameterSource.COMMANDLINE in (source("model"), source("models")):
         raise UsageError("A bundle and a pair are two captioners.", "Name one of them.")
     with working("trying the pair…"):
         return open_pair(lm, mmproj, chat_format=chat_format)
