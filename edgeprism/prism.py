@@ -44,17 +44,18 @@ class Prism:
         caption_tokens: int | None = None,
         shape: Shape | None = None,
         merge: bool = False,
+        evidence: bool = False,
         **caption_options: Any,
     ) -> Answer:
         """Caption each picture, then answer from the captions alone.
 
         With `instruction_mode` "question" the reasoner first turns the question into a focus,
         what the captions should attend to; where it cannot, the generic instruction is used and
-        the answer's notes say so. A `focus` that is given wins. `options`, `hint` and `shape` are
-        those of `BaseReasoner.answer`; `max_tokens` bounds the answer, `caption_tokens` each
-        caption. Several captioners' captions stand side by side, unless `merge`: then the
-        reasoner makes one of them first (`merge_captions`). Other options are the
-        captioner's (`Captioner.plan`).
+        the answer's notes say so. A `focus` that is given wins. `options`, `hint`, `shape` and
+        `evidence` are those of `BaseReasoner.answer`; `max_tokens` bounds the answer,
+        `caption_tokens` each caption. Several captioners' captions stand side by side, unless
+        `merge`: then the reasoner makes one of them first (`merge_captions`). Other options are
+        the captioner's (`Captioner.plan`).
         """
         pictures = list(images) if isinstance(images, (list, tuple)) else [images]
         if not pictures:
@@ -67,7 +68,7 @@ class Prism:
             notes += told
         return self.answer(
             captions, question, options=options, hint=hint, focus=focus, notes=notes,
-            max_tokens=max_tokens, shape=shape,
+            max_tokens=max_tokens, shape=shape, evidence=evidence,
         )  # fmt: skip
 
     def _describe(

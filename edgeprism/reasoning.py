@@ -12,11 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import edgeprism
-from edgeprism.errors import ModelError
-from edgeprism.grammar import Shape, words_to_shape
+from edgeprism.errors import EdgePrismError, Interrupted, ModelError
+from edgeprism.evidence import (
+    EVIDENCE_TOKENS,
+    captions_to_sentences,
+    evidence_messages,
+    said_to_evidence,
+)
+from edgeprism.grammar import Shape, numbers_to_shape, words_to_shape
 from edgeprism.prompt import Message, answer_messages, focus_messages
 from edgeprism.question import checked_focus, focus_words, to_question, topics
-from edgeprism.records import Answer, Caption, ModelInfo, Timings, TokenCounts
+from edgeprism.records import Answer, Caption, Evidence, ModelInfo, Timings, TokenCounts
 
 DEFAULT_MAX_TOKENS = 256
 FOCUS_TOKENS = 48
@@ -110,6 +116,7 @@ class BaseReasoner(ABC):
         notes: Sequence[str] = (),
         max_tokens: int = DEFAULT_MAX_TOKENS,
         shape: Shape | None = None,
+        evidence: bool = False,
     ) -> Answer:
         """Answer `question` from the captions' text alone, at temperature 0.
 
@@ -118,6 +125,7 @@ class BaseReasoner(ABC):
         on. Without captions the question alone is answered. `shape` (choices_to_shape,
         schema_to_shape) binds the answer; where it does not fit into `max_tokens`, `text` is
         empty and `finish_reason` "length". `focus`, `instruction_mode` and `notes` are recorded.
+        `evidence` asks, in a second completion, which sentences support the answer.
         """
         asked = to_question(question, options, hint)
         start = time.perf_counter()
@@ -135,6 +143,10 @@ class BaseReasoner(ABC):
                     f"{self.name}: answered {text[:80]!r}, which has not the shape asked for.",
                     "Try another reasoner.",
                 )
+        found: tuple[Evidence, ...] | None = None
+        missed: tuple[str, ...] = ()
+        if evidence and text:
+            found, missed = self.find_evidence(captions, asked.stem, asked.options.get(text, text))
         return Answer(
             text=text,
             question=question,
@@ -148,9 +160,33 @@ class BaseReasoner(ABC):
             timings=replace(said.timings, total=(time.perf_counter() - start) * 1000),
             model=self.model,
             version=edgeprism.__version__,
-            notes=tuple(notes),
+            notes=(*notes, *missed),
             thinking=said.thinking,
+            evidence=found,
         )
+
+    def find_evidence(
+        self, captions: Sequence[Caption], question: str, answer: str
+    ) -> tuple[tuple[Evidence, ...] | None, tuple[str, ...]]:
+        """The captions' sentences that say `answer`, at most three, and notes on it.
+
+        The reasoner names them by number and can name no other, or none: then the description
+        does not say. None instead of sentences, with a note, where it could not be asked.
+        """
+        sentences = captions_to_sentences(captions)
+        if not sentences:
+            return (), ()
+        shape = numbers_to_shape(len(sentences))
+        asked = evidence_messages(sentences, question, answer)
+        try:
+            said = self.complete(asked, max_tokens=EVIDENCE_TOKENS, shape=shape)
+        except Interrupted:
+            raise
+        except EdgePrismError as error:  # too long a prompt, a server's fault: the answer stands
+            return None, (f"no evidence: {error.message}",)
+        if said.finish_reason == "length" or not shape.accepts(said.text):
+            return None, ("no evidence: the reasoner named no sentence",)
+        return said_to_evidence(said.text, sentences), ()
 
 
 def captions_by_picture(captions: Sequence[Caption]) -> list[dict[str, str]]:

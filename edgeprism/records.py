@@ -144,6 +144,16 @@ class Caption:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """A sentence of a caption; picture and sentence count from 1."""
+
+    picture: int
+    captioner: str
+    sentence: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """The reasoner's answer and the captions it rests on."""
 
@@ -161,6 +171,7 @@ class Answer:
     options: Mapping[str, str] = field(default_factory=dict)  # lettered; empty if it is open
     hint: str = ""
     thinking: str = ""  # what a reasoning model wrote before its answer
+    evidence: tuple[Evidence, ...] | None = None  # empty: no sentence says so; None: not asked
 
     def to_dict(self) -> dict[str, Any]:
         """The record that `edgeprism ask --json` prints."""
@@ -174,6 +185,7 @@ class Answer:
             "instruction_mode": self.instruction_mode,
             "focus": self.focus,
             "captions": [caption.to_dict() for caption in self.captions],
+            "evidence": None if self.evidence is None else [asdict(e) for e in self.evidence],
             "finish_reason": self.finish_reason,
             "tokens": asdict(self.tokens),
             "timings_ms": rounded(self.timings),

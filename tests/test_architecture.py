@@ -34,7 +34,7 @@ LAYERS = [
         "stopping",
     },
     {"prompt", "schema", "gguf_checks", "tiles", "remote_http"},
-    {"mmproj_checks"},
+    {"mmproj_checks", "evidence"},
     {"image"},
     {"bundle", "vision", "lm", "device"},
     {"sampler", "mtmd", "request"},

@@ -171,6 +171,7 @@ def test_ask(captioner: Captioner, reasoner: Reasoner, photo: Path) -> None:
     assert set(record) == {
         "schema", "question", "options", "hint", "answer", "thinking", "instruction_mode", "focus",
         "captions", "finish_reason", "tokens", "timings_ms", "reasoner", "notes", "version",
+            "evidence",
     }  # fmt: skip
 
 

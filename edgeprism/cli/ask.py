@@ -52,7 +52,11 @@ if TYPE_CHECKING:
 @click.option("--choices", metavar="A,B,…", help="Answer with exactly one of these.")
 @click.option("--schema", "schema_file", type=click.Path(), metavar="FILE",
               help="Answer in JSON that validates against this JSON schema.")  # fmt: skip
-@click.option("--show-captions", is_flag=True, help="Print the captions the answer rests on.")
+@click.option(
+    "--show-captions",
+    is_flag=True,
+    help="Print the captions, and which of their sentences support the answer.",
+)
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(
@@ -110,6 +114,7 @@ def command(
             max_tokens=answer_tokens,
             caption_tokens=max_tokens,
             shape=shape,
+            evidence=as_json or show_captions,
         )
     _show(answer, as_json, show_captions)
     if shape is not None and not answer.text:
@@ -153,5 +158,10 @@ def _show(answer: Answer, as_json: bool, show_captions: bool) -> None:
         for caption in answer.captions:
             by = f" by {caption.model.name}" if len(names) > 1 else ""
             click.echo(printable(f"{caption.image}{by}: {caption.text}"))
+        for found in answer.evidence or ():
+            where = f"picture {found.picture}, {found.captioner}, sentence {found.sentence}"
+            click.echo(printable(f"evidence: {where}: {found.text}"))
+        if answer.evidence == ():
+            click.echo("evidence: none; the description does not say")
     if answer.text:
         click.echo(printable(answer.text))
