@@ -25,10 +25,10 @@ from edgeprism.decode import Decoded, DecodePool
 from edgeprism.device import available_cores
 from edgeprism.errors import EdgePrismError, ImageError
 from edgeprism.generate import Finished
-from edgeprism.image import READER_VERSION
 from edgeprism.lanes import Lane, Turns
 from edgeprism.records import EncodedImage, Timings
-from edgeprism.store import CaptionStore, RequestKey
+from edgeprism.store import CaptionStore
+from edgeprism.stored import decoding_settings, request_key
 
 if TYPE_CHECKING:
     from edgeprism.inputs import PictureFile
@@ -87,29 +87,11 @@ class Batch:
         # generated captions, jobs that share another's, settled outcomes by index, the error
         # that ends the run, or None: a lane has ended
         self._done: queue.Queue[Any] = queue.Queue()
-        self.request_key = RequestKey(
-            bundle_digest=captioner.bundle.digest,
-            vision_quant=captioner.model.vision_quant,
-            kv_type=captioner.kv_type,
-            instruction=plan.instruction,
-            max_tokens=plan.sampling.max_tokens,
-            temperature=plan.sampling.temperature,
-            seed=plan.sampling.seed,
-            reader=READER_VERSION,
-        )
-
+        self.request_key = request_key(captioner, plan)
         threads = captioner.vision_threads() + captioner.lm_threads()
         crowded = captioner.device == "cpu" and threads > available_cores()
         self._cores: AbstractContextManager[Any] = Turns() if crowded else nullcontext()
-        self.settings = {
-            "max_tokens": plan.sampling.max_tokens,
-            "temperature": plan.sampling.temperature,
-            "seed": plan.sampling.seed,
-            "kv_type": captioner.kv_type,
-            "parallel": parallel,
-            "lanes": lanes,
-            "threads": [captioner.vision_threads(), captioner.lm_threads()],
-        }
+        self.settings = decoding_settings(captioner, plan, parallel=parallel, lanes=lanes)
 
     def stop(self) -> None:
         """Begin no more pictures; what is in flight is finished. Safe from any thread."""

@@ -255,6 +255,11 @@ class Captioner:
         """CPU threads of the language model."""
         return self._threads_for(self.bundle.manifest.lm.file)
 
+    def model_bytes(self) -> int:
+        """Bytes of the files that the two engines load."""
+        files = {self.vision_variant().file, self.bundle.manifest.lm.file}
+        return sum(self.bundle.manifest.files[file].size for file in files)
+
     def _threads_for(self, file: str) -> int:
         return choose_threads(self._threads, self.bundle.manifest.files[file].size)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgeprism.errors import DeviceError, UsageError
 
+STAGES = ("auto", "together", "apart")
 DEVICES = ("auto", "cpu", "cuda", "metal")
 ALL_LAYERS = 999  # more than any model has
 SMALL_MODEL_BYTES = 16 << 20
@@ -167,6 +168,19 @@ def has_int8_dot() -> bool:
         for flag in line.partition(":")[2].split()
     }
     return bool(flags & {"avx512_vnni", "avx_vnni", "asimddp"})
+
+
+def stages_apart(requested: str, model_bytes: int, memory: int | None) -> bool:
+    """Whether captioner and reasoner take turns in memory (`--stages`).
+
+    `model_bytes` is of both models' files, `memory` the machine's; `auto` leaves one half of it to
+    the KV caches, to pictures and to others. Where memory is not known, they stay together.
+    """
+    if requested not in STAGES:
+        raise UsageError(f"Stages {requested!r} are not known.", f"Known: {', '.join(STAGES)}.")
+    if requested == "auto":
+        return memory is not None and 2 * model_bytes > memory
+    return requested == "apart"
 
 
 def memory_bytes() -> int | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from edgeprism.captioner import Captioner
 from edgeprism.errors import UsageError
 from edgeprism.grammar import Shape
 from edgeprism.image import MAX_FILE_BYTES, ImageSource
@@ -16,18 +15,36 @@ from edgeprism.records import Answer, Caption, EncodedImage
 INSTRUCTION_MODES = ("question", "generic")
 
 
-class Prism:
-    """A captioner, or several, and a reasoner; each loads its engine when first used."""
+class Perceiver(Protocol):
+    """What Prism needs of a captioner."""
 
-    def __init__(self, captioner: Captioner | Sequence[Captioner], reasoner: BaseReasoner) -> None:
+    def caption(self, image: ImageSource | EncodedImage, **options: Any) -> Caption: ...
+
+    def close(self) -> None: ...
+
+
+class Prism:
+    """A captioner, or several, and a reasoner; each loads its engine when first used.
+
+    With `apart` only one of them is in memory at a time: the reasoner is freed once it has drawn
+    a focus, and each captioner once it has described all pictures.
+    """
+
+    def __init__(
+        self,
+        captioner: Perceiver | Sequence[Perceiver],
+        reasoner: BaseReasoner,
+        *,
+        apart: bool = False,
+    ) -> None:
         """Raises UsageError where `captioner` is an empty sequence."""
         self.captioners = tuple(captioner) if isinstance(captioner, Sequence) else (captioner,)
         if not self.captioners:
             raise UsageError("No captioner.", "Name at least one.")
-        self.reasoner = reasoner
+        self.reasoner, self.apart = reasoner, apart
 
     @property
-    def captioner(self) -> Captioner:
+    def captioner(self) -> Perceiver:
         """The first captioner."""
         return self.captioners[0]
 
@@ -62,6 +79,8 @@ class Prism:
             raise UsageError("No picture to ask about.", "Name at least one.")
         focus, notes = self.focus_for(question, instruction_mode, focus, options)
         wishes = {"focus": focus, "max_tokens": caption_tokens, **caption_options}
+        if self.apart:
+            self.reasoner.close()
         captions = self._describe(pictures, wishes)
         if merge:
             captions, told = merge_captions(self.reasoner, captions)
@@ -83,6 +102,8 @@ class Prism:
         captions: list[Caption] = []
         for captioner in self.captioners:
             own = [captioner.caption(picture, **wishes) for picture in pictures]
+            if self.apart:
+                captioner.close()
             if own[0].model.digest in {caption.model.digest for caption in captions}:
                 raise UsageError(
                     f"{own[0].model.name} is named twice among the captioners.", "Name each once."

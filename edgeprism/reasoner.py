@@ -36,9 +36,10 @@ class Reasoner(BaseReasoner):
         threads: int | None = None,
         gpu_layers: int | None = None,
         chat_format: str | None = None,
+        warm: bool = False,
     ) -> None:
         self.path, self.name = path, name
-        self.chat_format = chat_format
+        self.chat_format, self.warm = chat_format, warm
         self._threads = threads
         self.cancel_token = Cancel()
         self._requested = (device, gpu_layers)
@@ -51,7 +52,8 @@ class Reasoner(BaseReasoner):
         """Open a GGUF file, or an installed reasoner by name; weights load at the first question.
 
         `settings`: device, threads, gpu_layers, chat_format (one of llama.cpp's names, for files
-        whose own template it does not recognise). Raises ModelError when there is none.
+        whose own template it does not recognise), warm (keep what was read and said for prompts
+        that begin alike; see `Generator`). Raises ModelError when there is none.
         """
         name = os.fspath(model)
         try:
@@ -86,6 +88,10 @@ class Reasoner(BaseReasoner):
             self._model = ModelInfo(self.name, file_digest(self.path))
         return self._model
 
+    def model_bytes(self) -> int:
+        """Bytes of the file that is loaded."""
+        return self.path.stat().st_size
+
     def cancel(self) -> None:
         """Stop what is under way, from another thread; it raises Interrupted there."""
         self.cancel_token.set()
@@ -109,5 +115,5 @@ class Reasoner(BaseReasoner):
             threads=choose_threads(self._threads, self.path.stat().st_size),
             cancel=self.cancel_token,
         )
-        self._generator = Generator(self._lm)
+        self._generator = Generator(self._lm, warm=self.warm)
         return self._generator, self._lm, (time.perf_counter() - start) * 1000

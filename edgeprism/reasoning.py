@@ -78,6 +78,10 @@ class BaseReasoner(ABC):
         A reply that ended at `max_tokens` may not have its shape.
         """
 
+    def model_bytes(self) -> int:
+        """Bytes of what is loaded into this machine's memory; 0 for a reasoner elsewhere."""
+        return 0
+
     @abstractmethod
     def cancel(self) -> None:
         """Stop what is under way, from another thread; it raises Interrupted there."""

@@ -16,6 +16,7 @@ from edgeprism.cli.options import (
     open_captioner,
     open_reasoners,
     pair_options,
+    perceiving,
     reasoner_options,
     working,
 )  # fmt: skip
@@ -52,6 +53,10 @@ if TYPE_CHECKING:
 @click.option("--choices", metavar="A,B,…", help="Answer with exactly one of these.")
 @click.option("--schema", "schema_file", type=click.Path(), metavar="FILE",
               help="Answer in JSON that validates against this JSON schema.")  # fmt: skip
+@click.option("--stages", type=click.Choice(["auto", "together", "apart"]), default="auto",
+              show_default=True, help="Apart: only one of the two models is in memory at a time; "
+              "auto does so where both would take half of the machine's.")  # fmt: skip
+@click.option("--no-cache", is_flag=True, help="Neither use nor fill the caption store.")
 @click.option(
     "--show-captions",
     is_flag=True,
@@ -78,11 +83,14 @@ def command(
     answer_tokens: int,
     choices: str | None,
     schema_file: str | None,
+    stages: str,
+    no_cache: bool,
     show_captions: bool,
     as_json: bool,
     **engine: Any,
 ) -> int:
     """Answer a question about pictures from their descriptions alone."""
+    from edgeprism.device import memory_bytes, stages_apart
     from edgeprism.prism import Prism
 
     *images, question = images_and_question
@@ -102,7 +110,12 @@ def command(
         open_captioner(model, vision_quant=vision_quant, **pair, **engine)
         for model in dict.fromkeys(models)
     ]
-    prism = Prism(captioners, thinker)
+    model_bytes = sum(model.model_bytes() for model in (*captioners, thinker))
+    prism = Prism(
+        perceiving(captioners, use_store=not no_cache),
+        thinker,
+        apart=stages_apart(stages, model_bytes, memory_bytes()),
+    )
     with working("looking and thinking…"):
         answer = prism.ask(
             images,

@@ -15,6 +15,7 @@ from edgeprism.errors import UsageError
 if TYPE_CHECKING:
     from edgeprism.bundle import Bundle
     from edgeprism.captioner import Captioner
+    from edgeprism.prism import Perceiver
     from edgeprism.reasoning import BaseReasoner
 
 
@@ -161,3 +162,14 @@ def working(text: str) -> Iterator[None]:
 
     with Console(stderr=True).status(text):
         yield
+
+
+def perceiving(captioners: Sequence[Captioner], *, use_store: bool) -> list[Perceiver]:
+    """The captioners, through the caption store unless that is not wanted."""
+    if not use_store:
+        return [*captioners]
+    from edgeprism.store import CaptionStore, default_path
+    from edgeprism.stored import StoredCaptioner
+
+    store = CaptionStore(default_path())
+    return [StoredCaptioner(captioner, store) for captioner in captioners]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from edgeprism.captioner import Captioner
@@ -23,7 +23,7 @@ from edgeprism.evaluation.results import Results, key_of
 from edgeprism.evaluation.scoring import Verdict, score
 from edgeprism.grammar import choices_to_shape
 from edgeprism.reasoning import BaseReasoner
-from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
+from edgeprism.stored import record_to_caption
 
 Progress = Callable[[str, int, int], None]  # what is done, items done, items in all
 
@@ -180,7 +180,7 @@ class Run:
         way, texts = self.matrix.settings.options, [text for _, text in question.options]
         with self._recorded("answer", key, question.index) as record:
             answer = reasoner.answer(
-                [to_caption(record["caption"]) for record in captions],
+                [record_to_caption(record["caption"]) for record in captions],
                 question.text,
                 options=dict(question.options) if way == "letters" else {},
                 hint=question.hint,
@@ -298,21 +298,3 @@ def _ends_all(error: EdgePrismError) -> bool:
 def _item(ref: PictureRef) -> str:
     """A picture's address within the data."""
     return ref.path or f"{ref.offset}/{ref.number}"
-
-
-def to_caption(record: Mapping[str, Any]) -> Caption:
-    """The caption that `Caption.to_dict` wrote down."""
-    return Caption(
-        text=record["caption"],
-        image=record["image"],
-        image_sha256=record["image_sha256"],
-        finish_reason=record["finish_reason"],
-        tokens=TokenCounts(**record["tokens"]),
-        timings=Timings(**record["timings_ms"]),
-        model=ModelInfo(**record["model"]),
-        device=record["device"],
-        instruction=record["instruction"],
-        version=record["version"],
-        image_size=tuple(record["image_size"]),
-        notes=tuple(record["notes"]),
-    )

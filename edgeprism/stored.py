@@ -1,0 +1,114 @@
+"""A captioner whose captions come from the caption store, and go to it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgeprism.captioner import Captioner, Plan
+from edgeprism.image import MAX_FILE_BYTES, READER_VERSION, ImageSource
+from edgeprism.records import Caption, EncodedImage, ModelInfo, Timings, TokenCounts
+from edgeprism.store import CaptionStore, RequestKey
+
+
+def request_key(captioner: Captioner, plan: Plan) -> RequestKey:
+    """What decides the words of this captioner's captions, beside the picture."""
+    return RequestKey(
+        bundle_digest=captioner.bundle.digest,
+        vision_quant=captioner.model.vision_quant,
+        kv_type=captioner.kv_type,
+        instruction=plan.instruction,
+        max_tokens=plan.sampling.max_tokens,
+        temperature=plan.sampling.temperature,
+        seed=plan.sampling.seed,
+        reader=READER_VERSION,
+    )
+
+
+def decoding_settings(
+    captioner: Captioner, plan: Plan, *, parallel: int = 1, lanes: int = 1
+) -> dict[str, Any]:
+    """How a caption was made, as records of stored captions carry it."""
+    return {
+        "max_tokens": plan.sampling.max_tokens,
+        "temperature": plan.sampling.temperature,
+        "seed": plan.sampling.seed,
+        "kv_type": captioner.kv_type,
+        "parallel": parallel,
+        "lanes": lanes,
+        "threads": [captioner.vision_threads(), captioner.lm_threads()],
+    }
+
+
+class StoredCaptioner:
+    """Looks into the store before it looks at a picture. Use it from the store's thread."""
+
+    def __init__(self, captioner: Captioner, store: CaptionStore) -> None:
+        self.captioner, self.store = captioner, store
+
+    def caption(self, image: ImageSource | EncodedImage, **options: Any) -> Caption:
+        """As `Captioner.caption`; a caption from the store has the timings of when it was made.
+
+        Raises ImageError, StoreError and what captioning raises.
+        """
+        plan = self.captioner.plan(**options)
+        if not plan.sampling.stop_at_end:  # for comparisons, and no part of the key
+            return self.captioner.caption(image, **options)
+        request = request_key(self.captioner, plan)
+        digest, name = self._digest(image)
+        record = self.store.get(request.key(digest)) if digest else None
+        if record is not None:
+            return replace(record_to_caption(record), image=name)
+        made = self.captioner.caption(image, **options)
+        settings = decoding_settings(self.captioner, plan)
+        self.store.put(request, made.image_sha256, {**made.to_dict(), "settings": settings})
+        return made
+
+    def close(self) -> None:
+        """Free the captioner; the store stays open."""
+        self.captioner.close()
+
+    def _digest(self, image: ImageSource | EncodedImage) -> tuple[str | None, str]:
+        """(sha256, name) of a picture, where they can be had without decoding it."""
+        if isinstance(image, EncodedImage):
+            return image.image_sha256, image.image
+        if isinstance(image, bytes):
+            return hashlib.sha256(image).hexdigest(), "image in memory"
+        if not isinstance(image, (str, os.PathLike)):
+            return None, ""
+        name = os.fspath(image)
+        try:
+            status = os.stat(name)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+                return None, name
+            known = self.store.digest_of(Path(name), status)
+            if known is None:
+                with open(name, "rb") as file:
+                    known = hashlib.file_digest(file, "sha256").hexdigest()
+                self.store.remember_file(Path(name), status.st_size, status.st_mtime_ns, known)
+        except (OSError, ValueError):
+            return None, name  # the reader will say what is wrong with it
+        return known, name
+
+
+def record_to_caption(record: Mapping[str, Any]) -> Caption:
+    """The caption that `Caption.to_dict` wrote down."""
+    return Caption(
+        text=record["caption"],
+        image=record["image"],
+        image_sha256=record["image_sha256"],
+        finish_reason=record["finish_reason"],
+        tokens=TokenCounts(**record["tokens"]),
+        timings=Timings(**record["timings_ms"]),
+        model=ModelInfo(**record["model"]),
+        device=record["device"],
+        instruction=record["instruction"],
+        version=record["version"],
+        image_size=tuple(record["image_size"]),
+        notes=tuple(record["notes"]),
+    )
