@@ -76,8 +76,32 @@ def answer_messages(descriptions: Sequence[Mapping[str, str]], question: Questio
 
     Without any description the question stands alone. Lettered options are listed.
     """
-    parts = [_described(descriptions)] if descriptions else []
+    looks = (descriptions,) if descriptions else ()
     source = "Answer from the description, in" if descriptions else "Answer in"
+    return [Message("user", _asked(Turn(looks, question), source))]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question of a conversation, and what was told of the pictures just before it."""
+
+    looks: tuple[Sequence[Mapping[str, str]], ...]  # each as `answer_messages` takes it
+    question: Question
+    answer: str = ""
+
+
+def conversation_messages(turns: Sequence[Turn]) -> list[Message]:
+    """A conversation up to its last question. What came before stands as it stood then."""
+    messages = []
+    for turn in turns:
+        messages.append(Message("user", _asked(turn, "Answer from the description, in")))
+        messages.append(Message("assistant", turn.answer))
+    return messages[:-1]
+
+
+def _asked(turn: Turn, source: str) -> str:
+    """What stands in a question's turn."""
+    question = turn.question
     # One plain turn: given a system turn of rules, and an answer to fall back on, small models
     # mostly fall back. `benchmarks/reasoner.py` counts right answers.
     task = f"{source} a few words."
@@ -86,8 +110,7 @@ def answer_messages(descriptions: Sequence[Mapping[str, str]], question: Questio
     asked = [task, f"Hint: {question.hint}"] if question.hint else [task]
     asked.append(f"Question: {question.stem}")
     asked += [f"{letter}. {text}" for letter, text in question.options.items()]
-    parts.append("\n".join([*asked, "Answer:"]))
-    return [Message("user", "\n\n".join(parts))]
+    return "\n\n".join([*map(_described, turn.looks), "\n".join([*asked, "Answer:"])])
 
 
 def merge_messages(descriptions: Mapping[str, str]) -> list[Message]:

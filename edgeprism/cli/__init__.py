@@ -13,7 +13,7 @@ from edgeprism import __version__
 from edgeprism.cancel import interruptible
 from edgeprism.errors import EdgePrismError, Interrupted
 
-COMMANDS = ("caption", "ask", "eval", "cache", "models", "pull", "convert", "doctor")
+COMMANDS = ("caption", "ask", "chat", "eval", "cache", "models", "pull", "convert", "doctor")
 _INTERRUPTED = 130
 
 

@@ -110,7 +110,7 @@ def command(
         open_captioner(model, vision_quant=vision_quant, **pair, **engine)
         for model in dict.fromkeys(models)
     ]
-    model_bytes = sum(model.model_bytes() for model in (*captioners, thinker))
+    model_bytes = sum(c.model_bytes() for c in captioners) + thinker.model_bytes()
     prism = Prism(
         perceiving(captioners, use_store=not no_cache),
         thinker,

@@ -1,0 +1,185 @@
+"""`edgeprism chat IMAGE...`: questions one after another about the same pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeprism.bundle import DEFAULT_MODEL
+from edgeprism.cli import show_error
+from edgeprism.cli.options import (
+    captioner_options,
+    engine_options,
+    open_captioner,
+    open_reasoners,
+    pair_options,
+    perceiving,
+    reasoner_options,
+    working,
+)  # fmt: skip
+from edgeprism.errors import EdgePrismError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from edgeprism.captioner import Captioner
+    from edgeprism.conversation import Conversation
+    from edgeprism.prism import Perceiver
+    from edgeprism.records import Caption, EncodedImage
+
+_HELP = "/focus TEXT looks again, /captions prints what was seen, /quit (or Ctrl-D) ends."
+_SOME_FAILED = 3
+
+
+@click.command("chat")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--captioner", "model", default=DEFAULT_MODEL, envvar="EDGEPRISM_MODEL",
+              show_default=True, metavar="NAME|BUNDLE", help="Who perceives.")  # fmt: skip
+@click.option("--reasoner", default="smollm2-135m", show_default=True, metavar="NAME|FILE.gguf|URL",
+              help="Who answers: an installed reasoner, any chat GGUF, or an OpenAI-compatible "
+              "server (http://127.0.0.1:8080/v1).")  # fmt: skip
+@click.option("--chat-format", metavar="NAME",
+              help="llama.cpp's name of the reasoner's chat format, where the file's own is "
+              "not one that it knows.")  # fmt: skip
+@reasoner_options
+@pair_options("--lm-chat-format")
+@captioner_options
+@click.option("--answer-tokens", type=click.IntRange(min=1), default=256, show_default=True,
+              metavar="N", help="Longest answer.")  # fmt: skip
+@click.option("--no-cache", is_flag=True, help="Neither use nor fill the caption store.")
+@engine_options
+def command(
+    images: tuple[str, ...],
+    model: str,
+    reasoner: str,
+    chat_format: str | None,
+    served_models: tuple[str, ...],
+    allow_network: bool,
+    lm: str | None,
+    mmproj: str | None,
+    lm_chat_format: str | None,
+    vision_quant: str | None,
+    instruction: str | None,
+    focus: str | None,
+    max_tokens: int | None,
+    answer_tokens: int,
+    no_cache: bool,
+    **engine: Any,
+) -> int:
+    """Answer questions about pictures, one after another, a line each.
+
+    The pictures are described once. /focus TEXT looks again, /captions prints what was seen,
+    /quit or the end of input ends. Exit code 3 says that some questions had no answer.
+    """
+    from edgeprism.conversation import Conversation
+
+    if "-" in images:
+        raise UsageError("Standard input holds the questions.", "Name the picture's file.")
+    thinker, *more = open_reasoners(
+        [reasoner], served_models=served_models, allow_network=allow_network,
+        chat_format=chat_format, warm=True, **engine,
+    )  # fmt: skip
+    if more:
+        raise UsageError("One reasoner answers.", "Give --reasoner-model once.")
+    captioner = open_captioner(model, lm=lm, mmproj=mmproj, lm_chat_format=lm_chat_format,
+                               vision_quant=vision_quant, **engine)  # fmt: skip
+    looking = Looking(
+        captioner,
+        perceiving([captioner], use_store=not no_cache)[0],
+        images,
+        {"instruction": instruction, "max_tokens": max_tokens},
+    )
+    conversation = Conversation(thinker)
+    with working("looking…"):
+        conversation.tell(looking.first(focus))
+    if sys.stdin.isatty():
+        click.echo(_HELP, err=True)
+    failed = False
+    for line in _lines():
+        if line == "/quit":
+            break
+        try:
+            _do(line, looking, conversation, answer_tokens)
+        except Interrupted:
+            raise
+        except EdgePrismError as error:
+            if error.exit_code in (4, 5):
+                raise  # no model or no device: every other question would fail alike
+            failed = True
+            show_error(error)
+    return _SOME_FAILED if failed else 0
+
+
+class Looking:
+    """The pictures of a chat: described once, and again where somebody asks for it."""
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        perceiver: Perceiver,
+        images: tuple[str, ...],
+        options: dict[str, Any],
+    ) -> None:
+        self._captioner, self._perceiver = captioner, perceiver
+        self._images, self._options = images, options
+        self._encoded: list[EncodedImage] = []
+        self.captions: list[Caption] = []
+
+    def first(self, focus: str | None) -> list[Caption]:
+        """Captions of all pictures, from the store where it has them."""
+        return self._describe(self._images, focus)
+
+    def again(self, focus: str) -> list[Caption]:
+        """Captions with a focus. Each picture is encoded at the first such look only."""
+        if not self._encoded:
+            self._encoded = [self._captioner.encode(image) for image in self._images]
+        return self._describe(self._encoded, focus)
+
+    def _describe(self, pictures: Any, focus: str | None) -> list[Caption]:
+        seen = [self._perceiver.caption(p, focus=focus, **self._options) for p in pictures]
+        self.captions += seen
+        return seen
+
+
+def _do(line: str, looking: Looking, conversation: Conversation, answer_tokens: int) -> None:
+    """Answer one line, a question or a command."""
+    from edgeprism.outputs import printable
+
+    word, _, rest = line.partition(" ")
+    if word == "/captions":
+        for caption in looking.captions:
+            click.echo(printable(f"{caption.image}: {caption.text}"))
+    elif word == "/focus" and rest.strip():
+        with working("looking again…"):
+            seen = looking.again(rest.strip())
+        conversation.tell(seen)
+        for caption in seen:
+            click.echo(printable(f"{caption.image}: {caption.text}"))
+    elif word.startswith("/"):
+        raise UsageError(f"{printable(line)}: no command of this chat.", _HELP)
+    else:
+        with working("thinking…"):
+            said = conversation.ask(line, max_tokens=answer_tokens)
+        click.echo(printable(said.text))
+
+
+def _lines() -> Iterator[str]:
+    """What is typed or piped in, without empty lines; a terminal's lines can be edited."""
+    with contextlib.suppress(AttributeError):  # a stream put in its place may lack it
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    typed = sys.stdin.isatty() and sys.stdout.isatty()
+    if typed and os.name == "posix":
+        import readline  # noqa: F401  input() takes line editing and history from it
+    while True:
+        try:
+            line = input("> ") if typed else sys.stdin.readline()
+        except EOFError:
+            click.echo()
+            return
+        if not line and not typed:
+            return
+        if line.strip():
+            yield line.strip()
