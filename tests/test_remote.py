@@ -135,3 +135,24 @@ def test_eval(
             for name in ("tiny", "lm")}  # fmt: skip
     assert said == {"tiny": [SAID_TEXT] * 4, "lm": [SAID_TEXT] * 4}  # with captions and without
     assert KEY.encode() not in b"".join(p.read_bytes() for p in out.iterdir())
+
+
+def test_shaped_answers(
+    url: str,
+    scripted_bundle: Path,
+    photo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    schema = tmp_path / "schema.json"
+    properties = {"kind": {"enum": ["boat", "bird"]}, "old": {"type": "boolean"}}
+    schema.write_text(json.dumps({"type": "object", "properties": properties,
+                                  "required": ["kind", "old"]}))  # fmt: skip
+    asked = ["ask", str(photo), "What is there?", "--captioner", str(scripted_bundle),
+             "--reasoner", url]  # fmt: skip
+    assert run([*asked, "--schema", str(schema)]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["kind"] in ("boat", "bird")
+    assert isinstance(answer["old"], bool)
+    assert run([*asked, "--choices", "boat,bird", "--answer-tokens", "1"]) == 1
+    assert capsys.readouterr().out == ""  # nothing half-made

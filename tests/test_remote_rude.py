@@ -26,6 +26,7 @@ BROKEN = {
     "a drip": DRIP,
     "hanging up": NOTHING,
     "half a body": http(b'{"choices": [', length=1000),
+    "less than promised": http({"choices": [{"message": {"content": "a"}}]}, length=1000),
     "half the chunks": CHUNKS_CUT,
     "half a header": b"HTTP/1.1 200 OK\r\nContent-",
     "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
