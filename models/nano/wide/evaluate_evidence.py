@@ -1,0 +1,135 @@
+"""Do cited sentences carry the fact? ``python -m edgeprism.models.nano.wide.evaluate_evidence``.
+
+Over the question set: of right answers, how often a cited sentence carries the fact and how often
+deleting the cited sentences changes the answer; and what becomes of the answer and its evidence
+when every sentence that carries the fact is gone. Public API only, but for the set's reader.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from edgeprism import Captioner, Reasoner
+from edgeprism.evaluation.questions import Question, QuestionFile
+from edgeprism.evaluation.scoring import score
+from edgeprism.evidence import caption_to_sentences
+
+from .grammar import NUMBERS
+
+QUESTIONS = Path(__file__).parent.parent / "questions.tsv"
+_ASKED = {
+    "a", "an", "and", "are", "does", "from", "have", "how", "in", "is", "many", "of", "picture",
+    "printed", "seen", "stand", "the", "there", "value", "what", "where", "which",
+}  # fmt: skip
+_TOKENS = 48
+
+
+def _words(text: str) -> set[str]:
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    numbers = {word: str(number) for number, word in enumerate(NUMBERS)}
+    return {numbers.get(word, word) for word in words}
+
+
+def carries(sentence: str, question: Question) -> bool:
+    """Whether a sentence holds the right answer's words and one of what the question is about.
+
+    Yes and no are not said in captions: there the question's own words have to be.
+    """
+    said = _words(sentence)
+    answer = dict(question.options).get(question.answer, question.answer)
+    about = {word.removesuffix("s") for word in _words(question.text) - _ASKED}
+    named = about & {word.removesuffix("s") for word in said}
+    if answer in ("yes", "no"):
+        return bool(about) and named == about
+    return _words(answer) <= said and (bool(named) or question.category == "text")
+
+
+def measure(
+    captioner: Captioner, reasoner: Reasoner, questions: QuestionFile, limit: int
+) -> Counter[str]:
+    """Counts by name, over the first ``limit`` questions with one picture."""
+    counts: Counter[str] = Counter()
+    for question in questions.questions[:limit]:
+        caption = captioner.caption(questions.picture_bytes(question.pictures[0]))
+        options = dict(question.options) or None
+        sentences = caption_to_sentences(caption.text)
+
+        def ask(kept: list[str], evidence: bool = False) -> tuple[str, list[str] | None]:
+            answer = reasoner.answer(
+                [replace(caption, text=" ".join(kept))],  # noqa: B023
+                question.text,  # noqa: B023
+                options=options,  # noqa: B023
+                max_tokens=_TOKENS,
+                evidence=evidence,
+            )
+            cited = answer.evidence
+            return answer.text, None if cited is None else [found.text for found in cited]
+
+        counts["questions"] += 1
+        said, cited = ask(sentences, evidence=True)
+        bearing = [text for text in sentences if carries(text, question)]
+        if score(question, said).right:
+            counts["right"] += 1
+            counts["right, some sentence carries the fact"] += bool(bearing)
+            counts["right, nothing cited"] += not cited
+            counts["right, a cited sentence carries the fact"] += bool(
+                set(cited or ()) & set(bearing)
+            )
+            if cited:
+                counts["right and cited"] += 1
+                after, _ = ask([text for text in sentences if text not in cited])
+                counts["deleting the cited changes it"] += (
+                    score(question, after).choice != score(question, said).choice
+                )
+        if bearing:
+            counts["fact in the caption"] += 1
+            after, left = ask([text for text in sentences if text not in bearing], evidence=True)
+            counts["fact deleted: evidence is none"] += not left
+            counts["fact deleted: still right"] += score(question, after).right
+    return counts
+
+
+def counts_to_table(counts: Counter[str]) -> str:
+    """Each count with the share it is of what it was counted among."""
+    rows = [
+        ("right", "questions"),
+        ("right, some sentence carries the fact", "right"),
+        ("right, nothing cited", "right"),
+        ("right, a cited sentence carries the fact", "right"),
+        ("deleting the cited changes it", "right and cited"),
+        ("fact deleted: evidence is none", "fact in the caption"),
+        ("fact deleted: still right", "fact in the caption"),
+    ]
+    lines = []
+    for name, among in rows:
+        of = counts[among]
+        share = f"{counts[name] / of:7.1%}" if of else "      –"
+        lines.append(f"{name:<42}{counts[name]:>5} of {of:<5}{share}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, default=QUESTIONS, help="question set (TSV)")
+    parser.add_argument("--bundle", default="nano", help="name or folder of the captioner")
+    parser.add_argument("--reasoner", default="smollm2-135m", help="name or GGUF file")
+    parser.add_argument("--limit", type=int, default=10**9, help="the first N questions only")
+    options = parser.parse_args(arguments)
+    began = time.perf_counter()
+    with Captioner.load(options.bundle) as captioner:
+        reasoner = Reasoner.load(options.reasoner)
+        counts = measure(captioner, reasoner, QuestionFile(options.data), options.limit)
+        reasoner.close()
+    print(f"{options.reasoner} on {options.bundle}, {time.perf_counter() - began:.0f} s")
+    print(counts_to_table(counts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The command that measures evidence: its rule for a fact, and a whole run of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from edgeprism.evaluation.questions import Question
+from edgeprism.models.nano.wide.evaluate_evidence import carries, counts_to_table, main
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "category", "sentence", "right"),
+    [
+        ("Which colour does the star have?", "red", "colour", "A small red star.", True),
+        ("Which colour does the star have?", "red", "colour", "A red ring.", False),
+        ("Which colour does the star have?", "red", "colour", "A blue star.", False),
+        ("How many stars are in the picture?", "2", "count", "Two red stars.", True),
+        ("How many stars are in the picture?", "2", "count", "A star.", False),
+        ("What is printed in the picture?", "STOP", "text", "It reads STOP.", True),
+        ("Is a red star in the picture?", "yes", "presence", "A red star.", True),
+        ("Is a red star in the picture?", "no", "presence", "A red ring.", False),
+    ],
+)
+def test_what_carries_a_fact(
+    asked: str, answer: str, category: str, sentence: str, right: bool
+) -> None:
+    question = Question("0", asked, "A", (), (("A", answer), ("B", "other")), category=category)
+    assert carries(sentence, question) is right
+
+
+def test_a_share_of_nothing_is_none() -> None:
+    table = counts_to_table(Counter({"questions": 4, "right": 1}))
+    assert "1 of 4      25.0%" in table
+    assert "–" in table.splitlines()[-1]
+
+
+def test_the_command(scripted_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    models = ["--bundle", str(scripted_bundle), "--reasoner", str(scripted_bundle / "lm.gguf")]
+    assert main([*models, "--limit", "2"]) == 0
+    assert " of 2 " in capfd.readouterr().out
