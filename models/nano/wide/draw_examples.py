@@ -1,6 +1,6 @@
 """Draw the example pictures: ``python -m edgeprism.models.nano.wide.draw_examples ASSETS OUT``.
 
-Writes ``wide1.png`` … and ``examples.json`` with what is true of each. The icons in them are of
+Writes ``wide1.png`` … and ``wide.json`` with what is true of each. The icons in them are of
 Noto Emoji (Apache-2.0) and Fluent Emoji (MIT) only, so that they may be passed on with a notice.
 """
 
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
             entry |= {"focus": query.focuses[-1], "said": query.said}
         listed.append(entry)
     text = json.dumps(listed, indent=2) + "\n"
-    (options.out / "examples.json").write_text(text, encoding="utf-8")
+    (options.out / "wide.json").write_text(text, encoding="utf-8")
     return 0
 
 
