@@ -78,7 +78,7 @@ def scene_to_lessons(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
         asked = made_up.capitalize() if rng.random() < 0.4 else asked + FOCUS + made_up
     lessons = [(asked, scene_to_long(scene))]
     query = sample_query(scene, rng)
-    second = sample_query(scene, rng) if rng.random() < 0.6 else None
+    second = sample_query(scene, rng) if rng.random() < 0.8 else None
     for wanted in (query, second):
         if wanted is not None:
             lessons.append((instruct(wanted, rng), focus_to_caption(wanted, scene)))

@@ -131,6 +131,9 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "What colour is the {a}?",
         "{a}, colour",
         "the {a}'s colour",
+        "which colour the {a} has",
+        "Tell the colour of the {a}.",
+        "What is the colour of the {a}?",
         "Which colour does the {a} have?",
     ),
     "count": (
@@ -140,6 +143,9 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "count the {p}",
         "{p}, how many",
         "How many {p} do you see?",
+        "How many {p} does the picture show?",
+        "the count of {p} in the picture",
+        "Count the {p} in the picture.",
         "How many {p} are in the picture?",
     ),
     "relation": (
@@ -149,6 +155,9 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Where is the {a} relative to the {b}?",
         "Is the {a} above or below, left or right of the {b}?",
         "{a} and {b}, position",
+        "on which side of the {b} the {a} is",
+        "Seen from the {b}, where is the {a}?",
+        "Where does the {a} stand to the {b}?",
         "Where does the {a} stand, seen from the {b}?",
     ),
     "text": (
@@ -159,6 +168,9 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "the writing",
         "letters and digits",
         "Read the text.",
+        "the printed word or number",
+        "What is written in the picture?",
+        "Which word or number is printed?",
         "What is printed in the picture?",
     ),
     "presence": (
@@ -167,6 +179,9 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "{o}",
         "if {o} is shown",
         "Do you see {o}?",
+        "Does the picture show {o}?",
+        "Can you see {o} in the picture?",
+        "Is there {o} in the picture?",
         "Is {o} in the picture?",
     ),
     "chart": (
@@ -175,6 +190,9 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "{v}, value",
         "how much {v} is",
         "the number of {v}",
+        "which value {v} has",
+        "How high is {v}?",
+        "Tell the value of {v}.",
         "What value does {v} have?",
     ),
     "place": (
@@ -182,6 +200,9 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "the place of the {a}",
         "Where is the {a}?",
         "the {a}'s position",
+        "In which part of the picture is the {a}?",
+        "where in the picture the {a} is",
+        "Where does the {a} stand in the picture?",
         "Where in the picture is the {a}?",
     ),
 }

@@ -32,6 +32,7 @@ FINAL_RATE = 0.02  # of the full rate
 AVERAGED = 0.99  # share of the running average of the weights that a step keeps
 CHECK_SEED = 1  # of the held-out scenes watched during training; evaluate uses another
 TOWER_SCENES = Sampling(crowded=0.5, texts=0.65)
+CAPTION_SCENES = Sampling(texts=0.6)
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     end = float("inf") if options.minutes is None else time.time() + 60 * options.minutes
     stages = (
         ("tower", options.tower_steps, TOWER_SCENES),
-        ("caption", options.caption_steps, Sampling()),
+        ("caption", options.caption_steps, CAPTION_SCENES),
     )
     for stage, steps, how in stages:
         plan = Plan(
