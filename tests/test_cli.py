@@ -185,7 +185,8 @@ def test_ask(model: Path, photo: Path, capfd: Captured) -> None:
     assert run([*ask, "--instruction-mode", "generic"]) == 0
     assert capfd.readouterr() == (f"{SAID_TEXT}\n", "")
     assert run([*ask, "--show-captions"]) == 0
-    assert capfd.readouterr().out == f"{photo}: {SAID_TEXT}\n{SAID_TEXT}\n"
+    evidence = "evidence: none; the description does not say\n"
+    assert capfd.readouterr().out == f"{photo}: {SAID_TEXT}\n{evidence}{SAID_TEXT}\n"
     assert run([*ask, "--json", "--focus", "dogs"]) == 0
     record = json.loads(capfd.readouterr().out)
     assert (record["answer"], record["focus"]) == (SAID_TEXT, "dogs")
