@@ -1,8 +1,9 @@
 """Draw the example pictures: ``python -m edgeprism.models.nano.wide.draw_examples ASSETS OUT``.
 
 Writes ``wide1.png`` … and ``wide.json`` with what is true of each: of every kind the first scene of
-three items and more that the shipped bundle describes without a mistake, with and without a focus. The icons in them are of
-Noto Emoji (Apache-2.0) and Fluent Emoji (MIT) only, so that they may be passed on with a notice.
+three items and more that the shipped bundle describes without a mistake, with and without a focus.
+The icons in them are of Noto Emoji (Apache-2.0) and Fluent Emoji (MIT) only, so that they may be
+passed on with a notice.
 """
 
 from __future__ import annotations
