@@ -48,7 +48,7 @@ def main() -> None:
             "together": [*ask, "--stages", "together"],
             "apart": [*ask, "--stages", "apart"],
             "captioner alone": [*edgeprism, "caption", photo, "--model", arguments.bundle],
-            "neither": [*edgeprism, "models"],
+            "neither": [*edgeprism, "models", "list"],
         }
         print(f"peak resident MB, {arguments.runs} runs, minimum / median / maximum")
         for name, command in commands.items():
