@@ -24,7 +24,7 @@ from transformers import (
     LlavaNextImageProcessor,
 )
 
-from edgeprism import captioner, image, tiles
+from edgeprism import captioner, image, tiles, vision_engine
 from edgeprism.captioner import Captioner
 from edgeprism.convert import stock_vision, vision_graph
 from edgeprism.convert.families import llava, llava_next
@@ -225,7 +225,7 @@ def _rows_changed(change: Callable[[Any], np.ndarray]) -> Callable[[pytest.Monke
             made = right(*arguments)
             return dataclasses.replace(made, rows=change(made))
 
-        patch.setattr(captioner, "picture_to_layout", wrong)
+        patch.setattr(vision_engine, "picture_to_layout", wrong)
 
     return plant
 
