@@ -7,6 +7,7 @@ Where libmtmd's reading of a model differs from the model's own, `as_mtmd` choos
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import bundles
@@ -48,23 +49,12 @@ def mmproj_parts(kind: Kind, seed: int = 0, n_embd: int = bundles.N_EMBD) -> bun
         return (around + 0.2 * rng.standard_normal(n)).astype(np.float32)
 
     parts = bundles.GgufParts(architecture="clip")
-    parts.metadata = {
-        "general.type": ("string", "mmproj"),
-        "general.file_type": ("uint32", 0),
-        "clip.has_vision_encoder": ("bool", True),
-        "clip.projector_type": ("string", kind.projector),
-        "clip.use_gelu": ("bool", kind.projector in ("internvl", "idefics3")),
-        "clip.vision.image_size": ("uint32", kind.size),
-        "clip.vision.patch_size": ("uint32", PATCH),
-        "clip.vision.embedding_length": ("uint32", WIDTH),
-        "clip.vision.feed_forward_length": ("uint32", FF),
-        "clip.vision.block_count": ("uint32", LAYERS),
-        "clip.vision.projection_dim": ("uint32", n_embd),
-        "clip.vision.attention.head_count": ("uint32", HEADS),
-        "clip.vision.attention.layer_norm_epsilon": ("float32", 1e-5),
-        "clip.vision.image_mean": ("array", list(MEAN)),
-        "clip.vision.image_std": ("array", list(STD)),
-    }
+    parts.metadata = header(
+        kind.projector, image_size=kind.size, patch_size=PATCH, embedding_length=WIDTH,
+        feed_forward_length=FF, block_count=LAYERS, projection_dim=n_embd,
+        attention__head_count=HEADS,
+    )  # fmt: skip
+    parts.metadata["clip.use_gelu"] = ("bool", kind.projector in ("internvl", "idefics3"))
     if kind.merge > 1 and kind.projector != "qwen2vl_merger":
         parts.metadata["clip.vision.projector.scale_factor"] = ("uint32", kind.merge)
     if kind.projector == "idefics3":
@@ -111,6 +101,23 @@ def mmproj_parts(kind: Kind, seed: int = 0, n_embd: int = bundles.N_EMBD) -> bun
         n = merged if name.startswith("mm.") else WIDTH
         t[f"{name}.weight"], t[f"{name}.bias"] = vector(n, 1.0), vector(n)
     return parts
+
+
+def header(
+    projector: str, mean: Sequence[float] = MEAN, std: Sequence[float] = STD, eps: float = 1e-5,
+    **sizes: int,
+) -> dict[str, tuple[str, object]]:  # fmt: skip
+    """An mmproj file's metadata; `sizes` are clip.vision's, "__" for a point in their names."""
+    return {
+        "general.type": ("string", "mmproj"),
+        "general.file_type": ("uint32", 0),
+        "clip.has_vision_encoder": ("bool", True),
+        "clip.projector_type": ("string", projector),
+        **{f"clip.vision.{k.replace('__', '.')}": ("uint32", n) for k, n in sizes.items()},
+        "clip.vision.attention.layer_norm_epsilon": ("float32", eps),
+        "clip.vision.image_mean": ("array", list(mean)),
+        "clip.vision.image_std": ("array", list(std)),
+    }
 
 
 def with_marks(parts: bundles.GgufParts, seed: int = 0) -> bundles.GgufParts:
