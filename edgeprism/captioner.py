@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import collections.abc
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 import edgeprism
 from edgeprism.bundle import DEFAULT_MODEL, Bundle, choose_vision, open_bundle
 from edgeprism.cancel import Cancel
+from edgeprism.caption_stream import CaptionStream
 from edgeprism.device import (
     CPU_PROVIDER,
     choose_gpu_layers,
@@ -138,10 +139,7 @@ class Captioner:
 
     def caption(self, image: ImageSource | EncodedImage, **options: Any) -> Caption:
         """What the picture shows; options as for `plan`."""
-        stream = self.stream(image, **options)
-        for _ in stream:
-            pass
-        return stream.caption
+        return self.stream(image, **options).finished().caption
 
     def stream(self, image: ImageSource | EncodedImage, **options: Any) -> CaptionStream:
         """Text as it comes, in whole characters; afterwards `.caption` holds the record.
@@ -161,7 +159,12 @@ class Captioner:
             )
         # an EncodedImage that the caller kept was paid for by an earlier record
         spent = Timings() if encoded is image else encoded.timings
-        return CaptionStream(self, encoded, plan, spent)
+
+        def begin() -> tuple[Iterator[Piece | Finished], float]:
+            generator, load_ms = self._load_generator()
+            return generator.run([self.request(encoded, plan)]), load_ms
+
+        return CaptionStream(begin, partial(self.record, encoded, plan), spent)
 
     def plan(
         self,
@@ -191,10 +194,7 @@ class Captioner:
 
     def caption_ids(self, image: ImageSource | EncodedImage, **options: Any) -> list[int]:
         """The caption's token ids: for comparison with a reference implementation."""
-        stream = self.stream(image, **options)
-        for _ in stream:
-            pass
-        return stream.ids
+        return self.stream(image, **options).finished().ids
 
     def cost(self, size: tuple[int, int], **options: Any) -> PictureCost:
         """What a picture of `size` (width, height), upright, would cost; options as for `plan`."""
@@ -359,44 +359,6 @@ class Captioner:
             cancel=self.cancel_token,
         )
         return self._lm, _ms_since(start)
-
-
-class CaptionStream:
-    """Iterates over a caption's text; `caption` and `ids` are there when it has ended."""
-
-    caption: Caption
-    ids: list[int]
-
-    def __init__(
-        self, captioner: Captioner, encoded: EncodedImage, plan: Plan, spent: Timings
-    ) -> None:
-        self.encoded, self.plan = encoded, plan
-        self._captioner, self._spent = captioner, spent
-        self._events = self._run()
-
-    def __iter__(self) -> Iterator[str]:
-        return self._events
-
-    def __next__(self) -> str:
-        return next(self._events)
-
-    def close(self) -> None:
-        """Stop here; the captioner's next request does the same."""
-        self._events.close()
-
-    def _run(self) -> collections.abc.Generator[str, None, None]:
-        start = time.perf_counter()
-        captioner, spent = self._captioner, self._spent
-        generator, load_ms = captioner._load_generator()
-        for event in generator.run([captioner.request(self.encoded, self.plan)]):
-            if isinstance(event, Piece):
-                yield event.text
-                continue
-            self.ids = event.ids
-            timings = replace(
-                spent, load=spent.load + load_ms, total=spent.total + _ms_since(start)
-            )
-            self.caption = captioner.record(self.encoded, self.plan, event, timings)
 
 
 def _ms_since(start: float) -> float:

@@ -40,6 +40,7 @@ LAYERS = [
     {"sampler", "mtmd", "request"},
     {"vision_engine"},
     {"generate", "reasoning"},
+    {"caption_stream"},
     {"captioner", "reasoner", "remote", "merge"},
     {"prism"},
 ]

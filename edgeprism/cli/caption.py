@@ -11,6 +11,7 @@ import click
 
 from edgeprism.bundle import DEFAULT_MODEL
 from edgeprism.cli.options import (
+    cache_option,
     captioner_options,
     engine_options,
     open_captioner,
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Captions to decode at a time.  [default: measured on this machine]",
 )
-@click.option("--no-cache", is_flag=True, help="Neither use nor fill the caption store.")
+@cache_option
 @click.option(
     "--on-error",
     type=click.Choice(["skip", "stop"]),

@@ -13,13 +13,14 @@ import click
 from edgeprism.bundle import DEFAULT_MODEL
 from edgeprism.cli import show_error
 from edgeprism.cli.options import (
+    answering_options,
+    cache_option,
     captioner_options,
     engine_options,
     open_captioner,
-    open_reasoners,
+    open_reasoner,
     pair_options,
     perceiving,
-    reasoner_options,
     working,
 )  # fmt: skip
 from edgeprism.errors import EdgePrismError, Interrupted, UsageError
@@ -38,18 +39,10 @@ _SOME_FAILED = 3
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--captioner", "model", default=DEFAULT_MODEL, envvar="EDGEPRISM_MODEL",
               show_default=True, metavar="NAME|BUNDLE", help="Who perceives.")  # fmt: skip
-@click.option("--reasoner", default="smollm2-135m", show_default=True, metavar="NAME|FILE.gguf|URL",
-              help="Who answers: an installed reasoner, any chat GGUF, or an OpenAI-compatible "
-              "server (http://127.0.0.1:8080/v1).")  # fmt: skip
-@click.option("--chat-format", metavar="NAME",
-              help="llama.cpp's name of the reasoner's chat format, where the file's own is "
-              "not one that it knows.")  # fmt: skip
-@reasoner_options
+@answering_options
 @pair_options("--lm-chat-format")
 @captioner_options
-@click.option("--answer-tokens", type=click.IntRange(min=1), default=256, show_default=True,
-              metavar="N", help="Longest answer.")  # fmt: skip
-@click.option("--no-cache", is_flag=True, help="Neither use nor fill the caption store.")
+@cache_option
 @engine_options
 def command(
     images: tuple[str, ...],
@@ -78,12 +71,10 @@ def command(
 
     if "-" in images:
         raise UsageError("Standard input holds the questions.", "Name the picture's file.")
-    thinker, *more = open_reasoners(
-        [reasoner], served_models=served_models, allow_network=allow_network,
+    thinker = open_reasoner(
+        reasoner, served_models=served_models, allow_network=allow_network,
         chat_format=chat_format, warm=True, **engine,
     )  # fmt: skip
-    if more:
-        raise UsageError("One reasoner answers.", "Give --reasoner-model once.")
     captioner = open_captioner(model, lm=lm, mmproj=mmproj, lm_chat_format=lm_chat_format,
                                vision_quant=vision_quant, **engine)  # fmt: skip
     looking = Looking(

@@ -125,6 +125,37 @@ def reasoner_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def answering_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--reasoner and all that belongs to the one reasoner which answers, --answer-tokens."""
+    for option in (
+        click.option("--answer-tokens", type=click.IntRange(min=1), default=256, show_default=True,
+                     metavar="N", help="Longest answer."),
+        reasoner_options,
+        click.option("--chat-format", metavar="NAME",
+                     help="llama.cpp's name of the reasoner's chat format, where the file's own "
+                     "is not one that it knows."),
+        click.option("--reasoner", default="smollm2-135m", show_default=True,
+                     metavar="NAME|FILE.gguf|URL",
+                     help="Who answers: an installed reasoner, any chat GGUF, or an "
+                     "OpenAI-compatible server (http://127.0.0.1:8080/v1)."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+cache_option = click.option(
+    "--no-cache", is_flag=True, help="Neither use nor fill the caption store."
+)
+
+
+def open_reasoner(name: str, **settings: Any) -> BaseReasoner:
+    """The one reasoner that answers; settings as for `open_reasoners`."""
+    reasoner, *more = open_reasoners([name], **settings)
+    if more:
+        raise UsageError("One reasoner answers.", "Give --reasoner-model once.")
+    return reasoner
+
+
 def open_reasoners(
     names: Iterable[str],
     *,
