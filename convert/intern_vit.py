@@ -1,11 +1,13 @@
-"""InternViT's published layout: its configuration, and where a tower's parameters come from.
+"""InternViT's published layouts: its configuration, and where a tower's parameters come from.
 
-Source: OpenGVLab's repositories (`configuration_intern_vit.py`, `modeling_intern_vit.py`).
+Sources: OpenGVLab's repositories (`configuration_intern_vit.py`, `modeling_intern_vit.py`) and
+transformers' InternVLVisionModel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -76,42 +78,78 @@ def intern_vit_config(fields: Mapping[str, Any], image_size: int, n_layers: int)
     )
 
 
-def intern_vit_weights(config: TowerConfig, checkpoint: Checkpoint, prefix: str) -> Weights:
-    """Under the published names; `prefix` e.g. "vision_model."."""
-    e, f, p = config.n_embd, config.n_ffn, config.patch_size
-    embeddings = f"{prefix}embeddings."
-    first = {f"{embeddings}class_embedding": (1, 1, e)}
-    table = {f"{embeddings}position_embedding": (1, 1 + config.grid**2, e)}
-    patches = {f"{embeddings}patch_embedding.weight": (e, 3, p, p)}
+@dataclass(frozen=True)
+class Names:
+    """What a layout calls a tower's tensors; `layer` by our module of a layer."""
+
+    first: str
+    position: str
+    patch: str
+    layers: str
+    layer: Mapping[str, str]
+
+
+ORIGINAL = Names(
+    "embeddings.class_embedding", "embeddings.position_embedding", "embeddings.patch_embedding",
+    "encoder.layers.",
+    {"norm1": "norm1", "norm2": "norm2", "qkv": "attn.qkv", "q_norm": "attn.q_norm",
+     "k_norm": "attn.k_norm", "out": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2",
+     "scale1": "ls1", "scale2": "ls2"},
+)  # fmt: skip
+TRANSFORMERS = Names(
+    "embeddings.cls_token", "embeddings.position_embeddings",
+    "embeddings.patch_embeddings.projection", "encoder.layer.",
+    {"norm1": "layernorm_before", "norm2": "layernorm_after", "q": "attention.q_proj",
+     "k": "attention.k_proj", "v": "attention.v_proj", "q_norm": "attention.q_norm",
+     "k_norm": "attention.k_norm", "out": "attention.projection_layer", "fc1": "mlp.fc1",
+     "fc2": "mlp.fc2", "scale1": "lambda_1", "scale2": "lambda_2"},
+)  # fmt: skip
+
+
+def intern_vit_weights(
+    config: TowerConfig, checkpoint: Checkpoint, prefix: str, names: Names = ORIGINAL
+) -> Weights:
+    """Under the names of a layout; `prefix` e.g. "vision_model."."""
+    e, p = config.n_embd, config.patch_size
+    first = {f"{prefix}{names.first}": (1, 1, e)}
+    table = {f"{prefix}{names.position}": (1, 1 + config.grid**2, e)}
+    patches = {f"{prefix}{names.patch}.weight": (e, 3, p, p)}
     weights = {
         "patch.weight": Weight(checkpoint, patches, patch_rows),
-        "patch.bias": Weight(checkpoint, {f"{embeddings}patch_embedding.bias": (e,)}, same),
+        "patch.bias": Weight(checkpoint, {f"{prefix}{names.patch}.bias": (e,)}, same),
         "position": Weight(checkpoint, table, lambda rows: rows[0, 1:]),
         "prefix": Weight(checkpoint, {**first, **table}, lambda row, rows: row[0] + rows[0, :1]),
     }
     for i in range(config.n_layers):
-        ours, theirs = f"layers.{i}.", f"{prefix}encoder.layers.{i}."
-        for norm in ("norm1", "norm2"):
-            weights |= norm_weights(f"{ours}{norm}", checkpoint, f"{theirs}{norm}", e)
-        weights |= _packed(ours, f"{theirs}attn.qkv", checkpoint, e)
-        if config.qk_norm:
-            for part in "qk":
-                weights[f"{ours}{part}_norm.weight"] = Weight(
-                    checkpoint, {f"{theirs}attn.{part}_norm.weight": (e,)}, same
-                )
-        weights |= linear_weights(f"{ours}out", checkpoint, f"{theirs}attn.proj", e, e)
-        weights |= linear_weights(f"{ours}fc1", checkpoint, f"{theirs}mlp.fc1", e, f)
-        weights |= linear_weights(f"{ours}fc2", checkpoint, f"{theirs}mlp.fc2", f, e)
-        for number in "12":
-            weights[f"{ours}scale{number}"] = Weight(
-                checkpoint, {f"{theirs}ls{number}": (e,)}, same
-            )
-    absent = [
-        name
-        for name in weights
-        if (config.rms and name.endswith(("norm1.bias", "norm2.bias")))
-        or (not config.qkv_bias and name.endswith((".q.bias", ".k.bias", ".v.bias")))
-    ]
+        theirs = f"{prefix}{names.layers}{i}."
+        sources = {module: f"{theirs}{name}" for module, name in names.layer.items()}
+        weights |= _layer_weights(config, checkpoint, f"layers.{i}.", sources)
+    return weights
+
+
+def _layer_weights(
+    config: TowerConfig, checkpoint: Checkpoint, ours: str, sources: Mapping[str, str]
+) -> Weights:
+    e, f = config.n_embd, config.n_ffn
+    weights: Weights = {}
+    for norm in ("norm1", "norm2"):
+        weights |= norm_weights(f"{ours}{norm}", checkpoint, sources[norm], e)
+    if "qkv" in sources:
+        weights |= _packed(ours, sources["qkv"], checkpoint, e)
+    else:
+        for part in "qkv":
+            weights |= linear_weights(f"{ours}{part}", checkpoint, sources[part], e, e)
+    weights |= linear_weights(f"{ours}out", checkpoint, sources["out"], e, e)
+    weights |= linear_weights(f"{ours}fc1", checkpoint, sources["fc1"], e, f)
+    weights |= linear_weights(f"{ours}fc2", checkpoint, sources["fc2"], f, e)
+    if config.qk_norm:
+        for norm in ("q_norm", "k_norm"):
+            name = f"{sources[norm]}.weight"
+            weights[f"{ours}{norm}.weight"] = Weight(checkpoint, {name: (e,)}, same)
+    for scale in ("scale1", "scale2"):
+        weights[f"{ours}{scale}"] = Weight(checkpoint, {sources[scale]: (e,)}, same)
+    absent = [f"{ours}{norm}.bias" for norm in ("norm1", "norm2") if config.rms]
+    absent += [f"{ours}{part}.bias" for part in "qkv" if not config.qkv_bias]
     return {name: weight for name, weight in weights.items() if name not in absent}
 
 

@@ -104,3 +104,31 @@ def intern_vit(
         return x[:, 1:]
 
     return run
+
+
+def internvl_tower(
+    files: Iterable[Path], config: Mapping[str, Any], prepared: Mapping[str, Any]
+) -> Features:
+    """transformers' own tower of a vision_config, patches alone.
+
+    `prepared`: rescale, mean and std.
+    """
+
+    def run(pixels: np.ndarray, tick: Tick) -> torch.Tensor:
+        from transformers import InternVLVisionConfig, InternVLVisionModel
+
+        raw = RawTensors(files)
+        lead = raw.lead_of("embeddings.cls_token")
+        fields = {name: value for name, value in config.items() if name != "model_type"}
+        with torch.device("meta"):
+            model = InternVLVisionModel(InternVLVisionConfig(**fields))
+        state = {name: raw[lead + name].float() for name in model.state_dict()}
+        model.load_state_dict(state, assign=True)
+        model.eval()
+        x = normalised(pixels, prepared["rescale"], prepared["mean"], prepared["std"])
+        rows = [model(pixel_values=tile).last_hidden_state[:, 1:] for tile in x.split(1)]
+        for _ in range(model.config.num_hidden_layers):
+            tick()
+        return torch.cat(rows)
+
+    return run

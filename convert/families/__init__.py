@@ -49,8 +49,8 @@ FAMILIES = {
     ),
     "internvl": Family(
         "edgeprism.convert.families.internvl",
-        "InternVL 1.5: InternViT on tiles, pixel shuffle, MLP, InternLM2",
-        ("internvl_chat",),
+        "InternVL: InternViT on tiles, pixel shuffle, MLP; 1.5 with InternLM2, -hf with Qwen2",
+        ("internvl_chat", "internvl"),
         ("llm_config", "vision_config", "force_image_size", "downsample_ratio"),
     ),
     "smolvlm": Family(

@@ -2,6 +2,7 @@
 
 Source of the layout: OpenGVLab's InternVL-Chat-V1-5 and Mini-InternVL-Chat-2B-V1-5 with the code
 they carry (`modeling_internvl_chat.py`, `conversation.py`, the model card's `dynamic_preprocess`).
+transformers' layout, of later models, is in `internvl_hf`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.convert import internlm2, parity_tiles, parity_vision
-from edgeprism.convert.bundle_writer import BundleWriter
-from edgeprism.convert.captioner_card import card_from_folder
-from edgeprism.convert.captioner_parts import (
-    FOCUS,
-    INSTRUCTION,
-    MAX_TOKENS,
-    VisionSide,
-    captioner_parts,
-    source_of,
-)
-from edgeprism.convert.checkpoint import Checkpoint, Requirements, read_json
+from edgeprism.convert.captioner_parts import VisionSide
+from edgeprism.convert.checkpoint import Checkpoint
 from edgeprism.convert.conversations import Conversation
+from edgeprism.convert.families import internvl_hf
+from edgeprism.convert.families.internvl_hf import tile_policy
 from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.intern_vit import (
     MEAN,
@@ -31,15 +25,15 @@ from edgeprism.convert.intern_vit import (
     intern_vit_weights,
 )
 from edgeprism.convert.internlm2 import IM_END, IM_START
-from edgeprism.convert.language_model import UNUSED, open_language_model
+from edgeprism.convert.language_model import open_language_model
+from edgeprism.convert.one_folder import Layout, convert_folder
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.progress import Progress
 from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import ProjectorConfig, n_used_layers
 from edgeprism.convert.vision_weights import VisionWeights, projector_weights, unused_layers
 from edgeprism.errors import CheckpointError
-from edgeprism.manifest import ImagePolicy, Manifest, Markers, Tiling
+from edgeprism.manifest import Manifest
 
 FAMILY = "internvl"
 _PREFIX, _NORM, _LINEARS = "vision_model.", "mlp1.0", ["mlp1.1", "mlp1.3"]
@@ -53,74 +47,41 @@ CONVERSATION = Conversation(
     eos=IM_END,
     needed=(IM_START, IM_END, "<img>", "</img>"),
 )
-MARKERS = Markers("<img>", "", "", "", "", "</img>")
+MARKERS = internvl_hf.MARKERS
 
 
 def convert(out: Path, options: ConvertOptions, progress: Progress, captioner: Path) -> Manifest:
-    """Convert the published folder `captioner` into the bundle `out`.
-
-    Raises UsageError, CheckpointError (every fault of the tensors at once) and ParityError.
-    """
-    check_options(options)
-    with BundleWriter(out, options.overwrite) as writer:
-        progress.stage("Reading the checkpoint")
-        card = card_from_folder(captioner, INSTRUCTION, FOCUS, MAX_TOKENS)
-        path = captioner / "config.json"
-        config = _read_config(path)
-        checkpoint = Checkpoint(captioner, "captioner")
-        rules = TokenRules(
-            CONVERSATION.eos, CONVERSATION.needed, internlm2.TOKENS.renamed,
-            internlm2.TOKENS.chat_template,
-        )  # fmt: skip
-        lm = open_language_model(
-            checkpoint, config["llm_config"], f"{path} (llm_config)", captioner, rules
-        )
-        side, unused = _vision_side(config, path, checkpoint, lm.config.n_embd)
-        requirements = Requirements()
-        for source, shapes in side.weights.requirements():
-            requirements.add(source, shapes, unused)
-        requirements.add(checkpoint, lm.shapes, UNUSED[lm.config.model_type])
-        requirements.check()
-        parts = captioner_parts(
-            FAMILY,
-            options.name or card.name or captioner.resolve().name,
-            [source_of("captioner", captioner, checkpoint.files)],
-            image_policy(config),
-            side,
-            lm,
-            CONVERSATION,
-            card,
-            MARKERS,
-        )
-        return write_bundle(parts, writer, options, progress)
+    """Convert the published folder `captioner` into `out`, as convert_folder does."""
+    return convert_folder(FAMILY, read_layout, out, options, progress, captioner)
 
 
-def image_policy(config: dict[str, Any]) -> ImagePolicy:
-    """The grids from `min_dynamic_patch` to `max_dynamic_patch` tiles, smaller ones first."""
-    least, most = config["min_dynamic_patch"], config["max_dynamic_patch"]
-    grids = [
-        [down, across]
-        for across in range(1, most + 1)
-        for down in range(1, most + 1)
-        if least <= down * across <= most
-    ]
-    grids.sort(key=lambda grid: grid[0] * grid[1])
-    cuts = config["dynamic_image_size"] and most > 1
-    return ImagePolicy(
-        mode="stretch",
-        size=config["force_image_size"],
-        fill=[0, 0, 0],
-        resample="bicubic",
-        max_tiles=1 + most if cuts else 1,
-        tiling=Tiling("closest-ratio", grids, 0, "last", "tiles") if cuts else None,
+def read_layout(captioner: Path, config: dict[str, Any]) -> Layout:
+    """Of either layout, the original or transformers'."""
+    if config.get("model_type") == "internvl":
+        return internvl_hf.read_layout(captioner, config)
+    path = captioner / "config.json"
+    config = _completed(config, path)
+    checkpoint = Checkpoint(captioner, "captioner")
+    rules = TokenRules(
+        CONVERSATION.eos, CONVERSATION.needed, internlm2.TOKENS.renamed,
+        internlm2.TOKENS.chat_template,
+    )  # fmt: skip
+    lm = open_language_model(
+        checkpoint, config["llm_config"], f"{path} (llm_config)", captioner, rules
     )
+    side, unused = _vision_side(config, path, checkpoint, lm.config.n_embd)
+    least, most = config["min_dynamic_patch"], config["max_dynamic_patch"]
+    image = tile_policy(
+        config["force_image_size"], least, most if config["dynamic_image_size"] else 1
+    )
+    return Layout(checkpoint, image, side, lm, CONVERSATION, MARKERS, unused)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _completed(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """config.json, completed and checked: what differs from the published models is refused."""
-    config = read_json(path)
     if config.get("model_type") != "internvl_chat":
-        expected = "model_type internvl_chat with llm_config and vision_config"
+        expected = "model_type internvl_chat with llm_config and vision_config (the original "
+        expected += "layout), or internvl with text_config and vision_config (transformers')"
         raise unknown_layout(path.parent, FAMILY, expected)
     defaults = {
         "llm_config": {}, "vision_config": {}, "downsample_ratio": 0.5, "select_layer": -1,
@@ -155,7 +116,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if faults:
         raise CheckpointError(
             f"{path} describes a variant that is not supported: {'; '.join(faults)}.",
-            "InternVL 1.5 with InternLM2 is understood.",
+            "Understood are InternVL 1.5 with InternLM2, and transformers' layout with Qwen2.",
         )
     return config
 

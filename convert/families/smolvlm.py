@@ -12,22 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.convert import parity_tiles, parity_vision
-from edgeprism.convert.bundle_writer import BundleWriter
-from edgeprism.convert.captioner_card import card_from_folder
-from edgeprism.convert.captioner_parts import (
-    FOCUS,
-    INSTRUCTION,
-    MAX_TOKENS,
-    VisionSide,
-    captioner_parts,
-    source_of,
-)
-from edgeprism.convert.checkpoint import Checkpoint, Requirements, read_json
+from edgeprism.convert.captioner_parts import VisionSide
+from edgeprism.convert.checkpoint import Checkpoint, read_json
 from edgeprism.convert.conversations import Conversation
 from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.language_model import UNUSED, open_language_model
+from edgeprism.convert.language_model import open_language_model
+from edgeprism.convert.one_folder import Layout, convert_folder
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.progress import Progress
 from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import (
@@ -59,46 +50,24 @@ MARKERS = Markers(
 
 
 def convert(out: Path, options: ConvertOptions, progress: Progress, captioner: Path) -> Manifest:
-    """Convert the published folder `captioner` into the bundle `out`.
+    """Convert the published folder `captioner` into `out`, as convert_folder does."""
+    return convert_folder(FAMILY, read_layout, out, options, progress, captioner)
 
-    Raises UsageError, CheckpointError (every fault of the tensors at once) and ParityError.
-    """
-    check_options(options)
-    with BundleWriter(out, options.overwrite) as writer:
-        progress.stage("Reading the checkpoint")
-        card = card_from_folder(captioner, INSTRUCTION, FOCUS, MAX_TOKENS)
-        path = captioner / "config.json"
-        config = read_json(path)
-        if config.get("model_type") not in ("idefics3", "smolvlm"):
-            expected = "model_type idefics3 or smolvlm with text_config and vision_config"
-            raise unknown_layout(captioner, FAMILY, expected)
-        checkpoint = Checkpoint(captioner, "captioner")
-        image = image_policy(captioner / "preprocessor_config.json", config, path)
-        talk = _conversation(captioner)
-        lm = open_language_model(
-            checkpoint, _text_config(config, checkpoint), f"{path} (text_config)", captioner,
-            TokenRules(eos=_END, needed=(*talk.needed, *_marker_tokens(image))),
-        )  # fmt: skip
-        side = _vision_side(captioner, config, path, checkpoint, image.size, lm.config.n_embd)
-        requirements = Requirements()
-        for source, shapes in side.weights.requirements():
-            requirements.add(source, shapes)
-        # a head that the configuration ties is a copy of the embedding
-        copies = (r"^lm_head\.weight$",) if lm.config.tied else ()
-        requirements.add(checkpoint, lm.shapes, (*UNUSED[lm.config.model_type], *copies))
-        requirements.check()
-        parts = captioner_parts(
-            FAMILY,
-            options.name or card.name or captioner.resolve().name,
-            [source_of("captioner", captioner, checkpoint.files)],
-            image,
-            side,
-            lm,
-            talk,
-            card,
-            MARKERS,
-        )
-        return write_bundle(parts, writer, options, progress)
+
+def read_layout(captioner: Path, config: dict[str, Any]) -> Layout:
+    if config.get("model_type") not in ("idefics3", "smolvlm"):
+        expected = "model_type idefics3 or smolvlm with text_config and vision_config"
+        raise unknown_layout(captioner, FAMILY, expected)
+    path = captioner / "config.json"
+    checkpoint = Checkpoint(captioner, "captioner")
+    image = image_policy(captioner / "preprocessor_config.json", config, path)
+    talk = _conversation(captioner)
+    lm = open_language_model(
+        checkpoint, _text_config(config, checkpoint), f"{path} (text_config)", captioner,
+        TokenRules(eos=_END, needed=(*talk.needed, *_marker_tokens(image))),
+    )  # fmt: skip
+    side = _vision_side(captioner, config, path, checkpoint, image.size, lm.config.n_embd)
+    return Layout(checkpoint, image, side, lm, talk, MARKERS)
 
 
 def image_policy(path: Path, config: dict[str, Any], where: Path) -> ImagePolicy:

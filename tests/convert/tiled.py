@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -66,6 +67,26 @@ def equal(found: Seen, expected: Seen) -> bool:
         and bool(np.allclose(found.rows, expected.rows, rtol=1e-4, atol=1e-4))
         and found.ids == expected.ids
     )
+
+
+class Made(Protocol):
+    """A tiny checkpoint with its torch reference."""
+
+    def seen(self, picture: Image.Image) -> Seen: ...
+
+
+def same_as_reference(made: Made, bundle: Path) -> None:
+    """Every picture's rows and text; the gate passed, and the pictures are told apart."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["parity"]["failures"] == []
+    texts = set()
+    for picture in pictures():
+        expected, found = made.seen(picture), seen_by_bundle(bundle, picture)
+        np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-4, atol=1e-4)
+        assert found.ids == expected.ids
+        assert len(set(found.ids)) >= 8
+        texts.add(tuple(found.ids))
+    assert len(texts) == len(SIZES)
 
 
 def generated(model: Any, **inputs: Any) -> list[int]:
