@@ -6,6 +6,7 @@ that llama.cpp cannot read, or in which a text can get stuck, would end the proc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,11 +68,11 @@ def choices_to_shape(choices: Sequence[str]) -> Shape:
     )
 
 
-def words_to_shape(words: Iterable[str], *, most: int) -> Shape:
-    """One line of up to `most` of the given words, with commas between some of them."""
-    known = sorted({word for word in words if word.isprintable() and word.strip()})
-    word = one_of(known)
-    allowed = set(known)
+def phrases_to_shape(phrases: Iterable[str], *, most: int) -> Shape:
+    """One line of up to `most` of the given words or phrases, with commas between some of them."""
+    known = sorted({phrase for phrase in phrases if phrase.isprintable() and phrase.strip()})
+    either = f"(?:{'|'.join(map(re.escape, known))})"
+    line = re.compile(rf"{either}(?:,? {either}){{0,{most - 1}}}")
     items = {
         "type": "array",
         "items": {"type": "string", "enum": known},
@@ -79,10 +80,10 @@ def words_to_shape(words: Iterable[str], *, most: int) -> Shape:
         "maxItems": most,
     }
     return Shape(
-        gbnf=f'root ::= word (","? " " word){{0,{most - 1}}}\nword ::= {word}\n',
-        accepts=lambda text: all(w.rstrip(",") in allowed for w in text.split(" ")),
-        schema=_object("words", items),
-        unwrap=lambda value: " ".join(value["words"]),
+        gbnf=f'root ::= phrase (","? " " phrase){{0,{most - 1}}}\nphrase ::= {one_of(known)}\n',
+        accepts=lambda text: line.fullmatch(text) is not None,
+        schema=_object("phrases", items),
+        unwrap=lambda value: " ".join(value["phrases"]),
     )
 
 

@@ -146,12 +146,18 @@ def focus_messages(question: Question) -> list[Message]:
     return [*turns, Message("user", asked[-1])]
 
 
+# each focus is in the shape that its question's focus is bound to
 FOCUS_EXAMPLES = (
-    ("Which season does the park seem to be in?", "the season of the park, its trees and light"),
+    ("Which season does the park seem to be in?", "the season of the park"),
     ("How many people wait at the bus stop?", "the number of people at the bus stop"),
     ("Which shade did they paint the front door?", "the colour of the front door"),
     ("Can a bicycle be parked by the fence?", "whether there is a bicycle by the fence"),
-    ("Who sits nearer to the lamp, the man or the cat?", "where the man, the cat and the lamp are"),
+    ("Does the old man sit nearer to the lamp than the cat?",
+     "the position of the old man and the cat relative to the lamp"),
     ("Which name does the ship carry?", "the name written on the ship"),
-    ("In which month was the most rain?", "the rain of each month"),
-)
+    ("Is a black dog there?", "whether there is a black dog"),
+    ("Is the taxi standing behind the bus?", "the position of the taxi relative to the bus"),
+    ("What does the shop window say?", "the text on the shop window"),
+    ("Is there an umbrella?", "whether there is an umbrella"),
+    ("On which day was the rain heaviest?", "the amount of rain on the day"),
+)  # fmt: skip

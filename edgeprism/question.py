@@ -26,24 +26,25 @@ def words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
-_FUNCTION = frozenset(
-    words("a an the of on in at by with and or to from between near next each every all any both")
-)
+_FUNCTION = frozenset(words("a an the of on in at by with and or to from between near"))
 _COMMON = _FUNCTION | frozenset(
     words(
-        "am are as be can could did do does for has have how is it its many much no not that their "
-        "them there these they this was were what when where whether which who whose why will "
-        "would yes you your me image picture photo photograph shown see seen"
+        "next each every all any both am are as be can could did do does for has have how is it "
+        "its many much no not that their them there these they this was were what when "
+        "where whether which who whose why will would yes you your me "
+        "image picture photo photograph shown see seen"
     )
 )
 # what can be looked at in any picture; none of it is an answer
-_ASPECTS = words(
-    "what where how which who whether there colour colours number amount count shape shapes size "
-    "sizes place places position positions text words letters digits name names value values "
-    "label labels title scale clothing expression pose activity people person animals animal "
-    "objects object things thing signs background foreground surroundings weather light season "
-    "direction order distance height length width material pattern kind brand state parts"
-)
+_ASPECTS = [
+    "whether there is", "whether there are", "where", "relative to", "next to", "written on",
+    *words(
+        "colour colours number amount shape shapes size sizes position positions text word words "
+        "letters digits name names value values label labels title scale clothing expression pose "
+        "activity surroundings order distance height length width material pattern kind brand"
+    ),
+]  # fmt: skip
+_LONGEST_PHRASE = 5  # words
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,27 @@ def _split_options(text: str) -> tuple[str, dict[str, str]]:
     return _HEADING.sub("", text[: labels[0].start()]).strip(), options
 
 
-def focus_words(question: Question) -> list[str]:
-    """What a focus may be made of: the stem's own words, and words for what can be looked at.
+def focus_phrases(question: Question) -> list[str]:
+    """What a focus may be made of: the stem's own phrases, and words for what can be looked at.
 
-    So a small reasoner can neither answer in it nor name what it only imagines.
+    So a small reasoner can neither answer in it, nor name what it only imagines, nor part a noun
+    from the adjective before it.
     """
-    own = [word.strip("?!.,;:\"'()[]") for word in question.stem.split()]
-    claims = {"is", "are", "was", "were", "no", "not", "yes", "it", "there", "you", "me"}
-    return [*_FUNCTION, *_ASPECTS, *(word for word in own if word.lower() not in claims)]
+    return [*_FUNCTION, *_ASPECTS, *_own_phrases(question.stem)]
+
+
+def _own_phrases(stem: str) -> list[str]:
+    """The beginnings of each run of words that name something: "red boat", "red"."""
+    runs: list[list[str]] = [[]]
+    for at, word in enumerate(stem.split()):
+        bare = word.strip("?!.,;:\"'()[]")
+        lettered = at > 0 and len(bare) == 1 and bare.isupper()  # "row A": no article
+        if bare and (lettered or not set(words(bare)) <= _COMMON):
+            runs[-1].append(bare)
+            if word.endswith(bare):
+                continue
+        runs.append([])
+    return [" ".join(run[:n]) for run in runs for n in range(1, min(len(run), _LONGEST_PHRASE) + 1)]
 
 
 def topics(question: Question) -> set[str]:
@@ -117,7 +131,9 @@ def checked_focus(said: str, question: Question) -> tuple[str, str]:
         return "", f"the reasoner's named option {leaked}"
     if words(text)[0] in ("yes", "no"):
         return "", "the reasoner answered instead"
-    if not topics(question) & set(words(text)):
+    asked = topics(question)
+    # a question that hardly names a thing ("What does it say?") may be about an aspect alone
+    if len(asked) > 1 and not asked & set(words(text)):
         return "", "the reasoner's had nothing to do with the question"
     return text, ""
 
@@ -131,7 +147,7 @@ def _once(text: str, question: Question) -> str:
         said += found
         if any(said.count(w) > max(1, asked.count(w)) for w in found):
             kept = kept[:at]
-            while kept and set(words(kept[-1])) <= _COMMON:
+            while kept and kept[-1].strip(",") in _FUNCTION:
                 kept.pop()
             break
     return " ".join(kept).rstrip(",")

@@ -19,14 +19,14 @@ from edgeprism.evidence import (
     evidence_messages,
     said_to_evidence,
 )
-from edgeprism.grammar import Shape, numbers_to_shape, words_to_shape
+from edgeprism.grammar import Shape, numbers_to_shape, phrases_to_shape
 from edgeprism.prompt import Message, answer_messages, focus_messages
-from edgeprism.question import checked_focus, focus_words, to_question, topics
+from edgeprism.question import checked_focus, focus_phrases, to_question, topics
 from edgeprism.records import Answer, Caption, Evidence, ModelInfo, Timings, TokenCounts
 
 DEFAULT_MAX_TOKENS = 256
 FOCUS_TOKENS = 48
-FOCUS_WORDS = 14
+FOCUS_PHRASES = 12
 
 _TAGS = "think|thinking|thought|reasoning|reflection"
 _BLOCK = re.compile(rf"<({_TAGS})>(.*?)</\1>|\[THINK\](.*?)\[/THINK\]", re.DOTALL | re.IGNORECASE)
@@ -104,7 +104,7 @@ class BaseReasoner(ABC):
         asked = to_question(question, options)
         if not topics(asked):
             return "", "the question names nothing to look for"
-        shape = words_to_shape(focus_words(asked), most=FOCUS_WORDS)
+        shape = phrases_to_shape(focus_phrases(asked), most=FOCUS_PHRASES)
         said = self.complete(focus_messages(asked), max_tokens=FOCUS_TOKENS, shape=shape)
         return checked_focus(said.text, asked)
 

@@ -13,10 +13,10 @@ import pytest
 from edgeprism.captioner import Captioner
 from edgeprism.errors import UsageError
 from edgeprism.generate import Finished, Generator
-from edgeprism.grammar import Shape, words_to_shape
+from edgeprism.grammar import Shape, phrases_to_shape
 from edgeprism.prism import Prism
 from edgeprism.prompt import FOCUS_EXAMPLES, Message, focus_messages
-from edgeprism.question import Question, checked_focus, focus_words, leaked_option, to_question
+from edgeprism.question import Question, checked_focus, focus_phrases, leaked_option, to_question
 from edgeprism.reasoner import Reasoner
 from edgeprism.reasoning import BaseReasoner, Completion, captions_by_picture, cut_thinking
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
@@ -143,17 +143,23 @@ def test_the_captioner_never_hears_options_nor_answer() -> None:
             assert all(option not in asked for asked in reasoner.asked)
 
 
+def test_a_noun_is_not_parted_from_the_adjective_before_it() -> None:
+    phrases = set(focus_phrases(to_question("Is a small red boat near row A, or the pier?")))
+    assert {"small", "small red", "small red boat", "row", "row A", "pier"} <= phrases
+    assert not {"red", "boat", "A", "red boat"} & phrases
+
+
 def test_a_grammar_keeps_a_focus_to_the_question(random_bundle: Path) -> None:
     """A model of random weights would say anything."""
     reasoner = Reasoner.load(random_bundle / "lm.gguf", threads=1)
     question = to_question("Which boats are near the pier?", OPTIONS)
-    shape = words_to_shape(focus_words(question), most=5)
+    shape = phrases_to_shape(focus_phrases(question), most=5)
     free = reasoner.complete(focus_messages(question), max_tokens=24)
     bound = reasoner.complete(focus_messages(question), max_tokens=200, shape=shape)
     assert not shape.accepts(free.text)
     assert shape.accepts(bound.text)
-    assert 1 <= len(bound.text.split()) <= 5
-    assert {w.strip(",") for w in bound.text.split()} <= set(focus_words(question))
+    parts = {word for phrase in focus_phrases(question) for word in phrase.split()}
+    assert {word.strip(",") for word in bound.text.split()} <= parts
     reasoner.close()
 
 
