@@ -111,8 +111,13 @@ def floors(captioner: Captioner, tokens: TokenCounts, width: int, best: float) -
     print(f"  together {limit:.1f} pictures/s; the best batch reached {best / limit:.0%} of that")
 
 
+def _begin_anew(folder: Path, out: Path, store: Path) -> None:
+    for path in (out, *store.parent.glob(f"{store.name}*"), *folder.rglob("*.txt")):
+        path.unlink(missing_ok=True)
+
+
 def kill(work: Path, arguments: argparse.Namespace) -> None:
-    """Kill −9 at random moments, resume, and look for loss, doubles and halves."""
+    """Kill −9 at random moments of a run, resume, and look for loss, doubles and halves."""
     folder = render(work / "pictures", arguments.pictures)
     out = work / "all.jsonl"
     command = [*COMMAND, str(folder), "--txt", "--jsonl", "--output", str(out)]
@@ -120,21 +125,25 @@ def kill(work: Path, arguments: argparse.Namespace) -> None:
     rng = random.Random(1)
     kills, made = 0, []
     store = work / "home" / "captions.sqlite3"
+    start = time.perf_counter()
+    subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=True)
+    whole = time.perf_counter() - start
+    _begin_anew(folder, out, store)
     while True:
-        limit = rng.uniform(0.5, 2.0) if kills < arguments.kills else None
+        limit = rng.uniform(0, whole) if kills < arguments.kills else None
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         try:
             process.wait(limit)
             if kills >= arguments.kills:
                 break
-            # done before all kills were spent: begin anew with another store
-            store.unlink()
+            # done before all kills were spent
+            _begin_anew(folder, out, store)
             continue
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
-        if out.exists() and kills == 1:
+        if out.exists() and len(out.read_text().splitlines()) != arguments.pictures:
             raise SystemExit("an unfinished output stands under its name")
         made.append(_count(store))
         halves = [p for p in folder.rglob("*.txt") if not p.read_text().endswith("\n")]
@@ -142,7 +151,7 @@ def kill(work: Path, arguments: argparse.Namespace) -> None:
             raise SystemExit(f"half-written: {halves}")
     records = [json.loads(line) for line in out.read_text().splitlines()]
     images = [record["image"] for record in records]
-    print(f"{kills} kills; captions in the store after each: {made}")
+    print(f"{kills} kills within {whole:.1f} s; captions in the store after each: {made}")
     print(f"records {len(records)}, pictures {arguments.pictures}, distinct {len(set(images))}")
     left = [p for p in folder.rglob("*") if ".partial-" in p.name]
     print(f"captions in the store {_count(store)}; leftovers {len(left)}")

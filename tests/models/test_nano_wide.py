@@ -184,6 +184,24 @@ def test_captions() -> None:
     ]  # fmt: skip
 
 
+def test_several_words_in_a_scene_are_all_read_and_never_told_apart_by_place() -> None:
+    both = scene(item("CAT", 0, kind="text"), item("apple", 4), item("UP", 8, kind="text"))
+    assert scene_to_long(both).endswith(
+        'the word "CAT" at the top left, a large apple in the centre and the word "UP" at the'
+        " bottom right."
+    )
+    query = ASK["text"](both, random.Random(0))
+    assert query is not None
+    assert query.said == 'The text reads "CAT" and "UP".'
+    assert carries(query, both, scene_to_long(both))
+    assert not carries(query, both, 'The word "CAT".')
+    assert ASK["relation"](both, random.Random(0)) is None
+    many = training_scenes(0, 0, 60, Sampling(mixed=1.0, texts=1.0, prints=3))
+    words = [sum(i.kind == "text" for i in drawn.items) for drawn in many]
+    assert max(words) == 3
+    assert set(words) <= {0, 1, 2, 3}
+
+
 def test_the_first_nanos_scenes_keep_their_captions() -> None:
     for drawn_scene in heldout_scenes(3, 20, Sampling(mixed=0, plain=1.0)):
         assert drawn_scene.plain is not None
@@ -301,14 +319,27 @@ def test_printed_letters_are_spelt_one_by_one() -> None:
 
 
 def test_lessons_ask_in_training_wordings_only() -> None:
-    from edgeprism.models.nano.wide.caption import scene_to_lessons
+    from edgeprism.models.nano.wide.caption import CAPTIONS, scene_to_lessons
 
     rng = random.Random(0)
     for drawn_scene in training_scenes(0, 0, 60, Sampling()):
         query = sample_query(drawn_scene, rng)
         lessons = scene_to_lessons(drawn_scene, rng)
-        assert len(lessons) == 3
+        assert len(lessons) == CAPTIONS
         assert query is None or all(query.focuses[-1] not in asked for asked, _ in lessons)
+
+
+def test_letters_and_places_weigh_more_than_the_words_around_them(tiny: object) -> None:
+    from edgeprism.models.nano.wide.caption import decode, lessons_to_ids, see, token_loss
+
+    rows = torch.randn(1, GRID * GRID, 32)
+    inputs, targets = lessons_to_ids([("What do you see?", 'The word "A" above a cat.')])
+    out, _ = decode(tiny.decoder, tiny.embed(inputs), see(tiny, rows))
+    logits = tiny.decoder.output(tiny.decoder.norm(out))[targets >= 0]
+    each = torch.nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="none")
+    total, weight = token_loss(logits, targets[targets >= 0])
+    assert float(weight.detach()) == len(each) + 2 + 1  # one letter of 3, one place word of 2
+    assert float(total.detach()) > float(each.detach().sum())
 
 
 def test_many_captions_of_one_picture_cost_what_each_alone_costs(tiny: object) -> None:

@@ -15,10 +15,11 @@ from ..tokenizer import WORDS
 from .data import Batch, heldout_scenes, scenes_to_batch
 from .draw import Assets
 from .grammar import (
+    ASK,
+    NUMBERS,
     WORDINGS,
     Query,
     focus_to_caption,
-    sample_query,
     scene_to_long,
     scene_to_short,
 )
@@ -33,6 +34,7 @@ from .tokenizer import (
     IM_END,
     LONG_INSTRUCTIONS,
     SHORT_INSTRUCTIONS,
+    VOCAB,
     ids_to_text,
     prompt_to_ids,
     text_to_ids,
@@ -44,7 +46,12 @@ if TYPE_CHECKING:
 IGNORE = -100
 SWAP_SHARE = 0.1
 ALIGNED = 0.3  # weight of the projected tokens' own loss
-CAPTIONS = 3  # of each training picture: long, short, with a focus
+CAPTIONS = 6  # of each training picture: a long one, the others short or with a focus
+# Kinds of focus by how often they are taught: what is hardest to read off a picture more often.
+FOCUS_KINDS = (*ASK, "relation", "relation", "text", "count", "chart", "place")
+# What only the picture decides weighs more than the words around it, which are soon learnt.
+LETTER_WEIGHT, PLACE_WEIGHT = 3.0, 2.0
+PLACE_WORDS = ("above", "below", "left", "right", "top", "bottom", "centre", *NUMBERS)
 
 
 @cache
@@ -77,14 +84,32 @@ def scene_to_lessons(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
         made_up = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 8)))
         asked = made_up.capitalize() if rng.random() < 0.4 else asked + FOCUS + made_up
     lessons = [(asked, scene_to_long(scene))]
-    query = sample_query(scene, rng)
-    second = sample_query(scene, rng) if rng.random() < 0.8 else None
-    for wanted in (query, second):
-        if wanted is not None:
-            lessons.append((instruct(wanted, rng), focus_to_caption(wanted, scene)))
+    for kind in rng.sample(FOCUS_KINDS, len(FOCUS_KINDS)):
+        query = ASK[kind](scene, rng) if len(lessons) < CAPTIONS - (rng.random() < 0.3) else None
+        if query is not None:
+            lessons.append((instruct(query, rng), focus_to_caption(query, scene)))
     while len(lessons) < CAPTIONS:
         lessons.append((rng.choice(SHORT_INSTRUCTIONS), scene_to_short(scene)))
     return lessons
+
+
+@cache
+def _token_weights() -> Tensor:
+    """Weight of each token of the vocabulary in the loss, [VOCAB]."""
+    weights = torch.ones(VOCAB)
+    for weight, words in ((LETTER_WEIGHT, CHARS), (PLACE_WEIGHT, PLACE_WORDS)):
+        for word in words:
+            for pieces in (text_to_ids(word), text_to_ids(" " + word)):
+                if len(pieces) == 1:
+                    weights[pieces[0]] = weight
+    return weights
+
+
+def token_loss(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [n, VOCAB], tokens [n] → weighted sum of the cross-entropies, sum of the weights."""
+    weights = _token_weights().to(logits.device)
+    total = F.cross_entropy(logits.float(), wanted, weights, reduction="sum")
+    return total, weights[wanted].sum()
 
 
 def lessons_to_ids(
@@ -127,6 +152,7 @@ def _label_tokens() -> dict[int, list[int]]:
         "size": [token(" " + s) for s in SIZES],
         "char": [token(c) for c in CHARS],
         "value": [token(str(v)[0]) for v in range(PATCH_LABELS["value"])],
+        "count": [token(" " + n) for n in NUMBERS[1:]],
     }
     return {list(PATCH_LABELS).index(label): tokens for label, tokens in words.items()}
 
@@ -187,16 +213,17 @@ def caption_loss(model: Wide, batch: Batch, plan: Plan, step: int, device: torch
     seen = see(model, visual)
     # In parts of like length: one long instruction would else pad every row to its own length.
     lengths = (targets != IGNORE).long().cumsum(1).argmax(1) + 1
-    total, count = features.new_zeros(()), (targets != IGNORE).sum()
+    total, weight = features.new_zeros(()), features.new_zeros(())
     for rows in lengths.argsort().chunk(2 * CAPTIONS):
         n = int(lengths[rows].max())
         mine = [(k[rows // CAPTIONS], v[rows // CAPTIONS]) for k, v in seen]
         out, _ = decode(model.decoder, model.embed(inputs[rows, :n]), mine)
         wanted = targets[rows, :n]
         here = wanted != IGNORE
-        logits = model.decoder.output(model.decoder.norm(out[here])).float()
-        total = total + F.cross_entropy(logits, wanted[here], reduction="sum")
-    return total / count + ALIGNED * align_loss(model, visual, batch)
+        logits = model.decoder.output(model.decoder.norm(out[here]))
+        loss, heavy = token_loss(logits, wanted[here])
+        total, weight = total + loss, weight + heavy
+    return total / weight + ALIGNED * align_loss(model, visual, batch)
 
 
 @torch.no_grad()

@@ -68,7 +68,10 @@ def relation(a: Item, b: Item) -> str:
 
 
 def _singles(scene: Scene) -> list[Item]:
-    return [g.first for g in scene_to_groups(scene) if len(g.items) == 1]
+    """Items that their name alone tells from all others."""
+    items = [g.first for g in scene_to_groups(scene) if len(g.items) == 1]
+    names = [item_to_name(i) for i in items]
+    return [item for item, name in zip(items, names, strict=True) if names.count(name) == 1]
 
 
 def scene_to_long(scene: Scene) -> str:
@@ -268,8 +271,10 @@ def ask_text(scene: Scene, rng: random.Random) -> Query | None:
     texts = [i.name for i in scene.items if i.kind == "text"]
     if not texts and rng.random() < 0.7:
         return None
-    said = f'The text reads "{texts[0]}".' if texts else "There is no text."
-    return _query("text", said, texts[0] if texts else "no text", "What does the text read?")
+    read = join([f'"{text}"' for text in texts]) if texts else ""
+    said = f"The text reads {read}." if texts else "There is no text."
+    answer = join(texts) if texts else "no text"
+    return _query("text", said, answer, "What does the text read?")
 
 
 def ask_presence(scene: Scene, rng: random.Random) -> Query | None:

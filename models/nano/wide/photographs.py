@@ -82,6 +82,17 @@ PACKAGES = (
     Package("debian", "plasma-workspace-wallpapers", "4:5.27.5-2", "CC-BY-SA-4.0", "test",
             "usr/share/wallpapers/Shell", "*.jpg"),
     Package(
+        "debian", "gnome-control-center-data", "1:43.6-2~deb12u1", "GPL-2+", "test",
+        "usr/share/pixmaps/faces",
+        "bicycle.jpg book.jpg calculator.jpg cat.jpg coffee2.jpg flower2.jpg gamepad.jpg "
+        "guitar2.jpg headphones.jpg hummingbird.jpg mountain.jpg plane.jpg surfer.jpg "
+        "tomatoes.jpg tree.jpg",
+    ),
+    Package("debian", "palapeli-data", "4:22.12.3-1", "GFDL or public domain", "test",
+            "usr/share/palapeli/collection",
+            "castle-maintenon.jpg cincinnati-bridge.jpg citrus-fruits.jpg "
+            "european-honey-bee.jpg panther-chameleon-female.jpg"),
+    Package(
         "pypi", "scikit-image", "0.26.0", "CC0-1.0 or public domain", "test", "skimage/data",
         "astronaut.png brick.png camera.png cell.png chelsea.png clock_motion.png coffee.png "
         "coins.png grass.png gravel.png hubble_deep_field.jpg ihc.png moon.png "

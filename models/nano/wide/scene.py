@@ -120,6 +120,7 @@ class Sampling:
     chart: float = 0.1
     table: float = 0.08
     texts: float = 0.45  # share of mixed scenes with a printed word
+    prints: int = 1  # most words in one scene
     fonts: int = 9
 
 
@@ -293,9 +294,11 @@ def sample_mixed(rng: random.Random, how: Sampling, count: int | None = None) ->
         tries += 1
         if tries % 8 == 0:
             count = max(1, count - 1)
-        text = rng.random() < how.texts
-        ones = _identities(rng, max(1, count - text), how, paint)
-        cells = rng.sample(range(9), len(ones) + (text and count > 1))
+        texts = int(rng.random() < how.texts and count > 1)
+        if texts and how.prints > 1:
+            texts = rng.randint(1, min(how.prints, count - 1))
+        ones = _identities(rng, count - texts, how, paint)
+        cells = rng.sample(range(9), len(ones) + texts)
         sizes = {one: rng.choice(tuple(SIZES)) for one in ones}
         items = [
             _item(
@@ -308,8 +311,8 @@ def sample_mixed(rng: random.Random, how: Sampling, count: int | None = None) ->
             )
             for one, cell in zip(ones, cells, strict=False)
         ]
-        if text and count > 1:
-            print_ = _text_item(rng, how, cells[-1], canvas)
+        for cell in cells[len(ones) :]:
+            print_ = _text_item(rng, how, cell, canvas)
             print_ = replace(print_, cell=to_cell(print_.cx, print_.cy))
             if not contrasts(print_.rgb, paint):
                 dark = sum(map(sum, paint)) / len(paint) < 380

@@ -127,7 +127,8 @@ def carries(query: Query, scene: Scene, caption: str) -> bool:
             for a, said, b in _RELATION.findall(caption)
         )
     if query.kind == "text":
-        return query.answer in _PRINTED.findall(caption)
+        texts = set(_PRINTED.findall(query.said))
+        return bool(texts) and texts <= set(_PRINTED.findall(caption))
     if query.kind == "chart":
         return any(
             value == query.answer and letter in query.said

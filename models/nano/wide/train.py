@@ -32,7 +32,7 @@ FINAL_RATE = 0.02  # of the full rate
 AVERAGED = 0.99  # share of the running average of the weights that a step keeps
 CHECK_SEED = 1  # of the held-out scenes watched during training; evaluate uses another
 TOWER_SCENES = Sampling(crowded=0.5, texts=0.65)
-CAPTION_SCENES = Sampling(texts=0.6)
+CAPTION_SCENES = Sampling(mixed=0.7, plain=0.08, texts=0.75, prints=3)
 
 
 @dataclass(frozen=True)
