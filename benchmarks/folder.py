@@ -25,7 +25,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import matmul_gflops, read_gbytes_per_s, spread
+from machine import ThreadClock, matmul_gflops, read_gbytes_per_s, spread
 from stages import encode_operations
 
 from edgeprism import Captioner
@@ -71,7 +71,8 @@ def speed(work: Path, arguments: argparse.Namespace) -> None:
         records = [captioner.caption(file.path, **options) for file in files]
         ones.append(len(files) / (time.perf_counter() - start))
         start = time.perf_counter()
-        outcomes = list(Batch(captioner, plan, parallel=width, lanes=lanes).run(files))
+        with ThreadClock() as clock:
+            outcomes = list(Batch(captioner, plan, parallel=width, lanes=lanes).run(files))
         batches.append(len(files) / (time.perf_counter() - start))
         if any(outcome.record is None for outcome in outcomes):
             raise SystemExit("a picture failed")
@@ -84,6 +85,14 @@ def speed(work: Path, arguments: argparse.Namespace) -> None:
         values = sorted(getattr(record.timings, stage) for record in records)
         print(f"  {stage:13} {values[len(values) // 2]:.2f}")
     floors(captioner, records[-1].tokens, width, max(batches))
+    cores = available_cores()
+    whole = 1000 * cores / batches[-1]
+    spent = {name: 1000 * seconds / len(files) for name, seconds in clock.seconds.items()}
+    spent["nothing"] = whole - sum(spent.values())
+    print(f"the last batch, ms of a core for a picture, by thread, of {whole:.2f}:")
+    for name, ms in spent.items():
+        if abs(ms) >= 0.05:
+            print(f"  {name:20} {ms:.2f}")
 
 
 def floors(captioner: Captioner, tokens: TokenCounts, width: int, best: float) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -56,3 +59,50 @@ def _seconds(work: object) -> float:
     start = time.perf_counter()
     work()  # type: ignore[operator]
     return time.perf_counter() - start
+
+
+class ThreadClock(threading.Thread):
+    """CPU seconds of each of this process's Python threads by its name, while `with` lasts.
+
+    What worker processes took, and what a library's own threads took, stand beside them. Linux.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="clock", daemon=True)
+        self._over = threading.Event()
+        self._threads: dict[int, tuple[str, float]] = {}  # thread id → name, CPU seconds
+        self.seconds: dict[str, float] = {}
+
+    def _look(self) -> None:
+        tick = os.sysconf("SC_CLK_TCK")
+        for thread in threading.enumerate():
+            path = Path(f"/proc/self/task/{thread.native_id}/stat")
+            if thread.native_id is not None and path.exists():
+                fields = path.read_text().rpartition(")")[2].split()
+                cpu = (int(fields[11]) + int(fields[12])) / tick
+                self._threads[thread.native_id] = (thread.name, cpu)
+
+    def run(self) -> None:
+        while not self._over.wait(0.02):
+            self._look()
+
+    def __enter__(self) -> ThreadClock:
+        self._look()
+        self._before = dict(self._threads)
+        self._own, self._times = time.process_time(), os.times()
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+        times = os.times()
+        for number, (name, cpu) in self._threads.items():
+            spent = cpu - self._before.get(number, ("", 0.0))[1]
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        own = time.process_time() - self._own
+        self.seconds["libraries' threads"] = own - sum(self.seconds.values())
+        self.seconds["processes"] = (
+            times.children_user - self._times.children_user
+            + times.children_system - self._times.children_system
+        )  # fmt: skip
