@@ -217,6 +217,9 @@ def test_a_true_caption_has_every_row_right_and_a_false_one_not() -> None:
     assert wrong["named"] == [True]
     assert sorted(wrong["named though absent"]) == [False, True]
     assert wrong["colour"] == wrong["count"] == wrong["relation"] == wrong["word exact"] == [False]
+    assert wrong["relation of items named"] == []
+    turned = score_caption(PICNIC, "The word is above the red star.")
+    assert turned["relation"] == turned["relation of items named"] == [False]
     near = score_caption(CHART, "A bar chart: A is 5 and B is 7.")
     assert near["bar within one step"] == [True, False]
 

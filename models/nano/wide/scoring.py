@@ -38,10 +38,13 @@ def _groups(scene: Scene) -> list[Group]:
     return [g for g in scene_to_groups(scene) if g.first.kind in ("thing", "shape")]
 
 
+def _singles_to_cells(scene: Scene) -> dict[str, int]:
+    groups = scene_to_groups(scene)
+    return {item_to_name(g.first): g.first.cell for g in groups if len(g.items) == 1}
+
+
 def _relation_holds(scene: Scene, a: str, said: str, b: str) -> bool:
-    cells = {
-        item_to_name(g.first): g.first.cell for g in scene_to_groups(scene) if len(g.items) == 1
-    }
+    cells = _singles_to_cells(scene)
     return a in cells and b in cells and a != b and cells_to_relation(cells[a], cells[b]) == said
 
 
@@ -77,7 +80,11 @@ def score_caption(scene: Scene, caption: str) -> dict[str, list[bool]]:
     singles = [g for g in scene_to_groups(scene) if len(g.items) == 1]
     if len(singles) >= 2:
         found = _RELATION.search(caption)
-        hits["relation"] = [found is not None and _relation_holds(scene, *found.groups())]
+        right = found is not None and _relation_holds(scene, *found.groups())
+        hits["relation"] = [right]
+        cells = _singles_to_cells(scene)
+        both = found is not None and found[1] in cells and found[3] in cells
+        hits["relation of items named"] = [right] if both else []
     texts = [i.name for i in scene.items if i.kind == "text"]
     printed = _PRINTED.findall(caption)
     hits["word exact"] = [text in printed for text in texts if not text.isdigit()]
@@ -86,8 +93,8 @@ def score_caption(scene: Scene, caption: str) -> dict[str, list[bool]]:
 
 
 ROWS = ("named", "named though absent", "colour", "colour and shape", "count", "count of several",
-        "relation", "word exact", "number exact", "bar within one step", "table value exact",
-        "nothing known")  # fmt: skip
+        "relation", "relation of items named", "word exact", "number exact",
+        "bar within one step", "table value exact", "nothing known")  # fmt: skip
 
 
 def score_captions(scenes: list[Scene], captions: list[str]) -> dict[str, float]:
