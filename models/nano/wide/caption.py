@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from .train import Plan
 
 IGNORE = -100
-SWAP_SHARE = 0.1
+SWAP_SHARE = 0.03
 ALIGNED = 0.3  # weight of the projected tokens' own loss
-CAPTIONS = 6  # of each training picture: a long one, the others short or with a focus
+CAPTIONS = 4  # of each training picture: a long one, the others short or with a focus
 # Kinds of focus by how often they are taught: what is hardest to read off a picture more often.
 FOCUS_KINDS = (*ASK, "relation", "relation", "text", "count", "chart", "place")
 # What only the picture decides weighs more than the words around it, which are soon learnt.
@@ -117,7 +117,7 @@ def lessons_to_ids(
 ) -> tuple[Tensor, Tensor]:
     """Ids of everything after the picture, and targets (captions only), [n, longest] each.
 
-    With ``rng`` a tenth of the caption's *input* words that the picture decides are swapped for
+    With ``rng`` some of the caption's *input* words that the picture decides are swapped for
     another of their kind, while the targets stay true: the decoder then learns to look at the
     picture for each word rather than to trust which word came before.
     """

@@ -74,8 +74,8 @@ def _singles(scene: Scene) -> list[Item]:
     return [item for item, name in zip(items, names, strict=True) if names.count(name) == 1]
 
 
-def scene_to_long(scene: Scene) -> str:
-    """All of it, in reading order, and how two of the items stand to each other."""
+def scene_to_list(scene: Scene) -> str:
+    """All of it, in reading order."""
     if scene.kind == "nothing":
         return NOTHING
     if scene.kind in ("chart", "table"):
@@ -84,13 +84,17 @@ def scene_to_long(scene: Scene) -> str:
     count = len(scene.items)
     head = f"{NUMBERS[count].capitalize()} object{'s' if count > 1 else ''}"
     listed = join([_group_to_phrase(g) for g in scene_to_groups(scene)])
-    text = f"{head} on a {scene.background} background: {listed}."
-    singles = _singles(scene)
-    if len(singles) >= 2:
-        # As in the first nano: of two the first to the second, else the last to the one before.
-        a, b = (singles[0], singles[1]) if len(singles) == 2 else (singles[-1], singles[-2])
-        text += " " + relation(a, b)
-    return text
+    return f"{head} on a {scene.background} background: {listed}."
+
+
+def scene_to_long(scene: Scene) -> str:
+    """All of it, and how two of the items stand to each other."""
+    singles = _singles(scene) if scene.kind == "mixed" else []
+    if len(singles) < 2:
+        return scene_to_list(scene)
+    # As in the first nano: of two the first to the second, else the last to the one before.
+    a, b = (singles[0], singles[1]) if len(singles) == 2 else (singles[-1], singles[-2])
+    return f"{scene_to_list(scene)} {relation(a, b)}"
 
 
 def _sheet(scene: Scene) -> str:
@@ -116,7 +120,7 @@ class Query:
     """Something to ask of a scene.
 
     ``focuses`` are ways to name it in an instruction; ``said`` is what a caption with that focus
-    begins with; ``question`` and ``answer`` put it to a reasoner.
+    ends with; ``question`` and ``answer`` put it to a reasoner.
     """
 
     kind: str  # colour, count, relation, text, presence, chart, place
@@ -348,8 +352,8 @@ def sample_query(scene: Scene, rng: random.Random) -> Query | None:
 
 
 def focus_to_caption(query: Query, scene: Scene) -> str:
-    """What the focus names first, then all there is in short."""
-    return f"{query.said} {scene_to_short(scene)}"
+    """All there is, then what the focus names: once it is listed it need only be looked up."""
+    return f"{scene_to_list(scene)} {query.said}"
 
 
 def is_training_wording(kind: str, number: int) -> bool:
