@@ -39,14 +39,14 @@ def test_held_out_plain_scenes_are_described_rightly(instruction: str | None) ->
     scenes = heldout_scenes(3, 16)
     table = scores_to_table(evaluate.score_bundle("nano", scenes, instruction), scenes)
     assert table["objects right (shape and colour)"] >= 0.85
-    assert table["relation right"] >= 0.6  # 78.5 % of 500 scenes, see the card
+    assert table["relation right"] >= 0.75  # 85.2 % of 500 scenes, see the card
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e["image"])
-def test_a_focus_comes_first(captioner: Captioner, example: dict[str, str]) -> None:
+def test_what_a_focus_asks_for_comes_last(captioner: Captioner, example: dict[str, str]) -> None:
     if "focus" in example:
         image = NANO / "examples" / example["image"]
-        assert captioner.caption(image, focus=example["focus"]).text.startswith(example["said"])
+        assert captioner.caption(image, focus=example["focus"]).text.endswith(example["said"])
 
 
 @pytest.mark.parametrize(("kind", "focused"), [("colour", True), ("chart", False)])
