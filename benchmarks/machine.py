@@ -76,11 +76,13 @@ class ThreadClock(threading.Thread):
     def _look(self) -> None:
         tick = os.sysconf("SC_CLK_TCK")
         for thread in threading.enumerate():
-            path = Path(f"/proc/self/task/{thread.native_id}/stat")
-            if thread.native_id is not None and path.exists():
+            try:
+                path = Path(f"/proc/self/task/{thread.native_id}/stat")
                 fields = path.read_text().rpartition(")")[2].split()
-                cpu = (int(fields[11]) + int(fields[12])) / tick
-                self._threads[thread.native_id] = (thread.name, cpu)
+            except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                continue
+            cpu = (int(fields[11]) + int(fields[12])) / tick
+            self._threads[int(path.parent.name)] = (thread.name, cpu)
 
     def run(self) -> None:
         while not self._over.wait(0.02):
