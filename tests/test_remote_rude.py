@@ -318,7 +318,7 @@ def test_half_a_shape_is_no_answer(serve: Serve) -> None:
 
 
 def test_a_focus_by_schema(serve: Serve) -> None:
-    server = serve(said(json.dumps({"words": ["the", "colour", "of", "the", "boat"]})))
+    server = serve(said(json.dumps({"phrases": ["the", "colour", "of", "the", "boat"]})))
     drawn = reasoner(server).draw_focus("What colour is the boat?", options={"A": "red"})
     assert drawn == ("the colour of the boat", "")
     assert "red" not in server.requests[0].decode().replace("required", "")
