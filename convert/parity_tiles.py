@@ -6,7 +6,7 @@ As `parity_vision`, it shares no code with the converter.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,12 @@ def idefics3_tower(files: Iterable[Path], config: Mapping[str, Any], prepare: Pa
         from transformers import Idefics3VisionConfig
         from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
 
-        raw = RawTensors(files)
-        lead = raw.lead_of("embeddings.patch_embedding.weight")
-        fields = {name: value for name, value in config.items() if name != "model_type"}
-        with torch.device("meta"):
-            model = Idefics3VisionTransformer(Idefics3VisionConfig(**fields))
-        state = {name: raw[lead + name].float() for name in model.state_dict()}
-        model.load_state_dict(state, assign=True)
-        model.eval()
+        model = _loaded(
+            files,
+            "embeddings.patch_embedding.weight",
+            lambda fields: Idefics3VisionTransformer(Idefics3VisionConfig(**fields)),
+            config,
+        )
         data = json.loads(prepare.read_text()) if prepare.is_file() else {}
         x = normalised(
             pixels,
@@ -117,14 +115,12 @@ def internvl_tower(
     def run(pixels: np.ndarray, tick: Tick) -> torch.Tensor:
         from transformers import InternVLVisionConfig, InternVLVisionModel
 
-        raw = RawTensors(files)
-        lead = raw.lead_of("embeddings.cls_token")
-        fields = {name: value for name, value in config.items() if name != "model_type"}
-        with torch.device("meta"):
-            model = InternVLVisionModel(InternVLVisionConfig(**fields))
-        state = {name: raw[lead + name].float() for name in model.state_dict()}
-        model.load_state_dict(state, assign=True)
-        model.eval()
+        model = _loaded(
+            files,
+            "embeddings.cls_token",
+            lambda fields: InternVLVisionModel(InternVLVisionConfig(**fields)),
+            config,
+        )
         x = normalised(pixels, prepared["rescale"], prepared["mean"], prepared["std"])
         rows = [model(pixel_values=tile).last_hidden_state[:, 1:] for tile in x.split(1)]
         for _ in range(model.config.num_hidden_layers):
@@ -132,3 +128,19 @@ def internvl_tower(
         return torch.cat(rows)
 
     return run
+
+
+def _loaded(
+    files: Iterable[Path],
+    probe: str,
+    build: Callable[[dict[str, Any]], torch.nn.Module],
+    config: Mapping[str, Any],
+) -> Any:
+    """transformers' model of a vision_config with the files' tensors, found by `probe`."""
+    raw = RawTensors(files)
+    lead = raw.lead_of(probe)
+    with torch.device("meta"):
+        model = build({name: value for name, value in config.items() if name != "model_type"})
+    state = {name: raw[lead + name].float() for name in model.state_dict()}
+    model.load_state_dict(state, assign=True)
+    return model.eval()

@@ -112,14 +112,7 @@ def write(folder: Path, spec: Spec) -> Made:
 
 @pytest.fixture(scope="module")
 def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], Made]:
-    kept: dict[Spec, Made] = {}
-
-    def get(spec: Spec) -> Made:
-        if spec not in kept:
-            kept[spec] = write(tmp_path_factory.mktemp("internvl") / "c", spec)
-        return kept[spec]
-
-    return get
+    return tiled.made_once(write, tmp_path_factory, "internvl")
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -73,6 +75,16 @@ class Made(Protocol):
     """A tiny checkpoint with its torch reference."""
 
     def seen(self, picture: Image.Image) -> Seen: ...
+
+
+S, M = TypeVar("S"), TypeVar("M")
+
+
+def made_once(
+    write: Callable[[Path, S], M], places: pytest.TempPathFactory, name: str
+) -> Callable[[S], M]:
+    """`write`, once for each spec, in a new folder."""
+    return cache(lambda spec: write(places.mktemp(name) / "c", spec))
 
 
 def same_as_reference(made: Made, bundle: Path) -> None:
