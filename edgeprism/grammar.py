@@ -68,19 +68,34 @@ def choices_to_shape(choices: Sequence[str]) -> Shape:
     )
 
 
-def phrases_to_shape(phrases: Iterable[str], *, most: int) -> Shape:
-    """One line of up to `most` of the given words or phrases, with commas between some of them."""
-    known = sorted({phrase for phrase in phrases if phrase.isprintable() and phrase.strip()})
+def phrases_to_shape(
+    phrases: Iterable[str], *, openings: Iterable[str], links: Iterable[str], most: int
+) -> Shape:
+    """One line of up to `most` of the given phrases; the first may be one of `openings`.
+
+    Before each phrase up to two of `links` ("of the") and a comma may stand, never behind the
+    last. A server takes no such order: there any line of all these is in the shape.
+    """
+    named, first, between = (
+        sorted({phrase for phrase in some if phrase.isprintable() and phrase.strip()})
+        for some in (phrases, openings, links)
+    )
+    known = sorted({*named, *first, *between})
     either = f"(?:{'|'.join(map(re.escape, known))})"
-    line = re.compile(rf"{either}(?:,? {either}){{0,{most - 1}}}")
+    line = re.compile(rf"{either}(?:,? {either})*")
+    rules = [
+        f'root ::= link? ({one_of(first)} | phrase) (","? " " link{{0,2}} phrase){{0,{most - 1}}}',
+        f"phrase ::= {one_of(named)}",
+        f'link ::= {one_of(between)} " "',
+    ]
     items = {
         "type": "array",
         "items": {"type": "string", "enum": known},
         "minItems": 1,
-        "maxItems": most,
+        "maxItems": 3 * most,
     }
     return Shape(
-        gbnf=f'root ::= phrase (","? " " phrase){{0,{most - 1}}}\nphrase ::= {one_of(known)}\n',
+        gbnf="\n".join(rules) + "\n",
         accepts=lambda text: line.fullmatch(text) is not None,
         schema=_object("phrases", items),
         unwrap=lambda value: " ".join(value["phrases"]),

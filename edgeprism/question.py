@@ -27,6 +27,7 @@ def words(text: str) -> list[str]:
 
 
 _FUNCTION = frozenset(words("a an the of on in at by with and or to from between near"))
+FOCUS_LINKS = (*sorted(_FUNCTION), "relative to", "next to", "written on")
 _COMMON = _FUNCTION | frozenset(
     words(
         "next each every all any both am are as be can could did do does for has have how is it "
@@ -35,15 +36,15 @@ _COMMON = _FUNCTION | frozenset(
         "image picture photo photograph shown see seen"
     )
 )
-# what can be looked at in any picture; none of it is an answer
-_ASPECTS = [
-    "whether there is", "whether there are", "where", "relative to", "next to", "written on",
+# what can be looked at in any picture, so a focus may begin with it; none of it is an answer
+FOCUS_OPENINGS = (
+    "whether there is", "whether there are", "where",
     *words(
         "colour colours number amount shape shapes size sizes position positions text word words "
         "letters digits name names value values label labels title scale clothing expression pose "
         "activity surroundings order distance height length width material pattern kind brand"
     ),
-]  # fmt: skip
+)  # fmt: skip
 _LONGEST_PHRASE = 5  # words
 
 
@@ -91,18 +92,13 @@ def _split_options(text: str) -> tuple[str, dict[str, str]]:
 
 
 def focus_phrases(question: Question) -> list[str]:
-    """What a focus may be made of: the stem's own phrases, and words for what can be looked at.
+    """The beginnings of each run of words in the stem that name something: "red boat", "red".
 
-    So a small reasoner can neither answer in it, nor name what it only imagines, nor part a noun
-    from the adjective before it.
+    A focus is made of them (and of FOCUS_OPENINGS, FOCUS_LINKS), so a small reasoner can neither
+    answer in it, nor name what it only imagines, nor part a noun from the adjective before it.
     """
-    return [*_FUNCTION, *_ASPECTS, *_own_phrases(question.stem)]
-
-
-def _own_phrases(stem: str) -> list[str]:
-    """The beginnings of each run of words that name something: "red boat", "red"."""
     runs: list[list[str]] = [[]]
-    for at, word in enumerate(stem.split()):
+    for at, word in enumerate(question.stem.split()):
         bare = word.strip("?!.,;:\"'()[]")
         lettered = at > 0 and len(bare) == 1 and bare.isupper()  # "row A": no article
         if bare and (lettered or not set(words(bare)) <= _COMMON):

@@ -18,8 +18,8 @@ from edgeprism.llama import supports_offload
 from edgeprism.lm import LanguageModel
 from edgeprism.prompt import Message, chat_to_segments
 from edgeprism.reasoning import BaseReasoner, Completion, cut_thinking
-from edgeprism.records import ModelInfo, Timings
-from edgeprism.request import Request, Sampling, segments_to_parts
+from edgeprism.records import ModelInfo, Segment, Text, Timings
+from edgeprism.request import Part, Request, Sampling, segments_to_parts
 
 DEFAULT_REASONER = "smollm2-135m"
 
@@ -73,7 +73,7 @@ class Reasoner(BaseReasoner):
         self.cancel_token.clear()
         generator, lm, load_ms = self._load()
         segments = chat_to_segments(lambda m: lm.render_chat(m, self.chat_format), messages)
-        parts = segments_to_parts(lm, segments, None, add_bos=lm.adds_bos())
+        parts = _to_parts(lm, segments, apart=not self.warm)
         sampling = Sampling(max_tokens=max_tokens, grammar=shape.gbnf if shape else "")
         events = generator.run([Request(parts, sampling)])
         done = next(event for event in events if isinstance(event, Finished))
@@ -117,3 +117,12 @@ class Reasoner(BaseReasoner):
         )
         self._generator = Generator(self._lm, warm=self.warm)
         return self._generator, self._lm, (time.perf_counter() - start) * 1000
+
+
+def _to_parts(lm: LanguageModel, segments: Sequence[Segment], *, apart: bool) -> tuple[Part, ...]:
+    """Token ids; with `apart` the last of several turns by itself: what is before it stays warm."""
+    written = [i for i, s in enumerate(segments) if isinstance(s, Text) and not s.template]
+    last = written[-1] if apart and len(written) > 1 else 0
+    before = segments_to_parts(lm, segments[:last], None, add_bos=lm.adds_bos()) if last else ()
+    bos = lm.adds_bos() and not last
+    return (*before, *segments_to_parts(lm, segments[last:], None, add_bos=bos))

@@ -21,7 +21,14 @@ from edgeprism.evidence import (
 )
 from edgeprism.grammar import Shape, numbers_to_shape, phrases_to_shape
 from edgeprism.prompt import Message, answer_messages, focus_messages
-from edgeprism.question import checked_focus, focus_phrases, to_question, topics
+from edgeprism.question import (
+    FOCUS_LINKS,
+    FOCUS_OPENINGS,
+    checked_focus,
+    focus_phrases,
+    to_question,
+    topics,
+)
 from edgeprism.records import Answer, Caption, Evidence, ModelInfo, Timings, TokenCounts
 
 DEFAULT_MAX_TOKENS = 256
@@ -104,7 +111,9 @@ class BaseReasoner(ABC):
         asked = to_question(question, options)
         if not topics(asked):
             return "", "the question names nothing to look for"
-        shape = phrases_to_shape(focus_phrases(asked), most=FOCUS_PHRASES)
+        shape = phrases_to_shape(
+            focus_phrases(asked), openings=FOCUS_OPENINGS, links=FOCUS_LINKS, most=FOCUS_PHRASES
+        )
         said = self.complete(focus_messages(asked), max_tokens=FOCUS_TOKENS, shape=shape)
         return checked_focus(said.text, asked)
 

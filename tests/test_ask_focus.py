@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ from edgeprism.generate import Finished, Generator
 from edgeprism.grammar import Shape, phrases_to_shape
 from edgeprism.prism import Prism
 from edgeprism.prompt import FOCUS_EXAMPLES, Message, focus_messages
-from edgeprism.question import Question, checked_focus, focus_phrases, leaked_option, to_question
+from edgeprism.question import (
+    FOCUS_LINKS,
+    FOCUS_OPENINGS,
+    Question,
+    checked_focus,
+    focus_phrases,
+    leaked_option,
+    to_question,
+)
 from edgeprism.reasoner import Reasoner
 from edgeprism.reasoning import BaseReasoner, Completion, captions_by_picture, cut_thinking
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
@@ -153,13 +162,18 @@ def test_a_grammar_keeps_a_focus_to_the_question(random_bundle: Path) -> None:
     """A model of random weights would say anything."""
     reasoner = Reasoner.load(random_bundle / "lm.gguf", threads=1)
     question = to_question("Which boats are near the pier?", OPTIONS)
-    shape = phrases_to_shape(focus_phrases(question), most=5)
+    shape = phrases_to_shape(
+        focus_phrases(question), openings=FOCUS_OPENINGS, links=FOCUS_LINKS, most=5
+    )
     free = reasoner.complete(focus_messages(question), max_tokens=24)
     bound = reasoner.complete(focus_messages(question), max_tokens=200, shape=shape)
     assert not shape.accepts(free.text)
     assert shape.accepts(bound.text)
-    parts = {word for phrase in focus_phrases(question) for word in phrase.split()}
+    known = [*focus_phrases(question), *FOCUS_OPENINGS, *FOCUS_LINKS]
+    parts = {word for phrase in known for word in phrase.split()}
     assert {word.strip(",") for word in bound.text.split()} <= parts
+    link = "|".join(FOCUS_LINKS)
+    assert not re.search(rf"(?:\b(?:{link})\b,? ?){{3}}|\b(?:{link})$", bound.text)
     reasoner.close()
 
 

@@ -111,19 +111,46 @@ def test_only_what_is_new_is_prefilled(
     monkeypatch.setattr(Context, "prefill_tokens", prefill)
     warm = Reasoner.load(random_bundle / "lm.gguf", threads=1, warm=True)
     cold = Reasoner.load(random_bundle / "lm.gguf", threads=1)
-    prefilled = {}
+    prefilled: dict[bool, list[int]] = {}
     for reasoner in (warm, cold):
-        del counts[:]
         talk = Conversation(reasoner)
         talk.tell([caption("a red boat on the sea " * 12)])
+        prefilled[reasoner.warm] = []
         for question in ("What?", "Where?", "Which tree?"):
+            del counts[:]
             talk.ask(question, max_tokens=4)
-        prefilled[reasoner.warm] = list(counts)
+            prefilled[reasoner.warm].append(sum(counts))
         reasoner.close()
     assert prefilled[True][0] == prefilled[False][0]
     assert prefilled[False][0] < prefilled[False][1] < prefilled[False][2]
     # behind the captions' turn the answer is read again at most, and the next question
     assert all(new < prefilled[False][0] / 2 for new in prefilled[True][1:])
+
+
+def test_worked_examples_are_prefilled_once(
+    random_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One focus after another, each the same as from a reasoner that has drawn none before."""
+    counts: list[int] = []
+    original = Context.prefill_tokens
+
+    def prefill(self: Context, seq: int, tokens: list[int], start: int, **options: bool) -> None:
+        counts.append(len(tokens))
+        original(self, seq, tokens, start, **options)
+
+    monkeypatch.setattr(Context, "prefill_tokens", prefill)
+    reasoner = Reasoner.load(random_bundle / "lm.gguf", threads=1)
+    questions = ("Which boat is red?", "Is a cat near the tree?")
+    focuses = []
+    for question in questions:
+        del counts[:]
+        focuses.append(reasoner.draw_focus(question))
+        read = sum(counts)
+    assert read < 100  # the examples have hundreds
+    reasoner.close()
+    for question, focus in zip(questions, focuses, strict=True):
+        assert reasoner.draw_focus(question) == focus
+        reasoner.close()
 
 
 # ---- at the command line
