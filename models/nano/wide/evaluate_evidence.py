@@ -1,8 +1,10 @@
 """Do cited sentences carry the fact? ``python -m edgeprism.models.nano.wide.evaluate_evidence``.
 
-Over the question set: of right answers, how often a cited sentence carries the fact and how often
-deleting the cited sentences changes the answer; and what becomes of the answer and its evidence
-when every sentence that carries the fact is gone. Public API only, but for the set's reader.
+Over the question set, asked as `edgeprism ask` and `edgeprism eval` ask by default (a focus drawn
+by the reasoner, no options shown): of right answers, how often a cited sentence carries the fact
+and how often deleting the cited sentences changes the answer; and what becomes of the answer and
+its evidence when every sentence that carries the fact is gone. Public API only, but for the set's
+reader and its rules of what is right.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from edgeprism import Captioner, Reasoner
+from edgeprism import Captioner, Prism, Reasoner
 from edgeprism.evaluation.questions import Question, QuestionFile
 from edgeprism.evaluation.scoring import score
 from edgeprism.evidence import caption_to_sentences
@@ -24,10 +26,11 @@ from .grammar import NUMBERS
 
 QUESTIONS = Path(__file__).parent.parent / "questions.tsv"
 _ASKED = {
-    "a", "an", "and", "are", "does", "from", "have", "how", "in", "is", "many", "of", "picture",
+    "and", "are", "does", "from", "have", "how", "in", "is", "many", "of", "picture",
     "printed", "seen", "stand", "the", "there", "value", "what", "where", "which",
 }  # fmt: skip
 _TOKENS = 48
+_ARTICLE = re.compile(r"\ban?\b|(?:^|(?<=[.!?] ))An?\b(?! is\b)")  # not the "A" of "A is 4."
 
 
 def _words(text: str) -> set[str]:
@@ -39,11 +42,12 @@ def _words(text: str) -> set[str]:
 def carries(sentence: str, question: Question) -> bool:
     """Whether a sentence holds the right answer's words and one of what the question is about.
 
-    Yes and no are not said in captions: there the question's own words have to be.
+    Yes and no are not said in captions: there the question's own words have to be. "A book" says
+    that there is one.
     """
-    said = _words(sentence)
+    said = _words(_ARTICLE.sub("one", sentence))
     answer = dict(question.options).get(question.answer, question.answer)
-    about = {word.removesuffix("s") for word in _words(question.text) - _ASKED}
+    about = {word.removesuffix("s") for word in _words(_ARTICLE.sub("", question.text)) - _ASKED}
     named = about & {word.removesuffix("s") for word in said}
     if answer in ("yes", "no"):
         return bool(about) and named == about
@@ -51,17 +55,20 @@ def carries(sentence: str, question: Question) -> bool:
 
 
 def measure(
-    captioner: Captioner, reasoner: Reasoner, questions: QuestionFile, limit: int
+    prism: Prism, questions: QuestionFile, *, mode: str, shown: bool, limit: int
 ) -> Counter[str]:
-    """Counts by name, over the first ``limit`` questions with one picture."""
+    """Counts by name, over the first ``limit`` questions; ``shown``: with lettered options."""
     counts: Counter[str] = Counter()
-    for question in questions.questions[:limit]:
-        caption = captioner.caption(questions.picture_bytes(question.pictures[0]))
-        options = dict(question.options) or None
+    asked = questions.questions[:limit]
+    drawn = [prism.focus_for(question.text, mode)[0] for question in asked]
+    for question, focus in zip(asked, drawn, strict=True):
+        picture = questions.picture_bytes(question.pictures[0])
+        caption = prism.captioner.caption(picture, focus=focus or None)
+        options = dict(question.options) if shown else None
         sentences = caption_to_sentences(caption.text)
 
         def ask(kept: list[str], evidence: bool = False) -> tuple[str, list[str] | None]:
-            answer = reasoner.answer(
+            answer = prism.reasoner.answer(
                 [replace(caption, text=" ".join(kept))],  # noqa: B023
                 question.text,  # noqa: B023
                 options=options,  # noqa: B023
@@ -119,13 +126,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=QUESTIONS, help="question set (TSV)")
     parser.add_argument("--bundle", default="nano", help="name or folder of the captioner")
     parser.add_argument("--reasoner", default="smollm2-135m", help="name or GGUF file")
+    parser.add_argument("--instruction-mode", choices=("question", "generic"), default="question")
+    parser.add_argument("--letters", action="store_true", help="show lettered options")
     parser.add_argument("--limit", type=int, default=10**9, help="the first N questions only")
     options = parser.parse_args(arguments)
     began = time.perf_counter()
-    with Captioner.load(options.bundle) as captioner:
-        reasoner = Reasoner.load(options.reasoner)
-        counts = measure(captioner, reasoner, QuestionFile(options.data), options.limit)
-        reasoner.close()
+    prism = Prism(Captioner.load(options.bundle), Reasoner.load(options.reasoner))
+    counts = measure(
+        prism, QuestionFile(options.data), mode=options.instruction_mode, shown=options.letters,
+        limit=options.limit,
+    )  # fmt: skip
+    prism.close()
     print(f"{options.reasoner} on {options.bundle}, {time.perf_counter() - began:.0f} s")
     print(counts_to_table(counts))
     return 0
