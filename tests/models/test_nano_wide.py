@@ -329,30 +329,44 @@ def test_lessons_ask_in_training_wordings_only() -> None:
         query = sample_query(drawn_scene, rng)
         lessons = scene_to_lessons(drawn_scene, rng)
         assert len(lessons) == CAPTIONS
-        assert query is None or all(query.focuses[-1] not in asked for asked, _ in lessons)
+        assert query is None or all(query.focuses[-1] not in asked for asked, _, _ in lessons)
 
 
 def test_letters_and_places_weigh_more_than_the_words_around_them(tiny: object) -> None:
-    from edgeprism.models.nano.wide.caption import decode, lessons_to_ids, see, token_loss
+    from edgeprism.models.nano.wide.caption import (
+        Lesson,
+        decode,
+        lessons_to_ids,
+        see,
+        token_loss,
+    )
+    from edgeprism.models.nano.wide.tokenizer import ids_to_text
 
     rows = torch.randn(1, GRID * GRID, 32)
-    inputs, targets = lessons_to_ids([("What do you see?", 'The word "A" above a cat.')])
+    lesson = Lesson("What do you see?", 'The word "A" above a cat.', "The cat is red.")
+    inputs, targets, after = lessons_to_ids([lesson])
     out, _ = decode(tiny.decoder, tiny.embed(inputs), see(tiny, rows))
     logits = tiny.decoder.output(tiny.decoder.norm(out))[targets >= 0]
     each = torch.nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="none")
-    total, weight = token_loss(logits, targets[targets >= 0])
-    assert float(weight.detach()) == len(each) + 2 + 1  # one letter of 3, one place word of 2
+    said = after[targets >= 0]
+    assert ids_to_text(targets[after].tolist()).strip() == lesson.said
+    total, weight = token_loss(logits, targets[targets >= 0], said)
+    # one letter of 3, one place word of 2, and what comes after the list is worth 3
+    assert float(weight.detach()) == len(each) + 2 + 1 + 2 * int(said.sum())
     assert float(total.detach()) > float(each.detach().sum())
 
 
 def test_many_captions_of_one_picture_cost_what_each_alone_costs(tiny: object) -> None:
-    from edgeprism.models.nano.wide.caption import IGNORE, decode, lessons_to_ids, see
+    from edgeprism.models.nano.wide.caption import IGNORE, Lesson, decode, lessons_to_ids, see
 
     features = torch.randn(1, GRID * GRID, 32)
-    lessons = [("Describe the picture.", "A cat."), ("What do you see?", "There are two dogs.")]
+    lessons = [
+        Lesson("Describe the picture.", "A cat."),
+        Lesson("What do you see?", "There are two dogs."),
+    ]
 
-    def losses(some: list[tuple[str, str]]) -> list[float]:
-        inputs, targets = lessons_to_ids(some)
+    def losses(some: list[Lesson]) -> list[float]:
+        inputs, targets, _ = lessons_to_ids(some)
         seen = [
             (k.repeat(len(some), 1, 1, 1), v.repeat(len(some), 1, 1, 1))
             for k, v in see(tiny, features)

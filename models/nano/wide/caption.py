@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from .grammar import (
     NUMBERS,
     WORDINGS,
     Query,
-    focus_to_caption,
+    scene_to_list,
     scene_to_long,
     scene_to_short,
 )
@@ -46,11 +46,13 @@ if TYPE_CHECKING:
 IGNORE = -100
 SWAP_SHARE = 0.03
 ALIGNED = 0.3  # weight of the projected tokens' own loss
+LABELLED = 0.3  # weight of the patches' labels, where the tower is trained too
 CAPTIONS = 4  # of each training picture: a long one, the others short or with a focus
 # Kinds of focus by how often they are taught: what is hardest to read off a picture more often.
-FOCUS_KINDS = (*ASK, "relation", "relation", "text", "count", "chart", "place")
+FOCUS_KINDS = (*ASK, "relation", "relation", "relation", "text", "count", "count", "chart", "place")
 # What only the picture decides weighs more than the words around it, which are soon learnt.
 LETTER_WEIGHT, PLACE_WEIGHT = 3.0, 2.0
+SAID_WEIGHT = 3.0  # of what comes after the list: it is another for each instruction
 PLACE_WORDS = ("above", "below", "left", "right", "top", "bottom", "centre", *NUMBERS)
 
 
@@ -77,19 +79,32 @@ def instruct(query: Query, rng: random.Random) -> str:
     return base + FOCUS + focus
 
 
-def scene_to_lessons(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
-    """``CAPTIONS`` pairs of an instruction and the caption it asks for."""
+class Lesson(NamedTuple):
+    """An instruction and the caption that it asks for: a list, and what is said after it."""
+
+    asked: str
+    listed: str
+    said: str = ""
+
+    @property
+    def caption(self) -> str:
+        return f"{self.listed} {self.said}".rstrip()
+
+
+def scene_to_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
+    """``CAPTIONS`` of them; one is the long caption."""
     asked = DEFAULT_INSTRUCTION if rng.random() < 0.6 else rng.choice(LONG_INSTRUCTIONS)
     if rng.random() < 0.25:  # what means nothing to it leaves the caption as it is
         made_up = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 8)))
         asked = made_up.capitalize() if rng.random() < 0.4 else asked + FOCUS + made_up
-    lessons = [(asked, scene_to_long(scene))]
+    listed = scene_to_list(scene)
+    lessons = [Lesson(asked, listed, scene_to_long(scene).removeprefix(listed).strip())]
     for kind in rng.sample(FOCUS_KINDS, len(FOCUS_KINDS)):
         query = ASK[kind](scene, rng) if len(lessons) < CAPTIONS - (rng.random() < 0.3) else None
         if query is not None:
-            lessons.append((instruct(query, rng), focus_to_caption(query, scene)))
+            lessons.append(Lesson(instruct(query, rng), listed, query.said))
     while len(lessons) < CAPTIONS:
-        lessons.append((rng.choice(SHORT_INSTRUCTIONS), scene_to_short(scene)))
+        lessons.append(Lesson(rng.choice(SHORT_INSTRUCTIONS), scene_to_short(scene)))
     return lessons
 
 
@@ -105,37 +120,41 @@ def _token_weights() -> Tensor:
     return weights
 
 
-def token_loss(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [n, VOCAB], tokens [n] → weighted sum of the cross-entropies, sum of the weights."""
-    weights = _token_weights().to(logits.device)
-    total = F.cross_entropy(logits.float(), wanted, weights, reduction="sum")
-    return total, weights[wanted].sum()
+def token_loss(logits: Tensor, wanted: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [n, VOCAB], tokens [n], which of them come after the list [n] → weighted sum of the
+    cross-entropies, sum of the weights."""
+    weights = _token_weights().to(logits.device)[wanted] * (1 + (SAID_WEIGHT - 1) * said)
+    losses = F.cross_entropy(logits.float(), wanted, reduction="none")
+    return (losses * weights).sum(), weights.sum()
 
 
 def lessons_to_ids(
-    lessons: list[tuple[str, str]], rng: random.Random | None = None
-) -> tuple[Tensor, Tensor]:
-    """Ids of everything after the picture, and targets (captions only), [n, longest] each.
+    lessons: list[Lesson], rng: random.Random | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids of everything after the picture; targets (captions only); which of these come after the
+    list: [n, longest] each.
 
     With ``rng`` some of the caption's *input* words that the picture decides are swapped for
     another of their kind, while the targets stay true: the decoder then learns to look at the
     picture for each word rather than to trust which word came before.
     """
     swaps = _swaps() if rng is not None else {}
-    rows = [(prompt_to_ids(asked)[1], text_to_ids(said)) for asked, said in lessons]
+    rows = [(prompt_to_ids(lesson.asked)[1], text_to_ids(lesson.caption)) for lesson in lessons]
     longest = max(len(before) + len(said) for before, said in rows)
     inputs = torch.full((len(rows), longest), IM_END)
     targets = torch.full((len(rows), longest), IGNORE)
+    after = torch.zeros((len(rows), longest), dtype=torch.bool)
     for i, (before, said) in enumerate(rows):
         start = len(before) - 1  # the row before a token predicts it
         targets[i, start : start + len(said) + 1] = torch.tensor([*said, IM_END])
+        after[i, start + len(text_to_ids(lessons[i].listed)) : start + len(said)] = True
         if rng is not None:
             said = [
                 rng.choice(swaps[t]) if t in swaps and rng.random() < SWAP_SHARE else t
                 for t in said
             ]
         inputs[i, : len(before) + len(said)] = torch.tensor([*before, *said])
-    return inputs, targets
+    return inputs, targets, after
 
 
 @cache
@@ -202,12 +221,13 @@ def see(model: Wide, visual: Tensor) -> Cache:
 def caption_loss(model: Wide, batch: Batch, plan: Plan, step: int, device: torch.device) -> Tensor:
     """Cross-entropy of several true captions of each picture; the picture is read once.
 
-    The tower stays as its own stage left it, and without its backward pass a step costs much less.
+    In stage ``caption`` the tower stays as its own stage left it: a step then costs much less.
     """
     rng = random.Random(f"nano-wide/caption/{plan.seed}/{step}")
     lessons = [lesson for scene in batch.scenes for lesson in scene_to_lessons(scene, rng)]
-    inputs, targets = (t.to(device) for t in lessons_to_ids(lessons, rng))
-    with torch.no_grad():
+    inputs, targets, after = (t.to(device) for t in lessons_to_ids(lessons, rng))
+    whole = plan.stage == "both"
+    with torch.set_grad_enabled(whole):
         features = model.tower(torch.from_numpy(batch.pixels).to(device))
     visual = model.projector(features)
     seen = see(model, visual)
@@ -221,9 +241,13 @@ def caption_loss(model: Wide, batch: Batch, plan: Plan, step: int, device: torch
         wanted = targets[rows, :n]
         here = wanted != IGNORE
         logits = model.decoder.output(model.decoder.norm(out[here]))
-        loss, heavy = token_loss(logits, wanted[here])
+        loss, heavy = token_loss(logits, wanted[here], after[rows, :n][here])
         total, weight = total + loss, weight + heavy
-    return total / weight + ALIGNED * align_loss(model, visual, batch)
+    loss = total / weight + ALIGNED * align_loss(model, visual, batch)
+    if whole:
+        labels = (torch.from_numpy(a).to(device) for a in (batch.patch_labels, batch.scene_labels))
+        loss = loss + LABELLED * model.heads.loss(features, *labels)
+    return loss
 
 
 @torch.no_grad()

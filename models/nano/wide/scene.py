@@ -121,6 +121,8 @@ class Sampling:
     table: float = 0.08
     texts: float = 0.45  # share of mixed scenes with a printed word
     prints: int = 1  # most words in one scene
+    listed: float = 0.3  # share of prints that are words of a list; others are random
+    tinted: float = 0.0  # share of shapes in a colour that need not have a name
     fonts: int = 9
 
 
@@ -194,11 +196,11 @@ def _clash(a: Item, b: Item, canvas: tuple[int, int]) -> bool:
     return dx < (a.w + b.w) / 2 + 0.01 and dy < (a.h + b.h) / 2 + 0.01
 
 
-def sample_text(rng: random.Random, unseen: bool) -> str:
+def sample_text(rng: random.Random, unseen: bool, listed: float = 0.3) -> str:
     """A word of at most four letters, or a number; in training never a held-out one."""
     while True:
         kind = rng.random()
-        if kind < 0.3:
+        if kind < listed:
             text = rng.choice(WORDS)
         elif kind < 0.75:
             text = "".join(rng.choice(LETTERS) for _ in range(rng.choice((2, 3, 3, 4, 4, 4))))
@@ -209,7 +211,7 @@ def sample_text(rng: random.Random, unseen: bool) -> str:
 
 
 def _text_item(rng: random.Random, how: Sampling, cell: int, canvas: tuple[int, int]) -> Item:
-    text = sample_text(rng, how.unseen)
+    text = sample_text(rng, how.unseen, how.listed)
     h = rng.uniform(0.12, 0.2)
     w = h * (0.35 + 0.62 * len(text))  # a box; the renderer fits the print into it
     limit = 0.9 * canvas[0] / max(canvas)
@@ -249,6 +251,18 @@ def _identities(
         chosen[rng.choice(shown)] = ("shape", shape, colour)
     rng.shuffle(chosen)
     return chosen
+
+
+def tint(rng: random.Random, item: Item, paint: tuple[tuple[int, int, int], ...]) -> Item:
+    """A shape in any colour that stands out: its outline alone tells its name.
+
+    Never a colour nearest to one that this shape is not to have in training.
+    """
+    while True:
+        rgb = (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
+        nearest = min(COLOURS, key=lambda c: math.dist(COLOURS[c], rgb))
+        if contrasts(rgb, paint) and (nearest, item.name) not in UNSEEN_PAIRS:
+            return replace(item, colour="", rgb=rgb)
 
 
 def to_pairing(name: str, other: str) -> str:
@@ -311,6 +325,11 @@ def sample_mixed(rng: random.Random, how: Sampling, count: int | None = None) ->
             )
             for one, cell in zip(ones, cells, strict=False)
         ]
+        if how.tinted:
+            items = [
+                tint(rng, i, paint) if i.kind == "shape" and rng.random() < how.tinted else i
+                for i in items
+            ]
         for cell in cells[len(ones) :]:
             print_ = _text_item(rng, how, cell, canvas)
             print_ = replace(print_, cell=to_cell(print_.cx, print_.cy))
