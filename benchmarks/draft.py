@@ -18,7 +18,7 @@ from PIL import Image
 
 from edgeprism.image import enough_for, picture_to_tiles, read_picture
 from edgeprism.manifest import ImagePolicy
-from edgeprism.models.nano import scene
+from edgeprism.models.nano import plain_scene
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
     policy = ImagePolicy("pad", arguments.size, [127, 127, 127], "bicubic", 1)
     edge = round((arguments.megapixels * 1e6 * 3 / 4) ** 0.5)
-    picture = scene.scene_to_image(scene.sample_scene(random.Random(4)))
+    picture = plain_scene.scene_to_image(plain_scene.sample_scene(random.Random(4)))
     pixels = np.asarray(picture.resize((edge * 4 // 3, edge), Image.Resampling.LANCZOS))
     grain = np.random.default_rng(0).integers(-20, 21, pixels.shape, dtype=np.int16)
     noisy = np.clip(pixels + grain, 0, 255).astype(np.uint8)

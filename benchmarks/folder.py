@@ -34,7 +34,7 @@ from edgeprism.batch import Batch
 from edgeprism.device import available_cores
 from edgeprism.generate import Finished
 from edgeprism.inputs import find_pictures
-from edgeprism.models.nano import scene
+from edgeprism.models.nano import plain_scene
 from edgeprism.records import TokenCounts
 from edgeprism.store import CaptionStore
 from edgeprism.tuning import batch_shape
@@ -53,7 +53,7 @@ def render(folder: Path, count: int, distinct: int | None = None) -> Path:
         if distinct is not None and i >= distinct:
             path.hardlink_to(folder / f"{i % distinct // 1000:03}" / f"{i % distinct:06}.jpg")
         else:
-            scene.scene_to_image(scene.sample_scene(rng)).save(path, quality=90)
+            plain_scene.scene_to_image(plain_scene.sample_scene(rng)).save(path, quality=90)
     return folder
 
 

@@ -12,7 +12,7 @@ import argparse
 import random
 
 from edgeprism import Caption, ModelInfo, Reasoner, Timings, TokenCounts
-from edgeprism.models.nano import grammar, scene
+from edgeprism.models.nano import plain_grammar, plain_scene
 
 NUMBERS = {"one": "1", "two": "2", "three": "3"}
 
@@ -22,8 +22,8 @@ def questions(scenes: int) -> list[tuple[str, str, str, str]]:
     rng = random.Random(3)
     asked = []
     for _ in range(scenes):
-        drawn = scene.sample_scene(rng)
-        text, things = grammar.scene_to_caption(drawn), drawn.things
+        drawn = plain_scene.sample_scene(rng)
+        text, things = plain_grammar.scene_to_caption(drawn), drawn.things
         thing = rng.choice(things)
         if sum(other.shape == thing.shape for other in things) == 1:
             asked.append(("colour", text, f"What colour is the {thing.shape}?", thing.colour))

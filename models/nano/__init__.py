@@ -1,1 +1,1 @@
-"""nano: the built-in captioner of plain rendered scenes, and the recipe that trained it."""
+"""nano: the built-in captioner of drawn pictures, and the recipe that trained it."""

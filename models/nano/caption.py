@@ -3,133 +3,278 @@
 from __future__ import annotations
 
 import random
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .data import Batch, heldout_scenes, scenes_to_batch
-from .grammar import CaptionScore, scene_to_caption, score_caption, scores_to_table
-from .model import Nano
-from .scene import COLOURS, SHAPES, SIZES, Scene
+from .draw import Assets
+from .grammar import (
+    ASK,
+    NUMBERS,
+    WORDINGS,
+    Query,
+    scene_to_list,
+    scene_to_long,
+    scene_to_short,
+)
+from .labels import IDENTITIES, PATCH_LABELS
+from .model import Cache, Decoder, Nano
+from .scene import CHARS, COLOURS, SHAPES, SIZES, Sampling, Scene
+from .scoring import score_captions
+from .things import THINGS, to_plural
 from .tokenizer import (
     DEFAULT_INSTRUCTION,
+    FOCUS,
     IM_END,
+    LONG_INSTRUCTIONS,
+    SHORT_INSTRUCTIONS,
+    VOCAB,
+    WORDS,
     ids_to_text,
     prompt_to_ids,
-    random_instruction,
     text_to_ids,
 )
 
+if TYPE_CHECKING:
+    from .train import Plan
+
 IGNORE = -100
-SWAP_SHARE = 0.3
+SWAP_SHARE = 0.03
+ALIGNED = 0.3  # weight of the projected tokens' own loss
+LABELLED = 0.3  # weight of the patches' labels, where the tower is trained too
+CAPTIONS = 4  # of each training picture: a long one, the others short or with a focus
+# Kinds of focus by how often they are taught: what is hardest to read off a picture more often.
+FOCUS_KINDS = (*ASK, "relation", "relation", "relation", "text", "count", "count", "chart", "place")
+# What only the picture decides weighs more than the words around it, which are soon learnt.
+LETTER_WEIGHT, PLACE_WEIGHT = 3.0, 2.0
+SAID_WEIGHT = 3.0  # of what comes after the list: it is another for each instruction
+PLACE_WORDS = ("above", "below", "left", "right", "top", "bottom", "centre", *NUMBERS)
 
 
+@cache
 def _swaps() -> dict[int, list[int]]:
-    """Token of a colour, shape or size → tokens of all others of its kind."""
+    """Token of a word that the picture decides → tokens of all others of its kind."""
     swaps: dict[int, list[int]] = {}
-    for kind in (tuple(COLOURS), SHAPES, tuple(SIZES)):
-        ids = [text_to_ids(" " + word)[-1] for word in kind]
+    kinds = (tuple(COLOURS), SHAPES, tuple(SIZES), tuple(THINGS), tuple(map(to_plural, THINGS)))
+    for kind in (*(tuple(" " + w for w in k) for k in kinds), tuple(CHARS)):
+        pieces = [text_to_ids(word) for word in kind]
+        ids = [p[0] for p in pieces if len(p) == 1]
         for token in ids:
             swaps[token] = [other for other in ids if other != token]
     return swaps
 
 
-def captions_to_ids(
-    scenes: tuple[Scene, ...], rng: random.Random | None = None
-) -> tuple[Tensor, Tensor]:
-    """Decoder input ids and targets, [b, longest] each.
+def instruct(query: Query, rng: random.Random) -> str:
+    """A question-related instruction in a wording of training (the last of each is for tests)."""
+    number = rng.randrange(len(WORDINGS[query.kind]) - 1)
+    focus = query.focuses[number]
+    if rng.random() < 0.15:
+        return focus[0].upper() + focus[1:]  # asked directly
+    base = DEFAULT_INSTRUCTION if rng.random() < 0.7 else rng.choice(LONG_INSTRUCTIONS[:6])
+    return base + FOCUS + focus
 
-    With ``rng`` some of the *input* words for colour, shape and size are swapped for another of
-    their kind, while the targets stay true: the word before then says little about the next one,
-    and the decoder has to look at the picture. That is meant for colour-shape pairs it never read.
+
+class Lesson(NamedTuple):
+    """An instruction and the caption that it asks for: a list, and what is said after it."""
+
+    asked: str
+    listed: str
+    said: str = ""
+
+    @property
+    def caption(self) -> str:
+        return f"{self.listed} {self.said}".rstrip()
+
+
+def scene_to_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
+    """``CAPTIONS`` of them; one is the long caption."""
+    asked = DEFAULT_INSTRUCTION if rng.random() < 0.6 else rng.choice(LONG_INSTRUCTIONS)
+    if rng.random() < 0.25:  # what means nothing to it leaves the caption as it is
+        made_up = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 8)))
+        asked = made_up.capitalize() if rng.random() < 0.4 else asked + FOCUS + made_up
+    listed = scene_to_list(scene)
+    lessons = [Lesson(asked, listed, scene_to_long(scene).removeprefix(listed).strip())]
+    for kind in rng.sample(FOCUS_KINDS, len(FOCUS_KINDS)):
+        query = ASK[kind](scene, rng) if len(lessons) < CAPTIONS - (rng.random() < 0.3) else None
+        if query is not None:
+            lessons.append(Lesson(instruct(query, rng), listed, query.said))
+    while len(lessons) < CAPTIONS:
+        lessons.append(Lesson(rng.choice(SHORT_INSTRUCTIONS), scene_to_short(scene)))
+    return lessons
+
+
+@cache
+def _token_weights() -> Tensor:
+    """Weight of each token of the vocabulary in the loss, [VOCAB]."""
+    weights = torch.ones(VOCAB)
+    for weight, words in ((LETTER_WEIGHT, CHARS), (PLACE_WEIGHT, PLACE_WORDS)):
+        for word in words:
+            for pieces in (text_to_ids(word), text_to_ids(" " + word)):
+                if len(pieces) == 1:
+                    weights[pieces[0]] = weight
+    return weights
+
+
+def token_loss(logits: Tensor, wanted: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [n, VOCAB], tokens [n], which of them come after the list [n] → weighted sum of the
+    cross-entropies, sum of the weights."""
+    weights = _token_weights().to(logits.device)[wanted] * (1 + (SAID_WEIGHT - 1) * said)
+    losses = F.cross_entropy(logits.float(), wanted, reduction="none")
+    return (losses * weights).sum(), weights.sum()
+
+
+def lessons_to_ids(
+    lessons: list[Lesson], rng: random.Random | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids of everything after the picture; targets (captions only); which of these come after the
+    list: [n, longest] each.
+
+    With ``rng`` some of the caption's *input* words that the picture decides are swapped for
+    another of their kind, while the targets stay true: the decoder then learns to look at the
+    picture for each word rather than to trust which word came before.
     """
-    swaps = _swaps()
-    rows = [text_to_ids(scene_to_caption(s)) for s in scenes]
-    longest = max(map(len, rows)) + 1
+    swaps = _swaps() if rng is not None else {}
+    rows = [(prompt_to_ids(lesson.asked)[1], text_to_ids(lesson.caption)) for lesson in lessons]
+    longest = max(len(before) + len(said) for before, said in rows)
     inputs = torch.full((len(rows), longest), IM_END)
     targets = torch.full((len(rows), longest), IGNORE)
-    for i, row in enumerate(rows):
-        targets[i, : len(row) + 1] = torch.tensor([*row, IM_END])
+    after = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for i, (before, said) in enumerate(rows):
+        start = len(before) - 1  # the row before a token predicts it
+        targets[i, start : start + len(said) + 1] = torch.tensor([*said, IM_END])
+        after[i, start + len(text_to_ids(lessons[i].listed)) : start + len(said)] = True
         if rng is not None:
-            row = [
-                rng.choice(swaps[t]) if t in swaps and rng.random() < SWAP_SHARE else t for t in row
+            said = [
+                rng.choice(swaps[t]) if t in swaps and rng.random() < SWAP_SHARE else t
+                for t in said
             ]
-        inputs[i, : len(row)] = torch.tensor(row)
-    return inputs, targets
+        inputs[i, : len(before) + len(said)] = torch.tensor([*before, *said])
+    return inputs, targets, after
 
 
-def rows_of_prompt(model: Nano, visual: Tensor, instruction: str) -> Tensor:
-    """Prompt rows [b, n, width] around the visual tokens [b, n_tokens, width]."""
-    device = visual.device
-    before, after = (
-        model.embed(torch.tensor(ids, device=device)).expand(len(visual), -1, -1)
-        for ids in prompt_to_ids(instruction)
-    )
-    return torch.cat((before, visual.to(before.dtype), after), dim=1)
+@cache
+def _label_tokens() -> dict[int, list[int]]:
+    """Column of the patch labels → for each class, the token that names it; -1 where none does."""
+
+    def token(word: str) -> int:
+        return text_to_ids(word)[0]
+
+    names = [" " + n.rpartition(" of ")[2] for n in IDENTITIES]
+    words = {
+        "identity": [token(n) for n in names[: len(THINGS) + len(SHAPES)]] + [-1] * 3,
+        "colour": [token(" " + c) for c in COLOURS],
+        "size": [token(" " + s) for s in SIZES],
+        "char": [token(c) for c in CHARS],
+        "value": [token(str(v)[0]) for v in range(PATCH_LABELS["value"])],
+        "count": [token(" " + n) for n in NUMBERS[1:]],
+    }
+    return {list(PATCH_LABELS).index(label): tokens for label, tokens in words.items()}
 
 
-def caption_loss(model: Nano, batch: Batch, seed: int, step: int, device: torch.device) -> Tensor:
-    """Cross-entropy of the true captions.
+def align_loss(model: Nano, visual: Tensor, batch: Batch) -> Tensor:
+    """Every projected token is to say, in the decoder's own output words, what it shows.
 
-    The tower stays as its own stage left it: it already tells apart all there is to tell, and
-    without its backward pass a step takes a third fewer operations.
+    The decoder then only has to find the right token and pass it on: it would otherwise learn a
+    way from picture to word for each word apart.
     """
-    rng = random.Random(f"nano/caption/{seed}/{step}")
-    inputs, targets = (t.to(device) for t in captions_to_ids(batch.scenes, rng))
-    with torch.no_grad():
+    labels = torch.from_numpy(batch.patch_labels).to(visual.device).long().flatten(0, 1)
+    rows = model.decoder.norm(visual.flatten(0, 1))
+    total = rows.new_zeros((), dtype=torch.float32)
+    for column, listed in _label_tokens().items():
+        tokens = torch.tensor(listed, device=visual.device)
+        label = labels[:, column]
+        here = (label >= 0) & (tokens[label.clamp(min=0)] >= 0)
+        if not bool(here.any()):
+            continue
+        known, among = tokens[tokens >= 0].unique(return_inverse=True)
+        place = torch.full_like(tokens, -1)
+        place[tokens >= 0] = among
+        logits = F.linear(rows[here], model.decoder.output.weight[known]).float()
+        total = total + F.cross_entropy(logits, place[label[here]])
+    return total
+
+
+def decode(decoder: Decoder, rows: Tensor, seen: Cache | None) -> tuple[Tensor, Cache]:
+    """Rows [b, n, width] through all layers (no logits), and the grown cache."""
+    start = 0 if seen is None else seen[0][0].shape[2]
+    cos, sin = decoder.get_buffer("cos"), decoder.get_buffer("sin")
+    cos, sin = cos[start : start + rows.shape[1]], sin[start : start + rows.shape[1]]
+    grown: Cache = []
+    for i, layer in enumerate(decoder.layers):
+        rows, kv = layer(rows, cos, sin, None if seen is None else seen[i])
+        grown.append(kv)
+    return rows, grown
+
+
+def see(model: Nano, visual: Tensor) -> Cache:
+    """The decoder's cache after the prompt's beginning and the picture's projected tokens."""
+    before = torch.tensor(prompt_to_ids("")[0], device=visual.device)
+    rows = model.embed(before).expand(len(visual), -1, -1)
+    return decode(model.decoder, torch.cat((rows, visual.to(rows.dtype)), dim=1), None)[1]
+
+
+def caption_loss(model: Nano, batch: Batch, plan: Plan, step: int, device: torch.device) -> Tensor:
+    """Cross-entropy of several true captions of each picture; the picture is read once.
+
+    In stage ``caption`` the tower stays as its own stage left it: a step then costs much less.
+    """
+    rng = random.Random(f"nano-wide/caption/{plan.seed}/{step}")
+    lessons = [lesson for scene in batch.scenes for lesson in scene_to_lessons(scene, rng)]
+    inputs, targets, after = (t.to(device) for t in lessons_to_ids(lessons, rng))
+    whole = plan.stage == "both"
+    with torch.set_grad_enabled(whole):
         features = model.tower(torch.from_numpy(batch.pixels).to(device))
-    prompt = rows_of_prompt(model, model.projector(features), random_instruction(rng))
-    # The row before a token predicts it: the prompt's last row predicts the first.
-    rows = torch.cat((prompt, model.embed(inputs[:, :-1])), dim=1)
-    logits, _ = model.decoder(rows, keep=targets.shape[1])
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    visual = model.projector(features)
+    seen = see(model, visual)
+    # In parts of like length: one long instruction would else pad every row to its own length.
+    lengths = (targets != IGNORE).long().cumsum(1).argmax(1) + 1
+    total, weight = features.new_zeros(()), features.new_zeros(())
+    for rows in lengths.argsort().chunk(2 * CAPTIONS):
+        n = int(lengths[rows].max())
+        mine = [(k[rows // CAPTIONS], v[rows // CAPTIONS]) for k, v in seen]
+        out, _ = decode(model.decoder, model.embed(inputs[rows, :n]), mine)
+        wanted = targets[rows, :n]
+        here = wanted != IGNORE
+        logits = model.decoder.output(model.decoder.norm(out[here]))
+        loss, heavy = token_loss(logits, wanted[here], after[rows, :n][here])
+        total, weight = total + loss, weight + heavy
+    loss = total / weight + ALIGNED * align_loss(model, visual, batch)
+    if whole:
+        labels = (torch.from_numpy(a).to(device) for a in (batch.patch_labels, batch.scene_labels))
+        loss = loss + LABELLED * model.heads.loss(features, *labels)
+    return loss
 
 
 @torch.no_grad()
 def write_captions(
-    model: Nano, pixels: Tensor, instruction: str = DEFAULT_INSTRUCTION, limit: int = 64
+    model: Nano, pixels: Tensor, instructions: list[str], limit: int = 80
 ) -> list[str]:
-    """Greedy captions of uint8 pixels [b, side, side, 3]."""
-    rows = rows_of_prompt(model, model.projector(model.tower(pixels)), instruction)
-    cache, written = None, []
-    done = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
-    for _ in range(limit):
-        logits, cache = model.decoder(rows, cache, keep=1)
-        token = logits[:, -1].argmax(-1)
-        written.append(token)
-        done |= token == IM_END
-        if bool(done.all()):
-            break
-        rows = model.embed(token)[:, None]
+    """Greedy captions of uint8 pixels [b, side, side, 3], one instruction a picture."""
     texts = []
-    for row in torch.stack(written, dim=1).tolist():
-        texts.append(ids_to_text(row[: row.index(IM_END)] if IM_END in row else row))
+    for i, instruction in enumerate(instructions):
+        cache = see(model, model.projector(model.tower(pixels[i : i + 1])))
+        ids = torch.tensor([prompt_to_ids(instruction)[1]], device=pixels.device)
+        written: list[int] = []
+        while len(written) < limit:
+            rows, cache = decode(model.decoder, model.embed(ids), cache)
+            token = int(model.decoder.output(model.decoder.norm(rows[:, -1])).argmax(-1))
+            if token == IM_END:
+                break
+            written.append(token)
+            ids = torch.tensor([[token]], device=pixels.device)
+        texts.append(ids_to_text(written))
     return texts
 
 
-def score_model(
-    model: Nano,
-    scenes: list[Scene],
-    device: torch.device,
-    instruction: str = DEFAULT_INSTRUCTION,
-) -> list[CaptionScore]:
-    """Score the torch model's captions of these scenes."""
-    scores: list[CaptionScore] = []
-    for at in range(0, len(scenes), 64):
-        part = scenes[at : at + 64]
-        pixels = torch.from_numpy(scenes_to_batch(part).pixels).to(device)
-        texts = write_captions(model, pixels, instruction)
-        scores += [score_caption(s, t) for s, t in zip(part, texts, strict=True)]
-    return scores
-
-
-def heldout_captions(count: int) -> list[str]:
-    """True captions of scenes that are neither trained on nor scored."""
-    return [scene_to_caption(s) for s in heldout_scenes(2, count)]
-
-
-def caption_score(model: Nano, device: torch.device, scenes: int = 128) -> dict[str, float]:
-    """The table of ``scores_to_table`` on held-out scenes."""
-    drawn = heldout_scenes(1, scenes)
-    return scores_to_table(score_model(model, drawn, device), drawn)
+def caption_score(
+    model: Nano, device: torch.device, scenes: int, assets: Assets
+) -> dict[str, float]:
+    """The rows of the table on held-out scenes, generic instruction; a few with a focus."""
+    drawn = heldout_scenes(1, scenes, Sampling(unseen=True))
+    pixels = torch.from_numpy(scenes_to_batch(drawn, assets).pixels).to(device)
+    texts = write_captions(model, pixels, [DEFAULT_INSTRUCTION] * len(drawn))
+    return score_captions(drawn, texts)

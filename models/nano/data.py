@@ -11,80 +11,70 @@ import queue
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .scene import (
-    BACKGROUNDS,
-    Scene,
-    image_to_pixels,
-    sample_scene,
-    scene_to_image,
-    scene_to_patch_labels,
-)
+from .draw import Assets, image_to_pixels, scene_to_image
+from .labels import scene_to_patch_labels, scene_to_scene_labels
+from .scene import Sampling, Scene
+from .sheets import sample_scene
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pixels [b, 112, 112, 3] uint8, patch labels [b, 64, 5], scene labels [b, 2], scenes."""
+    """Pixels [b, FRAME, FRAME, 3] uint8, patch labels [b, GRID², 12], scene labels [b, 3]."""
 
     pixels: NDArray[np.uint8]
-    patch_labels: NDArray[np.int8]
-    scene_labels: NDArray[np.int8]
+    patch_labels: NDArray[np.int16]
+    scene_labels: NDArray[np.int16]
     scenes: tuple[Scene, ...]
 
 
-def scenes_to_batch(scenes: list[Scene]) -> Batch:
+def scenes_to_batch(scenes: list[Scene], assets: Assets) -> Batch:
     """Render the scenes and label every patch."""
-    backgrounds = list(BACKGROUNDS)
-    labels = [(backgrounds.index(s.background), len(s.things) - 1) for s in scenes]
     return Batch(
-        pixels=np.stack([image_to_pixels(scene_to_image(s)) for s in scenes]),
+        pixels=np.stack([image_to_pixels(scene_to_image(s, assets)) for s in scenes]),
         patch_labels=np.stack([scene_to_patch_labels(s) for s in scenes]),
-        scene_labels=np.array(labels, np.int8),
+        scene_labels=np.array([scene_to_scene_labels(s) for s in scenes], np.int16),
         scenes=tuple(scenes),
     )
 
 
-def training_scenes(seed: int, index: int, size: int) -> list[Scene]:
-    """Scenes of training batch ``index``; never one of the unseen pairs."""
-    rng = random.Random(f"nano/train/{seed}/{index}")
-    return [sample_scene(rng) for _ in range(size)]
+def training_scenes(seed: int, index: int, size: int, how: Sampling) -> list[Scene]:
+    """Scenes of training batch ``index``."""
+    rng = random.Random(f"nano-wide/train/{seed}/{index}")
+    return [sample_scene(rng, how) for _ in range(size)]
 
 
-def heldout_scenes(seed: int, count: int) -> list[Scene]:
-    """Test scenes: another random stream than training's; every second shows an unseen pair."""
-    return [
-        sample_scene(random.Random(f"nano/heldout/{seed}/{i}"), unseen=i % 2 == 0)
-        for i in range(count)
-    ]
+def heldout_scenes(seed: int, count: int, how: Sampling) -> list[Scene]:
+    """Test scenes: another random stream than training's."""
+    return [sample_scene(random.Random(f"nano-wide/heldout/{seed}/{i}"), how) for i in range(count)]
 
 
-def _draw(seed: int, start: int, stride: int, size: int, out: mp.Queue[Batch]) -> None:
-    parent = mp.parent_process()
+def _draw(
+    folder: Path, seed: int, start: int, stride: int, size: int, how: Sampling, out: mp.Queue[Batch]
+) -> None:
+    assets = Assets(folder)
     index = start
     while True:
-        batch = scenes_to_batch(training_scenes(seed, index, size))
+        out.put(scenes_to_batch(training_scenes(seed, index, size, how), assets))
         index += stride
-        while True:
-            try:
-                out.put(batch, timeout=5)
-                break
-            except queue.Full:
-                if parent is not None and not parent.is_alive():
-                    out.cancel_join_thread()  # nobody is left to read what is in the pipe
-                    return
 
 
 class BatchStream:
     """Training batches ``first, first + 1, …`` in order, from ``workers`` processes."""
 
-    def __init__(self, seed: int, first: int, size: int, workers: int = 1) -> None:
+    def __init__(
+        self, folder: Path, seed: int, first: int, size: int, how: Sampling, workers: int = 1
+    ) -> None:
         context = mp.get_context("spawn")  # a forked copy of a threaded torch may deadlock
-        self._queues: list[mp.Queue[Batch]] = [context.Queue(maxsize=8) for _ in range(workers)]
+        self._queues: list[mp.Queue[Batch]] = [context.Queue(maxsize=6) for _ in range(workers)]
         self._workers = [
-            context.Process(target=_draw, args=(seed, first + i, workers, size, q), daemon=True)
+            context.Process(
+                target=_draw, args=(folder, seed, first + i, workers, size, how, q), daemon=True
+            )
             for i, q in enumerate(self._queues)
         ]
         for worker in self._workers:

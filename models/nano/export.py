@@ -1,4 +1,5 @@
-"""Write a trained nano as published PrismCaptioner checkpoints look, ready for ``convert``.
+"""Write a trained nano as published PrismCaptioner checkpoints look, ready for ``convert``:
+``python -m edgeprism.models.nano.export RUN/caption.pt OUT``.
 
     captioner/             edgeprism.json: its default instruction and what it is for
     captioner/projector/   config.json, model.safetensors (model.0.*, model.2.*)
@@ -24,8 +25,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .caption import heldout_captions
+from .data import heldout_scenes
+from .grammar import scene_to_long
 from .model import Nano, NanoConfig
+from .scene import Sampling
 from .tokenizer import (
     BOS,
     DEFAULT_INSTRUCTION,
@@ -42,13 +45,18 @@ Tensors = dict[str, Tensor]
 README = """---
 license: Apache-2.0
 ---
-The {part} checkpoint of nano, EdgePrism's built-in captioner of plain rendered scenes; trained
-from scratch by models/nano/train.py.
+The {part} checkpoint of nano, EdgePrism's built-in captioner of drawn pictures; trained from
+scratch by models/nano/train.py.
 """
+MAX_TOKENS = 96
+NOTICE = (
+    "nano knows drawn pictures (icons, emoji, plain shapes, short printed words, simple charts), "
+    "not photographs: pull a larger captioner for those."
+)
 
 
 def checkpoint_to_model(path: Path) -> Nano:
-    """The model of a training checkpoint, on the CPU, ready to read from."""
+    """The averaged model of a training checkpoint, on the CPU, ready to read from."""
     kept = torch.load(path, map_location="cpu", weights_only=True)
     model = Nano(NanoConfig(**kept["config"]))
     model.load_state_dict(kept["model"])
@@ -191,12 +199,11 @@ def card() -> dict[str, Any]:
     return {
         "name": "nano",
         "license": "Apache-2.0",
-        "notice": "nano knows plain rendered scenes of coloured shapes, nothing else: "
-        "it cannot describe photographs.",
+        "notice": NOTICE,
         "default_instruction": DEFAULT_INSTRUCTION,
         "focus_instruction": FOCUS + "{focus}",
-        "max_tokens": 64,
-        "parity_texts": heldout_captions(8),
+        "max_tokens": MAX_TOKENS,
+        "parity_texts": [scene_to_long(s) for s in heldout_scenes(2, 8, Sampling(unseen=True))],
     }
 
 

@@ -1,213 +1,367 @@
-"""What a caption says about a scene, and what a caption claims.
+"""What is said of a scene: the long and the short caption, and what a focus asks for.
 
-``scene_to_caption`` writes the one true caption; ``caption_to_facts`` reads any caption back,
-however wrong; ``score_caption`` compares a caption with its scene.
+    Four objects on a white background: two small apples at the top left and on the right, a large
+    red star in the centre and the word "CAT" at the bottom. The word is below the red star.
 
-    Two objects on a grey background: a large red circle at the top left and a small blue star
-    in the centre. The red circle is above and to the left of the blue star.
+A scene of the plain world gets word for word the caption of ``plain_grammar``.
 """
 
 from __future__ import annotations
 
-import re
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .scene import COLOURS, SHAPES, SIZES, UNSEEN_PAIRS, Scene, Thing
+from .plain_grammar import PLACES, cells_to_relation
+from .scene import SHAPES, Group, Item, Scene, scene_to_groups
+from .things import THINGS, to_plural
 
-PLACES = (
-    "at the top left",
-    "at the top",
-    "at the top right",
-    "on the left",
-    "in the centre",
-    "on the right",
-    "at the bottom left",
-    "at the bottom",
-    "at the bottom right",
-)
-COUNTS = ("One object", "Two objects", "Three objects")
+NOTHING = "There is nothing here that I know."
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SHORT = "Describe the picture briefly."
 
 
-def cells_to_relation(cell: int, other: int) -> str:
-    """How what stands in ``cell`` stands to what stands in ``other`` (ninths, 0 to 8)."""
-    rows = cell // 3 - other // 3
-    columns = cell % 3 - other % 3
-    parts = []
-    if rows:
-        parts.append("above" if rows < 0 else "below")
-    if columns:
-        parts.append("to the left of" if columns < 0 else "to the right of")
-    return " and ".join(parts)
+def join(parts: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-def _related(things: tuple[Thing, ...]) -> tuple[Thing, Thing] | None:
-    """The pair the last sentence is about: of two the first, of three the last, to the second."""
-    if len(things) < 2:
+def with_article(name: str) -> str:
+    return ("an " if name[0] in "aeiou" and not name.startswith("uni") else "a ") + name
+
+
+def item_to_name(item: Item) -> str:
+    """ "apple", "red star", "word", "number"."""
+    if item.kind == "text":
+        return "number" if item.name.isdigit() else "word"
+    return f"{item.colour} {item.name}" if item.kind == "shape" else item.name
+
+
+def _plural(item: Item) -> str:
+    return f"{item.colour} {to_plural(item.name)}" if item.colour else to_plural(item.name)
+
+
+def _print(item: Item) -> str:
+    return f'the {item_to_name(item)} "{item.name}"'
+
+
+def _group_to_phrase(group: Group) -> str:
+    item, places = group.first, join([PLACES[i.cell] for i in group.items])
+    if item.kind == "text":
+        return f"{_print(item)} {places}"
+    if len(group.items) == 1:
+        return f"a {item.size} {item_to_name(item)} {places}"
+    return f"{NUMBERS[len(group.items)]} {item.size} {_plural(item)} {places}"
+
+
+def _group_to_short(group: Group) -> str:
+    item = group.first
+    if item.kind == "text":
+        return _print(item)
+    if len(group.items) == 1:
+        return with_article(item_to_name(item))
+    return f"{NUMBERS[len(group.items)]} {_plural(item)}"
+
+
+def relation(a: Item, b: Item) -> str:
+    return f"The {item_to_name(a)} is {cells_to_relation(a.cell, b.cell)} the {item_to_name(b)}."
+
+
+def _singles(scene: Scene) -> list[Item]:
+    """Items that their name alone tells from all others."""
+    items = [g.first for g in scene_to_groups(scene) if len(g.items) == 1]
+    names = [item_to_name(i) for i in items]
+    return [item for item, name in zip(items, names, strict=True) if names.count(name) == 1]
+
+
+def scene_to_list(scene: Scene) -> str:
+    """All of it, in reading order."""
+    if scene.kind == "nothing":
+        return NOTHING
+    if scene.kind in ("chart", "table"):
+        values = join([f"{i.name} is {i.value}" for i in scene.items])
+        return f"{_sheet(scene)} on a {scene.background} background: {values}."
+    count = len(scene.items)
+    head = f"{NUMBERS[count].capitalize()} object{'s' if count > 1 else ''}"
+    listed = join([_group_to_phrase(g) for g in scene_to_groups(scene)])
+    return f"{head} on a {scene.background} background: {listed}."
+
+
+def scene_to_long(scene: Scene) -> str:
+    """All of it, and how two of the items stand to each other."""
+    singles = _singles(scene) if scene.kind == "mixed" else []
+    if len(singles) < 2:
+        return scene_to_list(scene)
+    # As in the plain world: of two the first to the second, else the last to the one before.
+    a, b = (singles[0], singles[1]) if len(singles) == 2 else (singles[-1], singles[-2])
+    return f"{scene_to_list(scene)} {relation(a, b)}"
+
+
+def _sheet(scene: Scene) -> str:
+    what, part = ("bar chart", "bars") if scene.kind == "chart" else ("table", "rows")
+    return f"A {what} with {NUMBERS[len(scene.items)]} {part}"
+
+
+def scene_to_short(scene: Scene) -> str:
+    """What there is, without where."""
+    if scene.kind == "nothing":
+        return NOTHING
+    if scene.kind in ("chart", "table"):
+        return _sheet(scene) + "."
+    text = join([_group_to_short(g) for g in scene_to_groups(scene)])
+    return text[0].upper() + text[1:] + "."
+
+
+# --- with a focus ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Query:
+    """Something to ask of a scene.
+
+    ``focuses`` are ways to name it in an instruction; ``said`` is what a caption with that focus
+    ends with; ``question`` and ``answer`` put it to a reasoner.
+    """
+
+    kind: str  # colour, count, relation, text, presence, chart, place
+    focuses: tuple[str, ...]
+    said: str
+    question: str
+    answer: str
+
+
+# The last of each is only ever used in tests.
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "colour": (
+        "the colour of the {a}",
+        "what colour the {a} is",
+        "What colour is the {a}?",
+        "{a}, colour",
+        "the {a}'s colour",
+        "which colour the {a} has",
+        "Tell the colour of the {a}.",
+        "What is the colour of the {a}?",
+        "Which colour does the {a} have?",
+    ),
+    "count": (
+        "the number of {p}",
+        "how many {p} there are",
+        "How many {p} are there?",
+        "count the {p}",
+        "{p}, how many",
+        "How many {p} do you see?",
+        "How many {p} does the picture show?",
+        "the count of {p} in the picture",
+        "Count the {p} in the picture.",
+        "Tell how many {p} there are.",
+        "whether there are {p}, and how many",
+        "How many {p} are in the picture?",
+    ),
+    "relation": (
+        "where the {a} is from the {b}",
+        "the position of the {a} relative to the {b}",
+        "how the {a} and the {b} stand to each other",
+        "Where is the {a} relative to the {b}?",
+        "Is the {a} above or below, left or right of the {b}?",
+        "{a} and {b}, position",
+        "on which side of the {b} the {a} is",
+        "Seen from the {b}, where is the {a}?",
+        "the direction of the {a} from the {b}",
+        "In which direction from the {b} does the {a} lie?",
+        "Does the {a} lie left or right of the {b}, above or below?",
+        "Where does the {a} stand to the {b}?",
+        "Where does the {a} stand, seen from the {b}?",
+    ),
+    "text": (
+        "the text",
+        "what is written",
+        "any words or numbers",
+        "What does it say?",
+        "the writing",
+        "letters and digits",
+        "Read the text.",
+        "the printed word or number",
+        "Read out what is printed.",
+        "the text that is printed",
+        "What is written in the picture?",
+        "Which word or number is printed?",
+        "What is printed in the picture?",
+    ),
+    "presence": (
+        "whether there is {o}",
+        "Is there {o}?",
+        "{o}",
+        "if {o} is shown",
+        "Do you see {o}?",
+        "Does the picture show {o}?",
+        "Can you see {o} in the picture?",
+        "Is there {o} in the picture?",
+        "Is {o} in the picture?",
+    ),
+    "chart": (
+        "the value of {v}",
+        "What is the value of {v}?",
+        "{v}, value",
+        "how much {v} is",
+        "the number of {v}",
+        "which value {v} has",
+        "How high is {v}?",
+        "Tell the value of {v}.",
+        "What value does {v} have?",
+    ),
+    "place": (
+        "where the {a} is",
+        "the place of the {a}",
+        "Where is the {a}?",
+        "the {a}'s position",
+        "In which part of the picture is the {a}?",
+        "where in the picture the {a} is",
+        "Where does the {a} stand in the picture?",
+        "Where in the picture is the {a}?",
+    ),
+}
+
+
+def _query(kind: str, said: str, answer: str, question: str, **names: str) -> Query:
+    return Query(
+        kind,
+        tuple(w.format(**names) for w in WORDINGS[kind]),
+        said,
+        question.format(**names),
+        answer,
+    )
+
+
+def _absent(scene: Scene, rng: random.Random) -> str:
+    """A thing, or a shape of no colour, that the scene has none of."""
+    there = {i.name for i in scene.items}
+    return rng.choice([n for n in (*THINGS, *SHAPES) if n not in there])
+
+
+def ask_colour(scene: Scene, rng: random.Random) -> Query | None:
+    shapes = [i for i in scene.items if i.kind == "shape"]
+    names = [i.name for i in shapes]
+    once = [i for i in shapes if names.count(i.name) == 1]
+    if not once:
         return None
-    return (things[0], things[1]) if len(things) == 2 else (things[2], things[1])
+    item = rng.choice(once)
+    return _query("colour", f"The {item.name} is {item.colour}.", item.colour,
+                  "What colour is the {a}?", a=item.name)  # fmt: skip
 
 
-def scene_to_caption(scene: Scene) -> str:
-    """The caption nano is taught: all objects in reading order, then one relation."""
-    items = [f"a {t.size} {t.colour} {t.shape} {PLACES[t.cell]}" for t in scene.things]
-    listed = items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
-    text = f"{COUNTS[len(items) - 1]} on a {scene.background} background: {listed}."
-    pair = _related(scene.things)
-    if pair is not None:
-        a, b = pair
-        relation = cells_to_relation(a.cell, b.cell)
-        text += f" The {a.colour} {a.shape} is {relation} the {b.colour} {b.shape}."
-    return text
+def ask_count(scene: Scene, rng: random.Random) -> Query | None:
+    groups = [g for g in scene_to_groups(scene) if g.first.kind in ("thing", "shape")]
+    if not groups and scene.kind != "mixed":
+        return None
+    if not groups or rng.random() < 0.12:
+        name, count = to_plural(_absent(scene, rng)), 0
+    else:
+        group = max(groups, key=lambda g: (len(g.items) * (rng.random() < 0.5), rng.random()))
+        name, count = _plural(group.first), len(group.items)
+        if count == 1:
+            said = f"There is one {item_to_name(group.first)}."
+            return _query("count", said, "one", "How many {p} are there?", p=name)
+    said = f"There are {NUMBERS[count]} {name}."
+    return _query("count", said, NUMBERS[count], "How many {p} are there?", p=name)
 
 
-# --- reading a caption back --------------------------------------------------------------
+def ask_relation(scene: Scene, rng: random.Random) -> Query | None:
+    singles = _singles(scene)
+    if scene.kind != "mixed" or len(singles) < 2:
+        return None
+    a, b = rng.sample(singles, 2)
+    said = relation(a, b)
+    answer = cells_to_relation(a.cell, b.cell)
+    question = "Where is the {a} relative to the {b}?"
+    return _query("relation", said, answer, question, a=item_to_name(a), b=item_to_name(b))
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One object as a caption names it; ``cell`` is None where the place is not readable."""
-
-    size: str
-    colour: str
-    shape: str
-    cell: int | None
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All a caption claims; None for what it does not say."""
-
-    count: int | None
-    background: str | None
-    claims: tuple[Claim, ...]
-    relation: tuple[str, str, str, str, str] | None  # colour, shape, relation, colour, shape
+def ask_text(scene: Scene, rng: random.Random) -> Query | None:
+    if scene.kind != "mixed":
+        return None
+    texts = [i.name for i in scene.items if i.kind == "text"]
+    if not texts and rng.random() < 0.7:
+        return None
+    read = join([f'"{text}"' for text in texts]) if texts else ""
+    said = f"The text reads {read}." if texts else "There is no text."
+    answer = join(texts) if texts else "no text"
+    return _query("text", said, answer, "What does the text read?")
 
 
-def _either(words: object) -> str:
-    # Longest first, or "at the top" would hide "at the top left".
-    return "|".join(sorted(words, key=len, reverse=True))  # type: ignore[call-overload]
+def ask_presence(scene: Scene, rng: random.Random) -> Query | None:
+    if scene.kind not in ("mixed", "nothing"):
+        return None
+    groups = [g for g in scene_to_groups(scene) if g.first.kind in ("thing", "shape")]
+    question = "Is there {o} in the picture?"
+    if groups and rng.random() < 0.5:
+        group = rng.choice(groups)
+        name = item_to_name(group.first)
+        few = len(group.items) == 1
+        said = f"There is {with_article(name)}." if few else f"There are {_group_to_short(group)}."
+        return _query("presence", said, "yes", question, o=with_article(name))
+    name = _absent(scene, rng)
+    return _query("presence", f"There is no {name}.", "no", question, o=with_article(name))
 
 
-_KIND = rf"({_either(COLOURS)}) ({_either(SHAPES)})"
-_CLAIM = re.compile(rf"\ba ({_either(SIZES)}) {_KIND}(?: ({_either(PLACES)}))?")
-_HEAD = re.compile(rf"^({_either(COUNTS)})\b(?: on an? (\w+) background)?")
-_RELATION = re.compile(
-    rf"The {_KIND} is ((?:above|below)(?: and to the (?:left|right) of)?|to the (?:left|right) of)"
-    rf" the {_KIND}"
-)
-
-
-def caption_to_facts(caption: str) -> Facts:
-    """Read a caption; what it does not say in the grammar's words is missing from the facts."""
-    head = _HEAD.match(caption)
-    claims = tuple(
-        Claim(size, colour, shape, PLACES.index(place) if place else None)
-        for size, colour, shape, place in _CLAIM.findall(caption)
-    )
-    relation = _RELATION.search(caption)
-    groups = relation.groups() if relation else None
-    return Facts(
-        count=COUNTS.index(head[1]) + 1 if head else None,
-        background=head[2] if head else None,
-        claims=claims,
-        relation=(groups[0], groups[1], groups[2], groups[3], groups[4]) if groups else None,
-    )
-
-
-# --- scoring -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ObjectScore:
-    """How one true object fared. Size and place count only for an object that was named."""
-
-    unseen_pair: bool
-    named: bool  # right shape and right colour in one claim
-    size: bool
-    place: bool
-
-
-@dataclass(frozen=True)
-class CaptionScore:
-    """How one caption fared against its scene."""
-
-    objects: tuple[ObjectScore, ...]
-    invented: int  # claims that fit no object of the scene by shape and colour
-    count: bool
-    background: bool
-    relation: bool | None  # None when the scene has one object and so no relation
-    flawless: bool  # the caption is the true one, word for word
-
-
-def score_caption(scene: Scene, caption: str) -> CaptionScore:
-    """Score a caption. An object is right when a claim has both its shape and its colour;
-    a relation is right when it is true of the scene's objects, whichever pair it names."""
-    facts = caption_to_facts(caption)
-    open_claims = list(facts.claims)
-    objects = []
-    for thing in scene.things:
-        claim = next(
-            (c for c in open_claims if (c.colour, c.shape) == (thing.colour, thing.shape)), None
-        )
-        if claim is not None:
-            open_claims.remove(claim)
-        objects.append(
-            ObjectScore(
-                unseen_pair=(thing.colour, thing.shape) in UNSEEN_PAIRS,
-                named=claim is not None,
-                size=claim is not None and claim.size == thing.size,
-                place=claim is not None and claim.cell == thing.cell,
+def ask_chart(scene: Scene, rng: random.Random) -> Query | None:
+    if scene.kind not in ("chart", "table"):
+        return None
+    what = "bar" if scene.kind == "chart" else "row"
+    values = [i.value for i in scene.items]
+    kind = rng.random()
+    item = rng.choice(scene.items)
+    if kind < 0.4 and scene.kind == "chart":
+        word, pick = rng.choice((("tallest", max(values)), ("lowest", min(values))))
+        if values.count(pick) == 1:
+            item = scene.items[values.index(pick)]
+            said = f"The {word} bar is {item.name} with {item.value}."
+            return _query(
+                "chart", said, str(pick), "What is the value of {v}?", v=f"the {word} bar"
             )
-        )
-    relation = None
-    if len(scene.things) > 1:
-        relation = _relation_holds(scene, facts)
-    return CaptionScore(
-        objects=tuple(objects),
-        invented=len(open_claims),
-        count=facts.count == len(scene.things),
-        background=facts.background == scene.background,
-        relation=relation,
-        flawless=caption.strip() == scene_to_caption(scene),
+    name = item.name if rng.random() < 0.5 else f"{what} {item.name}"
+    return _query(
+        "chart",
+        f"{item.name} is {item.value}.",
+        str(item.value),
+        "What is the value of {v}?",
+        v=name,
     )
 
 
-def _relation_holds(scene: Scene, facts: Facts) -> bool:
-    if facts.relation is None:
-        return False
-    colour, shape, said, other_colour, other_shape = facts.relation
-    cells = {(t.colour, t.shape): t.cell for t in scene.things}
-    a, b = cells.get((colour, shape)), cells.get((other_colour, other_shape))
-    return a is not None and b is not None and a != b and cells_to_relation(a, b) == said
+def ask_place(scene: Scene, rng: random.Random) -> Query | None:
+    singles = _singles(scene)
+    if scene.kind != "mixed" or not singles:
+        return None
+    item = rng.choice(singles)
+    place = PLACES[item.cell]
+    return _query(
+        "place",
+        f"The {item_to_name(item)} is {place}.",
+        place,
+        "Where is the {a}?",
+        a=item_to_name(item),
+    )
 
 
-def scores_to_table(scores: list[CaptionScore], scenes: list[Scene]) -> dict[str, float]:
-    """Shares over many captions; keys are the rows of the printed table."""
-    objects = [o for s in scores for o in s.objects]
-    named = [o for o in objects if o.named]
+ASK: dict[str, Callable[[Scene, random.Random], Query | None]] = {
+    "colour": ask_colour, "count": ask_count, "relation": ask_relation, "text": ask_text,
+    "presence": ask_presence, "chart": ask_chart, "place": ask_place,
+}  # fmt: skip
 
-    def share(hits: list[bool]) -> float:
-        return sum(hits) / len(hits) if hits else float("nan")
 
-    table = {
-        "objects right (shape and colour)": share([o.named for o in objects]),
-        "objects right, unseen pairs": share([o.named for o in objects if o.unseen_pair]),
-    }
-    for n in (1, 2, 3):
-        hits = [
-            o.named
-            for s, c in zip(scores, scenes, strict=True)
-            if len(c.things) == n
-            for o in s.objects
-        ]
-        table[f"objects right, scenes of {n}"] = share(hits)
-    table |= {
-        "invented objects per caption": sum(s.invented for s in scores) / max(1, len(scores)),
-        "size right, of objects named": share([o.size for o in named]),
-        "place right, of objects named": share([o.place for o in named]),
-        "relation right": share([s.relation for s in scores if s.relation is not None]),
-        "number of objects right": share([s.count for s in scores]),
-        "background right": share([s.background for s in scores]),
-        "captions without any mistake": share([s.flawless for s in scores]),
-    }
-    return table
+def sample_query(scene: Scene, rng: random.Random) -> Query | None:
+    """Something that can be asked of this scene."""
+    for kind in rng.sample(list(ASK), len(ASK)):
+        query = ASK[kind](scene, rng)
+        if query is not None:
+            return query
+    return None
+
+
+def focus_to_caption(query: Query, scene: Scene) -> str:
+    """All there is, then what the focus names: once it is listed it need only be looked up."""
+    return f"{scene_to_list(scene)} {query.said}"
+
+
+def is_training_wording(kind: str, number: int) -> bool:
+    return number < len(WORDINGS[kind]) - 1

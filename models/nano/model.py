@@ -13,30 +13,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .scene import BACKGROUNDS, COLOURS, GRID, LABELS, PATCH, SHAPES, SIZES
-
-# Classes of each per-patch label, in the order of scene.LABELS; rank: nothing, 1st, 2nd, 3rd.
-LABEL_CLASSES = (len(SHAPES), len(COLOURS), len(SIZES), 9, 4)
-# Classes of what is true of the whole scene: its background, its number of objects.
-SCENE_CLASSES = (len(BACKGROUNDS), 3)
+from .draw import FRAME, PATCH
+from .labels import PATCH_LABELS, SCENE_LABELS, WEIGHTS
 
 
 @dataclass(frozen=True)
 class NanoConfig:
     """Dimensions. ``vision_layers`` counts the layers that run; a checkpoint lists one more."""
 
-    vision_width: int = 192
+    vision_width: int = 256
     vision_layers: int = 5
-    vision_heads: int = 6
-    vision_ffn: int = 768
-    image_size: int = PATCH * GRID
+    vision_heads: int = 4
+    vision_ffn: int = 1024
+    image_size: int = FRAME
     patch: int = PATCH
-    lm_width: int = 192
-    lm_layers: int = 3
-    lm_heads: int = 3
-    lm_kv_heads: int = 3
-    lm_ffn: int = 512
-    vocab: int = 512
+    lm_width: int = 256
+    lm_layers: int = 4
+    lm_heads: int = 4
+    lm_kv_heads: int = 4
+    lm_ffn: int = 704
+    vocab: int = 1280
     rope_theta: float = 10000.0
     rms_eps: float = 1e-5
     layer_norm_eps: float = 1e-6
@@ -103,35 +99,6 @@ class Tower(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
-
-
-class PatchHeads(nn.Module):
-    """Training only: what the renderer knows about each patch, read off the tower's features."""
-
-    def __init__(self, c: NanoConfig) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(c.vision_width)
-        self.classes = LABEL_CLASSES + SCENE_CLASSES
-        self.out = nn.Linear(c.vision_width, sum(self.classes))
-
-    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        return self.out(self.norm(features)).float().split(self.classes, dim=-1)
-
-    def loss(self, features: Tensor, patch_labels: Tensor, scene_labels: Tensor) -> Tensor:
-        """Features [b, n, d], patch labels [b, n, 5], scene labels [b, 2] → mean loss."""
-        logits = self(features)
-        labels = patch_labels.long()
-        losses = []
-        for i, name in enumerate(LABELS):
-            shifted = labels[..., i] + 1 if name == "rank" else labels[..., i]
-            losses.append(
-                F.cross_entropy(logits[i].flatten(0, 1), shifted.flatten(), ignore_index=-1)
-            )
-        for i in range(len(SCENE_CLASSES)):
-            target = scene_labels[:, i : i + 1].long().expand(labels.shape[:2])
-            losses.append(F.cross_entropy(logits[len(LABELS) + i].flatten(0, 1), target.flatten()))
-        weights = torch.tensor([2.0, 1.0, 1.0, 0.5, 1.0, 0.25, 0.5], device=features.device)
-        return (torch.stack(losses) * weights).sum()
 
 
 class RMSNorm(nn.Module):
@@ -224,14 +191,53 @@ class Decoder(nn.Module):
         return self.output(self.norm(rows)), grown
 
 
-class Nano(nn.Module):
-    """Tower → projector → decoder, and the patch heads that only training uses."""
+class Heads(nn.Module):
+    """Training only: reads the labels of each patch off the tower's features."""
 
-    def __init__(self, c: NanoConfig) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.config = c
+        self.norm = nn.LayerNorm(width)
+        self.classes = (*PATCH_LABELS.values(), *SCENE_LABELS.values())
+        self.out = nn.Linear(width, sum(self.classes))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        return self.out(self.norm(features)).float().split(self.classes, dim=-1)
+
+    def loss(self, features: Tensor, patch_labels: Tensor, scene_labels: Tensor) -> Tensor:
+        """Features [b, n, d], patch labels [b, n, 12], scene labels [b, 3] → weighted sum."""
+        b, n, _ = features.shape
+        rows = self.norm(features).flatten(0, 1)
+        labels = patch_labels.flatten(0, 1).long()
+        # Most patches show background: of those only the rank and what is true of the scene is
+        # learnt, and the many other classes are not even computed.
+        shown = (labels >= 0).sum(-1) > 1
+        total = features.new_zeros((), dtype=torch.float32)
+        weights, biases = self.out.weight.split(self.classes), self.out.bias.split(self.classes)
+        some, some_labels = rows[shown], labels[shown]
+        for i, name in enumerate(PATCH_LABELS):
+            inputs, target = (rows, labels[:, i]) if name == "rank" else (some, some_labels[:, i])
+            if bool((target >= 0).any()):
+                logits = F.linear(inputs, weights[i], biases[i]).float()
+                loss = F.cross_entropy(logits, target, ignore_index=-1)
+                total = total + WEIGHTS.get(name, 1.0) * loss
+        for i, name in enumerate(SCENE_LABELS):
+            target = scene_labels[:, i : i + 1].expand(b, n).flatten().long()
+            if bool((target >= 0).any()):
+                at = len(PATCH_LABELS) + i
+                logits = F.linear(rows, weights[at], biases[at]).float()
+                loss = F.cross_entropy(logits, target, ignore_index=-1)
+                total = total + WEIGHTS.get(name, 1.0) * loss
+        return total
+
+
+class Nano(nn.Module):
+    """Tower → projector → decoder, and the heads that only training uses."""
+
+    def __init__(self, c: NanoConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = c or NanoConfig()
         self.tower = Tower(c)
-        self.heads = PatchHeads(c)
+        self.heads = Heads(c.vision_width)
         self.projector = nn.Sequential(
             nn.Linear(c.vision_width, c.lm_width), nn.GELU(), nn.Linear(c.lm_width, c.lm_width)
         )
@@ -244,10 +250,8 @@ class Nano(nn.Module):
         nn.init.normal_(self.decoder.tok_embeddings.weight, std=0.05)
         depth = 2 * max(c.vision_layers, c.lm_layers)
         for name, p in self.named_parameters():
-            if (
-                name.endswith(("out.weight", "fc2.weight", "wo.weight", "w2.weight"))
-                and "heads" not in name
-            ):
+            last = name.endswith(("out.weight", "fc2.weight", "wo.weight", "w2.weight"))
+            if last and "heads" not in name:
                 p.data.div_(depth**0.5)
 
     def embed(self, ids: Tensor) -> Tensor:

@@ -1,270 +1,347 @@
-"""The world nano lives in: plain scenes, and the renderer that draws them.
+"""Scenes: what stands where, before anything is drawn.
 
-A scene is one to three flat shapes on a plain background, at most one in each ninth of the
-frame. Everything is a function of a seeded ``random.Random``: the same seed draws the same
-pixels. What a caption says about a scene is in ``grammar``.
+A scene is up to five items (named things, plain shapes, a printed word) each in its own ninth of
+the frame, or a bar chart, or a small table, or nothing that has a name. Everything is a function
+of a seeded ``random.Random``.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from . import plain_scene
+from .things import STYLES, THINGS, TRAINING_STYLES
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent")
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 30, 35),
-    "orange": (250, 140, 20),
-    "yellow": (250, 225, 30),
-    "green": (30, 150, 50),
-    "cyan": (40, 205, 215),
-    "blue": (30, 70, 215),
-    "purple": (125, 40, 165),
-    "pink": (250, 130, 185),
-    "brown": (115, 65, 25),
-    "black": (15, 15, 18),
+    **plain_scene.COLOURS,
+    "white": (248, 248, 248),
+    "grey": (140, 140, 142),
 }
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {
-    "white": (250, 250, 250),
-    "grey": (165, 165, 165),
-    "beige": (238, 220, 185),
-    "lavender": (205, 190, 240),
-    "mint": (190, 235, 205),
-    "charcoal": (70, 72, 78),
-}
-# Widest extent as a share of the padded frame's side; neighbours differ by a factor of 1.4.
-SIZES: dict[str, float] = {"small": 0.155, "medium": 0.22, "large": 0.31}
-SIZE_JITTER = 0.06
-# Colour-shape pairs that no training scene ever shows: each shape once, each colour at most once.
-UNSEEN_PAIRS = frozenset(
-    {
-        ("red", "heart"),
-        ("blue", "circle"),
-        ("green", "star"),
-        ("yellow", "square"),
-        ("purple", "triangle"),
-        ("orange", "cross"),
-        ("pink", "ring"),
-        ("black", "crescent"),
-    }
-)
-ALL_PAIRS = tuple((c, s) for c in COLOURS for s in SHAPES)
-SEEN_PAIRS = tuple(p for p in ALL_PAIRS if p not in UNSEEN_PAIRS)
+SHAPES = (*plain_scene.SHAPES, "diamond", "hexagon", "arrow", "oval")
+SIZES = plain_scene.SIZES
+THING_SIZES = {"small": 0.18, "medium": 0.24, "large": 0.32}  # a name needs more pixels
+BACKGROUNDS = plain_scene.BACKGROUNDS
+PAINTED = (*BACKGROUNDS, "gradient", "patterned")  # every word for a background
+NAMES = tuple(THINGS)
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+CHARS = LETTERS + "0123456789"
+MOST_LETTERS = 4
+MOST_ITEMS = 5
+TOP_VALUE = 10  # the upper end of a bar chart's axis
+STYLE_NAMES = tuple(STYLES)
 
-FRAME = 112  # side of the model's square input, pixels
-PATCH = 14
-GRID = FRAME // PATCH
-PAD_FILL = (127, 127, 127)
-CENTRE_JITTER = 0.075  # of the canvas; a ninth's border is 0.167 from its centre
-MIN_CONTRAST = 80.0  # RGB distance of an object to the background
-OVERSAMPLE = 3
+UNSEEN_PAIRS = plain_scene.UNSEEN_PAIRS | {
+    ("white", "diamond"), ("grey", "hexagon"), ("cyan", "arrow"), ("brown", "oval"),
+}  # fmt: skip
+_WORDS = """
+STOP GO EXIT OPEN SALE HELP FREE TAXI BUS CAFE BANK SHOP MENU PUSH PULL HOT COLD ICE TEA
+YES NO UP DOWN LEFT WEST EAST NEW OLD CAT DOG SUN MOON STAR FISH BIRD TREE LAMP ROAD CITY
+PARK ZOO HOME DOOR KEY BOX CAR MAP SKY SEA RED BLUE GOLD LOVE GOOD LUCK FUN PLAY GAME
+WIN TOP BIG TINY FAST SLOW JUNE JULY MAY SOUP MILK CAKE EGG HAM JAM PIE NUT FIG ROSE LILY
+WOLF BEAR DEER FROG DUCK LION OWL BEE ANT HAT COAT SHOE SOCK RING BELL DRUM SONG BAND
+"""
+WORDS = tuple(_WORDS.split())
+
+
+def is_held_out(word: str) -> bool:
+    """A tenth of all printed words, names' pairings included, never appear in training."""
+    return zlib.crc32(word.encode()) % 10 == 0
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One object. ``cx, cy`` are shares of the canvas, ``extent`` of its longer side."""
+class Item:
+    """One drawn thing. ``cx, cy`` are shares of the canvas, ``w, h`` of its longer side."""
 
-    shape: str
-    colour: str
-    size: str
-    cell: int  # ninth of the frame in reading order, 0..8
+    kind: str  # thing, shape, text, bar, row
+    name: str  # a thing, a shape, what is printed, or a bar's or row's letter
+    colour: str  # of shapes and bars, else ""
+    size: str  # of things and shapes, else ""
+    cell: int  # ninth of the frame in reading order
     cx: float
     cy: float
-    extent: float
+    w: float
+    h: float
+    look: int  # a thing's style, a text's font (an index into what there is)
     rgb: tuple[int, int, int]
-    angle: float  # radians
+    angle: float  # degrees
+    value: int = 0  # of a bar or a row
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A canvas, its background, and its objects in reading order."""
+    """A canvas, its background, its items in reading order, and how the picture suffered."""
 
+    kind: str  # mixed, chart, table, nothing
     width: int
     height: int
     background: str
-    background_rgb: tuple[int, int, int]
-    things: tuple[Thing, ...]
+    paint: tuple[tuple[int, int, int], ...]  # one colour, or a gradient's two
+    items: tuple[Item, ...]
+    seed: int  # of textures and blemishes
+    blemished: bool
+    plain: plain_scene.Scene | None = None  # a scene of the plain world, drawn as there
+
+    @property
+    def long_side(self) -> int:
+        return max(self.width, self.height)
 
 
-def _jittered(rng: random.Random, rgb: tuple[int, int, int]) -> tuple[int, int, int]:
-    r, g, b = (min(255, max(0, v + rng.randint(-10, 10))) for v in rgb)
-    return (r, g, b)
+@dataclass(frozen=True)
+class Group:
+    """Items of one name (and colour): what a caption counts."""
+
+    items: tuple[Item, ...]
+
+    @property
+    def first(self) -> Item:
+        return self.items[0]
 
 
-def _contrasts(colour: str, background: str) -> bool:
-    return math.dist(COLOURS[colour], BACKGROUNDS[background]) >= MIN_CONTRAST
+def scene_to_groups(scene: Scene) -> tuple[Group, ...]:
+    """Equal items together, in reading order of each one's first."""
+    groups: dict[tuple[str, str, str], list[Item]] = {}
+    for item in scene.items:
+        groups.setdefault((item.kind, item.name, item.colour), []).append(item)
+    return tuple(Group(tuple(items)) for items in groups.values())
 
 
-def _sample_thing(
-    rng: random.Random, cell: int, pair: tuple[str, str], canvas: tuple[int, int]
-) -> Thing:
-    size = rng.choice(tuple(SIZES))
-    extent = SIZES[size] * rng.uniform(1 - SIZE_JITTER, 1 + SIZE_JITTER)
-    long_side = max(canvas)
-    centre = []
-    for index, side in ((cell % 3, canvas[0]), (cell // 3, canvas[1])):
-        at = (index + 0.5) / 3 + rng.uniform(-CENTRE_JITTER, CENTRE_JITTER)
-        margin = (extent / 2) * long_side / side + 0.01  # keeps the whole object in the picture
-        centre.append(min(1 - margin, max(margin, at)))
-    colour, shape = pair
-    return Thing(
-        shape=shape,
-        colour=colour,
-        size=size,
-        cell=cell,
-        cx=centre[0],
-        cy=centre[1],
-        extent=extent,
-        rgb=_jittered(rng, COLOURS[colour]),
-        angle=math.radians(rng.uniform(-10, 10)),
+@dataclass(frozen=True)
+class Sampling:
+    """Which scenes to draw. ``unseen`` puts in what training never shows."""
+
+    unseen: bool = False
+    styles: tuple[str, ...] = TRAINING_STYLES
+    crowded: float = 0.0  # share of mixed scenes with six to nine items
+    mixed: float = 0.62
+    plain: float = 0.1
+    chart: float = 0.1
+    table: float = 0.08
+    texts: float = 0.45  # share of mixed scenes with a printed word
+    prints: int = 1  # most words in one scene
+    listed: float = 0.3  # share of prints that are words of a list; others are random
+    tinted: float = 0.0  # share of shapes in a colour that need not have a name
+    fonts: int = 9
+
+
+def plain_to_scene(plain: plain_scene.Scene, rng: random.Random) -> Scene:
+    """A scene of the plain world as one of this."""
+    items = tuple(
+        Item("shape", t.shape, t.colour, t.size, t.cell, t.cx, t.cy, t.extent, t.extent, 0, t.rgb,
+             math.degrees(t.angle))
+        for t in plain.things
+    )  # fmt: skip
+    paint = (plain.background_rgb,)
+    seed = rng.getrandbits(32)
+    return Scene(
+        "mixed", plain.width, plain.height, plain.background, paint, items, seed, False, plain
     )
 
 
-def _overlap(a: Thing, b: Thing, canvas: tuple[int, int]) -> bool:
+def jitter(rng: random.Random, rgb: tuple[int, int, int], by: int = 10) -> tuple[int, int, int]:
+    r, g, b = (min(255, max(0, v + rng.randint(-by, by))) for v in rgb)
+    return (r, g, b)
+
+
+def sample_canvas(rng: random.Random) -> tuple[int, int]:
+    long_side = rng.choice((144, 144, rng.randint(144, 300)))
+    short = long_side if rng.random() < 0.55 else round(long_side * rng.uniform(0.62, 1.0))
+    return (long_side, short) if rng.random() < 0.5 else (short, long_side)
+
+
+def _paint(rng: random.Random) -> tuple[str, tuple[tuple[int, int, int], ...]]:
+    """A background's word and colours: plain, or a gradient, or a faint pattern."""
+    names = tuple(BACKGROUNDS)
+    kind = rng.random()
+    one = jitter(rng, BACKGROUNDS[rng.choice(names)])
+    if kind < 0.6:
+        name = rng.choice(names)
+        return name, (jitter(rng, BACKGROUNDS[name]),)
+    if kind < 0.8:
+        while True:
+            two = jitter(rng, (rng.randint(90, 250), rng.randint(90, 250), rng.randint(90, 250)))
+            if math.dist(one, two) > 70:
+                return "gradient", (one, two)
+    two = jitter(rng, one, 45)
+    return "patterned", (one, two)
+
+
+def contrasts(rgb: tuple[int, int, int], paint: tuple[tuple[int, int, int], ...]) -> bool:
+    return all(math.dist(rgb, other) >= plain_scene.MIN_CONTRAST for other in paint)
+
+
+def _place(
+    rng: random.Random, cell: int, w: float, h: float, canvas: tuple[int, int]
+) -> tuple[float, float]:
+    """A centre in the cell, moved so that the whole item is in the picture."""
+    long_side = max(canvas)
+    centre = []
+    for index, side, extent in ((cell % 3, canvas[0], w), (cell // 3, canvas[1], h)):
+        at = (index + 0.5) / 3 + rng.uniform(-plain_scene.CENTRE_JITTER, plain_scene.CENTRE_JITTER)
+        margin = extent / 2 * long_side / side + 0.01
+        centre.append(min(max(0.5, 1 - margin), max(min(0.5, margin), at)))
+    return centre[0], centre[1]
+
+
+def to_cell(cx: float, cy: float) -> int:
+    return min(2, int(cy * 3)) * 3 + min(2, int(cx * 3))
+
+
+def _clash(a: Item, b: Item, canvas: tuple[int, int]) -> bool:
     long_side = max(canvas)
     dx = abs(a.cx - b.cx) * canvas[0] / long_side
     dy = abs(a.cy - b.cy) * canvas[1] / long_side
-    return max(dx, dy) < (a.extent + b.extent) / 2 + 0.015
+    return dx < (a.w + b.w) / 2 + 0.01 and dy < (a.h + b.h) / 2 + 0.01
 
 
-def sample_scene(rng: random.Random, count: int | None = None, unseen: bool = False) -> Scene:
-    """Draw a scene: ``count`` objects (1 to 3, else random).
-
-    ``unseen`` gives one of them a pair of ``UNSEEN_PAIRS``; without it none has one.
-    No two objects of a scene share both colour and shape, so a caption can name each.
-    """
-    count = count or rng.choice((1, 2, 2, 3, 3))
-    long_side = rng.randint(160, 320)
-    short_side = long_side if rng.random() < 0.7 else round(long_side * rng.uniform(0.8, 1.0))
-    canvas = (long_side, short_side) if rng.random() < 0.5 else (short_side, long_side)
-    background = rng.choice(tuple(BACKGROUNDS))
-    seen = [p for p in SEEN_PAIRS if _contrasts(p[0], background)]
+def sample_text(rng: random.Random, unseen: bool, listed: float = 0.3) -> str:
+    """A word of at most four letters, or a number; in training never a held-out one."""
     while True:
-        pairs = rng.sample(seen, count)
-        if unseen:
-            hidden = sorted(p for p in UNSEEN_PAIRS if _contrasts(p[0], background))
-            pairs[rng.randrange(count)] = rng.choice(hidden)
-        cells = sorted(rng.sample(range(9), count))
-        things = [_sample_thing(rng, c, p, canvas) for c, p in zip(cells, pairs, strict=True)]
-        clash = any(_overlap(a, b, canvas) for i, a in enumerate(things) for b in things[i + 1 :])
-        if not clash:
-            break
-    rgb = _jittered(rng, BACKGROUNDS[background])
-    return Scene(canvas[0], canvas[1], background, rgb, tuple(things))
+        kind = rng.random()
+        if kind < listed:
+            text = rng.choice(WORDS)
+        elif kind < 0.75:
+            text = "".join(rng.choice(LETTERS) for _ in range(rng.choice((2, 3, 3, 4, 4, 4))))
+        else:
+            text = str(rng.randint(1, 10 ** rng.randint(1, MOST_LETTERS) - 1))
+        if is_held_out(text) == unseen or (unseen and text.isdigit()):
+            return text
 
 
-# --- drawing -----------------------------------------------------------------------------
+def _text_item(rng: random.Random, how: Sampling, cell: int, canvas: tuple[int, int]) -> Item:
+    text = sample_text(rng, how.unseen, how.listed)
+    h = rng.uniform(0.12, 0.2)
+    w = h * (0.35 + 0.62 * len(text))  # a box; the renderer fits the print into it
+    limit = 0.9 * canvas[0] / max(canvas)
+    if w > limit:
+        w, h = limit, h * limit / w
+    cx, cy = _place(rng, cell, w, h, canvas)
+    rgb = jitter(rng, rng.choice(tuple(COLOURS.values())))
+    return Item(
+        "text", text, "", "", cell, cx, cy, w, h, rng.randrange(how.fonts), rgb, rng.uniform(-7, 7)
+    )
 
 
-def _outline(shape: str) -> list[tuple[float, float]]:
-    """Corners of a shape in the square [-1, 1]², y down."""
-    turn = 2 * math.pi
-    if shape == "square":
-        return [(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)]
-    if shape == "triangle":
-        return [(0.0, -0.95), (0.98, 0.8), (-0.98, 0.8)]
-    if shape == "star":
-        radii = (1.0, 0.42)
-        spokes = ((radii[i % 2], turn * i / 10 - turn / 4) for i in range(10))
-        return [(r * math.cos(a), r * math.sin(a) + 0.05) for r, a in spokes]
-    if shape == "cross":
-        w = 0.32
-        return [
-            (-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w),
-            (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w),
-        ]  # fmt: skip
-    if shape == "heart":
-        corners = []
-        for i in range(36):
-            a = turn * i / 36
-            y = 13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)
-            corners.append((math.sin(a) ** 3, -(y + 2.5) / 15.5))
-        return corners
-    raise ValueError(f"shape {shape!r} has no outline")
+def _identities(
+    rng: random.Random, count: int, how: Sampling, paint: tuple[tuple[int, int, int], ...]
+) -> list[tuple[str, str, str]]:
+    """(kind, name, colour) of ``count`` items; some groups have several."""
+    shapes = rng.choice((0.0, 0.2, 0.2, 1.0))
+    usable = [c for c in COLOURS if shapes and contrasts(COLOURS[c], paint)]
+    pairs = [(c, s) for c in usable for s in SHAPES if (c, s) not in UNSEEN_PAIRS]
+    several = rng.random() < 0.45
+    chosen: list[tuple[str, str, str]] = []
+    while len(chosen) < count:
+        if pairs and rng.random() < shapes:
+            colour, shape = rng.choice(pairs)
+            one = ("shape", shape, colour)
+        else:
+            one = ("thing", rng.choice(NAMES), "")
+        if one in chosen or (not how.unseen and _pair_held_out(one, chosen)):
+            continue
+        times = min(count - len(chosen), rng.choice((2, 2, 3, 4)) if several else 1)
+        several = several and rng.random() < 0.3
+        chosen += [one] * times
+    hidden = sorted(p for p in UNSEEN_PAIRS if contrasts(COLOURS[p[0]], paint))
+    shown = [i for i, one in enumerate(chosen) if one[0] == "shape"]
+    if how.unseen and shown and hidden:
+        colour, shape = rng.choice(hidden)
+        chosen[rng.choice(shown)] = ("shape", shape, colour)
+    rng.shuffle(chosen)
+    return chosen
 
 
-_OUTLINES = {s: _outline(s) for s in ("square", "triangle", "star", "cross", "heart")}
+def tint(rng: random.Random, item: Item, paint: tuple[tuple[int, int, int], ...]) -> Item:
+    """A shape in any colour that stands out: its outline alone tells its name.
 
-
-def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, fill: int) -> None:
-    draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
-
-
-def _thing_to_mask(thing: Thing, pixels: int) -> Image.Image:
-    """Coverage of the object in its own box of ``pixels`` x ``pixels``, 8 bit."""
-    side = pixels * OVERSAMPLE
-    mask = Image.new("L", (side, side), 0)
-    draw = ImageDraw.Draw(mask)
-    half = side / 2
-    cos, sin = math.cos(thing.angle), math.sin(thing.angle)
-    if thing.shape in _OUTLINES:
-        corners = [
-            (half + half * (x * cos - y * sin), half + half * (x * sin + y * cos))
-            for x, y in _OUTLINES[thing.shape]
-        ]
-        draw.polygon(corners, fill=255)
-    else:
-        _disc(draw, half, half, half - 1, 255)
-        if thing.shape == "ring":
-            _disc(draw, half, half, half * 0.55, 0)
-        elif thing.shape == "crescent":
-            _disc(draw, half + half * 0.52 * cos, half + half * 0.52 * sin, half * 0.82, 0)
-    return mask.reduce(OVERSAMPLE)
-
-
-def scene_to_image(scene: Scene) -> Image.Image:
-    """The picture a user would hand in: RGB, ``scene.width`` x ``scene.height``."""
-    image = Image.new("RGB", (scene.width, scene.height), scene.background_rgb)
-    long_side = max(scene.width, scene.height)
-    for thing in scene.things:
-        pixels = max(4, round(thing.extent * long_side))
-        left = round(thing.cx * scene.width - pixels / 2)
-        top = round(thing.cy * scene.height - pixels / 2)
-        image.paste(thing.rgb, (left, top), _thing_to_mask(thing, pixels))
-    return image
-
-
-def image_to_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """The published image policy: centred square filled with 127, bicubic; [112, 112, 3]."""
-    side = max(image.size)
-    if image.size != (side, side):
-        square = Image.new("RGB", (side, side), PAD_FILL)
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = square
-    return np.asarray(image.resize((FRAME, FRAME), Image.Resampling.BICUBIC))
-
-
-# --- what lies under each patch ----------------------------------------------------------
-
-LABELS = ("shape", "colour", "size", "cell", "rank")
-
-
-def scene_to_patch_labels(scene: Scene) -> NDArray[np.int8]:
-    """[64, 5] class indices in the order of ``LABELS``; -1 where a patch shows background.
-
-    A patch belongs to an object when the object's box covers a quarter of it.
+    Never a colour nearest to one that this shape is not to have in training.
     """
-    labels = np.full((GRID, GRID, len(LABELS)), -1, np.int8)
-    long_side = max(scene.width, scene.height)
-    edges = np.arange(GRID + 1) / GRID
-    shapes, colours, sizes = list(SHAPES), list(COLOURS), list(SIZES)
-    for rank, thing in enumerate(scene.things):
-        covered = []
-        for at, side in ((thing.cx, scene.width), (thing.cy, scene.height)):
-            middle = 0.5 + (at - 0.5) * side / long_side  # in the padded square
-            low, high = middle - thing.extent / 2, middle + thing.extent / 2
-            inside = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
-            covered.append(np.clip(inside * GRID, 0, 1))
-        share = covered[1][:, None] * covered[0][None, :]  # [rows, columns]
-        labels[share >= 0.25] = (
-            shapes.index(thing.shape),
-            colours.index(thing.colour),
-            sizes.index(thing.size),
-            thing.cell,
-            rank,
-        )
-    return labels.reshape(GRID * GRID, len(LABELS))
+    while True:
+        rgb = (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
+        nearest = min(COLOURS, key=lambda c: math.dist(COLOURS[c], rgb))
+        if contrasts(rgb, paint) and (nearest, item.name) not in UNSEEN_PAIRS:
+            return replace(item, colour="", rgb=rgb)
+
+
+def to_pairing(name: str, other: str) -> str:
+    """One word for two things, whichever comes first; "pair of scissors" counts as "scissors"."""
+    return " ".join(sorted(n.rpartition(" of ")[2] for n in (name, other)))
+
+
+def _pair_held_out(one: tuple[str, str, str], others: list[tuple[str, str, str]]) -> bool:
+    """A tenth of all pairings of two named things are kept for the test."""
+    return any(
+        one[0] == other[0] == "thing" and is_held_out(to_pairing(one[1], other[1]))
+        for other in others
+    )
+
+
+def _item(
+    rng: random.Random, one: tuple[str, str, str], size: str, cell: int, style: str,
+    canvas: tuple[int, int],
+) -> Item:  # fmt: skip
+    kind, name, colour = one
+    extent = (THING_SIZES if kind == "thing" else SIZES)[size] * rng.uniform(
+        1 - plain_scene.SIZE_JITTER, 1 + plain_scene.SIZE_JITTER
+    )
+    cx, cy = _place(rng, cell, extent, extent, canvas)
+    look = STYLE_NAMES.index(style)
+    rgb = jitter(rng, COLOURS[colour]) if colour else (0, 0, 0)
+    return Item(
+        kind, name, colour, size, cell, cx, cy, extent, extent, look, rgb, rng.uniform(-10, 10)
+    )
+
+
+def sample_mixed(rng: random.Random, how: Sampling, count: int | None = None) -> Scene:
+    """Things, shapes and perhaps one printed word, each in its own ninth."""
+    crowded = count is None and rng.random() < how.crowded
+    count = count or (
+        rng.randint(6, 9) if crowded else rng.choice((1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5))
+    )
+    canvas, (background, paint) = sample_canvas(rng), _paint(rng)
+    mixed_styles = rng.random() < 0.3
+    style = rng.choice(how.styles)
+    tries = 0
+    while True:
+        tries += 1
+        if tries % 8 == 0:
+            count = max(1, count - 1)
+        texts = int(rng.random() < how.texts and count > 1)
+        if texts and how.prints > 1:
+            texts = rng.randint(1, min(how.prints, count - 1))
+        ones = _identities(rng, count - texts, how, paint)
+        cells = rng.sample(range(9), len(ones) + texts)
+        sizes = {one: rng.choice(tuple(SIZES)) for one in ones}
+        items = [
+            _item(
+                rng,
+                one,
+                sizes[one],
+                cell,
+                rng.choice(how.styles) if mixed_styles else style,
+                canvas,
+            )
+            for one, cell in zip(ones, cells, strict=False)
+        ]
+        if how.tinted:
+            items = [
+                tint(rng, i, paint) if i.kind == "shape" and rng.random() < how.tinted else i
+                for i in items
+            ]
+        for cell in cells[len(ones) :]:
+            print_ = _text_item(rng, how, cell, canvas)
+            print_ = replace(print_, cell=to_cell(print_.cx, print_.cy))
+            if not contrasts(print_.rgb, paint):
+                dark = sum(map(sum, paint)) / len(paint) < 380
+                print_ = replace(print_, rgb=(250, 250, 250) if dark else (15, 15, 18))
+            items.append(print_)
+        if len({i.cell for i in items}) == len(items) and not any(
+            _clash(a, b, canvas) for i, a in enumerate(items) for b in items[i + 1 :]
+        ):
+            break
+    ordered = tuple(sorted(items, key=lambda i: i.cell))
+    return Scene(
+        "mixed", *canvas, background, paint, ordered, rng.getrandbits(32), rng.random() < 0.5
+    )

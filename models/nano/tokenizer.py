@@ -1,8 +1,7 @@
-"""nano's vocabulary: a SentencePiece model of 512 pieces, and the prompt it is trained with.
+"""nano's vocabulary: a SentencePiece model, and the prompt it is trained with.
 
-Words of the grammar are whole pieces, bytes are the fallback, so any instruction tokenises.
-Like InternLM2's, the file holds ``[UNUSED_TOKEN_n]`` pieces whose names (``<|im_start|>``,
-``<|im_end|>``) stand in ``tokenizer_config.json`` only.
+Words of the grammar are whole pieces; what is printed in a picture is spelt letter by letter (no
+two capitals ever merge, since training text has none side by side); bytes are the fallback.
 """
 
 from __future__ import annotations
@@ -15,16 +14,27 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as pb
 
-from .grammar import scene_to_caption
-from .scene import sample_scene
+from .grammar import SHORT, WORDINGS, sample_query, scene_to_long, scene_to_short
+from .model import NanoConfig
+from .scene import CHARS, COLOURS, SHAPES, Sampling
+from .sheets import sample_scene
+from .things import THINGS, to_plural
 
-VOCAB = 512
+VOCAB = NanoConfig.vocab
 UNK, BOS, EOS = 0, 1, 2
 SPECIALS = ("<|im_end|>", "<|im_start|>")  # names of the last ids, in order
 IM_END, IM_START = VOCAB - 2, VOCAB - 1
-
 DEFAULT_INSTRUCTION = "Describe the picture."
-INSTRUCTIONS = (
+FOCUS = " Pay special attention to the following: "  # what a question-related instruction adds
+# Words for made-up instructions: any text in this place must leave the caption as it is.
+_WORDS = (
+    "please describe look at the picture image photo scene in detail and tell me what you see"
+    " which objects are there where how many colours shapes sizes pay special attention to"
+    " people text number left right top bottom of a is on with for give short long answer"
+    " question following carefully all every thing background position red star between"
+)
+WORDS = tuple(_WORDS.split())
+LONG_INSTRUCTIONS = (
     DEFAULT_INSTRUCTION,
     "Describe the image.",
     "Describe this picture in detail.",
@@ -36,36 +46,35 @@ INSTRUCTIONS = (
     " one another. Copy any text, numbers and symbols exactly as they are written.",
     "List every object with its size, colour, shape and place, and how they stand to each other.",
 )
-FOCUS = " Pay special attention to the following: "  # what a question-related instruction adds
-# Words for made-up instructions: any text in this place must leave the caption as it is.
-_WORDS = (
-    "please describe look at the picture image photo scene in detail and tell me what you see"
-    " which objects are there where how many colours shapes sizes pay special attention to"
-    " people text number left right top bottom of a is on with for give short long answer"
-    " question following carefully all every thing background position red star between"
+SHORT_INSTRUCTIONS = (
+    SHORT,
+    "Briefly, what is this?",
+    "Describe the image in short.",
+    "A short caption, please.",
+    "In short: what is there?",
 )
-WORDS = tuple(_WORDS.split())
-
-
-def random_instruction(rng: random.Random) -> str:
-    """Mostly a listed instruction, else one with a focus, or only made-up words."""
-    kind = rng.random()
-    if kind < 0.5:
-        return DEFAULT_INSTRUCTION
-    if kind < 0.7:
-        return rng.choice(INSTRUCTIONS)
-    made_up = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 12)))
-    if kind < 0.9:
-        return rng.choice((*INSTRUCTIONS[:6], DEFAULT_INSTRUCTION)) + FOCUS + made_up
-    return made_up.capitalize()
 
 
 def _corpus() -> list[str]:
-    rng = random.Random("nano/tokenizer")
-    captions = [scene_to_caption(sample_scene(rng, unseen=rng.random() < 0.5)) for _ in range(4000)]
-    # Template words and the fixed instructions often enough to become pieces.
-    asked = [*INSTRUCTIONS, FOCUS.strip()]
-    return captions + ["user", "assistant"] * 2000 + asked * 40 + list(WORDS) * 20
+    rng = random.Random("nano-wide/tokenizer")
+    texts: list[str] = []
+    for _ in range(3000):
+        scene = sample_scene(rng, Sampling(texts=0.0, unseen=rng.random() < 0.5))
+        query = sample_query(scene, rng)
+        texts += [scene_to_long(scene), scene_to_short(scene)]
+        texts += [query.said, rng.choice(query.focuses)] if query else []
+    words = [w for name in THINGS for w in (name, to_plural(name))]
+    words += [w for name in (*SHAPES, *COLOURS) for w in (name, name + "s")]
+    asked = [*LONG_INSTRUCTIONS, *SHORT_INSTRUCTIONS, FOCUS.strip()]
+    asked += [w for wordings in WORDINGS.values() for w in wordings]
+    letters = [f'the word "{c}" is {c} {c}' for c in CHARS] * 20
+    return (
+        texts
+        + [f"the {w}" for w in words] * 40
+        + ["user", "assistant"] * 2000
+        + asked * 30
+        + letters
+    )
 
 
 def train_tokenizer() -> bytes:
@@ -77,6 +86,7 @@ def train_tokenizer() -> bytes:
         model_type="bpe",
         vocab_size=VOCAB - len(SPECIALS),
         byte_fallback=True,
+        split_digits=True,
         character_coverage=1.0,
         normalization_rule_name="identity",
         add_dummy_prefix=False,  # so a segment's tokens do not depend on what stands before it

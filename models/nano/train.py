@@ -1,9 +1,9 @@
-"""Train nano from nothing: ``python -m edgeprism.models.nano.train --out DIR``.
+"""Train nano: ``python -m edgeprism.models.nano.train ASSETS --out DIR``.
 
 Stage ``tower`` teaches the vision tower what lies under each patch (the renderer knows); stage
-``caption`` then trains projector and decoder to write captions. A run stopped anywhere goes on
-from its last checkpoint and ends at the same weights an uninterrupted one gives on the same
-machine. CPU and CUDA run the same code.
+``caption`` then trains projector and decoder to write captions; stage ``both`` goes on with all of
+it at once. A run stopped anywhere goes on
+from its last checkpoint; with more steps than before it is extended. CPU and CUDA run the same.
 """
 
 from __future__ import annotations
@@ -13,20 +13,28 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .caption import caption_loss, caption_score
 from .data import Batch, BatchStream, heldout_scenes, scenes_to_batch
-from .model import Nano, NanoConfig
+from .draw import Assets
+from .labels import PATCH_LABELS
+from .model import Nano
+from .scene import Sampling
+from .things import HELD_OUT_STYLE
 
-WARMUP = 100  # steps
-DECAY_SHARE = 0.25  # of the steps, at the end; before it the rate is flat, so runs can be extended
+WARMUP = 40  # steps
+DECAY_SHARE = 0.3  # of the steps, at the end; before it the rate is flat, so runs can be extended
 FINAL_RATE = 0.02  # of the full rate
-CHECK_SEED = 1  # of the held-out scenes watched during training; evaluate.py uses another
+AVERAGED = 0.99  # share of the running average of the weights that a step keeps
+CHECK_SEED = 1  # of the held-out scenes watched during training; evaluate uses another
+TOWER_RATE = 0.3  # of the decoder's rate, where both are trained
+TOWER_SCENES = Sampling(crowded=0.6, texts=0.8, prints=6, listed=0.1, tinted=0.3)
+CAPTION_SCENES = Sampling(mixed=0.7, plain=0.08, texts=0.75, prints=3)
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,14 @@ class Plan:
 
     stage: str
     steps: int
-    batch: int = 64
+    batch: int = 48
     rate: float = 1.5e-3
     seed: int = 0
     workers: int = 1
-    check_every: int = 250
-    check_scenes: int = 128
+    check_every: int = 100
+    check_scenes: int = 64
+    how: Sampling = field(default_factory=Sampling)
+    stop_at: int | None = None  # a step to stop at early, with the rate of the whole plan
 
 
 def step_to_rate(step: int, plan: Plan) -> float:
@@ -50,12 +60,6 @@ def step_to_rate(step: int, plan: Plan) -> float:
     return plan.rate * min(1.0, (step + 1) / WARMUP) * max(FINAL_RATE, down)
 
 
-def tower_loss(model: Nano, batch: Batch, seed: int, step: int, device: torch.device) -> Tensor:
-    """Patch loss of the tower alone; ``seed`` and ``step`` are for losses that draw numbers."""
-    pixels, patches, scene = batch_to_tensors(batch, device)
-    return model.heads.loss(model.tower(pixels), patches, scene)
-
-
 def batch_to_tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels, patch labels, scene labels on the device."""
     arrays = (batch.pixels, batch.patch_labels, batch.scene_labels)
@@ -63,54 +67,83 @@ def batch_to_tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor
     return pixels, patches, scene
 
 
-@torch.no_grad()
-def tower_score(model: Nano, device: torch.device, scenes: int) -> dict[str, float]:
-    """Share of held-out objects whose patches, voting together, give the right label."""
-    batch = scenes_to_batch(heldout_scenes(CHECK_SEED, scenes))
+def tower_loss(model: Nano, batch: Batch, plan: Plan, step: int, device: torch.device) -> Tensor:
+    """Patch loss of the tower alone; ``step`` is for losses that draw numbers."""
     pixels, patches, scene = batch_to_tensors(batch, device)
-    logits = model.heads(model.tower(pixels))
-    names = ("shape", "colour", "size", "cell")
-    hits: dict[str, list[bool]] = {name: [] for name in (*names, "shape and colour")}
-    for b, drawn in enumerate(batch.scenes):
-        for rank in range(len(drawn.things)):
-            mine = patches[b, :, 4] == rank  # the patches of one object
-            for i, name in enumerate(names):
-                vote = logits[i][b, mine].log_softmax(-1).sum(0).argmax()
-                hits[name].append(bool(vote == patches[b, mine][0, i]))
-            hits["shape and colour"].append(hits["shape"][-1] and hits["colour"][-1])
-    score = {name: sum(h) / len(h) for name, h in hits.items()}
-    score["rank"] = float((logits[4].argmax(-1) == patches[..., 4] + 1).float().mean())
-    score["count"] = float((logits[6].mean(1).argmax(-1) == scene[:, 1]).float().mean())
+    return model.heads.loss(model.tower(pixels), patches, scene)
+
+
+@torch.no_grad()
+def tower_score(model: Nano, device: torch.device, scenes: int, assets: Assets) -> dict[str, float]:
+    """Share of held-out items whose patches, voting together, give the right label."""
+    score: dict[str, float] = {}
+    for prefix, how in (
+        ("", Sampling(texts=0.3)),
+        ("new style ", Sampling(styles=(HELD_OUT_STYLE,), mixed=1.0)),
+    ):
+        batch = scenes_to_batch(heldout_scenes(CHECK_SEED, scenes, how), assets)
+        pixels, patches, _ = batch_to_tensors(batch, device)
+        logits = model.heads(model.tower(pixels))
+        hits: dict[str, list[bool]] = {name: [] for name in PATCH_LABELS if name != "rank"}
+        for b in range(len(pixels)):
+            for rank in range(1, int(patches[b, :, 4].max()) + 1):
+                mine = patches[b, :, 4] == rank
+                for i, name in enumerate(PATCH_LABELS):
+                    here = mine & (patches[b, :, i] >= 0)
+                    if name not in hits or name in ("char", "cell") or not bool(here.any()):
+                        continue
+                    vote = logits[i][b, here].log_softmax(-1).sum(0).argmax()
+                    hits[name].append(bool(vote == patches[b, here][0, i]))
+        score |= {
+            prefix + n: sum(h) / len(h)
+            for n, h in hits.items()
+            if h and (not prefix or n == "identity")
+        }
+        rank = (logits[4].argmax(-1) == patches[..., 4]).float().mean()
+        score |= {} if prefix else {"rank": float(rank)}
     return score
 
 
-Loss = Callable[[Nano, Batch, int, int, torch.device], Tensor]
-Score = Callable[[Nano, torch.device, int], dict[str, float]]
-STAGES: dict[str, tuple[Loss, Score]] = {
-    "tower": (tower_loss, tower_score),
-    "caption": (caption_loss, caption_score),
-}
+Groups = list[dict[str, Any]]
+
+
+def plan_to_groups(model: Nano, plan: Plan) -> tuple[Groups, Groups]:
+    """What a stage trains: the matrices inside the layers, and all else; ``share`` of the rate."""
+    both = plan.stage == "both"
+    tower, decoder = list(model.tower.parameters()), list(model.decoder.parameters())
+    parts = [] if plan.stage == "caption" else [(tower, TOWER_RATE if both else 1.0)]
+    parts += [] if plan.stage == "tower" else [(decoder, 1.0)]
+    kept = {id(p) for p in (*tower, *decoder)}
+    parts.append(([p for p in model.parameters() if id(p) not in kept], 1.0))
+    layers = (*model.tower.layers.parameters(), *model.decoder.layers.parameters())
+    inside = {id(p) for p in layers if p.ndim == 2}
+    matrices: Groups = []
+    rest: Groups = []
+    for parameters, share in parts:
+        for groups, within in ((matrices, True), (rest, False)):
+            mine = [p for p in parameters if (id(p) in inside) == within]
+            if mine:
+                groups.append({"params": mine, "share": share})
+    return matrices, rest
 
 
 class Run:
-    """A stage in progress: model, optimizers, next step; saved to and loaded from one file."""
+    """A stage in progress: model, its average, optimizers, next step; kept in one file."""
 
     def __init__(self, model: Nano, plan: Plan, folder: Path, device: torch.device) -> None:
         self.model, self.plan, self.device = model, plan, device
         self.path, self.step = folder / f"{plan.stage}.pt", 0
-        self.loss_of, self.score_of = STAGES[plan.stage]
-        matrices: list[Tensor] = []
-        rest: list[Tensor] = []
-        for name, p in model.named_parameters():
-            (matrices if p.ndim == 2 and ".layers." in name else rest).append(p)
-        # Muon suits matrices between layers; what reads or writes classes stays with AdamW.
+        # Muon for the matrices inside the layers: a third of AdamW's steps to the same loss.
+        matrices, rest = plan_to_groups(model, plan)
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(matrices, lr=0.0, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(rest, lr=0.0, weight_decay=0.01, betas=(0.9, 0.98)),
         ]
+        self.average = {n: t.detach().clone() for n, t in model.state_dict().items()}
         if self.path.exists():
             kept = torch.load(self.path, map_location=device, weights_only=True)
-            model.load_state_dict(kept["model"])
+            model.load_state_dict(kept["raw"])
+            self.average = kept["model"]
             for optimizer, state in zip(self.optimizers, kept["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
             self.step = kept["step"]
@@ -118,8 +151,9 @@ class Run:
     def save(self) -> None:
         """Write beside, then rename: a run that dies here leaves the last good file."""
         part = self.path.with_suffix(".part")
-        state = {
-            "model": self.model.state_dict(),
+        state: dict[str, Any] = {
+            "model": self.average,
+            "raw": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "step": self.step,
             "config": self.model.config.to_json(),
@@ -127,83 +161,110 @@ class Run:
         torch.save(state, part)
         os.replace(part, self.path)
 
-    def learn(self, batch: Batch) -> float:
+    def learn(self, batch: Batch, loss_of: Loss) -> float:
         """One step on one batch; its loss."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = step_to_rate(self.step, self.plan)
+                group["lr"] = group["share"] * step_to_rate(self.step, self.plan)
         with torch.autocast(self.device.type, torch.bfloat16):
-            loss = self.loss_of(self.model, batch, self.plan.seed, self.step, self.device)
+            loss = loss_of(self.model, batch, self.plan, self.step, self.device)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        keep = min(AVERAGED, (1 + self.step) / (10 + self.step))  # soon rid of the first weights
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                self.average[name].lerp_(tensor, 1 - keep)
         return float(loss.detach())
 
-    def report(self) -> None:
-        score = self.score_of(self.model, self.device, self.plan.check_scenes)
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in score.items())
-        print(f"{self.plan.stage} step {self.step} held out: {shown}", flush=True)
+    def averaged(self) -> Nano:
+        """The averaged model, to score or export."""
+        model = Nano(self.model.config).to(self.device)
+        model.load_state_dict(self.average)
+        return model.eval()
+
+
+Loss = Callable[[Nano, Batch, Plan, int, torch.device], Tensor]
+Score = Callable[[Nano, torch.device, int, Assets], dict[str, float]]
+
+
+def stage_to_functions(stage: str) -> tuple[Loss, Score]:
+    """What a stage minimises, and what it is watched by."""
+    if stage == "tower":
+        return tower_loss, tower_score
+    from .caption import caption_loss, caption_score
+
+    return caption_loss, caption_score
 
 
 def train_stage(
-    model: Nano,
-    plan: Plan,
-    folder: Path,
-    device: torch.device,
-    deadline: float = float("inf"),
-    stop_at: int | None = None,
+    model: Nano, plan: Plan, assets: Path, folder: Path, device: torch.device, deadline: float
 ) -> bool:
     """Run one stage from its last checkpoint (``{stage}.pt`` in ``folder``), or from the start.
 
-    Stops early at ``deadline`` (time.time()) or step ``stop_at``; True when the stage is complete.
+    Stops early at ``deadline`` (time.time()); True when the stage is complete. The model then
+    holds the averaged weights.
     """
     run = Run(model, plan, folder, device)
-    if run.step >= plan.steps:
-        return True
-    last = plan.steps if stop_at is None else min(stop_at, plan.steps)
-    stream = BatchStream(plan.seed, run.step, plan.batch, plan.workers)
-    began, losses = time.monotonic(), []
-    try:
-        for batch in stream:
-            losses.append(run.learn(batch))
-            if run.step % 50 == 0:
-                pace = len(losses) * plan.batch / (time.monotonic() - began)
-                shown = f"loss {sum(losses) / len(losses):.4f} {pace:.0f} images/s"
-                print(f"{plan.stage} step {run.step} {shown}", flush=True)
-                began, losses = time.monotonic(), []
-            end = run.step >= last or time.time() >= deadline
-            if end or run.step % plan.check_every == 0:
-                run.save()
-                run.report()
-            if end:
-                break
-    finally:
-        stream.close()
+    loss_of, score_of = stage_to_functions(plan.stage)
+    if run.step < plan.steps:
+        stream = BatchStream(assets, plan.seed, run.step, plan.batch, plan.how, plan.workers)
+        began, losses = time.monotonic(), []
+        try:
+            for batch in stream:
+                losses.append(run.learn(batch, loss_of))
+                if run.step % 25 == 0:
+                    pace = len(losses) * plan.batch / (time.monotonic() - began)
+                    shown = f"loss {sum(losses) / len(losses):.4f} {pace:.0f} images/s"
+                    print(
+                        f"{time.strftime('%H:%M')} {plan.stage} step {run.step} {shown}", flush=True
+                    )
+                    began, losses = time.monotonic(), []
+                end = run.step >= (plan.stop_at or plan.steps) or time.time() >= deadline
+                if end or run.step % plan.check_every == 0:
+                    run.save()
+                    score = score_of(run.averaged(), device, plan.check_scenes, Assets(assets))
+                    shown = ", ".join(f"{name} {value:.3f}" for name, value in score.items())
+                    print(f"{plan.stage} step {run.step} held out: {shown}", flush=True)
+                if end:
+                    break
+        finally:
+            stream.close()
+    model.load_state_dict(run.average)
     return run.step >= plan.steps
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("assets", type=Path, help="folder that the assets command has filled")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, help="stop after this long; run again to go on")
-    parser.add_argument("--tower-steps", type=int, default=1400)
-    parser.add_argument("--caption-steps", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--tower-steps", type=int, default=6000)
+    parser.add_argument("--caption-steps", type=int, default=6000)
+    parser.add_argument("--both-steps", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--workers", type=int, default=1, help="rendering processes")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device)
     torch.manual_seed(options.seed)
-    model = Nano(NanoConfig()).to(device)
+    model = Nano().to(device)
     end = float("inf") if options.minutes is None else time.time() + 60 * options.minutes
-    for stage, steps in (("tower", options.tower_steps), ("caption", options.caption_steps)):
-        plan = Plan(stage, steps, options.batch, seed=options.seed, workers=options.workers)
-        if not train_stage(model, plan, options.out, device, end):
+    stages = (
+        ("tower", options.tower_steps, TOWER_SCENES),
+        ("caption", options.caption_steps, CAPTION_SCENES),
+        ("both", options.both_steps, CAPTION_SCENES),
+    )
+    for stage, steps, how in stages:
+        plan = Plan(
+            stage, steps, options.batch, seed=options.seed, workers=options.workers, how=how
+        )
+        if not train_stage(model, plan, options.assets, options.out, device, end):
             print("stopped early; the same command goes on from here", file=sys.stderr)
             break
     return 0

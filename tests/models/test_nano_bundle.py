@@ -12,16 +12,11 @@ import pytest
 import edgeprism
 from edgeprism import Captioner
 from edgeprism.evaluation.questions import QuestionFile
-from edgeprism.models.nano import evaluate
-from edgeprism.models.nano.data import heldout_scenes
-from edgeprism.models.nano.grammar import scores_to_table
+from edgeprism.models.nano import evaluate_plain
+from edgeprism.models.nano.plain_grammar import scores_to_table
 
-NANO = Path(evaluate.__file__).parent
-EXAMPLES = [
-    example
-    for name in ("examples.json", "wide.json")
-    for example in json.loads((NANO / "examples" / name).read_text(encoding="utf-8"))
-]
+NANO = Path(evaluate_plain.__file__).parent
+EXAMPLES = json.loads((NANO / "examples" / "examples.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +31,8 @@ def test_examples_are_described_truly(captioner: Captioner, example: dict[str, s
 
 @pytest.mark.parametrize("instruction", [None, "What do you see?"])
 def test_held_out_plain_scenes_are_described_rightly(instruction: str | None) -> None:
-    scenes = heldout_scenes(3, 16)
-    table = scores_to_table(evaluate.score_bundle("nano", scenes, instruction), scenes)
+    scenes = evaluate_plain.heldout_scenes(3, 16)
+    table = scores_to_table(evaluate_plain.score_bundle("nano", scenes, instruction), scenes)
     assert table["objects right (shape and colour)"] >= 0.85
     assert table["relation right"] >= 0.75  # 85.2 % of 500 scenes, see the card
 
@@ -81,6 +76,6 @@ def test_evaluate_prints_and_writes_its_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "figures.json"
-    assert evaluate.main(["--scenes", "4", "--json", str(out)]) == 0
+    assert evaluate_plain.main(["--scenes", "4", "--json", str(out)]) == 0
     assert "captions without any mistake" in capsys.readouterr().out
     assert json.loads(out.read_text(encoding="utf-8"))["scenes"] == 4

@@ -1,139 +1,489 @@
-"""The recipe of nano: its world, its grammar, its training and its export, at toy size."""
+"""The recipe of nano, at toy size: its world, words, scores, training and export."""
 
 from __future__ import annotations
 
+import io
+import json
 import random
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from edgeprism.models.nano import assets as assets_module
+from edgeprism.models.nano import plain_grammar
+from edgeprism.models.nano.data import (
+    Batch,
+    BatchStream,
+    heldout_scenes,
+    scenes_to_batch,
+    training_scenes,
+)
+from edgeprism.models.nano.draw import FRAME, GRID, Assets, image_to_pixels, scene_to_image
+from edgeprism.models.nano.grammar import (
+    ASK,
+    NOTHING,
+    Query,
+    focus_to_caption,
+    sample_query,
+    scene_to_long,
+    scene_to_short,
+)
+from edgeprism.models.nano.labels import IDENTITIES, PATCH_LABELS, scene_to_patch_labels
+from edgeprism.models.nano.photographs import Package, photographs
+from edgeprism.models.nano.scene import (
+    UNSEEN_PAIRS,
+    Item,
+    Sampling,
+    Scene,
+    is_held_out,
+    scene_to_groups,
+    to_pairing,
+)
+from edgeprism.models.nano.scoring import carries, score_caption, score_captions
+from edgeprism.models.nano.sheets import sample_nothing
+from edgeprism.models.nano.things import THINGS, to_plural
+
+HOW = Sampling(unseen=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in for the icons: two styles of five flat discs; Pillow's own font."""
+    place = tmp_path_factory.mktemp("assets")
+    y, x = np.mgrid[-1:1:96j, -1:1:96j]
+    sprites = np.zeros((2, 5, 96, 96, 4), np.uint8)
+    sprites[..., 3] = 255 * (x * x + y * y < 1)
+    sprites[..., :3] = np.random.default_rng(0).integers(0, 255, (2, 5, 1, 1, 3))
+    np.save(place / "sprites.npy", sprites)
+    return place
+
+
+@pytest.fixture(scope="module")
+def drawn(folder: Path) -> Assets:
+    return Assets(folder)
+
+
+def item(name: str, cell: int, kind: str = "thing", colour: str = "", value: int = 0) -> Item:
+    size = "" if kind in ("text", "bar", "row") else "large"
+    at = ((cell % 3 + 0.5) / 3, (cell // 3 + 0.5) / 3)
+    return Item(kind, name, colour, size, cell, *at, 0.3, 0.3, 0, (9, 9, 9), 0.0, value)
+
+
+def scene(*items: Item, kind: str = "mixed") -> Scene:
+    return Scene(kind, 150, 150, "white", ((250, 250, 250),), items, 1, False)
+
+
+PICNIC = scene(
+    item("apple", 0), item("star", 4, "shape", "red"), item("apple", 5), item("CAT", 7, "text")
+)
+CHART = scene(item("A", 3, "bar", "red", 4), item("B", 4, "bar", "red", 9), kind="chart")
+
+
+# --- the world ---------------------------------------------------------------------------
+
+
+def test_the_same_seed_draws_the_same_picture(drawn: Assets) -> None:
+    one, two = (training_scenes(0, 5, 6, Sampling()) for _ in range(2))
+    assert one == two
+    for a, b in zip(one, two, strict=True):
+        assert scene_to_image(a, drawn).tobytes() == scene_to_image(b, drawn).tobytes()
+
+
+def test_training_never_shows_what_is_held_out() -> None:
+    for index in range(40):
+        for drawn_scene in training_scenes(0, index, 10, Sampling()):
+            groups = [g.first for g in scene_to_groups(drawn_scene)]
+            assert not {(i.colour, i.name) for i in groups} & UNSEEN_PAIRS
+            assert not any(is_held_out(i.name) for i in groups if i.kind == "text")
+            things = sorted(i.name for i in groups if i.kind == "thing")
+            pairs = [to_pairing(a, b) for n, a in enumerate(things) for b in things[n + 1 :]]
+            assert not any(map(is_held_out, pairs))
+            assert all(i.look != 5 for i in groups if i.kind == "thing")  # the held-out style
+
+
+def test_every_kind_of_scene_becomes_pixels_and_labels_in_range(drawn: Assets) -> None:
+    batch = scenes_to_batch(heldout_scenes(0, 40, Sampling(crowded=0.3)), drawn)
+    assert {s.kind for s in batch.scenes} == {"mixed", "chart", "table", "nothing"}
+    assert batch.pixels.shape == (40, FRAME, FRAME, 3)
+    assert batch.patch_labels.shape == (40, GRID * GRID, len(PATCH_LABELS))
+    assert (batch.patch_labels.max((0, 1)) < list(PATCH_LABELS.values())).all()
+
+
+def test_photographs_are_shown_in_parts_where_there_are_any(folder: Path, tmp_path: Path) -> None:
+    scene = sample_nothing(random.Random(1), "photograph")
+    stand_in = scene_to_image(scene, Assets(folder))
+    shutil.copy(folder / "sprites.npy", tmp_path)
+    (tmp_path / "photographs" / "train").mkdir(parents=True)
+    red = Image.new("RGB", (300, 200), (250, 0, 0))
+    red.save(tmp_path / "photographs" / "train" / "red.jpg")
+    pixels = np.asarray(scene_to_image(replace(scene, blemished=False), Assets(tmp_path)))
+    assert pixels.shape == np.asarray(stand_in).shape
+    assert np.ptp(pixels.reshape(-1, 3), axis=0).max() <= 4, "one colour, as the photograph is"
+    assert np.ptp(np.asarray(stand_in)) > 20
+
+
+def test_a_photographs_package_is_read_from_where_it_says() -> None:
+    package = Package("debian", "walls", "1", "CC0-1.0", "test", "usr/share/a", "*.jpg")
+    files = {
+        "usr/share/a/contents/images/big.jpg": b"larger",
+        "usr/share/a/contents/images/small.jpg": b"small",
+        "usr/share/b/contents/images/other.jpg": b"x",
+    }
+    assert list(photographs(package, files)) == [("a.jpg", b"small")]
+    named = replace(package, files="big.jpg")
+    assert list(photographs(named, files)) == [("big.jpg", b"larger")]
+
+
+def test_patches_know_what_lies_under_them() -> None:
+    labels = scene_to_patch_labels(PICNIC).reshape(GRID, GRID, -1)
+    names = list(PATCH_LABELS)
+    centre = dict(zip(names, labels[4, 4], strict=True))
+    assert IDENTITIES[centre["identity"]] == "star"
+    assert (centre["rank"], centre["count"]) == (2, 0)
+    corner = dict(zip(names, labels[1, 1], strict=True))
+    assert (IDENTITIES[corner["identity"]], corner["rank"], corner["count"]) == ("apple", 1, 1)
+    assert (
+        "".join("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[c] for c in labels[7, 3:6, names.index("char")])
+        == "CAT"
+    )
+    assert dict(zip(names, labels[0, 8], strict=True))["rank"] == 0  # background
+
+
+def test_pixels_are_padded_to_a_square(drawn: Assets) -> None:
+    wide = replace(scene(), width=200, height=100)
+    pixels = image_to_pixels(scene_to_image(wide, drawn))
+    assert (pixels[0] == 127).all()
+    assert (pixels[FRAME // 2] == 250).all()
+
+
+# --- the words ---------------------------------------------------------------------------
+
+
+def test_captions() -> None:
+    assert scene_to_long(PICNIC) == (
+        "Four objects on a white background: two large apples at the top left and on the right, "
+        'a large red star in the centre and the word "CAT" at the bottom. '
+        "The red star is above the word."
+    )
+    assert scene_to_short(PICNIC) == 'Two apples, a red star and the word "CAT".'
+    assert (
+        scene_to_long(CHART)
+        == "A bar chart with two bars on a white background: A is 4 and B is 9."
+    )
+    assert scene_to_long(scene(kind="nothing")) == NOTHING
+    assert [to_plural(n) for n in ("leaf", "bus", "pair of glasses", "butterfly")] == [
+        "leaves", "buses", "pairs of glasses", "butterflies",
+    ]  # fmt: skip
+
+
+def test_several_words_in_a_scene_are_all_read_and_never_told_apart_by_place() -> None:
+    both = scene(item("CAT", 0, kind="text"), item("apple", 4), item("UP", 8, kind="text"))
+    assert scene_to_long(both).endswith(
+        'the word "CAT" at the top left, a large apple in the centre and the word "UP" at the'
+        " bottom right."
+    )
+    query = ASK["text"](both, random.Random(0))
+    assert query is not None
+    assert query.said == 'The text reads "CAT" and "UP".'
+    assert carries(query, both, scene_to_long(both))
+    assert not carries(query, both, 'The word "CAT".')
+    assert ASK["relation"](both, random.Random(0)) is None
+    many = training_scenes(0, 0, 60, Sampling(mixed=1.0, texts=1.0, prints=3))
+    words = [sum(i.kind == "text" for i in drawn.items) for drawn in many]
+    assert max(words) == 3
+    assert set(words) <= {0, 1, 2, 3}
+
+
+def test_the_first_nanos_scenes_keep_their_captions() -> None:
+    for drawn_scene in heldout_scenes(3, 20, Sampling(mixed=0, plain=1.0)):
+        assert drawn_scene.plain is not None
+        assert scene_to_long(drawn_scene) == plain_grammar.scene_to_caption(drawn_scene.plain)
+
+
+def test_a_true_caption_has_every_row_right_and_a_false_one_not() -> None:
+    scenes = heldout_scenes(1, 120, HOW)
+    table = score_captions(scenes, [scene_to_long(s) for s in scenes])
+    assert table.pop("named though absent") == 0
+    assert set(table.values()) == {1.0}
+    wrong = score_caption(PICNIC, 'Three apples, a blue star, a cat and the word "DOG".')
+    assert wrong["named"] == [True]
+    assert sorted(wrong["named though absent"]) == [False, True]
+    assert wrong["colour"] == wrong["count"] == wrong["relation"] == wrong["word exact"] == [False]
+    assert wrong["relation of items named"] == []
+    turned = score_caption(PICNIC, "The word is above the red star.")
+    assert turned["relation"] == turned["relation of items named"] == [False]
+    near = score_caption(CHART, "A bar chart: A is 5 and B is 7.")
+    assert near["bar within one step"] == [True, False]
+
+
+@pytest.mark.parametrize("kind", ASK)
+def test_what_a_focus_names_is_carried_by_its_caption_only(kind: str) -> None:
+    rng = random.Random(1)
+    asked = 0
+    for drawn_scene in heldout_scenes(5, 80, HOW):
+        query = ASK[kind](drawn_scene, rng)
+        if query is not None:
+            asked += 1
+            assert carries(query, drawn_scene, focus_to_caption(query, drawn_scene))
+            assert not carries(query, drawn_scene, NOTHING)
+    assert asked > 3
+
+
+def test_a_generic_caption_carries_what_it_says() -> None:
+    several = ASK["count"](PICNIC, random.Random(4))
+    assert several is not None
+    assert carries(several, PICNIC, scene_to_long(PICNIC)) == (several.answer != "no")
+    absent = Query("presence", ("a cat",), "There is no cat.", "Is there a cat?", "no")
+    assert not carries(absent, PICNIC, scene_to_long(PICNIC))
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "said", "right"),
+    [
+        ("colour", "red", "The star is red.", True),
+        ("colour", "red", "Red or blue.", False),
+        ("count", "two", "There are 2 apples.", True),
+        ("count", "two", "Three.", False),
+        ("relation", "above and to the left of", "It is above, to the left.", True),
+        ("relation", "above", "below", False),
+        ("text", "CAT", 'It reads "cat".', True),
+        ("presence", "no", "No, there is none.", True),
+        ("presence", "yes", "No.", False),
+        ("chart", "7", "The value of A is 7.", True),
+        ("chart", "7", "70", False),
+    ],
+)
+def test_answers_are_judged_by_what_they_say(
+    kind: str, answer: str, said: str, right: bool
+) -> None:
+    from edgeprism.models.nano.evaluate_ask import is_right
+
+    assert is_right(Query(kind, (), "", "What?", answer), said) == right
+
+
+# --- the assets --------------------------------------------------------------------------
+
+
+def test_names_are_plain_and_many() -> None:
+    assert len(THINGS) >= 120
+    assert all(name == name.lower() and name.replace(" ", "").isalpha() for name in THINGS)
+
+
+def test_an_alias_is_followed_and_a_changed_licence_refused() -> None:
+    icons = {"icons": {"a": {"body": "<x/>"}}, "aliases": {"b": {"parent": "a"}}, "width": 8}
+    assert "<x/>" in assets_module.icon_to_svg(icons, "b")
+    with pytest.raises(SystemExit, match="GPL"):
+        assets_module.check_licence("GPL-3.0", "MIT", "some-icons")
+
+
+def test_a_package_is_read_from_what_npm_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pack(command: list[str], cwd: str, **_: object) -> None:
+        assert command[-1] == "some-icons@1.0"
+        with tarfile.open(Path(cwd) / "some-icons-1.0.tgz", "w:gz") as packed:
+            entry = tarfile.TarInfo("package/info.json")
+            entry.size = 2
+            packed.addfile(entry, io.BytesIO(b"{}"))
+
+    monkeypatch.setattr(subprocess, "run", pack)
+    assert assets_module.fetch_package("some-icons", "1.0") == {"info.json": b"{}"}
+
+
+# --- the model ---------------------------------------------------------------------------
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("sentencepiece")
-load_file = pytest.importorskip("safetensors.torch").load_file
-
-from edgeprism.models.nano import train  # noqa: E402
-from edgeprism.models.nano.caption import captions_to_ids, rows_of_prompt  # noqa: E402
-from edgeprism.models.nano.data import heldout_scenes, scenes_to_batch, training_scenes  # noqa: E402
-from edgeprism.models.nano.export import export, model_to_llm  # noqa: E402
-from edgeprism.models.nano.grammar import (  # noqa: E402
-    caption_to_facts,
-    cells_to_relation,
-    scene_to_caption,
-    score_caption,
-    scores_to_table,
-)
-from edgeprism.models.nano.model import Nano, NanoConfig  # noqa: E402
-from edgeprism.models.nano.scene import (  # noqa: E402
-    COLOURS,
-    SEEN_PAIRS,
-    SHAPES,
-    UNSEEN_PAIRS,
-    image_to_pixels,
-    sample_scene,
-    scene_to_image,
-    scene_to_patch_labels,
-)
-from edgeprism.models.nano.tokenizer import (  # noqa: E402
-    BOS,
-    IM_END,
-    IM_START,
-    VOCAB,
-    ids_to_text,
-    prompt_to_ids,
-    text_to_ids,
-    tokenizer,
-    train_tokenizer,
-)
-
-TINY = NanoConfig(
-    vision_width=32, vision_layers=2, vision_heads=2, vision_ffn=64,
-    lm_width=64, lm_layers=2, lm_heads=4, lm_kv_heads=2, lm_ffn=96,
-)  # fmt: skip
 
 
-def test_the_same_seed_draws_the_same_pixels() -> None:
-    first, again, other = (sample_scene(random.Random(seed)) for seed in (3, 3, 4))
-    assert first == again
-    assert np.array_equal(np.asarray(scene_to_image(first)), np.asarray(scene_to_image(again)))
-    assert first != other
+@pytest.fixture
+def tiny() -> object:
+    from edgeprism.models.nano.model import Nano, NanoConfig
+
+    torch.manual_seed(0)
+    small = {"vision_width": 32, "vision_layers": 1, "vision_heads": 2, "vision_ffn": 32}
+    return Nano(
+        replace(
+            NanoConfig(), **small, lm_width=32, lm_layers=1, lm_heads=2, lm_kv_heads=2, lm_ffn=32
+        )
+    )
 
 
-def test_objects_stand_inside_their_ninth_and_are_labelled_there() -> None:
-    for seed in range(60):
-        scene = sample_scene(random.Random(seed))
-        assert image_to_pixels(scene_to_image(scene)).shape == (112, 112, 3)
-        labels = scene_to_patch_labels(scene)
-        for rank, thing in enumerate(scene.things):
-            assert (int(thing.cx * 3), int(thing.cy * 3)) == (thing.cell % 3, thing.cell // 3)
-            mine = labels[labels[:, 4] == rank]
-            assert len(mine) > 0
-            assert (mine[:, 0] == SHAPES.index(thing.shape)).all()
-            assert (mine[:, 1] == list(COLOURS).index(thing.colour)).all()
+def test_printed_letters_are_spelt_one_by_one() -> None:
+    from edgeprism.models.nano import tokenizer
+
+    for text in ('the word "PUSH"', 'the number "8811"', "Überraschung, 你好"):
+        assert tokenizer.ids_to_text(tokenizer.text_to_ids(text)) == text
+    assert len(tokenizer.text_to_ids('"PUSH"')) == len(tokenizer.text_to_ids('"8811"')) == 6
+    assert max(len(tokenizer.text_to_ids(" " + name)) for name in THINGS) <= 4
 
 
-def test_the_picture_shows_the_named_colour_at_the_named_place() -> None:
-    for seed in range(40):
-        scene = sample_scene(random.Random(seed))
-        pixels = np.asarray(scene_to_image(scene))
-        for thing in (t for t in scene.things if t.shape in ("circle", "square", "cross")):
-            seen = pixels[int(thing.cy * scene.height), int(thing.cx * scene.width)]
-            assert tuple(seen) == thing.rgb
+def test_lessons_ask_in_training_wordings_only() -> None:
+    from edgeprism.models.nano.caption import CAPTIONS, scene_to_lessons
+
+    rng = random.Random(0)
+    for drawn_scene in training_scenes(0, 0, 60, Sampling()):
+        query = sample_query(drawn_scene, rng)
+        lessons = scene_to_lessons(drawn_scene, rng)
+        assert len(lessons) == CAPTIONS
+        assert query is None or all(query.focuses[-1] not in asked for asked, _, _ in lessons)
 
 
-def test_unseen_pairs_never_train_and_always_test() -> None:
-    assert len(UNSEEN_PAIRS) == 8
-    assert len(SEEN_PAIRS) == len(COLOURS) * len(SHAPES) - 8
-    for index in range(30):
-        for scene in training_scenes(0, index, 16):
-            assert not {(t.colour, t.shape) for t in scene.things} & UNSEEN_PAIRS
-    for i, scene in enumerate(heldout_scenes(0, 40)):
-        shown = {(t.colour, t.shape) for t in scene.things} & UNSEEN_PAIRS
-        assert len(shown) == (1 if i % 2 == 0 else 0)
+def test_letters_and_places_weigh_more_than_the_words_around_them(tiny: object) -> None:
+    from edgeprism.models.nano.caption import (
+        Lesson,
+        decode,
+        lessons_to_ids,
+        see,
+        token_loss,
+    )
+    from edgeprism.models.nano.tokenizer import ids_to_text
+
+    rows = torch.randn(1, GRID * GRID, 32)
+    lesson = Lesson("What do you see?", 'The word "A" above a cat.', "The cat is red.")
+    inputs, targets, after = lessons_to_ids([lesson])
+    out, _ = decode(tiny.decoder, tiny.embed(inputs), see(tiny, rows))
+    logits = tiny.decoder.output(tiny.decoder.norm(out))[targets >= 0]
+    each = torch.nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="none")
+    said = after[targets >= 0]
+    assert ids_to_text(targets[after].tolist()).strip() == lesson.said
+    total, weight = token_loss(logits, targets[targets >= 0], said)
+    # one letter of 3, one place word of 2, and what comes after the list is worth 3
+    assert float(weight.detach()) == len(each) + 2 + 1 + 2 * int(said.sum())
+    assert float(total.detach()) > float(each.detach().sum())
 
 
-def test_a_true_caption_reads_back_without_a_mistake() -> None:
-    scenes = heldout_scenes(5, 200)
-    captions = [scene_to_caption(s) for s in scenes]
-    table = scores_to_table([score_caption(*x) for x in zip(scenes, captions, strict=True)], scenes)
-    assert table.pop("invented objects per caption") == 0
-    assert set(table.values()) == {1.0}
-    facts = caption_to_facts(captions[0])
-    assert [(c.colour, c.shape, c.size, c.cell) for c in facts.claims] == [
-        (t.colour, t.shape, t.size, t.cell) for t in scenes[0].things
+def test_many_captions_of_one_picture_cost_what_each_alone_costs(tiny: object) -> None:
+    from edgeprism.models.nano.caption import IGNORE, Lesson, decode, lessons_to_ids, see
+
+    features = torch.randn(1, GRID * GRID, 32)
+    lessons = [
+        Lesson("Describe the picture.", "A cat."),
+        Lesson("What do you see?", "There are two dogs."),
     ]
 
+    def losses(some: list[Lesson]) -> list[float]:
+        inputs, targets, _ = lessons_to_ids(some)
+        seen = [
+            (k.repeat(len(some), 1, 1, 1), v.repeat(len(some), 1, 1, 1))
+            for k, v in see(tiny, features)
+        ]
+        rows, _ = decode(tiny.decoder, tiny.embed(inputs), seen)
+        logits = tiny.decoder.output(tiny.decoder.norm(rows))
+        loss = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none"
+        )
+        return [float(x) for x in loss.sum(1).detach()]
 
-def test_each_kind_of_mistake_is_counted() -> None:
-    scene = next(s for s in heldout_scenes(6, 50) if len(s.things) == 2)
-    a, b = scene.things
-    wrong_shape = next(s for s in SHAPES if s not in (a.shape, b.shape))
-    wrong = scene_to_caption(replace(scene, things=(replace(a, shape=wrong_shape), b)))
-    score = score_caption(scene, wrong)
-    assert [o.named for o in score.objects] == [False, True]
-    assert (score.invented, score.relation, score.flawless) == (1, False, False)
-    moved = scene_to_caption(replace(scene, things=(a, replace(b, cell=(b.cell + 1) % 9))))
-    assert [o.place for o in score_caption(scene, moved).objects] == [True, False]
-    nothing = score_caption(scene, "I cannot see anything.")
-    assert not any(o.named for o in nothing.objects)
-    assert (nothing.count, nothing.background, nothing.relation) == (False, False, False)
-
-
-def test_relations_follow_the_ninths() -> None:
-    assert cells_to_relation(0, 8) == "above and to the left of"
-    assert cells_to_relation(5, 4) == "to the right of"
-    assert cells_to_relation(7, 1) == "below"
+    assert losses(lessons) == pytest.approx(losses(lessons[:1]) + losses(lessons[1:]), rel=1e-4)
 
 
-def test_the_committed_tokenizer_is_what_the_recipe_makes() -> None:
-    assert tokenizer().serialized_model_proto() == train_tokenizer()
-    assert tokenizer().vocab_size() == VOCAB
+def test_visual_tokens_are_taught_the_words_for_what_they_show(tiny: object, drawn: Assets) -> None:
+    from edgeprism.models.nano.caption import align_loss
+    from edgeprism.models.nano.tokenizer import text_to_ids
+
+    batch = scenes_to_batch([scene(item("apple", 4))], drawn)
+    size = text_to_ids(" large")[0]
+
+    def loss(word: str) -> float:
+        row = tiny.decoder.output.weight[text_to_ids(word)[0]] + tiny.decoder.output.weight[size]
+        return float(align_loss(tiny, 50 * row.expand(1, GRID * GRID, -1), batch).detach())
+
+    assert loss(" apple") < min(loss(" cat"), loss(" small"))
+
+
+class InlineStream:
+    """Training's batches without a process to draw them."""
+
+    def __init__(self, assets: Path, seed: int, start: int, size: int, how: Sampling, _: int):
+        self.asked = (assets, seed, start, size, how)
+
+    def __iter__(self) -> Iterator[Batch]:
+        assets, seed, start, size, how = self.asked
+        for index in count(start):
+            yield scenes_to_batch(training_scenes(seed, index, size, how), Assets(assets))
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def test_batches_come_in_order_from_two_processes(folder: Path) -> None:
+    stream = BatchStream(folder, 0, 3, 2, Sampling(), workers=2)
+    try:
+        came = list(islice(stream, 3))
+    finally:
+        stream.close()
+    wanted = [tuple(training_scenes(0, index, 2, Sampling())) for index in (3, 4, 5)]
+    assert [batch.scenes for batch in came] == wanted
+
+
+def test_a_stopped_run_ends_as_an_uninterrupted_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeprism.models.nano import train
+    from edgeprism.models.nano.caption import caption_loss
+    from edgeprism.models.nano.model import Nano, NanoConfig
+
+    # An untrained model rambles to the limit: its captions are scored in another test.
+    monkeypatch.setattr(train, "stage_to_functions", lambda _: (caption_loss, lambda *_: {}))
+    monkeypatch.setattr(train, "BatchStream", InlineStream)  # starting processes takes seconds
+    small = replace(NanoConfig(), vision_width=32, vision_layers=1, vision_heads=2, vision_ffn=32,
+                    lm_width=32, lm_layers=1, lm_heads=2, lm_kv_heads=2, lm_ffn=32)  # fmt: skip
+    ends = []
+    for name, stops in (("whole", (3,)), ("stopped", (2, 3))):
+        out = tmp_path / name
+        out.mkdir()
+        for stop in stops:
+            torch.manual_seed(0)
+            model = Nano(small)
+            plan = train.Plan("caption", 3, batch=2, check_every=99, check_scenes=2)
+            plan_now = replace(plan, stop_at=stop)
+            train.train_stage(model, plan_now, folder, out, torch.device("cpu"), float("inf"))
+        ends.append(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(ends[0].values(), ends[1].values(), strict=True))
+
+
+def test_captions_are_written_and_scored(tiny: object, drawn: Assets) -> None:
+    from edgeprism.models.nano.caption import write_captions
+
+    batch = scenes_to_batch(heldout_scenes(0, 2, HOW), drawn)
+    texts = write_captions(tiny, torch.from_numpy(batch.pixels), ["What?", "Why?"], limit=3)
+    assert len(texts) == 2
+    table = score_captions(list(batch.scenes), texts)
+    assert all(share == 0 for row, share in table.items() if "absent" not in row)
+
+
+def test_an_export_has_what_convert_asks_for(tiny: object, tmp_path: Path) -> None:
+    from edgeprism.models.nano.export import export
+
+    export(tiny, tmp_path / "out")
+    card = json.loads((tmp_path / "out/captioner/edgeprism.json").read_text(encoding="utf-8"))
+    assert card["focus_instruction"].count("{focus}") == 1
+    names = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
+    assert {
+        "llm/tokenizer.model",
+        "vision/model.safetensors",
+        "captioner/projector/config.json",
+    } <= names
 
 
 def test_any_text_tokenises_and_special_tokens_come_from_the_template_only() -> None:
-    text = "Wo ist der grüne Kreis? <|im_end|> [UNUSED_TOKEN_511]\n日本"
+    from edgeprism.models.nano.tokenizer import (
+        BOS,
+        IM_END,
+        IM_START,
+        ids_to_text,
+        prompt_to_ids,
+        text_to_ids,
+    )
+
+    text = "Wo ist der grüne Kreis? <|im_end|> [UNUSED_TOKEN_1277]\n日本"
     ids = text_to_ids(text)
     assert ids_to_text(ids) == text
     assert not set(ids) & {BOS, IM_START, IM_END}
@@ -142,23 +492,13 @@ def test_any_text_tokenises_and_special_tokens_come_from_the_template_only() -> 
     assert [i for i in after if i >= IM_END] == [IM_END, IM_START]
 
 
-def test_swapped_words_touch_inputs_only() -> None:
-    scenes = tuple(training_scenes(0, 0, 32))
-    plain, targets = captions_to_ids(scenes)
-    swapped, same_targets = captions_to_ids(scenes, random.Random(0))
-    assert torch.equal(targets, same_targets)
-    differ = plain != swapped
-    assert 0 < differ.sum() < differ.numel() // 5
-    assert ids_to_text([t for t in targets[0].tolist() if t >= 0]) == scene_to_caption(scenes[0])
-
-
-def unpacked_llama(tensors: dict[str, torch.Tensor], c: NanoConfig) -> dict[str, torch.Tensor]:
+def unpacked_llama(tensors: dict[str, Any], c: Any) -> dict[str, Any]:
     """InternLM2 names and packing → Llama's."""
     names = {"attention.wo": "self_attn.o_proj", "feed_forward.w1": "mlp.gate_proj",
              "feed_forward.w3": "mlp.up_proj", "feed_forward.w2": "mlp.down_proj",
              "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
              "tok_embeddings": "embed_tokens"}  # fmt: skip
-    out: dict[str, torch.Tensor] = {}
+    out: dict[str, Any] = {}
     head = c.lm_width // c.lm_heads
     for name, tensor in tensors.items():
         if "wqkv" in name:
@@ -174,55 +514,42 @@ def unpacked_llama(tensors: dict[str, torch.Tensor], c: NanoConfig) -> dict[str,
     return out
 
 
-def test_the_export_gives_transformers_the_same_logits(tmp_path: Path) -> None:
+def test_the_export_gives_transformers_the_same_logits(drawn: Assets, tmp_path: Path) -> None:
+    from edgeprism.models.nano.export import export, model_to_llm
+    from edgeprism.models.nano.model import Nano, NanoConfig
+    from edgeprism.models.nano.tokenizer import prompt_to_ids
+
+    transformers = pytest.importorskip("transformers")
+    load_file = pytest.importorskip("safetensors.torch").load_file
     torch.manual_seed(0)
-    model = Nano(TINY).eval()
+    small = {"vision_width": 32, "vision_layers": 2, "vision_heads": 2, "vision_ffn": 64}
+    config = NanoConfig(**small, lm_width=64, lm_layers=2, lm_heads=4, lm_kv_heads=2, lm_ffn=96)
+    model = Nano(config).eval()
     with torch.no_grad():
         for p in model.parameters():  # away from initial zeros and ones
             p.add_(torch.randn_like(p) * 0.05)
     export(model, tmp_path / "export")
-    pixels = torch.from_numpy(scenes_to_batch(training_scenes(0, 0, 2)).pixels)
+    pixels = torch.from_numpy(scenes_to_batch(training_scenes(0, 0, 2, Sampling()), drawn).pixels)
     vision = transformers.SiglipVisionModel.from_pretrained(tmp_path / "export" / "vision")
     scaled = pixels.permute(0, 3, 1, 2).float() / 255
     features = vision((scaled - 0.5) / 0.5, output_hidden_states=True).hidden_states[-2]
-    with torch.no_grad():
-        assert torch.allclose(features, model.tower(pixels), atol=1e-4)
     weights = load_file(tmp_path / "export" / "captioner" / "projector" / "model.safetensors")
-    hidden = torch.nn.functional.gelu(
-        features @ weights["model.0.weight"].T + weights["model.0.bias"]
-    )
+    hidden = features @ weights["model.0.weight"].T + weights["model.0.bias"]
+    hidden = torch.nn.functional.gelu(hidden)
     visual = hidden @ weights["model.2.weight"].T + weights["model.2.bias"]
-    config, _ = model_to_llm(model)
-    llama = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            **{k: v for k, v in config.items() if k not in ("architectures", "model_type")}
-        )
-    )
+    told = {
+        k: v for k, v in model_to_llm(model)[0].items() if k not in ("architectures", "model_type")
+    }
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**told))
     tensors = load_file(tmp_path / "export" / "llm" / "model.safetensors")
-    llama.load_state_dict(unpacked_llama(tensors, TINY))
+    llama.load_state_dict(unpacked_llama(tensors, config))
+    before, after = (
+        model.embed(torch.tensor([ids])).expand(2, -1, -1)
+        for ids in prompt_to_ids("Describe the picture.")
+    )
     with torch.no_grad():
-        rows = rows_of_prompt(model, visual, "Describe the picture.")
-        ours, _ = model.decoder(
-            rows_of_prompt(model, model.projector(model.tower(pixels)), "Describe the picture.")
-        )
-        theirs = llama.eval()(inputs_embeds=rows).logits
+        seen = model.tower(pixels)
+        assert torch.allclose(features, seen, atol=1e-4)
+        ours, _ = model.decoder(torch.cat((before, model.projector(seen), after), 1))
+        theirs = llama.eval()(inputs_embeds=torch.cat((before, visual, after), 1)).logits
     assert torch.allclose(ours, theirs, atol=1e-4)
-
-
-def run_steps(folder: Path, stage: str, stops: tuple[int, ...]) -> Nano:
-    """Train tiny for the last of ``stops`` steps, in a new process's state after each stop."""
-    folder.mkdir()
-    for stop in stops:
-        torch.manual_seed(0)
-        model = Nano(TINY)
-        plan = train.Plan(stage, steps=stops[-1], batch=4, check_scenes=4)
-        train.train_stage(model, plan, folder, torch.device("cpu"), stop_at=stop)
-    return model
-
-
-@pytest.mark.parametrize("stage", ["tower", "caption"])
-def test_a_resumed_run_ends_at_the_same_weights(tmp_path: Path, stage: str) -> None:
-    whole = run_steps(tmp_path / "whole", stage, (4,))
-    halves = run_steps(tmp_path / "halves", stage, (2, 4))
-    for (name, a), b in zip(whole.named_parameters(), halves.parameters(), strict=True):
-        assert torch.equal(a, b), name

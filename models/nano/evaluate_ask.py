@@ -1,4 +1,4 @@
-"""What the second stage adds: ``python -m edgeprism.models.nano.wide.evaluate_ask ASSETS``.
+"""What the second stage adds: ``python -m edgeprism.models.nano.evaluate_ask ASSETS``.
 
 Questions of six kinds about held-out scenes go to a reasoner with four kinds of evidence: the
 generic caption, the caption with the question as focus, the true description of the scene (the

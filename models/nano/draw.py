@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
-from .. import scene as first
+from . import plain_scene
 from .scene import TOP_VALUE, Item, Scene
 from .things import THINGS
 
@@ -73,7 +73,7 @@ def _corners(shape: str) -> list[tuple[float, float]] | None:
         return [(math.cos(math.pi * i / 3), math.sin(math.pi * i / 3)) for i in range(6)]
     if shape == "arrow":
         return [(-1, -0.3), (0.1, -0.3), (0.1, -0.8), (1, 0), (0.1, 0.8), (0.1, 0.3), (-1, 0.3)]
-    return None if shape in ("circle", "ring", "crescent", "oval") else first._outline(shape)
+    return None if shape in ("circle", "ring", "crescent", "oval") else plain_scene._outline(shape)
 
 
 @cache
@@ -264,7 +264,7 @@ def _crop(photograph: Image.Image, size: tuple[int, int], rng: np.random.Generat
 
 def _background(scene: Scene, assets: Assets) -> Image.Image:
     size = (scene.width, scene.height)
-    if scene.background in first.BACKGROUNDS or scene.background == "blank":
+    if scene.background in plain_scene.BACKGROUNDS or scene.background == "blank":
         return Image.new("RGB", size, scene.paint[0])
     rng = np.random.default_rng(scene.seed)
     photograph = assets.photograph(scene.seed) if scene.background == "photograph" else None
@@ -311,7 +311,7 @@ def _blemish(image: Image.Image, seed: int) -> Image.Image:
 def scene_to_image(scene: Scene, assets: Assets) -> Image.Image:
     """The picture a user would hand in: RGB, ``scene.width`` x ``scene.height``."""
     if scene.plain is not None:
-        return first.scene_to_image(scene.plain)
+        return plain_scene.scene_to_image(scene.plain)
     image = _background(scene, assets)
     if scene.kind == "chart":
         _draw_chart(image, scene, assets)
@@ -327,7 +327,7 @@ def image_to_pixels(image: Image.Image) -> Pixels:
     """The published image policy: centred square filled with 127, bicubic; [FRAME, FRAME, 3]."""
     side = max(image.size)
     if image.size != (side, side):
-        square = Image.new("RGB", (side, side), first.PAD_FILL)
+        square = Image.new("RGB", (side, side), plain_scene.PAD_FILL)
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         image = square
     return np.asarray(image.resize((FRAME, FRAME), Image.Resampling.BICUBIC))

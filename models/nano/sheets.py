@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from .. import scene as first
+from . import plain_scene
 from .scene import (
     BACKGROUNDS,
     COLOURS,
@@ -29,7 +29,7 @@ def sample_scene(rng: random.Random, how: Sampling) -> Scene:
     if kind < how.mixed:
         return sample_mixed(rng, how)
     if kind < how.mixed + how.plain:
-        return plain_to_scene(first.sample_scene(rng, unseen=how.unseen), rng)
+        return plain_to_scene(plain_scene.sample_scene(rng, unseen=how.unseen), rng)
     if kind < how.mixed + how.plain + how.chart:
         return sample_chart(rng, how)
     if kind < how.mixed + how.plain + how.chart + how.table:

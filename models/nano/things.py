@@ -1,4 +1,4 @@
-"""The things the wide model can name, and the icon sets they are drawn from.
+"""The things nano can name, and the icon sets they are drawn from.
 
 ``THINGS`` maps a name to the icon id that every set of ``STYLES`` uses for it. Variants (skin
 tones, directions, faces beside full bodies) are folded: one icon a thing and style.

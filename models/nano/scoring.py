@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from ..grammar import cells_to_relation
 from .grammar import NUMBERS, Query, item_to_name, scene_to_groups
+from .plain_grammar import cells_to_relation
 from .scene import COLOURS, SHAPES, SIZES, Group, Item, Scene
 from .things import THINGS, to_plural
 

@@ -1,4 +1,4 @@
-"""The question set that ships: ``python -m edgeprism.models.nano.wide.questions ASSETS OUT.tsv``.
+"""The question set that ships: ``python -m edgeprism.models.nano.questions ASSETS OUT.tsv``.
 
 Questions of six kinds about held-out scenes, in the wording that training never uses, as a
 VLMEvalKit TSV: most with lettered options, the wrong ones taken from what the picture also shows
@@ -17,10 +17,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..grammar import cells_to_relation
 from .draw import Assets, scene_to_image
 from .evaluate_ask import KINDS, sample_questions
 from .grammar import NUMBERS, Query
+from .plain_grammar import cells_to_relation
 from .scene import CHARS, COLOURS, MOST_ITEMS, Scene
 
 COLUMNS = ("index", "image", "question", "A", "B", "C", "D", "answer", "answer_type", "category",

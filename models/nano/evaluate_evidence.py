@@ -1,4 +1,4 @@
-"""Do cited sentences carry the fact? ``python -m edgeprism.models.nano.wide.evaluate_evidence``.
+"""Do cited sentences carry the fact? ``python -m edgeprism.models.nano.evaluate_evidence``.
 
 Over the question set, asked as `edgeprism ask` and `edgeprism eval` ask by default (a focus drawn
 by the reasoner, no options shown): of right answers, how often a cited sentence carries the fact
@@ -24,7 +24,7 @@ from edgeprism.evidence import caption_to_sentences
 
 from .grammar import NUMBERS
 
-QUESTIONS = Path(__file__).parent.parent / "questions.tsv"
+QUESTIONS = Path(__file__).with_name("questions.tsv")
 _ASKED = {
     "and", "are", "does", "from", "have", "how", "in", "is", "many", "of", "picture",
     "printed", "seen", "stand", "the", "there", "value", "what", "where", "which",

@@ -1,4 +1,4 @@
-"""Fetch and rasterise the pictures: ``python -m edgeprism.models.nano.wide.assets FOLDER``.
+"""Fetch and rasterise the pictures: ``python -m edgeprism.models.nano.assets FOLDER``.
 
 Takes the pinned npm packages of ``things.STYLES`` and of ``FONTS`` with ``npm pack``, refuses one
 whose licence is another than the one noted here, draws every icon once (this needs ``resvg-py``)

@@ -1,1 +1,0 @@
-"""The wide world: named things, printed words, charts; a captioner that takes a focus."""
