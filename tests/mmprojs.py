@@ -17,7 +17,7 @@ import numpy as np
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 WIDTH, HEADS, LAYERS, FF, PATCH = 32, 2, 3, 48, 7
 MARKS = ("\n\n", "\n", "<fake_token_around_image>", "<global-img>", "<img>", "</img>",
-         "<|vision_start|>", "<|vision_end|>")  # fmt: skip
+         "<|vision_start|>", "<|vision_end|>", "<start_of_image>", "<end_of_image>")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ SIGLIP_MLP = Kind("mlp", layers_used=LAYERS - 1)
 INTERN = Kind("internvl", merge=2, has_class=True)
 IDEFICS = Kind("idefics3", merge=2)
 QWEN = Kind("qwen2vl_merger", size=56, merge=2)
+GEMMA = Kind("gemma3", size=56, merge=2)
+GELU_TANH = ("internvl", "idefics3", "gemma3")  # and a bias for patches; others: the quick one
 
 
 def mmproj_parts(kind: Kind, seed: int = 0, n_embd: int = bundles.N_EMBD) -> bundles.GgufParts:
@@ -54,7 +56,7 @@ def mmproj_parts(kind: Kind, seed: int = 0, n_embd: int = bundles.N_EMBD) -> bun
         feed_forward_length=FF, block_count=LAYERS, projection_dim=n_embd,
         attention__head_count=HEADS,
     )  # fmt: skip
-    parts.metadata["clip.use_gelu"] = ("bool", kind.projector in ("internvl", "idefics3"))
+    parts.metadata["clip.use_gelu"] = ("bool", kind.projector in GELU_TANH)
     if kind.merge > 1 and kind.projector != "qwen2vl_merger":
         parts.metadata["clip.vision.projector.scale_factor"] = ("uint32", kind.merge)
     if kind.projector == "idefics3":
@@ -66,11 +68,11 @@ def mmproj_parts(kind: Kind, seed: int = 0, n_embd: int = bundles.N_EMBD) -> bun
         t["v.patch_embd.weight.1"] = weight(WIDTH, 3, PATCH, PATCH)
     else:
         t["v.position_embd.weight"] = weight(grid + kind.has_class, WIDTH) * 3
-    if kind.projector in ("internvl", "idefics3"):
+    if kind.projector in GELU_TANH:
         t["v.patch_embd.bias"] = vector(WIDTH)
     if kind.has_class:
         t["v.class_embd"] = vector(WIDTH)
-    norms = ["v.post_ln"] if kind.projector in ("idefics3", "qwen2vl_merger") else []
+    norms = ["v.post_ln"] if kind.projector in ("idefics3", "qwen2vl_merger", "gemma3") else []
     norms += ["v.pre_ln"] if kind == CLIP_MLP else []
     for i in range(LAYERS):
         norms += [f"v.blk.{i}.ln1", f"v.blk.{i}.ln2"]
@@ -90,11 +92,14 @@ def mmproj_parts(kind: Kind, seed: int = 0, n_embd: int = bundles.N_EMBD) -> bun
         "internvl": [("mm.model.mlp.1", n_embd, merged), ("mm.model.mlp.3", n_embd, n_embd)],
         "idefics3": [("mm.model.fc", n_embd, merged)],
         "qwen2vl_merger": [("mm.0", merged, merged), ("mm.2", n_embd, merged)],
+        "gemma3": [("mm.input_projection", WIDTH, n_embd)],  # a matrix from the left
     }[kind.projector]
     for name, rows, columns in linear:
         t[f"{name}.weight"] = weight(rows, columns)
-        if kind.projector != "idefics3":
+        if kind.projector not in ("idefics3", "gemma3"):
             t[f"{name}.bias"] = vector(rows)
+    if kind.projector == "gemma3":
+        t["mm.soft_emb_norm.weight"] = vector(WIDTH, 1.0)
     if kind.projector == "internvl":
         norms.append("mm.model.mlp.0")
     for name in norms:
@@ -192,6 +197,10 @@ def _projected(
     if kind.projector == "qwen2vl_merger":
         return _linear(gelu_tanh(_linear(x.reshape(-1, m * m * WIDTH), t, "mm.0")), t, "mm.2")
     x = x.reshape(down // m, m, across // m, m, WIDTH).transpose(0, 2, 1, 3, 4)
+    if kind.projector == "gemma3":
+        x = x.mean((2, 3)).reshape(-1, WIDTH)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * t["mm.soft_emb_norm.weight"]
+        return x @ t["mm.input_projection.weight"]
     x = x.reshape(-1, m * m * WIDTH)
     if kind.projector == "idefics3":
         return _linear(x, t, "mm.model.fc")
