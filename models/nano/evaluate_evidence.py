@@ -23,35 +23,62 @@ from edgeprism.evaluation.scoring import score
 from edgeprism.evidence import caption_to_sentences
 
 from .grammar import NUMBERS
+from .scene import SIZES
 
 QUESTIONS = Path(__file__).with_name("questions.tsv")
-_ASKED = {
-    "and", "are", "does", "from", "have", "how", "in", "is", "many", "of", "picture",
-    "printed", "seen", "stand", "the", "there", "value", "what", "where", "which",
-}  # fmt: skip
 _TOKENS = 48
-_ARTICLE = re.compile(r"\ban?\b|(?:^|(?<=[.!?] ))An?\b(?! is\b)")  # not the "A" of "A is 4."
+_DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)} | {"a": "1", "an": "1"}
+_ENDINGS = (
+    ("ies", "y"),
+    ("sses", "ss"),
+    ("shes", "sh"),
+    ("ches", "ch"),
+    ("xes", "x"),
+    ("ss", "ss"),
+    ("s", ""),
+)
 
 
-def _words(text: str) -> set[str]:
-    words = re.findall(r"[a-z0-9]+", text.lower())
-    numbers = {word: str(number) for number, word in enumerate(NUMBERS)}
-    return {numbers.get(word, word) for word in words}
+def _plain(text: str) -> list[str]:
+    """Words in order: singular, numbers and articles as digits, sizes left out."""
+    words = []
+    for word in re.findall(r"[a-z0-9]+", text.lower()):
+        ending = next((e for e in _ENDINGS if word.endswith(e[0])), ("", ""))
+        one = word.removesuffix(ending[0]) + ending[1] if len(word) > 3 else word
+        words += [] if word in SIZES else [_DIGITS.get(word, one)]
+    return words
+
+
+_ASKED = {
+    *_plain("and are bar colour does from have how in is many no picture printed row seen"),
+    *_plain("stand the there value what where which"),
+}
 
 
 def carries(sentence: str, question: Question) -> bool:
-    """Whether a sentence holds the right answer's words and one of what the question is about.
+    """Whether a sentence says the right answer of what the question is about.
 
-    Yes and no are not said in captions: there the question's own words have to be. "A book" says
-    that there is one.
+    In the words of `grammar`, whose captions these are: "two red stars", "the star is red", "is
+    below the ring", "there is no star", "reads "STOP"", "B is 7".
     """
-    said = _words(_ARTICLE.sub("one", sentence))
     answer = dict(question.options).get(question.answer, question.answer)
-    about = {word.removesuffix("s") for word in _words(_ARTICLE.sub("", question.text)) - _ASKED}
-    named = about & {word.removesuffix("s") for word in said}
-    if answer in ("yes", "no"):
-        return bool(about) and named == about
-    return _words(answer) <= said and (bool(named) or question.category == "text")
+    said, about = f" {' '.join(_plain(sentence))} ", _plain(question.text)
+    named = [w for i, w in enumerate(about) if w not in _ASKED and not (w == "1" and i < 3)]
+    name = " ".join(named)
+    if question.category == "text":
+        return f'"{answer}"' in sentence or (answer == "no text" and " 0 text " in said)
+    if question.category == "chart":
+        letter = re.search(r"\b([A-Z])\b(?! is)", question.text[1:])
+        start = letter[1] if letter else ""
+        return re.search(rf"\b{start} ?(?:is|with) {answer}\b", sentence) is not None
+    if question.category == "relation":
+        return f" is {answer} the " in sentence and set(named) <= set(said.split())
+    if question.category == "presence":
+        shown = rf" (?:the|[1-9]) {name} "
+        return re.search(rf" 0 {name} " if answer == "no" else shown, said) is not None
+    if question.category == "count":
+        return f" {answer} {name} " in said
+    return f" {answer} {name} " in said or f" {name} is {answer} " in said
 
 
 def measure(
