@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -447,6 +448,30 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
             train.train_stage(model, plan_now, folder, out, torch.device("cpu"), float("inf"))
         ends.append(model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(ends[0].values(), ends[1].values(), strict=True))
+
+
+def test_what_the_tower_tells_is_counted_by_vote(drawn: Assets) -> None:
+    from edgeprism.models.nano.evaluate_tower import score_tower
+
+    scenes = heldout_scenes(4, 12, Sampling(unseen=True, mixed=1.0, texts=1.0))
+    labels = torch.from_numpy(scenes_to_batch(scenes, drawn).patch_labels).long()
+
+    def told(wrong: str) -> dict[str, tuple[int, int]]:
+        """By heads that are right about everything but the label `wrong`."""
+        heads = []
+        for i, (name, classes) in enumerate(PATCH_LABELS.items()):
+            said = labels[..., i].clamp(min=0)
+            shifted = (said + 1) % classes if name == wrong else said
+            heads.append(5.0 * torch.nn.functional.one_hot(shifted, classes))
+        model = SimpleNamespace(tower=lambda pixels: pixels, heads=lambda _: heads)
+        return score_tower(model, scenes, scenes, drawn)  # type: ignore[arg-type]
+
+    all_right = told("")
+    assert all(right == among > 0 for right, among in all_right.values())
+    assert {"things named rightly", "numbers: all signs", "count of several"} <= set(all_right)
+    assert told("identity")["things named rightly"][0] == 0
+    assert told("char")["numbers: all signs"][0] == told("char")["numbers: each sign"][0] == 0
+    assert told("count")["count of several"][0] == 0
 
 
 def test_captions_are_written_and_scored(tiny: object, drawn: Assets) -> None:

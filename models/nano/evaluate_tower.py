@@ -1,0 +1,98 @@
+"""What the tower alone tells: ``python -m edgeprism.models.nano.evaluate_tower ASSETS CHECKPOINT``.
+
+On held-out scenes, by the heads that only training uses: the patches of an item vote on what it is
+and how many there are of it, the patches of a letter on which it is. No caption can be right about
+more than this, so it says which stage to train on when a row of ``evaluate`` falls short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .data import heldout_scenes, scenes_to_batch
+from .draw import Assets
+from .evaluate import heldout_words
+from .export import checkpoint_to_model
+from .labels import IDENTITIES, PATCH_LABELS
+from .model import Nano
+from .scene import CHARS, NAMES, SHAPES, Sampling, Scene
+
+BATCH = 20  # pictures at once
+_COLUMN = {name: i for i, name in enumerate(PATCH_LABELS)}
+_KINDS = {**dict.fromkeys(NAMES, "things"), **dict.fromkeys(SHAPES, "shapes"), "text": "print"}
+
+
+def read_items(
+    model: Nano, scenes: list[Scene], assets: Assets
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Of each group of equal items: labels of its patches [n, labels], each head's log
+    probabilities for these patches, [n, classes] each."""
+    for start in range(0, len(scenes), BATCH):
+        batch = scenes_to_batch(scenes[start : start + BATCH], assets)
+        with torch.no_grad():
+            told = [
+                t.log_softmax(-1) for t in model.heads(model.tower(torch.from_numpy(batch.pixels)))
+            ]
+        for b, labels in enumerate(torch.from_numpy(batch.patch_labels).long()):
+            for rank in range(1, int(labels[:, _COLUMN["rank"]].max()) + 1):
+                mine = labels[:, _COLUMN["rank"]] == rank
+                yield labels[mine], [t[b, mine] for t in told]
+
+
+def _vote(told: list[Tensor], labels: Tensor, name: str, value: int | None = None) -> bool:
+    """Whether the patches agree on the label ``name``; with ``value`` only those that have it."""
+    column = _COLUMN[name]
+    wanted = int(labels[0, column]) if value is None else value
+    here = labels[:, column] == wanted
+    return int(told[column][here].sum(0).argmax()) == wanted
+
+
+def score_tower(
+    model: Nano, scenes: list[Scene], words: list[Scene], assets: Assets
+) -> dict[str, tuple[int, int]]:
+    """Row → (right, of how many)."""
+    hits: dict[str, list[bool]] = {}
+    for labels, told in read_items(model, scenes, assets):
+        kind = _KINDS.get(IDENTITIES[int(labels[0, 0])])
+        if kind is not None:
+            hits.setdefault(f"{kind} named rightly", []).append(_vote(told, labels, "identity"))
+        if int(labels[0, _COLUMN["count"]]) > 0:
+            hits.setdefault("count of several", []).append(_vote(told, labels, "count"))
+    for labels, told in read_items(model, words, assets):
+        if IDENTITIES[int(labels[0, 0])] != "text":
+            continue
+        shown = sorted(set(labels[:, _COLUMN["char"]].tolist()) - {-1})
+        letters = [_vote(told, labels, "char", char) for char in shown]
+        what = "numbers" if CHARS[shown[0]].isdigit() else "words"
+        hits.setdefault(f"{what}: each sign", []).extend(letters)
+        hits.setdefault(f"{what}: all signs", []).append(all(letters))
+    return {row: (sum(h), len(h)) for row, h in sorted(hits.items())}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("assets", type=Path, help="folder that the assets command has filled")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint of training, of any stage")
+    parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0, help="of the held-out scenes")
+    options = parser.parse_args(arguments)
+    if options.scenes < 2:
+        parser.error("--scenes: at least 2")
+    scenes = heldout_scenes(options.seed, options.scenes, Sampling(unseen=True))
+    words = heldout_words(options.seed, options.scenes // 2)
+    model = checkpoint_to_model(options.checkpoint)
+    table = score_tower(model, scenes, words, Assets(options.assets))
+    print(f"{options.checkpoint}: {options.scenes} held-out scenes, seed {options.seed}")
+    for row, (right, among) in table.items():
+        print(f"{row:<24}{right:>6} of {among:<6}{right / among:7.1%}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
