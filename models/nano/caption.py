@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 IGNORE = -100
 SWAP_SHARE = 0.03
 ALIGNED = 0.3  # weight of the projected tokens' own loss
-LABELLED = 0.3  # weight of the patches' labels, where the tower is trained too
 CAPTIONS = 4  # of each training picture: a long one, the others short or with a focus
 # Kinds of focus by how often they are taught: what is hardest to read off a picture more often.
 FOCUS_KINDS = (*ASK, "relation", "relation", "relation", "text", "count", "count", "chart", "place")
@@ -220,13 +219,12 @@ def see(model: Nano, visual: Tensor) -> Cache:
 def caption_loss(model: Nano, batch: Batch, plan: Plan, step: int, device: torch.device) -> Tensor:
     """Cross-entropy of several true captions of each picture; the picture is read once.
 
-    In stage ``caption`` the tower stays as its own stage left it: a step then costs much less.
+    The tower stays as its own stage left it, and without its backward pass a step costs much less.
     """
     rng = random.Random(f"nano-wide/caption/{plan.seed}/{step}")
     lessons = [lesson for scene in batch.scenes for lesson in scene_to_lessons(scene, rng)]
     inputs, targets, after = (t.to(device) for t in lessons_to_ids(lessons, rng))
-    whole = plan.stage == "both"
-    with torch.set_grad_enabled(whole):
+    with torch.no_grad():
         features = model.tower(torch.from_numpy(batch.pixels).to(device))
     visual = model.projector(features)
     seen = see(model, visual)
@@ -242,11 +240,7 @@ def caption_loss(model: Nano, batch: Batch, plan: Plan, step: int, device: torch
         logits = model.decoder.output(model.decoder.norm(out[here]))
         loss, heavy = token_loss(logits, wanted[here], after[rows, :n][here])
         total, weight = total + loss, weight + heavy
-    loss = total / weight + ALIGNED * align_loss(model, visual, batch)
-    if whole:
-        labels = (torch.from_numpy(a).to(device) for a in (batch.patch_labels, batch.scene_labels))
-        loss = loss + LABELLED * model.heads.loss(features, *labels)
-    return loss
+    return total / weight + ALIGNED * align_loss(model, visual, batch)
 
 
 @torch.no_grad()

@@ -1,8 +1,7 @@
 """Train nano: ``python -m edgeprism.models.nano.train ASSETS --out DIR``.
 
 Stage ``tower`` teaches the vision tower what lies under each patch (the renderer knows); stage
-``caption`` then trains projector and decoder to write captions; stage ``both`` goes on with all of
-it at once. A run stopped anywhere goes on
+``caption`` then trains projector and decoder to write captions. A run stopped anywhere goes on
 from its last checkpoint; with more steps than before it is extended. CPU and CUDA run the same.
 """
 
@@ -32,7 +31,6 @@ DECAY_SHARE = 0.3  # of the steps, at the end; before it the rate is flat, so ru
 FINAL_RATE = 0.02  # of the full rate
 AVERAGED = 0.99  # share of the running average of the weights that a step keeps
 CHECK_SEED = 1  # of the held-out scenes watched during training; evaluate uses another
-TOWER_RATE = 0.3  # of the decoder's rate, where both are trained
 TOWER_SCENES = Sampling(crowded=0.6, texts=0.8, prints=6, listed=0.1, tinted=0.3)
 CAPTION_SCENES = Sampling(mixed=0.7, plain=0.08, texts=0.75, prints=3)
 
@@ -104,37 +102,19 @@ def tower_score(model: Nano, device: torch.device, scenes: int, assets: Assets) 
     return score
 
 
-Groups = list[dict[str, Any]]
-
-
-def plan_to_groups(model: Nano, plan: Plan) -> tuple[Groups, Groups]:
-    """What a stage trains: the matrices inside the layers, and all else; ``share`` of the rate."""
-    both = plan.stage == "both"
-    tower, decoder = list(model.tower.parameters()), list(model.decoder.parameters())
-    parts = [] if plan.stage == "caption" else [(tower, TOWER_RATE if both else 1.0)]
-    parts += [] if plan.stage == "tower" else [(decoder, 1.0)]
-    kept = {id(p) for p in (*tower, *decoder)}
-    parts.append(([p for p in model.parameters() if id(p) not in kept], 1.0))
-    layers = (*model.tower.layers.parameters(), *model.decoder.layers.parameters())
-    inside = {id(p) for p in layers if p.ndim == 2}
-    matrices: Groups = []
-    rest: Groups = []
-    for parameters, share in parts:
-        for groups, within in ((matrices, True), (rest, False)):
-            mine = [p for p in parameters if (id(p) in inside) == within]
-            if mine:
-                groups.append({"params": mine, "share": share})
-    return matrices, rest
-
-
 class Run:
     """A stage in progress: model, its average, optimizers, next step; kept in one file."""
 
     def __init__(self, model: Nano, plan: Plan, folder: Path, device: torch.device) -> None:
         self.model, self.plan, self.device = model, plan, device
         self.path, self.step = folder / f"{plan.stage}.pt", 0
+        trained = model.tower.layers if plan.stage == "tower" else model.decoder.layers
+        matrices = [p for p in trained.parameters() if p.ndim == 2]
+        known = {id(p) for p in matrices}
+        unused = model.decoder if plan.stage == "tower" else model.tower
+        frozen = {id(p) for p in unused.parameters()}
+        rest = [p for p in model.parameters() if id(p) not in known | frozen]
         # Muon for the matrices inside the layers: a third of AdamW's steps to the same loss.
-        matrices, rest = plan_to_groups(model, plan)
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(matrices, lr=0.0, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(rest, lr=0.0, weight_decay=0.01, betas=(0.9, 0.98)),
@@ -165,7 +145,7 @@ class Run:
         """One step on one batch; its loss."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["share"] * step_to_rate(self.step, self.plan)
+                group["lr"] = step_to_rate(self.step, self.plan)
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = loss_of(self.model, batch, self.plan, self.step, self.device)
         loss.backward()
@@ -246,7 +226,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="stop after this long; run again to go on")
     parser.add_argument("--tower-steps", type=int, default=6000)
     parser.add_argument("--caption-steps", type=int, default=6000)
-    parser.add_argument("--both-steps", type=int, default=0)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--workers", type=int, default=1, help="rendering processes")
     options = parser.parse_args(arguments)
@@ -258,7 +237,6 @@ def main(arguments: list[str] | None = None) -> int:
     stages = (
         ("tower", options.tower_steps, TOWER_SCENES),
         ("caption", options.caption_steps, CAPTION_SCENES),
-        ("both", options.both_steps, CAPTION_SCENES),
     )
     for stage, steps, how in stages:
         plan = Plan(
