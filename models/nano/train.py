@@ -2,7 +2,8 @@
 
 Stage ``tower`` teaches the vision tower what lies under each patch (the renderer knows); stage
 ``caption`` then trains projector and decoder to write captions. A run stopped anywhere goes on
-from its last checkpoint; with more steps than before it is extended. CPU and CUDA run the same.
+from its last checkpoint; with more steps than before it is extended, and when the tower has been,
+the decoder goes on with the new one. CPU and CUDA run the same.
 """
 
 from __future__ import annotations
@@ -122,8 +123,14 @@ class Run:
         self.average = {n: t.detach().clone() for n, t in model.state_dict().items()}
         if self.path.exists():
             kept = torch.load(self.path, map_location=device, weights_only=True)
-            model.load_state_dict(kept["raw"])
-            self.average = kept["model"]
+            fixed = "tower.", "heads."  # in stage caption the tower stage's, whatever is kept
+            given = {
+                name: tensor
+                for name, tensor in self.average.items()
+                if plan.stage == "caption" and name.startswith(fixed)
+            }
+            model.load_state_dict(kept["raw"] | given)
+            self.average = kept["model"] | given
             for optimizer, state in zip(self.optimizers, kept["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
             self.step = kept["step"]

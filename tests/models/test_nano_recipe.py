@@ -450,6 +450,26 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
     assert all(torch.equal(a, b) for a, b in zip(ends[0].values(), ends[1].values(), strict=True))
 
 
+def test_the_decoder_goes_on_with_a_tower_that_was_trained_further(tmp_path: Path) -> None:
+    from edgeprism.models.nano import train
+    from edgeprism.models.nano.model import Nano, NanoConfig
+
+    torch.manual_seed(0)
+    config = NanoConfig(vision_width=32, vision_layers=1, vision_heads=2, vision_ffn=32,
+                        lm_width=32, lm_layers=1, lm_heads=2, lm_kv_heads=2, lm_ffn=32)  # fmt: skip
+    before, after = Nano(config), Nano(config)
+    plan, cpu = train.Plan("caption", 3), torch.device("cpu")
+    train.Run(before, plan, tmp_path, cpu).save()
+    expected = before.state_dict() | {
+        name: tensor.clone()
+        for name, tensor in after.state_dict().items()
+        if name.startswith(("tower.", "heads."))
+    }
+    run = train.Run(after, plan, tmp_path, cpu)
+    for held in (after.state_dict(), run.averaged().state_dict()):
+        assert all(torch.equal(held[name], tensor) for name, tensor in expected.items())
+
+
 def test_what_the_tower_tells_is_counted_by_vote(drawn: Assets) -> None:
     from edgeprism.models.nano.evaluate_tower import score_tower
 
