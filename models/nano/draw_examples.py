@@ -21,8 +21,8 @@ from .scene import Sampling
 from .sheets import sample_scene
 
 KINDS = {  # the number of the scene, and what kind
-    "noto": (14, Sampling(True, ("noto",), mixed=1.0, texts=1.0)),
-    "fluent": (5, Sampling(True, ("fluent",), mixed=1.0, texts=0.0)),
+    "noto": (7, Sampling(True, ("noto",), mixed=1.0, texts=1.0)),
+    "fluent": (1, Sampling(True, ("fluent",), mixed=1.0, texts=0.0)),
     "shapes": (7, Sampling(True, mixed=0.0, plain=1.0)),
     "chart": (1, Sampling(True, mixed=0.0, plain=0.0, chart=1.0)),
     "table": (3, Sampling(True, mixed=0.0, plain=0.0, chart=0.0, table=1.0)),
