@@ -64,11 +64,6 @@ def captioner_parts(
     markers: Markers | None = None,
 ) -> FamilyParts:
     """Everything in its place; what the pipeline finds out is left empty."""
-    side = vision.projector.side(vision.towers[0].grid)
-    drop = vision.drop_first_patch
-    begin, end = conversation.picture_begin, conversation.picture_end
-    if markers is None and (begin or end):
-        markers = Markers(begin, "", "", "", "", end)
     licenses = list(dict.fromkeys(source.license for source in sources))
     manifest = Manifest(
         schema=SCHEMA,
@@ -77,16 +72,7 @@ def captioner_parts(
         license=card.license or " and ".join(licenses),
         sources=sources,
         image=image,
-        vision=Vision(
-            variants=[],
-            input=INPUT,
-            output=OUTPUT,
-            grid=[side, side],
-            drop_first_patch=drop,
-            tokens_per_tile=side**2 - int(drop),
-            n_embd=lm.config.n_embd,
-            newline=NEWLINE if vision.newline else "",
-        ),
+        vision=_vision(vision, lm.config.n_embd),
         lm=LanguageModel(
             file="",
             quant="",
@@ -96,25 +82,14 @@ def captioner_parts(
             context_length=lm.config.context_length,
             image_attention="causal",
         ),
-        prompts=Prompts(
-            add_bos=lm.vocabulary.add_bos,
-            before_image=conversation.before_image,
-            after_image=conversation.after_image,
-            before_caption=conversation.before_caption,
-            default_instruction=card.default_instruction,
-            focus_instruction=card.focus_instruction,
-            stop=list(conversation.stop),
-            max_tokens=card.max_tokens,
-            after_instruction=conversation.after_instruction,
-            markers=markers,
-        ),
+        prompts=_prompts(conversation, card, markers, lm.vocabulary.add_bos),
         files={},
         parity=Parity(passed=False, forced=False, figures={}, failures=[]),
         notice=card.notice,
     )
     return FamilyParts(
         vision=lambda dtype: VisionGraph(
-            vision.towers, vision.projector, drop, dtype, vision.newline
+            vision.towers, vision.projector, vision.drop_first_patch, dtype, vision.newline
         ),
         vision_weights=vision.weights,
         n_vision_layers=sum(tower.n_layers for tower in vision.towers),
@@ -122,6 +97,40 @@ def captioner_parts(
         lm=lm,
         gate_texts=card.parity_texts or parity_data.TEXTS,
         manifest=manifest,
+    )
+
+
+def _vision(vision: VisionSide, n_embd: int) -> Vision:
+    side = vision.projector.side(vision.towers[0].grid)
+    return Vision(
+        variants=[],
+        input=INPUT,
+        output=OUTPUT,
+        grid=[side, side],
+        drop_first_patch=vision.drop_first_patch,
+        tokens_per_tile=side**2 - int(vision.drop_first_patch),
+        n_embd=n_embd,
+        newline=NEWLINE if vision.newline else "",
+    )
+
+
+def _prompts(
+    conversation: Conversation, card: CaptionerCard, markers: Markers | None, add_bos: bool
+) -> Prompts:
+    begin, end = conversation.picture_begin, conversation.picture_end
+    if markers is None and (begin or end):
+        markers = Markers(begin, "", "", "", "", end)
+    return Prompts(
+        add_bos=add_bos,
+        before_image=conversation.before_image,
+        after_image=conversation.after_image,
+        before_caption=conversation.before_caption,
+        default_instruction=card.default_instruction,
+        focus_instruction=card.focus_instruction,
+        stop=list(conversation.stop),
+        max_tokens=card.max_tokens,
+        after_instruction=conversation.after_instruction,
+        markers=markers,
     )
 
 
