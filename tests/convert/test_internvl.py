@@ -9,12 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tiled
 from tiny_internvl import SPECS, Made, Spec, write
 
-from edgeprism import captioner, image, tiles
 from edgeprism.convert import intern_vit, vision_graph
 from edgeprism.convert.families import internvl
 from edgeprism.convert.options import ConvertOptions
@@ -76,27 +74,12 @@ def _layer_scales_changed_over(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(internvl, "intern_vit_weights", wrong)
 
 
-def _tiles_down_first(patch: pytest.MonkeyPatch) -> None:
-    def wrong(picture: Any, policy: Any) -> np.ndarray:
-        made = image.picture_to_tiles(picture, policy)
-        down, across = tiles.choose_grid(picture.size, policy) or (1, 1)
-        order = np.arange(down * across).reshape(down, across).T.ravel()
-        return np.concatenate([made[:-1][order], made[-1:]])
-
-    patch.setattr(captioner, "picture_to_tiles", wrong)
-
-
-def _thumbnail_first(patch: pytest.MonkeyPatch) -> None:
-    right = image.picture_to_tiles
-    patch.setattr(captioner, "picture_to_tiles", lambda *a: np.roll(right(*a), 1, axis=0))
-
-
 def _no_markers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(internvl, "MARKERS", dataclasses.replace(internvl.MARKERS, end=""))
 
 
 MISTAKES = [_cells_down_first, _other_gelu, _keys_before_queries, _layer_scales_changed_over,
-            _tiles_down_first, _thumbnail_first, _no_markers]  # fmt: skip
+            tiled.tiles_down_first, tiled.overview_first, _no_markers]  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__.strip("_"))

@@ -24,7 +24,7 @@ from transformers import (
     LlavaNextImageProcessor,
 )
 
-from edgeprism import captioner, image, tiles, vision_engine
+from edgeprism import tiles, vision_engine
 from edgeprism.captioner import Captioner
 from edgeprism.convert import stock_vision, vision_graph
 from edgeprism.convert.families import llava, llava_next
@@ -165,14 +165,7 @@ def write_original(made: Made, text: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], Made]:
-    kept: dict[Spec, Made] = {}
-
-    def get(spec: Spec) -> Made:
-        if spec not in kept:
-            kept[spec] = write(tmp_path_factory.mktemp("llava-next"), spec)
-        return kept[spec]
-
-    return get
+    return tiled.made_once(write, tmp_path_factory, "llava-next")
 
 
 def converted(made: Made, out: Path) -> Path:
@@ -242,16 +235,6 @@ def _padding_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tiles, "_unpadded", lambda rows, _: rows)
 
 
-def _tiles_down_first(patch: pytest.MonkeyPatch) -> None:
-    def wrong(picture: Any, policy: Any) -> np.ndarray:
-        made = image.picture_to_tiles(picture, policy)
-        down, across = tiles.choose_grid(picture.size, policy) or (1, 1)
-        order = np.arange(down * across).reshape(down, across).T.ravel()
-        return np.concatenate([made[:1], made[1:][order]])
-
-    patch.setattr(captioner, "picture_to_tiles", wrong)
-
-
 def _last_layer(patch: pytest.MonkeyPatch) -> None:
     right = stock_vision.n_used_layers
     patch.setattr(stock_vision, "n_used_layers", lambda config, _, where: right(config, -1, where))
@@ -265,7 +248,7 @@ def _other_gelu(patch: pytest.MonkeyPatch) -> None:
 MISTAKES = {
     "newline_first": _newline_first, "overview_last": _overview_last,
     "newline_is_a_patch": _newline_is_a_patch, "pinpoints_turned": _pinpoints_turned,
-    "padding_kept": _padding_kept, "tiles_down_first": _tiles_down_first,
+    "padding_kept": _padding_kept, "tiles_down_first": tiled.tiles_down_first,
     "last_layer": _last_layer, "other_gelu": _other_gelu,
 }  # fmt: skip
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tiled
 import torch
@@ -19,7 +18,6 @@ from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefi
 from transformers.models.idefics3 import modeling_idefics3
 from transformers.models.idefics3.processing_idefics3 import get_image_prompt_string
 
-from edgeprism import captioner, image, tiles
 from edgeprism.convert import vision_graph
 from edgeprism.convert.families import smolvlm
 from edgeprism.convert.options import ConvertOptions
@@ -180,21 +178,6 @@ def _last_norm_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(vision_graph.Tower, "forward", lambda s, x: s.norm_last(right(s, x)))
 
 
-def _tiles_down_first(patch: pytest.MonkeyPatch) -> None:
-    def wrong(picture: Any, policy: Any) -> np.ndarray:
-        made = image.picture_to_tiles(picture, policy)
-        down, across = tiles.choose_grid(picture.size, policy) or (1, 1)
-        order = np.arange(down * across).reshape(down, across).T.ravel()
-        return np.concatenate([made[:-1][order], made[-1:]])
-
-    patch.setattr(captioner, "picture_to_tiles", wrong)
-
-
-def _overview_first(patch: pytest.MonkeyPatch) -> None:
-    right = image.picture_to_tiles
-    patch.setattr(captioner, "picture_to_tiles", lambda *a: np.roll(right(*a), 1, axis=0))
-
-
 def _places_turned(patch: pytest.MonkeyPatch) -> None:
     wrong = dataclasses.replace(smolvlm.MARKERS, before_tile=f"{FAKE}<row_{{column}}_col_{{row}}>")
     patch.setattr(smolvlm, "MARKERS", wrong)
@@ -204,8 +187,8 @@ def _one_line_feed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(smolvlm, "MARKERS", dataclasses.replace(smolvlm.MARKERS, between=""))
 
 
-MISTAKES = [_cells_turned, _cells_down_first, _other_gelu, _last_norm_twice, _tiles_down_first,
-            _overview_first, _places_turned, _one_line_feed]  # fmt: skip
+MISTAKES = [_cells_turned, _cells_down_first, _other_gelu, _last_norm_twice, tiled.tiles_down_first,
+            tiled.overview_first, _places_turned, _one_line_feed]  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__.strip("_"))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from edgeprism import captioner, image, tiles
 from edgeprism.captioner import Captioner
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.progress import Progress
@@ -130,4 +131,23 @@ def fill(model: torch.nn.Module, seed: int, tied: bool = False) -> None:
                 parameter.copy_(noise * (1.6 / parameter[0].numel() ** 0.5))
 
 
-Mistake = Callable[[Any], None]
+# ---- mistakes of every tiled model
+
+Mistake = Callable[[pytest.MonkeyPatch], None]
+
+
+def tiles_down_first(patch: pytest.MonkeyPatch) -> None:
+    def wrong(picture: Any, policy: Any) -> np.ndarray:
+        made = image.picture_to_tiles(picture, policy)
+        down, across = tiles.choose_grid(picture.size, policy) or (1, 1)
+        order = np.arange(down * across).reshape(down, across).T.ravel()
+        if policy.tiling.overview == "first":
+            return np.concatenate([made[:1], made[1:][order]])
+        return np.concatenate([made[:-1][order], made[-1:]])
+
+    patch.setattr(captioner, "picture_to_tiles", wrong)
+
+
+def overview_first(patch: pytest.MonkeyPatch) -> None:
+    right = image.picture_to_tiles
+    patch.setattr(captioner, "picture_to_tiles", lambda *a: np.roll(right(*a), 1, axis=0))
