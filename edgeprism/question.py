@@ -101,7 +101,7 @@ def focus_phrases(question: Question) -> list[str]:
     for at, word in enumerate(question.stem.split()):
         bare = word.strip("?!.,;:\"'()[]")
         lettered = at > 0 and len(bare) == 1 and bare.isupper()  # "row A": no article
-        if bare and (lettered or not set(words(bare)) <= _COMMON):
+        if bare.isprintable() and (lettered or not set(words(bare)) <= _COMMON):
             runs[-1].append(bare)
             if word.endswith(bare):
                 continue

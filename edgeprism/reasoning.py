@@ -109,10 +109,11 @@ class BaseReasoner(ABC):
     ) -> tuple[str, str]:
         """`focus_for`, and why there is none."""
         asked = to_question(question, options)
-        if not topics(asked):
+        phrases = focus_phrases(asked)
+        if not topics(asked) or not phrases:
             return "", "the question names nothing to look for"
         shape = phrases_to_shape(
-            focus_phrases(asked), openings=FOCUS_OPENINGS, links=FOCUS_LINKS, most=FOCUS_PHRASES
+            phrases, openings=FOCUS_OPENINGS, links=FOCUS_LINKS, most=FOCUS_PHRASES
         )
         said = self.complete(focus_messages(asked), max_tokens=FOCUS_TOKENS, shape=shape)
         return checked_focus(said.text, asked)

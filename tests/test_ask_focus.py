@@ -158,6 +158,14 @@ def test_a_noun_is_not_parted_from_the_adjective_before_it() -> None:
     assert not {"red", "boat", "A", "red boat"} & phrases
 
 
+def test_a_question_without_a_word_that_can_be_written_has_no_focus() -> None:
+    """A word with a zero-width space in it: the reasoner would be left with function words."""
+    reasoner = Told("the position of the")
+    focus, why = reasoner.draw_focus("Where is the c\u200bat?")
+    assert (focus, reasoner.asked) == ("", [])
+    assert "names nothing" in why
+
+
 def test_a_grammar_keeps_a_focus_to_the_question(random_bundle: Path) -> None:
     """A model of random weights would say anything."""
     reasoner = Reasoner.load(random_bundle / "lm.gguf", threads=1)
