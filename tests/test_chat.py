@@ -98,9 +98,9 @@ def test_a_question_that_fails_changes_nothing() -> None:
         Conversation(Counting(most=0)).ask("What?")
 
 
-def test_only_what_is_new_is_prefilled(
-    random_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def prefilled_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each prefill of text has read, as they come."""
     counts: list[int] = []
     original = Context.prefill_tokens
 
@@ -109,6 +109,10 @@ def test_only_what_is_new_is_prefilled(
         original(self, seq, tokens, start, **options)
 
     monkeypatch.setattr(Context, "prefill_tokens", prefill)
+    return counts
+
+
+def test_only_what_is_new_is_prefilled(random_bundle: Path, prefilled_tokens: list[int]) -> None:
     warm = Reasoner.load(random_bundle / "lm.gguf", threads=1, warm=True)
     cold = Reasoner.load(random_bundle / "lm.gguf", threads=1)
     prefilled: dict[bool, list[int]] = {}
@@ -117,9 +121,9 @@ def test_only_what_is_new_is_prefilled(
         talk.tell([caption("a red boat on the sea " * 12)])
         prefilled[reasoner.warm] = []
         for question in ("What?", "Where?", "Which tree?"):
-            del counts[:]
+            del prefilled_tokens[:]
             talk.ask(question, max_tokens=4)
-            prefilled[reasoner.warm].append(sum(counts))
+            prefilled[reasoner.warm].append(sum(prefilled_tokens))
         reasoner.close()
     assert prefilled[True][0] == prefilled[False][0]
     assert prefilled[False][0] < prefilled[False][1] < prefilled[False][2]
@@ -128,24 +132,16 @@ def test_only_what_is_new_is_prefilled(
 
 
 def test_worked_examples_are_prefilled_once(
-    random_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    random_bundle: Path, prefilled_tokens: list[int]
 ) -> None:
     """One focus after another, each the same as from a reasoner that has drawn none before."""
-    counts: list[int] = []
-    original = Context.prefill_tokens
-
-    def prefill(self: Context, seq: int, tokens: list[int], start: int, **options: bool) -> None:
-        counts.append(len(tokens))
-        original(self, seq, tokens, start, **options)
-
-    monkeypatch.setattr(Context, "prefill_tokens", prefill)
     reasoner = Reasoner.load(random_bundle / "lm.gguf", threads=1)
     questions = ("Which boat is red?", "Is a cat near the tree?")
     focuses = []
     for question in questions:
-        del counts[:]
+        del prefilled_tokens[:]
         focuses.append(reasoner.draw_focus(question))
-        read = sum(counts)
+        read = sum(prefilled_tokens)
     assert read < 100  # the examples have hundreds
     reasoner.close()
     for question, focus in zip(questions, focuses, strict=True):
