@@ -18,7 +18,7 @@ from .grammar import (
     WORDINGS,
     Query,
     scene_to_list,
-    scene_to_long,
+    scene_to_relation,
     scene_to_short,
 )
 from .labels import IDENTITIES, PATCH_LABELS
@@ -96,7 +96,7 @@ def scene_to_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
         made_up = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 8)))
         asked = made_up.capitalize() if rng.random() < 0.4 else asked + FOCUS + made_up
     listed = scene_to_list(scene)
-    lessons = [Lesson(asked, listed, scene_to_long(scene).removeprefix(listed).strip())]
+    lessons = [Lesson(asked, listed, scene_to_relation(scene))]
     for kind in rng.sample(FOCUS_KINDS, len(FOCUS_KINDS)):
         query = ASK[kind](scene, rng) if len(lessons) < CAPTIONS - (rng.random() < 0.3) else None
         if query is not None:

@@ -25,27 +25,40 @@ from .scene import CHARS, NAMES, SHAPES, Sampling, Scene
 
 BATCH = 20  # pictures at once
 _COLUMN = {name: i for i, name in enumerate(PATCH_LABELS)}
+RANK = _COLUMN["rank"]
 _KINDS = {**dict.fromkeys(NAMES, "things"), **dict.fromkeys(SHAPES, "shapes"), "text": "print"}
 
 
-def read_items(
-    model: Nano, scenes: list[Scene], assets: Assets
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Of each group of equal items: labels of its patches [n, labels], each head's log
-    probabilities for these patches, [n, classes] each."""
+Told = tuple[Tensor, list[Tensor]]  # labels of patches [n, labels]; each head's log probabilities
+
+
+@torch.no_grad()
+def tell(
+    model: Nano, scenes: list[Scene], assets: Assets, device: torch.device | str = "cpu"
+) -> Iterator[Told]:
+    """What the heads say of each picture, and what is true of it."""
     for start in range(0, len(scenes), BATCH):
         batch = scenes_to_batch(scenes[start : start + BATCH], assets)
-        with torch.no_grad():
-            told = [
-                t.log_softmax(-1) for t in model.heads(model.tower(torch.from_numpy(batch.pixels)))
-            ]
-        for b, labels in enumerate(torch.from_numpy(batch.patch_labels).long()):
-            for rank in range(1, int(labels[:, _COLUMN["rank"]].max()) + 1):
-                mine = labels[:, _COLUMN["rank"]] == rank
-                yield labels[mine], [t[b, mine] for t in told]
+        labels = torch.from_numpy(batch.patch_labels).long().to(device)
+        said = model.heads(model.tower(torch.from_numpy(batch.pixels).to(device)))
+        logs = [head.log_softmax(-1) for head in said]
+        for b in range(len(labels)):
+            yield labels[b], [log[b] for log in logs]
 
 
-def _vote(told: list[Tensor], labels: Tensor, name: str, value: int | None = None) -> bool:
+def to_items(labels: Tensor, told: list[Tensor]) -> Iterator[Told]:
+    """The same of the patches of each group of equal items."""
+    ranks = labels[:, RANK]
+    for rank in range(1, int(ranks.max()) + 1):
+        yield labels[ranks == rank], [log[ranks == rank] for log in told]
+
+
+def has(labels: Tensor, name: str) -> bool:
+    """Whether an item has a label ``name`` at all: only print has letters."""
+    return int(labels[0, _COLUMN[name]]) >= 0
+
+
+def vote(labels: Tensor, told: list[Tensor], name: str, value: int | None = None) -> bool:
     """Whether the patches agree on the label ``name``; with ``value`` only those that have it."""
     column = _COLUMN[name]
     wanted = int(labels[0, column]) if value is None else value
@@ -53,22 +66,27 @@ def _vote(told: list[Tensor], labels: Tensor, name: str, value: int | None = Non
     return int(told[column][here].sum(0).argmax()) == wanted
 
 
+def _items(model: Nano, scenes: list[Scene], assets: Assets) -> Iterator[Told]:
+    for picture in tell(model, scenes, assets):
+        yield from to_items(*picture)
+
+
 def score_tower(
     model: Nano, scenes: list[Scene], words: list[Scene], assets: Assets
 ) -> dict[str, tuple[int, int]]:
     """Row → (right, of how many)."""
     hits: dict[str, list[bool]] = {}
-    for labels, told in read_items(model, scenes, assets):
+    for labels, told in _items(model, scenes, assets):
         kind = _KINDS.get(IDENTITIES[int(labels[0, 0])])
         if kind is not None:
-            hits.setdefault(f"{kind} named rightly", []).append(_vote(told, labels, "identity"))
+            hits.setdefault(f"{kind} named rightly", []).append(vote(labels, told, "identity"))
         if int(labels[0, _COLUMN["count"]]) > 0:
-            hits.setdefault("count of several", []).append(_vote(told, labels, "count"))
-    for labels, told in read_items(model, words, assets):
+            hits.setdefault("count of several", []).append(vote(labels, told, "count"))
+    for labels, told in _items(model, words, assets):
         if IDENTITIES[int(labels[0, 0])] != "text":
             continue
         shown = sorted(set(labels[:, _COLUMN["char"]].tolist()) - {-1})
-        letters = [_vote(told, labels, "char", char) for char in shown]
+        letters = [vote(labels, told, "char", char) for char in shown]
         what = "numbers" if CHARS[shown[0]].isdigit() else "words"
         hits.setdefault(f"{what}: each sign", []).extend(letters)
         hits.setdefault(f"{what}: all signs", []).append(all(letters))

@@ -87,14 +87,24 @@ def scene_to_list(scene: Scene) -> str:
     return f"{head} on a {scene.background} background: {listed}."
 
 
-def scene_to_long(scene: Scene) -> str:
-    """All of it, and how two of the items stand to each other."""
+def scene_to_relation(scene: Scene) -> str:
+    """How two of the items stand to each other; "" where no two are told apart by name."""
     singles = _singles(scene) if scene.kind == "mixed" else []
     if len(singles) < 2:
-        return scene_to_list(scene)
+        return ""
     # As in the plain world: of two the first to the second, else the last to the one before.
     a, b = (singles[0], singles[1]) if len(singles) == 2 else (singles[-1], singles[-2])
-    return f"{scene_to_list(scene)} {relation(a, b)}"
+    return relation(a, b)
+
+
+def list_then(scene: Scene, said: str) -> str:
+    """All there is, then ``said``: once something is listed it need only be looked up."""
+    return f"{scene_to_list(scene)} {said}".rstrip()
+
+
+def scene_to_long(scene: Scene) -> str:
+    """All of it, and how two of the items stand to each other."""
+    return list_then(scene, scene_to_relation(scene))
 
 
 def _sheet(scene: Scene) -> str:
@@ -356,12 +366,3 @@ def sample_query(scene: Scene, rng: random.Random) -> Query | None:
         if query is not None:
             return query
     return None
-
-
-def focus_to_caption(query: Query, scene: Scene) -> str:
-    """All there is, then what the focus names: once it is listed it need only be looked up."""
-    return f"{scene_to_list(scene)} {query.said}"
-
-
-def is_training_wording(kind: str, number: int) -> bool:
-    return number < len(WORDINGS[kind]) - 1

@@ -10,6 +10,7 @@ however wrong; ``score_caption`` compares a caption with its scene.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .plain_scene import COLOURS, SHAPES, SIZES, UNSEEN_PAIRS, Scene, Thing
@@ -83,14 +84,14 @@ class Facts:
     relation: tuple[str, str, str, str, str] | None  # colour, shape, relation, colour, shape
 
 
-def _either(words: object) -> str:
-    # Longest first, or "at the top" would hide "at the top left".
-    return "|".join(sorted(words, key=len, reverse=True))  # type: ignore[call-overload]
+def either(words: Iterable[str]) -> str:
+    """A pattern of any of them; the longest first, or "at the top" would hide "at the top left"."""
+    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
 
 
-_KIND = rf"({_either(COLOURS)}) ({_either(SHAPES)})"
-_CLAIM = re.compile(rf"\ba ({_either(SIZES)}) {_KIND}(?: ({_either(PLACES)}))?")
-_HEAD = re.compile(rf"^({_either(COUNTS)})\b(?: on an? (\w+) background)?")
+_KIND = rf"({either(COLOURS)}) ({either(SHAPES)})"
+_CLAIM = re.compile(rf"\ba ({either(SIZES)}) {_KIND}(?: ({either(PLACES)}))?")
+_HEAD = re.compile(rf"^({either(COUNTS)})\b(?: on an? (\w+) background)?")
 _RELATION = re.compile(
     rf"The {_KIND} is ((?:above|below)(?: and to the (?:left|right) of)?|to the (?:left|right) of)"
     rf" the {_KIND}"

@@ -85,8 +85,8 @@ class Scene:
     things: tuple[Thing, ...]
 
 
-def _jittered(rng: random.Random, rgb: tuple[int, int, int]) -> tuple[int, int, int]:
-    r, g, b = (min(255, max(0, v + rng.randint(-10, 10))) for v in rgb)
+def jitter(rng: random.Random, rgb: tuple[int, int, int], by: int = 10) -> tuple[int, int, int]:
+    r, g, b = (min(255, max(0, v + rng.randint(-by, by))) for v in rgb)
     return (r, g, b)
 
 
@@ -114,7 +114,7 @@ def _sample_thing(
         cx=centre[0],
         cy=centre[1],
         extent=extent,
-        rgb=_jittered(rng, COLOURS[colour]),
+        rgb=jitter(rng, COLOURS[colour]),
         angle=math.radians(rng.uniform(-10, 10)),
     )
 
@@ -148,7 +148,7 @@ def sample_scene(rng: random.Random, count: int | None = None, unseen: bool = Fa
         clash = any(_overlap(a, b, canvas) for i, a in enumerate(things) for b in things[i + 1 :])
         if not clash:
             break
-    rgb = _jittered(rng, BACKGROUNDS[background])
+    rgb = jitter(rng, BACKGROUNDS[background])
     return Scene(canvas[0], canvas[1], background, rgb, tuple(things))
 
 

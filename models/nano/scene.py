@@ -13,6 +13,7 @@ import zlib
 from dataclasses import dataclass, replace
 
 from . import plain_scene
+from .plain_scene import jitter
 from .things import STYLES, THINGS, TRAINING_STYLES
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -138,11 +139,6 @@ def plain_to_scene(plain: plain_scene.Scene, rng: random.Random) -> Scene:
     return Scene(
         "mixed", plain.width, plain.height, plain.background, paint, items, seed, False, plain
     )
-
-
-def jitter(rng: random.Random, rgb: tuple[int, int, int], by: int = 10) -> tuple[int, int, int]:
-    r, g, b = (min(255, max(0, v + rng.randint(-by, by))) for v in rgb)
-    return (r, g, b)
 
 
 def sample_canvas(rng: random.Random) -> tuple[int, int]:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 
 from .grammar import NUMBERS, Query, item_to_name, scene_to_groups
-from .plain_grammar import cells_to_relation
+from .plain_grammar import cells_to_relation, either
 from .scene import COLOURS, SHAPES, SIZES, Group, Item, Scene
 from .things import THINGS, to_plural
 
-
-def _either(words: Iterable[str]) -> str:
-    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
-
-
 _NAMES = {to_plural(n): n for n in (*THINGS, *SHAPES)} | {n: n for n in (*THINGS, *SHAPES)}
-_NAMED = re.compile(rf"\b({_either(_NAMES)})\b")
+_NAMED = re.compile(rf"\b({either(_NAMES)})\b")
 _GROUP = re.compile(
-    rf"\b(an?|{'|'.join(NUMBERS)}) (?:(?:{_either(SIZES)}) )?(?:({_either(COLOURS)}) )?"
-    rf"({_either(_NAMES)})\b"
+    rf"\b(an?|{'|'.join(NUMBERS)}) (?:(?:{either(SIZES)}) )?(?:({either(COLOURS)}) )?"
+    rf"({either(_NAMES)})\b"
 )
 _PRINTED = re.compile(r'"([^"]*)"')
 _VALUE = re.compile(r"\b([A-Z]) (?:is|with) (\d+)")

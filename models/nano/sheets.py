@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from . import plain_scene
+from .plain_scene import jitter
 from .scene import (
     BACKGROUNDS,
     COLOURS,
@@ -15,7 +16,6 @@ from .scene import (
     Sampling,
     Scene,
     contrasts,
-    jitter,
     plain_to_scene,
     sample_canvas,
     sample_mixed,

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import Batch, BatchStream, heldout_scenes, scenes_to_batch
+from .data import Batch, BatchStream, heldout_scenes
 from .draw import Assets
+from .evaluate_tower import RANK, has, tell, to_items, vote
 from .labels import PATCH_LABELS
 from .model import Nano
 from .scene import Sampling
@@ -32,6 +33,7 @@ DECAY_SHARE = 0.3  # of the steps, at the end; before it the rate is flat, so ru
 FINAL_RATE = 0.02  # of the full rate
 AVERAGED = 0.99  # share of the running average of the weights that a step keeps
 CHECK_SEED = 1  # of the held-out scenes watched during training; evaluate uses another
+WATCHED = (*(n for n in PATCH_LABELS if n not in ("rank", "char", "cell")), "rank")
 TOWER_SCENES = Sampling(crowded=0.6, texts=0.8, prints=6, listed=0.1, tinted=0.3)
 CAPTION_SCENES = Sampling(mixed=0.7, plain=0.08, texts=0.75, prints=3)
 
@@ -72,34 +74,22 @@ def tower_loss(model: Nano, batch: Batch, plan: Plan, step: int, device: torch.d
     return model.heads.loss(model.tower(pixels), patches, scene)
 
 
-@torch.no_grad()
 def tower_score(model: Nano, device: torch.device, scenes: int, assets: Assets) -> dict[str, float]:
     """Share of held-out items whose patches, voting together, give the right label."""
     score: dict[str, float] = {}
-    for prefix, how in (
-        ("", Sampling(texts=0.3)),
-        ("new style ", Sampling(styles=(HELD_OUT_STYLE,), mixed=1.0)),
+    for prefix, names, how in (
+        ("", WATCHED, Sampling(texts=0.3)),
+        ("new style ", ("identity",), Sampling(styles=(HELD_OUT_STYLE,), mixed=1.0)),
     ):
-        batch = scenes_to_batch(heldout_scenes(CHECK_SEED, scenes, how), assets)
-        pixels, patches, _ = batch_to_tensors(batch, device)
-        logits = model.heads(model.tower(pixels))
-        hits: dict[str, list[bool]] = {name: [] for name in PATCH_LABELS if name != "rank"}
-        for b in range(len(pixels)):
-            for rank in range(1, int(patches[b, :, 4].max()) + 1):
-                mine = patches[b, :, 4] == rank
-                for i, name in enumerate(PATCH_LABELS):
-                    here = mine & (patches[b, :, i] >= 0)
-                    if name not in hits or name in ("char", "cell") or not bool(here.any()):
-                        continue
-                    vote = logits[i][b, here].log_softmax(-1).sum(0).argmax()
-                    hits[name].append(bool(vote == patches[b, here][0, i]))
-        score |= {
-            prefix + n: sum(h) / len(h)
-            for n, h in hits.items()
-            if h and (not prefix or n == "identity")
-        }
-        rank = (logits[4].argmax(-1) == patches[..., 4]).float().mean()
-        score |= {} if prefix else {"rank": float(rank)}
+        hits: dict[str, list[bool]] = {name: [] for name in names}
+        for labels, told in tell(model, heldout_scenes(CHECK_SEED, scenes, how), assets, device):
+            if "rank" in hits:  # of each patch, the background's too
+                hits["rank"] += (told[RANK].argmax(-1) == labels[:, RANK]).tolist()
+            for item in to_items(labels, told):
+                for name in hits.keys() - {"rank"}:
+                    if has(item[0], name):
+                        hits[name].append(vote(*item, name))
+        score |= {prefix + n: sum(h) / len(h) for n, h in hits.items() if h}
     return score
 
 

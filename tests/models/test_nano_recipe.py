@@ -33,7 +33,7 @@ from edgeprism.models.nano.grammar import (
     ASK,
     NOTHING,
     Query,
-    focus_to_caption,
+    list_then,
     sample_query,
     scene_to_long,
     scene_to_short,
@@ -234,7 +234,7 @@ def test_what_a_focus_names_is_carried_by_its_caption_only(kind: str) -> None:
         query = ASK[kind](drawn_scene, rng)
         if query is not None:
             asked += 1
-            assert carries(query, drawn_scene, focus_to_caption(query, drawn_scene))
+            assert carries(query, drawn_scene, list_then(drawn_scene, query.said))
             assert not carries(query, drawn_scene, NOTHING)
     assert asked > 3
 
