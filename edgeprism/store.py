@@ -165,9 +165,15 @@ class CaptionStore:
     # ---- two processes on one folder
 
     def claim(self, key: str) -> bool:
-        """Whether this process may caption `key`: nobody else is at it, or they are gone."""
+        """Whether this process may caption `key`: nobody else is at it, or they are gone.
+
+        Nor may it where the caption is there by now: whoever made it ended their claim in the
+        same transaction, perhaps after this process had looked for the caption.
+        """
         now = time.time()
         with self._explained(), self._transaction():
+            if self._db.execute("SELECT 1 FROM captions WHERE key = ?", (key,)).fetchone():
+                return False
             row = self._db.execute(
                 "SELECT host, pid, until FROM claims WHERE key = ?", (key,)
             ).fetchone()

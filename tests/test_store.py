@@ -102,6 +102,8 @@ def test_putting_a_record_ends_the_claim(path: Path) -> None:
         assert store.claim(key)
         store.put(REQUEST, "aa", RECORD)
         assert store.info()["claims"] == 0
+        assert not store.claim(key), "the caption was made since this process looked for it"
+        assert store.info()["claims"] == 0
         assert store.claim("b")
         store.release("b")
         assert store.info()["claims"] == 0
