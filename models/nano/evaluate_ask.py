@@ -1,8 +1,9 @@
 """What the second stage adds: ``python -m edgeprism.models.nano.evaluate_ask ASSETS``.
 
-Questions of six kinds about held-out scenes go to a reasoner with four kinds of evidence: the
-generic caption, the caption with the question as focus, the true description of the scene (the
-ceiling), and no caption (the floor). Public API only; no question's wording is known to it.
+Questions of six kinds about held-out scenes go to a reasoner with five kinds of evidence: no caption
+(the floor), the generic caption, the caption with the question as focus, and what a captioner without
+a fault would have said in either case (the ceilings). Public API only; no question's wording is known
+to it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,18 @@ from pathlib import Path
 from edgeprism import Caption, Captioner, Reasoner
 
 from .draw import Assets, scene_to_image
-from .grammar import ASK, NUMBERS, Query, scene_to_long
+from .grammar import ASK, NUMBERS, Query, list_then, scene_to_long
 from .scene import COLOURS, Sampling, Scene
 from .sheets import sample_scene
 
 KINDS = ("colour", "count", "relation", "text", "presence", "chart")
-EVIDENCE = ("no caption", "generic caption", "caption with focus", "true description")
+EVIDENCE = (
+    "no caption",
+    "generic caption",
+    "caption with focus",
+    "true generic caption",
+    "true caption with focus",
+)
 EMPTY = "(no description)"  # stands in for a caption where there is to be none
 _DIRECTIONS = ("above", "below", "left", "right")
 
@@ -82,7 +89,8 @@ def ask_all(
             "no caption": replace(generic, text=EMPTY),
             "generic caption": generic,
             "caption with focus": captioner.caption(encoded, focus=query.question),
-            "true description": replace(generic, text=scene_to_long(scene)),
+            "true generic caption": replace(generic, text=scene_to_long(scene)),
+            "true caption with focus": replace(generic, text=list_then(scene, query.said)),
         }
         for name, caption in evidence.items():
             answer = reasoner.answer([caption], query.question, max_tokens=24)
@@ -109,9 +117,9 @@ def main(arguments: list[str] | None = None) -> int:
     captioner, reasoner = Captioner.load(options.bundle), Reasoner.load(options.reasoner)
     shares = ask_all(captioner, reasoner, Assets(options.assets), pairs)
     print(f"{len(pairs)} questions, seed {options.seed}, {time.perf_counter() - began:.0f} s")
-    print(f"{'right answers with':<22}" + "".join(f"{k:>10}" for k in (*KINDS, "all")))
+    print(f"{'right answers with':<24}" + "".join(f"{k:>10}" for k in (*KINDS, "all")))
     for name, kinds in shares.items():
-        print(f"{name:<22}" + "".join(f"{kinds[k]:10.1%}" for k in (*KINDS, "all")))
+        print(f"{name:<24}" + "".join(f"{kinds[k]:10.1%}" for k in (*KINDS, "all")))
     if options.json is not None:
         options.json.write_text(json.dumps(shares, indent=2) + "\n", encoding="utf-8")
     return 0
