@@ -1,9 +1,9 @@
 """What the second stage adds: ``python -m edgeprism.models.nano.evaluate_ask ASSETS``.
 
-Questions of six kinds about held-out scenes go to a reasoner with five kinds of evidence: no caption
-(the floor), the generic caption, the caption with the question as focus, and what a captioner without
-a fault would have said in either case (the ceilings). Public API only; no question's wording is known
-to it.
+Questions of six kinds about held-out scenes go to a reasoner with five kinds of evidence: no
+caption (the floor), the generic caption, the caption with the question as focus, and what a
+captioner without a fault would have said in either case (the ceilings). Public API only; no
+question's wording is known to it.
 """
 
 from __future__ import annotations
