@@ -45,7 +45,7 @@ try:
         found = {"providers": vision.available_providers()}
     else:
         from edgeprism import llama
-        found = {"offload": llama.supports_offload()}
+        found = {"offload": llama.supports_offload(), "amx": llama.has_amx()}
 except Exception as error:
     found = {
         "error": getattr(error, "message", None) or f"{type(error).__name__}: {error}",
@@ -211,6 +211,8 @@ def _examine_language(diagnosis: Diagnosis) -> bool:
         return False
     offload = bool(found["offload"])
     where = "can use a GPU" if offload else "built for the CPU alone"
+    if found.get("amx"):
+        where += "; its AMX code is not used, for it may crash"
     diagnosis.add("language engine", OK, f"llama-cpp-python {version}: {where}")
     return offload
 

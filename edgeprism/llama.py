@@ -65,6 +65,16 @@ def supports_offload() -> bool:
     return bool(import_llama().llama_supports_gpu_offload())
 
 
+def has_amx() -> bool:
+    """Whether this build of llama.cpp multiplies on Intel's AMX tiles.
+
+    There it may end the process: compilers drop most of the tile configuration that it prepares
+    (ggml-org/llama.cpp issue 20824, pull request 26954; seen with GCC 12.2), so that the first
+    product faults.
+    """
+    return b"AMX_INT8 = 1" in import_llama().llama_print_system_info()
+
+
 def last_words(lines: int = 1) -> str:
     """What llama.cpp last complained of, for an error message."""
     said = [line.rstrip(".") for line in list(_log_lines)[-lines:]]

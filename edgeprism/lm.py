@@ -24,7 +24,7 @@ from edgeprism.errors import (
 )
 from edgeprism.gguf_checks import gguf_faults
 from edgeprism.gguf_header import GgufHeader, read_gguf_header
-from edgeprism.llama import forget_words, import_llama, last_words
+from edgeprism.llama import forget_words, has_amx, import_llama, last_words
 from edgeprism.llama_batch import LlamaBatch
 from edgeprism.manifest import LanguageModel as Dimensions
 from edgeprism.prompt import Message
@@ -63,6 +63,8 @@ class LanguageModel:
         self._llama = llama = import_llama()
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        # weights laid out anew for this CPU: among the layouts is the one for AMX
+        params.use_extra_bufts = not has_amx()
         progress = llama.llama_progress_callback(lambda _, __: not self.cancel.is_set())
         params.progress_callback = progress
         forget_words()

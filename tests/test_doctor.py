@@ -39,6 +39,14 @@ def finding(diagnosis: Diagnosis, topic: str) -> Finding:
     return found
 
 
+def test_amx_is_said_to_be_left_alone(
+    usable: None, engines: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    engines["language"] = {"offload": False, "amx": True}
+    assert run(["doctor"]) == 0
+    assert "its AMX code is not used" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.usefixtures("usable")
 def test_here_it_is_usable(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from children import in_child
 
+from edgeprism.bundle import open_bundle
 from edgeprism.cancel import Cancel
 from edgeprism.errors import Interrupted, ModelError, PromptTooLongError, TemplateError
 from edgeprism.lm import LanguageModel
@@ -190,6 +191,20 @@ def test_native_libraries_are_silent(
     lm.context(256).close()
     lm.close()
     assert capfd.readouterr() == ("", "")
+
+
+def test_weights_are_not_laid_out_for_amx(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp's AMX code ends the process where its compiler dropped the tiles' shape."""
+    monkeypatch.setenv("EDGEPRISM_NATIVE_LOG", "1")
+    monkeypatch.setattr("edgeprism.lm.has_amx", lambda: True)
+    bundle = open_bundle("nano")
+    LanguageModel(bundle.file(bundle.manifest.lm.file)).close()  # Q8_0, which AMX takes
+    err = capfd.readouterr().err
+    assert "CPU_Mapped model buffer" in err or "CPU model buffer" in err
+    assert "AMX model buffer" not in err
+    assert "REPACK model buffer" not in err
 
 
 def test_native_logs_on_request(
