@@ -131,6 +131,7 @@ def _prompts(
         max_tokens=card.max_tokens,
         after_instruction=conversation.after_instruction,
         markers=markers,
+        several=conversation.several,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgeprism.errors import UsageError
+from edgeprism.manifest import Several
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Conversation:
     # special tokens right around the picture's rows
     picture_begin: str = ""
     picture_end: str = ""
+    several: Several | None = None  # for models that were trained on several pictures in a turn
 
 
 _CHAT = "A chat between a curious {0} and an artificial intelligence assistant. The assistant "

@@ -40,6 +40,7 @@ from edgeprism.records import (
     Timings,
 )
 from edgeprism.request import Request, Sampling, segments_to_parts
+from edgeprism.together import pictures_together
 from edgeprism.vision_engine import (
     VisionEngine,
     open_vision,
@@ -47,6 +48,8 @@ from edgeprism.vision_engine import (
     picture_segments,
     vision_providers,
 )
+
+Seen = ImageSource | EncodedImage | list[ImageSource] | tuple[ImageSource, ...]
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,23 @@ class Captioner:
         )
         return replace(seen, timings=replace(seen.timings, total=_ms_since(start)))
 
+    def encode_together(self, images: Sequence[ImageSource]) -> EncodedImage:
+        """Visual tokens of several pictures for one prompt, in the model's own arrangement.
+
+        Raises UsageError where the model takes one at a time, and ImageError as `encode` does.
+        """
+        several, name = self.bundle.manifest.prompts.several, self.bundle.manifest.name
+        if several is None:
+            raise UsageError(
+                f"{name} takes one picture at a time.",
+                "Caption each on its own, or use a model made for several (its manifest has "
+                "prompts.several).",
+            )
+        if not images:
+            raise UsageError("No picture is given.", "Give two or more.")
+        each = [self.encode(image) for image in images]
+        return each[0] if len(each) == 1 else pictures_together(each, several)
+
     def tiles_to_encoded(
         self, tiles: np.ndarray, *, timings: Timings, **about: Any
     ) -> EncodedImage:
@@ -137,11 +157,11 @@ class Captioner:
             **about,
         )
 
-    def caption(self, image: ImageSource | EncodedImage, **options: Any) -> Caption:
-        """What the picture shows; options as for `plan`."""
+    def caption(self, image: Seen, **options: Any) -> Caption:
+        """What the picture shows, or a list of pictures together; options as for `plan`."""
         return self.stream(image, **options).finished().caption
 
-    def stream(self, image: ImageSource | EncodedImage, **options: Any) -> CaptionStream:
+    def stream(self, image: Seen, **options: Any) -> CaptionStream:
         """Text as it comes, in whole characters; afterwards `.caption` holds the record.
 
         Options are those of `plan`.
@@ -150,6 +170,8 @@ class Captioner:
         if isinstance(image, EncodedImage):
             self.cancel_token.clear()
             encoded = image
+        elif isinstance(image, (list, tuple)):
+            encoded = self.encode_together(image)
         else:
             encoded = self.encode(image)
         if encoded.model_digest != self.bundle.digest:
@@ -192,7 +214,7 @@ class Captioner:
         )
         return Plan(instruction_for(prompts, instruction, focus), sampling)
 
-    def caption_ids(self, image: ImageSource | EncodedImage, **options: Any) -> list[int]:
+    def caption_ids(self, image: Seen, **options: Any) -> list[int]:
         """The caption's token ids: for comparison with a reference implementation."""
         return self.stream(image, **options).finished().ids
 
@@ -338,6 +360,7 @@ class Captioner:
             version=edgeprism.__version__,
             image_size=encoded.size,
             notes=encoded.notes,
+            together=encoded.together,
         )
 
     def _load_generator(self) -> tuple[Generator, float]:

@@ -171,7 +171,7 @@ class Generator:
         if prompt >= longest:
             raise PromptTooLongError(
                 f"The prompt has {prompt} tokens; the model reads at most {longest}.",
-                "Shorten the instruction or question.",
+                "Shorten the instruction or question, or show fewer pictures at once.",
             )
         return min(prompt + request.sampling.max_tokens, longest)
 

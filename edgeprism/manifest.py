@@ -157,6 +157,17 @@ class Markers:
 
 
 @dataclass(frozen=True)
+class Several:
+    """How several pictures stand in one prompt, special tokens parsed; either may be empty.
+
+    before · picture · between · before · picture …: what stands for one picture otherwise.
+    """
+
+    before: str  # {number} becomes the picture's place, counted from 1
+    between: str
+
+
+@dataclass(frozen=True)
 class Prompts:
     """Pieces around picture and instruction.
 
@@ -176,6 +187,7 @@ class Prompts:
     max_tokens: int
     markers: Markers | None = None
     after_instruction: str = ""
+    several: Several | None = None  # None: the model was made for one picture at a time
 
 
 @dataclass(frozen=True)

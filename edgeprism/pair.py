@@ -30,6 +30,7 @@ from edgeprism.manifest import (
     Mmproj,
     Parity,
     Prompts,
+    Several,
     Source,
     Vision,
     VisionVariant,
@@ -181,6 +182,7 @@ def _prompts(facts: PairFacts) -> Prompts:
         focus_instruction=FOCUS,
         stop=[],  # the vocabulary says which tokens end an answer
         max_tokens=MAX_TOKENS,
+        several=Several("", ""),  # libmtmd writes what its model wants around each
     )
 
 

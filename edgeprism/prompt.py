@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edgeprism.records import Segment, Text
+from edgeprism.records import ImageRows, Segment, Text
 
 if TYPE_CHECKING:
-    from edgeprism.manifest import Prompts
+    from edgeprism.manifest import Prompts, Several
     from edgeprism.question import Question
 
 
@@ -40,6 +40,25 @@ def caption_to_segments(
         Text(prompts.after_image + instruction + prompts.after_instruction),
         Text(prompts.before_caption, template=True),
     ]
+
+
+def pictures_to_segments(several: Several, pictures: Sequence[Sequence[Segment]]) -> list[Segment]:
+    """The segments of several pictures as of one, over rows that stand one behind the other."""
+    together: list[Segment] = []
+    at = 0
+    for number, picture in enumerate(pictures, 1):
+        between = several.between if together else ""
+        before = between + several.before.replace("{number}", str(number))
+        together += [Text(before, template=True)] if before else []
+        together += [_moved(segment, at) for segment in picture]
+        at += sum(s.stop - s.start for s in picture if isinstance(s, ImageRows))
+    return together
+
+
+def _moved(segment: Segment, by: int) -> Segment:
+    if not isinstance(segment, ImageRows):
+        return segment
+    return replace(segment, start=segment.start + by, stop=segment.stop + by)
 
 
 def instruction_for(prompts: Prompts, instruction: str | None, focus: str | None) -> str:

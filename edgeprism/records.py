@@ -68,11 +68,22 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class Pictured:
+    """One of several pictures that are looked at together."""
+
+    image: str
+    image_sha256: str
+    image_size: tuple[int, int]  # (width, height), upright
+
+
+@dataclass(frozen=True)
 class EncodedImage:
     """Visual tokens of one picture, to be captioned as often as wanted without encoding again.
 
     `visual_tokens` is [n_tokens, n_embd] float32 and belongs to the model with `model_digest`.
     `layout` says how they stand in the prompt: rows, and the model's own text between them.
+    Of several pictures `together` lists each; `image` are then their names, `image_sha256` is a
+    digest of their digests, and `size` (0, 0).
     """
 
     visual_tokens: np.ndarray
@@ -83,6 +94,7 @@ class EncodedImage:
     model_digest: str
     layout: tuple[Segment, ...]
     timings: Timings = field(default_factory=Timings)
+    together: tuple[Pictured, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,7 @@ class Caption:
     version: str
     image_size: tuple[int, int] = (0, 0)  # (width, height), upright
     notes: tuple[str, ...] = ()
+    together: tuple[Pictured, ...] = ()  # each of several pictures, as in EncodedImage
 
     def to_dict(self) -> dict[str, Any]:
         """The record that `edgeprism caption --json` prints."""
@@ -139,6 +152,7 @@ class Caption:
             "device": self.device,
             "instruction": self.instruction,
             "notes": list(self.notes),
+            "together": [{**asdict(p), "image_size": list(p.image_size)} for p in self.together],
             "version": self.version,
         }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeprism.captioner import Captioner, Plan
 from edgeprism.image import MAX_FILE_BYTES, READER_VERSION, ImageSource
-from edgeprism.records import Caption, EncodedImage, ModelInfo, Timings, TokenCounts
+from edgeprism.records import Caption, EncodedImage, ModelInfo, Pictured, Timings, TokenCounts
 from edgeprism.store import CaptionStore, RequestKey
 
 
@@ -111,4 +111,9 @@ def record_to_caption(record: Mapping[str, Any]) -> Caption:
         version=record["version"],
         image_size=tuple(record["image_size"]),
         notes=tuple(record["notes"]),
+        # records of before there were several have no such field
+        together=tuple(
+            Pictured(p["image"], p["image_sha256"], tuple(p["image_size"]))
+            for p in record.get("together", ())
+        ),
     )

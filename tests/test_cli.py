@@ -63,7 +63,7 @@ RECORD = {
     "tokens": {"visual", "prompt", "generated"},
     "timings_ms": {"load", "decode_image", "preprocess", "encode", "prefill", "decode", "total"},
     "model": {"name", "digest", "vision_quant", "lm_quant"},
-    "device": str, "instruction": str, "notes": list, "version": str,
+    "device": str, "instruction": str, "notes": list, "together": list, "version": str,
 }  # fmt: skip
 
 

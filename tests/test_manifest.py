@@ -40,11 +40,12 @@ def tiled() -> dict[str, Any]:
     data["vision"]["newline"] = "newline"
     names = ("begin", "before_overview", "before_tile", "after_row", "between", "end")
     data["prompts"]["markers"] = dict.fromkeys(names, "<x>") | {"before_tile": "", "after_row": ""}
+    data["prompts"]["several"] = {"before": "<x>{number}", "between": "\n"}
     return data
 
 
 OPTIONAL = ("image/tiling", "vision/mmproj", "vision/newline", "prompts/markers",
-            "prompts/after_instruction")  # fmt: skip
+            "prompts/after_instruction", "prompts/several")  # fmt: skip
 
 
 def faults_of(data: Any) -> list[str]:
@@ -94,7 +95,11 @@ def test_every_field_refuses_every_other_type() -> None:
     samples: list[Any] = [None, True, 3, 2.5, "text", [], {}, [None], {"x": None}]
     for path, value in leaves(tiled()):
         for wrong in samples:
-            if wrong is None and path.strip("/") in ("image/tiling", "prompts/markers"):
+            if wrong is None and path.strip("/") in (
+                "image/tiling",
+                "prompts/markers",
+                "prompts/several",
+            ):
                 continue  # null: the mechanism is not used
             whole_number_for_a_figure = isinstance(value, float) and type(wrong) is int
             holds_anything = type(wrong) is type(value) and value not in ([], {})

@@ -223,31 +223,36 @@ def test_pictures_of_any_shape_are_counted_before(
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("size", [(30, 20), (90, 40)])
+@pytest.mark.parametrize("sizes", [[(30, 20)], [(90, 40)], [(90, 40), (30, 20)]])
 def test_captions_equal_the_reference(
-    name: str, size: tuple[int, int], pair_of: Callable[[str], Pair]
+    name: str, sizes: list[tuple[int, int]], pair_of: Callable[[str], Pair]
 ) -> None:
+    """Of one picture, and of two in one prompt."""
     it = pair_of(name)
-    rows, segments = it.encoder.encode_picture(noise(*size)[None])
     before = it.lm.tokenize("<|im_start|>user\n", parse_special=True)
     after = it.lm.tokenize("what is it")
     after += it.lm.tokenize("<|im_end|>\n<|im_start|>assistant\n", parse_special=True)
     prompt: list[list[int] | Visual] = [[*it.lm.bos(), *before]]
-    for segment in segments:
-        if isinstance(segment, ImageRows):
-            values = rows[segment.start : segment.stop]
-            prompt.append(Visual(values, segment.causal, segment.positions))
-        elif isinstance(segment, Tokens):
-            prompt.append(list(segment.ids))
+    for size in sizes:
+        rows, segments = it.encoder.encode_picture(noise(*size)[None])
+        for segment in segments:
+            if isinstance(segment, ImageRows):
+                values = rows[segment.start : segment.stop]
+                prompt.append(Visual(values, segment.causal, segment.positions))
+            elif isinstance(segment, Tokens):
+                prompt.append(list(segment.ids))
     expected = LlamaReference(it.lm_parts).greedy([*prompt, after], 32)
     bundle = open_pair(it.lm_path, it.path)
     with Captioner(bundle, kv_type="f32", flash_attention=False, threads=1) as captioner:
-        encoded = captioner.encode(noise(*size))
+        pictures = [noise(*size) for size in sizes]
+        encoded = captioner.encode(pictures[0])
+        assert captioner.cost(sizes[0]).visual_tokens == len(encoded.visual_tokens)
+        if len(pictures) > 1:
+            encoded = captioner.encode_together(pictures)
         options: dict[str, Any] = {"instruction": "what is it", "max_tokens": 32}
         for _ in range(2):  # encoded once, captioned twice
             found = captioner.caption_ids(encoded, stop_at_end=False, **options)
             assert found == expected
-        assert captioner.cost(size).visual_tokens == len(encoded.visual_tokens)
 
 
 # ---- stopping

@@ -33,7 +33,7 @@ from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import ProjectorConfig, n_used_layers
 from edgeprism.convert.vision_weights import VisionWeights, projector_weights, unused_layers
 from edgeprism.errors import CheckpointError
-from edgeprism.manifest import Manifest
+from edgeprism.manifest import Manifest, Several
 
 FAMILY = "internvl"
 _PREFIX, _NORM, _LINEARS = "vision_model.", "mlp1.0", ["mlp1.1", "mlp1.3"]
@@ -46,6 +46,7 @@ CONVERSATION = Conversation(
     stop=(IM_END,),
     eos=IM_END,
     needed=(IM_START, IM_END, "<img>", "</img>"),
+    several=Several("Image-{number}: ", "\n"),
 )
 MARKERS = internvl_hf.MARKERS
 

@@ -29,7 +29,7 @@ from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import RESAMPLINGS, ProjectorConfig
 from edgeprism.convert.vision_weights import VisionWeights, projector_weights
 from edgeprism.errors import CheckpointError
-from edgeprism.manifest import ImagePolicy, Markers, Tiling
+from edgeprism.manifest import ImagePolicy, Markers, Several, Tiling
 
 CONVERSATION = Conversation(
     "<|im_start|>user\n",
@@ -38,6 +38,7 @@ CONVERSATION = Conversation(
     stop=("<|im_end|>",),
     eos="<|im_end|>",
     needed=("<|im_start|>", "<|im_end|>", "<img>", "</img>"),
+    several=Several("", "\n"),
 )
 MARKERS = Markers("<img>", "", "", "", "", "</img>")
 _NORM, _LINEARS = "layer_norm", ["linear_1", "linear_2"]

@@ -42,7 +42,7 @@ from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vis
 from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import Preparation
 from edgeprism.errors import CheckpointError
-from edgeprism.manifest import ImagePolicy, Manifest, Source, Tiling
+from edgeprism.manifest import ImagePolicy, Manifest, Several, Source, Tiling
 
 FAMILY = "llava"
 # model_type of the original layout → that of its language model
@@ -52,6 +52,8 @@ LANGUAGE_MODELS = {
 }  # fmt: skip
 _MARKS = ("<im_start>", "<im_end>")  # what LLaVA v1 adds with `mm_use_im_start_end`
 _CONVERSATIONS = {"llama": "vicuna-v1", "mistral": "mistral", "qwen2": "qwen"}
+# of one-tile models LLaVA-NeXT-Interleave alone is on Qwen: its demo joins pictures so
+_INTERLEAVED = Several("", "")
 _HF_CONVERSATIONS = {"llama": "user-assistant", "mistral": "mistral", "qwen2": "interleave"}
 
 
@@ -66,6 +68,7 @@ class Layout:
     aspect: str  # "pad" or "as prepared": how a picture that is not square is treated
     conversation: str
     marks: tuple[str, str] = ("", "")  # special tokens around the picture
+    several: Several | None = None  # how several pictures stand in one prompt
     grids: list[list[int]] | None = None  # of tiles [down, across]; the rows then end in newlines
 
 
@@ -111,6 +114,7 @@ def convert_layout(
             talk = dataclasses.replace(
                 talk, needed=(*talk.needed, begin, end), picture_begin=begin, picture_end=end
             )
+        talk = dataclasses.replace(talk, several=layout.several)
         lm = open_language_model(
             checkpoint, layout.text_config, layout.where, captioner,
             TokenRules(eos=talk.eos, needed=talk.needed),
@@ -199,6 +203,7 @@ def transformers_layout(captioner: Path, config: dict[str, Any], checkpoint: Che
         projector=["multi_modal_projector.linear_1", "multi_modal_projector.linear_2"],
         aspect="pad" if prepare.get("do_pad") else "as prepared",
         conversation=_HF_CONVERSATIONS.get(text["model_type"], "user-assistant"),
+        several=_INTERLEAVED if text["model_type"] == "qwen2" else None,
     )
 
 
@@ -258,6 +263,7 @@ def original_layout(
         projector=last,
         aspect="pad" if aspect == "pad" else "as prepared",
         conversation=_CONVERSATIONS[language_model],
+        several=_INTERLEAVED if language_model == "qwen2" and merge == "flat" else None,
         marks=_MARKS if config.get("mm_use_im_start_end") else ("", ""),
     )
 

@@ -76,6 +76,7 @@ def read_layout(captioner: Path, vision: Path | None, checkpoint: Checkpoint) ->
     usual = "vicuna-v1" if layout.conversation == "user-assistant" else layout.conversation
     return dataclasses.replace(
         layout,
+        several=None,  # a Qwen here is not Interleave
         grids=_grids(pinpoints, size, turned, str(path)),
         conversation="llama-3" if llama3 else "qwen" if usual == "interleave" else usual,
     )

@@ -34,7 +34,7 @@ from edgeprism.convert.vision_weights import (
     tower_prefix,
 )
 from edgeprism.errors import CheckpointError
-from edgeprism.manifest import ImagePolicy, Manifest, Markers, Tiling
+from edgeprism.manifest import ImagePolicy, Manifest, Markers, Several, Tiling
 
 FAMILY = "smolvlm"
 _PROJECTOR = "connector.modality_projection.proj"
@@ -139,6 +139,7 @@ def _conversation(captioner: Path) -> Conversation:
         stop=(_END,),
         eos=_END,
         needed=tuple(filter(None, (start, _END))),
+        several=Several("", ""),
     )
 
 

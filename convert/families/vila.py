@@ -10,6 +10,7 @@ Sources: the configurations of Efficient-Large-Model/VILA1.5-*, VILA's public co
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from edgeprism.convert.progress import Progress
 from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
 from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.errors import CheckpointError
-from edgeprism.manifest import Manifest
+from edgeprism.manifest import Manifest, Several
 
 FAMILY = "vila"
 _PARTS = ("llm", "vision_tower", "mm_projector")
@@ -63,6 +64,7 @@ def convert(
         llm, vision, joint = (captioner / part for part in _PARTS)
         byte_level = not (llm / "tokenizer.model").is_file()
         talk = conversation_named(conversation or ("llama-3" if byte_level else "vicuna-user"))
+        talk = dataclasses.replace(talk, several=Several("", "\n"))  # VILA's run_vila.py
         lm_checkpoint = Checkpoint(llm, "language model")
         lm_config = read_json(llm / "config.json")
         lm = open_language_model(

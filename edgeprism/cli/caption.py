@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     metavar="NAME|BUNDLE",
     help="A model's name or a bundle's folder.",
 )
+@click.option(
+    "--together", is_flag=True, help="One caption of all pictures, for models made for several."
+)
 @click.option("--example", is_flag=True, help="A picture that came with EdgePrism, too.")
 @pair_options("--chat-format")
 @captioner_options
@@ -99,6 +102,7 @@ if TYPE_CHECKING:
 def command(
     images: tuple[str, ...],
     model: str,
+    together: bool,
     example: bool,
     lm: str | None,
     mmproj: str | None,
@@ -118,7 +122,8 @@ def command(
 
     One picture is looked at at once. Several, or folders, go through the caption store: what was
     captioned before is known, and an interrupted run goes on where it ended. Exit code 3 says
-    that some pictures failed; the others are described.
+    that some pictures failed; the others are described. With --together the model is shown all of
+    them at once: "What changed between the two?"
     """
     form = _form(asked)
     if example:
@@ -144,9 +149,16 @@ def command(
         "temperature": temperature,
         "seed": seed,
     }
+    if together:
+        _check_together(images, asked)
+        return _caption_one(images, captioner, form, caption)
     if _is_one(images, asked):
-        return _caption_one(images[0], captioner, form, caption)
+        return _caption_one(images, captioner, form, caption)
     return _caption_many(images, captioner, form, caption, asked)
+
+
+# options of a run over many pictures: the parameters that they set
+_FOR_MANY = ("as_csv", "output", "txt", "xmp", "files_from", "dry_run", "errors_file")
 
 
 def _example() -> str:
@@ -166,9 +178,7 @@ def _form(asked: dict[str, Any]) -> str:
 
 def _is_one(images: tuple[str, ...], asked: dict[str, Any]) -> bool:
     """One file named directly, its result to stdout: no store, no workers."""
-    plain = not any(asked[name] for name in ("as_csv", "output", "txt", "xmp", "files_from",
-                                             "dry_run", "errors_file"))  # fmt: skip
-    if not plain or len(images) != 1:
+    if len(images) != 1 or any(asked[name] for name in _FOR_MANY):
         return False
     from edgeprism.patterns import is_pattern
 
@@ -176,10 +186,24 @@ def _is_one(images: tuple[str, ...], asked: dict[str, Any]) -> bool:
     return not os.path.isdir(image) and (os.path.lexists(image) or not is_pattern(image))
 
 
-def _caption_one(image: str, captioner: Captioner, form: str, options: dict[str, Any]) -> int:
-    source: Any = sys.stdin.buffer if image == "-" else image
-    with working(f"{image}: looking…"):
-        caption: Caption = captioner.caption(source, **options)
+def _check_together(images: tuple[str, ...], asked: dict[str, Any]) -> None:
+    flags = ["--" + name.replace("_", "-") for name in _FOR_MANY if asked[name]]
+    if flags:
+        given = ", ".join(flags).replace("--as-csv", "--csv").replace("--errors-file", "--errors")
+        raise UsageError(
+            f"--together makes one caption; {given} is for many.", "Name the pictures, use --json."
+        )
+    if images.count("-") > 1:
+        raise UsageError("Standard input holds one picture.", "Name the others as files.")
+
+
+def _caption_one(
+    images: tuple[str, ...], captioner: Captioner, form: str, options: dict[str, Any]
+) -> int:
+    """One caption: of a picture, or of several together."""
+    sources: list[Any] = [sys.stdin.buffer if image == "-" else image for image in images]
+    with working(f"{', '.join(images)}: looking…"):
+        caption: Caption = captioner.caption(sources if len(sources) > 1 else sources[0], **options)
     for note in caption.notes:
         click.echo(f"{caption.image}: {note}", err=True)
     from edgeprism.outputs import printable

@@ -27,6 +27,7 @@ from edgeprism.convert.families import FAMILIES, prismatic
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import FamilyParts
 from edgeprism.convert.progress import Progress
+from edgeprism.errors import UsageError
 from edgeprism.image import picture_to_tiles, read_picture
 from edgeprism.manifest import manifest_from_bundle
 
@@ -121,6 +122,25 @@ def test_the_bundle_says_what_the_reference_says(
             texts.append(tuple(ids))
     assert len(set(texts)) == len(texts)  # the pictures are told apart
     assert all(len(set(ids)) >= 8 for ids in texts)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_several_pictures_stand_in_one_prompt(
+    name: str, case_of: Callable[[str], Case], bundle_of: Callable[[str], Path]
+) -> None:
+    """Of those made for it: two and three pictures, in either order, against the reference."""
+    reference = case_of(name).reference
+    first, second, *_, last = pictures()
+    with load(bundle_of(name)) as captioner:
+        if reference.between is None:
+            with pytest.raises(UsageError, match="takes one picture at a time"):
+                captioner.caption([first, second])
+            return
+        for shown in ([first, second], [second, first], [first, second, last]):
+            ids = captioner.caption_ids(
+                shown, instruction=INSTRUCTION, max_tokens=N_TOKENS, stop_at_end=False
+            )
+            assert ids == reference.greedy(shown[0], N_TOKENS, *shown[1:])
 
 
 @pytest.mark.parametrize(

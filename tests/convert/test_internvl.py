@@ -32,6 +32,7 @@ def test_rows_and_text_are_transformers(
     made = made_of(spec)
     bundle = tiled.converted(internvl, made.folder, tmp_path / "b")
     tiled.same_as_reference(made, bundle)
+    tiled.several_as_reference(made.seen, bundle)
 
 
 # ---- mistakes that the comparison must see

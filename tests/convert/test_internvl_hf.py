@@ -55,13 +55,16 @@ class Made:
     folder: Path
     model: InternVLForConditionalGeneration
 
-    def seen(self, picture: Image.Image) -> tiled.Seen:
+    def seen(self, *pictures: Image.Image) -> tiled.Seen:
         processor = GotOcr2ImageProcessor.from_pretrained(self.folder, crop_to_patches=True)
-        pixels = processor(picture, return_tensors="pt")["pixel_values"]
+        inputs = processor(list(pictures), return_tensors="pt")
+        pixels, counts = inputs["pixel_values"], inputs["num_patches"].tolist()
         with torch.inference_mode():
-            features = self.model.model.get_image_features(pixels).flatten(0, 1)
+            made = self.model.model.get_image_features(pixels)
+        shown = [f"<img>{'<IMG_CONTEXT>' * n * made.shape[1]}</img>\n" for n in counts]
+        features = made.flatten(0, 1)
         prompt = (
-            f"<|im_start|>user\n<img>{'<IMG_CONTEXT>' * len(features)}</img>\n"
+            f"<|im_start|>user\n{''.join(shown)}"
             f"{tiled.INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n"
         )
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
@@ -122,6 +125,7 @@ def test_rows_and_text_are_transformers(
     made = made_of(spec)
     bundle = tiled.converted(internvl, made.folder, tmp_path / "b")
     tiled.same_as_reference(made, bundle)
+    tiled.several_as_reference(made.seen, bundle)
 
 
 # ---- mistakes that the comparison must see

@@ -56,15 +56,17 @@ class Made:
     folder: Path
     model: Any
 
-    def seen(self, picture: Image.Image) -> tiled.Seen:
+    def seen(self, *pictures: Image.Image) -> tiled.Seen:
         processor = Idefics3ImageProcessor.from_pretrained(self.folder)
-        inputs = processor(picture, return_tensors="pt", return_row_col_info=True)
-        rows, columns = inputs.pop("rows")[0][0], inputs.pop("cols")[0][0]
+        inputs = processor([list(pictures)], return_tensors="pt", return_row_col_info=True)
+        grids = zip(inputs.pop("rows")[0], inputs.pop("cols")[0], strict=True)
         with torch.inference_mode():
             features = self.model.model.get_image_features(**inputs)
         start = "<|im_start|>" if self.spec.tokenizer == "smollm" else "<|begin_of_text|>"
         per_tile = features.shape[1]
-        shown = get_image_prompt_string(rows, columns, per_tile, FAKE, "<image>", GLOBAL)
+        shown = "".join(
+            get_image_prompt_string(*grid, per_tile, FAKE, "<image>", GLOBAL) for grid in grids
+        )
         prompt = f"{start}User:{shown}{tiled.INSTRUCTION}{END}\nAssistant:"
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False).ids])
@@ -129,6 +131,7 @@ def test_rows_and_text_are_transformers(
     made = made_of(spec)
     bundle = tiled.converted(smolvlm, made.folder, tmp_path / "b")
     tiled.same_as_reference(made, bundle)
+    tiled.several_as_reference(made.seen, bundle)
 
 
 def test_positions_are_plain_in_the_published_precision() -> None:

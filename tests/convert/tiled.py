@@ -52,11 +52,12 @@ def converted(family: Any, folder: Path, out: Path, **settings: Any) -> Path:
     return out
 
 
-def seen_by_bundle(bundle: Path, image: Image.Image) -> Seen:
+def seen_by_bundle(bundle: Path, *images: Image.Image) -> Seen:
+    """Of one picture, or of several in one prompt."""
     with Captioner.load(
         bundle, device="cpu", threads=1, kv_type="f32", flash_attention=False
     ) as it:
-        encoded = it.encode(image)
+        encoded = it.encode_together(images) if len(images) > 1 else it.encode(images[0])
         ids = it.caption_ids(
             encoded, instruction=INSTRUCTION, max_tokens=N_TOKENS, stop_at_end=False
         )
@@ -75,7 +76,7 @@ def equal(found: Seen, expected: Seen) -> bool:
 class Made(Protocol):
     """A tiny checkpoint with its torch reference."""
 
-    def seen(self, picture: Image.Image) -> Seen: ...
+    def seen(self, picture: Image.Image, /) -> Seen: ...
 
 
 S, M = TypeVar("S"), TypeVar("M")
@@ -100,6 +101,15 @@ def same_as_reference(made: Made, bundle: Path) -> None:
         assert len(set(found.ids)) >= 8
         texts.add(tuple(found.ids))
     assert len(texts) == len(SIZES)
+
+
+def several_as_reference(seen: Callable[..., Seen], bundle: Path) -> None:
+    """Two pictures and three in one prompt, of shapes that are cut differently."""
+    square, wide, tall, *_ = pictures()
+    for shown in ([square, wide], [wide, square], [tall, square, wide]):
+        expected, found = seen(*shown), seen_by_bundle(bundle, *shown)
+        np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-4, atol=1e-4)
+        assert found.ids == expected.ids
 
 
 def generated(model: Any, **inputs: Any) -> list[int]:

@@ -59,6 +59,7 @@ class Reference:
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     added: dict[str, int] = field(default_factory=dict)  # special tokens beside SentencePiece's
+    between: str | None = None  # several pictures of one prompt; None: not made for it
 
     @torch.inference_mode()
     def visual_tokens(self, image: Image.Image) -> torch.Tensor:
@@ -66,18 +67,18 @@ class Reference:
         made = [f(p(image)) for p, f in zip(self.pixels, self.features, strict=True)]
         return self.projector(torch.cat(made, dim=-1))[0]
 
-    def prompt_ids(self) -> tuple[list[int], list[int]]:
-        """Before and behind the picture, as the published tokenizer's library cuts them."""
+    def prompt_ids(self) -> list[list[int]]:
+        """Before, between and behind pictures, as the published tokenizer's library cuts them."""
         path = self.tokenizer / "tokenizer.model"
-        after = self.after.format(INSTRUCTION)
+        texts = (self.before, self.between or "", self.after.format(INSTRUCTION))
         if path.is_file():
             model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-            before, behind = (self._pieces(model, text) for text in (self.before, after))
-            return [1] * self.bos + before, behind
+            before, between, behind = (self._pieces(model, text) for text in texts)
+            return [[1] * self.bos + before, between, behind]
         fast = Tokenizer.from_file(str(self.tokenizer / "tokenizer.json"))
         first = [fast.token_to_id("<|begin_of_text|>")] if self.bos else []
-        ids = [fast.encode(t, add_special_tokens=False).ids for t in (self.before, after)]
-        return first + ids[0], ids[1]
+        before, between, behind = (fast.encode(t, add_special_tokens=False).ids for t in texts)
+        return [first + before, between, behind]
 
     def _pieces(self, model: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
         """SentencePiece between added tokens."""
@@ -88,10 +89,15 @@ class Reference:
         return ids
 
     @torch.inference_mode()
-    def greedy(self, image: Image.Image, n_tokens: int) -> list[int]:
+    def greedy(self, image: Image.Image, n_tokens: int, *others: Image.Image) -> list[int]:
         embed = self.lm.get_input_embeddings()
-        before, after = (embed(torch.tensor([ids], dtype=torch.long)) for ids in self.prompt_ids())
-        rows = torch.cat([before, self.visual_tokens(image)[None], after], dim=1)
+        before, between, after = (
+            embed(torch.tensor([ids], dtype=torch.long)) for ids in self.prompt_ids()
+        )
+        shown = [before, self.visual_tokens(image)[None]]
+        for other in others:
+            shown += [between, self.visual_tokens(other)[None]]
+        rows = torch.cat([*shown, after], dim=1)
         step = self.lm(inputs_embeds=rows, use_cache=True)
         ids = [int(step.logits[0, -1].argmax())]
         while len(ids) < n_tokens:
@@ -266,6 +272,7 @@ def write_llava(
         [processed(processor, mean if pad else None)], [feature(encoder, -2, int(clip))],
         connector, model, captioner, before, after, bos=lm != "qwen2", added=added,
         mode="pad" if pad else "crop" if clip else "stretch", mean=mean, std=std,
+        between="" if lm == "qwen2" else None,
     )  # fmt: skip
     return Case("llava", {"captioner": captioner, "vision": vision}, reference)
 
@@ -315,7 +322,7 @@ def write_llava_hf(
         [processed(processor)], [feature(encoder, layer, int(strategy == "default"))], connector,
         model, folder, before, after, bos=lm != "qwen2",
         mode="pad" if pad else "crop" if clip else "stretch",
-        mean=mean, std=std,
+        mean=mean, std=std, between="" if lm == "qwen2" else None,
     )  # fmt: skip
     return Case("llava", {"captioner": folder}, reference)
 
@@ -368,7 +375,7 @@ def write_vila(
     mean, std = (CLIP_MEAN, CLIP_STD) if clip else ((0.5,) * 3, (0.5,) * 3)
     reference = Reference(
         [resized], [feature(encoder, -2, int(clip))], connector, model, folder / "llm", before,
-        after, mean=mean, std=std,
+        after, mean=mean, std=std, between="\n",
     )  # fmt: skip
     return Case("vila", {"captioner": folder}, reference)
 

@@ -76,26 +76,33 @@ class Made:
             made = model.model.get_image_features(pixels)
         return self._turned(made) if self.spec.ps_version == "v1" else made
 
-    def seen(self, picture: Image.Image) -> tiled.Seen:
-        features = self.features(picture)
-        ids = torch.tensor([self._prompt(features.shape[0] * features.shape[1])])
+    def seen(self, *pictures: Image.Image) -> tiled.Seen:
+        each = [self.features(picture).flatten(0, 1) for picture in pictures]
+        ids = torch.tensor([self._prompt([len(rows) for rows in each])])
         embedded = self.model.get_input_embeddings()(ids)
-        embedded[ids == self.model.config.image_token_id] = features.flatten(0, 1)
+        features = torch.cat(each)
+        embedded[ids == self.model.config.image_token_id] = features
         said = tiled.generated(
             self.model, inputs_embeds=embedded, attention_mask=torch.ones_like(ids)
         )
-        return tiled.Seen(features.flatten(0, 1).numpy(), said)
+        return tiled.Seen(features.numpy(), said)
 
     def _turned(self, features: torch.Tensor) -> torch.Tensor:
         """Version 1's cells go down before across."""
         side = int(features.shape[1] ** 0.5)
         return features.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)
 
-    def _prompt(self, n_rows: int) -> list[int]:
-        """As `chat` writes it, cut at special tokens, the rest by SentencePiece itself."""
+    def _prompt(self, n_rows: list[int]) -> list[int]:
+        """As `chat` writes it, cut at special tokens, the rest by SentencePiece itself.
+
+        Several pictures stand as the model card's "separate images" do.
+        """
+        shown = [f"<img>{'<IMG_CONTEXT>' * n}</img>\n" for n in n_rows]
+        if len(shown) > 1:
+            shown = [f"Image-{i}: {picture}" for i, picture in enumerate(shown, 1)]
         text = (
             "<|im_start|>system\nYou are an AI assistant whose name is InternLM (书生·浦语)."
-            f"<|im_end|><|im_start|>user\n<img>{'<IMG_CONTEXT>' * n_rows}</img>\n"
+            f"<|im_end|><|im_start|>user\n{''.join(shown)}"
             f"{tiled.INSTRUCTION}<|im_end|><|im_start|>assistant\n"
         )
         model = sentencepiece.SentencePieceProcessor(

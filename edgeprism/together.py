@@ -1,0 +1,35 @@
+"""Several pictures for one prompt: their visual tokens and layouts as those of one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeprism.prompt import pictures_to_segments
+from edgeprism.records import EncodedImage, Pictured, Timings
+
+if TYPE_CHECKING:
+    from edgeprism.manifest import Several
+
+
+def pictures_together(each: Sequence[EncodedImage], several: Several) -> EncodedImage:
+    """`each`, encoded by one model, as one value; their rows [n, n_embd] stand in order."""
+    spent = [asdict(picture.timings) for picture in each]
+    digests = "\n".join(picture.image_sha256 for picture in each)
+    return EncodedImage(
+        visual_tokens=np.concatenate([picture.visual_tokens for picture in each]),
+        image=", ".join(picture.image for picture in each),
+        image_sha256=hashlib.sha256(digests.encode()).hexdigest(),
+        size=(0, 0),
+        notes=tuple(f"{picture.image}: {note}" for picture in each for note in picture.notes),
+        model_digest=each[0].model_digest,
+        layout=tuple(pictures_to_segments(several, [picture.layout for picture in each])),
+        timings=Timings(**{stage: sum(times[stage] for times in spent) for stage in spent[0]}),
+        together=tuple(
+            Pictured(picture.image, picture.image_sha256, picture.size) for picture in each
+        ),
+    )
