@@ -7,8 +7,10 @@ Where libmtmd's reading of a model differs from the model's own, `as_mtmd` choos
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import bundles
 import gguf
@@ -18,6 +20,33 @@ MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 WIDTH, HEADS, LAYERS, FF, PATCH = 32, 2, 3, 48, 7
 MARKS = ("\n\n", "\n", "<fake_token_around_image>", "<global-img>", "<img>", "</img>",
          "<|vision_start|>", "<|vision_end|>", "<start_of_image>", "<end_of_image>")  # fmt: skip
+
+Names = list[tuple[str, str]]  # (pattern of a published name, llama.cpp's)
+LAYER = r"^.*vision_.*encoder\.layers\.(\d+)\."
+# transformers' classes, and what llama.cpp's converters call the same: `gguf-py`'s tensor_mapping
+_TOWER: Names = [
+    (r"^.*vision_.*\.patch_embedding\.", "v.patch_embd."),
+    (r"^.*vision_.*\.position_embedding\.", "v.position_embd."),
+    (LAYER + r"self_attn\.([qkv])_proj\.", r"v.blk.\1.attn_\2."),
+    (LAYER + r"self_attn\.out_proj\.", r"v.blk.\1.attn_out."),
+    (LAYER + r"layer_norm([12])\.", r"v.blk.\1.ln\2."),
+    (LAYER + r"mlp\.fc1\.", r"v.blk.\1.ffn_up."),
+    (LAYER + r"mlp\.fc2\.", r"v.blk.\1.ffn_down."),
+]
+SIGLIP_NAMES: Names = [*_TOWER, (r"^.*vision_.*\.post_layernorm\.", "v.post_ln.")]
+CLIP_NAMES: Names = [
+    *_TOWER,
+    (r"^.*vision_.*\.class_embedding$", "v.class_embd"),
+    (r"^.*vision_.*\.pre_layrnorm\.", "v.pre_ln."),
+]
+
+
+def renamed(tensors: Mapping[str, Any], names: Names) -> Iterator[tuple[str, str]]:
+    """(published name, llama.cpp's); what fits no pattern is left out, as its converters do."""
+    for name in tensors:
+        for pattern, theirs in names:
+            if found := re.match(pattern, name):
+                yield name, found.expand(theirs) + name[found.end() :]
 
 
 @dataclass(frozen=True)

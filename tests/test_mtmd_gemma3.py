@@ -30,17 +30,10 @@ from edgeprism.records import ImageRows, Tokens
 SIZE, POOLED, WINDOW = 56, 2, 24  # rows: 4 × 4
 TOLERANCE = 2e-3  # of the largest value: ggml looks GELU up in a table of half precision
 N_TOKENS = 32
-_LAYER, _TEXT = r"^model\.vision_tower\..*layers\.(\d+)\.", r"^model\.language_model\."
+_TEXT = r"^model\.language_model\."
 _BLOCK = _TEXT + r"layers\.(\d+)\."
 NAMES = [
-    (r"^model\.vision_tower\..*\.patch_embedding\.", "v.patch_embd."),
-    (r"^model\.vision_tower\..*\.position_embedding\.", "v.position_embd."),
-    (r"^model\.vision_tower\..*\.post_layernorm\.", "v.post_ln."),
-    (_LAYER + r"self_attn\.([qkv])_proj\.", r"v.blk.\1.attn_\2."),
-    (_LAYER + r"self_attn\.out_proj\.", r"v.blk.\1.attn_out."),
-    (_LAYER + r"layer_norm([12])\.", r"v.blk.\1.ln\2."),
-    (_LAYER + r"mlp\.fc1\.", r"v.blk.\1.ffn_up."),
-    (_LAYER + r"mlp\.fc2\.", r"v.blk.\1.ffn_down."),
+    *mmprojs.SIGLIP_NAMES,
     (r"^model\.multi_modal_projector\.mm_input_projection_", "mm.input_projection."),
     (r"^model\.multi_modal_projector\.mm_soft_emb_norm\.", "mm.soft_emb_norm."),
     (_TEXT + r"embed_tokens\.", "token_embd."),
@@ -138,14 +131,12 @@ def random_model(n_vocab: int) -> Gemma3ForConditionalGeneration:
 
 
 def renamed(model: nn.Module, lead: tuple[str, ...]) -> dict[str, np.ndarray]:
-    tensors = {}
-    for name, value in model.state_dict().items():
-        for pattern, ours in NAMES:
-            if found := re.match(pattern, name):
-                new = found.expand(ours) + name[found.end() :]
-                if new.startswith(lead):
-                    tensors[new] = (value + bool(ABOUT_ZERO.match(name))).numpy()
-    return tensors
+    state = model.state_dict()
+    return {
+        theirs: (state[name] + bool(ABOUT_ZERO.match(name))).numpy()
+        for name, theirs in mmprojs.renamed(state, NAMES)
+        if theirs.startswith(lead)
+    }
 
 
 def as_lm(model: Gemma3ForConditionalGeneration, parts: bundles.GgufParts) -> bundles.GgufParts:

@@ -1,19 +1,31 @@
 """The same tiny weights through both vision engines: our ONNX graph and llama.cpp's libmtmd.
 
-libmtmd (of llama-cpp-python 0.3.36) differs from the published models in three ways. It puts a
-tower's class row behind the patches, so that every patch has the position of its neighbour. Of
-LLaVA's rows it then leaves out the first patch and hands on the class row. Its GELU is the tanh
-form, looked up in half precision, where the models' is the erf form. Torch shows who is right:
-transformers' classes give our rows as they are, and libmtmd's with these three planted.
+Torch shows who is right: transformers' classes give our rows as they are, and libmtmd's (of
+llama-cpp-python 0.3.36) with its ways planted. These are:
+
+- LLaVA, InternVL: it puts a tower's class row behind the patches, so that every patch has the
+  position of its neighbour. Of LLaVA's rows it then leaves out the first patch and hands on the
+  class row.
+- LLaVA, InternVL: its GELU is the tanh form where the models' is the erf form.
+- All: it looks GELU up in half precision.
+
+SmolVLM's tower (SigLIP) has no class row and its GELU is the tanh form, so there the half
+precision is all: rows, tiles, and the text between them are the same. Two things lie before the
+tower. libmtmd shrinks across first and down second, as Pillow did; Pillow has shrunk pictures that
+are tall first down since 13 (python-pillow/Pillow#9549), and what is rounded in between differs.
+And it rounds to whole tiles once where transformers does it twice, which gives another grid only
+where the longest edge is not whole tiles, as it is in every published SmolVLM and Idefics3.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import bundles
 import numpy as np
@@ -22,21 +34,22 @@ import pytest
 import tiled
 import tiny_captioners
 import tiny_internvl
+import tiny_smolvlm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from test_families import converted
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, Idefics3ImageProcessor
 from transformers.activations import GELUActivation
 
 from edgeprism.captioner import Captioner
-from edgeprism.convert.families import internvl
+from edgeprism.convert.families import internvl, smolvlm
 from edgeprism.lm import LanguageModel
 from edgeprism.mtmd import MtmdEncoder
+from edgeprism.records import EncodedImage, ImageRows, Segment, Text, Tokens
 
 TOLERANCE = 2e-3  # of the largest value: what libmtmd's GELU costs
-TABLE = "v.position_embd.weight"
 
 
 @dataclass
@@ -47,11 +60,11 @@ class Peer:
     mmproj: bundles.GgufParts
     model: nn.Module
     rows: Callable[[nn.Module, Image.Image], np.ndarray]  # of patches, and LLaVA's class row first
-    table: str  # the model's position table, the class row's position first
     picture: Image.Image
-    # of rows with the class row first: what the model takes, and what libmtmd does
-    taken: slice | list[int]
-    taken_by_mtmd: slice | list[int]
+    table: str = ""  # the model's position table where its first is the class row's
+    # indices of rows with the class row first: what the model takes, and what libmtmd does
+    taken: Any = ...
+    taken_by_mtmd: Any = ...
 
     def expected(self) -> np.ndarray:
         return self.rows(self.model, self.picture)[self.taken]
@@ -59,24 +72,32 @@ class Peer:
     def expected_of_mtmd(self) -> np.ndarray:
         """The model with libmtmd's ways planted."""
         planted = copy.deepcopy(self.model)
-        place = planted.get_parameter(self.table)
-        # patch i stands at i instead of i + 1, the class row at the end
-        place.data = place.data.roll(1, dims=-2)
+        if self.table:
+            # patch i stands at i instead of i + 1, the class row at the end
+            place = planted.get_parameter(self.table)
+            place.data = place.data.roll(1, dims=-2)
         for module in list(planted.modules()):
             for name, child in module.named_children():
                 if isinstance(child, GELUActivation | nn.GELU):
                     setattr(module, name, nn.GELU(approximate="tanh"))
         return self.rows(planted, self.picture)[self.taken_by_mtmd]
 
-    def by_onnx(self) -> np.ndarray:
+    def by_onnx(self, picture: Image.Image | None = None) -> EncodedImage:
         with Captioner.load(self.bundle, device="cpu", threads=1) as captioner:
-            return captioner.encode(self.picture).visual_tokens
+            return captioner.encode(picture or self.picture)
 
-    def by_mtmd(self, mmproj: bundles.GgufParts, path: Path) -> np.ndarray:
+    def by_mtmd(
+        self, path: Path, picture: Image.Image | None = None
+    ) -> tuple[np.ndarray, tuple[Segment, ...]]:
+        with self.mtmd(path) as encoder:
+            return encoder.encode_picture(np.asarray(picture or self.picture)[None])
+
+    @contextmanager
+    def mtmd(self, path: Path) -> Iterator[MtmdEncoder]:
         lm = LanguageModel(self.bundle / "lm.gguf")
-        encoder = MtmdEncoder(mmproj.write(path), lm, flash_attention=False)
+        encoder = MtmdEncoder(self.mmproj.write(path), lm, flash_attention=False)
         try:
-            return encoder.encode_picture(np.asarray(self.picture)[None])[0]
+            yield encoder
         finally:
             encoder.close()
             lm.close()
@@ -107,9 +128,9 @@ def llava(folder: Path) -> Peer:
     n = (size // tiny_captioners.PATCH) ** 2
     return Peer(
         converted(case, folder / "b"), peer_mmproj.llava_mmproj(tensors, config, size),
-        nn.Sequential(tower, connector), rows,
+        nn.Sequential(tower, connector), rows, tiled.pictures()[0].resize((size, size)),
         "0.vision_model.embeddings.position_embedding.weight",
-        tiled.pictures()[0].resize((size, size)), slice(1, None), [*range(2, n + 1), 0],
+        [*range(1, n + 1)], [*range(2, n + 1), 0],
     )  # fmt: skip
 
 
@@ -117,26 +138,47 @@ def intern(folder: Path) -> Peer:
     made = tiny_internvl.write(folder / "c", tiny_internvl.SPECS[0])
     tensors = load_file(folder / "c" / "model.safetensors")
     config = json.loads((folder / "c" / "config.json").read_text())
-
-    def rows(model: nn.Module, picture: Image.Image) -> np.ndarray:
-        with torch.inference_mode():
-            return made.features(picture, model).flatten(0, 1).numpy()
-
     return Peer(
         tiled.converted(internvl, folder / "c", folder / "b"),
-        peer_mmproj.internvl_mmproj(tensors, config), made.model, rows,
-        "model.vision_tower.embeddings.position_embeddings",
+        peer_mmproj.internvl_mmproj(tensors, config), made.model, rows_of(made),
         tiled.pictures()[0].resize((96, 64)),  # three tiles across, two down, and the thumbnail
-        slice(None), slice(None),
+        "model.vision_tower.embeddings.position_embeddings",
     )  # fmt: skip
 
 
-PEERS = {"llava": llava, "internvl": intern}
+def smol(folder: Path) -> Peer:
+    made = tiny_smolvlm.write(folder / "c", tiny_smolvlm.SPECS[0])
+    tensors: dict[str, torch.Tensor] = {}
+    for path in (folder / "c").glob("*.safetensors"):
+        tensors |= load_file(path)
+    config, prepare = (
+        json.loads((folder / "c" / f"{name}.json").read_text())
+        for name in ("config", "preprocessor_config")
+    )
+    return Peer(
+        tiled.converted(smolvlm, folder / "c", folder / "b"),
+        peer_mmproj.smolvlm_mmproj(tensors, config, prepare), made.model, rows_of(made),
+        tiled.pictures()[1],  # four tiles across, three down, and the overview
+    )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=PEERS)
-def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Peer:
-    return PEERS[request.param](tmp_path_factory.mktemp(request.param))
+def rows_of(made: Any) -> Callable[[nn.Module, Image.Image], np.ndarray]:
+    return lambda model, picture: made.features(picture, model).flatten(0, 1).numpy()
+
+
+PEERS = {"llava": llava, "internvl": intern, "smolvlm": smol}
+
+
+@pytest.fixture(scope="module")
+def peer_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Peer]:
+    made: dict[str, Peer] = {}
+
+    def peer(name: str) -> Peer:
+        if name not in made:
+            made[name] = PEERS[name](tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return peer
 
 
 def apart(found: np.ndarray, expected: np.ndarray) -> float:
@@ -145,20 +187,108 @@ def apart(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def test_torch_says_which_engine_is_right(peer: Peer, tmp_path: Path) -> None:
-    ours, theirs = peer.by_onnx(), peer.by_mtmd(peer.mmproj, tmp_path / "mm.gguf")
-    right = peer.expected()
-    assert apart(ours, right) < 1e-4
-    assert apart(theirs, peer.expected_of_mtmd()) < TOLERANCE
-    assert apart(theirs, right) > 50 * TOLERANCE
+@pytest.mark.parametrize("name", PEERS)
+def test_torch_says_what_each_engine_computes(
+    name: str, peer_of: Callable[[str], Peer], tmp_path: Path
+) -> None:
+    peer = peer_of(name)
+    assert apart(peer.by_onnx().visual_tokens, peer.expected()) < 1e-4
+    assert apart(peer.by_mtmd(tmp_path / "mm.gguf")[0], peer.expected_of_mtmd()) < TOLERANCE
 
 
-def test_with_positions_turned_the_engines_agree(peer: Peer, tmp_path: Path) -> None:
+# ---- towers with a class row
+
+
+@pytest.mark.parametrize("name", ["llava", "internvl"])
+def test_a_class_row_at_the_end_is_not_the_model(
+    name: str, peer_of: Callable[[str], Peer], tmp_path: Path
+) -> None:
+    peer = peer_of(name)
+    assert apart(peer.by_mtmd(tmp_path / "mm.gguf")[0], peer.expected()) > 50 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["llava", "internvl"])
+def test_with_positions_turned_the_engines_agree(
+    name: str, peer_of: Callable[[str], Peer], tmp_path: Path
+) -> None:
     """In an mmproj file whose positions are moved by one, each patch finds its own."""
-    table = peer.mmproj.tensors[TABLE]
-    turned = copy.copy(peer.mmproj)
-    turned.tensors = {**peer.mmproj.tensors, TABLE: np.roll(table, -1, axis=0)}
-    ours, theirs = peer.by_onnx(), peer.by_mtmd(turned, tmp_path / "mm.gguf")
+    peer = peer_of(name)
+    turned = copy.copy(peer)
+    turned.mmproj = peer_mmproj.with_positions_turned(peer.mmproj)
+    ours, theirs = peer.by_onnx().visual_tokens, turned.by_mtmd(tmp_path / "mm.gguf")[0]
     if peer.taken != peer.taken_by_mtmd:  # LLaVA's first patch is missing, its class row is last
         ours, theirs = ours[1:], theirs[:-1]
     assert apart(theirs, ours) < TOLERANCE
+
+
+# ---- SmolVLM: no class row
+
+
+def as_ids(segments: tuple[Segment, ...], lm: LanguageModel) -> list[Any]:
+    """Rows as (first, behind the last), text as token ids."""
+    found: list[Any] = []
+    for segment in segments:
+        if isinstance(segment, ImageRows):
+            found.append((segment.start, segment.stop))
+        elif isinstance(segment, Tokens):
+            found.append(list(segment.ids))
+        else:
+            assert isinstance(segment, Text)
+            found.append(lm.tokenize(segment.text, parse_special=True))
+    return found
+
+
+@pytest.mark.parametrize("size", tiled.SIZES[:4] + tiled.SIZES[5:])
+def test_smolvlm_is_the_same_in_both(
+    size: tuple[int, int], peer_of: Callable[[str], Peer], tmp_path: Path
+) -> None:
+    """Rows, and every marker between them."""
+    peer, picture = peer_of("smolvlm"), tiled.pictures()[tiled.SIZES.index(size)]
+    ours = peer.by_onnx(picture)
+    with peer.mtmd(tmp_path / "mm.gguf") as encoder:
+        rows, segments = encoder.encode_picture(np.asarray(picture)[None])
+        assert as_ids(segments, encoder.lm) == as_ids(ours.layout, encoder.lm)
+    assert apart(rows, ours.visual_tokens) < TOLERANCE
+    assert apart(rows, peer.rows(peer.model, picture)) < TOLERANCE
+
+
+def test_both_count_positions_as_published(peer_of: Callable[[str], Peer], tmp_path: Path) -> None:
+    """transformers' class in float32 does not: test_smolvlm.py says why."""
+    peer = peer_of("smolvlm")
+    as_is = copy.deepcopy(peer.model)
+    del as_is.model.vision_model.embeddings.forward
+    shifted = peer.rows(as_is, peer.picture)
+    assert apart(peer.by_onnx().visual_tokens, shifted) > 50 * TOLERANCE
+    assert apart(peer.by_mtmd(tmp_path / "mm.gguf")[0], shifted) > 50 * TOLERANCE
+
+
+def test_a_tall_picture_is_shrunk_across_first(
+    peer_of: Callable[[str], Peer], tmp_path: Path
+) -> None:
+    peer, picture = peer_of("smolvlm"), tiled.pictures()[4]
+    lanczos, small = Image.Resampling.LANCZOS, (10, 128)  # what its longest edge makes of it
+    across_first = picture.resize((small[0], picture.height), lanczos).resize(small, lanczos)
+    theirs, _ = peer.by_mtmd(tmp_path / "mm.gguf", picture)
+    assert apart(theirs, peer.rows(peer.model, across_first)) < TOLERANCE
+    right = peer.rows(peer.model, picture)
+    assert apart(peer.by_onnx(picture).visual_tokens, right) < 1e-4
+    same = np.array_equal(across_first, picture.resize(small, lanczos))  # before Pillow 13
+    assert (apart(theirs, right) < TOLERANCE) == same
+
+
+@pytest.mark.parametrize(("longest", "same"), [(96, True), (128, True), (100, False)])
+def test_grids_differ_where_the_longest_edge_is_not_whole_tiles(
+    longest: int, same: bool, peer_of: Callable[[str], Peer], tmp_path: Path
+) -> None:
+    peer, picture = copy.copy(peer_of("smolvlm")), tiled.pictures()[0].resize((100, 60))
+    key = "clip.vision.preproc_image_size"
+    peer.mmproj = copy.copy(peer.mmproj)
+    peer.mmproj.metadata = {**peer.mmproj.metadata, key: ("uint32", longest)}
+    processor = Idefics3ImageProcessor(
+        size={"longest_edge": longest}, max_image_size={"longest_edge": 32}
+    )
+    told = processor(picture, return_tensors="pt", return_row_col_info=True)
+    n_tiles = told["rows"][0][0] * told["cols"][0][0] + 1
+    with peer.mtmd(tmp_path / "mm.gguf") as encoder:
+        found = sum(isinstance(s, ImageRows) for s in encoder.layout(picture.size))
+    assert (found == n_tiles) == same
