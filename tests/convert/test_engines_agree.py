@@ -1,7 +1,7 @@
 """The same tiny weights through both vision engines: our ONNX graph and llama.cpp's libmtmd.
 
 Torch shows who is right: transformers' classes give our rows as they are, and libmtmd's (of
-llama-cpp-python 0.3.36) with its ways planted. These are:
+llama-cpp-python 0.3.36) with its ways planted. In the tower these are:
 
 - LLaVA, InternVL: it puts a tower's class row behind the patches, so that every patch has the
   position of its neighbour. Of LLaVA's rows it then leaves out the first patch and hands on the
@@ -10,17 +10,23 @@ llama-cpp-python 0.3.36) with its ways planted. These are:
 - All: it looks GELU up in half precision.
 
 SmolVLM's tower (SigLIP) has no class row and its GELU is the tanh form, so there the half
-precision is all: rows, tiles, and the text between them are the same. Two things lie before the
-tower. libmtmd shrinks across first and down second, as Pillow did; Pillow has shrunk pictures that
-are tall first down since 13 (python-pillow/Pillow#9549), and what is rounded in between differs.
-And it rounds to whole tiles once where transformers does it twice, which gives another grid only
-where the longest edge is not whole tiles, as it is in every published SmolVLM and Idefics3.
+precision is all: rows, tiles and the text between them are the same. Before the tower:
+
+- LLaVA: it scales a picture that is not square and pads it then. The original pads first, which
+  differs at the picture's border; llava-hf's preparation, as here, crops.
+- InternVL: it chooses the grid that keeps most pixels and fits the picture in with black around,
+  as LLaVA-NeXT does. The model takes the grid of the closest ratio and stretches.
+- SmolVLM: it shrinks across first and down second, as Pillow did. Pillow from 13 on shrinks some
+  pictures down first (python-pillow/Pillow#9549), and what is rounded in between differs. It rounds
+  to whole tiles once where transformers does so twice: another grid only where the longest edge is
+  not whole tiles, as it is in every published SmolVLM and Idefics3.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +48,7 @@ from test_families import converted
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, Idefics3ImageProcessor
 from transformers.activations import GELUActivation
+from transformers.image_processing_utils import select_best_resolution
 
 from edgeprism.captioner import Captioner
 from edgeprism.convert.families import internvl, smolvlm
@@ -69,8 +76,8 @@ class Peer:
     def expected(self) -> np.ndarray:
         return self.rows(self.model, self.picture)[self.taken]
 
-    def expected_of_mtmd(self) -> np.ndarray:
-        """The model with libmtmd's ways planted."""
+    def expected_of_mtmd(self, prepared: Image.Image | None = None) -> np.ndarray:
+        """The model with libmtmd's ways planted, of a picture that needs no preparation."""
         planted = copy.deepcopy(self.model)
         if self.table:
             # patch i stands at i instead of i + 1, the class row at the end
@@ -80,7 +87,7 @@ class Peer:
             for name, child in module.named_children():
                 if isinstance(child, GELUActivation | nn.GELU):
                     setattr(module, name, nn.GELU(approximate="tanh"))
-        return self.rows(planted, self.picture)[self.taken_by_mtmd]
+        return self.rows(planted, prepared or self.picture)[self.taken_by_mtmd]
 
     def by_onnx(self, picture: Image.Image | None = None) -> EncodedImage:
         with Captioner.load(self.bundle, device="cpu", threads=1) as captioner:
@@ -219,6 +226,51 @@ def test_with_positions_turned_the_engines_agree(
     if peer.taken != peer.taken_by_mtmd:  # LLaVA's first patch is missing, its class row is last
         ours, theirs = ours[1:], theirs[:-1]
     assert apart(theirs, ours) < TOLERANCE
+
+
+def fitted(picture: Image.Image, size: tuple[int, int], fill: tuple[int, ...]) -> Image.Image:
+    """Scaled into `size` with its ratio kept, in the middle of `fill`."""
+    scale = min(size[0] / picture.width, size[1] / picture.height)
+    inner = (math.ceil(picture.width * scale), math.ceil(picture.height * scale))
+    canvas = Image.new("RGB", size, fill)
+    small = picture.resize(inner, Image.Resampling.BICUBIC)
+    canvas.paste(small, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    return canvas
+
+
+@pytest.mark.parametrize("size", [(112, 84), (90, 160)])
+def test_llava_is_scaled_and_then_padded(
+    size: tuple[int, int], peer_of: Callable[[str], Peer], tmp_path: Path
+) -> None:
+    peer, picture = peer_of("llava"), tiled.pictures()[2].resize(size)
+    theirs, _ = peer.by_mtmd(tmp_path / "mm.gguf", picture)
+    edge, clip_mean = tiny_captioners.SIZE, (122, 116, 104)
+    prepared = fitted(picture, (edge, edge), clip_mean)
+    assert apart(theirs, peer.expected_of_mtmd(prepared)) < TOLERANCE
+    assert apart(theirs, peer.expected_of_mtmd(picture)) > 50 * TOLERANCE
+    right = peer.rows(peer.model, picture)[peer.taken]
+    assert apart(peer.by_onnx(picture).visual_tokens, right) < 1e-4
+
+
+# (112, 84): both rules take 4 × 3 tiles, which the picture fills
+@pytest.mark.parametrize(("size", "same"), [((112, 84), True), ((200, 113), False),
+                                            ((400, 31), False)])  # fmt: skip
+def test_internvl_is_cut_by_another_rule(
+    size: tuple[int, int], same: bool, peer_of: Callable[[str], Peer], tmp_path: Path
+) -> None:
+    peer, picture = peer_of("internvl"), tiled.pictures()[1].resize(size)
+    theirs, _ = peer.by_mtmd(tmp_path / "mm.gguf", picture)
+    tile, most, per_tile = 32, tiny_internvl.SPECS[0].most, 16
+    grids = [(tile * down, tile * across) for across in range(1, most + 1)
+             for down in range(1, most // across + 1)]  # fmt: skip
+    canvas = fitted(picture, select_best_resolution(size[::-1], grids)[::-1], (0, 0, 0))
+    # a canvas of whole tiles is cut as it stands; only its thumbnail is another
+    expected = peer.expected_of_mtmd(canvas)
+    assert apart(theirs[:-per_tile], expected[:-per_tile]) < TOLERANCE
+    wrong = peer.expected_of_mtmd(picture)
+    assert (theirs.shape == wrong.shape and apart(theirs, wrong) < TOLERANCE) == same
+    right = peer.rows(peer.model, picture)
+    assert apart(peer.by_onnx(picture).visual_tokens, right) < 1e-4
 
 
 # ---- SmolVLM: no class row
