@@ -21,55 +21,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from random_checkpoints import write_llava, write_prismcaptioner
-from tiled_checkpoints import write_internvl, write_smolvlm
+from true_dimensions import SIZES, checkpoint_folders
 
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.progress import Progress
 from edgeprism.convert.supervise import convert_in_child
 
 SAMPLE_S = 0.05
-
-
-@dataclass(frozen=True)
-class Size:
-    """One model: its family, what its folders are called, and what writes them."""
-
-    family: str
-    folders: tuple[str, ...]
-    lm_layers: int
-    write: Callable[[Path, int], None]  # (folder above them, layers of the language model)
-
-
-def prismcaptioner(n_layers: int, *dimensions: int) -> Size:
-    write = partial(_prismcaptioner, dimensions)
-    return Size("prismcaptioner", ("captioner", "llm", "vision"), n_layers, write)
-
-
-def _prismcaptioner(dimensions: tuple[int, ...], folder: Path, n_layers: int) -> None:
-    write_prismcaptioner(folder, n_layers, *dimensions)
-
-
-SIZES = {
-    "prismcaptioner-2b": prismcaptioner(24, 2048, 16, 8192),
-    "prismcaptioner-7b": prismcaptioner(32, 4096, 32, 14336),
-    "llava-1.5-7b": Size("llava", ("captioner", "vision"), 32, write_llava),
-    "smolvlm-256m": Size(
-        "smolvlm", ("captioner",), 30, partial(write_smolvlm, hidden=576, ffn=1536, heads=9)
-    ),
-    "smolvlm-500m": Size(
-        "smolvlm", ("captioner",), 32, partial(write_smolvlm, hidden=960, ffn=2560, heads=15)
-    ),
-    "internvl-2b": Size("internvl", ("captioner",), 24, write_internvl),
-}
 
 
 def main() -> None:
@@ -86,9 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     size = SIZES[arguments.size]
     n_layers = arguments.layers or size.lm_layers
-    checkpoint = arguments.work / f"checkpoint-{arguments.size}-{n_layers}"
-    if not checkpoint.exists():
-        size.write(checkpoint, n_layers)
+    folders = checkpoint_folders(arguments.work, arguments.size, n_layers)
     out = arguments.work / f"bundle-{arguments.size}"
     options = ConvertOptions(
         vision_quants=tuple(arguments.vision_quant or ["int8"]),
@@ -97,7 +59,6 @@ def main() -> None:
     )
     recorder = Recorder()
     threading.Thread(target=recorder.watch, daemon=True).start()
-    folders = {name: checkpoint / name for name in size.folders}
     convert_in_child(size.family, out, options, recorder, **folders)
     recorder.stage("end")
     result = {
@@ -114,7 +75,7 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if not arguments.keep:
         shutil.rmtree(out)
-        shutil.rmtree(checkpoint)
+        shutil.rmtree(folders[size.folders[0]].parent)
 
 
 def caption(bundle: Path, size: str, max_tokens: int) -> dict[str, Any]:

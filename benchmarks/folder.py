@@ -27,15 +27,14 @@ from pathlib import Path
 
 import numpy as np
 from machine import ThreadClock, matmul_gflops, read_gbytes_per_s, spread
-from stages import encode_operations
+from operations import picture_operations
 
-from edgeprism import Captioner
+from edgeprism import Caption, Captioner
 from edgeprism.batch import Batch
 from edgeprism.device import available_cores
 from edgeprism.generate import Finished
 from edgeprism.inputs import find_pictures
 from edgeprism.models.nano import plain_scene
-from edgeprism.records import TokenCounts
 from edgeprism.store import CaptionStore
 from edgeprism.tuning import batch_shape
 
@@ -86,7 +85,7 @@ def speed(work: Path, arguments: argparse.Namespace) -> None:
     for stage in ("decode_image", "preprocess", "encode", "prefill", "decode"):
         values = sorted(getattr(record.timings, stage) for record in records)
         print(f"  {stage:13} {values[len(values) // 2]:.2f}")
-    floors(captioner, records[-1].tokens, width, max(batches))
+    floors(captioner, records[-1], width, max(batches))
     cores = available_cores()
     whole = 1000 * cores / batches[-1]
     spent = {name: 1000 * seconds / len(files) for name, seconds in clock.seconds.items()}
@@ -97,7 +96,7 @@ def speed(work: Path, arguments: argparse.Namespace) -> None:
             print(f"  {name:20} {ms:.2f}")
 
 
-def floors(captioner: Captioner, tokens: TokenCounts, width: int, best: float) -> None:
+def floors(captioner: Captioner, record: Caption, width: int, best: float) -> None:
     """What a picture would take if only operations and bytes cost time, all cores at work."""
     from gguf import GGUFReader
 
@@ -107,11 +106,12 @@ def floors(captioner: Captioner, tokens: TokenCounts, width: int, best: float) -
     ]
     weights, size = (sum(int(getattr(t, n)) for t in tensors) for n in ("n_elements", "n_bytes"))
     gflops, bandwidth = matmul_gflops(available_cores()), read_gbytes_per_s()
+    tokens, encode = record.tokens, picture_operations(captioner, record.image_size)
     rows = tokens.visual + tokens.prompt
     decode_bytes = tokens.generated * size / width  # sequences side by side read them once
     decode_operations = 2 * weights * tokens.generated
     stages = {
-        "encode": encode_operations(captioner) / gflops / 1e6,
+        "encode": encode / gflops / 1e6,
         "prefill": 2 * weights * rows / gflops / 1e6,
         "decode": max(decode_bytes / bandwidth, decode_operations / gflops) / 1e6,
     }

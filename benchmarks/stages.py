@@ -17,9 +17,12 @@ import sys
 
 import numpy as np
 from machine import matmul_gflops, read_gbytes_per_s, spread
+from operations import picture_operations
 
 from edgeprism import Captioner
 from edgeprism.device import available_cores, cpu_name
+
+PICTURE = (640, 480)
 
 
 def main() -> None:
@@ -35,7 +38,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     records = []
     for _ in range(arguments.runs + 1):  # the first loads the engines and is not counted
-        picture = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+        picture = rng.integers(0, 256, (*PICTURE[::-1], 3), dtype=np.uint8)
         records.append(captioner.caption(picture, max_tokens=arguments.tokens, stop_at_end=False))
     first, counted = records[0], records[1:]
     print(f"model: {first.model}\ntokens: {first.tokens}\nload: {first.timings.load:.0f} ms")
@@ -48,21 +51,6 @@ def main() -> None:
     report_limits(captioner, counted, gflops, bandwidth)
 
 
-def encode_operations(captioner: Captioner) -> float:
-    """Multiplications and additions of one picture: constant matrices and attention."""
-    import onnx
-
-    vision = captioner.bundle.manifest.vision
-    path = captioner.bundle.path / captioner.vision_variant().file
-    graph = onnx.load(str(path), load_external_data=False).graph
-    patches = vision.grid[0] * vision.grid[1]
-    shapes = [tuple(t.dims) for t in graph.initializer if len(t.dims) == 2 and min(t.dims) > 1]
-    width = next(b for a, b in shapes if a == patches)  # the position embedding
-    matrices = sum(a * b for a, b in shapes if (a, b) != (patches, width))
-    layers = sum(node.op_type == "Softmax" for node in graph.node)
-    return 2 * patches * matrices + layers * 4 * patches**2 * width
-
-
 def report_limits(captioner: Captioner, counted: list, gflops: float, bandwidth: float) -> None:
     manifest = captioner.bundle.manifest
     best = {s: min(getattr(c.timings, s) for c in counted) for s in ("prefill", "decode")}
@@ -73,7 +61,7 @@ def report_limits(captioner: Captioner, counted: list, gflops: float, bandwidth:
     print(f"decode  {1000 / per_token:.1f} tok/s; reading the weights alone allows "
           f"{1000 / floor:.1f}: {floor / per_token:.0%} of the limit")  # fmt: skip
     encode = min(c.timings.encode for c in counted)
-    work = encode_operations(captioner)
+    work = picture_operations(captioner, PICTURE)
     print(f"encode  {work / 1e9:.1f} GFLOP in {encode:.0f} ms: {work / encode / 1e6:.0f} GFLOP/s, "
           f"{work / encode / 1e6 / gflops:.0%} of the fp32 matrix rate")  # fmt: skip
     rows = tokens.visual + tokens.prompt

@@ -68,13 +68,14 @@ class GgufParts:
     metadata: dict[str, tuple[str, Any]] = field(default_factory=dict)  # key → (type, value)
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
     architecture: str = "llama"
+    quants: dict[str, gguf.GGMLQuantizationType] = field(default_factory=dict)  # of packed tensors
 
     def write(self, path: Path) -> Path:
         writer = gguf.GGUFWriter(path, self.architecture)
         for key, (kind, value) in self.metadata.items():
             getattr(writer, f"add_{kind}")(key, value)
         for name, values in self.tensors.items():
-            writer.add_tensor(name, values)
+            writer.add_tensor(name, values, raw_dtype=self.quants.get(name))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import bundles
+import gguf
 import mmprojs
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ def internvl_mmproj(tensors: Tensors, config: Mapping[str, Any]) -> bundles.Gguf
     parts.metadata |= {
         "clip.use_gelu": ("bool", True),
         "clip.vision.projector.scale_factor": ("uint32", 2),
-        "clip.vision.preproc_min_tiles": ("uint32", config["min_dynamic_patch"]),
+        "clip.vision.preproc_min_tiles": ("uint32", config.get("min_dynamic_patch", 1)),
         "clip.vision.preproc_max_tiles": ("uint32", config["max_dynamic_patch"]),
     }
     return parts
@@ -101,6 +102,27 @@ def with_positions_turned(parts: bundles.GgufParts) -> bundles.GgufParts:
     """
     turned = {_TABLE: np.roll(parts.tensors[_TABLE], -1, axis=0)}
     return dataclasses.replace(parts, tensors={**parts.tensors, **turned})
+
+
+def quantized(parts: bundles.GgufParts, kind: str) -> bundles.GgufParts:
+    """`parts` of float32 with its matrices as "F16" or "Q8_0", the rest as llama.cpp leaves it.
+
+    Source: `tensor_force_quant` and `prepare_tensors` of `conversion/base.py`.
+    """
+    quant = gguf.GGMLQuantizationType[kind]
+    file_type = gguf.LlamaFileType[f"MOSTLY_{kind}"]
+    metadata = {**parts.metadata, "general.file_type": ("uint32", int(file_type))}
+    made = dataclasses.replace(parts, metadata=metadata, tensors={}, quants={})
+    for name, values in parts.tensors.items():
+        if values.ndim < 2 or name == _TABLE:
+            made.tensors[name] = values
+        elif kind == "F16":
+            made.tensors[name] = values.astype(np.float16)
+        elif name.startswith("v.patch_embd"):
+            made.tensors[name] = values
+        else:
+            made.tensors[name], made.quants[name] = gguf.quants.quantize(values, quant), quant
+    return made
 
 
 _CLIP_COLOURS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

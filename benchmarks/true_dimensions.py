@@ -1,0 +1,61 @@
+"""The sizes of published captioners, and random checkpoints of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from random_checkpoints import write_llava, write_prismcaptioner
+from tiled_checkpoints import write_internvl, write_smolvlm
+
+
+@dataclass(frozen=True)
+class Size:
+    """One model: its family, what its folders are called, and what writes them."""
+
+    family: str
+    folders: tuple[str, ...]
+    lm_layers: int
+    write: Callable[[Path, int], None]  # (folder above them, layers of the language model)
+
+
+def prismcaptioner(n_layers: int, *dimensions: int) -> Size:
+    write = partial(_prismcaptioner, dimensions)
+    return Size("prismcaptioner", ("captioner", "llm", "vision"), n_layers, write)
+
+
+def _prismcaptioner(dimensions: tuple[int, ...], folder: Path, n_layers: int) -> None:
+    write_prismcaptioner(folder, n_layers, *dimensions)
+
+
+SIZES = {
+    "prismcaptioner-2b": prismcaptioner(24, 2048, 16, 8192),
+    "prismcaptioner-7b": prismcaptioner(32, 4096, 32, 14336),
+    "llava-1.5-7b": Size("llava", ("captioner", "vision"), 32, write_llava),
+    "smolvlm-256m": Size(
+        "smolvlm", ("captioner",), 30, partial(write_smolvlm, hidden=576, ffn=1536, heads=9)
+    ),
+    "smolvlm-500m": Size(
+        "smolvlm", ("captioner",), 32, partial(write_smolvlm, hidden=960, ffn=2560, heads=15)
+    ),
+    "internvl-2b": Size("internvl", ("captioner",), 24, write_internvl),
+}
+
+
+def checkpoint_folders(work: Path, name: str, n_layers: int | None = None) -> dict[str, Path]:
+    """The folders of a checkpoint in `work` by what `convert` calls them; written if not there.
+
+    `n_layers`, of the language model: all where it is not given.
+    """
+    size = SIZES[name]
+    n_layers = n_layers or size.lm_layers
+    checkpoint = work / f"checkpoint-{name}-{n_layers}"
+    if not checkpoint.exists():
+        unfinished = work / f"{checkpoint.name}.partial"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        size.write(unfinished, n_layers)
+        unfinished.rename(checkpoint)
+    return {folder: checkpoint / folder for folder in size.folders}

@@ -1,0 +1,278 @@
+"""How fast a picture becomes visual tokens: our vision engine beside its peer, llama.cpp's libmtmd.
+
+    python benchmarks/vision_engines.py --size smolvlm-256m --work FOLDER [--rounds 5]
+
+The same random weights, at true dimensions, go through both in one process: our graph as fp32, int8
+and, where this CPU has dot products of 8 bits, int8-full; an mmproj as F16 and Q8_0, as llama.cpp's
+converter would write it. Rounds alternate: ours, theirs, ours, …; a ratio is of two times of one
+round. What was made is kept in `--work`.
+
+In each time: the RGB pixels of one picture of noise in memory are resized, cut, normalised and
+encoded, until its visual tokens lie in an array. Ours is `Captioner.encode`, which also hashes the
+pixels; theirs are libmtmd's own functions with its own defaults, and nothing of EdgePrism. Both
+must make as many tokens, or nothing is measured. Not in it: reading and decoding a file, loading,
+the first picture (both warm up), and the language model. libmtmd wants one, for its width alone:
+it has one layer and never runs.
+
+The limit is the machine's fp32 matrix rate; operations are those of the graph's matrix products.
+An int8 graph may pass it, its operations are cheaper.
+
+libmtmd places the rows of a tower with a class row otherwise than the models' authors
+(tests/convert/test_engines_agree.py). The mmproj's positions are turned so that it computes the
+same, which takes as long, and what is left between the engines is printed. Of LLaVA's picture rows
+at the border differ, for libmtmd pads it behind scaling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as llama
+import llama_cpp.mtmd_cpp as mtmd
+import numpy as np
+from machine import matmul_gflops, spread
+from operations import picture_operations
+from safetensors import safe_open
+from true_dimensions import SIZES, checkpoint_folders
+
+from edgeprism import Captioner
+from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.progress import StderrProgress
+from edgeprism.convert.supervise import convert_in_child
+from edgeprism.device import available_cores, cpu_name, has_int8_dot
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "convert"))
+import bundles
+import peer_mmproj
+
+CHOICES = ("smolvlm-256m", "smolvlm-500m", "llava-1.5-7b", "internvl-2b")
+OURS, THEIRS = ("fp32", "int8", "int8-full"), ("F16", "Q8_0")
+VISION_SIDE = ("vision", "mm_projector", "mlp1", "connector")  # in its tensors' names
+_KEPT: list[Any] = []  # callbacks that native code may call for the process's life
+
+Times = list[tuple[float, float]]  # seconds of a round, in all and of preparing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=CHOICES, default=CHOICES[0])
+    parser.add_argument("--work", type=Path, required=True, help="where files are made and kept")
+    parser.add_argument("--picture", metavar="WxH", default="1024x768")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=available_cores(), help="of each engine")
+    arguments = parser.parse_args()
+    threads, (width, height) = arguments.threads, map(int, arguments.picture.split("x"))
+    silence()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    bundle, mmprojs = make_files(arguments.work, arguments.size)
+    ours = [Ours(bundle, quant, threads) for quant in OURS[: 2 + has_int8_dot()]]
+    theirs = [Theirs(bundle / "lm.gguf", path, threads) for path in mmprojs]
+    engines = [e for e in chain.from_iterable(zip_longest(ours, theirs)) if e is not None]
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    rows = {engine.name: engine.encode(pixels)[0] for engine in engines}  # warms them up
+    shapes = {name: found.shape for name, found in rows.items()}
+    if len(set(shapes.values())) > 1:
+        raise SystemExit(f"not the same work: {shapes}")
+    times: dict[str, Times] = {engine.name: [] for engine in engines}
+    for _ in range(arguments.rounds):
+        for engine in engines:
+            start = time.perf_counter()
+            preparing = engine.encode(pixels)[1]
+            times[engine.name].append((time.perf_counter() - start, preparing))
+    cost = ours[0].captioner.cost((width, height))
+    print(f"{arguments.size}: {width} × {height} pixels, {cost.tiles} tiles, "
+          f"{cost.visual_tokens} visual tokens")  # fmt: skip
+    report_times(times, picture_operations(ours[0].captioner, cost.size), threads)
+    report_ratios(times)
+    report_difference(SIZES[arguments.size].family, rows)
+    for engine in engines:
+        engine.close()
+
+
+# ---- the engines: pixels [height, width, 3] → rows [n, n_embd], and the seconds before encoding
+
+
+class Ours:
+    """A variant of the bundle's vision graph, through the public API."""
+
+    def __init__(self, bundle: Path, quant: str, threads: int) -> None:
+        self.name = f"ours {quant}"
+        self.captioner = Captioner.load(bundle, device="cpu", vision_quant=quant, threads=threads)
+
+    def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, float]:
+        seen = self.captioner.encode(pixels)
+        return seen.visual_tokens, (seen.timings.decode_image + seen.timings.preprocess) / 1000
+
+    def close(self) -> None:
+        self.captioner.close()
+
+
+class Theirs:
+    """An mmproj file in libmtmd, through llama_cpp's binding of its functions."""
+
+    def __init__(self, lm: Path, mmproj: Path, threads: int) -> None:
+        self.name = f"theirs {mmproj.stem.rpartition('-')[2]}"
+        settings = llama.llama_model_default_params()
+        settings.use_extra_bufts = False  # it never runs: nothing to lay out for speed
+        self._lm = llama.llama_model_load_from_file(str(lm).encode(), settings)
+        params = mtmd.mtmd_context_params_default()
+        params.use_gpu, params.n_threads = False, threads
+        params.print_timings = params.warmup = False
+        self._context = mtmd.mtmd_init_from_file(str(mmproj).encode(), self._lm, params)
+        if not self._context:
+            raise SystemExit(f"llama.cpp cannot load {mmproj}")
+        self._width = llama.llama_model_n_embd_inp(self._lm)
+
+    def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, float]:
+        start = time.perf_counter()
+        height, width = pixels.shape[:2]
+        data = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        bitmap = mtmd.mtmd_bitmap_init(width, height, data)
+        chunks = mtmd.mtmd_input_chunks_init()
+        part = mtmd.mtmd_input_part(None, bitmap)
+        parts = (ctypes.POINTER(mtmd.mtmd_input_part) * 1)(ctypes.pointer(part))
+        if mtmd.mtmd_tokenize_from_parts(self._context, chunks, parts, 1, False):
+            raise SystemExit("llama.cpp cannot prepare the picture")
+        preparing = time.perf_counter() - start
+        count, image = mtmd.mtmd_input_chunks_size(chunks), mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE
+        found = [mtmd.mtmd_input_chunks_get(chunks, i) for i in range(count)]
+        tiles = [chunk for chunk in found if mtmd.mtmd_input_chunk_get_type(chunk) == image]
+        rows = np.concatenate(list(self._encoded(tiles)))
+        mtmd.mtmd_input_chunks_free(chunks)
+        mtmd.mtmd_bitmap_free(bitmap)
+        return rows, preparing
+
+    def _encoded(self, tiles: list[Any]) -> Iterator[np.ndarray]:
+        """Rows of each tile, as many tiles at a time as libmtmd takes."""
+        while tiles:
+            batch = mtmd.mtmd_batch_init(self._context)
+            taken = 0
+            while taken < len(tiles) and not mtmd.mtmd_batch_add_chunk(batch, tiles[taken]):
+                taken += 1
+            if mtmd.mtmd_batch_encode(batch):
+                raise SystemExit("llama.cpp failed on the picture")
+            for tile in tiles[:taken]:
+                rows = mtmd.mtmd_batch_get_output_embd(batch, tile)
+                shape = (mtmd.mtmd_input_chunk_get_n_tokens(tile), self._width)
+                yield np.ctypeslib.as_array(rows, shape).copy()
+            mtmd.mtmd_batch_free(batch)
+            tiles = tiles[taken:]
+
+    def close(self) -> None:
+        mtmd.mtmd_free(self._context)
+        llama.llama_model_free(self._lm)
+
+
+def silence() -> None:
+    _KEPT.append(llama.llama_log_callback(lambda _level, _text, _data: None))
+    llama.llama_log_set(_KEPT[0], ctypes.c_void_p(0))
+    mtmd.mtmd_helper_log_set(_KEPT[0], ctypes.c_void_p(0))
+    llama.llama_backend_init()
+
+
+# ---- what they load
+
+
+def make_files(work: Path, name: str) -> tuple[Path, list[Path]]:
+    """The bundle and the mmproj of each of THEIRS in `work`; made where they are not there."""
+    bundle = work / f"vision-{name}"
+    mmprojs = [work / f"mmproj-{name}-{quant}.gguf" for quant in THEIRS]
+    if not bundle.exists():
+        options = ConvertOptions(vision_quants=OURS, lm_quant="F16")
+        with StderrProgress().shown() as progress:
+            folders = checkpoint_folders(work, name, n_layers=1)
+            convert_in_child(SIZES[name].family, bundle, options, progress, **folders)
+    for quant, path in zip(THEIRS, mmprojs, strict=True):
+        if not path.exists():
+            parts = MMPROJS[SIZES[name].family](checkpoint_folders(work, name, n_layers=1))
+            unfinished = path.with_suffix(".partial")
+            peer_mmproj.quantized(parts, quant).write(unfinished)
+            unfinished.rename(path)
+    return bundle, mmprojs
+
+
+def llava(folders: dict[str, Path]) -> bundles.GgufParts:
+    vision, captioner = json_in(folders["vision"]), json_in(folders["captioner"])
+    config = {"vision_config": vision, "vision_feature_layer": captioner["mm_vision_select_layer"]}
+    tensors = vision_tensors(folders)
+    return peer_mmproj.with_positions_turned(
+        peer_mmproj.llava_mmproj(tensors, config, vision["image_size"])
+    )
+
+
+def internvl(folders: dict[str, Path]) -> bundles.GgufParts:
+    config, tensors = json_in(folders["captioner"]), vision_tensors(folders)
+    return peer_mmproj.with_positions_turned(peer_mmproj.internvl_mmproj(tensors, config))
+
+
+def smolvlm(folders: dict[str, Path]) -> bundles.GgufParts:
+    config = json_in(folders["captioner"])
+    prepare = json_in(folders["captioner"], "preprocessor_config.json")
+    return peer_mmproj.smolvlm_mmproj(vision_tensors(folders), config, prepare)
+
+
+MMPROJS: dict[str, Callable[[dict[str, Path]], bundles.GgufParts]] = {
+    "llava": llava, "internvl": internvl, "smolvlm": smolvlm,
+}  # fmt: skip
+
+
+def json_in(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / name).read_text())
+    return found
+
+
+def vision_tensors(folders: dict[str, Path]) -> dict[str, Any]:
+    tensors = {}
+    for path in chain.from_iterable(sorted(f.glob("*.safetensors")) for f in folders.values()):
+        with safe_open(str(path), framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                if any(word in name for word in VISION_SIDE):
+                    tensors[name] = file.get_tensor(name)
+    return tensors
+
+
+# ---- what is told
+
+
+def report_times(times: dict[str, Times], operations: float, threads: int) -> None:
+    gflops = matmul_gflops(threads)
+    print(f"{cpu_name()}, {threads} threads, {len(next(iter(times.values())))} rounds; limit: "
+          f"{gflops:.0f} GFLOP/s fp32 matrix product; a picture: {operations / 1e9:.0f} GFLOP, at "
+          f"least {operations / gflops / 1e9:.2f} s at that rate")  # fmt: skip
+    print("seconds, minimum / median / maximum; of which preparing; rate of the fastest")
+    for name, runs in times.items():
+        whole, preparing = ([run[i] for run in runs] for i in (0, 1))
+        rate = operations / min(whole) / 1e9
+        print(f"  {name:15} {spread(whole):24} {spread(preparing):27} {rate:5.0f} GFLOP/s, "
+              f"{rate / gflops:.0%} of the limit")  # fmt: skip
+
+
+def report_ratios(times: dict[str, Times]) -> None:
+    print("times as long as ours in the same round (above 1: ours is faster)")
+    for theirs in (name for name in times if name.startswith("theirs")):
+        for ours in (name for name in times if name.startswith("ours")):
+            pairs = zip(times[theirs], times[ours], strict=True)
+            print(f"  {theirs:12} : {ours:15} {spread([a[0] / b[0] for a, b in pairs])}")
+
+
+def report_difference(family: str, rows: dict[str, np.ndarray]) -> None:
+    right, *others = rows.items()
+    print(f"largest difference from {right[0]}, as a part of the largest value")
+    for name, found in others:
+        expected = right[1]
+        if family == "llava" and name.startswith("theirs"):
+            found, expected = found[:-1], expected[1:]  # it leaves out the first patch
+        print(f"  {name:15} {np.abs(found - expected).max() / np.abs(expected).max():.2g}")
+
+
+if __name__ == "__main__":
+    main()
