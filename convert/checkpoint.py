@@ -276,6 +276,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The fields of `folder`'s config.json; none where there is no such file."""
+    path = folder / "config.json"
+    return read_json(path) if path.is_file() else {}
+
+
 def digest_of_files(paths: Iterable[Path]) -> str:
     """sha256 over the sha256 digests of the files, in order of name."""
     total = hashlib.sha256()

@@ -17,7 +17,7 @@ from edgeprism.convert.captioner_parts import (
     captioner_parts,
     source_of,
 )
-from edgeprism.convert.checkpoint import Checkpoint, Requirements, read_json
+from edgeprism.convert.checkpoint import Checkpoint, Requirements, read_config
 from edgeprism.convert.conversations import Conversation
 from edgeprism.convert.language_model import UNUSED, LmParts
 from edgeprism.convert.options import ConvertOptions
@@ -54,7 +54,7 @@ def convert_folder(
     with BundleWriter(out, options.overwrite) as writer:
         progress.stage("Reading the checkpoint")
         card = card_from_folder(captioner, INSTRUCTION, FOCUS, MAX_TOKENS)
-        found = read(captioner, read_json(captioner / "config.json"))
+        found = read(captioner, read_config(captioner))
         requirements = Requirements()
         for source, shapes in found.vision.weights.requirements():
             requirements.add(source, shapes, found.unused)

@@ -18,12 +18,14 @@ def unknown_layout(folder: Path, family: str, expected: str) -> CheckpointError:
     names = sorted(path.name + "/" * path.is_dir() for path in folder.glob("*"))
     shown = ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")
     fields = ", ".join(sorted(config)[:_MOST_NAMES]) or "none"
+    about = f"config.json with model_type {config.get('model_type')!r} and fields {fields}"
+    if "config.json" not in names:
+        about = "no config.json"
     close = closest_families(folder)
     said = ", ".join(close) if close else "none"
     return CheckpointError(
         f"{folder} is not a checkpoint of {family}.\n"
-        f"  found: config.json with model_type {config.get('model_type')!r} and fields {fields}; "
-        f"files {shown or 'none'}\n"
+        f"  found: {about}; files {shown or 'none'}\n"
         f"  expected: {expected}\n"
         f"  families that come close: {said}\n",
         f"Try `edgeprism convert {close[0]}`." if close and close[0] != family

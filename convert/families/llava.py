@@ -31,7 +31,7 @@ from edgeprism.convert.captioner_parts import (
     one_tile,
     source_of,
 )
-from edgeprism.convert.checkpoint import Checkpoint, Requirements, read_json
+from edgeprism.convert.checkpoint import Checkpoint, Requirements, read_config, read_json
 from edgeprism.convert.conversations import conversation_named
 from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.language_model import UNUSED, open_language_model
@@ -62,6 +62,7 @@ class Layout:
     """What either published layout says, in the same words."""
 
     where: str  # the config.json
+    checkpoint: Checkpoint  # the captioner's
     text_config: dict[str, Any]
     tower: StockTower
     projector: list[str]  # the endings of its layers' names, in order
@@ -93,7 +94,7 @@ def convert(
 
 def convert_layout(
     family: str,
-    read: Callable[[Path, Path | None, Checkpoint], Layout],
+    read: Callable[[Path, Path | None], Layout],
     out: Path,
     options: ConvertOptions,
     progress: Progress,
@@ -106,8 +107,8 @@ def convert_layout(
     with BundleWriter(out, options.overwrite) as writer:
         progress.stage("Reading the checkpoints")
         card = card_from_folder(captioner, INSTRUCTION, FOCUS, MAX_TOKENS)
-        checkpoint = Checkpoint(captioner, "captioner")
-        layout = read(captioner, vision, checkpoint)
+        layout = read(captioner, vision)
+        checkpoint = layout.checkpoint
         talk = conversation_named(conversation or layout.conversation)
         if layout.marks[0]:
             begin, end = layout.marks
@@ -151,14 +152,13 @@ def _image_policy(layout: Layout, preparation: Preparation) -> ImagePolicy:
     )
 
 
-def read_layout(captioner: Path, vision: Path | None, checkpoint: Checkpoint) -> Layout:
+def read_layout(captioner: Path, vision: Path | None) -> Layout:
     """Which layout the folder has, and what it says; CheckpointError for any other."""
-    path = captioner / "config.json"
-    config = read_json(path)
+    config = read_config(captioner)
     if config.get("model_type") == "llava" and "text_config" in config:
-        return transformers_layout(captioner, config, checkpoint)
+        return transformers_layout(captioner, config)
     if config.get("model_type") in LANGUAGE_MODELS and "mm_hidden_size" in config:
-        return original_layout(captioner, config, vision, checkpoint)
+        return original_layout(captioner, config, vision)
     raise unknown_layout(
         captioner,
         FAMILY,
@@ -167,7 +167,7 @@ def read_layout(captioner: Path, vision: Path | None, checkpoint: Checkpoint) ->
     )
 
 
-def transformers_layout(captioner: Path, config: dict[str, Any], checkpoint: Checkpoint) -> Layout:
+def transformers_layout(captioner: Path, config: dict[str, Any]) -> Layout:
     """What a folder of a llava-hf repository says."""
     where = str(captioner / "config.json")
     strategy = config.get("vision_feature_select_strategy", "default")
@@ -189,8 +189,10 @@ def transformers_layout(captioner: Path, config: dict[str, Any], checkpoint: Che
     text = {"model_type": "llama", **config["text_config"]}
     prepare_path = captioner / "preprocessor_config.json"
     prepare = read_json(prepare_path) if prepare_path.is_file() else {}
+    checkpoint = Checkpoint(captioner, "captioner")
     return Layout(
         where=where,
+        checkpoint=checkpoint,
         text_config=text,
         tower=StockTower(
             checkpoint,
@@ -211,7 +213,6 @@ def original_layout(
     captioner: Path,
     config: dict[str, Any],
     vision: Path | None,
-    checkpoint: Checkpoint,
     merge: str = "flat",
     aspects: tuple[str | None, ...] = ("pad", "square", None),
 ) -> Layout:
@@ -236,7 +237,6 @@ def original_layout(
             f"{path} is not understood: {'; '.join(faults)}.",
             "Pictures in tiles are the family llava-next's.",
         )
-    inside = any("embeddings.patch_embedding.weight" in name for name in checkpoint.names)
     if vision is None:
         raise CheckpointError(
             f"{path}: the vision model is {config.get('mm_vision_tower')!r}, which is published "
@@ -245,12 +245,15 @@ def original_layout(
             "its weights are in the captioner's files).",
         )
     vision_config = read_json(vision / "config.json")
+    checkpoint = Checkpoint(captioner, "captioner")
+    inside = any("embeddings.patch_embedding.weight" in name for name in checkpoint.names)
     # LLaVA's SigLIP loses its last layer when it is loaded, and all patches are taken
     siglip = "siglip" in str(vision_config.get("model_type"))
     language_model = LANGUAGE_MODELS[config["model_type"]]
     last = [f"mm_projector.{2 * i}" for i in range(int(mlp[1]))] if mlp else ["mm_projector"]
     return Layout(
         where=str(path),
+        checkpoint=checkpoint,
         text_config={**config, "model_type": language_model},
         tower=StockTower(
             checkpoint if inside else Checkpoint(vision, "vision model"),

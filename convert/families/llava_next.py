@@ -14,7 +14,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from edgeprism.convert.checkpoint import Checkpoint, read_json
+from edgeprism.convert.checkpoint import read_config, read_json
 from edgeprism.convert.families import llava
 from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.options import ConvertOptions
@@ -40,12 +40,12 @@ def convert(
     )
 
 
-def read_layout(captioner: Path, vision: Path | None, checkpoint: Checkpoint) -> llava.Layout:
+def read_layout(captioner: Path, vision: Path | None) -> llava.Layout:
     """Which layout the folder has, and what it says; CheckpointError for any other."""
     path = captioner / "config.json"
-    config = read_json(path)
+    config = read_config(captioner)
     if config.get("model_type") == "llava_next" and "text_config" in config:
-        layout = llava.transformers_layout(captioner, config, checkpoint)
+        layout = llava.transformers_layout(captioner, config)
         prepare = captioner / "preprocessor_config.json"
         told = read_json(prepare).get("image_grid_pinpoints") if prepare.is_file() else None
         pinpoints = config.get("image_grid_pinpoints")
@@ -57,9 +57,7 @@ def read_layout(captioner: Path, vision: Path | None, checkpoint: Checkpoint) ->
             )
         pinpoints, turned = pinpoints or told, False
     elif config.get("model_type") in llava.LANGUAGE_MODELS and "mm_hidden_size" in config:
-        layout = llava.original_layout(
-            captioner, config, vision, checkpoint, "spatial_unpad", ("anyres",)
-        )
+        layout = llava.original_layout(captioner, config, vision, "spatial_unpad", ("anyres",))
         # LLaVA writes (width, height), transformers (height, width)
         pinpoints, turned = config.get("image_grid_pinpoints"), True
     else:

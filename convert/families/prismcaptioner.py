@@ -25,6 +25,7 @@ from edgeprism.convert.captioner_parts import (
 )
 from edgeprism.convert.checkpoint import Checkpoint, Requirements, read_json
 from edgeprism.convert.conversations import Conversation
+from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.language_model import UNUSED, LmParts, open_language_model
 from edgeprism.convert.lora import LoraAdapter
 from edgeprism.convert.options import ConvertOptions
@@ -53,8 +54,8 @@ class _Sources:
         self, captioner: Path, llm: Path, vision: Path, keep_first: bool, progress: Progress
     ) -> None:
         requirements = Requirements()
-        self.lm_checkpoint = Checkpoint(llm, "language model")
         config = _read_lm_config(llm / "config.json")
+        self.lm_checkpoint = Checkpoint(llm, "language model")
         opened = open_language_model(
             self.lm_checkpoint, config, str(llm / "config.json"), llm, internlm2.TOKENS
         )
@@ -114,6 +115,8 @@ def convert(
     check_options(options)
     with BundleWriter(out, options.overwrite) as writer:
         progress.stage("Reading the checkpoints")
+        if not (captioner / "projector").is_dir():
+            raise unknown_layout(captioner, FAMILY, "the folders projector/ and llm_adapter/")
         card = card_from_folder(captioner, INSTRUCTION, FOCUS, MAX_TOKENS)
         sources = _Sources(captioner, llm, vision, keep_first_patch, progress)
         adapter = sources.adapter.checkpoint.files if sources.adapter else []

@@ -35,7 +35,23 @@ def _list_families(context: click.Context, _option: click.Parameter, wanted: boo
     context.exit()
 
 
-@click.group("convert")
+class Families(click.Group):
+    """A family that is not there is answered with those that are."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise UsageError(
+                f"{error.format_message()} A family of checkpoints comes first: "
+                f"{', '.join(self.list_commands(ctx))}.",
+                "`edgeprism convert --list` says what each family is.",
+            ) from error
+
+
+@click.group("convert", cls=Families)
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_families,
               help="List the families of checkpoints that can be converted.")  # fmt: skip
 def command() -> None:

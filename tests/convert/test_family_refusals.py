@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_captioners import Case
 
 from edgeprism.cli import convert as convert_command
+from edgeprism.cli import run
 from edgeprism.convert.families import FAMILIES
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.progress import Progress
@@ -192,6 +194,29 @@ def test_unknown_layouts_say_what_comes_close(
     assert "--list" in error.hint
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("config", [{"model_type": "blip-2"}, None], ids=["another's", "none"])
+def test_the_layout_is_told_before_missing_weights(
+    family: str, config: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "c"
+    (folder / "llm_adapter").mkdir(parents=True)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    module = importlib.import_module(FAMILIES[family].module)
+    wanted = set(inspect.signature(module.convert).parameters) & {"captioner", "llm", "vision"}
+    options = ConvertOptions(vision_quants=("fp32",), lm_quant="F32")
+    with pytest.raises(CheckpointError) as caught:
+        module.convert(tmp_path / "out", options, Progress(), **dict.fromkeys(wanted, folder))
+    said = caught.value.message
+    assert f"{folder} is not a checkpoint of {family}." in said
+    found = "model_type 'blip-2'" if config else "found: no config.json; files llm_adapter/"
+    assert found in said
+    assert "families that come close: prismcaptioner" in said
+    assert caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
 def test_what_the_original_layout_needs_beside(
     case_of: Callable[[str], Case], tmp_path: Path
 ) -> None:
@@ -213,6 +238,18 @@ def test_special_tokens_that_the_conversation_needs(
 ) -> None:
     error = refusal(case_of("llava"), tmp_path / "out", conversation="llama-3")
     assert "<|eot_id|>" in error.message
+
+
+@pytest.mark.parametrize(("name", "meant"), [("NOSUCH", ""), ("lava", "Did you mean 'llava'?")])
+def test_a_family_that_is_not_there(
+    name: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["convert", name, "out", "--captioner", "c"]) == 2
+    said = capsys.readouterr().err
+    assert f"'{name}'" in said
+    assert meant in said
+    assert ", ".join(sorted([*FAMILIES, "mmproj"])) in said
+    assert "edgeprism convert --list" in said
 
 
 def test_list_and_help_name_every_family() -> None:
