@@ -84,6 +84,13 @@ def test_show_a_bundle(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["files"]["lm.gguf"]["sha256"] in out
 
 
+def test_show_a_picture_that_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "show", "nano", "--size", "40x30"]) == 0
+    assert "size: 40 × 30\ngrid: not cut\ntiles: 1\n" in capsys.readouterr().out
+    assert run(["models", "show", "nano", "--size", "40x30", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["grid"] == [0, 0]
+
+
 def test_show_a_reasoner_by_name_and_by_path(
     installed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

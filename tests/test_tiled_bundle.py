@@ -211,7 +211,10 @@ def test_show_says_what_a_picture_costs(
     assert answers[0]["visual_tokens"] == caption.tokens.visual
     assert answers[0]["prompt_tokens"] == caption.tokens.visual + caption.tokens.prompt
     assert run(["models", "show", str(bundle), "--size", "300x90"]) == 0
-    assert f"visual_tokens: {caption.tokens.visual}\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"visual_tokens: {caption.tokens.visual}\n" in out
+    down, across = answers[0]["grid"]
+    assert f"size: 300 × 90\ngrid: {down} down, {across} across, and the whole picture\n" in out
 
 
 @pytest.mark.parametrize("size", ["", "3", "3x", "x3", "0x5", "5x0", "-1x5", "1.5x2", "3x4x5",

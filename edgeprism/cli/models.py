@@ -56,11 +56,11 @@ def show(name: str, size: str | None, image: Path | None, as_json: bool) -> None
     """What a model is: licence, sources, dimensions, parity figures, digests."""
     from edgeprism.inventory import model_facts
 
-    facts = model_facts(name) if size is image is None else _cost(name, size, image)
+    cost = None if size is image is None else _cost(name, size, image)
     if as_json:
-        _print_json(facts)
+        _print_json(model_facts(name) if cost is None else cost)
         return
-    for line in _lines(facts):
+    for line in _lines(model_facts(name) if cost is None else {**cost, **_in_words(cost)}):
         click.echo(line)
 
 
@@ -145,6 +145,15 @@ def _cost(name: str, size: str | None, image: Path | None) -> dict[str, Any]:
             )
     with Captioner.load(name, device="cpu") as captioner:
         return {"name": captioner.bundle.manifest.name, **asdict(captioner.cost((width, height)))}
+
+
+def _in_words(cost: dict[str, Any]) -> dict[str, str]:
+    """What a picture's cost says in pairs of numbers."""
+    (width, height), (down, across) = cost["size"], cost["grid"]
+    grid = f"{down} down, {across} across, and the whole picture"
+    if not down:  # libmtmd tells how many tiles there are, not how they lie
+        grid = "not cut" if cost["tiles"] == 1 else "not told by llama.cpp"
+    return {"size": f"{width} × {height}", "grid": grid}
 
 
 def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
