@@ -23,6 +23,10 @@ _MOST = {
     "attention.head_count": 1024,
     "feed_forward_length": 1 << 20,
 }
+# Their rows stand in time, down and across (M-RoPE). llama.cpp's converters write each of them only
+# for models that are placed so; with any other it counts the rows one by one and says nothing.
+_MULTI_AXIS = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger", "glm4v",
+               "paddleocr")  # fmt: skip
 _F32, _INTEGERS = 0, {24, 25, 26, 27}
 _HINT = "Copy or download the mmproj file again."
 
@@ -52,6 +56,21 @@ def check_mmproj(path: Path, n_embd: int) -> GgufHeader:
             "Use the mmproj file that was made for this language model.",
         )
     return header
+
+
+def check_positions(path: Path, header: GgufHeader, lm: Path, multi_axis: bool) -> None:
+    """Raises ModelError where the rows of the mmproj file need positions that `lm` has not.
+
+    `multi_axis`: whether the language model places a row in time, down and across.
+    """
+    projector = projector_of(header)
+    if projector in _MULTI_AXIS and not multi_axis:
+        raise ModelError(
+            f"{path}: its projector {projector} places visual tokens in time, down and across "
+            f"(M-RoPE), but {lm} counts positions one by one.",
+            "Use the language model that this mmproj file was made for: the vision-language "
+            "model's own, not the text model that it grew from.",
+        )
 
 
 def projector_of(header: GgufHeader) -> str:

@@ -21,7 +21,7 @@ from edgeprism.cancel import Cancel
 from edgeprism.errors import ImageError, Interrupted, ModelError
 from edgeprism.llama import forget_words, import_mtmd, last_words
 from edgeprism.lm import LanguageModel
-from edgeprism.mmproj_checks import check_mmproj
+from edgeprism.mmproj_checks import check_mmproj, check_positions
 from edgeprism.records import ImageRows, Segment, Tokens
 
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
@@ -44,7 +44,8 @@ class MtmdEncoder:
         cancel: Cancel | None = None,
     ) -> None:
         """Load `path`; raises ModelError for a file that is damaged or of another model."""
-        check_mmproj(path, lm.n_embd_row)
+        header = check_mmproj(path, lm.n_embd_row)
+        check_positions(path, header, lm.path, lm.row_axes > 1)
         self.path, self.lm, self.n_embd = path, lm, lm.n_embd_row
         self.cancel = cancel or Cancel()
         self._mtmd = mtmd = import_mtmd()

@@ -36,7 +36,12 @@ from edgeprism.manifest import (
     VisionVariant,
     manifest_from_json,
 )
-from edgeprism.mmproj_checks import ARCHITECTURE, check_mmproj, projector_of
+from edgeprism.mmproj_checks import (
+    ARCHITECTURE,
+    check_mmproj,
+    check_positions,
+    projector_of,
+)
 from edgeprism.pair_trial import PairFacts, try_pair
 from edgeprism.strict_json import record_from_data
 
@@ -121,6 +126,7 @@ def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: st
     check_mmproj(mmproj, _row_width(header))
     digests = {file: file_digest(path) for file, path in places.items()}
     facts = _facts(lm, mmproj, digests, chat_format)
+    check_positions(mmproj, eyes, lm, facts.multi_axis)  # facts may be of an earlier version
     described = str(header.metadata.get("general.name") or lm.stem)
     quants = {file: _quant(h) for file, h in ((LM_FILE, header), (MMPROJ_FILE, eyes))}
     sources = [

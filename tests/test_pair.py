@@ -97,6 +97,8 @@ def test_made_a_bundle(
     assert facts["visual_tokens_per_picture"] == 40
     assert run(["models", "show", str(out), "--size", "90x40", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["visual_tokens"] == 28
+    assert run(["models", "show", str(out), "--size", "90x40"]) == 0
+    assert "grid: not told by llama.cpp\ntiles: 7\n" in capsys.readouterr().out
     assert run(["models", "verify", str(out)]) == 0
     assert run(["convert", "mmproj", *map(str, files), str(out)]) == 2
     assert run(["convert", "mmproj", *map(str, files), str(out), "--overwrite", "--copy"]) == 0
@@ -222,6 +224,33 @@ def test_a_pair_of_others_halves(files: tuple[Path, Path], tmp_path: Path) -> No
     multi = multi_axis_lm(1).write(tmp_path / "multi.gguf")
     with pytest.raises(ModelError):
         open_pair(multi, files[1])
+
+
+@pytest.mark.parametrize("projector", ["qwen2vl_merger", "qwen2.5vl_merger", "glm4v"])
+def test_rows_in_time_down_and_across_over_a_text_model(
+    projector: str, files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """llama.cpp runs such a pair without a word, and counts the rows one by one."""
+    parts = mmprojs.mmproj_parts(mmprojs.QWEN)
+    parts.metadata["clip.projector_type"] = ("string", projector)
+    path = parts.write(tmp_path / "mm.gguf")
+    with pytest.raises(ModelError, match=r"time, down and across \(M-RoPE\)") as caught:
+        open_pair(files[0], path)
+    assert str(path) in caught.value.message
+    assert str(files[0]) in caught.value.message
+    assert "made for" in caught.value.hint
+    assert run(["doctor", *flags((files[0], path)), "--json"]) == 4
+    found = {f["topic"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["pair"]["state"] == "bad"
+    assert "M-RoPE" in found["pair"]["text"]
+
+
+def test_rows_in_time_down_and_across_over_their_own_model(tmp_path: Path) -> None:
+    lm = mmprojs.with_marks(multi_axis_lm(1)).write(tmp_path / "lm.gguf")
+    path = mmprojs.mmproj_parts(mmprojs.QWEN).write(tmp_path / "mm.gguf")
+    found = open_pair(lm, path).manifest.vision.mmproj
+    assert found is not None
+    assert found.multi_axis
 
 
 def test_a_chat_that_llama_cpp_does_not_know(files: tuple[Path, Path], tmp_path: Path) -> None:
