@@ -89,7 +89,12 @@ def captioner_parts(
     )
     return FamilyParts(
         vision=lambda dtype: VisionGraph(
-            vision.towers, vision.projector, vision.drop_first_patch, dtype, vision.newline
+            vision.towers,
+            vision.projector,
+            vision.drop_first_patch,
+            dtype,
+            vision.newline,
+            len(image.fills),
         ),
         vision_weights=vision.weights,
         n_vision_layers=sum(tower.n_layers for tower in vision.towers),

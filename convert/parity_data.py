@@ -38,8 +38,11 @@ TOKENIZER_TEXTS = (
 )
 
 
-def gate_pictures(size: int) -> np.ndarray:
-    """[N_PICTURES, size, size, 3] uint8, the same in every run: smooth, edged, noisy, written."""
+def gate_pictures(size: int, n_views: int = 1) -> np.ndarray:
+    """[N_PICTURES, size, size, 3 · n_views] uint8, always the same: smooth, edged, noisy, written.
+
+    Each view is another picture, so that none can be taken for another unseen.
+    """
     rng = np.random.default_rng(20240621)
     y, x = np.mgrid[0:size, 0:size] / max(size - 1, 1)
     pictures = [
@@ -52,7 +55,8 @@ def gate_pictures(size: int) -> np.ndarray:
         _written(size),
         0.5 + 0.5 * np.stack([np.sin(40 * x), np.sin(23 * y), np.sin(31 * (x + y))], axis=-1),
     ]
-    return np.stack([np.clip(p * 255, 0, 255).astype(np.uint8) for p in pictures])
+    made = np.stack([np.clip(p * 255, 0, 255).astype(np.uint8) for p in pictures])
+    return np.concatenate([np.roll(made, i, axis=0) for i in range(n_views)], axis=-1)
 
 
 def _shapes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, count: int) -> np.ndarray:

@@ -27,8 +27,15 @@ Connector = Callable[[torch.Tensor], torch.Tensor]
 def visual_tokens(
     towers: Sequence[Features], connector: Connector, pixels: np.ndarray, tick: Tick
 ) -> np.ndarray:
-    """pixels uint8 [n, size, size, 3] → visual tokens [n, n_tokens, n_embd] float32."""
-    features = torch.cat([tower(pixels, tick) for tower in towers], dim=-1)
+    """pixels uint8 [n, size, size, 3] → visual tokens [n, n_tokens, n_embd] float32.
+
+    Where the pixels have more channels, each tower sees three of its own.
+    """
+    shared = pixels.shape[-1] == 3
+    views = [pixels if shared else pixels[..., 3 * i : 3 * i + 3] for i in range(len(towers))]
+    features = torch.cat(
+        [tower(view, tick) for tower, view in zip(towers, views, strict=True)], dim=-1
+    )
     result: np.ndarray = connector(features).float().numpy()
     return result
 

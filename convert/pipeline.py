@@ -121,7 +121,8 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
     """Every variant as vision.<quant>.onnx, measured against the reference."""
     work = folder / "work"
     work.mkdir()
-    pixels = gate_pictures(parts.manifest.image.size)
+    image = parts.manifest.image
+    pixels = gate_pictures(image.size, len(image.fills))
     progress.stage("Computing the vision reference", parts.n_vision_layers)
     reference = parts.reference_visual_tokens(pixels, progress.advance)
     graphs: dict[torch.dtype, Path] = {}

@@ -37,7 +37,7 @@ def export_graph(module: VisionGraph, weights: VisionWeights, work: Path, stem: 
     """Export as `work`/`stem`.onnx with its weights outside, in `stem`.onnx.data."""
     size = module.image_size
     # two pictures: torch would take a batch of one for a constant
-    example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+    example = torch.zeros((2, size, size, 3 * module.n_views), dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -156,7 +156,8 @@ class VisionGraph(nn.Module):
     Everything between stands inside: each tower's own normalising, patches and layers, the
     features side by side, the projector and, where the family does so, leaving out the first
     patch. With `newline`, a second output is the learned row of that name, [n, n_embd]: once for
-    each tile, so that no optimizer takes it for a constant of the placeholder's value.
+    each tile, so that no optimizer takes it for a constant of the placeholder's value. With
+    `n_views` each tower has three channels of its own: pixels [n, size, size, 3 · n_views].
     """
 
     def __init__(
@@ -166,9 +167,10 @@ class VisionGraph(nn.Module):
         drop_first_patch: bool,
         dtype: torch.dtype,
         newline: bool = False,
+        n_views: int = 1,
     ) -> None:
         super().__init__()
-        self.image_size, self.dtype = towers[0].image_size, dtype
+        self.image_size, self.dtype, self.n_views = towers[0].image_size, dtype, n_views
         self.configs = (*towers, projector)
         self.drop_first_patch = drop_first_patch
         self.towers = nn.ModuleList(Tower(config, dtype) for config in towers)
@@ -176,7 +178,8 @@ class VisionGraph(nn.Module):
         self.newline_row = placeholder(dtype, 1, projector.widths[-1]) if newline else None
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        features = [tower(pixels) for tower in self.towers]
+        views = pixels.split(3, dim=-1) if self.n_views > 1 else [pixels] * len(self.towers)
+        features = [tower(view) for tower, view in zip(self.towers, views, strict=True)]
         x = features[0] if len(features) == 1 else torch.cat(features, dim=-1)
         if self.drop_first_patch:
             x = x[:, 1:]

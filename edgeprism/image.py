@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import math
 import os
 import stat
 import time
@@ -20,7 +19,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgeprism.errors import ImageError
-from edgeprism.tiles import choose_grid, edge_size, fitted_size, shrunk_size
+from edgeprism.fit import RESAMPLING, picture_to_tile
+from edgeprism.tiles import choose_grid, edge_size, fitted_size
 
 if TYPE_CHECKING:
     from edgeprism.manifest import ImagePolicy
@@ -32,15 +32,7 @@ MAX_FILE_BYTES = 1 << 30
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses; about 13,400 × 13,400
 # Padding reads height × longer edge pixels: past these, one picture would take half a minute
 MAX_WIDTH, MAX_HEIGHT = 65_535, 40_000
-STRIP_PIXELS = 32_000_000  # padding works in strips of at most this many pixels
 
-_RESAMPLING = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "lanczos": Image.Resampling.LANCZOS,
-    "nearest": Image.Resampling.NEAREST,
-}
-_WIDEST_FILTER = 3  # Lanczos, in pixels to each side
 # What is read: not the whole of Pillow, whose other readers run programs (PostScript), follow
 # files into other formats, or are seldom fed with damaged bytes.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF")
@@ -107,36 +99,26 @@ class _Read:
 def picture_to_tiles(picture: Picture, policy: ImagePolicy) -> np.ndarray:
     """Pixels as the vision engine takes them: uint8 [n_tiles, size, size, 3].
 
-    With the mode "shrink" one tile of the picture's own shape, [1, height, width, 3].
+    With the mode "shrink" one tile of the picture's own shape, [1, height, width, 3]. With a
+    second fill six channels: the picture on the first colour and on the second.
     """
     grid, size, tiling = choose_grid(picture.size, policy), policy.size, policy.tiling
     if tiling is None or grid is None:
-        return np.asarray(_whole(picture.rgb, policy), dtype=np.uint8)[None]  # [1, size, size, 3]
+        views = [np.asarray(picture_to_tile(picture.rgb, policy, fill)) for fill in policy.fills]
+        return np.concatenate(views, axis=-1)[None]  # [1, size, size, 3 · n_views]
     canvas = _canvas(picture, policy, grid)
     # what "longest-edge" models see as a whole is the canvas, already stretched
     by_edge = tiling.choose == "longest-edge"
-    overview = np.asarray(_whole(canvas if by_edge else picture.rgb, policy), dtype=np.uint8)[None]
+    whole = canvas if by_edge else picture.rgb
+    overview = np.asarray(picture_to_tile(whole, policy, policy.fill), dtype=np.uint8)[None]
     cut = np.asarray(canvas, dtype=np.uint8).reshape(grid[0], size, grid[1], size, 3)
     cut = cut.swapaxes(1, 2).reshape(-1, size, size, 3)  # row of tiles by row of tiles
     return np.concatenate((overview, cut) if tiling.overview == "first" else (cut, overview))
 
 
-def _whole(rgb: Image.Image, policy: ImagePolicy) -> Image.Image:
-    """The picture as one tile."""
-    size, resample = policy.size, _RESAMPLING[policy.resample]
-    if policy.mode == "shrink":
-        shape = shrunk_size(rgb.size, size)
-        return rgb if shape == rgb.size else rgb.resize(shape, resample)
-    if policy.mode == "pad":
-        return _padded_and_resized(rgb, size, tuple(policy.fill), resample)
-    if policy.mode == "crop":
-        return _resized_and_cropped(rgb, size, resample)
-    return rgb.resize((size, size), resample)
-
-
 def _canvas(picture: Picture, policy: ImagePolicy, grid: tuple[int, int]) -> Image.Image:
     """The picture at the size of `grid` tiles [down, across], as the policy fits it in."""
-    resample, tiling = _RESAMPLING[policy.resample], policy.tiling
+    resample, tiling = RESAMPLING[policy.resample], policy.tiling
     size = (grid[1] * policy.size, grid[0] * policy.size)
     if tiling is not None and tiling.choose == "longest-edge":
         # two steps, as upstream: the first keeps the ratio, the second stretches to whole tiles
@@ -149,49 +131,6 @@ def _canvas(picture: Picture, policy: ImagePolicy, grid: tuple[int, int]) -> Ima
     fitted = picture.rgb.resize((width, height), resample)
     canvas.paste(fitted, ((size[0] - width) // 2, (size[1] - height) // 2))
     return canvas
-
-
-def _resized_and_cropped(rgb: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    """The shorter edge at `size`, the middle of the longer one, as CLIP's preparation cuts it.
-
-    Of a line of pixels only what is kept is resampled, with a margin for the filter, which sees
-    nothing outside its box: the whole of 1 × 20,000 pixels would take gigabytes.
-    """
-    width, height = rgb.size
-    longer = size * max(width, height) // min(width, height)
-    start = (longer - size) // 2
-    first, last, box = 0, longer, (0.0, 0.0, float(width), float(height))
-    if size * longer > STRIP_PIXELS:
-        share = max(width, height) / longer  # pixels of the picture to one of the resized
-        margin = math.ceil(_WIDEST_FILTER * max(1, 1 / share)) + 1
-        first, last = max(0, start - margin), min(longer, start + size + margin)
-        low, high = first * share, last * share
-        box = (low, 0, high, height) if width >= height else (0, low, width, high)
-    start -= first
-    if width >= height:
-        resized = rgb.resize((last - first, size), resample, box=box)
-        return resized.crop((start, 0, start + size, size))
-    return rgb.resize((size, last - first), resample, box=box).crop((0, start, size, start + size))
-
-
-def _padded_and_resized(
-    rgb: Image.Image, size: int, fill: tuple[int, ...], resample: Image.Resampling
-) -> Image.Image:
-    """Centred on a square of `fill`, then resized, without ever holding the whole square.
-
-    Pillow resamples rows first and columns second, so doing the rows strip by strip gives the
-    very pixels of a resize in one go; a 1 × 20,000 picture then needs no 1.2 GB square.
-    """
-    width, height = rgb.size
-    edge = max(width, height)
-    left, top = (edge - width) // 2, (edge - height) // 2
-    rows = max(1, STRIP_PIXELS // edge)
-    narrow = Image.new("RGB", (size, edge), fill)  # rows without picture are fill already
-    for y in range(top, top + height, rows):
-        strip = Image.new("RGB", (edge, min(rows, top + height - y)), fill)
-        strip.paste(rgb, (left, top - y))
-        narrow.paste(strip.resize((size, strip.height), resample), (0, y))
-    return narrow.resize((size, size), resample)
 
 
 def _read_bytes(source: ImageSource) -> tuple[str, bytes]:

@@ -21,7 +21,8 @@ MAX_MANIFEST_BYTES = 1 << 20
 
 VISION_QUANTS = ("fp32", "fp16", "int8", "int8-full")
 RESAMPLINGS = ("bicubic", "bilinear", "lanczos", "nearest")
-MODES = ("pad", "crop", "stretch", "shrink")
+MODES = ("pad", "letterbox", "crop", "center-crop", "stretch", "shrink")
+_FILLED = ("pad", "letterbox")
 IMAGE_ATTENTIONS = ("causal", "both-ways")
 CHOICES = ("best-fit", "closest-ratio", "longest-edge")
 OVERVIEWS = ("first", "last")
@@ -74,7 +75,10 @@ class ImagePolicy:
 
     `mode` says how the whole picture becomes one tile: "pad", centred on a square of `fill`, then
     resized; "crop", its shorter edge resized, the middle kept; "stretch", resized as it is;
-    "shrink", of its own shape, for an engine that resizes and tiles it itself.
+    "shrink", of its own shape, for an engine that resizes and tiles it itself. As torchvision's
+    transforms do it: "letterbox", equal borders of `fill`, so that the canvas is one pixel short of
+    a square where the edges differ by an odd number, then "center-crop"; this one, as "crop", but
+    half of what is cut off is rounded to even.
     """
 
     mode: str
@@ -83,6 +87,13 @@ class ImagePolicy:
     resample: str
     max_tiles: int  # of one picture, the overview counted
     tiling: Tiling | None = None
+    # [r, g, b] on which a second tower sees the picture; empty where there is no such view
+    second_fill: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def fills(self) -> list[list[int]]:
+        """Of each view of the picture that the graph's pixels hold, three channels a view."""
+        return [self.fill, self.second_fill] if self.second_fill else [self.fill]
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ class Mmproj:
 
 @dataclass(frozen=True)
 class Vision:
-    """The graph: uint8 pixels [n, size, size, 3] → float32 visual tokens [n, tokens, n_embd].
+    """The graph: uint8 pixels [n, size, size, 3 or 6] → float32 visual tokens [n, tokens, n_embd].
 
     With `mmproj` it is no graph: input, output and grid are empty, n_embd may be several times
     the language model's (rows that also carry what later layers add), and tokens_per_tile are
@@ -249,16 +260,14 @@ def _value_faults(m: Manifest) -> list[str]:
     """Values that have the right type and yet cannot be meant."""
     checks = [
         ("name", bool(m.name.strip()), "is empty"),
-        (
-            "image.mode",
-            m.image.mode in MODES,
-            f"{m.image.mode!r}; known: {', '.join(MODES)}",
-        ),
+        ("image.mode", m.image.mode in MODES, f"{m.image.mode!r}; known: {', '.join(MODES)}"),
         ("image.size", 1 <= m.image.size <= MOST_EDGE, f"must lie in 1…{MOST_EDGE}"),
+        ("image.fill", _is_colour(m.image.fill), "must be three numbers in 0…255"),
         (
-            "image.fill",
-            len(m.image.fill) == 3 and all(0 <= v <= 255 for v in m.image.fill),
-            "must be three numbers in 0…255",
+            "image.second_fill",
+            not m.image.second_fill
+            or (_is_colour(m.image.second_fill) and m.image.mode in _FILLED and not m.image.tiling),
+            f"three numbers in 0…255, for the modes {' and '.join(_FILLED)} without image.tiling",
         ),
         (
             "image.resample",
@@ -286,6 +295,10 @@ def _value_faults(m: Manifest) -> list[str]:
     if m.vision.mmproj is not None:
         return faults + _mmproj_faults(m) + _file_faults(m, ())
     return faults + _tiling_faults(m) + _graph_faults(m) + _file_faults(m, VISION_QUANTS)
+
+
+def _is_colour(values: list[int]) -> bool:
+    return len(values) == 3 and all(0 <= v <= 255 for v in values)
 
 
 def _mmproj_faults(m: Manifest) -> list[str]:

@@ -16,7 +16,7 @@ from edgeprism.tiles import PictureLayout
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
-    from edgeprism.manifest import Manifest
+    from edgeprism.manifest import ImagePolicy, Manifest
 
 _FATAL_ONLY = 4
 _TILES_AT_ONCE = 8  # on accelerators
@@ -87,12 +87,13 @@ class VisionEncoder:
             raise ModelError(f"{path}: not a vision graph that can run: {error}.", _HINT) from error
         if provider not in self._session.get_providers():
             raise _did_not_start(provider, "")
-        self._check_interface(path, manifest.image.size)
+        self._check_interface(path, manifest.image)
 
-    def _check_interface(self, path: Path, size: int) -> None:
+    def _check_interface(self, path: Path, image: ImagePolicy) -> None:
         found_in = {i.name: (i.type, i.shape) for i in self._session.get_inputs()}
         found_out = {o.name: (o.type, o.shape) for o in self._session.get_outputs()}
-        wanted_in = {self._input: ("tensor(uint8)", [size, size, 3])}
+        shape = [image.size, image.size, 3 * len(image.fills)]
+        wanted_in = {self._input: ("tensor(uint8)", shape)}
         wanted_out = {self._output: ("tensor(float)", [self.tokens_per_tile, self.n_embd])}
         if self._newline:
             wanted_out[self._newline] = ("tensor(float)", [self.n_embd])

@@ -34,7 +34,7 @@ LAYERS = [
         "stopping",
     },
     {"prompt", "schema", "gguf_checks", "tiles", "remote_http"},
-    {"mmproj_checks", "evidence", "together"},
+    {"mmproj_checks", "evidence", "together", "fit"},
     {"image"},
     {"bundle", "vision", "lm", "device"},
     {"sampler", "mtmd", "request"},

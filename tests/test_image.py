@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from edgeprism.errors import ImageError
 from edgeprism.image import MAX_HEIGHT, MAX_PIXELS, picture_to_tiles, read_picture
@@ -432,7 +432,7 @@ def test_padding_equals_a_plain_paste_and_resize(
     size: tuple[int, int], resample: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # strips of a few rows, so that a small picture already crosses many borders
-    monkeypatch.setattr("edgeprism.image.STRIP_PIXELS", 3 * max(size))
+    monkeypatch.setattr("edgeprism.fit.STRIP_PIXELS", 3 * max(size))
     image = Image.fromarray(random_pixels(size[1], size[0]))
     p = policy(resample=resample)
     tiles = picture_to_tiles(read_picture(image), p)
@@ -441,7 +441,10 @@ def test_padding_equals_a_plain_paste_and_resize(
 
 
 @pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000)])
-def test_a_line_of_pixels_is_padded_without_holding_the_square(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("mode", ["pad", "letterbox"])
+def test_a_line_of_pixels_is_padded_without_holding_the_square(
+    size: tuple[int, int], mode: str
+) -> None:
     """In a process of its own whose memory could not hold the 1.2 GB square."""
     code = f"""
 import resource, numpy as np
@@ -451,7 +454,7 @@ from edgeprism.manifest import ImagePolicy
 pixels = np.random.default_rng(0).integers(0, 256, ({size[1]}, {size[0]}, 3), dtype=np.uint8)
 picture = read_picture(pixels)
 resource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20))
-tiles = picture_to_tiles(picture, ImagePolicy("pad", 28, [9, 9, 9], "bicubic", 1))
+tiles = picture_to_tiles(picture, ImagePolicy("{mode}", 28, [9, 9, 9], "bicubic", 1))
 assert tiles.shape == (1, 28, 28, 3)
 along = tiles[0].mean(axis={0 if size[0] > 1 else 1})  # the line runs through the middle
 assert along.std() < 3 and (tiles == 9).mean() > 0.5
@@ -472,3 +475,46 @@ def test_stretching_is_a_plain_resize() -> None:
     expected = np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC))[None]
     found = picture_to_tiles(read_picture(image), policy(mode="stretch"))
     np.testing.assert_array_equal(found, expected)
+
+
+def reference_letterbox(image: Image.Image, p: ImagePolicy) -> np.ndarray:
+    """In one piece: equal borders, the shorter edge resized, the middle kept (halves to even)."""
+    across, down = ((max(image.size) - n) // 2 for n in image.size)
+    canvas = ImageOps.expand(image, (across, down, across, down), tuple(p.fill))
+    shorter = min(canvas.size)
+    width, height = (p.size * n // shorter for n in canvas.size)
+    resized = canvas.resize((width, height), Image.Resampling[p.resample.upper()])
+    left, top = round((width - p.size) / 2), round((height - p.size) / 2)
+    return np.asarray(resized.crop((left, top, left + p.size, top + p.size)))[None]
+
+
+@pytest.mark.parametrize("size", [*SIZES, (1, 2), (2, 1), (1, 8), (8, 5)])
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear", "lanczos", "nearest"])
+def test_letterboxing_equals_it_in_one_piece(
+    size: tuple[int, int], resample: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeprism.fit.STRIP_PIXELS", 3 * max(size))
+    image = Image.fromarray(random_pixels(size[1], size[0]))
+    p = policy(mode="letterbox", resample=resample)
+    np.testing.assert_array_equal(
+        picture_to_tiles(read_picture(image), p), reference_letterbox(image, p)
+    )
+
+
+def test_odd_remainders_are_cut_as_torchvision_does() -> None:
+    """Of 3 pixels too many 2 go in front, of 1 none: halves to even."""
+    for height, start in ((29, 0), (31, 2), (33, 2), (35, 4)):
+        image = Image.fromarray(random_pixels(height, 28))
+        expected = np.asarray(image.crop((0, start, 28, start + 28)))[None]
+        found = picture_to_tiles(read_picture(image), policy(mode="center-crop"))
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_second_fill_gives_a_second_view() -> None:
+    image = Image.fromarray(random_pixels(90, 41))
+    first, second = policy(), policy(fill=[1, 2, 3])
+    both = policy(second_fill=[1, 2, 3])
+    found = picture_to_tiles(read_picture(image), both)
+    assert found.shape == (1, 28, 28, 6)
+    for view, alone in ((found[..., :3], first), (found[..., 3:], second)):
+        np.testing.assert_array_equal(view, picture_to_tiles(read_picture(image), alone))

@@ -44,8 +44,8 @@ def tiled() -> dict[str, Any]:
     return data
 
 
-OPTIONAL = ("image/tiling", "vision/mmproj", "vision/newline", "prompts/markers",
-            "prompts/after_instruction", "prompts/several")  # fmt: skip
+OPTIONAL = ("image/tiling", "image/second_fill", "vision/mmproj", "vision/newline",
+            "prompts/markers", "prompts/after_instruction", "prompts/several")  # fmt: skip
 
 
 def faults_of(data: Any) -> list[str]:
@@ -178,6 +178,8 @@ def test_all_wrong_values_are_told_at_once() -> None:
         ("image/size", 10**400),
         ("image/fill", [1, 2]),
         ("image/fill", [-1, 2, 3]),
+        ("image/second_fill", [1, 2]),
+        ("image/second_fill", [1, 2, 256]),
         ("image/resample", "sinc"),
         ("image/max_tiles", 2),
         ("vision/variants", []),
@@ -204,6 +206,14 @@ def test_all_wrong_values_are_told_at_once() -> None:
 def test_values_that_cannot_be_meant(path: str, value: Any) -> None:
     lead = dotted(path)
     assert any(lead in fault for fault in faults_of(put(good(), path, value)))
+
+
+@pytest.mark.parametrize("mode", ["crop", "center-crop", "stretch"])
+def test_a_second_fill_needs_a_mode_that_fills(mode: str) -> None:
+    data = put(good(), "image/second_fill", [1, 2, 3])
+    assert manifest_from_json(json.dumps(data), "m").image.fills == [[127, 127, 127], [1, 2, 3]]
+    for wrong in (put(data, "image/mode", mode), put(tiled(), "image/second_fill", [1, 2, 3])):
+        assert any(fault.startswith("image.second_fill") for fault in faults_of(wrong))
 
 
 def test_mechanisms_that_are_not_used_may_be_left_out() -> None:

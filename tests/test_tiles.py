@@ -155,7 +155,7 @@ def test_a_cropped_line_is_that_of_the_whole(
     so that the order of the two passes, which Pillow chooses by shape, does not matter."""
     cropped, pixels = policy(None, mode="crop", resample="bilinear"), picture(size)
     whole = tiles_of(pixels, cropped)
-    monkeypatch.setattr("edgeprism.image.STRIP_PIXELS", 1)
+    monkeypatch.setattr("edgeprism.fit.STRIP_PIXELS", 1)
     assert_one_grey_level(tiles_of(pixels, cropped), whole)
 
 

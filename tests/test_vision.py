@@ -56,6 +56,12 @@ def without(part: str) -> Manifest:
     )
 
 
+def of_two_views() -> Manifest:
+    return dataclasses.replace(
+        MANIFEST, image=dataclasses.replace(MANIFEST.image, second_fill=[0, 0, 0])
+    )
+
+
 @pytest.mark.parametrize(
     ("graph", "manifest", "said"),
     [
@@ -66,6 +72,7 @@ def without(part: str) -> Manifest:
         ({"n_embd": 64}, MANIFEST, "64"),
         ({}, without("input"), "manifest says other"),
         ({}, without("output"), "manifest says other"),
+        ({}, of_two_views(), f"says pixels: tensor(uint8) [n, {bundles.SIZE}, {bundles.SIZE}, 6]"),
     ],
 )
 def test_another_interface_is_refused(

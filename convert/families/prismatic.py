@@ -3,7 +3,8 @@
 A published model is `config.json` and `checkpoints/latest-checkpoint.pt`, which holds the
 projector and the language model; vision models (and the tokenizer) are published on their own.
 The features are those of the second-to-last block; two models' stand side by side. The picture
-comes right after BOS, before all text.
+comes right after BOS, before all text. Where it is letterboxed, each model sees it on its own mean
+colour.
 
 Sources: TRI-ML/prismatic-vlms (`load.py`, `base_vision.py`, `dinosiglip_vit.py`, `nn_utils.py`,
 `prismatic.py`, the prompt builders) and the configurations published under that name.
@@ -47,7 +48,7 @@ from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import Preparation, ProjectorConfig
 from edgeprism.convert.vision_weights import VisionWeights, projector_weights
 from edgeprism.errors import CheckpointError, UsageError
-from edgeprism.manifest import Manifest
+from edgeprism.manifest import ImagePolicy, Manifest
 
 FAMILY = "prismatic"
 # vision_backbone_id → edge in pixels, and its models in order
@@ -66,7 +67,7 @@ BACKBONES: dict[str, tuple[int, list[TimmArchitecture]]] = {
     "dinosiglip-vit-so-224px": (224, [DINOV2_L, SIGLIP_SO]),
     "dinosiglip-vit-so-384px": (384, [DINOV2_L, SIGLIP_SO]),
 }
-_ASPECTS = {"resize-naive": "stretch", "resize-crop": "crop"}
+_ASPECTS = {"resize-naive": "stretch", "resize-crop": "center-crop", "letterbox": "letterbox"}
 
 
 def convert(
@@ -94,7 +95,7 @@ def convert(
         requirements = Requirements()
         lm = _language_model(checkpoint, config, llm, TokenRules(eos=talk.eos, needed=talk.needed))
         requirements.add(checkpoint, lm.shapes, UNUSED[lm.config.model_type])
-        size, architectures = BACKBONES[config["vision_backbone_id"]]
+        _, architectures = BACKBONES[config["vision_backbone_id"]]
         folders = [vision] if second_vision is None else [vision, second_vision]
         if len(folders) != len(architectures):
             raise UsageError(
@@ -105,8 +106,6 @@ def convert(
         towers = [Checkpoint(folder, "vision model") for folder in folders]
         side = _vision_side(checkpoint, config, towers, lm, requirements)
         requirements.check()
-        first = architectures[0]
-        preparation = Preparation("stretch", size, "bicubic", 1 / 255, first.mean, first.std)
         parts = captioner_parts(
             FAMILY,
             options.name or card.name or str(config.get("model_id") or captioner.resolve().name),
@@ -114,13 +113,27 @@ def convert(
                 source_of("captioner", captioner, checkpoint.files),
                 *(source_of("vision", tower.folder, tower.files) for tower in towers),
             ],
-            one_tile(_ASPECTS[config["image_resize_strategy"]], preparation),
+            _image_policy(config),
             side,
             lm,
             talk,
             card,
         )
         return write_bundle(parts, writer, options, progress)
+
+
+def _image_policy(config: dict[str, Any]) -> ImagePolicy:
+    """Both models resize and cut alike; what they letterbox with is each one's own."""
+    size, architectures = BACKBONES[config["vision_backbone_id"]]
+    first, *others = (
+        Preparation("stretch", size, "bicubic", 1 / 255, model.mean, model.std)
+        for model in architectures
+    )
+    mode = _ASPECTS[config["image_resize_strategy"]]
+    policy = one_tile(mode, first)
+    if mode == "letterbox" and others:
+        policy = dataclasses.replace(policy, second_fill=others[0].fill)
+    return policy
 
 
 def _read_config(captioner: Path) -> tuple[dict[str, Any], Path]:
@@ -138,8 +151,9 @@ def _read_config(captioner: Path) -> tuple[dict[str, Any], Path]:
         faults.append(f"vision_backbone_id {backbone!r} (known: {', '.join(BACKBONES)})")
     if strategy not in _ASPECTS:
         faults.append(f"image_resize_strategy {strategy!r} (known: {', '.join(_ASPECTS)})")
-    elif strategy == "resize-crop" and len(BACKBONES.get(str(backbone), (0, []))[1]) > 1:
-        faults.append("image_resize_strategy 'resize-crop' with two vision models")
+    elif strategy != "resize-naive" and backbone == "clip-vit-b":
+        # timm resizes for this model to a size larger by a ninth, and cuts that off
+        faults.append(f"image_resize_strategy {strategy!r} with clip-vit-b, never published")
     if not isinstance(data.get("llm_backbone_id"), str):
         faults.append(f"llm_backbone_id {data.get('llm_backbone_id')!r}")
     if _projector_kind(data) is None:

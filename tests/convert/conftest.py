@@ -67,7 +67,8 @@ def _export_once(
     # the code too: tests plant mistakes in it
     code = tuple(map(id, (VisionGraph.forward, vision_graph.gelu, vision_graph.join_cells,
                           vision_graph.Tower.forward)))  # fmt: skip
-    key.update(repr((module.configs, module.drop_first_patch, module.dtype, code)).encode())
+    settings = (module.configs, module.drop_first_patch, module.dtype, module.n_views)
+    key.update(repr((settings, code)).encode())
     stem = key.hexdigest()
     if not (kept / f"{stem}.onnx").exists():
         export_graph(module, weights, kept, stem)

@@ -14,6 +14,7 @@ import tiny_captioners as tiny
 import torch
 from PIL import Image
 from tiny_captioners import INSTRUCTION, Case, pictures
+from tiny_prismatic import write_prismatic
 
 from edgeprism.captioner import Captioner
 from edgeprism.convert import (
@@ -48,15 +49,19 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "vila-1.5": lambda p: tiny.write_vila(p),
     "vila-1.5-llama3": lambda p: tiny.write_vila(p, lm="llama3", size=56, seed=11),
     "vila-linear": lambda p: tiny.write_vila(p, projector="linear", tower="clip", seed=12),
-    "prismatic-fused": lambda p: tiny.write_prismatic(p),
-    "prismatic-dinoclip": lambda p: tiny.write_prismatic(
+    "prismatic-fused": lambda p: write_prismatic(p),
+    "prismatic-dinoclip": lambda p: write_prismatic(
         p, backbone="dinoclip-vit-l-336px", arch="gelu-mlp", lm="vicuna-v15-7b", seed=13
     ),
-    "prismatic-siglip": lambda p: tiny.write_prismatic(
+    "prismatic-siglip": lambda p: write_prismatic(
         p, backbone="siglip-vit-so400m", arch="gelu-mlp", seed=14
     ),
-    "prismatic-clip": lambda p: tiny.write_prismatic(
-        p, backbone="clip-vit-l", arch="linear", seed=15
+    "prismatic-clip": lambda p: write_prismatic(p, backbone="clip-vit-l", arch="linear", seed=15),
+    "prismatic-letterbox": lambda p: write_prismatic(
+        p, backbone="clip-vit-l", arch="gelu-mlp", lm="vicuna-v15-7b", strategy="letterbox", seed=18
+    ),
+    "prismatic-two-letterbox": lambda p: write_prismatic(
+        p, lm="vicuna-v15-7b", strategy="letterbox", seed=19
     ),
 }
 # "vicuna-v1" is what the original layout says to a Llama; Mistral's own form is tried apart
@@ -146,7 +151,7 @@ def test_several_pictures_stand_in_one_prompt(
 @pytest.mark.parametrize(
     "name",
     ["llava-1.5", "llava-v1", "llava-hf", "llava-hf-pad", "interleave", "vila-1.5",
-     "prismatic-siglip", "prismatic-fused"],
+     "prismatic-siglip", "prismatic-fused", "prismatic-letterbox"],
 )  # fmt: skip
 def test_pixels_are_the_processors_to_one_grey_level(
     name: str, case_of: Callable[[str], Case], bundle_of: Callable[[str], Path]

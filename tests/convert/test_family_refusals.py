@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tiny_captioners import Case
+from tiny_prismatic import write_prismatic
 
 from edgeprism.cli import convert as convert_command
 from edgeprism.cli import run
@@ -27,7 +28,7 @@ WRITERS: dict[str, Callable[[Path], Case]] = {
     "llava": tiny.write_llava,
     "llava-hf": tiny.write_llava_hf,
     "vila": tiny.write_vila,
-    "prismatic": lambda p: tiny.write_prismatic(p, backbone="siglip-vit-so400m", arch="gelu-mlp"),
+    "prismatic": lambda p: write_prismatic(p, backbone="siglip-vit-so400m", arch="gelu-mlp"),
 }
 
 
@@ -160,10 +161,12 @@ def test_settings_that_are_not_understood_are_named(
     ("changes", "said"),
     [
         ({"vision_backbone_id": "in1k-vit-l"}, "vision_backbone_id 'in1k-vit-l'"),
-        ({"image_resize_strategy": "letterbox"}, "image_resize_strategy 'letterbox'"),
+        ({"image_resize_strategy": "corner-pad"}, "image_resize_strategy 'corner-pad'"),
+        ({"image_resize_strategy": "letterbox", "vision_backbone_id": "clip-vit-b"},
+         "image_resize_strategy 'letterbox' with clip-vit-b"),
         ({"arch_specifier": "full-align+resampler"}, "arch_specifier"),
     ],
-)
+)  # fmt: skip
 def test_other_prismatic_models_are_refused(
     changes: dict, said: str, case_of: Callable[[str], Case], tmp_path: Path
 ) -> None:
