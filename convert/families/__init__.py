@@ -38,7 +38,7 @@ FAMILIES = {
     ),
     "vila": Family(
         "edgeprism.convert.families.vila",
-        "VILA-1.5: SigLIP or CLIP, downsampling projector, a Llama",
+        "VILA-1.5: SigLIP or CLIP, downsampling projector, a Llama; VILA 1.0: as LLaVA-1.5",
         ("llava_llama",),
         ("llm", "mm_projector", "vision_tower", "mm_projector_cfg"),
     ),

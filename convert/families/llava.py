@@ -71,6 +71,7 @@ class Layout:
     marks: tuple[str, str] = ("", "")  # special tokens around the picture
     several: Several | None = None  # how several pictures stand in one prompt
     grids: list[list[int]] | None = None  # of tiles [down, across]; the rows then end in newlines
+    named_tower: str = ""  # what the original layout calls the tower that is published apart
 
 
 def convert(
@@ -127,10 +128,12 @@ def convert_layout(
         )
         requirements.add(checkpoint, lm.shapes, UNUSED[lm.config.model_type])
         requirements.check()
+        sources = _sources(captioner, layout, checkpoint)
+        _say_which_tower(layout, sources, progress)
         parts = captioner_parts(
             family,
             options.name or card.name or captioner.resolve().name,
-            _sources(captioner, layout, checkpoint),
+            sources,
             _image_policy(layout, preparation),
             side,
             lm,
@@ -268,6 +271,7 @@ def original_layout(
         conversation=_CONVERSATIONS[language_model],
         several=_INTERLEAVED if language_model == "qwen2" and merge == "flat" else None,
         marks=_MARKS if config.get("mm_use_im_start_end") else ("", ""),
+        named_tower="" if inside else str(config.get("mm_vision_tower", "")),
     )
 
 
@@ -277,3 +281,13 @@ def _sources(captioner: Path, layout: Layout, checkpoint: Checkpoint) -> list[So
     if tower.checkpoint is not checkpoint:
         sources.append(source_of("vision", tower.folder, tower.checkpoint.files))
     return sources
+
+
+def _say_which_tower(layout: Layout, sources: list[Source], progress: Progress) -> None:
+    """A tower trained further has the same shapes as the one it comes from: only names differ."""
+    given = sources[-1].name.partition("@")[0]
+    if layout.named_tower and Path(layout.named_tower).name != Path(given).name:
+        progress.say(
+            f"The vision model given is {given}; {layout.where} names {layout.named_tower}. "
+            "If their weights differ, captions will be poor."
+        )

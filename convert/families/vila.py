@@ -1,11 +1,17 @@
-"""VILA-1.5: a CLIP or SigLIP tower, a downsampling projector and a language model, in sub-folders.
+"""VILA: a CLIP or SigLIP tower, a projector and a language model, in one folder or in three.
 
-`llm/`, `vision_tower/` and `mm_projector/` each hold a config.json and weights. The projector
-`mlp_downsample` puts the patches of 2 × 2 cells beside one another (zeros fill up an odd edge),
-normalises them and runs two Linear layers.
+- VILA-1.5: `llm/`, `vision_tower/` and `mm_projector/` each hold a config.json and weights. The
+  projector `mlp_downsample` puts the patches of 2 × 2 cells beside one another (zeros fill up an
+  odd edge), normalises them and runs two Linear layers.
+- VILA 1.0 (VILA-2.7b, -7b, -13b): the original layout of LLaVA-1.5, with CLIP-L-336's
+  second-to-last layer, padded pictures, one Linear layer or an MLP, and Vicuna's own words for the
+  conversation.
 
 Sources: the configurations of Efficient-Large-Model/VILA1.5-*, VILA's public code
-(`base_projector.py`, `vision_encoder.py`, `mm_utils.py`, `conversation.py`).
+(`base_projector.py`, `vision_encoder.py`, `mm_utils.py`, `conversation.py`). For VILA 1.0 the code
+that trained and loads it (its tag v1.0: `builder.py`, `llava_arch.py`, `train.py`, `3_sft.sh`) and
+what NanoLLM printed of VILA-2.7b's configuration; those of VILA-7b and -13b were not seen, and
+their projector (`linear` in the paper, `mlp2x_gelu` in the scripts) is taken as they say it.
 """
 
 from __future__ import annotations
@@ -28,18 +34,22 @@ from edgeprism.convert.captioner_parts import (
 from edgeprism.convert.checkpoint import Checkpoint, Requirements, read_json
 from edgeprism.convert.conversations import conversation_named
 from edgeprism.convert.families.layouts import unknown_layout
+from edgeprism.convert.families.llava import Layout, convert_layout, original_layout
 from edgeprism.convert.language_model import UNUSED, open_language_model
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.progress import Progress
 from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
 from edgeprism.convert.tokenizer import TokenRules
-from edgeprism.errors import CheckpointError
+from edgeprism.errors import CheckpointError, UsageError
 from edgeprism.manifest import Manifest, Several
 
 FAMILY = "vila"
 _PARTS = ("llm", "vision_tower", "mm_projector")
+_FIRST_FIELDS = {"mm_hidden_size", "mm_vision_tower"}
 _ASPECTS = {"resize": "stretch", "pad": "pad"}
+_VICUNA = "vicuna-user"
+_SEVERAL = Several("", "\n")  # VILA's run_vila.py
 
 
 def convert(
@@ -47,24 +57,60 @@ def convert(
     options: ConvertOptions,
     progress: Progress,
     captioner: Path,
+    vision: Path | None = None,
     conversation: str = "",
 ) -> Manifest:
     """Convert the folder `captioner` into the bundle `out`.
 
-    `conversation` is one of CONVERSATIONS; by default Vicuna's, or Llama 3's where the tokenizer
-    is. Raises UsageError, CheckpointError (every fault of the tensors at once) and ParityError.
+    `vision` is the folder of the tower that VILA 1.0 names; `conversation` one of CONVERSATIONS,
+    by default Vicuna's, or Llama 3's where the tokenizer is. Raises UsageError, CheckpointError
+    (every fault of the tensors at once) and ParityError.
     """
+    parts = [part for part in _PARTS if (captioner / part).is_dir()]
+    if not parts and _is_first(captioner):
+        return convert_layout(
+            FAMILY, _first_layout, out, options, progress, captioner, vision, conversation
+        )
+    if len(parts) < len(_PARTS):
+        raise unknown_layout(
+            captioner,
+            FAMILY,
+            f"the folders {', '.join(_PARTS)} (VILA-1.5), or config.json with model_type "
+            "llava_llama, mm_hidden_size and mm_vision_tower (VILA 1.0)",
+        )
+    if vision is not None:
+        raise UsageError(
+            f"--vision {vision}: {captioner} holds its own vision_tower.", "Leave --vision out."
+        )
+    return _convert_parts(out, options, progress, captioner, conversation)
+
+
+def _is_first(captioner: Path) -> bool:
+    """VILA 1.0 keeps the language model's fields and those of LLaVA in one file."""
+    path = captioner / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    return config.get("model_type") == "llava_llama" and config.keys() >= _FIRST_FIELDS
+
+
+def _first_layout(captioner: Path, vision: Path | None) -> Layout:
+    config = read_json(captioner / "config.json")
+    layout = original_layout(captioner, config, vision)
+    return dataclasses.replace(layout, conversation=_VICUNA, several=_SEVERAL)
+
+
+def _convert_parts(
+    out: Path, options: ConvertOptions, progress: Progress, captioner: Path, conversation: str
+) -> Manifest:
+    """VILA-1.5."""
     check_options(options)
     with BundleWriter(out, options.overwrite) as writer:
         progress.stage("Reading the checkpoints")
-        if not all((captioner / part).is_dir() for part in _PARTS):
-            raise unknown_layout(captioner, FAMILY, f"the folders {', '.join(_PARTS)}")
         card = card_from_folder(captioner, INSTRUCTION, FOCUS, MAX_TOKENS)
         config = read_json(captioner / "config.json")
         llm, vision, joint = (captioner / part for part in _PARTS)
         byte_level = not (llm / "tokenizer.model").is_file()
-        talk = conversation_named(conversation or ("llama-3" if byte_level else "vicuna-user"))
-        talk = dataclasses.replace(talk, several=Several("", "\n"))  # VILA's run_vila.py
+        talk = conversation_named(conversation or ("llama-3" if byte_level else _VICUNA))
+        talk = dataclasses.replace(talk, several=_SEVERAL)
         lm_checkpoint = Checkpoint(llm, "language model")
         lm_config = read_json(llm / "config.json")
         lm = open_language_model(

@@ -128,10 +128,12 @@ def llava_next(**settings: Any) -> dict[str, Any]:
 
 @_family("vila")
 @click.option("--captioner", type=_FOLDER, required=True,
-              help="Folder with llm/, vision_tower/ and mm_projector/.")  # fmt: skip
+              help="Folder with llm/, vision_tower/, mm_projector/; or of VILA 1.0.")  # fmt: skip
+@click.option("--vision", type=_FOLDER,
+              help="Folder of the vision model that VILA 1.0 names.")  # fmt: skip
 @_CONVERSATION
 def vila(**settings: Any) -> dict[str, Any]:
-    """VILA-1.5: vision tower, downsampling projector and language model, into OUT."""
+    """VILA-1.5, or VILA 1.0 with --vision: tower, projector and language model, into OUT."""
     return settings
 
 

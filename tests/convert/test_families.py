@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tiny_captioners import INSTRUCTION, Case, pictures
 from tiny_prismatic import write_prismatic
+from tiny_vila import write_vila
 
 from edgeprism.captioner import Captioner
 from edgeprism.convert import (
@@ -24,7 +25,7 @@ from edgeprism.convert import (
     vision_graph,
     vision_weights,
 )
-from edgeprism.convert.families import FAMILIES, prismatic
+from edgeprism.convert.families import FAMILIES, llava, prismatic
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import FamilyParts
 from edgeprism.convert.progress import Progress
@@ -46,9 +47,12 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "interleave": lambda p: tiny.write_llava_hf(
         p, tower="siglip", lm="qwen2", newer=True, strategy="full", layer=-1, seed=10
     ),
-    "vila-1.5": lambda p: tiny.write_vila(p),
-    "vila-1.5-llama3": lambda p: tiny.write_vila(p, lm="llama3", size=56, seed=11),
-    "vila-linear": lambda p: tiny.write_vila(p, projector="linear", tower="clip", seed=12),
+    "share4v": lambda p: tiny.write_llava(p, kind="share4v", seed=20),
+    "vila-1.0": lambda p: tiny.write_llava(p, kind="vila", inside=True, seed=21),
+    "vila-1.0-linear": lambda p: tiny.write_llava(p, kind="vila", projector="linear", seed=22),
+    "vila-1.5": lambda p: write_vila(p),
+    "vila-1.5-llama3": lambda p: write_vila(p, lm="llama3", size=56, seed=11),
+    "vila-linear": lambda p: write_vila(p, projector="linear", tower="clip", seed=12),
     "prismatic-fused": lambda p: write_prismatic(p),
     "prismatic-dinoclip": lambda p: write_prismatic(
         p, backbone="dinoclip-vit-l-336px", arch="gelu-mlp", lm="vicuna-v15-7b", seed=13
@@ -150,8 +154,8 @@ def test_several_pictures_stand_in_one_prompt(
 
 @pytest.mark.parametrize(
     "name",
-    ["llava-1.5", "llava-v1", "llava-hf", "llava-hf-pad", "interleave", "vila-1.5",
-     "prismatic-siglip", "prismatic-fused", "prismatic-letterbox"],
+    ["llava-1.5", "llava-v1", "llava-hf", "llava-hf-pad", "interleave", "share4v", "vila-1.0",
+     "vila-1.5", "prismatic-siglip", "prismatic-fused", "prismatic-letterbox"],
 )  # fmt: skip
 def test_pixels_are_the_processors_to_one_grey_level(
     name: str, case_of: Callable[[str], Case], bundle_of: Callable[[str], Path]
@@ -172,7 +176,8 @@ def parts_of(case: Case, patch: pytest.MonkeyPatch) -> FamilyParts:
     """What the family hands to the pipeline."""
     family = importlib.import_module(FAMILIES[case.family].module)
     kept: list[FamilyParts] = []
-    patch.setattr(family, "write_bundle", lambda parts, *_: kept.append(parts))
+    for module in (family, llava):  # VILA 1.0 goes LLaVA's way
+        patch.setattr(module, "write_bundle", lambda parts, *_: kept.append(parts))
     folder = case.settings["captioner"].parent
     family.convert(folder / "unused", ConvertOptions(), Progress(), **case.settings)
     return kept[0]
@@ -347,6 +352,16 @@ MISTAKES: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("interleave", _one_layer_less),
     ("interleave", _first_patch_dropped),
     ("interleave", _every_gelu_erf),
+    ("share4v", _one_layer_less),
+    ("share4v", _every_gelu_erf),
+    ("share4v", _class_row_without_position),
+    ("share4v", _no_first_norm),
+    ("vila-1.0", _one_layer_more),
+    ("vila-1.0", _every_gelu_erf),
+    ("vila-1.0", _colours_unscaled),
+    ("vila-1.0-linear", _one_layer_less),
+    ("vila-1.0-linear", _class_row_without_position),
+    ("vila-1.0-linear", _no_first_norm),
     ("vila-1.5", _cells_by_columns),
     ("vila-1.5", _odd_edge_cut),
     ("vila-1.5", _one_layer_more),

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tiny_captioners import Case
 from tiny_prismatic import write_prismatic
+from tiny_vila import write_vila
 
 from edgeprism.cli import convert as convert_command
 from edgeprism.cli import run
@@ -27,7 +28,7 @@ from edgeprism.errors import CheckpointError, UsageError
 WRITERS: dict[str, Callable[[Path], Case]] = {
     "llava": tiny.write_llava,
     "llava-hf": tiny.write_llava_hf,
-    "vila": tiny.write_vila,
+    "vila": write_vila,
     "prismatic": lambda p: write_prismatic(p, backbone="siglip-vit-so400m", arch="gelu-mlp"),
 }
 

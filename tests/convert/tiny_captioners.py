@@ -201,10 +201,15 @@ def write_json(path: Path, data: object) -> None:
     path.write_text(json.dumps(data))
 
 
-def write_vision(folder: Path, tower: Any, kind: str, processor: Any) -> None:
-    """The tower's own repository: CLIP's holds its text half too."""
+def write_vision(folder: Path, tower: Any, kind: str, processor: Any, bare: bool = False) -> None:
+    """The tower's own repository: CLIP's holds its text half too; `bare`: ShareGPT4V's does not."""
     folder.mkdir(parents=True)
+    processor.save_pretrained(folder)
     tensors = tensors_of(tower)
+    if bare:
+        torch.save(tensors, folder / "pytorch_model.bin")
+        write_json(folder / "config.json", tower.config.to_diff_dict())
+        return
     config: dict[str, Any] = {**tower.config.to_dict(), "model_type": f"{kind}_vision_model"}
     if kind == "clip":
         tensors["text_model.embeddings.token_embedding.weight"] = torch.zeros(5, 8)
@@ -212,19 +217,39 @@ def write_vision(folder: Path, tower: Any, kind: str, processor: Any) -> None:
         config = {"model_type": "clip", "vision_config": config, "text_config": {}}
     save_one(folder, tensors)
     write_json(folder / "config.json", config)
-    processor.save_pretrained(folder)
 
 
 # ---- families
 
+# What descendants of LLaVA say beside or instead of its fields
+_DESCENDANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    # VILA's tag v1.0, `train.py`; the base was Llama 2, so no token was added
+    "vila": {
+        "architectures": ["LlavaLlamaForCausalLM"], "freeze_mm_mlp_adapter": False,
+        "mm_projector_lr": None, "mm_use_im_patch_token": False, "rope_scaling": None,
+        "tokenizer_model_max_length": 4096, "tokenizer_padding_side": "right",
+        "tune_mm_mlp_adapter": False, "use_mm_proj": True,
+    },
+    # ShareGPT4V's `train.py`: the tower, trained from its layer 12 on, is a repository of its own
+    "share4v": {
+        "model_type": "share4v", "architectures": ["Share4VLlamaForCausalLM"],
+        "mm_vision_tower": "Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12",
+        "freeze_mm_mlp_adapter": False, "image_grid_pinpoints": None, "mm_projector_lr": None,
+        "mm_use_im_patch_token": False, "tune_entire_model": False, "tune_mm_mlp_adapter": False,
+        "tune_vision_tower": False, "use_mm_proj": True, "vision_tower_lr": None,
+    },
+}  # fmt: skip
+
 
 def write_llava(
     folder: Path, *, projector: str = "mlp2x_gelu", aspect: str = "pad", lm: str = "vicuna",
-    tower: str = "clip", inside: bool = False, marks: bool = False, seed: int = 1,
+    tower: str = "clip", inside: bool = False, marks: bool = False, kind: str = "", seed: int = 1,
 ) -> Case:  # fmt: skip
     """The original layout: the tower apart, or (`inside`) trained and so among the tensors.
 
-    `marks`: LLaVA v1's added tokens around the picture.
+    `marks`: LLaVA v1's added tokens around the picture. `kind`: a descendant, as its trainer wrote
+    it: "vila" (1.0) or "share4v".
     """
     captioner, vision = folder / "captioner", folder / "vision"
     model = write_lm(captioner, lm, seed=seed)
@@ -233,8 +258,8 @@ def write_llava(
         path.unlink()
     clip = tower == "clip"
     encoder = clip_tower(seed) if clip else siglip_tower(seed)
-    processor = clip_processor() if clip else SiglipImageProcessor(size=_square())
-    write_vision(vision, encoder, tower, processor)
+    processor = clip_processor() if clip else SiglipImageProcessor(size=square())
+    write_vision(vision, encoder, tower, processor, bare=kind == "share4v")
     deep = projector != "linear"
     connector = mlp(seed, 48, width, width) if deep else mlp(seed, 48, width)
     names = tensors_of(connector, "model.mm_projector.")
@@ -244,18 +269,19 @@ def write_llava(
     if inside:
         tensors |= tensors_of(encoder, "model.vision_tower.vision_tower.")
     save_bin(captioner, tensors)
-    kind = {"vicuna": "llava_llama", "qwen2": "llava_qwen", "mistral": "llava_mistral"}[lm]
+    types = {"vicuna": "llava_llama", "qwen2": "llava_qwen", "mistral": "llava_mistral"}
     config = json.loads((captioner / "config.json").read_text())
     config |= {
-        "model_type": kind, "mm_hidden_size": 48, "mm_vision_tower": "openai/clip-vit-large",
+        "model_type": types[lm], "mm_hidden_size": 48, "mm_vision_tower": "openai/clip-vit-large",
         "mm_projector_type": projector, "mm_vision_select_layer": -2, "mm_use_im_start_end": marks,
-        "mm_vision_select_feature": "patch", "image_aspect_ratio": aspect,
+        "mm_vision_select_feature": "patch", "image_aspect_ratio": aspect, **_DESCENDANTS[kind],
     }  # fmt: skip
     write_json(captioner / "config.json", config)
     mean, std = (CLIP_MEAN, CLIP_STD) if clip else ((0.5,) * 3, (0.5,) * 3)
     pad = aspect == "pad"
-    system = "A chat between a curious human and an artificial intelligence assistant. The "
-    system += "assistant gives helpful, detailed, and polite answers to the human's questions."
+    who = "user" if kind == "vila" else "human"
+    system = f"A chat between a curious {who} and an artificial intelligence assistant. The "
+    system += f"assistant gives helpful, detailed, and polite answers to the {who}'s questions."
     before, after = f"{system} USER: ", "\n{} ASSISTANT:"
     if lm == "qwen2":
         before = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
@@ -270,9 +296,10 @@ def write_llava(
         [processed(processor, mean if pad else None)], [feature(encoder, -2, int(clip))],
         connector, model, captioner, before, after, bos=lm != "qwen2", added=added,
         mode="pad" if pad else "crop" if clip else "stretch", mean=mean, std=std,
-        between="" if lm == "qwen2" else None,
+        between="\n" if kind == "vila" else "" if lm == "qwen2" else None,
     )  # fmt: skip
-    return Case("llava", {"captioner": captioner, "vision": vision}, reference)
+    family = "vila" if kind == "vila" else "llava"
+    return Case(family, {"captioner": captioner, "vision": vision}, reference)
 
 
 def write_llava_hf(
@@ -306,10 +333,10 @@ def write_llava_hf(
         "vision_feature_layer": layer, "vision_feature_select_strategy": strategy,
         "projector_hidden_act": "gelu", "image_token_index": 7,
     })  # fmt: skip
-    processor: Any = clip_processor() if clip else SiglipImageProcessor(size=_square())
+    processor: Any = clip_processor() if clip else SiglipImageProcessor(size=square())
     if pad:
         processor = LlavaImageProcessor(
-            do_pad=True, size={"shortest_edge": SIZE}, crop_size=_square()
+            do_pad=True, size={"shortest_edge": SIZE}, crop_size=square()
         )
     processor.save_pretrained(folder)
     before, after = "USER: ", "\n{} ASSISTANT:"
@@ -325,77 +352,5 @@ def write_llava_hf(
     return Case("llava", {"captioner": folder}, reference)
 
 
-def write_vila(
-    folder: Path, *, projector: str = "mlp_downsample", lm: str = "vicuna", size: int = 70,
-    tower: str = "siglip", seed: int = 3,
-) -> Case:  # fmt: skip
-    """VILA-1.5's sub-folders; a grid of 5 × 5 patches does not halve evenly."""
-    model = write_lm(folder / "llm", lm, seed=seed)
-    width, clip = model.config.hidden_size, tower == "clip"
-    encoder = clip_tower(seed) if clip else siglip_tower(seed, image_size=size)
-    processor = clip_processor() if clip else SiglipImageProcessor(size=_square(size))
-    write_vision(folder / "vision_tower", encoder, tower, processor)
-    joint = folder / "mm_projector"
-    joint.mkdir()
-    write_json(joint / "config.json", {"mm_projector_type": projector})
-    connector: Any
-    if projector == "mlp_downsample":
-        norm, layers = make(nn.LayerNorm(4 * 48), seed), mlp(seed, 4 * 48, width, width)
-        tensors = {**tensors_of(norm, "layers.1."), **_shifted(tensors_of(layers, "layers."), 2)}
-
-        def connector(x: torch.Tensor) -> torch.Tensor:
-            return layers(norm(_downsampled(x)))
-    else:
-        connector = mlp(seed, 48, width)
-        tensors = {n.replace("0.", "layers."): t for n, t in tensors_of(connector).items()}
-    save_one(joint, tensors)
-    write_json(folder / "config.json", {
-        "model_type": "llava_llama", "image_aspect_ratio": "resize", "mm_vision_select_layer": -2,
-        "mm_vision_select_feature": "patch" if clip else "cls_patch", "s2": False,
-        "mm_projector_cfg": "mm_projector", "llm_cfg": "llm", "vision_tower_cfg": "vision_tower",
-    })  # fmt: skip
-
-    def resized(image: Image.Image) -> torch.Tensor:
-        edge = SIZE if clip else size
-        return processed(processor)(image.resize((edge, edge)))
-
-    system = "A chat between a curious user and an artificial intelligence assistant. The "
-    system += "assistant gives helpful, detailed, and polite answers to the user's questions."
-    before, after = f"{system} USER: ", "\n{} ASSISTANT:"
-    if lm == "llama3":
-        system = "You are a helpful language and vision assistant. You are able to understand the "
-        system += "visual content that the user provides, and assist the user with a variety of "
-        system += "tasks using natural language."
-        user, assistant = (f"<|start_header_id|>{r}<|end_header_id|>\n\n" for r in
-                           ("user", "assistant"))  # fmt: skip
-        before = f"<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>{user}"
-        after = f"\n{{}}<|eot_id|>{assistant}"
-    mean, std = (CLIP_MEAN, CLIP_STD) if clip else ((0.5,) * 3, (0.5,) * 3)
-    reference = Reference(
-        [resized], [feature(encoder, -2, int(clip))], connector, model, folder / "llm", before,
-        after, mean=mean, std=std, between="\n",
-    )  # fmt: skip
-    return Case("vila", {"captioner": folder}, reference)
-
-
-def _downsampled(x: torch.Tensor) -> torch.Tensor:
-    """2 × 2 cells, by index: rows of cells, in a cell upper left, upper right, lower left, …"""
-    n, t, e = x.shape
-    g = int(t**0.5)
-    grid = x.reshape(n, g, g, e)
-    grid = nn.functional.pad(grid, (0, 0, 0, g % 2, 0, g % 2))
-    quarters = [grid[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
-    return torch.cat(quarters, dim=-1).flatten(1, 2)
-
-
-def _shifted(tensors: dict[str, torch.Tensor], by: int) -> dict[str, torch.Tensor]:
-    """layers.N.… → layers.(N + by).…"""
-    made = {}
-    for name, tensor in tensors.items():
-        lead, number, kind = name.split(".")
-        made[f"{lead}.{int(number) + by}.{kind}"] = tensor
-    return made
-
-
-def _square(size: int = SIZE) -> dict[str, int]:
+def square(size: int = SIZE) -> dict[str, int]:
     return {"height": size, "width": size}
