@@ -29,7 +29,7 @@ from edgeprism.image import ImageSource, enough_for, picture_to_tiles, read_pict
 from edgeprism.llama import supports_offload
 from edgeprism.lm import LanguageModel
 from edgeprism.manifest import VisionVariant
-from edgeprism.prompt import caption_to_segments, instruction_for
+from edgeprism.prompt import caption_to_segments, instruction_for, pictures_to_segments
 from edgeprism.records import (
     Caption,
     EncodedImage,
@@ -40,7 +40,7 @@ from edgeprism.records import (
     Timings,
 )
 from edgeprism.request import Request, Sampling, segments_to_parts
-from edgeprism.together import pictures_together
+from edgeprism.together import pictures_together, several_of
 from edgeprism.vision_engine import (
     VisionEngine,
     open_vision,
@@ -125,13 +125,7 @@ class Captioner:
 
         Raises UsageError where the model takes one at a time, and ImageError as `encode` does.
         """
-        several, name = self.bundle.manifest.prompts.several, self.bundle.manifest.name
-        if several is None:
-            raise UsageError(
-                f"{name} takes one picture at a time.",
-                "Caption each on its own, or use a model made for several (its manifest has "
-                "prompts.several).",
-            )
+        several = several_of(self.bundle.manifest)
         if not images:
             raise UsageError("No picture is given.", "Give two or more.")
         each = [self.encode(image) for image in images]
@@ -218,23 +212,31 @@ class Captioner:
         """The caption's token ids: for comparison with a reference implementation."""
         return self.stream(image, **options).finished().ids
 
-    def cost(self, size: tuple[int, int], **options: Any) -> PictureCost:
-        """What a picture of `size` (width, height), upright, would cost; options as for `plan`."""
+    def cost(self, *sizes: tuple[int, int], **options: Any) -> PictureCost:
+        """What a picture of a size (width, height), upright, would cost; options as for `plan`.
+
+        Of several sizes, what the pictures would cost in one prompt; UsageError as encode_together.
+        """
         manifest = self.bundle.manifest
         vision = self.load_vision()[0] if manifest.vision.mmproj is not None else None
-        grid, n_tiles, segments = picture_segments(vision, size, manifest)
+        grids, tiles, each = zip(
+            *(picture_segments(vision, size, manifest) for size in sizes), strict=True
+        )
+        one = len(sizes) == 1
+        segments = each[0] if one else pictures_to_segments(several_of(manifest), each)
         n_rows = sum(s.stop - s.start for s in segments if isinstance(s, ImageRows))
         context, plan = manifest.lm.context_length, self.plan(**options)
         prompt = self._request(np.empty((n_rows, 0)), segments, plan).count()
         left = min(context - prompt, plan.sampling.max_tokens)
         return PictureCost(
-            size=size,
-            grid=grid,
-            tiles=n_tiles,
+            size=sizes[0] if one else (0, 0),
+            grid=grids[0] if one else (0, 0),
+            tiles=sum(tiles),
             visual_tokens=n_rows,
             prompt_tokens=prompt,
             context_length=context,
             left_for_caption=max(0, left),
+            pictures=len(sizes),
         )
 
     # ---- engines

@@ -99,7 +99,10 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class PictureCost:
-    """What a picture of one size asks of a captioner, known before a pixel is decoded."""
+    """What a picture of one size asks of a captioner, known before a pixel is decoded.
+
+    Or several pictures in one prompt: then `size` and `grid` are (0, 0).
+    """
 
     size: tuple[int, int]  # (width, height), upright
     grid: tuple[int, int]  # tiles [down, across] besides the overview; (0, 0): not cut
@@ -108,6 +111,7 @@ class PictureCost:
     prompt_tokens: int  # visual tokens and text, with the instruction
     context_length: int
     left_for_caption: int  # tokens; 0 where the prompt does not fit
+    pictures: int = 1
 
 
 @dataclass(frozen=True)

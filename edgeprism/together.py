@@ -9,11 +9,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeprism.errors import UsageError
 from edgeprism.prompt import pictures_to_segments
 from edgeprism.records import EncodedImage, Pictured, Timings
 
 if TYPE_CHECKING:
-    from edgeprism.manifest import Several
+    from edgeprism.manifest import Manifest, Several
+
+
+def several_of(manifest: Manifest) -> Several:
+    """How the model is shown several pictures; UsageError where it was made for one at a time."""
+    if manifest.prompts.several is None:
+        raise UsageError(
+            f"{manifest.name} takes one picture at a time.",
+            "Show each on its own, or use a model made for several (its manifest has "
+            "prompts.several).",
+        )
+    return manifest.prompts.several
 
 
 def pictures_together(each: Sequence[EncodedImage], several: Several) -> EncodedImage:

@@ -127,3 +127,19 @@ def test_all_their_rows_count(
     many = [str(photos[0])] * (bundles.CONTEXT // bundles.N_TOKENS + 1)
     assert run(["caption", *many, "--together", "--model", str(bundle)]) == 1
     assert "the model reads at most 2048" in capsys.readouterr().err
+
+
+def test_what_several_cost_is_known_before(
+    bundle: Path, photos: list[Path], captioner: Captioner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    together = captioner.request(captioner.encode_together(photos), captioner.plan())
+    images = [word for photo in photos for word in ("--image", str(photo))]
+    assert run(["models", "show", str(bundle), *images, "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)
+    assert (cost["pictures"], cost["tiles"]) == (3, 3)
+    assert cost["visual_tokens"] == 3 * bundles.N_TOKENS
+    assert cost["prompt_tokens"] == together.count()
+    assert run(["models", "show", str(bundle), "--size", "30x20", "--size", "17x40"]) == 0
+    assert "pictures: 2" in capsys.readouterr().out
+    assert run(["models", "show", "nano", "--size", "30x20", "--size", "17x40"]) == 2
+    assert "nano takes one picture at a time" in capsys.readouterr().err

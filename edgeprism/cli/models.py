@@ -47,16 +47,17 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
 
 @command.command("show")
 @click.argument("name", metavar="NAME|BUNDLE|FILE.gguf")
-@click.option("--size", metavar="WxH",
-              help="Show instead what a picture of this size costs: tiles, tokens.")  # fmt: skip
-@click.option("--image", type=click.Path(path_type=Path), metavar="FILE",
+@click.option("--size", "sizes", multiple=True, metavar="WxH",
+              help="Show instead what a picture of this size costs: tiles, tokens. Repeated: "
+              "several pictures in one prompt.")  # fmt: skip
+@click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
               help="The same for this picture.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def show(name: str, size: str | None, image: Path | None, as_json: bool) -> None:
+def show(name: str, sizes: tuple[str, ...], images: tuple[Path, ...], as_json: bool) -> None:
     """What a model is: licence, sources, dimensions, parity figures, digests."""
     from edgeprism.inventory import model_facts
 
-    cost = None if size is image is None else _cost(name, size, image)
+    cost = _cost(name, sizes, images) if sizes or images else None
     if as_json:
         _print_json(model_facts(name) if cost is None else cost)
         return
@@ -126,30 +127,36 @@ def verify_published(
     return 0 if report.passed else 1
 
 
-def _cost(name: str, size: str | None, image: Path | None) -> dict[str, Any]:
-    """What a picture would cost, without encoding it."""
+def _cost(name: str, sizes: tuple[str, ...], images: tuple[Path, ...]) -> dict[str, Any]:
+    """What a picture would cost, or several in one prompt, without encoding them."""
     from edgeprism.captioner import Captioner
-    from edgeprism.image import MAX_HEIGHT, MAX_WIDTH, read_picture
+    from edgeprism.image import read_picture
 
-    if size is not None and image is not None:
-        raise UsageError("--size and --image name two pictures.", "Give one of them.")
-    if image is not None:
-        width, height = read_picture(image, enough=1).size
-    else:
-        found = re.fullmatch(r"([0-9]{1,6})[x×X]([0-9]{1,6})", size or "")
-        width, height = map(int, found.groups()) if found else (0, 0)
-        if not (1 <= width <= MAX_WIDTH and 1 <= height <= MAX_HEIGHT):
-            raise UsageError(
-                f"--size {size} is not the size of a picture.",
-                f"Give WIDTHxHEIGHT in pixels, at most {MAX_WIDTH}x{MAX_HEIGHT}.",
-            )
+    if sizes and images:
+        raise UsageError("--size and --image name different pictures.", "Give one of them.")
+    pictures = [read_picture(image, enough=1).size for image in images] or map(_to_size, sizes)
     with Captioner.load(name, device="cpu") as captioner:
-        return {"name": captioner.bundle.manifest.name, **asdict(captioner.cost((width, height)))}
+        return {"name": captioner.bundle.manifest.name, **asdict(captioner.cost(*pictures))}
+
+
+def _to_size(text: str) -> tuple[int, int]:
+    from edgeprism.image import MAX_HEIGHT, MAX_WIDTH
+
+    found = re.fullmatch(r"([0-9]{1,6})[x×X]([0-9]{1,6})", text)
+    width, height = map(int, found.groups()) if found else (0, 0)
+    if not (1 <= width <= MAX_WIDTH and 1 <= height <= MAX_HEIGHT):
+        raise UsageError(
+            f"--size {text} is not the size of a picture.",
+            f"Give WIDTHxHEIGHT in pixels, at most {MAX_WIDTH}x{MAX_HEIGHT}.",
+        )
+    return width, height
 
 
 def _in_words(cost: dict[str, Any]) -> dict[str, str]:
     """What a picture's cost says in pairs of numbers."""
     (width, height), (down, across) = cost["size"], cost["grid"]
+    if cost["pictures"] > 1:
+        return {"size": "of each its own", "grid": "of each its own"}
     grid = f"{down} down, {across} across, and the whole picture"
     if not down:  # libmtmd tells how many tiles there are, not how they lie
         grid = "not cut" if cost["tiles"] == 1 else "not told by llama.cpp"
