@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgeprism.errors import DeviceError, UsageError
@@ -23,6 +23,10 @@ _ONNX_FIX = {
     "cuda": 'pip uninstall onnxruntime, then pip install "edgeprism[gpu]"',
     "metal": 'pip install "edgeprism[cpu]" on macOS',
 }
+START_FIX = {
+    "cuda": 'pip install "edgeprism[gpu]" brings NVIDIA\'s libraries; nvidia-smi must show the GPU',
+    "metal": "macOS has CoreML from version 10.15 on",
+}
 _LLAMA_FIX = {
     "cuda": "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir "
     "llama-cpp-python",
@@ -31,21 +35,30 @@ _LLAMA_FIX = {
 }
 
 
-def choose_provider(requested: str, available: Sequence[str], system: str = sys.platform) -> str:
+def choose_provider(
+    requested: str, providers: Mapping[str, str], system: str = sys.platform
+) -> str:
     """ONNX Runtime's execution provider for `--device`.
 
-    `auto` takes the GPU's where there is one; an explicit device that is not there raises
-    DeviceError.
+    `providers`: those of this build → what keeps each from starting, empty where nothing does.
+    `auto` takes the GPU's where it starts; an explicit device that does not raises DeviceError.
     """
     here = _gpu_here(requested, system)
-    if requested == "cpu" or (requested == "auto" and _PROVIDERS[here] not in available):
+    provider = _PROVIDERS[here]
+    starts = provider in providers and not providers[provider]
+    if requested == "cpu" or (requested == "auto" and not starts):
         return CPU_PROVIDER
-    if _PROVIDERS[here] not in available:
+    if provider not in providers:
         raise DeviceError(
-            f"Device {requested}: ONNX Runtime has only {', '.join(available)} here.",
+            f"Device {requested}: ONNX Runtime has only {', '.join(providers)} here.",
             f"{_ONNX_FIX[here]}; or use --device auto.",
         )
-    return _PROVIDERS[here]
+    if not starts:
+        raise DeviceError(
+            f"Device {requested}: {provider} does not start: {providers[provider]}.",
+            f"{START_FIX[here]}; or use --device auto.",
+        )
+    return provider
 
 
 def choose_gpu_layers(

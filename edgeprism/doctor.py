@@ -175,7 +175,7 @@ def _examine_packages(diagnosis: Diagnosis) -> None:
             diagnosis.add(name, BAD, "not installed", f"pip install {name}", 5)
 
 
-def _examine_vision(diagnosis: Diagnosis) -> list[str]:
+def _examine_vision(diagnosis: Diagnosis) -> dict[str, str]:
     builds = [name for name in ONNXRUNTIME_BUILDS if version_of(name)]
     if len(builds) > 1:
         keep = "onnxruntime-gpu" if "onnxruntime-gpu" in builds else "onnxruntime"
@@ -192,11 +192,12 @@ def _examine_vision(diagnosis: Diagnosis) -> list[str]:
         if len(builds) == 1:
             fix = f"pip install --force-reinstall --no-deps {builds[0]}"
         diagnosis.add("vision engine", BAD, str(found["error"]), fix, 5)
-        return []
-    providers = [str(provider) for provider in found["providers"]]
+        return {}
+    providers = {str(name): str(obstacle) for name, obstacle in found["providers"].items()}
     named = " ".join(f"{build} {version_of(build)}" for build in builds) or "onnxruntime"
     if len(builds) < 2:
-        diagnosis.add("vision engine", OK, f"{named}: {', '.join(providers)}")
+        start = [name for name, obstacle in providers.items() if not obstacle]
+        diagnosis.add("vision engine", OK, f"{named}: {', '.join(start)}")
     # set when edgeprism.vision is imported, before the library loads
     diagnosis.add("telemetry", OK, "ONNX Runtime's usage reports are switched off")
     return providers
@@ -218,7 +219,7 @@ def _examine_language(diagnosis: Diagnosis) -> bool:
 
 
 def _examine_device(
-    diagnosis: Diagnosis, providers: list[str], offload: bool, environment: Mapping[str, str]
+    diagnosis: Diagnosis, providers: dict[str, str], offload: bool, environment: Mapping[str, str]
 ) -> None:
     if not providers:
         return  # said already
@@ -234,7 +235,12 @@ def _examine_device(
     why = "EDGEPRISM_DEVICE" if requested != "auto" else "the best that each engine has"
     name = device.device_name(provider, layers)
     diagnosis.add("device", OK, f"{name} ({why}; vision through {provider})")
-    if has_nvidia_gpu() and provider == device.CPU_PROVIDER and requested != "cpu":
+    for stopped, obstacle in providers.items():
+        if obstacle and requested != "cpu":
+            fix = device.START_FIX["cuda" if "CUDA" in stopped else "metal"]
+            diagnosis.add("gpu", WARN, f"{stopped} does not start: {obstacle}", fix)
+    cuda_build = "CUDAExecutionProvider" in providers
+    if has_nvidia_gpu() and not cuda_build and requested != "cpu":
         diagnosis.add(
             "gpu",
             WARN,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprism.cancel import Cancel
+from edgeprism.device import CPU_PROVIDER, GPU_PROVIDERS
 from edgeprism.errors import DeviceError, Interrupted, ModelError
 from edgeprism.tiles import PictureLayout
 
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
 _FATAL_ONLY = 4
 _TILES_AT_ONCE = 8  # on accelerators
 _HINT = "Copy or convert the model again."
+# a graph of one Identity node, to try a provider with; a test holds it against onnx
+_SMALLEST_GRAPH = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04'
+    b"\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
 
 
 def import_onnxruntime() -> Any:
@@ -37,12 +45,37 @@ def import_onnxruntime() -> Any:
             "ONNX Runtime is broken: onnxruntime and onnxruntime-gpu overwrote each other.",
             'Uninstall both, then install one: pip install "edgeprism[cpu]".',
         )
+    if not os.environ.get("EDGEPRISM_NATIVE_LOG"):
+        onnxruntime.set_default_logger_severity(_FATAL_ONLY)
     return onnxruntime
 
 
-def available_providers() -> list[str]:
-    """ONNX Runtime's execution providers on this machine."""
-    return list(import_onnxruntime().get_available_providers())
+def available_providers() -> dict[str, str]:
+    """ONNX Runtime's execution providers here → what keeps each from starting, "" for nothing.
+
+    Only the GPUs' are tried: a build has them whether or not the driver, NVIDIA's libraries and a
+    GPU are there.
+    """
+    ort = import_onnxruntime()
+    names = ort.get_available_providers()
+    return {name: _obstacle(ort, name) if name in GPU_PROVIDERS else "" for name in names}
+
+
+def _obstacle(ort: Any, provider: str) -> str:
+    said = io.StringIO()
+    if provider == "CUDAExecutionProvider" and hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(said):
+            ort.preload_dlls()  # finds NVIDIA's libraries where pip has put them
+    try:
+        session = ort.InferenceSession(
+            _SMALLEST_GRAPH, providers=[provider, CPU_PROVIDER], enable_fallback=0
+        )
+    except Exception as error:  # its exception types share no public base class
+        return str(error)
+    if provider in session.get_providers():
+        return ""
+    first, *_ = [*said.getvalue().splitlines(), "no GPU that it can use"]
+    return first.strip()
 
 
 class VisionEncoder:
@@ -53,7 +86,7 @@ class VisionEncoder:
         path: Path,
         manifest: Manifest,
         *,
-        provider: str = "CPUExecutionProvider",
+        provider: str = CPU_PROVIDER,
         threads: int = 0,
         cancel: Cancel | None = None,
     ) -> None:
@@ -67,14 +100,14 @@ class VisionEncoder:
         self._newline_row = np.empty((0, self.n_embd), np.float32)  # comes with the first tile
         # One at a time on a CPU, where more are no faster: memory stays that of one tile, and
         # int8 graphs, whose scales span a batch, give a tile the same tokens in any company.
-        self._tiles_at_once = 1 if provider == "CPUExecutionProvider" else _TILES_AT_ONCE
+        self._tiles_at_once = 1 if provider == CPU_PROVIDER else _TILES_AT_ONCE
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL_ONLY
         # between pictures the language model needs the cores that spinning threads would burn
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+        providers = list(dict.fromkeys([provider, CPU_PROVIDER]))
         try:
             # its own fallback prints on stdout and would quietly leave the device asked for
             self._session = ort.InferenceSession(
@@ -82,7 +115,7 @@ class VisionEncoder:
             )
         except Exception as error:  # its exception types share no public base class
             # what a provider raises that cannot start; faults of the graph have types of their own
-            if provider != "CPUExecutionProvider" and isinstance(error, (ValueError, RuntimeError)):
+            if provider != CPU_PROVIDER and isinstance(error, (ValueError, RuntimeError)):
                 raise _did_not_start(provider, error) from error
             raise ModelError(f"{path}: not a vision graph that can run: {error}.", _HINT) from error
         if provider not in self._session.get_providers():

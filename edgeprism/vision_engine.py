@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 VisionEngine = VisionEncoder | MtmdEncoder
 
 
-def vision_providers(manifest: Manifest) -> list[str]:
-    """Where the manifest's engine can run, in ONNX Runtime's words."""
+def vision_providers(manifest: Manifest) -> dict[str, str]:
+    """Where the manifest's engine can run, in ONNX Runtime's words → what keeps it from that."""
     if manifest.vision.mmproj is None:
         return available_providers()
-    return [*(GPU_PROVIDERS if supports_offload() else ()), CPU_PROVIDER]
+    return dict.fromkeys([*(GPU_PROVIDERS if supports_offload() else ()), CPU_PROVIDER], "")
 
 
 def open_vision(

@@ -130,7 +130,16 @@ def test_affinity_of_the_real_process_is_respected() -> None:
     ],
 )
 def test_provider(requested: str, available: list[str], system: str, chosen: str) -> None:
-    assert device.choose_provider(requested, available, system) == chosen
+    assert device.choose_provider(requested, dict.fromkeys(available, ""), system) == chosen
+
+
+def test_a_provider_that_does_not_start() -> None:
+    here = {CUDA: "no libcublas", CPU: ""}
+    assert device.choose_provider("auto", here, "linux") == CPU
+    assert device.choose_provider("cpu", here, "linux") == CPU
+    with pytest.raises(DeviceError, match="does not start: no libcublas") as caught:
+        device.choose_provider("cuda", here, "linux")
+    assert "edgeprism[gpu]" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -140,7 +149,7 @@ def test_provider(requested: str, available: list[str], system: str, chosen: str
 )  # fmt: skip
 def test_a_device_that_is_not_there(requested: str, system: str) -> None:
     for call in (
-        lambda: device.choose_provider(requested, [CPU], system),
+        lambda: device.choose_provider(requested, {CPU: ""}, system),
         lambda: device.choose_gpu_layers(requested, False, None, system),
     ):
         with pytest.raises(DeviceError) as caught:

@@ -17,7 +17,7 @@ from edgeprism.bundle import data_dir
 from edgeprism.cli import run
 from edgeprism.doctor import Diagnosis, Finding
 
-GOOD = {"vision": {"providers": ["CPUExecutionProvider"]}, "language": {"offload": False}}
+GOOD = {"vision": {"providers": {"CPUExecutionProvider": ""}}, "language": {"offload": False}}
 
 
 @pytest.fixture
@@ -160,7 +160,8 @@ def test_gpu_hints(engines: dict[str, dict[str, Any]], monkeypatch: pytest.Monke
     assert "GGML_CUDA" in fixes[1]
     wanted = doctor.examine({"EDGEPRISM_DEVICE": "cuda"})
     assert finding(wanted, "device").exit_code == 5
-    engines["vision"] = {"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+    both = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    engines["vision"] = {"providers": dict.fromkeys(both, "")}
     engines["language"] = {"offload": True}
     diagnosis = doctor.examine()
     assert not [f for f in diagnosis.findings if f.topic == "gpu"]

@@ -188,6 +188,33 @@ def test_no_onnxruntime_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert caught.value.exit_code == 5
 
 
+def test_the_graph_that_providers_are_tried_with() -> None:
+    model = onnx.load_from_string(vision._SMALLEST_GRAPH)
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["Identity"]
+
+
+def test_a_gpu_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As onnxruntime-gpu without NVIDIA's libraries: the session leaves the provider out."""
+    ort = vision.import_onnxruntime()
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [cuda, cpu])
+    session, tried = ort.InferenceSession, []
+
+    def without_cuda(model: bytes, providers: list[str], **settings: Any) -> Any:
+        tried.append(providers)
+        return session(model, providers=[cpu], **settings)
+
+    monkeypatch.setattr(ort, "InferenceSession", without_cuda)
+    monkeypatch.setattr(
+        ort, "preload_dlls", lambda: print("Failed to load libcublas.so.13"), raising=False
+    )
+    assert vision.available_providers() == {cuda: "Failed to load libcublas.so.13", cpu: ""}
+    assert tried == [[cuda, cpu]]
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    assert vision.available_providers()[cuda] == "no GPU that it can use"
+
+
 def test_telemetry_is_off_before_the_library_loads() -> None:
     import os
 
