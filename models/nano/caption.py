@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache, partial
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +19,7 @@ from .grammar import (
     NUMBERS,
     WORDINGS,
     Query,
+    ask_count,
     scene_to_list,
     scene_to_relation,
     scene_to_short,
@@ -39,15 +42,15 @@ from .tokenizer import (
     text_to_ids,
 )
 
-if TYPE_CHECKING:
-    from .train import Plan
-
 IGNORE = -100
 SWAP_SHARE = 0.03
 ALIGNED = 0.3  # weight of the projected tokens' own loss
 CAPTIONS = 4  # of each training picture: a long one, the others short or with a focus
 # Kinds of focus by how often they are taught: what is hardest to read off a picture more often.
-FOCUS_KINDS = (*ASK, "relation", "relation", "relation", "text", "count", "count", "chart", "place")
+FOCUS_KINDS = (
+    *ASK, "relation", "relation", "relation", "text", "count", "count", "none", "chart", "place",
+)  # fmt: skip
+TAUGHT = ASK | {"none": partial(ask_count, absent=1.0)}
 # What only the picture decides weighs more than the words around it, which are soon learnt.
 LETTER_WEIGHT, PLACE_WEIGHT = 3.0, 2.0
 SAID_WEIGHT = 3.0  # of what comes after the list: it is another for each instruction
@@ -98,7 +101,7 @@ def scene_to_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
     listed = scene_to_list(scene)
     lessons = [Lesson(asked, listed, scene_to_relation(scene))]
     for kind in rng.sample(FOCUS_KINDS, len(FOCUS_KINDS)):
-        query = ASK[kind](scene, rng) if len(lessons) < CAPTIONS - (rng.random() < 0.3) else None
+        query = TAUGHT[kind](scene, rng) if len(lessons) < CAPTIONS - (rng.random() < 0.3) else None
         if query is not None:
             lessons.append(Lesson(instruct(query, rng), listed, query.said))
     while len(lessons) < CAPTIONS:
@@ -216,14 +219,20 @@ def see(model: Nano, visual: Tensor) -> Cache:
     return decode(model.decoder, torch.cat((rows, visual.to(rows.dtype)), dim=1), None)[1]
 
 
-def caption_loss(model: Nano, batch: Batch, plan: Plan, step: int, device: torch.device) -> Tensor:
+def teach(scenes: tuple[Scene, ...], seed: int, number: int) -> tuple[NDArray[np.int64], ...]:
+    """The lessons of training batch ``number`` as ``lessons_to_ids`` gives them."""
+    rng = random.Random(f"nano-wide/caption/{seed}/{number}")
+    lessons = [lesson for scene in scenes for lesson in scene_to_lessons(scene, rng)]
+    return tuple(t.long().numpy() for t in lessons_to_ids(lessons, rng))
+
+
+def caption_loss(model: Nano, batch: Batch, device: torch.device) -> Tensor:
     """Cross-entropy of several true captions of each picture; the picture is read once.
 
     The tower stays as its own stage left it, and without its backward pass a step costs much less.
     """
-    rng = random.Random(f"nano-wide/caption/{plan.seed}/{step}")
-    lessons = [lesson for scene in batch.scenes for lesson in scene_to_lessons(scene, rng)]
-    inputs, targets, after = (t.to(device) for t in lessons_to_ids(lessons, rng))
+    inputs, targets, after = (torch.from_numpy(a).to(device) for a in batch.lessons)
+    after = after.bool()
     with torch.no_grad():
         features = model.tower(torch.from_numpy(batch.pixels).to(device))
     visual = model.projector(features)

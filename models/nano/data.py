@@ -9,8 +9,8 @@ from __future__ import annotations
 import multiprocessing as mp
 import queue
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,20 @@ from .sheets import sample_scene
 
 @dataclass(frozen=True)
 class Batch:
-    """Pixels [b, FRAME, FRAME, 3] uint8, patch labels [b, GRID², 12], scene labels [b, 3]."""
+    """Pixels [b, FRAME, FRAME, 3] uint8, patch labels [b, GRID², 12], scene labels [b, 3].
+
+    ``lessons``: ids, targets and what comes after the list, of stage ``caption``.
+    """
 
     pixels: NDArray[np.uint8]
     patch_labels: NDArray[np.int16]
     scene_labels: NDArray[np.int16]
     scenes: tuple[Scene, ...]
+    lessons: tuple[NDArray[np.int64], ...] = ()
+
+
+# scenes, seed, number of the batch → its lessons
+Teach = Callable[[tuple[Scene, ...], int, int], tuple[NDArray[np.int64], ...]]
 
 
 def scenes_to_batch(scenes: list[Scene], assets: Assets) -> Batch:
@@ -53,13 +61,22 @@ def heldout_scenes(seed: int, count: int, how: Sampling) -> list[Scene]:
     return [sample_scene(random.Random(f"nano-wide/heldout/{seed}/{i}"), how) for i in range(count)]
 
 
+def training_batch(
+    assets: Assets, seed: int, index: int, size: int, how: Sampling, teach: Teach | None = None
+) -> Batch:
+    """Training batch ``index``, with its lessons where there is a teacher."""
+    batch = scenes_to_batch(training_scenes(seed, index, size, how), assets)
+    return batch if teach is None else replace(batch, lessons=teach(batch.scenes, seed, index))
+
+
 def _draw(
-    folder: Path, seed: int, start: int, stride: int, size: int, how: Sampling, out: mp.Queue[Batch]
-) -> None:
+    folder: Path, seed: int, start: int, stride: int, size: int, how: Sampling,
+    teach: Teach | None, out: mp.Queue[Batch],
+) -> None:  # fmt: skip
     assets = Assets(folder)
     index = start
     while True:
-        out.put(scenes_to_batch(training_scenes(seed, index, size, how), assets))
+        out.put(training_batch(assets, seed, index, size, how, teach))
         index += stride
 
 
@@ -67,13 +84,16 @@ class BatchStream:
     """Training batches ``first, first + 1, …`` in order, from ``workers`` processes."""
 
     def __init__(
-        self, folder: Path, seed: int, first: int, size: int, how: Sampling, workers: int = 1
-    ) -> None:
+        self, folder: Path, seed: int, first: int, size: int, how: Sampling, workers: int = 1,
+        teach: Teach | None = None,
+    ) -> None:  # fmt: skip
         context = mp.get_context("spawn")  # a forked copy of a threaded torch may deadlock
         self._queues: list[mp.Queue[Batch]] = [context.Queue(maxsize=6) for _ in range(workers)]
         self._workers = [
             context.Process(
-                target=_draw, args=(folder, seed, first + i, workers, size, how, q), daemon=True
+                target=_draw,
+                args=(folder, seed, first + i, workers, size, how, teach, q),
+                daemon=True,
             )
             for i, q in enumerate(self._queues)
         ]

@@ -165,6 +165,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Count the {p} in the picture.",
         "Tell how many {p} there are.",
         "whether there are {p}, and how many",
+        "How many {p} can you count?",
+        "number of {p}",
+        "Are there {p}, and how many?",
+        "the {p}, counted",
         "How many {p} are in the picture?",
     ),
     "relation": (
@@ -180,6 +184,13 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "In which direction from the {b} does the {a} lie?",
         "Does the {a} lie left or right of the {b}, above or below?",
         "Where does the {a} stand to the {b}?",
+        "how the {a} stands to the {b}",
+        "the place of the {a} as seen from the {b}",
+        "What is the position of the {a} relative to the {b}?",
+        "In relation to the {b}, where is the {a}?",
+        "Is the {a} left or right of the {b}, and is it above or below?",
+        "where the {a} lies, viewed from the {b}",
+        "From the {b}, in which direction is the {a}?",
         "Where does the {a} stand, seen from the {b}?",
     ),
     "text": (
@@ -259,11 +270,12 @@ def ask_colour(scene: Scene, rng: random.Random) -> Query | None:
                   "What colour is the {a}?", a=item.name)  # fmt: skip
 
 
-def ask_count(scene: Scene, rng: random.Random) -> Query | None:
+def ask_count(scene: Scene, rng: random.Random, absent: float = 0.12) -> Query | None:
+    """``absent``: how often the number asked for is of what is not there."""
     groups = [g for g in scene_to_groups(scene) if g.first.kind in ("thing", "shape")]
     if not groups and scene.kind != "mixed":
         return None
-    if not groups or rng.random() < 0.12:
+    if not groups or rng.random() < absent:
         name, count = to_plural(_absent(scene, rng)), 0
     else:
         group = max(groups, key=lambda g: (len(g.items) * (rng.random() < 0.5), rng.random()))

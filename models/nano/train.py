@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import Batch, BatchStream, heldout_scenes
+from .data import Batch, BatchStream, Teach, heldout_scenes
 from .draw import Assets
 from .evaluate_tower import RANK, has, tell, to_items, vote
 from .labels import PATCH_LABELS
@@ -40,7 +40,7 @@ CAPTION_SCENES = Sampling(mixed=0.7, plain=0.08, texts=0.75, prints=3)
 
 @dataclass(frozen=True)
 class Plan:
-    """One stage of a run. ``check_every`` steps it is saved and scored on ``check_scenes``."""
+    """One stage of a run, saved and scored on ``check_scenes`` every ``check_every`` steps."""
 
     stage: str
     steps: int
@@ -68,8 +68,8 @@ def batch_to_tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor
     return pixels, patches, scene
 
 
-def tower_loss(model: Nano, batch: Batch, plan: Plan, step: int, device: torch.device) -> Tensor:
-    """Patch loss of the tower alone; ``step`` is for losses that draw numbers."""
+def tower_loss(model: Nano, batch: Batch, device: torch.device) -> Tensor:
+    """Patch loss of the tower alone."""
     pixels, patches, scene = batch_to_tensors(batch, device)
     return model.heads.loss(model.tower(pixels), patches, scene)
 
@@ -144,7 +144,7 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = step_to_rate(self.step, self.plan)
         with torch.autocast(self.device.type, torch.bfloat16):
-            loss = loss_of(self.model, batch, self.plan, self.step, self.device)
+            loss = loss_of(self.model, batch, self.device)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -164,17 +164,17 @@ class Run:
         return model.eval()
 
 
-Loss = Callable[[Nano, Batch, Plan, int, torch.device], Tensor]
+Loss = Callable[[Nano, Batch, torch.device], Tensor]
 Score = Callable[[Nano, torch.device, int, Assets], dict[str, float]]
 
 
-def stage_to_functions(stage: str) -> tuple[Loss, Score]:
-    """What a stage minimises, and what it is watched by."""
+def stage_to_functions(stage: str) -> tuple[Loss, Score, Teach | None]:
+    """What a stage minimises, what it is watched by, and what its lessons are."""
     if stage == "tower":
-        return tower_loss, tower_score
-    from .caption import caption_loss, caption_score
+        return tower_loss, tower_score, None
+    from .caption import caption_loss, caption_score, teach
 
-    return caption_loss, caption_score
+    return caption_loss, caption_score, teach
 
 
 def train_stage(
@@ -186,9 +186,9 @@ def train_stage(
     holds the averaged weights.
     """
     run = Run(model, plan, folder, device)
-    loss_of, score_of = stage_to_functions(plan.stage)
+    loss_of, score_of, teach = stage_to_functions(plan.stage)
     if run.step < plan.steps:
-        stream = BatchStream(assets, plan.seed, run.step, plan.batch, plan.how, plan.workers)
+        stream = BatchStream(assets, plan.seed, run.step, plan.batch, plan.how, plan.workers, teach)
         began, losses = time.monotonic(), []
         try:
             for batch in stream:
@@ -203,6 +203,7 @@ def train_stage(
                 end = run.step >= (plan.stop_at or plan.steps) or time.time() >= deadline
                 if end or run.step % plan.check_every == 0:
                     run.save()
+                if plan.check_scenes and (end or run.step % plan.check_every == 0):
                     score = score_of(run.averaged(), device, plan.check_scenes, Assets(assets))
                     shown = ", ".join(f"{name} {value:.3f}" for name, value in score.items())
                     print(f"{plan.stage} step {run.step} held out: {shown}", flush=True)
@@ -225,11 +226,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--caption-steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--workers", type=int, default=1, help="rendering processes")
+    parser.add_argument("--start", type=Path, help="bundle with whose weights a new run begins")
+    parser.add_argument("--check-every", type=int, default=100, help="steps between checkpoints")
+    parser.add_argument("--check-scenes", type=int, default=64, help="scored there; 0 for none")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device)
     torch.manual_seed(options.seed)
-    model = Nano().to(device)
+    model = Nano()
+    if options.start:
+        from .restore import bundle_to_model
+
+        model = bundle_to_model(options.start, options.seed)
+    model = model.to(device)
     end = float("inf") if options.minutes is None else time.time() + 60 * options.minutes
     stages = (
         ("tower", options.tower_steps, TOWER_SCENES),
@@ -237,8 +246,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     for stage, steps, how in stages:
         plan = Plan(
-            stage, steps, options.batch, seed=options.seed, workers=options.workers, how=how
-        )
+            stage, steps, options.batch, seed=options.seed, workers=options.workers, how=how,
+            check_every=options.check_every, check_scenes=options.check_scenes,
+        )  # fmt: skip
         if not train_stage(model, plan, options.assets, options.out, device, end):
             print("stopped early; the same command goes on from here", file=sys.stderr)
             break

@@ -12,6 +12,7 @@ import pytest
 import edgeprism
 from edgeprism import Captioner
 from edgeprism.evaluation.questions import QuestionFile
+from edgeprism.image import picture_to_tiles, read_picture
 from edgeprism.models.nano import evaluate_plain
 from edgeprism.models.nano.plain_grammar import scores_to_table
 
@@ -58,6 +59,25 @@ def test_what_a_question_asks_for_is_in_the_caption(
         text = captioner.caption(picture, focus=question.text if focused else None).text
         hits.append(re.search(rf"\b{answer}\b", text) is not None)
     assert sum(hits) >= 0.8 * len(asked)
+
+
+def test_its_weights_can_be_trained_further(captioner: Captioner) -> None:
+    """Taken out of the bundle they write the same captions in torch."""
+    torch = pytest.importorskip("torch")
+    from edgeprism.models.nano.caption import write_captions
+    from edgeprism.models.nano.restore import bundle_to_model
+    from edgeprism.models.nano.tokenizer import DEFAULT_INSTRUCTION
+
+    model = bundle_to_model(captioner.bundle.path).eval()
+    for example in EXAMPLES[:3]:
+        path = NANO / "examples" / example["image"]
+        tiles = picture_to_tiles(read_picture(path), captioner.bundle.manifest.image)
+        pixels = torch.from_numpy(tiles)
+        with torch.no_grad():
+            seen = model.projector(model.tower(pixels))[0].numpy()
+        ours = np.asarray(captioner.encode(path).visual_tokens)
+        assert np.abs(seen - ours).max() < 0.1 * np.abs(seen).max()  # ours: activations in 8 bits
+        assert write_captions(model, pixels, [DEFAULT_INSTRUCTION]) == [example["caption"]]
 
 
 def test_a_photograph_is_not_described(captioner: Captioner) -> None:

@@ -24,8 +24,10 @@ from edgeprism.models.nano import plain_grammar
 from edgeprism.models.nano.data import (
     Batch,
     BatchStream,
+    Teach,
     heldout_scenes,
     scenes_to_batch,
+    training_batch,
     training_scenes,
 )
 from edgeprism.models.nano.draw import FRAME, GRID, Assets, image_to_pixels, scene_to_image
@@ -402,37 +404,44 @@ def test_visual_tokens_are_taught_the_words_for_what_they_show(tiny: object, dra
 class InlineStream:
     """Training's batches without a process to draw them."""
 
-    def __init__(self, assets: Path, seed: int, start: int, size: int, how: Sampling, _: int):
-        self.asked = (assets, seed, start, size, how)
+    def __init__(
+        self, assets: Path, seed: int, start: int, size: int, how: Sampling, _: int, teach: Teach
+    ) -> None:
+        self.asked = (assets, seed, start, size, how, teach)
 
     def __iter__(self) -> Iterator[Batch]:
-        assets, seed, start, size, how = self.asked
+        assets, seed, start, size, how, teach = self.asked
         for index in count(start):
-            yield scenes_to_batch(training_scenes(seed, index, size, how), Assets(assets))
+            yield training_batch(Assets(assets), seed, index, size, how, teach)
 
     def close(self) -> None:
         """Nothing was started."""
 
 
 def test_batches_come_in_order_from_two_processes(folder: Path) -> None:
-    stream = BatchStream(folder, 0, 3, 2, Sampling(), workers=2)
+    from edgeprism.models.nano.caption import teach
+
+    stream = BatchStream(folder, 0, 3, 2, Sampling(), workers=2, teach=teach)
     try:
         came = list(islice(stream, 3))
     finally:
         stream.close()
     wanted = [tuple(training_scenes(0, index, 2, Sampling())) for index in (3, 4, 5)]
     assert [batch.scenes for batch in came] == wanted
+    for number, batch in enumerate(came, 3):
+        lessons = teach(batch.scenes, 0, number)
+        assert all(map(np.array_equal, batch.lessons, lessons))
 
 
 def test_a_stopped_run_ends_as_an_uninterrupted_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgeprism.models.nano import train
-    from edgeprism.models.nano.caption import caption_loss
+    from edgeprism.models.nano.caption import caption_loss, teach
     from edgeprism.models.nano.model import Nano, NanoConfig
 
     # An untrained model rambles to the limit: its captions are scored in another test.
-    monkeypatch.setattr(train, "stage_to_functions", lambda _: (caption_loss, lambda *_: {}))
+    monkeypatch.setattr(train, "stage_to_functions", lambda _: (caption_loss, lambda *_: {}, teach))
     monkeypatch.setattr(train, "BatchStream", InlineStream)  # starting processes takes seconds
     small = replace(NanoConfig(), vision_width=32, vision_layers=1, vision_heads=2, vision_ffn=32,
                     lm_width=32, lm_layers=1, lm_heads=2, lm_kv_heads=2, lm_ffn=32)  # fmt: skip
