@@ -59,7 +59,7 @@ def render(folder: Path, count: int, distinct: int | None = None) -> Path:
 def speed(work: Path, arguments: argparse.Namespace) -> None:
     """Pictures per second: one at a time, then the batch, in turns; the ratio of each pair."""
     files = list(find_pictures([render(work / "pictures", arguments.pictures)]))
-    captioner = Captioner.load(arguments.model)
+    captioner = Captioner.load(arguments.model, device=arguments.device)
     # with random weights a caption has no end of its own
     options = {"max_tokens": arguments.tokens, "stop_at_end": False} if arguments.tokens else {}
     plan = captioner.plan(**options)
@@ -305,6 +305,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--tokens", type=int, help="fixed length of a caption, for speed")
     parser.add_argument("--model", default="nano")
+    parser.add_argument("--device", default="cpu", help="of speed")
     arguments = parser.parse_args()
     arguments.pictures = arguments.pictures or SIZES[arguments.question]
     with tempfile.TemporaryDirectory(prefix="edgeprism-folder-") as work:

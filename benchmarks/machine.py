@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,9 @@ def matmul_gflops(threads: int, edge: int = 2048, runs: int = 5) -> float:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    session = ort.InferenceSession(model.SerializeToString(), options)
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     rng = np.random.default_rng(0)
     feed = {name: rng.standard_normal(shape, dtype=np.float32) for name in "ab"}
     session.run(None, feed)
@@ -53,6 +56,31 @@ def read_gbytes_per_s(size: int = 1 << 30, runs: int = 5) -> float:
     with ThreadPoolExecutor(cores) as pool:
         best = min(_seconds(lambda: list(pool.map(np.sum, parts))) for _ in range(runs))
     return size / best / 1e9
+
+
+def gpu_limits(edge: int = 8192, size: int = 1 << 30, runs: int = 10) -> tuple[float, float]:
+    """fp16 GFLOP/s of a square matrix product and GB/s of reading memory, on an NVIDIA GPU.
+
+    The best of `runs`, by PyTorch's kernels; 0 and 0 where there is no PyTorch with CUDA.
+    """
+    try:
+        import torch
+    except ImportError:
+        return 0.0, 0.0
+    if not torch.cuda.is_available():
+        return 0.0, 0.0
+
+    def best(work: Callable[[], object]) -> float:
+        def timed() -> None:
+            work()
+            torch.cuda.synchronize()
+
+        timed()
+        return min(_seconds(timed) for _ in range(runs))
+
+    a, b = (torch.randn(edge, edge, device="cuda").half() for _ in range(2))
+    data = torch.ones(size // 4, device="cuda")
+    return 2 * edge**3 / best(lambda: a @ b) / 1e9, size / best(data.sum) / 1e9
 
 
 def _seconds(work: object) -> float:

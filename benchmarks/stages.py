@@ -1,12 +1,15 @@
 """How near to the machine's limits a bundle runs, stage by stage.
 
-    python benchmarks/stages.py BUNDLE [--runs 3] [--vision-quant …]
+    python benchmarks/stages.py BUNDLE [--runs 3] [--vision-quant …] [--device cuda]
 
 Encode is held against its fp32 operations at the machine's fp32 matrix rate (an int8 graph may
 pass 100 %: its operations are cheaper); decode against reading the language model's weights once
 a token at the machine's memory bandwidth; prefill against its operations at the fp32 rate. Limits
 and stages are measured in the same run. A picture of noise is as good as any: time does not depend
 on what is seen, and with `stop_at_end` off neither does the number of tokens.
+
+On an NVIDIA GPU the rates are the GPU's, of fp16 products, where PyTorch with CUDA is there to
+measure them.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import resource
 import sys
 
 import numpy as np
-from machine import matmul_gflops, read_gbytes_per_s, spread
+from machine import gpu_limits, matmul_gflops, read_gbytes_per_s, spread
 from operations import picture_operations
 
 from edgeprism import Captioner
@@ -31,10 +34,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--vision-quant")
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     cores = available_cores()
     print(f"{cpu_name()}, {cores} cores, Python {sys.version.split()[0]}")
-    captioner = Captioner.load(arguments.bundle, device="cpu", vision_quant=arguments.vision_quant)
+    captioner = Captioner.load(
+        arguments.bundle, device=arguments.device, vision_quant=arguments.vision_quant
+    )
     rng = np.random.default_rng(0)
     records = []
     for _ in range(arguments.runs + 1):  # the first loads the engines and is not counted
@@ -46,12 +52,20 @@ def main() -> None:
         print(f"  {stage:13} ms {spread([getattr(c.timings, stage) for c in counted])}")
     print(f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
     # after the memory was read: measuring the bandwidth takes memory of its own
-    gflops, bandwidth = matmul_gflops(cores), read_gbytes_per_s()
-    print(f"limits: {gflops:.0f} GFLOP/s fp32 matrix product, {bandwidth:.1f} GB/s memory read")
-    report_limits(captioner, counted, gflops, bandwidth)
+    print(f"device: {captioner.device}")
+    kind = "fp16" if captioner.device == "cuda" else "fp32"
+    gflops, bandwidth = gpu_limits() if kind == "fp16" else (
+        matmul_gflops(cores), read_gbytes_per_s())  # fmt: skip
+    if gflops:
+        print(
+            f"limits: {gflops:.0f} GFLOP/s {kind} matrix product, {bandwidth:.1f} GB/s memory read"
+        )
+        report_limits(captioner, counted, gflops, bandwidth, kind)
 
 
-def report_limits(captioner: Captioner, counted: list, gflops: float, bandwidth: float) -> None:
+def report_limits(
+    captioner: Captioner, counted: list, gflops: float, bandwidth: float, kind: str
+) -> None:
     manifest = captioner.bundle.manifest
     best = {s: min(getattr(c.timings, s) for c in counted) for s in ("prefill", "decode")}
     tokens = counted[0].tokens
@@ -63,10 +77,10 @@ def report_limits(captioner: Captioner, counted: list, gflops: float, bandwidth:
     encode = min(c.timings.encode for c in counted)
     work = picture_operations(captioner, PICTURE)
     print(f"encode  {work / 1e9:.1f} GFLOP in {encode:.0f} ms: {work / encode / 1e6:.0f} GFLOP/s, "
-          f"{work / encode / 1e6 / gflops:.0%} of the fp32 matrix rate")  # fmt: skip
+          f"{work / encode / 1e6 / gflops:.1%} of the {kind} matrix rate")  # fmt: skip
     rows = tokens.visual + tokens.prompt
     print(f"prefill {rows / best['prefill'] * 1000:.1f} rows/s ({rows} rows); "
-          f"fp32 matrix rate {gflops:.0f} GFLOP/s")  # fmt: skip
+          f"{kind} matrix rate {gflops:.0f} GFLOP/s")  # fmt: skip
 
 
 if __name__ == "__main__":
