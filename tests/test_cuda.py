@@ -1,0 +1,73 @@
+"""On an NVIDIA GPU: the same tokens and texts as on the CPU. Skipped where there is none.
+
+Needs both engines with CUDA (README, Installing).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import bundles
+import numpy as np
+import pytest
+
+from edgeprism import Captioner
+from edgeprism.batch import Batch
+from edgeprism.inputs import find_pictures
+from edgeprism.llama import supports_offload
+from edgeprism.models.nano import evaluate_plain
+from edgeprism.vision import available_providers
+
+pytestmark = pytest.mark.skipif(
+    available_providers().get("CUDAExecutionProvider") != "" or not supports_offload(),
+    reason="needs an NVIDIA GPU, and both engines built for it",
+)
+EXAMPLES = Path(evaluate_plain.__file__).parent / "examples"
+KNOWN = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module", params=["nano", "random"])
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Captioner, Captioner]]:
+    """One bundle on the CPU and on the GPU: an int8 graph, and a tiny one in fp32."""
+    bundle = "nano"
+    if request.param == "random":
+        bundle = str(bundles.write_bundle(tmp_path_factory.mktemp("random"), seed=1))
+    with Captioner.load(bundle, device="cpu") as cpu, Captioner.load(bundle, device="cuda") as gpu:
+        yield cpu, gpu
+
+
+@pytest.fixture(scope="module")
+def nano() -> Iterator[Captioner]:
+    with Captioner.load("nano", device="cuda") as it:
+        yield it
+
+
+def test_visual_tokens(pair: tuple[Captioner, Captioner]) -> None:
+    cpu, gpu = (np.asarray(c.encode(EXAMPLES / KNOWN[0]["image"]).visual_tokens) for c in pair)
+    # TensorFloat-32 products where they are fp32 on the CPU
+    assert np.abs(cpu - gpu).max() <= 0.02 * np.abs(cpu).max()
+
+
+def test_captions(nano: Captioner) -> None:
+    for example in KNOWN:
+        caption = nano.caption(EXAMPLES / example["image"])
+        assert caption.device == "cuda"
+        assert caption.text == example["caption"]
+
+
+def test_a_folder(nano: Captioner) -> None:
+    files = list(find_pictures([EXAMPLES]))
+    outcomes = list(Batch(nano, nano.plan(), parallel=4, lanes=2).run(files))
+    texts = {Path(o.record["image"]).name: o.record["caption"] for o in outcomes if o.record}
+    assert texts == {example["image"]: example["caption"] for example in KNOWN}
+
+
+def test_the_language_model_stays_on_the_cpu() -> None:
+    with Captioner.load("nano", device="cuda", gpu_layers=0) as half:
+        caption = half.caption(EXAMPLES / KNOWN[0]["image"])
+    assert caption.device == "cuda+cpu"
+    assert caption.text == KNOWN[0]["caption"]
