@@ -85,7 +85,8 @@ def speed(work: Path, arguments: argparse.Namespace) -> None:
     for stage in ("decode_image", "preprocess", "encode", "prefill", "decode"):
         values = sorted(getattr(record.timings, stage) for record in records)
         print(f"  {stage:13} {values[len(values) // 2]:.2f}")
-    floors(captioner, records[-1], width, max(batches))
+    if captioner.device == "cpu":
+        floors(captioner, records[-1], width, max(batches))
     cores = available_cores()
     whole = 1000 * cores / batches[-1]
     spent = {name: 1000 * seconds / len(files) for name, seconds in clock.seconds.items()}

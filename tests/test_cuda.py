@@ -36,7 +36,11 @@ def pair(
     bundle = "nano"
     if request.param == "random":
         bundle = str(bundles.write_bundle(tmp_path_factory.mktemp("random"), seed=1))
-    with Captioner.load(bundle, device="cpu") as cpu, Captioner.load(bundle, device="cuda") as gpu:
+    quant = "int8" if bundle == "nano" else None  # the CPU would choose another than the GPU
+    with (
+        Captioner.load(bundle, device="cpu", vision_quant=quant) as cpu,
+        Captioner.load(bundle, device="cuda", vision_quant=quant) as gpu,
+    ):
         yield cpu, gpu
 
 
@@ -48,8 +52,10 @@ def nano() -> Iterator[Captioner]:
 
 def test_visual_tokens(pair: tuple[Captioner, Captioner]) -> None:
     cpu, gpu = (np.asarray(c.encode(EXAMPLES / KNOWN[0]["image"]).visual_tokens) for c in pair)
-    # TensorFloat-32 products where they are fp32 on the CPU
-    assert np.abs(cpu - gpu).max() <= 0.02 * np.abs(cpu).max()
+    # fp32 products are TensorFloat-32 there; in 8 bits a value that is rounded the other way
+    # moves what comes after it, as much as 8 bits cost anyway
+    most = 0.05 if pair[0].bundle.manifest.name == "nano" else 0.01
+    assert np.abs(cpu - gpu).max() <= most * np.abs(cpu).max()
 
 
 def test_captions(nano: Captioner) -> None:
