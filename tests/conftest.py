@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,11 @@ from PIL import Image
 
 from edgeprism.captioner import Captioner
 from edgeprism.lm import LanguageModel
+
+# The tests are the CPU's: what they expect is exact, and forked children cannot use a GPU that
+# their parent has begun with. tests/test_cuda.py is for the GPU: EDGEPRISM_TEST_CUDA=1.
+if not os.environ.get("EDGEPRISM_TEST_CUDA"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before an engine loads
 
 # A shell that runs the tests in the background has Ctrl-C ignored, and what the tests start would
 # inherit that: the tests of Ctrl-C need it to arrive.

@@ -1,6 +1,8 @@
-"""On an NVIDIA GPU: the same tokens and texts as on the CPU. Skipped where there is none.
+"""On an NVIDIA GPU: the same tokens and texts as on the CPU.
 
-Needs both engines with CUDA (README, Installing).
+    EDGEPRISM_TEST_CUDA=1 python -m pytest tests/test_cuda.py
+
+Needs both engines with CUDA (README, Installing); skipped otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from edgeprism.vision import available_providers
 
 pytestmark = pytest.mark.skipif(
     available_providers().get("CUDAExecutionProvider") != "" or not supports_offload(),
-    reason="needs an NVIDIA GPU, and both engines built for it",
+    reason="needs EDGEPRISM_TEST_CUDA, an NVIDIA GPU, and both engines built for it",
 )
 EXAMPLES = Path(evaluate_plain.__file__).parent / "examples"
 KNOWN = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))
