@@ -41,8 +41,8 @@ import json, sys
 sys.path.append(sys.argv[2])
 try:
     if sys.argv[1] == "vision":
-        from edgeprism import vision
-        found = {"providers": vision.available_providers()}
+        from edgeprism import device, vision
+        found = {"providers": vision.available_providers(device.GPU_PROVIDERS)}
     else:
         from edgeprism import llama
         found = {"offload": llama.supports_offload(), "amx": llama.has_amx()}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeprism.cancel import Cancel
-from edgeprism.device import CPU_PROVIDER, GPU_PROVIDERS
 from edgeprism.errors import DeviceError, Interrupted, ModelError
 from edgeprism.tiles import PictureLayout
 
@@ -21,6 +21,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 if TYPE_CHECKING:
     from edgeprism.manifest import ImagePolicy, Manifest
 
+_CPU = "CPUExecutionProvider"
 _FATAL_ONLY = 4
 _TILES_AT_ONCE = 8  # on accelerators
 _HINT = "Copy or convert the model again."
@@ -50,15 +51,15 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def available_providers() -> dict[str, str]:
+def available_providers(to_try: Collection[str] = ()) -> dict[str, str]:
     """ONNX Runtime's execution providers here → what keeps each from starting, "" for nothing.
 
-    Only the GPUs' are tried: a build has them whether or not the driver, NVIDIA's libraries and a
-    GPU are there.
+    Those `to_try` are started for it: a build has a GPU's whether or not the driver, its vendor's
+    libraries and a GPU are there.
     """
     ort = import_onnxruntime()
     names = ort.get_available_providers()
-    return {name: _obstacle(ort, name) if name in GPU_PROVIDERS else "" for name in names}
+    return {name: _obstacle(ort, name) if name in to_try else "" for name in names}
 
 
 def _obstacle(ort: Any, provider: str) -> str:
@@ -68,7 +69,7 @@ def _obstacle(ort: Any, provider: str) -> str:
             ort.preload_dlls()  # finds NVIDIA's libraries where pip has put them
     try:
         session = ort.InferenceSession(
-            _SMALLEST_GRAPH, providers=[provider, CPU_PROVIDER], enable_fallback=0
+            _SMALLEST_GRAPH, providers=[provider, _CPU], enable_fallback=0
         )
     except Exception as error:  # its exception types share no public base class
         return str(error)
@@ -86,7 +87,7 @@ class VisionEncoder:
         path: Path,
         manifest: Manifest,
         *,
-        provider: str = CPU_PROVIDER,
+        provider: str = _CPU,
         threads: int = 0,
         cancel: Cancel | None = None,
     ) -> None:
@@ -100,14 +101,14 @@ class VisionEncoder:
         self._newline_row = np.empty((0, self.n_embd), np.float32)  # comes with the first tile
         # One at a time on a CPU, where more are no faster: memory stays that of one tile, and
         # int8 graphs, whose scales span a batch, give a tile the same tokens in any company.
-        self._tiles_at_once = 1 if provider == CPU_PROVIDER else _TILES_AT_ONCE
+        self._tiles_at_once = 1 if provider == _CPU else _TILES_AT_ONCE
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL_ONLY
         # between pictures the language model needs the cores that spinning threads would burn
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers = list(dict.fromkeys([provider, CPU_PROVIDER]))
+        providers = list(dict.fromkeys([provider, _CPU]))
         try:
             # its own fallback prints on stdout and would quietly leave the device asked for
             self._session = ort.InferenceSession(
@@ -115,7 +116,7 @@ class VisionEncoder:
             )
         except Exception as error:  # its exception types share no public base class
             # what a provider raises that cannot start; faults of the graph have types of their own
-            if provider != CPU_PROVIDER and isinstance(error, (ValueError, RuntimeError)):
+            if provider != _CPU and isinstance(error, (ValueError, RuntimeError)):
                 raise _did_not_start(provider, error) from error
             raise ModelError(f"{path}: not a vision graph that can run: {error}.", _HINT) from error
         if provider not in self._session.get_providers():

@@ -27,7 +27,7 @@ VisionEngine = VisionEncoder | MtmdEncoder
 def vision_providers(manifest: Manifest) -> dict[str, str]:
     """Where the manifest's engine can run, in ONNX Runtime's words → what keeps it from that."""
     if manifest.vision.mmproj is None:
-        return available_providers()
+        return available_providers(GPU_PROVIDERS)
     return dict.fromkeys([*(GPU_PROVIDERS if supports_offload() else ()), CPU_PROVIDER], "")
 
 

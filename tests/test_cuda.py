@@ -17,13 +17,14 @@ import pytest
 
 from edgeprism import Captioner
 from edgeprism.batch import Batch
+from edgeprism.device import GPU_PROVIDERS
 from edgeprism.inputs import find_pictures
 from edgeprism.llama import supports_offload
 from edgeprism.models.nano import evaluate_plain
 from edgeprism.vision import available_providers
 
 pytestmark = pytest.mark.skipif(
-    available_providers().get("CUDAExecutionProvider") != "" or not supports_offload(),
+    available_providers(GPU_PROVIDERS).get("CUDAExecutionProvider") != "" or not supports_offload(),
     reason="needs EDGEPRISM_TEST_CUDA, an NVIDIA GPU, and both engines built for it",
 )
 EXAMPLES = Path(evaluate_plain.__file__).parent / "examples"

@@ -209,10 +209,12 @@ def test_a_gpu_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         ort, "preload_dlls", lambda: print("Failed to load libcublas.so.13"), raising=False
     )
-    assert vision.available_providers() == {cuda: "Failed to load libcublas.so.13", cpu: ""}
+    assert vision.available_providers([cuda]) == {cuda: "Failed to load libcublas.so.13", cpu: ""}
     assert tried == [[cuda, cpu]]
+    assert vision.available_providers() == {cuda: "", cpu: ""}
+    assert len(tried) == 1
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
-    assert vision.available_providers()[cuda] == "no GPU that it can use"
+    assert vision.available_providers([cuda])[cuda] == "no GPU that it can use"
 
 
 def test_telemetry_is_off_before_the_library_loads() -> None:
