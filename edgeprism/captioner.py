@@ -245,8 +245,10 @@ class Captioner:
         """ONNX Runtime's provider and the language model's GPU layers; decided once."""
         if self._placed is None:
             requested, gpu_layers = self._requested
+            # whoever wants the CPU does not wait for a GPU to be tried
+            providers = {} if requested == "cpu" else vision_providers(self.bundle.manifest)
             self._placed = (
-                choose_provider(requested, vision_providers(self.bundle.manifest)),
+                choose_provider(requested, providers),
                 choose_gpu_layers(requested, supports_offload(), gpu_layers),
             )
         return self._placed

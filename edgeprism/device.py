@@ -25,7 +25,7 @@ _ONNX_FIX = {
 }
 START_FIX = {
     "cuda": 'pip install "edgeprism[gpu]" brings NVIDIA\'s libraries; nvidia-smi must show the GPU',
-    "metal": "macOS has CoreML from version 10.15 on",
+    "metal": "`edgeprism -v caption --example` shows what CoreML says",
 }
 _LLAMA_FIX = {
     "cuda": "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir "

@@ -330,3 +330,12 @@ def test_dropped_captioners_are_collected(scripted_bundle: Path, photo: Path) ->
     del captioner
     gc.collect()
     assert gone() is None
+
+
+def test_who_wants_the_cpu_does_not_wait_for_a_gpu(
+    random_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "edgeprism.captioner.vision_providers", lambda _: pytest.fail("a provider was tried")
+    )
+    assert Captioner.load(random_bundle, device="cpu").device == "cpu"
