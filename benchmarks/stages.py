@@ -53,9 +53,9 @@ def main() -> None:
     print(f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
     # after the memory was read: measuring the bandwidth takes memory of its own
     print(f"device: {captioner.device}")
-    kind = "fp16" if captioner.device == "cuda" else "fp32"
-    gflops, bandwidth = gpu_limits() if kind == "fp16" else (
-        matmul_gflops(cores), read_gbytes_per_s())  # fmt: skip
+    on_gpu = captioner.device == "cuda"
+    kind = "fp16" if on_gpu else "fp32"
+    gflops, bandwidth = gpu_limits() if on_gpu else (matmul_gflops(cores), read_gbytes_per_s())
     if gflops:
         print(
             f"limits: {gflops:.0f} GFLOP/s {kind} matrix product, {bandwidth:.1f} GB/s memory read"

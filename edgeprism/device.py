@@ -23,11 +23,12 @@ _ONNX_FIX = {
     "cuda": 'pip uninstall onnxruntime, then pip install "edgeprism[gpu]"',
     "metal": 'pip install "edgeprism[cpu]" on macOS',
 }
-START_FIX = {
-    "cuda": 'pip install "edgeprism[gpu]" brings NVIDIA\'s libraries; nvidia-smi must show the GPU',
-    "metal": "`edgeprism -v caption --example` shows what CoreML says",
+START_FIX = {  # by provider: what helps where it is in the build and does not start
+    _PROVIDERS["cuda"]: 'pip install "edgeprism[gpu]" brings NVIDIA\'s libraries; '
+    "nvidia-smi must show the GPU",
+    _PROVIDERS["metal"]: "`edgeprism -v caption --example` shows what CoreML says",
 }
-_LLAMA_FIX = {
+LLAMA_FIX = {
     "cuda": "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir "
     "llama-cpp-python",
     "metal": "CMAKE_ARGS=-DGGML_METAL=on pip install --force-reinstall --no-cache-dir "
@@ -56,7 +57,7 @@ def choose_provider(
     if not starts:
         raise DeviceError(
             f"Device {requested}: {provider} does not start: {providers[provider]}.",
-            f"{START_FIX[here]}; or use --device auto.",
+            f"{START_FIX[provider]}; or use --device auto.",
         )
     return provider
 
@@ -71,7 +72,7 @@ def choose_gpu_layers(
     if not llama_offload and (requested == here or gpu_layers):
         raise DeviceError(
             f"Device {here}: llama.cpp was built without it.",
-            f"{_LLAMA_FIX[here]}; or use --device cpu.",
+            f"{LLAMA_FIX[here]}; or use --device cpu.",
         )
     if requested == "cpu" or not llama_offload:
         return 0

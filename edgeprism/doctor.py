@@ -235,26 +235,22 @@ def _examine_device(
     why = "EDGEPRISM_DEVICE" if requested != "auto" else "the best that each engine has"
     name = device.device_name(provider, layers)
     diagnosis.add("device", OK, f"{name} ({why}; vision through {provider})")
+    if requested == "cpu":
+        return
     for stopped, obstacle in providers.items():
-        if obstacle and requested != "cpu":
-            fix = device.START_FIX["cuda" if "CUDA" in stopped else "metal"]
-            diagnosis.add("gpu", WARN, f"{stopped} does not start: {obstacle}", fix)
-    cuda_build = "CUDAExecutionProvider" in providers
-    if has_nvidia_gpu() and not cuda_build and requested != "cpu":
+        if obstacle:
+            text = f"{stopped} does not start: {obstacle}"
+            diagnosis.add("gpu", WARN, text, device.START_FIX[stopped])
+    if has_nvidia_gpu() and providers.keys().isdisjoint(device.GPU_PROVIDERS):
         diagnosis.add(
             "gpu",
             WARN,
             "an NVIDIA GPU is here, but ONNX Runtime is a CPU build",
-            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
+            'pip uninstall -y onnxruntime && pip install "onnxruntime-gpu[cuda]" nvidia-cublas',
         )
-    if has_nvidia_gpu() and not offload and requested != "cpu":
-        diagnosis.add(
-            "gpu",
-            WARN,
-            "an NVIDIA GPU is here, but llama.cpp is a CPU build",
-            "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir "
-            "llama-cpp-python",
-        )
+    if has_nvidia_gpu() and not offload:
+        text = "an NVIDIA GPU is here, but llama.cpp is a CPU build"
+        diagnosis.add("gpu", WARN, text, device.LLAMA_FIX["cuda"])
 
 
 def has_nvidia_gpu() -> bool:

@@ -64,7 +64,7 @@ def available_providers(to_try: Collection[str] = ()) -> dict[str, str]:
 
 def _obstacle(ort: Any, provider: str) -> str:
     said = io.StringIO()
-    if provider == "CUDAExecutionProvider" and hasattr(ort, "preload_dlls"):
+    if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(said):
             ort.preload_dlls()  # finds NVIDIA's libraries where pip has put them
     try:

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import bundles
 import numpy as np
 import pytest
 
@@ -33,13 +32,11 @@ KNOWN = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))
 
 @pytest.fixture(scope="module", params=["nano", "random"])
 def pair(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, random_bundle: Path
 ) -> Iterator[tuple[Captioner, Captioner]]:
     """One bundle on the CPU and on the GPU: an int8 graph, and a tiny one in fp32."""
-    bundle = "nano"
-    if request.param == "random":
-        bundle = str(bundles.write_bundle(tmp_path_factory.mktemp("random"), seed=1))
-    quant = "int8" if bundle == "nano" else None  # the CPU would choose another than the GPU
+    # of nano's graphs the CPU would choose another than the GPU
+    bundle, quant = ("nano", "int8") if request.param == "nano" else (random_bundle, None)
     with (
         Captioner.load(bundle, device="cpu", vision_quant=quant) as cpu,
         Captioner.load(bundle, device="cuda", vision_quant=quant) as gpu,

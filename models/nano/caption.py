@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -219,11 +218,11 @@ def see(model: Nano, visual: Tensor) -> Cache:
     return decode(model.decoder, torch.cat((rows, visual.to(rows.dtype)), dim=1), None)[1]
 
 
-def teach(scenes: tuple[Scene, ...], seed: int, number: int) -> tuple[NDArray[np.int64], ...]:
+def teach(scenes: tuple[Scene, ...], seed: int, number: int) -> tuple[NDArray[Any], ...]:
     """The lessons of training batch ``number`` as ``lessons_to_ids`` gives them."""
     rng = random.Random(f"nano-wide/caption/{seed}/{number}")
     lessons = [lesson for scene in scenes for lesson in scene_to_lessons(scene, rng)]
-    return tuple(t.long().numpy() for t in lessons_to_ids(lessons, rng))
+    return tuple(t.numpy() for t in lessons_to_ids(lessons, rng))
 
 
 def caption_loss(model: Nano, batch: Batch, device: torch.device) -> Tensor:
@@ -232,7 +231,6 @@ def caption_loss(model: Nano, batch: Batch, device: torch.device) -> Tensor:
     The tower stays as its own stage left it, and without its backward pass a step costs much less.
     """
     inputs, targets, after = (torch.from_numpy(a).to(device) for a in batch.lessons)
-    after = after.bool()
     with torch.no_grad():
         features = model.tower(torch.from_numpy(batch.pixels).to(device))
     visual = model.projector(features)

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +34,11 @@ class Batch:
     patch_labels: NDArray[np.int16]
     scene_labels: NDArray[np.int16]
     scenes: tuple[Scene, ...]
-    lessons: tuple[NDArray[np.int64], ...] = ()
+    lessons: tuple[NDArray[Any], ...] = ()
 
 
 # scenes, seed, number of the batch → its lessons
-Teach = Callable[[tuple[Scene, ...], int, int], tuple[NDArray[np.int64], ...]]
+Teach = Callable[[tuple[Scene, ...], int, int], tuple[NDArray[Any], ...]]
 
 
 def scenes_to_batch(scenes: list[Scene], assets: Assets) -> Batch:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import gguf
 import onnx
@@ -21,10 +20,9 @@ from .model import Nano, NanoConfig
 _TOWER = {"patch.weight": "embed.weight", "patch.bias": "embed.bias", "position": "position"}
 
 
-def bundle_to_model(bundle: Path, seed: int = 0) -> Nano:
+def bundle_to_model(bundle: Path) -> Nano:
     """A bundle that ``export`` and ``convert`` made (int8 or float tower, Q8_0 language model)."""
     manifest = json.loads((bundle / "manifest.json").read_text())
-    torch.manual_seed(seed)  # of the heads
     model = Nano(NanoConfig())
     vision = _vision_tensors(bundle / manifest["vision"]["variants"][0]["file"])
     lm = _lm_tensors(bundle / manifest["lm"]["file"])
@@ -90,7 +88,7 @@ def _to_decoder(tensors: dict[str, Tensor], model: Nano) -> dict[str, Tensor]:
         "decoder.norm.weight": tensors["output_norm.weight"],
         "decoder.output.weight": tensors["output.weight"],
     }
-    names: dict[str, Any] = {
+    names = {
         "attention_norm": "attn_norm", "wo": "attn_output", "ffn_norm": "ffn_norm",
         "w1": "ffn_gate", "w3": "ffn_up", "w2": "ffn_down",
     }  # fmt: skip
@@ -102,8 +100,7 @@ def _to_decoder(tensors: dict[str, Tensor], model: Nano) -> dict[str, Tensor]:
         k = _halves(tensors[f"{theirs}.attn_k.weight"], c.lm_kv_heads)
         v = tensors[f"{theirs}.attn_v.weight"]
         # per kv head: its queries, its key, its value
-        heads = (q, k, v)
-        packed = [rows.view(c.lm_kv_heads, -1, c.lm_width) for rows in heads]
+        packed = [rows.view(c.lm_kv_heads, -1, c.lm_width) for rows in (q, k, v)]
         found[f"{ours}.wqkv.weight"] = torch.cat(packed, 1).view(-1, c.lm_width)
     return found
 

@@ -201,9 +201,10 @@ def train_stage(
                     )
                     began, losses = time.monotonic(), []
                 end = run.step >= (plan.stop_at or plan.steps) or time.time() >= deadline
-                if end or run.step % plan.check_every == 0:
+                due = end or run.step % plan.check_every == 0
+                if due:
                     run.save()
-                if plan.check_scenes and (end or run.step % plan.check_every == 0):
+                if due and plan.check_scenes:
                     score = score_of(run.averaged(), device, plan.check_scenes, Assets(assets))
                     shown = ", ".join(f"{name} {value:.3f}" for name, value in score.items())
                     print(f"{plan.stage} step {run.step} held out: {shown}", flush=True)
@@ -233,12 +234,13 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device)
     torch.manual_seed(options.seed)
-    model = Nano()
     if options.start:
-        from .restore import bundle_to_model
+        from .restore import bundle_to_model  # not for every rendering process
 
-        model = bundle_to_model(options.start, options.seed)
-    model = model.to(device)
+        model = bundle_to_model(options.start)
+    else:
+        model = Nano()
+    model.to(device)
     end = float("inf") if options.minutes is None else time.time() + 60 * options.minutes
     stages = (
         ("tower", options.tower_steps, TOWER_SCENES),

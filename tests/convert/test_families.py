@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_captioners as tiny
 import torch
-from PIL import Image
+from converting import parts_of, tokens_by_torch
 from tiny_captioners import INSTRUCTION, Case, pictures
 from tiny_prismatic import write_prismatic
 from tiny_vila import write_vila
@@ -25,9 +25,8 @@ from edgeprism.convert import (
     vision_graph,
     vision_weights,
 )
-from edgeprism.convert.families import FAMILIES, llava, prismatic
+from edgeprism.convert.families import FAMILIES, prismatic
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.pipeline import FamilyParts
 from edgeprism.convert.progress import Progress
 from edgeprism.errors import UsageError
 from edgeprism.image import picture_to_tiles, read_picture
@@ -170,26 +169,6 @@ def test_pixels_are_the_processors_to_one_grey_level(
 
 
 # ---- the comparison sees mistakes: the vision half, run in torch with a mistake planted
-
-
-def parts_of(case: Case, patch: pytest.MonkeyPatch) -> FamilyParts:
-    """What the family hands to the pipeline."""
-    family = importlib.import_module(FAMILIES[case.family].module)
-    kept: list[FamilyParts] = []
-    for module in (family, llava):  # VILA 1.0 goes LLaVA's way
-        patch.setattr(module, "write_bundle", lambda parts, *_: kept.append(parts))
-    folder = case.settings["captioner"].parent
-    family.convert(folder / "unused", ConvertOptions(), Progress(), **case.settings)
-    return kept[0]
-
-
-def tokens_by_torch(parts: FamilyParts, picture: Image.Image) -> np.ndarray:
-    module = parts.vision(torch.float32)
-    state = {n: parts.vision_weights.read(n, torch.float32) for n, _ in module.named_parameters()}
-    module.load_state_dict(state, assign=True)
-    pixels = picture_to_tiles(read_picture(picture), parts.manifest.image)
-    with torch.inference_mode():
-        return module(torch.from_numpy(pixels.copy()))[0].numpy()
 
 
 def error_of(case: Case, patch: pytest.MonkeyPatch) -> float:

@@ -11,15 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from converting import parts_of, tokens_by_torch
 from PIL import Image
 from tiny_captioners import Case, pictures
 from tiny_prismatic import NORMS, kinds_of, upstreams_picture, write_prismatic
 
-from edgeprism.convert.families import prismatic
-from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import FamilyParts
-from edgeprism.convert.progress import Progress
 from edgeprism.image import picture_to_tiles, read_picture
 from edgeprism.manifest import ImagePolicy
 
@@ -41,15 +38,6 @@ LAYOUTS = [
 SIZES = [(1, 1), (1, 2), (2, 1), (3, 2), (1, 8), (5, 900), (900, 4), (224, 223), (225, 224),
          (336, 337), (335, 336), (385, 384), (500, 333), (334, 501), (640, 427), (80, 60), (61, 96),
          (1200, 7)]  # fmt: skip
-
-
-def parts_of(case: Case, patch: pytest.MonkeyPatch) -> FamilyParts:
-    kept: list[FamilyParts] = []
-    with patch.context() as inner:
-        inner.setattr(prismatic, "write_bundle", lambda parts, *_: kept.append(parts))
-        folder = case.settings["captioner"].parent
-        prismatic.convert(folder / "unused", ConvertOptions(), Progress(), **case.settings)
-    return kept[0]
 
 
 @pytest.fixture(scope="module")
@@ -123,17 +111,12 @@ def _as_published(policy: ImagePolicy) -> ImagePolicy:
 
 def error_of(parts: FamilyParts, case: Case, plant: Callable[[ImagePolicy], ImagePolicy]) -> float:
     """Largest relative error over pictures of six shapes; the graph runs in torch."""
-    module = parts.vision(torch.float32)
-    state = {n: parts.vision_weights.read(n, torch.float32) for n, _ in module.named_parameters()}
-    module.load_state_dict(state, assign=True)
     policy = plant(parts.manifest.image)
     errors = []
     for picture in pictures():
-        pixels = picture_to_tiles(read_picture(picture), policy)
-        with torch.inference_mode():
-            found = module(torch.from_numpy(pixels.copy()))[0]
-        expected = case.reference.visual_tokens(picture)
-        errors.append(float((found - expected).norm() / expected.norm()))
+        found = tokens_by_torch(parts, picture, policy)
+        expected = case.reference.visual_tokens(picture).numpy()
+        errors.append(float(np.linalg.norm(found - expected) / np.linalg.norm(expected)))
     return max(errors)
 
 
