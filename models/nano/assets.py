@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .things import STYLES, THINGS, IconSet
+from edgeprism.models.nano.things import STYLES, THINGS, IconSet
 
 SPRITE = 96  # pixels, each side
 FONT_VERSION = "5.2.5"

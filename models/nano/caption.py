@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .data import Batch, heldout_scenes, scenes_to_batch
-from .draw import Assets
-from .grammar import (
+from edgeprism.models.nano.data import Batch, heldout_scenes, scenes_to_batch
+from edgeprism.models.nano.draw import Assets
+from edgeprism.models.nano.grammar import (
     ASK,
     NUMBERS,
     WORDINGS,
@@ -23,12 +23,12 @@ from .grammar import (
     scene_to_relation,
     scene_to_short,
 )
-from .labels import IDENTITIES, PATCH_LABELS
-from .model import Cache, Decoder, Nano
-from .scene import CHARS, COLOURS, SHAPES, SIZES, Sampling, Scene
-from .scoring import score_captions
-from .things import THINGS, to_plural
-from .tokenizer import (
+from edgeprism.models.nano.labels import IDENTITIES, PATCH_LABELS
+from edgeprism.models.nano.model import Cache, Decoder, Nano
+from edgeprism.models.nano.scene import CHARS, COLOURS, SHAPES, SIZES, Sampling, Scene
+from edgeprism.models.nano.scoring import score_captions
+from edgeprism.models.nano.things import THINGS, to_plural
+from edgeprism.models.nano.tokenizer import (
     DEFAULT_INSTRUCTION,
     FOCUS,
     IM_END,

@@ -15,10 +15,10 @@ import random
 import sys
 from pathlib import Path
 
-from .draw import Assets, scene_to_image
-from .grammar import sample_query, scene_to_long
-from .scene import Sampling
-from .sheets import sample_scene
+from edgeprism.models.nano.draw import Assets, scene_to_image
+from edgeprism.models.nano.grammar import sample_query, scene_to_long
+from edgeprism.models.nano.scene import Sampling
+from edgeprism.models.nano.sheets import sample_scene
 
 KINDS = {  # the number of the scene, and what kind
     "noto": (7, Sampling(True, ("noto",), mixed=1.0, texts=1.0)),

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from .data import heldout_scenes
-from .draw import Assets, scene_to_image
-from .grammar import ASK, NOTHING, Query
-from .scene import Sampling, Scene
-from .scoring import carries, score_captions
-from .sheets import sample_nothing, sample_scene
-from .things import HELD_OUT_STYLE
+from edgeprism.models.nano.data import heldout_scenes
+from edgeprism.models.nano.draw import Assets, scene_to_image
+from edgeprism.models.nano.grammar import ASK, NOTHING, Query
+from edgeprism.models.nano.scene import Sampling, Scene
+from edgeprism.models.nano.scoring import carries, score_captions
+from edgeprism.models.nano.sheets import sample_nothing, sample_scene
+from edgeprism.models.nano.things import HELD_OUT_STYLE
 
 Describe = Callable[[Image.Image, str | None], str]  # picture, focus → caption
 BARS = {  # row → least (or, for what is absent, most) that the model should reach on two cores
@@ -46,10 +46,10 @@ def checkpoint_to_describe(path: Path) -> Describe:
     """Captions of a training checkpoint in float32."""
     import torch
 
-    from .caption import write_captions
-    from .draw import image_to_pixels
-    from .export import checkpoint_to_model
-    from .tokenizer import DEFAULT_INSTRUCTION, FOCUS
+    from edgeprism.models.nano.caption import write_captions
+    from edgeprism.models.nano.draw import image_to_pixels
+    from edgeprism.models.nano.export import checkpoint_to_model
+    from edgeprism.models.nano.tokenizer import DEFAULT_INSTRUCTION, FOCUS
 
     model = checkpoint_to_model(path)
 

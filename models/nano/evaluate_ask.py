@@ -18,11 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeprism import Caption, Captioner, Reasoner
-
-from .draw import Assets, scene_to_image
-from .grammar import ASK, NUMBERS, Query, list_then, scene_to_long
-from .scene import COLOURS, Sampling, Scene
-from .sheets import sample_scene
+from edgeprism.models.nano.draw import Assets, scene_to_image
+from edgeprism.models.nano.grammar import ASK, NUMBERS, Query, list_then, scene_to_long
+from edgeprism.models.nano.scene import COLOURS, Sampling, Scene
+from edgeprism.models.nano.sheets import sample_scene
 
 KINDS = ("colour", "count", "relation", "text", "presence", "chart")
 EVIDENCE = (

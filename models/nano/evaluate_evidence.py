@@ -21,9 +21,8 @@ from edgeprism import Captioner, Prism, Reasoner
 from edgeprism.evaluation.questions import Question, QuestionFile
 from edgeprism.evaluation.scoring import score
 from edgeprism.evidence import caption_to_sentences
-
-from .grammar import NUMBERS
-from .scene import SIZES
+from edgeprism.models.nano.grammar import NUMBERS
+from edgeprism.models.nano.scene import SIZES
 
 QUESTIONS = Path(__file__).with_name("questions.tsv")
 _TOKENS = 48

@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 
 from edgeprism import Captioner
-
-from .plain_grammar import CaptionScore, score_caption, scores_to_table
-from .plain_scene import Scene, sample_scene, scene_to_image
+from edgeprism.models.nano.plain_grammar import CaptionScore, score_caption, scores_to_table
+from edgeprism.models.nano.plain_scene import Scene, sample_scene, scene_to_image
 
 
 def heldout_scenes(seed: int, count: int) -> list[Scene]:

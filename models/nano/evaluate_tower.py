@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .data import heldout_scenes, scenes_to_batch
-from .draw import Assets
-from .evaluate import heldout_words
-from .export import checkpoint_to_model
-from .labels import IDENTITIES, PATCH_LABELS
-from .model import Nano
-from .scene import CHARS, NAMES, SHAPES, Sampling, Scene
+from edgeprism.models.nano.data import heldout_scenes, scenes_to_batch
+from edgeprism.models.nano.draw import Assets
+from edgeprism.models.nano.evaluate import heldout_words
+from edgeprism.models.nano.export import checkpoint_to_model
+from edgeprism.models.nano.labels import IDENTITIES, PATCH_LABELS
+from edgeprism.models.nano.model import Nano
+from edgeprism.models.nano.scene import CHARS, NAMES, SHAPES, Sampling, Scene
 
 BATCH = 20  # pictures at once
 _COLUMN = {name: i for i, name in enumerate(PATCH_LABELS)}

@@ -25,11 +25,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .data import heldout_scenes
-from .grammar import scene_to_long
-from .model import Nano, NanoConfig
-from .scene import Sampling
-from .tokenizer import (
+from edgeprism.models.nano.data import heldout_scenes
+from edgeprism.models.nano.grammar import scene_to_long
+from edgeprism.models.nano.model import Nano, NanoConfig
+from edgeprism.models.nano.scene import Sampling
+from edgeprism.models.nano.tokenizer import (
     BOS,
     DEFAULT_INSTRUCTION,
     EOS,

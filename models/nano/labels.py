@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .draw import GRID, TABLE_COLUMNS
-from .scene import (
+from edgeprism.models.nano.draw import GRID, TABLE_COLUMNS
+from edgeprism.models.nano.scene import (
     CHARS,
     COLOURS,
     MOST_LETTERS,

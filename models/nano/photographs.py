@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .assets import fetch_package
+from edgeprism.models.nano.assets import fetch_package
 
 LONG_SIDE = 720
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from .draw import Assets, scene_to_image
-from .evaluate_ask import KINDS, sample_questions
-from .grammar import NUMBERS, Query
-from .plain_grammar import cells_to_relation
-from .scene import CHARS, COLOURS, MOST_ITEMS, Scene
+from edgeprism.models.nano.draw import Assets, scene_to_image
+from edgeprism.models.nano.evaluate_ask import KINDS, sample_questions
+from edgeprism.models.nano.grammar import NUMBERS, Query
+from edgeprism.models.nano.plain_grammar import cells_to_relation
+from edgeprism.models.nano.scene import CHARS, COLOURS, MOST_ITEMS, Scene
 
 COLUMNS = ("index", "image", "question", "A", "B", "C", "D", "answer", "answer_type", "category",
            "l2-category")  # fmt: skip

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from . import plain_scene
-from .plain_scene import jitter
-from .scene import (
+from edgeprism.models.nano import plain_scene
+from edgeprism.models.nano.plain_scene import jitter
+from edgeprism.models.nano.scene import (
     BACKGROUNDS,
     COLOURS,
     LETTERS,
