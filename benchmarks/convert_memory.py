@@ -30,8 +30,8 @@ from PIL import Image
 from true_dimensions import SIZES, checkpoint_folders
 
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.progress import Progress
 from edgeprism.convert.supervise import convert_in_child
+from edgeprism.progress import Progress
 
 SAMPLE_S = 0.05
 

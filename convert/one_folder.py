@@ -22,8 +22,8 @@ from edgeprism.convert.conversations import Conversation
 from edgeprism.convert.language_model import UNUSED, LmParts
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
-from edgeprism.convert.progress import Progress
 from edgeprism.manifest import ImagePolicy, Manifest, Markers
+from edgeprism.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeprism.convert.progress import Progress
 from edgeprism.convert.vision_export import INPUT
+from edgeprism.progress import Progress
 
 
 @dataclass(frozen=True)

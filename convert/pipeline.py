@@ -22,7 +22,6 @@ from edgeprism.convert.language_model import LmParts, Tick
 from edgeprism.convert.onnx_file import pack_onnx
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.parity_data import TOKENIZER_TEXTS, gate_pictures
-from edgeprism.convert.progress import Progress
 from edgeprism.convert.vision_export import (
     export_graph,
     int8_damage,
@@ -35,6 +34,7 @@ from edgeprism.device import available_cores
 from edgeprism.errors import ParityError, UsageError
 from edgeprism.lm import LanguageModel
 from edgeprism.manifest import VISION_QUANTS, Manifest, Parity, VisionVariant
+from edgeprism.progress import Progress
 
 LM_FILE = "lm.gguf"
 # When int8 fails the gate, this share of the matrices, the worst, stays in float: then the next.

@@ -17,8 +17,8 @@ from typing import IO, Any
 from edgeprism import errors
 from edgeprism.convert.bundle_writer import check_out, clean_up
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.progress import Progress
 from edgeprism.errors import EdgePrismError, Interrupted
+from edgeprism.progress import Progress
 
 
 def convert_in_child(

@@ -17,8 +17,8 @@ from typing import Any
 from edgeprism.convert.bundle_writer import clean_up
 from edgeprism.convert.families import FAMILIES
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.progress import EventProgress
 from edgeprism.errors import EdgePrismError
+from edgeprism.progress import EventProgress
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from typing import Any
 import edgeprism
 from edgeprism.bundle import Bundle, open_bundle
 from edgeprism.captioner import Captioner
-from edgeprism.convert.progress import Progress
 from edgeprism.doctor import machine_facts
 from edgeprism.errors import EdgePrismError, UsageError
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, read_catalogue
+from edgeprism.progress import Progress
 from edgeprism.pull import pull
 
 REPORT_SCHEMA = 1

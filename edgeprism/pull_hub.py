@@ -19,9 +19,9 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgeprism.convert.progress import Progress
 from edgeprism.errors import PullError, UsageError
 from edgeprism.models.catalogue import Repository
+from edgeprism.progress import Progress
 
 _CHUNK = 1 << 20
 _WATCH_EVERY_S = 0.25

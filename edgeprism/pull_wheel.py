@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgeprism.convert.progress import Progress
 from edgeprism.errors import PullError
 from edgeprism.models.catalogue import WheelReasoner
+from edgeprism.progress import Progress
 
 _CHUNK = 1 << 20
 _PIP_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")

@@ -15,9 +15,9 @@ import wheels
 from edgeprism import pull as pull_module
 from edgeprism import pull_wheel
 from edgeprism.bundle import data_dir, find_model
-from edgeprism.convert.progress import Progress
 from edgeprism.errors import PullError, UsageError
 from edgeprism.models.catalogue import Catalogue
+from edgeprism.progress import Progress
 from edgeprism.pull import Pulled, pull
 
 # pulls `tiny` of the catalogue in a file, through the command line

@@ -23,9 +23,9 @@ from huggingface_hub import constants
 from edgeprism import published, pull_hub
 from edgeprism import pull as pull_module
 from edgeprism.bundle import data_dir
-from edgeprism.convert.progress import Progress
 from edgeprism.errors import PullError, UsageError
 from edgeprism.models.catalogue import Repository, read_catalogue
+from edgeprism.progress import Progress
 from edgeprism.pull import pull
 from edgeprism.pull_hub import Fetched, fetch_repository, needed_files
 

@@ -28,12 +28,12 @@ from edgeprism.convert.internlm2 import IM_END, IM_START
 from edgeprism.convert.language_model import open_language_model
 from edgeprism.convert.one_folder import Layout, convert_folder
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.progress import Progress
 from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import ProjectorConfig, n_used_layers
 from edgeprism.convert.vision_weights import VisionWeights, projector_weights, unused_layers
 from edgeprism.errors import CheckpointError
 from edgeprism.manifest import Manifest, Several
+from edgeprism.progress import Progress
 
 FAMILY = "internvl"
 _PREFIX, _NORM, _LINEARS = "vision_model.", "mlp1.0", ["mlp1.1", "mlp1.3"]

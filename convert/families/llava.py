@@ -37,12 +37,12 @@ from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.language_model import UNUSED, open_language_model
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
-from edgeprism.convert.progress import Progress
 from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
 from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import Preparation
 from edgeprism.errors import CheckpointError
 from edgeprism.manifest import ImagePolicy, Manifest, Several, Source, Tiling
+from edgeprism.progress import Progress
 
 FAMILY = "llava"
 # model_type of the original layout → that of its language model

@@ -18,9 +18,9 @@ from edgeprism.convert.checkpoint import read_config, read_json
 from edgeprism.convert.families import llava
 from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.progress import Progress
 from edgeprism.errors import CheckpointError
 from edgeprism.manifest import Manifest
+from edgeprism.progress import Progress
 
 FAMILY = "llava-next"
 _LLAMA_3 = 128_000  # rows of vocabulary from which on a Llama is a Llama 3

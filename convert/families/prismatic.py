@@ -34,7 +34,6 @@ from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.language_model import UNUSED, LmParts, open_language_model
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
-from edgeprism.convert.progress import Progress
 from edgeprism.convert.timm_tower import (
     CLIP_B,
     CLIP_L,
@@ -49,6 +48,7 @@ from edgeprism.convert.vision_config import Preparation, ProjectorConfig
 from edgeprism.convert.vision_weights import VisionWeights, projector_weights
 from edgeprism.errors import CheckpointError, UsageError
 from edgeprism.manifest import ImagePolicy, Manifest
+from edgeprism.progress import Progress
 
 FAMILY = "prismatic"
 # vision_backbone_id → edge in pixels, and its models in order

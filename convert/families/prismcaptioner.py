@@ -30,11 +30,11 @@ from edgeprism.convert.language_model import UNUSED, LmParts, open_language_mode
 from edgeprism.convert.lora import LoraAdapter
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
-from edgeprism.convert.progress import Progress
 from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
 from edgeprism.convert.vision_config import Preparation, ProjectorConfig
 from edgeprism.errors import CheckpointError
 from edgeprism.manifest import Manifest
+from edgeprism.progress import Progress
 
 FAMILY = "prismcaptioner"
 # The feature is hidden_states[-2]: the last layer, the post-norm and the head never run.

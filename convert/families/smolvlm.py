@@ -19,7 +19,6 @@ from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.language_model import open_language_model
 from edgeprism.convert.one_folder import Layout, convert_folder
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.progress import Progress
 from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import (
     RESAMPLINGS,
@@ -35,6 +34,7 @@ from edgeprism.convert.vision_weights import (
 )
 from edgeprism.errors import CheckpointError
 from edgeprism.manifest import ImagePolicy, Manifest, Markers, Several, Tiling
+from edgeprism.progress import Progress
 
 FAMILY = "smolvlm"
 _PROJECTOR = "connector.modality_projection.proj"

@@ -38,11 +38,11 @@ from edgeprism.convert.families.llava import Layout, convert_layout, original_la
 from edgeprism.convert.language_model import UNUSED, open_language_model
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
-from edgeprism.convert.progress import Progress
 from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
 from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.errors import CheckpointError, UsageError
 from edgeprism.manifest import Manifest, Several
+from edgeprism.progress import Progress
 
 FAMILY = "vila"
 _PARTS = ("llm", "vision_tower", "mm_projector")

@@ -200,8 +200,8 @@ def _run(family: str, out: Path, options: dict[str, Any], **settings: Any) -> No
             'pip install "edgeprism[convert,cpu]"',
         )
     from edgeprism.convert.options import ConvertOptions
-    from edgeprism.convert.progress import StderrProgress
     from edgeprism.convert.supervise import convert_in_child
+    from edgeprism.progress import StderrProgress
 
     with StderrProgress().shown() as progress:
         convert_in_child(family, out, ConvertOptions(**options), progress, **settings)

@@ -114,7 +114,7 @@ def verify_published(
     hold the pictures' names and captions, not the pictures. The report is written even if a step
     fails; the exit code is then 1.
     """
-    from edgeprism.convert.progress import StderrProgress
+    from edgeprism.progress import StderrProgress
     from edgeprism.published import verify_published as run
 
     folder = out or Path(f"edgeprism-{name}-report")

@@ -15,9 +15,9 @@ from tiny_captioners import Case
 from edgeprism.convert.families import FAMILIES, llava, prismcaptioner
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import FamilyParts
-from edgeprism.convert.progress import Progress
 from edgeprism.image import picture_to_tiles, read_picture
 from edgeprism.manifest import ImagePolicy
+from edgeprism.progress import Progress
 
 
 def convert(folders: Folders, out: Path, **options: object) -> Path:

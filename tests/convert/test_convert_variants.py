@@ -16,8 +16,8 @@ from converting import convert
 from edgeprism.captioner import Captioner
 from edgeprism.convert import onnx_file, parity
 from edgeprism.convert.parity_data import gate_pictures
-from edgeprism.convert.progress import Progress
 from edgeprism.manifest import VISION_QUANTS, manifest_from_bundle
+from edgeprism.progress import Progress
 from edgeprism.vision import VisionEncoder
 
 SPEC = Spec(container="single", seed=6)
@@ -144,7 +144,7 @@ def test_progress_tells_of_every_stage(
 
     from edgeprism.convert.families import prismcaptioner
     from edgeprism.convert.options import ConvertOptions
-    from edgeprism.convert.progress import EventProgress
+    from edgeprism.progress import EventProgress
 
     stream = io.StringIO()
     folders = checkpoint_of(dataclasses.replace(SPEC, adapter="none"))

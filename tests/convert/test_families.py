@@ -27,10 +27,10 @@ from edgeprism.convert import (
 )
 from edgeprism.convert.families import FAMILIES, prismatic
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.progress import Progress
 from edgeprism.errors import UsageError
 from edgeprism.image import picture_to_tiles, read_picture
 from edgeprism.manifest import manifest_from_bundle
+from edgeprism.progress import Progress
 
 N_TOKENS = 32
 CASES: dict[str, Callable[[Path], Case]] = {

@@ -22,8 +22,8 @@ from edgeprism.cli import convert as convert_command
 from edgeprism.cli import run
 from edgeprism.convert.families import FAMILIES
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.progress import Progress
 from edgeprism.errors import CheckpointError, UsageError
+from edgeprism.progress import Progress
 
 WRITERS: dict[str, Callable[[Path], Case]] = {
     "llava": tiny.write_llava,

@@ -16,8 +16,8 @@ from tiny_internvl import SPECS, Made, Spec, write
 from edgeprism.convert import intern_vit, vision_graph
 from edgeprism.convert.families import internvl
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.progress import Progress
 from edgeprism.errors import CheckpointError
+from edgeprism.progress import Progress
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ from transformers import (
 from edgeprism.convert import vision_graph
 from edgeprism.convert.families import internvl, internvl_hf
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.progress import Progress
 from edgeprism.errors import CheckpointError
+from edgeprism.progress import Progress
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 LAYERS = 3

@@ -29,8 +29,8 @@ from edgeprism.captioner import Captioner
 from edgeprism.convert import stock_vision, vision_graph
 from edgeprism.convert.families import llava, llava_next
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.progress import Progress
 from edgeprism.errors import CheckpointError
+from edgeprism.progress import Progress
 
 TILE, PATCH = 28, 7
 SYSTEM = (

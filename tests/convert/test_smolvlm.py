@@ -17,8 +17,8 @@ from transformers.models.idefics3 import modeling_idefics3
 from edgeprism.convert import vision_graph
 from edgeprism.convert.families import smolvlm
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.progress import Progress
 from edgeprism.errors import CheckpointError
+from edgeprism.progress import Progress
 
 
 @pytest.fixture(scope="module")

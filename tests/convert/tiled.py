@@ -17,7 +17,7 @@ from PIL import Image
 from edgeprism import captioner, image, tiles
 from edgeprism.captioner import Captioner
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.progress import Progress
+from edgeprism.progress import Progress
 
 N_TOKENS = 32
 INSTRUCTION = "What does the picture show? Name 3 things."
