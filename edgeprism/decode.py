@@ -164,8 +164,8 @@ class _Worker:
 
 def main() -> None:
     """The worker: settings on the first line, then a picture a line, until stdin ends."""
+    from edgeprism.files.strict_json import record_from_data
     from edgeprism.manifest import ImagePolicy
-    from edgeprism.strict_json import record_from_data
 
     commands, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # a library that prints must not break the answers

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgeprism.errors import ManifestError
-from edgeprism.strict_json import json_without_duplicates, record_from_data
+from edgeprism.files.strict_json import json_without_duplicates, record_from_data
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"

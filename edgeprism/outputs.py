@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from edgeprism.atomic import AtomicFile, clear_leftovers, output_error
 from edgeprism.errors import OutputError
+from edgeprism.files.atomic import AtomicFile, clear_leftovers, output_error
 from edgeprism.inputs import PictureFile, has_picture_suffix
 from edgeprism.records import Caption
 

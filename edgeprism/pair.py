@@ -16,9 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgeprism.atomic import write_atomically
 from edgeprism.bundle import Bundle, data_dir, file_digest
 from edgeprism.errors import ManifestError, ModelError, OutputError
+from edgeprism.files.atomic import write_atomically
+from edgeprism.files.strict_json import record_from_data
 from edgeprism.gguf_header import GgufHeader, read_gguf_header
 from edgeprism.manifest import (
     MOST_EDGE,
@@ -43,7 +44,6 @@ from edgeprism.mmproj_checks import (
     projector_of,
 )
 from edgeprism.pair_trial import PairFacts, try_pair
-from edgeprism.strict_json import record_from_data
 
 LM_FILE, MMPROJ_FILE = "lm.gguf", "mmproj.gguf"
 INSTRUCTION = "Describe this picture in detail."

@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprism.atomic import (
+from edgeprism.errors import OutputError
+from edgeprism.files.atomic import (
     MAX_NAME_BYTES,
     clear_leftovers,
     output_error,
     shortened,
     write_atomically,
 )
-from edgeprism.errors import OutputError
 from edgeprism.inputs import PictureFile, has_picture_suffix
 from edgeprism.outputs import Record, record_to_dict
 from edgeprism.xmp import MAX_XMP_BYTES, merge_description, read_description, to_xml_text

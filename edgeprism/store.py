@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprism.atomic import is_running
 from edgeprism.bundle import data_dir
 from edgeprism.errors import EdgePrismError
+from edgeprism.files.atomic import is_running
 
 APPLICATION_ID = 0x45505249  # "EPRI"
 BUSY_SECONDS = 10.0

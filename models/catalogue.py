@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgeprism.errors import ManifestError, ModelError
-from edgeprism.strict_json import record_from_json
+from edgeprism.files.strict_json import record_from_json
 
 FILE = Path(__file__).with_name("catalogue.json")
 SCHEMA = 1

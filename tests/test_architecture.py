@@ -22,7 +22,7 @@ REPOSITORY = PACKAGE.parent
 LAYERS = [
     {"edgeprism"},  # names are loaded when first used
     {"errors", "records"},
-    {"strict_json"},
+    {"files.strict_json"},
     {
         "manifest",
         "question",

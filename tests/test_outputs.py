@@ -19,8 +19,8 @@ from typing import Any
 import ordinary_user
 import pytest
 
-from edgeprism.atomic import AtomicFile, write_atomically
 from edgeprism.errors import OutputError
+from edgeprism.files.atomic import AtomicFile, write_atomically
 from edgeprism.outputs import (
     CSV_COLUMNS,
     CsvOutput,
@@ -323,7 +323,7 @@ def without_rename_over(old: Any, new: Any) -> None:
 def test_a_file_system_that_does_not_rename_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeprism.atomic.os.replace", without_rename_over)
+    monkeypatch.setattr("edgeprism.files.atomic.os.replace", without_rename_over)
     path = tmp_path / "a.csv"
     path.write_text("old")
     write_atomically(path, b"new")
@@ -343,8 +343,8 @@ def test_the_old_file_comes_back_when_the_new_one_cannot_take_its_place(
             raise OSError(5, "Input/output error")
         rename(old, new)
 
-    monkeypatch.setattr("edgeprism.atomic.os.replace", without_rename_over)
-    monkeypatch.setattr("edgeprism.atomic.os.rename", refuse_the_new)
+    monkeypatch.setattr("edgeprism.files.atomic.os.replace", without_rename_over)
+    monkeypatch.setattr("edgeprism.files.atomic.os.rename", refuse_the_new)
     with pytest.raises(OutputError, match="Input/output"):
         write_atomically(path, b"new")
     assert path.read_text() == "old"
@@ -367,7 +367,7 @@ def test_an_atomic_file_fails_cleanly_when_the_disk_is_full(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("edgeprism.atomic.os.fsync", full)
+    monkeypatch.setattr("edgeprism.files.atomic.os.fsync", full)
     file = AtomicFile(path)
     file.write(b"new")
     with pytest.raises(OutputError, match="no space"):

@@ -11,7 +11,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from edgeprism.atomic import write_atomically
 from edgeprism.errors import ImageError
 from edgeprism.evaluation.analysis import CHANCE, Outcome
 from edgeprism.evaluation.plots import SERIES, Mark, Point, dot_plot, scatter
@@ -22,6 +21,7 @@ from edgeprism.evaluation.report import (
     left_out,
     percent,
 )
+from edgeprism.files.atomic import write_atomically
 from edgeprism.image import read_picture
 
 PAGE_QUESTIONS = 500  # kept with their pictures

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgeprism
-from edgeprism.atomic import AtomicFile, write_atomically
 from edgeprism.evaluation.analysis import (
     CHANCE,
     CellResult,
@@ -22,6 +21,7 @@ from edgeprism.evaluation.known import identify
 from edgeprism.evaluation.matrix import Matrix
 from edgeprism.evaluation.questions import Question, QuestionFile
 from edgeprism.evaluation.statistics import CONFIDENCE, RESAMPLES
+from edgeprism.files.atomic import AtomicFile, write_atomically
 from edgeprism.outputs import csv_row
 from edgeprism.reasoning import BaseReasoner
 
