@@ -23,7 +23,7 @@ from machine import gpu_limits, matmul_gflops, read_gbytes_per_s, spread
 from operations import picture_operations
 
 from edgeprism import Captioner
-from edgeprism.device import available_cores, cpu_name
+from edgeprism.machine.device import available_cores, cpu_name
 
 PICTURE = (640, 480)
 

@@ -3,7 +3,7 @@
     python benchmarks/threads.py [BUNDLE] [--runs 9] [IMAGE]
 
 Prints minimum / median / maximum in milliseconds. Where one thread wins, the bundle's files should
-lie below `SMALL_MODEL_BYTES` in edgeprism/device.py, and where more win, above.
+lie below `SMALL_MODEL_BYTES` in edgeprism/machine/device.py, and where more win, above.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cold_start import EXAMPLES
 from machine import spread
 
 from edgeprism import Captioner
-from edgeprism.device import available_cores
+from edgeprism.machine.device import available_cores
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ from true_dimensions import SIZES, checkpoint_folders
 from edgeprism import Captioner
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.supervise import convert_in_child
-from edgeprism.device import available_cores, cpu_name, has_int8_dot
+from edgeprism.machine.device import available_cores, cpu_name, has_int8_dot
 from edgeprism.progress import StderrProgress
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

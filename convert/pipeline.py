@@ -30,9 +30,9 @@ from edgeprism.convert.vision_export import (
 )
 from edgeprism.convert.vision_graph import VisionGraph
 from edgeprism.convert.vision_weights import VisionWeights
-from edgeprism.device import available_cores
 from edgeprism.errors import ParityError, UsageError
 from edgeprism.lm import LanguageModel
+from edgeprism.machine.device import available_cores
 from edgeprism.manifest import VISION_QUANTS, Manifest, Parity, VisionVariant
 from edgeprism.progress import Progress
 

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprism.captioner import Captioner, Plan
 from edgeprism.decode import Decoded, DecodePool
-from edgeprism.device import available_cores
 from edgeprism.errors import EdgePrismError, ImageError
 from edgeprism.generate import Finished
 from edgeprism.lanes import Lane, Turns
+from edgeprism.machine.device import available_cores
 from edgeprism.records import EncodedImage, Timings
 from edgeprism.store import CaptionStore
 from edgeprism.stored import decoding_settings, request_key

@@ -13,9 +13,14 @@ import numpy as np
 
 import edgeprism
 from edgeprism.bundle import DEFAULT_MODEL, Bundle, choose_vision, open_bundle
-from edgeprism.cancel import Cancel
 from edgeprism.caption_stream import CaptionStream
-from edgeprism.device import (
+from edgeprism.errors import UsageError
+from edgeprism.generate import Finished, Generator, Piece
+from edgeprism.image import ImageSource, enough_for, picture_to_tiles, read_picture
+from edgeprism.llama import supports_offload
+from edgeprism.lm import LanguageModel
+from edgeprism.machine.cancel import Cancel
+from edgeprism.machine.device import (
     CPU_PROVIDER,
     choose_gpu_layers,
     choose_provider,
@@ -23,11 +28,6 @@ from edgeprism.device import (
     device_name,
     has_int8_dot,
 )
-from edgeprism.errors import UsageError
-from edgeprism.generate import Finished, Generator, Piece
-from edgeprism.image import ImageSource, enough_for, picture_to_tiles, read_picture
-from edgeprism.llama import supports_offload
-from edgeprism.lm import LanguageModel
 from edgeprism.manifest import VisionVariant
 from edgeprism.prompt import caption_to_segments, instruction_for, pictures_to_segments
 from edgeprism.records import (

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import edgeprism
-from edgeprism import device
 from edgeprism.bundle import DEFAULT_MODEL, data_dir, open_bundle
 from edgeprism.errors import DeviceError, ModelError, TemplateError
 from edgeprism.inventory import list_models
+from edgeprism.machine import device
 from edgeprism.pull_hub import missing_for_convert, pip_install
 
 OK, WARN, BAD = "ok", "warn", "bad"
@@ -41,7 +41,8 @@ import json, sys
 sys.path.append(sys.argv[2])
 try:
     if sys.argv[1] == "vision":
-        from edgeprism import device, vision
+        from edgeprism import vision
+        from edgeprism.machine import device
         found = {"providers": vision.available_providers(device.GPU_PROVIDERS)}
     else:
         from edgeprism import llama

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from edgeprism.cancel import Cancel, nonzero_when_set
 from edgeprism.errors import (
     Interrupted,
     ModelError,
@@ -26,6 +25,7 @@ from edgeprism.gguf_checks import gguf_faults
 from edgeprism.gguf_header import GgufHeader, read_gguf_header
 from edgeprism.llama import forget_words, has_amx, import_llama, last_words
 from edgeprism.llama_batch import LlamaBatch
+from edgeprism.machine.cancel import Cancel, nonzero_when_set
 from edgeprism.manifest import LanguageModel as Dimensions
 from edgeprism.prompt import Message
 

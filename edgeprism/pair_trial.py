@@ -70,8 +70,8 @@ def try_pair(lm: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
 def _tried(lm_path: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
     import numpy as np
 
-    from edgeprism.device import available_cores
     from edgeprism.lm import LanguageModel
+    from edgeprism.machine.device import available_cores
     from edgeprism.mtmd import MtmdEncoder
     from edgeprism.prompt import Message, chat_to_segments
     from edgeprism.records import ImageRows, Text

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle import file_digest, find_model
-from edgeprism.cancel import Cancel
-from edgeprism.device import choose_gpu_layers, choose_threads
 from edgeprism.errors import ModelError
 from edgeprism.generate import Finished, Generator
 from edgeprism.grammar import Shape
 from edgeprism.llama import supports_offload
 from edgeprism.lm import LanguageModel
+from edgeprism.machine.cancel import Cancel
+from edgeprism.machine.device import choose_gpu_layers, choose_threads
 from edgeprism.prompt import Message, chat_to_segments
 from edgeprism.reasoning import BaseReasoner, Completion, cut_thinking
 from edgeprism.records import ModelInfo, Segment, Text, Timings

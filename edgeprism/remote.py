@@ -11,9 +11,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgeprism.cancel import Cancel
 from edgeprism.errors import ReplyError
 from edgeprism.grammar import Shape
+from edgeprism.machine.cancel import Cancel
 from edgeprism.prompt import Message
 from edgeprism.reasoning import BaseReasoner, Completion, cut_thinking
 from edgeprism.records import ModelInfo, Timings, TokenCounts

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import edgeprism
-from edgeprism.cancel import Cancel
 from edgeprism.errors import Interrupted, ReplyError, ServerError, UsageError
+from edgeprism.machine.cancel import Cancel
 
 KEY_VARIABLE = "EDGEPRISM_API_KEY"
 MAX_REPLY = 8 << 20  # bytes

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from edgeprism.bundle import data_dir
-from edgeprism.device import available_cores, cpu_name, memory_bytes
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import write_atomically
 from edgeprism.generate import Generator
+from edgeprism.machine.device import available_cores, cpu_name, memory_bytes
 from edgeprism.request import Request, Sampling
 from edgeprism.tiles import most_visual_tokens
 

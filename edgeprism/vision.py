@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeprism.cancel import Cancel
 from edgeprism.errors import DeviceError, Interrupted, ModelError
+from edgeprism.machine.cancel import Cancel
 from edgeprism.tiles import PictureLayout
 
 # official builds report usage by default since 1.29; read when the library loads

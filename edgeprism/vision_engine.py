@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeprism.cancel import Cancel
-from edgeprism.device import CPU_PROVIDER, GPU_PROVIDERS
 from edgeprism.errors import ImageError
 from edgeprism.llama import supports_offload
 from edgeprism.lm import LanguageModel
+from edgeprism.machine.cancel import Cancel
+from edgeprism.machine.device import CPU_PROVIDER, GPU_PROVIDERS
 from edgeprism.mtmd import MtmdEncoder
 from edgeprism.records import ImageRows, Segment
 from edgeprism.tiles import Size, picture_to_layout, shrunk_size

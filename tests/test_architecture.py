@@ -27,7 +27,7 @@ LAYERS = [
         "manifest",
         "question",
         "grammar",
-        "cancel",
+        "machine.cancel",
         "gguf_header",
         "llama_batch",
         "llama",
@@ -36,7 +36,7 @@ LAYERS = [
     {"prompt", "schema", "gguf_checks", "tiles", "remote_http"},
     {"mmproj_checks", "evidence", "together", "fit"},
     {"image"},
-    {"bundle", "vision", "lm", "device"},
+    {"bundle", "vision", "lm", "machine.device"},
     {"sampler", "mtmd", "request"},
     {"vision_engine"},
     {"generate", "reasoning"},
@@ -108,7 +108,7 @@ def test_the_rule_sees_the_imports() -> None:
     """Else every rule below would hold of nothing."""
     seen = {(i.importer, i.inner) for i in imports()}
     assert {("captioner", "lm"), ("lm", "gguf_checks"), ("cli.caption", "captioner"),
-            ("doctor", "device")} <= seen  # fmt: skip
+            ("doctor", "machine.device")} <= seen  # fmt: skip
     assert {i.target.split(".")[0] for i in imports()} >= {"onnxruntime", "llama_cpp", "numpy"}
     assert {name for names in LAYERS for name in names} <= {name for name, _ in sources()}
 
@@ -237,8 +237,8 @@ def loaded_after(code: str) -> set[str]:
 def test_light_modules_stay_light() -> None:
     light = [
         "edgeprism", "edgeprism.errors", "edgeprism.records", "edgeprism.manifest",
-        "edgeprism.prompt", "edgeprism.cancel", "edgeprism.gguf_header", "edgeprism.gguf_checks",
-        "edgeprism.bundle", "edgeprism.device", "edgeprism.cli",
+        "edgeprism.prompt", "edgeprism.machine.cancel", "edgeprism.gguf_header", "edgeprism.gguf_checks",
+        "edgeprism.bundle", "edgeprism.machine.device", "edgeprism.cli",
         *(f"edgeprism.cli.{command}" for command in COMMANDS),
     ]  # fmt: skip
     loaded = loaded_after("import " + ", ".join(light))

@@ -20,9 +20,9 @@ from PIL import Image
 from edgeprism.batch import Batch, Outcome
 from edgeprism.captioner import Captioner
 from edgeprism.decode import DecodePool
-from edgeprism.device import available_cores
 from edgeprism.errors import ImageError
 from edgeprism.inputs import find_pictures
+from edgeprism.machine.device import available_cores
 from edgeprism.store import CaptionStore
 
 

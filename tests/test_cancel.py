@@ -20,7 +20,7 @@ from pathlib import Path
 import bundles
 import pytest
 
-from edgeprism.cancel import Cancel, interruptible
+from edgeprism.machine.cancel import Cancel, interruptible
 
 SOON = 3.0
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGINT to send")

@@ -16,9 +16,9 @@ import pytest
 
 from edgeprism import Captioner
 from edgeprism.batch import Batch
-from edgeprism.device import GPU_PROVIDERS
 from edgeprism.inputs import find_pictures
 from edgeprism.llama import supports_offload
+from edgeprism.machine.device import GPU_PROVIDERS
 from edgeprism.models.nano import evaluate_plain
 from edgeprism.vision import available_providers
 

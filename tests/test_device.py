@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeprism import device
 from edgeprism.errors import DeviceError
+from edgeprism.machine import device
 
 CPU, CUDA, COREML = "CPUExecutionProvider", "CUDAExecutionProvider", "CoreMLExecutionProvider"
 
@@ -108,7 +108,7 @@ def test_the_smaller_of_affinity_and_quota(
 def test_affinity_of_the_real_process_is_respected() -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        "from edgeprism.device import available_cores; print(available_cores())"
+        "from edgeprism.machine.device import available_cores; print(available_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"

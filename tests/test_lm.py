@@ -10,9 +10,9 @@ import pytest
 from children import in_child
 
 from edgeprism.bundle import open_bundle
-from edgeprism.cancel import Cancel
 from edgeprism.errors import Interrupted, ModelError, PromptTooLongError, TemplateError
 from edgeprism.lm import LanguageModel
+from edgeprism.machine.cancel import Cancel
 from edgeprism.prompt import Message
 
 SPECIAL = {0, 1, 2, bundles.IM_START, bundles.IM_END}

@@ -13,9 +13,9 @@ from PIL import Image
 
 from edgeprism.captioner import Captioner
 from edgeprism.cli import run
-from edgeprism.device import stages_apart
 from edgeprism.errors import ImageError, UsageError
 from edgeprism.lm import LanguageModel
+from edgeprism.machine.device import stages_apart
 from edgeprism.prism import Prism
 from edgeprism.reasoner import Reasoner
 from edgeprism.store import CaptionStore, default_path

@@ -16,8 +16,8 @@ import pytest
 from children import in_child
 
 from edgeprism import vision
-from edgeprism.cancel import Cancel
 from edgeprism.errors import DeviceError, Interrupted, ModelError
+from edgeprism.machine.cancel import Cancel
 from edgeprism.manifest import Manifest
 from edgeprism.vision import VisionEncoder
 

@@ -10,8 +10,8 @@ import sys
 import click
 
 from edgeprism import __version__
-from edgeprism.cancel import interruptible
 from edgeprism.errors import EdgePrismError, Interrupted
+from edgeprism.machine.cancel import interruptible
 
 COMMANDS = ("caption", "ask", "chat", "eval", "cache", "models", "pull", "convert", "doctor")
 _INTERRUPTED = 130

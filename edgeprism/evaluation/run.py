@@ -14,7 +14,6 @@ from typing import Any
 
 from edgeprism.captioner import Captioner
 from edgeprism.errors import DeviceError, EdgePrismError, Interrupted, ModelError
-from edgeprism.evaluation import memory
 from edgeprism.evaluation.analysis import CellResult, Outcome
 from edgeprism.evaluation.judge import NONE, judge_answer, said_to_verdict
 from edgeprism.evaluation.matrix import Cell, Matrix, model_id
@@ -22,6 +21,7 @@ from edgeprism.evaluation.questions import PictureRef, Question, QuestionFile
 from edgeprism.evaluation.results import Results, key_of
 from edgeprism.evaluation.scoring import Verdict, score
 from edgeprism.grammar import choices_to_shape
+from edgeprism.machine import peak_memory
 from edgeprism.reasoning import BaseReasoner
 from edgeprism.stored import record_to_caption
 
@@ -257,12 +257,12 @@ class Run:
     @contextlib.contextmanager
     def _turn(self, role: str, name: str, model: Captioner | BaseReasoner) -> Iterator[None]:
         """One model's turn: afterwards it is freed, and its peak memory is kept."""
-        memory.reset_peak()
+        peak_memory.reset_peak()
         self._worked = False
         try:
             yield
         finally:
-            peak = memory.peak_bytes()
+            peak = peak_memory.peak_bytes()
             if self._worked and peak is not None and role != "judge":
                 key = self._memory_key(role, name)
                 before = self.results.get("memory", key, "peak") or {"bytes": 0}
