@@ -16,8 +16,8 @@ import time
 import numpy as np
 from PIL import Image
 
+from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.image import enough_for, picture_to_tiles, read_picture
-from edgeprism.manifest import ImagePolicy
 from edgeprism.models.nano import plain_scene
 
 

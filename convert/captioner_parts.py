@@ -8,17 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeprism.convert import parity_data
-from edgeprism.convert.captioner_card import CaptionerCard
-from edgeprism.convert.checkpoint import digest_of_files, license_of, read_json
-from edgeprism.convert.conversations import Conversation
-from edgeprism.convert.language_model import LmParts, Tick
-from edgeprism.convert.pipeline import FamilyParts
-from edgeprism.convert.vision_config import Preparation, ProjectorConfig, TowerConfig
-from edgeprism.convert.vision_export import INPUT, NEWLINE, OUTPUT
-from edgeprism.convert.vision_graph import VisionGraph
-from edgeprism.convert.vision_weights import VisionWeights
-from edgeprism.manifest import (
+from edgeprism.bundle.manifest import (
     SCHEMA,
     ImagePolicy,
     LanguageModel,
@@ -29,6 +19,16 @@ from edgeprism.manifest import (
     Source,
     Vision,
 )
+from edgeprism.convert import parity_data
+from edgeprism.convert.captioner_card import CaptionerCard
+from edgeprism.convert.checkpoint import digest_of_files, license_of, read_json
+from edgeprism.convert.conversations import Conversation
+from edgeprism.convert.language_model import LmParts, Tick
+from edgeprism.convert.pipeline import FamilyParts
+from edgeprism.convert.vision_config import Preparation, ProjectorConfig, TowerConfig
+from edgeprism.convert.vision_export import INPUT, NEWLINE, OUTPUT
+from edgeprism.convert.vision_graph import VisionGraph
+from edgeprism.convert.vision_weights import VisionWeights
 
 # What a captioner is asked unless its folder's edgeprism.json says otherwise: our own wording
 INSTRUCTION = (

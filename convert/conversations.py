@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgeprism.bundle.manifest import Several
 from edgeprism.errors import UsageError
-from edgeprism.manifest import Several
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprism.convert.bundle_writer import BundleWriter
+from edgeprism.bundle.manifest import ImagePolicy, Manifest, Markers
+from edgeprism.bundle.writer import BundleWriter
 from edgeprism.convert.captioner_card import card_from_folder
 from edgeprism.convert.captioner_parts import (
     FOCUS,
@@ -22,7 +23,6 @@ from edgeprism.convert.conversations import Conversation
 from edgeprism.convert.language_model import UNUSED, LmParts
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
-from edgeprism.manifest import ImagePolicy, Manifest, Markers
 from edgeprism.progress import Progress
 
 

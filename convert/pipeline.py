@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from edgeprism.bundle.manifest import VISION_QUANTS, Manifest, Parity, VisionVariant
+from edgeprism.bundle.writer import BundleWriter
 from edgeprism.convert import parity
-from edgeprism.convert.bundle_writer import BundleWriter
 from edgeprism.convert.gguf_export import LM_QUANTS, write_gguf
 from edgeprism.convert.language_model import LmParts, Tick
 from edgeprism.convert.onnx_file import pack_onnx
@@ -33,7 +34,6 @@ from edgeprism.convert.vision_weights import VisionWeights
 from edgeprism.errors import ParityError, UsageError
 from edgeprism.lm import LanguageModel
 from edgeprism.machine.device import available_cores
-from edgeprism.manifest import VISION_QUANTS, Manifest, Parity, VisionVariant
 from edgeprism.progress import Progress
 
 LM_FILE = "lm.gguf"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgeprism import errors
-from edgeprism.convert.bundle_writer import check_out, clean_up
+from edgeprism.bundle.writer import check_out, clean_up
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.errors import EdgePrismError, Interrupted
 from edgeprism.progress import Progress

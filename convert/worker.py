@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from edgeprism.convert.bundle_writer import clean_up
+from edgeprism.bundle.writer import clean_up
 from edgeprism.convert.families import FAMILIES
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.errors import EdgePrismError

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 import edgeprism
-from edgeprism.bundle import DEFAULT_MODEL, Bundle, choose_vision, open_bundle
+from edgeprism.bundle.manifest import VisionVariant
+from edgeprism.bundle.open import DEFAULT_MODEL, Bundle, choose_vision, open_bundle
 from edgeprism.caption_stream import CaptionStream
 from edgeprism.errors import UsageError
 from edgeprism.generate import Finished, Generator, Piece
@@ -28,7 +29,6 @@ from edgeprism.machine.device import (
     device_name,
     has_int8_dot,
 )
-from edgeprism.manifest import VisionVariant
 from edgeprism.prompt import caption_to_segments, instruction_for, pictures_to_segments
 from edgeprism.records import (
     Caption,

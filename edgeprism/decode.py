@@ -22,7 +22,7 @@ from edgeprism.errors import ImageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgeprism.manifest import ImagePolicy
+    from edgeprism.bundle.manifest import ImagePolicy
 
 # the largest picture that is read takes 0.5 GB a copy as RGB, and three copies at its worst
 MEMORY_BYTES = 4 << 30
@@ -164,8 +164,8 @@ class _Worker:
 
 def main() -> None:
     """The worker: settings on the first line, then a picture a line, until stdin ends."""
+    from edgeprism.bundle.manifest import ImagePolicy
     from edgeprism.files.strict_json import record_from_data
-    from edgeprism.manifest import ImagePolicy
 
     commands, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # a library that prints must not break the answers

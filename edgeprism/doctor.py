@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import edgeprism
-from edgeprism.bundle import DEFAULT_MODEL, data_dir, open_bundle
+from edgeprism.bundle.open import DEFAULT_MODEL, data_dir, open_bundle
 from edgeprism.errors import DeviceError, ModelError, TemplateError
 from edgeprism.inventory import list_models
 from edgeprism.machine import device

@@ -11,7 +11,7 @@ from PIL import Image
 from edgeprism.tiles import shrunk_size
 
 if TYPE_CHECKING:
-    from edgeprism.manifest import ImagePolicy
+    from edgeprism.bundle.manifest import ImagePolicy
 
 STRIP_PIXELS = 32_000_000  # padding works in strips of at most this many pixels
 

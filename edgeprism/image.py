@@ -23,7 +23,7 @@ from edgeprism.fit import RESAMPLING, picture_to_tile
 from edgeprism.tiles import choose_grid, edge_size, fitted_size
 
 if TYPE_CHECKING:
-    from edgeprism.manifest import ImagePolicy
+    from edgeprism.bundle.manifest import ImagePolicy
 
 ImageSource = Any  # str | os.PathLike | bytes | binary file object | PIL.Image | uint8 [H, W, 3]
 

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprism.bundle import (
+from edgeprism.bundle.gguf import read_gguf_header
+from edgeprism.bundle.manifest import FILE_NAME, manifest_from_bundle
+from edgeprism.bundle.open import (
     builtin_models_dir,
     check_file,
     data_dir,
@@ -16,8 +18,6 @@ from edgeprism.bundle import (
     open_bundle,
 )
 from edgeprism.errors import ModelError
-from edgeprism.gguf_header import read_gguf_header
-from edgeprism.manifest import FILE_NAME, manifest_from_bundle
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
 from edgeprism.tiles import most_visual_tokens
 

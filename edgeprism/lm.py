@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
+from edgeprism.bundle.gguf_checks import gguf_faults
+from edgeprism.bundle.manifest import LanguageModel as Dimensions
 from edgeprism.errors import (
     Interrupted,
     ModelError,
     PromptTooLongError,
     TemplateError,
 )
-from edgeprism.gguf_checks import gguf_faults
-from edgeprism.gguf_header import GgufHeader, read_gguf_header
 from edgeprism.llama import forget_words, has_amx, import_llama, last_words
 from edgeprism.llama_batch import LlamaBatch
 from edgeprism.machine.cancel import Cancel, nonzero_when_set
-from edgeprism.manifest import LanguageModel as Dimensions
 from edgeprism.prompt import Message
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}

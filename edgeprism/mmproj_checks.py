@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgeprism.bundle.gguf import Array, GgufHeader, read_gguf_header
 from edgeprism.errors import ModelError
-from edgeprism.gguf_header import Array, GgufHeader, read_gguf_header
 
 ARCHITECTURE = "clip"
 _MOST = {

@@ -16,12 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgeprism.bundle import Bundle, data_dir, file_digest
-from edgeprism.errors import ManifestError, ModelError, OutputError
-from edgeprism.files.atomic import write_atomically
-from edgeprism.files.strict_json import record_from_data
-from edgeprism.gguf_header import GgufHeader, read_gguf_header
-from edgeprism.manifest import (
+from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
+from edgeprism.bundle.manifest import (
     MOST_EDGE,
     SCHEMA,
     FileEntry,
@@ -37,6 +33,10 @@ from edgeprism.manifest import (
     VisionVariant,
     manifest_from_json,
 )
+from edgeprism.bundle.open import Bundle, data_dir, file_digest
+from edgeprism.errors import ManifestError, ModelError, OutputError
+from edgeprism.files.atomic import write_atomically
+from edgeprism.files.strict_json import record_from_data
 from edgeprism.mmproj_checks import (
     ARCHITECTURE,
     check_mmproj,
@@ -87,7 +87,7 @@ def write_pair(
 
     Raises what open_pair does, UsageError or OutputError; nothing is left half-written.
     """
-    from edgeprism.convert.bundle_writer import BundleWriter
+    from edgeprism.bundle.writer import BundleWriter
 
     places = {LM_FILE: lm, MMPROJ_FILE: mmproj}
     with BundleWriter(out, overwrite) as writer:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from edgeprism.records import ImageRows, Segment, Text
 
 if TYPE_CHECKING:
-    from edgeprism.manifest import Prompts, Several
+    from edgeprism.bundle.manifest import Prompts, Several
     from edgeprism.question import Question
 
 

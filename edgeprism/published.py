@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import edgeprism
-from edgeprism.bundle import Bundle, open_bundle
+from edgeprism.bundle.open import Bundle, open_bundle
 from edgeprism.captioner import Captioner
 from edgeprism.doctor import machine_facts
 from edgeprism.errors import EdgePrismError, UsageError

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeprism.bundle import check_file, data_dir, find_model, open_bundle
+from edgeprism.bundle.open import check_file, data_dir, find_model, open_bundle
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.supervise import convert_in_child
 from edgeprism.errors import ModelError, PullError, UsageError

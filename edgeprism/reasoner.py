@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeprism.bundle import file_digest, find_model
+from edgeprism.bundle.open import file_digest, find_model
 from edgeprism.errors import ModelError
 from edgeprism.generate import Finished, Generator
 from edgeprism.grammar import Shape

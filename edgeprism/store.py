@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprism.bundle import data_dir
+from edgeprism.bundle.open import data_dir
 from edgeprism.errors import EdgePrismError
 from edgeprism.files.atomic import is_running
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeprism.manifest import Markers
+from edgeprism.bundle.manifest import Markers
 from edgeprism.records import ImageRows, Segment, Text
 
 if TYPE_CHECKING:
-    from edgeprism.manifest import ImagePolicy, Manifest
+    from edgeprism.bundle.manifest import ImagePolicy, Manifest
 
 Size = tuple[int, int]  # (width, height)
 NEWLINE = -1  # in `PictureLayout.rows`: the model's newline row

@@ -14,7 +14,7 @@ from edgeprism.prompt import pictures_to_segments
 from edgeprism.records import EncodedImage, Pictured, Timings
 
 if TYPE_CHECKING:
-    from edgeprism.manifest import Manifest, Several
+    from edgeprism.bundle.manifest import Manifest, Several
 
 
 def several_of(manifest: Manifest) -> Several:

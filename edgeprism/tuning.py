@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from edgeprism.bundle import data_dir
+from edgeprism.bundle.open import data_dir
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import write_atomically
 from edgeprism.generate import Generator

@@ -19,7 +19,7 @@ from edgeprism.tiles import PictureLayout
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
-    from edgeprism.manifest import ImagePolicy, Manifest
+    from edgeprism.bundle.manifest import ImagePolicy, Manifest
 
 _CPU = "CPUExecutionProvider"
 _FATAL_ONLY = 4

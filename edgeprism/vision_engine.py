@@ -19,7 +19,7 @@ from edgeprism.tiles import Size, picture_to_layout, shrunk_size
 from edgeprism.vision import VisionEncoder, available_providers
 
 if TYPE_CHECKING:
-    from edgeprism.manifest import Manifest
+    from edgeprism.bundle.manifest import Manifest
 
 VisionEngine = VisionEncoder | MtmdEncoder
 

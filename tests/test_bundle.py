@@ -12,10 +12,10 @@ from pathlib import Path
 import bundles
 import pytest
 
-from edgeprism import bundle as b
+from edgeprism.bundle.manifest import FILE_NAME, FileEntry, VisionVariant
+from edgeprism.bundle.open import open as b
 from edgeprism.captioner import Captioner
 from edgeprism.errors import ManifestError, ModelError
-from edgeprism.manifest import FILE_NAME, FileEntry, VisionVariant
 
 
 @pytest.fixture

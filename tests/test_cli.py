@@ -16,7 +16,7 @@ from bundles import SAID_TEXT
 from PIL import Image
 
 import edgeprism
-from edgeprism.bundle import data_dir
+from edgeprism.bundle.open import data_dir
 from edgeprism.cli import COMMANDS, run
 from edgeprism.errors import EdgePrismError
 

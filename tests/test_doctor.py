@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from edgeprism import doctor
-from edgeprism.bundle import data_dir
+from edgeprism.bundle.open import data_dir
 from edgeprism.cli import run
 from edgeprism.doctor import Diagnosis, Finding
 

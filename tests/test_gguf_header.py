@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from children import Outcome, in_child
 
+from edgeprism.bundle.gguf import read_gguf_header
+from edgeprism.bundle.gguf_checks import gguf_faults
+from edgeprism.bundle.manifest import LanguageModel as Dimensions
 from edgeprism.errors import ModelError
 from edgeprism.generate import Finished, Generator
-from edgeprism.gguf_checks import gguf_faults
-from edgeprism.gguf_header import read_gguf_header
 from edgeprism.llama import import_llama
 from edgeprism.lm import LanguageModel
-from edgeprism.manifest import LanguageModel as Dimensions
 from edgeprism.request import Request, Sampling
 
 DIMENSIONS = Dimensions(

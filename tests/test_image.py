@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.errors import ImageError
 from edgeprism.image import MAX_HEIGHT, MAX_PIXELS, picture_to_tiles, read_picture
-from edgeprism.manifest import ImagePolicy
 
 
 def random_pixels(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -450,7 +450,7 @@ def test_a_line_of_pixels_is_padded_without_holding_the_square(
 import resource, numpy as np
 from PIL import Image
 from edgeprism.image import picture_to_tiles, read_picture
-from edgeprism.manifest import ImagePolicy
+from edgeprism.bundle.manifest import ImagePolicy
 pixels = np.random.default_rng(0).integers(0, 256, ({size[1]}, {size[0]}, 3), dtype=np.uint8)
 picture = read_picture(pixels)
 resource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20))

@@ -11,9 +11,9 @@ import pillow_heif
 import pytest
 from PIL import Image
 
+from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.errors import ImageError
 from edgeprism.image import enough_for, picture_to_tiles, read_picture
-from edgeprism.manifest import ImagePolicy
 
 POLICY = ImagePolicy("pad", 56, [127, 127, 127], "bicubic", 1)
 

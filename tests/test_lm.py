@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from children import in_child
 
-from edgeprism.bundle import open_bundle
+from edgeprism.bundle.open import open_bundle
 from edgeprism.errors import Interrupted, ModelError, PromptTooLongError, TemplateError
 from edgeprism.lm import LanguageModel
 from edgeprism.machine.cancel import Cancel

@@ -13,14 +13,14 @@ import bundles
 import numpy as np
 import pytest
 
-from edgeprism.errors import ManifestError
-from edgeprism.manifest import (
+from edgeprism.bundle.manifest import (
     FILE_NAME,
     MAX_MANIFEST_BYTES,
     FileEntry,
     manifest_from_bundle,
     manifest_from_json,
 )
+from edgeprism.errors import ManifestError
 
 FILES = {name: FileEntry("0" * 64, 1) for name in ("lm.gguf", "vision.fp32.onnx")}
 

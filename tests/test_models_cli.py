@@ -12,7 +12,7 @@ import pytest
 import wheels
 
 from edgeprism import inventory
-from edgeprism.bundle import data_dir
+from edgeprism.bundle.open import data_dir
 from edgeprism.cli import run
 from edgeprism.errors import ModelError
 

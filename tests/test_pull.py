@@ -14,7 +14,7 @@ import wheels
 
 from edgeprism import pull as pull_module
 from edgeprism import pull_wheel
-from edgeprism.bundle import data_dir, find_model
+from edgeprism.bundle.open import data_dir, find_model
 from edgeprism.errors import PullError, UsageError
 from edgeprism.models.catalogue import Catalogue
 from edgeprism.progress import Progress

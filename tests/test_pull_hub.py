@@ -22,7 +22,7 @@ from huggingface_hub import constants
 
 from edgeprism import published, pull_hub
 from edgeprism import pull as pull_module
-from edgeprism.bundle import data_dir
+from edgeprism.bundle.open import data_dir
 from edgeprism.errors import PullError, UsageError
 from edgeprism.models.catalogue import Repository, read_catalogue
 from edgeprism.progress import Progress

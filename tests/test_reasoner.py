@@ -11,7 +11,7 @@ import bundles
 import pytest
 from bundles import SAID_TEXT
 
-from edgeprism.bundle import data_dir
+from edgeprism.bundle.open import data_dir
 from edgeprism.captioner import Captioner
 from edgeprism.errors import (
     DeviceError,

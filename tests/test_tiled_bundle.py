@@ -18,12 +18,12 @@ from test_tiles import BEST_FIT_POLICY, CLOSEST_POLICY, LONGEST_POLICY, picture
 
 from edgeprism import vision
 from edgeprism.batch import Batch
+from edgeprism.bundle.manifest import ImagePolicy, Markers
 from edgeprism.captioner import Captioner
 from edgeprism.cli import run
 from edgeprism.errors import ModelError
 from edgeprism.image import picture_to_tiles, read_picture
 from edgeprism.inputs import PictureFile
-from edgeprism.manifest import ImagePolicy, Markers
 from edgeprism.records import Text
 from edgeprism.tiles import picture_to_layout
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgeprism.bundle.manifest import Several
 from edgeprism.captioner import Captioner
 from edgeprism.cli import run
 from edgeprism.errors import ImageError, UsageError
-from edgeprism.manifest import Several
 from edgeprism.records import ImageRows, Text
 from edgeprism.stored import record_to_caption
 

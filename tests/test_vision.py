@@ -16,9 +16,9 @@ import pytest
 from children import in_child
 
 from edgeprism import vision
+from edgeprism.bundle.manifest import Manifest
 from edgeprism.errors import DeviceError, Interrupted, ModelError
 from edgeprism.machine.cancel import Cancel
-from edgeprism.manifest import Manifest
 from edgeprism.vision import VisionEncoder
 
 MANIFEST = bundles.make_manifest({})

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgeprism.bundle.manifest import Manifest, Several
 from edgeprism.convert import internlm2, parity_tiles, parity_vision
 from edgeprism.convert.captioner_parts import VisionSide
 from edgeprism.convert.checkpoint import Checkpoint
@@ -32,7 +33,6 @@ from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import ProjectorConfig, n_used_layers
 from edgeprism.convert.vision_weights import VisionWeights, projector_weights, unused_layers
 from edgeprism.errors import CheckpointError
-from edgeprism.manifest import Manifest, Several
 from edgeprism.progress import Progress
 
 FAMILY = "internvl"

@@ -11,6 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from edgeprism.bundle.manifest import ImagePolicy, Markers, Several, Tiling
 from edgeprism.convert import parity_tiles, parity_vision
 from edgeprism.convert.captioner_parts import VisionSide
 from edgeprism.convert.checkpoint import Checkpoint, read_json
@@ -29,7 +30,6 @@ from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import RESAMPLINGS, ProjectorConfig
 from edgeprism.convert.vision_weights import VisionWeights, projector_weights
 from edgeprism.errors import CheckpointError
-from edgeprism.manifest import ImagePolicy, Markers, Several, Tiling
 
 CONVERSATION = Conversation(
     "<|im_start|>user\n",

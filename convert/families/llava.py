@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprism.convert.bundle_writer import BundleWriter
+from edgeprism.bundle.manifest import ImagePolicy, Manifest, Several, Source, Tiling
+from edgeprism.bundle.writer import BundleWriter
 from edgeprism.convert.captioner_card import card_from_folder
 from edgeprism.convert.captioner_parts import (
     FOCUS,
@@ -41,7 +42,6 @@ from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vis
 from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import Preparation
 from edgeprism.errors import CheckpointError
-from edgeprism.manifest import ImagePolicy, Manifest, Several, Source, Tiling
 from edgeprism.progress import Progress
 
 FAMILY = "llava"

@@ -14,12 +14,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from edgeprism.bundle.manifest import Manifest
 from edgeprism.convert.checkpoint import read_config, read_json
 from edgeprism.convert.families import llava
 from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.errors import CheckpointError
-from edgeprism.manifest import Manifest
 from edgeprism.progress import Progress
 
 FAMILY = "llava-next"

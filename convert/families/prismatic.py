@@ -16,8 +16,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from edgeprism.bundle.manifest import ImagePolicy, Manifest
+from edgeprism.bundle.writer import BundleWriter
 from edgeprism.convert import parity_vision
-from edgeprism.convert.bundle_writer import BundleWriter
 from edgeprism.convert.captioner_card import card_from_folder
 from edgeprism.convert.captioner_parts import (
     FOCUS,
@@ -47,7 +48,6 @@ from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import Preparation, ProjectorConfig
 from edgeprism.convert.vision_weights import VisionWeights, projector_weights
 from edgeprism.errors import CheckpointError, UsageError
-from edgeprism.manifest import ImagePolicy, Manifest
 from edgeprism.progress import Progress
 
 FAMILY = "prismatic"

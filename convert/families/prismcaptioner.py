@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from edgeprism.bundle.manifest import Manifest
+from edgeprism.bundle.writer import BundleWriter
 from edgeprism.convert import internlm2, parity_lm
-from edgeprism.convert.bundle_writer import BundleWriter
 from edgeprism.convert.captioner_card import card_from_folder
 from edgeprism.convert.captioner_parts import (
     FOCUS,
@@ -33,7 +34,6 @@ from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
 from edgeprism.convert.vision_config import Preparation, ProjectorConfig
 from edgeprism.errors import CheckpointError
-from edgeprism.manifest import Manifest
 from edgeprism.progress import Progress
 
 FAMILY = "prismcaptioner"

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from edgeprism.bundle.manifest import ImagePolicy, Manifest, Markers, Several, Tiling
 from edgeprism.convert import parity_tiles, parity_vision
 from edgeprism.convert.captioner_parts import VisionSide
 from edgeprism.convert.checkpoint import Checkpoint, read_json
@@ -33,7 +34,6 @@ from edgeprism.convert.vision_weights import (
     tower_prefix,
 )
 from edgeprism.errors import CheckpointError
-from edgeprism.manifest import ImagePolicy, Manifest, Markers, Several, Tiling
 from edgeprism.progress import Progress
 
 FAMILY = "smolvlm"

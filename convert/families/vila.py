@@ -21,7 +21,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from edgeprism.convert.bundle_writer import BundleWriter
+from edgeprism.bundle.manifest import Manifest, Several
+from edgeprism.bundle.writer import BundleWriter
 from edgeprism.convert.captioner_card import card_from_folder
 from edgeprism.convert.captioner_parts import (
     FOCUS,
@@ -41,7 +42,6 @@ from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
 from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.errors import CheckpointError, UsageError
-from edgeprism.manifest import Manifest, Several
 from edgeprism.progress import Progress
 
 FAMILY = "vila"

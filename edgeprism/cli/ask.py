@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprism.bundle import DEFAULT_MODEL
+from edgeprism.bundle.open import DEFAULT_MODEL
 from edgeprism.cli.options import (
     answering_options,
     cache_option,

@@ -59,7 +59,7 @@ def clear(yes: bool) -> None:
               help="Also drop captions of all other bundles; repeatable.")  # fmt: skip
 def prune(models: tuple[str, ...]) -> None:
     """Drop files that are gone and ended claims; with --keep, captions of other bundles too."""
-    from edgeprism.bundle import open_bundle
+    from edgeprism.bundle.open import open_bundle
     from edgeprism.store import CaptionStore, default_path
 
     digests = {open_bundle(model).digest for model in models} or None

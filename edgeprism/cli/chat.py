@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprism.bundle import DEFAULT_MODEL
+from edgeprism.bundle.open import DEFAULT_MODEL
 from edgeprism.cli import show_error
 from edgeprism.cli.options import (
     answering_options,

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from edgeprism.bundle.manifest import VISION_QUANTS
 from edgeprism.errors import UsageError
-from edgeprism.manifest import VISION_QUANTS
 
 _NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "optimum", "gguf", "safetensors",
            "sentencepiece", "google.protobuf")  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprism.bundle import DEFAULT_MODEL
+from edgeprism.bundle.open import DEFAULT_MODEL
 from edgeprism.cli.options import engine_options, open_reasoners, reasoner_options, working
 from edgeprism.errors import Interrupted
 

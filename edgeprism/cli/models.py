@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeprism.bundle.manifest import VISION_QUANTS
 from edgeprism.errors import ModelError, UsageError
-from edgeprism.manifest import VISION_QUANTS
 
 if TYPE_CHECKING:
     from edgeprism.inventory import FileCheck, ModelEntry

@@ -13,7 +13,7 @@ import click
 from edgeprism.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeprism.bundle import Bundle
+    from edgeprism.bundle.open import Bundle
     from edgeprism.captioner import Captioner
     from edgeprism.prism import Perceiver
     from edgeprism.reasoning import BaseReasoner

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeprism.manifest import VISION_QUANTS
+from edgeprism.bundle.manifest import VISION_QUANTS
 
 
 @click.command("pull")

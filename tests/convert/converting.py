@@ -12,11 +12,11 @@ from checkpoints import Folders
 from PIL import Image
 from tiny_captioners import Case
 
+from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.convert.families import FAMILIES, llava, prismcaptioner
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import FamilyParts
 from edgeprism.image import picture_to_tiles, read_picture
-from edgeprism.manifest import ImagePolicy
 from edgeprism.progress import Progress
 
 

@@ -14,9 +14,9 @@ import pytest
 from checkpoints import Folders, Spec
 from click.testing import CliRunner
 
+from edgeprism.bundle.manifest import manifest_from_bundle
 from edgeprism.cli import convert as convert_command
 from edgeprism.errors import UsageError
-from edgeprism.manifest import manifest_from_bundle
 
 SPEC = Spec(container="single", seed=6)
 PATIENCE_S = 120

@@ -13,9 +13,9 @@ from checkpoints import Folders, Spec, write_checkpoint
 from converting import convert
 from safetensors.torch import load_file, save_file
 
+from edgeprism.bundle.manifest import manifest_from_bundle
 from edgeprism.convert import internlm2, pipeline
 from edgeprism.errors import CheckpointError, ParityError, UsageError
-from edgeprism.manifest import manifest_from_bundle
 
 SINGLE = Spec(container="single", seed=6)
 

@@ -12,9 +12,9 @@ import sentencepiece
 from checkpoints import SPECIAL_NAMES, Folders, Spec
 from sentencepiece import sentencepiece_model_pb2
 
+from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.convert import internlm2, tokenizer
 from edgeprism.errors import CheckpointError
-from edgeprism.gguf_header import read_gguf_header
 from edgeprism.lm import LanguageModel
 
 vocabulary_from_folder = partial(tokenizer.vocabulary_from_folder, rules=internlm2.TOKENS)

@@ -17,6 +17,7 @@ from tiny_captioners import INSTRUCTION, Case, pictures
 from tiny_prismatic import write_prismatic
 from tiny_vila import write_vila
 
+from edgeprism.bundle.manifest import manifest_from_bundle
 from edgeprism.captioner import Captioner
 from edgeprism.convert import (
     stock_vision,
@@ -29,7 +30,6 @@ from edgeprism.convert.families import FAMILIES, prismatic
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.errors import UsageError
 from edgeprism.image import picture_to_tiles, read_picture
-from edgeprism.manifest import manifest_from_bundle
 from edgeprism.progress import Progress
 
 N_TOKENS = 32

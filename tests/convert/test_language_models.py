@@ -17,13 +17,13 @@ from tiny_lm import BYTE_LEVEL, KINDS, write_any_tokenizer, write_lm
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.convert import llama, parity_lm, rope
 from edgeprism.convert.checkpoint import Checkpoint
 from edgeprism.convert.gguf_export import write_gguf
 from edgeprism.convert.language_model import LmParts, open_language_model
 from edgeprism.convert.tokenizer import TokenRules, vocabulary_from_folder, write_vocabulary
 from edgeprism.errors import CheckpointError
-from edgeprism.gguf_header import read_gguf_header
 from edgeprism.lm import LanguageModel
 from edgeprism.progress import Progress
 

@@ -16,9 +16,9 @@ from PIL import Image
 from tiny_captioners import Case, pictures
 from tiny_prismatic import NORMS, kinds_of, upstreams_picture, write_prismatic
 
+from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.convert.pipeline import FamilyParts
 from edgeprism.image import picture_to_tiles, read_picture
-from edgeprism.manifest import ImagePolicy
 
 LAYOUTS = [
     ("clip-vit-l", "letterbox"),

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from edgeprism.gguf_header import STRING, Array, GgufHeader
+from edgeprism.bundle.gguf import STRING, Array, GgufHeader
 
 _MOST_LAYERS, _MOST_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
 _TENSOR_ALIGNMENT = 32

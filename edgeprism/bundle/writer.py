@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
+from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest, manifest_from_json
 from edgeprism.convert.checkpoint import sha256_of_file
 from edgeprism.errors import UsageError
-from edgeprism.manifest import FILE_NAME, FileEntry, Manifest, manifest_from_json
 
 
 def check_out(out: Path, overwrite: bool) -> None:

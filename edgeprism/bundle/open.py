@@ -13,8 +13,8 @@ from pathlib import Path
 
 import platformdirs
 
+from edgeprism.bundle.manifest import FILE_NAME, Manifest, VisionVariant, manifest_from_bundle
 from edgeprism.errors import ModelError
-from edgeprism.manifest import FILE_NAME, Manifest, VisionVariant, manifest_from_bundle
 
 DEFAULT_MODEL = "nano"
 _CHUNK = 1 << 20
