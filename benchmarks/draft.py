@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from edgeprism.bundle.manifest import ImagePolicy
-from edgeprism.image import enough_for, picture_to_tiles, read_picture
 from edgeprism.models.nano import plain_scene
+from edgeprism.picture.read import enough_for, picture_to_tiles, read_picture
 
 
 def main() -> None:

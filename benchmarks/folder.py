@@ -32,9 +32,9 @@ from operations import picture_operations
 from edgeprism import Caption, Captioner
 from edgeprism.batch import Batch
 from edgeprism.generate import Finished
-from edgeprism.inputs import find_pictures
 from edgeprism.machine.device import available_cores
 from edgeprism.models.nano import plain_scene
+from edgeprism.picture.find import find_pictures
 from edgeprism.store import CaptionStore
 from edgeprism.tuning import batch_shape
 

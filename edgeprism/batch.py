@@ -21,17 +21,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.captioner import Captioner, Plan
-from edgeprism.decode import Decoded, DecodePool
 from edgeprism.errors import EdgePrismError, ImageError
 from edgeprism.generate import Finished
 from edgeprism.lanes import Lane, Turns
 from edgeprism.machine.device import available_cores
+from edgeprism.picture.workers import Decoded, DecodePool
 from edgeprism.records import EncodedImage, Timings
 from edgeprism.store import CaptionStore
 from edgeprism.stored import decoding_settings, request_key
 
 if TYPE_CHECKING:
-    from edgeprism.inputs import PictureFile
+    from edgeprism.picture.find import PictureFile
 
 WINDOW = 3  # pictures under way for each caption that decodes at a time
 _POLL_S = 0.2  # how often a picture that another process is at is looked for

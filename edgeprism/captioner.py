@@ -17,7 +17,6 @@ from edgeprism.bundle.open import DEFAULT_MODEL, Bundle, choose_vision, open_bun
 from edgeprism.caption_stream import CaptionStream
 from edgeprism.errors import UsageError
 from edgeprism.generate import Finished, Generator, Piece
-from edgeprism.image import ImageSource, enough_for, picture_to_tiles, read_picture
 from edgeprism.llama import supports_offload
 from edgeprism.lm import LanguageModel
 from edgeprism.machine.cancel import Cancel
@@ -29,6 +28,7 @@ from edgeprism.machine.device import (
     device_name,
     has_int8_dot,
 )
+from edgeprism.picture.read import ImageSource, enough_for, picture_to_tiles, read_picture
 from edgeprism.prompt import caption_to_segments, instruction_for, pictures_to_segments
 from edgeprism.records import (
     Caption,

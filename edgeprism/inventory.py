@@ -19,7 +19,7 @@ from edgeprism.bundle.open import (
 )
 from edgeprism.errors import ModelError
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
-from edgeprism.tiles import most_visual_tokens
+from edgeprism.picture.layout import most_visual_tokens
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import AtomicFile, clear_leftovers, output_error
-from edgeprism.inputs import PictureFile, has_picture_suffix
+from edgeprism.picture.find import PictureFile, has_picture_suffix
 from edgeprism.records import Caption
 
 Record = Caption | Mapping[str, Any]

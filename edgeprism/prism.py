@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from edgeprism.errors import UsageError
 from edgeprism.grammar import Shape
-from edgeprism.image import MAX_FILE_BYTES, ImageSource
 from edgeprism.merge import merge_captions
+from edgeprism.picture.read import MAX_FILE_BYTES, ImageSource
 from edgeprism.reasoning import BaseReasoner
 from edgeprism.records import Answer, Caption, EncodedImage
 

@@ -29,8 +29,8 @@ from edgeprism.files.atomic import (
     shortened,
     write_atomically,
 )
-from edgeprism.inputs import PictureFile, has_picture_suffix
 from edgeprism.outputs import Record, record_to_dict
+from edgeprism.picture.find import PictureFile, has_picture_suffix
 from edgeprism.xmp import MAX_XMP_BYTES, merge_description, read_description, to_xml_text
 from edgeprism.xmp_tree import XmpError
 

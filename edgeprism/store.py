@@ -67,7 +67,9 @@ class RequestKey:
     max_tokens: int
     temperature: float
     seed: int
-    reader: int  # version of how pictures are read and resized (edgeprism.image.READER_VERSION)
+    reader: (
+        int  # version of how pictures are read and resized (edgeprism.picture.read.READER_VERSION)
+    )
 
     def settings(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.captioner import Captioner, Plan
-from edgeprism.image import MAX_FILE_BYTES, READER_VERSION, ImageSource
+from edgeprism.picture.read import MAX_FILE_BYTES, READER_VERSION, ImageSource
 from edgeprism.records import Caption, EncodedImage, ModelInfo, Pictured, Timings, TokenCounts
 from edgeprism.store import CaptionStore, RequestKey
 

@@ -21,8 +21,8 @@ from edgeprism.errors import OutputError
 from edgeprism.files.atomic import write_atomically
 from edgeprism.generate import Generator
 from edgeprism.machine.device import available_cores, cpu_name, memory_bytes
+from edgeprism.picture.layout import most_visual_tokens
 from edgeprism.request import Request, Sampling
-from edgeprism.tiles import most_visual_tokens
 
 if TYPE_CHECKING:
     from edgeprism.captioner import Captioner

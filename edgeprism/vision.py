@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeprism.errors import DeviceError, Interrupted, ModelError
 from edgeprism.machine.cancel import Cancel
-from edgeprism.tiles import PictureLayout
+from edgeprism.picture.layout import PictureLayout
 
 # official builds report usage by default since 1.29; read when the library loads
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -14,8 +14,8 @@ from edgeprism.lm import LanguageModel
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER, GPU_PROVIDERS
 from edgeprism.mtmd import MtmdEncoder
+from edgeprism.picture.layout import Size, picture_to_layout, shrunk_size
 from edgeprism.records import ImageRows, Segment
-from edgeprism.tiles import Size, picture_to_layout, shrunk_size
 from edgeprism.vision import VisionEncoder, available_providers
 
 if TYPE_CHECKING:

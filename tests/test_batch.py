@@ -19,10 +19,10 @@ from PIL import Image
 
 from edgeprism.batch import Batch, Outcome
 from edgeprism.captioner import Captioner
-from edgeprism.decode import DecodePool
 from edgeprism.errors import ImageError
-from edgeprism.inputs import find_pictures
 from edgeprism.machine.device import available_cores
+from edgeprism.picture.find import find_pictures
+from edgeprism.picture.workers import DecodePool
 from edgeprism.store import CaptionStore
 
 

@@ -16,10 +16,10 @@ import pytest
 
 from edgeprism import Captioner
 from edgeprism.batch import Batch
-from edgeprism.inputs import find_pictures
 from edgeprism.llama import supports_offload
 from edgeprism.machine.device import GPU_PROVIDERS
 from edgeprism.models.nano import evaluate_plain
+from edgeprism.picture.find import find_pictures
 from edgeprism.vision import available_providers
 
 pytestmark = pytest.mark.skipif(

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.errors import ImageError
-from edgeprism.image import MAX_HEIGHT, MAX_PIXELS, picture_to_tiles, read_picture
+from edgeprism.picture.read import MAX_HEIGHT, MAX_PIXELS, picture_to_tiles, read_picture
 
 
 def random_pixels(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -432,7 +432,7 @@ def test_padding_equals_a_plain_paste_and_resize(
     size: tuple[int, int], resample: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # strips of a few rows, so that a small picture already crosses many borders
-    monkeypatch.setattr("edgeprism.fit.STRIP_PIXELS", 3 * max(size))
+    monkeypatch.setattr("edgeprism.picture.tile.STRIP_PIXELS", 3 * max(size))
     image = Image.fromarray(random_pixels(size[1], size[0]))
     p = policy(resample=resample)
     tiles = picture_to_tiles(read_picture(image), p)
@@ -449,7 +449,7 @@ def test_a_line_of_pixels_is_padded_without_holding_the_square(
     code = f"""
 import resource, numpy as np
 from PIL import Image
-from edgeprism.image import picture_to_tiles, read_picture
+from edgeprism.picture.read import picture_to_tiles, read_picture
 from edgeprism.bundle.manifest import ImagePolicy
 pixels = np.random.default_rng(0).integers(0, 256, ({size[1]}, {size[0]}, 3), dtype=np.uint8)
 picture = read_picture(pixels)
@@ -493,7 +493,7 @@ def reference_letterbox(image: Image.Image, p: ImagePolicy) -> np.ndarray:
 def test_letterboxing_equals_it_in_one_piece(
     size: tuple[int, int], resample: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeprism.fit.STRIP_PIXELS", 3 * max(size))
+    monkeypatch.setattr("edgeprism.picture.tile.STRIP_PIXELS", 3 * max(size))
     image = Image.fromarray(random_pixels(size[1], size[0]))
     p = policy(mode="letterbox", resample=resample)
     np.testing.assert_array_equal(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.errors import ImageError
-from edgeprism.image import enough_for, picture_to_tiles, read_picture
+from edgeprism.picture.read import enough_for, picture_to_tiles, read_picture
 
 POLICY = ImagePolicy("pad", 56, [127, 127, 127], "bicubic", 1)
 

@@ -14,7 +14,7 @@ import ordinary_user
 import pytest
 
 from edgeprism.errors import UsageError
-from edgeprism.inputs import PICTURE_SUFFIXES, PictureFile, find_pictures
+from edgeprism.picture.find import PICTURE_SUFFIXES, PictureFile, find_pictures
 
 
 def make(root: Path, *names: str) -> None:
@@ -327,7 +327,7 @@ def test_listing_takes_microseconds_a_file(here: Path) -> None:
 
 def test_listing_loads_no_picture_library() -> None:
     code = (
-        "import sys; from edgeprism.inputs import find_pictures; list(find_pictures(['.']));"
+        "import sys; from edgeprism.picture.find import find_pictures; list(find_pictures(['.']));"
         "print([m for m in ('numpy', 'PIL', 'onnxruntime', 'llama_cpp') if m in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

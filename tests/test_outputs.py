@@ -381,7 +381,7 @@ import sys, itertools
 from pathlib import Path
 from edgeprism.outputs import JsonLinesOutput
 from edgeprism.sidecar import TxtSidecar
-from edgeprism.inputs import PictureFile
+from edgeprism.picture.find import PictureFile
 folder = Path(sys.argv[1])
 picture = PictureFile(folder / "photo.jpg", None, "photo.jpg")
 print("ready", flush=True)
@@ -417,7 +417,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_and_never_half(tmp_path:
             caption = (tmp_path / "photo.txt").read_text()
             assert caption == caption[0] * 100_000 + "\n"
     assert seen_leftover  # else the kills came at no interesting moment
-    from edgeprism.inputs import PictureFile
+    from edgeprism.picture.find import PictureFile
     from edgeprism.sidecar import TxtSidecar
 
     picture = PictureFile(tmp_path / "photo.jpg", None, "photo.jpg")

@@ -14,7 +14,7 @@ import ordinary_user
 import pytest
 
 from edgeprism.errors import OutputError
-from edgeprism.inputs import PictureFile, find_pictures
+from edgeprism.picture.find import PictureFile, find_pictures
 from edgeprism.sidecar import TxtSidecar, XmpSidecar
 from edgeprism.xmp import merge_description, read_description
 from edgeprism.xmp_tree import XmpError

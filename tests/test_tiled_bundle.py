@@ -22,10 +22,10 @@ from edgeprism.bundle.manifest import ImagePolicy, Markers
 from edgeprism.captioner import Captioner
 from edgeprism.cli import run
 from edgeprism.errors import ModelError
-from edgeprism.image import picture_to_tiles, read_picture
-from edgeprism.inputs import PictureFile
+from edgeprism.picture.find import PictureFile
+from edgeprism.picture.layout import picture_to_layout
+from edgeprism.picture.read import picture_to_tiles, read_picture
 from edgeprism.records import Text
-from edgeprism.tiles import picture_to_layout
 
 SEED = 1
 NEWLINE = np.random.default_rng(9).standard_normal((1, bundles.N_EMBD)).astype(np.float32)

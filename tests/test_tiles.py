@@ -25,9 +25,9 @@ from transformers.models.idefics3.processing_idefics3 import get_image_prompt_st
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from edgeprism.bundle.open import manifest as m
-from edgeprism.image import enough_for, picture_to_tiles, read_picture
+from edgeprism.picture.layout import choose_grid, most_visual_tokens, picture_to_layout
+from edgeprism.picture.read import enough_for, picture_to_tiles, read_picture
 from edgeprism.records import ImageRows, Text
-from edgeprism.tiles import choose_grid, most_visual_tokens, picture_to_layout
 
 TILE = bundles.SIZE
 # (width, height); the last ones are the extremes that a camera never makes and people do
@@ -155,7 +155,7 @@ def test_a_cropped_line_is_that_of_the_whole(
     so that the order of the two passes, which Pillow chooses by shape, does not matter."""
     cropped, pixels = policy(None, mode="crop", resample="bilinear"), picture(size)
     whole = tiles_of(pixels, cropped)
-    monkeypatch.setattr("edgeprism.fit.STRIP_PIXELS", 1)
+    monkeypatch.setattr("edgeprism.picture.tile.STRIP_PIXELS", 1)
     assert_one_grey_level(tiles_of(pixels, cropped), whole)
 
 

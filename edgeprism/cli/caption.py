@@ -180,7 +180,7 @@ def _is_one(images: tuple[str, ...], asked: dict[str, Any]) -> bool:
     """One file named directly, its result to stdout: no store, no workers."""
     if len(images) != 1 or any(asked[name] for name in _FOR_MANY):
         return False
-    from edgeprism.patterns import is_pattern
+    from edgeprism.picture.patterns import is_pattern
 
     image = images[0]
     return not os.path.isdir(image) and (os.path.lexists(image) or not is_pattern(image))
@@ -224,7 +224,7 @@ def _caption_many(
     asked: dict[str, Any],
 ) -> int:
     from edgeprism.cli.folder import FolderOptions, caption_folder, dry_run
-    from edgeprism.inputs import find_pictures
+    from edgeprism.picture.find import find_pictures
 
     search = find_pictures(
         images, files_from=asked["files_from"], null=asked["null"], limit=asked["limit"]

@@ -18,9 +18,9 @@ from edgeprism.batch import Batch, Outcome
 from edgeprism.captioner import Captioner, Plan
 from edgeprism.errors import EdgePrismError, Interrupted, OutputError
 from edgeprism.files.atomic import AtomicFile
-from edgeprism.inputs import PictureSearch
 from edgeprism.machine.cancel import finishing_first
 from edgeprism.outputs import CsvOutput, JsonLinesOutput, JsonOutput, RecordOutput, TextOutput
+from edgeprism.picture.find import PictureSearch
 from edgeprism.sidecar import Sidecar, TxtSidecar, XmpSidecar
 from edgeprism.store import CaptionStore, default_path
 

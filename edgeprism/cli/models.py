@@ -130,7 +130,7 @@ def verify_published(
 def _cost(name: str, sizes: tuple[str, ...], images: tuple[Path, ...]) -> dict[str, Any]:
     """What a picture would cost, or several in one prompt, without encoding them."""
     from edgeprism.captioner import Captioner
-    from edgeprism.image import read_picture
+    from edgeprism.picture.read import read_picture
 
     if sizes and images:
         raise UsageError("--size and --image name different pictures.", "Give one of them.")
@@ -140,7 +140,7 @@ def _cost(name: str, sizes: tuple[str, ...], images: tuple[Path, ...]) -> dict[s
 
 
 def _to_size(text: str) -> tuple[int, int]:
-    from edgeprism.image import MAX_HEIGHT, MAX_WIDTH
+    from edgeprism.picture.read import MAX_HEIGHT, MAX_WIDTH
 
     found = re.fullmatch(r"([0-9]{1,6})[x×X]([0-9]{1,6})", text)
     width, height = map(int, found.groups()) if found else (0, 0)

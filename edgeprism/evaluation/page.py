@@ -22,7 +22,7 @@ from edgeprism.evaluation.report import (
     percent,
 )
 from edgeprism.files.atomic import write_atomically
-from edgeprism.image import read_picture
+from edgeprism.picture.read import read_picture
 
 PAGE_QUESTIONS = 500  # kept with their pictures
 THUMBNAIL = 384  # pixels of the longer edge

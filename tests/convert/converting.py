@@ -16,7 +16,7 @@ from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.convert.families import FAMILIES, llava, prismcaptioner
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import FamilyParts
-from edgeprism.image import picture_to_tiles, read_picture
+from edgeprism.picture.read import picture_to_tiles, read_picture
 from edgeprism.progress import Progress
 
 

@@ -29,7 +29,7 @@ from edgeprism.convert import (
 from edgeprism.convert.families import FAMILIES, prismatic
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.errors import UsageError
-from edgeprism.image import picture_to_tiles, read_picture
+from edgeprism.picture.read import picture_to_tiles, read_picture
 from edgeprism.progress import Progress
 
 N_TOKENS = 32

@@ -24,12 +24,13 @@ from transformers import (
     LlavaNextImageProcessor,
 )
 
-from edgeprism import tiles, vision_engine
+from edgeprism import vision_engine
 from edgeprism.captioner import Captioner
 from edgeprism.convert import stock_vision, vision_graph
 from edgeprism.convert.families import llava, llava_next
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.errors import CheckpointError
+from edgeprism.picture import layout
 from edgeprism.progress import Progress
 
 TILE, PATCH = 28, 7
@@ -203,7 +204,7 @@ def _rows_changed(change: Callable[[Any], np.ndarray]) -> Callable[[pytest.Monke
     """Another order of rows in the prompt."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        right = tiles.picture_to_layout
+        right = layout.picture_to_layout
 
         def wrong(*arguments: Any) -> Any:
             made = right(*arguments)
@@ -232,7 +233,7 @@ def _pinpoints_turned(patch: pytest.MonkeyPatch) -> None:
 
 
 def _padding_kept(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(tiles, "_unpadded", lambda rows, _: rows)
+    patch.setattr(layout, "_unpadded", lambda rows, _: rows)
 
 
 def _last_layer(patch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from tiny_prismatic import NORMS, kinds_of, upstreams_picture, write_prismatic
 
 from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.convert.pipeline import FamilyParts
-from edgeprism.image import picture_to_tiles, read_picture
+from edgeprism.picture.read import picture_to_tiles, read_picture
 
 LAYOUTS = [
     ("clip-vit-l", "letterbox"),

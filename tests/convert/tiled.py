@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from edgeprism import captioner, image, tiles
+from edgeprism import captioner
 from edgeprism.captioner import Captioner
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.picture import layout, read
 from edgeprism.progress import Progress
 
 N_TOKENS = 32
@@ -148,8 +149,8 @@ Mistake = Callable[[pytest.MonkeyPatch], None]
 
 def tiles_down_first(patch: pytest.MonkeyPatch) -> None:
     def wrong(picture: Any, policy: Any) -> np.ndarray:
-        made = image.picture_to_tiles(picture, policy)
-        down, across = tiles.choose_grid(picture.size, policy) or (1, 1)
+        made = read.picture_to_tiles(picture, policy)
+        down, across = layout.choose_grid(picture.size, policy) or (1, 1)
         order = np.arange(down * across).reshape(down, across).T.ravel()
         if policy.tiling.overview == "first":
             return np.concatenate([made[:1], made[1:][order]])
@@ -159,5 +160,5 @@ def tiles_down_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def overview_first(patch: pytest.MonkeyPatch) -> None:
-    right = image.picture_to_tiles
+    right = read.picture_to_tiles
     patch.setattr(captioner, "picture_to_tiles", lambda *a: np.roll(right(*a), 1, axis=0))

@@ -12,9 +12,9 @@ import pytest
 import edgeprism
 from edgeprism import Captioner
 from edgeprism.evaluation.questions import QuestionFile
-from edgeprism.image import picture_to_tiles, read_picture
 from edgeprism.models.nano import evaluate_plain
 from edgeprism.models.nano.plain_grammar import scores_to_table
+from edgeprism.picture.read import picture_to_tiles, read_picture
 
 NANO = Path(evaluate_plain.__file__).parent
 EXAMPLES = json.loads((NANO / "examples" / "examples.json").read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from edgeprism.errors import UsageError
-from edgeprism.patterns import expand_pattern, fixed_folder, is_pattern
+from edgeprism.picture.patterns import expand_pattern, fixed_folder, is_pattern
 
 PICTURE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff",

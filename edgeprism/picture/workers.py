@@ -92,7 +92,7 @@ class DecodePool:
 class _Worker:
     def __init__(self, settings: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "edgeprism.decode"],
+            [sys.executable, "-m", "edgeprism.picture.workers"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # Ctrl-C in the terminal is the parent's to answer
@@ -185,7 +185,7 @@ def _write(pipe: IO[bytes], data: bytes) -> None:
 def _answer(path: str, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
     import time
 
-    from edgeprism.image import enough_for, picture_to_tiles, read_picture
+    from edgeprism.picture.read import enough_for, picture_to_tiles, read_picture
 
     try:
         picture = read_picture(path, enough=enough_for(policy))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from edgeprism.tiles import shrunk_size
+from edgeprism.picture.layout import shrunk_size
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import ImagePolicy

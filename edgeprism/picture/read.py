@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgeprism.errors import ImageError
-from edgeprism.fit import RESAMPLING, picture_to_tile
-from edgeprism.tiles import choose_grid, edge_size, fitted_size
+from edgeprism.picture.layout import choose_grid, edge_size, fitted_size
+from edgeprism.picture.tile import RESAMPLING, picture_to_tile
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import ImagePolicy
