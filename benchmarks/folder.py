@@ -31,7 +31,7 @@ from operations import picture_operations
 
 from edgeprism import Caption, Captioner
 from edgeprism.batch import Batch
-from edgeprism.generate import Finished
+from edgeprism.language.generator import Finished
 from edgeprism.machine.device import available_cores
 from edgeprism.models.nano import plain_scene
 from edgeprism.picture.find import find_pictures

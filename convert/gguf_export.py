@@ -14,7 +14,7 @@ from edgeprism.convert.language_model import LmParts
 from edgeprism.convert.lm_config import LmConfig
 from edgeprism.convert.tokenizer import write_vocabulary
 from edgeprism.errors import CheckpointError, EdgePrismError
-from edgeprism.llama import import_llama, last_words
+from edgeprism.language.llama import import_llama, last_words
 from edgeprism.progress import Progress
 
 # Quantizations that are written directly; every other goes through llama_model_quantize.

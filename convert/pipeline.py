@@ -32,7 +32,7 @@ from edgeprism.convert.vision_export import (
 from edgeprism.convert.vision_graph import VisionGraph
 from edgeprism.convert.vision_weights import VisionWeights
 from edgeprism.errors import ParityError, UsageError
-from edgeprism.lm import LanguageModel
+from edgeprism.language.model import LanguageModel
 from edgeprism.machine.device import available_cores
 from edgeprism.progress import Progress
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprism.captioner import Captioner, Plan
 from edgeprism.errors import EdgePrismError, ImageError
-from edgeprism.generate import Finished
 from edgeprism.lanes import Lane, Turns
+from edgeprism.language.generator import Finished
 from edgeprism.machine.device import available_cores
 from edgeprism.picture.workers import Decoded, DecodePool
 from edgeprism.records import EncodedImage, Timings

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 
-from edgeprism.generate import Finished, Piece
+from edgeprism.language.generator import Finished, Piece
 from edgeprism.records import Caption, Timings
 
 

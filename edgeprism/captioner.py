@@ -16,9 +16,11 @@ from edgeprism.bundle.manifest import VisionVariant
 from edgeprism.bundle.open import DEFAULT_MODEL, Bundle, choose_vision, open_bundle
 from edgeprism.caption_stream import CaptionStream
 from edgeprism.errors import UsageError
-from edgeprism.generate import Finished, Generator, Piece
-from edgeprism.llama import supports_offload
-from edgeprism.lm import LanguageModel
+from edgeprism.language.chat import caption_to_segments, instruction_for, pictures_to_segments
+from edgeprism.language.generator import Finished, Generator, Piece
+from edgeprism.language.llama import supports_offload
+from edgeprism.language.model import LanguageModel
+from edgeprism.language.request import Request, Sampling, segments_to_parts
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import (
     CPU_PROVIDER,
@@ -29,7 +31,6 @@ from edgeprism.machine.device import (
     has_int8_dot,
 )
 from edgeprism.picture.read import ImageSource, enough_for, picture_to_tiles, read_picture
-from edgeprism.prompt import caption_to_segments, instruction_for, pictures_to_segments
 from edgeprism.records import (
     Caption,
     EncodedImage,
@@ -39,7 +40,6 @@ from edgeprism.records import (
     Segment,
     Timings,
 )
-from edgeprism.request import Request, Sampling, segments_to_parts
 from edgeprism.together import pictures_together, several_of
 from edgeprism.vision_engine import (
     VisionEngine,

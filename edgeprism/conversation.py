@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgeprism.errors import PromptTooLongError
-from edgeprism.prompt import Turn, conversation_messages
+from edgeprism.language.chat import Turn, conversation_messages
 from edgeprism.question import to_question
 from edgeprism.reasoning import DEFAULT_MAX_TOKENS, BaseReasoner, Completion, captions_by_picture
 from edgeprism.records import Caption

@@ -45,7 +45,7 @@ try:
         from edgeprism.machine import device
         found = {"providers": vision.available_providers(device.GPU_PROVIDERS)}
     else:
-        from edgeprism import llama
+        from edgeprism.language import llama
         found = {"offload": llama.supports_offload(), "amx": llama.has_amx()}
 except Exception as error:
     found = {

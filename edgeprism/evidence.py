@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from edgeprism.prompt import Message
+from edgeprism.language.chat import Message
 from edgeprism.records import Caption, Evidence
 
 EVIDENCE_TOKENS = 24  # three numbers of three digits, and the commas

@@ -11,8 +11,8 @@ import threading
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from edgeprism.generate import Finished, Generator
-from edgeprism.request import Request
+from edgeprism.language.generator import Finished, Generator
+from edgeprism.language.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable

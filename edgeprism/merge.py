@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgeprism.prompt import merge_messages
+from edgeprism.language.chat import merge_messages
 from edgeprism.reasoning import BaseReasoner, captions_by_picture
 from edgeprism.records import Caption
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from edgeprism.errors import ImageError, Interrupted, ModelError
-from edgeprism.llama import forget_words, import_mtmd, last_words
-from edgeprism.lm import LanguageModel
+from edgeprism.language.llama import forget_words, import_mtmd, last_words
+from edgeprism.language.model import LanguageModel
 from edgeprism.machine.cancel import Cancel
 from edgeprism.mmproj_checks import check_mmproj, check_positions
 from edgeprism.records import ImageRows, Segment, Tokens

@@ -70,10 +70,10 @@ def try_pair(lm: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
 def _tried(lm_path: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
     import numpy as np
 
-    from edgeprism.lm import LanguageModel
+    from edgeprism.language.chat import Message, chat_to_segments
+    from edgeprism.language.model import LanguageModel
     from edgeprism.machine.device import available_cores
     from edgeprism.mtmd import MtmdEncoder
-    from edgeprism.prompt import Message, chat_to_segments
     from edgeprism.records import ImageRows, Text
 
     lm = LanguageModel(lm_path, threads=available_cores())

@@ -10,16 +10,16 @@ from typing import Any
 
 from edgeprism.bundle.open import file_digest, find_model
 from edgeprism.errors import ModelError
-from edgeprism.generate import Finished, Generator
 from edgeprism.grammar import Shape
-from edgeprism.llama import supports_offload
-from edgeprism.lm import LanguageModel
+from edgeprism.language.chat import Message, chat_to_segments
+from edgeprism.language.generator import Finished, Generator
+from edgeprism.language.llama import supports_offload
+from edgeprism.language.model import LanguageModel
+from edgeprism.language.request import Part, Request, Sampling, segments_to_parts
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import choose_gpu_layers, choose_threads
-from edgeprism.prompt import Message, chat_to_segments
 from edgeprism.reasoning import BaseReasoner, Completion, cut_thinking
 from edgeprism.records import ModelInfo, Segment, Text, Timings
-from edgeprism.request import Part, Request, Sampling, segments_to_parts
 
 DEFAULT_REASONER = "smollm2-135m"
 

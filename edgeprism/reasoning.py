@@ -20,7 +20,7 @@ from edgeprism.evidence import (
     said_to_evidence,
 )
 from edgeprism.grammar import Shape, numbers_to_shape, phrases_to_shape
-from edgeprism.prompt import Message, answer_messages, focus_messages
+from edgeprism.language.chat import Message, answer_messages, focus_messages
 from edgeprism.question import (
     FOCUS_LINKS,
     FOCUS_OPENINGS,

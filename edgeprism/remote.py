@@ -13,8 +13,8 @@ from typing import Any
 
 from edgeprism.errors import ReplyError
 from edgeprism.grammar import Shape
+from edgeprism.language.chat import Message
 from edgeprism.machine.cancel import Cancel
-from edgeprism.prompt import Message
 from edgeprism.reasoning import BaseReasoner, Completion, cut_thinking
 from edgeprism.records import ModelInfo, Timings, TokenCounts
 from edgeprism.remote_http import Server, StatusError

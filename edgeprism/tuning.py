@@ -19,10 +19,10 @@ import numpy as np
 from edgeprism.bundle.open import data_dir
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import write_atomically
-from edgeprism.generate import Generator
+from edgeprism.language.generator import Generator
+from edgeprism.language.request import Request, Sampling
 from edgeprism.machine.device import available_cores, cpu_name, memory_bytes
 from edgeprism.picture.layout import most_visual_tokens
-from edgeprism.request import Request, Sampling
 
 if TYPE_CHECKING:
     from edgeprism.captioner import Captioner

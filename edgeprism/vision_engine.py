@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeprism.errors import ImageError
-from edgeprism.llama import supports_offload
-from edgeprism.lm import LanguageModel
+from edgeprism.language.llama import supports_offload
+from edgeprism.language.model import LanguageModel
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER, GPU_PROVIDERS
 from edgeprism.mtmd import MtmdEncoder

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from edgeprism.captioner import Captioner
-from edgeprism.lm import LanguageModel
+from edgeprism.language.model import LanguageModel
 
 # The tests are the CPU's: what they expect is exact, and forked children cannot use a GPU that
 # their parent has begun with. tests/test_cuda.py is for the GPU: EDGEPRISM_TEST_CUDA=1.

@@ -29,30 +29,30 @@ LAYERS = [
         "grammar",
         "machine.cancel",
         "bundle.gguf",
-        "llama_batch",
-        "llama",
-        "stopping",
+        "language.llama_batch",
+        "language.llama",
+        "language.stop_text",
     },
-    {"prompt", "schema", "bundle.gguf_checks", "picture.layout", "remote_http"},
+    {"language.chat", "schema", "bundle.gguf_checks", "picture.layout", "remote_http"},
     {"mmproj_checks", "evidence", "together", "picture.tile"},
     {"picture.read"},
-    {"bundle.open", "vision", "lm", "machine.device"},
-    {"sampler", "mtmd", "request"},
+    {"bundle.open", "vision", "language.model", "machine.device"},
+    {"language.sampler", "mtmd", "language.request"},
     {"vision_engine"},
-    {"generate", "reasoning"},
+    {"language.generator", "reasoning"},
     {"caption_stream"},
     {"captioner", "reasoner", "remote", "merge"},
     {"prism"},
 ]
 CAPABILITY, COMMAND_LINE = len(LAYERS), len(LAYERS) + 1
-ENGINES = {"onnxruntime": {"vision"}, "llama_cpp": {"llama"}}
+ENGINES = {"onnxruntime": {"vision"}, "llama_cpp": {"language.llama"}}
 TRAINING = {"torch", "transformers", "optimum", "safetensors", "onnx", "gguf"}
 HEAVY = {"onnxruntime", "llama_cpp", "numpy", "PIL", "rich", *TRAINING}
 
 
 @dataclass(frozen=True)
 class Import:
-    importer: str  # "lm", "cli.caption"; the package itself is "edgeprism"
+    importer: str  # "language.model", "cli.caption"; the package itself is "edgeprism"
     target: str  # the full name of what is imported
     only_types: bool
 
@@ -93,7 +93,7 @@ def imports() -> list[Import]:
 
 
 def _module_of(home: str, name: str) -> str:
-    """`from edgeprism import device` imports a module, `from edgeprism.lm import X` a name."""
+    """`from edgeprism import device` imports a module, `from edgeprism.language.model import X` a name."""
     inner = PACKAGE.joinpath(*home.split(".")[1:], f"{name}.py")
     return f"{home}.{name}" if home.startswith("edgeprism") and inner.exists() else home
 
@@ -107,7 +107,7 @@ def layer(module: str) -> int:
 def test_the_rule_sees_the_imports() -> None:
     """Else every rule below would hold of nothing."""
     seen = {(i.importer, i.inner) for i in imports()}
-    assert {("captioner", "lm"), ("lm", "bundle.gguf_checks"), ("cli.caption", "captioner"),
+    assert {("captioner", "language.model"), ("language.model", "bundle.gguf_checks"), ("cli.caption", "captioner"),
             ("doctor", "machine.device")} <= seen  # fmt: skip
     assert {i.target.split(".")[0] for i in imports()} >= {"onnxruntime", "llama_cpp", "numpy"}
     assert {name for names in LAYERS for name in names} <= {name for name, _ in sources()}
@@ -216,7 +216,7 @@ def test_no_family_by_name() -> None:
 
 def test_nothing_users_supply_is_asserted_on_in_the_data_path() -> None:
     """python -O drops asserts; the few that are left state what the code itself made true."""
-    allowed = {"generate"}  # the context that `add` has just made
+    allowed = {"language.generator"}  # the context that `add` has just made
     for name, tree in sources():
         if layer(name) < CAPABILITY and name not in allowed:
             assert not [n for n in ast.walk(tree) if isinstance(n, ast.Assert)], name
@@ -237,7 +237,7 @@ def loaded_after(code: str) -> set[str]:
 def test_light_modules_stay_light() -> None:
     light = [
         "edgeprism", "edgeprism.errors", "edgeprism.records", "edgeprism.bundle.manifest",
-        "edgeprism.prompt", "edgeprism.machine.cancel", "edgeprism.bundle.gguf", "edgeprism.bundle.gguf_checks",
+        "edgeprism.language.chat", "edgeprism.machine.cancel", "edgeprism.bundle.gguf", "edgeprism.bundle.gguf_checks",
         "edgeprism.bundle.open", "edgeprism.machine.device", "edgeprism.cli",
         *(f"edgeprism.cli.{command}" for command in COMMANDS),
     ]  # fmt: skip

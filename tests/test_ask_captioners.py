@@ -14,8 +14,8 @@ from edgeprism.captioner import Captioner
 from edgeprism.cli import run
 from edgeprism.errors import UsageError
 from edgeprism.grammar import Shape
+from edgeprism.language.chat import Message
 from edgeprism.prism import Prism
-from edgeprism.prompt import Message
 from edgeprism.reasoning import BaseReasoner, Completion
 from edgeprism.records import ModelInfo, Timings, TokenCounts
 

@@ -13,10 +13,10 @@ import pytest
 
 from edgeprism.captioner import Captioner
 from edgeprism.errors import UsageError
-from edgeprism.generate import Finished, Generator
 from edgeprism.grammar import Shape, phrases_to_shape
+from edgeprism.language.chat import FOCUS_EXAMPLES, Message, focus_messages
+from edgeprism.language.generator import Finished, Generator
 from edgeprism.prism import Prism
-from edgeprism.prompt import FOCUS_EXAMPLES, Message, focus_messages
 from edgeprism.question import (
     FOCUS_LINKS,
     FOCUS_OPENINGS,

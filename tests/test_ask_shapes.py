@@ -14,9 +14,9 @@ from children import in_child
 from edgeprism.cli import run
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.grammar import choices_to_shape, literal, numbers_to_shape
-from edgeprism.lm import LanguageModel
+from edgeprism.language.model import LanguageModel
+from edgeprism.language.sampler import Sampler
 from edgeprism.reasoner import Reasoner
-from edgeprism.sampler import Sampler
 from edgeprism.schema import schema_to_shape, text_to_shape
 
 SEEDS = range(4)

@@ -112,7 +112,7 @@ def test_during_a_long_encode(slow_to_run: Path, photo: Path) -> None:
 
 def test_during_a_long_prefill(slow_to_prefill: Path, photo: Path) -> None:
     took, err = interrupt(
-        "edgeprism.lm", "Context.prefill_tokens", "caption", photo, "--model", slow_to_prefill,
+        "edgeprism.language.model", "Context.prefill_tokens", "caption", photo, "--model", slow_to_prefill,
         "--instruction", "boat " * 3_900, after=1.5,
     )  # fmt: skip
     assert took < SOON
@@ -150,7 +150,7 @@ def test_inside_a_callback_of_the_language_model(scripted_bundle: Path, photo: P
     """Python raises KeyboardInterrupt wherever it stands, even where nobody can catch it."""
     code = """
 import os, signal, sys
-from edgeprism import llama
+from edgeprism.language import llama
 original = llama._on_log
 
 def log(level, text, data):

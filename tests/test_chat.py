@@ -18,8 +18,8 @@ from edgeprism.cli import run
 from edgeprism.conversation import Conversation
 from edgeprism.errors import PromptTooLongError, UsageError
 from edgeprism.grammar import Shape
-from edgeprism.lm import Context
-from edgeprism.prompt import Message
+from edgeprism.language.chat import Message
+from edgeprism.language.model import Context
 from edgeprism.reasoner import Reasoner
 from edgeprism.reasoning import BaseReasoner, Completion
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts

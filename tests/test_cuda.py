@@ -16,7 +16,7 @@ import pytest
 
 from edgeprism import Captioner
 from edgeprism.batch import Batch
-from edgeprism.llama import supports_offload
+from edgeprism.language.llama import supports_offload
 from edgeprism.machine.device import GPU_PROVIDERS
 from edgeprism.models.nano import evaluate_plain
 from edgeprism.picture.find import find_pictures

@@ -12,11 +12,11 @@ import pytest
 from llama_reference import LlamaReference, Visual
 
 from edgeprism.errors import ModelError, PromptTooLongError, UsageError
-from edgeprism.generate import Finished, Generator, Piece
-from edgeprism.lm import Context, LanguageModel
+from edgeprism.language.generator import Finished, Generator, Piece
+from edgeprism.language.model import Context, LanguageModel
+from edgeprism.language.request import Request, Rows, Sampling, segments_to_parts
+from edgeprism.language.stop_text import StoppingText
 from edgeprism.records import ImageRows, Segment, Text, Tokens
-from edgeprism.request import Request, Rows, Sampling, segments_to_parts
-from edgeprism.stopping import StoppingText
 
 START = [1, bundles.IM_START, *bundles.piece_ids("▁a", "▁boat"), bundles.LINE_FEED]
 

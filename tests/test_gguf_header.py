@@ -20,10 +20,10 @@ from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.bundle.gguf_checks import gguf_faults
 from edgeprism.bundle.manifest import LanguageModel as Dimensions
 from edgeprism.errors import ModelError
-from edgeprism.generate import Finished, Generator
-from edgeprism.llama import import_llama
-from edgeprism.lm import LanguageModel
-from edgeprism.request import Request, Sampling
+from edgeprism.language.generator import Finished, Generator
+from edgeprism.language.llama import import_llama
+from edgeprism.language.model import LanguageModel
+from edgeprism.language.request import Request, Sampling
 
 DIMENSIONS = Dimensions(
     "lm.gguf", "F32", "llama", bundles.N_EMBD, bundles.N_VOCAB, bundles.CONTEXT, "causal"

@@ -11,9 +11,9 @@ from children import in_child
 
 from edgeprism.bundle.open import open_bundle
 from edgeprism.errors import Interrupted, ModelError, PromptTooLongError, TemplateError
-from edgeprism.lm import LanguageModel
+from edgeprism.language.chat import Message
+from edgeprism.language.model import LanguageModel
 from edgeprism.machine.cancel import Cancel
-from edgeprism.prompt import Message
 
 SPECIAL = {0, 1, 2, bundles.IM_START, bundles.IM_END}
 CHAT = [Message("system", "Be brief."), Message("user", "Hi?")]
@@ -198,7 +198,7 @@ def test_weights_are_not_laid_out_for_amx(
 ) -> None:
     """llama.cpp's AMX code ends the process where its compiler dropped the tiles' shape."""
     monkeypatch.setenv("EDGEPRISM_NATIVE_LOG", "1")
-    monkeypatch.setattr("edgeprism.lm.has_amx", lambda: True)
+    monkeypatch.setattr("edgeprism.language.model.has_amx", lambda: True)
     bundle = open_bundle("nano")
     LanguageModel(bundle.file(bundle.manifest.lm.file)).close()  # Q8_0, which AMX takes
     err = capfd.readouterr().err

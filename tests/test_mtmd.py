@@ -20,7 +20,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from edgeprism.captioner import Captioner
 from edgeprism.errors import Interrupted
-from edgeprism.lm import LanguageModel
+from edgeprism.language.model import LanguageModel
 from edgeprism.mtmd import MtmdEncoder
 from edgeprism.pair import open_pair
 from edgeprism.records import ImageRows, Segment, Tokens

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from edgeprism.captioner import Captioner
-from edgeprism.lm import LanguageModel
+from edgeprism.language.model import LanguageModel
 from edgeprism.mtmd import MtmdEncoder
 from edgeprism.pair import open_pair
 from edgeprism.records import ImageRows, Tokens

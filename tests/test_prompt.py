@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import bundles
 import pytest
 
-from edgeprism.prompt import (
+from edgeprism.language.chat import (
     Message,
     answer_messages,
     caption_to_segments,

@@ -21,7 +21,7 @@ from edgeprism.errors import (
     TemplateError,
     UsageError,
 )
-from edgeprism.lm import Context, LanguageModel
+from edgeprism.language.model import Context, LanguageModel
 from edgeprism.prism import Prism
 from edgeprism.reasoner import Reasoner
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts

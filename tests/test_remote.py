@@ -18,7 +18,7 @@ from bundles import SAID_TEXT
 from edgeprism.cli import run
 from edgeprism.errors import ReplyError, ServerError
 from edgeprism.grammar import choices_to_shape
-from edgeprism.prompt import Message
+from edgeprism.language.chat import Message
 from edgeprism.reasoner import Reasoner
 from edgeprism.remote import RemoteReasoner
 

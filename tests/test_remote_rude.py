@@ -14,7 +14,7 @@ from rude_server import DRIP, HANG, NOTHING, RudeServer, http, said
 from edgeprism import remote_http
 from edgeprism.errors import EdgePrismError, Interrupted, ReplyError, ServerError, UsageError
 from edgeprism.grammar import choices_to_shape
-from edgeprism.prompt import Message
+from edgeprism.language.chat import Message
 from edgeprism.reasoning import Completion
 from edgeprism.remote import RemoteReasoner, ShapeError
 

@@ -14,7 +14,7 @@ from PIL import Image
 from edgeprism.captioner import Captioner
 from edgeprism.cli import run
 from edgeprism.errors import ImageError, UsageError
-from edgeprism.lm import LanguageModel
+from edgeprism.language.model import LanguageModel
 from edgeprism.machine.device import stages_apart
 from edgeprism.prism import Prism
 from edgeprism.reasoner import Reasoner

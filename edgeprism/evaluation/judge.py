@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeprism.evaluation.questions import Question
 from edgeprism.evaluation.scoring import UNMATCHED, Verdict
 from edgeprism.grammar import choices_to_shape
-from edgeprism.prompt import Message
+from edgeprism.language.chat import Message
 from edgeprism.reasoning import BaseReasoner
 
 NONE = "none"

@@ -18,9 +18,9 @@ from published import INSTRUCTION, Mistakes, Reference, pictures
 from edgeprism.captioner import Captioner
 from edgeprism.convert import internlm2, vision_graph
 from edgeprism.convert.lora import LoraAdapter
-from edgeprism.lm import LanguageModel
-from edgeprism.prompt import caption_to_segments
-from edgeprism.request import Rows, segments_to_parts
+from edgeprism.language.chat import caption_to_segments
+from edgeprism.language.model import LanguageModel
+from edgeprism.language.request import Rows, segments_to_parts
 
 N_TOKENS = 64
 SPECS = (

@@ -15,7 +15,7 @@ from sentencepiece import sentencepiece_model_pb2
 from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.convert import internlm2, tokenizer
 from edgeprism.errors import CheckpointError
-from edgeprism.lm import LanguageModel
+from edgeprism.language.model import LanguageModel
 
 vocabulary_from_folder = partial(tokenizer.vocabulary_from_folder, rules=internlm2.TOKENS)
 

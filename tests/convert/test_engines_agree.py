@@ -52,7 +52,7 @@ from transformers.image_processing_utils import select_best_resolution
 
 from edgeprism.captioner import Captioner
 from edgeprism.convert.families import internvl, smolvlm
-from edgeprism.lm import LanguageModel
+from edgeprism.language.model import LanguageModel
 from edgeprism.mtmd import MtmdEncoder
 from edgeprism.records import EncodedImage, ImageRows, Segment, Text, Tokens
 

@@ -24,7 +24,7 @@ from edgeprism.convert.gguf_export import write_gguf
 from edgeprism.convert.language_model import LmParts, open_language_model
 from edgeprism.convert.tokenizer import TokenRules, vocabulary_from_folder, write_vocabulary
 from edgeprism.errors import CheckpointError
-from edgeprism.lm import LanguageModel
+from edgeprism.language.model import LanguageModel
 from edgeprism.progress import Progress
 
 N_TOKENS = 32

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from edgeprism.errors import ModelError
-from edgeprism.llama import import_llama, last_words
-from edgeprism.lm import Context, LanguageModel
+from edgeprism.language.llama import import_llama, last_words
+from edgeprism.language.model import Context, LanguageModel
 
 _LIKELIEST = (1, 32, 512)  # tokens that a grammar is asked about first
 

@@ -24,10 +24,10 @@ from edgeprism.errors import (
     PromptTooLongError,
     TemplateError,
 )
-from edgeprism.llama import forget_words, has_amx, import_llama, last_words
-from edgeprism.llama_batch import LlamaBatch
+from edgeprism.language.chat import Message
+from edgeprism.language.llama import forget_words, has_amx, import_llama, last_words
+from edgeprism.language.llama_batch import LlamaBatch
 from edgeprism.machine.cancel import Cancel, nonzero_when_set
-from edgeprism.prompt import Message
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from edgeprism.errors import PromptTooLongError, UsageError
-from edgeprism.lm import Context, LanguageModel
+from edgeprism.language.model import Context, LanguageModel
+from edgeprism.language.request import Key, Request, Rows, advance, common_opening, part_to_key
+from edgeprism.language.sampler import Sampler
+from edgeprism.language.stop_text import StoppingText
 from edgeprism.records import TokenCounts
-from edgeprism.request import Key, Request, Rows, advance, common_opening, part_to_key
-from edgeprism.sampler import Sampler
-from edgeprism.stopping import StoppingText
 
 _CELLS_ROUND = 256  # llama.cpp pads the KV cache to this
 
