@@ -41,7 +41,7 @@ from edgeprism.records import (
     Timings,
 )
 from edgeprism.together import pictures_together, several_of
-from edgeprism.vision_engine import (
+from edgeprism.vision.engine import (
     VisionEngine,
     open_vision,
     picture_rows,

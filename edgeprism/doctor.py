@@ -41,9 +41,9 @@ import json, sys
 sys.path.append(sys.argv[2])
 try:
     if sys.argv[1] == "vision":
-        from edgeprism import vision
+        from edgeprism.vision import onnx
         from edgeprism.machine import device
-        found = {"providers": vision.available_providers(device.GPU_PROVIDERS)}
+        found = {"providers": onnx.available_providers(device.GPU_PROVIDERS)}
     else:
         from edgeprism.language import llama
         found = {"offload": llama.supports_offload(), "amx": llama.has_amx()}
@@ -199,7 +199,7 @@ def _examine_vision(diagnosis: Diagnosis) -> dict[str, str]:
     if len(builds) < 2:
         start = [name for name, obstacle in providers.items() if not obstacle]
         diagnosis.add("vision engine", OK, f"{named}: {', '.join(start)}")
-    # set when edgeprism.vision is imported, before the library loads
+    # set when edgeprism.vision.onnx is imported, before the library loads
     diagnosis.add("telemetry", OK, "ONNX Runtime's usage reports are switched off")
     return providers
 
@@ -335,7 +335,7 @@ def _examine_convert(diagnosis: Diagnosis) -> None:
 
 def _examine_pair(diagnosis: Diagnosis, lm: str, mmproj: str) -> None:
     """What a pair of GGUF files allows; it is tried in a process of its own."""
-    from edgeprism.pair import open_pair
+    from edgeprism.vision.pair import open_pair
 
     try:
         manifest = open_pair(lm, mmproj).manifest

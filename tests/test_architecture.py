@@ -34,18 +34,18 @@ LAYERS = [
         "language.stop_text",
     },
     {"language.chat", "schema", "bundle.gguf_checks", "picture.layout", "remote_http"},
-    {"mmproj_checks", "evidence", "together", "picture.tile"},
+    {"vision.mmproj_checks", "evidence", "together", "picture.tile"},
     {"picture.read"},
-    {"bundle.open", "vision", "language.model", "machine.device"},
-    {"language.sampler", "mtmd", "language.request"},
-    {"vision_engine"},
+    {"bundle.open", "vision.onnx", "language.model", "machine.device"},
+    {"language.sampler", "vision.mtmd", "language.request"},
+    {"vision.engine"},
     {"language.generator", "reasoning"},
     {"caption_stream"},
     {"captioner", "reasoner", "remote", "merge"},
     {"prism"},
 ]
 CAPABILITY, COMMAND_LINE = len(LAYERS), len(LAYERS) + 1
-ENGINES = {"onnxruntime": {"vision"}, "llama_cpp": {"language.llama"}}
+ENGINES = {"onnxruntime": {"vision.onnx"}, "llama_cpp": {"language.llama"}}
 TRAINING = {"torch", "transformers", "optimum", "safetensors", "onnx", "gguf"}
 HEAVY = {"onnxruntime", "llama_cpp", "numpy", "PIL", "rich", *TRAINING}
 
@@ -180,7 +180,7 @@ def test_the_runtime_knows_neither_convert_nor_models() -> None:
 
 
 # llama.cpp's names of projectors, as mmproj files hold them
-FOREIGN_NAMES = {("mmproj_checks", name) for name in
+FOREIGN_NAMES = {("vision.mmproj_checks", name) for name in
                  ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger")}  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def slow_to_prefill(tmp_path: Path) -> Path:
 
 def test_during_a_long_encode(slow_to_run: Path, photo: Path) -> None:
     took, err = interrupt(
-        "edgeprism.vision", "VisionEncoder.encode", "caption", photo, "--model", slow_to_run,
+        "edgeprism.vision.onnx", "VisionEncoder.encode", "caption", photo, "--model", slow_to_run,
         after=0.7,
     )  # fmt: skip
     assert took < SOON
@@ -121,7 +121,7 @@ def test_during_a_long_prefill(slow_to_prefill: Path, photo: Path) -> None:
 
 def test_during_a_load_that_cannot_be_stopped(slow_to_load: Path, photo: Path) -> None:
     took, _ = interrupt(
-        "edgeprism.vision", "VisionEncoder.__init__", "caption", photo, "--model", slow_to_load,
+        "edgeprism.vision.onnx", "VisionEncoder.__init__", "caption", photo, "--model", slow_to_load,
         after=0.7,
     )  # fmt: skip
     assert took < SOON

@@ -28,7 +28,7 @@ from edgeprism.errors import (
     PromptTooLongError,
     UsageError,
 )
-from edgeprism.vision import VisionEncoder
+from edgeprism.vision.onnx import VisionEncoder
 
 
 def picture(seed: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from edgeprism.language.model import Context
 from edgeprism.reasoner import Reasoner
 from edgeprism.reasoning import BaseReasoner, Completion
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
-from edgeprism.vision import VisionEncoder
+from edgeprism.vision.onnx import VisionEncoder
 
 
 def caption(text: str) -> Caption:

@@ -20,7 +20,7 @@ from edgeprism.language.llama import supports_offload
 from edgeprism.machine.device import GPU_PROVIDERS
 from edgeprism.models.nano import evaluate_plain
 from edgeprism.picture.find import find_pictures
-from edgeprism.vision import available_providers
+from edgeprism.vision.onnx import available_providers
 
 pytestmark = pytest.mark.skipif(
     available_providers(GPU_PROVIDERS).get("CUDAExecutionProvider") != "" or not supports_offload(),

@@ -21,9 +21,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from edgeprism.captioner import Captioner
 from edgeprism.errors import Interrupted
 from edgeprism.language.model import LanguageModel
-from edgeprism.mtmd import MtmdEncoder
-from edgeprism.pair import open_pair
 from edgeprism.records import ImageRows, Segment, Tokens
+from edgeprism.vision.mtmd import MtmdEncoder
+from edgeprism.vision.pair import open_pair
 
 KINDS = {
     "mlp": mmprojs.SIGLIP_MLP,

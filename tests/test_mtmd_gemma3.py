@@ -23,9 +23,9 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from edgeprism.captioner import Captioner
 from edgeprism.language.model import LanguageModel
-from edgeprism.mtmd import MtmdEncoder
-from edgeprism.pair import open_pair
 from edgeprism.records import ImageRows, Tokens
+from edgeprism.vision.mtmd import MtmdEncoder
+from edgeprism.vision.pair import open_pair
 
 SIZE, POOLED, WINDOW = 56, 2, 24  # rows: 4 × 4
 TOLERANCE = 2e-3  # of the largest value: ggml looks GELU up in a table of half precision

@@ -15,12 +15,12 @@ from children import in_child
 from PIL import Image
 from test_generate import multi_axis_lm
 
-from edgeprism import pair
 from edgeprism.captioner import Captioner
 from edgeprism.cli import run
 from edgeprism.errors import ModelError, TemplateError
-from edgeprism.pair import open_pair
-from edgeprism.pair_trial import try_pair
+from edgeprism.vision import pair
+from edgeprism.vision.pair import open_pair
+from edgeprism.vision.pair_trial import try_pair
 
 LONG = mmprojs.IDEFICS
 

@@ -25,7 +25,7 @@ from edgeprism.language.model import Context, LanguageModel
 from edgeprism.prism import Prism
 from edgeprism.reasoner import Reasoner
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
-from edgeprism.vision import VisionEncoder
+from edgeprism.vision.onnx import VisionEncoder
 
 
 def caption(text: str) -> Caption:

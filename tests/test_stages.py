@@ -20,7 +20,7 @@ from edgeprism.prism import Prism
 from edgeprism.reasoner import Reasoner
 from edgeprism.store import CaptionStore, default_path
 from edgeprism.stored import StoredCaptioner
-from edgeprism.vision import VisionEncoder
+from edgeprism.vision.onnx import VisionEncoder
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from test_tiles import BEST_FIT_POLICY, CLOSEST_POLICY, LONGEST_POLICY, picture
 
-from edgeprism import vision
 from edgeprism.batch import Batch
 from edgeprism.bundle.manifest import ImagePolicy, Markers
 from edgeprism.captioner import Captioner
@@ -26,6 +25,7 @@ from edgeprism.picture.find import PictureFile
 from edgeprism.picture.layout import picture_to_layout
 from edgeprism.picture.read import picture_to_tiles, read_picture
 from edgeprism.records import Text
+from edgeprism.vision import onnx
 
 SEED = 1
 NEWLINE = np.random.default_rng(9).standard_normal((1, bundles.N_EMBD)).astype(np.float32)
@@ -185,7 +185,7 @@ def test_a_newline_that_the_manifest_does_not_name_is_refused(tmp_path: Path) ->
 
 def test_tiles_on_an_accelerator_go_a_few_at_a_time(bundle: Path) -> None:
     manifest = Captioner.load(bundle).bundle.manifest
-    it = vision.VisionEncoder(bundle / "vision.fp32.onnx", manifest, threads=1)
+    it = onnx.VisionEncoder(bundle / "vision.fp32.onnx", manifest, threads=1)
     pixels = np.random.default_rng(1).integers(0, 256, (11, 28, 28, 3), dtype=np.uint8)
     one_by_one = it.encode(pixels)
     it._tiles_at_once = 8

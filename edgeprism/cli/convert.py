@@ -172,7 +172,7 @@ def mmproj_pair(
     overwrite: bool,
 ) -> None:
     """Any pair that llama.cpp's mtmd runs, into OUT, as it is; needs nothing but the runtime."""
-    from edgeprism.pair import write_pair
+    from edgeprism.vision.pair import write_pair
 
     write_pair(lm, mmproj, out, chat_format=chat_format, name=name, copy=copy, overwrite=overwrite)
     click.echo(str(out))

@@ -101,7 +101,7 @@ def open_captioner(
 
 
 def _pair(lm: str | None, mmproj: str | None, chat_format: str | None) -> Bundle:
-    from edgeprism.pair import open_pair
+    from edgeprism.vision.pair import open_pair
 
     if not lm or not mmproj:
         raise UsageError("--lm and --mmproj belong together.", "Name both files of the pair.")

@@ -18,7 +18,7 @@ from edgeprism.captioner import Captioner
 from edgeprism.convert import onnx_file, parity
 from edgeprism.convert.parity_data import gate_pictures
 from edgeprism.progress import Progress
-from edgeprism.vision import VisionEncoder
+from edgeprism.vision.onnx import VisionEncoder
 
 SPEC = Spec(container="single", seed=6)
 Bundles = Callable[..., Path]

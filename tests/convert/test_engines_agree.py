@@ -53,8 +53,8 @@ from transformers.image_processing_utils import select_best_resolution
 from edgeprism.captioner import Captioner
 from edgeprism.convert.families import internvl, smolvlm
 from edgeprism.language.model import LanguageModel
-from edgeprism.mtmd import MtmdEncoder
 from edgeprism.records import EncodedImage, ImageRows, Segment, Text, Tokens
+from edgeprism.vision.mtmd import MtmdEncoder
 
 TOLERANCE = 2e-3  # of the largest value: what libmtmd's GELU costs
 

@@ -24,7 +24,6 @@ from transformers import (
     LlavaNextImageProcessor,
 )
 
-from edgeprism import vision_engine
 from edgeprism.captioner import Captioner
 from edgeprism.convert import stock_vision, vision_graph
 from edgeprism.convert.families import llava, llava_next
@@ -32,6 +31,7 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.errors import CheckpointError
 from edgeprism.picture import layout
 from edgeprism.progress import Progress
+from edgeprism.vision import engine
 
 TILE, PATCH = 28, 7
 SYSTEM = (
@@ -210,7 +210,7 @@ def _rows_changed(change: Callable[[Any], np.ndarray]) -> Callable[[pytest.Monke
             made = right(*arguments)
             return dataclasses.replace(made, rows=change(made))
 
-        patch.setattr(vision_engine, "picture_to_layout", wrong)
+        patch.setattr(engine, "picture_to_layout", wrong)
 
     return plant
 

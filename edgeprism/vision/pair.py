@@ -37,13 +37,13 @@ from edgeprism.bundle.open import Bundle, data_dir, file_digest
 from edgeprism.errors import ManifestError, ModelError, OutputError
 from edgeprism.files.atomic import write_atomically
 from edgeprism.files.strict_json import record_from_data
-from edgeprism.mmproj_checks import (
+from edgeprism.vision.mmproj_checks import (
     ARCHITECTURE,
     check_mmproj,
     check_positions,
     projector_of,
 )
-from edgeprism.pair_trial import PairFacts, try_pair
+from edgeprism.vision.pair_trial import PairFacts, try_pair
 
 LM_FILE, MMPROJ_FILE = "lm.gguf", "mmproj.gguf"
 INSTRUCTION = "Describe this picture in detail."

@@ -13,10 +13,10 @@ from edgeprism.language.llama import supports_offload
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER, GPU_PROVIDERS
-from edgeprism.mtmd import MtmdEncoder
 from edgeprism.picture.layout import Size, picture_to_layout, shrunk_size
 from edgeprism.records import ImageRows, Segment
-from edgeprism.vision import VisionEncoder, available_providers
+from edgeprism.vision.mtmd import MtmdEncoder
+from edgeprism.vision.onnx import VisionEncoder, available_providers
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import Manifest

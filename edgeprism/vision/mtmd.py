@@ -21,8 +21,8 @@ from edgeprism.errors import ImageError, Interrupted, ModelError
 from edgeprism.language.llama import forget_words, import_mtmd, last_words
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.cancel import Cancel
-from edgeprism.mmproj_checks import check_mmproj, check_positions
 from edgeprism.records import ImageRows, Segment, Tokens
+from edgeprism.vision.mmproj_checks import check_mmproj, check_positions
 
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
 _NODES = 8  # of the graph between two looks at the request to stop

@@ -46,7 +46,7 @@ def try_pair(lm: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
     """Raises ModelError for a pair that does not run, TemplateError for a chat it cannot hold."""
     asked = json.dumps({"lm": str(lm), "mmproj": str(mmproj), "chat_format": chat_format})
     child = subprocess.run(
-        [sys.executable, "-m", "edgeprism.pair_trial"],
+        [sys.executable, "-m", "edgeprism.vision.pair_trial"],
         input=asked, capture_output=True, text=True, encoding="utf-8", errors="replace",
         env={**os.environ, **_QUIET}, check=False,
     )  # fmt: skip
@@ -73,8 +73,8 @@ def _tried(lm_path: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
     from edgeprism.language.chat import Message, chat_to_segments
     from edgeprism.language.model import LanguageModel
     from edgeprism.machine.device import available_cores
-    from edgeprism.mtmd import MtmdEncoder
     from edgeprism.records import ImageRows, Text
+    from edgeprism.vision.mtmd import MtmdEncoder
 
     lm = LanguageModel(lm_path, threads=available_cores())
     mark = "\x02"
