@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "edgeprism.captioner": ("Captioner",),
+    "edgeprism.perceive.captioner": ("Captioner",),
     "edgeprism.reasoner": ("Reasoner",),
     "edgeprism.remote": ("RemoteReasoner",),
     "edgeprism.prism": ("Prism",),
@@ -41,8 +41,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from edgeprism.captioner import Captioner
     from edgeprism.errors import EdgePrismError
+    from edgeprism.perceive.captioner import Captioner
     from edgeprism.prism import Prism
     from edgeprism.reasoner import Reasoner
     from edgeprism.records import Answer, Caption, EncodedImage, ModelInfo, Timings, TokenCounts

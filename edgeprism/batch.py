@@ -20,11 +20,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.captioner import Captioner, Plan
 from edgeprism.errors import EdgePrismError, ImageError
 from edgeprism.lanes import Lane, Turns
 from edgeprism.language.generator import Finished
 from edgeprism.machine.device import available_cores
+from edgeprism.perceive.captioner import Captioner, Plan
 from edgeprism.picture.workers import Decoded, DecodePool
 from edgeprism.records import EncodedImage, Timings
 from edgeprism.store import CaptionStore

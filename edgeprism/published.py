@@ -17,10 +17,10 @@ from typing import Any
 
 import edgeprism
 from edgeprism.bundle.open import Bundle, open_bundle
-from edgeprism.captioner import Captioner
 from edgeprism.doctor import machine_facts
 from edgeprism.errors import EdgePrismError, UsageError
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, read_catalogue
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.progress import Progress
 from edgeprism.pull import pull
 

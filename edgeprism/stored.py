@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeprism.captioner import Captioner, Plan
+from edgeprism.perceive.captioner import Captioner, Plan
 from edgeprism.picture.read import MAX_FILE_BYTES, READER_VERSION, ImageSource
 from edgeprism.records import Caption, EncodedImage, ModelInfo, Pictured, Timings, TokenCounts
 from edgeprism.store import CaptionStore, RequestKey

@@ -25,7 +25,7 @@ from edgeprism.machine.device import available_cores, cpu_name, memory_bytes
 from edgeprism.picture.layout import most_visual_tokens
 
 if TYPE_CHECKING:
-    from edgeprism.captioner import Captioner
+    from edgeprism.perceive.captioner import Captioner
 
 WIDTHS = (1, 2, 4, 8, 16)
 ENOUGH = 0.95  # of the best rate

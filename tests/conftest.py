@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeprism.captioner import Captioner
 from edgeprism.language.model import LanguageModel
+from edgeprism.perceive.captioner import Captioner
 
 # The tests are the CPU's: what they expect is exact, and forked children cannot use a GPU that
 # their parent has begun with. tests/test_cuda.py is for the GPU: EDGEPRISM_TEST_CUDA=1.

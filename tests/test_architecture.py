@@ -34,14 +34,14 @@ LAYERS = [
         "language.stop_text",
     },
     {"language.chat", "schema", "bundle.gguf_checks", "picture.layout", "remote_http"},
-    {"vision.mmproj_checks", "evidence", "together", "picture.tile"},
+    {"vision.mmproj_checks", "evidence", "perceive.several", "picture.tile"},
     {"picture.read"},
     {"bundle.open", "vision.onnx", "language.model", "machine.device"},
     {"language.sampler", "vision.mtmd", "language.request"},
     {"vision.engine"},
     {"language.generator", "reasoning"},
-    {"caption_stream"},
-    {"captioner", "reasoner", "remote", "merge"},
+    {"perceive.stream"},
+    {"perceive.captioner", "reasoner", "remote", "merge"},
     {"prism"},
 ]
 CAPABILITY, COMMAND_LINE = len(LAYERS), len(LAYERS) + 1
@@ -107,7 +107,7 @@ def layer(module: str) -> int:
 def test_the_rule_sees_the_imports() -> None:
     """Else every rule below would hold of nothing."""
     seen = {(i.importer, i.inner) for i in imports()}
-    assert {("captioner", "language.model"), ("language.model", "bundle.gguf_checks"), ("cli.caption", "captioner"),
+    assert {("perceive.captioner", "language.model"), ("language.model", "bundle.gguf_checks"), ("cli.caption", "perceive.captioner"),
             ("doctor", "machine.device")} <= seen  # fmt: skip
     assert {i.target.split(".")[0] for i in imports()} >= {"onnxruntime", "llama_cpp", "numpy"}
     assert {name for names in LAYERS for name in names} <= {name for name, _ in sources()}
@@ -148,8 +148,8 @@ def test_no_circle_among_capabilities() -> None:
 
 def test_captioner_and_reasoner_do_not_know_each_other() -> None:
     pairs = {(i.importer, i.inner) for i in imports()}
-    assert ("captioner", "reasoner") not in pairs
-    assert ("reasoner", "captioner") not in pairs
+    assert ("perceive.captioner", "reasoner") not in pairs
+    assert ("reasoner", "perceive.captioner") not in pairs
 
 
 @pytest.mark.parametrize("library", ENGINES)

@@ -10,11 +10,11 @@ from pathlib import Path
 import bundles
 import pytest
 
-from edgeprism.captioner import Captioner
 from edgeprism.cli import run
 from edgeprism.errors import UsageError
 from edgeprism.grammar import Shape
 from edgeprism.language.chat import Message
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
 from edgeprism.reasoning import BaseReasoner, Completion
 from edgeprism.records import ModelInfo, Timings, TokenCounts

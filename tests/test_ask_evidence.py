@@ -10,10 +10,10 @@ from typing import Any
 import bundles
 import pytest
 
-from edgeprism.captioner import Captioner
 from edgeprism.cli import run
 from edgeprism.errors import PromptTooLongError
 from edgeprism.evidence import caption_to_sentences, captions_to_sentences, said_to_evidence
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.reasoner import Reasoner
 from edgeprism.records import Caption
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from edgeprism.captioner import Captioner
 from edgeprism.errors import UsageError
 from edgeprism.grammar import Shape, phrases_to_shape
 from edgeprism.language.chat import FOCUS_EXAMPLES, Message, focus_messages
 from edgeprism.language.generator import Finished, Generator
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
 from edgeprism.question import (
     FOCUS_LINKS,

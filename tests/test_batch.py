@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from edgeprism.batch import Batch, Outcome
-from edgeprism.captioner import Captioner
 from edgeprism.errors import ImageError
 from edgeprism.machine.device import available_cores
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.find import find_pictures
 from edgeprism.picture.workers import DecodePool
 from edgeprism.store import CaptionStore

@@ -14,8 +14,8 @@ import pytest
 
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, VisionVariant
 from edgeprism.bundle.open import open as b
-from edgeprism.captioner import Captioner
 from edgeprism.errors import ManifestError, ModelError
+from edgeprism.perceive.captioner import Captioner
 
 
 @pytest.fixture

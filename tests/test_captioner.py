@@ -18,7 +18,6 @@ from bundles import SAID_TEXT
 from PIL import Image
 
 import edgeprism
-from edgeprism.captioner import Captioner
 from edgeprism.errors import (
     DeviceError,
     ImageError,
@@ -28,6 +27,7 @@ from edgeprism.errors import (
     PromptTooLongError,
     UsageError,
 )
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.vision.onnx import VisionEncoder
 
 
@@ -336,6 +336,7 @@ def test_who_wants_the_cpu_does_not_wait_for_a_gpu(
     random_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "edgeprism.captioner.vision_providers", lambda _: pytest.fail("a provider was tried")
+        "edgeprism.perceive.captioner.vision_providers",
+        lambda _: pytest.fail("a provider was tried"),
     )
     assert Captioner.load(random_bundle, device="cpu").device == "cpu"

@@ -18,9 +18,9 @@ from PIL import Image
 from test_generate import multi_axis_lm
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from edgeprism.captioner import Captioner
 from edgeprism.errors import Interrupted
 from edgeprism.language.model import LanguageModel
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.records import ImageRows, Segment, Tokens
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.pair import open_pair

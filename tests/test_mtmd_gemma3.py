@@ -21,8 +21,8 @@ import torch
 from torch import nn
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from edgeprism.captioner import Captioner
 from edgeprism.language.model import LanguageModel
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.records import ImageRows, Tokens
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.pair import open_pair

@@ -15,9 +15,9 @@ from children import in_child
 from PIL import Image
 from test_generate import multi_axis_lm
 
-from edgeprism.captioner import Captioner
 from edgeprism.cli import run
 from edgeprism.errors import ModelError, TemplateError
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.vision import pair
 from edgeprism.vision.pair import open_pair
 from edgeprism.vision.pair_trial import try_pair

@@ -12,7 +12,6 @@ import pytest
 from bundles import SAID_TEXT
 
 from edgeprism.bundle.open import data_dir
-from edgeprism.captioner import Captioner
 from edgeprism.errors import (
     DeviceError,
     ImageError,
@@ -22,6 +21,7 @@ from edgeprism.errors import (
     UsageError,
 )
 from edgeprism.language.model import Context, LanguageModel
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
 from edgeprism.reasoner import Reasoner
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeprism.captioner import Captioner
 from edgeprism.cli import run
 from edgeprism.errors import ImageError, UsageError
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.device import stages_apart
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
 from edgeprism.reasoner import Reasoner
 from edgeprism.store import CaptionStore, default_path

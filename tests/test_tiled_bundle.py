@@ -18,9 +18,9 @@ from test_tiles import BEST_FIT_POLICY, CLOSEST_POLICY, LONGEST_POLICY, picture
 
 from edgeprism.batch import Batch
 from edgeprism.bundle.manifest import ImagePolicy, Markers
-from edgeprism.captioner import Captioner
 from edgeprism.cli import run
 from edgeprism.errors import ModelError
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.find import PictureFile
 from edgeprism.picture.layout import picture_to_layout
 from edgeprism.picture.read import picture_to_tiles, read_picture

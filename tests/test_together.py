@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from edgeprism.bundle.manifest import Several
-from edgeprism.captioner import Captioner
 from edgeprism.cli import run
 from edgeprism.errors import ImageError, UsageError
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.records import ImageRows, Text
 from edgeprism.stored import record_to_caption
 

@@ -21,7 +21,7 @@ from edgeprism.cli.options import (
 from edgeprism.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeprism.captioner import Captioner
+    from edgeprism.perceive.captioner import Captioner
     from edgeprism.records import Caption
 
 

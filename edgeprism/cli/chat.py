@@ -26,8 +26,8 @@ from edgeprism.cli.options import (
 from edgeprism.errors import EdgePrismError, Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from edgeprism.captioner import Captioner
     from edgeprism.conversation import Conversation
+    from edgeprism.perceive.captioner import Captioner
     from edgeprism.prism import Perceiver
     from edgeprism.records import Caption, EncodedImage
 

@@ -76,10 +76,10 @@ def command(
     answers.csv, and the run itself, which the same command goes on with after any interruption.
     Exit code 3 says that rows were skipped or questions failed; no score counts those.
     """
-    from edgeprism.captioner import Captioner
     from edgeprism.evaluation.evaluate import evaluate, own_questions
     from edgeprism.evaluation.matrix import Matrix, Settings
     from edgeprism.evaluation.questions import QuestionFile
+    from edgeprism.perceive.captioner import Captioner
 
     engine = {name: asked[name] for name in ("device", "threads", "gpu_layers")}
     network = {"allow_network": asked["allow_network"]}

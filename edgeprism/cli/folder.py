@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprism.batch import Batch, Outcome
-from edgeprism.captioner import Captioner, Plan
 from edgeprism.errors import EdgePrismError, Interrupted, OutputError
 from edgeprism.files.atomic import AtomicFile
 from edgeprism.machine.cancel import finishing_first
 from edgeprism.outputs import CsvOutput, JsonLinesOutput, JsonOutput, RecordOutput, TextOutput
+from edgeprism.perceive.captioner import Captioner, Plan
 from edgeprism.picture.find import PictureSearch
 from edgeprism.sidecar import Sidecar, TxtSidecar, XmpSidecar
 from edgeprism.store import CaptionStore, default_path

@@ -129,7 +129,7 @@ def verify_published(
 
 def _cost(name: str, sizes: tuple[str, ...], images: tuple[Path, ...]) -> dict[str, Any]:
     """What a picture would cost, or several in one prompt, without encoding them."""
-    from edgeprism.captioner import Captioner
+    from edgeprism.perceive.captioner import Captioner
     from edgeprism.picture.read import read_picture
 
     if sizes and images:

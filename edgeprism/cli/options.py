@@ -14,7 +14,7 @@ from edgeprism.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeprism.bundle.open import Bundle
-    from edgeprism.captioner import Captioner
+    from edgeprism.perceive.captioner import Captioner
     from edgeprism.prism import Perceiver
     from edgeprism.reasoning import BaseReasoner
 
@@ -82,7 +82,7 @@ def open_captioner(
 
     `settings`: device, threads, gpu_layers, vision_quant.
     """
-    from edgeprism.captioner import Captioner
+    from edgeprism.perceive.captioner import Captioner
 
     if lm or mmproj:
         captioner = Captioner(_pair(lm, mmproj, lm_chat_format), **settings)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import edgeprism
-from edgeprism.captioner import Captioner
 from edgeprism.errors import UsageError
 from edgeprism.evaluation.results import key_of
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.reasoning import BaseReasoner
 from edgeprism.records import ModelInfo
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from edgeprism.captioner import Captioner
 from edgeprism.errors import DeviceError, EdgePrismError, Interrupted, ModelError
 from edgeprism.evaluation.analysis import CellResult, Outcome
 from edgeprism.evaluation.judge import NONE, judge_answer, said_to_verdict
@@ -22,6 +21,7 @@ from edgeprism.evaluation.results import Results, key_of
 from edgeprism.evaluation.scoring import Verdict, score
 from edgeprism.grammar import choices_to_shape
 from edgeprism.machine import peak_memory
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.reasoning import BaseReasoner
 from edgeprism.stored import record_to_caption
 

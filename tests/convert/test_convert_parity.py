@@ -15,12 +15,12 @@ from converting import convert
 from PIL import Image
 from published import INSTRUCTION, Mistakes, Reference, pictures
 
-from edgeprism.captioner import Captioner
 from edgeprism.convert import internlm2, vision_graph
 from edgeprism.convert.lora import LoraAdapter
 from edgeprism.language.chat import caption_to_segments
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Rows, segments_to_parts
+from edgeprism.perceive.captioner import Captioner
 
 N_TOKENS = 64
 SPECS = (

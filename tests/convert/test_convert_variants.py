@@ -14,9 +14,9 @@ from checkpoints import Folders, Spec
 from converting import convert
 
 from edgeprism.bundle.manifest import VISION_QUANTS, manifest_from_bundle
-from edgeprism.captioner import Captioner
 from edgeprism.convert import onnx_file, parity
 from edgeprism.convert.parity_data import gate_pictures
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.progress import Progress
 from edgeprism.vision.onnx import VisionEncoder
 

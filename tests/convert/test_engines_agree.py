@@ -50,9 +50,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, Idefics3ImageProcess
 from transformers.activations import GELUActivation
 from transformers.image_processing_utils import select_best_resolution
 
-from edgeprism.captioner import Captioner
 from edgeprism.convert.families import internvl, smolvlm
 from edgeprism.language.model import LanguageModel
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.records import EncodedImage, ImageRows, Segment, Text, Tokens
 from edgeprism.vision.mtmd import MtmdEncoder
 

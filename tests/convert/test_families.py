@@ -18,7 +18,6 @@ from tiny_prismatic import write_prismatic
 from tiny_vila import write_vila
 
 from edgeprism.bundle.manifest import manifest_from_bundle
-from edgeprism.captioner import Captioner
 from edgeprism.convert import (
     stock_vision,
     timm_tower,
@@ -29,6 +28,7 @@ from edgeprism.convert import (
 from edgeprism.convert.families import FAMILIES, prismatic
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.errors import UsageError
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.read import picture_to_tiles, read_picture
 from edgeprism.progress import Progress
 

@@ -24,11 +24,11 @@ from transformers import (
     LlavaNextImageProcessor,
 )
 
-from edgeprism.captioner import Captioner
 from edgeprism.convert import stock_vision, vision_graph
 from edgeprism.convert.families import llava, llava_next
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.errors import CheckpointError
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture import layout
 from edgeprism.progress import Progress
 from edgeprism.vision import engine

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from edgeprism import captioner
-from edgeprism.captioner import Captioner
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.perceive import captioner
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture import layout, read
 from edgeprism.progress import Progress
 

@@ -18,7 +18,6 @@ import bundles
 import pytest
 from eval_files import WriteTsv, lettered, picture
 
-from edgeprism.captioner import Captioner
 from edgeprism.cli import run
 from edgeprism.errors import ModelError, PromptTooLongError, UsageError
 from edgeprism.evaluation.analysis import CHANCE
@@ -26,6 +25,7 @@ from edgeprism.evaluation.evaluate import CSV, JSON, PAGE, evaluate, own_questio
 from edgeprism.evaluation.matrix import Matrix, Settings
 from edgeprism.evaluation.questions import QuestionFile
 from edgeprism.evaluation.results import Results
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.reasoner import Reasoner
 
 SHORT = Settings(caption_tokens=6, answer_tokens=6)

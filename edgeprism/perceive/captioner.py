@@ -14,7 +14,6 @@ import numpy as np
 import edgeprism
 from edgeprism.bundle.manifest import VisionVariant
 from edgeprism.bundle.open import DEFAULT_MODEL, Bundle, choose_vision, open_bundle
-from edgeprism.caption_stream import CaptionStream
 from edgeprism.errors import UsageError
 from edgeprism.language.chat import caption_to_segments, instruction_for, pictures_to_segments
 from edgeprism.language.generator import Finished, Generator, Piece
@@ -30,6 +29,8 @@ from edgeprism.machine.device import (
     device_name,
     has_int8_dot,
 )
+from edgeprism.perceive.several import pictures_together, several_of
+from edgeprism.perceive.stream import CaptionStream
 from edgeprism.picture.read import ImageSource, enough_for, picture_to_tiles, read_picture
 from edgeprism.records import (
     Caption,
@@ -40,7 +41,6 @@ from edgeprism.records import (
     Segment,
     Timings,
 )
-from edgeprism.together import pictures_together, several_of
 from edgeprism.vision.engine import (
     VisionEngine,
     open_vision,
