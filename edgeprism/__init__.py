@@ -17,8 +17,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "edgeprism.perceive.captioner": ("Captioner",),
-    "edgeprism.reasoner": ("Reasoner",),
-    "edgeprism.remote": ("RemoteReasoner",),
+    "edgeprism.reason.local": ("Reasoner",),
+    "edgeprism.reason.remote": ("RemoteReasoner",),
     "edgeprism.prism": ("Prism",),
     "edgeprism.records": (
         "Answer", "Caption", "EncodedImage", "ModelInfo", "Timings", "TokenCounts",
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from edgeprism.errors import EdgePrismError
     from edgeprism.perceive.captioner import Captioner
     from edgeprism.prism import Prism
-    from edgeprism.reasoner import Reasoner
+    from edgeprism.reason.local import Reasoner
+    from edgeprism.reason.remote import RemoteReasoner
     from edgeprism.records import Answer, Caption, EncodedImage, ModelInfo, Timings, TokenCounts
-    from edgeprism.remote import RemoteReasoner
 
 
 def __getattr__(name: str) -> Any:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from edgeprism.errors import UsageError
-from edgeprism.grammar import Shape
-from edgeprism.merge import merge_captions
 from edgeprism.picture.read import MAX_FILE_BYTES, ImageSource
-from edgeprism.reasoning import BaseReasoner
+from edgeprism.reason.base import BaseReasoner
+from edgeprism.reason.merge import merge_captions
+from edgeprism.reason.shape import Shape
 from edgeprism.records import Answer, Caption, EncodedImage
 
 INSTRUCTION_MODES = ("question", "generic")

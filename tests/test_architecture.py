@@ -25,23 +25,23 @@ LAYERS = [
     {"files.strict_json"},
     {
         "bundle.manifest",
-        "question",
-        "grammar",
+        "reason.question",
+        "reason.shape",
         "machine.cancel",
         "bundle.gguf",
         "language.llama_batch",
         "language.llama",
         "language.stop_text",
     },
-    {"language.chat", "schema", "bundle.gguf_checks", "picture.layout", "remote_http"},
-    {"vision.mmproj_checks", "evidence", "perceive.several", "picture.tile"},
+    {"language.chat", "reason.json_schema", "bundle.gguf_checks", "picture.layout", "reason.http"},
+    {"vision.mmproj_checks", "reason.evidence", "perceive.several", "picture.tile"},
     {"picture.read"},
     {"bundle.open", "vision.onnx", "language.model", "machine.device"},
     {"language.sampler", "vision.mtmd", "language.request"},
     {"vision.engine"},
-    {"language.generator", "reasoning"},
+    {"language.generator", "reason.base"},
     {"perceive.stream"},
-    {"perceive.captioner", "reasoner", "remote", "merge"},
+    {"perceive.captioner", "reason.local", "reason.remote", "reason.merge"},
     {"prism"},
 ]
 CAPABILITY, COMMAND_LINE = len(LAYERS), len(LAYERS) + 1
@@ -148,8 +148,8 @@ def test_no_circle_among_capabilities() -> None:
 
 def test_captioner_and_reasoner_do_not_know_each_other() -> None:
     pairs = {(i.importer, i.inner) for i in imports()}
-    assert ("perceive.captioner", "reasoner") not in pairs
-    assert ("reasoner", "perceive.captioner") not in pairs
+    assert ("perceive.captioner", "reason.local") not in pairs
+    assert ("reason.local", "perceive.captioner") not in pairs
 
 
 @pytest.mark.parametrize("library", ENGINES)
@@ -165,7 +165,7 @@ def test_who_may_open_a_socket() -> None:
     """
     network = ("socket", "ssl", "http", "urllib.request", "requests", "httpx", "huggingface_hub")
     found = {i.importer for i in imports() if i.target.startswith(network) and not i.only_types}
-    assert found == {"remote_http", "pull_hub", "store"}
+    assert found == {"reason.http", "pull_hub", "store"}
 
 
 def test_no_training_library_in_the_runtime() -> None:

@@ -12,11 +12,11 @@ import pytest
 
 from edgeprism.cli import run
 from edgeprism.errors import UsageError
-from edgeprism.grammar import Shape
 from edgeprism.language.chat import Message
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
-from edgeprism.reasoning import BaseReasoner, Completion
+from edgeprism.reason.base import BaseReasoner, Completion
+from edgeprism.reason.shape import Shape
 from edgeprism.records import ModelInfo, Timings, TokenCounts
 
 OTHER = bundles.piece_ids("▁two", "▁white", "▁bird", "▁near", "▁it", bundles.IM_END)

@@ -12,9 +12,9 @@ import pytest
 
 from edgeprism.cli import run
 from edgeprism.errors import PromptTooLongError
-from edgeprism.evidence import caption_to_sentences, captions_to_sentences, said_to_evidence
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.reasoner import Reasoner
+from edgeprism.reason.evidence import caption_to_sentences, captions_to_sentences, said_to_evidence
+from edgeprism.reason.local import Reasoner
 from edgeprism.records import Caption
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from edgeprism.errors import UsageError
-from edgeprism.grammar import Shape, phrases_to_shape
 from edgeprism.language.chat import FOCUS_EXAMPLES, Message, focus_messages
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
-from edgeprism.question import (
+from edgeprism.reason.base import BaseReasoner, Completion, captions_by_picture, cut_thinking
+from edgeprism.reason.local import Reasoner
+from edgeprism.reason.question import (
     FOCUS_LINKS,
     FOCUS_OPENINGS,
     Question,
@@ -26,8 +27,7 @@ from edgeprism.question import (
     leaked_option,
     to_question,
 )
-from edgeprism.reasoner import Reasoner
-from edgeprism.reasoning import BaseReasoner, Completion, captions_by_picture, cut_thinking
+from edgeprism.reason.shape import Shape, phrases_to_shape
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
 
 OPTIONS = {"A": "two old boats", "B": "seven birds"}

@@ -13,11 +13,11 @@ from children import in_child
 
 from edgeprism.cli import run
 from edgeprism.errors import ModelError, UsageError
-from edgeprism.grammar import choices_to_shape, literal, numbers_to_shape
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.sampler import Sampler
-from edgeprism.reasoner import Reasoner
-from edgeprism.schema import schema_to_shape, text_to_shape
+from edgeprism.reason.json_schema import schema_to_shape, text_to_shape
+from edgeprism.reason.local import Reasoner
+from edgeprism.reason.shape import choices_to_shape, literal, numbers_to_shape
 
 SEEDS = range(4)
 SCHEMAS: list[dict[str, Any]] = [

@@ -15,13 +15,13 @@ import pytest
 from bundles import SAID_TEXT
 
 from edgeprism.cli import run
-from edgeprism.conversation import Conversation
 from edgeprism.errors import PromptTooLongError, UsageError
-from edgeprism.grammar import Shape
 from edgeprism.language.chat import Message
 from edgeprism.language.model import Context
-from edgeprism.reasoner import Reasoner
-from edgeprism.reasoning import BaseReasoner, Completion
+from edgeprism.reason.base import BaseReasoner, Completion
+from edgeprism.reason.conversation import Conversation
+from edgeprism.reason.local import Reasoner
+from edgeprism.reason.shape import Shape
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
 from edgeprism.vision.onnx import VisionEncoder
 

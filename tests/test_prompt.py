@@ -15,7 +15,7 @@ from edgeprism.language.chat import (
     chat_to_segments,
     instruction_for,
 )
-from edgeprism.question import to_question
+from edgeprism.reason.question import to_question
 from edgeprism.records import ImageRows, Segment, Text
 
 PROMPTS = bundles.make_manifest({}).prompts

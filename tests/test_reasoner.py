@@ -23,7 +23,7 @@ from edgeprism.errors import (
 from edgeprism.language.model import Context, LanguageModel
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
-from edgeprism.reasoner import Reasoner
+from edgeprism.reason.local import Reasoner
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
 from edgeprism.vision.onnx import VisionEncoder
 

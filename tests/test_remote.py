@@ -17,10 +17,10 @@ from bundles import SAID_TEXT
 
 from edgeprism.cli import run
 from edgeprism.errors import ReplyError, ServerError
-from edgeprism.grammar import choices_to_shape
 from edgeprism.language.chat import Message
-from edgeprism.reasoner import Reasoner
-from edgeprism.remote import RemoteReasoner
+from edgeprism.reason.local import Reasoner
+from edgeprism.reason.remote import RemoteReasoner
+from edgeprism.reason.shape import choices_to_shape
 
 pytest.importorskip("fastapi", reason="llama_cpp.server's own requirements: the extra dev")
 KEY = "sk-of-the-tests"

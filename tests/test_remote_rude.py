@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from rude_server import DRIP, HANG, NOTHING, RudeServer, http, said
 
-from edgeprism import remote_http
 from edgeprism.errors import EdgePrismError, Interrupted, ReplyError, ServerError, UsageError
-from edgeprism.grammar import choices_to_shape
 from edgeprism.language.chat import Message
-from edgeprism.reasoning import Completion
-from edgeprism.remote import RemoteReasoner, ShapeError
+from edgeprism.reason import http
+from edgeprism.reason.base import Completion
+from edgeprism.reason.remote import RemoteReasoner, ShapeError
+from edgeprism.reason.shape import choices_to_shape
 
 Serve = Callable[..., RudeServer]
 CHUNKS_CUT = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n40\r\n{"
@@ -121,7 +121,7 @@ def test_what_will_not_pass_is_said_at_once(
 
 
 def test_an_answer_without_end_is_cut(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_http, "MAX_REPLY", 1000)
+    monkeypatch.setattr(http, "MAX_REPLY", 1000)
     with pytest.raises(ReplyError, match="more than"):
         ask(serve(http(b" " * 5000)))
 

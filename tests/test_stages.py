@@ -17,7 +17,7 @@ from edgeprism.language.model import LanguageModel
 from edgeprism.machine.device import stages_apart
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
-from edgeprism.reasoner import Reasoner
+from edgeprism.reason.local import Reasoner
 from edgeprism.store import CaptionStore, default_path
 from edgeprism.stored import StoredCaptioner
 from edgeprism.vision.onnx import VisionEncoder

@@ -24,8 +24,8 @@ from edgeprism.cli.options import (
 from edgeprism.errors import EdgePrismError, UsageError
 
 if TYPE_CHECKING:
-    from edgeprism.grammar import Shape
     from edgeprism.prism import Prism
+    from edgeprism.reason.shape import Shape
     from edgeprism.records import Answer
 
 
@@ -120,11 +120,11 @@ def _shape(choices: str | None, schema_file: str | None) -> Shape | None:
     if choices is not None and schema_file is not None:
         raise UsageError("--choices and --schema exclude each other.", "Choose one.")
     if choices is not None:
-        from edgeprism.grammar import choices_to_shape
+        from edgeprism.reason.shape import choices_to_shape
 
         return choices_to_shape(choices.split(","))
     if schema_file is not None:
-        from edgeprism.schema import text_to_shape
+        from edgeprism.reason.json_schema import text_to_shape
 
         try:
             text = Path(schema_file).read_text(encoding="utf-8-sig")

@@ -26,9 +26,9 @@ from edgeprism.cli.options import (
 from edgeprism.errors import EdgePrismError, Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from edgeprism.conversation import Conversation
     from edgeprism.perceive.captioner import Captioner
     from edgeprism.prism import Perceiver
+    from edgeprism.reason.conversation import Conversation
     from edgeprism.records import Caption, EncodedImage
 
 _HELP = "/focus TEXT looks again, /captions prints what was seen, /quit (or Ctrl-D) ends."
@@ -67,7 +67,7 @@ def command(
     The pictures are described once. /focus TEXT looks again, /captions prints what was seen,
     /quit or the end of input ends. Exit code 3 says that some questions had no answer.
     """
-    from edgeprism.conversation import Conversation
+    from edgeprism.reason.conversation import Conversation
 
     if "-" in images:
         raise UsageError("Standard input holds the questions.", "Name the picture's file.")

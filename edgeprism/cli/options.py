@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgeprism.bundle.open import Bundle
     from edgeprism.perceive.captioner import Captioner
     from edgeprism.prism import Perceiver
-    from edgeprism.reasoning import BaseReasoner
+    from edgeprism.reason.base import BaseReasoner
 
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -165,8 +165,8 @@ def open_reasoners(
     **engine: Any,
 ) -> list[BaseReasoner]:
     """Reasoners by name, file or URL; of a URL each of `served_models`, or its first."""
-    from edgeprism.reasoner import Reasoner
-    from edgeprism.remote import RemoteReasoner, is_url
+    from edgeprism.reason.local import Reasoner
+    from edgeprism.reason.remote import RemoteReasoner, is_url
 
     found: list[BaseReasoner] = []
     names = list(dict.fromkeys(names))

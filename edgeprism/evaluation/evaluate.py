@@ -13,7 +13,7 @@ from edgeprism.evaluation.questions import QuestionFile, choose_questions
 from edgeprism.evaluation.report import Asked, to_report, write_csv, write_json
 from edgeprism.evaluation.results import Results
 from edgeprism.evaluation.run import Progress, Run
-from edgeprism.reasoning import BaseReasoner
+from edgeprism.reason.base import BaseReasoner
 
 PAGE, JSON, CSV = "report.html", "report.json", "answers.csv"
 

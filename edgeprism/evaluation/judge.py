@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from edgeprism.evaluation.questions import Question
 from edgeprism.evaluation.scoring import UNMATCHED, Verdict
-from edgeprism.grammar import choices_to_shape
 from edgeprism.language.chat import Message
-from edgeprism.reasoning import BaseReasoner
+from edgeprism.reason.base import BaseReasoner
+from edgeprism.reason.shape import choices_to_shape
 
 NONE = "none"
 _MOST_TOKENS = 16

@@ -11,7 +11,7 @@ import edgeprism
 from edgeprism.errors import UsageError
 from edgeprism.evaluation.results import key_of
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.reasoning import BaseReasoner
+from edgeprism.reason.base import BaseReasoner
 from edgeprism.records import ModelInfo
 
 MODES = ("generic", "question")

@@ -23,7 +23,7 @@ from edgeprism.evaluation.questions import Question, QuestionFile
 from edgeprism.evaluation.statistics import CONFIDENCE, RESAMPLES
 from edgeprism.files.atomic import AtomicFile, write_atomically
 from edgeprism.outputs import csv_row
-from edgeprism.reasoning import BaseReasoner
+from edgeprism.reason.base import BaseReasoner
 
 if TYPE_CHECKING:
     from rich.console import Console

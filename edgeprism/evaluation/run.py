@@ -19,10 +19,10 @@ from edgeprism.evaluation.matrix import Cell, Matrix, model_id
 from edgeprism.evaluation.questions import PictureRef, Question, QuestionFile
 from edgeprism.evaluation.results import Results, key_of
 from edgeprism.evaluation.scoring import Verdict, score
-from edgeprism.grammar import choices_to_shape
 from edgeprism.machine import peak_memory
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.reasoning import BaseReasoner
+from edgeprism.reason.base import BaseReasoner
+from edgeprism.reason.shape import choices_to_shape
 from edgeprism.stored import record_to_caption
 
 Progress = Callable[[str, int, int], None]  # what is done, items done, items in all

@@ -16,7 +16,7 @@ from edgeprism.records import ImageRows, Segment, Text
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import Prompts, Several
-    from edgeprism.question import Question
+    from edgeprism.reason.question import Question
 
 
 @dataclass(frozen=True)

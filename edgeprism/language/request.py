@@ -23,7 +23,7 @@ class Sampling:
     top_p: float = 0.95
     seed: int = 0
     stop: tuple[str, ...] = ()
-    grammar: str = ""  # GBNF from `edgeprism.grammar`: only texts in it are written
+    grammar: str = ""  # GBNF from `edgeprism.reason.shape`: only texts in it are written
     stop_at_end: bool = True  # False runs through the vocabulary's end tokens: for comparisons
 
 

@@ -17,7 +17,7 @@ _LIKELIEST = (1, 32, 512)  # tokens that a grammar is asked about first
 class Sampler:
     """llama.cpp's sampler chain: greedy at temperature 0, else top-p then a seeded draw.
 
-    With a grammar (`edgeprism.grammar` makes them), only tokens that it allows are drawn.
+    With a grammar (`edgeprism.reason.shape` makes them), only tokens that it allows are drawn.
     """
 
     def __init__(

@@ -20,9 +20,9 @@ from pathlib import Path
 from edgeprism import Captioner, Prism, Reasoner
 from edgeprism.evaluation.questions import Question, QuestionFile
 from edgeprism.evaluation.scoring import score
-from edgeprism.evidence import caption_to_sentences
 from edgeprism.models.nano.grammar import NUMBERS
 from edgeprism.models.nano.scene import SIZES
+from edgeprism.reason.evidence import caption_to_sentences
 
 QUESTIONS = Path(__file__).with_name("questions.tsv")
 _TOKENS = 48

@@ -26,7 +26,7 @@ from edgeprism.evaluation.matrix import Matrix, Settings
 from edgeprism.evaluation.questions import QuestionFile
 from edgeprism.evaluation.results import Results
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.reasoner import Reasoner
+from edgeprism.reason.local import Reasoner
 
 SHORT = Settings(caption_tokens=6, answer_tokens=6)
 TIMES = ("seconds_focus", "seconds_perceive", "seconds_reason")

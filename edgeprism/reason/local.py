@@ -10,7 +10,6 @@ from typing import Any
 
 from edgeprism.bundle.open import file_digest, find_model
 from edgeprism.errors import ModelError
-from edgeprism.grammar import Shape
 from edgeprism.language.chat import Message, chat_to_segments
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.llama import supports_offload
@@ -18,7 +17,8 @@ from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Part, Request, Sampling, segments_to_parts
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import choose_gpu_layers, choose_threads
-from edgeprism.reasoning import BaseReasoner, Completion, cut_thinking
+from edgeprism.reason.base import BaseReasoner, Completion, cut_thinking
+from edgeprism.reason.shape import Shape
 from edgeprism.records import ModelInfo, Segment, Text, Timings
 
 DEFAULT_REASONER = "smollm2-135m"

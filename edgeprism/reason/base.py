@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 
 import edgeprism
 from edgeprism.errors import EdgePrismError, Interrupted, ModelError
-from edgeprism.evidence import (
+from edgeprism.language.chat import Message, answer_messages, focus_messages
+from edgeprism.reason.evidence import (
     EVIDENCE_TOKENS,
     captions_to_sentences,
     evidence_messages,
     said_to_evidence,
 )
-from edgeprism.grammar import Shape, numbers_to_shape, phrases_to_shape
-from edgeprism.language.chat import Message, answer_messages, focus_messages
-from edgeprism.question import (
+from edgeprism.reason.question import (
     FOCUS_LINKS,
     FOCUS_OPENINGS,
     checked_focus,
@@ -29,6 +28,7 @@ from edgeprism.question import (
     to_question,
     topics,
 )
+from edgeprism.reason.shape import Shape, numbers_to_shape, phrases_to_shape
 from edgeprism.records import Answer, Caption, Evidence, ModelInfo, Timings, TokenCounts
 
 DEFAULT_MAX_TOKENS = 256

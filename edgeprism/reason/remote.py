@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgeprism.errors import ReplyError
-from edgeprism.grammar import Shape
 from edgeprism.language.chat import Message
 from edgeprism.machine.cancel import Cancel
-from edgeprism.reasoning import BaseReasoner, Completion, cut_thinking
+from edgeprism.reason.base import BaseReasoner, Completion, cut_thinking
+from edgeprism.reason.http import Server, StatusError
+from edgeprism.reason.shape import Shape
 from edgeprism.records import ModelInfo, Timings, TokenCounts
-from edgeprism.remote_http import Server, StatusError
 
 _CHAT = "/chat/completions"
 SCHEMA, GRAMMAR, PLAIN = "schema", "grammar", "plain"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgeprism.errors import UsageError
-from edgeprism.grammar import Shape, literal
+from edgeprism.reason.shape import Shape, literal
 
 MAX_DEPTH = 16
 MAX_REPEAT = 1000  # maxItems, maxLength, properties, values of an enum

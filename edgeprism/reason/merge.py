@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgeprism.language.chat import merge_messages
-from edgeprism.reasoning import BaseReasoner, captions_by_picture
+from edgeprism.reason.base import BaseReasoner, captions_by_picture
 from edgeprism.records import Caption
 
 MERGE_TOKENS = 320
