@@ -35,7 +35,7 @@ from edgeprism.language.generator import Finished
 from edgeprism.machine.device import available_cores
 from edgeprism.models.nano import plain_scene
 from edgeprism.picture.find import find_pictures
-from edgeprism.store import CaptionStore
+from edgeprism.store.caption_store import CaptionStore
 from edgeprism.tuning import batch_shape
 
 COMMAND = [sys.executable, "-m", "edgeprism", "caption"]

@@ -27,8 +27,8 @@ from edgeprism.machine.device import available_cores
 from edgeprism.perceive.captioner import Captioner, Plan
 from edgeprism.picture.workers import Decoded, DecodePool
 from edgeprism.records import EncodedImage, Timings
-from edgeprism.store import CaptionStore
-from edgeprism.stored import decoding_settings, request_key
+from edgeprism.store.caption_store import CaptionStore
+from edgeprism.store.stored_captioner import decoding_settings, request_key
 
 if TYPE_CHECKING:
     from edgeprism.picture.find import PictureFile

@@ -23,7 +23,7 @@ from edgeprism.machine.device import available_cores
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.find import find_pictures
 from edgeprism.picture.workers import DecodePool
-from edgeprism.store import CaptionStore
+from edgeprism.store.caption_store import CaptionStore
 
 
 @pytest.fixture

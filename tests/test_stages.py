@@ -18,8 +18,8 @@ from edgeprism.machine.device import stages_apart
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
 from edgeprism.reason.local import Reasoner
-from edgeprism.store import CaptionStore, default_path
-from edgeprism.stored import StoredCaptioner
+from edgeprism.store.caption_store import CaptionStore, default_path
+from edgeprism.store.stored_captioner import StoredCaptioner
 from edgeprism.vision.onnx import VisionEncoder
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprism.store import MIGRATIONS, CaptionStore, RequestKey, StoreError
+from edgeprism.store.caption_store import MIGRATIONS, CaptionStore, RequestKey, StoreError
 
 REQUEST = RequestKey("digest", "int8", "f16", "Describe.", 32, 0.0, 0, 1)
 RECORD = {
@@ -74,7 +74,7 @@ def test_a_files_digest_holds_while_size_and_mtime_do(path: Path, tmp_path: Path
 
 def test_a_claim_holds_against_a_living_process_and_not_a_dead_one(path: Path) -> None:
     claim = (
-        "import sys; from pathlib import Path; from edgeprism.store import CaptionStore\n"
+        "import sys; from pathlib import Path; from edgeprism.store.caption_store import CaptionStore\n"
         f"store = CaptionStore(Path({str(path)!r})); print(store.claim('k'), flush=True)\n"
         "sys.stdin.read()"
     )
@@ -160,7 +160,7 @@ def test_migrations_run_in_order_and_once(path: Path, monkeypatch: pytest.Monkey
     with CaptionStore(path) as store:
         store.put(REQUEST, "aa", RECORD)
     later = (*MIGRATIONS, "CREATE TABLE later (x); INSERT INTO later VALUES (1)")
-    monkeypatch.setattr("edgeprism.store.MIGRATIONS", later)
+    monkeypatch.setattr("edgeprism.store.caption_store.MIGRATIONS", later)
     for _ in range(2):
         with CaptionStore(path) as store:
             assert store.info()["schema"] == len(later)
@@ -171,7 +171,7 @@ def test_migrations_run_in_order_and_once(path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_locked_store_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeprism.store.BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("edgeprism.store.caption_store.BUSY_SECONDS", 0.2)
     with CaptionStore(path) as store:
         holder = sqlite3.connect(path, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")

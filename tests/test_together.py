@@ -18,7 +18,7 @@ from edgeprism.cli import run
 from edgeprism.errors import ImageError, UsageError
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.records import ImageRows, Text
-from edgeprism.stored import record_to_caption
+from edgeprism.store.stored_captioner import record_to_caption
 
 SEED = 1
 

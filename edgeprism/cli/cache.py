@@ -18,7 +18,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def info(as_json: bool) -> None:
     """Where the store is and what it holds."""
-    from edgeprism.store import CaptionStore, default_path
+    from edgeprism.store.caption_store import CaptionStore, default_path
 
     with CaptionStore(default_path()) as store:
         found = store.info()
@@ -34,7 +34,7 @@ def info(as_json: bool) -> None:
 @command.command("export")
 def export() -> None:
     """All records to stdout, one JSON object a line, oldest first."""
-    from edgeprism.store import CaptionStore, default_path
+    from edgeprism.store.caption_store import CaptionStore, default_path
 
     with CaptionStore(default_path()) as store:
         for record in store.records():
@@ -45,7 +45,7 @@ def export() -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def clear(yes: bool) -> None:
     """Forget every caption."""
-    from edgeprism.store import CaptionStore, default_path
+    from edgeprism.store.caption_store import CaptionStore, default_path
 
     with CaptionStore(default_path()) as store:
         count = store.info()["captions"]
@@ -60,7 +60,7 @@ def clear(yes: bool) -> None:
 def prune(models: tuple[str, ...]) -> None:
     """Drop files that are gone and ended claims; with --keep, captions of other bundles too."""
     from edgeprism.bundle.open import open_bundle
-    from edgeprism.store import CaptionStore, default_path
+    from edgeprism.store.caption_store import CaptionStore, default_path
 
     digests = {open_bundle(model).digest for model in models} or None
     with CaptionStore(default_path()) as store:

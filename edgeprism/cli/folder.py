@@ -22,7 +22,7 @@ from edgeprism.outputs import CsvOutput, JsonLinesOutput, JsonOutput, RecordOutp
 from edgeprism.perceive.captioner import Captioner, Plan
 from edgeprism.picture.find import PictureSearch
 from edgeprism.sidecar import Sidecar, TxtSidecar, XmpSidecar
-from edgeprism.store import CaptionStore, default_path
+from edgeprism.store.caption_store import CaptionStore, default_path
 
 if TYPE_CHECKING:
     from rich.progress import Progress

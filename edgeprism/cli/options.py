@@ -199,8 +199,8 @@ def perceiving(captioners: Sequence[Captioner], *, use_store: bool) -> list[Perc
     """The captioners, through the caption store unless that is not wanted."""
     if not use_store:
         return [*captioners]
-    from edgeprism.store import CaptionStore, default_path
-    from edgeprism.stored import StoredCaptioner
+    from edgeprism.store.caption_store import CaptionStore, default_path
+    from edgeprism.store.stored_captioner import StoredCaptioner
 
     store = CaptionStore(default_path())
     return [StoredCaptioner(captioner, store) for captioner in captioners]

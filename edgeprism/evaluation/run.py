@@ -23,7 +23,7 @@ from edgeprism.machine import peak_memory
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.reason.base import BaseReasoner
 from edgeprism.reason.shape import choices_to_shape
-from edgeprism.stored import record_to_caption
+from edgeprism.store.stored_captioner import record_to_caption
 
 Progress = Callable[[str, int, int], None]  # what is done, items done, items in all
 

@@ -13,7 +13,7 @@ from typing import Any
 from edgeprism.perceive.captioner import Captioner, Plan
 from edgeprism.picture.read import MAX_FILE_BYTES, READER_VERSION, ImageSource
 from edgeprism.records import Caption, EncodedImage, ModelInfo, Pictured, Timings, TokenCounts
-from edgeprism.store import CaptionStore, RequestKey
+from edgeprism.store.caption_store import CaptionStore, RequestKey
 
 
 def request_key(captioner: Captioner, plan: Plan) -> RequestKey:
