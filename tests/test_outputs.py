@@ -21,7 +21,7 @@ import pytest
 
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import AtomicFile, write_atomically
-from edgeprism.outputs import (
+from edgeprism.output.streams import (
     CSV_COLUMNS,
     CsvOutput,
     JsonLinesOutput,
@@ -379,8 +379,8 @@ def test_an_atomic_file_fails_cleanly_when_the_disk_is_full(
 WRITES_FOR_EVER = """
 import sys, itertools
 from pathlib import Path
-from edgeprism.outputs import JsonLinesOutput
-from edgeprism.sidecar import TxtSidecar
+from edgeprism.output.streams import JsonLinesOutput
+from edgeprism.output.sidecar import TxtSidecar
 from edgeprism.picture.find import PictureFile
 folder = Path(sys.argv[1])
 picture = PictureFile(folder / "photo.jpg", None, "photo.jpg")
@@ -417,8 +417,8 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_and_never_half(tmp_path:
             caption = (tmp_path / "photo.txt").read_text()
             assert caption == caption[0] * 100_000 + "\n"
     assert seen_leftover  # else the kills came at no interesting moment
+    from edgeprism.output.sidecar import TxtSidecar
     from edgeprism.picture.find import PictureFile
-    from edgeprism.sidecar import TxtSidecar
 
     picture = PictureFile(tmp_path / "photo.jpg", None, "photo.jpg")
     with JsonLinesOutput(tmp_path / "all.jsonl") as output:

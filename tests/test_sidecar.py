@@ -14,10 +14,10 @@ import ordinary_user
 import pytest
 
 from edgeprism.errors import OutputError
+from edgeprism.output.sidecar import TxtSidecar, XmpSidecar
+from edgeprism.output.xmp import merge_description, read_description
+from edgeprism.output.xmp_tree import XmpError
 from edgeprism.picture.find import PictureFile, find_pictures
-from edgeprism.sidecar import TxtSidecar, XmpSidecar
-from edgeprism.xmp import merge_description, read_description
-from edgeprism.xmp_tree import XmpError
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 DC = "{http://purl.org/dc/elements/1.1/}"

@@ -138,7 +138,7 @@ def _show(answer: Answer, as_json: bool, show_captions: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2))
         return
-    from edgeprism.outputs import printable
+    from edgeprism.output.streams import printable
 
     for note in answer.notes:
         click.echo(printable(note), err=True)

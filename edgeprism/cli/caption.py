@@ -206,7 +206,7 @@ def _caption_one(
         caption: Caption = captioner.caption(sources if len(sources) > 1 else sources[0], **options)
     for note in caption.notes:
         click.echo(f"{caption.image}: {note}", err=True)
-    from edgeprism.outputs import printable
+    from edgeprism.output.streams import printable
 
     if form == "text":
         click.echo(printable(caption.text))

@@ -137,7 +137,7 @@ class Looking:
 
 def _do(line: str, looking: Looking, conversation: Conversation, answer_tokens: int) -> None:
     """Answer one line, a question or a command."""
-    from edgeprism.outputs import printable
+    from edgeprism.output.streams import printable
 
     word, _, rest = line.partition(" ")
     if word == "/captions":

@@ -116,7 +116,7 @@ def command(
 
 def _tell_skipped(file: QuestionFile) -> None:
     """Which rows ask nothing, the first of them by name; the report has all."""
-    from edgeprism.outputs import printable
+    from edgeprism.output.streams import printable
 
     for skip in file.skipped[:_SHOWN_SKIPS]:
         click.echo(printable(f"{file.tsv.path}, {skip}; skipped"), err=True)
@@ -127,7 +127,7 @@ def _tell_skipped(file: QuestionFile) -> None:
 def _show(report: dict[str, Any], out: Path, as_json: bool) -> int:
     from edgeprism.evaluation.evaluate import CSV, JSON, PAGE
     from edgeprism.evaluation.report import print_report
-    from edgeprism.outputs import printable
+    from edgeprism.output.streams import printable
 
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False, indent=2))

@@ -18,10 +18,16 @@ from edgeprism.batch import Batch, Outcome
 from edgeprism.errors import EdgePrismError, Interrupted, OutputError
 from edgeprism.files.atomic import AtomicFile
 from edgeprism.machine.cancel import finishing_first
-from edgeprism.outputs import CsvOutput, JsonLinesOutput, JsonOutput, RecordOutput, TextOutput
+from edgeprism.output.sidecar import Sidecar, TxtSidecar, XmpSidecar
+from edgeprism.output.streams import (
+    CsvOutput,
+    JsonLinesOutput,
+    JsonOutput,
+    RecordOutput,
+    TextOutput,
+)
 from edgeprism.perceive.captioner import Captioner, Plan
 from edgeprism.picture.find import PictureSearch
-from edgeprism.sidecar import Sidecar, TxtSidecar, XmpSidecar
 from edgeprism.store.caption_store import CaptionStore, default_path
 
 if TYPE_CHECKING:

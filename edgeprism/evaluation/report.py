@@ -22,7 +22,7 @@ from edgeprism.evaluation.matrix import Matrix
 from edgeprism.evaluation.questions import Question, QuestionFile
 from edgeprism.evaluation.statistics import CONFIDENCE, RESAMPLES
 from edgeprism.files.atomic import AtomicFile, write_atomically
-from edgeprism.outputs import csv_row
+from edgeprism.output.streams import csv_row
 from edgeprism.reason.base import BaseReasoner
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """XMP bytes → where in them the description stands; nothing but that is kept.
 
-The positions are what `edgeprism.xmp` splices at. A document type is refused before it can
+The positions are what `edgeprism.output.xmp` splices at. A document type is refused before it can
 declare an entity, so there is nothing to expand.
 """
 

@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgeprism.xmp_tree import (
+from edgeprism.output.xmp_tree import (
     BLOCK,
     CAPTIONER,
     DC,

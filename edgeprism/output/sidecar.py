@@ -29,10 +29,10 @@ from edgeprism.files.atomic import (
     shortened,
     write_atomically,
 )
-from edgeprism.outputs import Record, record_to_dict
+from edgeprism.output.streams import Record, record_to_dict
+from edgeprism.output.xmp import MAX_XMP_BYTES, merge_description, read_description, to_xml_text
+from edgeprism.output.xmp_tree import XmpError
 from edgeprism.picture.find import PictureFile, has_picture_suffix
-from edgeprism.xmp import MAX_XMP_BYTES, merge_description, read_description, to_xml_text
-from edgeprism.xmp_tree import XmpError
 
 MAX_TXT_BYTES = 1 << 20
 _FOLDERS_KEPT = 16
