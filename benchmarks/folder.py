@@ -30,13 +30,13 @@ from machine import ThreadClock, matmul_gflops, read_gbytes_per_s, spread
 from operations import picture_operations
 
 from edgeprism import Caption, Captioner
-from edgeprism.batch import Batch
+from edgeprism.folder.batch import Batch
+from edgeprism.folder.tuning import batch_shape
 from edgeprism.language.generator import Finished
 from edgeprism.machine.device import available_cores
 from edgeprism.models.nano import plain_scene
 from edgeprism.picture.find import find_pictures
 from edgeprism.store.caption_store import CaptionStore
-from edgeprism.tuning import batch_shape
 
 COMMAND = [sys.executable, "-m", "edgeprism", "caption"]
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeprism.batch import Batch, Outcome
 from edgeprism.errors import ImageError
+from edgeprism.folder.batch import Batch, Outcome
 from edgeprism.machine.device import available_cores
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.find import find_pictures

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edgeprism import Captioner
-from edgeprism.batch import Batch
+from edgeprism.folder.batch import Batch
 from edgeprism.language.llama import supports_offload
 from edgeprism.machine.device import GPU_PROVIDERS
 from edgeprism.models.nano import evaluate_plain

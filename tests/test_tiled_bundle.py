@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from test_tiles import BEST_FIT_POLICY, CLOSEST_POLICY, LONGEST_POLICY, picture
 
-from edgeprism.batch import Batch
 from edgeprism.bundle.manifest import ImagePolicy, Markers
 from edgeprism.cli import run
 from edgeprism.errors import ModelError
+from edgeprism.folder.batch import Batch
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.find import PictureFile
 from edgeprism.picture.layout import picture_to_layout

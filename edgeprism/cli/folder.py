@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprism.batch import Batch, Outcome
 from edgeprism.errors import EdgePrismError, Interrupted, OutputError
 from edgeprism.files.atomic import AtomicFile
+from edgeprism.folder.batch import Batch, Outcome
 from edgeprism.machine.cancel import finishing_first
 from edgeprism.output.sidecar import Sidecar, TxtSidecar, XmpSidecar
 from edgeprism.output.streams import (
@@ -193,7 +193,7 @@ def _sidecars(options: FolderOptions, store: CaptionStore | None) -> list[Sideca
 
 
 def _shape(captioner: Captioner, width: int | None) -> tuple[int, int]:
-    from edgeprism.tuning import batch_shape
+    from edgeprism.folder.tuning import batch_shape
 
     return batch_shape(captioner, width)
 

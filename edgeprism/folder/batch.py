@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.errors import EdgePrismError, ImageError
-from edgeprism.lanes import Lane, Turns
+from edgeprism.folder.lanes import Lane, Turns
 from edgeprism.language.generator import Finished
 from edgeprism.machine.device import available_cores
 from edgeprism.perceive.captioner import Captioner, Plan
