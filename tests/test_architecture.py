@@ -108,7 +108,7 @@ def test_the_rule_sees_the_imports() -> None:
     """Else every rule below would hold of nothing."""
     seen = {(i.importer, i.inner) for i in imports()}
     assert {("perceive.captioner", "language.model"), ("language.model", "bundle.gguf_checks"), ("cli.caption", "perceive.captioner"),
-            ("doctor", "machine.device")} <= seen  # fmt: skip
+            ("install.doctor", "machine.device")} <= seen  # fmt: skip
     assert {i.target.split(".")[0] for i in imports()} >= {"onnxruntime", "llama_cpp", "numpy"}
     assert {name for names in LAYERS for name in names} <= {name for name, _ in sources()}
 
@@ -165,7 +165,7 @@ def test_who_may_open_a_socket() -> None:
     """
     network = ("socket", "ssl", "http", "urllib.request", "requests", "httpx", "huggingface_hub")
     found = {i.importer for i in imports() if i.target.startswith(network) and not i.only_types}
-    assert found == {"reason.http", "pull_hub", "store.caption_store"}
+    assert found == {"reason.http", "install.hub", "store.caption_store"}
 
 
 def test_no_training_library_in_the_runtime() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from edgeprism import doctor
 from edgeprism.bundle.open import data_dir
 from edgeprism.cli import run
-from edgeprism.doctor import Diagnosis, Finding
+from edgeprism.install import doctor
+from edgeprism.install.doctor import Diagnosis, Finding
 
 GOOD = {"vision": {"providers": {"CPUExecutionProvider": ""}}, "language": {"offload": False}}
 

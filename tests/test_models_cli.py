@@ -11,10 +11,10 @@ import bundles
 import pytest
 import wheels
 
-from edgeprism import inventory
 from edgeprism.bundle.open import data_dir
 from edgeprism.cli import run
 from edgeprism.errors import ModelError
+from edgeprism.install import inventory
 
 CATALOGUED = {"prismcaptioner-2b", "prismcaptioner-7b", "smollm2-135m"}
 

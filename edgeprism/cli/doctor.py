@@ -24,7 +24,7 @@ def command(context: click.Context, lm: str | None, mmproj: str | None, as_json:
     Exit code 0: usable. 5: an engine is missing or broken. 4: the default model is missing or
     damaged.
     """
-    from edgeprism.doctor import examine
+    from edgeprism.install.doctor import examine
 
     if bool(lm) != bool(mmproj):
         raise UsageError("--lm and --mmproj belong together.", "Name both files of the pair.")

@@ -14,7 +14,7 @@ from edgeprism.bundle.manifest import VISION_QUANTS
 from edgeprism.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from edgeprism.inventory import FileCheck, ModelEntry
+    from edgeprism.install.inventory import FileCheck, ModelEntry
 
 
 @click.group("models")
@@ -26,7 +26,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
 def list_(as_json: bool) -> None:
     """Every model that can be named."""
-    from edgeprism.inventory import list_models
+    from edgeprism.install.inventory import list_models
 
     entries = list_models()
     if as_json:
@@ -55,7 +55,7 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def show(name: str, sizes: tuple[str, ...], images: tuple[Path, ...], as_json: bool) -> None:
     """What a model is: licence, sources, dimensions, parity figures, digests."""
-    from edgeprism.inventory import model_facts
+    from edgeprism.install.inventory import model_facts
 
     cost = _cost(name, sizes, images) if sizes or images else None
     if as_json:
@@ -73,7 +73,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
 
     Exit code 4 says that a file is missing or is not what was recorded.
     """
-    from edgeprism.inventory import list_models, verify_model
+    from edgeprism.install.inventory import list_models, verify_model
 
     chosen = names or tuple(e.name for e in list_models() if e.state != "available")
     checks: list[FileCheck] = []
@@ -114,8 +114,8 @@ def verify_published(
     hold the pictures' names and captions, not the pictures. The report is written even if a step
     fails; the exit code is then 1.
     """
+    from edgeprism.install.verify_published import verify_published as run
     from edgeprism.progress import StderrProgress
-    from edgeprism.published import verify_published as run
 
     folder = out or Path(f"edgeprism-{name}-report")
     with StderrProgress().shown() as progress:

@@ -25,8 +25,8 @@ def command(name: str, vision_quants: tuple[str, ...], lm_quant: str, given: Pat
     converted, which needs the `convert` extra. `edgeprism models list` shows the names. What an
     interrupted pull has fetched is used by the next. Prints where the model is.
     """
+    from edgeprism.install.pull import pull
     from edgeprism.progress import StderrProgress
-    from edgeprism.pull import pull
 
     with StderrProgress().shown() as progress:
         pulled = pull(

