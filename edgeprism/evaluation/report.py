@@ -17,8 +17,8 @@ from edgeprism.evaluation.analysis import (
     failures,
     pairs,
 )
-from edgeprism.evaluation.known import identify
 from edgeprism.evaluation.matrix import Matrix
+from edgeprism.evaluation.published_data import identify
 from edgeprism.evaluation.questions import Question, QuestionFile
 from edgeprism.evaluation.statistics import CONFIDENCE, RESAMPLES
 from edgeprism.files.atomic import AtomicFile, write_atomically

@@ -12,7 +12,7 @@ import pytest
 from eval_files import WriteTsv, lettered, picture
 
 from edgeprism.errors import ImageError, UsageError
-from edgeprism.evaluation.known import PUBLISHED, identify
+from edgeprism.evaluation.published_data import PUBLISHED, identify
 from edgeprism.evaluation.questions import QuestionFile, choose_questions
 from edgeprism.evaluation.tsv import BadRow, TsvFile
 
