@@ -20,11 +20,11 @@ from edgeprism.bundle.manifest import (
     Vision,
 )
 from edgeprism.convert import parity_data
-from edgeprism.convert.captioner_card import CaptionerCard
-from edgeprism.convert.checkpoint import digest_of_files, license_of, read_json
-from edgeprism.convert.conversations import Conversation
 from edgeprism.convert.language_model import LmParts, Tick
 from edgeprism.convert.pipeline import FamilyParts
+from edgeprism.convert.read.card import CaptionerCard
+from edgeprism.convert.read.checkpoint import digest_of_files, license_of, read_json
+from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.vision_config import Preparation, ProjectorConfig, TowerConfig
 from edgeprism.convert.vision_export import INPUT, NEWLINE, OUTPUT
 from edgeprism.convert.vision_graph import VisionGraph

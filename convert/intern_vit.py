@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from edgeprism.convert.checkpoint import Checkpoint
+from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision_config import ACTIVATIONS, TowerConfig
 from edgeprism.convert.vision_weights import (
     Weight,

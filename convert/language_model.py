@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.convert import internlm2, llama, parity_lm
-from edgeprism.convert.checkpoint import Checkpoint
 from edgeprism.convert.lm_config import (
     LmConfig,
     LmTensor,
     lm_config_from_dict,
     published_shapes,
 )
+from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.tokenizer import TokenRules, Vocabulary, vocabulary_from_folder
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from typing import Any
 
 from edgeprism.bundle.manifest import ImagePolicy, Manifest, Markers
 from edgeprism.bundle.writer import BundleWriter
-from edgeprism.convert.captioner_card import card_from_folder
 from edgeprism.convert.captioner_parts import (
     FOCUS,
     INSTRUCTION,
@@ -18,11 +17,12 @@ from edgeprism.convert.captioner_parts import (
     captioner_parts,
     source_of,
 )
-from edgeprism.convert.checkpoint import Checkpoint, Requirements, read_config
-from edgeprism.convert.conversations import Conversation
 from edgeprism.convert.language_model import UNUSED, LmParts
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
+from edgeprism.convert.read.card import card_from_folder
+from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_config
+from edgeprism.convert.read.conversations import Conversation
 from edgeprism.progress import Progress
 
 

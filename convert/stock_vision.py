@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeprism.convert import parity_vision
 from edgeprism.convert.captioner_parts import VisionSide
-from edgeprism.convert.checkpoint import Checkpoint, Requirements
+from edgeprism.convert.read.checkpoint import Checkpoint, Requirements
 from edgeprism.convert.vision_config import (
     Preparation,
     ProjectorConfig,

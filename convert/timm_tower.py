@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from edgeprism.convert.checkpoint import Checkpoint
+from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision_config import TowerConfig
 from edgeprism.convert.vision_weights import (
     Weight,

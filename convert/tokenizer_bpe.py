@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from edgeprism.convert.checkpoint import read_json
 from edgeprism.convert.pretokenizer import pretokenizer_name
+from edgeprism.convert.read.checkpoint import read_json
 from edgeprism.convert.tokenizer import (
     CONTROL,
     NORMAL,

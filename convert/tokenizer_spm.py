@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeprism.convert.checkpoint import read_json
+from edgeprism.convert.read.checkpoint import read_json
 from edgeprism.convert.tokenizer import CONTROL, UNKNOWN, UNUSED, TokenRules, Vocabulary, eos_id
 from edgeprism.errors import CheckpointError
 

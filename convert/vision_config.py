@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprism.convert.checkpoint import read_json
+from edgeprism.convert.read.checkpoint import read_json
 from edgeprism.errors import CheckpointError
 
 # transformers' number for each way of resampling

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from edgeprism.convert.checkpoint import Checkpoint
+from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision_config import ProjectorConfig, TowerConfig
 
 # modules of EncoderLayer → what CLIP and SigLIP call them

@@ -13,8 +13,6 @@ from typing import Any
 from edgeprism.bundle.manifest import Manifest, Several
 from edgeprism.convert import internlm2, parity_tiles, parity_vision
 from edgeprism.convert.captioner_parts import VisionSide
-from edgeprism.convert.checkpoint import Checkpoint
-from edgeprism.convert.conversations import Conversation
 from edgeprism.convert.families import internvl_hf
 from edgeprism.convert.families.internvl_hf import tile_policy
 from edgeprism.convert.families.layouts import unknown_layout
@@ -29,6 +27,8 @@ from edgeprism.convert.internlm2 import IM_END, IM_START
 from edgeprism.convert.language_model import open_language_model
 from edgeprism.convert.one_folder import Layout, convert_folder
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.read.checkpoint import Checkpoint
+from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import ProjectorConfig, n_used_layers
 from edgeprism.convert.vision_weights import VisionWeights, projector_weights, unused_layers

@@ -14,8 +14,6 @@ from typing import Any
 from edgeprism.bundle.manifest import ImagePolicy, Markers, Several, Tiling
 from edgeprism.convert import parity_tiles, parity_vision
 from edgeprism.convert.captioner_parts import VisionSide
-from edgeprism.convert.checkpoint import Checkpoint, read_json
-from edgeprism.convert.conversations import Conversation
 from edgeprism.convert.intern_vit import (
     MEAN,
     STD,
@@ -26,6 +24,8 @@ from edgeprism.convert.intern_vit import (
 )
 from edgeprism.convert.language_model import open_language_model
 from edgeprism.convert.one_folder import Layout
+from edgeprism.convert.read.checkpoint import Checkpoint, read_json
+from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import RESAMPLINGS, ProjectorConfig
 from edgeprism.convert.vision_weights import VisionWeights, projector_weights

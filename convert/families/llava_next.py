@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.manifest import Manifest
-from edgeprism.convert.checkpoint import read_config, read_json
 from edgeprism.convert.families import llava
 from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.read.checkpoint import read_config, read_json
 from edgeprism.errors import CheckpointError
 from edgeprism.progress import Progress
 

@@ -19,7 +19,6 @@ from typing import Any
 from edgeprism.bundle.manifest import ImagePolicy, Manifest
 from edgeprism.bundle.writer import BundleWriter
 from edgeprism.convert import parity_vision
-from edgeprism.convert.captioner_card import card_from_folder
 from edgeprism.convert.captioner_parts import (
     FOCUS,
     INSTRUCTION,
@@ -29,12 +28,13 @@ from edgeprism.convert.captioner_parts import (
     one_tile,
     source_of,
 )
-from edgeprism.convert.checkpoint import Checkpoint, Requirements, read_json
-from edgeprism.convert.conversations import conversation_named
 from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.language_model import UNUSED, LmParts, open_language_model
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
+from edgeprism.convert.read.card import card_from_folder
+from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_json
+from edgeprism.convert.read.conversations import conversation_named
 from edgeprism.convert.timm_tower import (
     CLIP_B,
     CLIP_L,

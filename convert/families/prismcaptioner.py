@@ -14,7 +14,6 @@ import torch
 from edgeprism.bundle.manifest import Manifest
 from edgeprism.bundle.writer import BundleWriter
 from edgeprism.convert import internlm2, parity_lm
-from edgeprism.convert.captioner_card import card_from_folder
 from edgeprism.convert.captioner_parts import (
     FOCUS,
     INSTRUCTION,
@@ -24,13 +23,14 @@ from edgeprism.convert.captioner_parts import (
     one_tile,
     source_of,
 )
-from edgeprism.convert.checkpoint import Checkpoint, Requirements, read_json
-from edgeprism.convert.conversations import Conversation
 from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.language_model import UNUSED, LmParts, open_language_model
-from edgeprism.convert.lora import LoraAdapter
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
+from edgeprism.convert.read.card import card_from_folder
+from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_json
+from edgeprism.convert.read.conversations import Conversation
+from edgeprism.convert.read.lora import LoraAdapter
 from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
 from edgeprism.convert.vision_config import Preparation, ProjectorConfig
 from edgeprism.errors import CheckpointError

@@ -14,12 +14,12 @@ from typing import Any
 from edgeprism.bundle.manifest import ImagePolicy, Manifest, Markers, Several, Tiling
 from edgeprism.convert import parity_tiles, parity_vision
 from edgeprism.convert.captioner_parts import VisionSide
-from edgeprism.convert.checkpoint import Checkpoint, read_json
-from edgeprism.convert.conversations import Conversation
 from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.language_model import open_language_model
 from edgeprism.convert.one_folder import Layout, convert_folder
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.read.checkpoint import Checkpoint, read_json
+from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision_config import (
     RESAMPLINGS,

@@ -23,7 +23,6 @@ from typing import Any
 
 from edgeprism.bundle.manifest import Manifest, Several
 from edgeprism.bundle.writer import BundleWriter
-from edgeprism.convert.captioner_card import card_from_folder
 from edgeprism.convert.captioner_parts import (
     FOCUS,
     INSTRUCTION,
@@ -32,13 +31,14 @@ from edgeprism.convert.captioner_parts import (
     one_tile,
     source_of,
 )
-from edgeprism.convert.checkpoint import Checkpoint, Requirements, read_json
-from edgeprism.convert.conversations import conversation_named
 from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.families.llava import Layout, convert_layout, original_layout
 from edgeprism.convert.language_model import UNUSED, open_language_model
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
+from edgeprism.convert.read.card import card_from_folder
+from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_json
+from edgeprism.convert.read.conversations import conversation_named
 from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
 from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.errors import CheckpointError, UsageError

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest, manifest_from_json
-from edgeprism.convert.checkpoint import sha256_of_file
+from edgeprism.convert.read.checkpoint import sha256_of_file
 from edgeprism.errors import UsageError
 
 

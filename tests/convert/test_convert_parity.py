@@ -16,7 +16,7 @@ from PIL import Image
 from published import INSTRUCTION, Mistakes, Reference, pictures
 
 from edgeprism.convert import internlm2, vision_graph
-from edgeprism.convert.lora import LoraAdapter
+from edgeprism.convert.read.lora import LoraAdapter
 from edgeprism.language.chat import caption_to_segments
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Rows, segments_to_parts

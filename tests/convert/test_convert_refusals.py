@@ -299,7 +299,7 @@ def _keys_and_values_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _adapter_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgeprism.convert.lora import LoraAdapter
+    from edgeprism.convert.read.lora import LoraAdapter
 
     monkeypatch.setattr(LoraAdapter, "merge", lambda _self, _name, weight: weight)
 

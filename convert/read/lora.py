@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprism.convert.checkpoint import ADAPTER_STEMS, Checkpoint, read_json
+from edgeprism.convert.read.checkpoint import ADAPTER_STEMS, Checkpoint, read_json
 from edgeprism.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeprism.convert.checkpoint import read_json
+from edgeprism.convert.read.checkpoint import read_json
 from edgeprism.errors import CheckpointError
 
 FILE_NAME = "edgeprism.json"
