@@ -25,10 +25,10 @@ from edgeprism.convert.pipeline import FamilyParts
 from edgeprism.convert.read.card import CaptionerCard
 from edgeprism.convert.read.checkpoint import digest_of_files, license_of, read_json
 from edgeprism.convert.read.conversations import Conversation
-from edgeprism.convert.vision_config import Preparation, ProjectorConfig, TowerConfig
-from edgeprism.convert.vision_export import INPUT, NEWLINE, OUTPUT
-from edgeprism.convert.vision_graph import VisionGraph
-from edgeprism.convert.vision_weights import VisionWeights
+from edgeprism.convert.vision.config import Preparation, ProjectorConfig, TowerConfig
+from edgeprism.convert.vision.export import INPUT, NEWLINE, OUTPUT
+from edgeprism.convert.vision.graph import VisionGraph
+from edgeprism.convert.vision.weights import VisionWeights
 
 # What a captioner is asked unless its folder's edgeprism.json says otherwise: our own wording
 INSTRUCTION = (

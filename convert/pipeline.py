@@ -20,17 +20,17 @@ from edgeprism.bundle.writer import BundleWriter
 from edgeprism.convert import parity
 from edgeprism.convert.gguf_export import LM_QUANTS, write_gguf
 from edgeprism.convert.language_model import LmParts, Tick
-from edgeprism.convert.onnx_file import pack_onnx
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.parity_data import TOKENIZER_TEXTS, gate_pictures
-from edgeprism.convert.vision_export import (
+from edgeprism.convert.vision.export import (
     export_graph,
     int8_damage,
     quantizable_nodes,
     quantize_int8,
 )
-from edgeprism.convert.vision_graph import VisionGraph
-from edgeprism.convert.vision_weights import VisionWeights
+from edgeprism.convert.vision.graph import VisionGraph
+from edgeprism.convert.vision.pack_onnx import pack_onnx
+from edgeprism.convert.vision.weights import VisionWeights
 from edgeprism.errors import ParityError, UsageError
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.device import available_cores

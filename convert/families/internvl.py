@@ -16,13 +16,6 @@ from edgeprism.convert.captioner_parts import VisionSide
 from edgeprism.convert.families import internvl_hf
 from edgeprism.convert.families.internvl_hf import tile_policy
 from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.intern_vit import (
-    MEAN,
-    STD,
-    intern_vit_config,
-    intern_vit_fields,
-    intern_vit_weights,
-)
 from edgeprism.convert.internlm2 import IM_END, IM_START
 from edgeprism.convert.language_model import open_language_model
 from edgeprism.convert.one_folder import Layout, convert_folder
@@ -30,8 +23,15 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.tokenizer import TokenRules
-from edgeprism.convert.vision_config import ProjectorConfig, n_used_layers
-from edgeprism.convert.vision_weights import VisionWeights, projector_weights, unused_layers
+from edgeprism.convert.vision.config import ProjectorConfig, n_used_layers
+from edgeprism.convert.vision.intern_vit import (
+    MEAN,
+    STD,
+    intern_vit_config,
+    intern_vit_fields,
+    intern_vit_weights,
+)
+from edgeprism.convert.vision.weights import VisionWeights, projector_weights, unused_layers
 from edgeprism.errors import CheckpointError
 from edgeprism.progress import Progress
 

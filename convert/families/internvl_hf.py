@@ -14,7 +14,13 @@ from typing import Any
 from edgeprism.bundle.manifest import ImagePolicy, Markers, Several, Tiling
 from edgeprism.convert import parity_tiles, parity_vision
 from edgeprism.convert.captioner_parts import VisionSide
-from edgeprism.convert.intern_vit import (
+from edgeprism.convert.language_model import open_language_model
+from edgeprism.convert.one_folder import Layout
+from edgeprism.convert.read.checkpoint import Checkpoint, read_json
+from edgeprism.convert.read.conversations import Conversation
+from edgeprism.convert.tokenizer import TokenRules
+from edgeprism.convert.vision.config import RESAMPLINGS, ProjectorConfig
+from edgeprism.convert.vision.intern_vit import (
     MEAN,
     STD,
     TRANSFORMERS,
@@ -22,13 +28,7 @@ from edgeprism.convert.intern_vit import (
     intern_vit_fields,
     intern_vit_weights,
 )
-from edgeprism.convert.language_model import open_language_model
-from edgeprism.convert.one_folder import Layout
-from edgeprism.convert.read.checkpoint import Checkpoint, read_json
-from edgeprism.convert.read.conversations import Conversation
-from edgeprism.convert.tokenizer import TokenRules
-from edgeprism.convert.vision_config import RESAMPLINGS, ProjectorConfig
-from edgeprism.convert.vision_weights import VisionWeights, projector_weights
+from edgeprism.convert.vision.weights import VisionWeights, projector_weights
 from edgeprism.errors import CheckpointError
 
 CONVERSATION = Conversation(

@@ -38,9 +38,9 @@ from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_config, read_json
 from edgeprism.convert.read.conversations import conversation_named
-from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
 from edgeprism.convert.tokenizer import TokenRules
-from edgeprism.convert.vision_config import Preparation
+from edgeprism.convert.vision.config import Preparation
+from edgeprism.convert.vision.stock import StockProjector, StockTower, stock_vision_side
 from edgeprism.errors import CheckpointError
 from edgeprism.progress import Progress
 

@@ -35,7 +35,9 @@ from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_json
 from edgeprism.convert.read.conversations import conversation_named
-from edgeprism.convert.timm_tower import (
+from edgeprism.convert.tokenizer import TokenRules
+from edgeprism.convert.vision.config import Preparation, ProjectorConfig
+from edgeprism.convert.vision.timm import (
     CLIP_B,
     CLIP_L,
     DINOV2_L,
@@ -44,9 +46,7 @@ from edgeprism.convert.timm_tower import (
     TimmArchitecture,
     timm_tower,
 )
-from edgeprism.convert.tokenizer import TokenRules
-from edgeprism.convert.vision_config import Preparation, ProjectorConfig
-from edgeprism.convert.vision_weights import VisionWeights, projector_weights
+from edgeprism.convert.vision.weights import VisionWeights, projector_weights
 from edgeprism.errors import CheckpointError, UsageError
 from edgeprism.progress import Progress
 

@@ -31,8 +31,8 @@ from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_json
 from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.read.lora import LoraAdapter
-from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
-from edgeprism.convert.vision_config import Preparation, ProjectorConfig
+from edgeprism.convert.vision.config import Preparation, ProjectorConfig
+from edgeprism.convert.vision.stock import StockProjector, StockTower, stock_vision_side
 from edgeprism.errors import CheckpointError
 from edgeprism.progress import Progress
 

@@ -21,13 +21,13 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.read.checkpoint import Checkpoint, read_json
 from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.tokenizer import TokenRules
-from edgeprism.convert.vision_config import (
+from edgeprism.convert.vision.config import (
     RESAMPLINGS,
     ProjectorConfig,
     TowerConfig,
     tower_fields,
 )
-from edgeprism.convert.vision_weights import (
+from edgeprism.convert.vision.weights import (
     VisionWeights,
     projector_weights,
     stock_tower_weights,

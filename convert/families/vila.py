@@ -39,8 +39,8 @@ from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_json
 from edgeprism.convert.read.conversations import conversation_named
-from edgeprism.convert.stock_vision import StockProjector, StockTower, stock_vision_side
 from edgeprism.convert.tokenizer import TokenRules
+from edgeprism.convert.vision.stock import StockProjector, StockTower, stock_vision_side
 from edgeprism.errors import CheckpointError, UsageError
 from edgeprism.progress import Progress
 

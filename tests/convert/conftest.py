@@ -13,10 +13,11 @@ import pytest
 from checkpoints import Folders, Spec, describe, write_checkpoint
 from converting import convert
 
-from edgeprism.convert import pipeline, vision_graph
-from edgeprism.convert.vision_export import export_graph
-from edgeprism.convert.vision_graph import VisionGraph
-from edgeprism.convert.vision_weights import VisionWeights
+from edgeprism.convert import pipeline
+from edgeprism.convert.vision import graph
+from edgeprism.convert.vision.export import export_graph
+from edgeprism.convert.vision.graph import VisionGraph
+from edgeprism.convert.vision.weights import VisionWeights
 
 
 @pytest.fixture(scope="session")
@@ -65,8 +66,8 @@ def _export_once(
     for name, _ in module.named_parameters():
         key.update(weights.read(name, module.dtype).numpy().tobytes())
     # the code too: tests plant mistakes in it
-    code = tuple(map(id, (VisionGraph.forward, vision_graph.gelu, vision_graph.join_cells,
-                          vision_graph.Tower.forward)))  # fmt: skip
+    code = tuple(map(id, (VisionGraph.forward, graph.gelu, graph.join_cells,
+                          graph.Tower.forward)))  # fmt: skip
     settings = (module.configs, module.drop_first_patch, module.dtype, module.n_views)
     key.update(repr((settings, code)).encode())
     stem = key.hexdigest()

@@ -15,8 +15,9 @@ from converting import convert
 from PIL import Image
 from published import INSTRUCTION, Mistakes, Reference, pictures
 
-from edgeprism.convert import internlm2, vision_graph
+from edgeprism.convert import internlm2
 from edgeprism.convert.read.lora import LoraAdapter
+from edgeprism.convert.vision import graph
 from edgeprism.language.chat import caption_to_segments
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Rows, segments_to_parts
@@ -170,7 +171,7 @@ def _unpermuted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _tanh_projector(monkeypatch: pytest.MonkeyPatch) -> None:
     gelu = torch.nn.functional.gelu
-    monkeypatch.setattr(vision_graph, "gelu", lambda x, _activation: gelu(x, approximate="tanh"))
+    monkeypatch.setattr(graph, "gelu", lambda x, _activation: gelu(x, approximate="tanh"))
 
 
 def _scale_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ from checkpoints import Folders, Spec
 from converting import convert
 
 from edgeprism.bundle.manifest import VISION_QUANTS, manifest_from_bundle
-from edgeprism.convert import onnx_file, parity
+from edgeprism.convert import parity
 from edgeprism.convert.parity_data import gate_pictures
+from edgeprism.convert.vision import pack_onnx
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.progress import Progress
 from edgeprism.vision.onnx import VisionEncoder
@@ -103,7 +104,7 @@ def test_weights_beyond_protobuf_stay_beside_the_graph(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(onnx_file, "MAX_SINGLE_FILE", 100_000)
+    monkeypatch.setattr(pack_onnx, "MAX_SINGLE_FILE", 100_000)
     out = convert(checkpoint_of(SPEC), tmp_path / "out")
     manifest = manifest_from_bundle(out)
     assert set(manifest.files) == {"vision.fp32.onnx", "vision.fp32.onnx.data", "lm.gguf"}

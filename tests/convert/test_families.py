@@ -18,15 +18,9 @@ from tiny_prismatic import write_prismatic
 from tiny_vila import write_vila
 
 from edgeprism.bundle.manifest import manifest_from_bundle
-from edgeprism.convert import (
-    stock_vision,
-    timm_tower,
-    vision_config,
-    vision_graph,
-    vision_weights,
-)
 from edgeprism.convert.families import FAMILIES, prismatic
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.vision import config, graph, stock, timm, weights
 from edgeprism.errors import UsageError
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.read import picture_to_tiles, read_picture
@@ -185,70 +179,70 @@ def error_of(case: Case, patch: pytest.MonkeyPatch) -> float:
 
 
 def _one_layer_more(patch: pytest.MonkeyPatch) -> None:
-    count = vision_config.n_used_layers
-    patch.setattr(stock_vision, "n_used_layers", lambda *a: min(a[0].n_layers, count(*a) + 1))
+    count = config.n_used_layers
+    patch.setattr(stock, "n_used_layers", lambda *a: min(a[0].n_layers, count(*a) + 1))
 
 
 def _one_layer_less(patch: pytest.MonkeyPatch) -> None:
-    count = vision_config.n_used_layers
-    patch.setattr(stock_vision, "n_used_layers", lambda *a: count(*a) - 1)
+    count = config.n_used_layers
+    patch.setattr(stock, "n_used_layers", lambda *a: count(*a) - 1)
 
 
 def _every_gelu_erf(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(vision_graph, "gelu", lambda x, _name: torch.nn.functional.gelu(x))
+    patch.setattr(graph, "gelu", lambda x, _name: torch.nn.functional.gelu(x))
 
 
 def _every_gelu_tanh(patch: pytest.MonkeyPatch) -> None:
     gelu = torch.nn.functional.gelu
-    patch.setattr(vision_graph, "gelu", lambda x, _name: gelu(x, approximate="tanh"))
+    patch.setattr(graph, "gelu", lambda x, _name: gelu(x, approximate="tanh"))
 
 
 def _class_row_without_position(patch: pytest.MonkeyPatch) -> None:
-    made = vision_weights.stock_tower_weights
+    made = weights.stock_tower_weights
 
-    def planted(*arguments: Any) -> vision_weights.Weights:
+    def planted(*arguments: Any) -> weights.Weights:
         weights = made(*arguments)
         row = weights["prefix"]
-        weights["prefix"] = vision_weights.Weight(row.checkpoint, row.shapes, lambda r, _: r[None])
+        weights["prefix"] = weights.Weight(row.checkpoint, row.shapes, lambda r, _: r[None])
         return weights
 
-    patch.setattr(stock_vision, "stock_tower_weights", planted)
+    patch.setattr(stock, "stock_tower_weights", planted)
 
 
 def _no_first_norm(patch: pytest.MonkeyPatch) -> None:
-    forward = vision_graph.Norm.forward
+    forward = graph.Norm.forward
     seen: list[object] = []
 
-    def planted(self: vision_graph.Norm, x: torch.Tensor) -> torch.Tensor:
+    def planted(self: graph.Norm, x: torch.Tensor) -> torch.Tensor:
         seen.append(self)
         return x if seen[0] is self else forward(self, x)
 
-    patch.setattr(vision_graph.Norm, "forward", planted)
+    patch.setattr(graph.Norm, "forward", planted)
 
 
 def _colours_unscaled(patch: pytest.MonkeyPatch) -> None:
-    made = vision_config.preparation_from_folder
+    made = config.preparation_from_folder
 
-    def planted(*arguments: Any) -> vision_config.Preparation:
+    def planted(*arguments: Any) -> config.Preparation:
         return dataclasses.replace(made(*arguments), std=(0.5, 0.5, 0.5))
 
-    patch.setattr(stock_vision, "preparation_from_folder", planted)
+    patch.setattr(stock, "preparation_from_folder", planted)
 
 
 def _cells_by_columns(patch: pytest.MonkeyPatch) -> None:
-    join = vision_graph.join_cells
+    join = graph.join_cells
 
     def planted(x: torch.Tensor, s: int) -> torch.Tensor:
         n, t, e = x.shape
         g = int(t**0.5)
         return join(x.reshape(n, g, g, e).transpose(1, 2).reshape(n, t, e), s)
 
-    patch.setattr(vision_graph, "join_cells", planted)
+    patch.setattr(graph, "join_cells", planted)
 
 
 def _odd_edge_cut(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(vision_config.ProjectorConfig, "side", lambda self, grid: grid // self.downsample)
-    join = vision_graph.join_cells
+    patch.setattr(config.ProjectorConfig, "side", lambda self, grid: grid // self.downsample)
+    join = graph.join_cells
 
     def planted(x: torch.Tensor, s: int) -> torch.Tensor:
         n, t, e = x.shape
@@ -256,44 +250,42 @@ def _odd_edge_cut(patch: pytest.MonkeyPatch) -> None:
         even = g - g % s
         return join(x.reshape(n, g, g, e)[:, :even, :even].reshape(n, even * even, e), s)
 
-    patch.setattr(vision_graph, "join_cells", planted)
+    patch.setattr(graph, "join_cells", planted)
 
 
 def _first_patch_dropped(patch: pytest.MonkeyPatch) -> None:
-    forward = vision_graph.VisionGraph.forward
+    forward = graph.VisionGraph.forward
 
-    def planted(self: vision_graph.VisionGraph, pixels: torch.Tensor) -> torch.Tensor:
+    def planted(self: graph.VisionGraph, pixels: torch.Tensor) -> torch.Tensor:
         return forward(self, pixels)[:, 1:]
 
-    patch.setattr(vision_graph.VisionGraph, "forward", planted)
+    patch.setattr(graph.VisionGraph, "forward", planted)
 
 
 def _towers_swapped(patch: pytest.MonkeyPatch) -> None:
-    def planted(self: vision_graph.VisionGraph, pixels: torch.Tensor) -> torch.Tensor:
+    def planted(self: graph.VisionGraph, pixels: torch.Tensor) -> torch.Tensor:
         features = [tower(pixels) for tower in self.towers]
         return self.projector(torch.cat(features[::-1], dim=-1))
 
-    patch.setattr(vision_graph.VisionGraph, "forward", planted)
+    patch.setattr(graph.VisionGraph, "forward", planted)
 
 
 def _keys_for_queries(patch: pytest.MonkeyPatch) -> None:
-    third = timm_tower._third
-    patch.setattr(timm_tower, "_third", lambda number: third((1, 0, 2)[number]))
+    third = timm._third
+    patch.setattr(timm, "_third", lambda number: third((1, 0, 2)[number]))
 
 
 def _branches_unscaled(patch: pytest.MonkeyPatch) -> None:
-    made = timm_tower._weights
+    made = timm._weights
 
-    def planted(*arguments: Any) -> vision_weights.Weights:
+    def planted(*arguments: Any) -> weights.Weights:
         weights = made(*arguments)
         for name, weight in list(weights.items()):
             if ".scale" in name:
-                weights[name] = vision_weights.Weight(
-                    weight.checkpoint, weight.shapes, torch.ones_like
-                )
+                weights[name] = weights.Weight(weight.checkpoint, weight.shapes, torch.ones_like)
         return weights
 
-    patch.setattr(timm_tower, "_weights", planted)
+    patch.setattr(timm, "_weights", planted)
 
 
 def _positions_not_smoothed(patch: pytest.MonkeyPatch) -> None:
@@ -302,13 +294,13 @@ def _positions_not_smoothed(patch: pytest.MonkeyPatch) -> None:
     def planted(x: torch.Tensor, **options: Any) -> torch.Tensor:
         return interpolate(x, **{**options, "antialias": False})
 
-    patch.setattr(timm_tower.functional, "interpolate", planted)
+    patch.setattr(timm.functional, "interpolate", planted)
 
 
 def _a_block_less(patch: pytest.MonkeyPatch) -> None:
-    made = timm_tower.timm_tower
+    made = timm.timm_tower
 
-    def planted(*arguments: Any) -> timm_tower.TimmTower:
+    def planted(*arguments: Any) -> timm.TimmTower:
         tower = made(*arguments)
         fewer = dataclasses.replace(tower.config, n_layers=tower.config.n_layers - 1)
         return dataclasses.replace(tower, config=fewer)

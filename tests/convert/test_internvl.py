@@ -13,9 +13,9 @@ import pytest
 import tiled
 from tiny_internvl import SPECS, Made, Spec, write
 
-from edgeprism.convert import intern_vit, vision_graph
 from edgeprism.convert.families import internvl
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.vision import graph, intern_vit
 from edgeprism.errors import CheckpointError
 from edgeprism.progress import Progress
 
@@ -46,8 +46,8 @@ def _cells_down_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def _other_gelu(patch: pytest.MonkeyPatch) -> None:
-    right = vision_graph.gelu
-    patch.setattr(vision_graph, "gelu", lambda x, _: right(x, "gelu_pytorch_tanh"))
+    right = graph.gelu
+    patch.setattr(graph, "gelu", lambda x, _: right(x, "gelu_pytorch_tanh"))
 
 
 def _keys_before_queries(patch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,9 @@ from transformers import (
     InternVLForConditionalGeneration,
 )
 
-from edgeprism.convert import vision_graph
 from edgeprism.convert.families import internvl, internvl_hf
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.vision import graph
 from edgeprism.errors import CheckpointError
 from edgeprism.progress import Progress
 
@@ -132,8 +132,8 @@ def test_rows_and_text_are_transformers(
 
 
 def _other_gelu(patch: pytest.MonkeyPatch) -> None:
-    right = vision_graph.gelu
-    patch.setattr(vision_graph, "gelu", lambda x, _: right(x, "gelu_pytorch_tanh"))
+    right = graph.gelu
+    patch.setattr(graph, "gelu", lambda x, _: right(x, "gelu_pytorch_tanh"))
 
 
 def _layer_scales_changed_over(patch: pytest.MonkeyPatch) -> None:

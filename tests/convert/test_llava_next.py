@@ -24,9 +24,9 @@ from transformers import (
     LlavaNextImageProcessor,
 )
 
-from edgeprism.convert import stock_vision, vision_graph
 from edgeprism.convert.families import llava, llava_next
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.vision import graph, stock
 from edgeprism.errors import CheckpointError
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture import layout
@@ -237,13 +237,13 @@ def _padding_kept(patch: pytest.MonkeyPatch) -> None:
 
 
 def _last_layer(patch: pytest.MonkeyPatch) -> None:
-    right = stock_vision.n_used_layers
-    patch.setattr(stock_vision, "n_used_layers", lambda config, _, where: right(config, -1, where))
+    right = stock.n_used_layers
+    patch.setattr(stock, "n_used_layers", lambda config, _, where: right(config, -1, where))
 
 
 def _other_gelu(patch: pytest.MonkeyPatch) -> None:
-    right = vision_graph.gelu
-    patch.setattr(vision_graph, "gelu", lambda x, _: right(x, "gelu"))
+    right = graph.gelu
+    patch.setattr(graph, "gelu", lambda x, _: right(x, "gelu"))
 
 
 MISTAKES = {

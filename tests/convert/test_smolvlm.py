@@ -14,9 +14,9 @@ import torch
 from tiny_smolvlm import FAKE, SPECS, Made, Spec, write
 from transformers.models.idefics3 import modeling_idefics3
 
-from edgeprism.convert import vision_graph
 from edgeprism.convert.families import smolvlm
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.vision import graph
 from edgeprism.errors import CheckpointError
 from edgeprism.progress import Progress
 
@@ -53,34 +53,34 @@ def test_positions_are_plain_in_the_published_precision() -> None:
 
 
 def _cells_turned(patch: pytest.MonkeyPatch) -> None:
-    right = vision_graph.join_cells
+    right = graph.join_cells
 
     def wrong(x: torch.Tensor, s: int) -> torch.Tensor:
         made = right(x, s)
         return made.unflatten(-1, (s, s, -1)).transpose(2, 3).flatten(2)
 
-    patch.setattr(vision_graph, "join_cells", wrong)
+    patch.setattr(graph, "join_cells", wrong)
 
 
 def _cells_down_first(patch: pytest.MonkeyPatch) -> None:
-    right = vision_graph.join_cells
+    right = graph.join_cells
 
     def wrong(x: torch.Tensor, s: int) -> torch.Tensor:
         made = right(x, s)
         side = int(made.shape[1] ** 0.5)
         return made.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)
 
-    patch.setattr(vision_graph, "join_cells", wrong)
+    patch.setattr(graph, "join_cells", wrong)
 
 
 def _other_gelu(patch: pytest.MonkeyPatch) -> None:
-    right = vision_graph.gelu
-    patch.setattr(vision_graph, "gelu", lambda x, _: right(x, "gelu"))
+    right = graph.gelu
+    patch.setattr(graph, "gelu", lambda x, _: right(x, "gelu"))
 
 
 def _last_norm_twice(patch: pytest.MonkeyPatch) -> None:
-    right = vision_graph.Tower.forward
-    patch.setattr(vision_graph.Tower, "forward", lambda s, x: s.norm_last(right(s, x)))
+    right = graph.Tower.forward
+    patch.setattr(graph.Tower, "forward", lambda s, x: s.norm_last(right(s, x)))
 
 
 def _places_turned(patch: pytest.MonkeyPatch) -> None:

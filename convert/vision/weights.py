@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from edgeprism.convert.read.checkpoint import Checkpoint
-from edgeprism.convert.vision_config import ProjectorConfig, TowerConfig
+from edgeprism.convert.vision.config import ProjectorConfig, TowerConfig
 
 # modules of EncoderLayer → what CLIP and SigLIP call them
 _LAYER_SOURCES = {

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edgeprism.convert.vision_config import ProjectorConfig, TowerConfig
+from edgeprism.convert.vision.config import ProjectorConfig, TowerConfig
 
 _counter = itertools.count(1)
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from edgeprism.convert.read.checkpoint import Checkpoint
-from edgeprism.convert.vision_config import ACTIVATIONS, TowerConfig
-from edgeprism.convert.vision_weights import (
+from edgeprism.convert.vision.config import ACTIVATIONS, TowerConfig
+from edgeprism.convert.vision.weights import (
     Weight,
     Weights,
     linear_weights,

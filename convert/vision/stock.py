@@ -11,14 +11,14 @@ from typing import Any
 from edgeprism.convert import parity_vision
 from edgeprism.convert.captioner_parts import VisionSide
 from edgeprism.convert.read.checkpoint import Checkpoint, Requirements
-from edgeprism.convert.vision_config import (
+from edgeprism.convert.vision.config import (
     Preparation,
     ProjectorConfig,
     n_used_layers,
     preparation_from_folder,
     tower_config_from_dict,
 )
-from edgeprism.convert.vision_weights import (
+from edgeprism.convert.vision.weights import (
     UNUSED,
     VisionWeights,
     newline_weights,

@@ -20,8 +20,8 @@ import torch
 from edgeprism.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from edgeprism.convert.vision_graph import VisionGraph
-    from edgeprism.convert.vision_weights import VisionWeights
+    from edgeprism.convert.vision.graph import VisionGraph
+    from edgeprism.convert.vision.weights import VisionWeights
 
 INPUT, OUTPUT, NEWLINE = "pixels", "visual_tokens", "newline"
 # Gelu and LayerNormalization are single operators from 20 on, and every onnxruntime since

@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional
 
 from edgeprism.convert.read.checkpoint import Checkpoint
-from edgeprism.convert.vision_config import TowerConfig
-from edgeprism.convert.vision_weights import (
+from edgeprism.convert.vision.config import TowerConfig
+from edgeprism.convert.vision.weights import (
     Weight,
     Weights,
     linear_weights,
