@@ -20,7 +20,7 @@ from edgeprism.bundle.manifest import (
     Vision,
 )
 from edgeprism.convert import parity_data
-from edgeprism.convert.language_model import LmParts, Tick
+from edgeprism.convert.language.model import LmParts, Tick
 from edgeprism.convert.pipeline import FamilyParts
 from edgeprism.convert.read.card import CaptionerCard
 from edgeprism.convert.read.checkpoint import digest_of_files, license_of, read_json

@@ -17,7 +17,7 @@ from edgeprism.convert.captioner_parts import (
     captioner_parts,
     source_of,
 )
-from edgeprism.convert.language_model import UNUSED, LmParts
+from edgeprism.convert.language.model import UNUSED, LmParts
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.read.card import card_from_folder

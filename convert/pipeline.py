@@ -18,8 +18,8 @@ import torch
 from edgeprism.bundle.manifest import VISION_QUANTS, Manifest, Parity, VisionVariant
 from edgeprism.bundle.writer import BundleWriter
 from edgeprism.convert import parity
-from edgeprism.convert.gguf_export import LM_QUANTS, write_gguf
-from edgeprism.convert.language_model import LmParts, Tick
+from edgeprism.convert.language.model import LmParts, Tick
+from edgeprism.convert.language.write_gguf import LM_QUANTS, write_gguf
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.parity_data import TOKENIZER_TEXTS, gate_pictures
 from edgeprism.convert.vision.export import (

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.manifest import Manifest, Several
-from edgeprism.convert import internlm2, parity_tiles, parity_vision
+from edgeprism.convert import parity_tiles, parity_vision
 from edgeprism.convert.captioner_parts import VisionSide
 from edgeprism.convert.families import internvl_hf
 from edgeprism.convert.families.internvl_hf import tile_policy
 from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.internlm2 import IM_END, IM_START
-from edgeprism.convert.language_model import open_language_model
+from edgeprism.convert.language import internlm2
+from edgeprism.convert.language.internlm2 import IM_END, IM_START
+from edgeprism.convert.language.model import open_language_model
+from edgeprism.convert.language.vocabulary import TokenRules
 from edgeprism.convert.one_folder import Layout, convert_folder
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.read.conversations import Conversation
-from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision.config import ProjectorConfig, n_used_layers
 from edgeprism.convert.vision.intern_vit import (
     MEAN,

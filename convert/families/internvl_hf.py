@@ -14,11 +14,11 @@ from typing import Any
 from edgeprism.bundle.manifest import ImagePolicy, Markers, Several, Tiling
 from edgeprism.convert import parity_tiles, parity_vision
 from edgeprism.convert.captioner_parts import VisionSide
-from edgeprism.convert.language_model import open_language_model
+from edgeprism.convert.language.model import open_language_model
+from edgeprism.convert.language.vocabulary import TokenRules
 from edgeprism.convert.one_folder import Layout
 from edgeprism.convert.read.checkpoint import Checkpoint, read_json
 from edgeprism.convert.read.conversations import Conversation
-from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision.config import RESAMPLINGS, ProjectorConfig
 from edgeprism.convert.vision.intern_vit import (
     MEAN,

@@ -29,13 +29,13 @@ from edgeprism.convert.captioner_parts import (
     source_of,
 )
 from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.language_model import UNUSED, LmParts, open_language_model
+from edgeprism.convert.language.model import UNUSED, LmParts, open_language_model
+from edgeprism.convert.language.vocabulary import TokenRules
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_json
 from edgeprism.convert.read.conversations import conversation_named
-from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision.config import Preparation, ProjectorConfig
 from edgeprism.convert.vision.timm import (
     CLIP_B,

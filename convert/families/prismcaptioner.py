@@ -13,7 +13,7 @@ import torch
 
 from edgeprism.bundle.manifest import Manifest
 from edgeprism.bundle.writer import BundleWriter
-from edgeprism.convert import internlm2, parity_lm
+from edgeprism.convert import parity_lm
 from edgeprism.convert.captioner_parts import (
     FOCUS,
     INSTRUCTION,
@@ -24,7 +24,8 @@ from edgeprism.convert.captioner_parts import (
     source_of,
 )
 from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.language_model import UNUSED, LmParts, open_language_model
+from edgeprism.convert.language import internlm2
+from edgeprism.convert.language.model import UNUSED, LmParts, open_language_model
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.read.card import card_from_folder

@@ -15,12 +15,12 @@ from edgeprism.bundle.manifest import ImagePolicy, Manifest, Markers, Several, T
 from edgeprism.convert import parity_tiles, parity_vision
 from edgeprism.convert.captioner_parts import VisionSide
 from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.language_model import open_language_model
+from edgeprism.convert.language.model import open_language_model
+from edgeprism.convert.language.vocabulary import TokenRules
 from edgeprism.convert.one_folder import Layout, convert_folder
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.read.checkpoint import Checkpoint, read_json
 from edgeprism.convert.read.conversations import Conversation
-from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision.config import (
     RESAMPLINGS,
     ProjectorConfig,

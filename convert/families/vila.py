@@ -33,13 +33,13 @@ from edgeprism.convert.captioner_parts import (
 )
 from edgeprism.convert.families.layouts import unknown_layout
 from edgeprism.convert.families.llava import Layout, convert_layout, original_layout
-from edgeprism.convert.language_model import UNUSED, open_language_model
+from edgeprism.convert.language.model import UNUSED, open_language_model
+from edgeprism.convert.language.vocabulary import TokenRules
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_json
 from edgeprism.convert.read.conversations import conversation_named
-from edgeprism.convert.tokenizer import TokenRules
 from edgeprism.convert.vision.stock import StockProjector, StockTower, stock_vision_side
 from edgeprism.errors import CheckpointError, UsageError
 from edgeprism.progress import Progress

@@ -15,7 +15,7 @@ from converting import convert
 from PIL import Image
 from published import INSTRUCTION, Mistakes, Reference, pictures
 
-from edgeprism.convert import internlm2
+from edgeprism.convert.language import internlm2
 from edgeprism.convert.read.lora import LoraAdapter
 from edgeprism.convert.vision import graph
 from edgeprism.language.chat import caption_to_segments

@@ -14,7 +14,8 @@ from converting import convert
 from safetensors.torch import load_file, save_file
 
 from edgeprism.bundle.manifest import manifest_from_bundle
-from edgeprism.convert import internlm2, pipeline
+from edgeprism.convert import pipeline
+from edgeprism.convert.language import internlm2
 from edgeprism.errors import CheckpointError, ParityError, UsageError
 
 SINGLE = Spec(container="single", seed=6)

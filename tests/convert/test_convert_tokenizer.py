@@ -13,11 +13,11 @@ from checkpoints import SPECIAL_NAMES, Folders, Spec
 from sentencepiece import sentencepiece_model_pb2
 
 from edgeprism.bundle.gguf import read_gguf_header
-from edgeprism.convert import internlm2, tokenizer
+from edgeprism.convert.language import internlm2, vocabulary
 from edgeprism.errors import CheckpointError
 from edgeprism.language.model import LanguageModel
 
-vocabulary_from_folder = partial(tokenizer.vocabulary_from_folder, rules=internlm2.TOKENS)
+vocabulary_from_folder = partial(vocabulary.vocabulary_from_folder, rules=internlm2.TOKENS)
 
 BY_HAND = (
     "",

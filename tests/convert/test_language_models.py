@@ -18,11 +18,16 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from edgeprism.bundle.gguf import read_gguf_header
-from edgeprism.convert import llama, parity_lm, rope
-from edgeprism.convert.gguf_export import write_gguf
-from edgeprism.convert.language_model import LmParts, open_language_model
+from edgeprism.convert import parity_lm
+from edgeprism.convert.language import llama, rope
+from edgeprism.convert.language.model import LmParts, open_language_model
+from edgeprism.convert.language.vocabulary import (
+    TokenRules,
+    vocabulary_from_folder,
+    write_vocabulary,
+)
+from edgeprism.convert.language.write_gguf import write_gguf
 from edgeprism.convert.read.checkpoint import Checkpoint
-from edgeprism.convert.tokenizer import TokenRules, vocabulary_from_folder, write_vocabulary
 from edgeprism.errors import CheckpointError
 from edgeprism.language.model import LanguageModel
 from edgeprism.progress import Progress

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from edgeprism.convert.lm_config import LmConfig, LmTensor
-from edgeprism.convert.rope import llama3_factors, permute_for_rope
+from edgeprism.convert.language.config import LmConfig, LmTensor
+from edgeprism.convert.language.rope import llama3_factors, permute_for_rope
 from edgeprism.errors import CheckpointError
 
 # Buffers and copies that some files hold beside the weights

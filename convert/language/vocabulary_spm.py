@@ -10,8 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgeprism.convert.language.vocabulary import (
+    CONTROL,
+    UNKNOWN,
+    UNUSED,
+    TokenRules,
+    Vocabulary,
+    eos_id,
+)
 from edgeprism.convert.read.checkpoint import read_json
-from edgeprism.convert.tokenizer import CONTROL, UNKNOWN, UNUSED, TokenRules, Vocabulary, eos_id
 from edgeprism.errors import CheckpointError
 
 FILE = "tokenizer.model"

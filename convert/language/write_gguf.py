@@ -10,9 +10,9 @@ import gguf
 import numpy as np
 import torch
 
-from edgeprism.convert.language_model import LmParts
-from edgeprism.convert.lm_config import LmConfig
-from edgeprism.convert.tokenizer import write_vocabulary
+from edgeprism.convert.language.config import LmConfig
+from edgeprism.convert.language.model import LmParts
+from edgeprism.convert.language.vocabulary import write_vocabulary
 from edgeprism.errors import CheckpointError, EdgePrismError
 from edgeprism.language.llama import import_llama, last_words
 from edgeprism.progress import Progress

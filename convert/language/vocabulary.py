@@ -57,15 +57,15 @@ def vocabulary_from_folder(folder: Path, n_vocab: int, rules: TokenRules) -> Voc
     Raises CheckpointError for a tokenizer that llama.cpp would not reproduce, or one without
     the special tokens that the prompt needs.
     """
-    from edgeprism.convert import tokenizer_bpe, tokenizer_spm
+    from edgeprism.convert.language import vocabulary_bpe, vocabulary_spm
 
-    if (folder / tokenizer_spm.FILE).is_file():
-        vocabulary = tokenizer_spm.vocabulary(folder, n_vocab, rules)
-    elif (folder / tokenizer_bpe.FILE).is_file():
-        vocabulary = tokenizer_bpe.vocabulary(folder, n_vocab, rules)
+    if (folder / vocabulary_spm.FILE).is_file():
+        vocabulary = vocabulary_spm.vocabulary(folder, n_vocab, rules)
+    elif (folder / vocabulary_bpe.FILE).is_file():
+        vocabulary = vocabulary_bpe.vocabulary(folder, n_vocab, rules)
     else:
         raise CheckpointError(
-            f"{folder} holds no tokenizer: expected {tokenizer_spm.FILE} or {tokenizer_bpe.FILE}.",
+            f"{folder} holds no tokenizer: expected {vocabulary_spm.FILE} or {vocabulary_bpe.FILE}.",
             "Download the tokenizer with the language model.",
         )
     lost = [name for name in rules.needed if name.encode() not in vocabulary.pieces]

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from edgeprism.convert.lm_config import LmConfig, LmTensor
-from edgeprism.convert.rope import permute_for_rope
-from edgeprism.convert.tokenizer import TokenRules
+from edgeprism.convert.language.config import LmConfig, LmTensor
+from edgeprism.convert.language.rope import permute_for_rope
+from edgeprism.convert.language.vocabulary import TokenRules
 
 if TYPE_CHECKING:
     import torch

@@ -12,9 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from edgeprism.convert.pretokenizer import pretokenizer_name
-from edgeprism.convert.read.checkpoint import read_json
-from edgeprism.convert.tokenizer import (
+from edgeprism.convert.language.pretokenizer import pretokenizer_name
+from edgeprism.convert.language.vocabulary import (
     CONTROL,
     NORMAL,
     UNUSED,
@@ -23,6 +22,7 @@ from edgeprism.convert.tokenizer import (
     Vocabulary,
     eos_id,
 )
+from edgeprism.convert.read.checkpoint import read_json
 from edgeprism.errors import CheckpointError
 
 FILE = "tokenizer.json"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.convert.rope import RopeScaling, rope_scaling_from_dict
+from edgeprism.convert.language.rope import RopeScaling, rope_scaling_from_dict
 from edgeprism.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.convert import internlm2, llama, parity_lm
-from edgeprism.convert.lm_config import (
+from edgeprism.convert import parity_lm
+from edgeprism.convert.language import internlm2, llama
+from edgeprism.convert.language.config import (
     LmConfig,
     LmTensor,
     lm_config_from_dict,
     published_shapes,
 )
+from edgeprism.convert.language.vocabulary import TokenRules, Vocabulary, vocabulary_from_folder
 from edgeprism.convert.read.checkpoint import Checkpoint
-from edgeprism.convert.tokenizer import TokenRules, Vocabulary, vocabulary_from_folder
 
 if TYPE_CHECKING:
     import numpy as np
