@@ -9,7 +9,9 @@ from typing import Any
 
 from edgeprism.bundle.manifest import ImagePolicy, Manifest, Markers
 from edgeprism.bundle.writer import BundleWriter
-from edgeprism.convert.captioner_parts import (
+from edgeprism.convert.language.model import UNUSED, LmParts
+from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.parts import (
     FOCUS,
     INSTRUCTION,
     MAX_TOKENS,
@@ -17,8 +19,6 @@ from edgeprism.convert.captioner_parts import (
     captioner_parts,
     source_of,
 )
-from edgeprism.convert.language.model import UNUSED, LmParts
-from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_config

@@ -17,11 +17,11 @@ import torch
 
 from edgeprism.bundle.manifest import VISION_QUANTS, Manifest, Parity, VisionVariant
 from edgeprism.bundle.writer import BundleWriter
-from edgeprism.convert import parity
+from edgeprism.convert.gate import judge
+from edgeprism.convert.gate.data import TOKENIZER_TEXTS, gate_pictures
 from edgeprism.convert.language.model import LmParts, Tick
 from edgeprism.convert.language.write_gguf import LM_QUANTS, write_gguf
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.parity_data import TOKENIZER_TEXTS, gate_pictures
 from edgeprism.convert.vision.export import (
     export_graph,
     int8_damage,
@@ -75,7 +75,7 @@ def write_bundle(parts: FamilyParts, writer: BundleWriter, options: ConvertOptio
 
     Raises ParityError when the gate fails and `options.force` is not set.
     """
-    verdict = parity.Verdict()
+    verdict = judge.Verdict()
     variants = _write_vision(parts, writer.folder, options, verdict, progress)
     _give_memory_back()
     write_gguf(writer.folder / LM_FILE, options.lm_quant, parts.lm, parts.manifest.name, progress)
@@ -117,7 +117,7 @@ def _give_memory_back() -> None:
 
 
 def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
-                  verdict: parity.Verdict, progress: Progress) -> list[VisionVariant]:  # fmt: skip
+                  verdict: judge.Verdict, progress: Progress) -> list[VisionVariant]:  # fmt: skip
     """Every variant as vision.<quant>.onnx, measured against the reference."""
     work = folder / "work"
     work.mkdir()
@@ -149,8 +149,8 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
 def _measure(path: Path, quant: str, pixels: np.ndarray, reference: np.ndarray,
              progress: Progress) -> tuple[dict[str, float], list[str]]:  # fmt: skip
     progress.stage(f"Measuring vision {quant}", len(pixels))
-    found = parity.run_vision(path, pixels, quant == "int8-full", progress)
-    return parity.judge_vision(quant, found, reference)
+    found = judge.run_vision(path, pixels, quant == "int8-full", progress)
+    return judge.judge_vision(quant, found, reference)
 
 
 def _write_int8(graph: Path, out: Path, quant: str, pixels: np.ndarray, reference: np.ndarray,
@@ -177,11 +177,11 @@ def _write_int8(graph: Path, out: Path, quant: str, pixels: np.ndarray, referenc
     return {**figures, "float_matrices": float(n_float)}, failures
 
 
-def _gate_lm(parts: FamilyParts, path: Path, quant: str, verdict: parity.Verdict,
+def _gate_lm(parts: FamilyParts, path: Path, quant: str, verdict: judge.Verdict,
              progress: Progress) -> None:  # fmt: skip
     lm, model = parts.lm, LanguageModel(path, threads=available_cores())
     try:
-        verdict.add("tokenizer", *parity.judge_tokenizer(
+        verdict.add("tokenizer", *judge.judge_tokenizer(
             [model.tokenize(text) for text in TOKENIZER_TEXTS],
             [lm.reference_ids(text) for text in TOKENIZER_TEXTS],
         ))  # fmt: skip
@@ -194,7 +194,7 @@ def _gate_lm(parts: FamilyParts, path: Path, quant: str, verdict: parity.Verdict
         found = _logits(model, texts, progress.advance)
     finally:
         model.close()
-    verdict.add(f"lm {quant}", *parity.judge_lm(quant, found, reference))
+    verdict.add(f"lm {quant}", *judge.judge_lm(quant, found, reference))
 
 
 def _logits(model: LanguageModel, texts: list[list[int]], tick: Tick) -> list[np.ndarray]:

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.manifest import Manifest, Several
-from edgeprism.convert import parity_tiles, parity_vision
-from edgeprism.convert.captioner_parts import VisionSide
 from edgeprism.convert.families import internvl_hf
 from edgeprism.convert.families.internvl_hf import tile_policy
 from edgeprism.convert.families.layouts import unknown_layout
+from edgeprism.convert.gate import tiling_towers, towers
 from edgeprism.convert.language import internlm2
 from edgeprism.convert.language.internlm2 import IM_END, IM_START
 from edgeprism.convert.language.model import open_language_model
 from edgeprism.convert.language.vocabulary import TokenRules
 from edgeprism.convert.one_folder import Layout, convert_folder
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.parts import VisionSide
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.vision.config import ProjectorConfig, n_used_layers
@@ -150,12 +150,12 @@ def _vision_side(
         }
     )
     used = {**fields, "num_hidden_layers": n_used}
-    features = parity_tiles.intern_vit(checkpoint.files, used, list(MEAN), list(STD))
-    connector = parity_vision.mlp(checkpoint.files, _LINEARS, _NORM, 2, transposed)
+    features = tiling_towers.intern_vit(checkpoint.files, used, list(MEAN), list(STD))
+    connector = towers.mlp(checkpoint.files, _LINEARS, _NORM, 2, transposed)
     side = VisionSide(
         [tower],
         projector,
         weights,
-        lambda pixels, tick: parity_vision.visual_tokens([features], connector, pixels, tick),
+        lambda pixels, tick: towers.visual_tokens([features], connector, pixels, tick),
     )
     return side, unused_layers(_PREFIX, n_used, fields["num_hidden_layers"])

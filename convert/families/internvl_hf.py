@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.manifest import ImagePolicy, Markers, Several, Tiling
-from edgeprism.convert import parity_tiles, parity_vision
-from edgeprism.convert.captioner_parts import VisionSide
+from edgeprism.convert.gate import tiling_towers, towers
 from edgeprism.convert.language.model import open_language_model
 from edgeprism.convert.language.vocabulary import TokenRules
 from edgeprism.convert.one_folder import Layout
+from edgeprism.convert.parts import VisionSide
 from edgeprism.convert.read.checkpoint import Checkpoint, read_json
 from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.vision.config import RESAMPLINGS, ProjectorConfig
@@ -73,13 +73,13 @@ def read_layout(captioner: Path, config: dict[str, Any]) -> Layout:
             "projector": projector_weights(projector, checkpoint, linears, f"{joint}{_NORM}"),
         }
     )
-    features = parity_tiles.internvl_tower(checkpoint.files, config["vision_config"], prepared)
-    connector = parity_vision.mlp(checkpoint.files, linears, f"{joint}{_NORM}", 2)
+    features = tiling_towers.internvl_tower(checkpoint.files, config["vision_config"], prepared)
+    connector = towers.mlp(checkpoint.files, linears, f"{joint}{_NORM}", 2)
     side = VisionSide(
         [tower],
         projector,
         weights,
-        lambda pixels, tick: parity_vision.visual_tokens([features], connector, pixels, tick),
+        lambda pixels, tick: towers.visual_tokens([features], connector, pixels, tick),
     )
     return Layout(checkpoint, image, side, lm, CONVERSATION, MARKERS)
 

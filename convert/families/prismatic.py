@@ -18,8 +18,12 @@ from typing import Any
 
 from edgeprism.bundle.manifest import ImagePolicy, Manifest
 from edgeprism.bundle.writer import BundleWriter
-from edgeprism.convert import parity_vision
-from edgeprism.convert.captioner_parts import (
+from edgeprism.convert.families.layouts import unknown_layout
+from edgeprism.convert.gate import towers
+from edgeprism.convert.language.model import UNUSED, LmParts, open_language_model
+from edgeprism.convert.language.vocabulary import TokenRules
+from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.parts import (
     FOCUS,
     INSTRUCTION,
     MAX_TOKENS,
@@ -28,10 +32,6 @@ from edgeprism.convert.captioner_parts import (
     one_tile,
     source_of,
 )
-from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.language.model import UNUSED, LmParts, open_language_model
-from edgeprism.convert.language.vocabulary import TokenRules
-from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_json
@@ -230,15 +230,15 @@ def _vision_side(
         requirements.add(source, {}, tower.unused)
     grid = towers[0].config.grid
     features = [
-        parity_vision.timm_tower(
+        towers.timm_tower(
             tower.files, facts.n_heads, facts.eps, facts.activation, facts.mean, facts.std, grid
         )
         for tower, facts in pairs
     ]
-    connector = parity_vision.mlp(checkpoint.files, endings)
+    connector = towers.mlp(checkpoint.files, endings)
     return VisionSide(
         [tower.config for tower in towers],
         projector,
         weights,
-        lambda pixels, tick: parity_vision.visual_tokens(features, connector, pixels, tick),
+        lambda pixels, tick: towers.visual_tokens(features, connector, pixels, tick),
     )

@@ -13,8 +13,12 @@ import torch
 
 from edgeprism.bundle.manifest import Manifest
 from edgeprism.bundle.writer import BundleWriter
-from edgeprism.convert import parity_lm
-from edgeprism.convert.captioner_parts import (
+from edgeprism.convert.families.layouts import unknown_layout
+from edgeprism.convert.gate import language
+from edgeprism.convert.language import internlm2
+from edgeprism.convert.language.model import UNUSED, LmParts, open_language_model
+from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.parts import (
     FOCUS,
     INSTRUCTION,
     MAX_TOKENS,
@@ -23,10 +27,6 @@ from edgeprism.convert.captioner_parts import (
     one_tile,
     source_of,
 )
-from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.language import internlm2
-from edgeprism.convert.language.model import UNUSED, LmParts, open_language_model
-from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_json
@@ -80,7 +80,7 @@ class _Sources:
         self.lm: LmParts = dataclasses.replace(
             opened,
             read=self.merged,
-            reference_logits=lambda texts, tick: parity_lm.logits(
+            reference_logits=lambda texts, tick: language.logits(
                 self.lm_checkpoint.files, config, texts, tick, adapter_folder
             ),
         )

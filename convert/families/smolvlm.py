@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.manifest import ImagePolicy, Manifest, Markers, Several, Tiling
-from edgeprism.convert import parity_tiles, parity_vision
-from edgeprism.convert.captioner_parts import VisionSide
 from edgeprism.convert.families.layouts import unknown_layout
+from edgeprism.convert.gate import tiling_towers, towers
 from edgeprism.convert.language.model import open_language_model
 from edgeprism.convert.language.vocabulary import TokenRules
 from edgeprism.convert.one_folder import Layout, convert_folder
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.parts import VisionSide
 from edgeprism.convert.read.checkpoint import Checkpoint, read_json
 from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.vision.config import (
@@ -188,13 +188,13 @@ def _vision_side(
             "projector": projector_weights(projector, checkpoint, [f"model.{_PROJECTOR}"]),
         }
     )
-    features = parity_tiles.idefics3_tower(
+    features = tiling_towers.idefics3_tower(
         checkpoint.files, config.get("vision_config") or {}, prepare
     )
-    connector = parity_vision.mlp(checkpoint.files, [_PROJECTOR], cell=cell)
+    connector = towers.mlp(checkpoint.files, [_PROJECTOR], cell=cell)
     return VisionSide(
         [tower],
         projector,
         weights,
-        lambda pixels, tick: parity_vision.visual_tokens([features], connector, pixels, tick),
+        lambda pixels, tick: towers.visual_tokens([features], connector, pixels, tick),
     )

@@ -23,7 +23,12 @@ from typing import Any
 
 from edgeprism.bundle.manifest import Manifest, Several
 from edgeprism.bundle.writer import BundleWriter
-from edgeprism.convert.captioner_parts import (
+from edgeprism.convert.families.layouts import unknown_layout
+from edgeprism.convert.families.llava import Layout, convert_layout, original_layout
+from edgeprism.convert.language.model import UNUSED, open_language_model
+from edgeprism.convert.language.vocabulary import TokenRules
+from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.parts import (
     FOCUS,
     INSTRUCTION,
     MAX_TOKENS,
@@ -31,11 +36,6 @@ from edgeprism.convert.captioner_parts import (
     one_tile,
     source_of,
 )
-from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.families.llava import Layout, convert_layout, original_layout
-from edgeprism.convert.language.model import UNUSED, open_language_model
-from edgeprism.convert.language.vocabulary import TokenRules
-from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import check_options, write_bundle
 from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_json

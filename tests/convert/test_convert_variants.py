@@ -14,8 +14,8 @@ from checkpoints import Folders, Spec
 from converting import convert
 
 from edgeprism.bundle.manifest import VISION_QUANTS, manifest_from_bundle
-from edgeprism.convert import parity
-from edgeprism.convert.parity_data import gate_pictures
+from edgeprism.convert.gate import judge
+from edgeprism.convert.gate.data import gate_pictures
 from edgeprism.convert.vision import pack_onnx
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.progress import Progress
@@ -90,8 +90,8 @@ def test_matrices_that_int8_hurts_stay_in_float(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured = manifest_from_bundle(bundle).parity.figures["vision int8"]["relative_error"]
-    limit = dataclasses.replace(parity.VISION_LIMITS["int8"], relative_error=0.9 * measured)
-    monkeypatch.setitem(parity.VISION_LIMITS, "int8", limit)
+    limit = dataclasses.replace(judge.VISION_LIMITS["int8"], relative_error=0.9 * measured)
+    monkeypatch.setitem(judge.VISION_LIMITS, "int8", limit)
     out = convert(checkpoint_of(SPEC), tmp_path / "out", vision_quants=("int8",))
     figures = manifest_from_bundle(out).parity.figures["vision int8"]
     assert 1 <= figures["float_matrices"] <= 7

@@ -19,7 +19,7 @@ from edgeprism.bundle.manifest import (
     Source,
     Vision,
 )
-from edgeprism.convert import parity_data
+from edgeprism.convert.gate import data
 from edgeprism.convert.language.model import LmParts, Tick
 from edgeprism.convert.pipeline import FamilyParts
 from edgeprism.convert.read.card import CaptionerCard
@@ -100,7 +100,7 @@ def captioner_parts(
         n_vision_layers=sum(tower.n_layers for tower in vision.towers),
         reference_visual_tokens=vision.reference,
         lm=lm,
-        gate_texts=card.parity_texts or parity_data.TEXTS,
+        gate_texts=card.parity_texts or data.TEXTS,
         manifest=manifest,
     )
 

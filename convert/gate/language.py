@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from edgeprism.convert.parity_files import RawTensors, weight_files
+from edgeprism.convert.gate.files import RawTensors, weight_files
 
 Tick = Callable[[], None]
 

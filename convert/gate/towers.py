@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from edgeprism.convert.parity_files import RawTensors
+from edgeprism.convert.gate.files import RawTensors
 
 Tick = Callable[[], None]
 # pixels uint8 [n, size, size, 3] → features [n, patches, width], or features → visual tokens

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from edgeprism.convert.parity_files import RawTensors
-from edgeprism.convert.parity_vision import Features, Tick, normalised
+from edgeprism.convert.gate.files import RawTensors
+from edgeprism.convert.gate.towers import Features, Tick, normalised
 
 
 def idefics3_tower(files: Iterable[Path], config: Mapping[str, Any], prepare: Path) -> Features:
