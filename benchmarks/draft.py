@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from edgeprism.bundle.manifest import ImagePolicy
-from edgeprism.models.nano import plain_scene
+from edgeprism.models.nano.recipe.world import plain_scene
 from edgeprism.picture.read import enough_for, picture_to_tiles, read_picture
 
 

@@ -12,7 +12,7 @@ import argparse
 import random
 
 from edgeprism import Caption, ModelInfo, Reasoner, Timings, TokenCounts
-from edgeprism.models.nano import plain_grammar, plain_scene
+from edgeprism.models.nano.recipe.world import plain_grammar, plain_scene
 
 NUMBERS = {"one": "1", "two": "2", "three": "3"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeprism.models.nano.draw import Assets
+from edgeprism.models.nano.recipe.world.draw import Assets
 
 
 @pytest.fixture(scope="session")

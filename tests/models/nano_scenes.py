@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeprism.models.nano.scene import Item, Scene
+from edgeprism.models.nano.recipe.world.scene import Item, Scene
 
 
 def item(name: str, cell: int, kind: str = "thing", colour: str = "", value: int = 0) -> Item:

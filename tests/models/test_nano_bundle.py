@@ -12,11 +12,11 @@ import pytest
 import edgeprism
 from edgeprism import Captioner
 from edgeprism.evaluation.questions import QuestionFile
-from edgeprism.models.nano import evaluate_plain
-from edgeprism.models.nano.plain_grammar import scores_to_table
+from edgeprism.models.nano.recipe.measure import plain
+from edgeprism.models.nano.recipe.world.plain_grammar import scores_to_table
 from edgeprism.picture.read import picture_to_tiles, read_picture
 
-NANO = Path(evaluate_plain.__file__).parent
+NANO = Path(plain.__file__).parent
 EXAMPLES = json.loads((NANO / "examples" / "examples.json").read_text(encoding="utf-8"))
 
 
@@ -32,8 +32,8 @@ def test_examples_are_described_truly(captioner: Captioner, example: dict[str, s
 
 @pytest.mark.parametrize("instruction", [None, "What do you see?"])
 def test_held_out_plain_scenes_are_described_rightly(instruction: str | None) -> None:
-    scenes = evaluate_plain.heldout_scenes(3, 16)
-    table = scores_to_table(evaluate_plain.score_bundle("nano", scenes, instruction), scenes)
+    scenes = plain.heldout_scenes(3, 16)
+    table = scores_to_table(plain.score_bundle("nano", scenes, instruction), scenes)
     assert table["objects right (shape and colour)"] >= 0.9
     assert table["relation right"] >= 0.85  # 99.2 % of 500 scenes, see the card
 
@@ -64,9 +64,9 @@ def test_what_a_question_asks_for_is_in_the_caption(
 def test_its_weights_can_be_trained_further(captioner: Captioner) -> None:
     """Taken out of the bundle they write the same captions in torch."""
     torch = pytest.importorskip("torch")
-    from edgeprism.models.nano.caption import write_captions
-    from edgeprism.models.nano.restore import bundle_to_model
-    from edgeprism.models.nano.tokenizer import DEFAULT_INSTRUCTION
+    from edgeprism.models.nano.recipe.learn.caption import write_captions
+    from edgeprism.models.nano.recipe.learn.restore import bundle_to_model
+    from edgeprism.models.nano.recipe.learn.tokenizer import DEFAULT_INSTRUCTION
 
     model = bundle_to_model(captioner.bundle.path).eval()
     for example in EXAMPLES[:3]:
@@ -96,6 +96,6 @@ def test_evaluate_prints_and_writes_its_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "figures.json"
-    assert evaluate_plain.main(["--scenes", "4", "--json", str(out)]) == 0
+    assert plain.main(["--scenes", "4", "--json", str(out)]) == 0
     assert "captions without any mistake" in capsys.readouterr().out
     assert json.loads(out.read_text(encoding="utf-8"))["scenes"] == 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeprism.evaluation.questions import Question
-from edgeprism.models.nano.evaluate_evidence import carries, counts_to_table, main
+from edgeprism.models.nano.recipe.measure.evidence import carries, counts_to_table, main
 
 
 @pytest.mark.parametrize(

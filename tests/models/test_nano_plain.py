@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgeprism.models.nano.evaluate_plain import heldout_scenes
-from edgeprism.models.nano.plain_grammar import (
+from edgeprism.models.nano.recipe.measure.plain import heldout_scenes
+from edgeprism.models.nano.recipe.world.plain_grammar import (
     caption_to_facts,
     cells_to_relation,
     scene_to_caption,
     score_caption,
     scores_to_table,
 )
-from edgeprism.models.nano.plain_scene import (
+from edgeprism.models.nano.recipe.world.plain_scene import (
     COLOURS,
     SEEN_PAIRS,
     SHAPES,

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from edgeprism.evaluation.questions import QuestionFile
-from edgeprism.models.nano.draw import Assets
-from edgeprism.models.nano.evaluate_ask import KINDS, sample_questions
-from edgeprism.models.nano.questions import (
+from edgeprism.models.nano.recipe.measure.ask import KINDS, sample_questions
+from edgeprism.models.nano.recipe.world.draw import Assets
+from edgeprism.models.nano.recipe.world.questions import (
     LETTERS,
     main,
     query_to_answer,
     query_to_distractors,
     questions_to_tsv,
 )
-from edgeprism.models.nano.scene import COLOURS
+from edgeprism.models.nano.recipe.world.scene import COLOURS
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from nano_scenes import item, scene
 
-from edgeprism.models.nano.data import (
+from edgeprism.models.nano.recipe.learn.data import (
     Batch,
     BatchStream,
     Teach,
@@ -24,12 +24,12 @@ from edgeprism.models.nano.data import (
     training_batch,
     training_scenes,
 )
-from edgeprism.models.nano.draw import GRID, Assets
-from edgeprism.models.nano.grammar import sample_query
-from edgeprism.models.nano.labels import PATCH_LABELS
-from edgeprism.models.nano.scene import Sampling
-from edgeprism.models.nano.scoring import score_captions
-from edgeprism.models.nano.things import THINGS
+from edgeprism.models.nano.recipe.measure.scoring import score_captions
+from edgeprism.models.nano.recipe.world.draw import GRID, Assets
+from edgeprism.models.nano.recipe.world.grammar import sample_query
+from edgeprism.models.nano.recipe.world.labels import PATCH_LABELS
+from edgeprism.models.nano.recipe.world.scene import Sampling
+from edgeprism.models.nano.recipe.world.things import THINGS
 
 HOW = Sampling(unseen=True)
 
@@ -39,7 +39,7 @@ torch = pytest.importorskip("torch")
 
 @pytest.fixture
 def tiny() -> object:
-    from edgeprism.models.nano.model import Nano, NanoConfig
+    from edgeprism.models.nano.recipe.learn.model import Nano, NanoConfig
 
     torch.manual_seed(0)
     small = {"vision_width": 32, "vision_layers": 1, "vision_heads": 2, "vision_ffn": 32}
@@ -51,7 +51,7 @@ def tiny() -> object:
 
 
 def test_printed_letters_are_spelt_one_by_one() -> None:
-    from edgeprism.models.nano import tokenizer
+    from edgeprism.models.nano.recipe.learn import tokenizer
 
     for text in ('the word "PUSH"', 'the number "8811"', "Überraschung, 你好"):
         assert tokenizer.ids_to_text(tokenizer.text_to_ids(text)) == text
@@ -60,7 +60,7 @@ def test_printed_letters_are_spelt_one_by_one() -> None:
 
 
 def test_lessons_ask_in_training_wordings_only() -> None:
-    from edgeprism.models.nano.caption import CAPTIONS, scene_to_lessons
+    from edgeprism.models.nano.recipe.learn.caption import CAPTIONS, scene_to_lessons
 
     rng = random.Random(0)
     for drawn_scene in training_scenes(0, 0, 60, Sampling()):
@@ -71,14 +71,14 @@ def test_lessons_ask_in_training_wordings_only() -> None:
 
 
 def test_letters_and_places_weigh_more_than_the_words_around_them(tiny: object) -> None:
-    from edgeprism.models.nano.caption import (
+    from edgeprism.models.nano.recipe.learn.caption import (
         Lesson,
         decode,
         lessons_to_ids,
         see,
         token_loss,
     )
-    from edgeprism.models.nano.tokenizer import ids_to_text
+    from edgeprism.models.nano.recipe.learn.tokenizer import ids_to_text
 
     rows = torch.randn(1, GRID * GRID, 32)
     lesson = Lesson("What do you see?", 'The word "A" above a cat.', "The cat is red.")
@@ -95,7 +95,13 @@ def test_letters_and_places_weigh_more_than_the_words_around_them(tiny: object) 
 
 
 def test_many_captions_of_one_picture_cost_what_each_alone_costs(tiny: object) -> None:
-    from edgeprism.models.nano.caption import IGNORE, Lesson, decode, lessons_to_ids, see
+    from edgeprism.models.nano.recipe.learn.caption import (
+        IGNORE,
+        Lesson,
+        decode,
+        lessons_to_ids,
+        see,
+    )
 
     features = torch.randn(1, GRID * GRID, 32)
     lessons = [
@@ -120,8 +126,8 @@ def test_many_captions_of_one_picture_cost_what_each_alone_costs(tiny: object) -
 
 
 def test_visual_tokens_are_taught_the_words_for_what_they_show(tiny: object, drawn: Assets) -> None:
-    from edgeprism.models.nano.caption import align_loss
-    from edgeprism.models.nano.tokenizer import text_to_ids
+    from edgeprism.models.nano.recipe.learn.caption import align_loss
+    from edgeprism.models.nano.recipe.learn.tokenizer import text_to_ids
 
     batch = scenes_to_batch([scene(item("apple", 4))], drawn)
     size = text_to_ids(" large")[0]
@@ -151,7 +157,7 @@ class InlineStream:
 
 
 def test_batches_come_in_order_from_two_processes(folder: Path) -> None:
-    from edgeprism.models.nano.caption import teach
+    from edgeprism.models.nano.recipe.learn.caption import teach
 
     stream = BatchStream(folder, 0, 3, 2, Sampling(), workers=2, teach=teach)
     try:
@@ -168,9 +174,9 @@ def test_batches_come_in_order_from_two_processes(folder: Path) -> None:
 def test_a_stopped_run_ends_as_an_uninterrupted_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeprism.models.nano import train
-    from edgeprism.models.nano.caption import caption_loss, teach
-    from edgeprism.models.nano.model import Nano, NanoConfig
+    from edgeprism.models.nano.recipe import train
+    from edgeprism.models.nano.recipe.learn.caption import caption_loss, teach
+    from edgeprism.models.nano.recipe.learn.model import Nano, NanoConfig
 
     # An untrained model rambles to the limit: its captions are scored in another test.
     monkeypatch.setattr(train, "stage_to_functions", lambda _: (caption_loss, lambda *_: {}, teach))
@@ -192,8 +198,8 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
 
 
 def test_the_decoder_goes_on_with_a_tower_that_was_trained_further(tmp_path: Path) -> None:
-    from edgeprism.models.nano import train
-    from edgeprism.models.nano.model import Nano, NanoConfig
+    from edgeprism.models.nano.recipe import train
+    from edgeprism.models.nano.recipe.learn.model import Nano, NanoConfig
 
     torch.manual_seed(0)
     config = NanoConfig(vision_width=32, vision_layers=1, vision_heads=2, vision_ffn=32,
@@ -212,7 +218,7 @@ def test_the_decoder_goes_on_with_a_tower_that_was_trained_further(tmp_path: Pat
 
 
 def test_what_the_tower_tells_is_counted_by_vote(drawn: Assets) -> None:
-    from edgeprism.models.nano.evaluate_tower import score_tower
+    from edgeprism.models.nano.recipe.measure.tower import score_tower
 
     scenes = heldout_scenes(4, 12, Sampling(unseen=True, mixed=1.0, texts=1.0))
     labels = torch.from_numpy(scenes_to_batch(scenes, drawn).patch_labels).long()
@@ -236,7 +242,7 @@ def test_what_the_tower_tells_is_counted_by_vote(drawn: Assets) -> None:
 
 
 def test_captions_are_written_and_scored(tiny: object, drawn: Assets) -> None:
-    from edgeprism.models.nano.caption import write_captions
+    from edgeprism.models.nano.recipe.learn.caption import write_captions
 
     batch = scenes_to_batch(heldout_scenes(0, 2, HOW), drawn)
     texts = write_captions(tiny, torch.from_numpy(batch.pixels), ["What?", "Why?"], limit=3)
@@ -246,7 +252,7 @@ def test_captions_are_written_and_scored(tiny: object, drawn: Assets) -> None:
 
 
 def test_an_export_has_what_convert_asks_for(tiny: object, tmp_path: Path) -> None:
-    from edgeprism.models.nano.export import export
+    from edgeprism.models.nano.recipe.learn.export import export
 
     export(tiny, tmp_path / "out")
     card = json.loads((tmp_path / "out/captioner/edgeprism.json").read_text(encoding="utf-8"))
@@ -260,7 +266,7 @@ def test_an_export_has_what_convert_asks_for(tiny: object, tmp_path: Path) -> No
 
 
 def test_any_text_tokenises_and_special_tokens_come_from_the_template_only() -> None:
-    from edgeprism.models.nano.tokenizer import (
+    from edgeprism.models.nano.recipe.learn.tokenizer import (
         BOS,
         IM_END,
         IM_START,
@@ -301,9 +307,9 @@ def unpacked_llama(tensors: dict[str, Any], c: Any) -> dict[str, Any]:
 
 
 def test_the_export_gives_transformers_the_same_logits(drawn: Assets, tmp_path: Path) -> None:
-    from edgeprism.models.nano.export import export, model_to_llm
-    from edgeprism.models.nano.model import Nano, NanoConfig
-    from edgeprism.models.nano.tokenizer import prompt_to_ids
+    from edgeprism.models.nano.recipe.learn.export import export, model_to_llm
+    from edgeprism.models.nano.recipe.learn.model import Nano, NanoConfig
+    from edgeprism.models.nano.recipe.learn.tokenizer import prompt_to_ids
 
     transformers = pytest.importorskip("transformers")
     load_file = pytest.importorskip("safetensors.torch").load_file

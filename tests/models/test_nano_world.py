@@ -15,15 +15,22 @@ import pytest
 from nano_scenes import item, scene
 from PIL import Image
 
-from edgeprism.models.nano import assets as assets_module
-from edgeprism.models.nano import plain_grammar
-from edgeprism.models.nano.data import (
+from edgeprism.models.nano.recipe.learn.data import (
     heldout_scenes,
     scenes_to_batch,
     training_scenes,
 )
-from edgeprism.models.nano.draw import FRAME, GRID, Assets, image_to_pixels, scene_to_image
-from edgeprism.models.nano.grammar import (
+from edgeprism.models.nano.recipe.measure.scoring import carries, score_caption, score_captions
+from edgeprism.models.nano.recipe.world import assets as assets_module
+from edgeprism.models.nano.recipe.world import plain_grammar
+from edgeprism.models.nano.recipe.world.draw import (
+    FRAME,
+    GRID,
+    Assets,
+    image_to_pixels,
+    scene_to_image,
+)
+from edgeprism.models.nano.recipe.world.grammar import (
     ASK,
     NOTHING,
     Query,
@@ -31,18 +38,21 @@ from edgeprism.models.nano.grammar import (
     scene_to_long,
     scene_to_short,
 )
-from edgeprism.models.nano.labels import IDENTITIES, PATCH_LABELS, scene_to_patch_labels
-from edgeprism.models.nano.photographs import Package, photographs
-from edgeprism.models.nano.scene import (
+from edgeprism.models.nano.recipe.world.labels import (
+    IDENTITIES,
+    PATCH_LABELS,
+    scene_to_patch_labels,
+)
+from edgeprism.models.nano.recipe.world.photographs import Package, photographs
+from edgeprism.models.nano.recipe.world.scene import (
     UNSEEN_PAIRS,
     Sampling,
     is_held_out,
     scene_to_groups,
     to_pairing,
 )
-from edgeprism.models.nano.scoring import carries, score_caption, score_captions
-from edgeprism.models.nano.sheets import sample_nothing
-from edgeprism.models.nano.things import THINGS, to_plural
+from edgeprism.models.nano.recipe.world.sheets import sample_nothing
+from edgeprism.models.nano.recipe.world.things import THINGS, to_plural
 
 HOW = Sampling(unseen=True)
 
@@ -230,7 +240,7 @@ def test_a_generic_caption_carries_what_it_says() -> None:
 def test_answers_are_judged_by_what_they_say(
     kind: str, answer: str, said: str, right: bool
 ) -> None:
-    from edgeprism.models.nano.evaluate_ask import is_right
+    from edgeprism.models.nano.recipe.measure.ask import is_right
 
     assert is_right(Query(kind, (), "", "What?", answer), said) == right
 

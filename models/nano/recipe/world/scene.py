@@ -12,9 +12,9 @@ import random
 import zlib
 from dataclasses import dataclass, replace
 
-from edgeprism.models.nano import plain_scene
-from edgeprism.models.nano.plain_scene import jitter
-from edgeprism.models.nano.things import STYLES, THINGS, TRAINING_STYLES
+from edgeprism.models.nano.recipe.world import plain_scene
+from edgeprism.models.nano.recipe.world.plain_scene import jitter
+from edgeprism.models.nano.recipe.world.things import STYLES, THINGS, TRAINING_STYLES
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     **plain_scene.COLOURS,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from edgeprism.models.nano import plain_scene
-from edgeprism.models.nano.plain_scene import jitter
-from edgeprism.models.nano.scene import (
+from edgeprism.models.nano.recipe.world import plain_scene
+from edgeprism.models.nano.recipe.world.plain_scene import jitter
+from edgeprism.models.nano.recipe.world.scene import (
     BACKGROUNDS,
     COLOURS,
     LETTERS,

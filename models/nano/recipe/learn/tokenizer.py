@@ -14,17 +14,17 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as pb
 
-from edgeprism.models.nano.grammar import (
+from edgeprism.models.nano.recipe.learn.model import NanoConfig
+from edgeprism.models.nano.recipe.world.grammar import (
     SHORT,
     WORDINGS,
     sample_query,
     scene_to_long,
     scene_to_short,
 )
-from edgeprism.models.nano.model import NanoConfig
-from edgeprism.models.nano.scene import CHARS, COLOURS, SHAPES, Sampling
-from edgeprism.models.nano.sheets import sample_scene
-from edgeprism.models.nano.things import THINGS, to_plural
+from edgeprism.models.nano.recipe.world.scene import CHARS, COLOURS, SHAPES, Sampling
+from edgeprism.models.nano.recipe.world.sheets import sample_scene
+from edgeprism.models.nano.recipe.world.things import THINGS, to_plural
 
 VOCAB = NanoConfig.vocab
 UNK, BOS, EOS = 0, 1, 2

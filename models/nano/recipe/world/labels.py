@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprism.models.nano.draw import GRID, TABLE_COLUMNS
-from edgeprism.models.nano.scene import (
+from edgeprism.models.nano.recipe.world.draw import GRID, TABLE_COLUMNS
+from edgeprism.models.nano.recipe.world.scene import (
     CHARS,
     COLOURS,
     MOST_LETTERS,

@@ -1,4 +1,4 @@
-"""Draw the example pictures: ``python -m edgeprism.models.nano.draw_examples ASSETS OUT``.
+"""Draw the example pictures: ``python -m edgeprism.models.nano.recipe.world.draw_examples ASSETS OUT``.
 
 Writes ``scene1.png`` … and ``examples.json`` with what is true of each: of every kind the first
 scene of three items and more that the shipped bundle describes without a mistake, with and without
@@ -15,10 +15,10 @@ import random
 import sys
 from pathlib import Path
 
-from edgeprism.models.nano.draw import Assets, scene_to_image
-from edgeprism.models.nano.grammar import sample_query, scene_to_long
-from edgeprism.models.nano.scene import Sampling
-from edgeprism.models.nano.sheets import sample_scene
+from edgeprism.models.nano.recipe.world.draw import Assets, scene_to_image
+from edgeprism.models.nano.recipe.world.grammar import sample_query, scene_to_long
+from edgeprism.models.nano.recipe.world.scene import Sampling
+from edgeprism.models.nano.recipe.world.sheets import sample_scene
 
 KINDS = {  # the number of the scene, and what kind
     "noto": (7, Sampling(True, ("noto",), mixed=1.0, texts=1.0)),

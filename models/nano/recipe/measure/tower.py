@@ -1,4 +1,4 @@
-"""What the tower alone tells: ``python -m edgeprism.models.nano.evaluate_tower ASSETS CHECKPOINT``.
+"""What the tower alone tells: ``python -m edgeprism.models.nano.recipe.measure.tower ASSETS CHECKPOINT``.
 
 On held-out scenes, by the heads that only training uses: the patches of an item vote on what it is
 and how many there are of it, the patches of a letter on which it is. No caption can be right about
@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgeprism.models.nano.data import heldout_scenes, scenes_to_batch
-from edgeprism.models.nano.draw import Assets
-from edgeprism.models.nano.evaluate import heldout_words
-from edgeprism.models.nano.export import checkpoint_to_model
-from edgeprism.models.nano.labels import IDENTITIES, PATCH_LABELS
-from edgeprism.models.nano.model import Nano
-from edgeprism.models.nano.scene import CHARS, NAMES, SHAPES, Sampling, Scene
+from edgeprism.models.nano.recipe.learn.data import heldout_scenes, scenes_to_batch
+from edgeprism.models.nano.recipe.learn.export import checkpoint_to_model
+from edgeprism.models.nano.recipe.learn.model import Nano
+from edgeprism.models.nano.recipe.measure.captions import heldout_words
+from edgeprism.models.nano.recipe.world.draw import Assets
+from edgeprism.models.nano.recipe.world.labels import IDENTITIES, PATCH_LABELS
+from edgeprism.models.nano.recipe.world.scene import CHARS, NAMES, SHAPES, Sampling, Scene
 
 BATCH = 20  # pictures at once
 _COLUMN = {name: i for i, name in enumerate(PATCH_LABELS)}

@@ -1,4 +1,4 @@
-"""How right nano is about plain shapes: ``python -m edgeprism.models.nano.evaluate_plain``.
+"""How right nano is about plain shapes: ``python -m edgeprism.models.nano.recipe.measure.plain``.
 
 Captions held-out scenes (another random stream than training's; every second one shows a
 colour-shape pair that no training scene had) through EdgePrism's public API and scores every
@@ -15,8 +15,12 @@ import time
 from pathlib import Path
 
 from edgeprism import Captioner
-from edgeprism.models.nano.plain_grammar import CaptionScore, score_caption, scores_to_table
-from edgeprism.models.nano.plain_scene import Scene, sample_scene, scene_to_image
+from edgeprism.models.nano.recipe.world.plain_grammar import (
+    CaptionScore,
+    score_caption,
+    scores_to_table,
+)
+from edgeprism.models.nano.recipe.world.plain_scene import Scene, sample_scene, scene_to_image
 
 
 def heldout_scenes(seed: int, count: int) -> list[Scene]:

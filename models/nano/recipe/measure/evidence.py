@@ -1,4 +1,4 @@
-"""Do cited sentences carry the fact? ``python -m edgeprism.models.nano.evaluate_evidence``.
+"""Do cited sentences carry the fact? ``python -m edgeprism.models.nano.recipe.measure.evidence``.
 
 Over the question set, asked as `edgeprism ask` and `edgeprism eval` ask by default (a focus drawn
 by the reasoner, no options shown): of right answers, how often a cited sentence carries the fact
@@ -20,8 +20,8 @@ from pathlib import Path
 from edgeprism import Captioner, Prism, Reasoner
 from edgeprism.evaluation.questions import Question, QuestionFile
 from edgeprism.evaluation.scoring import score
-from edgeprism.models.nano.grammar import NUMBERS
-from edgeprism.models.nano.scene import SIZES
+from edgeprism.models.nano.recipe.world.grammar import NUMBERS
+from edgeprism.models.nano.recipe.world.scene import SIZES
 from edgeprism.reason.evidence import caption_to_sentences
 
 QUESTIONS = Path(__file__).with_name("questions.tsv")

@@ -11,24 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgeprism.models.nano.data import Batch, heldout_scenes, scenes_to_batch
-from edgeprism.models.nano.draw import Assets
-from edgeprism.models.nano.grammar import (
-    ASK,
-    NUMBERS,
-    WORDINGS,
-    Query,
-    ask_count,
-    scene_to_list,
-    scene_to_relation,
-    scene_to_short,
-)
-from edgeprism.models.nano.labels import IDENTITIES, PATCH_LABELS
-from edgeprism.models.nano.model import Cache, Decoder, Nano
-from edgeprism.models.nano.scene import CHARS, COLOURS, SHAPES, SIZES, Sampling, Scene
-from edgeprism.models.nano.scoring import score_captions
-from edgeprism.models.nano.things import THINGS, to_plural
-from edgeprism.models.nano.tokenizer import (
+from edgeprism.models.nano.recipe.learn.data import Batch, heldout_scenes, scenes_to_batch
+from edgeprism.models.nano.recipe.learn.model import Cache, Decoder, Nano
+from edgeprism.models.nano.recipe.learn.tokenizer import (
     DEFAULT_INSTRUCTION,
     FOCUS,
     IM_END,
@@ -40,6 +25,21 @@ from edgeprism.models.nano.tokenizer import (
     prompt_to_ids,
     text_to_ids,
 )
+from edgeprism.models.nano.recipe.measure.scoring import score_captions
+from edgeprism.models.nano.recipe.world.draw import Assets
+from edgeprism.models.nano.recipe.world.grammar import (
+    ASK,
+    NUMBERS,
+    WORDINGS,
+    Query,
+    ask_count,
+    scene_to_list,
+    scene_to_relation,
+    scene_to_short,
+)
+from edgeprism.models.nano.recipe.world.labels import IDENTITIES, PATCH_LABELS
+from edgeprism.models.nano.recipe.world.scene import CHARS, COLOURS, SHAPES, SIZES, Sampling, Scene
+from edgeprism.models.nano.recipe.world.things import THINGS, to_plural
 
 IGNORE = -100
 SWAP_SHARE = 0.03

@@ -13,7 +13,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgeprism.models.nano.plain_scene import COLOURS, SHAPES, SIZES, UNSEEN_PAIRS, Scene, Thing
+from edgeprism.models.nano.recipe.world.plain_scene import (
+    COLOURS,
+    SHAPES,
+    SIZES,
+    UNSEEN_PAIRS,
+    Scene,
+    Thing,
+)
 
 PLACES = (
     "at the top left",

@@ -1,4 +1,4 @@
-"""The question set that ships: ``python -m edgeprism.models.nano.questions ASSETS OUT.tsv``.
+"""The question set that ships: ``python -m edgeprism.models.nano.recipe.world.questions ASSETS OUT.tsv``.
 
 Questions of six kinds about held-out scenes, in the wording that training never uses, as a
 VLMEvalKit TSV: most with lettered options, the wrong ones taken from what the picture also shows
@@ -17,11 +17,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from edgeprism.models.nano.draw import Assets, scene_to_image
-from edgeprism.models.nano.evaluate_ask import KINDS, sample_questions
-from edgeprism.models.nano.grammar import NUMBERS, Query
-from edgeprism.models.nano.plain_grammar import cells_to_relation
-from edgeprism.models.nano.scene import CHARS, COLOURS, MOST_ITEMS, Scene
+from edgeprism.models.nano.recipe.measure.ask import KINDS, sample_questions
+from edgeprism.models.nano.recipe.world.draw import Assets, scene_to_image
+from edgeprism.models.nano.recipe.world.grammar import NUMBERS, Query
+from edgeprism.models.nano.recipe.world.plain_grammar import cells_to_relation
+from edgeprism.models.nano.recipe.world.scene import CHARS, COLOURS, MOST_ITEMS, Scene
 
 COLUMNS = ("index", "image", "question", "A", "B", "C", "D", "answer", "answer_type", "category",
            "l2-category")  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the second stage adds: ``python -m edgeprism.models.nano.evaluate_ask ASSETS``.
+"""What the second stage adds: ``python -m edgeprism.models.nano.recipe.measure.ask ASSETS``.
 
 Questions of six kinds about held-out scenes go to a reasoner with five kinds of evidence: no
 caption (the floor), the generic caption, the caption with the question as focus, and what a
@@ -18,10 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeprism import Caption, Captioner, Reasoner
-from edgeprism.models.nano.draw import Assets, scene_to_image
-from edgeprism.models.nano.grammar import ASK, NUMBERS, Query, list_then, scene_to_long
-from edgeprism.models.nano.scene import COLOURS, Sampling, Scene
-from edgeprism.models.nano.sheets import sample_scene
+from edgeprism.models.nano.recipe.world.draw import Assets, scene_to_image
+from edgeprism.models.nano.recipe.world.grammar import ASK, NUMBERS, Query, list_then, scene_to_long
+from edgeprism.models.nano.recipe.world.scene import COLOURS, Sampling, Scene
+from edgeprism.models.nano.recipe.world.sheets import sample_scene
 
 KINDS = ("colour", "count", "relation", "text", "presence", "chart")
 EVIDENCE = (

@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from edgeprism.models.nano.model import Nano, NanoConfig
+from edgeprism.models.nano.recipe.learn.model import Nano, NanoConfig
 
 _TOWER = {"patch.weight": "embed.weight", "patch.bias": "embed.bias", "position": "position"}
 

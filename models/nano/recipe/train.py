@@ -1,4 +1,4 @@
-"""Train nano: ``python -m edgeprism.models.nano.train ASSETS --out DIR``.
+"""Train nano: ``python -m edgeprism.models.nano.recipe.train ASSETS --out DIR``.
 
 Stage ``tower`` teaches the vision tower what lies under each patch (the renderer knows); stage
 ``caption`` then trains projector and decoder to write captions. A run stopped anywhere goes on
@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgeprism.models.nano.data import Batch, BatchStream, Teach, heldout_scenes
-from edgeprism.models.nano.draw import Assets
-from edgeprism.models.nano.evaluate_tower import RANK, has, tell, to_items, vote
-from edgeprism.models.nano.labels import PATCH_LABELS
-from edgeprism.models.nano.model import Nano
-from edgeprism.models.nano.scene import Sampling
-from edgeprism.models.nano.things import HELD_OUT_STYLE
+from edgeprism.models.nano.recipe.learn.data import Batch, BatchStream, Teach, heldout_scenes
+from edgeprism.models.nano.recipe.learn.model import Nano
+from edgeprism.models.nano.recipe.measure.tower import RANK, has, tell, to_items, vote
+from edgeprism.models.nano.recipe.world.draw import Assets
+from edgeprism.models.nano.recipe.world.labels import PATCH_LABELS
+from edgeprism.models.nano.recipe.world.scene import Sampling
+from edgeprism.models.nano.recipe.world.things import HELD_OUT_STYLE
 
 WARMUP = 40  # steps
 DECAY_SHARE = 0.3  # of the steps, at the end; before it the rate is flat, so runs can be extended
@@ -172,7 +172,7 @@ def stage_to_functions(stage: str) -> tuple[Loss, Score, Teach | None]:
     """What a stage minimises, what it is watched by, and what its lessons are."""
     if stage == "tower":
         return tower_loss, tower_score, None
-    from edgeprism.models.nano.caption import caption_loss, caption_score, teach
+    from edgeprism.models.nano.recipe.learn.caption import caption_loss, caption_score, teach
 
     return caption_loss, caption_score, teach
 
@@ -235,7 +235,9 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device(options.device)
     torch.manual_seed(options.seed)
     if options.start:
-        from edgeprism.models.nano.restore import bundle_to_model  # not for every rendering process
+        from edgeprism.models.nano.recipe.learn.restore import (
+            bundle_to_model,  # not for every rendering process
+        )
 
         model = bundle_to_model(options.start)
     else:

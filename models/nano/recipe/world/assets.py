@@ -1,4 +1,4 @@
-"""Fetch and rasterise the pictures: ``python -m edgeprism.models.nano.assets FOLDER``.
+"""Fetch and rasterise the pictures: ``python -m edgeprism.models.nano.recipe.world.assets FOLDER``.
 
 Takes the pinned npm packages of ``things.STYLES`` and of ``FONTS`` with ``npm pack``, refuses one
 whose licence is another than the one noted here, draws every icon once (this needs ``resvg-py``)
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgeprism.models.nano.things import STYLES, THINGS, IconSet
+from edgeprism.models.nano.recipe.world.things import STYLES, THINGS, IconSet
 
 SPRITE = 96  # pixels, each side
 FONT_VERSION = "5.2.5"

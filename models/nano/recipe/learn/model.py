@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeprism.models.nano.draw import FRAME, PATCH
-from edgeprism.models.nano.labels import PATCH_LABELS, SCENE_LABELS, WEIGHTS
+from edgeprism.models.nano.recipe.world.draw import FRAME, PATCH
+from edgeprism.models.nano.recipe.world.labels import PATCH_LABELS, SCENE_LABELS, WEIGHTS
 
 
 @dataclass(frozen=True)

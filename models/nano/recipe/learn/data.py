@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprism.models.nano.draw import Assets, image_to_pixels, scene_to_image
-from edgeprism.models.nano.labels import scene_to_patch_labels, scene_to_scene_labels
-from edgeprism.models.nano.scene import Sampling, Scene
-from edgeprism.models.nano.sheets import sample_scene
+from edgeprism.models.nano.recipe.world.draw import Assets, image_to_pixels, scene_to_image
+from edgeprism.models.nano.recipe.world.labels import scene_to_patch_labels, scene_to_scene_labels
+from edgeprism.models.nano.recipe.world.scene import Sampling, Scene
+from edgeprism.models.nano.recipe.world.sheets import sample_scene
 
 
 @dataclass(frozen=True)

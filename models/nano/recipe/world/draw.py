@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
-from edgeprism.models.nano import plain_scene
-from edgeprism.models.nano.scene import TOP_VALUE, Item, Scene
-from edgeprism.models.nano.things import THINGS
+from edgeprism.models.nano.recipe.world import plain_scene
+from edgeprism.models.nano.recipe.world.scene import TOP_VALUE, Item, Scene
+from edgeprism.models.nano.recipe.world.things import THINGS
 
 FRAME = 144  # side of the model's square input, pixels
 PATCH = 16
