@@ -15,7 +15,7 @@ import wheels
 from edgeprism.bundle.open import data_dir, find_model
 from edgeprism.errors import PullError, UsageError
 from edgeprism.install import pull as pull_module
-from edgeprism.install import wheel
+from edgeprism.install import wheel as install_wheel
 from edgeprism.install.pull import Pulled, pull
 from edgeprism.models.catalogue import Catalogue
 from edgeprism.progress import Progress
@@ -73,7 +73,7 @@ def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         pytest.fail("pip was run")
 
-    monkeypatch.setattr(wheel, "_run_pip", refuse)
+    monkeypatch.setattr(install_wheel, "_run_pip", refuse)
 
 
 def files_under(folder: Path) -> list[str]:

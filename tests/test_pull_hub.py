@@ -22,8 +22,9 @@ from huggingface_hub import constants
 
 from edgeprism.bundle.open import data_dir
 from edgeprism.errors import PullError, UsageError
-from edgeprism.install import hub, verify_published
+from edgeprism.install import hub as install_hub
 from edgeprism.install import pull as pull_module
+from edgeprism.install import verify_published
 from edgeprism.install.hub import Fetched, fetch_repository, needed_files
 from edgeprism.install.pull import pull
 from edgeprism.models.catalogue import Repository, read_catalogue
@@ -50,7 +51,7 @@ def _plain_client(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
-    monkeypatch.setattr(hub, "_PAUSES_S", (0, 0))
+    monkeypatch.setattr(install_hub, "_PAUSES_S", (0, 0))
 
 
 def fetch(hub: StandInHub, cache: Path, source: Repository = SOURCE) -> Fetched:

@@ -13,7 +13,7 @@ from rude_server import DRIP, HANG, NOTHING, RudeServer, http, said
 
 from edgeprism.errors import EdgePrismError, Interrupted, ReplyError, ServerError, UsageError
 from edgeprism.language.chat import Message
-from edgeprism.reason import http
+from edgeprism.reason import http as reason_http
 from edgeprism.reason.base import Completion
 from edgeprism.reason.remote import RemoteReasoner, ShapeError
 from edgeprism.reason.shape import choices_to_shape
@@ -121,7 +121,7 @@ def test_what_will_not_pass_is_said_at_once(
 
 
 def test_an_answer_without_end_is_cut(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_REPLY", 1000)
+    monkeypatch.setattr(reason_http, "MAX_REPLY", 1000)
     with pytest.raises(ReplyError, match="more than"):
         ask(serve(http(b" " * 5000)))
 

@@ -25,7 +25,7 @@ from edgeprism.picture.find import PictureFile
 from edgeprism.picture.layout import picture_to_layout
 from edgeprism.picture.read import picture_to_tiles, read_picture
 from edgeprism.records import Text
-from edgeprism.vision import onnx
+from edgeprism.vision import onnx as onnx_engine
 
 SEED = 1
 NEWLINE = np.random.default_rng(9).standard_normal((1, bundles.N_EMBD)).astype(np.float32)
@@ -185,7 +185,7 @@ def test_a_newline_that_the_manifest_does_not_name_is_refused(tmp_path: Path) ->
 
 def test_tiles_on_an_accelerator_go_a_few_at_a_time(bundle: Path) -> None:
     manifest = Captioner.load(bundle).bundle.manifest
-    it = onnx.VisionEncoder(bundle / "vision.fp32.onnx", manifest, threads=1)
+    it = onnx_engine.VisionEncoder(bundle / "vision.fp32.onnx", manifest, threads=1)
     pixels = np.random.default_rng(1).integers(0, 256, (11, 28, 28, 3), dtype=np.uint8)
     one_by_one = it.encode(pixels)
     it._tiles_at_once = 8

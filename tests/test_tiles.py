@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.idefics3.processing_idefics3 import get_image_prompt_string
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
-from edgeprism.bundle.open import manifest as m
+from edgeprism.bundle import manifest as m
 from edgeprism.picture.layout import choose_grid, most_visual_tokens, picture_to_layout
 from edgeprism.picture.read import enough_for, picture_to_tiles, read_picture
 from edgeprism.records import ImageRows, Text

@@ -18,7 +18,7 @@ from children import in_child
 from edgeprism.bundle.manifest import Manifest
 from edgeprism.errors import DeviceError, Interrupted, ModelError
 from edgeprism.machine.cancel import Cancel
-from edgeprism.vision import onnx
+from edgeprism.vision import onnx as onnx_engine
 from edgeprism.vision.onnx import VisionEncoder
 
 MANIFEST = bundles.make_manifest({})
@@ -92,7 +92,7 @@ def test_not_a_graph(path: Path, data: bytes, capfd: pytest.CaptureFixture[str])
 
 
 def test_cut_and_damaged_graphs(path: Path) -> None:
-    onnx.import_onnxruntime()
+    onnx_engine.import_onnxruntime()
     data = bundles.vision_graph().SerializeToString()
     weight = bundles.vision_weight().tobytes()
     at = data.find(weight)
@@ -183,20 +183,20 @@ def test_a_provider_that_is_not_there(path: Path, capfd: pytest.CaptureFixture[s
 def test_no_onnxruntime_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(DeviceError, match="cannot be loaded") as caught:
-        onnx.available_providers()
+        onnx_engine.available_providers()
     assert "pip install" in caught.value.hint
     assert caught.value.exit_code == 5
 
 
 def test_the_graph_that_providers_are_tried_with() -> None:
-    model = onnx.load_from_string(onnx._SMALLEST_GRAPH)
+    model = onnx.load_from_string(onnx_engine._SMALLEST_GRAPH)
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == ["Identity"]
 
 
 def test_a_gpu_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """As onnxruntime-gpu without NVIDIA's libraries: the session leaves the provider out."""
-    ort = onnx.import_onnxruntime()
+    ort = onnx_engine.import_onnxruntime()
     cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
     monkeypatch.setattr(ort, "get_available_providers", lambda: [cuda, cpu])
     session, tried = ort.InferenceSession, []
@@ -209,12 +209,15 @@ def test_a_gpu_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         ort, "preload_dlls", lambda: print("Failed to load libcublas.so.13"), raising=False
     )
-    assert onnx.available_providers([cuda]) == {cuda: "Failed to load libcublas.so.13", cpu: ""}
+    assert onnx_engine.available_providers([cuda]) == {
+        cuda: "Failed to load libcublas.so.13",
+        cpu: "",
+    }
     assert tried == [[cuda, cpu]]
-    assert onnx.available_providers() == {cuda: "", cpu: ""}
+    assert onnx_engine.available_providers() == {cuda: "", cpu: ""}
     assert len(tried) == 1
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
-    assert onnx.available_providers([cuda])[cuda] == "no GPU that it can use"
+    assert onnx_engine.available_providers([cuda])[cuda] == "no GPU that it can use"
 
 
 def test_telemetry_is_off_before_the_library_loads() -> None:

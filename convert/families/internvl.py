@@ -14,7 +14,8 @@ from edgeprism.bundle.manifest import Manifest, Several
 from edgeprism.convert.families import internvl_hf
 from edgeprism.convert.families.internvl_hf import tile_policy
 from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.gate import tiling_towers, towers
+from edgeprism.convert.gate import tiling_towers
+from edgeprism.convert.gate import towers as reference
 from edgeprism.convert.language import internlm2
 from edgeprism.convert.language.internlm2 import IM_END, IM_START
 from edgeprism.convert.language.model import open_language_model
@@ -151,11 +152,11 @@ def _vision_side(
     )
     used = {**fields, "num_hidden_layers": n_used}
     features = tiling_towers.intern_vit(checkpoint.files, used, list(MEAN), list(STD))
-    connector = towers.mlp(checkpoint.files, _LINEARS, _NORM, 2, transposed)
+    connector = reference.mlp(checkpoint.files, _LINEARS, _NORM, 2, transposed)
     side = VisionSide(
         [tower],
         projector,
         weights,
-        lambda pixels, tick: towers.visual_tokens([features], connector, pixels, tick),
+        lambda pixels, tick: reference.visual_tokens([features], connector, pixels, tick),
     )
     return side, unused_layers(_PREFIX, n_used, fields["num_hidden_layers"])

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.manifest import ImagePolicy, Markers, Several, Tiling
-from edgeprism.convert.gate import tiling_towers, towers
+from edgeprism.convert.gate import tiling_towers
+from edgeprism.convert.gate import towers as reference
 from edgeprism.convert.language.model import open_language_model
 from edgeprism.convert.language.vocabulary import TokenRules
 from edgeprism.convert.one_folder import Layout
@@ -74,12 +75,12 @@ def read_layout(captioner: Path, config: dict[str, Any]) -> Layout:
         }
     )
     features = tiling_towers.internvl_tower(checkpoint.files, config["vision_config"], prepared)
-    connector = towers.mlp(checkpoint.files, linears, f"{joint}{_NORM}", 2)
+    connector = reference.mlp(checkpoint.files, linears, f"{joint}{_NORM}", 2)
     side = VisionSide(
         [tower],
         projector,
         weights,
-        lambda pixels, tick: towers.visual_tokens([features], connector, pixels, tick),
+        lambda pixels, tick: reference.visual_tokens([features], connector, pixels, tick),
     )
     return Layout(checkpoint, image, side, lm, CONVERSATION, MARKERS)
 

@@ -19,7 +19,7 @@ from typing import Any
 from edgeprism.bundle.manifest import ImagePolicy, Manifest
 from edgeprism.bundle.writer import BundleWriter
 from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.gate import towers
+from edgeprism.convert.gate import towers as reference
 from edgeprism.convert.language.model import UNUSED, LmParts, open_language_model
 from edgeprism.convert.language.vocabulary import TokenRules
 from edgeprism.convert.options import ConvertOptions
@@ -230,15 +230,15 @@ def _vision_side(
         requirements.add(source, {}, tower.unused)
     grid = towers[0].config.grid
     features = [
-        towers.timm_tower(
+        reference.timm_tower(
             tower.files, facts.n_heads, facts.eps, facts.activation, facts.mean, facts.std, grid
         )
         for tower, facts in pairs
     ]
-    connector = towers.mlp(checkpoint.files, endings)
+    connector = reference.mlp(checkpoint.files, endings)
     return VisionSide(
         [tower.config for tower in towers],
         projector,
         weights,
-        lambda pixels, tick: towers.visual_tokens(features, connector, pixels, tick),
+        lambda pixels, tick: reference.visual_tokens(features, connector, pixels, tick),
     )

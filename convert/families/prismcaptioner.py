@@ -14,7 +14,7 @@ import torch
 from edgeprism.bundle.manifest import Manifest
 from edgeprism.bundle.writer import BundleWriter
 from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.gate import language
+from edgeprism.convert.gate import language as reference_language
 from edgeprism.convert.language import internlm2
 from edgeprism.convert.language.model import UNUSED, LmParts, open_language_model
 from edgeprism.convert.options import ConvertOptions
@@ -80,7 +80,7 @@ class _Sources:
         self.lm: LmParts = dataclasses.replace(
             opened,
             read=self.merged,
-            reference_logits=lambda texts, tick: language.logits(
+            reference_logits=lambda texts, tick: reference_language.logits(
                 self.lm_checkpoint.files, config, texts, tick, adapter_folder
             ),
         )

@@ -13,7 +13,8 @@ from typing import Any
 
 from edgeprism.bundle.manifest import ImagePolicy, Manifest, Markers, Several, Tiling
 from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.gate import tiling_towers, towers
+from edgeprism.convert.gate import tiling_towers
+from edgeprism.convert.gate import towers as reference
 from edgeprism.convert.language.model import open_language_model
 from edgeprism.convert.language.vocabulary import TokenRules
 from edgeprism.convert.one_folder import Layout, convert_folder
@@ -191,10 +192,10 @@ def _vision_side(
     features = tiling_towers.idefics3_tower(
         checkpoint.files, config.get("vision_config") or {}, prepare
     )
-    connector = towers.mlp(checkpoint.files, [_PROJECTOR], cell=cell)
+    connector = reference.mlp(checkpoint.files, [_PROJECTOR], cell=cell)
     return VisionSide(
         [tower],
         projector,
         weights,
-        lambda pixels, tick: towers.visual_tokens([features], connector, pixels, tick),
+        lambda pixels, tick: reference.visual_tokens([features], connector, pixels, tick),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.convert.gate import language
+from edgeprism.convert.gate import language as reference_language
 from edgeprism.convert.language import internlm2, llama
 from edgeprism.convert.language.config import (
     LmConfig,
@@ -73,6 +73,6 @@ def open_language_model(
         vocabulary_from_folder(tokenizer, config.n_vocab, rules),
         tensors,
         checkpoint.read_float32,
-        lambda texts, tick: language.logits(checkpoint.files, dict(data), texts, tick),
-        language.text_to_ids(tokenizer),
+        lambda texts, tick: reference_language.logits(checkpoint.files, dict(data), texts, tick),
+        reference_language.text_to_ids(tokenizer),
     )

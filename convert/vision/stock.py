@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprism.convert.gate import towers
+from edgeprism.convert.gate import towers as reference
 from edgeprism.convert.parts import VisionSide
 from edgeprism.convert.read.checkpoint import Checkpoint, Requirements
 from edgeprism.convert.vision.config import (
@@ -93,18 +93,18 @@ def stock_vision_side(
     unused = (*UNUSED, *unused_layers(prefix, n_used, config.n_layers))
     for source, shapes in weights.requirements():
         requirements.add(source, shapes, unused if source is tower.checkpoint else ())
-    features = towers.stock_tower(
+    features = reference.stock_tower(
         tower.checkpoint.files, tower.config, tower.folder / "preprocessor_config.json",
         tower.select_layer, 0 if tower.keeps_first else 1,
     )  # fmt: skip
-    connector = towers.mlp(
+    connector = reference.mlp(
         projector.checkpoint.files, projector.layers, projector.norm, projector.downsample
     )
     side = VisionSide(
         [used],
         shape,
         weights,
-        lambda pixels, tick: towers.visual_tokens([features], connector, pixels, tick),
+        lambda pixels, tick: reference.visual_tokens([features], connector, pixels, tick),
         drop_first_patch=not tower.keeps_first and not config.n_prefix,
         newline=newline,
     )

@@ -201,10 +201,10 @@ def _class_row_without_position(patch: pytest.MonkeyPatch) -> None:
     made = weights.stock_tower_weights
 
     def planted(*arguments: Any) -> weights.Weights:
-        weights = made(*arguments)
-        row = weights["prefix"]
-        weights["prefix"] = weights.Weight(row.checkpoint, row.shapes, lambda r, _: r[None])
-        return weights
+        by_name = made(*arguments)
+        row = by_name["prefix"]
+        by_name["prefix"] = weights.Weight(row.checkpoint, row.shapes, lambda r, _: r[None])
+        return by_name
 
     patch.setattr(stock, "stock_tower_weights", planted)
 
@@ -279,11 +279,11 @@ def _branches_unscaled(patch: pytest.MonkeyPatch) -> None:
     made = timm._weights
 
     def planted(*arguments: Any) -> weights.Weights:
-        weights = made(*arguments)
-        for name, weight in list(weights.items()):
+        by_name = made(*arguments)
+        for name, weight in list(by_name.items()):
             if ".scale" in name:
-                weights[name] = weights.Weight(weight.checkpoint, weight.shapes, torch.ones_like)
-        return weights
+                by_name[name] = weights.Weight(weight.checkpoint, weight.shapes, torch.ones_like)
+        return by_name
 
     patch.setattr(timm, "_weights", planted)
 

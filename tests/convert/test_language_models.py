@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from edgeprism.bundle.gguf import read_gguf_header
-from edgeprism.convert.gate import language
+from edgeprism.convert.gate import language as reference_language
 from edgeprism.convert.language import llama, rope
 from edgeprism.convert.language.model import LmParts, open_language_model
 from edgeprism.convert.language.vocabulary import (
@@ -255,7 +255,7 @@ def test_byte_level_ids_are_those_of_tokenizers(byte_level: Path, tmp_path: Path
     texts = [unicodedata.normalize("NFC", text) for text in strings()]
     found = {text: lm.tokenize(text) for text in texts}
     lm.close()
-    ids_of = language.text_to_ids(byte_level)
+    ids_of = reference_language.text_to_ids(byte_level)
     assert len(texts) == 200
     assert {text: ids for text, ids in found.items() if ids != ids_of(text)} == {}
 
@@ -282,7 +282,7 @@ def test_a_wrong_cut_is_seen(byte_level: Path, tmp_path: Path) -> None:
     """The 200 strings tell every kind from every other."""
     names = {"llama-bpe", "qwen2", "smollm", "gpt-2"}
     right = vocabulary_from_folder(byte_level, 710, TokenRules())
-    ids_of = language.text_to_ids(byte_level)
+    ids_of = reference_language.text_to_ids(byte_level)
     texts = [unicodedata.normalize("NFC", text) for text in strings()]
     for wrong in sorted(names - {right.pre}):
         out = tmp_path / f"{wrong}.gguf"
