@@ -7,16 +7,16 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import bundles
 import numpy as np
 import pytest
 from PIL import Image
 
 from edgeprism.language.model import LanguageModel
 from edgeprism.perceive.captioner import Captioner
+from tests.helpers import bundles
 
 # The tests are the CPU's: what they expect is exact, and forked children cannot use a GPU that
-# their parent has begun with. tests/test_cuda.py is for the GPU: EDGEPRISM_TEST_CUDA=1.
+# their parent has begun with. tests/machine/test_cuda.py is for the GPU: EDGEPRISM_TEST_CUDA=1.
 if not os.environ.get("EDGEPRISM_TEST_CUDA"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before an engine loads
 

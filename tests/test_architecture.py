@@ -93,7 +93,7 @@ def imports() -> list[Import]:
 
 
 def _module_of(home: str, name: str) -> str:
-    """`from edgeprism import device` imports a module, `from edgeprism.language.model import X` a name."""
+    """`from edgeprism.machine import device` imports a module, other imports a name."""
     inner = PACKAGE.joinpath(*home.split(".")[1:], f"{name}.py")
     return f"{home}.{name}" if home.startswith("edgeprism") and inner.exists() else home
 
@@ -107,7 +107,8 @@ def layer(module: str) -> int:
 def test_the_rule_sees_the_imports() -> None:
     """Else every rule below would hold of nothing."""
     seen = {(i.importer, i.inner) for i in imports()}
-    assert {("perceive.captioner", "language.model"), ("language.model", "bundle.gguf_checks"), ("cli.caption", "perceive.captioner"),
+    assert {("perceive.captioner", "language.model"), ("language.model", "bundle.gguf_checks"),
+            ("cli.caption", "perceive.captioner"),
             ("install.doctor", "machine.device")} <= seen  # fmt: skip
     assert {i.target.split(".")[0] for i in imports()} >= {"onnxruntime", "llama_cpp", "numpy"}
     assert {name for names in LAYERS for name in names} <= {name for name, _ in sources()}
@@ -237,7 +238,8 @@ def loaded_after(code: str) -> set[str]:
 def test_light_modules_stay_light() -> None:
     light = [
         "edgeprism", "edgeprism.errors", "edgeprism.records", "edgeprism.bundle.manifest",
-        "edgeprism.language.chat", "edgeprism.machine.cancel", "edgeprism.bundle.gguf", "edgeprism.bundle.gguf_checks",
+        "edgeprism.language.chat", "edgeprism.machine.cancel", "edgeprism.bundle.gguf",
+        "edgeprism.bundle.gguf_checks",
         "edgeprism.bundle.open", "edgeprism.machine.device", "edgeprism.cli",
         *(f"edgeprism.cli.{command}" for command in COMMANDS),
     ]  # fmt: skip

@@ -15,14 +15,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from bundles import SAID_TEXT
+
+from tests.helpers.bundles import SAID_TEXT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
 KILLED = 128 + signal.SIGSYS
 
 
 def silently(*command: str | Path, **settings: object) -> subprocess.CompletedProcess[str]:
-    silence = Path(__file__).with_name("silence.py")
+    silence = Path(__file__).parent / "helpers" / "silence.py"
     return subprocess.run(
         [sys.executable, str(silence), "--", *map(str, command)],
         capture_output=True,

@@ -65,7 +65,8 @@ def vocabulary_from_folder(folder: Path, n_vocab: int, rules: TokenRules) -> Voc
         vocabulary = vocabulary_bpe.vocabulary(folder, n_vocab, rules)
     else:
         raise CheckpointError(
-            f"{folder} holds no tokenizer: expected {vocabulary_spm.FILE} or {vocabulary_bpe.FILE}.",
+            f"{folder} holds no tokenizer: expected {vocabulary_spm.FILE} or "
+            f"{vocabulary_bpe.FILE}.",
             "Download the tokenizer with the language model.",
         )
     lost = [name for name in rules.needed if name.encode() not in vocabulary.pieces]

@@ -10,14 +10,14 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from checkpoints import Folders, Spec, describe, write_checkpoint
-from converting import convert
 
 from edgeprism.convert import pipeline
 from edgeprism.convert.vision import graph
 from edgeprism.convert.vision.export import export_graph
 from edgeprism.convert.vision.graph import VisionGraph
 from edgeprism.convert.vision.weights import VisionWeights
+from tests.helpers.checkpoints import Folders, Spec, describe, write_checkpoint
+from tests.helpers.converting import convert
 
 
 @pytest.fixture(scope="session")

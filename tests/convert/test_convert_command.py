@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoints import Folders, Spec
 from click.testing import CliRunner
 
 from edgeprism.bundle.manifest import manifest_from_bundle
 from edgeprism.cli import convert as convert_command
 from edgeprism.errors import UsageError
+from tests.helpers.checkpoints import Folders, Spec
 
 SPEC = Spec(container="single", seed=6)
 PATIENCE_S = 120

@@ -10,10 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import Folders, Spec, describe, write_checkpoint
-from converting import convert
 from PIL import Image
-from published import INSTRUCTION, Mistakes, Reference, pictures
 
 from edgeprism.convert.language import internlm2
 from edgeprism.convert.read.lora import LoraAdapter
@@ -22,6 +19,9 @@ from edgeprism.language.chat import caption_to_segments
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Rows, segments_to_parts
 from edgeprism.perceive.captioner import Captioner
+from tests.helpers.checkpoints import Folders, Spec, describe, write_checkpoint
+from tests.helpers.converting import convert
+from tests.helpers.published import INSTRUCTION, Mistakes, Reference, pictures
 
 N_TOKENS = 64
 SPECS = (

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import Folders, Spec, write_checkpoint
-from converting import convert
 from safetensors.torch import load_file, save_file
 
 from edgeprism.bundle.manifest import manifest_from_bundle
 from edgeprism.convert import pipeline
 from edgeprism.convert.language import internlm2
 from edgeprism.errors import CheckpointError, ParityError, UsageError
+from tests.helpers.checkpoints import Folders, Spec, write_checkpoint
+from tests.helpers.converting import convert
 
 SINGLE = Spec(container="single", seed=6)
 

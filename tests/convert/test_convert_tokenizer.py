@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from checkpoints import SPECIAL_NAMES, Folders, Spec
 from sentencepiece import sentencepiece_model_pb2
 
 from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.convert.language import internlm2, vocabulary
 from edgeprism.errors import CheckpointError
 from edgeprism.language.model import LanguageModel
+from tests.helpers.checkpoints import SPECIAL_NAMES, Folders, Spec
 
 vocabulary_from_folder = partial(vocabulary.vocabulary_from_folder, rules=internlm2.TOKENS)
 

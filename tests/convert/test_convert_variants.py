@@ -10,8 +10,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from checkpoints import Folders, Spec
-from converting import convert
 
 from edgeprism.bundle.manifest import VISION_QUANTS, manifest_from_bundle
 from edgeprism.convert.gate import judge
@@ -20,6 +18,8 @@ from edgeprism.convert.vision import pack_onnx
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.progress import Progress
 from edgeprism.vision.onnx import VisionEncoder
+from tests.helpers.checkpoints import Folders, Spec
+from tests.helpers.converting import convert
 
 SPEC = Spec(container="single", seed=6)
 Bundles = Callable[..., Path]

@@ -33,18 +33,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bundles
 import numpy as np
-import peer_mmproj
 import pytest
-import tiled
-import tiny_captioners
-import tiny_internvl
-import tiny_smolvlm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_families import converted
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, Idefics3ImageProcessor
 from transformers.activations import GELUActivation
@@ -55,6 +48,8 @@ from edgeprism.language.model import LanguageModel
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.records import EncodedImage, ImageRows, Segment, Text, Tokens
 from edgeprism.vision.mtmd import MtmdEncoder
+from tests.convert.test_families import converted
+from tests.helpers import bundles, peer_mmproj, tiled, tiny_captioners, tiny_internvl, tiny_smolvlm
 
 TOLERANCE = 2e-3  # of the largest value: what libmtmd's GELU costs
 

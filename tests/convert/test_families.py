@@ -10,12 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_captioners as tiny
 import torch
-from converting import parts_of, tokens_by_torch
-from tiny_captioners import INSTRUCTION, Case, pictures
-from tiny_prismatic import write_prismatic
-from tiny_vila import write_vila
 
 from edgeprism.bundle.manifest import manifest_from_bundle
 from edgeprism.convert.families import FAMILIES, prismatic
@@ -25,6 +20,11 @@ from edgeprism.errors import UsageError
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.read import picture_to_tiles, read_picture
 from edgeprism.progress import Progress
+from tests.helpers import tiny_captioners as tiny
+from tests.helpers.converting import parts_of, tokens_by_torch
+from tests.helpers.tiny_captioners import INSTRUCTION, Case, pictures
+from tests.helpers.tiny_prismatic import write_prismatic
+from tests.helpers.tiny_vila import write_vila
 
 N_TOKENS = 32
 CASES: dict[str, Callable[[Path], Case]] = {

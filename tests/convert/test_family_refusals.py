@@ -10,13 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_captioners as tiny
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
-from tiny_captioners import Case
-from tiny_prismatic import write_prismatic
-from tiny_vila import write_vila
 
 from edgeprism.cli import convert as convert_command
 from edgeprism.cli import run
@@ -24,6 +20,10 @@ from edgeprism.convert.families import FAMILIES
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.errors import CheckpointError, UsageError
 from edgeprism.progress import Progress
+from tests.helpers import tiny_captioners as tiny
+from tests.helpers.tiny_captioners import Case
+from tests.helpers.tiny_prismatic import write_prismatic
+from tests.helpers.tiny_vila import write_vila
 
 WRITERS: dict[str, Callable[[Path], Case]] = {
     "llava": tiny.write_llava,

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiled
-from tiny_internvl import SPECS, Made, Spec, write
 
 from edgeprism.convert.families import internvl
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import graph, intern_vit
 from edgeprism.errors import CheckpointError
 from edgeprism.progress import Progress
+from tests.helpers import tiled
+from tests.helpers.tiny_internvl import SPECS, Made, Spec, write
 
 
 @pytest.fixture(scope="module")

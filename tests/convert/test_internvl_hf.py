@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiled
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_lm import write_any_tokenizer
 from tokenizers import Tokenizer
 from transformers import (
     GotOcr2ImageProcessor,
@@ -26,6 +24,8 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import graph
 from edgeprism.errors import CheckpointError
 from edgeprism.progress import Progress
+from tests.helpers import tiled
+from tests.helpers.tiny_lm import write_any_tokenizer
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 LAYERS = 3

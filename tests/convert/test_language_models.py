@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_convert_tokenizer import strings
-from tiny_lm import BYTE_LEVEL, KINDS, write_any_tokenizer, write_lm
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
@@ -31,6 +29,8 @@ from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.errors import CheckpointError
 from edgeprism.language.model import LanguageModel
 from edgeprism.progress import Progress
+from tests.convert.test_convert_tokenizer import strings
+from tests.helpers.tiny_lm import BYTE_LEVEL, KINDS, write_any_tokenizer, write_lm
 
 N_TOKENS = 32
 

@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
-import tiled
 import torch
 from PIL import Image
-from tiny_captioners import CLIP_MEAN, CLIP_STD, save_bin, write_vision
-from tiny_lm import write_any_tokenizer
 from tokenizers import Tokenizer
 from transformers import (
     CLIPImageProcessor,
@@ -32,6 +29,9 @@ from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture import layout
 from edgeprism.progress import Progress
 from edgeprism.vision import engine
+from tests.helpers import tiled
+from tests.helpers.tiny_captioners import CLIP_MEAN, CLIP_STD, save_bin, write_vision
+from tests.helpers.tiny_lm import write_any_tokenizer
 
 TILE, PATCH = 28, 7
 SYSTEM = (

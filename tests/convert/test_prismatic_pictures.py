@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from converting import parts_of, tokens_by_torch
 from PIL import Image
-from tiny_captioners import Case, pictures
-from tiny_prismatic import NORMS, kinds_of, upstreams_picture, write_prismatic
 
 from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.convert.pipeline import FamilyParts
 from edgeprism.picture.read import picture_to_tiles, read_picture
+from tests.helpers.converting import parts_of, tokens_by_torch
+from tests.helpers.tiny_captioners import Case, pictures
+from tests.helpers.tiny_prismatic import NORMS, kinds_of, upstreams_picture, write_prismatic
 
 LAYOUTS = [
     ("clip-vit-l", "letterbox"),

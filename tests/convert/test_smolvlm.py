@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiled
 import torch
-from tiny_smolvlm import FAKE, SPECS, Made, Spec, write
 from transformers.models.idefics3 import modeling_idefics3
 
 from edgeprism.convert.families import smolvlm
@@ -19,6 +17,8 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import graph
 from edgeprism.errors import CheckpointError
 from edgeprism.progress import Progress
+from tests.helpers import tiled
+from tests.helpers.tiny_smolvlm import FAKE, SPECS, Made, Spec, write
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from eval_files import Rows, WriteTsv, write_rows
+
+from tests.helpers.eval_files import Rows, WriteTsv, write_rows
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from eval_files import WriteTsv, lettered, picture
 
 from edgeprism.errors import ImageError, UsageError
 from edgeprism.evaluation.published_data import PUBLISHED, identify
 from edgeprism.evaluation.questions import QuestionFile, choose_questions
 from edgeprism.evaluation.tsv import BadRow, TsvFile
+from tests.helpers.eval_files import WriteTsv, lettered, picture
 
 
 def reasons(file: QuestionFile) -> dict[str, str]:

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import bundles
 import pytest
-from eval_files import WriteTsv, lettered, picture
 
 from edgeprism.cli import run
 from edgeprism.errors import ModelError, PromptTooLongError, UsageError
@@ -27,6 +25,8 @@ from edgeprism.evaluation.questions import QuestionFile
 from edgeprism.evaluation.results import Results
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.reason.local import Reasoner
+from tests.helpers import bundles
+from tests.helpers.eval_files import WriteTsv, lettered, picture
 
 SHORT = Settings(caption_tokens=6, answer_tokens=6)
 TIMES = ("seconds_focus", "seconds_perceive", "seconds_reason")

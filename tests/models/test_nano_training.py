@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nano_scenes import item, scene
 
 from edgeprism.models.nano.recipe.learn.data import (
     Batch,
@@ -30,6 +29,7 @@ from edgeprism.models.nano.recipe.world.grammar import sample_query
 from edgeprism.models.nano.recipe.world.labels import PATCH_LABELS
 from edgeprism.models.nano.recipe.world.scene import Sampling
 from edgeprism.models.nano.recipe.world.things import THINGS
+from tests.helpers.nano_scenes import item, scene
 
 HOW = Sampling(unseen=True)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nano_scenes import item, scene
 from PIL import Image
 
 from edgeprism.models.nano.recipe.learn.data import (
@@ -53,6 +52,7 @@ from edgeprism.models.nano.recipe.world.scene import (
 )
 from edgeprism.models.nano.recipe.world.sheets import sample_nothing
 from edgeprism.models.nano.recipe.world.things import THINGS, to_plural
+from tests.helpers.nano_scenes import item, scene
 
 HOW = Sampling(unseen=True)
 

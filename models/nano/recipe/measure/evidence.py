@@ -20,11 +20,12 @@ from pathlib import Path
 from edgeprism import Captioner, Prism, Reasoner
 from edgeprism.evaluation.questions import Question, QuestionFile
 from edgeprism.evaluation.scoring import score
+from edgeprism.models import nano
 from edgeprism.models.nano.recipe.world.grammar import NUMBERS
 from edgeprism.models.nano.recipe.world.scene import SIZES
 from edgeprism.reason.evidence import caption_to_sentences
 
-QUESTIONS = Path(__file__).with_name("questions.tsv")
+QUESTIONS = Path(nano.__file__).with_name("questions.tsv")
 _TOKENS = 48
 _DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)} | {"a": "1", "an": "1"}
 _ENDINGS = (

@@ -1,4 +1,6 @@
-"""What the tower alone tells: ``python -m edgeprism.models.nano.recipe.measure.tower ASSETS CHECKPOINT``.
+"""What the tower alone tells.
+
+    python -m edgeprism.models.nano.recipe.measure.tower ASSETS CHECKPOINT
 
 On held-out scenes, by the heads that only training uses: the patches of an item vote on what it is
 and how many there are of it, the patches of a letter on which it is. No caption can be right about

@@ -1,4 +1,6 @@
-"""Draw the example pictures: ``python -m edgeprism.models.nano.recipe.world.draw_examples ASSETS OUT``.
+"""Draw the example pictures.
+
+    python -m edgeprism.models.nano.recipe.world.draw_examples ASSETS OUT
 
 Writes ``scene1.png`` … and ``examples.json`` with what is true of each: of every kind the first
 scene of three items and more that the shipped bundle describes without a mistake, with and without

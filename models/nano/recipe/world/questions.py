@@ -1,4 +1,6 @@
-"""The question set that ships: ``python -m edgeprism.models.nano.recipe.world.questions ASSETS OUT.tsv``.
+"""The question set that ships.
+
+    python -m edgeprism.models.nano.recipe.world.questions ASSETS OUT.tsv
 
 Questions of six kinds about held-out scenes, in the wording that training never uses, as a
 VLMEvalKit TSV: most with lettered options, the wrong ones taken from what the picture also shows

@@ -1,0 +1,365 @@
+"""The manifest is strict: everything wrong is refused, all of it at once, each with its path."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeprism.bundle.manifest import (
+    FILE_NAME,
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    manifest_from_bundle,
+    manifest_from_json,
+)
+from edgeprism.errors import ManifestError
+from tests.helpers import bundles
+
+FILES = {name: FileEntry("0" * 64, 1) for name in ("lm.gguf", "vision.fp32.onnx")}
+
+
+def good() -> dict[str, Any]:
+    data = json.loads(bundles.make_manifest(FILES).to_json())
+    data["parity"]["figures"] = {"vision": {"relative_error": 0.01}}
+    return data
+
+
+def tiled() -> dict[str, Any]:
+    """A manifest that uses every optional mechanism."""
+    data = good()
+    data["image"] |= {"max_tiles": 5, "tiling": {
+        "choose": "best-fit", "grids": [[1, 2], [2, 1], [2, 2]], "longest_edge": 0,
+        "overview": "first", "order": "rows-unpadded"}}  # fmt: skip
+    data["vision"]["newline"] = "newline"
+    names = ("begin", "before_overview", "before_tile", "after_row", "between", "end")
+    data["prompts"]["markers"] = dict.fromkeys(names, "<x>") | {"before_tile": "", "after_row": ""}
+    data["prompts"]["several"] = {"before": "<x>{number}", "between": "\n"}
+    return data
+
+
+OPTIONAL = ("image/tiling", "image/second_fill", "vision/mmproj", "vision/newline",
+            "prompts/markers", "prompts/after_instruction", "prompts/several")  # fmt: skip
+
+
+def faults_of(data: Any) -> list[str]:
+    text = data if isinstance(data, (str, bytes)) else json.dumps(data)
+    with pytest.raises(ManifestError) as caught:
+        manifest_from_json(text, "here/manifest.json")
+    assert caught.value.exit_code == 4
+    assert "here/manifest.json" in caught.value.message
+    for fault in caught.value.faults:
+        assert fault in caught.value.message
+    return caught.value.faults
+
+
+def put(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy of `data` with `value` at a dotted path."""
+    data = copy.deepcopy(data)
+    at: Any = data
+    *lead, last = [int(step) if step.isdigit() else step for step in path.split("/")]
+    for step in lead:
+        at = at[step]
+    at[last] = value
+    return data
+
+
+def test_round_trip() -> None:
+    manifest = bundles.make_manifest(FILES)
+    assert manifest_from_json(manifest.to_json(), "m") == manifest
+    assert dataclasses.asdict(manifest_from_json(json.dumps(good()), "m")) == good()
+
+
+def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        inner = [leaf for k, v in value.items() for leaf in leaves(v, f"{path}/{k}")]
+        return [(path, value), *inner]
+    if isinstance(value, list):
+        inner = [leaf for i, v in enumerate(value) for leaf in leaves(v, f"{path}/{i}")]
+        return [(path, value), *inner]
+    return [(path, value)]
+
+
+def dotted(path: str) -> str:
+    steps = path.strip("/").split("/")
+    return "".join(f"[{s}]" if s.isdigit() else f".{s}" for s in steps).lstrip(".")
+
+
+def test_every_field_refuses_every_other_type() -> None:
+    samples: list[Any] = [None, True, 3, 2.5, "text", [], {}, [None], {"x": None}]
+    for path, value in leaves(tiled()):
+        for wrong in samples:
+            if wrong is None and path.strip("/") in (
+                "image/tiling",
+                "prompts/markers",
+                "prompts/several",
+            ):
+                continue  # null: the mechanism is not used
+            whole_number_for_a_figure = isinstance(value, float) and type(wrong) is int
+            holds_anything = type(wrong) is type(value) and value not in ([], {})
+            if type(wrong) is type(value) or whole_number_for_a_figure or not path:
+                continue
+            assert not holds_anything
+            faults = faults_of(put(tiled(), path.strip("/"), wrong))
+            lead = dotted(path)
+            if path != "/schema":
+                assert any(f.startswith((f"{lead}: ", f"{lead}.")) for f in faults), (
+                    path,
+                    wrong,
+                    faults,
+                )
+
+
+def test_every_missing_field_is_named() -> None:
+    for path, value in leaves(tiled()):
+        free = ("/files", "/parity/figures")  # objects whose names are not fixed
+        if not isinstance(value, dict) or path.startswith(free):
+            continue
+        for name in value:
+            if f"{path}/{name}".strip("/") in OPTIONAL:
+                continue
+            data = put(tiled(), f"{path}/x".strip("/"), 0) if path else tiled()
+            at: Any = data
+            for step in filter(None, path.split("/")):
+                at = at[int(step) if step.isdigit() else step]
+            at.pop("x", None)
+            del at[name]
+            wanted = f"{dotted(f'{path}/{name}')}: missing"
+            if (path, name) == ("", "schema"):
+                wanted = "schema: 'none' is not supported; known: 1"
+            assert wanted in faults_of(data)
+
+
+def test_every_unknown_field_is_named() -> None:
+    for path, value in leaves(tiled()):
+        if isinstance(value, dict) and not path.startswith(("/files", "/parity/figures")):
+            data = put(tiled(), f"{path}/surplus".strip("/"), 1)
+            assert faults_of(data) == [f"{dotted(f'{path}/surplus')}: unknown field"]
+
+
+def test_all_faults_are_told_at_once() -> None:
+    data = good()
+    data["colour"] = "red"
+    del data["license"]
+    data["image"]["size"] = "large"
+    data["vision"]["variants"][0]["quant"] = 8
+    data["files"]["lm.gguf"]["size"] = True
+    assert sorted(faults_of(data)) == [
+        "colour: unknown field",
+        "files.lm.gguf.size: int is expected, not bool",
+        "image.size: int is expected, not str",
+        "license: missing",
+        "vision.variants[0].quant: str is expected, not int",
+    ]
+
+
+def test_all_wrong_values_are_told_at_once() -> None:
+    data = good()
+    data["image"]["mode"] = "mirror"
+    data["image"]["fill"] = [1, 2, 300]
+    data["prompts"]["focus_instruction"] = "nothing to fill in"
+    data["lm"]["image_attention"] = "full"
+    leads = sorted(fault.partition(":")[0] for fault in faults_of(data))
+    assert leads == ["image.fill", "image.mode", "lm.image_attention", "prompts.focus_instruction"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("name", "  "),
+        ("image/size", 0),
+        ("image/size", 4097),
+        ("image/size", 10**400),
+        ("image/fill", [1, 2]),
+        ("image/fill", [-1, 2, 3]),
+        ("image/second_fill", [1, 2]),
+        ("image/second_fill", [1, 2, 256]),
+        ("image/resample", "sinc"),
+        ("image/max_tiles", 2),
+        ("vision/variants", []),
+        ("vision/variants/0/quant", "int3"),
+        ("vision/variants/0/file", "elsewhere.onnx"),
+        ("vision/grid", [4]),
+        ("vision/grid", [0, 4]),
+        ("vision/tokens_per_tile", 15),
+        ("vision/n_embd", 64),
+        ("lm/n_embd", 0),
+        ("lm/n_vocab", 0),
+        ("lm/context_length", 0),
+        ("lm/file", "other.gguf"),
+        ("prompts/focus_instruction", "{focus} and {focus}"),
+        ("prompts/stop", ["x", ""]),
+        ("prompts/max_tokens", 0),
+        ("prompts/max_tokens", 65537),
+        ("files/lm.gguf/sha256", "0" * 63),
+        ("files/lm.gguf/sha256", "A" * 64),
+        ("files/lm.gguf/sha256", "０" * 64),
+        ("files/lm.gguf/size", -1),
+    ],
+)
+def test_values_that_cannot_be_meant(path: str, value: Any) -> None:
+    lead = dotted(path)
+    assert any(lead in fault for fault in faults_of(put(good(), path, value)))
+
+
+@pytest.mark.parametrize("mode", ["crop", "center-crop", "stretch"])
+def test_a_second_fill_needs_a_mode_that_fills(mode: str) -> None:
+    data = put(good(), "image/second_fill", [1, 2, 3])
+    assert manifest_from_json(json.dumps(data), "m").image.fills == [[127, 127, 127], [1, 2, 3]]
+    for wrong in (put(data, "image/mode", mode), put(tiled(), "image/second_fill", [1, 2, 3])):
+        assert any(fault.startswith("image.second_fill") for fault in faults_of(wrong))
+
+
+def test_mechanisms_that_are_not_used_may_be_left_out() -> None:
+    data = tiled()
+    assert manifest_from_json(json.dumps(data), "m").image.tiling is not None
+    for path in OPTIONAL:
+        part, name = path.split("/")
+        del data[part][name]
+    data["image"]["max_tiles"] = 1
+    assert manifest_from_json(json.dumps(data), "m") == bundles.make_manifest(
+        FILES, parity=manifest_from_json(json.dumps(good()), "m").parity
+    )
+
+
+EDGE = {"choose": "longest-edge", "grids": [], "longest_edge": 100, "overview": "last",
+        "order": "tiles"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "lead"),
+    [
+        ({"image/tiling/choose": "guess"}, "image.tiling.choose"),
+        ({"image/tiling/overview": "none"}, "image.tiling.overview"),
+        ({"image/tiling/order": "columns"}, "image.tiling.order"),
+        ({"image/tiling/grids": []}, "image.tiling.grids"),
+        ({"image/tiling/grids": [[1, 2, 3]]}, "image.tiling.grids"),
+        ({"image/tiling/grids": [[0, 2]]}, "image.tiling.grids"),
+        ({"image/tiling/grids": [[1, 257]]}, "image.tiling.grids"),
+        ({"image/tiling/longest_edge": 100}, "image.tiling.longest_edge"),
+        ({"image/tiling/choose": "closest-ratio"}, "image.tiling.order"),  # it pads nothing
+        ({"image/max_tiles": 4}, "image.max_tiles"),
+        ({"image/max_tiles": 6}, "image.max_tiles"),
+        ({"image/tiling/grids": [[17, 17]], "image/max_tiles": 290}, "image.max_tiles"),
+        ({"image/tiling/order": "tiles"}, "vision.newline"),
+        ({"prompts/markers/before_tile": "x"}, "prompts.markers"),
+        ({"prompts/markers/after_row": "x"}, "prompts.markers"),
+        ({"vision/newline": "visual_tokens"}, "vision.newline"),
+        ({"image/tiling": None, "image/max_tiles": 1}, "vision.newline"),
+        ({"vision/newline": "", "image/tiling": None}, "image.max_tiles"),
+        ({"vision/drop_first_patch": True, "vision/tokens_per_tile": 15}, "vision.drop_first"),
+        ({"image/tiling": EDGE, "vision/newline": "", "image/max_tiles": 16}, "image.max_tiles"),
+        ({"image/tiling": {**EDGE, "longest_edge": 28}}, "image.tiling.longest_edge"),
+        ({"image/tiling": {**EDGE, "longest_edge": 4097}}, "image.tiling.longest_edge"),
+        ({"image/tiling": {**EDGE, "grids": [[1, 1]]}}, "image.tiling.grids"),
+    ],
+)
+def test_tilings_that_cannot_be_meant(changes: dict[str, Any], lead: str) -> None:
+    data = tiled()
+    for path, value in changes.items():
+        data = put(data, path, value)
+    assert any(fault.startswith(lead) for fault in faults_of(data)), faults_of(data)
+
+
+def test_tilings_that_can() -> None:
+    data = put(put(put(tiled(), "image/tiling", EDGE), "vision/newline", ""), "image/max_tiles", 17)
+    assert manifest_from_json(json.dumps(data), "m").image.max_tiles == 17
+    data = put(tiled(), "image/tiling", {**EDGE, "choose": "closest-ratio", "longest_edge": 0,
+                                         "grids": [[1, 1], [3, 4]]})  # fmt: skip
+    data = put(put(data, "vision/newline", ""), "image/max_tiles", 13)
+    assert manifest_from_json(json.dumps(data), "m").image.max_tiles == 13
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "made"), [("vision/grid", [4, 5], 20), ("vision/drop_first_patch", True, 15)]
+)
+def test_grid_and_count_of_tokens_must_agree(path: str, value: Any, made: int) -> None:
+    expected = f"vision.tokens_per_tile: 16, but the grid makes {made}"
+    assert faults_of(put(good(), path, value)) == [expected]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../lm.gguf", "/etc/passwd", "a/b", "a\\b", "..", ".", "", "C:lm.gguf", "lm.gguf/",
+     "a\0b", "\ud800", "manifest.json"],
+)  # fmt: skip
+def test_no_way_out_of_the_bundle(name: str) -> None:
+    data = good()
+    data["files"][name] = data["files"]["lm.gguf"]
+    assert any("plain file name" in fault for fault in faults_of(data))
+
+
+@pytest.mark.parametrize("name", ["écriture.gguf", "模型.gguf", "a b.gguf", ".hidden"])
+def test_plain_names_of_any_script(name: str) -> None:
+    data = good()
+    data["files"][name] = data["files"]["lm.gguf"]
+    assert name in manifest_from_json(json.dumps(data), "m").files
+
+
+def test_one_variant_of_a_kind() -> None:
+    data = good()
+    data["vision"]["variants"] *= 2
+    assert faults_of(data) == ["vision.variants[1].quant: 'fp32' stands twice"]
+
+
+def test_a_field_given_twice() -> None:
+    text = json.dumps(good())
+    assert "field given twice: name" in faults_of(text[:-1] + ', "name": "other"}')[0]
+    inner = text.replace('"mode": "pad"', '"mode": "pad", "mode": "stretch"')
+    assert "field given twice: mode" in faults_of(inner)[0]
+
+
+@pytest.mark.parametrize("schema", [0, 2, 99, "1", None, [1]])
+def test_another_schema_is_refused_before_its_fields(schema: Any) -> None:
+    data = {"schema": schema, "whatever": 1}
+    assert faults_of(data) == [f"schema: {schema!r} is not supported; known: 1"]
+
+
+def test_true_is_not_schema_1() -> None:
+    assert faults_of(put(good(), "schema", True)) == ["schema: int is expected, not bool"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[", "null", "[]", "1", '"x"', "{", "{}", "\ufeff{}", b"\xff\xfe", b"\x80", "[" * 100_000,
+     '{"a":' * 50_000, "NaN", "9" * 5000, "{'schema': 1}"],
+    ids=range(16),
+)  # fmt: skip
+def test_what_is_not_a_manifest_at_all(text: str | bytes) -> None:
+    assert faults_of(text)
+
+
+def test_a_figure_beyond_all_floats() -> None:
+    data = put(good(), "parity/figures/vision/relative_error", 10**400)
+    assert faults_of(data) == ["parity.figures.vision.relative_error: too large a number"]
+
+
+def test_a_huge_manifest_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / FILE_NAME, "wb") as file:
+        file.truncate(MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(ManifestError, match="larger than"):
+        manifest_from_bundle(tmp_path)
+
+
+def test_random_damage_raises_nothing_else() -> None:
+    rng = np.random.default_rng(5)
+    text = json.dumps(good()).encode()
+    kinds: list[Callable[[bytearray, int], None]] = [
+        lambda d, at: d.__setitem__(at, int(rng.integers(0, 256))),
+        lambda d, at: d.__delitem__(slice(at, at + int(rng.integers(1, 20)))),
+        lambda d, at: d.insert(at, int(rng.choice(list(b'{}[]",:0-e.tn')))),
+    ]
+    for _ in range(1500):
+        data = bytearray(text)
+        for _ in range(int(rng.integers(1, 4))):
+            kinds[int(rng.integers(0, 3))](data, int(rng.integers(0, len(data))))
+        try:
+            manifest_from_json(bytes(data), "m")
+        except ManifestError as error:
+            assert error.faults  # noqa: PT017 - either outcome is right

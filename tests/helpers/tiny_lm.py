@@ -1,0 +1,154 @@
+"""Tiny random language models and tokenizers of every kind, as transformers publishes them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers.trainers import BpeTrainer
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from tests.helpers.checkpoints import CORPUS, write_tokenizer
+
+_SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+}
+LLAMA3_SCALING = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+# kind → (model class, configuration class, what differs, tokenizer)
+KINDS: dict[str, tuple[type, type, dict[str, Any], str]] = {
+    "vicuna": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 4}, "sentencepiece"),
+    "llama-linear": (
+        LlamaForCausalLM, LlamaConfig,
+        {"rope_scaling": {"type": "linear", "factor": 4.0}}, "sentencepiece",
+    ),
+    "llama-yarn": (
+        LlamaForCausalLM, LlamaConfig,
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0,
+                          "original_max_position_embeddings": 64}}, "sentencepiece",
+    ),
+    "llama3": (
+        LlamaForCausalLM, LlamaConfig,
+        {"rope_theta": 500000.0, "rope_scaling": LLAMA3_SCALING}, "llama3",
+    ),
+    "biased": (LlamaForCausalLM, LlamaConfig, {"attention_bias": True}, "sentencepiece"),
+    "mistral": (
+        MistralForCausalLM, MistralConfig,
+        {"head_dim": 32, "sliding_window": 300, "rope_theta": 1e6}, "sentencepiece",
+    ),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"rope_theta": 1e6}, "qwen2"),
+    "smollm2": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}, "smollm"),
+}  # fmt: skip
+BYTE_LEVEL = ("llama3", "qwen2", "smollm", "gpt2")
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def write_lm(folder: Path, kind: str, *, spare: int = 3, seed: int = 0) -> PreTrainedModel:
+    """Model and tokenizer of `kind` into `folder`; returns the model, float32."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model_class, config_class, changes, tokenizer = KINDS[kind]
+    n_vocab = write_any_tokenizer(folder, tokenizer) + spare
+    config = config_class(**{**_SIZES, **changes}, vocab_size=n_vocab, architectures=None)
+    model = model_class(config).eval()
+    fill(model, seed)
+    model.save_pretrained(folder, max_shard_size="150KB")
+    return model
+
+
+def fill(model: nn.Module, seed: int) -> None:
+    """Random weights under which greedy texts are varied and depend on what they are given."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 1:
+                parameter.copy_(0.2 * noise + (0.0 if "bias" in name else 1.0))
+            elif "embed_tokens" in name:
+                parameter.copy_(noise)
+            else:
+                n_in = parameter[0].numel()
+                parameter.copy_(noise * (1.6 / n_in**0.5))
+
+
+def write_any_tokenizer(folder: Path, kind: str) -> int:
+    """Write a tokenizer of `kind`; returns how many ids it has, added tokens included."""
+    if kind == "sentencepiece":
+        return write_tokenizer(folder, add_dummy_prefix=True)
+    tokenizer = _byte_level(kind)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    ends = {"llama3": "<|eot_id|>", "gpt2": "<|endoftext|>"}
+    config: dict[str, Any] = {"eos_token": ends.get(kind, "<|im_end|>")}
+    if kind == "llama3":
+        config |= {"bos_token": "<|begin_of_text|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return tokenizer.get_vocab_size()
+
+
+def _byte_level(kind: str) -> Tokenizer:
+    steps = {
+        "llama3": [_split(r"\p{N}{1,3}"), _bytes(use_regex=False)],
+        "qwen2": [_split(r"\p{N}"), _bytes(use_regex=False)],
+        "smollm": [pre_tokenizers.Digits(individual_digits=True), _bytes(use_regex=True)],
+        "gpt2": [_bytes(use_regex=True)],
+    }[kind]
+    tokenizer = Tokenizer(models.BPE(ignore_merges=kind == "llama3"))
+    # trained on uncut text, so that there are merges across every place where a kind may cut
+    tokenizer.pre_tokenizer = _bytes(use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        _cut_into_bits(), BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
+    if kind == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    if kind == "llama3":
+        names = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer.add_special_tokens(names)
+    if kind == "llama3":
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|begin_of_text|> $A",
+            special_tokens=[("<|begin_of_text|>", tokenizer.token_to_id("<|begin_of_text|>"))],
+        )
+    return tokenizer
+
+
+def _cut_into_bits() -> list[str]:
+    """Short stretches of text from every place of it, some of them of digits and signs."""
+    rng = random.Random(11)
+    hard = "I'll say 'Tis 12345 67, 2024: \n\n  x += 10;\n\tdon't!!\n\n... we'VE 3.14\n"
+    text = " ".join([*CORPUS, hard, hard, hard])
+    starts = [rng.randrange(len(text)) for _ in range(3000)]
+    return [text[start : start + rng.randint(2, 6)] for start in starts]
+
+
+def _split(digits: str) -> Any:
+    return pre_tokenizers.Split(Regex(_WORDS + digits + _REST), "isolated")
+
+
+def _bytes(*, use_regex: bool) -> Any:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)

@@ -1,0 +1,79 @@
+"""On an NVIDIA GPU: the same tokens and texts as on the CPU.
+
+    EDGEPRISM_TEST_CUDA=1 python -m pytest tests/machine/test_cuda.py
+
+Needs both engines with CUDA (README, Installing); skipped otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeprism import Captioner
+from edgeprism.folder.batch import Batch
+from edgeprism.language.llama import supports_offload
+from edgeprism.machine.device import GPU_PROVIDERS
+from edgeprism.models import nano
+from edgeprism.picture.find import find_pictures
+from edgeprism.vision.onnx import available_providers
+
+pytestmark = pytest.mark.skipif(
+    available_providers(GPU_PROVIDERS).get("CUDAExecutionProvider") != "" or not supports_offload(),
+    reason="needs EDGEPRISM_TEST_CUDA, an NVIDIA GPU, and both engines built for it",
+)
+EXAMPLES = Path(nano.__file__).parent / "examples"
+KNOWN = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module", params=["nano", "random"])
+def pair(
+    request: pytest.FixtureRequest, random_bundle: Path
+) -> Iterator[tuple[Captioner, Captioner]]:
+    """One bundle on the CPU and on the GPU: an int8 graph, and a tiny one in fp32."""
+    # of nano's graphs the CPU would choose another than the GPU
+    bundle, quant = ("nano", "int8") if request.param == "nano" else (random_bundle, None)
+    with (
+        Captioner.load(bundle, device="cpu", vision_quant=quant) as cpu,
+        Captioner.load(bundle, device="cuda", vision_quant=quant) as gpu,
+    ):
+        yield cpu, gpu
+
+
+@pytest.fixture(scope="module")
+def nano() -> Iterator[Captioner]:
+    with Captioner.load("nano", device="cuda") as it:
+        yield it
+
+
+def test_visual_tokens(pair: tuple[Captioner, Captioner]) -> None:
+    cpu, gpu = (np.asarray(c.encode(EXAMPLES / KNOWN[0]["image"]).visual_tokens) for c in pair)
+    # fp32 products are TensorFloat-32 there; in 8 bits a value that is rounded the other way
+    # moves what comes after it, as much as 8 bits cost anyway
+    most = 0.05 if pair[0].bundle.manifest.name == "nano" else 0.01
+    assert np.abs(cpu - gpu).max() <= most * np.abs(cpu).max()
+
+
+def test_captions(nano: Captioner) -> None:
+    for example in KNOWN:
+        caption = nano.caption(EXAMPLES / example["image"])
+        assert caption.device == "cuda"
+        assert caption.text == example["caption"]
+
+
+def test_a_folder(nano: Captioner) -> None:
+    files = list(find_pictures([EXAMPLES]))
+    outcomes = list(Batch(nano, nano.plan(), parallel=4, lanes=2).run(files))
+    texts = {Path(o.record["image"]).name: o.record["caption"] for o in outcomes if o.record}
+    assert texts == {example["image"]: example["caption"] for example in KNOWN}
+
+
+def test_the_language_model_stays_on_the_cpu() -> None:
+    with Captioner.load("nano", device="cuda", gpu_layers=0) as half:
+        caption = half.caption(EXAMPLES / KNOWN[0]["image"])
+    assert caption.device == "cuda+cpu"
+    assert caption.text == KNOWN[0]["caption"]
