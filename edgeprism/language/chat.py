@@ -122,7 +122,7 @@ def _asked(turn: Turn, source: str) -> str:
     """What stands in a question's turn."""
     question = turn.question
     # One plain turn: given a system turn of rules, and an answer to fall back on, small models
-    # mostly fall back. `benchmarks/reasoner.py` counts right answers.
+    # mostly fall back. `benchmarks/answers/reasoner.py` counts right answers.
     task = f"{source} a few words."
     if question.options:
         task = f"{source} one letter: the right option's."

@@ -110,7 +110,7 @@ def choose_threads(requested: int | None, model_bytes: int) -> int:
     """Threads for an engine with a model of that size, unless a number was asked for.
 
     A small model's steps are over before a second thread is awake, and waiting for each other
-    costs more than the work: measured with `benchmarks/threads.py`.
+    costs more than the work: measured with `benchmarks/speed/threads.py`.
     """
     if requested is not None:
         if requested < 1:

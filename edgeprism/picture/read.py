@@ -80,7 +80,7 @@ def read_picture(source: ImageSource, *, enough: int | None = None) -> Picture:
 def enough_for(policy: ImagePolicy) -> int:
     """The longer edge from which a picture's tiles no longer gain from more pixels.
 
-    Four pixels to one of the tiles: `benchmarks/draft.py` measures what the rest would change.
+    Four pixels to one of the tiles: `benchmarks/speed/draft.py` measures what more would change.
     """
     tiling = policy.tiling
     if tiling is None:

@@ -1,6 +1,6 @@
 """What a second question on one picture costs, beside the first: generic and question mode.
 
-    python benchmarks/second_question.py [--bundle nano] [--reasoner smollm2-135m] [--runs 5]
+    python -m benchmarks.speed.second_question [--bundle nano] [--reasoner smollm2-135m] [--runs 5]
 
 Generic: the caption is there already, so that only the reasoner works. Question: the captioner
 looks again with another focus, but its picture is neither encoded nor prefilled again. Loading is
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from machine import spread
 
+from benchmarks.machine import spread
 from edgeprism import Captioner, EncodedImage, Prism, Reasoner
 
 QUESTIONS = ("What colour is the largest object?", "How many objects are on the left side?")

@@ -1,6 +1,6 @@
 """What decoding a large JPEG at reduced scale saves, and what it changes in the model's pixels.
 
-    python benchmarks/draft.py [--megapixels 100] [--size 384]
+    python -m benchmarks.speed.draft [--megapixels 100] [--size 384]
 
 The picture is a scene of nano's renderer, enlarged, with grain and edges at full resolution.
 Differences are in grey levels of the tile that the vision graph sees.

@@ -1,7 +1,7 @@
 """Memory and time of converting a checkpoint of true dimensions, and of captioning with it.
 
-    python benchmarks/convert_memory.py --size prismcaptioner-2b --work /tmp/convert --keep
-    python benchmarks/convert_memory.py --size smolvlm-256m --work /tmp/convert --caption 1024x768
+    python -m benchmarks.memory.convert --size prismcaptioner-2b --work /tmp/convert --keep
+    python -m benchmarks.memory.convert --size smolvlm-256m --work /tmp/convert --caption 1024x768
 
 Random weights are written to `--work` in the published layout, then converted as `edgeprism
 convert` does. Printed is one JSON object: seconds and the peak of the converting process's
@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from true_dimensions import SIZES, checkpoint_folders
 
+from benchmarks.checkpoints.true_dimensions import SIZES, checkpoint_folders
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.supervise import convert_in_child
 from edgeprism.progress import Progress

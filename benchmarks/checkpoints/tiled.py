@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from random_checkpoints import Shapes, internlm2_layer, write_config, write_shards
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "convert"))
-from checkpoints import write_tokenizer
-from tiny_lm import write_any_tokenizer
 from tokenizers import Tokenizer
+
+from benchmarks.checkpoints.one_tile import Shapes, internlm2_layer, write_config, write_shards
+from tests.helpers.checkpoints import write_tokenizer
+from tests.helpers.tiny_lm import write_any_tokenizer
 
 
 def write_smolvlm(above: Path, n_layers: int, *, hidden: int, ffn: int, heads: int) -> None:

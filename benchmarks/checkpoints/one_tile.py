@@ -6,14 +6,12 @@ Drawn and written a shard at a time, so that writing takes less memory than conv
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from checkpoints import write_tokenizer
+from tests.helpers.checkpoints import write_tokenizer
 
 N_VOCAB, RANK, ALPHA, KV_HEADS, HEAD_DIM = 92544, 512, 256, 8, 128
 V_LAYERS, V_HIDDEN, V_HEADS, V_FFN, V_SIZE, PATCH = 27, 1152, 16, 4304, 384, 14

@@ -1,6 +1,6 @@
 """How many threads an engine should take: encode, prefill and decode of a bundle by threads.
 
-    python benchmarks/threads.py [BUNDLE] [--runs 9] [IMAGE]
+    python -m benchmarks.speed.threads [BUNDLE] [--runs 9] [IMAGE]
 
 Prints minimum / median / maximum in milliseconds. Where one thread wins, the bundle's files should
 lie below `SMALL_MODEL_BYTES` in edgeprism/machine/device.py, and where more win, above.
@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import argparse
 
-from cold_start import EXAMPLES
-from machine import spread
-
+from benchmarks.machine import spread
+from benchmarks.speed.cold_start import EXAMPLES
 from edgeprism import Captioner
 from edgeprism.machine.device import available_cores
 

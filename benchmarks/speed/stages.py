@@ -1,6 +1,6 @@
 """How near to the machine's limits a bundle runs, stage by stage.
 
-    python benchmarks/stages.py BUNDLE [--runs 3] [--vision-quant …] [--device cuda]
+    python -m benchmarks.speed.stages BUNDLE [--runs 3] [--vision-quant …] [--device cuda]
 
 Encode is held against its fp32 operations at the machine's fp32 matrix rate (an int8 graph may
 pass 100 %: its operations are cheaper); decode against reading the language model's weights once
@@ -19,9 +19,9 @@ import resource
 import sys
 
 import numpy as np
-from machine import gpu_limits, matmul_gflops, read_gbytes_per_s, spread
-from operations import picture_operations
 
+from benchmarks.machine import gpu_limits, matmul_gflops, read_gbytes_per_s, spread
+from benchmarks.operations import picture_operations
 from edgeprism import Captioner
 from edgeprism.machine.device import available_cores, cpu_name
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from random_checkpoints import write_llava, write_prismcaptioner
-from tiled_checkpoints import write_internvl, write_smolvlm
+from benchmarks.checkpoints.one_tile import write_llava, write_prismcaptioner
+from benchmarks.checkpoints.tiled import write_internvl, write_smolvlm
 
 
 @dataclass(frozen=True)

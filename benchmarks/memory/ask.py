@@ -1,6 +1,6 @@
 """Peak resident memory of `ask` with both models in memory and with one at a time.
 
-    python benchmarks/ask_memory.py [--bundle nano] [--reasoner smollm2-135m] [--runs 3]
+    python -m benchmarks.memory.ask [--bundle nano] [--reasoner smollm2-135m] [--runs 3]
 
 Each run is a process of its own, as a person would start it; --no-cache, so that it looks. Files
 that llama.cpp maps count where they were read. "neither" is the same process without a model.
@@ -15,8 +15,9 @@ import sys
 import tempfile
 
 import numpy as np
-from machine import spread
 from PIL import Image
+
+from benchmarks.machine import spread
 
 QUESTION = "How many objects are on the left side?"
 

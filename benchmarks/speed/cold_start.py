@@ -1,6 +1,6 @@
 """From the shell to a sentence: `edgeprism caption` in a new process, and where its time goes.
 
-    python benchmarks/cold_start.py [--runs 15] [--model nano] [IMAGE]
+    python -m benchmarks.speed.cold_start [--runs 15] [--model nano] [IMAGE]
 
 Prints minimum / median / maximum in seconds of: an empty Python, `edgeprism --help`, and a whole
 `edgeprism caption`; then the stages that the last caption's own record reports, and a warm caption
@@ -16,9 +16,10 @@ import sys
 import time
 from pathlib import Path
 
-from machine import spread
+from benchmarks.machine import spread
+from edgeprism.models import nano
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "models" / "nano" / "examples"
+EXAMPLES = Path(nano.__file__).parent / "examples"
 
 
 def seconds(command: list[str]) -> tuple[float, str]:

@@ -1,6 +1,6 @@
 """How fast a picture becomes visual tokens: our vision engine beside its peer, llama.cpp's libmtmd.
 
-    python benchmarks/vision_engines.py --size smolvlm-256m --work FOLDER [--rounds 5]
+    python -m benchmarks.speed.vision_engines --size smolvlm-256m --work FOLDER [--rounds 5]
 
 The same random weights, at true dimensions, go through both in one process: our graph as fp32, int8
 and, where this CPU has dot products of 8 bits, int8-full; an mmproj as F16 and Q8_0, as llama.cpp's
@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain, zip_longest
@@ -38,21 +37,17 @@ from typing import Any
 import llama_cpp.llama_cpp as llama
 import llama_cpp.mtmd_cpp as mtmd
 import numpy as np
-from machine import matmul_gflops, spread
-from operations import picture_operations
 from safetensors import safe_open
-from true_dimensions import SIZES, checkpoint_folders
 
+from benchmarks.checkpoints.true_dimensions import SIZES, checkpoint_folders
+from benchmarks.machine import matmul_gflops, spread
+from benchmarks.operations import picture_operations
 from edgeprism import Captioner
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.supervise import convert_in_child
 from edgeprism.machine.device import available_cores, cpu_name, has_int8_dot
 from edgeprism.progress import StderrProgress
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "convert"))
-import bundles
-import peer_mmproj
+from tests.helpers import bundles, peer_mmproj
 
 CHOICES = ("smolvlm-256m", "smolvlm-500m", "llava-1.5-7b", "internvl-2b")
 OURS, THEIRS = ("fp32", "int8", "int8-full"), ("F16", "Q8_0")

@@ -1,12 +1,12 @@
 """Folders of pictures with the built-in model: speed, kills, hostile files, memory, resuming.
 
-    python benchmarks/folder.py speed [--pictures 600] [--rounds 5] [--batch N]
+    python -m benchmarks.speed.folder speed [--pictures 600] [--rounds 5] [--batch N]
                                       [--model BUNDLE] [--tokens N]
-    python benchmarks/folder.py kill [--pictures 300] [--kills 30]
-    python benchmarks/folder.py hostile [--pictures 2000]
-    python benchmarks/folder.py memory [--pictures 5000]
-    python benchmarks/folder.py resume [--pictures 40000]
-    python benchmarks/folder.py width [--pictures 300]
+    python -m benchmarks.speed.folder kill [--pictures 300] [--kills 30]
+    python -m benchmarks.speed.folder hostile [--pictures 2000]
+    python -m benchmarks.speed.folder memory [--pictures 5000]
+    python -m benchmarks.speed.folder resume [--pictures 40000]
+    python -m benchmarks.speed.folder width [--pictures 300]
 
 Pictures are scenes of nano's own renderer, in a temporary folder; the caption store too is a
 temporary one. `speed` takes turns between the one-at-a-time loop and the batch in one process.
@@ -26,9 +26,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import ThreadClock, matmul_gflops, read_gbytes_per_s, spread
-from operations import picture_operations
 
+from benchmarks.machine import ThreadClock, matmul_gflops, read_gbytes_per_s, spread
+from benchmarks.operations import picture_operations
 from edgeprism import Caption, Captioner
 from edgeprism.folder.batch import Batch
 from edgeprism.folder.tuning import batch_shape

@@ -1,6 +1,6 @@
 """How many simple questions a reasoner answers rightly from true descriptions of nano's scenes.
 
-    python benchmarks/reasoner.py [--reasoner smollm2-135m] [--scenes 20]
+    python -m benchmarks.answers.reasoner [--reasoner smollm2-135m] [--scenes 20]
 
 An answer counts as right when it holds the expected word (colour, shape, number, background).
 No captioner takes part: this is the ceiling that the reasoner sets.
