@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edgeprism.records import ImageRows, Segment, Text
+from edgeprism.segments import ImageRows, Segment, Text
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import Prompts, Several

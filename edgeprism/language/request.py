@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeprism.errors import UsageError
 from edgeprism.language.model import LanguageModel
-from edgeprism.records import ImageRows, Segment, Text, Tokens
+from edgeprism.segments import ImageRows, Segment, Text, Tokens
 
 
 @dataclass(frozen=True)

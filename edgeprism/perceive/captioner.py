@@ -32,15 +32,8 @@ from edgeprism.machine.device import (
 from edgeprism.perceive.several import pictures_together, several_of
 from edgeprism.perceive.stream import CaptionStream
 from edgeprism.picture.read import ImageSource, enough_for, picture_to_tiles, read_picture
-from edgeprism.records import (
-    Caption,
-    EncodedImage,
-    ImageRows,
-    ModelInfo,
-    PictureCost,
-    Segment,
-    Timings,
-)
+from edgeprism.records import Caption, EncodedImage, ModelInfo, PictureCost, Timings
+from edgeprism.segments import ImageRows, Segment
 from edgeprism.vision.engine import (
     VisionEngine,
     open_vision,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeprism.bundle.manifest import Markers
-from edgeprism.records import ImageRows, Segment, Text
+from edgeprism.segments import ImageRows, Segment, Text
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import ImagePolicy, Manifest

@@ -19,7 +19,8 @@ from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import choose_gpu_layers, choose_threads
 from edgeprism.reason.base import BaseReasoner, Completion, cut_thinking
 from edgeprism.reason.shape import Shape
-from edgeprism.records import ModelInfo, Segment, Text, Timings
+from edgeprism.records import ModelInfo, Timings
+from edgeprism.segments import Segment, Text
 
 DEFAULT_REASONER = "smollm2-135m"
 

@@ -14,7 +14,7 @@ from edgeprism.language.model import LanguageModel
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER, GPU_PROVIDERS
 from edgeprism.picture.layout import Size, picture_to_layout, shrunk_size
-from edgeprism.records import ImageRows, Segment
+from edgeprism.segments import ImageRows, Segment
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.onnx import VisionEncoder, available_providers
 

@@ -21,7 +21,7 @@ from edgeprism.errors import ImageError, Interrupted, ModelError
 from edgeprism.language.llama import forget_words, import_mtmd, last_words
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.cancel import Cancel
-from edgeprism.records import ImageRows, Segment, Tokens
+from edgeprism.segments import ImageRows, Segment, Tokens
 from edgeprism.vision.mmproj_checks import check_mmproj, check_positions
 
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}

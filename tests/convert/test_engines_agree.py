@@ -46,7 +46,8 @@ from transformers.image_processing_utils import select_best_resolution
 from edgeprism.convert.families import internvl, smolvlm
 from edgeprism.language.model import LanguageModel
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.records import EncodedImage, ImageRows, Segment, Text, Tokens
+from edgeprism.records import EncodedImage
+from edgeprism.segments import ImageRows, Segment, Text, Tokens
 from edgeprism.vision.mtmd import MtmdEncoder
 from tests.convert.test_families import converted
 from tests.helpers import bundles, peer_mmproj, tiled, tiny_captioners, tiny_internvl, tiny_smolvlm

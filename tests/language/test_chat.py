@@ -15,7 +15,7 @@ from edgeprism.language.chat import (
     instruction_for,
 )
 from edgeprism.reason.question import to_question
-from edgeprism.records import ImageRows, Segment, Text
+from edgeprism.segments import ImageRows, Segment, Text
 from tests.helpers import bundles
 
 PROMPTS = bundles.make_manifest({}).prompts

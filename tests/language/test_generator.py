@@ -14,7 +14,7 @@ from edgeprism.language.generator import Finished, Generator, Piece
 from edgeprism.language.model import Context, LanguageModel
 from edgeprism.language.request import Request, Rows, Sampling, segments_to_parts
 from edgeprism.language.stop_text import StoppingText
-from edgeprism.records import ImageRows, Segment, Text, Tokens
+from edgeprism.segments import ImageRows, Segment, Text, Tokens
 from tests.helpers import bundles
 from tests.helpers.llama_reference import LlamaReference, Visual
 

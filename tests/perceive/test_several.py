@@ -16,7 +16,7 @@ from edgeprism.bundle.manifest import Several
 from edgeprism.cli import run
 from edgeprism.errors import ImageError, UsageError
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.records import ImageRows, Text
+from edgeprism.segments import ImageRows, Text
 from edgeprism.store.stored_captioner import record_to_caption
 from tests.helpers import bundles
 

@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from edgeprism.errors import Interrupted
 from edgeprism.language.model import LanguageModel
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.records import ImageRows, Segment, Tokens
+from edgeprism.segments import ImageRows, Segment, Tokens
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.pair import open_pair
 from tests.helpers import bundles, mmprojs

@@ -21,7 +21,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from edgeprism.language.model import LanguageModel
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.records import ImageRows, Tokens
+from edgeprism.segments import ImageRows, Tokens
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.pair import open_pair
 from tests.helpers import bundles, mmprojs

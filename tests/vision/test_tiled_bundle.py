@@ -22,7 +22,7 @@ from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.find import PictureFile
 from edgeprism.picture.layout import picture_to_layout
 from edgeprism.picture.read import picture_to_tiles, read_picture
-from edgeprism.records import Text
+from edgeprism.segments import Text
 from edgeprism.vision import onnx as onnx_engine
 from tests.helpers import bundles
 from tests.picture.test_layout import BEST_FIT_POLICY, CLOSEST_POLICY, LONGEST_POLICY, picture
