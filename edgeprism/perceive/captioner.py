@@ -15,7 +15,6 @@ import edgeprism
 from edgeprism.bundle.manifest import VisionVariant
 from edgeprism.bundle.open import DEFAULT_MODEL, Bundle, choose_vision, open_bundle
 from edgeprism.errors import UsageError
-from edgeprism.language.chat import caption_to_segments, instruction_for, pictures_to_segments
 from edgeprism.language.generator import Finished, Generator, Piece
 from edgeprism.language.llama import supports_offload
 from edgeprism.language.model import LanguageModel
@@ -29,6 +28,7 @@ from edgeprism.machine.device import (
     device_name,
     has_int8_dot,
 )
+from edgeprism.perceive.prompt import caption_to_segments, instruction_for, pictures_to_segments
 from edgeprism.perceive.several import pictures_together, several_of
 from edgeprism.perceive.stream import CaptionStream
 from edgeprism.picture.read import ImageSource, enough_for, picture_to_tiles, read_picture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeprism.errors import UsageError
-from edgeprism.language.chat import pictures_to_segments
+from edgeprism.perceive.prompt import pictures_to_segments
 from edgeprism.records import EncodedImage, Pictured, Timings
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from PIL import Image
 from edgeprism.convert.language import internlm2
 from edgeprism.convert.read.lora import LoraAdapter
 from edgeprism.convert.vision import graph
-from edgeprism.language.chat import caption_to_segments
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Rows, segments_to_parts
 from edgeprism.perceive.captioner import Captioner
+from edgeprism.perceive.prompt import caption_to_segments
 from tests.helpers.checkpoints import Folders, Spec, describe, write_checkpoint
 from tests.helpers.converting import convert
 from tests.helpers.published import INSTRUCTION, Mistakes, Reference, pictures

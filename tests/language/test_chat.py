@@ -7,13 +7,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from edgeprism.language.chat import (
-    Message,
-    answer_messages,
-    caption_to_segments,
-    chat_to_segments,
-    instruction_for,
-)
+from edgeprism.language.chat import Message, answer_messages, chat_to_segments
+from edgeprism.perceive.prompt import caption_to_segments, instruction_for
 from edgeprism.reason.question import to_question
 from edgeprism.segments import ImageRows, Segment, Text
 from tests.helpers import bundles
