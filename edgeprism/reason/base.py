@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 
 import edgeprism
 from edgeprism.errors import EdgePrismError, Interrupted, ModelError
-from edgeprism.language.chat import Message, answer_messages, focus_messages
+from edgeprism.language.chat import Message
 from edgeprism.reason.evidence import (
     EVIDENCE_TOKENS,
     captions_to_sentences,
     evidence_messages,
     said_to_evidence,
 )
+from edgeprism.reason.prompt import answer_messages, focus_messages
 from edgeprism.reason.question import (
     FOCUS_LINKS,
     FOCUS_OPENINGS,

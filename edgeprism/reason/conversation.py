@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgeprism.errors import PromptTooLongError
-from edgeprism.language.chat import Turn, conversation_messages
 from edgeprism.reason.base import DEFAULT_MAX_TOKENS, BaseReasoner, Completion, captions_by_picture
+from edgeprism.reason.prompt import Turn, conversation_messages
 from edgeprism.reason.question import to_question
 from edgeprism.records import Caption
 

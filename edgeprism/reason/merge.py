@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgeprism.language.chat import merge_messages
 from edgeprism.reason.base import BaseReasoner, captions_by_picture
+from edgeprism.reason.prompt import merge_messages
 from edgeprism.records import Caption
 
 MERGE_TOKENS = 320

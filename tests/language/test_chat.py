@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from edgeprism.language.chat import Message, answer_messages, chat_to_segments
+from edgeprism.language.chat import Message, chat_to_segments
 from edgeprism.perceive.prompt import caption_to_segments, instruction_for
+from edgeprism.reason.prompt import answer_messages
 from edgeprism.reason.question import to_question
 from edgeprism.segments import ImageRows, Segment, Text
 from tests.helpers import bundles

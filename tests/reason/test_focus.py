@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from edgeprism.errors import UsageError
-from edgeprism.language.chat import FOCUS_EXAMPLES, Message, focus_messages
+from edgeprism.language.chat import Message
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
 from edgeprism.reason.base import BaseReasoner, Completion, captions_by_picture, cut_thinking
 from edgeprism.reason.local import Reasoner
+from edgeprism.reason.prompt import FOCUS_EXAMPLES, focus_messages
 from edgeprism.reason.question import (
     FOCUS_LINKS,
     FOCUS_OPENINGS,
