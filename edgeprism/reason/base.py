@@ -20,15 +20,9 @@ from edgeprism.reason.evidence import (
     evidence_messages,
     said_to_evidence,
 )
+from edgeprism.reason.focus import FOCUS_LINKS, FOCUS_OPENINGS, checked_focus, focus_phrases, topics
 from edgeprism.reason.prompt import answer_messages, focus_messages
-from edgeprism.reason.question import (
-    FOCUS_LINKS,
-    FOCUS_OPENINGS,
-    checked_focus,
-    focus_phrases,
-    to_question,
-    topics,
-)
+from edgeprism.reason.question import to_question
 from edgeprism.reason.shape import Shape, numbers_to_shape, phrases_to_shape
 from edgeprism.records import Answer, Caption, Evidence, ModelInfo, Timings, TokenCounts
 

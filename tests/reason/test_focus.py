@@ -17,17 +17,16 @@ from edgeprism.language.generator import Finished, Generator
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
 from edgeprism.reason.base import BaseReasoner, Completion, captions_by_picture, cut_thinking
-from edgeprism.reason.local import Reasoner
-from edgeprism.reason.prompt import FOCUS_EXAMPLES, focus_messages
-from edgeprism.reason.question import (
+from edgeprism.reason.focus import (
     FOCUS_LINKS,
     FOCUS_OPENINGS,
-    Question,
     checked_focus,
     focus_phrases,
     leaked_option,
-    to_question,
 )
+from edgeprism.reason.local import Reasoner
+from edgeprism.reason.prompt import FOCUS_EXAMPLES, focus_messages
+from edgeprism.reason.question import Question, to_question
 from edgeprism.reason.shape import Shape, phrases_to_shape
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
 
