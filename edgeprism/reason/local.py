@@ -17,8 +17,9 @@ from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Part, Request, Sampling, segments_to_parts
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import choose_gpu_layers, choose_threads
-from edgeprism.reason.base import BaseReasoner, Completion, cut_thinking
+from edgeprism.reason.base import BaseReasoner, Completion
 from edgeprism.reason.shape import Shape
+from edgeprism.reason.thinking import cut_thinking
 from edgeprism.records import ModelInfo, Timings
 from edgeprism.segments import Segment, Text
 

@@ -14,9 +14,10 @@ from typing import Any
 from edgeprism.errors import ReplyError
 from edgeprism.language.chat import Message
 from edgeprism.machine.cancel import Cancel
-from edgeprism.reason.base import BaseReasoner, Completion, cut_thinking
+from edgeprism.reason.base import BaseReasoner, Completion
 from edgeprism.reason.http import Server, StatusError
 from edgeprism.reason.shape import Shape
+from edgeprism.reason.thinking import cut_thinking
 from edgeprism.records import ModelInfo, Timings, TokenCounts
 
 _CHAT = "/chat/completions"

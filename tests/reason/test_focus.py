@@ -16,7 +16,7 @@ from edgeprism.language.chat import Message
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
-from edgeprism.reason.base import BaseReasoner, Completion, captions_by_picture, cut_thinking
+from edgeprism.reason.base import BaseReasoner, Completion, captions_by_picture
 from edgeprism.reason.focus import (
     FOCUS_LINKS,
     FOCUS_OPENINGS,
@@ -28,6 +28,7 @@ from edgeprism.reason.local import Reasoner
 from edgeprism.reason.prompt import FOCUS_EXAMPLES, focus_messages
 from edgeprism.reason.question import Question, to_question
 from edgeprism.reason.shape import Shape, phrases_to_shape
+from edgeprism.reason.thinking import cut_thinking
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
 
 OPTIONS = {"A": "two old boats", "B": "seven birds"}
