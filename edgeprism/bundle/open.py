@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import platformdirs
-
 from edgeprism.bundle.manifest import FILE_NAME, Manifest, VisionVariant, manifest_from_bundle
 from edgeprism.errors import ModelError
+from edgeprism.files.home import data_dir
 
 DEFAULT_MODEL = "nano"
 _CHUNK = 1 << 20
@@ -38,12 +37,6 @@ class Bundle:
         entry = self.manifest.files[name]
         check_file(path, entry.sha256, entry.size)
         return path
-
-
-def data_dir() -> Path:
-    """`EDGEPRISM_HOME`, else the platform's data folder of the user."""
-    home = os.environ.get("EDGEPRISM_HOME")
-    return Path(home) if home else Path(platformdirs.user_data_dir("edgeprism"))
 
 
 def find_model(name: str) -> Path:

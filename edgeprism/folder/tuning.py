@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from edgeprism.bundle.open import data_dir
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import write_atomically
+from edgeprism.files.home import data_dir
 from edgeprism.language.generator import Generator
 from edgeprism.language.request import Request, Sampling
 from edgeprism.machine.device import available_cores, cpu_name, memory_bytes

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import edgeprism
-from edgeprism.bundle.open import DEFAULT_MODEL, data_dir, open_bundle
+from edgeprism.bundle.open import DEFAULT_MODEL, open_bundle
 from edgeprism.errors import DeviceError, ModelError, TemplateError
+from edgeprism.files.home import data_dir
 from edgeprism.install.hub import missing_for_convert, pip_install
 from edgeprism.install.inventory import list_models
 from edgeprism.machine import device

@@ -12,12 +12,12 @@ from edgeprism.bundle.manifest import FILE_NAME, manifest_from_bundle
 from edgeprism.bundle.open import (
     builtin_models_dir,
     check_file,
-    data_dir,
     file_digest,
     find_model,
     open_bundle,
 )
 from edgeprism.errors import ModelError
+from edgeprism.files.home import data_dir
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
 from edgeprism.picture.layout import most_visual_tokens
 

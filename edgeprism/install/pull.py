@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeprism.bundle.open import check_file, data_dir, find_model, open_bundle
+from edgeprism.bundle.open import check_file, find_model, open_bundle
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.supervise import convert_in_child
 from edgeprism.errors import ModelError, PullError, UsageError
+from edgeprism.files.home import data_dir
 from edgeprism.install.hub import Fetched, fetch_repository, missing_for_convert, pip_install
 from edgeprism.install.wheel import empty_but_wheels, wheel_to_file
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue

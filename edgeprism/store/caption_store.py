@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprism.bundle.open import data_dir
 from edgeprism.errors import EdgePrismError
 from edgeprism.files.atomic import is_running
+from edgeprism.files.home import data_dir
 
 APPLICATION_ID = 0x45505249  # "EPRI"
 BUSY_SECONDS = 10.0

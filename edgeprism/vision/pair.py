@@ -33,9 +33,10 @@ from edgeprism.bundle.manifest import (
     VisionVariant,
     manifest_from_json,
 )
-from edgeprism.bundle.open import Bundle, data_dir, file_digest
+from edgeprism.bundle.open import Bundle, file_digest
 from edgeprism.errors import ManifestError, ModelError, OutputError
 from edgeprism.files.atomic import write_atomically
+from edgeprism.files.home import data_dir
 from edgeprism.files.strict_json import record_from_data
 from edgeprism.vision.mmproj_checks import (
     ARCHITECTURE,

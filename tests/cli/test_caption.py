@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 import edgeprism
-from edgeprism.bundle.open import data_dir
 from edgeprism.cli import COMMANDS, run
 from edgeprism.errors import EdgePrismError
+from edgeprism.files.home import data_dir
 from tests.helpers import bundles
 from tests.helpers.bundles import SAID_TEXT
 

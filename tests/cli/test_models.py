@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeprism.bundle.open import data_dir
 from edgeprism.cli import run
 from edgeprism.errors import ModelError
+from edgeprism.files.home import data_dir
 from edgeprism.install import inventory
 from tests.helpers import bundles, wheels
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from edgeprism.bundle.open import data_dir
 from edgeprism.cli import run
+from edgeprism.files.home import data_dir
 from edgeprism.install import doctor
 from edgeprism.install.doctor import Diagnosis, Finding
 

@@ -17,8 +17,8 @@ from unittest import mock
 import pytest
 from huggingface_hub import constants
 
-from edgeprism.bundle.open import data_dir
 from edgeprism.errors import PullError, UsageError
+from edgeprism.files.home import data_dir
 from edgeprism.install import hub as install_hub
 from edgeprism.install import pull as pull_module
 from edgeprism.install import verify_published

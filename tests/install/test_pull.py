@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeprism.bundle.open import data_dir, find_model
+from edgeprism.bundle.open import find_model
 from edgeprism.errors import PullError, UsageError
+from edgeprism.files.home import data_dir
 from edgeprism.install import pull as pull_module
 from edgeprism.install import wheel as install_wheel
 from edgeprism.install.pull import Pulled, pull

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from edgeprism.bundle.open import data_dir
 from edgeprism.errors import (
     DeviceError,
     ImageError,
@@ -18,6 +17,7 @@ from edgeprism.errors import (
     TemplateError,
     UsageError,
 )
+from edgeprism.files.home import data_dir
 from edgeprism.language.model import Context, LanguageModel
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
