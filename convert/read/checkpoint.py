@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.errors import CheckpointError
+from edgeprism.files.digests import sha256_of_file
 
 if TYPE_CHECKING:
     import torch
@@ -288,11 +289,6 @@ def digest_of_files(paths: Iterable[Path]) -> str:
     for path in sorted(set(paths), key=lambda p: p.name):
         total.update(sha256_of_file(path).encode())
     return total.hexdigest()
-
-
-def sha256_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def license_of(folder: Path) -> str:

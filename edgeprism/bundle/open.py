@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeprism.bundle.manifest import FILE_NAME, Manifest, VisionVariant, manifest_from_bundle
 from edgeprism.errors import ModelError
+from edgeprism.files.digests import file_digest, sha256_of_file
 from edgeprism.files.home import data_dir
 
 DEFAULT_MODEL = "nano"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
         raise ModelError(f"{path}: a file, not a bundle.", f"Name the folder with {FILE_NAME}.")
     try:
         manifest = manifest_from_bundle(path)
-        digest = _sha256_of(path / FILE_NAME)
+        digest = sha256_of_file(path / FILE_NAME)
     except OSError as error:
         raise ModelError(
             f"{path}: no bundle: {FILE_NAME} cannot be read ({error.strerror}).",
@@ -143,68 +140,9 @@ def check_file(path: Path, sha256: str, size: int, *, again: bool = False) -> No
         )
 
 
-def file_digest(path: Path, *, again: bool = False) -> str:
-    """sha256 of a file, hashed whole when first met; later size, mtime and inode vouch for it.
-
-    `again` hashes in any case. Raises ModelError for a file that cannot be read.
-    """
-    try:
-        return _digest(path, again)
-    except OSError as error:
-        raise ModelError(
-            f"{path}: cannot be read: {error.strerror}.", "Check its permissions."
-        ) from error
-
-
-def _digest(path: Path, again: bool) -> str:
-    status = path.stat()
-    stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
-    stamps = _read_stamps()
-    key = str(path.resolve())
-    known = stamps.get(key)
-    if not again and isinstance(known, list) and known[1:] == stamp and isinstance(known[0], str):
-        return known[0]
-    digest = _sha256_of(path)
-    _write_stamps({**stamps, key: [digest, *stamp]})
-    return digest
-
-
 def _size_problem(path: Path, size: int) -> str:
     try:
         found = path.stat().st_size
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return "" if found == size else f"has {found} bytes instead of {size}"
-
-
-def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _stamps_path() -> Path:
-    return data_dir() / "verified.json"
-
-
-def _read_stamps() -> dict[str, list[object]]:
-    try:
-        stamps = json.loads(_stamps_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # none yet, or unreadable: files are then hashed again, which is always right
-    return stamps if isinstance(stamps, dict) else {}
-
-
-def _write_stamps(stamps: dict[str, list[object]]) -> None:
-    path = _stamps_path()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=path.name, delete=False
-        ) as file:
-            json.dump(stamps, file)
-        os.replace(file.name, path)
-    except OSError:
-        return  # a read-only data folder costs a hash at each start, nothing else

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest, manifest_from_json
-from edgeprism.convert.read.checkpoint import sha256_of_file
 from edgeprism.errors import UsageError
+from edgeprism.files.digests import sha256_of_file
 
 
 def check_out(out: Path, overwrite: bool) -> None:

@@ -9,16 +9,13 @@ both.
 
 from __future__ import annotations
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from edgeprism.errors import OutputError
-from edgeprism.files.atomic import write_atomically
-from edgeprism.files.home import data_dir
+from edgeprism.files.remembered import Remembered
 from edgeprism.language.generator import Generator
 from edgeprism.language.request import Request, Sampling
 from edgeprism.machine.device import available_cores, cpu_name, memory_bytes
@@ -33,6 +30,7 @@ _STEPS, _MOST_STEPS = 6, 200  # at least and at most
 _SECONDS = 0.05  # enough not to be swayed by a hiccup
 _PROMPT_ROWS = 8
 _KV_SHARE = 0.2  # of the machine's memory, at most, for all sequences together
+_shapes = Remembered("tuning.json")
 
 
 class Shape(NamedTuple):
@@ -46,12 +44,11 @@ def batch_shape(captioner: Captioner, width: int | None = None) -> Shape:
     """What serves this bundle best on this device, measured when first asked; `width` fixes one."""
     settings = (captioner.bundle.digest, captioner.device, captioner.lm_threads(), cpu_name())
     key = ":".join(map(str, (*settings, available_cores(), width or "best")))
-    known = _read()
-    if (shape := _as_shape(known.get(key))) is not None:
+    if (shape := _as_shape(_shapes.read().get(key))) is not None:
         return shape
     width = width or best_width(decode_rates(captioner))
     shape = Shape(width, best_width(lane_rates(captioner, width)))
-    _write({**known, key: shape})
+    _shapes.remember(key, shape)
     return shape
 
 
@@ -126,24 +123,3 @@ def _fits(captioner: Captioner, width: int) -> bool:
     manifest = captioner.bundle.manifest
     cells = most_visual_tokens(manifest) + manifest.prompts.max_tokens + 128
     return width * cells * captioner.kv_bytes_per_token() <= _KV_SHARE * memory
-
-
-def _path() -> Any:
-    return data_dir() / "tuning.json"
-
-
-def _read() -> dict[str, Any]:
-    try:
-        known = json.loads(_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # measured again, which is always right
-    return known if isinstance(known, dict) else {}
-
-
-def _write(known: dict[str, Any]) -> None:
-    path = _path()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(known).encode())
-    except (OSError, OutputError):
-        return  # a read-only data folder costs a measurement at each start

@@ -9,14 +9,9 @@ from typing import Any
 
 from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.bundle.manifest import FILE_NAME, manifest_from_bundle
-from edgeprism.bundle.open import (
-    builtin_models_dir,
-    check_file,
-    file_digest,
-    find_model,
-    open_bundle,
-)
+from edgeprism.bundle.open import builtin_models_dir, check_file, find_model, open_bundle
 from edgeprism.errors import ModelError
+from edgeprism.files.digests import file_digest
 from edgeprism.files.home import data_dir
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
 from edgeprism.picture.layout import most_visual_tokens

@@ -31,7 +31,8 @@ from edgeprism.machine.device import (
 from edgeprism.perceive.prompt import caption_to_segments, instruction_for, pictures_to_segments
 from edgeprism.perceive.several import pictures_together, several_of
 from edgeprism.perceive.stream import CaptionStream
-from edgeprism.picture.read import ImageSource, enough_for, picture_to_tiles, read_picture
+from edgeprism.picture.read import ImageSource, enough_for, read_picture
+from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.records import Caption, EncodedImage, ModelInfo, PictureCost, Timings
 from edgeprism.segments import ImageRows, Segment
 from edgeprism.vision.engine import (

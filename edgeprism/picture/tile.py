@@ -1,4 +1,4 @@
-"""A picture of any shape → one tile, as the image policy's mode says."""
+"""An upright picture → the tiles of uint8 pixels that the vision engine takes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
-from edgeprism.picture.layout import shrunk_size
+from edgeprism.picture.layout import choose_grid, edge_size, fitted_size, shrunk_size
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import ImagePolicy
+    from edgeprism.picture.read import Picture
 
 STRIP_PIXELS = 32_000_000  # padding works in strips of at most this many pixels
 
@@ -22,6 +24,43 @@ RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
 }
 _WIDEST_FILTER = 3  # Lanczos, in pixels to each side
+
+
+def picture_to_tiles(picture: Picture, policy: ImagePolicy) -> np.ndarray:
+    """Pixels as the vision engine takes them: uint8 [n_tiles, size, size, 3].
+
+    With the mode "shrink" one tile of the picture's own shape, [1, height, width, 3]. With a
+    second fill six channels: the picture on the first colour and on the second.
+    """
+    grid, size, tiling = choose_grid(picture.size, policy), policy.size, policy.tiling
+    if tiling is None or grid is None:
+        views = [np.asarray(picture_to_tile(picture.rgb, policy, fill)) for fill in policy.fills]
+        return np.concatenate(views, axis=-1)[None]  # [1, size, size, 3 · n_views]
+    canvas = _canvas(picture, policy, grid)
+    # what "longest-edge" models see as a whole is the canvas, already stretched
+    by_edge = tiling.choose == "longest-edge"
+    whole = canvas if by_edge else picture.rgb
+    overview = np.asarray(picture_to_tile(whole, policy, policy.fill), dtype=np.uint8)[None]
+    cut = np.asarray(canvas, dtype=np.uint8).reshape(grid[0], size, grid[1], size, 3)
+    cut = cut.swapaxes(1, 2).reshape(-1, size, size, 3)  # row of tiles by row of tiles
+    return np.concatenate((overview, cut) if tiling.overview == "first" else (cut, overview))
+
+
+def _canvas(picture: Picture, policy: ImagePolicy, grid: tuple[int, int]) -> Image.Image:
+    """The picture at the size of `grid` tiles [down, across], as the policy fits it in."""
+    resample, tiling = RESAMPLING[policy.resample], policy.tiling
+    size = (grid[1] * policy.size, grid[0] * policy.size)
+    if tiling is not None and tiling.choose == "longest-edge":
+        # two steps, as upstream: the first keeps the ratio, the second stretches to whole tiles
+        rgb = picture.rgb.resize(edge_size(picture.size, tiling.longest_edge), resample)
+        return rgb.resize(size, resample)
+    if tiling is not None and tiling.choose == "closest-ratio":
+        return picture.rgb.resize(size, resample)
+    width, height = fitted_size(picture.size, size)
+    canvas = Image.new("RGB", size, tuple(policy.fill))
+    fitted = picture.rgb.resize((width, height), resample)
+    canvas.paste(fitted, ((size[0] - width) // 2, (size[1] - height) // 2))
+    return canvas
 
 
 def picture_to_tile(rgb: Image.Image, policy: ImagePolicy, fill: Sequence[int]) -> Image.Image:

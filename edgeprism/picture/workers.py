@@ -185,7 +185,8 @@ def _write(pipe: IO[bytes], data: bytes) -> None:
 def _answer(path: str, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
     import time
 
-    from edgeprism.picture.read import enough_for, picture_to_tiles, read_picture
+    from edgeprism.picture.read import enough_for, read_picture
+    from edgeprism.picture.tile import picture_to_tiles
 
     try:
         picture = read_picture(path, enough=enough_for(policy))

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeprism.bundle.open import file_digest, find_model
+from edgeprism.bundle.open import find_model
 from edgeprism.errors import ModelError
+from edgeprism.files.digests import file_digest
 from edgeprism.language.chat import Message, chat_to_segments
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.llama import supports_offload

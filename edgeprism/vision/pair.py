@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
 from edgeprism.bundle.manifest import (
@@ -33,10 +31,10 @@ from edgeprism.bundle.manifest import (
     VisionVariant,
     manifest_from_json,
 )
-from edgeprism.bundle.open import Bundle, file_digest
+from edgeprism.bundle.open import Bundle
 from edgeprism.errors import ManifestError, ModelError, OutputError
-from edgeprism.files.atomic import write_atomically
-from edgeprism.files.home import data_dir
+from edgeprism.files.digests import file_digest
+from edgeprism.files.remembered import Remembered
 from edgeprism.files.strict_json import record_from_data
 from edgeprism.vision.mmproj_checks import (
     ARCHITECTURE,
@@ -50,6 +48,7 @@ LM_FILE, MMPROJ_FILE = "lm.gguf", "mmproj.gguf"
 INSTRUCTION = "Describe this picture in detail."
 FOCUS = " Pay special attention to: {focus}."
 MAX_TOKENS = 512
+_pairs = Remembered("pairs.json")
 _NOT_GATED = "a GGUF pair run by llama.cpp's mtmd as it is, without a parity gate"
 # general.file_type: llama.cpp's llama_ftype
 _QUANTS = {
@@ -208,25 +207,10 @@ def _license(header: GgufHeader) -> str:
 def _facts(lm: Path, mmproj: Path, digests: dict[str, str], chat_format: str | None) -> PairFacts:
     build = metadata.version("llama-cpp-python")
     key = " ".join([*digests.values(), build, chat_format or ""])
-    known = _read_known()
+    known = _pairs.read()
     if key in known:
         with contextlib.suppress(ManifestError):  # written by another version: try again
             return record_from_data(PairFacts, known[key], "pairs.json")
     facts = try_pair(lm, mmproj, chat_format)
-    with contextlib.suppress(OutputError, OSError):  # a read-only folder costs a trial each time
-        _path().parent.mkdir(parents=True, exist_ok=True)
-        data = json.dumps({**known, key: asdict(facts)}, indent=1)
-        write_atomically(_path(), data.encode(), durable=False)
+    _pairs.remember(key, asdict(facts))
     return facts
-
-
-def _path() -> Path:
-    return data_dir() / "pairs.json"
-
-
-def _read_known() -> dict[str, Any]:
-    try:
-        known = json.loads(_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # none yet, or unreadable: pairs are then tried again
-    return known if isinstance(known, dict) else {}

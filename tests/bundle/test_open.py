@@ -14,6 +14,7 @@ import pytest
 from edgeprism.bundle import open as b
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, VisionVariant
 from edgeprism.errors import ManifestError, ModelError
+from edgeprism.files import digests, home
 from edgeprism.perceive.captioner import Captioner
 from tests.helpers import bundles
 
@@ -43,7 +44,7 @@ def test_a_bundle_by_path(scripted_bundle: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_models_of_the_data_folder_by_name(copy: Path) -> None:
-    models = b.data_dir() / "models"
+    models = home.data_dir() / "models"
     shutil.copytree(copy, models / "mine")
     shutil.copytree(copy, models / "nested" / "bundle")
     shutil.copy(copy / "lm.gguf", models / "talker.gguf")
@@ -55,10 +56,10 @@ def test_models_of_the_data_folder_by_name(copy: Path) -> None:
 def test_a_folder_that_only_has_the_name_hides_nothing(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(copy, b.data_dir() / "models" / "mine")
+    shutil.copytree(copy, home.data_dir() / "models" / "mine")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    assert b.find_model("mine") == b.data_dir() / "models" / "mine"
+    assert b.find_model("mine") == home.data_dir() / "models" / "mine"
 
 
 @pytest.mark.parametrize(
@@ -132,9 +133,9 @@ def test_a_file_that_may_not_be_read(copy: Path, monkeypatch: pytest.MonkeyPatch
     def refuse(path: Path) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(b, "_sha256_of", refuse)
+    monkeypatch.setattr(digests, "sha256_of_file", refuse)
     with pytest.raises(ModelError, match=r"lm\.gguf: cannot be read: Permission denied"):
-        b.file_digest(copy / "lm.gguf")
+        digests.file_digest(copy / "lm.gguf")
 
 
 # ---- stamps
@@ -144,13 +145,13 @@ def test_a_file_that_may_not_be_read(copy: Path, monkeypatch: pytest.MonkeyPatch
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are read whole to be hashed."""
     names: list[str] = []
-    original: Callable[[Path], str] = b._sha256_of
+    original: Callable[[Path], str] = digests.sha256_of_file
 
     def count(path: Path) -> str:
         names.append(path.name)
         return original(path)
 
-    monkeypatch.setattr(b, "_sha256_of", count)
+    monkeypatch.setattr(digests, "sha256_of_file", count)
     return names
 
 
@@ -199,11 +200,11 @@ def test_hashing_again_catches_even_a_restored_time(copy: Path) -> None:
 def test_damaged_stamps_cost_a_hash_and_nothing_else(
     copy: Path, hashed: list[str], text: str
 ) -> None:
-    path = b.data_dir() / "verified.json"
+    path = home.data_dir() / "verified.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text.replace("%s", str(copy / "lm.gguf")))
-    b.file_digest(copy / "lm.gguf")
-    b.file_digest(copy / "lm.gguf")
+    digests.file_digest(copy / "lm.gguf")
+    digests.file_digest(copy / "lm.gguf")
     assert hashed == ["lm.gguf"]
 
 

@@ -18,7 +18,8 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import config, graph, stock, timm, weights
 from edgeprism.errors import UsageError
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.picture.read import picture_to_tiles, read_picture
+from edgeprism.picture.read import read_picture
+from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.progress import Progress
 from tests.helpers import tiny_captioners as tiny
 from tests.helpers.converting import parts_of, tokens_by_torch

@@ -14,7 +14,8 @@ from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.convert.families import FAMILIES, llava, prismcaptioner
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import FamilyParts
-from edgeprism.picture.read import picture_to_tiles, read_picture
+from edgeprism.picture.read import read_picture
+from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.progress import Progress
 from tests.helpers.checkpoints import Folders
 from tests.helpers.tiny_captioners import Case

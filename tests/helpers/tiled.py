@@ -17,7 +17,7 @@ from PIL import Image
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.perceive import captioner
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.picture import layout, read
+from edgeprism.picture import layout, tile
 from edgeprism.progress import Progress
 
 N_TOKENS = 32
@@ -149,7 +149,7 @@ Mistake = Callable[[pytest.MonkeyPatch], None]
 
 def tiles_down_first(patch: pytest.MonkeyPatch) -> None:
     def wrong(picture: Any, policy: Any) -> np.ndarray:
-        made = read.picture_to_tiles(picture, policy)
+        made = tile.picture_to_tiles(picture, policy)
         down, across = layout.choose_grid(picture.size, policy) or (1, 1)
         order = np.arange(down * across).reshape(down, across).T.ravel()
         if policy.tiling.overview == "first":
@@ -160,5 +160,5 @@ def tiles_down_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def overview_first(patch: pytest.MonkeyPatch) -> None:
-    right = read.picture_to_tiles
+    right = tile.picture_to_tiles
     patch.setattr(captioner, "picture_to_tiles", lambda *a: np.roll(right(*a), 1, axis=0))

@@ -13,7 +13,8 @@ from PIL import Image
 
 from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.errors import ImageError
-from edgeprism.picture.read import enough_for, picture_to_tiles, read_picture
+from edgeprism.picture.read import enough_for, read_picture
+from edgeprism.picture.tile import picture_to_tiles
 
 POLICY = ImagePolicy("pad", 56, [127, 127, 127], "bicubic", 1)
 

@@ -25,7 +25,8 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from edgeprism.bundle import manifest as m
 from edgeprism.picture.layout import choose_grid, most_visual_tokens, picture_to_layout
-from edgeprism.picture.read import enough_for, picture_to_tiles, read_picture
+from edgeprism.picture.read import enough_for, read_picture
+from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.segments import ImageRows, Text
 from tests.helpers import bundles
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from edgeprism.cli import run
 from edgeprism.errors import ModelError, TemplateError
+from edgeprism.files.home import data_dir
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.vision import pair
 from edgeprism.vision.pair import open_pair
@@ -122,7 +123,7 @@ def test_a_pair_is_tried_once(files: tuple[Path, Path], monkeypatch: pytest.Monk
     first = open_pair(*files)
     monkeypatch.setattr(pair, "try_pair", lambda *_: pytest.fail("tried again"))
     assert open_pair(*files) == first
-    pair._path().write_text("{")
+    (data_dir() / "pairs.json").write_text("{")
     with pytest.raises(pytest.fail.Exception):
         open_pair(*files)
 

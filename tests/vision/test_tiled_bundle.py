@@ -21,7 +21,8 @@ from edgeprism.folder.batch import Batch
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.find import PictureFile
 from edgeprism.picture.layout import picture_to_layout
-from edgeprism.picture.read import picture_to_tiles, read_picture
+from edgeprism.picture.read import read_picture
+from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.segments import Text
 from edgeprism.vision import onnx as onnx_engine
 from tests.helpers import bundles

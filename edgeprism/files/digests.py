@@ -1,0 +1,38 @@
+"""sha256 of files, remembered by size, modification time and inode."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from edgeprism.errors import ModelError
+from edgeprism.files.remembered import Remembered
+
+_digests = Remembered("verified.json")
+
+
+def file_digest(path: Path, *, again: bool = False) -> str:
+    """sha256 of a file: computed once, then remembered by (size, mtime, inode).
+
+    `again` computes it in any case. Raises ModelError for a file that cannot be read.
+    """
+    try:
+        status = path.stat()
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
+        key = str(path.resolve())
+        match _digests.read().get(key):
+            case [str(digest), *known] if known == stamp and not again:
+                return digest
+        digest = sha256_of_file(path)
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read: {error.strerror}.", "Check its permissions."
+        ) from error
+    _digests.remember(key, [digest, *stamp])
+    return digest
+
+
+def sha256_of_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
