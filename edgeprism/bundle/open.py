@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeprism.bundle.manifest import FILE_NAME, Manifest, VisionVariant, manifest_from_bundle
+from edgeprism.bundle.manifest import FILE_NAME, Manifest, VisionVariant
+from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest, sha256_of_file
 from edgeprism.files.home import data_dir

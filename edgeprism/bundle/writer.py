@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest, manifest_from_json
+from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest
+from edgeprism.bundle.read_manifest import manifest_from_json
 from edgeprism.errors import UsageError
 from edgeprism.files.digests import sha256_of_file
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.gguf import read_gguf_header
-from edgeprism.bundle.manifest import FILE_NAME, manifest_from_bundle
+from edgeprism.bundle.manifest import FILE_NAME
 from edgeprism.bundle.open import builtin_models_dir, check_file, find_model, open_bundle
+from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest
 from edgeprism.files.home import data_dir

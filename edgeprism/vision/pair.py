@@ -29,9 +29,9 @@ from edgeprism.bundle.manifest import (
     Source,
     Vision,
     VisionVariant,
-    manifest_from_json,
 )
 from edgeprism.bundle.open import Bundle
+from edgeprism.bundle.read_manifest import manifest_from_json
 from edgeprism.errors import ManifestError, ModelError, OutputError
 from edgeprism.files.digests import file_digest
 from edgeprism.files.remembered import Remembered

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeprism.bundle.manifest import (
-    FILE_NAME,
+from edgeprism.bundle.manifest import FILE_NAME, FileEntry
+from edgeprism.bundle.read_manifest import (
     MAX_MANIFEST_BYTES,
-    FileEntry,
     manifest_from_bundle,
     manifest_from_json,
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from edgeprism.bundle.manifest import manifest_from_bundle
+from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.cli import convert as convert_command
 from edgeprism.errors import UsageError
 from tests.helpers.checkpoints import Folders, Spec

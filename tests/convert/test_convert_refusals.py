@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgeprism.bundle.manifest import manifest_from_bundle
+from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert import pipeline
 from edgeprism.convert.language import internlm2
 from edgeprism.errors import CheckpointError, ParityError, UsageError

@@ -11,7 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from edgeprism.bundle.manifest import VISION_QUANTS, manifest_from_bundle
+from edgeprism.bundle.manifest import VISION_QUANTS
+from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.gate import judge
 from edgeprism.convert.gate.data import gate_pictures
 from edgeprism.convert.vision import pack_onnx

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeprism.bundle.manifest import manifest_from_bundle
+from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.families import FAMILIES, prismatic
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import config, graph, stock, timm, weights

@@ -24,6 +24,7 @@ from transformers.models.idefics3.processing_idefics3 import get_image_prompt_st
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from edgeprism.bundle import manifest as m
+from edgeprism.bundle.read_manifest import manifest_from_json
 from edgeprism.picture.layout import choose_grid, most_visual_tokens, picture_to_layout
 from edgeprism.picture.read import enough_for, read_picture
 from edgeprism.picture.tile import picture_to_tiles
@@ -74,7 +75,7 @@ def manifest(image: m.ImagePolicy, *, newline: str = "", markers: m.Markers | No
         vision=dataclasses.replace(base.vision, newline=newline),
         prompts=dataclasses.replace(base.prompts, markers=markers),
     )
-    return m.manifest_from_json(base.to_json(), "m")  # only what would be accepted
+    return manifest_from_json(base.to_json(), "m")  # only what would be accepted
 
 
 def picture(size: tuple[int, int]) -> np.ndarray:

@@ -1,0 +1,215 @@
+"""manifest.json → Manifest, strictly: every fault at once, each with its field's path."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path, PurePosixPath
+
+from edgeprism.bundle.manifest import (
+    FILE_NAME,
+    MODES,
+    MOST_EDGE,
+    RESAMPLINGS,
+    SCHEMA,
+    VISION_QUANTS,
+    Manifest,
+    Tiling,
+)
+from edgeprism.errors import ManifestError
+from edgeprism.files.strict_json import json_without_duplicates, record_from_data
+
+MAX_MANIFEST_BYTES = 1 << 20
+_FILLED = ("pad", "letterbox")
+IMAGE_ATTENTIONS = ("causal", "both-ways")
+CHOICES = ("best-fit", "closest-ratio", "longest-edge")
+OVERVIEWS = ("first", "last")
+ORDERS = ("tiles", "rows", "rows-unpadded")
+MOST_TILES = 256  # of one picture: what memory and patience bear
+
+
+def manifest_from_json(text: str | bytes, where: str) -> Manifest:
+    """Parse and check; raises ManifestError that lists every fault with its field's path."""
+    data = json_without_duplicates(text, where)
+    if isinstance(data, dict) and data.get("schema") != SCHEMA:
+        found = data.get("schema", "none")
+        raise ManifestError(where, [f"schema: {found!r} is not supported; known: {SCHEMA}"])
+    manifest = record_from_data(Manifest, data, where)
+    faults = _value_faults(manifest)
+    if faults:
+        raise ManifestError(where, faults)
+    return manifest
+
+
+def manifest_from_bundle(bundle: Path) -> Manifest:
+    """Read `bundle`/manifest.json; OSError is left to the caller, who knows what was asked for."""
+    path = bundle / FILE_NAME
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ManifestError(str(path), [f"larger than {MAX_MANIFEST_BYTES} bytes"])
+    return manifest_from_json(path.read_bytes(), str(path))
+
+
+def _value_faults(m: Manifest) -> list[str]:
+    """Values that have the right type and yet cannot be meant."""
+    checks = [
+        ("name", bool(m.name.strip()), "is empty"),
+        ("image.mode", m.image.mode in MODES, f"{m.image.mode!r}; known: {', '.join(MODES)}"),
+        ("image.size", 1 <= m.image.size <= MOST_EDGE, f"must lie in 1…{MOST_EDGE}"),
+        ("image.fill", _is_colour(m.image.fill), "must be three numbers in 0…255"),
+        (
+            "image.second_fill",
+            not m.image.second_fill
+            or (_is_colour(m.image.second_fill) and m.image.mode in _FILLED and not m.image.tiling),
+            f"three numbers in 0…255, for the modes {' and '.join(_FILLED)} without image.tiling",
+        ),
+        (
+            "image.resample",
+            m.image.resample in RESAMPLINGS,
+            f"{m.image.resample!r}; known: {', '.join(RESAMPLINGS)}",
+        ),
+        ("vision.variants", bool(m.vision.variants), "is empty"),
+        ("lm.n_embd", 1 <= m.lm.n_embd <= 65536, "must lie in 1…65536"),
+        ("lm.n_vocab", 1 <= m.lm.n_vocab <= 1 << 22, "must lie in 1…4194304"),
+        ("lm.context_length", 1 <= m.lm.context_length <= 1 << 24, "must lie in 1…16777216"),
+        (
+            "lm.image_attention",
+            m.lm.image_attention in IMAGE_ATTENTIONS,
+            f"{m.lm.image_attention!r}; known: {', '.join(IMAGE_ATTENTIONS)}",
+        ),
+        (
+            "prompts.focus_instruction",
+            m.prompts.focus_instruction.count("{focus}") == 1,
+            'must hold "{focus}" exactly once',
+        ),
+        ("prompts.stop", all(m.prompts.stop), "holds an empty string"),
+        ("prompts.max_tokens", 1 <= m.prompts.max_tokens <= 1 << 16, "must lie in 1…65536"),
+    ]
+    faults = [f"{path}: {text}" for path, holds, text in checks if not holds]
+    if m.vision.mmproj is not None:
+        return faults + _mmproj_faults(m) + _file_faults(m, ())
+    return faults + _tiling_faults(m) + _graph_faults(m) + _file_faults(m, VISION_QUANTS)
+
+
+def _is_colour(values: list[int]) -> bool:
+    return len(values) == 3 and all(0 <= v <= 255 for v in values)
+
+
+def _mmproj_faults(m: Manifest) -> list[str]:
+    vision = m.vision
+    checks = [
+        ("image.mode", m.image.mode == "shrink", "must be shrink with vision.mmproj"),
+        ("image.tiling", m.image.tiling is None, "libmtmd makes the tiles of vision.mmproj"),
+        ("image.max_tiles", m.image.max_tiles == 1, "must be 1 with vision.mmproj"),
+        ("prompts.markers", m.prompts.markers is None, "libmtmd writes those of vision.mmproj"),
+        ("vision.variants", len(vision.variants) < 2, "more than one with vision.mmproj"),
+        ("vision.input", not vision.input, "must be empty with vision.mmproj"),
+        ("vision.output", not vision.output, "must be empty with vision.mmproj"),
+        ("vision.newline", not vision.newline, "must be empty with vision.mmproj"),
+        ("vision.grid", not vision.grid, "must be empty with vision.mmproj"),
+        ("vision.drop_first_patch", not vision.drop_first_patch, "not with vision.mmproj"),
+        ("vision.tokens_per_tile", vision.tokens_per_tile > 0, "must be positive"),
+        (
+            "vision.n_embd",
+            vision.n_embd > 0 and vision.n_embd % max(m.lm.n_embd, 1) == 0,
+            "is no multiple of lm.n_embd",
+        ),
+    ]
+    return [f"{path}: {text}" for path, holds, text in checks if not holds]
+
+
+def _tiling_faults(m: Manifest) -> list[str]:
+    tiling = m.image.tiling
+    if tiling is None:
+        faults = [] if m.image.max_tiles == 1 else ["image.max_tiles: only 1 without image.tiling"]
+        if m.vision.newline:
+            faults.append("vision.newline: needs image.tiling")
+        return faults
+    by_edge = tiling.choose == "longest-edge"
+    checks = [
+        (f"choose: {tiling.choose!r}; known: {', '.join(CHOICES)}", tiling.choose in CHOICES),
+        (f"overview: {tiling.overview!r}; known: {', '.join(OVERVIEWS)}",
+         tiling.overview in OVERVIEWS),
+        (f"order: {tiling.order!r}; known: {', '.join(ORDERS)}", tiling.order in ORDERS),
+        ("grids: must be empty for longest-edge" if by_edge else "grids: is empty",
+         bool(tiling.grids) != by_edge),
+        (f"grids: each must be two numbers in 1…{MOST_TILES}",
+         all(len(g) == 2 and all(1 <= v <= MOST_TILES for v in g) for g in tiling.grids)),
+        (f"longest_edge: must be more than image.size and at most {MOST_EDGE}" if by_edge else
+         "longest_edge: must be 0 but for longest-edge",
+         m.image.size < tiling.longest_edge <= MOST_EDGE if by_edge else tiling.longest_edge == 0),
+        ("order: rows-unpadded needs best-fit, which pads",
+         tiling.order != "rows-unpadded" or tiling.choose == "best-fit"),
+    ]  # fmt: skip
+    faults = [f"image.tiling.{text}" for text, holds in checks if not holds]
+    if not faults and m.image.size >= 1:
+        most = _most_tiles(m.image.size, tiling)
+        if not most == m.image.max_tiles <= MOST_TILES:
+            faults.append(
+                f"image.max_tiles: {m.image.max_tiles}, but the tiling makes {most}; at most "
+                f"{MOST_TILES} are supported"
+            )
+    if m.vision.newline and tiling.order == "tiles":
+        faults.append("vision.newline: needs image.tiling.order rows or rows-unpadded")
+    markers = m.prompts.markers
+    if markers is not None and markers.before_tile + markers.after_row and tiling.order != "tiles":
+        faults.append("prompts.markers: before_tile and after_row need image.tiling.order tiles")
+    if m.vision.newline == m.vision.output:
+        faults.append("vision.newline: is vision.output")
+    if m.vision.drop_first_patch and tiling.order != "tiles":
+        faults.append("vision.drop_first_patch: breaks the rows of image.tiling.order")
+    return faults
+
+
+def _most_tiles(size: int, tiling: Tiling) -> int:
+    if tiling.choose == "longest-edge":
+        return 1 + math.ceil(tiling.longest_edge / size) ** 2
+    most = max(down * across for down, across in tiling.grids)
+    return 1 if most == 1 and tiling.choose == "closest-ratio" else 1 + most
+
+
+def _graph_faults(m: Manifest) -> list[str]:
+    vision, faults = m.vision, []
+    if m.image.mode == "shrink":
+        faults.append("image.mode: shrink, but the graph takes squares")
+    if vision.n_embd != m.lm.n_embd:
+        faults.append("vision.n_embd: differs from lm.n_embd")
+    if len(vision.grid) != 2 or not all(1 <= v <= 1024 for v in vision.grid):
+        return [*faults, "vision.grid: must be two numbers in 1…1024"]
+    expected = vision.grid[0] * vision.grid[1] - int(vision.drop_first_patch)
+    if vision.tokens_per_tile != expected:
+        faults.append(
+            f"vision.tokens_per_tile: {vision.tokens_per_tile}, but the grid makes {expected}"
+        )
+    return faults
+
+
+def _file_faults(m: Manifest, quants: tuple[str, ...]) -> list[str]:
+    """`quants`: those that are known; empty: any."""
+    faults = []
+    seen: set[str] = set()
+    for i, variant in enumerate(m.vision.variants):
+        if quants and variant.quant not in quants:
+            known = ", ".join(quants)
+            faults.append(f"vision.variants[{i}].quant: {variant.quant!r}; known: {known}")
+        if variant.quant in seen:
+            faults.append(f"vision.variants[{i}].quant: {variant.quant!r} stands twice")
+        seen.add(variant.quant)
+        if variant.file not in m.files:
+            faults.append(f"vision.variants[{i}].file: {variant.file!r} is not among files")
+    if m.lm.file not in m.files:
+        faults.append(f"lm.file: {m.lm.file!r} is not among files")
+    for name, entry in m.files.items():
+        if not _is_plain(name):
+            faults.append(f"files.{name}: must be a plain file name inside the bundle")
+        if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
+            faults.append(f"files.{name}.sha256: must be 64 lower-case hexadecimal digits")
+        if entry.size < 0:
+            faults.append(f"files.{name}.size: is negative")
+    return faults
+
+
+def _is_plain(name: str) -> bool:
+    """A file name that no system takes for a folder, a drive or a way out of the bundle."""
+    if PurePosixPath(name).name != name or name in ("", "..", FILE_NAME):
+        return False
+    # control characters, and halves of UTF-16 pairs, which no file system can store
+    return not any(c in "\\:" or c < " " or "\ud800" <= c <= "\udfff" for c in name)
