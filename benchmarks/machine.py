@@ -49,7 +49,7 @@ def read_gbytes_per_s(size: int = 1 << 30, runs: int = 5) -> float:
     """GB/s of reading memory once through, one thread a core: the best of `runs`."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from edgeprism.machine.device import available_cores
+    from edgeprism.machine.facts import available_cores
 
     cores = available_cores()
     parts = np.array_split(np.ones(size // 8), cores)

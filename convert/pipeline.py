@@ -33,7 +33,7 @@ from edgeprism.convert.vision.pack_onnx import pack_onnx
 from edgeprism.convert.vision.weights import VisionWeights
 from edgeprism.errors import ParityError, UsageError
 from edgeprism.language.model import LanguageModel
-from edgeprism.machine.device import available_cores
+from edgeprism.machine.facts import available_cores
 from edgeprism.progress import Progress
 
 LM_FILE = "lm.gguf"

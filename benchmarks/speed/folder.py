@@ -33,7 +33,7 @@ from edgeprism import Caption, Captioner
 from edgeprism.folder.batch import Batch
 from edgeprism.folder.tuning import batch_shape
 from edgeprism.language.generator import Finished
-from edgeprism.machine.device import available_cores
+from edgeprism.machine.facts import available_cores
 from edgeprism.models.nano.recipe.world import plain_scene
 from edgeprism.picture.find import find_pictures
 from edgeprism.store.caption_store import CaptionStore

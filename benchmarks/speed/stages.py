@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.machine import gpu_limits, matmul_gflops, read_gbytes_per_s, spread
 from benchmarks.operations import picture_operations
 from edgeprism import Captioner
-from edgeprism.machine.device import available_cores, cpu_name
+from edgeprism.machine.facts import available_cores, cpu_name
 
 PICTURE = (640, 480)
 

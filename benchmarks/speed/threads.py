@@ -13,7 +13,7 @@ import argparse
 from benchmarks.machine import spread
 from benchmarks.speed.cold_start import EXAMPLES
 from edgeprism import Captioner
-from edgeprism.machine.device import available_cores
+from edgeprism.machine.facts import available_cores
 
 
 def main() -> None:

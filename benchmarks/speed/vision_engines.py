@@ -45,7 +45,7 @@ from benchmarks.operations import picture_operations
 from edgeprism import Captioner
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.supervise import convert_in_child
-from edgeprism.machine.device import available_cores, cpu_name, has_int8_dot
+from edgeprism.machine.facts import available_cores, cpu_name, has_int8_dot
 from edgeprism.progress import StderrProgress
 from tests.helpers import bundles, peer_mmproj
 

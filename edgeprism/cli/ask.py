@@ -96,7 +96,8 @@ def command(
 
 def _open_prism(models: tuple[str, ...], reasoner: str, stages: str, **asked: Any) -> Prism:
     """Both stages as the options name them, nothing of them loaded yet."""
-    from edgeprism.machine.device import memory_bytes, stages_apart
+    from edgeprism.machine.device import stages_apart
+    from edgeprism.machine.facts import memory_bytes
     from edgeprism.prism import Prism
 
     def settings(*names: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprism.errors import EdgePrismError, ImageError
 from edgeprism.folder.lanes import Lane, Turns
 from edgeprism.language.generator import Finished
-from edgeprism.machine.device import available_cores
+from edgeprism.machine.facts import available_cores
 from edgeprism.perceive.captioner import Captioner, Plan
 from edgeprism.picture.workers import Decoded, DecodePool
 from edgeprism.records import EncodedImage, Timings

@@ -18,7 +18,7 @@ import numpy as np
 from edgeprism.files.remembered import Remembered
 from edgeprism.language.generator import Generator
 from edgeprism.language.request import Request, Sampling
-from edgeprism.machine.device import available_cores, cpu_name, memory_bytes
+from edgeprism.machine.facts import available_cores, cpu_name, memory_bytes
 from edgeprism.picture.layout import most_visual_tokens
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from edgeprism.errors import DeviceError, ModelError, TemplateError
 from edgeprism.files.home import data_dir
 from edgeprism.install.hub import missing_for_convert, pip_install
 from edgeprism.install.inventory import list_models
-from edgeprism.machine import device
+from edgeprism.machine import device, facts
 
 OK, WARN, BAD = "ok", "warn", "bad"
 REPORT_SCHEMA = 1
@@ -124,10 +124,10 @@ def machine_facts() -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "cpu": device.cpu_name(),
-        "cores": device.available_cores(),
-        "int8_dot": device.has_int8_dot(),
-        "memory_bytes": device.memory_bytes(),
+        "cpu": facts.cpu_name(),
+        "cores": facts.available_cores(),
+        "int8_dot": facts.has_int8_dot(),
+        "memory_bytes": facts.memory_bytes(),
         **{
             name: version
             for name in (*ONNXRUNTIME_BUILDS, "llama-cpp-python", "torch", "transformers")
@@ -262,11 +262,11 @@ def has_nvidia_gpu() -> bool:
 
 def _examine_machine(diagnosis: Diagnosis) -> None:
     total = os.cpu_count() or 1
-    quota = device.cgroup_cores()
+    quota = facts.cgroup_cores()
     limit = f", container quota {quota}" if quota else ""
-    diagnosis.add("cpu", OK, device.cpu_name())
-    diagnosis.add("cores", OK, f"{device.available_cores()} of {total} usable{limit}")
-    dot = device.has_int8_dot()
+    diagnosis.add("cpu", OK, facts.cpu_name())
+    diagnosis.add("cores", OK, f"{facts.available_cores()} of {total} usable{limit}")
+    dot = facts.has_int8_dot()
     diagnosis.add(
         "int8",
         OK,
@@ -274,7 +274,7 @@ def _examine_machine(diagnosis: Diagnosis) -> None:
         if dot
         else "no dot product instructions: reduced-range int8 graphs are used",
     )
-    memory = device.memory_bytes()
+    memory = facts.memory_bytes()
     diagnosis.add("memory", OK, _gigabytes(memory) if memory else "unknown")
 
 

@@ -26,8 +26,8 @@ from edgeprism.machine.device import (
     choose_provider,
     choose_threads,
     device_name,
-    has_int8_dot,
 )
+from edgeprism.machine.facts import has_int8_dot
 from edgeprism.perceive.prompt import caption_to_segments, instruction_for, pictures_to_segments
 from edgeprism.perceive.several import pictures_together, several_of
 from edgeprism.perceive.stream import CaptionStream

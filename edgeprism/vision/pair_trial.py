@@ -72,7 +72,7 @@ def _tried(lm_path: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
 
     from edgeprism.language.chat import Message, chat_to_segments
     from edgeprism.language.model import LanguageModel
-    from edgeprism.machine.device import available_cores
+    from edgeprism.machine.facts import available_cores
     from edgeprism.segments import ImageRows, Text
     from edgeprism.vision.mtmd import MtmdEncoder
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from edgeprism.errors import ImageError
 from edgeprism.folder.batch import Batch, Outcome
-from edgeprism.machine.device import available_cores
+from edgeprism.machine.facts import available_cores
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.find import find_pictures
 from edgeprism.picture.workers import DecodePool

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeprism.errors import DeviceError
-from edgeprism.machine import device
+from edgeprism.machine import device, facts
 
 CPU, CUDA, COREML = "CPUExecutionProvider", "CUDAExecutionProvider", "CoreMLExecutionProvider"
 
@@ -47,7 +47,7 @@ def v1(root: Path, quota: str, period: str) -> None:
 )
 def test_quota_of_cgroup_v2(tmp_path: Path, text: str, cores: int | None) -> None:
     v2(tmp_path, text)
-    assert device.cgroup_cores(tmp_path, tmp_path / "none") == cores
+    assert facts.cgroup_cores(tmp_path, tmp_path / "none") == cores
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_quota_of_cgroup_v2(tmp_path: Path, text: str, cores: int | None) -> Non
 )
 def test_quota_of_cgroup_v1(tmp_path: Path, quota: str, period: str, cores: int | None) -> None:
     v1(tmp_path / "cpu", quota, period)
-    assert device.cgroup_cores(tmp_path, tmp_path / "none") == cores
+    assert facts.cgroup_cores(tmp_path, tmp_path / "none") == cores
 
 
 def test_quota_of_a_group_above_the_process(tmp_path: Path) -> None:
@@ -73,11 +73,11 @@ def test_quota_of_a_group_above_the_process(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "user.slice/job.scope").mkdir(parents=True)
     v2(root / "user.slice", "300000 100000")
-    assert device.cgroup_cores(root, own) == 3
+    assert facts.cgroup_cores(root, own) == 3
     v2(root / "user.slice/job.scope", "max 100000")
-    assert device.cgroup_cores(root, own) == 3
+    assert facts.cgroup_cores(root, own) == 3
     v2(root / "user.slice/job.scope", "200000 100000")
-    assert device.cgroup_cores(root, own) == 2
+    assert facts.cgroup_cores(root, own) == 2
 
 
 def test_quota_of_a_version_1_group_above_the_process(tmp_path: Path) -> None:
@@ -85,14 +85,14 @@ def test_quota_of_a_version_1_group_above_the_process(tmp_path: Path) -> None:
     own.write_text("7:memory:/job\n4:cpu,cpuacct:/jobs/mine\n1:name=systemd:/\n")
     v1(tmp_path / "root/cpu/jobs/mine", "-1", "100000")
     v1(tmp_path / "root/cpu", "400000", "100000")
-    assert device.cgroup_cores(tmp_path / "root", own) == 4
+    assert facts.cgroup_cores(tmp_path / "root", own) == 4
 
 
 @pytest.mark.parametrize("text", ["", "garbage", "0:", "a:b:c:d", "\n\n"])
 def test_no_cgroup(tmp_path: Path, text: str) -> None:
-    assert device.cgroup_cores(tmp_path / "none", tmp_path / "nothing") is None
+    assert facts.cgroup_cores(tmp_path / "none", tmp_path / "nothing") is None
     (tmp_path / "own").write_text(text)
-    assert device.cgroup_cores(tmp_path / "none", tmp_path / "own") is None
+    assert facts.cgroup_cores(tmp_path / "none", tmp_path / "own") is None
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(None, 6), (2, 2), (64, 6)])
@@ -100,15 +100,15 @@ def test_the_smaller_of_affinity_and_quota(
     monkeypatch: pytest.MonkeyPatch, quota: int | None, cores: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    monkeypatch.setattr(device, "cgroup_cores", lambda: quota)
-    assert device.available_cores() == cores
+    monkeypatch.setattr(facts, "cgroup_cores", lambda: quota)
+    assert facts.available_cores() == cores
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity can be set on Linux only")
 def test_affinity_of_the_real_process_is_respected() -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        "from edgeprism.machine.device import available_cores; print(available_cores())"
+        "from edgeprism.machine.facts import available_cores; print(available_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
@@ -210,17 +210,17 @@ def test_name(provider: str, layers: int, system: str, name: str) -> None:
 def test_int8_dot(monkeypatch: pytest.MonkeyPatch, flags: str, dot: bool) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: flags)
-    assert device.has_int8_dot() is dot
+    assert facts.has_int8_dot() is dot
 
 
 @pytest.mark.parametrize(("machine", "dot"), [("arm64", True), ("x86_64", False)])
 def test_int8_dot_on_a_mac(monkeypatch: pytest.MonkeyPatch, machine: str, dot: bool) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    assert device.has_int8_dot() is dot
+    assert facts.has_int8_dot() is dot
 
 
 def test_this_machine() -> None:
-    assert device.available_cores() >= 1
-    assert (device.memory_bytes() or 0) > 1 << 28
-    assert device.cpu_name()
+    assert facts.available_cores() >= 1
+    assert (facts.memory_bytes() or 0) > 1 << 28
+    assert facts.cpu_name()

@@ -1,0 +1,106 @@
+"""What this computer has: cores, memory, the processor's name and instructions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+
+def available_cores() -> int:
+    """Cores this process may use: affinity and cgroup quota respected, at least 1."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        cores = os.cpu_count() or 1
+    quota = cgroup_cores()
+    return max(1, min(cores, quota)) if quota else max(1, cores)
+
+
+def cgroup_cores(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int | None:
+    """Whole cores of the smallest CPU quota over this process, rounded up; None without one.
+
+    Version 2 and 1; the quota may be set on the process's own group or on any above it.
+    """
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = []
+    quotas = [_quota_v2(root), _quota_v1(root / "cpu")]
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        group = Path(path.lstrip("/"))
+        for part in (group, *group.parents):
+            if not controllers:
+                quotas.append(_quota_v2(root / part))
+            elif "cpu" in controllers.split(","):
+                quotas.append(_quota_v1(root / "cpu" / part))
+    return min((quota for quota in quotas if quota), default=None)
+
+
+def _quota_v2(group: Path) -> int | None:
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+        return _cores(int(quota), int(period))
+    except (OSError, ValueError):  # ValueError: "max", that is none
+        return None
+
+
+def _quota_v1(group: Path) -> int | None:
+    try:
+        quota = (group / "cpu.cfs_quota_us").read_text()
+        return _cores(int(quota), int((group / "cpu.cfs_period_us").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _cores(quota: int, period: int) -> int | None:
+    return max(1, -(-quota // period)) if quota > 0 and period > 0 else None
+
+
+def has_int8_dot() -> bool:
+    """Whether the CPU multiplies int8 without saturating pairs (VNNI, Arm dot product).
+
+    Without it U8S8 kernels saturate and only reduced-range int8 graphs are safe, so "don't
+    know" is answered with no.
+    """
+    machine = platform.machine().lower()
+    if sys.platform == "darwin":
+        return machine == "arm64"  # every Apple chip has dot product
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    flags = {
+        flag
+        for line in text.splitlines()
+        if line.lower().startswith(("flags", "features"))
+        for flag in line.partition(":")[2].split()
+    }
+    return bool(flags & {"avx512_vnni", "avx_vnni", "asimddp"})
+
+
+def memory_bytes() -> int | None:
+    """Physical memory, or None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def cpu_name() -> str:
+    """The processor's name as its system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux: ask below
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return platform.processor() or platform.machine()
