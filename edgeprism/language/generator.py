@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from edgeprism.errors import PromptTooLongError, UsageError
+from edgeprism.language.kv_reuse import Key, common_opening, part_to_key
 from edgeprism.language.model import Context, LanguageModel
-from edgeprism.language.request import Key, Request, Rows, advance, common_opening, part_to_key
+from edgeprism.language.request import Request, Rows, advance
 from edgeprism.language.sampler import Sampler
 from edgeprism.language.stop_text import StoppingText
 from edgeprism.records import TokenCounts
