@@ -22,7 +22,7 @@ import edgeprism
 from edgeprism.bundle.open import DEFAULT_MODEL, open_bundle
 from edgeprism.errors import DeviceError, ModelError, TemplateError
 from edgeprism.files.home import data_dir
-from edgeprism.install.hub import missing_for_convert, pip_install
+from edgeprism.install.extras import missing_for_convert, pip_install
 from edgeprism.install.inventory import list_models
 from edgeprism.machine import device, facts
 

@@ -15,11 +15,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgeprism.errors import PullError, UsageError
+from edgeprism.install.extras import pip_install
 from edgeprism.models.catalogue import Repository
 from edgeprism.progress import Progress
 
@@ -48,33 +48,6 @@ class Fetched:
     revision: str  # the commit that the catalogue's revision stood for
     folder: Path
     files: tuple[FetchedFile, ...]
-
-
-def missing_for_convert() -> list[str]:
-    """Requirements of the `convert` extra that are not installed, as pip takes them."""
-    try:
-        required = metadata.requires("edgeprism") or []
-    except metadata.PackageNotFoundError:
-        return []  # run from source without an installation: nobody knows
-    wanted = [
-        requirement.partition(";")[0].strip()
-        for requirement in required
-        if re.search(r"extra\s*==\s*['\"]convert['\"]", requirement)
-    ]
-    return [w for w in wanted if not _is_installed(re.split(r"[^A-Za-z0-9._-]", w, maxsplit=1)[0])]
-
-
-def pip_install(requirements: Sequence[str]) -> str:
-    """The command that installs them."""
-    return " ".join(["pip install", *(f'"{requirement}"' for requirement in requirements)])
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.distribution(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def needed_files(names: Sequence[str], patterns: Sequence[str]) -> list[str]:

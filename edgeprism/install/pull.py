@@ -19,7 +19,8 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.supervise import convert_in_child
 from edgeprism.errors import ModelError, PullError, UsageError
 from edgeprism.files.home import data_dir
-from edgeprism.install.hub import Fetched, fetch_repository, missing_for_convert, pip_install
+from edgeprism.install.extras import missing_for_convert, pip_install
+from edgeprism.install.hub import Fetched, fetch_repository
 from edgeprism.install.wheel import empty_but_wheels, wheel_to_file
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
 from edgeprism.progress import Progress

@@ -120,5 +120,3 @@ def _last_ids(parts: list[Part]) -> list[int]:
 def _kind_of(segment: Segment) -> bool | type:
     """Text with special tokens (True) or plain text (False), or another kind of segment."""
     return segment.template if isinstance(segment, Text) else type(segment)
-
-
