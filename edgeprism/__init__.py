@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from edgeprism.version import __version__
 
 _HOMES = {
     "edgeprism.perceive.captioner": ("Captioner",),

@@ -9,9 +9,9 @@ import sys
 
 import click
 
-from edgeprism import __version__
 from edgeprism.errors import EdgePrismError, Interrupted
 from edgeprism.machine.cancel import interruptible
+from edgeprism.version import __version__
 
 COMMANDS = ("caption", "ask", "chat", "eval", "cache", "models", "pull", "convert", "doctor")
 _INTERRUPTED = 130

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import edgeprism
 from edgeprism.errors import UsageError
 from edgeprism.evaluation.results import key_of
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.reason.base import BaseReasoner
 from edgeprism.records import ModelInfo
+from edgeprism.version import __version__
 
 MODES = ("generic", "question")
 NO_CAPTION = "no caption"
@@ -30,7 +30,7 @@ class Settings:
     answer_tokens: int = 64
     instruction: str | None = None  # replaces the captioner's generic one
     options: str = "letters"  # how reasoners meet them, of OPTIONS
-    version: str = edgeprism.__version__
+    version: str = __version__
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import edgeprism
 from edgeprism.evaluation.analysis import (
     CHANCE,
     CellResult,
@@ -24,6 +23,7 @@ from edgeprism.evaluation.statistics import CONFIDENCE, RESAMPLES
 from edgeprism.files.atomic import AtomicFile, write_atomically
 from edgeprism.output.streams import csv_row
 from edgeprism.reason.base import BaseReasoner
+from edgeprism.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,7 +55,7 @@ def to_report(asked: Asked) -> dict[str, Any]:
     matrix, file = asked.matrix, asked.file
     return {
         "schema": SCHEMA,
-        "version": edgeprism.__version__,
+        "version": __version__,
         "data": {
             "file": file.tsv.path.name,
             "md5": asked.md5,

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import edgeprism
 from edgeprism.bundle.open import Bundle, open_bundle
 from edgeprism.errors import EdgePrismError, UsageError
 from edgeprism.install.doctor import machine_facts
@@ -23,6 +22,7 @@ from edgeprism.install.pull import pull
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, read_catalogue
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.progress import Progress
+from edgeprism.version import __version__
 
 REPORT_SCHEMA = 1
 WANTED_PHOTOS = 5
@@ -99,7 +99,7 @@ def verify_published(
         progress.say(f"{len(pictures)} photographs: {WANTED_PHOTOS} would say more.")
     report = Report(name)
     report.facts = {
-        "edgeprism": edgeprism.__version__,
+        "edgeprism": __version__,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": machine_facts(),
         "catalogue": asdict(catalogue.find(name)),

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-import edgeprism
 from edgeprism.bundle.manifest import VisionVariant
 from edgeprism.bundle.open import DEFAULT_MODEL, Bundle, choose_vision, open_bundle
 from edgeprism.errors import UsageError
@@ -35,6 +34,7 @@ from edgeprism.picture.read import ImageSource, enough_for, read_picture
 from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.records import Caption, EncodedImage, ModelInfo, PictureCost, Timings
 from edgeprism.segments import ImageRows, Segment
+from edgeprism.version import __version__
 from edgeprism.vision.engine import (
     VisionEngine,
     open_vision,
@@ -355,7 +355,7 @@ class Captioner:
             model=self.model,
             device=self.device,
             instruction=plan.instruction,
-            version=edgeprism.__version__,
+            version=__version__,
             image_size=encoded.size,
             notes=encoded.notes,
             together=encoded.together,

@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import edgeprism
 from edgeprism.errors import EdgePrismError, Interrupted, ModelError
 from edgeprism.language.chat import Message
 from edgeprism.reason.evidence import (
@@ -24,6 +23,7 @@ from edgeprism.reason.prompt import answer_messages, focus_messages
 from edgeprism.reason.question import to_question
 from edgeprism.reason.shape import Shape, numbers_to_shape, phrases_to_shape
 from edgeprism.records import Answer, Caption, Evidence, ModelInfo, Timings, TokenCounts
+from edgeprism.version import __version__
 
 DEFAULT_MAX_TOKENS = 256
 FOCUS_TOKENS = 48
@@ -148,7 +148,7 @@ class BaseReasoner(ABC):
             tokens=said.tokens,
             timings=replace(said.timings, total=(time.perf_counter() - start) * 1000),
             model=self.model,
-            version=edgeprism.__version__,
+            version=__version__,
             notes=(*notes, *missed),
             thinking=said.thinking,
             evidence=found,

@@ -17,9 +17,9 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import edgeprism
 from edgeprism.errors import Interrupted, ReplyError, ServerError, UsageError
 from edgeprism.machine.cancel import Cancel
+from edgeprism.version import __version__
 
 KEY_VARIABLE = "EDGEPRISM_API_KEY"
 MAX_REPLY = 8 << 20  # bytes
@@ -300,7 +300,7 @@ def _key_from_environment() -> str:
 
 
 def _agent() -> str:
-    return f"edgeprism/{edgeprism.__version__}"
+    return f"edgeprism/{__version__}"
 
 
 def _patient(opened: socket.socket) -> socket.socket:
