@@ -21,19 +21,17 @@ from edgeprism.reason.local import Reasoner
 from edgeprism.store.caption_store import CaptionStore, default_path
 from edgeprism.store.stored_captioner import StoredCaptioner
 from edgeprism.vision.onnx import VisionEncoder
+from tests.helpers.calls import count_calls
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry for each picture that the vision engine encodes."""
-    seen: list[int] = []
-    original = VisionEncoder.encode
-    monkeypatch.setattr(VisionEncoder, "encode", lambda s, p: (seen.append(1), original(s, p))[1])
-    return seen
+    return count_calls(monkeypatch, VisionEncoder, "encode")
 
 
 def test_a_caption_is_made_once(
-    captioner: Captioner, photo: Path, tmp_path: Path, looks: list[int]
+    captioner: Captioner, photo: Path, tmp_path: Path, looks: list[str]
 ) -> None:
     moved = shutil.copy(photo, tmp_path / "moved.png")
     with CaptionStore(tmp_path / "captions.sqlite3") as store:
@@ -53,7 +51,7 @@ def test_a_caption_is_made_once(
 
 
 def test_another_picture_under_the_same_name(
-    captioner: Captioner, tmp_path: Path, looks: list[int]
+    captioner: Captioner, tmp_path: Path, looks: list[str]
 ) -> None:
     path = tmp_path / "photo.png"
     with CaptionStore(tmp_path / "captions.sqlite3") as store:
@@ -73,7 +71,7 @@ def test_another_picture_under_the_same_name(
 
 
 def test_ask_and_caption_share_the_store(
-    random_bundle: Path, scripted_gguf: Path, photo: Path, capsys: Any, looks: list[int]
+    random_bundle: Path, scripted_gguf: Path, photo: Path, capsys: Any, looks: list[str]
 ) -> None:
     again = str(shutil.copy(photo, photo.with_name("again.png")))
     assert run(["caption", str(photo), again, "--model", str(random_bundle), "--jsonl"]) == 0

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linu
 KILLED = 128 + signal.SIGSYS
 
 
-def silently(*command: str | Path, **settings: object) -> subprocess.CompletedProcess[str]:
+def silently(*command: str | Path, close_fds: bool = True) -> subprocess.CompletedProcess[str]:
     silence = Path(__file__).parent / "helpers" / "silence.py"
     return subprocess.run(
         [sys.executable, str(silence), "--", *map(str, command)],
@@ -30,7 +30,7 @@ def silently(*command: str | Path, **settings: object) -> subprocess.CompletedPr
         text=True,
         check=False,
         timeout=120,
-        **settings,  # type: ignore[call-overload]
+        close_fds=close_fds,
     )
 
 

@@ -50,10 +50,10 @@ def main() -> None:
     right: dict[str, list[bool]] = {}
     for kind, text, question, expected in questions(arguments.scenes):
         answer = reasoner.answer([caption(text)], question, max_tokens=24).text.lower()
-        found = expected in answer or NUMBERS.get(expected, expected) in answer
-        right.setdefault(kind, []).append(found)
-    for kind, found in right.items():
-        print(f"{kind:11} {sum(found)} of {len(found)}")
+        correct = expected in answer or NUMBERS.get(expected, expected) in answer
+        right.setdefault(kind, []).append(correct)
+    for kind, answers in right.items():
+        print(f"{kind:11} {sum(answers)} of {len(answers)}")
     print(f"all         {sum(map(sum, right.values()))} of {sum(map(len, right.values()))}")
 
 

@@ -147,7 +147,7 @@ def vision_shapes(
 def write_shards(
     folder: Path, shards: list[Shapes], dtype: torch.dtype, generator: torch.Generator
 ) -> None:
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shapes in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         write_file(folder / file, shapes, dtype, generator)
@@ -170,7 +170,8 @@ def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator)
     scale = 1.0 if "tok" in name or "lora_A" in name else 0.5
     if "lora_B" in name:
         scale = 0.2
-    return torch.randn(shape, generator=generator) * (scale / n_in**0.5)
+    deviation: float = scale / n_in**0.5
+    return torch.randn(shape, generator=generator) * deviation
 
 
 def write_config(folder: Path, **fields: object) -> None:

@@ -35,7 +35,7 @@ from edgeprism.folder.tuning import batch_shape
 from edgeprism.language.generator import Finished
 from edgeprism.machine.facts import available_cores
 from edgeprism.models.nano.recipe.world import plain_scene
-from edgeprism.picture.find import find_pictures
+from edgeprism.picture.find import PictureFile, find_pictures
 from edgeprism.store.caption_store import CaptionStore
 
 COMMAND = [sys.executable, "-m", "edgeprism", "caption"]
@@ -269,7 +269,7 @@ def width(work: Path, arguments: argparse.Namespace) -> None:
         print(f"width {parallel}: {len(different)} of {len(files)} differ")
 
 
-def _again(work: Path) -> list:
+def _again(work: Path) -> list[PictureFile]:
     return list(find_pictures([work / "pictures"]))
 
 

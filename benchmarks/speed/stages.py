@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.machine import gpu_limits, matmul_gflops, read_gbytes_per_s, spread
 from benchmarks.operations import picture_operations
-from edgeprism import Captioner
+from edgeprism import Caption, Captioner
 from edgeprism.machine.facts import available_cores, cpu_name
 
 PICTURE = (640, 480)
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def report_limits(
-    captioner: Captioner, counted: list, gflops: float, bandwidth: float, kind: str
+    captioner: Captioner, counted: list[Caption], gflops: float, bandwidth: float, kind: str
 ) -> None:
     manifest = captioner.bundle.manifest
     best = {s: min(getattr(c.timings, s) for c in counted) for s in ("prefill", "decode")}

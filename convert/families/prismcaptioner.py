@@ -194,7 +194,7 @@ def _projector_shape(path: Path, n_in: int) -> tuple[int, int]:
             f"{path} does not fit the vision model: {'; '.join(faults)}.",
             "Pass the three folders that belong together.",
         )
-    return depth, int(n_out)
+    return depth, int(data["llm_hidden_size"])
 
 
 def _require_fit(folder: Path, projector: ProjectorConfig, lm: LmParts) -> None:

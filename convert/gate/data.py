@@ -72,7 +72,8 @@ def _shapes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, count: int) 
 
 def _checks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """A chessboard of 12 by 12."""
-    return ((x * 12).astype(int) + (y * 12).astype(int)) % 2 == 1
+    light: np.ndarray = ((x * 12).astype(int) + (y * 12).astype(int)) % 2 == 1
+    return light
 
 
 def _written(size: int) -> np.ndarray:

@@ -84,7 +84,7 @@ def _rotation(config: Any) -> _Rotation:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "dynamic":
         kind = "default"  # the same within the trained context
-    rates, scale = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
+    rates, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     if kind == "default":  # in double precision, where transformers rounds
         half = len(rates)
         rates = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)

@@ -43,7 +43,6 @@ def vocabulary(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
 
     path = folder / FILE
     data = read_json(path)
-    model = data.get("model")
     faults = _faults(data, n_vocab)
     if faults:
         raise CheckpointError(
@@ -56,7 +55,7 @@ def vocabulary(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
         special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=n_vocab)
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.", "Download it again.") from error
-    by_id = {number: piece.encode() for piece, number in model["vocab"].items()}
+    by_id = {number: piece.encode() for piece, number in data["model"]["vocab"].items()}
     kinds = dict.fromkeys(by_id, NORMAL)
     for token in data.get("added_tokens") or []:
         number, text = token["id"], token["content"]

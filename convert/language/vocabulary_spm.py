@@ -118,7 +118,7 @@ def _special_names(
     names = {number: name for number, name in names.items() if number < n_vocab}
     given = set(names.values())
     for i, piece in enumerate(model.pieces):
-        name = rules.renamed.get(piece.piece)
-        if name and name not in given and i not in names:
-            names[i] = name
+        renamed = rules.renamed.get(piece.piece)
+        if renamed and renamed not in given and i not in names:
+            names[i] = renamed
     return names

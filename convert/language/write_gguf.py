@@ -63,9 +63,8 @@ def _write_direct(path: Path, quant: str, parts: LmParts, name: str, progress: P
         # The header is written first: sizes must be known before any tensor is read. Only
         # quantized tensors are given by their byte shape.
         stored = tensor.shape if kind in _PLAIN else shape
-        writer.add_tensor_info(
-            tensor.name, stored, _PLAIN.get(kind, np.dtype(np.uint8)), int(np.prod(shape)), kind
-        )
+        dtype = _PLAIN.get(kind, np.dtype(np.uint8))
+        writer.add_tensor_info(tensor.name, stored, dtype, int(np.prod(shape)), kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -101,7 +100,7 @@ def _write_config(writer: gguf.GGUFWriter, config: LmConfig) -> None:
     writer.add_vocab_size(config.n_vocab)
 
 
-_PLAIN = {
+_PLAIN: dict[gguf.GGMLQuantizationType, np.dtype] = {
     gguf.GGMLQuantizationType.F32: np.dtype(np.float32),
     gguf.GGMLQuantizationType.F16: np.dtype(np.float16),
 }

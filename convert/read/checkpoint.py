@@ -184,7 +184,7 @@ class _BinFile(_Container):
         return self._tensors[name]
 
 
-def _load_bin(path: Path) -> dict[str, Any]:
+def _load_bin(path: Path) -> dict[str, torch.Tensor]:
     import pickle
     import zipfile
 

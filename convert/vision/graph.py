@@ -76,7 +76,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, t, e = x.shape
-        y = self.norm1(x)
+        y: torch.Tensor = self.norm1(x)
         parts = [part(y) for part in (self.q, self.k, self.v)]
         if self.q_norm is not None and self.k_norm is not None:
             parts[:2] = self.q_norm(parts[0]), self.k_norm(parts[1])

@@ -58,7 +58,7 @@ def _tensor_header(tensor: onnx.TensorProto) -> bytes:
     """The tensor's message up to where its raw bytes begin."""
     header = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
     size = _external(tensor)[2]
-    return header.SerializeToString() + _tag(_TENSOR_RAW_DATA) + _varint(size)
+    return bytes(header.SerializeToString()) + _tag(_TENSOR_RAW_DATA) + _varint(size)
 
 
 def _external(tensor: onnx.TensorProto) -> tuple[str, int, int]:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,7 +234,7 @@ def _progress(tally: _Tally) -> Iterator[Callable[[], None]]:
 
 def _summary(tally: _Tally, search: PictureSearch) -> None:
     elapsed = max(time.monotonic() - tally.began, 1e-3)
-    say = lambda text: click.echo(text, err=True)  # noqa: E731
+    say = partial(click.echo, err=True)
     say(
         f"{tally.total} pictures: {tally.made} captioned, {tally.known} known already, "
         f"{len(tally.failures)} failed; {_duration(elapsed)}, {tally.done() / elapsed:.1f}/s"

@@ -19,7 +19,7 @@ text by being said as whole words.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgeprism.evaluation.questions import Question
@@ -94,7 +94,7 @@ def match_option(answer: str, options: Sequence[tuple[str, str]]) -> tuple[str, 
     """The option that an answer names and the rule that found it; ("", "") without."""
     text = answer.strip()
     letters = {letter for letter, _ in options}
-    rules = (
+    rules: tuple[tuple[str, Callable[[], set[str]]], ...] = (
         ("text", lambda: _whole(text, options)),
         ("stated", lambda: _found(_STATED, text, letters, articles=True)),
         ("leading", lambda: _leading(text, letters)),

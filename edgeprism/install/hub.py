@@ -102,13 +102,13 @@ def _import_hub() -> Any:
     try:
         import huggingface_hub.errors
         import huggingface_hub.file_download
-        import huggingface_hub.utils
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         raise UsageError(
             f"Published checkpoints are fetched with huggingface_hub, which is not here: {error}.",
             pip_install(["huggingface_hub>=0.34,<1"]),
         ) from error
-    huggingface_hub.utils.disable_progress_bars()  # ours is shown
+    disable_progress_bars()  # ours is shown
     return huggingface_hub
 
 

@@ -35,7 +35,7 @@ class LlamaBatch:
 
     def place_rows(self, seq: int, start: int, positions: np.ndarray) -> int:
         """int32 [axes, n], counted from `start`; the axis behind the third stays as it is."""
-        n = positions.shape[1]
+        n: int = positions.shape[1]
         moved = positions + np.array([[start], [start], [start], [0]], np.int32)[: len(positions)]
         self.positions[: self._axes * n] = moved[: self._axes].ravel()
         self.sequences[:n] = seq

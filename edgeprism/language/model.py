@@ -91,8 +91,10 @@ class LanguageModel:
     def kv_bytes_per_token(self, kv_type: str = "f16") -> float:
         """Bytes that one position of one sequence takes in the KV cache."""
         llama, model = self._llama, self._model
-        layers, shared = llama.llama_model_n_layer(model), llama.llama_model_n_head_kv(model)
-        head = self.n_embd / max(1, llama.llama_model_n_head(model))
+        layers: int = llama.llama_model_n_layer(model)
+        shared: int = llama.llama_model_n_head_kv(model)
+        heads: int = llama.llama_model_n_head(model)
+        head = self.n_embd / max(1, heads)
         return 2 * layers * shared * head * KV_BYTES[kv_type]
 
     def close(self) -> None:

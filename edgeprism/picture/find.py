@@ -314,10 +314,10 @@ def _to_path(line: bytes) -> str:
 def _is_hidden(entry: os.DirEntry[str]) -> bool:
     if entry.name.startswith("."):
         return True
-    if sys.platform != "win32":
-        return False  # elsewhere this would cost a system call for each file
-    attributes = entry.stat(follow_symlinks=False).st_file_attributes
-    return bool(attributes & stat.FILE_ATTRIBUTE_HIDDEN)
+    if sys.platform == "win32":  # elsewhere this would cost a system call for each file
+        attributes = entry.stat(follow_symlinks=False).st_file_attributes
+        return bool(attributes & stat.FILE_ATTRIBUTE_HIDDEN)
+    return False
 
 
 def _common_folder(anchors: Iterable[str | None]) -> Path | None:

@@ -25,7 +25,7 @@ FILES = {name: FileEntry("0" * 64, 1) for name in ("lm.gguf", "vision.fp32.onnx"
 
 
 def good() -> dict[str, Any]:
-    data = json.loads(bundles.make_manifest(FILES).to_json())
+    data: dict[str, Any] = json.loads(bundles.make_manifest(FILES).to_json())
     data["parity"]["figures"] = {"vision": {"relative_error": 0.01}}
     return data
 

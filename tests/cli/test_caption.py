@@ -41,11 +41,11 @@ def photos(tmp_path: Path) -> list[Path]:
 
 
 def edgeprism_process(
-    *arguments: str | Path, **settings: object
+    *arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-m", "edgeprism", *map(str, arguments)],
-        capture_output=True, check=False, timeout=120, **settings,  # type: ignore[call-overload]
+        capture_output=True, check=False, timeout=120, cwd=cwd, env=env,
     )  # fmt: skip
 
 
@@ -373,7 +373,7 @@ def test_text_is_utf8_whatever_the_locale_says(
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
 def test_a_file_name_that_is_not_utf8(model: Path, photo: Path, tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/caf\xe9.png"
-    shutil.copy(photo, name)
+    shutil.copy(os.fsencode(photo), name)
     done = subprocess.run(
         [sys.executable, "-m", "edgeprism", "caption", name, "--json"],
         capture_output=True, check=False,

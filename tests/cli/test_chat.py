@@ -24,6 +24,7 @@ from edgeprism.reason.shape import Shape
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
 from edgeprism.vision.onnx import VisionEncoder
 from tests.helpers.bundles import SAID_TEXT
+from tests.helpers.calls import count_calls
 
 
 def caption(text: str) -> Caption:
@@ -165,9 +166,7 @@ def chat(
 
 
 def test_a_chat(chat: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
-    looks: list[int] = []
-    original = VisionEncoder.encode
-    monkeypatch.setattr(VisionEncoder, "encode", lambda s, p: (looks.append(1), original(s, p))[1])
+    looks = count_calls(monkeypatch, VisionEncoder, "encode")
     assert chat("What is there?\n\n/focus boats\nWhere?\n/focus dogs\n/captions\n/quit\nNo?\n") == 0
     lines = capsys.readouterr().out.split("\n")
     answers = [line for line in lines if line == SAID_TEXT]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ SPECS = (
 
 Bundles = Callable[..., Path]
 Checkpoints = Callable[[Spec], Folders]
+References = dict[Spec, tuple[Reference, list[list[int]]]]
 
 
 @functools.cache
@@ -60,7 +61,7 @@ def captions_of(bundle: Path) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def references(checkpoint_of: Checkpoints) -> dict[Spec, tuple[Reference, list[list[int]]]]:
+def references(checkpoint_of: Checkpoints) -> References:
     made = {}
     for spec in SPECS:
         reference = Reference(checkpoint_of(spec))
@@ -69,7 +70,7 @@ def references(checkpoint_of: Checkpoints) -> dict[Spec, tuple[Reference, list[l
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=describe)
-def test_the_reference_is_worth_comparing_with(spec: Spec, references: dict) -> None:
+def test_the_reference_is_worth_comparing_with(spec: Spec, references: References) -> None:
     texts = references[spec][1]
     assert all(len(set(ids)) >= 16 for ids in texts)
     assert len({tuple(ids) for ids in texts}) == len(texts)
@@ -77,14 +78,14 @@ def test_the_reference_is_worth_comparing_with(spec: Spec, references: dict) -> 
 
 @pytest.mark.parametrize("spec", SPECS, ids=describe)
 def test_float32_bundle_gives_the_same_tokens(
-    spec: Spec, references: dict, bundle_of: Bundles
+    spec: Spec, references: References, bundle_of: Bundles
 ) -> None:
     assert captions_of(bundle_of(spec)) == references[spec][1]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=describe)
 def test_f16_agrees_wherever_the_reference_is_clear(
-    spec: Spec, references: dict, bundle_of: Bundles
+    spec: Spec, references: References, bundle_of: Bundles
 ) -> None:
     reference, texts = references[spec]
     bundle = bundle_of(spec, lm_quant="F16")
@@ -194,13 +195,13 @@ def _no_head(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=[_unpermuted, _tanh_projector, _scale_one, _no_head])
-def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     request.param(monkeypatch)
-    return request.param.__name__
 
 
+@pytest.mark.usefixtures("planted")
 def test_a_converter_with_a_mistake_differs(
-    planted: str, references: dict, checkpoint_of: Checkpoints, tmp_path: Path
+    references: References, checkpoint_of: Checkpoints, tmp_path: Path
 ) -> None:
     out = convert(checkpoint_of(SPECS[0]), tmp_path / "out", force=True)
     assert captions_of(out) != references[SPECS[0]][1]

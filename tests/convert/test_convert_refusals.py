@@ -6,14 +6,15 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
-from edgeprism.convert import pipeline
 from edgeprism.convert.language import internlm2
+from edgeprism.convert.vision.graph import VisionGraph
 from edgeprism.errors import CheckpointError, ParityError, UsageError
 from tests.helpers.checkpoints import Folders, Spec, write_checkpoint
 from tests.helpers.converting import convert
@@ -113,7 +114,7 @@ def test_half_a_lora_pair_is_named(folders: Folders, tmp_path: Path) -> None:
     ],
 )
 def test_other_adapters_are_refused(
-    changes: dict, said: str, folders: Folders, tmp_path: Path
+    changes: dict[str, Any], said: str, folders: Folders, tmp_path: Path
 ) -> None:
     edit_json(folders.captioner / "llm_adapter" / "adapter_config.json", **changes)
     assert said in refusal(folders, tmp_path / "out")
@@ -134,7 +135,7 @@ def test_other_adapters_are_refused(
     ],
 )
 def test_other_models_are_refused(
-    role: str, changes: dict, said: str, folders: Folders, tmp_path: Path
+    role: str, changes: dict[str, Any], said: str, folders: Folders, tmp_path: Path
 ) -> None:
     path = tmp_path / "checkpoint" / role / "config.json"
     edit_json(path, **changes)
@@ -197,7 +198,9 @@ def test_weights_that_are_not_finite_are_refused(folders: Folders, tmp_path: Pat
         ({"parity_texts": [1]}, "parity_texts"),
     ],
 )
-def test_a_faulty_card_is_refused(card: dict, said: str, folders: Folders, tmp_path: Path) -> None:
+def test_a_faulty_card_is_refused(
+    card: dict[str, Any], said: str, folders: Folders, tmp_path: Path
+) -> None:
     (folders.captioner / "edgeprism.json").write_text(json.dumps(card))
     assert said in refusal(folders, tmp_path / "out")
 
@@ -260,7 +263,9 @@ def test_a_failed_overwrite_leaves_the_old_bundle(
 @pytest.mark.parametrize(
     "options", [{"vision_quants": ("fp8",)}, {"vision_quants": ()}, {"lm_quant": "Q3_XXL"}]
 )
-def test_unknown_quantizations_are_refused(options: dict, folders: Folders, tmp_path: Path) -> None:
+def test_unknown_quantizations_are_refused(
+    options: dict[str, Any], folders: Folders, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="Known:"):
         convert(folders, tmp_path / "out", **options)
 
@@ -282,13 +287,16 @@ def test_a_failed_gate_refuses_and_force_records(
     assert parity.figures["lm F32"]["relative_error"] > 0.1
 
 
-def _pixels_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = pipeline.VisionGraph.forward
+Rows = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
-    def shifted(self: pipeline.VisionGraph, pixels: torch.Tensor) -> torch.Tensor:
+
+def _pixels_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = VisionGraph.forward
+
+    def shifted(self: VisionGraph, pixels: torch.Tensor) -> Rows:
         return forward(self, torch.roll(pixels, 1, dims=2))
 
-    monkeypatch.setattr(pipeline.VisionGraph, "forward", shifted)
+    monkeypatch.setattr(VisionGraph, "forward", shifted)
 
 
 def _keys_and_values_swapped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,4 +164,4 @@ def test_progress_tells_of_every_stage(
     assert any(text.startswith("parity lm F16: relative_error") for text in said)
     totals = {e["text"]: e["total"] for e in events if e["event"] == "stage"}
     assert totals["Writing the language model"] == 2 * 9 + 3
-    assert isinstance(Progress().advance(), type(None))
+    Progress().advance()  # one that nobody looks at

@@ -66,8 +66,8 @@ class Peer:
     picture: Image.Image
     table: str = ""  # the model's position table where its first is the class row's
     # indices of rows with the class row first: what the model takes, and what libmtmd does
-    taken: Any = ...
-    taken_by_mtmd: Any = ...
+    taken: slice | list[int] = slice(None)
+    taken_by_mtmd: slice | list[int] = slice(None)
 
     def expected(self) -> np.ndarray:
         return self.rows(self.model, self.picture)[self.taken]
@@ -125,8 +125,10 @@ def llava(folder: Path) -> Peer:
     @torch.inference_mode()
     def rows(model: nn.Module, picture: Image.Image) -> np.ndarray:
         pixels = case.reference.pixels[0](picture)
-        states = model[0](pixels, output_hidden_states=True).hidden_states  # type: ignore[index]
-        return model[1](states[-2])[0].numpy()  # type: ignore[index]
+        tower, connector = model.children()
+        states = tower(pixels, output_hidden_states=True).hidden_states
+        projected: torch.Tensor = connector(states[-2])[0]
+        return projected.numpy()
 
     n = (size // tiny_captioners.PATCH) ** 2
     return Peer(
@@ -304,7 +306,7 @@ def test_both_count_positions_as_published(peer_of: Callable[[str], Peer], tmp_p
     """transformers' class in float32 does not: test_smolvlm.py says why."""
     peer = peer_of("smolvlm")
     as_is = copy.deepcopy(peer.model)
-    del as_is.model.vision_model.embeddings.forward
+    del as_is.get_submodule("model.vision_model.embeddings").forward
     shifted = peer.rows(as_is, peer.picture)
     assert apart(peer.by_onnx().visual_tokens, shifted) > 50 * TOLERANCE
     assert apart(peer.by_mtmd(tmp_path / "mm.gguf")[0], shifted) > 50 * TOLERANCE
@@ -320,7 +322,8 @@ def test_a_tall_picture_is_shrunk_across_first(
     assert apart(theirs, peer.rows(peer.model, across_first)) < TOLERANCE
     right = peer.rows(peer.model, picture)
     assert apart(peer.by_onnx(picture).visual_tokens, right) < 1e-4
-    same = np.array_equal(across_first, picture.resize(small, lanczos))  # before Pillow 13
+    at_once = picture.resize(small, lanczos)
+    same = np.array_equal(np.asarray(across_first), np.asarray(at_once))  # before Pillow 13
     assert (apart(theirs, right) < TOLERANCE) == same
 
 

@@ -159,7 +159,8 @@ def test_pixels_are_the_processors_to_one_grey_level(
     for picture in pictures():
         (tile,) = picture_to_tiles(read_picture(picture), policy).astype(np.float32)
         expected = reference.pixels[0](picture)[0].permute(1, 2, 0).numpy()
-        grey = (expected * np.float32(reference.std) + np.float32(reference.mean)) * 255
+        std, mean = np.array(reference.std, np.float32), np.array(reference.mean, np.float32)
+        grey = (expected * std + mean) * 255
         assert np.abs(tile - grey).max() <= 1.001
 
 
@@ -258,7 +259,9 @@ def _first_patch_dropped(patch: pytest.MonkeyPatch) -> None:
     forward = graph.VisionGraph.forward
 
     def planted(self: graph.VisionGraph, pixels: torch.Tensor) -> torch.Tensor:
-        return forward(self, pixels)[:, 1:]
+        rows = forward(self, pixels)
+        assert isinstance(rows, torch.Tensor)
+        return rows[:, 1:]
 
     patch.setattr(graph.VisionGraph, "forward", planted)
 
@@ -266,7 +269,8 @@ def _first_patch_dropped(patch: pytest.MonkeyPatch) -> None:
 def _towers_swapped(patch: pytest.MonkeyPatch) -> None:
     def planted(self: graph.VisionGraph, pixels: torch.Tensor) -> torch.Tensor:
         features = [tower(pixels) for tower in self.towers]
-        return self.projector(torch.cat(features[::-1], dim=-1))
+        rows: torch.Tensor = self.projector(torch.cat(features[::-1], dim=-1))
+        return rows
 
     patch.setattr(graph.VisionGraph, "forward", planted)
 
@@ -295,7 +299,7 @@ def _positions_not_smoothed(patch: pytest.MonkeyPatch) -> None:
     def planted(x: torch.Tensor, **options: Any) -> torch.Tensor:
         return interpolate(x, **{**options, "antialias": False})
 
-    patch.setattr(timm.functional, "interpolate", planted)
+    patch.setattr(torch.nn.functional, "interpolate", planted)
 
 
 def _a_block_less(patch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,7 @@ def test_a_pickle_with_more_than_tensors_is_refused(
 def test_settings_that_are_not_understood_are_named(
     name: str,
     file: str,
-    changes: dict,
+    changes: dict[str, Any],
     said: str,
     case_of: Callable[[str], Case],
     tmp_path: Path,
@@ -169,7 +169,7 @@ def test_settings_that_are_not_understood_are_named(
     ],
 )  # fmt: skip
 def test_other_prismatic_models_are_refused(
-    changes: dict, said: str, case_of: Callable[[str], Case], tmp_path: Path
+    changes: dict[str, Any], said: str, case_of: Callable[[str], Case], tmp_path: Path
 ) -> None:
     case = case_of("prismatic")
     path = case.settings["captioner"] / "config.json"

@@ -14,6 +14,7 @@ import pytest
 from edgeprism.convert.families import internvl
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import graph, intern_vit
+from edgeprism.convert.vision.config import ProjectorConfig
 from edgeprism.errors import CheckpointError
 from edgeprism.progress import Progress
 from tests.helpers import tiled
@@ -39,10 +40,10 @@ def test_rows_and_text_are_transformers(
 
 
 def _cells_down_first(patch: pytest.MonkeyPatch) -> None:
-    right = internvl.ProjectorConfig
-    patch.setattr(
-        internvl, "ProjectorConfig", lambda *a, **b: right(*a, **{**b, "transposed": True})
-    )
+    def turned(*arguments: Any, **options: Any) -> ProjectorConfig:
+        return ProjectorConfig(*arguments, **{**options, "transposed": True})
+
+    patch.setattr(internvl, "ProjectorConfig", turned)
 
 
 def _other_gelu(patch: pytest.MonkeyPatch) -> None:

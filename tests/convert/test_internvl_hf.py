@@ -22,6 +22,8 @@ from transformers import (
 from edgeprism.convert.families import internvl, internvl_hf
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import graph
+from edgeprism.convert.vision.config import ProjectorConfig
+from edgeprism.convert.vision.intern_vit import TRANSFORMERS
 from edgeprism.errors import CheckpointError
 from edgeprism.progress import Progress
 from tests.helpers import tiled
@@ -137,14 +139,16 @@ def _other_gelu(patch: pytest.MonkeyPatch) -> None:
 
 
 def _layer_scales_changed_over(patch: pytest.MonkeyPatch) -> None:
-    names = internvl_hf.TRANSFORMERS
-    wrong = {**names.layer, "scale1": names.layer["scale2"], "scale2": names.layer["scale1"]}
-    patch.setattr(internvl_hf, "TRANSFORMERS", dataclasses.replace(names, layer=wrong))
+    layer = TRANSFORMERS.layer
+    wrong = {**layer, "scale1": layer["scale2"], "scale2": layer["scale1"]}
+    patch.setattr(internvl_hf, "TRANSFORMERS", dataclasses.replace(TRANSFORMERS, layer=wrong))
 
 
 def _cells_down_first(patch: pytest.MonkeyPatch) -> None:
-    right = internvl_hf.ProjectorConfig
-    patch.setattr(internvl_hf, "ProjectorConfig", lambda *a: right(*a, transposed=True))
+    def turned(*arguments: Any, **options: Any) -> ProjectorConfig:
+        return ProjectorConfig(*arguments, **{**options, "transposed": True})
+
+    patch.setattr(internvl_hf, "ProjectorConfig", turned)
 
 
 def _no_markers(patch: pytest.MonkeyPatch) -> None:

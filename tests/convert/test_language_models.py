@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel
 
 from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.convert.gate import language as reference_language
@@ -30,7 +29,7 @@ from edgeprism.errors import CheckpointError
 from edgeprism.language.model import LanguageModel
 from edgeprism.progress import Progress
 from tests.convert.test_convert_tokenizer import strings
-from tests.helpers.tiny_lm import BYTE_LEVEL, KINDS, write_any_tokenizer, write_lm
+from tests.helpers.tiny_lm import BYTE_LEVEL, KINDS, TinyModel, write_any_tokenizer, write_lm
 
 N_TOKENS = 32
 
@@ -40,16 +39,17 @@ class Made:
     """A tiny model, the folder it was written to, and a prompt of ids."""
 
     folder: Path
-    model: PreTrainedModel
+    model: TinyModel
     prompt: list[int]
 
     def greedy(self) -> list[int]:
-        ids = torch.tensor([self.prompt])
+        given = torch.tensor([self.prompt])
         done = self.model.generate(
-            ids, max_new_tokens=N_TOKENS, min_new_tokens=N_TOKENS, do_sample=False,
-            eos_token_id=None, pad_token_id=0, attention_mask=torch.ones_like(ids),
+            given, max_new_tokens=N_TOKENS, min_new_tokens=N_TOKENS, do_sample=False,
+            eos_token_id=None, pad_token_id=0, attention_mask=torch.ones_like(given),
         )  # fmt: skip
-        return done[0, len(self.prompt) :].tolist()
+        ids: list[int] = done[0, len(self.prompt) :].tolist()
+        return ids
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_headers(made_of: Callable[[str], Made], tmp_path: Path) -> None:
     ],
 )
 def test_other_configurations_are_refused(
-    changes: dict, said: str, made_of: Callable[[str], Made]
+    changes: dict[str, Any], said: str, made_of: Callable[[str], Made]
 ) -> None:
     with pytest.raises(CheckpointError) as caught:
         parts_of(made_of("vicuna").folder, **changes)
@@ -228,12 +228,12 @@ def vocabulary_gguf(folder: Path, out: Path, n_vocab: int = 710) -> Path:
 
     writer = gguf.GGUFWriter(str(out), "llama")
     write_vocabulary(writer, vocabulary_from_folder(folder, n_vocab, TokenRules()))
-    for add, value in (
-        (writer.add_context_length, 64), (writer.add_embedding_length, 32),
-        (writer.add_block_count, 1), (writer.add_feed_forward_length, 32),
-        (writer.add_head_count, 1), (writer.add_layer_norm_rms_eps, 1e-5),
-    ):  # fmt: skip
-        add(value)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
     shapes = {"token_embd": (n_vocab, 32), "output_norm": (32,)}
     shapes |= {f"blk.0.{name}_norm": (32,) for name in ("attn", "ffn")}
     shapes |= {
@@ -270,7 +270,7 @@ def test_text_makes_no_special_token(byte_level: Path, tmp_path: Path) -> None:
     lm.close()
 
 
-def edited(source: Path, out: Path, edit: Callable[[dict], object]) -> Path:
+def edited(source: Path, out: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
     data = json.loads((source / "tokenizer.json").read_text())
     edit(data)
     out.mkdir()
@@ -307,7 +307,7 @@ def test_a_wrong_cut_is_seen(byte_level: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_tokenizer_that_llama_cpp_cannot_follow_is_refused(
-    edit: Callable[[dict], object], said: str, tmp_path: Path
+    edit: Callable[[dict[str, Any]], object], said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "good").mkdir()
     write_any_tokenizer(tmp_path / "good", "gpt2")

@@ -23,7 +23,9 @@ from transformers import (
 
 from edgeprism.convert.families import llava, llava_next
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision import graph, stock
+from edgeprism.convert.vision.config import n_used_layers
 from edgeprism.errors import CheckpointError
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture import layout
@@ -75,7 +77,8 @@ class Made:
 
     def processor(self) -> LlavaNextImageProcessor:
         return LlavaNextImageProcessor(
-            size={"shortest_edge": TILE}, crop_size=TILE, image_mean=CLIP_MEAN, image_std=CLIP_STD,
+            size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE},
+            image_mean=list(CLIP_MEAN), image_std=list(CLIP_STD),
             image_grid_pinpoints=[list(point) for point in self.spec.pinpoints],
         )  # fmt: skip
 
@@ -137,7 +140,9 @@ def write(folder: Path, spec: Spec) -> Made:
 
 def write_original(made: Made, text: dict[str, Any]) -> None:
     spec, model, folder = made.spec, made.model.model, made.settings["captioner"]
-    tower = CLIPImageProcessor(size={"shortest_edge": TILE}, crop_size=TILE)
+    tower = CLIPImageProcessor(
+        size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE}
+    )
     write_vision(made.settings["vision"], model.vision_tower, "clip", tower)
     tensors = {
         "model.image_newline": model.image_newline,
@@ -237,8 +242,7 @@ def _padding_kept(patch: pytest.MonkeyPatch) -> None:
 
 
 def _last_layer(patch: pytest.MonkeyPatch) -> None:
-    right = stock.n_used_layers
-    patch.setattr(stock, "n_used_layers", lambda config, _, where: right(config, -1, where))
+    patch.setattr(stock, "n_used_layers", lambda config, _, where: n_used_layers(config, -1, where))
 
 
 def _other_gelu(patch: pytest.MonkeyPatch) -> None:
@@ -318,9 +322,7 @@ def test_what_would_be_computed_differently_is_refused(
 def test_a_missing_newline_is_told_with_every_other_fault(
     made_of: Callable[[Spec], Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = llava.Checkpoint
-
-    class Poorer(right):  # type: ignore[misc, valid-type]
+    class Poorer(Checkpoint):
         @property
         def names(self) -> set[str]:
             gone = ("image_newline", "linear_2.bias")

@@ -26,6 +26,7 @@ from edgeprism.evaluation.results import Results
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.reason.local import Reasoner
 from tests.helpers import bundles
+from tests.helpers.calls import count_calls
 from tests.helpers.eval_files import WriteTsv, lettered, picture
 
 SHORT = Settings(caption_tokens=6, answer_tokens=6)
@@ -96,12 +97,7 @@ def test_cells_scores_and_reports(write_tsv: WriteTsv, matrix: Matrix, tmp_path:
 def test_each_picture_is_encoded_once_for_all_that_miss_it(
     write_tsv: WriteTsv, matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[str] = []
-    encode, caption = Captioner.encode, Captioner.caption
-    monkeypatch.setattr(Captioner, "encode", lambda *a: calls.append("encode") or encode(*a))
-    monkeypatch.setattr(
-        Captioner, "caption", lambda *a, **k: calls.append("caption") or caption(*a, **k)
-    )
+    calls = count_calls(monkeypatch, Captioner, "encode", "caption")
     file, out = QuestionFile(four(write_tsv)), tmp_path / "out"
     evaluate(file, matrix, out)
     first = calls.count("encode")

@@ -240,7 +240,8 @@ def vision_reference(pixels: np.ndarray, seed: int = 0) -> np.ndarray:
     """What the graph computes, in numpy: uint8 [n, S, S, 3] → float32 [n, N_TOKENS, N_EMBD]."""
     x = pixels.astype(np.float32) / 127.5 - 1
     x = x.reshape(-1, GRID, PATCH, GRID, PATCH, 3).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(-1, N_TOKENS, PATCH * PATCH * 3) @ vision_weight(seed)
+    rows: np.ndarray = x.reshape(-1, N_TOKENS, PATCH * PATCH * 3) @ vision_weight(seed)
+    return rows
 
 
 def vision_graph(
@@ -260,9 +261,9 @@ def vision_graph(
     constants, which ONNX Runtime folds while it loads the graph.
     """
     grid = size // PATCH
-    constants = {
-        "scale": np.float32(1 / 127.5),
-        "one": np.float32(1),
+    constants: dict[str, np.ndarray] = {
+        "scale": np.array(1 / 127.5, np.float32),
+        "one": np.array(1, np.float32),
         "split": np.array([-1, grid, PATCH, grid, PATCH, 3], np.int64),
         "join": np.array([-1, grid * grid, PATCH * PATCH * 3], np.int64),
         "weight": vision_weight(seed, n_embd),

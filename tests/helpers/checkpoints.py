@@ -239,7 +239,7 @@ def _write_projector(folder: Path, spec: Spec, generator: torch.Generator) -> No
 
 def _write_adapter(folder: Path, spec: Spec, n_vocab: int, generator: torch.Generator) -> None:
     e, f = spec.hidden, spec.ffn
-    targets = {}
+    targets: dict[str, tuple[int, int]] = {}
     for i in range(spec.lm_layers):
         layer = f"model.layers.{i}."
         targets |= {
@@ -293,7 +293,8 @@ def _save(folder: Path, tensors: dict[str, torch.Tensor], container: str, stem: 
 def _normal(generator: torch.Generator, n_out: int, n_in: int, scale: float = 1.0) -> torch.Tensor:
     """[n_out, n_in] such that unit inputs give outputs of size `scale`; bounded in float16."""
     weight = torch.randn(n_out, n_in, generator=generator)
-    return weight * (scale / n_in**0.5)
+    deviation: float = scale / n_in**0.5
+    return weight * deviation
 
 
 def _bias(generator: torch.Generator, n: int) -> torch.Tensor:

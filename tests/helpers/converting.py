@@ -58,4 +58,5 @@ def tokens_by_torch(
     module.load_state_dict(state, assign=True)
     pixels = picture_to_tiles(read_picture(picture), policy or parts.manifest.image)
     with torch.inference_mode():
-        return module(torch.from_numpy(pixels.copy()))[0].numpy()
+        rows: torch.Tensor = module(torch.from_numpy(pixels.copy()))[0]
+    return rows.numpy()

@@ -105,11 +105,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _files_of(self, repo: str, revision: str) -> dict[str, bytes] | None:
         files = self.hub.repositories.get(repo)
         if files is None:
-            return self._refuse(404, "RepoNotFound")
+            self._refuse(404, "RepoNotFound")
+            return None
         if repo in self.hub.gated:
-            return self._refuse(403, "GatedRepo")
+            self._refuse(403, "GatedRepo")
+            return None
         if revision not in ("main", commit_of(files)):
-            return self._refuse(404, "RevisionNotFound")
+            self._refuse(404, "RevisionNotFound")
+            return None
         return files
 
     def _answer_info(self, repo: str, revision: str) -> None:

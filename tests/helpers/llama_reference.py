@@ -57,15 +57,17 @@ class LlamaReference:
         self, prompt: Sequence[list[int] | Visual]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows [n, n_embd], positions [4, n], mask [n, n] (True: sees it)."""
-        rows, positions, start = [], [], 0
+        rows: list[np.ndarray] = []
+        positions: list[np.ndarray] = []
+        start = 0
         whole: list[tuple[int, int]] = []
         for part in prompt:
             if isinstance(part, list):
                 values, own = self.tensors["token_embd.weight"][part], None
             else:
                 values, own = part.values.astype(np.float64), part.positions
-                at = sum(map(len, rows))
-                whole += [] if part.causal else [(at, at + len(values))]
+                first = sum(map(len, rows))
+                whole += [] if part.causal else [(first, first + len(values))]
             own = np.tile(np.arange(len(values)), (4, 1)) if own is None else own
             rows.append(values)
             positions.append(start + own)
@@ -112,4 +114,5 @@ class LlamaReference:
 
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
         scale = np.sqrt((x**2).mean(axis=-1, keepdims=True) + self.eps)
-        return x / scale * self.tensors[f"{name}.weight"]
+        scaled: np.ndarray = x / scale * self.tensors[f"{name}.weight"]
+        return scaled

@@ -75,7 +75,8 @@ def mmproj_parts(kind: Kind, seed: int = 0, n_embd: int = bundles.N_EMBD) -> bun
 
     def weight(*shape: int) -> np.ndarray:
         inner = int(np.prod(shape[1:]))
-        return (rng.standard_normal(shape) / np.sqrt(inner)).astype(np.float32)
+        values: np.ndarray = rng.standard_normal(shape) / np.sqrt(inner)
+        return values.astype(np.float32)
 
     def vector(n: int, around: float = 0.0) -> np.ndarray:
         return (around + 0.2 * rng.standard_normal(n)).astype(np.float32)
@@ -230,7 +231,8 @@ def _projected(
     if kind.projector == "gemma3":
         x = x.mean((2, 3)).reshape(-1, WIDTH)
         x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * t["mm.soft_emb_norm.weight"]
-        return x @ t["mm.input_projection.weight"]
+        rows: np.ndarray = x @ t["mm.input_projection.weight"]
+        return rows
     x = x.reshape(-1, m * m * WIDTH)
     if kind.projector == "idefics3":
         return _linear(x, t, "mm.model.fc")
@@ -239,16 +241,19 @@ def _projected(
 
 
 def gelu_tanh(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    y: np.ndarray = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return y
 
 
 def _norm(x: np.ndarray, t: dict[str, np.ndarray], name: str) -> np.ndarray:
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    return x * t[f"{name}.weight"] + t[f"{name}.bias"]
+    y: np.ndarray = x * t[f"{name}.weight"] + t[f"{name}.bias"]
+    return y
 
 
 def _linear(x: np.ndarray, t: dict[str, np.ndarray], name: str) -> np.ndarray:
-    return x @ t[f"{name}.weight"].T + t.get(f"{name}.bias", 0)
+    y: np.ndarray = x @ t[f"{name}.weight"].T + t.get(f"{name}.bias", 0)
+    return y
 
 
 def _attention(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -114,19 +115,21 @@ class Reference:
         """Logits [len(ids), n_vocab] that predict each of `ids` after the prompt."""
         before, after = self.text_ids(INSTRUCTION)
         rows = [self._embed(before), self.visual_tokens(image), self._embed(after + ids[:-1])]
-        logits = self.lm(inputs_embeds=torch.cat(rows, dim=1)).logits[0]
+        logits: torch.Tensor = self.lm(inputs_embeds=torch.cat(rows, dim=1)).logits[0]
         return logits[-len(ids) :].numpy()
 
     def _embed(self, ids: list[int]) -> torch.Tensor:
-        return self.lm.get_input_embeddings()(torch.tensor([ids]))
+        embedded: torch.Tensor = self.lm.get_input_embeddings()(torch.tensor([ids]))
+        return embedded
 
     def _special_ids(self) -> dict[str, int]:
         decoder = json_of(self.folders.llm / "tokenizer_config.json")["added_tokens_decoder"]
         return {entry["content"]: int(i) for i, entry in decoder.items()}
 
 
-def json_of(path: Path) -> dict:
-    return json.loads(path.read_text())
+def json_of(path: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(path.read_text())
+    return data
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -148,7 +151,8 @@ def _tower(folder: Path) -> SiglipVisionModel:
     used = [n for n in missing.missing_keys if "head" not in n and "post_layernorm" not in n]
     if used:
         raise ValueError(f"not in the checkpoint: {used}")
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _llama(folders: Folders, mistakes: Mistakes) -> LlamaForCausalLM:
@@ -195,7 +199,8 @@ def _llama(folders: Folders, mistakes: Mistakes) -> LlamaForCausalLM:
         )
     )
     model.load_state_dict(state)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _merged(folders: Folders, mistakes: Mistakes) -> dict[str, torch.Tensor]:

@@ -80,12 +80,13 @@ class Made(Protocol):
     def seen(self, picture: Image.Image, /) -> Seen: ...
 
 
-S, M = TypeVar("S"), TypeVar("M")
+SpecT = TypeVar("SpecT")
+MadeT = TypeVar("MadeT")
 
 
 def made_once(
-    write: Callable[[Path, S], M], places: pytest.TempPathFactory, name: str
-) -> Callable[[S], M]:
+    write: Callable[[Path, SpecT], MadeT], places: pytest.TempPathFactory, name: str
+) -> Callable[[SpecT], MadeT]:
     """`write`, once for each spec, in a new folder."""
     return cache(lambda spec: write(places.mktemp(name) / "c", spec))
 

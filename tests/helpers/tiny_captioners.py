@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import sentencepiece
@@ -129,8 +129,10 @@ def pictures() -> list[Image.Image]:
 
 # ---- parts
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-def make(model: nn.Module, seed: int) -> Any:
+
+def make(model: ModuleT, seed: int) -> ModuleT:
     fill(model, seed)
     return model.eval()
 
@@ -154,7 +156,9 @@ def mlp(seed: int, *widths: int) -> nn.Sequential:
 
 def feature(model: Any, layer: int, n_skipped: int) -> Callable[[torch.Tensor], torch.Tensor]:
     def run(pixels: torch.Tensor) -> torch.Tensor:
-        return model(pixels, output_hidden_states=True).hidden_states[layer][:, n_skipped:]
+        states = model(pixels, output_hidden_states=True).hidden_states
+        rows: torch.Tensor = states[layer][:, n_skipped:]
+        return rows
 
     return run
 
@@ -175,7 +179,8 @@ def squared(image: Image.Image, mean: tuple[float, ...]) -> Image.Image:
 def processed(processor: Any, pad: tuple[float, ...] | None = None) -> Pixels:
     def run(image: Image.Image) -> torch.Tensor:
         picture = image if pad is None else squared(image, pad)
-        return processor(picture, return_tensors="pt")["pixel_values"]
+        pixels: torch.Tensor = processor(picture, return_tensors="pt")["pixel_values"]
+        return pixels
 
     return run
 

@@ -16,7 +16,6 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -36,6 +35,7 @@ LLAMA3_SCALING = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
+TinyModel = LlamaForCausalLM | MistralForCausalLM | Qwen2ForCausalLM
 # kind → (model class, configuration class, what differs, tokenizer)
 KINDS: dict[str, tuple[type, type, dict[str, Any], str]] = {
     "vicuna": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 4}, "sentencepiece"),
@@ -66,13 +66,13 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def write_lm(folder: Path, kind: str, *, spare: int = 3, seed: int = 0) -> PreTrainedModel:
+def write_lm(folder: Path, kind: str, *, spare: int = 3, seed: int = 0) -> TinyModel:
     """Model and tokenizer of `kind` into `folder`; returns the model, float32."""
     folder.mkdir(parents=True, exist_ok=True)
     model_class, config_class, changes, tokenizer = KINDS[kind]
     n_vocab = write_any_tokenizer(folder, tokenizer) + spare
     config = config_class(**{**_SIZES, **changes}, vocab_size=n_vocab, architectures=None)
-    model = model_class(config).eval()
+    model: TinyModel = model_class(config).eval()
     fill(model, seed)
     model.save_pretrained(folder, max_shard_size="150KB")
     return model
@@ -104,7 +104,8 @@ def write_any_tokenizer(folder: Path, kind: str) -> int:
     if kind == "llama3":
         config |= {"bos_token": "<|begin_of_text|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return tokenizer.get_vocab_size()
+    n_vocab: int = tokenizer.get_vocab_size()
+    return n_vocab
 
 
 def _byte_level(kind: str) -> Tokenizer:

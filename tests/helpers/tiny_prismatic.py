@@ -11,7 +11,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import nn
-from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+from transformers import (
+    CLIPVisionModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    SiglipVisionModel,
+)
 
 from tests.helpers.tiny_captioners import (
     CLIP_MEAN,
@@ -122,6 +127,7 @@ def _timm(
         "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 16,
         "image_size": size, "patch_size": PATCH, "num_hidden_layers": 3,
     }  # fmt: skip
+    model: Dinov2WithRegistersModel | SiglipVisionModel | CLIPVisionModel
     if kind == "dino":
         config = Dinov2WithRegistersConfig(
             **{k: v for k, v in wide.items() if k != "intermediate_size"}, mlp_ratio=2
@@ -138,8 +144,8 @@ def _timm(
     save_one(folder, tensors)
 
     def prepare(image: Image.Image) -> torch.Tensor:
-        x = np.asarray(upstreams_picture(image, strategy, size, mean), dtype=np.float32)
-        x = (x / 255 - np.float32(mean)) / np.float32(std)
+        x: np.ndarray = np.asarray(upstreams_picture(image, strategy, size, mean), np.float32)
+        x = (x / 255 - np.array(mean, np.float32)) / np.array(std, np.float32)
         return torch.from_numpy(x).permute(2, 0, 1)[None]
 
     return feature(model, -2, n_skipped), prepare

@@ -75,7 +75,8 @@ class Made:
         """What the model takes, and each picture's tiles [down, across]."""
         processor = Idefics3ImageProcessor.from_pretrained(self.folder)
         inputs = processor([list(pictures)], return_tensors="pt", return_row_col_info=True)
-        return inputs, list(zip(inputs.pop("rows")[0], inputs.pop("cols")[0], strict=True))
+        grids = list(zip(inputs.pop("rows")[0], inputs.pop("cols")[0], strict=True))
+        return dict(inputs), grids
 
 
 def write(folder: Path, spec: Spec) -> Made:

@@ -51,7 +51,8 @@ def write_vila(
         tensors = {**tensors_of(norm, "layers.1."), **_shifted(tensors_of(layers, "layers."), 2)}
 
         def connector(x: torch.Tensor) -> torch.Tensor:
-            return layers(norm(_downsampled(x)))
+            rows: torch.Tensor = layers(norm(_downsampled(x)))
+            return rows
     else:
         connector = mlp(seed, 48, width)
         tensors = {n.replace("0.", "layers."): t for n, t in tensors_of(connector).items()}

@@ -17,7 +17,10 @@ from edgeprism.files.home import data_dir
 from edgeprism.install import doctor
 from edgeprism.install.doctor import Diagnosis, Finding
 
-GOOD = {"vision": {"providers": {"CPUExecutionProvider": ""}}, "language": {"offload": False}}
+GOOD: dict[str, dict[str, Any]] = {
+    "vision": {"providers": {"CPUExecutionProvider": ""}},
+    "language": {"offload": False},
+}
 
 
 @pytest.fixture

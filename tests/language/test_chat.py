@@ -28,7 +28,7 @@ def chatml(messages: Sequence[Message]) -> str:
 
 
 def test_the_captioners_prompt() -> None:
-    picture = [ImageRows(0, 3), Text("<row>", template=True), ImageRows(3, 5)]
+    picture: list[Segment] = [ImageRows(0, 3), Text("<row>", template=True), ImageRows(3, 5)]
     assert caption_to_segments(PROMPTS, HOSTILE, picture) == [
         Text("<|im_start|>user\n", template=True),
         *picture,
@@ -41,7 +41,7 @@ def test_text_around_the_instruction_is_one_piece() -> None:
     prompts = dataclasses.replace(PROMPTS, after_instruction=" ASSISTANT:", before_caption="")
     *_, around, last = caption_to_segments(prompts, HOSTILE, [ImageRows(0, 3)])
     assert around == Text(f"\n{HOSTILE} ASSISTANT:")
-    assert last.text == ""
+    assert last == Text("", template=True)
 
 
 def test_instructions() -> None:

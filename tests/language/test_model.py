@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,7 +145,7 @@ def test_tokens_that_the_vocabulary_lacks(random_lm: LanguageModel) -> None:
 
 def test_teacher_forcing_gives_the_logits_of_stepping(random_lm: LanguageModel) -> None:
     tokens = [1, *bundles.piece_ids("▁a", "▁red", "▁dog", "▁on", "▁the", "▁sea")]
-    settings = {"kv_type": "f32", "flash_attention": False}
+    settings: dict[str, Any] = {"kv_type": "f32", "flash_attention": False}
     forced = random_lm.context(256, all_logits=True, **settings)
     at_once = forced.logits_of_tokens(tokens)
     stepped = random_lm.context(256, **settings)

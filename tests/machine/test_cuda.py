@@ -18,7 +18,7 @@ from edgeprism import Captioner
 from edgeprism.folder.batch import Batch
 from edgeprism.language.llama import supports_offload
 from edgeprism.machine.device import GPU_PROVIDERS
-from edgeprism.models import nano
+from edgeprism.models import nano as nano_package
 from edgeprism.picture.find import find_pictures
 from edgeprism.vision.onnx import available_providers
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
     available_providers(GPU_PROVIDERS).get("CUDAExecutionProvider") != "" or not supports_offload(),
     reason="needs EDGEPRISM_TEST_CUDA, an NVIDIA GPU, and both engines built for it",
 )
-EXAMPLES = Path(nano.__file__).parent / "examples"
+EXAMPLES = Path(nano_package.__file__).parent / "examples"
 KNOWN = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -31,6 +31,9 @@ from edgeprism.models.nano.recipe.world.scene import Sampling
 from edgeprism.models.nano.recipe.world.things import THINGS
 from tests.helpers.nano_scenes import item, scene
 
+if TYPE_CHECKING:
+    from edgeprism.models.nano.recipe.learn.model import Nano
+
 HOW = Sampling(unseen=True)
 
 
@@ -38,7 +41,7 @@ torch = pytest.importorskip("torch")
 
 
 @pytest.fixture
-def tiny() -> object:
+def tiny() -> Nano:
     from edgeprism.models.nano.recipe.learn.model import Nano, NanoConfig
 
     torch.manual_seed(0)
@@ -70,7 +73,7 @@ def test_lessons_ask_in_training_wordings_only() -> None:
         assert query is None or all(query.focuses[-1] not in asked for asked, _, _ in lessons)
 
 
-def test_letters_and_places_weigh_more_than_the_words_around_them(tiny: object) -> None:
+def test_letters_and_places_weigh_more_than_the_words_around_them(tiny: Nano) -> None:
     from edgeprism.models.nano.recipe.learn.caption import (
         Lesson,
         decode,
@@ -94,7 +97,7 @@ def test_letters_and_places_weigh_more_than_the_words_around_them(tiny: object) 
     assert float(total.detach()) > float(each.detach().sum())
 
 
-def test_many_captions_of_one_picture_cost_what_each_alone_costs(tiny: object) -> None:
+def test_many_captions_of_one_picture_cost_what_each_alone_costs(tiny: Nano) -> None:
     from edgeprism.models.nano.recipe.learn.caption import (
         IGNORE,
         Lesson,
@@ -125,7 +128,7 @@ def test_many_captions_of_one_picture_cost_what_each_alone_costs(tiny: object) -
     assert losses(lessons) == pytest.approx(losses(lessons[:1]) + losses(lessons[1:]), rel=1e-4)
 
 
-def test_visual_tokens_are_taught_the_words_for_what_they_show(tiny: object, drawn: Assets) -> None:
+def test_visual_tokens_are_taught_the_words_for_what_they_show(tiny: Nano, drawn: Assets) -> None:
     from edgeprism.models.nano.recipe.learn.caption import align_loss
     from edgeprism.models.nano.recipe.learn.tokenizer import text_to_ids
 
@@ -241,7 +244,7 @@ def test_what_the_tower_tells_is_counted_by_vote(drawn: Assets) -> None:
     assert told("count")["count of several"][0] == 0
 
 
-def test_captions_are_written_and_scored(tiny: object, drawn: Assets) -> None:
+def test_captions_are_written_and_scored(tiny: Nano, drawn: Assets) -> None:
     from edgeprism.models.nano.recipe.learn.caption import write_captions
 
     batch = scenes_to_batch(heldout_scenes(0, 2, HOW), drawn)
@@ -251,7 +254,7 @@ def test_captions_are_written_and_scored(tiny: object, drawn: Assets) -> None:
     assert all(share == 0 for row, share in table.items() if "absent" not in row)
 
 
-def test_an_export_has_what_convert_asks_for(tiny: object, tmp_path: Path) -> None:
+def test_an_export_has_what_convert_asks_for(tiny: Nano, tmp_path: Path) -> None:
     from edgeprism.models.nano.recipe.learn.export import export
 
     export(tiny, tmp_path / "out")

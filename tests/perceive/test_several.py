@@ -63,7 +63,10 @@ def test_rows_stand_in_order_with_text_between(captioner: Captioner, photos: lis
     first, *_ = captioner.request(each[0], captioner.plan()).prompt
     parts = captioner.request(together, captioner.plan()).prompt
     assert [type(part) is list for part in parts] == [True, False] * 3 + [True]
-    assert parts[0][: len(first)] == first, "what stands before one picture stands before all"
+    before = parts[0]
+    assert isinstance(first, list)
+    assert isinstance(before, list)
+    assert before[: len(first)] == first, "what stands before one picture stands before all"
 
 
 def test_the_record_lists_each_picture(captioner: Captioner, photos: list[Path]) -> None:

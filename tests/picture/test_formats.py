@@ -56,9 +56,9 @@ def test_a_damaged_heic_is_an_error_of_ours(heic: Path) -> None:
         read_picture(heic)
 
 
-def jpeg(image: Image.Image, **options: object) -> bytes:
+def jpeg(image: Image.Image, exif: Image.Exif | None = None) -> bytes:
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=95, **options)  # type: ignore[arg-type]
+    image.save(file, "JPEG", quality=95, exif=exif or Image.Exif())
     return file.getvalue()
 
 

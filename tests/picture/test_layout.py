@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from edgeprism.bundle.read_manifest import manifest_from_json
 from edgeprism.picture.layout import choose_grid, most_visual_tokens, picture_to_layout
 from edgeprism.picture.read import enough_for, read_picture
 from edgeprism.picture.tile import picture_to_tiles
-from edgeprism.segments import ImageRows, Text
+from edgeprism.segments import ImageRows, Text, Tokens
 from tests.helpers import bundles
 
 TILE = bundles.SIZE
@@ -112,7 +112,9 @@ def test_best_fit_equals_llava_next(size: tuple[int, int]) -> None:
     if min(size) < 4:
         pytest.skip("upstream finds no resolution for such a line, or makes empty features")
     processor = LlavaNextImageProcessor(
-        size={"shortest_edge": TILE}, crop_size=TILE, image_grid_pinpoints=PINPOINTS
+        size={"shortest_edge": TILE},
+        crop_size={"height": TILE, "width": TILE},
+        image_grid_pinpoints=PINPOINTS,
     )
     pixels = picture(size)
     assert_one_grey_level(tiles_of(pixels, BEST_FIT_POLICY), upstream(processor, pixels))
@@ -141,7 +143,7 @@ def test_longest_edge_equals_idefics3(size: tuple[int, int]) -> None:
 def test_crop_equals_clip(size: tuple[int, int], resample: str) -> None:
     processor = CLIPImageProcessor(
         size={"shortest_edge": TILE},
-        crop_size=TILE,
+        crop_size={"height": TILE, "width": TILE},
         resample=Image.Resampling[resample.upper()],
     )
     pixels = picture(size)
@@ -196,10 +198,11 @@ def by_llava_next(size: tuple[int, int]) -> np.ndarray:
         image_grid_pinpoints=PINPOINTS,
     )
     packed, _ = LlavaNextModel.pack_image_features(
-        SimpleNamespace(config=config), [features], [(size[1], size[0])], "default",
-        torch.tensor([-1.0]),
+        cast(LlavaNextModel, SimpleNamespace(config=config)),  # it reads nothing else of a model
+        [features], [(size[1], size[0])], "default", torch.tensor([-1.0]),
     )  # fmt: skip
-    return packed[0][:, 0].numpy().astype(int)
+    indices: np.ndarray = packed[0][:, 0].numpy().astype(int)
+    return indices
 
 
 @pytest.mark.parametrize("size", [s for s in SIZES if s != (1, 1)])
@@ -231,9 +234,13 @@ def test_markers_stand_where_idefics3_puts_them(size: tuple[int, int]) -> None:
         down, across, bundles.N_TOKENS, fake_token_around_image="<fake>", image_token="*",
         global_img_token="<global-img>",
     )  # fmt: skip
-    written = "".join(
-        s.text if isinstance(s, Text) else "*" * (s.stop - s.start) for s in layout.segments
-    )
+    written = ""
+    for segment in layout.segments:
+        assert not isinstance(segment, Tokens)
+        if isinstance(segment, Text):
+            written += segment.text
+        else:
+            written += "*" * (segment.stop - segment.start)
     assert written == expected
     assert all(s.template for s in layout.segments if isinstance(s, Text))
     assert layout.rows.tolist() == list(range((1 + down * across) * bundles.N_TOKENS))

@@ -99,7 +99,7 @@ def test_palette(transparent: bool) -> None:
     expected = palette[indices]
     if transparent:
         expected[indices == 3] = 255
-    options = {"transparency": 3} if transparent else {}
+    options: dict[str, Any] = {"transparency": 3} if transparent else {}
     np.testing.assert_array_equal(read(as_bytes(image, **options)), expected)
 
 

@@ -26,6 +26,7 @@ from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
 from edgeprism.vision.onnx import VisionEncoder
 from tests.helpers import bundles
 from tests.helpers.bundles import SAID_TEXT
+from tests.helpers.calls import count_calls
 
 
 def caption(text: str) -> Caption:
@@ -194,12 +195,10 @@ def test_several_pictures_and_kept_ones(
     captioner: Captioner, reasoner: Reasoner, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = captioner.encode(photo)
-    count: list[int] = []
-    original = VisionEncoder.encode
-    monkeypatch.setattr(VisionEncoder, "encode", lambda s, p: (count.append(1), original(s, p))[1])
+    looks = count_calls(monkeypatch, VisionEncoder, "encode")
     answer = Prism(captioner, reasoner).ask([encoded, photo, encoded], "Same?")
     assert len(answer.captions) == 3
-    assert len(count) == 1
+    assert len(looks) == 1
     assert len({c.text for c in answer.captions}) == 1
 
 

@@ -224,9 +224,9 @@ def test_no_proxy_is_asked(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_key_is_sent_and_never_said(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEPRISM_API_KEY", "sk-hush")
     server = serve(http({"error": {"message": "bad key sk-hush"}}, "401 Unauthorized"))
-    with pytest.raises(ServerError, match="bad key …") as caught:
+    with pytest.raises(ServerError, match="bad key …") as refused:
         ask(server)
-    assert "sk-hush" not in str(caught.value)
+    assert "sk-hush" not in str(refused.value)
     assert b"Authorization: Bearer sk-hush\r\n" in server.requests[0]
     monkeypatch.setenv("EDGEPRISM_API_KEY", "sk\r\nhush")
     with pytest.raises(UsageError) as caught:
@@ -241,7 +241,8 @@ def test_the_first_model_unless_one_is_named(serve: Serve) -> None:
     server = serve(http({"data": [{"id": "first"}, {"id": "second"}]}))
     assert RemoteReasoner.load(server.url).model.name == "first"
     assert RemoteReasoner.load(server.url, "second").model.name == "second"
-    for listed in ({"data": []}, {"data": [{"id": 3}]}, {}, None):
+    replies: tuple[dict[str, Any] | None, ...] = ({"data": []}, {"data": [{"id": 3}]}, {}, None)
+    for listed in replies:
         with pytest.raises(ReplyError, match="lists no model") as caught:
             RemoteReasoner.load(serve(http(listed)).url, pause_s=0.01)
         assert "--reasoner-model" in caught.value.hint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,10 @@ def is_valid(value: Any, schema: Any, whole: Any) -> bool:
     if "enum" in schema or "const" in schema:
         wanted = schema.get("enum", [schema.get("const")])
         return any(type(value) is type(w) and value == w for w in wanted)
-    kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float),
-             "boolean": bool, "null": type(None)}  # fmt: skip
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "object": dict, "array": list, "string": str, "integer": int, "number": (int, float),
+        "boolean": bool, "null": type(None),
+    }  # fmt: skip
     names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     name = next((n for n in names if isinstance(value, kinds[n])), None)
     if name is None or (isinstance(value, bool) and name != "boolean"):
@@ -219,7 +222,9 @@ def test_hostile_schemas_end_orderly() -> None:
     deep: Any = {"type": "null"}
     for _ in range(40):
         deep = {"type": "array", "items": deep}
-    wide = {"type": "object", "properties": {f"p{i}": {"enum": [i]} for i in range(1000)}}
+    wide: dict[str, Any] = {
+        "type": "object", "properties": {f"p{i}": {"enum": [i]} for i in range(1000)}
+    }  # fmt: skip
     wide["properties"] |= {"more": {"type": "array", "items": dict(wide)}}
     doubling: dict[str, Any] = {"d0": {"type": "null"}}
     for i in range(13):
@@ -277,10 +282,14 @@ def test_a_vocabulary_that_cannot_say_it(tmp_path: Path) -> None:
     assert "no token" in outcome.text
 
 
+def make_sampler(grammar: str, lm: LanguageModel) -> None:
+    Sampler(grammar=grammar, lm=lm).close()
+
+
 def test_a_broken_grammar_is_refused(scripted_lm: LanguageModel) -> None:
     """Ours are never broken; if one were, the process would live on."""
     for gbnf in ("root ::= (", "root ::= x", 'root ::= root "a" | "b"', " ", "\x00"):
-        outcome = in_child(lambda gbnf=gbnf: Sampler(grammar=gbnf, lm=scripted_lm).close())
+        outcome = in_child(partial(make_sampler, gbnf, scripted_lm))
         assert outcome.error == "ModelError", (gbnf, outcome)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def path(tmp_path: Path) -> Path:
         {"reader": 2},
     ],
 )
-def test_whatever_decides_the_words_is_part_of_the_address(changed: dict) -> None:
+def test_whatever_decides_the_words_is_part_of_the_address(changed: dict[str, Any]) -> None:
     assert replace(REQUEST, **changed).key("aa") != REQUEST.key("aa")
     assert REQUEST.key("aa") != REQUEST.key("ab")
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
 from edgeprism.language.model import LanguageModel
 from edgeprism.perceive.captioner import Captioner
@@ -115,7 +116,7 @@ def random_model(n_vocab: int) -> Gemma3ForConditionalGeneration:
     tokens = (SIZE // mmprojs.PATCH // POOLED) ** 2
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=tokens)
     config._attn_implementation = "eager"
-    model = Gemma3ForConditionalGeneration(config).eval()
+    model: Gemma3ForConditionalGeneration = Gemma3ForConditionalGeneration(config).eval()
     generator = torch.Generator().manual_seed(0)
     for name, value in model.named_parameters():
         scale = 0.2
@@ -195,24 +196,25 @@ def test_visual_tokens(gemma: Gemma, seed: int) -> None:
     assert segments == (Tokens(tuple(begin)), ImageRows(0, n, causal=False), Tokens(tuple(end)))
 
 
-def pool_down_first(projector: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return projector(x.unflatten(1, (8, 8)).transpose(1, 2).flatten(1, 2))
+def pool_down_first(projector: Gemma3MultiModalProjector, x: torch.Tensor) -> torch.Tensor:
+    turned = x.reshape(len(x), 8, 8, -1).transpose(1, 2).flatten(1, 2)
+    rows: torch.Tensor = projector(turned)
+    return rows
 
 
-def norm_first(projector: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    normed = projector.mm_soft_emb_norm(x)
-    pooled = projector.avg_pool(normed.unflatten(1, (8, 8)).permute(0, 3, 1, 2))
-    return pooled.flatten(2).transpose(1, 2) @ projector.mm_input_projection_weight
+def norm_first(projector: Gemma3MultiModalProjector, x: torch.Tensor) -> torch.Tensor:
+    return without_norm(projector, projector.mm_soft_emb_norm(x))
 
 
-def without_norm(projector: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    pooled = projector.avg_pool(x.unflatten(1, (8, 8)).permute(0, 3, 1, 2))
+def without_norm(projector: Gemma3MultiModalProjector, x: torch.Tensor) -> torch.Tensor:
+    squares = x.reshape(len(x), 8, 8, -1).permute(0, 3, 1, 2)
+    pooled: torch.Tensor = projector.avg_pool(squares)
     return pooled.flatten(2).transpose(1, 2) @ projector.mm_input_projection_weight
 
 
 @pytest.mark.parametrize("mistake", [pool_down_first, norm_first, without_norm])
 def test_a_wrong_projector_is_seen(
-    mistake: Callable[[nn.Module, torch.Tensor], torch.Tensor],
+    mistake: Callable[[Gemma3MultiModalProjector, torch.Tensor], torch.Tensor],
     gemma: Gemma,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -258,5 +260,5 @@ def test_captions_equal_transformers(size: tuple[int, int], gemma: Gemma) -> Non
     assert again == said
     given = prompt(gemma.lm, encoded.visual_tokens)
     assert gemma.likeliest(*given, said) == said
-    for mistake in ({"both_ways": False}, {"scaled": True}):
-        assert gemma.likeliest(*given, said, **mistake) != said
+    assert gemma.likeliest(*given, said, both_ways=False) != said
+    assert gemma.likeliest(*given, said, scaled=True) != said

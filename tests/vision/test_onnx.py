@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,12 @@ def test_it_computes_what_the_graph_says(path: Path) -> None:
 
 
 def without(part: str) -> Manifest:
-    return dataclasses.replace(
-        MANIFEST, vision=dataclasses.replace(MANIFEST.vision, **{part: "other"})
-    )
+    changes: dict[str, Any] = {part: "other"}
+    return dataclasses.replace(MANIFEST, vision=dataclasses.replace(MANIFEST.vision, **changes))
+
+
+def encode_with(path: Path, graph: bytes) -> np.ndarray:
+    return encoder(path, graph).encode(pixels(1))
 
 
 def of_two_views() -> Manifest:
@@ -107,7 +111,7 @@ def test_cut_and_damaged_graphs(path: Path) -> None:
         else:
             for _ in range(int(rng.integers(1, 4))):
                 damaged[int(rng.choice(structure))] ^= 1 << int(rng.integers(0, 8))
-        ended = in_child(lambda d=bytes(damaged): encoder(path, d).encode(pixels(1)).sum())
+        ended = in_child(partial(encode_with, path, bytes(damaged)))
         assert ended.orderly, (trial, ended)
         refused += ended.returncode == 4
     assert refused > 80
@@ -144,7 +148,7 @@ def test_values_that_are_not_finite(path: Path) -> None:
     graph = bundles.vision_graph()
     for tensor in graph.graph.initializer:
         if tensor.name == "scale":
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.float32(np.inf), "scale"))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(np.inf, np.float32), "scale"))
     with pytest.raises(ModelError, match="not finite"):
         encoder(path, graph).encode(pixels(1))
 

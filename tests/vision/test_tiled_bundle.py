@@ -25,6 +25,7 @@ from edgeprism.picture.read import read_picture
 from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.segments import Text
 from edgeprism.vision import onnx as onnx_engine
+from edgeprism.vision.onnx import VisionEncoder
 from tests.helpers import bundles
 from tests.picture.test_layout import BEST_FIT_POLICY, CLOSEST_POLICY, LONGEST_POLICY, picture
 
@@ -141,6 +142,7 @@ def test_tiles_go_through_the_graph_one_at_a_time(
 ) -> None:
     """So that a picture of many tiles takes the memory of one."""
     encoder, _ = captioner.load_vision()
+    assert isinstance(encoder, VisionEncoder)
     counts = []
     session = encoder._session
 

@@ -184,7 +184,7 @@ def align_loss(model: Nano, visual: Tensor, batch: Batch) -> Tensor:
     """
     labels = torch.from_numpy(batch.patch_labels).to(visual.device).long().flatten(0, 1)
     rows = model.decoder.norm(visual.flatten(0, 1))
-    total = rows.new_zeros((), dtype=torch.float32)
+    total: Tensor = rows.new_zeros((), dtype=torch.float32)
     for column, listed in _label_tokens().items():
         tokens = torch.tensor(listed, device=visual.device)
         label = labels[:, column]
@@ -237,7 +237,8 @@ def caption_loss(model: Nano, batch: Batch, device: torch.device) -> Tensor:
     seen = see(model, visual)
     # In parts of like length: one long instruction would else pad every row to its own length.
     lengths = (targets != IGNORE).long().cumsum(1).argmax(1) + 1
-    total, weight = features.new_zeros(()), features.new_zeros(())
+    total: Tensor = features.new_zeros(())
+    weight: Tensor = features.new_zeros(())
     for rows in lengths.argsort().chunk(2 * CAPTIONS):
         n = int(lengths[rows].max())
         mine = [(k[rows // CAPTIONS], v[rows // CAPTIONS]) for k, v in seen]

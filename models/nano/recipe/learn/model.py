@@ -48,7 +48,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     Spelled out: at these sizes PyTorch's fused CPU kernel spends more time in its backward pass
     than the two products cost.
     """
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
         n, seen = scores.shape[-2:]  # rows before the first of these are seen by all
         future = torch.ones(n, seen, dtype=torch.bool, device=scores.device).triu(1 + seen - n)
@@ -75,7 +75,8 @@ class VisionLayer(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [b, heads, n, head_dim]
         attended = attend(q, k, v, causal=False).transpose(1, 2).reshape(b, n, d)
         x = x + self.out(attended)
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+        y: Tensor = self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+        return x + y
 
 
 class Tower(nn.Module):
@@ -95,10 +96,10 @@ class Tower(nn.Module):
         b, side, p = x.shape[0], x.shape[1], self.patch
         g = side // p
         x = x.view(b, g, p, g, p, 3).permute(0, 1, 3, 5, 2, 4).reshape(b, g * g, 3 * p * p)
-        x = self.embed(x) + self.position
+        features: Tensor = self.embed(x) + self.position
         for layer in self.layers:
-            x = layer(x)
-        return x
+            features = layer(features)
+        return features
 
 
 class RMSNorm(nn.Module):
@@ -201,7 +202,9 @@ class Heads(nn.Module):
         self.out = nn.Linear(width, sum(self.classes))
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        return self.out(self.norm(features)).float().split(self.classes, dim=-1)
+        scores: Tensor = self.out(self.norm(features)).float()
+        parts: tuple[Tensor, ...] = scores.split(self.classes, dim=-1)
+        return parts
 
     def loss(self, features: Tensor, patch_labels: Tensor, scene_labels: Tensor) -> Tensor:
         """Features [b, n, d], patch labels [b, n, 12], scene labels [b, 3] → weighted sum."""

@@ -5,9 +5,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from edgeprism.models.nano.recipe.world.grammar import NUMBERS, Query, item_to_name, scene_to_groups
+from edgeprism.models.nano.recipe.world.grammar import NUMBERS, Query, item_to_name
 from edgeprism.models.nano.recipe.world.plain_grammar import cells_to_relation, either
-from edgeprism.models.nano.recipe.world.scene import COLOURS, SHAPES, SIZES, Group, Item, Scene
+from edgeprism.models.nano.recipe.world.scene import (
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Group,
+    Item,
+    Scene,
+    scene_to_groups,
+)
 from edgeprism.models.nano.recipe.world.things import THINGS, to_plural
 
 _NAMES = {to_plural(n): n for n in (*THINGS, *SHAPES)} | {n: n for n in (*THINGS, *SHAPES)}

@@ -213,7 +213,7 @@ def _octaves(rng: np.random.Generator, size: tuple[int, int], roughness: float) 
 def _gradient(scene: Scene, rng: np.random.Generator) -> Floats:
     angle = rng.uniform(0, 2 * math.pi)
     y, x = np.mgrid[0 : scene.height, 0 : scene.width].astype(np.float32)
-    along = x / scene.width * math.cos(angle) + y / scene.height * math.sin(angle)
+    along: Floats = x / scene.width * math.cos(angle) + y / scene.height * math.sin(angle)
     along = (along - along.min()) / (along.max() - along.min() + 1e-6)
     one, two = (np.array(p, np.float32) for p in scene.paint[:2])
     return one + (two - one) * along[..., None]

@@ -65,7 +65,10 @@ def _cover(x: float, y: float, w: float, h: float) -> NDArray[np.float64]:
     """Share of each patch that a box of the padded square covers, [GRID, GRID]."""
     across = np.minimum(_HIGH, x + w / 2) - np.maximum(_LOW, x - w / 2)
     down = np.minimum(_HIGH, y + h / 2) - np.maximum(_LOW, y - h / 2)
-    return np.clip(down * GRID, 0, 1)[:, None] * np.clip(across * GRID, 0, 1)[None, :]
+    share: NDArray[np.float64] = (
+        np.clip(down * GRID, 0, 1)[:, None] * np.clip(across * GRID, 0, 1)[None, :]
+    )
+    return share
 
 
 def _letter(text: str, at: int) -> int:

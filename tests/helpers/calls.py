@@ -1,0 +1,25 @@
+"""Which methods of a class a test's run calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, owner: type, *names: str) -> list[str]:
+    """A list that grows by a method's name each time one of `names` is called; it still runs."""
+    calls: list[str] = []
+
+    def watched(name: str) -> Any:
+        original = getattr(owner, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            return original(*arguments, **options)
+
+        return call
+
+    for name in names:
+        monkeypatch.setattr(owner, name, watched(name))
+    return calls
