@@ -15,7 +15,8 @@ from edgeprism.convert.language.config import (
     lm_config_from_dict,
     published_shapes,
 )
-from edgeprism.convert.language.vocabulary import TokenRules, Vocabulary, vocabulary_from_folder
+from edgeprism.convert.language.read_vocabulary import vocabulary_from_folder
+from edgeprism.convert.language.vocabulary import TokenRules, Vocabulary
 from edgeprism.convert.read.checkpoint import Checkpoint
 
 if TYPE_CHECKING:

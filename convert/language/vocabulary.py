@@ -1,4 +1,4 @@
-"""A published tokenizer → the vocabulary of a GGUF file.
+"""The vocabulary of a GGUF file: what it holds, and how it is written.
 
 What llama.cpp looks at, and why each piece gets its type:
 
@@ -12,10 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from edgeprism.errors import CheckpointError
 
 if TYPE_CHECKING:
     import gguf
@@ -49,33 +46,6 @@ class TokenRules:
     needed: tuple[str, ...] = ()  # special tokens that the prompt is made of
     renamed: Mapping[str, str] = field(default_factory=dict)  # reserved piece → special token
     chat_template: str = ""
-
-
-def vocabulary_from_folder(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
-    """Read the tokenizer of `folder` (tokenizer.model, or tokenizer.json) for `n_vocab` rows.
-
-    Raises CheckpointError for a tokenizer that llama.cpp would not reproduce, or one without
-    the special tokens that the prompt needs.
-    """
-    from edgeprism.convert.language import vocabulary_bpe, vocabulary_spm
-
-    if (folder / vocabulary_spm.FILE).is_file():
-        vocabulary = vocabulary_spm.vocabulary(folder, n_vocab, rules)
-    elif (folder / vocabulary_bpe.FILE).is_file():
-        vocabulary = vocabulary_bpe.vocabulary(folder, n_vocab, rules)
-    else:
-        raise CheckpointError(
-            f"{folder} holds no tokenizer: expected {vocabulary_spm.FILE} or "
-            f"{vocabulary_bpe.FILE}.",
-            "Download the tokenizer with the language model.",
-        )
-    lost = [name for name in rules.needed if name.encode() not in vocabulary.pieces]
-    if lost:
-        raise CheckpointError(
-            f"{folder}: no token is named {' or '.join(lost)}, which the captioner's prompt needs.",
-            "Use the tokenizer files of the language model that the captioner was trained with.",
-        )
-    return vocabulary
 
 
 def eos_id(pieces: list[bytes], rules: TokenRules, own: int | None) -> int | None:

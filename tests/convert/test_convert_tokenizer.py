@@ -12,12 +12,12 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from edgeprism.bundle.gguf import read_gguf_header
-from edgeprism.convert.language import internlm2, vocabulary
+from edgeprism.convert.language import internlm2, read_vocabulary
 from edgeprism.errors import CheckpointError
 from edgeprism.language.model import LanguageModel
 from tests.helpers.checkpoints import SPECIAL_NAMES, Folders, Spec
 
-vocabulary_from_folder = partial(vocabulary.vocabulary_from_folder, rules=internlm2.TOKENS)
+vocabulary_from_folder = partial(read_vocabulary.vocabulary_from_folder, rules=internlm2.TOKENS)
 
 BY_HAND = (
     "",

@@ -18,11 +18,8 @@ from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.convert.gate import language as reference_language
 from edgeprism.convert.language import llama, rope
 from edgeprism.convert.language.model import LmParts, open_language_model
-from edgeprism.convert.language.vocabulary import (
-    TokenRules,
-    vocabulary_from_folder,
-    write_vocabulary,
-)
+from edgeprism.convert.language.read_vocabulary import vocabulary_from_folder
+from edgeprism.convert.language.vocabulary import TokenRules, write_vocabulary
 from edgeprism.convert.language.write_gguf import write_gguf
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.errors import CheckpointError
@@ -287,7 +284,7 @@ def test_a_wrong_cut_is_seen(byte_level: Path, tmp_path: Path) -> None:
     for wrong in sorted(names - {right.pre}):
         out = tmp_path / f"{wrong}.gguf"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("test_language_models.vocabulary_from_folder", lambda *_, w=wrong:
+            patch.setattr(f"{__name__}.vocabulary_from_folder", lambda *_, w=wrong:
                           dataclasses.replace(right, pre=w))  # fmt: skip
             lm = LanguageModel(vocabulary_gguf(byte_level, out))
         assert any(lm.tokenize(text) != ids_of(text) for text in texts)

@@ -1,0 +1,34 @@
+"""A published tokenizer → the vocabulary of a GGUF file, read by the kind of file it lies in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeprism.convert.language import vocabulary_bpe, vocabulary_spm
+from edgeprism.convert.language.vocabulary import TokenRules, Vocabulary
+from edgeprism.errors import CheckpointError
+
+
+def vocabulary_from_folder(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
+    """Read the tokenizer of `folder` (tokenizer.model, or tokenizer.json) for `n_vocab` rows.
+
+    Raises CheckpointError for a tokenizer that llama.cpp would not reproduce, or one without
+    the special tokens that the prompt needs.
+    """
+    if (folder / vocabulary_spm.FILE).is_file():
+        vocabulary = vocabulary_spm.vocabulary(folder, n_vocab, rules)
+    elif (folder / vocabulary_bpe.FILE).is_file():
+        vocabulary = vocabulary_bpe.vocabulary(folder, n_vocab, rules)
+    else:
+        raise CheckpointError(
+            f"{folder} holds no tokenizer: expected {vocabulary_spm.FILE} or "
+            f"{vocabulary_bpe.FILE}.",
+            "Download the tokenizer with the language model.",
+        )
+    lost = [name for name in rules.needed if name.encode() not in vocabulary.pieces]
+    if lost:
+        raise CheckpointError(
+            f"{folder}: no token is named {' or '.join(lost)}, which the captioner's prompt needs.",
+            "Use the tokenizer files of the language model that the captioner was trained with.",
+        )
+    return vocabulary
