@@ -1,1 +1,0 @@
-"""Published checkpoint → bundle. Needs the `convert` extra; the runtime never imports this."""

@@ -1,1 +1,0 @@
-"""Models by name: the catalogue and the built-in `nano`."""

@@ -1,10 +1,11 @@
-"""The import rule: downward only; each engine's library behind one module; no family by name."""
+"""The house rules: rooms import downward only, each engine behind one module, nothing overlong."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,34 +18,28 @@ from edgeprism.cli import COMMANDS
 PACKAGE = Path(edgeprism.__file__).parent
 REPOSITORY = PACKAGE.parent
 
-# A module may import what stands in a line above its own. What is not named here is a capability
-# on top of all of them; the command line comes last.
-LAYERS = [
-    {"edgeprism"},  # names are loaded when first used
-    {"errors", "records"},
-    {"files.strict_json"},
-    {
-        "bundle.manifest",
-        "reason.question",
-        "reason.shape",
-        "machine.cancel",
-        "bundle.gguf",
-        "language.llama_batch",
-        "language.llama",
-        "language.stop_text",
-    },
-    {"language.chat", "reason.json_schema", "bundle.gguf_checks", "picture.layout", "reason.http"},
-    {"vision.mmproj_checks", "reason.evidence", "perceive.several", "picture.tile"},
-    {"picture.read"},
-    {"bundle.open", "vision.onnx", "language.model", "machine.device"},
-    {"language.sampler", "vision.mtmd", "language.request"},
-    {"vision.engine"},
-    {"language.generator", "reason.base"},
-    {"perceive.stream"},
-    {"perceive.captioner", "reason.local", "reason.remote", "reason.merge"},
-    {"prism"},
+# A room imports only rooms of lines above its own, and itself.
+FLOORS = [
+    {"errors", "progress", "segments", "version"},
+    {"files", "machine", "records"},
+    {"bundle"},
+    {"language", "picture"},
+    {"output", "reason", "vision"},
+    {"perceive", "prism"},
+    {"store"},
+    {"bench", "evaluation", "folder", "install", "server"},
+    {"cli"},
+    {"__main__", "edgeprism"},  # the package itself: names are loaded when first used
 ]
-CAPABILITY, COMMAND_LINE = len(LAYERS), len(LAYERS) + 1
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+# Both stand beside the house: what they import of it, and who may import them
+BESIDE = {
+    "convert": {"bundle", "errors", "files", "language", "machine", "progress"},
+    "models": {"errors", "files"},
+}
+BESIDE_FOR = {"cli", "evaluation", "install"}
+# Longer than a screen; the list only ever shrinks
+LONG_FUNCTIONS = {"convert/families/llava.py: original_layout"}
 ENGINES = {"onnxruntime": {"vision.onnx"}, "llama_cpp": {"language.llama"}}
 TRAINING = {"torch", "transformers", "optimum", "safetensors", "onnx", "gguf"}
 HEAVY = {"onnxruntime", "llama_cpp", "numpy", "PIL", "rich", *TRAINING}
@@ -61,20 +56,20 @@ class Import:
         """The module of the package that is meant, None for any other."""
         if self.target.split(".")[0] != "edgeprism":
             return None
-        return self.target.removeprefix("edgeprism").removeprefix(".") or "edgeprism"
+        return self.target.removeprefix("edgeprism.")
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        name = name.removesuffix("__init__").removesuffix(".") or "edgeprism"
-        if name != "__main__":
-            yield name, ast.parse(path.read_text(encoding="utf-8"))
+def sources(folder: Path = PACKAGE) -> Iterator[tuple[str, ast.Module]]:
+    """Every module of a folder of the repository, named as it is within the package."""
+    for path in sorted(folder.rglob("*.py")):
+        name = ".".join(path.relative_to(folder.parent).with_suffix("").parts)
+        name = name.removesuffix(".__init__").removeprefix("edgeprism.")
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports() -> list[Import]:
+def imports(folder: Path = PACKAGE) -> list[Import]:
     found = []
-    for name, tree in sources():
+    for name, tree in sources(folder):
         only_types = {
             id(inner)
             for node in ast.walk(tree)
@@ -94,14 +89,21 @@ def imports() -> list[Import]:
 
 def _module_of(home: str, name: str) -> str:
     """`from edgeprism.machine import device` imports a module, other imports a name."""
-    inner = PACKAGE.joinpath(*home.split(".")[1:], f"{name}.py")
-    return f"{home}.{name}" if home.startswith("edgeprism") and inner.exists() else home
+    top, *folders = home.split(".")
+    if top != "edgeprism":
+        return home
+    inside = REPOSITORY if folders and folders[0] in BESIDE else PACKAGE
+    place = inside.joinpath(*folders, name)
+    return f"{home}.{name}" if place.is_dir() or place.with_suffix(".py").exists() else home
 
 
-def layer(module: str) -> int:
-    if module.split(".")[0] == "cli":
-        return COMMAND_LINE
-    return next((i for i, names in enumerate(LAYERS) if module in names), CAPABILITY)
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def in_data_path(module: str) -> bool:
+    """From a picture to a caption and an answer; above it stand capabilities."""
+    return FLOOR_OF[room_of(module)] <= FLOOR_OF["prism"]
 
 
 def test_the_rule_sees_the_imports() -> None:
@@ -111,27 +113,37 @@ def test_the_rule_sees_the_imports() -> None:
             ("cli.caption", "perceive.captioner"),
             ("install.doctor", "machine.device")} <= seen  # fmt: skip
     assert {i.target.split(".")[0] for i in imports()} >= {"onnxruntime", "llama_cpp", "numpy"}
-    assert {name for names in LAYERS for name in names} <= {name for name, _ in sources()}
+    assert {room_of(name) for name, _ in sources()} <= FLOOR_OF.keys()
+    beside = {(i.importer, i.inner) for i in imports(REPOSITORY / "convert")}
+    assert ("convert.language.model", "convert.read.checkpoint") in beside
 
 
-def test_imports_lead_downward() -> None:
+def test_a_room_imports_only_rooms_below_it() -> None:
     wrong = []
-    for found in imports():
-        if found.inner is None or found.inner == "edgeprism":
-            continue
-        own, other = layer(found.importer), layer(found.inner)
-        # what only a type checker reads ties no knot; capabilities may build on each other
-        level = own if own < CAPABILITY and not found.only_types else own + 1
-        if found.importer != "edgeprism" and other >= level:
-            wrong.append(f"{found.importer} imports {found.inner}")
+    for folder in ("edgeprism", *BESIDE):
+        for found in imports(REPOSITORY / folder):
+            own, other = room_of(found.importer), room_of(found.inner or "")
+            if found.importer.startswith("models.nano.recipe"):
+                continue  # it trains and measures: it uses the package as any other program does
+            if other in ("", own, "edgeprism"):
+                continue  # the package itself loads its names when they are first used
+            if own in BESIDE:
+                allowed = BESIDE[own]
+            elif other in BESIDE:
+                allowed = set(BESIDE) if own in BESIDE_FOR else set()
+            else:
+                allowed = set().union(*FLOORS[: FLOOR_OF[own]])
+            if other not in allowed:
+                wrong.append(f"{found.importer} imports {found.inner}")
     assert wrong == []
 
 
-def test_no_circle_among_capabilities() -> None:
+def test_no_import_cycle() -> None:
     edges: dict[str, set[str]] = {}
-    for found in imports():
-        if found.inner and not found.only_types:
-            edges.setdefault(found.importer, set()).add(found.inner)
+    for folder in ("edgeprism", *BESIDE):
+        for found in imports(REPOSITORY / folder):
+            if found.inner and not found.only_types:
+                edges.setdefault(found.importer, set()).add(found.inner)
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:
@@ -147,10 +159,9 @@ def test_no_circle_among_capabilities() -> None:
         visit(module, ())
 
 
-def test_captioner_and_reasoner_do_not_know_each_other() -> None:
-    pairs = {(i.importer, i.inner) for i in imports()}
-    assert ("perceive.captioner", "reason.local") not in pairs
-    assert ("reason.local", "perceive.captioner") not in pairs
+def test_captioning_and_reasoning_do_not_know_each_other() -> None:
+    rooms = {(room_of(i.importer), room_of(i.inner or "")) for i in imports()}
+    assert not rooms & {("perceive", "reason"), ("reason", "perceive")}
 
 
 @pytest.mark.parametrize("library", ENGINES)
@@ -172,12 +183,6 @@ def test_who_may_open_a_socket() -> None:
 def test_no_training_library_in_the_runtime() -> None:
     """Not even inside a function: what needs them lives in convert/ and models/."""
     assert [i for i in imports() if i.target.split(".")[0] in TRAINING] == []
-
-
-def test_the_runtime_knows_neither_convert_nor_models() -> None:
-    for found in imports():
-        if layer(found.importer) < CAPABILITY:
-            assert not found.target.startswith(("edgeprism.convert", "edgeprism.models")), found
 
 
 # llama.cpp's names of projectors, as mmproj files hold them
@@ -219,8 +224,49 @@ def test_nothing_users_supply_is_asserted_on_in_the_data_path() -> None:
     """python -O drops asserts; the few that are left state what the code itself made true."""
     allowed = {"language.generator"}  # the context that `add` has just made
     for name, tree in sources():
-        if layer(name) < CAPABILITY and name not in allowed:
+        if in_data_path(name) and name not in allowed:
             assert not [n for n in ast.walk(tree) if isinstance(n, ast.Assert)], name
+
+
+# ---- files and folders
+
+
+def test_every_package_is_installed() -> None:
+    """But the recipe: it trains nano, and needs the repository."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = set(project["tool"]["setuptools"]["packages"])
+    names = set()
+    for folder in ("edgeprism", *BESIDE):
+        for path in (REPOSITORY / folder).rglob("__init__.py"):
+            name = ".".join(path.parent.relative_to(REPOSITORY).parts)
+            names.add(name if folder == "edgeprism" else f"edgeprism.{name}")
+    recipe = {name for name in names if name.startswith("edgeprism.models.nano.recipe")}
+    assert recipe
+    assert listed == names - recipe
+
+
+def test_packages_reexport_nothing() -> None:
+    """Names that an `__init__.py` passes on hide arrows and cost start-up time."""
+    rooms = [REPOSITORY / folder for folder in ("edgeprism", *BESIDE, "benchmarks", "tests")]
+    files = {path for room in rooms for path in room.rglob("__init__.py")}
+    public = {PACKAGE / "__init__.py"}
+    assert {path for path in files - public if path.read_text(encoding="utf-8")} == {
+        PACKAGE / "cli" / "__init__.py",
+        REPOSITORY / "convert" / "families" / "__init__.py",
+    }
+
+
+def test_nothing_is_longer_than_one_can_read() -> None:
+    long = set()
+    for folder in ("edgeprism", *BESIDE, "benchmarks"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            text, name = path.read_text(encoding="utf-8"), path.relative_to(REPOSITORY).as_posix()
+            assert len(text.splitlines()) <= 400, name
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    lines = (node.end_lineno or 0) - node.lineno + 1
+                    long |= {f"{name}: {node.name}"} if lines > 60 else set()
+    assert long == LONG_FUNCTIONS
 
 
 # ---- what loading costs

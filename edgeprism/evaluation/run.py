@@ -3,6 +3,9 @@
 Stages, each for one model after another: reasoners draw a focus from each question, captioners
 describe each picture with each instruction that a cell needs, reasoners answer from the captions.
 So captions are made once for all reasoners, and a stage's peak memory is that model's own.
+
+Data flows from file to file: tsv → questions → run (matrix lists its cells) → scoring →
+statistics and analysis → report and page.
 """
 
 from __future__ import annotations

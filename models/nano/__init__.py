@@ -1,1 +1,0 @@
-"""nano: the built-in captioner of drawn pictures, and the recipe that trained it."""
