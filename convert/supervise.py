@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from edgeprism import errors
 from edgeprism.bundle.writer import check_out, clean_up
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.errors import EdgePrismError, Interrupted
+from edgeprism.machine.child import Child, edgeprism_command
 from edgeprism.progress import Progress
 
 
@@ -37,20 +35,11 @@ def convert_in_child(
         "folders": [k for k, v in settings.items() if isinstance(v, Path)],
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()},
     }
-    with tempfile.TemporaryFile() as log:
-        verbose = bool(os.environ.get("EDGEPRISM_NATIVE_LOG"))
-        child = subprocess.Popen(
-            [sys.executable, "-m", "edgeprism.convert.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if verbose else log,
-            text=True,
-            encoding="utf-8",
-            # a terminal sends Ctrl-C to the whole group; only the parent is to see it
-            start_new_session=True,
-        )
+    verbose = bool(os.environ.get("EDGEPRISM_NATIVE_LOG"))
+    command = edgeprism_command("edgeprism.convert.worker")
+    with Child(command, errors="inherit" if verbose else "keep") as child:
         try:
-            _follow(child, job, progress, log)
+            _follow(child, job, progress)
         except KeyboardInterrupt:
             raise Interrupted() from None
         finally:
@@ -58,20 +47,15 @@ def convert_in_child(
             # at once, for a large process takes its time to end and the user may not wait; then
             # again, for systems that do not remove open files
             clean_up(out, child.pid)
-            child.wait()
+            child.end()
             clean_up(out, child.pid)
 
 
-def _follow(
-    child: subprocess.Popen[str], job: dict[str, Any], progress: Progress, log: IO[bytes]
-) -> None:
+def _follow(child: Child, job: dict[str, Any], progress: Progress) -> None:
     """Hand the job over and relay what comes back until the child has done."""
-    if child.stdin is None or child.stdout is None:
-        raise EdgePrismError("The converting process has no pipes.")
-    # stays open: its end tells the child that nobody waits for it any more
-    child.stdin.write(json.dumps(job) + "\n")
-    child.stdin.flush()
-    for line in child.stdout:
+    # the pipe stays open: its end tells the child that nobody waits for it any more
+    child.send(json.dumps(job).encode() + b"\n")
+    for line in child.lines():
         event = json.loads(line)
         kind = event.pop("event")
         if kind == "done":
@@ -79,16 +63,14 @@ def _follow(
         if kind == "error":
             raise _error_of(event)
         getattr(progress, kind)(**event)
-    code = child.wait()
-    log.seek(0)
-    said = log.read().decode("utf-8", "replace").strip().splitlines()
-    if code < 0:
+    ended = child.wait()
+    if ended.by_signal:
         raise EdgePrismError(
-            f"The conversion was ended by signal {-code}.",
+            f"The conversion was ended by {ended.how}.",
             "Most often memory ran out: close other programs and try again.",
         )
     raise EdgePrismError(
-        f"The conversion failed: {said[-1] if said else f'exit code {code}'}",
+        f"The conversion failed: {ended.last_line()}",
         "Run again with `edgeprism -v convert …` to see everything it said.",
     )
 

@@ -1,4 +1,4 @@
-"""The process that converts: `python -m edgeprism.convert.worker`, started by `supervise`.
+"""The process that converts: `supervise` starts it, and it calls `main`.
 
 It reads one job (a line of JSON) from stdin, sends events to stdout, and ends, leaving nothing,
 when stdin closes: then its parent is gone.
@@ -53,7 +53,3 @@ def _leave_with_parent(out: Path) -> None:
         pass
     clean_up(out, os.getpid())
     os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

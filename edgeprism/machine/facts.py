@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
+
+from edgeprism.machine import child
 
 
 def available_cores() -> int:
@@ -101,6 +102,5 @@ def cpu_name() -> str:
     except OSError:
         pass  # not Linux: ask below
     if sys.platform == "darwin":
-        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        return child.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]).output.strip()
     return platform.processor() or platform.machine()

@@ -1,6 +1,6 @@
 """Pictures decoded in worker processes: a decoder's crash or hunger costs one picture.
 
-A worker is this file run as a program. It is asked one JSON line at a time and answers with one
+A worker is `main` in a child process. It is asked one JSON line at a time and answers with one
 JSON line and the pixels' bytes; nothing is pickled, for the answer comes from a process that has
 just read a stranger's file.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from edgeprism.errors import ImageError
+from edgeprism.machine.child import Child, edgeprism_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,21 +91,14 @@ class DecodePool:
 
 class _Worker:
     def __init__(self, settings: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "edgeprism.picture.workers"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # Ctrl-C in the terminal is the parent's to answer
-            start_new_session=True,
-        )
+        self._child = Child(edgeprism_command("edgeprism.picture.workers"))
         self._send(settings)
 
     def ended(self) -> bool:
-        return self._process.poll() is not None
+        return not self._child.running()
 
     def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        self._child.end()
 
     def decode(self, path: str, timeout_s: float) -> Decoded:
         import numpy as np
@@ -114,7 +107,7 @@ class _Worker:
 
         def give_up() -> None:
             late.set()
-            self._process.kill()
+            self._child.kill()
 
         timer = threading.Timer(timeout_s, give_up)
         timer.start()
@@ -142,16 +135,10 @@ class _Worker:
         )
 
     def _send(self, line: str) -> None:
-        pipe = self._process.stdin
-        if pipe is None:
-            raise EOFError
-        pipe.write(line.encode() + b"\n")
-        pipe.flush()
+        self._child.send(line.encode() + b"\n")
 
     def _receive(self) -> tuple[dict[str, Any], bytes]:
-        pipe = self._process.stdout
-        if pipe is None:
-            raise EOFError
+        pipe = self._child.output
         line = pipe.readline(_LINE_BYTES)
         if not line.endswith(b"\n"):
             raise EOFError
@@ -213,7 +200,3 @@ def _limit_memory(size: int) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
-
-
-if __name__ == "__main__":
-    main()

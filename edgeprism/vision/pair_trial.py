@@ -4,7 +4,7 @@ libmtmd builds its graph from what the mmproj file holds, and where shapes do no
 the process. So a pair is loaded, and one small picture encoded, in a child first: what kills the
 child is told as an error, and what was learned on the way need not be guessed.
 
-Run as a program it reads one JSON object from standard input and answers with one.
+The child is `main`: it reads one JSON object from standard input and answers with one.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeprism.errors import EdgePrismError, ModelError, TemplateError
+from edgeprism.machine import child
 
 TYPICAL_SIZE = (1024, 768)
 _SMALL = (64, 48)
@@ -45,24 +45,19 @@ class PairFacts:
 def try_pair(lm: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
     """Raises ModelError for a pair that does not run, TemplateError for a chat it cannot hold."""
     asked = json.dumps({"lm": str(lm), "mmproj": str(mmproj), "chat_format": chat_format})
-    child = subprocess.run(
-        [sys.executable, "-m", "edgeprism.vision.pair_trial"],
-        input=asked, capture_output=True, text=True, encoding="utf-8", errors="replace",
-        env={**os.environ, **_QUIET}, check=False,
-    )  # fmt: skip
-    said, _, answer = child.stdout.rpartition(_MARKER)
-    if child.returncode == 0 and answer:
+    command = child.edgeprism_command("edgeprism.vision.pair_trial")
+    ended = child.run(command, asked, environment=_QUIET)
+    _, _, answer = ended.output.rpartition(_MARKER)
+    if ended.code == 0 and answer:
         found = json.loads(answer)
         if "error" not in found:
             return PairFacts(**found)
         kind = TemplateError if found["template"] else ModelError
         raise kind(found["error"], found["hint"])
-    words = " ".join((child.stderr or said).split())[-_LAST_LINES:]
-    how = f"ends llama.cpp's process (signal {-child.returncode})"
-    if child.returncode >= 0:
-        how = f"cannot be tried (exit code {child.returncode})"
+    what = "ends llama.cpp's process" if ended.by_signal else "cannot be tried"
+    words = ended.last_words(_LAST_LINES) or "no reason given"
     raise ModelError(
-        f"{mmproj}: with {lm} it {how}: {words or 'no reason given'}.",
+        f"{mmproj}: with {lm} it {what} ({ended.how}): {words}.",
         "Use the mmproj file that was made for this language model.",
     )
 
@@ -119,7 +114,3 @@ def main() -> None:
     sys.stdout.write(_MARKER + json.dumps(answer))
     sys.stdout.flush()
     os._exit(0)  # nothing is to be freed that could still fail
-
-
-if __name__ == "__main__":
-    main()

@@ -181,12 +181,12 @@ def test_a_decoder_that_dies_costs_one_picture(captioner: Captioner, folder: Pat
     """The worker is stopped first, so that it is killed with the picture in hand."""
     with DecodePool(captioner.bundle.manifest.image, 1) as pool:
         good = pool.submit(str(folder / "p0.png")).result()
-        os.kill(pool._workers[0]._process.pid, signal.SIGSTOP)
+        os.kill(pool._workers[0]._child.pid, signal.SIGSTOP)
         stuck = pool.submit(str(folder / "p1.png"))
         while not stuck.running():
             time.sleep(0.01)
         time.sleep(0.3)  # the request is in the worker's pipe
-        os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
+        os.kill(pool._workers[0]._child.pid, signal.SIGKILL)
         with pytest.raises(ImageError, match=r"p1\.png: reading it broke its decoder"):
             stuck.result()
         assert np.array_equal(pool.submit(str(folder / "p0.png")).result().tiles, good.tiles)

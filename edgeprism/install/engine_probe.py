@@ -1,0 +1,33 @@
+"""The child process in which `edgeprism doctor` loads an engine: it may die of that."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def main() -> None:
+    """Load the engine in argv[1] (`vision` or `language`); the last line printed is its JSON.
+
+    The line holds what the engine offers, or `error` and `hint`.
+    """
+    print("\n" + json.dumps(_offers(sys.argv[1])))
+
+
+def _offers(engine: str) -> dict[str, Any]:
+    # whatever a library raises while it loads is what the doctor reports
+    try:
+        if engine == "vision":
+            from edgeprism.machine import device
+            from edgeprism.vision import onnx
+
+            return {"providers": onnx.available_providers(device.GPU_PROVIDERS)}
+        from edgeprism.language import llama
+
+        return {"offload": llama.supports_offload(), "amx": llama.has_amx()}
+    except Exception as error:
+        return {
+            "error": getattr(error, "message", None) or f"{type(error).__name__}: {error}",
+            "hint": getattr(error, "hint", ""),
+        }
