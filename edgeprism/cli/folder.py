@@ -17,7 +17,8 @@ import click
 
 from edgeprism.errors import EdgePrismError, Interrupted, OutputError
 from edgeprism.files.atomic import AtomicFile
-from edgeprism.folder.batch import Batch, Outcome
+from edgeprism.folder.batch import Batch
+from edgeprism.folder.events import Outcome
 from edgeprism.machine.cancel import finishing_first
 from edgeprism.output.sidecar import Sidecar, TxtSidecar, XmpSidecar
 from edgeprism.output.streams import (

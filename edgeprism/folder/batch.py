@@ -17,10 +17,21 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.errors import EdgePrismError, ImageError
+from edgeprism.errors import ImageError
+from edgeprism.folder.events import (
+    Event,
+    Failed,
+    Generated,
+    Job,
+    LaneEnded,
+    Outcome,
+    Settled,
+    Twin,
+)
 from edgeprism.folder.lanes import Lane, Turns
 from edgeprism.language.generator import Finished
 from edgeprism.machine.facts import available_cores
@@ -34,28 +45,8 @@ if TYPE_CHECKING:
     from edgeprism.picture.find import PictureFile
 
 WINDOW = 3  # pictures under way for each caption that decodes at a time
-_POLL_S = 0.2  # how often a picture that another process is at is looked for
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One picture's record, or why there is none; `cached` when the store knew it."""
-
-    picture: PictureFile
-    record: dict[str, Any] | None = None
-    error: EdgePrismError | None = None
-    cached: bool = False
-
-
-@dataclass
-class _Job:
-    """One picture under way."""
-
-    index: int
-    picture: PictureFile
-    status: os.stat_result | None = None  # as it was before it was read
-    key: str = ""
-    encoded: EncodedImage | None = None
+_READ_AHEAD = 2  # pictures beyond those that may wait for their decoder
+_POLL_S = 0.2  # poll interval while another process captions the same picture
 
 
 class Batch:
@@ -69,7 +60,6 @@ class Batch:
         open_store: Callable[[], CaptionStore] | None = None,
         parallel: int = 1,
         lanes: int = 1,
-        decoders: int = 1,
     ) -> None:
         """`parallel` captions decode together in each of `lanes` generators.
 
@@ -77,20 +67,18 @@ class Batch:
         """
         self.captioner, self.plan = captioner, plan
         self.parallel, self.lanes = parallel, lanes
-        self._open_store, self._decoders = open_store, decoders
-        self._window = threading.Semaphore(WINDOW * parallel * lanes + 2 * decoders)
+        self._open_store = open_store
+        self._window = threading.Semaphore(WINDOW * parallel * lanes + _READ_AHEAD)
         self._stopping = threading.Event()
         self._ended = False  # every picture has its outcome, before any stop
         # (job, decoding) for the encoder; None ends it
-        self._decoding: queue.Queue[tuple[_Job, Future[Decoded]] | None] = queue.Queue()
-        self._ready: queue.Queue[_Job | None] = queue.Queue()  # for the lanes; None ends them
-        # generated captions, jobs that share another's, settled outcomes by index, the error
-        # that ends the run, or None: a lane has ended
-        self._done: queue.Queue[Any] = queue.Queue()
+        self._decoding: queue.Queue[tuple[Job, Future[Decoded]] | None] = queue.Queue()
+        self._ready: queue.Queue[Job | None] = queue.Queue()  # for the lanes; None ends them
+        self._events: queue.Queue[Event] = queue.Queue()
         self.request_key = request_key(captioner, plan)
         threads = captioner.vision_threads() + captioner.lm_threads()
         crowded = captioner.device == "cpu" and threads > available_cores()
-        self._cores: AbstractContextManager[Any] = Turns() if crowded else nullcontext()
+        self._cores: AbstractContextManager[object] = Turns() if crowded else nullcontext()
         self.settings = decoding_settings(captioner, plan, parallel=parallel, lanes=lanes)
 
     def stop(self) -> None:
@@ -105,18 +93,18 @@ class Batch:
 
     def is_known(self, picture: PictureFile, store: CaptionStore) -> bool:
         """Whether the store has this picture's caption, going by its path, size and mtime."""
-        return self._known_file(_Job(0, picture), store) is not None
+        return self._known_file(Job(0, picture), store) is not None
 
     def run(self, pictures: Iterable[PictureFile]) -> Iterator[Outcome]:
         """Outcomes in the order of `pictures`. Raises what would fail every picture alike."""
-        pool = DecodePool(self.captioner.bundle.manifest.image, self._decoders)
+        pool = DecodePool(self.captioner.bundle.manifest.image, 1)
         self.captioner.load_vision()
         lanes = [self._new_lane() for _ in range(self.lanes)]
+        end_encoding, end_lanes = partial(self._decoding.put, None), partial(self._ready.put, None)
+        feed = partial(self._feed, pictures, pool)
         stages = [
-            threading.Thread(
-                target=self._guarded, args=(self._decoding, self._feed, pictures, pool), name="feed"
-            ),
-            threading.Thread(target=self._guarded, args=(self._ready, self._encode), name="encode"),
+            threading.Thread(target=self._guarded, args=(feed, end_encoding), name="feed"),
+            threading.Thread(target=self._guarded, args=(self._encode, end_lanes), name="encode"),
         ]
         for thread in (*stages, *lanes):
             thread.start()
@@ -139,17 +127,17 @@ class Batch:
                 self._window.acquire()
                 if self._stopping.is_set():
                     break
-                job = _Job(index, picture)
+                job = Job(index, picture)
                 known = self._known_file(job, store)
                 if known is not None:
-                    self._done.put((index, known))
+                    self._events.put(Settled(index, known))
                 else:
                     self._decoding.put((job, pool.submit(str(picture.path))))
         finally:
             if store is not None:
                 store.close()
 
-    def _known_file(self, job: _Job, store: CaptionStore | None) -> Outcome | None:
+    def _known_file(self, job: Job, store: CaptionStore | None) -> Outcome | None:
         """The stored caption of a file that is as it was when it was last read."""
         if store is None:
             return None
@@ -161,7 +149,7 @@ class Batch:
         record = store.get(self.request_key.key(digest)) if digest else None
         return self._from_store(job, record) if record else None
 
-    def _from_store(self, job: _Job, record: dict[str, Any]) -> Outcome:
+    def _from_store(self, job: Job, record: dict[str, Any]) -> Outcome:
         return Outcome(job.picture, {**record, "image": str(job.picture.path)}, cached=True)
 
     # ---- second thread: pixels to visual tokens
@@ -169,7 +157,7 @@ class Batch:
     def _encode(self) -> None:
         store = self._open_store() if self._open_store else None
         begun: set[str] = set()  # keys that this run makes or waits for
-        later: list[tuple[_Job, Decoded]] = []  # another process is at them
+        later: list[tuple[Job, Decoded]] = []  # another process captions them now
         more = True
         try:
             while more or (later and not self._stopping.is_set()):
@@ -188,23 +176,23 @@ class Batch:
 
     def _encode_one(
         self,
-        job: _Job,
+        job: Job,
         decoding: Future[Decoded],
         store: CaptionStore | None,
         begun: set[str],
-    ) -> list[tuple[_Job, Decoded]]:
-        """Encode a picture or settle it otherwise; what another process is at comes back."""
+    ) -> list[tuple[Job, Decoded]]:
+        """Encode a picture or settle it otherwise; returns what another process captions now."""
         try:
             decoded = decoding.result()
         except ImageError as error:
-            self._done.put((job.index, Outcome(job.picture, error=error)))
+            self._events.put(Settled(job.index, Outcome(job.picture, error=error)))
             return []
         return [] if self._settled(job, decoded, store, begun) else [(job, decoded)]
 
     def _settled(
-        self, job: _Job, decoded: Decoded, store: CaptionStore | None, begun: set[str]
+        self, job: Job, decoded: Decoded, store: CaptionStore | None, begun: set[str]
     ) -> bool:
-        """Encode one picture, or find its caption; False while another process is at it."""
+        """Encode one picture, or find its caption; False while another process captions it."""
         job.key = self.request_key.key(decoded.sha256)
         if store is not None:
             if job.status is not None:
@@ -214,10 +202,10 @@ class Batch:
                 )
             record = store.get(job.key)
             if record is not None:
-                self._done.put((job.index, self._from_store(job, record)))
+                self._events.put(Settled(job.index, self._from_store(job, record)))
                 return True
         if store is not None and job.key in begun:
-            self._done.put(job)  # the same picture was begun before: it will share its words
+            self._events.put(Twin(job))
             return True
         if store is not None and not store.claim(job.key):
             return False
@@ -228,12 +216,12 @@ class Batch:
             begun.discard(job.key)
             if store is not None:
                 store.release(job.key)
-            self._done.put((job.index, Outcome(job.picture, error=error)))
+            self._events.put(Settled(job.index, Outcome(job.picture, error=error)))
             return True
         self._ready.put(job)
         return True
 
-    def _to_tokens(self, job: _Job, decoded: Decoded) -> EncodedImage:
+    def _to_tokens(self, job: Job, decoded: Decoded) -> EncodedImage:
         with self._cores:
             return self.captioner.tiles_to_encoded(
                 decoded.tiles,
@@ -244,23 +232,26 @@ class Batch:
                 timings=Timings(decode_image=decoded.decode_ms, preprocess=decoded.preprocess_ms),
             )
 
-    def _guarded(self, end: queue.Queue[Any], work: Callable[..., None], *arguments: Any) -> None:
-        """Do a thread's work; an error in it ends the run, in the caller's thread."""
+    def _guarded(self, work: Callable[[], None], end_next: Callable[[], None]) -> None:
+        """Do a thread's work, then end the thread after it.
+
+        An error in the work ends the run: the caller's thread raises it.
+        """
         try:
-            work(*arguments)
+            work()
         except BaseException as error:
-            self._done.put(error)
+            self._events.put(Failed(error))
         finally:
-            end.put(None)
+            end_next()
 
     # ---- lanes: visual tokens to words
 
-    def _new_lane(self) -> Lane[_Job]:
+    def _new_lane(self) -> Lane:
         return Lane(
             self.captioner.new_generator(self.parallel),
             lambda job: self.captioner.request(_encoded(job), self.plan),
             self._ready,
-            self._done,
+            self._events.put,
             self._cores,
             self._stopping,
         )
@@ -270,22 +261,21 @@ class Batch:
     def _collect(self) -> Iterator[Outcome]:
         store = self._open_store() if self._open_store else None
         outcomes: dict[int, Outcome] = {}
-        twins: dict[str, list[_Job]] = {}  # by key: jobs that wait for another's caption
+        twins: dict[str, list[Job]] = {}  # by key: jobs that wait for another's caption
         due, running = 0, self.lanes
         try:
             while running:
-                item = self._done.get()
-                if item is None:
-                    running -= 1
-                elif isinstance(item, BaseException):
-                    raise item
-                elif isinstance(item, _Job):
-                    self._share(item, twins, store, outcomes)
-                elif isinstance(item[1], Outcome):
-                    outcomes[item[0]] = item[1]
-                else:
-                    job, finished = item
-                    self._finish(job, finished, twins.pop(job.key, []), store, outcomes)
+                match self._events.get():
+                    case LaneEnded():
+                        running -= 1
+                    case Failed(error):
+                        raise error
+                    case Settled(index, outcome):
+                        outcomes[index] = outcome
+                    case Twin(job):
+                        self._share(job, twins, store, outcomes)
+                    case Generated(job, finished):
+                        self._finish(job, finished, twins.pop(job.key, []), store, outcomes)
                 while due in outcomes:
                     self._window.release()
                     yield outcomes.pop(due)
@@ -299,8 +289,8 @@ class Batch:
 
     def _share(
         self,
-        twin: _Job,
-        twins: dict[str, list[_Job]],
+        twin: Job,
+        twins: dict[str, list[Job]],
         store: CaptionStore | None,
         outcomes: dict[int, Outcome],
     ) -> None:
@@ -313,9 +303,9 @@ class Batch:
 
     def _finish(
         self,
-        job: _Job,
+        job: Job,
         done: Finished,
-        twins: list[_Job],
+        twins: list[Job],
         store: CaptionStore | None,
         outcomes: dict[int, Outcome],
     ) -> None:
@@ -332,7 +322,7 @@ class Batch:
             outcomes[twin.index] = self._from_store(twin, record)
 
 
-def _encoded(job: _Job) -> EncodedImage:
+def _encoded(job: Job) -> EncodedImage:
     if job.encoded is None:
         raise ValueError("a lane's job is encoded")
     return job.encoded

@@ -9,23 +9,14 @@ from __future__ import annotations
 import queue
 import threading
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
+from edgeprism.folder.events import Event, Failed, Generated, Job, LaneEnded
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-class Indexed(Protocol):
-    """What is generated for; `index` tells one from another."""
-
-    @property
-    def index(self) -> int: ...
-
-
-J = TypeVar("J", bound=Indexed)
 
 
 class Turns:
@@ -51,8 +42,8 @@ class Turns:
             self._changed.notify_all()
 
 
-class Lane(threading.Thread, Generic[J]):
-    """Takes jobs from `ready` and puts (job, Finished) to `done`; at its end an error, or None.
+class Lane(threading.Thread):
+    """Takes jobs from `ready` and reports each one's words, an error if there is one, its end.
 
     `None` in `ready` ends it, and the lanes beside it, once what is in flight is finished.
     """
@@ -60,18 +51,18 @@ class Lane(threading.Thread, Generic[J]):
     def __init__(
         self,
         generator: Generator,
-        to_request: Callable[[J], Request],
-        ready: queue.Queue[J | None],
-        done: queue.Queue[tuple[J, Finished] | BaseException | None],
+        to_request: Callable[[Job], Request],
+        ready: queue.Queue[Job | None],
+        report: Callable[[Event], None],
         cores: AbstractContextManager[object],
         stopping: threading.Event,
     ) -> None:
         super().__init__(name="lane")
         self._generator, self._to_request = generator, to_request
-        self._ready, self._done, self._cores, self._stopping = ready, done, cores, stopping
+        self._ready, self._report, self._cores, self._stopping = ready, report, cores, stopping
         self._abandoned = threading.Event()
-        self._jobs: dict[int, J] = {}  # in flight
-        self._held: J | None = None  # needs a longer context, which waits for those in flight
+        self._jobs: dict[int, Job] = {}  # in flight
+        self._held: Job | None = None  # needs a longer context, which waits for those in flight
         self._more = True
 
     def abandon(self) -> None:
@@ -84,10 +75,10 @@ class Lane(threading.Thread, Generic[J]):
                 self._admit()
                 self._step()
         except BaseException as error:
-            self._done.put(error)
+            self._report(Failed(error))
         finally:
             self._generator.close()
-            self._done.put(None)
+            self._report(LaneEnded())
 
     def _admit(self) -> None:
         """Begin jobs while there is room; wait for one only when none is in flight."""
@@ -105,7 +96,7 @@ class Lane(threading.Thread, Generic[J]):
                 self._generator.add(job.index, request)
             self._jobs[job.index] = job
 
-    def _next(self) -> J | None:
+    def _next(self) -> Job | None:
         """The next job; None where there is none yet, or no more."""
         if not self._more:
             return None
@@ -123,4 +114,4 @@ class Lane(threading.Thread, Generic[J]):
             events = self._generator.step()
         for event in events:
             if isinstance(event, Finished):
-                self._done.put((self._jobs.pop(event.index), event))
+                self._report(Generated(self._jobs.pop(event.index), event))

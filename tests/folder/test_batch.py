@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from edgeprism.errors import ImageError
-from edgeprism.folder.batch import Batch, Outcome
+from edgeprism.folder.batch import Batch
+from edgeprism.folder.events import Outcome
 from edgeprism.machine.facts import available_cores
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.find import find_pictures

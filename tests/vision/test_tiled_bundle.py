@@ -129,7 +129,7 @@ def test_a_folder_says_what_single_pictures_do(captioner: Captioner, tmp_path: P
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(picture(size)).save(paths[-1])
     expected = [captioner.caption(path) for path in paths]
-    batch = Batch(captioner, captioner.plan(), parallel=2, decoders=1)
+    batch = Batch(captioner, captioner.plan(), parallel=2)
     outcomes = list(batch.run(PictureFile(path, Path(path.name), path.name) for path in paths))
     for outcome, caption in zip(outcomes, expected, strict=True):
         assert outcome.record is not None
