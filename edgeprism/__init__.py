@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprism.version import __version__
 
 _HOMES = {
+    "edgeprism.folder.run": ("caption_folder",),
     "edgeprism.perceive.captioner": ("Captioner",),
     "edgeprism.reason.local": ("Reasoner",),
     "edgeprism.reason.remote": ("RemoteReasoner",),
@@ -38,10 +39,12 @@ __all__ = [
     "Timings",
     "TokenCounts",
     "__version__",
+    "caption_folder",
 ]
 
 if TYPE_CHECKING:
     from edgeprism.errors import EdgePrismError
+    from edgeprism.folder.run import caption_folder
     from edgeprism.perceive.captioner import Captioner
     from edgeprism.prism import Prism
     from edgeprism.reason.local import Reasoner

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+# How a command ends. Commands return these numbers, errors carry theirs as `exit_code`.
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_SOME_FAILED = 3  # some inputs failed, the others are done
+EXIT_MODEL = 4  # missing, damaged, or not what was recorded
+EXIT_UNAVAILABLE = 5  # a device, backend or server that is not there
+EXIT_INTERRUPTED = 130
+
 
 class EdgePrismError(Exception):
     """Root of the tree.
@@ -10,7 +19,7 @@ class EdgePrismError(Exception):
     ends with `exit_code`. The library itself never prints and never exits.
     """
 
-    exit_code = 1
+    exit_code = EXIT_FAILED
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -24,7 +33,7 @@ class EdgePrismError(Exception):
 class UsageError(EdgePrismError):
     """An argument or option that cannot be meant as given."""
 
-    exit_code = 2
+    exit_code = EXIT_USAGE
 
 
 class ImageError(EdgePrismError):
@@ -38,7 +47,7 @@ class OutputError(EdgePrismError):
 class ModelError(EdgePrismError):
     """A model that is missing, damaged, or not what its manifest says."""
 
-    exit_code = 4
+    exit_code = EXIT_MODEL
 
 
 class ManifestError(ModelError):
@@ -56,13 +65,13 @@ class ManifestError(ModelError):
 class DeviceError(EdgePrismError):
     """A device or backend that was asked for and is not there."""
 
-    exit_code = 5
+    exit_code = EXIT_UNAVAILABLE
 
 
 class ServerError(EdgePrismError):
     """A reasoner's server that is not there, or refuses to work: each question would fail alike."""
 
-    exit_code = 5
+    exit_code = EXIT_UNAVAILABLE
 
 
 class ReplyError(EdgePrismError):
@@ -88,13 +97,13 @@ class PromptTooLongError(EdgePrismError):
 class TemplateError(EdgePrismError):
     """A chat template that llama.cpp does not recognise."""
 
-    exit_code = 2
+    exit_code = EXIT_USAGE
 
 
 class Interrupted(EdgePrismError):
     """Work that was stopped by the user (Ctrl-C) or a caller's `cancel()`."""
 
-    exit_code = 130
+    exit_code = EXIT_INTERRUPTED
 
     def __init__(self, message: str = "Interrupted.", hint: str = "") -> None:
         super().__init__(message, hint)

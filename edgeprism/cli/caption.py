@@ -223,7 +223,8 @@ def _caption_many(
     options: dict[str, Any],
     asked: dict[str, Any],
 ) -> int:
-    from edgeprism.cli.folder import FolderOptions, caption_folder, dry_run
+    from edgeprism.cli.folder import ResultOptions, caption_folder, dry_run
+    from edgeprism.folder.run import FolderOptions, SidecarKind
     from edgeprism.picture.find import find_pictures
 
     search = find_pictures(
@@ -233,20 +234,18 @@ def _caption_many(
     if asked["dry_run"]:
         dry_run(search, captioner, plan, not asked["no_cache"])
         return 0
-    return caption_folder(
-        search,
-        captioner,
-        plan,
-        FolderOptions(
-            form=form,
-            output=asked["output"],
-            txt=asked["txt"],
-            xmp=asked["xmp"],
-            out_dir=asked["out_dir"],
-            overwrite=asked["overwrite"],
-            use_store=not asked["no_cache"],
-            parallel=asked["parallel"],
-            stop_on_error=asked["on_error"] == "stop",
-            errors_file=asked["errors_file"],
-        ),
+    sidecars: list[SidecarKind] = []
+    if asked["txt"]:
+        sidecars.append("txt")
+    if asked["xmp"]:
+        sidecars.append("xmp")
+    folder_options = FolderOptions(
+        sidecars=sidecars,
+        out_dir=asked["out_dir"],
+        overwrite=asked["overwrite"],
+        use_store=not asked["no_cache"],
+        parallel=asked["parallel"],
+        on_error=asked["on_error"],
     )
+    results = ResultOptions(form, asked["output"], asked["errors_file"])
+    return caption_folder(search, captioner, plan, folder_options, results)

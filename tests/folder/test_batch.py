@@ -331,6 +331,19 @@ def test_one_interrupt_finishes_what_is_in_flight(
     assert sum(record["cached"] for record in records) >= len(lines)
 
 
+def test_an_interrupt_is_one_also_where_errors_stop(slow_command: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgeprism", *slow_command, "--on-error", "stop"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "goes on from here" in errors
+
+
 def test_two_interrupts_stop_now(slow_command: list[str]) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "edgeprism", *slow_command[:-1], "1500"],

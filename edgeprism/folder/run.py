@@ -1,0 +1,335 @@
+"""Caption a folder from Python: with resume, sidecars and a result to look at.
+
+`caption_folder` does it in one call. `FolderRun` hands out each picture's outcome as it comes and
+can be stopped. Nothing here prints, and nothing touches signal handlers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from edgeprism.errors import EdgePrismError, OutputError, UsageError
+from edgeprism.folder.batch import Batch
+from edgeprism.folder.events import Outcome
+from edgeprism.output.sidecar import Sidecar, TxtSidecar, XmpSidecar
+from edgeprism.perceive.captioner import Captioner, Plan
+from edgeprism.picture.find import PictureSearch, Unreadable, find_pictures
+from edgeprism.store.caption_store import CaptionStore, default_path
+
+SidecarKind = Literal["txt", "xmp"]
+OnError = Literal["skip", "stop"]
+Pictures = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | PictureSearch
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How a run treats its pictures; `caption_folder` explains each field."""
+
+    sidecars: Sequence[SidecarKind] = ()
+    out_dir: str | os.PathLike[str] | None = None
+    overwrite: bool = False
+    use_store: bool = True
+    parallel: int | None = None
+    on_error: OnError = "skip"
+
+    def __post_init__(self) -> None:
+        kinds = get_args(SidecarKind)
+        if isinstance(self.sidecars, str) or not set(self.sidecars) <= set(kinds):
+            raise UsageError(
+                f"{self.sidecars!r} names no sidecars.", 'Give ("txt",), ("xmp",) or both.'
+            )
+        if self.on_error not in get_args(OnError):
+            raise UsageError(f"on_error is {self.on_error!r}.", 'Give "skip" or "stop".')
+        if self.parallel is not None and self.parallel < 1:
+            raise UsageError(f"parallel must be at least 1, got {self.parallel}.")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture without a caption, or one whose sidecar could not be written."""
+
+    path: Path
+    error: EdgePrismError
+
+
+@dataclass
+class FolderResult:
+    """What a run did: counts so far while it goes on, all of them once it has ended."""
+
+    total: int  # pictures that the run was given
+    captioned: int = 0
+    known: int = 0  # captions that the caption store had, or a picture with the same content
+    failures: list[Failure] = field(default_factory=list)
+    stopped: bool = False  # `FolderRun.stop` ended it before its pictures did
+    seconds: float = 0.0
+    skipped: int = 0  # files passed over because they have no picture's suffix
+    repeated: int = 0  # pictures named more than once
+    unreadable: list[Unreadable] = field(default_factory=list)  # folders that cannot be listed
+
+    @property
+    def done(self) -> int:
+        """Pictures that have their outcome, failures included."""
+        return self.captioned + self.known + len(self.failures)
+
+
+class FolderRun:
+    """One run over many pictures; iterate over it, once, for their outcomes in order.
+
+    Use it as a context manager, in one thread; only `stop` may come from another. `result`
+    counts what has been done. Leaving the loop early, or an exception, ends the run: what is in
+    flight is dropped, what was yielded is in the caption store.
+
+        with FolderRun("photos", captioner) as run:
+            for outcome in run:
+                print(outcome.picture.path, outcome.error or outcome.record["caption"])
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        captioner: Captioner,
+        plan: Plan | None = None,
+        options: FolderOptions | None = None,
+    ) -> None:
+        """List the pictures and open the caption store; the models load when the run begins.
+
+        Raises UsageError for pictures that cannot be meant, StoreError for a store that cannot
+        be used.
+        """
+        self._captioner, self._plan = captioner, plan or captioner.plan()
+        self._options = options or FolderOptions()
+        search = _search(pictures)
+        self._pictures = list(search)
+        self._began = time.monotonic()
+        self.result = FolderResult(
+            len(self._pictures),
+            skipped=search.skipped,
+            repeated=search.repeated,
+            unreadable=search.unreadable,
+        )
+        self._store = _open_store() if self._options.use_store else None
+        self._batch: Batch | None = None
+        self._stop_requested = self._iterated = False
+
+    def __enter__(self) -> FolderRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the caption store. The captioner stays open."""
+        if self._store is not None:
+            self._store.close()
+
+    def start(self) -> None:
+        """Find out how many captions to decode at a time; iterating does it too.
+
+        A first run with a model measures that, which takes some seconds.
+        """
+        self._prepare()
+
+    def stop(self) -> None:
+        """Begin no more pictures and finish those in flight; from any thread or signal handler.
+
+        Another run over the same pictures goes on from there.
+        """
+        self._stop_requested = True
+        if self._batch is not None:
+            self._batch.stop()
+
+    def __iter__(self) -> Generator[Outcome]:
+        """Outcomes in the order of the pictures, each with its sidecars written.
+
+        Raises what would fail every picture alike: ModelError, DeviceError, StoreError, and
+        OutputError when the disk is full. Raises UsageError when the run was iterated before.
+        """
+        if self._iterated:
+            raise UsageError("A run is iterated over once.", "Make another FolderRun.")
+        self._iterated = True
+        batch, sidecars = self._prepare(), _open_sidecars(self._options, self._store)
+        try:
+            for made in batch.run(self._pictures):
+                error = self._write_sidecars(made, sidecars)
+                if error is not None and _is_disk_full(error):
+                    yield made  # its caption is there; every other picture would fail alike
+                    raise error
+                outcome = made if error is None else replace(made, error=error)
+                self._count(outcome)
+                if outcome.error is not None and self._options.on_error == "stop":
+                    batch.stop()
+                yield outcome
+            self.result.stopped = self._stop_requested and batch.stopped
+        finally:
+            self.result.seconds = time.monotonic() - self._began
+
+    def _prepare(self) -> Batch:
+        if self._batch is None:
+            from edgeprism.folder.tuning import batch_shape
+
+            shape = batch_shape(self._captioner, self._options.parallel)
+            self._batch = Batch(
+                self._captioner,
+                self._plan,
+                open_store=_open_store if self._options.use_store else None,
+                parallel=shape.width,
+                lanes=shape.lanes,
+            )
+            if self._stop_requested:
+                self._batch.stop()
+        return self._batch
+
+    def _write_sidecars(self, outcome: Outcome, sidecars: list[Sidecar]) -> OutputError | None:
+        if outcome.record is None:
+            return None
+        try:
+            for sidecar in sidecars:
+                written = sidecar.write(outcome.record, outcome.picture)
+                # also when it was there already: the run that wrote it may have been killed
+                store = self._store
+                if store is not None and store.written_before(written.path) != written.sha256:
+                    store.remember_output(written.path, written.sha256)
+        except OutputError as error:
+            return error
+        return None
+
+    def _count(self, outcome: Outcome) -> None:
+        result = self.result
+        result.seconds = time.monotonic() - self._began
+        if outcome.error is not None:
+            result.failures.append(Failure(outcome.picture.path, outcome.error))
+        elif outcome.cached:
+            result.known += 1
+        else:
+            result.captioned += 1
+
+
+def caption_folder(
+    pictures: Pictures,
+    captioner: Captioner,
+    *,
+    plan: Plan | None = None,
+    sidecars: Sequence[SidecarKind] = (),
+    out_dir: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    use_store: bool = True,
+    parallel: int | None = None,
+    on_error: OnError = "skip",
+    on_outcome: Callable[[Outcome], object] | None = None,
+) -> FolderResult:
+    """Caption every picture of a folder, and go on where an earlier call was interrupted.
+
+    Every finished caption is in the caption store at once. A second call finds it there, by the
+    picture's content: it makes only what is missing, also after a crash or under other names.
+    A picture that fails does not end the call.
+
+    Args:
+        pictures: A folder (with all folders below it), a file, a pattern such as
+            ``"photos/**/*.jpg"``, several of these, or what ``find_pictures`` returned.
+        captioner: Whose captions they are. It stays open.
+        plan: What to ask, from ``captioner.plan(...)``; without it the model's own instruction.
+        sidecars: Files to write beside each picture: ``"txt"`` for ``photo.txt``, ``"xmp"`` for
+            ``photo.xmp`` (Adobe's ``dc:description``).
+        out_dir: Put sidecars in a mirror of the folders under it, instead of beside the pictures.
+        overwrite: Also replace texts and descriptions that other programs wrote.
+        use_store: Use and fill the caption store (``captions.sqlite3`` in ``EDGEPRISM_HOME``).
+        parallel: Captions to decode at a time; measured on this machine where it is not given.
+        on_error: ``"skip"`` goes on after a picture that fails. ``"stop"`` begins no more
+            pictures after it and finishes those in flight.
+        on_outcome: Called with each picture's ``Outcome``, in the pictures' order, in this
+            thread. An exception that it raises ends the call.
+
+    Returns:
+        A ``FolderResult``: the counts ``total``, ``captioned`` and ``known``, and ``failures``
+        with the path and the error of each picture that failed.
+
+    Raises:
+        UsageError: A pattern without a match, or an option that cannot be meant.
+        ModelError, DeviceError: The captioner's engines cannot run.
+        StoreError: The caption store cannot be used; ``use_store=False`` goes on without it.
+        OutputError: The disk is full. Another sidecar that cannot be written is a failure of
+            its picture.
+        KeyboardInterrupt: Ctrl-C ends the call as soon as the engines' current step does.
+            Captions in flight are dropped; finished ones are in the store. To finish those in
+            flight first, use ``FolderRun`` and its ``stop()``.
+
+    Example:
+        >>> from edgeprism import Captioner, caption_folder
+        >>> with Captioner.load("nano") as captioner:
+        ...     result = caption_folder("photos", captioner, sidecars=("txt",))
+        >>> print(result.captioned, result.known, len(result.failures))
+        >>> for failure in result.failures:
+        ...     print(failure.path, failure.error)
+    """
+    options = FolderOptions(sidecars, out_dir, overwrite, use_store, parallel, on_error)
+    with FolderRun(pictures, captioner, plan, options) as run:
+        with contextlib.closing(iter(run)) as outcomes:
+            for outcome in outcomes:
+                if on_outcome is not None:
+                    on_outcome(outcome)
+        return run.result
+
+
+@dataclass(frozen=True)
+class FolderEstimate:
+    """What a run would do."""
+
+    total: int
+    known: int  # captions that the store has already
+    seconds_per_picture: float | None  # as this model took before; None where it never ran
+
+    @property
+    def left(self) -> int:
+        """Pictures that are still to be captioned."""
+        return self.total - self.known
+
+
+def estimate_folder(
+    pictures: Pictures, captioner: Captioner, *, plan: Plan | None = None, use_store: bool = True
+) -> FolderEstimate:
+    """How much `caption_folder` would have to do, and how long it may take; captions nothing.
+
+    Raises UsageError and StoreError as `caption_folder` does.
+    """
+    paths = list(_search(pictures))
+    if not use_store:
+        return FolderEstimate(len(paths), 0, None)
+    batch = Batch(captioner, plan or captioner.plan())
+    with _open_store() as store:
+        known = sum(batch.is_known(path, store) for path in paths)
+        return FolderEstimate(len(paths), known, store.seconds_per_picture(captioner.bundle.digest))
+
+
+def _search(pictures: Pictures) -> PictureSearch:
+    if isinstance(pictures, PictureSearch):
+        return pictures
+    if isinstance(pictures, (str, os.PathLike)):
+        return find_pictures([pictures])
+    return find_pictures(pictures)
+
+
+def _open_store() -> CaptionStore:
+    return CaptionStore(default_path())
+
+
+def _open_sidecars(options: FolderOptions, store: CaptionStore | None) -> list[Sidecar]:
+    out_dir, overwrite = options.out_dir, options.overwrite
+    before = store.written_before if store is not None else None
+    sidecars: list[Sidecar] = []
+    if "txt" in options.sidecars:
+        sidecars.append(TxtSidecar(out_dir=out_dir, overwrite=overwrite, written_before=before))
+    if "xmp" in options.sidecars:
+        sidecars.append(XmpSidecar(out_dir=out_dir, overwrite=overwrite))
+    return sidecars
+
+
+def _is_disk_full(error: OutputError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
