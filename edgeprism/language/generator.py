@@ -249,7 +249,7 @@ class _Sequence:
 
     def __post_init__(self) -> None:
         s = self.request.sampling
-        self.sampler = Sampler(s.temperature, s.top_p, s.seed, grammar=s.grammar, lm=self.lm)
+        self.sampler = Sampler(s.temperature, seed=s.seed, grammar=s.grammar, lm=self.lm)
         self.text = StoppingText(s.stop)
 
     def position(self) -> int:

@@ -19,7 +19,6 @@ class Sampling:
 
     max_tokens: int = 512
     temperature: float = 0.0
-    top_p: float = 0.95
     seed: int = 0
     stop: tuple[str, ...] = ()
     grammar: str = ""  # GBNF from `edgeprism.reason.shape`: only texts in it are written

@@ -44,14 +44,13 @@ class Written:
 
     path: Path  # absolute
     sha256: str  # of the file's bytes
-    changed: bool  # False when it held them already
 
 
 class Sidecar:
     """What both kinds share. Not thread-safe.
 
-    `out_dir` mirrors the pictures' folders instead of writing beside them; `full_name` uses
-    `photo.jpg.txt` for all; `overwrite` replaces what EdgePrism did not write.
+    `out_dir` mirrors the pictures' folders instead of writing beside them; `overwrite` replaces
+    what EdgePrism did not write.
     """
 
     suffix = ""
@@ -61,11 +60,10 @@ class Sidecar:
         self,
         *,
         out_dir: str | os.PathLike[str] | None = None,
-        full_name: bool = False,
         overwrite: bool = False,
     ) -> None:
         self._out_dir = None if out_dir is None else Path(out_dir).absolute()
-        self._full_name, self._overwrite = full_name, overwrite
+        self._overwrite = overwrite
         self._folders = _Folders()
         self._cleared: set[Path] = set()
 
@@ -79,7 +77,7 @@ class Sidecar:
         # not resolved: a linked picture's sidecar belongs beside the link
         folder = picture.path.parent.absolute()
         pictures = self._folders.pictures(folder)
-        name = _sidecar_name(picture.path.name, pictures, self.suffix, self._full_name)
+        name = _sidecar_name(picture.path.name, pictures, self.suffix)
         if self._out_dir is not None:
             folder = self._out_dir / picture.relative.parent
         return folder / name
@@ -104,7 +102,7 @@ class Sidecar:
             # a rename lost with the power is written again by the next run: no need to wait
             # for the folder each time
             write_atomically(path, data, durable=False)
-        return Written(path, hashlib.sha256(data).hexdigest(), data != existing)
+        return Written(path, hashlib.sha256(data).hexdigest())
 
     def _content(self, path: Path, existing: bytes | None, record: dict[str, Any]) -> bytes:
         raise NotImplementedError
@@ -124,11 +122,10 @@ class TxtSidecar(Sidecar):
         self,
         *,
         out_dir: str | os.PathLike[str] | None = None,
-        full_name: bool = False,
         overwrite: bool = False,
         written_before: Callable[[Path], str | None] | None = None,
     ) -> None:
-        super().__init__(out_dir=out_dir, full_name=full_name, overwrite=overwrite)
+        super().__init__(out_dir=out_dir, overwrite=overwrite)
         self._written_before = written_before
 
     def _content(self, path: Path, existing: bytes | None, record: dict[str, Any]) -> bytes:
@@ -147,7 +144,7 @@ class TxtSidecar(Sidecar):
 
 
 class XmpSidecar(Sidecar):
-    """`photo.xmp` by Adobe's convention, `photo.jpg.xmp` (darktable's) with `full_name`.
+    """`photo.xmp`, by Adobe's convention.
 
     The caption becomes the x-default text of dc:description; all else in an existing sidecar
     stays as it is, byte for byte. A description that is not EdgePrism's own, or was changed
@@ -218,7 +215,7 @@ class _Folders:
         return self._kept[folder]
 
 
-def _sidecar_name(name: str, pictures: _Pictures | None, suffix: str, full_name: bool) -> str:
+def _sidecar_name(name: str, pictures: _Pictures | None, suffix: str) -> str:
     stem = os.path.splitext(name)[0]
     chosen = stem + suffix
     if pictures is None:  # nothing to judge by: the form that collides least
@@ -226,7 +223,7 @@ def _sidecar_name(name: str, pictures: _Pictures | None, suffix: str, full_name:
     else:
         itself = int(name in pictures.names)
         shared = pictures.same_stem[_key(stem)] > itself or _key(stem) in pictures.same_name
-        if full_name or shared or _key(chosen) == _key(name):
+        if shared or _key(chosen) == _key(name):
             chosen = name + suffix
         if pictures.same_name[_key(name)] > itself:
             chosen = f"{name}.{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{suffix}"
