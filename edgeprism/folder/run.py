@@ -227,46 +227,40 @@ def caption_folder(
     """Caption every picture of a folder, and go on where an earlier call was interrupted.
 
     Every finished caption is in the caption store at once. A second call finds it there, by the
-    picture's content: it makes only what is missing, also after a crash or under other names.
-    A picture that fails does not end the call.
+    picture's content, and makes only what is missing. A picture that fails does not end the call.
 
     Args:
         pictures: A folder (with all folders below it), a file, a pattern such as
-            ``"photos/**/*.jpg"``, several of these, or what ``find_pictures`` returned.
+            ``"photos/**/*.jpg"``, or several of these.
         captioner: Whose captions they are. It stays open.
-        plan: What to ask, from ``captioner.plan(...)``; without it the model's own instruction.
-        sidecars: Files to write beside each picture: ``"txt"`` for ``photo.txt``, ``"xmp"`` for
+        plan: What to ask, from ``captioner.plan(...)``; by default the model's own instruction.
+        sidecars: Files beside each picture: ``"txt"`` for ``photo.txt``, ``"xmp"`` for
             ``photo.xmp`` (Adobe's ``dc:description``).
-        out_dir: Put sidecars in a mirror of the folders under it, instead of beside the pictures.
+        out_dir: Put sidecars in a mirror of the folders under it instead.
         overwrite: Also replace texts and descriptions that other programs wrote.
-        use_store: Use and fill the caption store (``captions.sqlite3`` in ``EDGEPRISM_HOME``).
-        parallel: Captions to decode at a time; measured on this machine where it is not given.
-        on_error: ``"skip"`` goes on after a picture that fails. ``"stop"`` begins no more
-            pictures after it and finishes those in flight.
-        on_outcome: Called with each picture's ``Outcome``, in the pictures' order, in this
-            thread. An exception that it raises ends the call.
+        use_store: Use and fill the caption store in ``EDGEPRISM_HOME``.
+        parallel: Captions to decode at a time; by default measured on this machine.
+        on_error: ``"skip"``, or ``"stop"`` to begin no more pictures after one that fails.
+        on_outcome: Called in this thread with each picture's ``Outcome``, in the pictures' order.
+            An exception that it raises ends the call.
 
     Returns:
-        A ``FolderResult``: the counts ``total``, ``captioned`` and ``known``, and ``failures``
-        with the path and the error of each picture that failed.
+        The counts ``total``, ``captioned`` and ``known``, and ``failures``, each with its path
+        and its error.
 
     Raises:
         UsageError: A pattern without a match, or an option that cannot be meant.
         ModelError, DeviceError: The captioner's engines cannot run.
         StoreError: The caption store cannot be used; ``use_store=False`` goes on without it.
-        OutputError: The disk is full. Another sidecar that cannot be written is a failure of
-            its picture.
-        KeyboardInterrupt: Ctrl-C ends the call as soon as the engines' current step does.
-            Captions in flight are dropped; finished ones are in the store. To finish those in
-            flight first, use ``FolderRun`` and its ``stop()``.
+        OutputError: The disk is full. Other sidecars that cannot be written are failures.
+        KeyboardInterrupt: Ctrl-C ends the call when the engines' current step does. Captions in
+            flight are dropped. ``FolderRun`` and its ``stop()`` finish them first.
 
     Example:
         >>> from edgeprism import Captioner, caption_folder
         >>> with Captioner.load("nano") as captioner:
         ...     result = caption_folder("photos", captioner, sidecars=("txt",))
         >>> print(result.captioned, result.known, len(result.failures))
-        >>> for failure in result.failures:
-        ...     print(failure.path, failure.error)
     """
     options = FolderOptions(sidecars, out_dir, overwrite, use_store, parallel, on_error)
     with FolderRun(pictures, captioner, plan, options) as run:
