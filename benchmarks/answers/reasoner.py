@@ -18,7 +18,7 @@ NUMBERS = {"one": "1", "two": "2", "three": "3"}
 
 
 def questions(scenes: int) -> list[tuple[str, str, str, str]]:
-    """(kind, description, question, expected word)"""
+    """Each as (kind, description, question, expected word)."""
     rng = random.Random(3)
     asked = []
     for _ in range(scenes):

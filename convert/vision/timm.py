@@ -6,6 +6,7 @@ timm/vit_*. Sizes are read off the tensors; what tensors do not tell stands in A
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -141,7 +142,7 @@ def _weights(config: TowerConfig, checkpoint: Checkpoint, lead: str) -> Weights:
     return weights
 
 
-def _third(number: int):  # type: ignore[no-untyped-def]
+def _third(number: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """The queries', keys' or values' share of a packed matrix (turned) or bias."""
 
     def turn(packed: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""An answer in free words → right or wrong, by rule. Our own rules, in this order:
+"""An answer in free words → right or wrong, by rule.
 
 Lettered options (`match_option`); the first rule that names exactly one option decides, a rule
 that names several ends the matter without a match:

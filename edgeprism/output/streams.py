@@ -1,7 +1,7 @@
-"""Records → text, JSON lines, a JSON array or CSV, on a stream or in a file that appears whole.
+r"""Records → text, JSON lines, a JSON array or CSV, on a stream or in a file that appears whole.
 
 All of them write valid UTF-8. A byte of a file's name that is no UTF-8 stands as its surrogate's
-escape (`\\udcff`), which in JSON reads back as the very same name.
+escape (`\udcff`), which in JSON reads back as the very same name.
 """
 
 from __future__ import annotations

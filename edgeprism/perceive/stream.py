@@ -22,8 +22,10 @@ class CaptionStream:
         record: Callable[[Finished, Timings], Caption],
         spent: Timings,
     ) -> None:
-        """`begin` gives the events of one request, and the milliseconds that loading took;
-        `record` makes the caption of the last one, and of all that was spent: `spent` before.
+        """A stream of one request.
+
+        `begin` gives its events, and the milliseconds that loading took; `record` makes the
+        caption of the last event, and of all that was spent: `spent` before.
         """
         self._begin, self._record, self._spent = begin, record, spent
         self._events = self._run()

@@ -217,8 +217,8 @@ class CaptionStore:
         """Counts, size on disk, and captions by bundle."""
         with self._explained():
             counts = {
-                table: self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-                for table in ("captions", "files", "requests", "claims")
+                table: self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
+                for table in ("captions", "files", "requests", "claims")  # S608: no other name
             }
             bundles = self._db.execute(
                 "SELECT json_extract(record, '$.model.name'), json_extract(record,"
@@ -245,7 +245,7 @@ class CaptionStore:
             count = int(self._db.execute("SELECT count(*) FROM captions").fetchone()[0])
             with self._transaction():
                 for table in ("captions", "files", "requests", "claims", "outputs"):
-                    self._db.execute(f"DELETE FROM {table}")
+                    self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - these tables alone
             self._db.execute("VACUUM")
         return count
 
@@ -261,8 +261,8 @@ class CaptionStore:
                 if keep_digests is not None:
                     marks = ", ".join("?" * len(keep_digests))
                     captions = self._db.execute(
-                        "DELETE FROM captions WHERE json_extract(record, '$.model.digest')"
-                        f" NOT IN ({marks})",
+                        "DELETE FROM captions WHERE json_extract(record, '$.model.digest')"  # noqa: S608
+                        f" NOT IN ({marks})",  # S608: question marks alone
                         tuple(keep_digests),
                     ).rowcount
                 self._db.execute(

@@ -70,7 +70,9 @@ GEMMA = Kind("gemma3", size=56, merge=2)
 GELU_TANH = ("internvl", "idefics3", "gemma3")  # and a bias for patches; others: the quick one
 
 
-def mmproj_parts(kind: Kind, seed: int = 0, n_embd: int = bundles.N_EMBD) -> bundles.GgufParts:
+def mmproj_parts(  # noqa: C901, PLR0912 - what each projector's file holds, in turn
+    kind: Kind, seed: int = 0, n_embd: int = bundles.N_EMBD
+) -> bundles.GgufParts:
     rng = np.random.default_rng(seed)
 
     def weight(*shape: int) -> np.ndarray:

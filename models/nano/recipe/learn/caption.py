@@ -121,8 +121,10 @@ def _token_weights() -> Tensor:
 
 
 def token_loss(logits: Tensor, wanted: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [n, VOCAB], tokens [n], which of them come after the list [n] → weighted sum of the
-    cross-entropies, sum of the weights."""
+    """The weighted sum of the tokens' cross-entropies, and the sum of their weights.
+
+    Logits [n, VOCAB]; tokens [n]; `said` [n]: which of them come after the list.
+    """
     weights = _token_weights().to(logits.device)[wanted] * (1 + (SAID_WEIGHT - 1) * said)
     losses = F.cross_entropy(logits.float(), wanted, reduction="none")
     return (losses * weights).sum(), weights.sum()
@@ -131,8 +133,7 @@ def token_loss(logits: Tensor, wanted: Tensor, said: Tensor) -> tuple[Tensor, Te
 def lessons_to_ids(
     lessons: list[Lesson], rng: random.Random | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids of everything after the picture; targets (captions only); which of these come after the
-    list: [n, longest] each.
+    """Ids after the picture; targets (captions only); which come after the list: [n, longest] each.
 
     With ``rng`` some of the caption's *input* words that the picture decides are swapped for
     another of their kind, while the targets stay true: the decoder then learns to look at the

@@ -1,5 +1,6 @@
-"""Write a trained nano as published PrismCaptioner checkpoints look, ready for ``convert``:
-``python -m edgeprism.models.nano.recipe.learn.export RUN/caption.pt OUT``.
+"""Write a trained nano as published PrismCaptioner checkpoints look, ready for ``convert``.
+
+``python -m edgeprism.models.nano.recipe.learn.export RUN/caption.pt OUT`` writes:
 
     captioner/             edgeprism.json: its default instruction and what it is for
     captioner/projector/   config.json, model.safetensors (model.0.*, model.2.*)

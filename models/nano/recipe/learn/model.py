@@ -103,6 +103,8 @@ class Tower(nn.Module):
 
 
 class RMSNorm(nn.Module):
+    """A division by the root mean square over the last axis, and a weight."""
+
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))

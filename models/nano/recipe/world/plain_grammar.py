@@ -148,8 +148,11 @@ class CaptionScore:
 
 
 def score_caption(scene: Scene, caption: str) -> CaptionScore:
-    """Score a caption. An object is right when a claim has both its shape and its colour;
-    a relation is right when it is true of the scene's objects, whichever pair it names."""
+    """Score a caption.
+
+    An object is right when a claim has both its shape and its colour; a relation is right when
+    it is true of the scene's objects, whichever pair it names.
+    """
     facts = caption_to_facts(caption)
     open_claims = list(facts.claims)
     objects = []
