@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,8 @@ class Peer:
     picture: Image.Image
     table: str = ""  # the model's position table where its first is the class row's
     # indices of rows with the class row first: what the model takes, and what libmtmd does
-    taken: slice | list[int] = slice(None)
-    taken_by_mtmd: slice | list[int] = slice(None)
+    taken: EllipsisType | list[int] = ...
+    taken_by_mtmd: EllipsisType | list[int] = ...
 
     def expected(self) -> np.ndarray:
         return self.rows(self.model, self.picture)[self.taken]
