@@ -35,7 +35,6 @@ class PairFacts:
     multi_axis: bool
     causal: bool
     typical_tokens: int  # rows of a picture of TYPICAL_SIZE
-    tiles: int  # runs of rows in such a picture
     tiles_together: bool
     add_bos: bool
     before_image: str
@@ -90,7 +89,6 @@ def _tried(lm_path: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
         multi_axis=encoder.multi_axis,
         causal=encoder.causal,
         typical_tokens=runs[-1].stop,
-        tiles=len(runs),
         tiles_together=together > 1,
         add_bos=lm.adds_bos(),
         before_image="".join(texts[:at]),
