@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from edgeprism.choices import INSTRUCTION_MODES
 from edgeprism.errors import UsageError
 from edgeprism.picture.read import MAX_FILE_BYTES, ImageSource
 from edgeprism.reason.base import BaseReasoner
 from edgeprism.reason.merge import merge_captions
 from edgeprism.reason.shape import Shape
 from edgeprism.records import Answer, Caption, EncodedImage
-
-INSTRUCTION_MODES = ("question", "generic")
 
 
 class Perceiver(Protocol):

@@ -20,7 +20,7 @@ REPOSITORY = PACKAGE.parent
 
 # A room imports only rooms of lines above its own, and itself.
 FLOORS = [
-    {"errors", "progress", "segments", "version"},
+    {"choices", "errors", "progress", "segments", "version"},
     {"files", "machine", "records"},
     {"bundle"},
     {"language", "picture"},

@@ -9,12 +9,11 @@ import sys
 
 import click
 
-from edgeprism.errors import EdgePrismError, Interrupted
+from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EdgePrismError, Interrupted
 from edgeprism.machine.cancel import interruptible
 from edgeprism.version import __version__
 
 COMMANDS = ("caption", "ask", "chat", "eval", "cache", "models", "pull", "convert", "doctor")
-_INTERRUPTED = 130
 
 
 class LazyGroup(click.Group):
@@ -70,15 +69,15 @@ def run(arguments: list[str]) -> int:
         with interruptible():
             code = cli.main(arguments, prog_name="edgeprism", standalone_mode=False)
             sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return code if isinstance(code, int) else EXIT_DONE
     except click.exceptions.Abort:
-        return _INTERRUPTED
+        return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         click.echo("Interrupted.", err=True)
-        return _INTERRUPTED
+        return EXIT_INTERRUPTED
     except Interrupted as error:
         click.echo(str(error), err=True)
-        return _INTERRUPTED
+        return EXIT_INTERRUPTED
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -88,7 +87,7 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         # the reader of our output (head, less) has left: nothing more to say, and no traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return EXIT_FAILED
 
 
 def show_error(error: EdgePrismError) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprism.bundle.open import DEFAULT_MODEL
+from edgeprism.choices import INSTRUCTION_MODES, STAGES
 from edgeprism.cli.options import (
     answering_options,
     cache_option,
@@ -21,7 +22,7 @@ from edgeprism.cli.options import (
     perceiving,
     working,
 )  # fmt: skip
-from edgeprism.errors import EdgePrismError, UsageError
+from edgeprism.errors import EXIT_DONE, EdgePrismError, UsageError
 
 if TYPE_CHECKING:
     from edgeprism.prism import Prism
@@ -40,14 +41,14 @@ if TYPE_CHECKING:
 @answering_options
 @pair_options("--lm-chat-format")
 @captioner_options
-@click.option("--instruction-mode", type=click.Choice(["question", "generic"]),
+@click.option("--instruction-mode", type=click.Choice(INSTRUCTION_MODES),
               default="question", show_default=True,
               help="Question: the reasoner first names what the question is about, and the "
               "captioner attends to that. --focus TEXT names it by hand.")  # fmt: skip
 @click.option("--choices", metavar="A,B,…", help="Answer with exactly one of these.")
 @click.option("--schema", "schema_file", type=click.Path(), metavar="FILE",
               help="Answer in JSON that validates against this JSON schema.")  # fmt: skip
-@click.option("--stages", type=click.Choice(["auto", "together", "apart"]), default="auto",
+@click.option("--stages", type=click.Choice(STAGES), default="auto",
               show_default=True, help="Apart: only one of the two models is in memory at a time; "
               "auto does so where both would take half of the machine's.")  # fmt: skip
 @cache_option
@@ -91,7 +92,7 @@ def command(
             f"No answer of that shape within {asked['answer_tokens']} tokens.",
             "Raise --answer-tokens.",
         )
-    return 0
+    return EXIT_DONE
 
 
 def _open_prism(models: tuple[str, ...], reasoner: str, stages: str, **asked: Any) -> Prism:
@@ -139,7 +140,7 @@ def _show(answer: Answer, as_json: bool, show_captions: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2))
         return
-    from edgeprism.output.streams import printable
+    from edgeprism.files.safe_text import printable
 
     for note in answer.notes:
         click.echo(printable(note), err=True)

@@ -18,7 +18,7 @@ from edgeprism.cli.options import (
     pair_options,
     working,
 )  # fmt: skip
-from edgeprism.errors import UsageError
+from edgeprism.errors import EXIT_DONE, UsageError
 
 if TYPE_CHECKING:
     from edgeprism.perceive.captioner import Captioner
@@ -206,14 +206,14 @@ def _caption_one(
         caption: Caption = captioner.caption(sources if len(sources) > 1 else sources[0], **options)
     for note in caption.notes:
         click.echo(f"{caption.image}: {note}", err=True)
-    from edgeprism.output.streams import printable
+    from edgeprism.files.safe_text import printable
 
     if form == "text":
         click.echo(printable(caption.text))
     else:
         indent = 2 if form == "json" else None
         click.echo(json.dumps(caption.to_dict(), ensure_ascii=False, indent=indent))
-    return 0
+    return EXIT_DONE
 
 
 def _caption_many(
@@ -233,7 +233,7 @@ def _caption_many(
     plan = captioner.plan(**options)
     if asked["dry_run"]:
         dry_run(search, captioner, plan, not asked["no_cache"])
-        return 0
+        return EXIT_DONE
     sidecars: list[SidecarKind] = []
     if asked["txt"]:
         sidecars.append("txt")

@@ -23,7 +23,15 @@ from edgeprism.cli.options import (
     perceiving,
     working,
 )  # fmt: skip
-from edgeprism.errors import EdgePrismError, Interrupted, UsageError
+from edgeprism.errors import (
+    EXIT_DONE,
+    EXIT_MODEL,
+    EXIT_SOME_FAILED,
+    EXIT_UNAVAILABLE,
+    EdgePrismError,
+    Interrupted,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from edgeprism.perceive.captioner import Captioner
@@ -32,7 +40,6 @@ if TYPE_CHECKING:
     from edgeprism.records import Caption, EncodedImage
 
 _HELP = "/focus TEXT looks again, /captions prints what was seen, /quit (or Ctrl-D) ends."
-_SOME_FAILED = 3
 
 
 @click.command("chat")
@@ -97,11 +104,11 @@ def command(
         except Interrupted:
             raise
         except EdgePrismError as error:
-            if error.exit_code in (4, 5):
+            if error.exit_code in (EXIT_MODEL, EXIT_UNAVAILABLE):
                 raise  # no model or no device: every other question would fail alike
             failed = True
             show_error(error)
-    return _SOME_FAILED if failed else 0
+    return EXIT_SOME_FAILED if failed else EXIT_DONE
 
 
 class Looking:
@@ -137,7 +144,7 @@ class Looking:
 
 def _do(line: str, looking: Looking, conversation: Conversation, answer_tokens: int) -> None:
     """Answer one line, a question or a command."""
-    from edgeprism.output.streams import printable
+    from edgeprism.files.safe_text import printable
 
     word, _, rest = line.partition(" ")
     if word == "/captions":

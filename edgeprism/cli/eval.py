@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprism.bundle.open import DEFAULT_MODEL
+from edgeprism.choices import INSTRUCTION_MODES, OPTION_FORMS
 from edgeprism.cli.options import engine_options, open_reasoners, reasoner_options, working
-from edgeprism.errors import Interrupted
+from edgeprism.errors import EXIT_DONE, EXIT_SOME_FAILED, Interrupted
 
 if TYPE_CHECKING:
     from edgeprism.evaluation.questions import QuestionFile
 
 _SHOWN_SKIPS = 10
-_SOME_FAILED = 3
 
 
 @click.command("eval")
@@ -36,8 +36,8 @@ _SOME_FAILED = 3
               show_default=True, metavar="NAME|FILE.gguf|URL", help="Who answers; repeat for "
               "several.")  # fmt: skip
 @reasoner_options
-@click.option("--instruction-mode", "modes", multiple=True, default=("generic", "question"),
-              type=click.Choice(["generic", "question"]), show_default=True,
+@click.option("--instruction-mode", "modes", multiple=True, default=INSTRUCTION_MODES,
+              type=click.Choice(INSTRUCTION_MODES), show_default=True,
               help="The captioner's instruction: the same for all questions, or with what each "
               "one needs.")  # fmt: skip
 @click.option("--split", "splits", multiple=True, metavar="NAME", help="Only these splits.")
@@ -52,7 +52,7 @@ _SOME_FAILED = 3
               help="Longest caption.  [default: the model's]")  # fmt: skip
 @click.option("--answer-tokens", type=click.IntRange(min=1), default=64, show_default=True,
               metavar="N", help="Longest answer.")  # fmt: skip
-@click.option("--options", type=click.Choice(["letters", "free", "bound"]),
+@click.option("--options", type=click.Choice(OPTION_FORMS),
               help="How reasoners meet options: lettered; not at all, their free answer being "
               "matched; or bound to the options' texts.  [default: letters; free for nano's own "
               "questions]")  # fmt: skip
@@ -116,7 +116,7 @@ def command(
 
 def _tell_skipped(file: QuestionFile) -> None:
     """Which rows ask nothing, the first of them by name; the report has all."""
-    from edgeprism.output.streams import printable
+    from edgeprism.files.safe_text import printable
 
     for skip in file.skipped[:_SHOWN_SKIPS]:
         click.echo(printable(f"{file.tsv.path}, {skip}; skipped"), err=True)
@@ -127,7 +127,7 @@ def _tell_skipped(file: QuestionFile) -> None:
 def _show(report: dict[str, Any], out: Path, as_json: bool) -> int:
     from edgeprism.evaluation.evaluate import CSV, JSON, PAGE
     from edgeprism.evaluation.report import print_report
-    from edgeprism.output.streams import printable
+    from edgeprism.files.safe_text import printable
 
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False, indent=2))
@@ -139,7 +139,7 @@ def _show(report: dict[str, Any], out: Path, as_json: bool) -> int:
         line = f"question {failure['index']}, {failure['cell']}: {failure['error']}"
         click.echo(printable(line), err=True)
     click.echo(f"{out / PAGE}, {JSON}, {CSV}", err=True)
-    return _SOME_FAILED if report["data"]["skipped"] or report["failures"] else 0
+    return EXIT_SOME_FAILED if report["data"]["skipped"] or report["failures"] else EXIT_DONE
 
 
 @contextlib.contextmanager

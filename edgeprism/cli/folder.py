@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeprism.errors import EXIT_DONE, EXIT_SOME_FAILED, EdgePrismError, Interrupted
+from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_FAILED, EdgePrismError, Interrupted
 from edgeprism.files.atomic import AtomicFile
 from edgeprism.folder.events import Outcome
 from edgeprism.folder.run import Failure, FolderOptions, FolderResult, FolderRun, estimate_folder
@@ -107,7 +107,7 @@ def _finish(result: FolderResult, use_store: bool) -> int:
         )
     if not result.failures and not result.unreadable:
         return EXIT_DONE
-    return EXIT_SOME_FAILED if result.captioned + result.known else EdgePrismError.exit_code
+    return EXIT_SOME_FAILED if result.captioned + result.known else EXIT_FAILED
 
 
 @contextlib.contextmanager

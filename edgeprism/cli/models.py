@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
-from edgeprism.errors import ModelError, UsageError
+from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_MODEL, UsageError
+from edgeprism.files.safe_text import printable_line
 
 if TYPE_CHECKING:
     from edgeprism.install.inventory import FileCheck, ModelEntry
@@ -42,7 +43,7 @@ def list_(as_json: bool) -> None:
 def _row(entry: ModelEntry) -> tuple[str, ...]:
     about = (entry.problem or entry.description).partition("\n")[0]
     cells = (entry.name, entry.kind, entry.state, _size(entry.size), about)
-    return tuple(map(_printable, cells))
+    return tuple(map(printable_line, cells))
 
 
 @command.command("show")
@@ -85,8 +86,8 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
         verdict = f"WRONG {check.problem}" if check.problem else "intact"
         if not check.recorded:
             verdict = f"not recorded anywhere: sha256 {check.sha256}"
-        click.echo(_printable(f"{check.model}: {check.file}: {verdict}"))
-    return ModelError.exit_code if any(check.problem for check in checks) else 0
+        click.echo(printable_line(f"{check.model}: {check.file}: {verdict}"))
+    return EXIT_MODEL if any(check.problem for check in checks) else EXIT_DONE
 
 
 @command.command("verify-published")
@@ -124,7 +125,7 @@ def verify_published(
         )
     for path in report.write(folder):
         click.echo(str(path))
-    return 0 if report.passed else 1
+    return EXIT_DONE if report.passed else EXIT_FAILED
 
 
 def _cost(name: str, sizes: tuple[str, ...], images: tuple[Path, ...]) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
     """Nested facts as aligned text."""
     lines = []
     for key, value in facts.items():
-        label = f"{indent}{_printable(key)}:"
+        label = f"{indent}{printable_line(key)}:"
         if isinstance(value, dict):
             lines += [label, *_lines(value, indent + "  ")] if value else [f"{label} –"]
         elif isinstance(value, list) and value and isinstance(value[0], dict):
@@ -187,12 +188,8 @@ def _text(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(_text(item) for item in value)
-    return _printable(json.dumps(value, ensure_ascii=False) if "\n" in str(value) else str(value))
-
-
-def _printable(text: str) -> str:
-    """A model from a stranger may name itself with a terminal's control sequences."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    text = str(value)
+    return printable_line(json.dumps(value, ensure_ascii=False) if "\n" in text else text)
 
 
 def _size(size: int | None) -> str:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeprism.bundle.manifest import VISION_QUANTS
+from edgeprism.choices import DEVICES
 from edgeprism.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="Language-model layers on the GPU.  [default: all]"),
         click.option("--threads", type=click.IntRange(min=1), metavar="N",
                      help="CPU threads.  [default: the cores this process may use]"),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "metal"]),
+        click.option("--device", type=click.Choice(DEVICES),
                      default="auto", envvar="EDGEPRISM_DEVICE", show_default=True,
                      help="Where to run; auto takes the best each engine has."),
     ):  # fmt: skip
@@ -37,7 +39,7 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def captioner_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--vision-quant, --instruction, --focus, --max-tokens."""
     for option in (
-        click.option("--vision-quant", type=click.Choice(["fp32", "fp16", "int8", "int8-full"]),
+        click.option("--vision-quant", type=click.Choice(VISION_QUANTS),
                      help="Variant of the vision graph.  [default: the best for the device]"),
         click.option("--max-tokens", type=click.IntRange(min=1), metavar="N",
                      help="Longest caption.  [default: the model's]"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from edgeprism.choices import INSTRUCTION_MODES, OPTION_FORMS
 from edgeprism.errors import UsageError
 from edgeprism.evaluation.results import key_of
 from edgeprism.perceive.captioner import Captioner
@@ -14,10 +15,7 @@ from edgeprism.reason.base import BaseReasoner
 from edgeprism.records import ModelInfo
 from edgeprism.version import __version__
 
-MODES = ("generic", "question")
 NO_CAPTION = "no caption"
-# lettered and listed; not shown, and the free answer matched to them; or bound to their texts
-OPTIONS = ("letters", "free", "bound")
 
 _Model = TypeVar("_Model", Captioner, BaseReasoner)
 
@@ -29,7 +27,7 @@ class Settings:
     caption_tokens: int | None = None
     answer_tokens: int = 64
     instruction: str | None = None  # replaces the captioner's generic one
-    options: str = "letters"  # how reasoners meet them, of OPTIONS
+    options: str = "letters"  # how reasoners meet them, of OPTION_FORMS
     version: str = __version__
 
 
@@ -38,7 +36,7 @@ class Cell:
     """One combination; without a captioner, what the reasoner makes of the question alone."""
 
     captioner: str  # a name of the matrix, "" for none
-    mode: str  # of MODES, or NO_CAPTION
+    mode: str  # of INSTRUCTION_MODES, or NO_CAPTION
     reasoner: str
 
     @property
@@ -54,18 +52,20 @@ class Matrix:
         self,
         captioners: Sequence[Captioner],
         reasoners: Sequence[BaseReasoner],
-        modes: Sequence[str] = MODES,
+        modes: Sequence[str] = INSTRUCTION_MODES,
         settings: Settings | None = None,
     ) -> None:
         """Models load when their turn comes. Raises UsageError for a mode that is none."""
         for mode in modes:
-            if mode not in MODES:
-                raise UsageError(f"{mode!r} is no instruction mode.", f"Take {' or '.join(MODES)}.")
+            if mode not in INSTRUCTION_MODES:
+                raise UsageError(
+                    f"{mode!r} is no instruction mode.", f"Take {' or '.join(INSTRUCTION_MODES)}."
+                )
         self.settings = settings or Settings()
-        if self.settings.options not in OPTIONS:
+        if self.settings.options not in OPTION_FORMS:
             raise UsageError(
                 f"{self.settings.options!r} is no way to show options.",
-                f"Take {', '.join(OPTIONS)}.",
+                f"Take {', '.join(OPTION_FORMS)}.",
             )
         self.captioners = _named(captioners)
         self.reasoners = _named(reasoners)

@@ -18,7 +18,14 @@ from typing import Any
 
 import edgeprism
 from edgeprism.bundle.open import DEFAULT_MODEL, open_bundle
-from edgeprism.errors import DeviceError, ModelError, TemplateError
+from edgeprism.errors import (
+    EXIT_DONE,
+    EXIT_MODEL,
+    EXIT_UNAVAILABLE,
+    DeviceError,
+    ModelError,
+    TemplateError,
+)
 from edgeprism.files.home import data_dir
 from edgeprism.install.extras import missing_for_convert, pip_install
 from edgeprism.install.inventory import list_models
@@ -47,7 +54,7 @@ class Finding:
     state: str  # ok | warn | bad
     text: str
     fix: str = ""
-    exit_code: int = 0
+    exit_code: int = EXIT_DONE
 
 
 @dataclass
@@ -56,18 +63,20 @@ class Diagnosis:
 
     findings: list[Finding] = field(default_factory=list)
 
-    def add(self, topic: str, state: str, text: str, fix: str = "", exit_code: int = 0) -> None:
+    def add(
+        self, topic: str, state: str, text: str, fix: str = "", exit_code: int = EXIT_DONE
+    ) -> None:
         self.findings.append(Finding(topic, state, text, fix, exit_code))
 
     @property
     def exit_code(self) -> int:
         """5 for an engine, else 4 for the default model, else 0."""
-        return max((finding.exit_code for finding in self.findings), default=0)
+        return max((finding.exit_code for finding in self.findings), default=EXIT_DONE)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "schema": REPORT_SCHEMA,
-            "usable": self.exit_code == 0,
+            "usable": self.exit_code == EXIT_DONE,
             "exit_code": self.exit_code,
             "findings": [asdict(finding) for finding in self.findings],
         }
@@ -148,7 +157,7 @@ def _examine_packages(diagnosis: Diagnosis) -> None:
         if version:
             diagnosis.add(name, OK, version)
         else:
-            diagnosis.add(name, BAD, "not installed", f"pip install {name}", 5)
+            diagnosis.add(name, BAD, "not installed", f"pip install {name}", EXIT_UNAVAILABLE)
 
 
 def _examine_vision(diagnosis: Diagnosis) -> dict[str, str]:
@@ -160,14 +169,14 @@ def _examine_vision(diagnosis: Diagnosis) -> dict[str, str]:
             BAD,
             f"{' and '.join(builds)} are both installed and overwrite each other",
             f"pip uninstall -y {' '.join(builds)} && pip install {keep}",
-            5,
+            EXIT_UNAVAILABLE,
         )
     found = probe("vision")
     if "error" in found:
         fix = "pip install onnxruntime"
         if len(builds) == 1:
             fix = f"pip install --force-reinstall --no-deps {builds[0]}"
-        diagnosis.add("vision engine", BAD, str(found["error"]), fix, 5)
+        diagnosis.add("vision engine", BAD, str(found["error"]), fix, EXIT_UNAVAILABLE)
         return {}
     providers = {str(name): str(obstacle) for name, obstacle in found["providers"].items()}
     named = " ".join(f"{build} {version_of(build)}" for build in builds) or "onnxruntime"
@@ -184,7 +193,7 @@ def _examine_language(diagnosis: Diagnosis) -> bool:
     found = probe("language")
     if "error" in found:
         fix = _LANGUAGE_FIX if version else "pip install llama-cpp-python"
-        diagnosis.add("language engine", BAD, str(found["error"]), fix, 5)
+        diagnosis.add("language engine", BAD, str(found["error"]), fix, EXIT_UNAVAILABLE)
         return False
     offload = bool(found["offload"])
     where = "can use a GPU" if offload else "built for the CPU alone"
@@ -205,7 +214,11 @@ def _examine_device(
         layers = device.choose_gpu_layers(requested, offload, None)
     except DeviceError as error:
         diagnosis.add(
-            "device", BAD, f"EDGEPRISM_DEVICE={requested}: {error.message}", error.hint, 5
+            "device",
+            BAD,
+            f"EDGEPRISM_DEVICE={requested}: {error.message}",
+            error.hint,
+            EXIT_UNAVAILABLE,
         )
         return
     why = "EDGEPRISM_DEVICE" if requested != "auto" else "the best that each engine has"
@@ -279,7 +292,7 @@ def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> Non
             if environment.get("EDGEPRISM_MODEL")
             else 'pip install --force-reinstall --no-deps "edgeprism"'
         )
-        diagnosis.add("default model", BAD, error.message.strip(), fix, 4)
+        diagnosis.add("default model", BAD, error.message.strip(), fix, EXIT_MODEL)
     else:
         diagnosis.add("default model", OK, f"{bundle.manifest.name} ({bundle.path})")
     reasoners = 0

@@ -8,7 +8,6 @@ or paths, and the pictures themselves are not in it.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.open import Bundle, open_bundle
-from edgeprism.errors import EdgePrismError, UsageError
+from edgeprism.errors import EdgePrismError, Interrupted, OutputError, UsageError
+from edgeprism.files.atomic import write_atomically
 from edgeprism.install.doctor import machine_facts
 from edgeprism.install.pull import pull
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, read_catalogue
 from edgeprism.perceive.captioner import Captioner
+from edgeprism.picture.find import has_picture_suffix
 from edgeprism.progress import Progress
 from edgeprism.version import __version__
 
 REPORT_SCHEMA = 1
 WANTED_PHOTOS = 5
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic")
 
 
 @dataclass
@@ -63,14 +63,14 @@ class Report:
                 ("report.json", json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"),
                 ("report.txt", self.to_text()),
             ):
-                beside = folder / f".{name}.partial"
-                beside.write_text(text, encoding="utf-8")
-                os.replace(beside, folder / name)
+                write_atomically(folder / name, text.encode())
                 written.append(folder / name)
         except OSError as error:
             raise UsageError(
                 f"{folder}: the report cannot be written: {error.strerror}.", "Give --out FOLDER."
             ) from error
+        except OutputError as error:
+            raise UsageError(error.message, "Give --out FOLDER.") from error
         return written
 
 
@@ -119,7 +119,7 @@ def find_pictures(photos: Sequence[Path]) -> list[Path]:
     pictures: list[Path] = []
     for path in photos:
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        pictures += [p for p in inside if p == path or p.suffix.lower() in _PICTURES]
+        pictures += [p for p in inside if p == path or has_picture_suffix(p.name)]
     if not pictures:
         raise UsageError("No photograph was found.", "Give --photos a picture or a folder of them.")
     return pictures
@@ -130,9 +130,9 @@ def _step(report: Report, title: str, work: Callable[[], Any]) -> Any:
     start = time.perf_counter()
     try:
         return work()
+    except Interrupted:
+        raise  # the user's Ctrl-C is no finding
     except EdgePrismError as error:
-        if error.exit_code == 130:
-            raise  # the user's Ctrl-C is no finding
         report.failures.append(f"{title}: {type(error).__name__}: {_without_home(str(error))}")
         return None
     finally:
@@ -180,9 +180,9 @@ def _captioned(
     for i, picture in enumerate(pictures, 1):
         try:
             record = captioner.caption(picture).to_dict()
+        except Interrupted:
+            raise
         except EdgePrismError as error:
-            if error.exit_code == 130:
-                raise
             report.failures.append(f"caption of {picture.name}: {_without_home(str(error))}")
             continue
         # the picture's name, not where its owner keeps it

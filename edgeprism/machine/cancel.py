@@ -16,6 +16,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from edgeprism.errors import EXIT_INTERRUPTED
+
 _live: weakref.WeakSet[Cancel] = weakref.WeakSet()
 
 
@@ -72,8 +74,8 @@ def interruptible(grace_s: float = 0.8) -> Iterator[None]:
     """Inside, Ctrl-C stops native work; KeyboardInterrupt then rises as usual.
 
     Native calls that cannot be stopped (loading a model) are given `grace_s`; then the process
-    ends with 130. Outputs appear under their names only when complete, so nothing half-written
-    is left. Only the main thread can watch signals; elsewhere this does nothing.
+    ends with EXIT_INTERRUPTED. Outputs appear under their names only when complete, so nothing
+    half-written is left. Only the main thread can watch signals; elsewhere this does nothing.
     """
     if threading.current_thread() is not threading.main_thread() or os.name != "posix":
         yield
@@ -152,4 +154,4 @@ def _watch(read_end: int, done: threading.Event, grace_s: float) -> None:
         for cancel in list(_live):
             cancel.set()
         if not done.wait(grace_s):
-            os._exit(130)
+            os._exit(EXIT_INTERRUPTED)

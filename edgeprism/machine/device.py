@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from edgeprism.choices import DEVICES, STAGES
 from edgeprism.errors import DeviceError, UsageError
 from edgeprism.machine.facts import available_cores
 
-STAGES = ("auto", "together", "apart")
-DEVICES = ("auto", "cpu", "cuda", "metal")
 ALL_LAYERS = 999  # more than any model has
 SMALL_MODEL_BYTES = 16 << 20
 CPU_PROVIDER = "CPUExecutionProvider"

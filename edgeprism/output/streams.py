@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import IO, Any
 
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import AtomicFile, clear_leftovers, output_error
+from edgeprism.files.safe_text import printable
 from edgeprism.picture.find import PictureFile, has_picture_suffix
 from edgeprism.records import Caption
 
@@ -30,7 +30,6 @@ CSV_COLUMNS = (
     "vision_quant", "lm_quant", "device", "tokens_visual", "tokens_prompt", "tokens_generated",
     "total_ms", "version",
 )  # fmt: skip
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -216,11 +215,6 @@ def _open_sink(target: Target) -> AtomicFile | _Stream:
     with suppress(PermissionError):  # one may write in a folder that one may not read
         clear_leftovers(place.parent, os.listdir(place.parent), of=place.name)
     return file
-
-
-def printable(text: str) -> str:
-    lines = text.replace("\r\n", "\n")
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", lines)
 
 
 def csv_row(cells: Iterable[Any]) -> str:

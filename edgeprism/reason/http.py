@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from edgeprism.errors import Interrupted, ReplyError, ServerError, UsageError
+from edgeprism.files.safe_text import short_line
 from edgeprism.machine.cancel import Cancel
 from edgeprism.version import __version__
 
@@ -311,13 +312,7 @@ def _patient(opened: socket.socket) -> socket.socket:
 
 def _said(error: BaseException | None) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return _clean(text).rstrip(".")
-
-
-def _clean(text: str) -> str:
-    """One printable line, cut: a server's words go to a terminal."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line[:_LONGEST_MESSAGE] + ("…" if len(line) > _LONGEST_MESSAGE else "")
+    return short_line(text, _LONGEST_MESSAGE).rstrip(".")
 
 
 def _message_of(data: bytes) -> str:
@@ -326,11 +321,11 @@ def _message_of(data: bytes) -> str:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        return _clean(text)
+        return short_line(text, _LONGEST_MESSAGE)
     for name in ("error", "message", "detail"):
         if isinstance(found, dict) and name in found:
             found = found[name]
-    return _clean(found if isinstance(found, str) else json.dumps(found))
+    return short_line(found if isinstance(found, str) else json.dumps(found), _LONGEST_MESSAGE)
 
 
 def _after(headers: Any) -> float:

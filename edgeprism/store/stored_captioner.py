@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgeprism.files.digests import sha256_of_file
 from edgeprism.perceive.captioner import Captioner, Plan
 from edgeprism.picture.read import MAX_FILE_BYTES, READER_VERSION, ImageSource
 from edgeprism.records import Caption, EncodedImage, ModelInfo, Pictured, Timings, TokenCounts
@@ -88,8 +89,7 @@ class StoredCaptioner:
                 return None, name
             known = self.store.digest_of(Path(name), status)
             if known is None:
-                with open(name, "rb") as file:
-                    known = hashlib.file_digest(file, "sha256").hexdigest()
+                known = sha256_of_file(Path(name))
                 self.store.remember_file(Path(name), status.st_size, status.st_mtime_ns, known)
         except (OSError, ValueError):
             return None, name  # the reader will say what is wrong with it
