@@ -56,7 +56,9 @@ class Sampler:
         # to ask of all tokens takes long, and mostly one of the likeliest is allowed
         for count in _LIKELIEST if self._greedy else ():
             if count < len(logits):
-                ids = np.argpartition(logits, -count)[-count:]
+                # every token as likely as the last of them too: which of equals a partition keeps
+                # depends on the processor
+                ids = np.flatnonzero(logits >= np.partition(logits, -count)[-count])
                 if (token := self._draw(ids, logits[ids])) is not None:
                     break
         else:

@@ -134,7 +134,7 @@ def test_ask(
     assert lines == [
         f"{photo} by tiny: {bundles.SAID_TEXT}",
         f"{photo} by other: {OTHER_TEXT}",
-        "evidence: none; the description does not say",
+        f"evidence: picture 1, tiny, sentence 1: {bundles.SAID_TEXT}",
         bundles.SAID_TEXT,
     ]
     assert run([*asked, "--merge-captions", "--json"]) == 0
