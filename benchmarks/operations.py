@@ -10,7 +10,7 @@ from edgeprism import Captioner
 
 def picture_operations(captioner: Captioner, size: tuple[int, int]) -> float:
     """Multiplications and additions of all tiles of a picture of `size` (width, height)."""
-    graph = captioner.bundle.path / captioner.vision_variant().file
+    graph = captioner.bundle.path / captioner.engines.vision_variant().file
     return tile_operations(graph) * captioner.cost(size).tiles
 
 

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, Unpack, cast
 
 from edgeprism.choices import INSTRUCTION_MODES
 from edgeprism.errors import UsageError
 from edgeprism.picture.read import MAX_FILE_BYTES, ImageSource
-from edgeprism.reason.base import BaseReasoner
+from edgeprism.reason.base import DEFAULT_ANSWER_TOKENS, BaseReasoner
 from edgeprism.reason.merge import merge_captions
 from edgeprism.reason.shape import Shape
 from edgeprism.records import Answer, Caption, EncodedImage
+
+if TYPE_CHECKING:
+    from edgeprism.perceive.options import CaptionOptions
+
+
+Picture = ImageSource | EncodedImage
 
 
 class Perceiver(Protocol):
     """What Prism needs of a captioner."""
 
-    def caption(self, image: ImageSource | EncodedImage, **options: Any) -> Caption: ...
+    def caption(self, image: Picture, **options: Unpack[CaptionOptions]) -> Caption:
+        """The caption of one picture."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the engines."""
 
 
 class Prism:
     """A captioner, or several, and a reasoner; each loads its engine when first used.
 
-    With `apart` only one of them is in memory at a time: the reasoner is freed once it has drawn
-    a focus, and each captioner once it has described all pictures.
+    Example:
+        >>> from edgeprism import Captioner, Prism, Reasoner
+        >>> prism = Prism(Captioner.load("nano"), Reasoner.load("smollm2-135m"))
+        >>> print(prism.ask("photo.jpg", "What is on the left?").text)
     """
 
     def __init__(
@@ -36,61 +46,88 @@ class Prism:
         *,
         apart: bool = False,
     ) -> None:
-        """Raises UsageError where `captioner` is an empty sequence."""
+        """Put two stages together.
+
+        Args:
+            captioner: A captioner, or several whose captions stand side by side.
+            reasoner: Who answers from the captions.
+            apart: Keep only one model in memory at a time: the reasoner is freed once it has
+                drawn a focus, and each captioner once it has described all pictures.
+
+        Raises:
+            UsageError: `captioner` is an empty sequence.
+        """
         self.captioners = tuple(captioner) if isinstance(captioner, Sequence) else (captioner,)
         if not self.captioners:
             raise UsageError("No captioner.", "Name at least one.")
         self.reasoner, self.apart = reasoner, apart
 
-    @property
-    def captioner(self) -> Perceiver:
-        """The first captioner."""
-        return self.captioners[0]
-
     def ask(
         self,
-        images: ImageSource | EncodedImage | Sequence[ImageSource | EncodedImage],
+        images: Picture | Sequence[Picture],
         question: str,
         *,
         options: Mapping[str, str] | None = None,
         hint: str | None = None,
         instruction_mode: str = "question",
+        instruction: str | None = None,
         focus: str | None = None,
-        max_tokens: int | None = None,
         caption_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        answer_tokens: int = DEFAULT_ANSWER_TOKENS,
         shape: Shape | None = None,
         merge: bool = False,
         evidence: bool = False,
-        **caption_options: Any,
     ) -> Answer:
         """Caption each picture, then answer from the captions alone.
 
-        With `instruction_mode` "question" the reasoner first turns the question into a focus,
-        what the captions should attend to; where it cannot, the generic instruction is used and
-        the answer's notes say so. A `focus` that is given wins. `options`, `hint`, `shape` and
-        `evidence` are those of `BaseReasoner.answer`; `max_tokens` bounds the answer,
-        `caption_tokens` each caption. Several captioners' captions stand side by side, unless
-        `merge`: then the reasoner makes one of them first (`merge_captions`). Other options are
-        the captioner's (`Captioner.plan`).
+        Args:
+            images: A picture or several, as for `Captioner.caption`; each is described by itself.
+            question: The question; lettered options may stand in it.
+            options: Lettered options, {"A": "red", …}. They never reach the captioner.
+            hint: What the reasoner should know beside the captions.
+            instruction_mode: "question": the reasoner first turns the question into a focus; where
+                it cannot, the answer's notes say so. "generic": the captioner knows no question.
+            instruction: Replaces the captioner's generic instruction.
+            focus: What the captions should attend to, instead of what the reasoner draws.
+            caption_tokens: The longest caption; None: as the captioner's bundle says.
+            temperature: Of the captions; 0 gives the same text for the same picture.
+            seed: Of a temperature above 0.
+            answer_tokens: The longest answer.
+            shape: Binds the answer (`choices_to_shape`, `schema_to_shape`).
+            merge: Let the reasoner make one caption of several captioners' first.
+            evidence: Ask, in a second completion, which sentences support the answer.
+
+        Returns:
+            The answer with the captions that it rests on.
+
+        Raises:
+            ImageError: A picture cannot be read; the message names it.
+            UsageError: No picture, an unknown mode, an empty question, or a captioner named twice.
+            EdgePrismError: What `Captioner.caption` and `BaseReasoner.answer` raise.
         """
-        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+        # a str is a sequence too, so mypy cannot tell
+        pictures = list(images) if isinstance(images, (list, tuple)) else [cast("Picture", images)]
         if not pictures:
             raise UsageError("No picture to ask about.", "Name at least one.")
         focus, notes = self.focus_for(question, instruction_mode, focus, options)
-        wishes = {"focus": focus, "max_tokens": caption_tokens, **caption_options}
         if self.apart:
             self.reasoner.close()
-        captions = self._describe(pictures, wishes)
+        captions = self._describe(pictures, instruction=instruction, focus=focus, seed=seed,
+            caption_tokens=caption_tokens, temperature=temperature)  # fmt: skip
         if merge:
-            captions, told = merge_captions(self.reasoner, captions)
-            notes += told
-        return self.answer(
+            captions, merge_notes = merge_captions(self.reasoner, captions)
+            notes += merge_notes
+        return self.reasoner.answer(
             captions, question, options=options, hint=hint, focus=focus, notes=notes,
-            max_tokens=max_tokens, shape=shape, evidence=evidence,
+            answer_tokens=answer_tokens, shape=shape, evidence=evidence,
         )  # fmt: skip
 
     def _describe(
-        self, pictures: Sequence[ImageSource | EncodedImage], wishes: Mapping[str, Any]
+        self,
+        pictures: Sequence[Picture],
+        **caption_options: Unpack[CaptionOptions],
     ) -> tuple[Caption, ...]:
         """Each captioner's captions of all pictures, one captioner after another."""
         if len(self.captioners) > 1:  # a file object can be read once
@@ -100,7 +137,7 @@ class Prism:
             ]
         captions: list[Caption] = []
         for captioner in self.captioners:
-            own = [captioner.caption(picture, **wishes) for picture in pictures]
+            own = [captioner.caption(picture, **caption_options) for picture in pictures]
             if self.apart:
                 captioner.close()
             if own[0].model.digest in {caption.model.digest for caption in captions}:
@@ -135,14 +172,17 @@ class Prism:
         captions: Sequence[Caption],
         question: str,
         *,
-        focus: str | None = None,
-        max_tokens: int | None = None,
-        **options: Any,
+        options: Mapping[str, str] | None = None,
+        hint: str | None = None,
+        answer_tokens: int = DEFAULT_ANSWER_TOKENS,
+        shape: Shape | None = None,
+        evidence: bool = False,
     ) -> Answer:
-        """Answer from captions that exist already; options as for `BaseReasoner.answer`."""
-        if max_tokens is not None:
-            options["max_tokens"] = max_tokens
-        return self.reasoner.answer(captions, question, focus=focus or "", **options)
+        """Answer from captions that exist already; arguments and errors as for `ask`."""
+        return self.reasoner.answer(
+            captions, question, options=options, hint=hint, answer_tokens=answer_tokens,
+            shape=shape, evidence=evidence,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Free all models."""

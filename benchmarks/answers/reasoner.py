@@ -49,7 +49,7 @@ def main() -> None:
     reasoner = Reasoner.load(arguments.reasoner)
     right: dict[str, list[bool]] = {}
     for kind, text, question, expected in questions(arguments.scenes):
-        answer = reasoner.answer([caption(text)], question, max_tokens=24).text.lower()
+        answer = reasoner.answer([caption(text)], question, answer_tokens=24).text.lower()
         correct = expected in answer or NUMBERS.get(expected, expected) in answer
         right.setdefault(kind, []).append(correct)
     for kind, answers in right.items():

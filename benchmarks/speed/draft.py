@@ -19,7 +19,7 @@ from PIL import Image
 from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.models.nano.recipe.world import plain_scene
 from edgeprism.picture.read import enough_for, read_picture
-from edgeprism.picture.tile import picture_to_tiles
+from tests.helpers.tiles import picture_to_tiles
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ from edgeprism.machine.facts import available_cores
 from edgeprism.models.nano.recipe.world import plain_scene
 from edgeprism.picture.find import PictureFile, find_pictures
 from edgeprism.store.caption_store import CaptionStore
+from tests.helpers.captions import caption_ids, plan_of
 
 COMMAND = [sys.executable, "-m", "edgeprism", "caption"]
 
@@ -61,15 +62,16 @@ def speed(work: Path, arguments: argparse.Namespace) -> None:
     files = list(find_pictures([render(work / "pictures", arguments.pictures)]))
     captioner = Captioner.load(arguments.model, device=arguments.device)
     # with random weights a caption has no end of its own
-    options = {"max_tokens": arguments.tokens, "stop_at_end": False} if arguments.tokens else {}
-    plan = captioner.plan(**options)
+    plan = captioner.plan()
+    if arguments.tokens:
+        plan = plan_of(captioner, caption_tokens=arguments.tokens, stop_at_end=False)
     width, lanes = batch_shape(captioner, arguments.batch)
     noise = np.random.default_rng(0).integers(0, 256, (144, 144, 3), dtype=np.uint8)
-    captioner.caption(noise, max_tokens=2)  # none of the files, whose rows would be remembered
+    captioner.caption(noise, caption_tokens=2)  # none of the files, whose rows would be remembered
     ones, batches = [], []
     for _ in range(arguments.rounds):
         start = time.perf_counter()
-        records = [captioner.caption(file.path, **options) for file in files]
+        records = [captioner.start(file.path, plan).finished().caption for file in files]
         ones.append(len(files) / (time.perf_counter() - start))
         start = time.perf_counter()
         with ThreadClock() as clock:
@@ -216,7 +218,7 @@ def memory(work: Path, arguments: argparse.Namespace) -> None:
     """Resident memory of the process at every 500th picture."""
     files = find_pictures([render(work / "pictures", arguments.pictures, distinct=1000)])
     captioner = Captioner.load("nano")
-    plan, shape = captioner.plan(max_tokens=60), batch_shape(captioner)
+    plan, shape = captioner.plan(caption_tokens=60), batch_shape(captioner)
     home = work / "captions.sqlite3"
     for use_store in (False, True):
         batch = Batch(
@@ -256,11 +258,11 @@ def width(work: Path, arguments: argparse.Namespace) -> None:
     captioner = Captioner.load(arguments.model)
     plan = captioner.plan()
     encoded = [captioner.encode(file.path) for file in files]
-    alone = [captioner.caption_ids(image) for image in encoded]
-    again = [captioner.caption_ids(image) for image in encoded]
+    alone = [caption_ids(captioner, image) for image in encoded]
+    again = [caption_ids(captioner, image) for image in encoded]
     print(f"width 1, twice: {sum(a != b for a, b in zip(alone, again, strict=True))} differ")
     for parallel in (2, 4, 8, 16):
-        generator = captioner.new_generator(parallel)
+        generator = captioner.engines.new_generator(parallel)
         requests = (captioner.request(image, plan) for image in encoded)
         events = (e for e in generator.run(requests) if isinstance(e, Finished))
         ids = {event.index: event.ids for event in events}

@@ -24,6 +24,7 @@ from benchmarks.machine import gpu_limits, matmul_gflops, read_gbytes_per_s, spr
 from benchmarks.operations import picture_operations
 from edgeprism import Caption, Captioner
 from edgeprism.machine.facts import available_cores, cpu_name
+from tests.helpers.captions import stream
 
 PICTURE = (640, 480)
 
@@ -45,7 +46,8 @@ def main() -> None:
     records = []
     for _ in range(arguments.runs + 1):  # the first loads the engines and is not counted
         picture = rng.integers(0, 256, (*PICTURE[::-1], 3), dtype=np.uint8)
-        records.append(captioner.caption(picture, max_tokens=arguments.tokens, stop_at_end=False))
+        caption = stream(captioner, picture, caption_tokens=arguments.tokens, stop_at_end=False)
+        records.append(caption.finished().caption)
     first, counted = records[0], records[1:]
     print(f"model: {first.model}\ntokens: {first.tokens}\nload: {first.timings.load:.0f} ms")
     for stage in ("decode_image", "preprocess", "encode", "prefill", "decode", "total"):

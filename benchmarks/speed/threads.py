@@ -25,10 +25,11 @@ def main() -> None:
     arguments = parser.parse_args()
     for threads in range(1, available_cores() + 1):
         with Captioner.load(arguments.bundle, device="cpu", threads=threads) as captioner:
-            options = {"max_tokens": arguments.tokens} if arguments.tokens else {}
-            captioner.caption(arguments.image, **options)
+            tokens = arguments.tokens
+            captioner.caption(arguments.image, caption_tokens=tokens)
             runs = [
-                captioner.caption(arguments.image, **options).timings for _ in range(arguments.runs)
+                captioner.caption(arguments.image, caption_tokens=tokens).timings
+                for _ in range(arguments.runs)
             ]
         print(f"{threads} threads, ms (min / median / max)")
         for stage in ("encode", "prefill", "decode"):

@@ -81,8 +81,8 @@ def command(
             instruction_mode=asked["instruction_mode"],
             instruction=asked["instruction"],
             merge=asked["merge_captions"],
-            max_tokens=asked["answer_tokens"],
-            caption_tokens=asked["max_tokens"],
+            caption_tokens=asked["caption_tokens"],
+            answer_tokens=asked["answer_tokens"],
             shape=shape,
             evidence=as_json or show_captions,
         )
@@ -109,7 +109,7 @@ def _open_prism(models: tuple[str, ...], reasoner: str, stages: str, **asked: An
     seeing = settings("vision_quant", "lm", "mmproj", "lm_chat_format")
     models = models or (os.environ.get("EDGEPRISM_MODEL") or DEFAULT_MODEL,)
     captioners = [open_captioner(model, **seeing) for model in dict.fromkeys(models)]
-    model_bytes = sum(c.model_bytes() for c in captioners) + thinker.model_bytes()
+    model_bytes = sum(c.engines.model_bytes() for c in captioners) + thinker.model_bytes()
     return Prism(
         perceiving(captioners, use_store=not asked["no_cache"]),
         thinker,

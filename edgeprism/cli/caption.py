@@ -22,6 +22,7 @@ from edgeprism.errors import EXIT_DONE, UsageError
 
 if TYPE_CHECKING:
     from edgeprism.perceive.captioner import Captioner
+    from edgeprism.perceive.options import CaptionOptions
     from edgeprism.records import Caption
 
 
@@ -109,7 +110,7 @@ def command(
     lm_chat_format: str | None,
     instruction: str | None,
     focus: str | None,
-    max_tokens: int | None,
+    caption_tokens: int | None,
     temperature: float,
     seed: int,
     vision_quant: str | None,
@@ -142,19 +143,19 @@ def command(
         gpu_layers=gpu_layers,
         vision_quant=vision_quant,
     )
-    caption: dict[str, Any] = {
+    options: CaptionOptions = {
         "instruction": instruction,
         "focus": focus,
-        "max_tokens": max_tokens,
+        "caption_tokens": caption_tokens,
         "temperature": temperature,
         "seed": seed,
     }
     if together:
         _check_together(images, asked)
-        return _caption_one(images, captioner, form, caption)
+        return _caption_one(images, captioner, form, options)
     if _is_one(images, asked):
-        return _caption_one(images, captioner, form, caption)
-    return _caption_many(images, captioner, form, caption, asked)
+        return _caption_one(images, captioner, form, options)
+    return _caption_many(images, captioner, form, options, asked)
 
 
 # options of a run over many pictures: the parameters that they set
@@ -198,7 +199,7 @@ def _check_together(images: tuple[str, ...], asked: dict[str, Any]) -> None:
 
 
 def _caption_one(
-    images: tuple[str, ...], captioner: Captioner, form: str, options: dict[str, Any]
+    images: tuple[str, ...], captioner: Captioner, form: str, options: CaptionOptions
 ) -> int:
     """One caption: of a picture, or of several together."""
     sources: list[Any] = [sys.stdin.buffer if image == "-" else image for image in images]
@@ -220,7 +221,7 @@ def _caption_many(
     images: tuple[str, ...],
     captioner: Captioner,
     form: str,
-    options: dict[str, Any],
+    options: CaptionOptions,
     asked: dict[str, Any],
 ) -> int:
     from edgeprism.cli.folder import ResultOptions, caption_folder, dry_run

@@ -34,10 +34,8 @@ from edgeprism.errors import (
 )
 
 if TYPE_CHECKING:
-    from edgeprism.perceive.captioner import Captioner
-    from edgeprism.prism import Perceiver
+    from edgeprism.perceive.looking import Looking
     from edgeprism.reason.conversation import Conversation
-    from edgeprism.records import Caption, EncodedImage
 
 _HELP = "/focus TEXT looks again, /captions prints what was seen, /quit (or Ctrl-D) ends."
 
@@ -64,7 +62,7 @@ def command(
     vision_quant: str | None,
     instruction: str | None,
     focus: str | None,
-    max_tokens: int | None,
+    caption_tokens: int | None,
     answer_tokens: int,
     no_cache: bool,
     **engine: Any,
@@ -74,6 +72,7 @@ def command(
     The pictures are described once. /focus TEXT looks again, /captions prints what was seen,
     /quit or the end of input ends. Exit code 3 says that some questions had no answer.
     """
+    from edgeprism.perceive.looking import Looking
     from edgeprism.reason.conversation import Conversation
 
     if "-" in images:
@@ -88,7 +87,8 @@ def command(
         captioner,
         perceiving([captioner], use_store=not no_cache)[0],
         images,
-        {"instruction": instruction, "max_tokens": max_tokens},
+        instruction=instruction,
+        caption_tokens=caption_tokens,
     )
     conversation = Conversation(thinker)
     with working("looking…"):
@@ -111,37 +111,6 @@ def command(
     return EXIT_SOME_FAILED if failed else EXIT_DONE
 
 
-class Looking:
-    """The pictures of a chat: described once, and again where somebody asks for it."""
-
-    def __init__(
-        self,
-        captioner: Captioner,
-        perceiver: Perceiver,
-        images: tuple[str, ...],
-        options: dict[str, Any],
-    ) -> None:
-        self._captioner, self._perceiver = captioner, perceiver
-        self._images, self._options = images, options
-        self._encoded: list[EncodedImage] = []
-        self.captions: list[Caption] = []
-
-    def first(self, focus: str | None) -> list[Caption]:
-        """Captions of all pictures, from the store where it has them."""
-        return self._describe(self._images, focus)
-
-    def again(self, focus: str) -> list[Caption]:
-        """Captions with a focus. Each picture is encoded at the first such look only."""
-        if not self._encoded:
-            self._encoded = [self._captioner.encode(image) for image in self._images]
-        return self._describe(self._encoded, focus)
-
-    def _describe(self, pictures: Any, focus: str | None) -> list[Caption]:
-        seen = [self._perceiver.caption(p, focus=focus, **self._options) for p in pictures]
-        self.captions += seen
-        return seen
-
-
 def _do(line: str, looking: Looking, conversation: Conversation, answer_tokens: int) -> None:
     """Answer one line, a question or a command."""
     from edgeprism.files.safe_text import printable
@@ -160,7 +129,7 @@ def _do(line: str, looking: Looking, conversation: Conversation, answer_tokens: 
         raise UsageError(f"{printable(line)}: no command of this chat.", _HELP)
     else:
         with working("thinking…"):
-            said = conversation.ask(line, max_tokens=answer_tokens)
+            said = conversation.ask(line, answer_tokens=answer_tokens)
         click.echo(printable(said.text))
 
 

@@ -48,7 +48,7 @@ _SHOWN_SKIPS = 10
 @click.option("--judge", metavar="NAME|FILE.gguf|URL",
               help="A reasoner that says what an answer means where no rule can.")  # fmt: skip
 @click.option("--instruction", metavar="TEXT", help="The captioners' generic instruction.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N",
+@click.option("--max-tokens", "caption_tokens", type=click.IntRange(min=1), metavar="N",
               help="Longest caption.  [default: the model's]")  # fmt: skip
 @click.option("--answer-tokens", type=click.IntRange(min=1), default=64, show_default=True,
               metavar="N", help="Longest answer.")  # fmt: skip
@@ -90,7 +90,7 @@ def command(
         open_reasoners(reasoners, served_models=asked["served_models"], **engine, **network),
         modes,
         Settings(
-            asked["max_tokens"],
+            asked["caption_tokens"],
             asked["answer_tokens"],
             asked["instruction"],
             options=asked["options"] or ("letters" if data else "free"),

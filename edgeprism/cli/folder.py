@@ -24,7 +24,8 @@ from edgeprism.output.streams import (
     RecordOutput,
     TextOutput,
 )
-from edgeprism.perceive.captioner import Captioner, Plan
+from edgeprism.perceive.captioner import Captioner
+from edgeprism.perceive.options import Plan
 from edgeprism.picture.find import PictureSearch
 
 if TYPE_CHECKING:

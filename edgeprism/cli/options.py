@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
@@ -17,8 +17,10 @@ from edgeprism.errors import UsageError
 if TYPE_CHECKING:
     from edgeprism.bundle.open import Bundle
     from edgeprism.perceive.captioner import Captioner
+    from edgeprism.perceive.options import CaptionerOptions
     from edgeprism.prism import Perceiver
     from edgeprism.reason.base import BaseReasoner
+    from edgeprism.reason.local import ReasonerOptions
 
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,7 +43,7 @@ def captioner_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--vision-quant", type=click.Choice(VISION_QUANTS),
                      help="Variant of the vision graph.  [default: the best for the device]"),
-        click.option("--max-tokens", type=click.IntRange(min=1), metavar="N",
+        click.option("--max-tokens", "caption_tokens", type=click.IntRange(min=1), metavar="N",
                      help="Longest caption.  [default: the model's]"),
         click.option("--focus", metavar="TEXT",
                      help='What to attend to, e.g. "the number of boats".'),
@@ -78,20 +80,17 @@ def open_captioner(
     lm: str | None = None,
     mmproj: str | None = None,
     lm_chat_format: str | None = None,
-    **settings: Any,
+    **options: Unpack[CaptionerOptions],
 ) -> Captioner:
-    """Load a captioner, a bundle or a pair, and tell a person at a terminal what runs.
-
-    `settings`: device, threads, gpu_layers, vision_quant.
-    """
+    """Open a captioner, a bundle or a pair, and tell a person at a terminal what runs."""
     from edgeprism.perceive.captioner import Captioner
 
     if lm or mmproj:
-        captioner = Captioner(_pair(lm, mmproj, lm_chat_format), **settings)
+        captioner = Captioner(_pair(lm, mmproj, lm_chat_format), **options)
     elif lm_chat_format:
         raise UsageError("A bundle knows its chat format.", "Name a pair: --lm and --mmproj.")
     else:
-        captioner = Captioner.load(model, **settings)
+        captioner = Captioner.load(model, **options)
     info = captioner.model
     told = (
         f"{info.name} (vision {info.vision_quant}, language {info.lm_quant}) on {captioner.device}"
@@ -150,9 +149,17 @@ cache_option = click.option(
 )
 
 
-def open_reasoner(name: str, **settings: Any) -> BaseReasoner:
-    """The one reasoner that answers; settings as for `open_reasoners`."""
-    reasoner, *more = open_reasoners([name], **settings)
+def open_reasoner(
+    name: str,
+    *,
+    served_models: Sequence[str] = (),
+    allow_network: bool = False,
+    **options: Unpack[ReasonerOptions],
+) -> BaseReasoner:
+    """The one reasoner that answers; arguments as for `open_reasoners`."""
+    reasoner, *more = open_reasoners(
+        [name], served_models=served_models, allow_network=allow_network, **options
+    )
     if more:
         raise UsageError("One reasoner answers.", "Give --reasoner-model once.")
     return reasoner
@@ -163,8 +170,7 @@ def open_reasoners(
     *,
     served_models: Sequence[str] = (),
     allow_network: bool = False,
-    chat_format: str | None = None,
-    **engine: Any,
+    **options: Unpack[ReasonerOptions],
 ) -> list[BaseReasoner]:
     """Reasoners by name, file or URL; of a URL each of `served_models`, or its first."""
     from edgeprism.reason.local import Reasoner
@@ -181,7 +187,7 @@ def open_reasoners(
             for model in dict.fromkeys(served_models) or (None,):
                 found.append(RemoteReasoner.load(name, model, allow_network=allow_network))
         else:
-            found.append(Reasoner.load(name, chat_format=chat_format, **engine))
+            found.append(Reasoner.load(name, **options))
     return found
 
 

@@ -102,7 +102,7 @@ class Matrix:
 
     def captioner_id(self, name: str) -> list[str]:
         captioner = self.captioners[name]
-        return [captioner.model.digest, captioner.model.vision_quant, captioner.kv_type]
+        return [captioner.model.digest, captioner.model.vision_quant, captioner.engines.kv_type]
 
     def reasoner_id(self, name: str) -> list[str]:
         return model_id(self.reasoners[name].model)

@@ -24,6 +24,7 @@ from edgeprism.evaluation.results import Results, key_of
 from edgeprism.evaluation.scoring import Verdict, score
 from edgeprism.machine import peak_memory
 from edgeprism.perceive.captioner import Captioner
+from edgeprism.perceive.options import CaptionOptions
 from edgeprism.reason.base import BaseReasoner
 from edgeprism.reason.shape import choices_to_shape
 from edgeprism.store.stored_captioner import record_to_caption
@@ -120,7 +121,7 @@ class Run:
                     self._describe(captioner, ref, missing)
 
     def _describe(
-        self, captioner: Captioner, ref: PictureRef, missing: list[tuple[str, dict[str, Any]]]
+        self, captioner: Captioner, ref: PictureRef, missing: list[tuple[str, CaptionOptions]]
     ) -> None:
         item = _item(ref)
         try:
@@ -138,19 +139,19 @@ class Run:
                 spent += caption.timings.total - caption.timings.load
                 record |= {"caption": caption.to_dict(), "seconds": spent / 1000}
 
-    def _instructions(self, captioner: str, question: Question) -> list[tuple[str, dict[str, Any]]]:
+    def _instructions(self, captioner: str, question: Question) -> list[tuple[str, CaptionOptions]]:
         """(address of the caption, options of the captioner) for all cells, each once."""
         modes, focuses = self.matrix.modes, [""] if "generic" in self.matrix.modes else []
         if "question" in modes:
             focuses += [self._focus(r, question)["text"] for r in self.matrix.reasoners]
         return [self._asked(captioner, focus) for focus in dict.fromkeys(focuses)]
 
-    def _asked(self, captioner: str, focus: str) -> tuple[str, dict[str, Any]]:
+    def _asked(self, captioner: str, focus: str) -> tuple[str, CaptionOptions]:
         settings = self.matrix.settings
-        options: dict[str, Any] = {
+        options: CaptionOptions = {
             "instruction": settings.instruction,
             "focus": focus or None,
-            "max_tokens": settings.caption_tokens,
+            "caption_tokens": settings.caption_tokens,
         }
         plan = self.matrix.captioners[captioner].plan(**options)
         return self.matrix.caption_key(captioner, plan.instruction), options
@@ -188,7 +189,7 @@ class Run:
                 options=dict(question.options) if way == "letters" else {},
                 hint=question.hint,
                 shape=choices_to_shape(texts) if way == "bound" and texts else None,
-                max_tokens=self.matrix.settings.answer_tokens,
+                answer_tokens=self.matrix.settings.answer_tokens,
             )
             spent = answer.timings.total - answer.timings.load
             record |= {"answer": answer.to_dict(), "seconds": spent / 1000}

@@ -35,7 +35,9 @@ from edgeprism.folder.events import (
 from edgeprism.folder.lanes import Lane, Turns
 from edgeprism.language.generator import Finished
 from edgeprism.machine.facts import available_cores
-from edgeprism.perceive.captioner import Captioner, Plan
+from edgeprism.perceive.captioner import Captioner
+from edgeprism.perceive.options import Plan
+from edgeprism.picture.layout import picture_to_layout
 from edgeprism.picture.workers import Decoded, DecodePool
 from edgeprism.records import EncodedImage, Timings
 from edgeprism.store.caption_store import CaptionStore
@@ -76,7 +78,7 @@ class Batch:
         self._ready: queue.Queue[Job | None] = queue.Queue()  # for the lanes; None ends them
         self._events: queue.Queue[Event] = queue.Queue()
         self.request_key = request_key(captioner, plan)
-        threads = captioner.vision_threads() + captioner.lm_threads()
+        threads = captioner.engines.vision_threads() + captioner.engines.lm_threads()
         crowded = captioner.device == "cpu" and threads > available_cores()
         self._cores: AbstractContextManager[object] = Turns() if crowded else nullcontext()
         self.settings = decoding_settings(captioner, plan, parallel=parallel, lanes=lanes)
@@ -98,7 +100,7 @@ class Batch:
     def run(self, pictures: Iterable[PictureFile]) -> Iterator[Outcome]:
         """Outcomes in the order of `pictures`. Raises what would fail every picture alike."""
         pool = DecodePool(self.captioner.bundle.manifest.image, 1)
-        self.captioner.load_vision()
+        self.captioner.engines.vision()
         lanes = [self._new_lane() for _ in range(self.lanes)]
         end_encoding, end_lanes = partial(self._decoding.put, None), partial(self._ready.put, None)
         feed = partial(self._feed, pictures, pool)
@@ -225,6 +227,7 @@ class Batch:
         with self._cores:
             return self.captioner.tiles_to_encoded(
                 decoded.tiles,
+                picture_to_layout(decoded.size, self.captioner.bundle.manifest),
                 image=str(job.picture.path),
                 image_sha256=decoded.sha256,
                 size=decoded.size,
@@ -248,7 +251,7 @@ class Batch:
 
     def _new_lane(self) -> Lane:
         return Lane(
-            self.captioner.new_generator(self.parallel),
+            self.captioner.engines.new_generator(self.parallel),
             lambda job: self.captioner.request(_encoded(job), self.plan),
             self._ready,
             self._events.put,

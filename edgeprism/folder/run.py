@@ -19,7 +19,8 @@ from edgeprism.errors import EdgePrismError, OutputError, UsageError
 from edgeprism.folder.batch import Batch
 from edgeprism.folder.events import Outcome
 from edgeprism.output.sidecar import Sidecar, TxtSidecar, XmpSidecar
-from edgeprism.perceive.captioner import Captioner, Plan
+from edgeprism.perceive.captioner import Captioner
+from edgeprism.perceive.options import Plan
 from edgeprism.picture.find import PictureSearch, Unreadable, find_pictures
 from edgeprism.store.caption_store import CaptionStore, default_path
 

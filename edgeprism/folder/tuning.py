@@ -42,7 +42,12 @@ class Shape(NamedTuple):
 
 def batch_shape(captioner: Captioner, width: int | None = None) -> Shape:
     """What serves this bundle best on this device, measured when first asked; `width` fixes one."""
-    settings = (captioner.bundle.digest, captioner.device, captioner.lm_threads(), cpu_name())
+    settings = (
+        captioner.bundle.digest,
+        captioner.device,
+        captioner.engines.lm_threads(),
+        cpu_name(),
+    )
     key = ":".join(map(str, (*settings, available_cores(), width or "best")))
     if (shape := _as_shape(_shapes.read().get(key))) is not None:
         return shape
@@ -81,7 +86,7 @@ def decode_rates(captioner: Captioner) -> dict[int, float]:
 def lane_rates(captioner: Captioner, width: int) -> dict[int, float]:
     """Tokens/s of all lanes together, by their number: one, or as many as there are cores for."""
     rates = {1: _lanes_rate(captioner, width, 1)}
-    most = available_cores() // captioner.lm_threads() if captioner.device == "cpu" else 1
+    most = available_cores() // captioner.engines.lm_threads() if captioner.device == "cpu" else 1
     if most > 1 and _fits(captioner, width * most):
         rates[most] = _lanes_rate(captioner, width, most)
     return rates
@@ -93,7 +98,7 @@ def _lanes_rate(captioner: Captioner, width: int, lanes: int) -> float:
         (_PROMPT_ROWS, captioner.bundle.manifest.lm.n_embd), dtype=np.float32
     )
     request = Request((rows, [0]), Sampling(max_tokens=_MOST_STEPS + 4, stop_at_end=False))
-    generators = [captioner.new_generator(width) for _ in range(lanes)]
+    generators = [captioner.engines.new_generator(width) for _ in range(lanes)]
     try:
         with ThreadPoolExecutor(lanes) as pool:
             return sum(pool.map(lambda generator: _rate(generator, request, width), generators))
@@ -122,4 +127,4 @@ def _fits(captioner: Captioner, width: int) -> bool:
         return width <= WIDTHS[2]
     manifest = captioner.bundle.manifest
     cells = most_visual_tokens(manifest) + manifest.prompts.max_tokens + 128
-    return width * cells * captioner.kv_bytes_per_token() <= _KV_SHARE * memory
+    return width * cells * captioner.engines.kv_bytes_per_token() <= _KV_SHARE * memory

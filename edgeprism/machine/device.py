@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from typing import TypedDict
 
 from edgeprism.choices import DEVICES, STAGES
 from edgeprism.errors import DeviceError, UsageError
 from edgeprism.machine.facts import available_cores
+
+
+class EngineOptions(TypedDict, total=False):
+    """Keywords of everything that runs an engine."""
+
+    device: str  # "auto", "cpu", "cuda" or "metal"
+    threads: int | None  # CPU threads; None: the cores that this process may use
+    gpu_layers: int | None  # of the language model; None: all that it has
+
 
 ALL_LAYERS = 999  # more than any model has
 SMALL_MODEL_BYTES = 16 << 20

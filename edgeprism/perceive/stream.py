@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 
-from edgeprism.language.generator import Finished, Piece
-from edgeprism.records import Caption, Timings
+from edgeprism.language.generator import Piece
+from edgeprism.records import Caption, EncodedImage
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What the steps of a caption end with: the record, and the text's token ids."""
+
+    caption: Caption
+    ids: list[int]
 
 
 class CaptionStream:
@@ -16,25 +23,16 @@ class CaptionStream:
     caption: Caption
     ids: list[int]
 
-    def __init__(
-        self,
-        begin: Callable[[], tuple[Iterable[Piece | Finished], float]],
-        record: Callable[[Finished, Timings], Caption],
-        spent: Timings,
-    ) -> None:
-        """A stream of one request.
-
-        `begin` gives its events, and the milliseconds that loading took; `record` makes the
-        caption of the last event, and of all that was spent: `spent` before.
-        """
-        self._begin, self._record, self._spent = begin, record, spent
-        self._events = self._run()
+    def __init__(self, steps: Generator[EncodedImage | Piece, None, Ended]) -> None:
+        """`steps` yields the pieces of one caption, and returns how it ended."""
+        self._steps = steps
+        self._text = self._run()
 
     def __iter__(self) -> Iterator[str]:
-        return self._events
+        return self._text
 
     def __next__(self) -> str:
-        return next(self._events)
+        return next(self._text)
 
     def finished(self) -> CaptionStream:
         """Read to the end."""
@@ -44,16 +42,16 @@ class CaptionStream:
 
     def close(self) -> None:
         """Stop here; the captioner's next request does the same."""
-        self._events.close()
+        self._text.close()
 
     def _run(self) -> Generator[str, None, None]:
-        start = time.perf_counter()
-        events, load_ms = self._begin()
-        for event in events:
-            if isinstance(event, Piece):
-                yield event.text
-                continue
-            self.ids = event.ids
-            load, total = self._spent.load + load_ms, (time.perf_counter() - start) * 1000
-            timings = replace(self._spent, load=load, total=self._spent.total + total)
-            self.caption = self._record(event, timings)
+        try:
+            while True:
+                piece = next(self._steps)
+                if isinstance(piece, Piece):
+                    yield piece.text
+        except StopIteration as end:
+            ended: Ended = end.value
+        finally:
+            self._steps.close()
+        self.caption, self.ids = ended.caption, ended.ids

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgeprism.errors import ImageError
@@ -23,7 +24,17 @@ from edgeprism.errors import ImageError
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import ImagePolicy
 
-ImageSource = Any  # str | os.PathLike | bytes | binary file object | PIL.Image | uint8 [H, W, 3]
+# a path, the file's bytes, a binary file object, a PIL image, or uint8 [height, width, 3] in RGB
+ImageSource = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | IO[bytes]
+    | Image.Image
+    | npt.NDArray[np.uint8]
+)
 
 READER_VERSION = 1  # raised when the same file may give other pixels than before
 MAX_FILE_BYTES = 1 << 30
@@ -94,12 +105,14 @@ class _Read:
     notes: tuple[str, ...]
 
 
-def _read_bytes(source: ImageSource) -> tuple[str, bytes]:
+def _read_bytes(
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes],
+) -> tuple[str, bytes]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "image in memory", bytes(source)
-    if hasattr(source, "read"):
-        return _read_stream(source)
     if not isinstance(source, (str, os.PathLike)):
+        if hasattr(source, "read"):
+            return _read_stream(source)
         kind = type(source).__name__
         raise ImageError(
             f"A picture cannot be read from {kind}.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from edgeprism.picture.layout import choose_grid, edge_size, fitted_size, shrunk_size
+from edgeprism.picture.layout import edge_size, fitted_size, shrunk_size
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import ImagePolicy
@@ -26,13 +26,17 @@ RESAMPLING = {
 _WIDEST_FILTER = 3  # Lanczos, in pixels to each side
 
 
-def picture_to_tiles(picture: Picture, policy: ImagePolicy) -> np.ndarray:
+def picture_to_tiles(
+    picture: Picture, policy: ImagePolicy, grid: tuple[int, int] | None
+) -> np.ndarray:
     """Pixels as the vision engine takes them: uint8 [n_tiles, size, size, 3].
+
+    `grid` is [down, across] as `choose_grid` says for the picture's size; None cuts nothing.
 
     With the mode "shrink" one tile of the picture's own shape, [1, height, width, 3]. With a
     second fill six channels: the picture on the first colour and on the second.
     """
-    grid, size, tiling = choose_grid(picture.size, policy), policy.size, policy.tiling
+    size, tiling = policy.size, policy.tiling
     if tiling is None or grid is None:
         views = [np.asarray(picture_to_tile(picture.rgb, policy, fill)) for fill in policy.fills]
         return np.concatenate(views, axis=-1)[None]  # [1, size, size, 3 · n_views]

@@ -172,13 +172,14 @@ def _write(pipe: IO[bytes], data: bytes) -> None:
 def _answer(path: str, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
     import time
 
+    from edgeprism.picture.layout import choose_grid
     from edgeprism.picture.read import enough_for, read_picture
     from edgeprism.picture.tile import picture_to_tiles
 
     try:
         picture = read_picture(path, enough=enough_for(policy))
         start = time.perf_counter()
-        tiles = picture_to_tiles(picture, policy)
+        tiles = picture_to_tiles(picture, policy, choose_grid(picture.size, policy))
     except ImageError as error:
         return {"error": error.message, "hint": error.hint}, b""
     except MemoryError:

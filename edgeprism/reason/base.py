@@ -25,7 +25,7 @@ from edgeprism.reason.shape import Shape, numbers_to_shape, phrases_to_shape
 from edgeprism.records import Answer, Caption, Evidence, ModelInfo, Timings, TokenCounts
 from edgeprism.version import __version__
 
-DEFAULT_MAX_TOKENS = 256
+DEFAULT_ANSWER_TOKENS = 256
 FOCUS_TOKENS = 48
 FOCUS_PHRASES = 12
 
@@ -72,17 +72,13 @@ class BaseReasoner(ABC):
     def close(self) -> None:
         """Free what was loaded; it loads again when needed."""
 
-    def focus_for(self, question: str, *, options: Mapping[str, str] | None = None) -> str:
-        """What a captioner should attend to for `question`; "" when none can be had.
-
-        Options are kept from the reasoner here, and a focus that names one is refused.
-        """
-        return self.draw_focus(question, options=options)[0]
-
     def draw_focus(
         self, question: str, *, options: Mapping[str, str] | None = None
     ) -> tuple[str, str]:
-        """`focus_for`, and why there is none."""
+        """What a captioner should attend to for `question`, and "" ; or "", and why there is none.
+
+        Options are kept from the reasoner here, and a focus that names one is refused.
+        """
         asked = to_question(question, options)
         phrases = focus_phrases(asked)
         if not topics(asked) or not phrases:
@@ -103,7 +99,7 @@ class BaseReasoner(ABC):
         focus: str = "",
         instruction_mode: str = "",
         notes: Sequence[str] = (),
-        max_tokens: int = DEFAULT_MAX_TOKENS,
+        answer_tokens: int = DEFAULT_ANSWER_TOKENS,
         shape: Shape | None = None,
         evidence: bool = False,
     ) -> Answer:
@@ -112,7 +108,7 @@ class BaseReasoner(ABC):
         `options` are lettered ({"A": "red", …}); they may also stand in the question. Captions of
         several captioners stand side by side: the first of each is of the first picture, and so
         on. Without captions the question alone is answered. `shape` (choices_to_shape,
-        schema_to_shape) binds the answer; where it does not fit into `max_tokens`, `text` is
+        schema_to_shape) binds the answer; where it does not fit into `answer_tokens`, `text` is
         empty and `finish_reason` "length". `focus`, `instruction_mode` and `notes` are recorded.
         `evidence` asks, in a second completion, which sentences support the answer.
         """
@@ -120,7 +116,7 @@ class BaseReasoner(ABC):
         start = time.perf_counter()
         said = self.complete(
             answer_messages(captions_by_picture(captions), asked),
-            max_tokens=max_tokens,
+            max_tokens=answer_tokens,
             shape=shape,
         )
         text = said.text

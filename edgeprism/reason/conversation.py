@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgeprism.errors import PromptTooLongError
-from edgeprism.reason.base import DEFAULT_MAX_TOKENS, BaseReasoner, Completion, captions_by_picture
+from edgeprism.reason.base import (
+    DEFAULT_ANSWER_TOKENS,
+    BaseReasoner,
+    Completion,
+    captions_by_picture,
+)
 from edgeprism.reason.prompt import Turn, conversation_messages
 from edgeprism.reason.question import to_question
 from edgeprism.records import Caption
@@ -29,7 +34,7 @@ class Conversation:
         """Captions of all pictures, one look at them; told with the next question."""
         self._looks += (captions_by_picture(captions),)
 
-    def ask(self, question: str, *, max_tokens: int = DEFAULT_MAX_TOKENS) -> Completion:
+    def ask(self, question: str, *, answer_tokens: int = DEFAULT_ANSWER_TOKENS) -> Completion:
         """The answer to `question`, at temperature 0.
 
         Where the conversation outgrows what the model reads, its oldest questions are forgotten,
@@ -38,7 +43,9 @@ class Conversation:
         turns = [*self.turns, Turn(self._looks, to_question(question))]
         while True:
             try:
-                said = self.reasoner.complete(conversation_messages(turns), max_tokens=max_tokens)
+                said = self.reasoner.complete(
+                    conversation_messages(turns), max_tokens=answer_tokens
+                )
                 break
             except PromptTooLongError:
                 if len(turns) == 1:

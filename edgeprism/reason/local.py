@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from edgeprism.bundle.open import find_model
 from edgeprism.errors import ModelError
@@ -17,7 +17,7 @@ from edgeprism.language.llama import supports_offload
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Part, Request, Sampling, segments_to_parts
 from edgeprism.machine.cancel import Cancel
-from edgeprism.machine.device import choose_gpu_layers, choose_threads
+from edgeprism.machine.device import EngineOptions, choose_gpu_layers, choose_threads
 from edgeprism.reason.base import BaseReasoner, Completion
 from edgeprism.reason.shape import Shape
 from edgeprism.reason.thinking import cut_thinking
@@ -27,6 +27,13 @@ from edgeprism.segments import Segment, Text
 DEFAULT_REASONER = "smollm2-135m"
 
 
+class ReasonerOptions(EngineOptions, total=False):
+    """Keywords of `Reasoner.load`, beside those of every engine."""
+
+    chat_format: str | None  # llama.cpp's name, for files whose own template it does not know
+    warm: bool  # keep all that was read and written for a prompt that begins alike: for chats
+
+
 class Reasoner(BaseReasoner):
     """A chat model in a GGUF file, loaded when first asked. Not thread-safe."""
 
@@ -34,29 +41,33 @@ class Reasoner(BaseReasoner):
         self,
         path: Path,
         name: str,
-        *,
-        device: str = "auto",
-        threads: int | None = None,
-        gpu_layers: int | None = None,
-        chat_format: str | None = None,
-        warm: bool = False,
+        **options: Unpack[ReasonerOptions],
     ) -> None:
         self.path, self.name = path, name
-        self.chat_format, self.warm = chat_format, warm
-        self._threads = threads
+        self.chat_format, self.warm = options.get("chat_format"), options.get("warm", False)
         self.cancel_token = Cancel()
-        self._requested = (device, gpu_layers)
+        self._options = options
         self._lm: LanguageModel | None = None
         self._generator: Generator | None = None
         self._model: ModelInfo | None = None
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str] = DEFAULT_REASONER, **settings: Any) -> Reasoner:
-        """Open a GGUF file, or an installed reasoner by name; weights load at the first question.
+    def load(
+        cls,
+        model: str | os.PathLike[str] = DEFAULT_REASONER,
+        **options: Unpack[ReasonerOptions],
+    ) -> Reasoner:
+        """Open a reasoner; its weights load at the first question.
 
-        `settings`: device, threads, gpu_layers, chat_format (one of llama.cpp's names, for files
-        whose own template it does not recognise), warm (keep what was read and said for prompts
-        that begin alike; see `Generator`). Raises ModelError when there is none.
+        Args:
+            model: The path of a chat model's GGUF file, or an installed reasoner's name.
+            **options: See `ReasonerOptions`: device, threads, gpu_layers, chat_format, warm.
+
+        Returns:
+            The reasoner. `close` frees its weights.
+
+        Raises:
+            ModelError: There is no such file or installed reasoner.
         """
         name = os.fspath(model)
         try:
@@ -68,7 +79,7 @@ class Reasoner(BaseReasoner):
             ) from error
         if path.is_dir():
             raise ModelError(f"{path}: a folder, not a reasoner.", "Give a chat model's GGUF file.")
-        return cls(path, path.stem if str(path) == name else name, **settings)
+        return cls(path, path.stem if str(path) == name else name, **options)
 
     def complete(
         self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None = None
@@ -111,11 +122,11 @@ class Reasoner(BaseReasoner):
         if self._generator is not None and self._lm is not None:
             return self._generator, self._lm, 0.0
         start = time.perf_counter()
-        requested, gpu_layers = self._requested
+        device, gpu_layers = self._options.get("device", "auto"), self._options.get("gpu_layers")
         self._lm = LanguageModel(
             self.path,
-            gpu_layers=choose_gpu_layers(requested, supports_offload(), gpu_layers),
-            threads=choose_threads(self._threads, self.path.stat().st_size),
+            gpu_layers=choose_gpu_layers(device, supports_offload(), gpu_layers),
+            threads=choose_threads(self._options.get("threads"), self.path.stat().st_size),
             cancel=self.cancel_token,
         )
         self._generator = Generator(self._lm, warm=self.warm)

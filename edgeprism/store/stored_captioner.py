@@ -8,10 +8,11 @@ import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from edgeprism.files.digests import sha256_of_file
-from edgeprism.perceive.captioner import Captioner, Plan
+from edgeprism.perceive.captioner import Captioner
+from edgeprism.perceive.options import CaptionOptions, Plan
 from edgeprism.picture.read import MAX_FILE_BYTES, READER_VERSION, ImageSource
 from edgeprism.records import Caption, EncodedImage, ModelInfo, Pictured, Timings, TokenCounts
 from edgeprism.store.caption_store import CaptionStore, RequestKey
@@ -22,7 +23,7 @@ def request_key(captioner: Captioner, plan: Plan) -> RequestKey:
     return RequestKey(
         bundle_digest=captioner.bundle.digest,
         vision_quant=captioner.model.vision_quant,
-        kv_type=captioner.kv_type,
+        kv_type=captioner.engines.kv_type,
         instruction=plan.instruction,
         max_tokens=plan.sampling.max_tokens,
         temperature=plan.sampling.temperature,
@@ -39,10 +40,10 @@ def decoding_settings(
         "max_tokens": plan.sampling.max_tokens,
         "temperature": plan.sampling.temperature,
         "seed": plan.sampling.seed,
-        "kv_type": captioner.kv_type,
+        "kv_type": captioner.engines.kv_type,
         "parallel": parallel,
         "lanes": lanes,
-        "threads": [captioner.vision_threads(), captioner.lm_threads()],
+        "threads": [captioner.engines.vision_threads(), captioner.engines.lm_threads()],
     }
 
 
@@ -52,20 +53,20 @@ class StoredCaptioner:
     def __init__(self, captioner: Captioner, store: CaptionStore) -> None:
         self.captioner, self.store = captioner, store
 
-    def caption(self, image: ImageSource | EncodedImage, **options: Any) -> Caption:
+    def caption(
+        self, image: ImageSource | EncodedImage, **options: Unpack[CaptionOptions]
+    ) -> Caption:
         """As `Captioner.caption`; a caption from the store has the timings of when it was made.
 
         Raises ImageError, StoreError and what captioning raises.
         """
         plan = self.captioner.plan(**options)
-        if not plan.sampling.stop_at_end:  # for comparisons, and no part of the key
-            return self.captioner.caption(image, **options)
         request = request_key(self.captioner, plan)
         digest, name = self._digest(image)
         record = self.store.get(request.key(digest)) if digest else None
         if record is not None:
             return replace(record_to_caption(record), image=name)
-        made = self.captioner.caption(image, **options)
+        made = self.captioner.start(image, plan).finished().caption
         settings = decoding_settings(self.captioner, plan)
         self.store.put(request, made.image_sha256, {**made.to_dict(), "settings": settings})
         return made

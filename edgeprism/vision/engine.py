@@ -13,7 +13,7 @@ from edgeprism.language.llama import supports_offload
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER, GPU_PROVIDERS
-from edgeprism.picture.layout import Size, picture_to_layout, shrunk_size
+from edgeprism.picture.layout import PictureLayout, Size, picture_to_layout, shrunk_size
 from edgeprism.segments import ImageRows, Segment
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.onnx import VisionEncoder, available_providers
@@ -54,19 +54,19 @@ def open_vision(
     )
 
 
-def picture_rows(
-    engine: VisionEngine, tiles: np.ndarray, size: Size, manifest: Manifest, name: str
+def tiles_to_rows(
+    engine: VisionEngine, tiles: np.ndarray, layout: PictureLayout, name: str
 ) -> tuple[np.ndarray, tuple[Segment, ...]]:
-    """Tiles of a picture of `size` → rows float32 [n, n_embd], and how they stand.
+    """A picture's tiles → its visual tokens, float32 [n, n_embd], and how they stand in the prompt.
 
-    Raises ImageError, which names the picture, for a shape that the engine cannot take.
+    libmtmd lays pictures out by itself; for a graph `layout` says how. Raises ImageError, which
+    names the picture, for a shape that the engine cannot take.
     """
     if isinstance(engine, MtmdEncoder):
         try:
             return engine.encode_picture(tiles)
         except ImageError as error:
             raise ImageError(f"{name}: {error.message}", error.hint) from error
-    layout = picture_to_layout(size, manifest)
     return engine.encode_picture(tiles, layout), layout.segments
 
 

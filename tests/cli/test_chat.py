@@ -123,7 +123,7 @@ def test_only_what_is_new_is_prefilled(random_bundle: Path, prefilled_tokens: li
         prefilled[reasoner.warm] = []
         for question in ("What?", "Where?", "Which tree?"):
             del prefilled_tokens[:]
-            talk.ask(question, max_tokens=4)
+            talk.ask(question, answer_tokens=4)
             prefilled[reasoner.warm].append(sum(prefilled_tokens))
         reasoner.close()
     assert prefilled[True][0] == prefilled[False][0]

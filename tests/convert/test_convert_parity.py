@@ -19,6 +19,7 @@ from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Rows, segments_to_parts
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.prompt import caption_to_segments
+from tests.helpers.captions import caption_ids
 from tests.helpers.checkpoints import Folders, Spec, describe, write_checkpoint
 from tests.helpers.converting import convert
 from tests.helpers.published import INSTRUCTION, Mistakes, Reference, pictures
@@ -53,8 +54,12 @@ def captions_of(bundle: Path) -> list[list[int]]:
     """Greedy ids with nothing rounded: float32 cache, no flash attention."""
     with Captioner.load(bundle, device="cpu", kv_type="f32", flash_attention=False) as captioner:
         return [
-            captioner.caption_ids(
-                picture, instruction=INSTRUCTION, max_tokens=N_TOKENS, stop_at_end=False
+            caption_ids(
+                captioner,
+                picture,
+                instruction=INSTRUCTION,
+                caption_tokens=N_TOKENS,
+                stop_at_end=False,
             )
             for picture in pictures()
         ]

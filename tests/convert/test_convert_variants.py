@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from PIL import Image
 
 from edgeprism.bundle.manifest import VISION_QUANTS
 from edgeprism.bundle.read_manifest import manifest_from_bundle
@@ -19,6 +20,7 @@ from edgeprism.convert.vision import pack_onnx
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.progress import Progress
 from edgeprism.vision.onnx import VisionEncoder
+from tests.helpers.captions import caption_ids
 from tests.helpers.checkpoints import Folders, Spec
 from tests.helpers.converting import convert
 
@@ -126,15 +128,13 @@ def test_quantized_language_models_caption(bundle_of: Bundles, quant: str) -> No
     assert manifest.lm.quant == quant
     assert manifest.parity.passed
     with Captioner.load(bundle, device="cpu") as captioner:
-        ids = captioner.caption_ids(
-            _picture(), instruction="What is it?", max_tokens=16, stop_at_end=False
+        ids = caption_ids(
+            captioner, _picture(), instruction="What is it?", caption_tokens=16, stop_at_end=False
         )
     assert len(ids) == 16
 
 
-def _picture() -> object:
-    from PIL import Image
-
+def _picture() -> Image.Image:
     return Image.fromarray(gate_pictures(40)[3])
 
 

@@ -19,10 +19,11 @@ from edgeprism.convert.vision import config, graph, stock, timm, weights
 from edgeprism.errors import UsageError
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.read import read_picture
-from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.progress import Progress
 from tests.helpers import tiny_captioners as tiny
+from tests.helpers.captions import caption_ids
 from tests.helpers.converting import parts_of, tokens_by_torch
+from tests.helpers.tiles import picture_to_tiles
 from tests.helpers.tiny_captioners import INSTRUCTION, Case, pictures
 from tests.helpers.tiny_prismatic import write_prismatic
 from tests.helpers.tiny_vila import write_vila
@@ -118,8 +119,12 @@ def test_the_bundle_says_what_the_reference_says(
             np.testing.assert_allclose(
                 seen.visual_tokens, expected, atol=1e-4 * float(np.abs(expected).max())
             )
-            ids = captioner.caption_ids(
-                picture, instruction=INSTRUCTION, max_tokens=N_TOKENS, stop_at_end=False
+            ids = caption_ids(
+                captioner,
+                picture,
+                instruction=INSTRUCTION,
+                caption_tokens=N_TOKENS,
+                stop_at_end=False,
             )
             assert ids == reference.greedy(picture, N_TOKENS)
             texts.append(tuple(ids))
@@ -140,8 +145,12 @@ def test_several_pictures_stand_in_one_prompt(
                 captioner.caption([first, second])
             return
         for shown in ([first, second], [second, first], [first, second, last]):
-            ids = captioner.caption_ids(
-                shown, instruction=INSTRUCTION, max_tokens=N_TOKENS, stop_at_end=False
+            ids = caption_ids(
+                captioner,
+                shown,
+                instruction=INSTRUCTION,
+                caption_tokens=N_TOKENS,
+                stop_at_end=False,
             )
             assert ids == reference.greedy(shown[0], N_TOKENS, *shown[1:])
 

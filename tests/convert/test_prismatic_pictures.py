@@ -16,8 +16,8 @@ from PIL import Image
 from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.convert.pipeline import FamilyParts
 from edgeprism.picture.read import read_picture
-from edgeprism.picture.tile import picture_to_tiles
 from tests.helpers.converting import parts_of, tokens_by_torch
+from tests.helpers.tiles import picture_to_tiles
 from tests.helpers.tiny_captioners import Case, pictures
 from tests.helpers.tiny_prismatic import NORMS, kinds_of, upstreams_picture, write_prismatic
 

@@ -48,7 +48,7 @@ def store_path(tmp_path: Path) -> Path:
 
 def run(captioner: Captioner, folder: Path, store_path: Path | None = None,
         **options: Any) -> list[Outcome]:  # fmt: skip
-    plan = captioner.plan(max_tokens=options.pop("max_tokens", 12))
+    plan = captioner.plan(caption_tokens=options.pop("caption_tokens", 12))
     open_store = None if store_path is None else lambda: CaptionStore(store_path)
     batch = Batch(captioner, plan, open_store=open_store, **options)
     return list(batch.run(find_pictures([folder])))
@@ -65,7 +65,7 @@ def test_the_batch_says_what_single_captions_say(
     outcomes = run(captioner, folder, parallel=parallel, lanes=lanes)
     paths = sorted(folder.iterdir())
     assert [outcome.picture.path for outcome in outcomes] == paths
-    singles = [captioner.caption(path, max_tokens=12).text for path in paths]
+    singles = [captioner.caption(path, caption_tokens=12).text for path in paths]
     assert texts(outcomes) == singles
     assert len(set(singles)) > 5, "captions that are all alike would prove nothing"
 
@@ -85,7 +85,7 @@ def test_a_second_run_reads_nothing_and_another_instruction_everything(
 ) -> None:
     first = run(captioner, folder, store_path, parallel=4, lanes=2)
     assert [o.cached for o in first] == [False] * 10 + [True] * 2, "the same picture twice"
-    assert run(captioner, folder, store_path, max_tokens=11)[0].cached is False
+    assert run(captioner, folder, store_path, caption_tokens=11)[0].cached is False
 
     def refuse(*_: object) -> None:
         raise AssertionError("a picture was read again")
@@ -139,7 +139,7 @@ def test_failures_name_their_pictures_and_leave_the_rest(
 def test_stop_finishes_what_is_in_flight_and_a_resume_the_rest(
     captioner: Captioner, folder: Path, store_path: Path
 ) -> None:
-    plan = captioner.plan(max_tokens=12)
+    plan = captioner.plan(caption_tokens=12)
     batch = Batch(captioner, plan, open_store=lambda: CaptionStore(store_path), parallel=2)
     outcomes = []
     for outcome in batch.run(find_pictures([folder])):
@@ -155,7 +155,7 @@ def test_stop_finishes_what_is_in_flight_and_a_resume_the_rest(
 
 
 def test_closing_the_iterator_ends_threads_and_workers(captioner: Captioner, folder: Path) -> None:
-    batch = Batch(captioner, captioner.plan(max_tokens=12), parallel=2, lanes=2)
+    batch = Batch(captioner, captioner.plan(caption_tokens=12), parallel=2, lanes=2)
     outcomes = batch.run(find_pictures([folder]))
     next(outcomes)
     outcomes.close()  # type: ignore[attr-defined]
@@ -165,7 +165,7 @@ def test_closing_the_iterator_ends_threads_and_workers(captioner: Captioner, fol
 def test_an_engines_failure_ends_the_run_with_its_reason(
     captioner: Captioner, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vision, _ = captioner.load_vision()
+    vision = captioner.engines.vision()
 
     def fail(_: object) -> None:
         raise RuntimeError("the engine broke")

@@ -13,7 +13,7 @@ from edgeprism.errors import ImageError, OutputError, UsageError
 from edgeprism.files import atomic
 from edgeprism.folder.events import Outcome
 from edgeprism.folder.run import FolderOptions, FolderRun, estimate_folder
-from edgeprism.perceive.captioner import Plan
+from edgeprism.perceive.options import Plan
 from edgeprism.picture.find import find_pictures
 from tests.helpers import bundles
 
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plan(captioner: Captioner) -> Plan:
-    return captioner.plan(max_tokens=12)
+    return captioner.plan(caption_tokens=12)
 
 
 def test_every_picture_gets_its_own_caption_in_order(
@@ -44,7 +44,7 @@ def test_every_picture_gets_its_own_caption_in_order(
     paths = [*sorted(folder.glob("*.png")), *sorted(folder.glob("sub/*.png"))]
     assert [outcome.picture.path for outcome in outcomes] == paths
     captions = [outcome.record["caption"] for outcome in outcomes if outcome.record is not None]
-    assert captions == [captioner.caption(path, max_tokens=12).text for path in paths]
+    assert captions == [captioner.caption(path, caption_tokens=12).text for path in paths]
     assert (result.total, result.captioned, result.known, result.failures) == (8, 8, 0, [])
     assert not result.stopped
     assert result.seconds > 0

@@ -15,9 +15,9 @@ from edgeprism.convert.families import FAMILIES, llava, prismcaptioner
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import FamilyParts
 from edgeprism.picture.read import read_picture
-from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.progress import Progress
 from tests.helpers.checkpoints import Folders
+from tests.helpers.tiles import picture_to_tiles
 from tests.helpers.tiny_captioners import Case
 
 

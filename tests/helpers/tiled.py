@@ -17,8 +17,9 @@ from PIL import Image
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.perceive import captioner
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.picture import layout, tile
+from edgeprism.picture import tile
 from edgeprism.progress import Progress
+from tests.helpers.captions import caption_ids
 
 N_TOKENS = 32
 INSTRUCTION = "What does the picture show? Name 3 things."
@@ -59,8 +60,8 @@ def seen_by_bundle(bundle: Path, *images: Image.Image) -> Seen:
         bundle, device="cpu", threads=1, kv_type="f32", flash_attention=False
     ) as it:
         encoded = it.encode_together(images) if len(images) > 1 else it.encode(images[0])
-        ids = it.caption_ids(
-            encoded, instruction=INSTRUCTION, max_tokens=N_TOKENS, stop_at_end=False
+        ids = caption_ids(
+            it, encoded, instruction=INSTRUCTION, caption_tokens=N_TOKENS, stop_at_end=False
         )
     return Seen(encoded.visual_tokens, ids)
 
@@ -149,9 +150,9 @@ Mistake = Callable[[pytest.MonkeyPatch], None]
 
 
 def tiles_down_first(patch: pytest.MonkeyPatch) -> None:
-    def wrong(picture: Any, policy: Any) -> np.ndarray:
-        made = tile.picture_to_tiles(picture, policy)
-        down, across = layout.choose_grid(picture.size, policy) or (1, 1)
+    def wrong(picture: Any, policy: Any, grid: tuple[int, int] | None) -> np.ndarray:
+        made = tile.picture_to_tiles(picture, policy, grid)
+        down, across = grid or (1, 1)
         order = np.arange(down * across).reshape(down, across).T.ravel()
         if policy.tiling.overview == "first":
             return np.concatenate([made[:1], made[1:][order]])

@@ -16,7 +16,7 @@ from edgeprism.models import nano
 from edgeprism.models.nano.recipe.measure import plain
 from edgeprism.models.nano.recipe.world.plain_grammar import scores_to_table
 from edgeprism.picture.read import read_picture
-from edgeprism.picture.tile import picture_to_tiles
+from tests.helpers.tiles import picture_to_tiles
 
 NANO = Path(nano.__file__).parent
 EXAMPLES = json.loads((NANO / "examples" / "examples.json").read_text(encoding="utf-8"))

@@ -29,6 +29,8 @@ from edgeprism.perceive.captioner import Captioner
 from edgeprism.vision.onnx import VisionEncoder
 from tests.helpers import bundles
 from tests.helpers.bundles import SAID_TEXT
+from tests.helpers.captions import caption_ids
+from tests.helpers.captions import stream as stream_of
 
 
 def picture(seed: int) -> np.ndarray:
@@ -72,9 +74,9 @@ def test_a_caption_with_everything_to_say_it_again(
 
 
 def test_the_picture_moves_the_caption(captioner: Captioner) -> None:
-    texts = [tuple(captioner.caption_ids(picture(seed))) for seed in range(4)]
+    texts = [tuple(caption_ids(captioner, picture(seed))) for seed in range(4)]
     assert len(set(texts)) == 4
-    assert texts == [tuple(captioner.caption_ids(picture(seed))) for seed in range(4)]
+    assert texts == [tuple(caption_ids(captioner, picture(seed))) for seed in range(4)]
 
 
 def test_the_instruction_and_the_focus_move_the_caption(captioner: Captioner) -> None:
@@ -92,7 +94,7 @@ def test_the_instruction_and_the_focus_move_the_caption(captioner: Captioner) ->
 
 def test_streamed_pieces_join_to_the_caption(captioner: Captioner) -> None:
     for seed in range(5):
-        stream = captioner.stream(picture(seed), max_tokens=40, temperature=1.0, seed=seed)
+        stream = captioner.stream(picture(seed), caption_tokens=40, temperature=1.0, seed=seed)
         assert "".join(stream) == stream.caption.text
 
 
@@ -160,14 +162,14 @@ def test_a_bad_picture_is_refused_before_an_engine_loads(random_bundle: Path) ->
     with Captioner.load(random_bundle) as captioner:
         with pytest.raises(ImageError, match="nothing"):
             captioner.caption("nothing.jpg")
-        assert captioner._vision is None
-        assert captioner._lm is None
+        assert captioner.engines._vision is None
+        assert captioner.engines._lm is None
 
 
 @pytest.mark.parametrize("most", [0, -1])
 def test_no_tokens_are_no_caption(captioner: Captioner, photo: Path, most: int) -> None:
     with pytest.raises(UsageError):
-        captioner.caption(photo, max_tokens=most)
+        captioner.caption(photo, caption_tokens=most)
 
 
 def test_no_threads(random_bundle: Path) -> None:
@@ -264,7 +266,7 @@ def test_a_stream_left_halfway_disturbs_nothing(captioner: Captioner) -> None:
 
 def test_cancel_from_another_thread_while_decoding(captioner: Captioner) -> None:
     expected = captioner.caption(picture(1)).text
-    stream = captioner.stream(picture(1), max_tokens=1900, stop_at_end=False)
+    stream = stream_of(captioner, picture(1), caption_tokens=1900, stop_at_end=False)
     next(stream)
     thread = threading.Thread(target=captioner.cancel)
     thread.start()
@@ -336,7 +338,7 @@ def test_who_wants_the_cpu_does_not_wait_for_a_gpu(
     random_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "edgeprism.perceive.captioner.vision_providers",
+        "edgeprism.perceive.engines.vision_providers",
         lambda _: pytest.fail("a provider was tried"),
     )
     assert Captioner.load(random_bundle, device="cpu").device == "cpu"

@@ -14,7 +14,7 @@ from PIL import Image
 from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.errors import ImageError
 from edgeprism.picture.read import enough_for, read_picture
-from edgeprism.picture.tile import picture_to_tiles
+from tests.helpers.tiles import picture_to_tiles
 
 POLICY = ImagePolicy("pad", 56, [127, 127, 127], "bicubic", 1)
 

@@ -27,9 +27,9 @@ from edgeprism.bundle import manifest as m
 from edgeprism.bundle.read_manifest import manifest_from_json
 from edgeprism.picture.layout import choose_grid, most_visual_tokens, picture_to_layout
 from edgeprism.picture.read import enough_for, read_picture
-from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.segments import ImageRows, Text, Tokens
 from tests.helpers import bundles
+from tests.helpers.tiles import picture_to_tiles
 
 TILE = bundles.SIZE
 # (width, height); the last ones are the extremes that a camera never makes and people do

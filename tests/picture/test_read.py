@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.errors import ImageError
 from edgeprism.picture.read import MAX_HEIGHT, MAX_PIXELS, read_picture
-from edgeprism.picture.tile import picture_to_tiles
+from tests.helpers.tiles import picture_to_tiles
 
 
 def random_pixels(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -451,7 +451,7 @@ def test_a_line_of_pixels_is_padded_without_holding_the_square(
 import resource, numpy as np
 from PIL import Image
 from edgeprism.picture.read import read_picture
-from edgeprism.picture.tile import picture_to_tiles
+from tests.helpers.tiles import picture_to_tiles
 from edgeprism.bundle.manifest import ImagePolicy
 pixels = np.random.default_rng(0).integers(0, 256, ({size[1]}, {size[0]}, 3), dtype=np.uint8)
 picture = read_picture(pixels)

@@ -13,6 +13,7 @@ from edgeprism.cli import run
 from edgeprism.errors import UsageError
 from edgeprism.language.chat import Message
 from edgeprism.perceive.captioner import Captioner
+from edgeprism.picture.read import ImageSource
 from edgeprism.prism import Prism
 from edgeprism.reason.base import BaseReasoner, Completion
 from edgeprism.reason.shape import Shape
@@ -61,7 +62,10 @@ def two(scripted_bundle: Path, other_bundle: Path) -> Iterator[list[Captioner]]:
 
 def test_side_by_side_under_their_names(two: list[Captioner], photo: Path) -> None:
     reasoner = Scripted(("a dog", "stop"))
-    pictures = [photo, io.BytesIO(photo.read_bytes())]  # the second can be read only once
+    pictures: list[ImageSource] = [
+        photo,
+        io.BytesIO(photo.read_bytes()),
+    ]  # the second can be read only once
     answer = Prism(two, reasoner).ask(pictures, "What?", instruction_mode="generic")
     said = [(caption.model.name, caption.text) for caption in answer.captions]
     assert said == [("tiny", bundles.SAID_TEXT)] * 2 + [("other", OTHER_TEXT)] * 2

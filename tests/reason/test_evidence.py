@@ -65,7 +65,7 @@ def test_a_number_out_of_range_cannot_occur(tmp_path: Path, caption: Caption, se
     for evidence in (found, answer.evidence):
         assert evidence is not None
         assert {e.text for e in evidence} <= {"A red star.", "A blue ring."}
-    assert reasoner.answer([], "Which colour?", max_tokens=2).evidence is None
+    assert reasoner.answer([], "Which colour?", answer_tokens=2).evidence is None
     reasoner.close()
 
 

@@ -147,7 +147,9 @@ def test_the_captioner_never_hears_options_nor_answer() -> None:
         said = " ".join(rng.choices(vocabulary, k=rng.randint(1, 8)))
         reasoner = Told(said)
         written = f"{stem}\nA. two old boats\nB. seven birds"
-        focus = rng.choice([reasoner.focus_for(written), reasoner.focus_for(stem, options=OPTIONS)])
+        focus = rng.choice(
+            [reasoner.draw_focus(written)[0], reasoner.draw_focus(stem, options=OPTIONS)[0]]
+        )
         for option in OPTIONS.values():
             assert option not in focus
             assert all(option not in asked for asked in reasoner.asked)
@@ -234,7 +236,7 @@ def test_options_never_reach_the_captioner(
     def request(self: Captioner, *arguments: Any) -> Any:
         made = original(self, *arguments)
         ids = [i for part in made.parts if isinstance(part, list) for i in part]
-        lm = self._load_lm()[0]
+        lm = self.engines.lm()
         shown.append(b"".join(lm.token_to_bytes(i) for i in ids).decode())
         return made
 

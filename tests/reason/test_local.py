@@ -77,7 +77,7 @@ def test_an_answer_with_what_it_rests_on(reasoner: Reasoner, scripted_gguf: Path
     assert answer.model.digest == bundles.file_entry(scripted_gguf).sha256
     assert answer.timings.load > 0
     assert reasoner.answer(captions, "Which animal?").timings.load == 0
-    assert reasoner.answer(captions, "Which animal?", max_tokens=2).finish_reason == "length"
+    assert reasoner.answer(captions, "Which animal?", answer_tokens=2).finish_reason == "length"
 
 
 def test_captions_and_questions_are_no_special_tokens(
@@ -166,7 +166,7 @@ def test_ask(captioner: Captioner, reasoner: Reasoner, photo: Path) -> None:
     [seen] = answer.captions
     assert seen.instruction == "Describe the picture. Attend to: animals."
     assert seen.tokens.generated <= 3
-    assert seen.text == captioner.caption(photo, focus="animals", max_tokens=3).text
+    assert seen.text == captioner.caption(photo, focus="animals", caption_tokens=3).text
     record = answer.to_dict()
     assert record["captions"] == [seen.to_dict()]
     assert set(record) == {
@@ -188,7 +188,7 @@ def test_the_reasoner_never_sees_the_picture(
 
     monkeypatch.setattr(Context, "prefill_rows", prefill)
     Prism(captioner, reasoner).ask(photo, "What is there?")
-    assert rows == [id(captioner._lm)]
+    assert rows == [id(captioner.engines._lm)]
 
 
 def test_several_pictures_and_kept_ones(
@@ -206,8 +206,8 @@ def test_answering_from_captions_needs_no_captioner(
     captioner: Captioner, reasoner: Reasoner
 ) -> None:
     assert Prism(captioner, reasoner).answer([caption("A dog.")], "What?").text == SAID_TEXT
-    assert captioner._vision is None
-    assert captioner._lm is None
+    assert captioner.engines._vision is None
+    assert captioner.engines._lm is None
 
 
 def test_no_picture_and_a_bad_one(captioner: Captioner, reasoner: Reasoner, photo: Path) -> None:

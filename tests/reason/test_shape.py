@@ -55,7 +55,7 @@ def babbler(
 def test_one_of_the_choices(babbler: Reasoner) -> None:
     choices = ["red", "dark blue", 'a "quoted" \\ one', "größer", "A"]
     shape = choices_to_shape(choices)
-    assert babbler.answer([], "Which?", max_tokens=3).text not in choices
+    assert babbler.answer([], "Which?", answer_tokens=3).text not in choices
     answer = babbler.answer([], "Which?", shape=shape)
     assert answer.text in choices
     assert answer.finish_reason == "stop"
@@ -63,7 +63,7 @@ def test_one_of_the_choices(babbler: Reasoner) -> None:
 
 def test_a_choice_that_does_not_fit_is_no_answer(babbler: Reasoner) -> None:
     shape = choices_to_shape(["x" * 40, "y" * 40])
-    answer = babbler.answer([], "Which?", shape=shape, max_tokens=6)
+    answer = babbler.answer([], "Which?", shape=shape, answer_tokens=6)
     assert (answer.text, answer.finish_reason) == ("", "length")
 
 
@@ -79,7 +79,7 @@ def test_choices_that_cannot_be_chosen_from(choices: list[str]) -> None:
 def test_the_likeliest_choice_wins(scripted_gguf: Path) -> None:
     """The grammar takes away what is not allowed and nothing else."""
     reasoner = Reasoner.load(scripted_gguf, threads=1)
-    said = reasoner.answer([], "What?", max_tokens=2).text
+    said = reasoner.answer([], "What?", answer_tokens=2).text
     shape = choices_to_shape(["the dog", f" {said} ".strip(), "Zebra"])
     # SentencePiece words begin with a blank; the same words without it are other tokens
     assert shape.accepts(reasoner.answer([], "What?", shape=shape).text)
@@ -104,7 +104,7 @@ def test_sampling_at_a_temperature_keeps_to_the_grammar(scripted_lm: LanguageMod
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_answers_validate(babbler: Reasoner, schema: dict[str, Any]) -> None:
-    answer = babbler.answer([], "What?", shape=schema_to_shape(schema), max_tokens=300)
+    answer = babbler.answer([], "What?", shape=schema_to_shape(schema), answer_tokens=300)
     assert answer.finish_reason == "stop"
     assert is_valid(json.loads(answer.text), schema, schema)
 
@@ -295,7 +295,7 @@ def test_a_broken_grammar_is_refused(scripted_lm: LanguageModel) -> None:
 
 def test_a_number_that_was_cut_off_is_no_answer(babbler: Reasoner) -> None:
     """Its beginning is a number too."""
-    answer = babbler.answer([], "?", shape=schema_to_shape({"type": "integer"}), max_tokens=1)
+    answer = babbler.answer([], "?", shape=schema_to_shape({"type": "integer"}), answer_tokens=1)
     assert (answer.text, answer.finish_reason) == ("", "length")
 
 

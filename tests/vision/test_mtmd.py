@@ -20,6 +20,7 @@ from edgeprism.segments import ImageRows, Segment, Tokens
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.pair import open_pair
 from tests.helpers import bundles, mmprojs
+from tests.helpers.captions import caption_ids
 from tests.helpers.children import in_child
 from tests.helpers.llama_reference import LlamaReference, Visual
 from tests.language.test_generator import multi_axis_lm
@@ -233,9 +234,9 @@ def test_captions_equal_the_reference(
         assert captioner.cost(sizes[0]).visual_tokens == len(encoded.visual_tokens)
         if len(pictures) > 1:
             encoded = captioner.encode_together(pictures)
-        options: dict[str, Any] = {"instruction": "what is it", "max_tokens": 32}
+        options: dict[str, Any] = {"instruction": "what is it", "caption_tokens": 32}
         for _ in range(2):  # encoded once, captioned twice
-            found = captioner.caption_ids(encoded, stop_at_end=False, **options)
+            found = caption_ids(captioner, encoded, stop_at_end=False, **options)
             assert found == expected
 
 

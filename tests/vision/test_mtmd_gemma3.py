@@ -26,6 +26,7 @@ from edgeprism.segments import ImageRows, Tokens
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.pair import open_pair
 from tests.helpers import bundles, mmprojs
+from tests.helpers.captions import caption_ids
 
 SIZE, POOLED, WINDOW = 56, 2, 24  # rows: 4 × 4
 TOLERANCE = 2e-3  # of the largest value: ggml looks GELU up in a table of half precision
@@ -252,9 +253,9 @@ def test_captions_equal_transformers(size: tuple[int, int], gemma: Gemma) -> Non
     assert bundle.manifest.lm.image_attention == "both-ways"
     with Captioner(bundle, kv_type="f32", flash_attention=False, threads=1) as captioner:
         encoded = captioner.encode(pixels)
-        options: dict[str, Any] = {"instruction": "what is it", "max_tokens": N_TOKENS}
+        options: dict[str, Any] = {"instruction": "what is it", "caption_tokens": N_TOKENS}
         # encoded once, captioned twice
-        said, again = (captioner.caption_ids(encoded, stop_at_end=False, **options)
+        said, again = (caption_ids(captioner, encoded, stop_at_end=False, **options)
                        for _ in range(2))  # fmt: skip
     assert len(said) == N_TOKENS
     assert again == said

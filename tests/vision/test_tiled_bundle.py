@@ -22,11 +22,12 @@ from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.find import PictureFile
 from edgeprism.picture.layout import picture_to_layout
 from edgeprism.picture.read import read_picture
-from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.segments import Text
 from edgeprism.vision import onnx as onnx_engine
 from edgeprism.vision.onnx import VisionEncoder
 from tests.helpers import bundles
+from tests.helpers.captions import caption_ids
+from tests.helpers.tiles import picture_to_tiles
 from tests.picture.test_layout import BEST_FIT_POLICY, CLOSEST_POLICY, LONGEST_POLICY, picture
 
 SEED = 1
@@ -116,11 +117,11 @@ def test_the_cost_is_known_before(captioner: Captioner, size: tuple[int, int]) -
 
 def test_every_tile_moves_the_caption(captioner: Captioner) -> None:
     pixels = picture((300, 90))
-    ids = captioner.caption_ids(pixels, stop_at_end=False)
+    ids = caption_ids(captioner, pixels, stop_at_end=False)
     for x in range(0, 300, 100):
         changed = pixels.copy()
         changed[:, x : x + 60] = 255 - changed[:, x : x + 60]
-        assert captioner.caption_ids(changed, stop_at_end=False) != ids
+        assert caption_ids(captioner, changed, stop_at_end=False) != ids
 
 
 def test_a_folder_says_what_single_pictures_do(captioner: Captioner, tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_tiles_go_through_the_graph_one_at_a_time(
     captioner: Captioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that a picture of many tiles takes the memory of one."""
-    encoder, _ = captioner.load_vision()
+    encoder = captioner.engines.vision()
     assert isinstance(encoder, VisionEncoder)
     counts = []
     session = encoder._session

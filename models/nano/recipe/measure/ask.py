@@ -92,7 +92,7 @@ def ask_all(
             "true caption with focus": replace(generic, text=list_then(scene, query.said)),
         }
         for name, caption in evidence.items():
-            answer = reasoner.answer([caption], query.question, max_tokens=24)
+            answer = reasoner.answer([caption], query.question, answer_tokens=24)
             hits[name][query.kind].append(is_right(query, answer.text))
     shares = {e: {k: sum(h) / len(h) for k, h in kinds.items() if h} for e, kinds in hits.items()}
     for kinds in shares.values():

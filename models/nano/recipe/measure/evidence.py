@@ -90,7 +90,7 @@ def measure(
     drawn = [prism.focus_for(question.text, mode)[0] for question in asked]
     for question, focus in zip(asked, drawn, strict=True):
         picture = questions.picture_bytes(question.pictures[0])
-        caption = prism.captioner.caption(picture, focus=focus or None)
+        caption = prism.captioners[0].caption(picture, focus=focus or None)
         options = dict(question.options) if shown else None
         sentences = caption_to_sentences(caption.text)
 
@@ -99,7 +99,7 @@ def measure(
                 [replace(caption, text=" ".join(kept))],  # noqa: B023
                 question.text,  # noqa: B023
                 options=options,  # noqa: B023
-                max_tokens=_TOKENS,
+                answer_tokens=_TOKENS,
                 evidence=evidence,
             )
             cited = answer.evidence

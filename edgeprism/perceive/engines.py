@@ -1,0 +1,151 @@
+"""The two engines of a captioner: where they run, how many threads they take, when they load."""
+
+from __future__ import annotations
+
+import time
+from typing import Unpack
+
+from edgeprism.bundle.manifest import VisionVariant
+from edgeprism.bundle.open import Bundle, choose_vision
+from edgeprism.language.generator import Generator
+from edgeprism.language.llama import supports_offload
+from edgeprism.language.model import LanguageModel
+from edgeprism.machine.cancel import Cancel
+from edgeprism.machine.device import (
+    CPU_PROVIDER,
+    choose_gpu_layers,
+    choose_provider,
+    choose_threads,
+    device_name,
+)
+from edgeprism.machine.facts import has_int8_dot
+from edgeprism.perceive.options import CaptionerOptions
+from edgeprism.vision.engine import VisionEngine, open_vision, vision_providers
+
+
+class Engines:
+    """The vision engine and the language model of a bundle; each loads when first needed."""
+
+    def __init__(self, bundle: Bundle, cancel: Cancel, **options: Unpack[CaptionerOptions]) -> None:
+        self.bundle = bundle
+        self.kv_type = options.get("kv_type", "f16")
+        self._cancel, self._options = cancel, options
+        self._flash_attention = options.get("flash_attention")
+        self.load_ms = 0.0  # spent on loading so far
+        self._placement: tuple[str, int] | None = None
+        self._vision: VisionEngine | None = None
+        self._lm: LanguageModel | None = None
+        self._generator: Generator | None = None
+
+    # ---- where they run
+
+    def placement(self) -> tuple[str, int]:
+        """ONNX Runtime's provider and the language model's GPU layers; decided once.
+
+        Raises DeviceError where the device that was asked for does not start.
+        """
+        if self._placement is None:
+            device = self._options.get("device", "auto")
+            # with device="cpu" no GPU is tried: that takes time, and may fail
+            providers = {} if device == "cpu" else vision_providers(self.bundle.manifest)
+            layers = self._options.get("gpu_layers")
+            self._placement = (
+                choose_provider(device, providers),
+                choose_gpu_layers(device, supports_offload(), layers),
+            )
+        return self._placement
+
+    @property
+    def device(self) -> str:
+        """Where the engines run: "cpu", "cuda", "metal", or vision+language, e.g. "cuda+cpu"."""
+        return device_name(*self.placement())
+
+    def vision_variant(self) -> VisionVariant:
+        """The vision graph that runs on this device."""
+        on_cpu = self.placement()[0] == CPU_PROVIDER
+        quant = self._options.get("vision_quant")
+        return choose_vision(self.bundle, quant, on_cpu=on_cpu, int8_dot=has_int8_dot())
+
+    def vision_threads(self) -> int:
+        """CPU threads of the vision engine."""
+        return self._threads_for(self.vision_variant().file)
+
+    def lm_threads(self) -> int:
+        """CPU threads of the language model."""
+        return self._threads_for(self.bundle.manifest.lm.file)
+
+    def _threads_for(self, file: str) -> int:
+        size = self.bundle.manifest.files[file].size
+        return choose_threads(self._options.get("threads"), size)
+
+    def model_bytes(self) -> int:
+        """Bytes of the files that the two engines load."""
+        files = {self.vision_variant().file, self.bundle.manifest.lm.file}
+        return sum(self.bundle.manifest.files[file].size for file in files)
+
+    # ---- loading
+
+    def vision(self) -> VisionEngine:
+        """The vision engine, loaded."""
+        if self._vision is None:
+            start, before = time.perf_counter(), self.load_ms
+            self._vision = open_vision(
+                self.bundle.file(self.vision_variant().file),
+                self.bundle.manifest,
+                self.lm,
+                provider=self.placement()[0],
+                threads=self.vision_threads(),
+                flash_attention=self._flash_attention,
+                cancel=self._cancel,
+            )
+            # libmtmd loads the language model on the way, so its time is part of this
+            self.load_ms = before + (time.perf_counter() - start) * 1000
+        return self._vision
+
+    def lm(self) -> LanguageModel:
+        """The language model, loaded."""
+        if self._lm is None:
+            start = time.perf_counter()
+            spec = self.bundle.manifest.lm
+            self._lm = LanguageModel(
+                self.bundle.file(spec.file),
+                expected=spec,
+                gpu_layers=self.placement()[1],
+                threads=self.lm_threads(),
+                cancel=self._cancel,
+            )
+            self.load_ms += (time.perf_counter() - start) * 1000
+        return self._lm
+
+    def generator(self) -> Generator:
+        """The generator of single captions, which keeps what it prefilled for the next one."""
+        if self._generator is None:
+            self._generator = self.new_generator(1)
+        return self._generator
+
+    def new_generator(self, parallel: int) -> Generator:
+        """A generator of its own over this language model, for `parallel` captions at a time."""
+        return Generator(
+            self.lm(),
+            parallel=parallel,
+            kv_type=self.kv_type,
+            flash_attention=self._flash_attention,
+        )
+
+    def kv_bytes_per_token(self) -> float:
+        """Bytes of KV cache for one position of one caption."""
+        return self.lm().kv_bytes_per_token(self.kv_type)
+
+    def is_loaded(self) -> bool:
+        """Whether either engine holds memory."""
+        return self._vision is not None or self._lm is not None
+
+    def close(self) -> None:
+        """Free both engines; they load again when needed."""
+        if self._generator is not None:
+            self._generator.close()
+        if self._vision is not None:
+            self._vision.close()  # before the language model, into which libmtmd looks
+        if self._lm is not None:
+            self._lm.close()
+        self._vision = self._lm = self._generator = None
