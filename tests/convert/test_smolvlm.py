@@ -57,7 +57,8 @@ def _cells_turned(patch: pytest.MonkeyPatch) -> None:
 
     def wrong(x: torch.Tensor, s: int) -> torch.Tensor:
         made = right(x, s)
-        return made.reshape(*made.shape[:2], s, s, -1).transpose(2, 3).flatten(2)
+        turned: torch.Tensor = made.unflatten(-1, (s, s, -1)).transpose(2, 3).flatten(2)
+        return turned
 
     patch.setattr(graph, "join_cells", wrong)
 
@@ -68,7 +69,8 @@ def _cells_down_first(patch: pytest.MonkeyPatch) -> None:
     def wrong(x: torch.Tensor, s: int) -> torch.Tensor:
         made = right(x, s)
         side = int(made.shape[1] ** 0.5)
-        return made.reshape(len(made), side, side, -1).transpose(1, 2).flatten(1, 2)
+        turned: torch.Tensor = made.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)
+        return turned
 
     patch.setattr(graph, "join_cells", wrong)
 

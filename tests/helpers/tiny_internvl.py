@@ -91,7 +91,8 @@ class Made:
     def _turned(self, features: torch.Tensor) -> torch.Tensor:
         """Version 1's cells go down before across."""
         side = int(features.shape[1] ** 0.5)
-        return features.reshape(len(features), side, side, -1).transpose(1, 2).flatten(1, 2)
+        rows: torch.Tensor = features.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)
+        return rows
 
     def _prompt(self, n_rows: list[int]) -> list[int]:
         """As `chat` writes it, cut at special tokens, the rest by SentencePiece itself.

@@ -198,8 +198,7 @@ def test_visual_tokens(gemma: Gemma, seed: int) -> None:
 
 
 def pool_down_first(projector: Gemma3MultiModalProjector, x: torch.Tensor) -> torch.Tensor:
-    turned = x.reshape(len(x), 8, 8, -1).transpose(1, 2).flatten(1, 2)
-    rows: torch.Tensor = projector(turned)
+    rows: torch.Tensor = projector(x.unflatten(1, (8, 8)).transpose(1, 2).flatten(1, 2))
     return rows
 
 
@@ -208,8 +207,7 @@ def norm_first(projector: Gemma3MultiModalProjector, x: torch.Tensor) -> torch.T
 
 
 def without_norm(projector: Gemma3MultiModalProjector, x: torch.Tensor) -> torch.Tensor:
-    squares = x.reshape(len(x), 8, 8, -1).permute(0, 3, 1, 2)
-    pooled: torch.Tensor = projector.avg_pool(squares)
+    pooled: torch.Tensor = projector.avg_pool(x.unflatten(1, (8, 8)).permute(0, 3, 1, 2))
     return pooled.flatten(2).transpose(1, 2) @ projector.mm_input_projection_weight
 
 
