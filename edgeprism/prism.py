@@ -94,6 +94,7 @@ class Prism:
             caption_tokens: The longest caption; None: as the captioner's bundle says.
             temperature: Of the captions; 0 gives the same text for the same picture.
             seed: Of a temperature above 0.
+            seed: Of a temperature above 0.
             answer_tokens: The longest answer.
             shape: Binds the answer (`choices_to_shape`, `schema_to_shape`).
             merge: Let the reasoner make one caption of several captioners' first.
@@ -107,10 +108,7 @@ class Prism:
             UsageError: No picture, an unknown mode, an empty question, or a captioner named twice.
             EdgePrismError: What `Captioner.caption` and `BaseReasoner.answer` raise.
         """
-        # a str is a sequence too, so mypy cannot tell
-        pictures = list(images) if isinstance(images, (list, tuple)) else [cast("Picture", images)]
-        if not pictures:
-            raise UsageError("No picture to ask about.", "Name at least one.")
+        pictures = _to_list(images)
         focus, notes = self.focus_for(question, instruction_mode, focus, options)
         if self.apart:
             self.reasoner.close()
@@ -189,3 +187,12 @@ class Prism:
         for captioner in self.captioners:
             captioner.close()
         self.reasoner.close()
+
+
+def _to_list(images: Picture | Sequence[Picture]) -> list[Picture]:
+    """One picture or several, as a list. Raises UsageError for none."""
+    if not isinstance(images, (list, tuple)):
+        return [cast("Picture", images)]  # a str is a sequence too, so mypy cannot tell
+    if not images:
+        raise UsageError("No picture to ask about.", "Name at least one.")
+    return list(images)
