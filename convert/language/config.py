@@ -45,7 +45,6 @@ class LmConfig:
     tied: bool  # the output head is the embedding
     qkv_bias: bool
     output_bias: bool  # of the attention's last matrix
-    sliding_window: int = 0  # why context_length is shorter than published; 0: it is not
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,6 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
         tied=bool(fields.tie_word_embeddings),
         qkv_bias=kind == "qwen2" or bool(fields.attention_bias),
         output_bias=kind == "llama" and bool(fields.attention_bias),
-        sliding_window=window if window < fields.max_position_embeddings else 0,
     )
 
 

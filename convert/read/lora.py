@@ -47,11 +47,6 @@ class LoraAdapter:
         self.checkpoint = Checkpoint(folder, "adapter", ADAPTER_STEMS)
         self._pairs = self._match(base_shapes)
 
-    @property
-    def targets(self) -> set[str]:
-        """Names of the base tensors that the adapter changes."""
-        return set(self._pairs)
-
     def merge(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """`weight` [out, in] float32 of base tensor `name`, with the adapter's change added."""
         if name not in self._pairs:
