@@ -1,12 +1,13 @@
-"""From what a family read to what the pipeline needs: the same for every family."""
+"""From what a family read to what the pipeline writes: the same for every family."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from edgeprism.bundle.manifest import (
     SCHEMA,
@@ -16,62 +17,76 @@ from edgeprism.bundle.manifest import (
     Markers,
     Parity,
     Prompts,
-    Source,
     Vision,
 )
 from edgeprism.convert.gate import data
 from edgeprism.convert.language.model import LmParts, Tick
-from edgeprism.convert.pipeline import FamilyParts
 from edgeprism.convert.read.card import CaptionerCard
-from edgeprism.convert.read.checkpoint import digest_of_files, license_of, read_json
+from edgeprism.convert.read.checkpoint import Requirements
 from edgeprism.convert.read.conversations import Conversation
-from edgeprism.convert.vision.config import Preparation, ProjectorConfig, TowerConfig
+from edgeprism.convert.read.sources import SourceFiles, source_of
 from edgeprism.convert.vision.export import INPUT, NEWLINE, OUTPUT
 from edgeprism.convert.vision.graph import VisionGraph
+from edgeprism.convert.vision.side import VisionSide
 from edgeprism.convert.vision.weights import VisionWeights
-
-# What a captioner is asked unless its folder's edgeprism.json says otherwise: our own wording
-INSTRUCTION = (
-    "Describe this picture in fine detail. Name the scene and every object in it, with its "
-    "colour, shape, number and condition. Say where each one is and how the objects relate to "
-    "one another. Copy any text, numbers and symbols exactly as they are written."
-)
-FOCUS = " Pay special attention to the following: {focus}"
-MAX_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class VisionSide:
-    """Towers whose features stand side by side, and the projector behind them."""
+class PublishedCaptioner:
+    """A captioner as its family read it: what its configurations say, no tensor loaded yet."""
 
-    towers: Sequence[TowerConfig]
-    projector: ProjectorConfig
-    weights: VisionWeights
-    reference: Callable[[np.ndarray, Tick], np.ndarray]  # pixels → visual tokens, by the gate's way
-    drop_first_patch: bool = False
-    newline: bool = False  # the weights hold a "newline_row"
+    folder: Path  # the captioner's own, which may hold its card
+    sources: Sequence[SourceFiles]
+    image: ImagePolicy
+    vision: VisionSide
+    lm: LmParts
+    conversation: Conversation
+    markers: Markers | None = None  # around tiles; else what the conversation says
+    name: str = ""  # where the captioner was published under another than its folder's
+
+    def requirements(self) -> Requirements:
+        """Every tensor that the checkpoints must hold, and those that they may hold beside."""
+        requirements = Requirements()
+        for checkpoint, shapes in self.vision.weights.requirements():
+            requirements.add(checkpoint, shapes)
+        for checkpoint, patterns in self.vision.unused:
+            requirements.add(checkpoint, {}, patterns)
+        requirements.add(self.lm.checkpoint, self.lm.shapes, self.lm.unused)
+        return requirements
+
+
+@dataclass(frozen=True)
+class FamilyParts:
+    """What the pipeline writes and measures. Callables do the work only when called."""
+
+    vision: Callable[[torch.dtype], VisionGraph]
+    vision_weights: VisionWeights
+    # the reference; Tick is called `n_vision_layers` times
+    n_vision_layers: int
+    reference_visual_tokens: Callable[[np.ndarray, Tick], np.ndarray]
+    lm: LmParts
+    gate_texts: Sequence[str]
+    # complete but for what the pipeline finds out: variants, quant, files, parity
+    manifest: Manifest
 
 
 def captioner_parts(
-    family: str,
-    name: str,
-    sources: list[Source],
-    image: ImagePolicy,
-    vision: VisionSide,
-    lm: LmParts,
-    conversation: Conversation,
-    card: CaptionerCard,
-    markers: Markers | None = None,
+    family: str, name: str, captioner: PublishedCaptioner, card: CaptionerCard
 ) -> FamilyParts:
-    """Everything in its place; what the pipeline finds out is left empty."""
+    """Everything in its place, under `name` or the captioner's own; digests every source's files.
+
+    What the pipeline finds out is left empty.
+    """
+    sources = [source_of(published) for published in captioner.sources]
     licenses = list(dict.fromkeys(source.license for source in sources))
+    vision, lm = captioner.vision, captioner.lm
     manifest = Manifest(
         schema=SCHEMA,
-        name=name,
+        name=name or card.name or captioner.name or captioner.folder.resolve().name,
         family=family,
         license=card.license or " and ".join(licenses),
         sources=sources,
-        image=image,
+        image=captioner.image,
         vision=_vision(vision, lm.config.n_embd),
         lm=LanguageModel(
             file="",
@@ -82,7 +97,7 @@ def captioner_parts(
             context_length=lm.config.context_length,
             image_attention="causal",
         ),
-        prompts=_prompts(conversation, card, markers, lm.vocabulary.add_bos),
+        prompts=_prompts(captioner.conversation, card, captioner.markers, lm.vocabulary.add_bos),
         files={},
         parity=Parity(passed=False, forced=False, figures={}, failures=[]),
         notice=card.notice,
@@ -94,7 +109,7 @@ def captioner_parts(
             vision.drop_first_patch,
             dtype,
             vision.newline,
-            len(image.fills),
+            len(captioner.image.fills),
         ),
         vision_weights=vision.weights,
         n_vision_layers=sum(tower.n_layers for tower in vision.towers),
@@ -138,34 +153,3 @@ def _prompts(
         markers=markers,
         several=conversation.several,
     )
-
-
-def one_tile(mode: str, preparation: Preparation) -> ImagePolicy:
-    """The whole picture as one tile, prepared as published."""
-    return ImagePolicy(
-        mode=mode,
-        size=preparation.size,
-        fill=preparation.fill,
-        resample=preparation.resample,
-        max_tiles=1,
-    )
-
-
-def source_of(role: str, folder: Path, files: Iterable[Path]) -> Source:
-    """Name, digest and licence of one checkpoint, for the manifest."""
-    return Source(role, _name_of(folder), digest_of_files(files), license_of(folder))
-
-
-def _name_of(folder: Path) -> str:
-    """`_name_or_path` of the configuration where it names a published model, else the folder.
-
-    In a hub's cache (models--OWNER--NAME/snapshots/COMMIT) the path says more: OWNER/NAME@COMMIT.
-    """
-    place = folder.resolve()
-    store = place.parent.parent.name
-    if place.parent.name == "snapshots" and store.startswith("models--"):
-        return f"{store.removeprefix('models--').replace('--', '/', 1)}@{place.name}"
-    config = folder / "config.json"
-    named = str(read_json(config).get("_name_or_path", "")) if config.is_file() else ""
-    # an absolute path there tells of somebody's disk, not of a model
-    return named if named and not Path(named).is_absolute() else place.name

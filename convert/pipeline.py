@@ -1,4 +1,4 @@
-"""The steps from a family's parts to a finished bundle, the same for every family."""
+"""The steps from published folders to a finished bundle, the same for every family."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import dataclasses
 import gc
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +16,21 @@ import torch
 
 from edgeprism.bundle.manifest import VISION_QUANTS, Manifest, Parity, VisionVariant
 from edgeprism.bundle.writer import BundleWriter
+from edgeprism.convert.family import Family, Value
 from edgeprism.convert.gate import judge
 from edgeprism.convert.gate.data import TOKENIZER_TEXTS, gate_pictures
-from edgeprism.convert.language.model import LmParts, Tick
+from edgeprism.convert.language.model import Tick
 from edgeprism.convert.language.write_gguf import LM_QUANTS, write_gguf
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.parts import FamilyParts, captioner_parts
+from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.vision.export import (
     export_graph,
     int8_damage,
     quantizable_nodes,
     quantize_int8,
 )
-from edgeprism.convert.vision.graph import VisionGraph
 from edgeprism.convert.vision.pack_onnx import pack_onnx
-from edgeprism.convert.vision.weights import VisionWeights
 from edgeprism.errors import ParityError, UsageError
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.facts import available_cores
@@ -41,19 +41,53 @@ LM_FILE = "lm.gguf"
 _FLOAT_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
 
-@dataclass(frozen=True)
-class FamilyParts:
-    """What a family reads out of its checkpoints. Callables do the work only when called."""
+def convert(family: Family, out: Path, options: ConvertOptions, settings: Mapping[str, Value],
+            progress: Progress) -> Manifest:  # fmt: skip
+    """Convert the published folders that `settings` name into the bundle `out`.
 
-    vision: Callable[[torch.dtype], VisionGraph]
-    vision_weights: VisionWeights
-    # the reference; Tick is called `n_vision_layers` times
-    n_vision_layers: int
-    reference_visual_tokens: Callable[[np.ndarray, Tick], np.ndarray]
-    lm: LmParts
-    gate_texts: Sequence[str]
-    # complete but for what the pipeline finds out: variants, quant, files, parity
-    manifest: Manifest
+    Args:
+        family: What the folders are a checkpoint of.
+        out: Where the bundle goes; nothing is left there if the conversion fails.
+        options: What every family lets a caller choose.
+        settings: Values of the family's own options, by name.
+        progress: Is told of every stage.
+
+    Returns:
+        The manifest of the bundle.
+
+    Raises:
+        UsageError: `options`, `settings` or `out` will not do.
+        CheckpointError: A folder is not what it should be; lists every fault of the tensors.
+        ParityError: The gate failed, and `options.force` is not set.
+    """
+    # 1. check what the caller chose
+    check_options(options)
+    chosen = family.settings(settings)
+    with BundleWriter(out, options.overwrite) as writer:
+        # 2. read the configurations; weights are only opened
+        progress.stage("Reading the checkpoints")
+        captioner = family.read(**chosen, progress=progress)
+        # 3. require every tensor that these announce
+        captioner.requirements().check()
+        # 4. read what the captioner's folder says about itself
+        card = card_from_folder(captioner.folder)
+        # 5. put the parts of the bundle together
+        parts = captioner_parts(family.name, options.name, captioner, card)
+        # 6. write the vision graphs and the language model, measuring each as it is written
+        verdict = judge.Verdict()
+        variants = _write_vision(parts, writer.folder, options, verdict, progress)
+        _give_memory_back()
+        lm_path = writer.folder / LM_FILE
+        write_gguf(lm_path, options.lm_quant, parts.lm, parts.manifest.name, progress)
+        _give_memory_back()
+        _measure_lm(parts, lm_path, options.lm_quant, verdict, progress)
+        # 7. gate: does the bundle compute what the checkpoint does?
+        _require_parity(verdict, options.force, progress)
+        # 8. write the manifest, and move the bundle to where it belongs
+        progress.stage("Finishing the bundle")
+        manifest = _completed(parts.manifest, variants, options.lm_quant, verdict, writer)
+        writer.finish(manifest)
+        return manifest
 
 
 def check_options(options: ConvertOptions) -> None:
@@ -69,32 +103,26 @@ def check_options(options: ConvertOptions) -> None:
             )
 
 
-def write_bundle(parts: FamilyParts, writer: BundleWriter, options: ConvertOptions,
-                 progress: Progress) -> Manifest:  # fmt: skip
-    """Export, quantize, gate, and finish `writer`'s bundle; returns its manifest.
-
-    Raises ParityError when the gate fails and `options.force` is not set.
-    """
-    verdict = judge.Verdict()
-    variants = _write_vision(parts, writer.folder, options, verdict, progress)
-    _give_memory_back()
-    write_gguf(writer.folder / LM_FILE, options.lm_quant, parts.lm, parts.manifest.name, progress)
-    _give_memory_back()
-    _gate_lm(parts, writer.folder / LM_FILE, options.lm_quant, verdict, progress)
+def _require_parity(verdict: judge.Verdict, force: bool, progress: Progress) -> None:
+    """Say every figure; ParityError where the gate failed, unless `force`."""
     for check, figures in verdict.figures.items():
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         progress.say(f"parity {check}: {shown}")
-    if verdict.failures and not options.force:
+    if verdict.failures and not force:
         raise ParityError(
             "The bundle does not compute what its checkpoint does:"
             + "".join(f"\n  {failure}" for failure in verdict.failures) + "\n",
             "Try a finer quantization; --force writes the bundle all the same and records this.",
         )  # fmt: skip
-    progress.stage("Finishing the bundle")
-    manifest = dataclasses.replace(
-        parts.manifest,
-        vision=dataclasses.replace(parts.manifest.vision, variants=variants),
-        lm=dataclasses.replace(parts.manifest.lm, file=LM_FILE, quant=options.lm_quant),
+
+
+def _completed(manifest: Manifest, variants: list[VisionVariant], lm_quant: str,
+               verdict: judge.Verdict, writer: BundleWriter) -> Manifest:  # fmt: skip
+    """`manifest` with what was not known before the files were written and measured."""
+    return dataclasses.replace(
+        manifest,
+        vision=dataclasses.replace(manifest.vision, variants=variants),
+        lm=dataclasses.replace(manifest.lm, file=LM_FILE, quant=lm_quant),
         files=writer.file_entries(),
         parity=Parity(
             passed=not verdict.failures,
@@ -103,8 +131,6 @@ def write_bundle(parts: FamilyParts, writer: BundleWriter, options: ConvertOptio
             failures=verdict.failures,
         ),
     )
-    writer.finish(manifest)
-    return manifest
 
 
 def _give_memory_back() -> None:
@@ -177,8 +203,8 @@ def _write_int8(graph: Path, out: Path, quant: str, pixels: np.ndarray, referenc
     return {**figures, "float_matrices": float(n_float)}, failures
 
 
-def _gate_lm(parts: FamilyParts, path: Path, quant: str, verdict: judge.Verdict,
-             progress: Progress) -> None:  # fmt: skip
+def _measure_lm(parts: FamilyParts, path: Path, quant: str, verdict: judge.Verdict,
+                progress: Progress) -> None:  # fmt: skip
     lm, model = parts.lm, LanguageModel(path, threads=available_cores())
     try:
         verdict.add("tokenizer", *judge.judge_tokenizer(

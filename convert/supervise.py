@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgeprism import errors
 from edgeprism.bundle.writer import check_out, clean_up
+from edgeprism.convert.family import Value
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.errors import EdgePrismError, Interrupted
 from edgeprism.machine.child import Child, edgeprism_command
@@ -20,9 +22,13 @@ from edgeprism.progress import Progress
 
 
 def convert_in_child(
-    family: str, out: Path, options: ConvertOptions, progress: Progress, **settings: Any
+    family: str,
+    out: Path,
+    options: ConvertOptions,
+    settings: Mapping[str, Value],
+    progress: Progress,
 ) -> None:
-    """`family`'s convert(out, options, progress, **settings), interruptible everywhere.
+    """`pipeline.convert` of the family of that name, interruptible everywhere.
 
     Raises what it raises; Interrupted after Ctrl-C, with nothing left behind.
     """

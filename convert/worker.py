@@ -6,7 +6,6 @@ when stdin closes: then its parent is gone.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.writer import clean_up
-from edgeprism.convert.families import FAMILIES
+from edgeprism.convert.discover import family_named
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.pipeline import convert
 from edgeprism.errors import EdgePrismError
 from edgeprism.progress import EventProgress
 
@@ -40,12 +40,11 @@ def main() -> None:
 
 
 def _convert(job: dict[str, Any], out: Path, events: EventProgress) -> None:
-    family = importlib.import_module(FAMILIES[job["family"]].module)
     options = ConvertOptions(
         **{**job["options"], "vision_quants": tuple(job["options"]["vision_quants"])}
     )
     settings = {k: Path(v) if k in job["folders"] else v for k, v in job["settings"].items()}
-    family.convert(out, options, events, **settings)
+    convert(family_named(job["family"]), out, options, settings, events)
 
 
 def _leave_with_parent(out: Path) -> None:

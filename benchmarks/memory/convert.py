@@ -59,7 +59,7 @@ def main() -> None:
     )
     recorder = Recorder()
     threading.Thread(target=recorder.watch, daemon=True).start()
-    convert_in_child(size.family, out, options, recorder, **folders)
+    convert_in_child(size.family, out, options, folders, recorder)
     recorder.stage("end")
     result = {
         "size": arguments.size,

@@ -185,7 +185,7 @@ def make_files(work: Path, name: str) -> tuple[Path, list[Path]]:
         options = ConvertOptions(vision_quants=OURS, lm_quant="F16")
         with StderrProgress().shown() as progress:
             folders = checkpoint_folders(work, name, n_layers=1)
-            convert_in_child(SIZES[name].family, bundle, options, progress, **folders)
+            convert_in_child(SIZES[name].family, bundle, options, folders, progress)
     for quant, path in zip(THEIRS, mmprojs, strict=True):
         if not path.exists():
             parts = MMPROJS[SIZES[name].family](checkpoint_folders(work, name, n_layers=1))

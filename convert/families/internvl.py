@@ -1,91 +1,160 @@
-"""InternVL 1.5: InternViT on tiles → pixel shuffle → MLP → InternLM2.
+"""InternVL: InternViT on tiles → pixel shuffle → MLP → InternLM2 or Qwen2.
 
-Source of the layout: OpenGVLab's InternVL-Chat-V1-5 and Mini-InternVL-Chat-2B-V1-5 with the code
-they carry (`modeling_internvl_chat.py`, `conversation.py`, the model card's `dynamic_preprocess`).
-transformers' layout, of later models, is in `internvl_hf`.
+Two published layouts are read as they are:
+
+- the original one, of InternVL 1.5 with InternLM2. Source: OpenGVLab's InternVL-Chat-V1-5 and
+  Mini-InternVL-Chat-2B-V1-5 with the code they carry (`modeling_internvl_chat.py`,
+  `conversation.py`, the model card's `dynamic_preprocess`);
+- transformers', of later models with Qwen2. Sources: the `-hf` repositories of OpenGVLab
+  (InternVL3-1B-hf and its kin), transformers' InternVLForConditionalGeneration, InternVLProcessor
+  and GotOcr2ImageProcessor, and the chat template that its conversion script writes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeprism.bundle.manifest import Manifest, Several
-from edgeprism.convert.families import internvl_hf
-from edgeprism.convert.families.internvl_hf import tile_policy
-from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.gate import tiling_towers
-from edgeprism.convert.gate import towers as reference
-from edgeprism.convert.language import internlm2
-from edgeprism.convert.language.internlm2 import IM_END, IM_START
-from edgeprism.convert.language.model import open_language_model
-from edgeprism.convert.language.vocabulary import TokenRules
-from edgeprism.convert.one_folder import Layout, convert_folder
-from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.parts import VisionSide
-from edgeprism.convert.read.checkpoint import Checkpoint
-from edgeprism.convert.read.conversations import Conversation
-from edgeprism.convert.vision.config import ProjectorConfig, n_used_layers
-from edgeprism.convert.vision.intern_vit import (
-    MEAN,
-    STD,
-    intern_vit_config,
-    intern_vit_fields,
-    intern_vit_weights,
-)
-from edgeprism.convert.vision.weights import VisionWeights, projector_weights, unused_layers
+from edgeprism.bundle.manifest import ImagePolicy, Markers, Several, Tiling
+from edgeprism.convert.family import Family, Option
 from edgeprism.errors import CheckpointError
-from edgeprism.progress import Progress
 
-FAMILY = "internvl"
-_PREFIX, _NORM, _LINEARS = "vision_model.", "mlp1.0", ["mlp1.1", "mlp1.3"]
-# "internlm2-chat" in conversation.py: no line feed behind the ends of turns
-CONVERSATION = Conversation(
-    f"{IM_START}system\nYou are an AI assistant whose name is InternLM (书生·浦语).{IM_END}"
-    f"{IM_START}user\n",
-    "\n",
-    before_caption=f"{IM_END}{IM_START}assistant\n",
-    stop=(IM_END,),
-    eos=IM_END,
-    needed=(IM_START, IM_END, "<img>", "</img>"),
-    several=Several("Image-{number}: ", "\n"),
-)
-MARKERS = internvl_hf.MARKERS
+if TYPE_CHECKING:
+    from edgeprism.convert.gate.towers import Features
+    from edgeprism.convert.language.model import LmParts
+    from edgeprism.convert.parts import PublishedCaptioner
+    from edgeprism.convert.read.checkpoint import Checkpoint
+    from edgeprism.convert.read.conversations import Conversation
+    from edgeprism.convert.vision.config import ProjectorConfig, TowerConfig
+    from edgeprism.convert.vision.side import VisionSide
+    from edgeprism.convert.vision.weights import Weights
+    from edgeprism.progress import Progress
 
-
-def convert(out: Path, options: ConvertOptions, progress: Progress, captioner: Path) -> Manifest:
-    """Convert the published folder `captioner` into `out`, as convert_folder does."""
-    return convert_folder(FAMILY, read_layout, out, options, progress, captioner)
+MARKERS = Markers("<img>", "", "", "", "", "</img>")
+_START, _END = "<|im_start|>", "<|im_end|>"
+_NEEDED = (_START, _END, "<img>", "</img>")
 
 
-def read_layout(captioner: Path, config: dict[str, Any]) -> Layout:
-    """Of either layout, the original or transformers'."""
+def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
+    """The one published folder, of either layout."""
+    from edgeprism.convert.read.checkpoint import read_config
+
+    config = read_config(captioner)
     if config.get("model_type") == "internvl":
-        return internvl_hf.read_layout(captioner, config)
+        return _read_transformers(captioner, config)
+    return _read_original(captioner, config)
+
+
+FAMILY = Family(
+    name="internvl",
+    summary="InternVL: InternViT on tiles, pixel shuffle, MLP; 1.5 with InternLM2, -hf with Qwen2",
+    help="InternVL 1.5 with InternLM2, or later with Qwen2 in transformers' layout, into OUT.",
+    options=(Option("captioner", "folder", "Folder of the checkpoint.", required=True),),
+    read=read,
+    model_types=("internvl_chat", "internvl"),
+    signs=("llm_config", "vision_config", "force_image_size", "downsample_ratio"),
+)
+
+
+def _captioner(checkpoint: Checkpoint, image: ImagePolicy, vision: VisionSide, lm: LmParts,
+               conversation: Conversation) -> PublishedCaptioner:  # fmt: skip
+    from edgeprism.convert.parts import PublishedCaptioner
+    from edgeprism.convert.read.sources import SourceFiles
+
+    folder = checkpoint.folder
+    sources = [SourceFiles("captioner", folder, checkpoint.files)]
+    return PublishedCaptioner(folder, sources, image, vision, lm, conversation, MARKERS)
+
+
+def _tower_and_mlp(tower: TowerConfig, weights: Weights, features: Features,
+                   projector: ProjectorConfig, checkpoint: Checkpoint, linears: list[str],
+                   norm: str, transposed: bool = False) -> VisionSide:  # fmt: skip
+    """The tower, and the projector of `linears` behind `norm`, which are names in `checkpoint`.
+
+    `features` and `transposed` are for the gate, which takes nothing from the converter's side.
+    """
+    from edgeprism.convert.gate import towers as reference
+    from edgeprism.convert.vision.side import VisionSide
+    from edgeprism.convert.vision.weights import VisionWeights, projector_weights
+
+    connector = reference.mlp(checkpoint.files, linears, norm, 2, transposed)
+    return VisionSide(
+        [tower],
+        projector,
+        VisionWeights(
+            {
+                "towers.0": weights,
+                "projector": projector_weights(projector, checkpoint, linears, norm),
+            }
+        ),
+        lambda pixels, tick: reference.visual_tokens([features], connector, pixels, tick),
+    )
+
+
+def _tile_policy(size: int, least: int, most: int, resample: str = "bicubic") -> ImagePolicy:
+    """The grids from `least` to `most` tiles, smaller ones first, then a thumbnail; or one tile."""
+    grids = [
+        [down, across]
+        for across in range(1, most + 1)
+        for down in range(1, most + 1)
+        if least <= down * across <= most
+    ]
+    grids.sort(key=lambda grid: grid[0] * grid[1])
+    return ImagePolicy(
+        mode="stretch",
+        size=size,
+        fill=[0, 0, 0],
+        resample=resample,
+        max_tiles=1 + most if most > 1 else 1,
+        tiling=Tiling("closest-ratio", grids, 0, "last", "tiles") if most > 1 else None,
+    )
+
+
+# ---- the original layout
+
+
+def _read_original(captioner: Path, config: dict[str, Any]) -> PublishedCaptioner:
+    from edgeprism.convert.language import internlm2
+    from edgeprism.convert.language.model import open_language_model
+    from edgeprism.convert.language.vocabulary import TokenRules
+    from edgeprism.convert.read.checkpoint import Checkpoint
+    from edgeprism.convert.read.conversations import Conversation
+
     path = captioner / "config.json"
     config = _completed(config, path)
     checkpoint = Checkpoint(captioner, "captioner")
-    rules = TokenRules(
-        CONVERSATION.eos, CONVERSATION.needed, internlm2.TOKENS.renamed,
-        internlm2.TOKENS.chat_template,
-    )  # fmt: skip
-    lm = open_language_model(
-        checkpoint, config["llm_config"], f"{path} (llm_config)", captioner, rules
+    rules = TokenRules(_END, _NEEDED, internlm2.TOKENS.renamed, internlm2.TOKENS.chat_template)
+    where = f"{path} (llm_config)"
+    lm = open_language_model(checkpoint, config["llm_config"], where, captioner, rules)
+    side = _original_vision_side(config, path, checkpoint, lm.config.n_embd)
+    image = _tile_policy(
+        config["force_image_size"],
+        config["min_dynamic_patch"],
+        config["max_dynamic_patch"] if config["dynamic_image_size"] else 1,
     )
-    side, unused = _vision_side(config, path, checkpoint, lm.config.n_embd)
-    least, most = config["min_dynamic_patch"], config["max_dynamic_patch"]
-    image = tile_policy(
-        config["force_image_size"], least, most if config["dynamic_image_size"] else 1
+    # "internlm2-chat" in conversation.py: no line feed behind the ends of turns
+    conversation = Conversation(
+        f"{_START}system\nYou are an AI assistant whose name is InternLM (书生·浦语).{_END}"
+        f"{_START}user\n",
+        "\n",
+        before_caption=f"{_END}{_START}assistant\n",
+        stop=(_END,),
+        eos=_END,
+        needed=_NEEDED,
+        several=Several("Image-{number}: ", "\n"),
     )
-    return Layout(checkpoint, image, side, lm, CONVERSATION, MARKERS, unused)
+    return _captioner(checkpoint, image, side, lm, conversation)
 
 
 def _completed(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """config.json, completed and checked: what differs from the published models is refused."""
+    from edgeprism.convert.discover import unknown_layout
+
     if config.get("model_type") != "internvl_chat":
         expected = "model_type internvl_chat with llm_config and vision_config (the original "
         expected += "layout), or internvl with text_config and vision_config (transformers')"
-        raise unknown_layout(path.parent, FAMILY, expected)
+        raise unknown_layout(path.parent, FAMILY.name, expected)
     defaults = {
         "llm_config": {}, "vision_config": {}, "downsample_ratio": 0.5, "select_layer": -1,
         "min_dynamic_patch": 1, "max_dynamic_patch": 6, "dynamic_image_size": False,
@@ -124,11 +193,21 @@ def _completed(config: dict[str, Any], path: Path) -> dict[str, Any]:
     return config
 
 
-def _vision_side(
+def _original_vision_side(
     config: dict[str, Any], path: Path, checkpoint: Checkpoint, n_embd: int
-) -> tuple[VisionSide, tuple[str, ...]]:
-    """The vision side, and patterns of the tower's layers that never run."""
-    where = f"{path} (vision_config)"
+) -> VisionSide:
+    from edgeprism.convert.gate import tiling_towers
+    from edgeprism.convert.vision.config import ProjectorConfig, n_used_layers
+    from edgeprism.convert.vision.intern_vit import (
+        MEAN,
+        STD,
+        intern_vit_config,
+        intern_vit_fields,
+        intern_vit_weights,
+    )
+    from edgeprism.convert.vision.weights import unused_layers
+
+    where, prefix = f"{path} (vision_config)", "vision_model."
     fields = intern_vit_fields(config["vision_config"], where)
     size = config["force_image_size"]
     whole = intern_vit_config(fields, size, fields["num_hidden_layers"])
@@ -141,22 +220,172 @@ def _vision_side(
             "Use the published config.json.",
         )
     transposed = config["ps_version"] == "v1"
-    projector = ProjectorConfig(
-        (4 * tower.n_embd, n_embd, n_embd), downsample=2, transposed=transposed
-    )
-    weights = VisionWeights(
-        {
-            "towers.0": intern_vit_weights(tower, checkpoint, _PREFIX),
-            "projector": projector_weights(projector, checkpoint, _LINEARS, _NORM),
-        }
-    )
+    widths = (4 * tower.n_embd, n_embd, n_embd)
     used = {**fields, "num_hidden_layers": n_used}
-    features = tiling_towers.intern_vit(checkpoint.files, used, list(MEAN), list(STD))
-    connector = reference.mlp(checkpoint.files, _LINEARS, _NORM, 2, transposed)
-    side = VisionSide(
-        [tower],
-        projector,
-        weights,
-        lambda pixels, tick: reference.visual_tokens([features], connector, pixels, tick),
+    side = _tower_and_mlp(
+        tower,
+        intern_vit_weights(tower, checkpoint, prefix),
+        tiling_towers.intern_vit(checkpoint.files, used, list(MEAN), list(STD)),
+        ProjectorConfig(widths, downsample=2, transposed=transposed),
+        checkpoint,
+        ["mlp1.1", "mlp1.3"],
+        "mlp1.0",
+        transposed,
     )
-    return side, unused_layers(_PREFIX, n_used, fields["num_hidden_layers"])
+    unused = unused_layers(prefix, n_used, fields["num_hidden_layers"])
+    return dataclasses.replace(side, unused=[(checkpoint, unused)])
+
+
+# ---- transformers' layout
+
+
+def _read_transformers(captioner: Path, config: dict[str, Any]) -> PublishedCaptioner:
+    """The folder of a model_type `internvl`; what differs from the published models is refused."""
+    from edgeprism.convert.language.model import open_language_model
+    from edgeprism.convert.language.vocabulary import TokenRules
+    from edgeprism.convert.read.checkpoint import Checkpoint
+    from edgeprism.convert.read.conversations import Conversation
+
+    path = captioner / "config.json"
+    vision, text = _checked(config, path)
+    checkpoint = Checkpoint(captioner, "captioner")
+    rules = TokenRules(_END, _NEEDED)
+    lm = open_language_model(checkpoint, text, f"{path} (text_config)", captioner, rules)
+    prepared, image = _prepared(captioner / "preprocessor_config.json", vision["image_size"])
+    side = _transformers_vision_side(
+        config["vision_config"], vision, prepared, path, checkpoint, lm.config.n_embd
+    )
+    conversation = Conversation(
+        f"{_START}user\n",
+        "\n",
+        before_caption=f"{_END}\n{_START}assistant\n",
+        stop=(_END,),
+        eos=_END,
+        needed=_NEEDED,
+        several=Several("", "\n"),
+    )
+    return _captioner(checkpoint, image, side, lm, conversation)
+
+
+def _transformers_vision_side(published: dict[str, Any], vision: dict[str, Any],
+                              prepared: dict[str, Any], path: Path, checkpoint: Checkpoint,
+                              n_embd: int) -> VisionSide:  # fmt: skip
+    """`vision` is the `published` vision_config, checked and completed."""
+    from edgeprism.convert.gate import tiling_towers
+    from edgeprism.convert.vision.config import ProjectorConfig
+    from edgeprism.convert.vision.intern_vit import (
+        TRANSFORMERS,
+        intern_vit_config,
+        intern_vit_fields,
+        intern_vit_weights,
+    )
+
+    where = f"{path} (vision_config)"
+    fields = intern_vit_fields(vision, where)
+    whole = intern_vit_config(fields, vision["image_size"], fields["num_hidden_layers"])
+    tower = dataclasses.replace(whole, **prepared)
+    if tower.grid % 2:
+        raise CheckpointError(
+            f"{where}: {tower.grid} patches of {tower.patch_size} pixels a side do not pair up.",
+            "Use the published config.json.",
+        )
+    lead = _lead(checkpoint, "embeddings.cls_token", "vision_tower.")
+    joint = "multi_modal_projector."
+    joint = _lead(checkpoint, f"{joint}layer_norm.weight", "") + joint
+    return _tower_and_mlp(
+        tower,
+        intern_vit_weights(tower, checkpoint, lead, TRANSFORMERS),
+        tiling_towers.internvl_tower(checkpoint.files, published, prepared),
+        ProjectorConfig((4 * tower.n_embd, n_embd, n_embd), 2),
+        checkpoint,
+        [f"{joint}linear_1", f"{joint}linear_2"],
+        f"{joint}layer_norm",
+    )
+
+
+def _lead(checkpoint: Checkpoint, probe: str, usual: str) -> str:
+    """What stands in front of `probe`, e.g. "vision_tower." or "model.vision_tower."."""
+    found = sorted(n.removesuffix(probe) for n in checkpoint.names if n.endswith(probe))
+    return found[0] if found else usual
+
+
+def _checked(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """vision_config in the original layout's words, and text_config."""
+    vision, text = config.get("vision_config"), config.get("text_config")
+    if not isinstance(vision, dict) or not isinstance(text, dict):
+        raise CheckpointError(
+            f"{path}: vision_config and text_config must be objects.",
+            "Use the published config.json.",
+        )
+    kept: dict[str, tuple[dict[str, Any], Any]] = {
+        "downsample_ratio": (config, 0.5), "projector_hidden_act": (config, "gelu"),
+        "vision_feature_select_strategy": (config, "default"),
+        "vision_feature_layer": (config, -1),  # transformers' class knows no other
+        "use_mean_pooling": (vision, True), "use_mask_token": (vision, False),
+        "use_absolute_position_embeddings": (vision, True), "num_channels": (vision, 3),
+    }  # fmt: skip
+    faults = [
+        f"{name} = {fields[name]!r} (expected {value!r})"
+        for name, (fields, value) in kept.items()
+        if fields.get(name, value) != value
+    ]
+    if text.get("model_type", "qwen2") != "qwen2":
+        faults.append(f"text_config.model_type = {text['model_type']!r} (expected 'qwen2')")
+    # transformers' defaults are the small tower's, the original code's the large one's
+    defaults = {
+        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "intermediate_size": 4096, "hidden_act": "gelu", "norm_type": "layer_norm",
+        "layer_norm_eps": 1e-6, "image_size": 448, "patch_size": 14,
+    }  # fmt: skip
+    made = {name: vision.get(name, value) for name, value in defaults.items()}
+    for name in ("image_size", "patch_size"):
+        value = made[name]
+        if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+            made[name] = value[0]
+        if type(made[name]) is not int or not 1 <= made[name] <= 4096:
+            faults.append(f"{name} = {value!r} (expected two equal whole numbers above 0)")
+    if faults:
+        raise CheckpointError(
+            f"{path} describes a variant that is not supported: {'; '.join(faults)}.",
+            "Understood are InternViT with Qwen2 as they were published.",
+        )
+    made["qkv_bias"] = bool(vision.get("attention_bias", False))
+    made["qk_normalization"] = bool(vision.get("use_qk_norm", False))
+    return made, {"model_type": "qwen2", **text}
+
+
+def _prepared(path: Path, image_size: int) -> tuple[dict[str, Any], ImagePolicy]:
+    """How pixels become the tower's, and the tiles, as preprocessor_config.json says.
+
+    Its `crop_to_patches` is not asked for: the models' processor always sets it.
+    """
+    from edgeprism.convert.read.checkpoint import read_json
+    from edgeprism.convert.vision.config import RESAMPLINGS
+    from edgeprism.convert.vision.intern_vit import MEAN, STD
+
+    data = read_json(path) if path.is_file() else {}
+    faults = [
+        f"{name} {data[name]!r}"
+        for name in ("do_resize", "do_rescale", "do_normalize")
+        if data.get(name, True) is not True
+    ]
+    side = {"height": image_size, "width": image_size}
+    if data.get("size", side) != side:
+        faults.append(f"size {data['size']!r} (the vision model takes {image_size})")
+    number = data.get("resample", 3)
+    if number not in RESAMPLINGS:
+        faults.append(f"resample {number!r}")
+    least, most = data.get("min_patches", 1), data.get("max_patches", 12)
+    if type(least) is not int or type(most) is not int or not 1 <= least <= most <= 255:
+        faults.append(f"min_patches {least!r} and max_patches {most!r}")
+    if faults:
+        raise CheckpointError(
+            f"{path} is not understood: {'; '.join(faults)}.",
+            "Use the preprocessor_config.json that was published with the model.",
+        )
+    prepared = {
+        "rescale": float(data.get("rescale_factor", 1 / 255)),
+        "mean": tuple(data.get("image_mean") or MEAN),
+        "std": tuple(data.get("image_std") or STD),
+    }
+    return prepared, _tile_policy(image_size, least, most, RESAMPLINGS[number])

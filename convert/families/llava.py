@@ -16,40 +16,27 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeprism.bundle.manifest import ImagePolicy, Manifest, Several, Source, Tiling
-from edgeprism.bundle.writer import BundleWriter
-from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.language.model import UNUSED, open_language_model
-from edgeprism.convert.language.vocabulary import TokenRules
-from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.parts import (
-    FOCUS,
-    INSTRUCTION,
-    MAX_TOKENS,
-    captioner_parts,
-    one_tile,
-    source_of,
-)
-from edgeprism.convert.pipeline import check_options, write_bundle
-from edgeprism.convert.read.card import card_from_folder
-from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_config, read_json
-from edgeprism.convert.read.conversations import conversation_named
-from edgeprism.convert.vision.config import Preparation
-from edgeprism.convert.vision.stock import StockProjector, StockTower, stock_vision_side
+from edgeprism.bundle.manifest import ImagePolicy, Several, Tiling
+from edgeprism.convert.family import CONVERSATION, Family, Option
 from edgeprism.errors import CheckpointError
-from edgeprism.progress import Progress
 
-FAMILY = "llava"
+if TYPE_CHECKING:
+    from edgeprism.convert.parts import PublishedCaptioner
+    from edgeprism.convert.read.checkpoint import Checkpoint
+    from edgeprism.convert.vision.config import Preparation
+    from edgeprism.convert.vision.stock import StockTower
+    from edgeprism.progress import Progress
+
 # model_type of the original layout → that of its language model
 LANGUAGE_MODELS = {
     "llava": "llama", "llava_llama": "llama", "share4v": "llama", "llava_mistral": "mistral",
     "llava_qwen": "qwen2",
 }  # fmt: skip
+_MLP = re.compile(r"mlp(\d+)x_gelu")
 _MARKS = ("<im_start>", "<im_end>")  # what LLaVA v1 adds with `mm_use_im_start_end`
 _CONVERSATIONS = {"llama": "vicuna-v1", "mistral": "mistral", "qwen2": "qwen"}
 # of one-tile models LLaVA-NeXT-Interleave alone is on Qwen: its demo joins pictures so
@@ -74,76 +61,75 @@ class Layout:
     named_tower: str = ""  # what the original layout calls the tower that is published apart
 
 
-def convert(
-    out: Path,
-    options: ConvertOptions,
-    progress: Progress,
-    captioner: Path,
-    vision: Path | None = None,
-    conversation: str = "",
-) -> Manifest:
-    """Convert the folder `captioner` into the bundle `out`.
+def read(
+    captioner: Path, vision: Path | None, conversation: str, progress: Progress
+) -> PublishedCaptioner:
+    """The folder `captioner`, and `vision` where the original layout names a tower of its own."""
+    return captioner_of_layout(read_layout(captioner, vision), captioner, conversation, progress)
 
-    `vision` is the folder of the tower that the original layout names; `conversation` one of
-    CONVERSATIONS, by default the one that published models of this layout use. Raises UsageError,
-    CheckpointError (every fault of the tensors at once) and ParityError.
+
+FAMILY = Family(
+    name="llava",
+    summary="LLaVA v1 and 1.5, ShareGPT4V, LLaVA-NeXT-Interleave: original and llava-hf layouts",
+    help="""LLaVA v1, LLaVA-1.5, LLaVA-NeXT-Interleave and their like, into OUT.
+
+    Both the original layout (with --vision) and that of the llava-hf repositories.
+    """,
+    options=(
+        Option("captioner", "folder", "Folder of the LLaVA checkpoint.", required=True),
+        Option("vision", "folder", "Folder of the vision model that an original checkpoint names."),
+        CONVERSATION,
+    ),
+    read=read,
+    model_types=("llava", "llava_llama", "llava_mistral", "llava_qwen", "share4v"),
+    signs=("mm_hidden_size", "mm_vision_tower", "text_config", "vision_config"),
+)
+
+
+def captioner_of_layout(
+    layout: Layout, captioner: Path, conversation: str, progress: Progress
+) -> PublishedCaptioner:
+    """What the folder `captioner` holds, whichever family's it is.
+
+    `conversation` is one of CONVERSATIONS, or "" for the one of published models of this layout.
     """
-    return convert_layout(
-        FAMILY, read_layout, out, options, progress, captioner, vision, conversation
+    from edgeprism.convert.language.model import open_language_model
+    from edgeprism.convert.language.vocabulary import TokenRules
+    from edgeprism.convert.parts import PublishedCaptioner
+    from edgeprism.convert.read.conversations import conversation_named
+    from edgeprism.convert.read.sources import SourceFiles
+    from edgeprism.convert.vision.stock import StockProjector, stock_vision_side
+
+    checkpoint, tower = layout.checkpoint, layout.tower
+    form = conversation_named(conversation or layout.conversation)
+    if layout.marks[0]:
+        begin, end = layout.marks
+        form = dataclasses.replace(
+            form, needed=(*form.needed, begin, end), picture_begin=begin, picture_end=end
+        )
+    rules = TokenRules(eos=form.eos, needed=form.needed)
+    lm = open_language_model(checkpoint, layout.text_config, layout.where, captioner, rules)
+    projector = StockProjector(checkpoint, layout.projector)
+    side, preparation = stock_vision_side(
+        tower, projector, lm.config.n_embd, newline=layout.grids is not None
+    )
+    sources = [SourceFiles("captioner", captioner, checkpoint.files)]
+    if tower.checkpoint is not checkpoint:
+        sources.append(SourceFiles("vision", tower.folder, tower.checkpoint.files))
+        _say_which_tower(layout, progress)
+    return PublishedCaptioner(
+        captioner,
+        sources,
+        _image_policy(layout, preparation),
+        side,
+        lm,
+        dataclasses.replace(form, several=layout.several),
     )
 
 
-def convert_layout(
-    family: str,
-    read: Callable[[Path, Path | None], Layout],
-    out: Path,
-    options: ConvertOptions,
-    progress: Progress,
-    captioner: Path,
-    vision: Path | None,
-    conversation: str,
-) -> Manifest:
-    """`convert` of every family that is laid out so: `read` says which layout a folder has."""
-    check_options(options)
-    with BundleWriter(out, options.overwrite) as writer:
-        progress.stage("Reading the checkpoints")
-        card = card_from_folder(captioner, INSTRUCTION, FOCUS, MAX_TOKENS)
-        layout = read(captioner, vision)
-        checkpoint = layout.checkpoint
-        talk = conversation_named(conversation or layout.conversation)
-        if layout.marks[0]:
-            begin, end = layout.marks
-            talk = dataclasses.replace(
-                talk, needed=(*talk.needed, begin, end), picture_begin=begin, picture_end=end
-            )
-        talk = dataclasses.replace(talk, several=layout.several)
-        lm = open_language_model(
-            checkpoint, layout.text_config, layout.where, captioner,
-            TokenRules(eos=talk.eos, needed=talk.needed),
-        )  # fmt: skip
-        requirements = Requirements()
-        projector = StockProjector(checkpoint, layout.projector)
-        side, preparation = stock_vision_side(
-            layout.tower, projector, lm.config.n_embd, requirements, layout.grids is not None
-        )
-        requirements.add(checkpoint, lm.shapes, UNUSED[lm.config.model_type])
-        requirements.check()
-        sources = _sources(captioner, layout, checkpoint)
-        _say_which_tower(layout, sources, progress)
-        parts = captioner_parts(
-            family,
-            options.name or card.name or captioner.resolve().name,
-            sources,
-            _image_policy(layout, preparation),
-            side,
-            lm,
-            talk,
-            card,
-        )
-        return write_bundle(parts, writer, options, progress)
-
-
 def _image_policy(layout: Layout, preparation: Preparation) -> ImagePolicy:
+    from edgeprism.convert.vision.config import one_tile
+
     if layout.grids is None:
         return one_tile("pad" if layout.aspect == "pad" else preparation.mode, preparation)
     # the overview is stretched, and the tiles are cut from a canvas of black
@@ -157,6 +143,9 @@ def _image_policy(layout: Layout, preparation: Preparation) -> ImagePolicy:
 
 def read_layout(captioner: Path, vision: Path | None) -> Layout:
     """Which layout the folder has, and what it says; CheckpointError for any other."""
+    from edgeprism.convert.discover import unknown_layout
+    from edgeprism.convert.read.checkpoint import read_config
+
     config = read_config(captioner)
     if config.get("model_type") == "llava" and "text_config" in config:
         return transformers_layout(captioner, config)
@@ -164,7 +153,7 @@ def read_layout(captioner: Path, vision: Path | None) -> Layout:
         return original_layout(captioner, config, vision)
     raise unknown_layout(
         captioner,
-        FAMILY,
+        FAMILY.name,
         f"model_type one of {', '.join(LANGUAGE_MODELS)} with mm_hidden_size (the original "
         "layout), or model_type llava with text_config and vision_config (transformers')",
     )
@@ -172,6 +161,9 @@ def read_layout(captioner: Path, vision: Path | None) -> Layout:
 
 def transformers_layout(captioner: Path, config: dict[str, Any]) -> Layout:
     """What a folder of a llava-hf repository says."""
+    from edgeprism.convert.read.checkpoint import Checkpoint, read_json
+    from edgeprism.convert.vision.stock import StockTower
+
     where = str(captioner / "config.json")
     strategy = config.get("vision_feature_select_strategy", "default")
     activation = config.get("projector_hidden_act", "gelu")
@@ -220,11 +212,54 @@ def original_layout(
     aspects: tuple[str | None, ...] = ("pad", "square", None),
 ) -> Layout:
     """What an original folder says; it must say `merge` and one of `aspects` of tiles."""
+    from edgeprism.convert.read.checkpoint import Checkpoint, read_json
+    from edgeprism.convert.vision.stock import StockTower
+
     path = captioner / "config.json"
+    _check_original(config, path, merge, aspects)
+    if vision is None:
+        raise CheckpointError(
+            f"{path}: the vision model is {config.get('mm_vision_tower')!r}, which is published "
+            "on its own.",
+            "Download it and pass its folder with --vision (its configuration is needed even if "
+            "its weights are in the captioner's files).",
+        )
+    vision_config = read_json(vision / "config.json")
+    checkpoint = Checkpoint(captioner, "captioner")
+    inside = any("embeddings.patch_embedding.weight" in name for name in checkpoint.names)
+    # LLaVA's SigLIP loses its last layer when it is loaded, and all patches are taken
+    siglip = "siglip" in str(vision_config.get("model_type"))
+    language_model = LANGUAGE_MODELS[config["model_type"]]
+    mlp = _MLP.fullmatch(str(config.get("mm_projector_type", "linear")))
+    layers = [f"mm_projector.{2 * i}" for i in range(int(mlp[1]))] if mlp else ["mm_projector"]
+    return Layout(
+        where=str(path),
+        checkpoint=checkpoint,
+        text_config={**config, "model_type": language_model},
+        tower=StockTower(
+            checkpoint if inside else Checkpoint(vision, "vision model"),
+            vision_config,
+            str(vision / "config.json"),
+            vision,
+            -2 if siglip else config.get("mm_vision_select_layer", -2),
+            keeps_first=siglip or config.get("mm_vision_select_feature") == "cls_patch",
+        ),
+        projector=layers,
+        aspect="pad" if config.get("image_aspect_ratio") == "pad" else "as prepared",
+        conversation=_CONVERSATIONS[language_model],
+        several=_INTERLEAVED if language_model == "qwen2" and merge == "flat" else None,
+        marks=_MARKS if config.get("mm_use_im_start_end") else ("", ""),
+        named_tower="" if inside else str(config.get("mm_vision_tower", "")),
+    )
+
+
+def _check_original(
+    config: dict[str, Any], path: Path, merge: str, aspects: tuple[str | None, ...]
+) -> None:
+    """Refuse what the original code would compute differently, all faults at once."""
     kind = str(config.get("mm_projector_type", "linear"))
-    mlp = re.fullmatch(r"mlp(\d+)x_gelu", kind)
     faults = []
-    if kind != "linear" and not mlp:
+    if kind != "linear" and not _MLP.fullmatch(kind):
         faults.append(f"mm_projector_type {kind!r} (known: linear, mlpNx_gelu)")
     if config.get("mm_patch_merge_type", "flat") != merge:
         faults.append(f"mm_patch_merge_type {config.get('mm_patch_merge_type', 'flat')!r} (tiles)")
@@ -240,52 +275,13 @@ def original_layout(
             f"{path} is not understood: {'; '.join(faults)}.",
             "Pictures in tiles are the family llava-next's.",
         )
-    if vision is None:
-        raise CheckpointError(
-            f"{path}: the vision model is {config.get('mm_vision_tower')!r}, which is published "
-            "on its own.",
-            "Download it and pass its folder with --vision (its configuration is needed even if "
-            "its weights are in the captioner's files).",
-        )
-    vision_config = read_json(vision / "config.json")
-    checkpoint = Checkpoint(captioner, "captioner")
-    inside = any("embeddings.patch_embedding.weight" in name for name in checkpoint.names)
-    # LLaVA's SigLIP loses its last layer when it is loaded, and all patches are taken
-    siglip = "siglip" in str(vision_config.get("model_type"))
-    language_model = LANGUAGE_MODELS[config["model_type"]]
-    last = [f"mm_projector.{2 * i}" for i in range(int(mlp[1]))] if mlp else ["mm_projector"]
-    return Layout(
-        where=str(path),
-        checkpoint=checkpoint,
-        text_config={**config, "model_type": language_model},
-        tower=StockTower(
-            checkpoint if inside else Checkpoint(vision, "vision model"),
-            vision_config,
-            str(vision / "config.json"),
-            vision,
-            -2 if siglip else config.get("mm_vision_select_layer", -2),
-            keeps_first=siglip or feature == "cls_patch",
-        ),
-        projector=last,
-        aspect="pad" if aspect == "pad" else "as prepared",
-        conversation=_CONVERSATIONS[language_model],
-        several=_INTERLEAVED if language_model == "qwen2" and merge == "flat" else None,
-        marks=_MARKS if config.get("mm_use_im_start_end") else ("", ""),
-        named_tower="" if inside else str(config.get("mm_vision_tower", "")),
-    )
 
 
-def _sources(captioner: Path, layout: Layout, checkpoint: Checkpoint) -> list[Source]:
-    sources = [source_of("captioner", captioner, checkpoint.files)]
-    tower = layout.tower
-    if tower.checkpoint is not checkpoint:
-        sources.append(source_of("vision", tower.folder, tower.checkpoint.files))
-    return sources
-
-
-def _say_which_tower(layout: Layout, sources: list[Source], progress: Progress) -> None:
+def _say_which_tower(layout: Layout, progress: Progress) -> None:
     """A tower trained further has the same shapes as the one it comes from: only names differ."""
-    given = sources[-1].name.partition("@")[0]
+    from edgeprism.convert.read.sources import published_name
+
+    given = published_name(layout.tower.folder).partition("@")[0]
     if layout.named_tower and Path(layout.named_tower).name != Path(given).name:
         progress.say(
             f"The vision model given is {given}; {layout.where} names {layout.named_tower}. "

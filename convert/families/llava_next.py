@@ -12,36 +12,47 @@ from __future__ import annotations
 import ast
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeprism.bundle.manifest import Manifest
 from edgeprism.convert.families import llava
-from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.read.checkpoint import read_config, read_json
+from edgeprism.convert.family import CONVERSATION, Family, Option
 from edgeprism.errors import CheckpointError
-from edgeprism.progress import Progress
 
-FAMILY = "llava-next"
+if TYPE_CHECKING:
+    from edgeprism.convert.parts import PublishedCaptioner
+    from edgeprism.progress import Progress
+
 _LLAMA_3 = 128_000  # rows of vocabulary from which on a Llama is a Llama 3
 
 
-def convert(
-    out: Path,
-    options: ConvertOptions,
-    progress: Progress,
-    captioner: Path,
-    vision: Path | None = None,
-    conversation: str = "",
-) -> Manifest:
-    """Convert the folder `captioner` into the bundle `out`; settings and errors as llava's."""
-    return llava.convert_layout(
-        FAMILY, read_layout, out, options, progress, captioner, vision, conversation
-    )
+def read(
+    captioner: Path, vision: Path | None, conversation: str, progress: Progress
+) -> PublishedCaptioner:
+    """The folder `captioner`, and `vision` where the original layout names a tower of its own."""
+    layout = read_layout(captioner, vision)
+    return llava.captioner_of_layout(layout, captioner, conversation, progress)
+
+
+FAMILY = Family(
+    name="llava-next",
+    summary="LLaVA-NeXT (1.6): as LLaVA, with tiles; original and llava-hf layouts",
+    help="LLaVA-NeXT (LLaVA-1.6), in its original layout or that of llava-hf, into OUT.",
+    options=(
+        Option("captioner", "folder", "Folder of the checkpoint.", required=True),
+        Option("vision", "folder", "Folder of the vision model that an original checkpoint names."),
+        CONVERSATION,
+    ),
+    read=read,
+    model_types=("llava_next", "llava_llama", "llava_mistral", "llava_qwen"),
+    signs=("image_grid_pinpoints", "mm_patch_merge_type", "text_config", "vision_config"),
+)
 
 
 def read_layout(captioner: Path, vision: Path | None) -> llava.Layout:
     """Which layout the folder has, and what it says; CheckpointError for any other."""
+    from edgeprism.convert.discover import unknown_layout
+    from edgeprism.convert.read.checkpoint import read_config, read_json
+
     path = captioner / "config.json"
     config = read_config(captioner)
     if config.get("model_type") == "llava_next" and "text_config" in config:
@@ -63,7 +74,7 @@ def read_layout(captioner: Path, vision: Path | None) -> llava.Layout:
     else:
         raise unknown_layout(
             captioner,
-            FAMILY,
+            FAMILY.name,
             "model_type llava_next with text_config and vision_config (transformers'), or one of "
             f"{', '.join(llava.LANGUAGE_MODELS)} with mm_hidden_size and image_aspect_ratio "
             "anyres (the original layout)",

@@ -14,120 +14,123 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeprism.bundle.manifest import ImagePolicy, Manifest
-from edgeprism.bundle.writer import BundleWriter
-from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.gate import towers as reference
-from edgeprism.convert.language.model import UNUSED, LmParts, open_language_model
-from edgeprism.convert.language.vocabulary import TokenRules
-from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.parts import (
-    FOCUS,
-    INSTRUCTION,
-    MAX_TOKENS,
-    VisionSide,
-    captioner_parts,
-    one_tile,
-    source_of,
-)
-from edgeprism.convert.pipeline import check_options, write_bundle
-from edgeprism.convert.read.card import card_from_folder
-from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_json
-from edgeprism.convert.read.conversations import conversation_named
-from edgeprism.convert.vision.config import Preparation, ProjectorConfig
-from edgeprism.convert.vision.timm import (
-    CLIP_B,
-    CLIP_L,
-    DINOV2_L,
-    SIGLIP_B,
-    SIGLIP_SO,
-    TimmArchitecture,
-    timm_tower,
-)
-from edgeprism.convert.vision.weights import VisionWeights, projector_weights
+from edgeprism.bundle.manifest import ImagePolicy
+from edgeprism.convert.family import CONVERSATION, Family, Option
 from edgeprism.errors import CheckpointError, UsageError
-from edgeprism.progress import Progress
 
-FAMILY = "prismatic"
-# vision_backbone_id → edge in pixels, and its models in order
-BACKBONES: dict[str, tuple[int, list[TimmArchitecture]]] = {
-    "clip-vit-b": (224, [CLIP_B]),
-    "clip-vit-l": (224, [CLIP_L]),
-    "clip-vit-l-336px": (336, [CLIP_L]),
-    "siglip-vit-b16-224px": (224, [SIGLIP_B]),
-    "siglip-vit-b16-256px": (256, [SIGLIP_B]),
-    "siglip-vit-b16-384px": (384, [SIGLIP_B]),
-    "siglip-vit-so400m": (224, [SIGLIP_SO]),
-    "siglip-vit-so400m-384px": (384, [SIGLIP_SO]),
-    "dinov2-vit-l": (224, [DINOV2_L]),
+if TYPE_CHECKING:
+    from edgeprism.convert.language.model import LmParts
+    from edgeprism.convert.language.vocabulary import TokenRules
+    from edgeprism.convert.parts import PublishedCaptioner
+    from edgeprism.convert.read.checkpoint import Checkpoint
+    from edgeprism.convert.vision.side import VisionSide
+    from edgeprism.progress import Progress
+
+# vision_backbone_id → edge in pixels, and its models in order, by their names in `timm`
+BACKBONES: dict[str, tuple[int, tuple[str, ...]]] = {
+    "clip-vit-b": (224, ("clip-b",)),
+    "clip-vit-l": (224, ("clip-l",)),
+    "clip-vit-l-336px": (336, ("clip-l",)),
+    "siglip-vit-b16-224px": (224, ("siglip-b",)),
+    "siglip-vit-b16-256px": (256, ("siglip-b",)),
+    "siglip-vit-b16-384px": (384, ("siglip-b",)),
+    "siglip-vit-so400m": (224, ("siglip-so",)),
+    "siglip-vit-so400m-384px": (384, ("siglip-so",)),
+    "dinov2-vit-l": (224, ("dinov2-l",)),
     # alone, CLIP runs with the activation that it was trained with; here with timm's own
-    "dinoclip-vit-l-336px": (336, [DINOV2_L, dataclasses.replace(CLIP_L, activation="gelu")]),
-    "dinosiglip-vit-so-224px": (224, [DINOV2_L, SIGLIP_SO]),
-    "dinosiglip-vit-so-384px": (384, [DINOV2_L, SIGLIP_SO]),
+    "dinoclip-vit-l-336px": (336, ("dinov2-l", "clip-l-gelu")),
+    "dinosiglip-vit-so-224px": (224, ("dinov2-l", "siglip-so")),
+    "dinosiglip-vit-so-384px": (384, ("dinov2-l", "siglip-so")),
 }
 _ASPECTS = {"resize-naive": "stretch", "resize-crop": "center-crop", "letterbox": "letterbox"}
 
 
-def convert(
-    out: Path,
-    options: ConvertOptions,
-    progress: Progress,
+def read(
     captioner: Path,
     llm: Path,
     vision: Path,
-    second_vision: Path | None = None,
-    conversation: str = "",
-) -> Manifest:
-    """Convert a published model, with the vision models and the tokenizer that it names.
+    second_vision: Path | None,
+    conversation: str,
+    progress: Progress,
+) -> PublishedCaptioner:
+    """A published model, with the vision models and the tokenizer that it names.
 
     `conversation` is one of CONVERSATIONS, by default what `llm_backbone_id` was trained with.
-    Raises UsageError, CheckpointError (every fault of the tensors at once) and ParityError.
     """
-    check_options(options)
-    with BundleWriter(out, options.overwrite) as writer:
-        progress.stage("Reading the checkpoints")
-        config, weights_file = _read_config(captioner)
-        card = card_from_folder(captioner, INSTRUCTION, FOCUS, MAX_TOKENS)
-        talk = conversation_named(conversation or _conversation_of(config["llm_backbone_id"]))
-        checkpoint = Checkpoint(captioner, "captioner", files=[weights_file])
-        requirements = Requirements()
-        lm = _language_model(checkpoint, config, llm, TokenRules(eos=talk.eos, needed=talk.needed))
-        requirements.add(checkpoint, lm.shapes, UNUSED[lm.config.model_type])
-        _, architectures = BACKBONES[config["vision_backbone_id"]]
-        folders = [vision] if second_vision is None else [vision, second_vision]
-        if len(folders) != len(architectures):
-            raise UsageError(
-                f"{config['vision_backbone_id']} is {len(architectures)} vision models, "
-                f"{len(folders)} folders are given.",
-                "Pass --vision, and --second-vision where there are two (DINOv2 is the first).",
-            )
-        towers = [Checkpoint(folder, "vision model") for folder in folders]
-        side = _vision_side(checkpoint, config, towers, lm, requirements)
-        requirements.check()
-        parts = captioner_parts(
-            FAMILY,
-            options.name or card.name or str(config.get("model_id") or captioner.resolve().name),
-            [
-                source_of("captioner", captioner, checkpoint.files),
-                *(source_of("vision", tower.folder, tower.files) for tower in towers),
-            ],
-            _image_policy(config),
-            side,
-            lm,
-            talk,
-            card,
+    from edgeprism.convert.language.vocabulary import TokenRules
+    from edgeprism.convert.parts import PublishedCaptioner
+    from edgeprism.convert.read.checkpoint import Checkpoint
+    from edgeprism.convert.read.conversations import conversation_named
+    from edgeprism.convert.read.sources import SourceFiles
+
+    config, weights_file = _read_config(captioner)
+    form = conversation_named(conversation or _conversation_of(config["llm_backbone_id"]))
+    checkpoint = Checkpoint(captioner, "captioner", files=[weights_file])
+    lm = _language_model(checkpoint, config, llm, TokenRules(eos=form.eos, needed=form.needed))
+    _, architectures = BACKBONES[config["vision_backbone_id"]]
+    folders = [vision] if second_vision is None else [vision, second_vision]
+    if len(folders) != len(architectures):
+        raise UsageError(
+            f"{config['vision_backbone_id']} is {len(architectures)} vision models, "
+            f"{len(folders)} folders are given.",
+            "Pass --vision, and --second-vision where there are two (DINOv2 is the first).",
         )
-        return write_bundle(parts, writer, options, progress)
+    towers = [Checkpoint(folder, "vision model") for folder in folders]
+    return PublishedCaptioner(
+        captioner,
+        [
+            SourceFiles("captioner", captioner, checkpoint.files),
+            *(SourceFiles("vision", tower.folder, tower.files) for tower in towers),
+        ],
+        _image_policy(config),
+        _vision_side(checkpoint, config, towers, lm.config.n_embd),
+        lm,
+        form,
+        name=str(config.get("model_id") or ""),
+    )
+
+
+FAMILY = Family(
+    name="prismatic",
+    summary="Prismatic VLMs: one or two of DINOv2, SigLIP and CLIP (timm), MLP, a Llama or Mistral",
+    help="Prismatic VLMs: one or two vision models, projector and language model, into OUT.",
+    options=(
+        Option(
+            "captioner",
+            "folder",
+            "Folder with config.json and checkpoints/latest-checkpoint.pt.",
+            required=True,
+        ),
+        Option(
+            "llm",
+            "folder",
+            "Folder of the language model it names, for its tokenizer.",
+            required=True,
+        ),
+        Option("vision", "folder", "Folder of its timm vision model.", required=True),
+        Option(
+            "second_vision",
+            "folder",
+            "Folder of the second one, where it names two (DINOv2 first).",
+        ),
+        CONVERSATION,
+    ),
+    read=read,
+    signs=("checkpoints", "vision_backbone_id", "llm_backbone_id", "model"),
+)
 
 
 def _image_policy(config: dict[str, Any]) -> ImagePolicy:
     """Both models resize and cut alike; what they letterbox with is each one's own."""
-    size, architectures = BACKBONES[config["vision_backbone_id"]]
+    from edgeprism.convert.vision.config import Preparation, one_tile
+    from edgeprism.convert.vision.timm import ARCHITECTURES
+
+    size, names = BACKBONES[config["vision_backbone_id"]]
     first, *others = (
         Preparation("stretch", size, "bicubic", 1 / 255, model.mean, model.std)
-        for model in architectures
+        for model in (ARCHITECTURES[name] for name in names)
     )
     mode = _ASPECTS[config["image_resize_strategy"]]
     policy = one_tile(mode, first)
@@ -137,12 +140,15 @@ def _image_policy(config: dict[str, Any]) -> ImagePolicy:
 
 
 def _read_config(captioner: Path) -> tuple[dict[str, Any], Path]:
+    from edgeprism.convert.discover import unknown_layout
+    from edgeprism.convert.read.checkpoint import read_json
+
     weights = captioner / "checkpoints" / "latest-checkpoint.pt"
     path = captioner / "config.json"
     data = read_json(path).get("model") if path.is_file() else None
     if not weights.is_file() or not isinstance(data, dict):
         raise unknown_layout(
-            captioner, FAMILY,
+            captioner, FAMILY.name,
             "config.json with an object `model`, and checkpoints/latest-checkpoint.pt",
         )  # fmt: skip
     faults = []
@@ -187,6 +193,9 @@ def _language_model(
     checkpoint: Checkpoint, config: dict[str, Any], llm: Path, rules: TokenRules
 ) -> LmParts:
     """The language model in the checkpoint: its vocabulary was enlarged, its context may be cut."""
+    from edgeprism.convert.language.model import open_language_model
+    from edgeprism.convert.read.checkpoint import read_json
+
     path = llm / "config.json"
     data = dict(read_json(path))
     embedding = [n for n in checkpoint.names if n.endswith("embed_tokens.weight")]
@@ -201,33 +210,29 @@ def _language_model(
 
 
 def _vision_side(
-    checkpoint: Checkpoint,
-    config: dict[str, Any],
-    checkpoints: list[Checkpoint],
-    lm: LmParts,
-    requirements: Requirements,
+    checkpoint: Checkpoint, config: dict[str, Any], checkpoints: list[Checkpoint], n_out: int
 ) -> VisionSide:
-    size, architectures = BACKBONES[config["vision_backbone_id"]]
-    pairs = list(zip(checkpoints, architectures, strict=True))
+    from edgeprism.convert.gate import towers as reference
+    from edgeprism.convert.vision.config import ProjectorConfig
+    from edgeprism.convert.vision.side import VisionSide
+    from edgeprism.convert.vision.timm import ARCHITECTURES, timm_tower
+    from edgeprism.convert.vision.weights import VisionWeights, projector_weights
+
+    size, names = BACKBONES[config["vision_backbone_id"]]
+    pairs = list(zip(checkpoints, (ARCHITECTURES[name] for name in names), strict=True))
     towers = [timm_tower(tower, facts, size) for tower, facts in pairs]
-    n_in, n_out = sum(tower.config.n_embd for tower in towers), lm.config.n_embd
-    kind = _projector_kind(config)
+    n_in = sum(tower.config.n_embd for tower in towers)
     widths, numbers = {
         "linear": ((n_in, n_out), [""]),
         "gelu-mlp": ((n_in, n_out, n_out), [".0", ".2"]),
         "fused-gelu-mlp": ((n_in, 4 * n_in, n_out, n_out), [".0", ".2", ".4"]),
-    }[str(kind)]
+    }[str(_projector_kind(config))]
     projector = ProjectorConfig(widths)
     endings = [f"projector.projector{number}" for number in numbers]
     parts = {f"towers.{i}": tower.weights for i, tower in enumerate(towers)}
     parts["projector"] = projector_weights(
         projector, checkpoint, [f"model.{ending}" for ending in endings]
     )
-    weights = VisionWeights(parts)
-    for source, shapes in weights.requirements():
-        requirements.add(source, shapes)
-    for tower, source in zip(towers, checkpoints, strict=True):
-        requirements.add(source, {}, tower.unused)
     grid = towers[0].config.grid
     features = [
         reference.timm_tower(
@@ -239,6 +244,7 @@ def _vision_side(
     return VisionSide(
         [tower.config for tower in towers],
         projector,
-        weights,
+        VisionWeights(parts),
         lambda pixels, tick: reference.visual_tokens(features, connector, pixels, tick),
+        [(source, tower.unused) for source, tower in zip(checkpoints, towers, strict=True)],
     )

@@ -8,160 +8,93 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from edgeprism.bundle.manifest import Manifest
-from edgeprism.bundle.writer import BundleWriter
-from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.gate import language as reference_language
-from edgeprism.convert.language import internlm2
-from edgeprism.convert.language.model import UNUSED, LmParts, open_language_model
-from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.parts import (
-    FOCUS,
-    INSTRUCTION,
-    MAX_TOKENS,
-    VisionSide,
-    captioner_parts,
-    one_tile,
-    source_of,
-)
-from edgeprism.convert.pipeline import check_options, write_bundle
-from edgeprism.convert.read.card import card_from_folder
-from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_json
-from edgeprism.convert.read.conversations import Conversation
-from edgeprism.convert.read.lora import LoraAdapter
-from edgeprism.convert.vision.config import Preparation, ProjectorConfig
-from edgeprism.convert.vision.stock import StockProjector, StockTower, stock_vision_side
+from edgeprism.convert.family import Family, Option
 from edgeprism.errors import CheckpointError
-from edgeprism.progress import Progress
 
-FAMILY = "prismcaptioner"
+if TYPE_CHECKING:
+    import torch
+
+    from edgeprism.convert.language.model import LmParts
+    from edgeprism.convert.parts import PublishedCaptioner
+    from edgeprism.convert.read.checkpoint import Checkpoint
+    from edgeprism.convert.read.lora import LoraAdapter
+    from edgeprism.convert.vision.config import Preparation, ProjectorConfig
+    from edgeprism.convert.vision.side import VisionSide
+    from edgeprism.progress import Progress
+
 # The feature is hidden_states[-2]: the last layer, the post-norm and the head never run.
 _SELECT_LAYER = -2
-_CONVERSATION = Conversation(
-    "<|im_start|>user\n",
-    "\n",
-    before_caption="<|im_end|>\n<|im_start|>assistant\n",
-    stop=(internlm2.IM_END,),
-)
 
 
-class _Sources:
-    """The checkpoints, opened and checked against their configurations."""
+def read(
+    captioner: Path, llm: Path, vision: Path, keep_first_patch: bool, progress: Progress
+) -> PublishedCaptioner:
+    """The three published folders."""
+    from edgeprism.convert.discover import unknown_layout
+    from edgeprism.convert.language import internlm2
+    from edgeprism.convert.language.model import open_language_model
+    from edgeprism.convert.parts import PublishedCaptioner
+    from edgeprism.convert.read.checkpoint import Checkpoint
+    from edgeprism.convert.read.conversations import Conversation
+    from edgeprism.convert.read.sources import SourceFiles
+    from edgeprism.convert.vision.config import one_tile
 
-    def __init__(
-        self, captioner: Path, llm: Path, vision: Path, keep_first: bool, progress: Progress
-    ) -> None:
-        requirements = Requirements()
-        config = _read_lm_config(llm / "config.json")
-        self.lm_checkpoint = Checkpoint(llm, "language model")
-        opened = open_language_model(
-            self.lm_checkpoint, config, str(llm / "config.json"), llm, internlm2.TOKENS
-        )
-        self.vision, self.preparation = _vision_side(
-            captioner / "projector", vision, keep_first, requirements
-        )
-        _require_fit(captioner / "projector", self.vision.projector, opened)
-        requirements.add(self.lm_checkpoint, opened.shapes, UNUSED["internlm2"])
-        requirements.check()
-        self.adapter: LoraAdapter | None = None
-        adapter_folder: Path | None = captioner / "llm_adapter"
-        if adapter_folder is not None and adapter_folder.is_dir():
-            self.adapter = LoraAdapter(adapter_folder, opened.shapes)
-        else:
-            adapter_folder = None
-            progress.say(
-                f"{captioner} has no llm_adapter/: the language model is taken as it is, "
-                "as fully trained."
-            )
-        self._merged: tuple[str, torch.Tensor] | None = None
-        self.lm: LmParts = dataclasses.replace(
-            opened,
-            read=self.merged,
-            reference_logits=lambda texts, tick: reference_language.logits(
-                self.lm_checkpoint.files, config, texts, tick, adapter_folder
-            ),
-        )
-
-    def merged(self, name: str) -> torch.Tensor:
-        """A tensor of the language model in float32, with the adapter's change."""
-        if self._merged is not None and self._merged[0] == name:
-            return self._merged[1]
-        self._merged = None  # frees the memory before the next is made
-        tensor = self.lm_checkpoint.read_float32(name)
-        if self.adapter:
-            tensor = self.adapter.merge(name, tensor)
-        if name.endswith(".wqkv.weight"):
-            # queries, keys and values come from one tensor, asked for in turn
-            self._merged = (name, tensor)
-        return tensor
-
-
-def convert(
-    out: Path,
-    options: ConvertOptions,
-    progress: Progress,
-    captioner: Path,
-    llm: Path,
-    vision: Path,
-    keep_first_patch: bool = False,
-) -> Manifest:
-    """Convert the three published folders into the bundle `out`.
-
-    Raises UsageError (options, `out`), CheckpointError (a folder is not what it should be) and
-    ParityError (the gate failed and `options.force` is not set). Nothing is left behind then.
-    """
-    check_options(options)
-    with BundleWriter(out, options.overwrite) as writer:
-        progress.stage("Reading the checkpoints")
-        if not (captioner / "projector").is_dir():
-            raise unknown_layout(captioner, FAMILY, "the folders projector/ and llm_adapter/")
-        card = card_from_folder(captioner, INSTRUCTION, FOCUS, MAX_TOKENS)
-        sources = _Sources(captioner, llm, vision, keep_first_patch, progress)
-        adapter = sources.adapter.checkpoint.files if sources.adapter else []
-        projector = Checkpoint(captioner / "projector", "projector").files
-        tokenizer = llm / "tokenizer.model"
-        parts = captioner_parts(
-            FAMILY,
-            options.name or card.name or captioner.resolve().name,
-            [
-                source_of("captioner", captioner, [*projector, *adapter]),
-                source_of("llm", llm, [*sources.lm_checkpoint.files, tokenizer]),
-                source_of("vision", vision, Checkpoint(vision, "vision model").files),
-            ],
-            one_tile("pad", sources.preparation),
-            sources.vision,
-            sources.lm,
-            _CONVERSATION,
-            card,
-        )
-        return write_bundle(parts, writer, options, progress)
-
-
-def _vision_side(
-    projector: Path, vision: Path, keep_first: bool, requirements: Requirements
-) -> tuple[VisionSide, Preparation]:
-    path = vision / "config.json"
-    config = read_json(path)
-    if config.get("model_type") not in ("siglip", "siglip_vision_model"):
-        raise CheckpointError(
-            f"{path}: model_type is {config.get('model_type')!r}, expected 'siglip' or "
-            "'siglip_vision_model'.",
-            "Pass the folder of the SigLIP vision model with --vision.",
-        )
-    tower = StockTower(
-        Checkpoint(vision, "vision model"), config, str(path), vision, _SELECT_LAYER, keep_first
+    if not (captioner / "projector").is_dir():
+        raise unknown_layout(captioner, FAMILY.name, "the folders projector/ and llm_adapter/")
+    config = _read_lm_config(llm / "config.json")
+    checkpoint = Checkpoint(llm, "language model")
+    lm = open_language_model(checkpoint, config, str(llm / "config.json"), llm, internlm2.TOKENS)
+    tower_config = _read_tower_config(vision / "config.json")
+    tower = Checkpoint(vision, "vision model")
+    projector = Checkpoint(captioner / "projector", "projector")
+    side, preparation = _vision_side(projector, tower, tower_config, keep_first_patch)
+    _require_fit(projector.folder, side.projector, lm)
+    adapter = _open_adapter(captioner, lm, progress)
+    adapter_files = adapter.checkpoint.files if adapter else []
+    return PublishedCaptioner(
+        captioner,
+        [
+            SourceFiles("captioner", captioner, [*projector.files, *adapter_files]),
+            SourceFiles("llm", llm, [*checkpoint.files, llm / "tokenizer.model"]),
+            SourceFiles("vision", vision, tower.files),
+        ],
+        one_tile("pad", preparation),
+        side,
+        _with_adapter(lm, config, adapter),
+        Conversation(
+            "<|im_start|>user\n",
+            "\n",
+            before_caption="<|im_end|>\n<|im_start|>assistant\n",
+            stop=(internlm2.IM_END,),
+        ),
     )
-    width = (config.get("vision_config") or config).get("hidden_size", 768)
-    depth, n_out = _projector_shape(projector / "config.json", width)
-    layers = [f"model.{2 * i}" for i in range(depth)]  # the GELUs between hold the odd numbers
-    linears = StockProjector(Checkpoint(projector, "projector"), layers)
-    return stock_vision_side(tower, linears, n_out, requirements)
+
+
+FAMILY = Family(
+    name="prismcaptioner",
+    summary="PrismCaptioner: SigLIP, projector, InternLM2 with a LoRA adapter",
+    help="PrismCaptioner: SigLIP, projector, and InternLM2 with its adapter, into OUT.",
+    options=(
+        Option("captioner", "folder", "Folder with llm_adapter/ and projector/.", required=True),
+        Option("llm", "folder", "Folder of the InternLM2 base model.", required=True),
+        Option("vision", "folder", "Folder of the SigLIP model.", required=True),
+        Option(
+            "keep_first_patch",
+            "flag",
+            "Keep the first visual token; the published model drops it.",
+            default=False,
+        ),
+    ),
+    read=read,
+    signs=("projector", "llm_adapter"),
+)
 
 
 def _read_lm_config(path: Path) -> dict[str, object]:
+    from edgeprism.convert.read.checkpoint import read_json
+
     config = read_json(path)
     if config.get("model_type") != "internlm2":
         raise CheckpointError(
@@ -171,10 +104,86 @@ def _read_lm_config(path: Path) -> dict[str, object]:
     return config
 
 
+def _open_adapter(captioner: Path, lm: LmParts, progress: Progress) -> LoraAdapter | None:
+    from edgeprism.convert.read.lora import LoraAdapter
+
+    folder = captioner / "llm_adapter"
+    if folder.is_dir():
+        return LoraAdapter(folder, lm.shapes)
+    progress.say(
+        f"{captioner} has no llm_adapter/: the language model is taken as it is, as fully trained."
+    )
+    return None
+
+
+def _with_adapter(lm: LmParts, config: dict[str, object], adapter: LoraAdapter | None) -> LmParts:
+    """`lm` whose tensors, and whose reference, have the adapter's change."""
+    from edgeprism.convert.gate import language as reference
+
+    folder = adapter.folder if adapter else None
+    return dataclasses.replace(
+        lm,
+        read=_MergedTensors(lm.checkpoint, adapter).read,
+        reference_logits=lambda texts, tick: reference.logits(
+            lm.checkpoint.files, config, texts, tick, folder
+        ),
+    )
+
+
+class _MergedTensors:
+    """The language model's tensors in float32, with the adapter's change where there is one."""
+
+    def __init__(self, checkpoint: Checkpoint, adapter: LoraAdapter | None) -> None:
+        self._checkpoint = checkpoint
+        self._adapter = adapter
+        self._last: tuple[str, torch.Tensor] | None = None
+
+    def read(self, name: str) -> torch.Tensor:
+        if self._last is not None and self._last[0] == name:
+            return self._last[1]
+        self._last = None  # frees the memory before the next is made
+        tensor = self._checkpoint.read_float32(name)
+        if self._adapter:
+            tensor = self._adapter.merge(name, tensor)
+        if name.endswith(".wqkv.weight"):
+            # queries, keys and values come from one tensor, asked for in turn
+            self._last = (name, tensor)
+        return tensor
+
+
+def _read_tower_config(path: Path) -> dict[str, Any]:
+    from edgeprism.convert.read.checkpoint import read_json
+
+    config = read_json(path)
+    if config.get("model_type") not in ("siglip", "siglip_vision_model"):
+        raise CheckpointError(
+            f"{path}: model_type is {config.get('model_type')!r}, expected 'siglip' or "
+            "'siglip_vision_model'.",
+            "Pass the folder of the SigLIP vision model with --vision.",
+        )
+    return config
+
+
+def _vision_side(
+    projector: Checkpoint, vision: Checkpoint, config: dict[str, Any], keep_first: bool
+) -> tuple[VisionSide, Preparation]:
+    from edgeprism.convert.vision.stock import StockProjector, StockTower, stock_vision_side
+
+    where = str(vision.folder / "config.json")
+    tower = StockTower(vision, config, where, vision.folder, _SELECT_LAYER, keep_first)
+    width = (config.get("vision_config") or config).get("hidden_size", 768)
+    depth, n_out = _projector_shape(projector.folder / "config.json", width)
+    layers = [f"model.{2 * i}" for i in range(depth)]  # the GELUs between hold the odd numbers
+    return stock_vision_side(tower, StockProjector(projector, layers), n_out)
+
+
 def _projector_shape(path: Path, n_in: int) -> tuple[int, int]:
     """How many layers, and their width; the projector's config.json must fit the tower (n_in)."""
+    from edgeprism.convert.read.checkpoint import read_json
+
     data = read_json(path)
-    depth, n_out = data.get("depth", 2), data.get("llm_hidden_size")
+    depth: object = data.get("depth", 2)
+    n_out: object = data.get("llm_hidden_size")
     expected = {
         "model_type": ("projector", data.get("model_type", "projector")),
         "visual_hidden_size": (n_in, data.get("visual_hidden_size")),
@@ -182,19 +191,19 @@ def _projector_shape(path: Path, n_in: int) -> tuple[int, int]:
         "bias": (True, data.get("bias", True)),
     }
     faults = [
-        f"{name} is {found!r}, expected {wanted!r}"
-        for name, (wanted, found) in expected.items()
-        if found != wanted
+        f"{name} is {published!r}, expected {value!r}"
+        for name, (value, published) in expected.items()
+        if published != value
     ]
     for name, value in (("depth", depth), ("llm_hidden_size", n_out)):
         if not isinstance(value, int) or value < 1:
             faults.append(f"{name} is {value!r}, expected a whole number above 0")
-    if faults:
+    if faults or not isinstance(depth, int) or not isinstance(n_out, int):
         raise CheckpointError(
             f"{path} does not fit the vision model: {'; '.join(faults)}.",
             "Pass the three folders that belong together.",
         )
-    return depth, int(data["llm_hidden_size"])
+    return depth, n_out
 
 
 def _require_fit(folder: Path, projector: ProjectorConfig, lm: LmParts) -> None:

@@ -9,35 +9,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeprism.bundle.manifest import ImagePolicy, Manifest, Markers, Several, Tiling
-from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.gate import tiling_towers
-from edgeprism.convert.gate import towers as reference
-from edgeprism.convert.language.model import open_language_model
-from edgeprism.convert.language.vocabulary import TokenRules
-from edgeprism.convert.one_folder import Layout, convert_folder
-from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.parts import VisionSide
-from edgeprism.convert.read.checkpoint import Checkpoint, read_json
-from edgeprism.convert.read.conversations import Conversation
-from edgeprism.convert.vision.config import (
-    RESAMPLINGS,
-    ProjectorConfig,
-    TowerConfig,
-    tower_fields,
-)
-from edgeprism.convert.vision.weights import (
-    VisionWeights,
-    projector_weights,
-    stock_tower_weights,
-    tower_prefix,
-)
+from edgeprism.bundle.manifest import ImagePolicy, Markers, Several, Tiling
+from edgeprism.convert.family import Family, Option
 from edgeprism.errors import CheckpointError
-from edgeprism.progress import Progress
 
-FAMILY = "smolvlm"
+if TYPE_CHECKING:
+    from edgeprism.convert.parts import PublishedCaptioner
+    from edgeprism.convert.read.checkpoint import Checkpoint
+    from edgeprism.convert.read.conversations import Conversation
+    from edgeprism.convert.vision.config import TowerConfig
+    from edgeprism.convert.vision.side import VisionSide
+    from edgeprism.progress import Progress
+
 _PROJECTOR = "connector.modality_projection.proj"
 _END, _FAKE = "<end_of_utterance>", "<fake_token_around_image>"
 MARKERS = Markers(
@@ -50,29 +35,54 @@ MARKERS = Markers(
 )
 
 
-def convert(out: Path, options: ConvertOptions, progress: Progress, captioner: Path) -> Manifest:
-    """Convert the published folder `captioner` into `out`, as convert_folder does."""
-    return convert_folder(FAMILY, read_layout, out, options, progress, captioner)
+def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
+    """The one published folder."""
+    from edgeprism.convert.discover import unknown_layout
+    from edgeprism.convert.language.model import open_language_model
+    from edgeprism.convert.language.vocabulary import TokenRules
+    from edgeprism.convert.parts import PublishedCaptioner
+    from edgeprism.convert.read.checkpoint import Checkpoint, read_config
+    from edgeprism.convert.read.sources import SourceFiles
 
-
-def read_layout(captioner: Path, config: dict[str, Any]) -> Layout:
+    config = read_config(captioner)
     if config.get("model_type") not in ("idefics3", "smolvlm"):
         expected = "model_type idefics3 or smolvlm with text_config and vision_config"
-        raise unknown_layout(captioner, FAMILY, expected)
+        raise unknown_layout(captioner, FAMILY.name, expected)
     path = captioner / "config.json"
     checkpoint = Checkpoint(captioner, "captioner")
     image = image_policy(captioner / "preprocessor_config.json", config, path)
-    talk = _conversation(captioner)
+    form = _conversation(captioner)
     lm = open_language_model(
         checkpoint, _text_config(config, checkpoint), f"{path} (text_config)", captioner,
-        TokenRules(eos=_END, needed=(*talk.needed, *_marker_tokens(image))),
+        TokenRules(eos=_END, needed=(*form.needed, *_marker_tokens(image))),
     )  # fmt: skip
-    side = _vision_side(captioner, config, path, checkpoint, image.size, lm.config.n_embd)
-    return Layout(checkpoint, image, side, lm, talk, MARKERS)
+    return PublishedCaptioner(
+        captioner,
+        [SourceFiles("captioner", captioner, checkpoint.files)],
+        image,
+        _vision_side(captioner, config, path, checkpoint, image.size, lm.config.n_embd),
+        lm,
+        form,
+        MARKERS,
+    )
+
+
+FAMILY = Family(
+    name="smolvlm",
+    summary="SmolVLM, SmolVLM2, Idefics3: SigLIP on tiles, pixel shuffle, SmolLM2 or Llama 3",
+    help="SmolVLM, SmolVLM2 and Idefics3, into OUT.",
+    options=(Option("captioner", "folder", "Folder of the checkpoint.", required=True),),
+    read=read,
+    model_types=("idefics3", "smolvlm"),
+    signs=("text_config", "vision_config", "scale_factor"),
+)
 
 
 def image_policy(path: Path, config: dict[str, Any], where: Path) -> ImagePolicy:
     """preprocessor_config.json of an Idefics3ImageProcessor; its defaults are transformers'."""
+    from edgeprism.convert.read.checkpoint import read_json
+    from edgeprism.convert.vision.config import RESAMPLINGS
+
     data = read_json(path) if path.is_file() else {}
     tile = _longest_edge(data.get("max_image_size"), 364)
     longest = _longest_edge(data.get("size"), 4 * 364)
@@ -115,6 +125,8 @@ def _longest_edge(value: Any, default: int) -> int | None:
 
 def _vision_config(config: dict[str, Any], where: Path) -> dict[str, Any]:
     """The fields of vision_config, completed by transformers' defaults."""
+    from edgeprism.convert.vision.config import tower_fields
+
     return tower_fields("idefics3_vision", config.get("vision_config") or {}, str(where))
 
 
@@ -127,6 +139,9 @@ def _text_config(config: dict[str, Any], checkpoint: Checkpoint) -> dict[str, An
 
 def _conversation(captioner: Path) -> Conversation:
     """SmolVLM opens a turn with <|im_start|>, Idefics3 leaves that to its BOS token."""
+    from edgeprism.convert.read.checkpoint import read_json
+    from edgeprism.convert.read.conversations import Conversation
+
     tokens = {
         token.get("content")
         for token in read_json(captioner / "tokenizer.json").get("added_tokens") or []
@@ -159,23 +174,21 @@ def _vision_side(
     tile: int,
     n_embd: int,
 ) -> VisionSide:
-    fields = _vision_config(config, path)
+    from edgeprism.convert.gate import tiling_towers
+    from edgeprism.convert.gate import towers as reference
+    from edgeprism.convert.read.checkpoint import read_json
+    from edgeprism.convert.vision.config import ProjectorConfig
+    from edgeprism.convert.vision.side import VisionSide
+    from edgeprism.convert.vision.weights import (
+        VisionWeights,
+        projector_weights,
+        stock_tower_weights,
+        tower_prefix,
+    )
+
     prepare = captioner / "preprocessor_config.json"
     data = read_json(prepare) if prepare.is_file() else {}
-    tower = TowerConfig(
-        n_layers=fields["num_hidden_layers"],
-        n_embd=fields["hidden_size"],
-        n_heads=fields["num_attention_heads"],
-        n_ffn=fields["intermediate_size"],
-        image_size=tile,
-        patch_size=fields["patch_size"],
-        eps=float(fields["layer_norm_eps"]),
-        activation=fields["hidden_act"],
-        rescale=float(data.get("rescale_factor", 1 / 255)),
-        mean=tuple(data.get("image_mean") or (0.5, 0.5, 0.5)),
-        std=tuple(data.get("image_std") or (0.5, 0.5, 0.5)),
-        norm_last=True,
-    )
+    tower = _tower_config(_vision_config(config, path), data, tile)
     cell = config.get("scale_factor", 2)
     if type(cell) is not int or cell < 1 or tower.grid % cell:
         raise CheckpointError(
@@ -198,4 +211,24 @@ def _vision_side(
         projector,
         weights,
         lambda pixels, tick: reference.visual_tokens([features], connector, pixels, tick),
+    )
+
+
+def _tower_config(fields: dict[str, Any], data: dict[str, Any], tile: int) -> TowerConfig:
+    """`fields` of the vision_config, `data` of preprocessor_config.json."""
+    from edgeprism.convert.vision.config import TowerConfig
+
+    return TowerConfig(
+        n_layers=fields["num_hidden_layers"],
+        n_embd=fields["hidden_size"],
+        n_heads=fields["num_attention_heads"],
+        n_ffn=fields["intermediate_size"],
+        image_size=tile,
+        patch_size=fields["patch_size"],
+        eps=float(fields["layer_norm_eps"]),
+        activation=fields["hidden_act"],
+        rescale=float(data.get("rescale_factor", 1 / 255)),
+        mean=tuple(data.get("image_mean") or (0.5, 0.5, 0.5)),
+        std=tuple(data.get("image_std") or (0.5, 0.5, 0.5)),
+        norm_last=True,
     )

@@ -19,32 +19,18 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeprism.bundle.manifest import Manifest, Several
-from edgeprism.bundle.writer import BundleWriter
-from edgeprism.convert.families.layouts import unknown_layout
-from edgeprism.convert.families.llava import Layout, convert_layout, original_layout
-from edgeprism.convert.language.model import UNUSED, open_language_model
-from edgeprism.convert.language.vocabulary import TokenRules
-from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.parts import (
-    FOCUS,
-    INSTRUCTION,
-    MAX_TOKENS,
-    captioner_parts,
-    one_tile,
-    source_of,
-)
-from edgeprism.convert.pipeline import check_options, write_bundle
-from edgeprism.convert.read.card import card_from_folder
-from edgeprism.convert.read.checkpoint import Checkpoint, Requirements, read_json
-from edgeprism.convert.read.conversations import conversation_named
-from edgeprism.convert.vision.stock import StockProjector, StockTower, stock_vision_side
+from edgeprism.bundle.manifest import Several
+from edgeprism.convert.families import llava
+from edgeprism.convert.family import CONVERSATION, Family, Option
 from edgeprism.errors import CheckpointError, UsageError
-from edgeprism.progress import Progress
 
-FAMILY = "vila"
+if TYPE_CHECKING:
+    from edgeprism.convert.parts import PublishedCaptioner
+    from edgeprism.convert.vision.stock import StockProjector, StockTower
+    from edgeprism.progress import Progress
+
 _PARTS = ("llm", "vision_tower", "mm_projector")
 _FIRST_FIELDS = {"mm_hidden_size", "mm_vision_tower"}
 _ASPECTS = {"resize": "stretch", "pad": "pad"}
@@ -52,29 +38,20 @@ _VICUNA = "vicuna-user"
 _SEVERAL = Several("", "\n")  # VILA's run_vila.py
 
 
-def convert(
-    out: Path,
-    options: ConvertOptions,
-    progress: Progress,
-    captioner: Path,
-    vision: Path | None = None,
-    conversation: str = "",
-) -> Manifest:
-    """Convert the folder `captioner` into the bundle `out`.
+def read(
+    captioner: Path, vision: Path | None, conversation: str, progress: Progress
+) -> PublishedCaptioner:
+    """The folder `captioner`, and `vision` where it is a VILA 1.0, which names a tower."""
+    from edgeprism.convert.discover import unknown_layout
 
-    `vision` is the folder of the tower that VILA 1.0 names; `conversation` one of CONVERSATIONS,
-    by default Vicuna's, or Llama 3's where the tokenizer is. Raises UsageError, CheckpointError
-    (every fault of the tensors at once) and ParityError.
-    """
     parts = [part for part in _PARTS if (captioner / part).is_dir()]
     if not parts and _is_first(captioner):
-        return convert_layout(
-            FAMILY, _first_layout, out, options, progress, captioner, vision, conversation
-        )
+        layout = _first_layout(captioner, vision)
+        return llava.captioner_of_layout(layout, captioner, conversation, progress)
     if len(parts) < len(_PARTS):
         raise unknown_layout(
             captioner,
-            FAMILY,
+            FAMILY.name,
             f"the folders {', '.join(_PARTS)} (VILA-1.5), or config.json with model_type "
             "llava_llama, mm_hidden_size and mm_vision_tower (VILA 1.0)",
         )
@@ -82,66 +59,85 @@ def convert(
         raise UsageError(
             f"--vision {vision}: {captioner} holds its own vision_tower.", "Leave --vision out."
         )
-    return _convert_parts(out, options, progress, captioner, conversation)
+    return _read_parts(captioner, conversation)
+
+
+FAMILY = Family(
+    name="vila",
+    summary="VILA-1.5: SigLIP or CLIP, downsampling projector, a Llama; VILA 1.0: as LLaVA-1.5",
+    help="VILA-1.5, or VILA 1.0 with --vision: tower, projector and language model, into OUT.",
+    options=(
+        Option(
+            "captioner",
+            "folder",
+            "Folder with llm/, vision_tower/, mm_projector/; or of VILA 1.0.",
+            required=True,
+        ),
+        Option("vision", "folder", "Folder of the vision model that VILA 1.0 names."),
+        CONVERSATION,
+    ),
+    read=read,
+    model_types=("llava_llama",),
+    signs=("llm", "mm_projector", "vision_tower", "mm_projector_cfg"),
+)
 
 
 def _is_first(captioner: Path) -> bool:
     """VILA 1.0 keeps the language model's fields and those of LLaVA in one file."""
-    path = captioner / "config.json"
-    config = read_json(path) if path.is_file() else {}
+    from edgeprism.convert.read.checkpoint import read_config
+
+    config = read_config(captioner)
     return config.get("model_type") == "llava_llama" and config.keys() >= _FIRST_FIELDS
 
 
-def _first_layout(captioner: Path, vision: Path | None) -> Layout:
-    config = read_json(captioner / "config.json")
-    layout = original_layout(captioner, config, vision)
+def _first_layout(captioner: Path, vision: Path | None) -> llava.Layout:
+    from edgeprism.convert.read.checkpoint import read_config
+
+    layout = llava.original_layout(captioner, read_config(captioner), vision)
     return dataclasses.replace(layout, conversation=_VICUNA, several=_SEVERAL)
 
 
-def _convert_parts(
-    out: Path, options: ConvertOptions, progress: Progress, captioner: Path, conversation: str
-) -> Manifest:
+def _read_parts(captioner: Path, conversation: str) -> PublishedCaptioner:
     """VILA-1.5."""
-    check_options(options)
-    with BundleWriter(out, options.overwrite) as writer:
-        progress.stage("Reading the checkpoints")
-        card = card_from_folder(captioner, INSTRUCTION, FOCUS, MAX_TOKENS)
-        config = read_json(captioner / "config.json")
-        llm, vision, joint = (captioner / part for part in _PARTS)
-        byte_level = not (llm / "tokenizer.model").is_file()
-        talk = conversation_named(conversation or ("llama-3" if byte_level else _VICUNA))
-        talk = dataclasses.replace(talk, several=_SEVERAL)
-        lm_checkpoint = Checkpoint(llm, "language model")
-        lm_config = read_json(llm / "config.json")
-        lm = open_language_model(
-            lm_checkpoint, lm_config, str(llm / "config.json"), llm,
-            TokenRules(eos=talk.eos, needed=talk.needed),
-        )  # fmt: skip
-        requirements = Requirements()
-        tower = _tower(config, str(captioner / "config.json"), vision)
-        projector = _projector(joint)
-        side, preparation = stock_vision_side(tower, projector, lm.config.n_embd, requirements)
-        requirements.add(lm_checkpoint, lm.shapes, UNUSED[lm.config.model_type])
-        requirements.check()
-        aspect = config.get("image_aspect_ratio")
-        parts = captioner_parts(
-            FAMILY,
-            options.name or card.name or captioner.resolve().name,
-            [
-                source_of("captioner", captioner, projector.checkpoint.files),
-                source_of("llm", llm, lm_checkpoint.files),
-                source_of("vision", vision, tower.checkpoint.files),
-            ],
-            one_tile(_ASPECTS.get(str(aspect), preparation.mode), preparation),
-            side,
-            lm,
-            talk,
-            card,
-        )
-        return write_bundle(parts, writer, options, progress)
+    from edgeprism.convert.language.model import open_language_model
+    from edgeprism.convert.language.vocabulary import TokenRules
+    from edgeprism.convert.parts import PublishedCaptioner
+    from edgeprism.convert.read.checkpoint import Checkpoint, read_json
+    from edgeprism.convert.read.conversations import conversation_named
+    from edgeprism.convert.read.sources import SourceFiles
+    from edgeprism.convert.vision.config import one_tile
+    from edgeprism.convert.vision.stock import stock_vision_side
+
+    config = read_json(captioner / "config.json")
+    llm, vision, joint = (captioner / part for part in _PARTS)
+    byte_level = not (llm / "tokenizer.model").is_file()
+    form = conversation_named(conversation or ("llama-3" if byte_level else _VICUNA))
+    checkpoint = Checkpoint(llm, "language model")
+    where = llm / "config.json"
+    rules = TokenRules(eos=form.eos, needed=form.needed)
+    lm = open_language_model(checkpoint, read_json(where), str(where), llm, rules)
+    tower = _tower(config, str(captioner / "config.json"), vision)
+    projector = _projector(joint)
+    side, preparation = stock_vision_side(tower, projector, lm.config.n_embd)
+    aspect = str(config.get("image_aspect_ratio"))
+    return PublishedCaptioner(
+        captioner,
+        [
+            SourceFiles("captioner", captioner, projector.checkpoint.files),
+            SourceFiles("llm", llm, checkpoint.files),
+            SourceFiles("vision", vision, tower.checkpoint.files),
+        ],
+        one_tile(_ASPECTS.get(aspect, preparation.mode), preparation),
+        side,
+        lm,
+        dataclasses.replace(form, several=_SEVERAL),
+    )
 
 
 def _tower(config: dict[str, Any], where: str, vision: Path) -> StockTower:
+    from edgeprism.convert.read.checkpoint import Checkpoint, read_json
+    from edgeprism.convert.vision.stock import StockTower
+
     aspect = config.get("image_aspect_ratio", "square")
     faults = []
     if aspect not in (*_ASPECTS, "square", None):
@@ -168,6 +164,9 @@ def _tower(config: dict[str, Any], where: str, vision: Path) -> StockTower:
 
 
 def _projector(folder: Path) -> StockProjector:
+    from edgeprism.convert.read.checkpoint import Checkpoint, read_json
+    from edgeprism.convert.vision.stock import StockProjector
+
     path = folder / "config.json"
     kind = str(read_json(path).get("mm_projector_type"))
     checkpoint = Checkpoint(folder, "projector")

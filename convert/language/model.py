@@ -30,6 +30,7 @@ Tick = Callable[[], None]
 class LmParts:
     """Callables do the work only when called; `Tick` is called once a layer."""
 
+    checkpoint: Checkpoint
     config: LmConfig
     vocabulary: Vocabulary
     tensors: Sequence[LmTensor]
@@ -42,9 +43,15 @@ class LmParts:
         """Every tensor that the checkpoint must hold."""
         return published_shapes(list(self.tensors))
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Patterns of tensors that the checkpoint may hold and that nothing needs."""
+        # a head that the configuration ties is a copy of the embedding
+        copies = (r"(^|\.)lm_head\.weight$",) if self.config.tied else ()
+        return (*_UNUSED[self.config.model_type], *copies)
 
-# by model_type: patterns of tensors that a published file may hold and that nothing needs
-UNUSED = {
+
+_UNUSED = {
     "llama": llama.UNUSED,
     "mistral": llama.UNUSED,
     "qwen2": llama.UNUSED,
@@ -70,6 +77,7 @@ def open_language_model(
         head = llama.head_name(checkpoint.names, body)
         tensors = list(llama.gguf_tensors(config, body, head))
     return LmParts(
+        checkpoint,
         config,
         vocabulary_from_folder(tokenizer, config.n_vocab, rules),
         tensors,

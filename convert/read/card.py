@@ -9,33 +9,34 @@ from edgeprism.convert.read.checkpoint import read_json
 from edgeprism.errors import CheckpointError
 
 FILE_NAME = "edgeprism.json"
+# What a captioner is asked unless its folder's edgeprism.json says otherwise: our own wording
+INSTRUCTION = (
+    "Describe this picture in fine detail. Name the scene and every object in it, with its "
+    "colour, shape, number and condition. Say where each one is and how the objects relate to "
+    "one another. Copy any text, numbers and symbols exactly as they are written."
+)
+FOCUS = " Pay special attention to the following: {focus}"
+MAX_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class CaptionerCard:
     """Texts and limits that are the captioner's own; empty where the family's rule holds."""
 
-    default_instruction: str
-    focus_instruction: str
-    max_tokens: int
+    default_instruction: str = INSTRUCTION
+    focus_instruction: str = FOCUS
+    max_tokens: int = MAX_TOKENS
     name: str = ""
     notice: str = ""
     license: str = ""
     parity_texts: tuple[str, ...] = ()  # for a captioner that knows few words
 
 
-def card_from_folder(
-    folder: Path, default_instruction: str, focus_instruction: str, max_tokens: int
-) -> CaptionerCard:
+def card_from_folder(folder: Path) -> CaptionerCard:
     """Read `folder`/edgeprism.json if it is there; unknown or ill-typed fields are an error."""
-    given = {
-        "default_instruction": default_instruction,
-        "focus_instruction": focus_instruction,
-        "max_tokens": max_tokens,
-    }
     path = folder / FILE_NAME
     if not path.is_file():
-        return CaptionerCard(**given)  # type: ignore[arg-type]
+        return CaptionerCard()
     data = read_json(path)
     kinds: dict[str, type] = {
         "default_instruction": str, "focus_instruction": str, "max_tokens": int, "name": str,
@@ -54,4 +55,4 @@ def card_from_folder(
         raise CheckpointError(
             f"{path} is refused: {'; '.join(faults)}.", f"Known fields: {', '.join(kinds)}."
         )
-    return CaptionerCard(**{**given, **data, "parity_texts": tuple(texts)})
+    return CaptionerCard(**{**data, "parity_texts": tuple(texts)})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.convert.read.checkpoint import read_json
 from edgeprism.errors import CheckpointError
 
@@ -85,6 +86,17 @@ class Preparation:
     def fill(self) -> list[int]:
         """The mean colour, rounded down, which LLaVA pads with."""
         return [int(mean * 255) for mean in self.mean]
+
+
+def one_tile(mode: str, preparation: Preparation) -> ImagePolicy:
+    """The whole picture as one tile, prepared as published."""
+    return ImagePolicy(
+        mode=mode,
+        size=preparation.size,
+        fill=preparation.fill,
+        resample=preparation.resample,
+        max_tiles=1,
+    )
 
 
 def tower_config_from_dict(

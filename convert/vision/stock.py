@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.convert.gate import towers as reference
-from edgeprism.convert.parts import VisionSide
-from edgeprism.convert.read.checkpoint import Checkpoint, Requirements
+from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision.config import (
     Preparation,
     ProjectorConfig,
@@ -18,6 +17,7 @@ from edgeprism.convert.vision.config import (
     preparation_from_folder,
     tower_config_from_dict,
 )
+from edgeprism.convert.vision.side import VisionSide
 from edgeprism.convert.vision.weights import (
     UNUSED,
     VisionWeights,
@@ -53,18 +53,12 @@ class StockProjector:
 
 
 def stock_vision_side(
-    tower: StockTower,
-    projector: StockProjector,
-    n_out: int,
-    requirements: Requirements,
-    newline: bool = False,
+    tower: StockTower, projector: StockProjector, n_out: int, newline: bool = False
 ) -> tuple[VisionSide, Preparation]:
     """The graph's vision half and how pictures are prepared for it.
 
-    With `newline`, the projector's checkpoint holds an `image_newline` too.
-
-    What it needs of the checkpoints is added to `requirements`. Raises CheckpointError for a
-    configuration that is not understood.
+    With `newline`, the projector's checkpoint holds an `image_newline` too. Raises CheckpointError
+    for a configuration that is not understood.
     """
     kind = str(tower.config.get("model_type"))
     inner = tower.config.get("vision_config") or tower.config
@@ -91,8 +85,6 @@ def stock_vision_side(
         }
     )
     unused = (*UNUSED, *unused_layers(prefix, n_used, config.n_layers))
-    for source, shapes in weights.requirements():
-        requirements.add(source, shapes, unused if source is tower.checkpoint else ())
     features = reference.stock_tower(
         tower.checkpoint.files, tower.config, tower.folder / "preprocessor_config.json",
         tower.select_layer, 0 if tower.keeps_first else 1,
@@ -105,6 +97,7 @@ def stock_vision_side(
         shape,
         weights,
         lambda pixels, tick: reference.visual_tokens([features], connector, pixels, tick),
+        unused=[(tower.checkpoint, unused)],
         drop_first_patch=not tower.keeps_first and not config.n_prefix,
         newline=newline,
     )

@@ -39,11 +39,15 @@ class TimmArchitecture:
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-DINOV2_L = TimmArchitecture(16, 1e-6, "gelu", *_IMAGENET)
-SIGLIP_B = TimmArchitecture(12, 1e-6, "gelu", *_HALF)
-SIGLIP_SO = TimmArchitecture(16, 1e-6, "gelu", *_HALF)
-CLIP_B = TimmArchitecture(12, 1e-5, "quick_gelu", *_CLIP)
-CLIP_L = TimmArchitecture(16, 1e-5, "quick_gelu", *_CLIP)
+ARCHITECTURES = {
+    "dinov2-l": TimmArchitecture(16, 1e-6, "gelu", *_IMAGENET),
+    "siglip-b": TimmArchitecture(12, 1e-6, "gelu", *_HALF),
+    "siglip-so": TimmArchitecture(16, 1e-6, "gelu", *_HALF),
+    "clip-b": TimmArchitecture(12, 1e-5, "quick_gelu", *_CLIP),
+    "clip-l": TimmArchitecture(16, 1e-5, "quick_gelu", *_CLIP),
+    # CLIP was trained with the quick GELU; timm itself runs it with the exact one
+    "clip-l-gelu": TimmArchitecture(16, 1e-5, "gelu", *_CLIP),
+}
 
 _PROBE = "patch_embed.proj.weight"
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-from collections.abc import Callable
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
 from edgeprism.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeprism.convert.family import Family, Option, Value
+    from edgeprism.convert.options import ConvertOptions
 
 _NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "optimum", "gguf", "safetensors",
            "sentencepiece", "google.protobuf")  # fmt: skip
@@ -19,24 +23,34 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
-_CONVERSATION = click.option(
-    "--conversation", default="", metavar="NAME",
-    help="What stands around picture and question.  [default: as the published models]",
-)  # fmt: skip
-
-
-def _list_families(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
-    if not wanted:
+def _list_families(context: click.Context, _option: click.Parameter, value: bool) -> None:
+    if not value:
         return
-    from edgeprism.convert.families import FAMILIES
+    from edgeprism.convert.discover import families
 
-    for name, family in FAMILIES.items():
-        click.echo(f"{name}\t{family.summary}")
+    for family in families():
+        click.echo(f"{family.name}\t{family.summary}")
     context.exit()
 
 
 class Families(click.Group):
-    """A family that is not there is answered with those that are."""
+    """A command for each family, made from its options when it is asked for; and `mmproj`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from edgeprism.convert.discover import family_names
+
+        return sorted([*family_names(), *super().list_commands(ctx)])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from edgeprism.convert.discover import family_named
+
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        try:
+            return _family_command(family_named(cmd_name))
+        except UsageError:
+            return None  # click says so, and `resolve_command` what there is
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -44,8 +58,15 @@ class Families(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
+            import difflib
+
+            from edgeprism.convert.discover import family_names
+
+            # click compares with the commands that it holds; families are made on demand
+            close = difflib.get_close_matches(args[0], family_names())
+            meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise UsageError(
-                f"{error.format_message()} A family of checkpoints comes first: "
+                f"{error.format_message()}{meant} A family of checkpoints comes first: "
                 f"{', '.join(self.list_commands(ctx))}.",
                 "`edgeprism convert --list` says what each family is.",
             ) from error
@@ -62,93 +83,54 @@ def command() -> None:
     """
 
 
-def _family(name: str) -> Callable[[Callable[..., dict[str, Any]]], click.Command]:
-    """A family's command: its own options and those that every family has.
+def _family_command(family: Family) -> click.Command:
+    """`convert NAME`: the options that every family has, then its own."""
 
-    The decorated function turns its own options into the family's settings.
-    """
+    @click.command(family.name, help=inspect.cleandoc(family.help))
+    @click.argument("out", type=click.Path(path_type=Path))
+    @click.option("--vision-quant", "vision_quants", multiple=True,
+                  type=click.Choice(VISION_QUANTS), default=("int8",), show_default=True,
+                  help="Variant of the vision graph; repeatable.")  # fmt: skip
+    @click.option("--lm-quant", default="Q4_K_M", show_default=True, metavar="QUANT",
+                  help="F32, F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, …")  # fmt: skip
+    @click.option("--name", default="", metavar="NAME",
+                  help="The bundle's name.  [default: the captioner's]")  # fmt: skip
+    @click.option("--overwrite", is_flag=True, help="Replace the bundle OUT if it exists.")
+    @click.option("--force", is_flag=True,
+                  help="Write the bundle even if the gate fails, and say so.")  # fmt: skip
+    def run(
+        out: Path,
+        vision_quants: tuple[str, ...],
+        lm_quant: str,
+        name: str,
+        overwrite: bool,
+        force: bool,
+        **settings: Value,
+    ) -> None:
+        from edgeprism.convert.options import ConvertOptions
 
-    def decorate(own: Callable[..., dict[str, Any]]) -> click.Command:
-        @click.argument("out", type=click.Path(path_type=Path))
-        @click.option("--vision-quant", "vision_quants", multiple=True,
-                      type=click.Choice(VISION_QUANTS), default=("int8",), show_default=True,
-                      help="Variant of the vision graph; repeatable.")  # fmt: skip
-        @click.option("--lm-quant", default="Q4_K_M", show_default=True, metavar="QUANT",
-                      help="F32, F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, …")  # fmt: skip
-        @click.option("--name", default="", metavar="NAME",
-                      help="The bundle's name.  [default: the captioner's]")  # fmt: skip
-        @click.option("--overwrite", is_flag=True, help="Replace the bundle OUT if it exists.")
-        @click.option("--force", is_flag=True,
-                      help="Write the bundle even if the gate fails, and say so.")  # fmt: skip
-        @functools.wraps(own)
-        def run(out: Path, **given: Any) -> None:
-            common = ("vision_quants", "lm_quant", "name", "overwrite", "force")
-            options = {option: given.pop(option) for option in common}
-            _run(name, out, options, **own(**given))
+        options = ConvertOptions(vision_quants, lm_quant, overwrite, force, name)
+        _convert(family.name, out, options, settings)
 
-        return command.command(name)(run)
-
-    return decorate
-
-
-@_family("prismcaptioner")
-@click.option("--captioner", type=_FOLDER, required=True,
-              help="Folder with llm_adapter/ and projector/.")  # fmt: skip
-@click.option("--llm", type=_FOLDER, required=True, help="Folder of the InternLM2 base model.")
-@click.option("--vision", type=_FOLDER, required=True, help="Folder of the SigLIP model.")
-@click.option("--keep-first-patch", is_flag=True,
-              help="Keep the first visual token; the published model drops it.")  # fmt: skip
-def prismcaptioner(**settings: Any) -> dict[str, Any]:
-    """PrismCaptioner: SigLIP, projector, and InternLM2 with its adapter, into OUT."""
-    return settings
+    run.params += [_click_option(option) for option in family.options]
+    return run
 
 
-@_family("llava")
-@click.option("--captioner", type=_FOLDER, required=True, help="Folder of the LLaVA checkpoint.")
-@click.option("--vision", type=_FOLDER,
-              help="Folder of the vision model that an original checkpoint names.")  # fmt: skip
-@_CONVERSATION
-def llava(**settings: Any) -> dict[str, Any]:
-    """LLaVA v1, LLaVA-1.5, LLaVA-NeXT-Interleave and their like, into OUT.
-
-    Both the original layout (with --vision) and that of the llava-hf repositories.
-    """
-    return settings
-
-
-@_family("llava-next")
-@click.option("--captioner", type=_FOLDER, required=True, help="Folder of the checkpoint.")
-@click.option("--vision", type=_FOLDER,
-              help="Folder of the vision model that an original checkpoint names.")  # fmt: skip
-@_CONVERSATION
-def llava_next(**settings: Any) -> dict[str, Any]:
-    """LLaVA-NeXT (LLaVA-1.6), in its original layout or that of llava-hf, into OUT."""
-    return settings
-
-
-@_family("vila")
-@click.option("--captioner", type=_FOLDER, required=True,
-              help="Folder with llm/, vision_tower/, mm_projector/; or of VILA 1.0.")  # fmt: skip
-@click.option("--vision", type=_FOLDER,
-              help="Folder of the vision model that VILA 1.0 names.")  # fmt: skip
-@_CONVERSATION
-def vila(**settings: Any) -> dict[str, Any]:
-    """VILA-1.5, or VILA 1.0 with --vision: tower, projector and language model, into OUT."""
-    return settings
-
-
-@_family("prismatic")
-@click.option("--captioner", type=_FOLDER, required=True,
-              help="Folder with config.json and checkpoints/latest-checkpoint.pt.")  # fmt: skip
-@click.option("--llm", type=_FOLDER, required=True,
-              help="Folder of the language model it names, for its tokenizer.")  # fmt: skip
-@click.option("--vision", type=_FOLDER, required=True, help="Folder of its timm vision model.")
-@click.option("--second-vision", type=_FOLDER,
-              help="Folder of the second one, where it names two (DINOv2 first).")  # fmt: skip
-@_CONVERSATION
-def prismatic(**settings: Any) -> dict[str, Any]:
-    """Prismatic VLMs: one or two vision models, projector and language model, into OUT."""
-    return settings
+def _click_option(option: Option) -> click.Option:
+    types: dict[str, click.ParamType[Any]] = {
+        "folder": _FOLDER, "choice": click.Choice(option.choices), "flag": click.BOOL,
+        "text": click.STRING,
+    }  # fmt: skip
+    flag = option.kind == "flag"
+    return click.Option(
+        [f"--{option.name.replace('_', '-')}", option.name],
+        type=types[option.kind],
+        is_flag=flag,
+        default=option.default,
+        required=option.required,
+        metavar="NAME" if option.kind == "text" else None,
+        help=option.help,
+    )
 
 
 @command.command("mmproj")
@@ -178,33 +160,20 @@ def mmproj_pair(
     click.echo(str(out))
 
 
-@_family("smolvlm")
-@click.option("--captioner", type=_FOLDER, required=True, help="Folder of the checkpoint.")
-def smolvlm(**settings: Any) -> dict[str, Any]:
-    """SmolVLM, SmolVLM2 and Idefics3, into OUT."""
-    return settings
-
-
-@_family("internvl")
-@click.option("--captioner", type=_FOLDER, required=True, help="Folder of the checkpoint.")
-def internvl(**settings: Any) -> dict[str, Any]:
-    """InternVL 1.5 with InternLM2, in its original layout, into OUT."""
-    return settings
-
-
-def _run(family: str, out: Path, options: dict[str, Any], **settings: Any) -> None:
+def _convert(
+    family: str, out: Path, options: ConvertOptions, settings: Mapping[str, Value]
+) -> None:
     missing = [name for name in _NEEDED if not _is_installed(name)]
     if missing:
         raise UsageError(
             f"Converting needs packages that are not installed: {', '.join(missing)}.",
             'pip install "edgeprism[convert,cpu]"',
         )
-    from edgeprism.convert.options import ConvertOptions
     from edgeprism.convert.supervise import convert_in_child
     from edgeprism.progress import StderrProgress
 
     with StderrProgress().shown() as progress:
-        convert_in_child(family, out, ConvertOptions(**options), progress, **settings)
+        convert_in_child(family, out, options, settings, progress)
     click.echo(str(out))
 
 

@@ -218,7 +218,7 @@ def _pull_captioner(
         _mend_interrupted_conversion(target)
         options = dataclasses.replace(options, overwrite=target.exists())
         folders = {repository.role: repository.folder for repository in fetched}
-        convert_in_child(entry.family, target, options, progress, **folders)
+        convert_in_child(entry.family, target, options, folders, progress)
     return Pulled(name, target, was_there=False, fetched=fetched)
 
 

@@ -22,7 +22,7 @@ from edgeprism.progress import Progress
 from edgeprism.vision.onnx import VisionEncoder
 from tests.helpers.captions import caption_ids
 from tests.helpers.checkpoints import Folders, Spec
-from tests.helpers.converting import convert
+from tests.helpers.converting import convert, convert_family
 
 SPEC = Spec(container="single", seed=6)
 Bundles = Callable[..., Path]
@@ -144,19 +144,17 @@ def test_progress_tells_of_every_stage(
     import io
     import json
 
-    from edgeprism.convert.families import prismcaptioner
     from edgeprism.convert.options import ConvertOptions
     from edgeprism.progress import EventProgress
 
     stream = io.StringIO()
     folders = checkpoint_of(dataclasses.replace(SPEC, adapter="none"))
-    prismcaptioner.convert(
+    convert_family(
+        "prismcaptioner",
         tmp_path / "out",
         ConvertOptions(vision_quants=("fp32",), lm_quant="F16"),
+        {"captioner": folders.captioner, "llm": folders.llm, "vision": folders.vision},
         EventProgress(stream),
-        folders.captioner,
-        folders.llm,
-        folders.vision,
     )
     events = [json.loads(line) for line in stream.getvalue().splitlines()]
     said = [event["text"] for event in events if event["event"] == "say"]

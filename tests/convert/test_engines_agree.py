@@ -145,7 +145,7 @@ def intern(folder: Path) -> Peer:
     tensors = load_file(folder / "c" / "model.safetensors")
     config = json.loads((folder / "c" / "config.json").read_text())
     return Peer(
-        tiled.converted(internvl, folder / "c", folder / "b"),
+        tiled.converted(internvl.FAMILY, folder / "c", folder / "b"),
         peer_mmproj.internvl_mmproj(tensors, config), made.model, rows_of(made),
         tiled.pictures()[0].resize((96, 64)),  # three tiles across, two down, and the thumbnail
         "model.vision_tower.embeddings.position_embeddings",
@@ -162,7 +162,7 @@ def smol(folder: Path) -> Peer:
         for name in ("config", "preprocessor_config")
     )
     return Peer(
-        tiled.converted(smolvlm, folder / "c", folder / "b"),
+        tiled.converted(smolvlm.FAMILY, folder / "c", folder / "b"),
         peer_mmproj.smolvlm_mmproj(tensors, config, prepare), made.model, rows_of(made),
         tiled.pictures()[1],  # four tiles across, three down, and the overview
     )  # fmt: skip

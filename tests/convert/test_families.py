@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,14 @@ import pytest
 import torch
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
-from edgeprism.convert.families import FAMILIES, prismatic
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import config, graph, stock, timm, weights
 from edgeprism.errors import UsageError
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.read import read_picture
-from edgeprism.progress import Progress
 from tests.helpers import tiny_captioners as tiny
 from tests.helpers.captions import caption_ids
-from tests.helpers.converting import parts_of, tokens_by_torch
+from tests.helpers.converting import convert_family, parts_of, tokens_by_torch
 from tests.helpers.tiles import picture_to_tiles
 from tests.helpers.tiny_captioners import INSTRUCTION, Case, pictures
 from tests.helpers.tiny_prismatic import write_prismatic
@@ -96,9 +93,8 @@ def bundle_of(
 
 
 def converted(case: Case, out: Path, **options: Any) -> Path:
-    family = importlib.import_module(FAMILIES[case.family].module)
     chosen = {"vision_quants": ("fp32",), "lm_quant": "F32", **options}
-    family.convert(out, ConvertOptions(**chosen), Progress(), **case.settings)
+    convert_family(case.family, out, ConvertOptions(**chosen), case.settings)
     return out
 
 
@@ -176,9 +172,9 @@ def test_pixels_are_the_processors_to_one_grey_level(
 # ---- the comparison sees mistakes: the vision half, run in torch with a mistake planted
 
 
-def error_of(case: Case, patch: pytest.MonkeyPatch) -> float:
+def error_of(case: Case) -> float:
     """Relative error over a wide picture and a tall one; infinite where the shapes differ."""
-    parts = parts_of(case, patch)
+    parts = parts_of(case)
     worst = 0.0
     for picture in pictures()[:2]:
         found, expected = tokens_by_torch(parts, picture), case.reference.visual_tokens(picture)
@@ -319,7 +315,7 @@ def _a_block_less(patch: pytest.MonkeyPatch) -> None:
         fewer = dataclasses.replace(tower.config, n_layers=tower.config.n_layers - 1)
         return dataclasses.replace(tower, config=fewer)
 
-    patch.setattr(prismatic, "timm_tower", planted)
+    patch.setattr(timm, "timm_tower", planted)
 
 
 MISTAKES: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
@@ -361,10 +357,8 @@ MISTAKES: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
 
 
 @pytest.mark.parametrize("name", ["llava-1.5", "llava-hf", "vila-1.5", "prismatic-fused"])
-def test_without_a_mistake_the_error_is_small(
-    name: str, case_of: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert error_of(case_of(name), monkeypatch) < 1e-5
+def test_without_a_mistake_the_error_is_small(name: str, case_of: Callable[[str], Case]) -> None:
+    assert error_of(case_of(name)) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "plant"), MISTAKES)
@@ -376,4 +370,4 @@ def test_planted_mistakes_are_seen(
 ) -> None:
     case = case_of(name)  # made before the mistake is planted
     plant(monkeypatch)
-    assert error_of(case, monkeypatch) > 1e-4
+    assert error_of(case) > 1e-4

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from edgeprism.cli import convert as convert_command
 from edgeprism.cli import run
-from edgeprism.convert.families import FAMILIES
+from edgeprism.convert.discover import families, family_names
+from edgeprism.convert.family import Family
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.errors import CheckpointError, UsageError
-from edgeprism.progress import Progress
 from tests.helpers import tiny_captioners as tiny
+from tests.helpers.converting import convert_family
 from tests.helpers.tiny_captioners import Case
 from tests.helpers.tiny_prismatic import write_prismatic
 from tests.helpers.tiny_vila import write_vila
@@ -39,10 +38,9 @@ def case_of(tmp_path: Path) -> Callable[[str], Case]:
 
 
 def refusal(case: Case, out: Path, **settings: Any) -> CheckpointError:
-    family = importlib.import_module(FAMILIES[case.family].module)
     options = ConvertOptions(vision_quants=("fp32",), lm_quant="F32")
     with pytest.raises(CheckpointError) as caught:
-        family.convert(out, options, Progress(), **{**case.settings, **settings})
+        convert_family(case.family, out, options, {**case.settings, **settings})
     assert [path.name for path in out.parent.iterdir() if out.name in path.name] == []
     assert caught.value.hint
     return caught.value
@@ -198,22 +196,21 @@ def test_unknown_layouts_say_what_comes_close(
     assert "--list" in error.hint
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 @pytest.mark.parametrize("config", [{"model_type": "blip-2"}, None], ids=["another's", "none"])
 def test_the_layout_is_told_before_missing_weights(
-    family: str, config: dict[str, Any] | None, tmp_path: Path
+    family: Family, config: dict[str, Any] | None, tmp_path: Path
 ) -> None:
     folder = tmp_path / "c"
     (folder / "llm_adapter").mkdir(parents=True)
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
-    module = importlib.import_module(FAMILIES[family].module)
-    wanted = set(inspect.signature(module.convert).parameters) & {"captioner", "llm", "vision"}
+    wanted = {option.name for option in family.options} & {"captioner", "llm", "vision"}
     options = ConvertOptions(vision_quants=("fp32",), lm_quant="F32")
     with pytest.raises(CheckpointError) as caught:
-        module.convert(tmp_path / "out", options, Progress(), **dict.fromkeys(wanted, folder))
+        convert_family(family.name, tmp_path / "out", options, dict.fromkeys(wanted, folder))
     said = caught.value.message
-    assert f"{folder} is not a checkpoint of {family}." in said
+    assert f"{folder} is not a checkpoint of {family.name}." in said
     found = "model_type 'blip-2'" if config else "found: no config.json; files llm_adapter/"
     assert found in said
     assert "families that come close: prismcaptioner" in said
@@ -230,10 +227,9 @@ def test_what_the_original_layout_needs_beside(
 
 
 def test_unknown_conversations_are_refused(case_of: Callable[[str], Case], tmp_path: Path) -> None:
-    family = importlib.import_module(FAMILIES["llava"].module)
     settings = {**case_of("llava-hf").settings, "conversation": "small-talk"}
     with pytest.raises(UsageError, match="small-talk") as caught:
-        family.convert(tmp_path / "out", ConvertOptions(), Progress(), **settings)
+        convert_family("llava", tmp_path / "out", ConvertOptions(), settings)
     assert "vicuna-v1" in caught.value.hint
 
 
@@ -252,13 +248,13 @@ def test_a_family_that_is_not_there(
     said = capsys.readouterr().err
     assert f"'{name}'" in said
     assert meant in said
-    assert ", ".join(sorted([*FAMILIES, "mmproj"])) in said
+    assert ", ".join(sorted([*family_names(), "mmproj"])) in said
     assert "edgeprism convert --list" in said
 
 
 def test_list_and_help_name_every_family() -> None:
     shown = CliRunner().invoke(convert_command.command, ["--list"])
     assert shown.exit_code == 0
-    assert [line.split("\t")[0] for line in shown.output.splitlines()] == list(FAMILIES)
-    for name in FAMILIES:
+    assert [line.split("\t")[0] for line in shown.output.splitlines()] == family_names()
+    for name in family_names():
         assert CliRunner().invoke(convert_command.command, [name, "--help"]).exit_code == 0

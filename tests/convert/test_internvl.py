@@ -16,8 +16,8 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import graph, intern_vit
 from edgeprism.convert.vision.config import ProjectorConfig
 from edgeprism.errors import CheckpointError
-from edgeprism.progress import Progress
 from tests.helpers import tiled
+from tests.helpers.converting import convert_family
 from tests.helpers.tiny_internvl import SPECS, Made, Spec, write
 
 
@@ -31,7 +31,7 @@ def test_rows_and_text_are_transformers(
     spec: Spec, made_of: Callable[[Spec], Made], tmp_path: Path
 ) -> None:
     made = made_of(spec)
-    bundle = tiled.converted(internvl, made.folder, tmp_path / "b")
+    bundle = tiled.converted(internvl.FAMILY, made.folder, tmp_path / "b")
     tiled.same_as_reference(made, bundle)
     tiled.several_as_reference(made.seen, bundle)
 
@@ -43,7 +43,7 @@ def _cells_down_first(patch: pytest.MonkeyPatch) -> None:
     def turned(*arguments: Any, **options: Any) -> ProjectorConfig:
         return ProjectorConfig(*arguments, **{**options, "transposed": True})
 
-    patch.setattr(internvl, "ProjectorConfig", turned)
+    patch.setattr("edgeprism.convert.vision.config.ProjectorConfig", turned)
 
 
 def _other_gelu(patch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def _layer_scales_changed_over(patch: pytest.MonkeyPatch) -> None:
             for name, weight in made.items()
         }
 
-    patch.setattr(internvl, "intern_vit_weights", wrong)
+    patch.setattr(intern_vit, "intern_vit_weights", wrong)
 
 
 def _no_markers(patch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_mistakes_are_seen(
     picture = picture.resize((120, 80))  # two rows of three tiles
     expected = made.seen(picture)
     mistake(monkeypatch)
-    bundle = tiled.converted(internvl, made.folder, tmp_path / "b")
+    bundle = tiled.converted(internvl.FAMILY, made.folder, tmp_path / "b")
     assert not tiled.equal(tiled.seen_by_bundle(bundle, picture), expected)
 
 
@@ -104,7 +104,7 @@ def test_mistakes_are_seen(
 
 def refused(folder: Path, out: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        internvl.convert(out, ConvertOptions(("fp32",), "F32"), Progress(), folder)
+        convert_family("internvl", out, ConvertOptions(("fp32",), "F32"), {"captioner": folder})
     assert not out.exists()
     return caught.value.message
 

@@ -19,14 +19,14 @@ from transformers import (
     InternVLForConditionalGeneration,
 )
 
-from edgeprism.convert.families import internvl, internvl_hf
+from edgeprism.convert.families import internvl
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.vision import graph
+from edgeprism.convert.vision import graph, intern_vit
 from edgeprism.convert.vision.config import ProjectorConfig
 from edgeprism.convert.vision.intern_vit import TRANSFORMERS
 from edgeprism.errors import CheckpointError
-from edgeprism.progress import Progress
 from tests.helpers import tiled
+from tests.helpers.converting import convert_family
 from tests.helpers.tiny_lm import write_any_tokenizer
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -95,15 +95,15 @@ def write(folder: Path, spec: Spec) -> Made:
         "vocab_size": tokenizer.get_vocab_size() + 3, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
         "tie_word_embeddings": spec.tied,
     }  # fmt: skip
-    config = InternVLConfig(
+    published = InternVLConfig(
         vision_config=seen, text_config=text, image_seq_length=16,
         image_token_id=tokenizer.token_to_id("<IMG_CONTEXT>"), tie_word_embeddings=spec.tied,
     )  # fmt: skip
-    model = InternVLForConditionalGeneration(config).eval()
+    model = InternVLForConditionalGeneration(published).eval()
     tiled.fill(model, len(spec.name), spec.tied)
     model.tie_weights()
     if spec.newer:
-        config.save_pretrained(folder)
+        published.save_pretrained(folder)
         state = {name: value.contiguous() for name, value in model.state_dict().items()}
         save_file(state, folder / "model.safetensors")
     else:
@@ -125,7 +125,7 @@ def test_rows_and_text_are_transformers(
     spec: Spec, made_of: Callable[[Spec], Made], tmp_path: Path
 ) -> None:
     made = made_of(spec)
-    bundle = tiled.converted(internvl, made.folder, tmp_path / "b")
+    bundle = tiled.converted(internvl.FAMILY, made.folder, tmp_path / "b")
     tiled.same_as_reference(made, bundle)
     tiled.several_as_reference(made.seen, bundle)
 
@@ -141,19 +141,19 @@ def _other_gelu(patch: pytest.MonkeyPatch) -> None:
 def _layer_scales_changed_over(patch: pytest.MonkeyPatch) -> None:
     layer = TRANSFORMERS.layer
     wrong = {**layer, "scale1": layer["scale2"], "scale2": layer["scale1"]}
-    patch.setattr(internvl_hf, "TRANSFORMERS", dataclasses.replace(TRANSFORMERS, layer=wrong))
+    patch.setattr(intern_vit, "TRANSFORMERS", dataclasses.replace(TRANSFORMERS, layer=wrong))
 
 
 def _cells_down_first(patch: pytest.MonkeyPatch) -> None:
     def turned(*arguments: Any, **options: Any) -> ProjectorConfig:
         return ProjectorConfig(*arguments, **{**options, "transposed": True})
 
-    patch.setattr(internvl_hf, "ProjectorConfig", turned)
+    patch.setattr("edgeprism.convert.vision.config.ProjectorConfig", turned)
 
 
 def _no_markers(patch: pytest.MonkeyPatch) -> None:
-    wrong = dataclasses.replace(internvl_hf.MARKERS, begin="")
-    patch.setattr(internvl_hf, "MARKERS", wrong)
+    wrong = dataclasses.replace(internvl.MARKERS, begin="")
+    patch.setattr(internvl, "MARKERS", wrong)
 
 
 MISTAKES = [_other_gelu, _layer_scales_changed_over, _cells_down_first, _no_markers]
@@ -169,7 +169,7 @@ def test_mistakes_are_seen(
     made, picture = made_of(SPECS[0]), tiled.pictures()[1]
     expected = made.seen(picture)
     mistake(monkeypatch)
-    bundle = tiled.converted(internvl, made.folder, tmp_path / "b")
+    bundle = tiled.converted(internvl.FAMILY, made.folder, tmp_path / "b")
     assert not tiled.equal(tiled.seen_by_bundle(bundle, picture), expected)
 
 
@@ -189,7 +189,7 @@ def refused(made: Made, folder: Path, file: str, change: dict[str, Any]) -> str:
     (folder / file).write_text(json.dumps(data))
     out = folder.parent / "b"
     with pytest.raises(CheckpointError) as caught:
-        internvl.convert(out, ConvertOptions(("fp32",), "F32"), Progress(), folder)
+        convert_family("internvl", out, ConvertOptions(("fp32",), "F32"), {"captioner": folder})
     assert not out.exists()
     return caught.value.message
 

@@ -21,17 +21,18 @@ from transformers import (
     LlavaNextImageProcessor,
 )
 
-from edgeprism.convert.families import llava, llava_next
+from edgeprism.convert.families import llava_next
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.read import checkpoint
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision import graph, stock
 from edgeprism.convert.vision.config import n_used_layers
 from edgeprism.errors import CheckpointError
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture import layout
-from edgeprism.progress import Progress
 from edgeprism.vision import engine
 from tests.helpers import tiled
+from tests.helpers.converting import convert_family
 from tests.helpers.tiny_captioners import CLIP_MEAN, CLIP_STD, save_bin, write_vision
 from tests.helpers.tiny_lm import write_any_tokenizer
 
@@ -176,7 +177,7 @@ def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], Made]:
 
 def converted(made: Made, out: Path) -> Path:
     rest = {name: folder for name, folder in made.settings.items() if name != "captioner"}
-    return tiled.converted(llava_next, made.settings["captioner"], out, **rest)
+    return tiled.converted(llava_next.FAMILY, made.settings["captioner"], out, **rest)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -192,7 +193,7 @@ def test_every_variant_holds_the_newline(made_of: Callable[[Spec], Made], tmp_pa
     made, picture = made_of(SPECS[0]), tiled.pictures()[1]
     options = ConvertOptions(("fp32", "fp16", "int8"), "F32", force=True)
     out = tmp_path / "b"
-    llava_next.convert(out, options, Progress(), made.settings["captioner"])
+    convert_family("llava-next", out, options, {"captioner": made.settings["captioner"]})
     expected = made.seen(picture).rows
     row = made.model.model.image_newline.detach().numpy()
     for quant, error in (("fp32", 1e-5), ("fp16", 1e-2), ("int8", 0.2)):
@@ -288,9 +289,9 @@ def refused(made: Made, tmp_path: Path, file: str, **change: Any) -> str:
     (folder / file).unlink()
     (folder / file).write_text(json.dumps({**data, **change}))
     with pytest.raises(CheckpointError) as caught:
-        llava_next.convert(
-            tmp_path / "b", ConvertOptions(("fp32",), "F32"), Progress(), folder,
-            made.settings.get("vision"),
+        convert_family(
+            "llava-next", tmp_path / "b", ConvertOptions(("fp32",), "F32"),
+            {**made.settings, "captioner": folder},
         )  # fmt: skip
     assert not (tmp_path / "b").exists()
     return caught.value.message
@@ -328,7 +329,7 @@ def test_a_missing_newline_is_told_with_every_other_fault(
             gone = ("image_newline", "linear_2.bias")
             return {name for name in super().names if not name.endswith(gone)}
 
-    monkeypatch.setattr(llava, "Checkpoint", Poorer)
+    monkeypatch.setattr(checkpoint, "Checkpoint", Poorer)
     message = refused(made_of(SPECS[0]), tmp_path, "config.json")
     assert "missing: image_newline [64]" in message
     assert "linear_2.bias" in message

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from edgeprism.bundle.manifest import ImagePolicy
-from edgeprism.convert.pipeline import FamilyParts
+from edgeprism.convert.parts import FamilyParts
 from edgeprism.picture.read import read_picture
 from tests.helpers.converting import parts_of, tokens_by_torch
 from tests.helpers.tiles import picture_to_tiles
@@ -67,9 +67,8 @@ def test_every_view_is_upstreams_to_one_grey_level(
     backbone: str,
     strategy: str,
     case_of: Callable[[str, str], Case],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    policy = parts_of(case_of(backbone, strategy), monkeypatch).manifest.image
+    policy = parts_of(case_of(backbone, strategy)).manifest.image
     kinds = kinds_of(backbone)
     n_views = len(kinds) if strategy == "letterbox" else 1
     for size in SIZES:
@@ -126,9 +125,8 @@ def error_of(parts: FamilyParts, case: Case, plant: Callable[[ImagePolicy], Imag
 def test_planted_mistakes_are_seen(
     plant: Callable[[ImagePolicy], ImagePolicy],
     case_of: Callable[[str, str], Case],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case = case_of("dinoclip-vit-l-336px", "letterbox")
-    parts = parts_of(case, monkeypatch)
+    parts = parts_of(case)
     assert error_of(parts, case, _as_published) < 1e-5
     assert error_of(parts, case, plant) > 1e-4

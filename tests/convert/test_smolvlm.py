@@ -16,8 +16,8 @@ from edgeprism.convert.families import smolvlm
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import graph
 from edgeprism.errors import CheckpointError
-from edgeprism.progress import Progress
 from tests.helpers import tiled
+from tests.helpers.converting import convert_family
 from tests.helpers.tiny_smolvlm import FAKE, SPECS, Made, Spec, write
 
 
@@ -31,7 +31,7 @@ def test_rows_and_text_are_transformers(
     spec: Spec, made_of: Callable[[Spec], Made], tmp_path: Path
 ) -> None:
     made = made_of(spec)
-    bundle = tiled.converted(smolvlm, made.folder, tmp_path / "b")
+    bundle = tiled.converted(smolvlm.FAMILY, made.folder, tmp_path / "b")
     tiled.same_as_reference(made, bundle)
     tiled.several_as_reference(made.seen, bundle)
 
@@ -108,7 +108,7 @@ def test_mistakes_are_seen(
     made, picture = made_of(SPECS[0]), tiled.pictures()[1]
     expected = made.seen(picture)
     mistake(monkeypatch)
-    bundle = tiled.converted(smolvlm, made.folder, tmp_path / "b")
+    bundle = tiled.converted(smolvlm.FAMILY, made.folder, tmp_path / "b")
     assert not tiled.equal(tiled.seen_by_bundle(bundle, picture), expected)
 
 
@@ -117,7 +117,7 @@ def test_mistakes_are_seen(
 
 def refused(folder: Path, out: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        smolvlm.convert(out, ConvertOptions(("fp32",), "F32"), Progress(), folder)
+        convert_family("smolvlm", out, ConvertOptions(("fp32",), "F32"), {"captioner": folder})
     assert not out.exists()
     assert list(out.parent.glob(f".{out.name}*")) == []
     return caught.value.message

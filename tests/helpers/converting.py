@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
 from edgeprism.bundle.manifest import ImagePolicy
-from edgeprism.convert.families import FAMILIES, llava, prismcaptioner
+from edgeprism.convert import pipeline
+from edgeprism.convert.discover import family_named
+from edgeprism.convert.family import Value
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.pipeline import FamilyParts
+from edgeprism.convert.parts import FamilyParts, captioner_parts
+from edgeprism.convert.read.card import card_from_folder
 from edgeprism.picture.read import read_picture
 from edgeprism.progress import Progress
 from tests.helpers.checkpoints import Folders
@@ -24,29 +26,33 @@ from tests.helpers.tiny_captioners import Case
 def convert(folders: Folders, out: Path, **options: object) -> Path:
     """Convert in this process and without progress; returns `out`."""
     chosen = {"vision_quants": ("fp32",), "lm_quant": "F32", **options}
-    keep = bool(chosen.pop("keep_first_patch", False))
-    prismcaptioner.convert(
-        out,
-        ConvertOptions(**chosen),  # type: ignore[arg-type]
-        Progress(),
-        folders.captioner,
-        folders.llm,
-        folders.vision,
-        keep,
-    )
+    settings = {
+        "captioner": folders.captioner,
+        "llm": folders.llm,
+        "vision": folders.vision,
+        "keep_first_patch": bool(chosen.pop("keep_first_patch", False)),
+    }
+    convert_family("prismcaptioner", out, ConvertOptions(**chosen), settings)  # type: ignore[arg-type]
     return out
 
 
-def parts_of(case: Case, patch: pytest.MonkeyPatch) -> FamilyParts:
+def convert_family(
+    name: str,
+    out: Path,
+    options: ConvertOptions,
+    settings: Mapping[str, Value],
+    progress: Progress | None = None,
+) -> None:
+    """Convert in this process, without progress unless one is given."""
+    pipeline.convert(family_named(name), out, options, settings, progress or Progress())
+
+
+def parts_of(case: Case) -> FamilyParts:
     """What the family hands to the pipeline."""
-    family = importlib.import_module(FAMILIES[case.family].module)
-    kept: list[FamilyParts] = []
-    with patch.context() as inner:
-        for module in (family, llava):  # VILA 1.0 goes LLaVA's way
-            inner.setattr(module, "write_bundle", lambda parts, *_: kept.append(parts))
-        folder = case.settings["captioner"].parent
-        family.convert(folder / "unused", ConvertOptions(), Progress(), **case.settings)
-    return kept[0]
+    family = family_named(case.family)
+    captioner = family.read(**family.settings(case.settings), progress=Progress())
+    captioner.requirements().check()
+    return captioner_parts(family.name, "", captioner, card_from_folder(captioner.folder))
 
 
 def tokens_by_torch(

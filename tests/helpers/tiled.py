@@ -14,7 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from edgeprism.convert.family import Family
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.pipeline import convert
 from edgeprism.perceive import captioner
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture import tile
@@ -47,10 +49,10 @@ def pictures() -> list[Image.Image]:
     return made
 
 
-def converted(family: Any, folder: Path, out: Path, **settings: Any) -> Path:
+def converted(family: Family, folder: Path, out: Path, **settings: Path) -> Path:
     """The float32 bundle of `folder`; a gate that fails does not stop it."""
     options = ConvertOptions(("fp32",), "F32", force=True)
-    family.convert(out, options, Progress(), folder, **settings)
+    convert(family, out, options, {"captioner": folder, **settings}, Progress())
     return out
 
 

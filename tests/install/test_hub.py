@@ -237,7 +237,9 @@ def test_pull_converts_and_a_bundle_that_serves_is_kept(
 ) -> None:
     converted: list[object] = []
 
-    def convert(family: str, out: Path, options: object, _: Progress, **folders: Path) -> None:
+    def convert(
+        family: str, out: Path, options: object, folders: dict[str, Path], _: Progress
+    ) -> None:
         assert family == "prismcaptioner"
         assert sorted(folders) == ["captioner", "llm", "vision"]
         assert (folders["captioner"] / WEIGHTS).is_file()

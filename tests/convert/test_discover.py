@@ -1,0 +1,169 @@
+"""A family is one file: nothing else names it, and everything that lists families finds it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from inspect import signature
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgeprism.bundle.read_manifest import manifest_from_bundle
+from edgeprism.cli import convert as convert_command
+from edgeprism.cli import run
+from edgeprism.convert import families as package
+from edgeprism.convert import pipeline, supervise
+from edgeprism.convert.discover import families, family_named, family_names
+from edgeprism.convert.family import Family
+from edgeprism.convert.options import ConvertOptions
+from edgeprism.errors import CheckpointError, UsageError
+from tests.docs.pages import ROOT, module_of
+from tests.helpers.converting import convert_family
+from tests.helpers.tiny_captioners import write_llava_hf
+
+TOY = '''
+"""A toy: what LLaVA is, under another name."""
+
+from edgeprism.convert.families import llava
+from edgeprism.convert.family import Family, Option
+
+
+def read(picture_book, paper, glossy, words, progress):
+    progress.say(f"on {paper} paper, {'glossy' if glossy else 'matt'}, with {words}")
+    return llava.read(picture_book, vision=None, conversation="", progress=progress)
+
+
+FAMILY = Family(
+    name="toy-book",
+    summary="Toy books: a tower, a projector and a language model",
+    help="Toy books, into OUT.",
+    options=(
+        Option("picture_book", "folder", "Folder of the toy.", required=True),
+        Option("paper", "choice", "What it is printed on.", default="thin",
+               choices=("thin", "thick")),
+        Option("glossy", "flag", "Whether it shines.", default=False),
+        Option("words", "text", "What is written in it.", default="rhymes"),
+    ),
+    read=read,
+    model_types=("toy_book",),
+    signs=("pages",),
+)
+'''
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Another folder of families with one file, and nothing else done."""
+    folder = tmp_path / "families"
+    folder.mkdir()
+    (folder / "toy_book.py").write_text(TOY)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    yield folder
+    sys.modules.pop(f"{package.__name__}.toy_book", None)
+
+
+def shown(*arguments: str) -> str:
+    result = CliRunner().invoke(convert_command.command, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_without_its_file_there_is_no_toy() -> None:
+    assert "toy-book" not in family_names()
+    assert "toy-book" not in shown("--list")
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_list_the_help_and_the_documentation_have_it() -> None:
+    assert "toy-book\tToy books: a tower, a projector and a language model" in shown("--list")
+    assert "Toy books, into OUT." in shown("--help")
+    assert "toy-book" in [family.name for family in families()]
+    hooks = module_of(ROOT / "docs" / "hooks.py")
+    assert "toy-book) | Toy books: a tower" in hooks.families_table()
+
+
+@pytest.mark.usefixtures("toy")
+def test_its_own_help_has_its_options_and_every_familys() -> None:
+    words = " ".join(shown("toy-book", "--help").split())
+    for text in ("Toy books, into OUT.", "--picture-book DIRECTORY Folder of the toy. [required]",
+                 "--paper [thin|thick]", "--glossy", "--words NAME", "--vision-quant",
+                 "--lm-quant", "--force"):  # fmt: skip
+        assert text in words
+
+
+@pytest.mark.usefixtures("toy")
+def test_errors_name_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "unknown"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "toy_book", "pages": 12}))
+    with pytest.raises(CheckpointError, match="families that come close: toy-book\n") as caught:
+        convert_family("smolvlm", tmp_path / "out", ConvertOptions(), {"captioner": folder})
+    assert caught.value.hint == "Try `edgeprism convert toy-book`."
+    assert run(["convert", "toy-bok", "out"]) == 2
+    message = capsys.readouterr().err
+    assert "Did you mean 'toy-book'?" in message
+    assert "smolvlm, toy-book, vila" in message
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_command_line_converts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def in_this_process(family: str, *rest: object) -> None:
+        pipeline.convert(family_named(family), *rest)  # type: ignore[arg-type]
+
+    # a process of its own would not know of this test's folder
+    monkeypatch.setattr(supervise, "convert_in_child", in_this_process)
+    case, out = write_llava_hf(tmp_path / "c"), tmp_path / "out"
+    book = str(case.settings["captioner"])
+    arguments = ["--vision-quant", "fp32", "--lm-quant", "F32", "--paper", "thick", "--glossy"]
+    assert run(["convert", "toy-book", "--picture-book", book, *arguments, str(out)]) == 0
+    assert manifest_from_bundle(out).family == "toy-book"
+    assert manifest_from_bundle(out).parity.passed
+    printed = capsys.readouterr()
+    assert printed.out == f"{out}\n"
+    assert "on thick paper, glossy, with rhymes" in printed.err
+    assert run(["convert", "toy-book", "--picture-book", book, "--paper", "wet", str(out)]) == 2
+
+
+# ---- what holds of every family
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_a_family_is_what_its_file_says(family: Family) -> None:
+    assert family_named(family.name) is family
+    assert "\n" not in family.summary
+    assert family.model_types or family.signs
+    names = [option.name for option in family.options]
+    assert list(signature(family.read).parameters) == [*names, "progress"]
+    assert all((option.kind == "choice") == bool(option.choices) for option in family.options)
+
+
+def test_settings_are_completed_and_checked() -> None:
+    llava = family_named("llava")
+    expected = {"captioner": Path("c"), "vision": None, "conversation": ""}
+    assert llava.settings({"captioner": Path("c"), "vision": None}) == expected
+    with pytest.raises(UsageError, match="captioner is missing"):
+        llava.settings({})
+    with pytest.raises(UsageError, match="colour is no setting"):
+        llava.settings({"captioner": Path("c"), "colour": "red"})
+    with pytest.raises(UsageError, match="No family of checkpoints is named nosuch"):
+        family_named("nosuch")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--list"], ["prismatic", "--help"]])
+def test_naming_the_families_loads_nothing_that_converts(arguments: list[str]) -> None:
+    code = (
+        f"from edgeprism.cli import run\nassert run({['convert', *arguments]!r}) == 0\n"
+        "import sys\nprint(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stderr.split()
+    assert "edgeprism.convert.family" in loaded
+    assert not {"numpy", "torch", "transformers", "onnx", "gguf"} & set(loaded)
+    rooms = tuple(f"edgeprism.convert.{room}" for room in ("read", "vision", "language", "gate"))
+    assert [name for name in loaded if name.startswith(rooms)] == []
