@@ -16,7 +16,7 @@ from typing import Any
 import click
 from click.testing import CliRunner
 
-from edgeprism.cli import cli
+from edgeprism.cli.main import cli
 
 FAMILIES_MARK = "<!-- families: written here when the pages are built -->"
 COMMAND_LINE_PAGE = "reference/command-line.html"

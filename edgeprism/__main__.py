@@ -34,6 +34,6 @@ def _distrust_current_folder() -> None:
 
 if __name__ == "__main__":
     _distrust_current_folder()
-    from edgeprism.cli import main
+    from edgeprism.cli.main import main
 
     main()

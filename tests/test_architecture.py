@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import edgeprism
-from edgeprism.cli import COMMANDS
+from edgeprism.cli.main import COMMANDS
 
 PACKAGE = Path(edgeprism.__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -263,9 +263,7 @@ def test_packages_reexport_nothing() -> None:
     rooms = [REPOSITORY / folder for folder in ("edgeprism", *BESIDE, "benchmarks", "tests")]
     files = {path for room in rooms for path in room.rglob("__init__.py")}
     public = {PACKAGE / "__init__.py"}
-    assert {path for path in files - public if path.read_text(encoding="utf-8")} == {
-        PACKAGE / "cli" / "__init__.py"
-    }
+    assert [path for path in files - public if path.read_text(encoding="utf-8")] == []
 
 
 def test_nothing_is_longer_than_one_can_read() -> None:
@@ -298,7 +296,7 @@ def test_light_modules_stay_light() -> None:
         "edgeprism", "edgeprism.errors", "edgeprism.records", "edgeprism.bundle.manifest",
         "edgeprism.language.chat", "edgeprism.machine.cancel", "edgeprism.bundle.gguf",
         "edgeprism.bundle.gguf_checks",
-        "edgeprism.bundle.open", "edgeprism.machine.device", "edgeprism.cli",
+        "edgeprism.bundle.open", "edgeprism.machine.device", "edgeprism.cli.main",
         *(f"edgeprism.cli.{command}" for command in COMMANDS),
     ]  # fmt: skip
     loaded = loaded_after("import " + ", ".join(light))
@@ -315,6 +313,6 @@ def test_importing_the_public_names_loads_no_engine() -> None:
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
 def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     arguments = [*command, "--help"]
-    loaded = loaded_after(f"from edgeprism.cli import run\nassert run({arguments!r}) == 0")
+    loaded = loaded_after(f"from edgeprism.cli.main import run\nassert run({arguments!r}) == 0")
     assert "click" in loaded
     assert not loaded & HEAVY

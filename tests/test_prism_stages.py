@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.errors import ImageError, UsageError
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.device import stages_apart

@@ -125,7 +125,7 @@ def _encoded(
     if not bool(torch.isfinite(made).all()):
         raise CheckpointError(
             f"{name}: the weights hold values that are not finite, or too large for {kind.name}.",
-            "Download the checkpoint again, or convert with --lm-quant F32.",
+            "Download the checkpoint again, or convert with `lm_quant=F32`.",
         )
     array = made.contiguous().numpy()
     return array if kind in _PLAIN else gguf.quants.quantize(array, kind)
@@ -144,7 +144,7 @@ def quantize_gguf(source: Path, out: Path, quant: str) -> None:
     if failed:
         raise EdgePrismError(
             f"llama.cpp could not quantize the language model to {quant}: {last_words()}.",
-            "Try another --lm-quant, e.g. Q8_0.",
+            "Try another `lm_quant`, e.g. Q8_0.",
         )
     with out.open("rb+") as file:
         os.fsync(file.fileno())

@@ -99,6 +99,6 @@ def conversation_named(name: str) -> Conversation:
     """One of CONVERSATIONS; UsageError lists them for any other name."""
     if name not in CONVERSATIONS:
         raise UsageError(
-            f"--conversation {name} is not known.", f"Known: {', '.join(CONVERSATIONS)}."
+            f"The conversation form {name} is not known.", f"Known: {', '.join(CONVERSATIONS)}."
         )
     return CONVERSATIONS[name]

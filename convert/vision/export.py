@@ -78,7 +78,7 @@ def _write_weights(
                 raise CheckpointError(
                     f"The vision weights that become {name} hold values that are not finite, or "
                     f"too large for {str(module.dtype).removeprefix('torch.')}.",
-                    "Download the checkpoint again, or leave --vision-quant fp16 out.",
+                    "Download the checkpoint again, or leave fp16 out of `vision_quants`.",
                 )
             data.write(bytes(-data.tell() % _ALIGNMENT))
             initializers[name].const_value = onnx_ir.ExternalTensor(

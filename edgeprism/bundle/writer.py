@@ -20,11 +20,9 @@ def check_out(out: Path, overwrite: bool) -> None:
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
-        raise UsageError(f"{out} exists already.", "Choose another name, or pass --overwrite.")
+        raise UsageError(f"{out} exists already.", "Choose another name, or pass `overwrite`.")
     if not out.is_dir() or out.is_symlink() or not (out / FILE_NAME).is_file():
-        raise UsageError(
-            f"{out} is not a bundle, so --overwrite does not replace it.", "Choose another name."
-        )
+        raise UsageError(f"{out} is not a bundle, so it is not replaced.", "Choose another name.")
 
 
 class BundleWriter:

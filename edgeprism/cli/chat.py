@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprism.bundle.open import DEFAULT_MODEL
-from edgeprism.cli import show_error
+from edgeprism.cli.errors import show_error
 from edgeprism.cli.options import (
     answering_options,
     cache_option,

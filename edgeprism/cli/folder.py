@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_FAILED, EdgePrismError, Interrupted
+from edgeprism.cli.errors import show_error, with_options
+from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_FAILED, Interrupted
 from edgeprism.files.atomic import AtomicFile
 from edgeprism.folder.events import Outcome
 from edgeprism.folder.run import Failure, FolderOptions, FolderResult, FolderRun, estimate_folder
@@ -91,7 +92,7 @@ def _report(outcome: Outcome, outputs: list[RecordOutput]) -> None:
         for output in outputs:
             output.write({**outcome.record, "cached": outcome.cached}, outcome.picture)
     if outcome.error is not None:
-        _show_failure(outcome.error)
+        show_error(outcome.error)
     elif not outputs and not sys.stderr.isatty():
         # no bar and no results on stdout: a line a picture is all there is to follow
         state = "known" if outcome.cached else "captioned"
@@ -181,14 +182,12 @@ def _write_errors(path: str, failures: list[Failure]) -> None:
     with AtomicFile(Path(path)) as file:
         for failure in failures:
             error = failure.error
-            line = {"image": str(failure.path), "error": error.message, "hint": error.hint}
+            line = {
+                "image": str(failure.path),
+                "error": error.message,
+                "hint": with_options(error.hint),
+            }
             file.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
-
-
-def _show_failure(error: EdgePrismError) -> None:
-    from edgeprism.cli import show_error
-
-    show_error(error)
 
 
 def _duration(seconds: float) -> str:

@@ -160,7 +160,7 @@ class QuestionFile:
         except (OSError, ValueError) as error:
             raise _Fault(f"image_path cannot be a path: {error}") from error
         if not path.is_relative_to(self.folder):
-            raise _Fault(f"image_path {name[:80]!r} leads out of {self.folder} (--pictures)")
+            raise _Fault(f"image_path {name[:80]!r} leads out of {self.folder} (`pictures`)")
         if not path.is_file():
             raise _Fault(f"image_path {name[:80]!r}: no such file")
         return path
@@ -307,5 +307,5 @@ def choose_questions(
         chosen = [q for q in chosen if q.index in picked]
     chosen = chosen[:limit]
     if not chosen:
-        raise UsageError("No question is left to ask.", "See what was skipped, and --split.")
+        raise UsageError("No question is left to ask.", "See what was skipped, and `splits`.")
     return chosen

@@ -48,7 +48,7 @@ class Results:
         if held != data_md5:
             self.close()
             raise UsageError(
-                f"{folder} holds results of other data (MD5 {held}).", "Choose another --out."
+                f"{folder} holds results of other data (MD5 {held}).", "Choose another `out`."
             )
 
     def get(self, kind: str, key: str, item: str) -> dict[str, Any] | None:
@@ -102,7 +102,7 @@ class Results:
         except (sqlite3.Error, OSError, ValueError) as error:
             raise ResultsError(
                 f"{self.path}: results cannot be kept there: {error}.",
-                "Choose another --out, or move the file away.",
+                "Choose another `out`, or move the file away.",
             ) from error
 
 

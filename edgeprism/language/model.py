@@ -171,7 +171,7 @@ class LanguageModel:
         names = (ctypes.c_char_p * 256)()
         count = self._llama.llama_chat_builtin_templates(names, len(names))
         known = ", ".join(sorted(name.decode() for name in names[:count] if name))
-        return TemplateError(message, f"Name its format with --chat-format: {known}.")
+        return TemplateError(message, f"Name its format with `chat_format`: {known}.")
 
     def context(
         self,
@@ -230,7 +230,7 @@ class Context:
         if not self._ctx:
             raise ModelError(
                 f"{lm.path}: llama.cpp cannot make a context of {n_ctx} cells: {last_words()}.",
-                "Free memory, or lower --max-tokens.",
+                "Free memory, or lower `caption_tokens` or `answer_tokens`.",
             )
         # never more than fits the context: a longer batch would end the process
         self.n_batch = min(llama.llama_n_batch(self._ctx), llama.llama_n_ubatch(self._ctx))
@@ -355,7 +355,8 @@ class Context:
             raise Interrupted()
         if code == 1:
             raise PromptTooLongError(
-                f"The context of {self.n_ctx} tokens is full.", "Lower --max-tokens."
+                f"The context of {self.n_ctx} tokens is full.",
+                "Lower `caption_tokens` or `answer_tokens`.",
             )
         raise ModelError(f"llama.cpp failed with code {code}: {last_words()}.", _HINT)
 

@@ -66,7 +66,7 @@ class Sampler:
         if token is None:
             raise ModelError(
                 "The answer cannot go on: the model has no token for what must follow.",
-                "Choose other words for --choices or --schema, or another reasoner.",
+                "Choose other words for `choices` or `schema`, or another reasoner.",
             )
         # llama.cpp ends the process when told to accept what it has just ruled out
         self._llama.llama_sampler_accept(self._grammar, token)
@@ -98,5 +98,5 @@ def _grammar_sampler(llama: Any, grammar: str, lm: LanguageModel) -> Any:
     readable = bool(grammar.strip()) and "\0" not in grammar
     sampler = readable and llama.llama_sampler_init_grammar(lm._vocab, grammar.encode(), b"root")
     if not sampler:
-        raise ModelError(f"llama.cpp cannot read a grammar: {last_words()}.", "Simplify --schema.")
+        raise ModelError(f"llama.cpp cannot read a grammar: {last_words()}.", "Simplify `schema`.")
     return sampler

@@ -45,7 +45,7 @@ LLAMA_FIX = {
 def choose_provider(
     requested: str, providers: Mapping[str, str], system: str = sys.platform
 ) -> str:
-    """ONNX Runtime's execution provider for `--device`.
+    """ONNX Runtime's execution provider for a device.
 
     `providers`: those of this build → what keeps each from starting, empty where nothing does.
     `auto` takes the GPU's where it starts; an explicit device that does not raises DeviceError.
@@ -58,12 +58,12 @@ def choose_provider(
     if provider not in providers:
         raise DeviceError(
             f"Device {requested}: ONNX Runtime has only {', '.join(providers)} here.",
-            f"{_ONNX_FIX[here]}; or use --device auto.",
+            f'{_ONNX_FIX[here]}; or use `device="auto"`.',
         )
     if not starts:
         raise DeviceError(
             f"Device {requested}: {provider} does not start: {providers[provider]}.",
-            f"{START_FIX[provider]}; or use --device auto.",
+            f'{START_FIX[provider]}; or use `device="auto"`.',
         )
     return provider
 
@@ -74,11 +74,11 @@ def choose_gpu_layers(
     """How many of the language model's layers go to the GPU (default: all that it has)."""
     here = _gpu_here(requested, system)
     if requested == "cpu" and gpu_layers:
-        raise DeviceError("--gpu-layers needs a GPU, but the device is cpu.", "Drop one of them.")
+        raise DeviceError("Layers on a GPU need one, but the device is cpu.", "Drop one of them.")
     if not llama_offload and (requested == here or gpu_layers):
         raise DeviceError(
             f"Device {here}: llama.cpp was built without it.",
-            f"{LLAMA_FIX[here]}; or use --device cpu.",
+            f'{LLAMA_FIX[here]}; or use `device="cpu"`.',
         )
     if requested == "cpu" or not llama_offload:
         return 0
@@ -98,7 +98,7 @@ def _gpu_here(requested: str, system: str) -> str:
         raise DeviceError(f"Unknown device {requested!r}.", f"Known: {', '.join(DEVICES)}.")
     here = "metal" if system == "darwin" else "cuda"
     if requested not in ("auto", "cpu", here):
-        raise DeviceError(f"Device {requested} does not exist on {system}.", "Use --device auto.")
+        raise DeviceError(f"Device {requested} does not exist on {system}.", 'Use `device="auto"`.')
     return here
 
 
@@ -116,7 +116,7 @@ def choose_threads(requested: int | None, model_bytes: int) -> int:
 
 
 def stages_apart(requested: str, model_bytes: int, memory: int | None) -> bool:
-    """Whether captioner and reasoner take turns in memory (`--stages`).
+    """Whether captioner and reasoner take turns in memory (`stages`).
 
     `model_bytes` is of both models' files, `memory` the machine's; `auto` leaves one half of it to
     the KV caches, to pictures and to others. Where memory is not known, they stay together.

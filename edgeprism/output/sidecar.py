@@ -182,7 +182,7 @@ def _provenance(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _not_ours(path: Path, what: str) -> OutputError:
-    return OutputError(f"{path}: {what}; it was left alone.", "Move it away, or give --overwrite.")
+    return OutputError(f"{path}: {what}; it was left alone.", "Move it away, or give `overwrite`.")
 
 
 @dataclass(frozen=True)

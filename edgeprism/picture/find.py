@@ -212,9 +212,11 @@ def find_pictures(
     a pattern without a match, an unreadable list, or options that exclude each other.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"A limit of {limit} leaves no picture.", "Give --limit 1 or more.")
+        raise UsageError(f"A limit of {limit} leaves no picture.", "Give a `limit` of 1 or more.")
     if null and files_from is None:
-        raise UsageError("--null says how a list is read.", "Give --files-from too.")
+        raise UsageError(
+            "NUL ends the paths of a list, but no list is named.", "Give `files_from` too."
+        )
     given = [os.fspath(argument) for argument in arguments]
     listed: list[str] = []
     if files_from is not None:
@@ -287,13 +289,13 @@ def _read_list(source: str, null: bool, stdin: IO[bytes] | None) -> list[str]:
         data = Path(source).read_bytes() if source != STDIN else (stdin or sys.stdin.buffer).read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"{name}: cannot be read: {reason}.", "Check --files-from.") from error
+        raise UsageError(f"{name}: cannot be read: {reason}.", "Check `files_from`.") from error
     if data.startswith(_UTF16_MARKS):
         raise UsageError(f"{name}: is in UTF-16.", "Save it as UTF-8.")
     if null:
         return [_to_path(item) for item in data.split(b"\0") if item]
     if b"\0" in data:
-        raise UsageError(f"{name}: holds NUL characters.", "Give --null if they end the paths.")
+        raise UsageError(f"{name}: holds NUL characters.", "Give `null` if they end the paths.")
     lines = (line.removesuffix(b"\r") for line in data.removeprefix(_UTF8_MARK).split(b"\n"))
     return [_to_path(line) for line in lines if line.strip()]
 

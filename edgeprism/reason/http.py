@@ -28,7 +28,7 @@ ATTEMPTS = 3
 _CONNECT_S = 5.0
 _LONGEST_PAUSE_S = 8.0
 _LONGEST_MESSAGE = 300  # characters of what a server says of its error
-_ELSEWHERE = "Text only leaves this machine when you say so: add --allow-network."
+_ELSEWHERE = "Text only leaves this machine when you say so: add `allow_network`."
 
 
 Reply = TypeVar("Reply")
@@ -208,7 +208,7 @@ class Server:
         raise _Try(
             ServerError(
                 f"No connection to {self.url}: {_said(problem)}.",
-                "Start the server, or give --reasoner the address that it prints.",
+                "Start the server, or give `reasoner` the address that it prints.",
             )
         ) from problem
 
@@ -252,7 +252,7 @@ class Server:
         if status in (401, 403):
             return ServerError(told, f"Put its key into the environment: {KEY_VARIABLE}.")
         if status == 404:
-            return ServerError(told, "Check the address (most end in /v1) and --reasoner-model.")
+            return ServerError(told, "Check the address (most end in /v1) and `served_model`.")
         if status in (408, 425, 429, 502, 503, 504):
             return _Try(ServerError(told, "It is busy or starting: try later."), _after(headers))
         error = StatusError(status, told, "See the server's own log.")

@@ -75,7 +75,7 @@ class Reasoner(BaseReasoner):
         except ModelError as error:
             raise ModelError(
                 f"Reasoner {name!r} is not installed.",
-                f"Get it with `edgeprism pull {name}`, or give --reasoner FILE.gguf.",
+                f"Get it with `edgeprism pull {name}`, or give a GGUF file.",
             ) from error
         if path.is_dir():
             raise ModelError(f"{path}: a folder, not a reasoner.", "Give a chat model's GGUF file.")

@@ -134,7 +134,8 @@ def _first_model(server: Server) -> str:
                 raise TypeError
         except (TypeError, KeyError, IndexError) as error:
             raise ReplyError(
-                f"{server.url} lists no model.", "Load one there, or give --reasoner-model NAME."
+                f"{server.url} lists no model.",
+                "Load one there, or name another as `served_model`.",
             ) from error
         return _encodable(name)
 

@@ -50,7 +50,7 @@ def choices_to_shape(choices: Sequence[str]) -> Shape:
     if len(wanted) < 2 or len(wanted) > MAX_CHOICES:
         raise UsageError(
             f"{len(wanted)} choices; from 2 to {MAX_CHOICES} can be chosen from.",
-            "--choices yes,no",
+            "For example yes and no.",
         )
     for choice in wanted:
         if not choice or len(choice) > MAX_CHOICE or not choice.isprintable():

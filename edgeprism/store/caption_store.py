@@ -296,7 +296,7 @@ class CaptionStore:
             raise StoreError(
                 f"{self.path}: the caption store has schema {version}, this EdgePrism knows "
                 f"{len(MIGRATIONS)}.",
-                "Use a newer EdgePrism, or --no-cache.",
+                "Use a newer EdgePrism, or `use_store=False`.",
             )
         if version == len(MIGRATIONS):
             return
@@ -326,9 +326,9 @@ class CaptionStore:
             locked = "locked" in str(error)
             raise StoreError(
                 f"{self.path}: the caption store is {'locked' if locked else 'unusable'}: {error}.",
-                "Wait for the other process, or use --no-cache."
+                "Wait for the other process, or use `use_store=False`."
                 if locked
-                else "Move the file away to start anew, or use --no-cache.",
+                else "Move the file away to start anew, or use `use_store=False`.",
             ) from error
 
 

@@ -40,7 +40,7 @@ def check_mmproj(path: Path, n_embd: int) -> GgufHeader:
     if header.architecture != ARCHITECTURE:
         raise ModelError(
             f"{path}: not an mmproj file but a model of architecture {header.architecture!r}.",
-            "--lm takes the language model, --mmproj the file with the vision tower.",
+            "`lm` takes the language model, `mmproj` the file with the vision tower.",
         )
     if header.metadata.get("clip.has_vision_encoder") is not True:
         raise ModelError(f"{path}: has no vision encoder.", "Use an mmproj file for pictures.")

@@ -112,14 +112,14 @@ def _put(source: Path, target: Path, copy: bool) -> None:
 
 def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: str) -> Manifest:
     lm, mmproj = places[LM_FILE], places[MMPROJ_FILE]
-    for path, flag in ((lm, "--lm"), (mmproj, "--mmproj")):
+    for path, keyword in ((lm, "lm"), (mmproj, "mmproj")):
         if not path.is_file():
-            raise ModelError(f"{path}: no such file.", f"Check the path after {flag}.")
+            raise ModelError(f"{path}: no such file.", f"Check the path of `{keyword}`.")
     header = read_gguf_header(lm)
     if header.architecture == ARCHITECTURE:
         raise ModelError(
             f"{lm}: an mmproj file, not a language model.",
-            "--lm takes the language model, --mmproj the file with the vision tower.",
+            "`lm` takes the language model, `mmproj` the file with the vision tower.",
         )
     eyes = read_gguf_header(mmproj)
     # rows may be several times as wide as the model, where they also carry what layers add

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import edgeprism
-from edgeprism.cli import COMMANDS, run
+from edgeprism.cli.main import COMMANDS, run
 from edgeprism.errors import EdgePrismError
 from edgeprism.files.home import data_dir
 from tests.helpers import bundles

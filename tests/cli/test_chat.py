@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.errors import PromptTooLongError, UsageError
 from edgeprism.language.chat import Message
 from edgeprism.language.model import Context

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.errors import ModelError
 from edgeprism.files.home import data_dir
 from edgeprism.install import inventory

@@ -24,7 +24,8 @@ PATIENCE_S = 120
 
 def command(folders: Folders, out: Path, *options: str) -> list[str]:
     return [
-        sys.executable, "-c", "from edgeprism.cli import main; main()", "convert", "prismcaptioner",
+        sys.executable, "-c", "from edgeprism.cli.main import main; main()", "convert",
+        "prismcaptioner",
         "--captioner", str(folders.captioner), "--llm", str(folders.llm),
         "--vision", str(folders.vision), *options, str(out),
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.cli import convert as convert_command
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.convert import families as package
 from edgeprism.convert import pipeline, supervise
 from edgeprism.convert.discover import families, family_named, family_names
@@ -158,7 +158,7 @@ def test_settings_are_completed_and_checked() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--list"], ["prismatic", "--help"]])
 def test_naming_the_families_loads_nothing_that_converts(arguments: list[str]) -> None:
     code = (
-        f"from edgeprism.cli import run\nassert run({['convert', *arguments]!r}) == 0\n"
+        f"from edgeprism.cli.main import run\nassert run({['convert', *arguments]!r}) == 0\n"
         "import sys\nprint(*sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

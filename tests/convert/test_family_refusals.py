@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from edgeprism.cli import convert as convert_command
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.convert.discover import families, family_names
 from edgeprism.convert.family import Family
 from edgeprism.convert.options import ConvertOptions

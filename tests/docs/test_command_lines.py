@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import click
 import pytest
 
-from edgeprism.cli import cli
+from edgeprism.cli.main import cli
 from tests.docs.pages import blocks, inline_code, name_of, pages
 
 _ENDS = {"|", "||", "&&", ";", ">", ">>", "<", "2>&1", "&", "#"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgeprism.cli import cli
+from edgeprism.cli.main import cli
 from tests.docs.pages import ROOT, module_of
 
 hooks = module_of(ROOT / "docs" / "hooks.py")

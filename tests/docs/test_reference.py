@@ -19,7 +19,7 @@ import edgeprism
 import edgeprism.store.caption_store  # its error belongs to the tree
 from edgeprism import errors
 from edgeprism.bundle.manifest import Manifest
-from edgeprism.cli import cli, run
+from edgeprism.cli.main import cli, run
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.records import Answer, Evidence, ModelInfo, Timings, TokenCounts
 from tests.docs.pages import ROOT, first_column, section

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.errors import ModelError, PromptTooLongError, UsageError
 from edgeprism.evaluation.analysis import CHANCE
 from edgeprism.evaluation.evaluate import CSV, JSON, PAGE, evaluate, own_questions
@@ -206,7 +206,7 @@ def counted(self, *record):
         os.kill(os.getpid(), signal.SIGKILL)
     put(self, *record)
 Results.put = counted
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 sys.exit(run(sys.argv[2:]))
 """
 

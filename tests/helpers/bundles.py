@@ -162,6 +162,8 @@ def _lm_tensors(
         output = np.zeros_like(output)
         for before, after in zip([LINE_FEED, *script], script, strict=False):
             output[after] += embedding[before]
+        # where a grammar rules the script out: "none", so that no tie decides
+        output[3 + ord("n")] += embedding[LINE_FEED] / 10
     tensors = {"token_embd.weight": embedding}
     for i in range(shape.n_layer):
         for name, rows, columns in (

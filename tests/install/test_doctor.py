@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.files.home import data_dir
 from edgeprism.install import doctor
 from edgeprism.install.doctor import Diagnosis, Finding

@@ -117,7 +117,7 @@ def test_stopped_in_the_middle_the_next_run_goes_on(tmp_path: Path, how: signal.
     files = {**FILES, WEIGHTS: large}
     with StandInHub({SOURCE.repo: files}, budgets={WEIGHTS: [21_000_000]}, stalls=True) as hub:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from edgeprism.cli import main; main()", "pull", NAME],
+            [sys.executable, "-c", "from edgeprism.cli.main import main; main()", "pull", NAME],
             env={**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path)},
             stderr=subprocess.DEVNULL,
         )
@@ -296,7 +296,7 @@ def test_verify_published_end_to_end(tmp_path: Path, photo: Path) -> None:
         for repository in read_catalogue().captioners[NAME].repositories:
             hub.add_folder(repository.repo, roles[repository.role])
         process = subprocess.run(
-            [sys.executable, "-c", "from edgeprism.cli import main; main()",
+            [sys.executable, "-c", "from edgeprism.cli.main import main; main()",
              "models", "verify-published", NAME,
              "--photos", str(photo), "--out", str(tmp_path / "report")],
             env={**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf")},

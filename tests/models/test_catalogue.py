@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.errors import ManifestError, ModelError
 from edgeprism.models import catalogue as catalogue_module
 from edgeprism.models.catalogue import read_catalogue

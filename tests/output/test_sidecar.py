@@ -236,7 +236,7 @@ def test_a_file_of_someone_else_stays_unless_told_otherwise(photo: Path) -> None
     with pytest.raises(OutputError) as error:
         TxtSidecar().write(record(), picture(photo))
     assert str(notes) in error.value.message
-    assert "--overwrite" in error.value.hint
+    assert "`overwrite`" in error.value.hint
     assert notes.read_text() == "my own notes"
     TxtSidecar(overwrite=True).write(record(), picture(photo))
     assert notes.read_text("utf-8") == record()["caption"] + "\n"
@@ -303,7 +303,7 @@ def test_a_read_only_folder_is_named_and_out_dir_is_the_way_out() -> None:
                 with pytest.raises(OutputError) as error:
                     kind().write(record(), picture(folder / "in/photo.jpg"))
                 assert str(folder / "in") in error.value.message
-                assert "--out-dir" in error.value.hint
+                assert "`out_dir`" in error.value.hint
                 mirrored = kind(out_dir=folder / "out")
                 assert mirrored.write(record(), picture(folder / "in/photo.jpg")).path.is_file()
 
@@ -457,7 +457,7 @@ def test_a_persons_description_stays_unless_told_otherwise(photo: Path) -> None:
     place.write_bytes(LIGHTROOM.encode())
     with pytest.raises(OutputError, match="description") as error:
         XmpSidecar().write(record(), picture(photo))
-    assert "--overwrite" in error.value.hint
+    assert "`overwrite`" in error.value.hint
     assert place.read_bytes() == LIGHTROOM.encode()
 
 

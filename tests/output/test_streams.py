@@ -263,7 +263,7 @@ def test_a_read_only_folder_is_named() -> None:
         with ordinary_user.rights(), pytest.raises(OutputError) as error:
             CsvOutput(folder / "x.csv")
         assert str(folder) in error.value.message
-        assert "--out-dir" in error.value.hint
+        assert "`out_dir`" in error.value.hint
 
 
 def test_a_folder_that_may_be_written_but_not_listed() -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from edgeprism.bundle.manifest import Several
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.errors import ImageError, UsageError
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.segments import ImageRows, Text

@@ -290,7 +290,7 @@ def test_a_name_that_is_no_utf_8_is_found_in_its_folder(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [(b"a.jpg\0b.jpg\0", "--null"), ("a.jpg".encode("utf-16"), "UTF-8")]
+    ("content", "told"), [(b"a.jpg\0b.jpg\0", "`null`"), ("a.jpg".encode("utf-16"), "UTF-8")]
 )
 def test_a_list_in_another_form_is_refused(here: Path, content: bytes, told: str) -> None:
     (here / "list").write_bytes(content)
@@ -302,7 +302,7 @@ def test_a_list_in_another_form_is_refused(here: Path, content: bytes, told: str
 def test_list_options_that_cannot_work(here: Path) -> None:
     with pytest.raises(UsageError, match=r"no-list.*No such file"):
         find_pictures([], files_from="no-list")
-    with pytest.raises(UsageError, match="--files-from"):
+    with pytest.raises(UsageError, match="`files_from`"):
         find_pictures(["a.jpg"], null=True)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.errors import UsageError
 from edgeprism.language.chat import Message
 from edgeprism.perceive.captioner import Captioner
@@ -138,7 +138,7 @@ def test_ask(
     assert lines == [
         f"{photo} by tiny: {bundles.SAID_TEXT}",
         f"{photo} by other: {OTHER_TEXT}",
-        f"evidence: picture 1, tiny, sentence 1: {bundles.SAID_TEXT}",
+        "evidence: none; the description does not say",
         bundles.SAID_TEXT,
     ]
     assert run([*asked, "--merge-captions", "--json"]) == 0

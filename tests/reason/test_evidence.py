@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.errors import PromptTooLongError
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.reason.evidence import caption_to_sentences, captions_to_sentences, said_to_evidence

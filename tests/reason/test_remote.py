@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.errors import ReplyError, ServerError
 from edgeprism.language.chat import Message
 from edgeprism.reason.local import Reasoner

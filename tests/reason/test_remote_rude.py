@@ -162,7 +162,7 @@ def test_other_machines_are_refused_without_looking_them_up(
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked up"))
     with pytest.raises(UsageError, match="not on this machine") as caught:
         RemoteReasoner.load(url)
-    assert "--allow-network" in caught.value.hint
+    assert "`allow_network`" in caught.value.hint
 
 
 def test_a_local_name_that_leads_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_the_first_model_unless_one_is_named(serve: Serve) -> None:
     for listed in replies:
         with pytest.raises(ReplyError, match="lists no model") as caught:
             RemoteReasoner.load(serve(http(listed)).url, pause_s=0.01)
-        assert "--reasoner-model" in caught.value.hint
+        assert "`served_model`" in caught.value.hint
 
 
 @pytest.mark.parametrize(

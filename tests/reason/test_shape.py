@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.sampler import Sampler

@@ -133,7 +133,7 @@ def test_damage_is_said_and_nothing_is_overwritten(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(StoreError, match=r"captions\.sqlite3.*unusable") as caught:
         CaptionStore(path)
-    assert "--no-cache" in caught.value.hint
+    assert "`use_store=False`" in caught.value.hint
     assert path.read_bytes() == before
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.errors import ModelError, TemplateError
 from edgeprism.files.home import data_dir
 from edgeprism.perceive.captioner import Captioner
@@ -258,7 +258,7 @@ def test_a_chat_that_llama_cpp_does_not_know(files: tuple[Path, Path], tmp_path:
     path = lm.write(tmp_path / "lm.gguf")
     with pytest.raises(TemplateError) as caught:
         open_pair(path, files[1])
-    assert "--chat-format" in caught.value.hint
+    assert "`chat_format`" in caught.value.hint
     prompts = open_pair(path, files[1], chat_format="vicuna").manifest.prompts
     assert prompts.before_image.endswith("USER: ")
     with pytest.raises(TemplateError, match="does not know"):

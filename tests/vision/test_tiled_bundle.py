@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from edgeprism.bundle.manifest import ImagePolicy, Markers
-from edgeprism.cli import run
+from edgeprism.cli.main import run
 from edgeprism.errors import ModelError
 from edgeprism.folder.batch import Batch
 from edgeprism.perceive.captioner import Captioner
