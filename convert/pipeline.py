@@ -92,14 +92,14 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
 
 def check_options(options: ConvertOptions) -> None:
     """UsageError for a quantization that is not known."""
-    for chosen, known, flag in (
-        (options.vision_quants, VISION_QUANTS, "--vision-quant"),
-        ((options.lm_quant,), LM_QUANTS, "--lm-quant"),
+    for chosen, known, what in (
+        (options.vision_quants, VISION_QUANTS, "vision quantization"),
+        ((options.lm_quant,), LM_QUANTS, "language-model quantization"),
     ):
         unknown = [quant for quant in chosen if quant not in known]
         if unknown or not chosen:
             raise UsageError(
-                f"{flag} {', '.join(unknown)} is not known.", f"Known: {', '.join(known)}."
+                f"The {what} {', '.join(unknown)} is not known.", f"Known: {', '.join(known)}."
             )
 
 
@@ -112,7 +112,7 @@ def _require_parity(verdict: judge.Verdict, force: bool, progress: Progress) -> 
         raise ParityError(
             "The bundle does not compute what its checkpoint does:"
             + "".join(f"\n  {failure}" for failure in verdict.failures) + "\n",
-            "Try a finer quantization; --force writes the bundle all the same and records this.",
+            "Try a finer quantization; `force` writes the bundle all the same and records this.",
         )  # fmt: skip
 
 

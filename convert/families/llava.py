@@ -221,7 +221,7 @@ def original_layout(
         raise CheckpointError(
             f"{path}: the vision model is {config.get('mm_vision_tower')!r}, which is published "
             "on its own.",
-            "Download it and pass its folder with --vision (its configuration is needed even if "
+            "Download it and pass its folder as `vision` (its configuration is needed even if "
             "its weights are in the captioner's files).",
         )
     vision_config = read_json(vision / "config.json")

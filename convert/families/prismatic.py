@@ -75,7 +75,7 @@ def read(
         raise UsageError(
             f"{config['vision_backbone_id']} is {len(architectures)} vision models, "
             f"{len(folders)} folders are given.",
-            "Pass --vision, and --second-vision where there are two (DINOv2 is the first).",
+            "Pass `vision`, and `second_vision` where there are two (DINOv2 is the first).",
         )
     towers = [Checkpoint(folder, "vision model") for folder in folders]
     return PublishedCaptioner(
@@ -149,7 +149,7 @@ def _read_config(captioner: Path) -> tuple[dict[str, Any], Path]:
     if not weights.is_file() or not isinstance(data, dict):
         raise unknown_layout(
             captioner, FAMILY.name,
-            "config.json with an object `model`, and checkpoints/latest-checkpoint.pt",
+            'config.json with an object "model", and checkpoints/latest-checkpoint.pt',
         )  # fmt: skip
     faults = []
     backbone, strategy = data.get("vision_backbone_id"), data.get("image_resize_strategy")
@@ -185,7 +185,8 @@ def _conversation_of(llm_backbone_id: str) -> str:
         return "prismatic-vicuna"
     raise UsageError(
         f"How {llm_backbone_id} is spoken to is not known.",
-        "Pass --conversation prismatic-pure or prismatic-vicuna, whichever it was trained with.",
+        "Name the form that it was trained with as `conversation`: prismatic-pure or "
+        "prismatic-vicuna.",
     )
 
 

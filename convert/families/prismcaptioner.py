@@ -99,7 +99,7 @@ def _read_lm_config(path: Path) -> dict[str, object]:
     if config.get("model_type") != "internlm2":
         raise CheckpointError(
             f"{path}: model_type is {config.get('model_type')!r}, expected 'internlm2'.",
-            "Pass the folder of the InternLM2 language model with --llm.",
+            "Pass the folder of the InternLM2 language model as `llm`.",
         )
     return config
 
@@ -159,7 +159,7 @@ def _read_tower_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: model_type is {config.get('model_type')!r}, expected 'siglip' or "
             "'siglip_vision_model'.",
-            "Pass the folder of the SigLIP vision model with --vision.",
+            "Pass the folder of the SigLIP vision model as `vision`.",
         )
     return config
 

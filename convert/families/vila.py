@@ -57,7 +57,7 @@ def read(
         )
     if vision is not None:
         raise UsageError(
-            f"--vision {vision}: {captioner} holds its own vision_tower.", "Leave --vision out."
+            f"{vision}: {captioner} holds its own vision_tower.", "Leave `vision` out."
         )
     return _read_parts(captioner, conversation)
 

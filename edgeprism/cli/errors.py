@@ -44,7 +44,7 @@ OPTIONS = {
     "vision": "--vision",
     "vision_quants": "--vision-quant",
 }
-_KEYWORD = re.compile(r"`(?P<name>\w+)(?:=(?P<value>\w+|\"[^\"`]*\"))?`")
+_KEYWORD = re.compile(r"`(?P<name>\w+)(?:=(?P<value>[\w.]+|\"[^\"`]*\"))?`")
 
 
 def with_options(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,9 +56,10 @@ def test_every_keyword_has_an_option_that_some_command_takes() -> None:
 
 def library_texts() -> Iterator[tuple[str, str]]:
     """Every text that the library outside the command line may put into an error."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).as_posix()
-        if name.startswith("cli/") or name == "machine/child.py":
+    convert = Path(importlib.import_module("edgeprism.convert").__path__[0])
+    for path in sorted([*PACKAGE.rglob("*.py"), *convert.rglob("*.py")]):
+        name = path.relative_to(PACKAGE.parent).as_posix()
+        if name.startswith("edgeprism/cli/"):
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):

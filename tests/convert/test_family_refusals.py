@@ -223,7 +223,7 @@ def test_what_the_original_layout_needs_beside(
 ) -> None:
     error = refusal(case_of("llava"), tmp_path / "out", vision=None)
     assert "openai/clip-vit-large" in error.message
-    assert "--vision" in error.hint
+    assert "`vision`" in error.hint
 
 
 def test_unknown_conversations_are_refused(case_of: Callable[[str], Case], tmp_path: Path) -> None:
