@@ -29,16 +29,20 @@ class EventProgress(Progress):
         self._out = out
 
     def send(self, **event: Any) -> None:
+        """Write one event."""
         self._out.write(json.dumps(event) + "\n")
         self._out.flush()
 
     def stage(self, text: str, total: int = 0) -> None:
+        """Write the event "stage"."""
         self.send(event="stage", text=text, total=total)
 
     def advance(self, amount: int = 1) -> None:
+        """Write the event "advance"."""
         self.send(event="advance", amount=amount)
 
     def say(self, text: str) -> None:
+        """Write the event "say"."""
         self.send(event="say", text=text)
 
 
@@ -63,17 +67,21 @@ class StderrProgress(Progress):
 
     @contextmanager
     def shown(self) -> Iterator[StderrProgress]:
+        """Show the bar while inside."""
         with self._bar:
             yield self
 
     def stage(self, text: str, total: int = 0) -> None:
+        """Begin a new bar."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(text, total=total or None)
 
     def advance(self, amount: int = 1) -> None:
+        """Move the bar on."""
         if self._task is not None:
             self._bar.advance(self._task, amount)
 
     def say(self, text: str) -> None:
+        """Print a line above the bar."""
         self._console.print(text, markup=False, soft_wrap=True)

@@ -58,6 +58,7 @@ class HubCaptioner:
 
     @property
     def license(self) -> str:
+        """The licence of each repository."""
         return "; ".join(f"{r.repo}: {r.license}" for r in self.repositories)
 
 
@@ -70,6 +71,7 @@ class Catalogue:
     captioners: dict[str, HubCaptioner]
 
     def names(self) -> list[str]:
+        """All models' names, captioners first."""
         return [*self.captioners, *self.reasoners]
 
     def find(self, name: str) -> WheelReasoner | HubCaptioner:

@@ -37,6 +37,7 @@ class RawTensors:
         return tensor
 
     def names(self) -> Iterable[str]:
+        """The names that the files hold, all of them."""
         return self._sources.keys()
 
     def lead_of(self, ending: str) -> str:

@@ -80,6 +80,7 @@ class Verdict:
     failures: list[str] = field(default_factory=list)
 
     def add(self, check: str, figures: dict[str, float], failures: list[str]) -> None:
+        """Note a check's figures, and its failures under its name."""
         # JSON has no NaN or infinity; what made them stands among the failures
         finite = {name: float(value) for name, value in figures.items() if np.isfinite(value)}
         self.figures[check] = finite

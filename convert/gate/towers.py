@@ -114,6 +114,7 @@ def _load(model: torch.nn.Module, raw: RawTensors) -> None:
 def normalised(
     pixels: np.ndarray, rescale: float, mean: Sequence[float], std: Sequence[float]
 ) -> torch.Tensor:
+    """Pixels uint8 [n, size, size, 3] → float [n, 3, size, size] as a tower takes them."""
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() * rescale
     return (x - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
 

@@ -49,9 +49,11 @@ class Checkpoint:
 
     @property
     def names(self) -> set[str]:
+        """The names of all tensors."""
         return set(self._containers)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the tensor `name`."""
         return self._containers[name].shape(name)
 
     def read(self, name: str) -> torch.Tensor:
@@ -68,6 +70,7 @@ class Checkpoint:
         return tensor
 
     def read_float32(self, name: str) -> torch.Tensor:
+        """The tensor `name`, in float32."""
         return self.read(name).float()
 
     def require(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

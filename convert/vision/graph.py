@@ -35,6 +35,7 @@ class Affine(nn.Module):
         self.bias = placeholder(dtype, n_out) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[…, n_in] → […, n_out]."""
         x = x @ self.weight
         return x if self.bias is None else x + self.bias
 
@@ -49,6 +50,7 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[…, n] → […, n], each row by itself."""
         if self.bias is None:
             y = x.float()
             y = y * torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + self.eps)
@@ -75,6 +77,7 @@ class EncoderLayer(nn.Module):
         self.scale2 = placeholder(dtype, e) if config.layer_scale else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, rows, n_embd] → the same shape."""
         n, t, e = x.shape
         y: torch.Tensor = self.norm1(x)
         parts = [part(y) for part in (self.q, self.k, self.v)]
@@ -106,6 +109,7 @@ class Tower(nn.Module):
         self.norm_last = Norm(dtype, e, config.eps, config.rms) if config.norm_last else None
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels [n, size, size, 3] → features [n, patches, n_embd]."""
         c = self.config
         n, g, p = pixels.shape[0], c.grid, c.patch_size
         # pixels beyond the last whole patch are cut, as a strided convolution does
@@ -138,6 +142,7 @@ class Projector(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [n, patches, n_embd] → visual tokens [n, n_tokens, width]."""
         if self.config.downsample > 1:
             x = join_cells(x, self.config.downsample)
         if self.config.transposed:
@@ -178,6 +183,7 @@ class VisionGraph(nn.Module):
         self.newline_row = placeholder(dtype, 1, projector.widths[-1]) if newline else None
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Pixels [n, size, size, 3 · views] → visual tokens, and the newline's row if any."""
         views = pixels.split(3, dim=-1) if self.n_views > 1 else [pixels] * len(self.towers)
         features = [tower(view) for tower, view in zip(self.towers, views, strict=True)]
         x = features[0] if len(features) == 1 else torch.cat(features, dim=-1)

@@ -64,6 +64,7 @@ class VisionWeights:
 
 
 def same(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as it was published."""
     return tensor
 
 
@@ -80,6 +81,7 @@ def linear_weights(
 
 
 def norm_weights(module: str, checkpoint: Checkpoint, source: str, n: int) -> Weights:
+    """A layer norm's weight and bias [n] for `module`, published under `source`."""
     return {
         f"{module}.{kind}": Weight(checkpoint, {f"{source}.{kind}": (n,)}, same)
         for kind in ("weight", "bias")

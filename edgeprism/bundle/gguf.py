@@ -61,20 +61,24 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str:
+        """The model's architecture by llama.cpp's name."""
         return str(self.metadata.get("general.architecture", ""))
 
     @property
     def n_embd(self) -> int:
+        """The width of its token embeddings."""
         value = self.metadata.get(f"{self.architecture}.embedding_length")
         return value if isinstance(value, int) else 0
 
     @property
     def n_vocab(self) -> int:
+        """The number of its tokens."""
         value = self.metadata.get("tokenizer.ggml.tokens")
         return value.length if isinstance(value, Array) else 0
 
     @property
     def chat_template(self) -> str | None:
+        """The template in its metadata, if it has one."""
         template = self.metadata.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
 

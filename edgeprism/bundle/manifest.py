@@ -220,4 +220,5 @@ class Manifest:
     notice: str  # one line shown with the model, e.g. what it is not made for; may be empty
 
     def to_json(self) -> str:
+        """The manifest as the file holds it."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"

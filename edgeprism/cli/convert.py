@@ -37,11 +37,13 @@ class Families(click.Group):
     """A command for each family, made from its options when it is asked for; and `mmproj`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The families that are there, and `mmproj`."""
         from edgeprism.convert.discover import family_names
 
         return sorted([*family_names(), *super().list_commands(ctx)])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Make the family's command."""
         from edgeprism.convert.discover import family_named
 
         own = super().get_command(ctx, cmd_name)
@@ -55,6 +57,7 @@ class Families(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, and where there is no such family, name those that sound alike."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:

@@ -21,9 +21,11 @@ class LazyGroup(click.Group):
     """Imports a command's file when that command (or the help) is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands by name, without loading one."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load the command of this name."""
         if cmd_name not in COMMANDS:
             return None
         command = importlib.import_module(f"edgeprism.cli.{cmd_name}").command

@@ -53,6 +53,7 @@ class Score:
 
 
 def to_score(scores: Sequence[float], seed: int) -> Score:
+    """The mean and its bootstrap interval."""
     low, high = bootstrap_interval(scores, seed=seed)
     return Score(len(scores), float(np.mean(scores)) if scores else float("nan"), low, high)
 
@@ -109,6 +110,7 @@ def cell_to_dict(result: CellResult, questions: Sequence[Question], seed: int) -
 
 
 def chance_to_dict(questions: Sequence[Question], seed: int) -> dict[str, Any]:
+    """The row of the report that guessing would get."""
     scores = chance_scores(questions)
     return {
         "name": CHANCE,

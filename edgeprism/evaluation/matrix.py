@@ -41,6 +41,7 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """The cell as reports call it."""
         seen = f"{self.captioner}, {self.mode}" if self.captioner else self.mode
         return f"{seen} → {self.reasoner}"
 
@@ -85,15 +86,18 @@ class Matrix:
     # ---- addresses: equal models and settings give equal words
 
     def focus_key(self, reasoner: str) -> str:
+        """The address of the focuses that this reasoner draws."""
         return key_of("focus", self.reasoner_id(reasoner), self.settings.version)
 
     def caption_key(self, captioner: str, instruction: str) -> str:
+        """The address of the captions that this captioner makes for the instruction."""
         s = self.settings
         return key_of(
             "caption", self.captioner_id(captioner), instruction, s.caption_tokens, s.version
         )
 
     def answer_key(self, cell: Cell) -> str:
+        """The address of a cell's answers."""
         settings = dataclasses.asdict(self.settings)
         seen = self.captioner_id(cell.captioner) if cell.captioner else None
         if seen is None:
@@ -101,10 +105,12 @@ class Matrix:
         return key_of("answer", seen, cell.mode, self.reasoner_id(cell.reasoner), settings)
 
     def captioner_id(self, name: str) -> list[str]:
+        """What tells two captioners apart: their files and how they run."""
         captioner = self.captioners[name]
         return [captioner.model.digest, captioner.model.vision_quant, captioner.engines.kv_type]
 
     def reasoner_id(self, name: str) -> list[str]:
+        """As `model_id`, by the reasoner's name in the matrix."""
         return model_id(self.reasoners[name].model)
 
 

@@ -89,6 +89,7 @@ def to_report(asked: Asked) -> dict[str, Any]:
 
 
 def write_json(report: dict[str, Any], path: Path) -> None:
+    """Write the report as JSON."""
     text = json.dumps(report, ensure_ascii=False, indent=2, allow_nan=False)
     write_atomically(path, text.encode() + b"\n")
 
@@ -176,6 +177,7 @@ def turned(pair: dict[str, Any]) -> dict[str, Any]:
 
 
 def pair_to_text(pair: dict[str, Any]) -> str:
+    """One line about two cells: their difference, its interval, McNemar's test."""
     if pair["difference"] is None:
         return f"{pair['a']} against {pair['b']}: no question that both scored"
     test = "" if pair["p"] is None else f", McNemar p = {pair['p']:.2g}"
@@ -199,4 +201,5 @@ def left_out(report: dict[str, Any]) -> list[str]:
 
 
 def percent(share: float | None) -> str:
+    """A share as text; a dash for none."""
     return "–" if share is None else f"{share * 100:.1f} %"

@@ -52,6 +52,7 @@ class Results:
             )
 
     def get(self, kind: str, key: str, item: str) -> dict[str, Any] | None:
+        """The record at this address, None without one."""
         with self._explained():
             row = self._db.execute(
                 "SELECT record FROM records WHERE kind = ? AND key = ? AND item = ?",
@@ -65,6 +66,7 @@ class Results:
         return record is not None and "error" not in record
 
     def put(self, kind: str, key: str, item: str, record: dict[str, Any]) -> None:
+        """Keep a record, in place of an earlier one."""
         text = json.dumps(record, ensure_ascii=False)
         with self._explained():
             self._db.execute(
@@ -72,6 +74,7 @@ class Results:
             )
 
     def close(self) -> None:
+        """Close the database."""
         self._db.close()
 
     def __enter__(self) -> Results:

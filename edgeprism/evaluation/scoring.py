@@ -193,6 +193,7 @@ def tokens(text: str) -> list[str]:
 
 
 def normalised(text: str) -> str:
+    """Text as comparisons take it: without case, punctuation and articles."""
     return " ".join(tokens(text)) or text.strip().lower()
 
 

@@ -70,6 +70,7 @@ class Lane(threading.Thread):
         self._abandoned.set()
 
     def run(self) -> None:
+        """Admit jobs and step the generator until no job is left."""
         try:
             while (self._more or self._held or self._jobs) and not self._abandoned.is_set():
                 self._admit()

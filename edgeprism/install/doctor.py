@@ -66,6 +66,7 @@ class Diagnosis:
     def add(
         self, topic: str, state: str, text: str, fix: str = "", exit_code: int = EXIT_DONE
     ) -> None:
+        """Add a finding."""
         self.findings.append(Finding(topic, state, text, fix, exit_code))
 
     @property
@@ -74,6 +75,7 @@ class Diagnosis:
         return max((finding.exit_code for finding in self.findings), default=EXIT_DONE)
 
     def to_dict(self) -> dict[str, Any]:
+        """The report as `--json` prints it."""
         return {
             "schema": REPORT_SCHEMA,
             "usable": self.exit_code == EXIT_DONE,

@@ -39,9 +39,11 @@ class Report:
 
     @property
     def passed(self) -> bool:
+        """Whether nothing failed."""
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
+        """The report as `--json` prints it."""
         return {
             "schema": REPORT_SCHEMA,
             "name": self.name,

@@ -67,6 +67,7 @@ class Generator:
         self._runs = 0
 
     def close(self) -> None:
+        """Free the context."""
         if self._context is not None:
             self._context.close()
             self._context, self._cells = None, 0

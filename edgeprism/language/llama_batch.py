@@ -29,6 +29,7 @@ class LlamaBatch:
         )
 
     def place(self, seq: int, start: int, n: int) -> int:
+        """Put `n` tokens of sequence `seq` at positions from `start`; returns `n`."""
         self.positions[:n] = np.arange(start, start + n, dtype=np.int32)
         self.sequences[:n] = seq
         return n
@@ -42,20 +43,24 @@ class LlamaBatch:
         return n
 
     def place_each(self, sequences: Sequence[int], positions: Sequence[int]) -> int:
+        """Put one token of each sequence at its position; returns how many."""
         n = len(sequences)
         self.positions[:n] = positions
         self.sequences[:n] = sequences
         return n
 
     def want_logits(self, indices: Sequence[int], n: int) -> None:
+        """Of `n` tokens, compute the logits of those at `indices` alone."""
         self.wanted[:n] = 0
         self.wanted[list(indices)] = 1
 
     def with_tokens(self, tokens: np.ndarray) -> Any:
+        """The llama_batch of these token ids [n], at the places that were put."""
         self._data = tokens = np.ascontiguousarray(tokens)  # kept alive until the next call
         return self._filled(len(tokens), token=tokens.ctypes.data_as(_INT32))
 
     def with_rows(self, rows: np.ndarray) -> Any:
+        """The llama_batch of these embeddings [n, n_embd], at the places that were put."""
         self._data = rows = np.ascontiguousarray(rows)
         return self._filled(len(rows), embd=rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
 

@@ -242,6 +242,7 @@ class Context:
         self._batch = LlamaBatch(llama.llama_batch, n_batch, lm.row_axes)
 
     def close(self) -> None:
+        """Free the context."""
         if self._ctx:
             self._llama.llama_free(self._ctx)
             self._ctx = None

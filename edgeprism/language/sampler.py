@@ -87,6 +87,7 @@ class Sampler:
         return int(chosen["id"]) if np.isfinite(chosen["logit"]) else None
 
     def close(self) -> None:
+        """Free llama.cpp's sampler."""
         for sampler in (self._chain, self._grammar):
             if sampler:
                 self._llama.llama_sampler_free(sampler)

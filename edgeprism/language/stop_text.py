@@ -22,6 +22,7 @@ class StoppingText:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, data: bytes) -> str:
+        """The text that is certain once `data` has come."""
         if self.stopped:
             return ""
         self._held += self._decoder.decode(data)

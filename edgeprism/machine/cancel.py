@@ -34,6 +34,7 @@ class Cancel:
         _live.add(self)
 
     def is_set(self) -> bool:
+        """Whether somebody asked to stop."""
         return self.flag.raw[0] != 0
 
     def set(self) -> None:
@@ -44,6 +45,7 @@ class Cancel:
                 callback()
 
     def clear(self) -> None:
+        """Forget an earlier request to stop."""
         self.flag[0] = b"\x00"
 
     @contextlib.contextmanager

@@ -64,6 +64,7 @@ class DecodePool:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def submit(self, path: str) -> Future[Decoded]:
+        """Decode the picture at `path` in a worker."""
         return self._threads.submit(self._decode, path)
 
     def close(self) -> None:

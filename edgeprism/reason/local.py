@@ -84,6 +84,7 @@ class Reasoner(BaseReasoner):
     def complete(
         self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None = None
     ) -> Completion:
+        """As `BaseReasoner.complete`, by the model in this process."""
         self.cancel_token.clear()
         generator, lm, load_ms = self._load()
         segments = chat_to_segments(lambda m: lm.render_chat(m, self.chat_format), messages)

@@ -85,12 +85,14 @@ class RemoteReasoner(BaseReasoner):
     def draw_focus(
         self, question: str, *, options: Mapping[str, str] | None = None
     ) -> tuple[str, str]:
+        """As `BaseReasoner.draw_focus`; without one where the server ignores grammars."""
         try:
             return super().draw_focus(question, options=options)
         except ShapeError:
             return "", "the reasoner's server did not keep to the words for one"
 
     def cancel(self) -> None:
+        """Stop the request under way, from another thread; it raises Interrupted there."""
         self.cancel_token.set()
 
     def close(self) -> None:

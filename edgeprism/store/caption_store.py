@@ -72,9 +72,11 @@ class RequestKey:
     )
 
     def settings(self) -> str:
+        """Everything that decides a caption's words, as text."""
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
 
     def id(self) -> str:
+        """A digest of the settings."""
         return hashlib.sha256(self.settings().encode()).hexdigest()
 
     def key(self, image_sha256: str) -> str:
@@ -83,6 +85,7 @@ class RequestKey:
 
 
 def default_path() -> Path:
+    """Where the caption store lies unless another is named."""
     return data_dir() / "captions.sqlite3"
 
 
@@ -102,6 +105,7 @@ class CaptionStore:
             self._migrate()
 
     def close(self) -> None:
+        """Close the database."""
         self._db.close()
 
     def __enter__(self) -> CaptionStore:
@@ -144,6 +148,7 @@ class CaptionStore:
         return row[0] if row else None
 
     def remember_file(self, path: Path, size: int, mtime_ns: int, sha256: str) -> None:
+        """Remember a file's digest for as long as its size and time stay the same."""
         with self._explained():
             self._db.execute(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
@@ -161,6 +166,7 @@ class CaptionStore:
         return row[0] if row else None
 
     def remember_output(self, path: Path, sha256: str) -> None:
+        """Remember what EdgePrism wrote to `path`."""
         with self._explained():
             self._db.execute("INSERT OR REPLACE INTO outputs VALUES (?, ?)", (_text(path), sha256))
 

@@ -70,6 +70,7 @@ class MtmdEncoder:
         self.causal = not mtmd.mtmd_decode_use_non_causal(self._context, None)
 
     def close(self) -> None:
+        """Free libmtmd's model."""
         if self._context:
             self._mtmd.mtmd_free(self._context)
             self._context = None

@@ -217,6 +217,7 @@ def train_stage(
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Train from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("assets", type=Path, help="folder that the assets command has filled")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")

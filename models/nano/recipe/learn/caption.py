@@ -88,6 +88,7 @@ class Lesson(NamedTuple):
 
     @property
     def caption(self) -> str:
+        """The list and what is said after it."""
         return f"{self.listed} {self.said}".rstrip()
 
 

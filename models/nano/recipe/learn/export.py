@@ -254,6 +254,7 @@ def export(model: Nano, folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Export from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("checkpoint", type=Path, help="caption.pt of a training run")
     parser.add_argument("out", type=Path, help="folder to write")

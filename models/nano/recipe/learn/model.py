@@ -39,6 +39,7 @@ class NanoConfig:
     positions: int = 2048
 
     def to_json(self) -> dict[str, int | float]:
+        """The dimensions by name."""
         return asdict(self)
 
 
@@ -70,6 +71,7 @@ class VisionLayer(nn.Module):
         self.fc2 = nn.Linear(c.vision_ffn, c.vision_width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[b, n, d] → the same shape."""
         b, n, d = x.shape
         qkv = self.qkv(self.norm1(x)).view(b, n, 3, self.heads, d // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [b, heads, n, head_dim]
@@ -111,6 +113,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """[…, width] → the same shape."""
         y = x.float()
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
         return y.to(x.dtype) * self.weight
@@ -141,6 +144,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Rows [b, n, d] and the cache before them → rows, and the cache with them."""
         b, n, d = x.shape
         qkv = self.wqkv(self.attention_norm(x)).view(b, n, self.kv, self.group + 2, self.head_dim)
         q = qkv[..., : self.group, :].reshape(b, n, -1, self.head_dim).transpose(1, 2)
@@ -204,6 +208,7 @@ class Heads(nn.Module):
         self.out = nn.Linear(width, sum(self.classes))
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Features [b, n, d] → scores of each label's classes."""
         scores: Tensor = self.out(self.norm(features)).float()
         parts: tuple[Tensor, ...] = scores.split(self.classes, dim=-1)
         return parts
@@ -260,5 +265,6 @@ class Nano(nn.Module):
                 p.data.div_(depth**0.5)
 
     def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [b, n] → rows [b, n, d]."""
         rows: Tensor = self.decoder.tok_embeddings(ids)
         return rows

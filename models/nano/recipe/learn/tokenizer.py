@@ -127,6 +127,7 @@ def text_to_ids(text: str) -> list[int]:
 
 
 def ids_to_text(ids: list[int]) -> str:
+    """The text of token ids."""
     return str(tokenizer().decode([i for i in ids if i < IM_END]))
 
 

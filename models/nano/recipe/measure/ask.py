@@ -101,6 +101,7 @@ def ask_all(
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("assets", type=Path, help="folder that the assets command has filled")
     parser.add_argument("--bundle", default="nano", help="name or folder of the captioner")

@@ -146,6 +146,7 @@ def print_tables(tables: dict[str, dict[str, float]]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("assets", type=Path, help="folder that the assets command has filled")
     parser.add_argument("--bundle", help="name or folder of the bundle")

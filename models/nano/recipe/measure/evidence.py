@@ -149,6 +149,7 @@ def counts_to_table(counts: Counter[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=QUESTIONS, help="question set (TSV)")
     parser.add_argument("--bundle", default="nano", help="name or folder of the captioner")

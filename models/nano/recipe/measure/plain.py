@@ -44,6 +44,7 @@ def score_bundle(
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--bundle", default="nano", help="name or folder of the bundle")
     parser.add_argument("--scenes", type=int, default=500)

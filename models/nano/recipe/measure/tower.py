@@ -96,6 +96,7 @@ def score_tower(
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("assets", type=Path, help="folder that the assets command has filled")
     parser.add_argument("checkpoint", type=Path, help="a checkpoint of training, of any stage")

@@ -57,6 +57,7 @@ def fetch_package(package: str, version: str) -> dict[str, bytes]:
 
 
 def check_licence(found: str, noted: str, package: str) -> None:
+    """End where a package's licence is another than the recipe notes."""
     if found != noted:
         raise SystemExit(f"{package}: licence {found!r}, but {noted!r} is noted in the recipe")
 
@@ -122,6 +123,7 @@ def attributions() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Fetch from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="where to keep them, outside the repository")
     folder: Path = parser.parse_args(arguments).folder

@@ -35,6 +35,7 @@ class Assets:
         self._photographs = sorted((folder / "photographs" / "train").glob("*.jpg"))
 
     def sprite(self, style: int, name: str) -> Image.Image:
+        """The icon of a thing in one of the styles."""
         pixels = self.sprites[
             style % len(self.sprites), NAME_TO_INDEX[name] % self.sprites.shape[1]
         ]

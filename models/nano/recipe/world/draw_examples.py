@@ -32,6 +32,7 @@ KINDS = {  # the number of the scene, and what kind
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Draw from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("assets", type=Path, help="folder that the assets command has filled")
     parser.add_argument("out", type=Path)

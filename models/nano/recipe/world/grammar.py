@@ -27,6 +27,7 @@ def join(parts: Sequence[str]) -> str:
 
 
 def with_article(name: str) -> str:
+    """A name with "a" or "an" before it."""
     return ("an " if name[0] in "aeiou" and not name.startswith("uni") else "a ") + name
 
 
@@ -64,6 +65,7 @@ def _group_to_short(group: Group) -> str:
 
 
 def relation(a: Item, b: Item) -> str:
+    """The sentence that says where `a` is, seen from `b`."""
     return f"The {item_to_name(a)} is {cells_to_relation(a.cell, b.cell)} the {item_to_name(b)}."
 
 
@@ -260,6 +262,7 @@ def _absent(scene: Scene, rng: random.Random) -> str:
 
 
 def ask_colour(scene: Scene, rng: random.Random) -> Query | None:
+    """What colour a shape is; None where no shape's name is unique."""
     shapes = [i for i in scene.items if i.kind == "shape"]
     names = [i.name for i in shapes]
     once = [i for i in shapes if names.count(i.name) == 1]
@@ -288,6 +291,7 @@ def ask_count(scene: Scene, rng: random.Random, absent: float = 0.12) -> Query |
 
 
 def ask_relation(scene: Scene, rng: random.Random) -> Query | None:
+    """Where one item is, seen from another; None without two that can be named."""
     singles = _singles(scene)
     if scene.kind != "mixed" or len(singles) < 2:
         return None
@@ -299,6 +303,7 @@ def ask_relation(scene: Scene, rng: random.Random) -> Query | None:
 
 
 def ask_text(scene: Scene, rng: random.Random) -> Query | None:
+    """What the text reads; None where that is not to be asked."""
     if scene.kind != "mixed":
         return None
     texts = [i.name for i in scene.items if i.kind == "text"]
@@ -311,6 +316,7 @@ def ask_text(scene: Scene, rng: random.Random) -> Query | None:
 
 
 def ask_presence(scene: Scene, rng: random.Random) -> Query | None:
+    """Whether something is in the picture, which it is half of the time."""
     if scene.kind not in ("mixed", "nothing"):
         return None
     groups = [g for g in scene_to_groups(scene) if g.first.kind in ("thing", "shape")]
@@ -326,6 +332,7 @@ def ask_presence(scene: Scene, rng: random.Random) -> Query | None:
 
 
 def ask_chart(scene: Scene, rng: random.Random) -> Query | None:
+    """About the values of a chart or table; None for other pictures."""
     if scene.kind not in ("chart", "table"):
         return None
     what = "bar" if scene.kind == "chart" else "row"
@@ -351,6 +358,7 @@ def ask_chart(scene: Scene, rng: random.Random) -> Query | None:
 
 
 def ask_place(scene: Scene, rng: random.Random) -> Query | None:
+    """Where in the picture an item is; None where none can be named."""
     singles = _singles(scene)
     if scene.kind != "mixed" or not singles:
         return None

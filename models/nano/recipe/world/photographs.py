@@ -149,6 +149,7 @@ def photographs(package: Package, files: dict[str, bytes]) -> Iterator[tuple[str
 
 
 def shrink(data: bytes) -> Image.Image:
+    """A photograph of at most `LONG_SIDE` pixels a side."""
     with Image.open(io.BytesIO(data)) as image:
         image.draft("RGB", (LONG_SIDE, LONG_SIDE))
         shrunk = image.convert("RGB")
@@ -157,6 +158,7 @@ def shrink(data: bytes) -> Image.Image:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Gather from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="where to keep them, outside the repository")
     folder: Path = parser.parse_args(arguments).folder

@@ -105,6 +105,7 @@ def image_to_cell(image: Image.Image) -> str:
 
 
 def to_row(number: int, scene: Scene, query: Query, assets: Assets, seed: int) -> dict[str, str]:
+    """One question as a row of the file of questions."""
     rng = random.Random(f"nano-wide/options/{seed}/{number}")
     row = dict.fromkeys(COLUMNS, "")
     row |= {
@@ -134,6 +135,7 @@ def questions_to_tsv(assets: Assets, *, count: int, seed: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Write the questions from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("assets", type=Path, help="folder that the assets command has filled")
     parser.add_argument("out", type=Path, help="TSV file to write")

@@ -87,6 +87,7 @@ class Scene:
 
     @property
     def long_side(self) -> int:
+        """The longer side in pixels."""
         return max(self.width, self.height)
 
 
@@ -98,6 +99,7 @@ class Group:
 
     @property
     def first(self) -> Item:
+        """The item that comes first in reading order."""
         return self.items[0]
 
 
@@ -142,6 +144,7 @@ def plain_to_scene(plain: plain_scene.Scene, rng: random.Random) -> Scene:
 
 
 def sample_canvas(rng: random.Random) -> tuple[int, int]:
+    """A picture's width and height."""
     long_side = rng.choice((144, 144, rng.randint(144, 300)))
     short = long_side if rng.random() < 0.55 else round(long_side * rng.uniform(0.62, 1.0))
     return (long_side, short) if rng.random() < 0.5 else (short, long_side)
@@ -165,6 +168,7 @@ def _paint(rng: random.Random) -> tuple[str, tuple[tuple[int, int, int], ...]]:
 
 
 def contrasts(rgb: tuple[int, int, int], paint: tuple[tuple[int, int, int], ...]) -> bool:
+    """Whether a colour can be told from every colour of the background."""
     return all(math.dist(rgb, other) >= plain_scene.MIN_CONTRAST for other in paint)
 
 
@@ -182,6 +186,7 @@ def _place(
 
 
 def to_cell(cx: float, cy: float) -> int:
+    """The cell of a three by three grid that a centre lies in."""
     return min(2, int(cy * 3)) * 3 + min(2, int(cx * 3))
 
 
