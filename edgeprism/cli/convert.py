@@ -40,15 +40,14 @@ class Families(click.Group):
         """The families that are there, and `mmproj`."""
         from edgeprism.convert.discover import family_names
 
-        return sorted([*family_names(), *super().list_commands(ctx)])
+        return sorted([*family_names(), "mmproj"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Make the family's command."""
         from edgeprism.convert.discover import family_named
 
-        own = super().get_command(ctx, cmd_name)
-        if own is not None:
-            return own
+        if cmd_name == "mmproj":
+            return mmproj_pair
         try:
             return _family_command(family_named(cmd_name))
         except UsageError:
@@ -136,7 +135,7 @@ def _click_option(option: Option) -> click.Option:
     )
 
 
-@command.command("mmproj")
+@click.command("mmproj")
 @click.argument("lm", metavar="MODEL.gguf", type=_FILE)
 @click.argument("mmproj", metavar="MMPROJ.gguf", type=_FILE)
 @click.argument("out", type=click.Path(path_type=Path))
