@@ -12,7 +12,7 @@ import torch
 from edgeprism.bundle.manifest import (
     SCHEMA,
     ImagePolicy,
-    LanguageModel,
+    LanguageModelFile,
     Manifest,
     Markers,
     Parity,
@@ -88,7 +88,7 @@ def captioner_parts(
         sources=sources,
         image=captioner.image,
         vision=_vision(vision, lm.config.n_embd),
-        lm=LanguageModel(
+        lm=LanguageModelFile(
             file="",
             quant="",
             architecture=lm.config.architecture,

@@ -127,7 +127,7 @@ class Vision:
 
 
 @dataclass(frozen=True)
-class LanguageModel:
+class LanguageModelFile:
     """The GGUF file and the dimensions it must have."""
 
     file: str
@@ -213,7 +213,7 @@ class Manifest:
     sources: list[Source]
     image: ImagePolicy
     vision: Vision
-    lm: LanguageModel
+    lm: LanguageModelFile
     prompts: Prompts
     files: dict[str, FileEntry]
     parity: Parity

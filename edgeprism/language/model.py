@@ -17,7 +17,7 @@ import numpy as np
 
 from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
 from edgeprism.bundle.gguf_checks import gguf_faults
-from edgeprism.bundle.manifest import LanguageModel as Dimensions
+from edgeprism.bundle.manifest import LanguageModelFile
 from edgeprism.errors import (
     Interrupted,
     ModelError,
@@ -43,7 +43,7 @@ class LanguageModel:
         self,
         path: Path,
         *,
-        expected: Dimensions | None = None,
+        expected: LanguageModelFile | None = None,
         gpu_layers: int = 0,
         threads: int = 1,
         cancel: Cancel | None = None,
@@ -362,7 +362,7 @@ class Context:
         raise ModelError(f"llama.cpp failed with code {code}: {last_words()}.", _HINT)
 
 
-def _check_dimensions(path: Path, header: GgufHeader, expected: Dimensions) -> None:
+def _check_dimensions(path: Path, header: GgufHeader, expected: LanguageModelFile) -> None:
     pairs = [
         ("architecture", header.architecture, expected.architecture),
         ("n_embd", header.n_embd, expected.n_embd),

@@ -20,7 +20,7 @@ from edgeprism.bundle.manifest import (
     SCHEMA,
     FileEntry,
     ImagePolicy,
-    LanguageModel,
+    LanguageModelFile,
     Manifest,
     Mmproj,
     Parity,
@@ -165,9 +165,9 @@ def _row_width(header: GgufHeader) -> int:
     return header.n_embd * (1 + (layers if isinstance(layers, int) else 0))
 
 
-def _language_model(header: GgufHeader, quant: str, facts: PairFacts) -> LanguageModel:
+def _language_model(header: GgufHeader, quant: str, facts: PairFacts) -> LanguageModelFile:
     context = header.metadata.get(f"{header.architecture}.context_length")
-    return LanguageModel(
+    return LanguageModelFile(
         file=LM_FILE,
         quant=quant,
         architecture=header.architecture,

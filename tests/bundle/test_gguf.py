@@ -16,7 +16,7 @@ import pytest
 
 from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.bundle.gguf_checks import gguf_faults
-from edgeprism.bundle.manifest import LanguageModel as Dimensions
+from edgeprism.bundle.manifest import LanguageModelFile
 from edgeprism.errors import ModelError
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.llama import import_llama
@@ -25,7 +25,7 @@ from edgeprism.language.request import Request, Sampling
 from tests.helpers import bundles
 from tests.helpers.children import Outcome, in_child
 
-DIMENSIONS = Dimensions(
+DIMENSIONS = LanguageModelFile(
     "lm.gguf", "F32", "llama", bundles.N_EMBD, bundles.N_VOCAB, bundles.CONTEXT, "causal"
 )
 Change = Callable[[bundles.GgufParts], None]
@@ -36,7 +36,7 @@ def _loaded() -> None:
     import_llama()  # once, before the forks
 
 
-def use(path: Path, expected: Dimensions | None = DIMENSIONS) -> list[int]:
+def use(path: Path, expected: LanguageModelFile | None = DIMENSIONS) -> list[int]:
     """Everything that a caption does with a language model."""
     lm = LanguageModel(path, expected=expected, threads=1)
     before = lm.bos() + lm.tokenize("<|im_start|>user\n", parse_special=True)
@@ -50,7 +50,7 @@ def use(path: Path, expected: Dimensions | None = DIMENSIONS) -> list[int]:
     return events[-1].ids
 
 
-def outcome(path: Path, expected: Dimensions | None = DIMENSIONS) -> Outcome:
+def outcome(path: Path, expected: LanguageModelFile | None = DIMENSIONS) -> Outcome:
     return in_child(functools.partial(use, path, expected))
 
 

@@ -357,7 +357,7 @@ def make_manifest(files: dict[str, m.FileEntry], **changes: Any) -> m.Manifest:
             tokens_per_tile=N_TOKENS,
             n_embd=N_EMBD,
         ),
-        lm=m.LanguageModel("lm.gguf", "F32", "llama", N_EMBD, N_VOCAB, CONTEXT, "causal"),
+        lm=m.LanguageModelFile("lm.gguf", "F32", "llama", N_EMBD, N_VOCAB, CONTEXT, "causal"),
         prompts=m.Prompts(
             add_bos=True,
             before_image="<|im_start|>user\n",
