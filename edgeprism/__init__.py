@@ -5,7 +5,7 @@
     captioner = Captioner.load("nano")
     print(captioner.caption("photo.jpg").text)
 
-Names are loaded when first used: importing the package costs nothing.
+Each name is imported when it is first used, so importing the package costs almost nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprism.version import __version__
 
-_HOMES = {
+_NAMES_BY_MODULE = {
     "edgeprism.folder.run": ("caption_folder",),
     "edgeprism.perceive.captioner": ("Captioner",),
     "edgeprism.reason.local": ("Reasoner",),
@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
+    for module, names in _NAMES_BY_MODULE.items():
         if name in names:
-            return getattr(importlib.import_module(home), name)
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'edgeprism' has no attribute {name!r}")
 
 

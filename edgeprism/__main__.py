@@ -1,10 +1,10 @@
 """`python -m edgeprism`: the command line.
 
-`-m` puts the current folder first on `sys.path`: a `json.py` that lies beside the pictures there
-would be executed in place of Python's own. When this file runs, Python has already found
-`edgeprism` itself and the few modules that `runpy` and the package import; all others come later,
-so the folder is taken off the path first. `python -P -m edgeprism`, or the command `edgeprism`,
-never searches it.
+`-m` puts the current folder first on `sys.path`, so Python would run a `json.py` that lies among
+the pictures there in place of its own. When this file runs, Python has already imported
+`edgeprism` itself and the few modules that `runpy` and the package need. All other imports come
+later, so this file first removes the folder from the path. `python -P -m edgeprism` and the
+command `edgeprism` never search it.
 """
 
 import os
@@ -14,17 +14,17 @@ import edgeprism
 
 
 def _distrust_current_folder() -> None:
-    """Take off the path what `-m` put there.
+    """Remove from `sys.path` the folder that `-m` put there.
 
-    Where the package itself lies in the current folder, so may its dependencies (`pip install
-    --target`): the folder then becomes the last to be searched.
+    If the package itself lies in the current folder, its dependencies may lie there too (`pip
+    install --target`); Python then searches the folder last.
     """
     if sys.flags.safe_path:
         return
     try:
         current = os.getcwd()
     except OSError:
-        return  # it has been removed: Python put nothing on the path either
+        return  # the folder no longer exists, so Python put nothing on the path either
     if sys.path[0] != current:
         return
     del sys.path[0]

@@ -1,10 +1,14 @@
-"""What a caller chooses from, for the library and the command line; costs nothing to import."""
+"""The values of options with a fixed list, for the library and the command line.
+
+This module imports nothing, so that `edgeprism --help` stays fast.
+"""
 
 DEVICES = ("auto", "cpu", "cuda", "metal")
-# whether both models are in memory at once; auto decides by the machine's memory
+# whether both models are in memory at once; "auto" decides by the machine's memory
 STAGES = ("auto", "together", "apart")
-# what a captioner is asked: the same for every question, or also what the question needs
+# the captioner's instruction: the same for every question, or with a focus drawn from the question
 INSTRUCTION_MODES = ("generic", "question")
-# how a question's options are put to a reasoner: lettered and listed; not shown, and the free
-# answer matched to them; or bound to their texts
+# How a question's options reach the reasoner. "letters": the prompt lists them with their letters.
+# "free": the prompt does not show them; the free answer is matched to them afterwards.
+# "bound": the answer is bound to their texts.
 OPTION_FORMS = ("letters", "free", "bound")

@@ -1,19 +1,19 @@
-"""Every error that EdgePrism raises on purpose: what happened to what, and what to do about it."""
+"""Every error that EdgePrism raises on purpose, with its message, its hint and its exit code."""
 
 from __future__ import annotations
 
-# How a command ends. Commands return these numbers, errors carry theirs as `exit_code`.
+# Exit codes of the commands. Commands return these numbers, errors carry theirs as `exit_code`.
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_SOME_FAILED = 3  # some inputs failed, the others are done
 EXIT_MODEL = 4  # missing, damaged, or not what was recorded
-EXIT_UNAVAILABLE = 5  # a device, backend or server that is not there
+EXIT_UNAVAILABLE = 5  # a device, backend or server is not available
 EXIT_INTERRUPTED = 130
 
 
 class EdgePrismError(Exception):
-    """Root of the tree.
+    """The base class of every error that EdgePrism raises on purpose.
 
     `message` says what happened to what, `hint` what to do; the command line prints both and
     ends with `exit_code`. The library itself never prints and never exits.
@@ -31,27 +31,27 @@ class EdgePrismError(Exception):
 
 
 class UsageError(EdgePrismError):
-    """An argument or option that cannot be meant as given."""
+    """An argument or option has a value that makes no sense."""
 
     exit_code = EXIT_USAGE
 
 
 class ImageError(EdgePrismError):
-    """A picture that cannot be read, or is refused; the message names it."""
+    """A picture cannot be read, or is refused; the message names it."""
 
 
 class OutputError(EdgePrismError):
-    """A result that cannot be written where it was asked for; what was there is untouched."""
+    """A result cannot be written to its place; an older file there is untouched."""
 
 
 class ModelError(EdgePrismError):
-    """A model that is missing, damaged, or not what its manifest says."""
+    """A model is missing, damaged, or not what its manifest says."""
 
     exit_code = EXIT_MODEL
 
 
 class ManifestError(ModelError):
-    """A manifest with faults; `faults` lists all of them, each led by the field's path."""
+    """A manifest has faults; `faults` lists all of them, each begins with the field's path."""
 
     def __init__(self, where: str, faults: list[str]) -> None:
         lines = "".join(f"\n  {fault}" for fault in faults)
@@ -63,45 +63,45 @@ class ManifestError(ModelError):
 
 
 class DeviceError(EdgePrismError):
-    """A device or backend that was asked for and is not there."""
+    """The requested device or backend is not available."""
 
     exit_code = EXIT_UNAVAILABLE
 
 
 class ServerError(EdgePrismError):
-    """A reasoner's server that is not there, or refuses to work: each question would fail alike."""
+    """A reasoner's server cannot be reached or refuses to work, so every question would fail."""
 
     exit_code = EXIT_UNAVAILABLE
 
 
 class ReplyError(EdgePrismError):
-    """A server's reply to one question that failed or cannot be used."""
+    """A server failed on one question, or its reply cannot be used."""
 
 
 class CheckpointError(EdgePrismError):
-    """A published checkpoint that `convert` cannot read as its family's layout."""
+    """`convert` cannot read a published checkpoint in its family's layout."""
 
 
 class ParityError(EdgePrismError):
-    """A converted bundle that does not compute what its checkpoint does."""
+    """A converted bundle does not compute what its checkpoint does."""
 
 
 class PullError(EdgePrismError):
-    """A download that failed; what arrived before is kept and used by the next try."""
+    """A download failed; the next try continues with the part that arrived."""
 
 
 class PromptTooLongError(EdgePrismError):
-    """A prompt that does not fit the language model's context."""
+    """A prompt does not fit the language model's context."""
 
 
 class TemplateError(EdgePrismError):
-    """A chat template that llama.cpp does not recognise."""
+    """llama.cpp does not recognise a chat template."""
 
     exit_code = EXIT_USAGE
 
 
 class Interrupted(EdgePrismError):
-    """Work that was stopped by the user (Ctrl-C) or a caller's `cancel()`."""
+    """The user (Ctrl-C) or a caller's `cancel()` stopped the work."""
 
     exit_code = EXIT_INTERRUPTED
 

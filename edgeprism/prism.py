@@ -1,4 +1,4 @@
-"""Both stages: the captioner perceives, the reasoner answers from its captions."""
+"""Both stages together: the captioner perceives, the reasoner answers from its captions."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Picture = ImageSource | EncodedImage
 
 
 class Perceiver(Protocol):
-    """What Prism needs of a captioner."""
+    """The part of a captioner that Prism uses."""
 
     def caption(self, image: Picture, **options: Unpack[CaptionOptions]) -> Caption:
-        """The caption of one picture."""
+        """Return the caption of one picture."""
 
     def close(self) -> None:
         """Free the engines."""
 
 
 class Prism:
-    """A captioner, or several, and a reasoner; each loads its engine when first used.
+    """One or several captioners and a reasoner; each loads its engine when first used.
 
     Example:
         >>> from edgeprism import Captioner, Prism, Reasoner
@@ -46,11 +46,11 @@ class Prism:
         *,
         apart: bool = False,
     ) -> None:
-        """Put two stages together.
+        """Combine captioners and a reasoner.
 
         Args:
-            captioner: A captioner, or several whose captions stand side by side.
-            reasoner: Who answers from the captions.
+            captioner: A captioner, or several; the reasoner then gets the captions of all.
+            reasoner: Answers from the captions.
             apart: Keep only one model in memory at a time: the reasoner is freed once it has
                 drawn a focus, and each captioner once it has described all pictures.
 
@@ -84,24 +84,24 @@ class Prism:
 
         Args:
             images: A picture or several, as for `Captioner.caption`; each is described by itself.
-            question: The question; lettered options may stand in it.
+            question: The question; it may contain lettered options.
             options: Lettered options, {"A": "red", …}. They never reach the captioner.
-            hint: What the reasoner should know beside the captions.
-            instruction_mode: "question": the reasoner first turns the question into a focus; where
-                it cannot, the answer's notes say so. "generic": the captioner knows no question.
+            hint: What the reasoner should know besides the captions.
+            instruction_mode: "question": the reasoner first turns the question into a focus; if it
+                cannot, the answer's notes say so. "generic": the captioner never sees the question.
             instruction: Replaces the captioner's generic instruction.
-            focus: What the captions should attend to, instead of what the reasoner draws.
-            caption_tokens: The longest caption; None: as the captioner's bundle says.
-            temperature: Of the captions; 0 gives the same text for the same picture.
-            seed: Of a temperature above 0.
-            seed: Of a temperature above 0.
-            answer_tokens: The longest answer.
-            shape: Binds the answer (`choices_to_shape`, `schema_to_shape`).
-            merge: Let the reasoner make one caption of several captioners' first.
+            focus: What the captions should attend to, instead of a focus that the reasoner draws.
+            caption_tokens: The most tokens of a caption; None: as the captioner's bundle says.
+            temperature: Sampling temperature of the captions; 0 gives the same text for the same
+                picture.
+            seed: Random seed; it has an effect only at a temperature above 0.
+            answer_tokens: The most tokens of the answer.
+            shape: The form that the answer must have (`choices_to_shape`, `schema_to_shape`).
+            merge: First let the reasoner merge the captions of several captioners into one.
             evidence: Ask, in a second completion, which sentences support the answer.
 
         Returns:
-            The answer with the captions that it rests on.
+            The answer, with the captions that the reasoner saw.
 
         Raises:
             ImageError: A picture cannot be read; the message names it.
@@ -127,8 +127,8 @@ class Prism:
         pictures: Sequence[Picture],
         **caption_options: Unpack[CaptionOptions],
     ) -> tuple[Caption, ...]:
-        """Each captioner's captions of all pictures, one captioner after another."""
-        if len(self.captioners) > 1:  # a file object can be read once
+        """Return every captioner's captions of all pictures, one captioner after another."""
+        if len(self.captioners) > 1:  # a file object can be read only once
             pictures = [
                 picture.read(MAX_FILE_BYTES + 1) if hasattr(picture, "read") else picture
                 for picture in pictures
@@ -152,7 +152,7 @@ class Prism:
         focus: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> tuple[str, tuple[str, ...]]:
-        """The focus for the captioner, "" for the generic instruction, and notes on it."""
+        """Return the focus for the captioner ("" for the generic instruction) and notes on it."""
         if instruction_mode not in INSTRUCTION_MODES:
             raise UsageError(
                 f"Instruction mode {instruction_mode!r} is not known.",
@@ -190,7 +190,7 @@ class Prism:
 
 
 def _to_list(images: Picture | Sequence[Picture]) -> list[Picture]:
-    """One picture or several, as a list. Raises UsageError for none."""
+    """Return one picture or several as a list. Raises UsageError for an empty sequence."""
     if not isinstance(images, (list, tuple)):
         return [cast("Picture", images)]  # a str is a sequence too, so mypy cannot tell
     if not images:

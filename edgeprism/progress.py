@@ -1,4 +1,4 @@
-"""How far a conversion is: shown on stderr, or sent to the process that shows it."""
+"""Progress of a conversion: shown on stderr, or sent to the parent process, which shows it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, TextIO
 
 
 class Progress:
-    """Receives what happens; this one keeps silent."""
+    """The interface of a progress display; this base class shows nothing."""
 
     def stage(self, text: str, total: int = 0) -> None:
-        """A new stage begins; `total` is its size in any unit, 0 where unknown."""
+        """Begin a new stage; `total` is its size in any unit, 0 if unknown."""
 
     def advance(self, amount: int = 1) -> None:
-        """The stage got on by `amount`."""
+        """Report that the stage has progressed by `amount`."""
 
     def say(self, text: str) -> None:
-        """A line that the user should read also where no progress is shown."""
+        """Show a line that the user should read even where no progress bar is shown."""
 
 
 class EventProgress(Progress):
-    """One JSON object a line, for the parent process."""
+    """Writes each event as one line of JSON, for the parent process."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -47,7 +47,7 @@ class EventProgress(Progress):
 
 
 class StderrProgress(Progress):
-    """A rich bar on stderr; only what must be read where stderr is not a terminal."""
+    """A rich progress bar on stderr; only the lines of `say` where stderr is not a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console

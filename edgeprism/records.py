@@ -1,4 +1,4 @@
-"""The values that travel between stages: frozen, plain, and safe for a caller to keep."""
+"""The values that stages hand to each other: frozen dataclasses that a caller may keep."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Which model spoke: name, digest of its manifest (or GGUF) and quantizations."""
+    """The model that wrote a text: name, digest of its manifest (or GGUF), quantizations."""
 
     name: str
     digest: str
@@ -39,7 +39,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Pictured:
-    """One of several pictures that are looked at together."""
+    """One of several pictures that share one prompt."""
 
     image: str
     image_sha256: str
@@ -48,19 +48,19 @@ class Pictured:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """Visual tokens of one picture, to be captioned as often as wanted without encoding again.
+    """Visual tokens of one picture; it can be captioned many times without encoding it again.
 
     `visual_tokens` is [n_tokens, n_embd] float32 and belongs to the model with `model_digest`.
     `layout` says how they stand in the prompt: rows, and the model's own text between them.
-    Of several pictures `together` lists each; `image` are then their names, `image_sha256` is a
-    digest of their digests, and `size` (0, 0).
+    For several pictures in one prompt `together` lists each of them; `image` then holds their
+    names, `image_sha256` is a digest of their digests, and `size` is (0, 0).
     """
 
     visual_tokens: np.ndarray
     image: str
     image_sha256: str
     size: tuple[int, int]  # (width, height) of the upright picture
-    notes: tuple[str, ...]  # what the reader had to decide, e.g. "first of 12 frames"
+    notes: tuple[str, ...]  # the reader's decisions, e.g. "first of 12 frames"
     model_digest: str
     layout: tuple[Segment, ...]
     timings: Timings = field(default_factory=Timings)
@@ -69,14 +69,14 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class PictureCost:
-    """What a picture of one size asks of a captioner, known before a pixel is decoded.
+    """The tiles and tokens that a picture of one size costs, known before a pixel is decoded.
 
-    Or several pictures in one prompt: then `size` and `grid` are (0, 0).
+    For several pictures in one prompt `size` and `grid` are (0, 0).
     """
 
     size: tuple[int, int]  # (width, height), upright
-    grid: tuple[int, int]  # tiles [down, across] besides the overview; (0, 0): not cut
-    tiles: int  # the overview counted
+    grid: tuple[int, int]  # tiles [down, across] without the overview; (0, 0): not cut
+    tiles: int  # with the overview
     visual_tokens: int
     prompt_tokens: int  # visual tokens and text, with the instruction
     context_length: int
@@ -95,7 +95,7 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class Caption:
-    """What the captioner said of one picture, with everything needed to say it again."""
+    """A captioner's text about one picture, with everything needed to reproduce it."""
 
     text: str
     image: str
@@ -112,7 +112,7 @@ class Caption:
     together: tuple[Pictured, ...] = ()  # each of several pictures, as in EncodedImage
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `edgeprism caption --json` prints."""
+        """Return the record that `edgeprism caption --json` prints."""
         return {
             "schema": RECORD_SCHEMA,
             "image": self.image,
@@ -155,14 +155,15 @@ class Answer:
     model: ModelInfo
     version: str
     notes: tuple[str, ...] = ()
-    instruction_mode: str = "generic"  # what the captioner was asked: "question" or "generic"
-    options: Mapping[str, str] = field(default_factory=dict)  # lettered; empty if it is open
+    instruction_mode: str = "generic"  # the captioner's instruction: "question" or "generic"
+    options: Mapping[str, str] = field(default_factory=dict)  # by letter; empty: open question
     hint: str = ""
-    thinking: str = ""  # what a reasoning model wrote before its answer
-    evidence: tuple[Evidence, ...] | None = None  # empty: no sentence says so; None: not asked
+    thinking: str = ""  # a reasoning model's text before its answer
+    # sentences that support the answer; empty: there are none; None: evidence was not requested
+    evidence: tuple[Evidence, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that `edgeprism ask --json` prints."""
+        """Return the record that `edgeprism ask --json` prints."""
         return {
             "schema": RECORD_SCHEMA,
             "question": self.question,
@@ -184,5 +185,5 @@ class Answer:
 
 
 def rounded(timings: Timings) -> dict[str, float]:
-    """Milliseconds to two decimals, as records print them."""
+    """Return {stage: milliseconds}, rounded to two decimals as records print them."""
     return {stage: round(value, 2) for stage, value in asdict(timings).items()}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of a prompt; `template` says whether special tokens in it are parsed."""
+    """Text in a prompt; the tokenizer parses special tokens in it only if `template` is set."""
 
     text: str
     template: bool = False
@@ -19,22 +19,22 @@ class Text:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A piece of a prompt that is tokenised already."""
+    """Text in a prompt that is already tokenised."""
 
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Visual tokens [start, stop) of the picture stand here.
+    """The place of the picture's visual tokens [start, stop) in a prompt.
 
-    `positions` is int32 [axes, stop - start], counted from where these rows begin (M-RoPE: time,
-    down, across, unused); without it each row stands one position behind the one before.
+    `positions` is int32 [axes, stop - start], counted from the position of the first of these rows
+    (M-RoPE: time, down, across, unused); without it each row is one position after the previous.
     """
 
     start: int
     stop: int
-    causal: bool = True  # False: each row looks at all of these rows, later ones too
+    causal: bool = True  # False: each row attends to all of these rows, later ones too
     positions: np.ndarray | None = None
 
 
