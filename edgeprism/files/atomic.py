@@ -1,10 +1,11 @@
-"""Files that appear whole or not at all: written beside their place, then renamed into it.
+"""Files that appear whole or not at all: written to a temporary file, then renamed.
 
-`NAME` is written as `.NAME.partial-PID`, brought to the disk and renamed over `NAME`. Where a
-file system renames, but not over an existing file, the old one steps aside as `.NAME.old-PID`
-for a moment. Both kinds of leftover of a process that was killed are cleared by `clear_leftovers`
-when their file is about to be written again. A process is looked for on this machine only: where
-two machines write the same output on one network drive, each needs a name of its own.
+`AtomicFile` writes `NAME` as `.NAME.partial-PID` in the same folder, flushes it to the disk and
+renames it over `NAME`. Some file systems cannot rename over an existing file: there the old file
+is first renamed to `.NAME.old-PID`, and removed at the end. A killed process may leave both kinds
+of file behind; `clear_leftovers` removes them before their file is written again. It asks only
+this machine whether a process still runs, so two machines that write to one network drive must
+write under different names.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class AtomicFile:
-    """A binary file that takes its place when `commit` is called; without it, nothing happened.
+    """A binary file that appears at `path` when `commit` is called, and not before.
 
-    As a context manager it commits, or discards after an exception. `durable` also brings the
-    folder's entry to the disk: a loss of power then cannot bring back the old file.
+    As a context manager it commits, or discards after an exception. `durable` also flushes the
+    folder's entry to the disk, so that a loss of power cannot bring back the old file.
     """
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
         """Open the partial file. Raises OutputError, which names the folder or file."""
         self.path = path
         self._durable = durable
-        self._partial = path.with_name(_beside(path.name, "partial"))
+        self._partial = path.with_name(_temporary_name(path.name, "partial"))
         self._file: BinaryIO | None = None
         try:
             self._file = _open_new(self._partial)
@@ -60,7 +61,7 @@ class AtomicFile:
             raise output_error(self.path, error) from error
 
     def commit(self) -> None:
-        """Bring the content to the disk and the file to its place; raises OutputError."""
+        """Flush the content to the disk and rename the file to `path`; raises OutputError."""
         file = self._opened()
         try:
             file.flush()
@@ -75,10 +76,11 @@ class AtomicFile:
         self._file = None
 
     def discard(self) -> None:
-        """Leave no trace; what stood at the path still does. Does nothing after `commit`."""
+        """Remove the partial file; an older file at `path` stays. Do nothing after `commit`."""
         if self._file is None:
             return
-        # the disk may be gone or full: what matters is why we discard, not that it fails too
+        # The disk may be gone or full. The caller reports the first error, so a second one while
+        # cleaning up is ignored.
         with suppress(OSError):
             self._file.close()
         with suppress(OSError):
@@ -103,7 +105,7 @@ class AtomicFile:
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Put `data` at `path` in one step; raises OutputError and leaves the old content then."""
+    """Write `data` to `path` in one step; if that raises OutputError, the old content stays."""
     with AtomicFile(path, durable=durable) as file:
         file.write(data)
 
@@ -111,29 +113,30 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
 def clear_leftovers(
     folder: Path, names: Iterable[str], *, of: str | None = None, suffix: str = ""
 ) -> None:
-    """Remove what killed processes left in `folder`, whose entries are `names`.
+    """Remove files that killed processes left in `folder`; `names` are the folder's entries.
 
-    Only leftovers of the file named `of`, or of files with `suffix`. An old file that had
-    stepped aside goes back when its place is still empty.
+    It touches only leftovers of the file named `of`, or of files with `suffix`. If an old file was
+    renamed to make room and nothing took its place, it gets its name back.
     """
-    wanted = None if of is None else shortened(of, _LONGEST_STEM)
+    stem = None if of is None else shortened(of, _LONGEST_STEM)
     for name in names:
         match = _LEFTOVER.fullmatch(name)
         if match is None or not match["name"].endswith(suffix) or is_running(int(match["pid"])):
             continue
-        if wanted not in (None, match["name"]):
+        if stem not in (None, match["name"]):
             continue
         leftover, place = folder / name, folder / (of or match["name"])
-        # another process may be clearing the same folder, or it may be read-only: not our matter
+        # Another process may be clearing the same folder, or the folder may be read-only. Neither
+        # keeps the caller from its work.
         with suppress(OSError):
             if match["kind"] == "partial" or os.path.lexists(place):
                 leftover.unlink()
             elif of is not None or len(os.fsencode(match["name"])) < _LONGEST_STEM - 3:
-                os.rename(leftover, place)  # a shortened name does not tell its place
+                os.rename(leftover, place)  # the original of a shortened name is not known
 
 
 def output_error(path: Path, error: OSError | ValueError) -> OutputError:
-    """The OutputError for what the system says about writing `path`."""
+    """Return the OutputError for a system error that was raised while writing `path`."""
     code = getattr(error, "errno", None)
     reason = getattr(error, "strerror", None) or str(error)
     if code in _NO_SPACE:
@@ -155,33 +158,33 @@ def output_error(path: Path, error: OSError | ValueError) -> OutputError:
     return OutputError(f"{path}: cannot be written: {reason}.", "Choose another place.")
 
 
-def shortened(name: str, most: int) -> str:
-    """`name` when it has at most `most` bytes; else its beginning, a hash of all, its suffix."""
+def shortened(name: str, limit: int) -> str:
+    """Return `name` in at most `limit` bytes: as it is, or as beginning, hash and suffix."""
     data = os.fsencode(name)
-    if len(data) <= most:
+    if len(data) <= limit:
         return name
     suffix = os.path.splitext(name)[1]
     suffix = suffix if len(os.fsencode(suffix)) <= _LONGEST_SUFFIX else ""
     ending = f"-{hashlib.sha256(data).hexdigest()[:12]}{suffix}"
-    # cut between characters: half of one would be no valid name everywhere
-    return data[: most - len(os.fsencode(ending))].decode("utf-8", "ignore") + ending
+    # cut between characters: some file systems refuse a name that ends in half a character
+    return data[: limit - len(os.fsencode(ending))].decode("utf-8", "ignore") + ending
 
 
-def _beside(name: str, kind: str) -> str:
+def _temporary_name(name: str, kind: str) -> str:
     return f".{shortened(name, _LONGEST_STEM)}.{kind}-{os.getpid()}"
 
 
 def _open_new(path: Path) -> BinaryIO:
-    """Exclusively, so that nothing is written through a link that lies in wait."""
+    """Create `path`, which must not exist, so that nothing is written through a planted link."""
     try:
         return open(path, "xb")
     except FileExistsError:
-        path.unlink()  # of an earlier process with our id
+        path.unlink()  # an earlier process with the same id left it
         return open(path, "xb")
 
 
 def _copy_mode(path: Path, file: BinaryIO) -> None:
-    with suppress(OSError):  # nothing there yet; some file systems have no modes
+    with suppress(OSError):  # there is no older file, or the file system has no modes
         status = os.lstat(path)
         if stat.S_ISREG(status.st_mode) and sys.platform != "win32":
             os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
@@ -192,33 +195,33 @@ def _replace(partial: Path, path: Path) -> None:
         os.replace(partial, path)
         return
     except OSError:
-        if not path.is_file():  # nothing stands in the way that could step aside
+        if not path.is_file():  # no older file caused the error
             raise
-    aside = path.with_name(_beside(path.name, "old"))
-    os.rename(path, aside)
+    old = path.with_name(_temporary_name(path.name, "old"))
+    os.rename(path, old)
     try:
         os.rename(partial, path)
     except OSError:
-        os.rename(aside, path)
+        os.rename(old, path)
         raise
-    aside.unlink()
+    old.unlink()
 
 
 def _fsync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _NO_FSYNC:  # file systems that cannot are no reason to fail
+        if error.errno not in _NO_FSYNC:  # some file systems cannot flush: that is no failure
             raise
 
 
 def _fsync_folder(folder: Path) -> None:
     if sys.platform == "win32":
-        return  # folders cannot be opened there, and renames are journalled
+        return  # Windows cannot open folders, and NTFS journals renames
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:
-        return  # one may write in a folder that one may not read
+        return  # a user may be allowed to write to a folder but not to read it
     try:
         _fsync(descriptor)
     finally:
@@ -226,7 +229,7 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is a process of that number on this machine."""
+    """Return whether a process with this id runs on this machine."""
     if sys.platform == "win32":
         return _is_running_on_windows(pid)
     try:
@@ -234,19 +237,19 @@ def is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        return True  # another user's, or no number of a process: not ours to remove
+        return True  # another user's process, or an impossible id: leave its files alone
     return True
 
 
 def _is_running_on_windows(pid: int) -> bool:
-    """`os.kill` would end the process there instead of asking for it."""
+    """Like `is_running`; on Windows `os.kill` would end the process instead of looking for it."""
     import ctypes
 
     still_active, query = 259, 0x1000
     kernel = ctypes.windll.kernel32  # type: ignore[attr-defined,unused-ignore]
     handle = kernel.OpenProcess(query, False, pid)
     if not handle:
-        return bool(kernel.GetLastError() == 5)  # access denied: it is there
+        return bool(kernel.GetLastError() == 5)  # access denied: the process exists
     code = ctypes.c_ulong()
     kernel.GetExitCodeProcess(handle, ctypes.byref(code))
     kernel.CloseHandle(handle)

@@ -1,4 +1,4 @@
-"""sha256 of files, remembered by size, modification time and inode."""
+"""sha256 of files: computed once, then remembered by (size, mtime, inode)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _digests = Remembered("verified.json")
 
 
 def file_digest(path: Path, *, again: bool = False) -> str:
-    """sha256 of a file: computed once, then remembered by (size, mtime, inode).
+    """Return the sha256 of a file: computed once, then remembered by (size, mtime, inode).
 
-    `again` computes it in any case. Raises ModelError for a file that cannot be read.
+    `again` computes it even if it is remembered. Raises ModelError if the file cannot be read.
     """
     try:
         status = path.stat()
@@ -33,6 +33,6 @@ def file_digest(path: Path, *, again: bool = False) -> str:
 
 
 def sha256_of_file(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal. Raises OSError."""
+    """Return the sha256 of a file's bytes, in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Where EdgePrism keeps what it makes for the user."""
+"""The folder where EdgePrism keeps installed models and remembered facts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ import platformdirs
 
 
 def data_dir() -> Path:
-    """`EDGEPRISM_HOME`, else the platform's data folder of the user."""
+    """Return `EDGEPRISM_HOME` if it is set, else the user's data folder of this platform."""
     home = os.environ.get("EDGEPRISM_HOME")
     return Path(home) if home else Path(platformdirs.user_data_dir("edgeprism"))

@@ -1,4 +1,4 @@
-"""A small JSON file of facts that may be lost: whoever misses one finds it out again."""
+"""A small JSON file of facts that may be lost, because they can be computed again."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from edgeprism.files.home import data_dir
 class Remembered:
     """Facts by key, in the file `name` of the data folder.
 
-    A file that is missing, damaged or cannot be written is no error: it costs the work of finding
-    its facts out again, nothing else.
+    It is no error if the file is missing, damaged or cannot be written: the caller then computes
+    the facts again.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def read(self) -> dict[str, Any]:
-        """Every remembered fact, as JSON holds it."""
+        """Return every remembered fact as {key: JSON value}."""
         try:
             facts = json.loads((data_dir() / self._name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -30,7 +30,7 @@ class Remembered:
         return facts if isinstance(facts, dict) else {}
 
     def remember(self, key: str, fact: object) -> None:
-        """Keep `fact`, a JSON value, for the next process."""
+        """Store `fact`, a JSON value, for later processes."""
         path = data_dir() / self._name
         data = json.dumps({**self.read(), key: fact}, indent=1).encode()
         with contextlib.suppress(OSError, OutputError):

@@ -1,4 +1,4 @@
-"""JSON → dataclasses of plain fields, strictly: every fault at once, each with its field's path."""
+"""JSON → dataclasses, strictly: one error lists every fault, each with its field's path."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Record = typing.TypeVar("Record")
 
 
 def record_from_json(kind: type[Record], text: str | bytes, where: str) -> Record:
-    """`text` as `kind`; raises ManifestError that lists every fault."""
+    """Parse `text` into the dataclass `kind`; raises ManifestError, which lists every fault."""
     return record_from_data(kind, json_without_duplicates(text, where), where)
 
 
 def json_without_duplicates(text: str | bytes, where: str) -> Any:
-    """Parsed JSON; raises ManifestError where it is none, or a field is given twice."""
+    """Parse JSON; raises ManifestError if `text` is not JSON, or names a field twice."""
     try:
         return json.loads(text, object_pairs_hook=_object_without_duplicates)
     except (ValueError, RecursionError) as error:
@@ -27,9 +27,9 @@ def json_without_duplicates(text: str | bytes, where: str) -> Any:
 
 
 def record_from_data(kind: type[Record], data: Any, where: str) -> Record:
-    """Parsed JSON as `kind`: an unknown field, a missing one or a wrong type is a fault.
+    """Turn parsed JSON into the dataclass `kind`; a field with a default may be left out.
 
-    A field with a default may be left out.
+    Raises ManifestError that lists every unknown field, missing field and wrong type.
     """
     faults: list[str] = []
     record = _read(kind, data, "", faults)
@@ -48,7 +48,7 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
-    """`value` as `kind` (a dataclass, list[…], dict[str, …] or scalar), faults collected."""
+    """Read `value` as `kind` (a dataclass, list[…], dict[str, …] or scalar); append to `faults`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:  # X | None
         return None if value is None else _read(arguments[0], value, path, faults)
@@ -67,7 +67,7 @@ def _read(kind: Any, value: Any, path: str, faults: list[str]) -> Any:
             value = float(value)
         except OverflowError:
             return faults.append(f"{path}: too large a number")
-    # bool is an int in Python and must not pass for one
+    # in Python a bool is an int; in a manifest true is not a number
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         faults.append(f"{path}: {kind.__name__} is expected, not {_name_of(value)}")
     return value
