@@ -1,7 +1,8 @@
-"""Stopping native work from outside: Ctrl-C, or another thread of an embedding program.
+"""Stop native work from outside: by Ctrl-C, or from another thread of an embedding program.
 
-Python's own signal handlers wait until a native call returns. Here the C-level handler writes to
-a pipe at once, a thread reads it and tells the engines, which then return within milliseconds.
+Python runs signal handlers only after a native call has returned. Here Python's C-level handler
+writes to a pipe at once; a thread reads the pipe and asks the engines to stop, and they return
+within milliseconds.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Cancel:
         return self.flag.raw[0] != 0
 
     def set(self) -> None:
-        """Ask all work under way to stop; safe from any thread."""
+        """Ask all running work to stop; any thread may call this."""
         self.flag[0] = b"\x01"
         with self._lock:
             for callback in self._callbacks:
@@ -50,7 +51,7 @@ class Cancel:
 
     @contextlib.contextmanager
     def calling(self, callback: Callable[[], None]) -> Iterator[None]:
-        """While inside, `set()` also calls `callback` (once at most, from any thread)."""
+        """Inside the block, `set()` also calls `callback`, at most once and from any thread."""
         with self._lock:
             self._callbacks.append(callback)
         try:
@@ -63,21 +64,22 @@ class Cancel:
 
 
 def nonzero_when_set() -> Any:
-    """A C function of `Cancel.flag` without Python in it: strlen of its two bytes.
+    """Return a C function that tells whether `Cancel.flag` is set, without running Python: strlen.
 
-    Native code asks at every node of a graph, where taking Python's lock would cost more than
-    the node; strlen gives 0 until the first byte is set, then 1.
+    Native code calls it at every node of a graph, where taking Python's lock would cost more than
+    the node. strlen of the two bytes gives 0 until the first byte is set, then 1.
     """
     return ctypes.CDLL("msvcrt" if os.name == "nt" else None).strlen
 
 
 @contextlib.contextmanager
 def interruptible(grace_s: float = 0.8) -> Iterator[None]:
-    """Inside, Ctrl-C stops native work; KeyboardInterrupt then rises as usual.
+    """Inside the block, Ctrl-C stops native work; Python then raises KeyboardInterrupt as usual.
 
-    Native calls that cannot be stopped (loading a model) are given `grace_s`; then the process
-    ends with EXIT_INTERRUPTED. Outputs appear under their names only when complete, so nothing
-    half-written is left. Only the main thread can watch signals; elsewhere this does nothing.
+    Native calls that cannot be stopped (loading a model) get `grace_s` to return; then the process
+    ends with EXIT_INTERRUPTED. Outputs appear under their names only when they are complete, so
+    nothing half-written is left. Only the main thread can watch signals; in other threads this
+    does nothing.
     """
     if threading.current_thread() is not threading.main_thread() or os.name != "posix":
         yield
@@ -98,16 +100,16 @@ def interruptible(grace_s: float = 0.8) -> Iterator[None]:
         sys.unraisablehook = report
         signal.set_wakeup_fd(previous)
         done.set()
-        os.close(write_end)  # the watcher reads the end of the pipe and returns
+        os.close(write_end)  # the watcher then reads the end of the pipe, and returns
         watcher.join()
         os.close(read_end)
 
 
 @contextlib.contextmanager
 def finishing_first(finish: Callable[[], None]) -> Iterator[None]:
-    """Inside, the first Ctrl-C or SIGTERM calls `finish` and goes on; the second interrupts.
+    """Inside the block, the first Ctrl-C or SIGTERM only calls `finish`; the second interrupts.
 
-    To be used within `interruptible`, in the main thread.
+    Use it inside `interruptible`, in the main thread.
     """
     global _finish
     count = 0
@@ -131,10 +133,11 @@ def finishing_first(finish: Callable[[], None]) -> Iterator[None]:
 
 
 def _unless_interrupt(raised: Any, report: Callable[[Any], object]) -> None:
-    """Python raises KeyboardInterrupt wherever it stands: in a callback of a native library too.
+    """Call `report` for an exception that nobody can catch, unless it is a KeyboardInterrupt.
 
-    There it is lost, and printed with a traceback. The watcher has seen the signal as well and
-    stops the library, so nothing needs to be said.
+    Python raises KeyboardInterrupt wherever the main thread is, even in a callback of a native
+    library. There it is lost, and Python would print a traceback. The watcher has read the same
+    signal and stops the library, so nothing needs to be printed.
     """
     if not issubclass(raised.exc_type, KeyboardInterrupt):
         report(raised)
@@ -151,7 +154,7 @@ def _watch(read_end: int, done: threading.Event, grace_s: float) -> None:
             continue
         if _finish is not None and not finishing:
             finishing = True
-            _finish()  # at once: the main thread may be inside a long native call
+            _finish()  # not left to the main thread, which may be inside a long native call
             continue
         for cancel in list(_live):
             cancel.set()

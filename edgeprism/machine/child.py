@@ -1,20 +1,21 @@
-"""The one way to start a child process, and the program with which EdgePrism's own ones begin.
+"""The one way to start a child process, and the program that EdgePrism's own children run first.
 
-A child runs what is installed, never a file that lies in the current folder, where a stranger's
-pictures may be:
+A child runs installed code, never a file from the current folder, which may hold a stranger's
+pictures:
 
-- Python gets `-P`, so that neither the current folder nor a script's folder is searched for
-  modules. `-I` would also hide PYTHONPATH and the user's packages, where EdgePrism itself or its
-  dependencies may lie. A child gets `-E`, `-s` and `-S` where its parent has them (`-I` sets the
+- Python gets `-P`, so it searches neither the current folder nor a script's folder for modules.
+  `-I` would also hide PYTHONPATH and the user's packages, where EdgePrism itself or its
+  dependencies may lie. A child gets `-E`, `-s` and `-S` if its parent has them (`-I` sets the
   first two).
-- Entries of PYTHONPATH that mean the current folder ("" and ".") are left out.
-- The package `edgeprism` is loaded from the folder that the parent's was loaded from: out of a
-  wheel, an editable installation, a clone on PYTHONPATH or one that a program put on `sys.path`.
-  So a wheel's command that is started in the root of a clone never runs the clone's files.
-  The folder around the package comes last on `sys.path`, for packages installed beside it
-  (`pip install --target`).
+- The child's PYTHONPATH has no entries that mean the current folder ("" and ".").
+- The child loads the package `edgeprism` from the same folder as its parent: from a wheel, an
+  editable installation, a clone on PYTHONPATH or one that a program put on `sys.path`. So the
+  command of an installed wheel never runs a clone's files, even if a user starts it in the
+  clone's root. The folder that holds the package comes last on `sys.path`, because its
+  dependencies may be installed there too (`pip install --target`).
 
-A child is in a session of its own: Ctrl-C in a terminal reaches the parent alone, which ends it.
+A child has a session of its own: Ctrl-C in a terminal reaches only the parent, which then ends
+the child.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from typing import IO, Literal, cast
 
 _THIS_FILE = os.path.abspath(__file__)
 
-# where what a child writes to standard error goes: where the parent's goes; into the child's
-# output; into a file that the parent reads when the child has ended
+# Where a child's standard error goes. "inherit": where the parent's goes. "output": into the
+# child's standard output. "keep": into a file that the parent reads when the child has ended.
 Errors = Literal["inherit", "output", "keep"]
 
 
@@ -39,42 +40,42 @@ Errors = Literal["inherit", "output", "keep"]
 class Ended:
     """How a process ended, and what it wrote."""
 
-    code: int  # its exit code; −N where signal N ended it
+    code: int  # its exit code; −N if signal N ended it
     output: str
     errors: str
 
     @property
     def by_signal(self) -> bool:
-        """Whether a signal ended it: a crash, or the system when memory ran out."""
+        """Whether a signal ended the process: after a crash, or because memory ran out."""
         return self.code < 0
 
     @property
     def how(self) -> str:
-        """`signal 11` or `exit code 1`."""
+        """How it ended, as in `signal 11` or `exit code 1`."""
         return f"signal {-self.code}" if self.by_signal else f"exit code {self.code}"
 
     def last_line(self) -> str:
-        """The last line on standard error, which is where Python names an exception; else `how`."""
+        """Return the last line on standard error, where Python names an exception; else `how`."""
         lines = self.errors.strip().splitlines()
         return lines[-1] if lines else self.how
 
     def last_words(self, limit: int) -> str:
-        """The last `limit` characters on standard error, else of its output, in one line."""
+        """Return the last `limit` characters of standard error, else of the output, as one line."""
         return " ".join((self.errors or self.output).split())[-limit:]
 
 
 class Child:
-    """A running process with a pipe from its standard output, and one to its standard input.
+    """A running process with pipes from its standard output and to its standard input.
 
-    As a context manager it ends the process, whatever it is doing, and closes the pipes.
+    As a context manager it kills the process and closes the pipes.
 
     Parameters:
         command: `edgeprism_command(…)`, `python_command(…)` or another program's command line.
-        stdin: whether there is a pipe to it; without one it reads an empty file.
+        stdin: whether to open a pipe to its standard input; without one it reads an empty file.
         errors: where its standard error goes.
-        environment: variables to set besides the parent's.
+        environment: variables to set in addition to the parent's.
 
-    Raises OSError where the program cannot be started.
+    Raises OSError if the program cannot be started.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if errors == "output" else self._log,
             env=_environment(environment or {}),
-            # a terminal sends Ctrl-C to the whole group; only the parent is to see it
+            # a terminal sends Ctrl-C to the whole process group; only the parent should get it
             start_new_session=True,
         )
         self.pid = self._process.pid
@@ -110,44 +111,44 @@ class Child:
         self.end()
         self.output.close()
         if self._process.stdin is not None:
-            with contextlib.suppress(OSError):  # what it did not read any more
+            with contextlib.suppress(OSError):  # data is left that the process did not read
                 self._process.stdin.close()
         if self._log is not None:
             self._log.close()
 
     def running(self) -> bool:
-        """False once it has ended."""
+        """Return whether the process still runs."""
         return self._process.poll() is None
 
     def send(self, data: bytes) -> None:
-        """Write to its standard input at once. Raises OSError where it has gone."""
+        """Write to its standard input and flush. Raises OSError if the process has ended."""
         pipe = cast(IO[bytes], self._process.stdin)
         pipe.write(data)
         pipe.flush()
 
     def lines(self) -> Iterator[str]:
-        """The lines of its output as they come; bytes that are not UTF-8 are replaced."""
+        """Yield the lines of its output as they come; U+FFFD replaces bytes that are not UTF-8."""
         import io
 
         yield from io.TextIOWrapper(self.output, encoding="utf-8", errors="replace")
 
     def kill(self) -> None:
-        """Have the system end it, without waiting; nothing happens to one that has ended."""
+        """Kill the process without waiting; does nothing if it has ended."""
         self._process.kill()
 
     def end(self) -> None:
-        """Kill it and wait until it is gone."""
+        """Kill the process and wait until it has ended."""
         self._process.kill()
         self._process.wait()
 
     def wait(self) -> Ended:
-        """Wait until it ends by itself; its output is what `lines` or `output` gave."""
+        """Wait until the process ends by itself; read its output from `lines` or `output`."""
         return Ended(self._process.wait(), "", self._kept_errors())
 
     def communicate(self, text: str, timeout_s: float | None) -> Ended:
-        """Send all of its input, wait until it ends by itself; what it wrote.
+        """Send `text` as its whole input, wait until it ends, and return what it wrote.
 
-        Raises TimeoutError where it has not ended after `timeout_s`; it then still runs.
+        Raises TimeoutError if it has not ended after `timeout_s`; it then still runs.
         """
         try:
             output, _ = self._process.communicate(text.encode(), timeout_s)
@@ -169,44 +170,44 @@ def run(
     timeout_s: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Ended:
-    """Run a program to its end, with `text` as its input.
+    """Run a program to its end and return what it wrote.
 
     Parameters:
         command, environment: as for `Child`.
-        text: all of its standard input.
-        timeout_s: how long it may take; None for as long as it takes.
+        text: its whole standard input.
+        timeout_s: seconds that it may take; None: no limit.
 
-    Raises TimeoutError, and OSError where the program cannot be started. The process is gone when
-    this returns or raises, after Ctrl-C too.
+    Raises TimeoutError, and OSError if the program cannot be started. When this returns or raises,
+    the process has ended, even after Ctrl-C.
     """
     with Child(command, errors="keep", environment=environment) as child:
         return child.communicate(text, timeout_s)
 
 
 def edgeprism_command(module: str, *arguments: str) -> list[str]:
-    """The command line that calls `main()` of a module of this very package.
+    """Return the command line that calls `main()` of a module of this package.
 
     Parameters:
         module: its full name, such as `edgeprism.picture.workers`.
-        arguments: what the module finds in `sys.argv[1:]`.
+        arguments: the module's `sys.argv[1:]`.
     """
     return python_command(_THIS_FILE, module, *arguments)
 
 
 def python_command(*arguments: str) -> list[str]:
-    """The command line of this Python with `arguments`, such as `-m`, `pip`, `--version`."""
-    given = sys.flags
-    flags = {"-E": given.ignore_environment, "-s": given.no_user_site, "-S": given.no_site}
+    """Return this Python's command line with `arguments`, such as `-m`, `pip`, `--version`."""
+    own = sys.flags
+    flags = {"-E": own.ignore_environment, "-s": own.no_user_site, "-S": own.no_site}
     return [sys.executable, "-P", *(flag for flag, is_set in flags.items() if is_set), *arguments]
 
 
 def _environment(added: Mapping[str, str]) -> dict[str, str]:
     environment = {**os.environ, **added}
-    # a variable that ends in ":", or is empty, would name the current folder too
+    # an empty entry means the current folder: before or after a ":", or in an empty variable
     entries = environment.pop("PYTHONPATH", "").split(os.pathsep)
-    kept = [entry for entry in entries if os.path.normpath(entry) != os.curdir]
-    if kept:
-        environment["PYTHONPATH"] = os.pathsep.join(kept)
+    other_folders = [entry for entry in entries if os.path.normpath(entry) != os.curdir]
+    if other_folders:
+        environment["PYTHONPATH"] = os.pathsep.join(other_folders)
     return environment
 
 
@@ -233,7 +234,7 @@ def _main() -> None:
 
 
 def _load_package(folder: str) -> None:
-    """Make `folder` the package `edgeprism`, whatever `sys.path` leads to."""
+    """Import `folder` as the package `edgeprism`, whatever else `sys.path` would find."""
     from importlib.util import module_from_spec, spec_from_file_location
 
     spec = spec_from_file_location(

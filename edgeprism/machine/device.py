@@ -1,4 +1,4 @@
-"""What this machine offers: cores, instruction set, memory; and which device each engine takes."""
+"""Which device each engine runs on, with how many threads, and whether both fit into memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from edgeprism.machine.facts import available_cores
 
 
 class EngineOptions(TypedDict, total=False):
-    """Keywords of everything that runs an engine."""
+    """The keywords that every function with an engine accepts."""
 
     device: str  # "auto", "cpu", "cuda" or "metal"
     threads: int | None  # CPU threads; None: the cores that this process may use
-    gpu_layers: int | None  # of the language model; None: all that it has
+    gpu_layers: int | None  # layers of the language model that go to the GPU; None: all
 
 
 ALL_LAYERS = 999  # more than any model has
@@ -29,7 +29,7 @@ _ONNX_FIX = {
     "cuda": 'pip uninstall onnxruntime, then pip install "edgeprism[gpu]"',
     "metal": 'pip install "edgeprism[cpu]" on macOS',
 }
-START_FIX = {  # by provider: what helps where it is in the build and does not start
+START_FIX = {  # {provider: how to repair it if the build has it and it does not start}
     _PROVIDERS["cuda"]: 'pip install "edgeprism[gpu]" brings NVIDIA\'s libraries; '
     "nvidia-smi must show the GPU",
     _PROVIDERS["metal"]: "`edgeprism -v caption --example` shows what CoreML says",
@@ -45,20 +45,21 @@ LLAMA_FIX = {
 def choose_provider(
     requested: str, providers: Mapping[str, str], system: str = sys.platform
 ) -> str:
-    """ONNX Runtime's execution provider for a device.
+    """Return ONNX Runtime's execution provider for the device `requested`.
 
-    `providers`: those of this build → what keeps each from starting, empty where nothing does.
-    `auto` takes the GPU's where it starts; an explicit device that does not raises DeviceError.
+    `providers` is {execution provider of this build: why it cannot start, or ""}. "auto" takes the
+    GPU's provider if it starts, else the CPU's. Raises DeviceError if another device is requested
+    and its provider is missing or does not start.
     """
-    here = _gpu_here(requested, system)
-    provider = _PROVIDERS[here]
+    gpu = _gpu_of_system(requested, system)
+    provider = _PROVIDERS[gpu]
     starts = provider in providers and not providers[provider]
     if requested == "cpu" or (requested == "auto" and not starts):
         return CPU_PROVIDER
     if provider not in providers:
         raise DeviceError(
             f"Device {requested}: ONNX Runtime has only {', '.join(providers)} here.",
-            f'{_ONNX_FIX[here]}; or use `device="auto"`.',
+            f'{_ONNX_FIX[gpu]}; or use `device="auto"`.',
         )
     if not starts:
         raise DeviceError(
@@ -71,14 +72,14 @@ def choose_provider(
 def choose_gpu_layers(
     requested: str, llama_offload: bool, gpu_layers: int | None, system: str = sys.platform
 ) -> int:
-    """How many of the language model's layers go to the GPU (default: all that it has)."""
-    here = _gpu_here(requested, system)
+    """Return how many of the language model's layers go to the GPU (by default all)."""
+    gpu = _gpu_of_system(requested, system)
     if requested == "cpu" and gpu_layers:
         raise DeviceError("Layers on a GPU need one, but the device is cpu.", "Drop one of them.")
-    if not llama_offload and (requested == here or gpu_layers):
+    if not llama_offload and (requested == gpu or gpu_layers):
         raise DeviceError(
-            f"Device {here}: llama.cpp was built without it.",
-            f'{LLAMA_FIX[here]}; or use `device="cpu"`.',
+            f"Device {gpu}: llama.cpp was built without it.",
+            f'{LLAMA_FIX[gpu]}; or use `device="cpu"`.',
         )
     if requested == "cpu" or not llama_offload:
         return 0
@@ -86,27 +87,31 @@ def choose_gpu_layers(
 
 
 def device_name(provider: str, gpu_layers: int, system: str = sys.platform) -> str:
-    """`cpu`, `cuda` or `metal`; vision+language where the two engines' differ."""
-    here = _gpu_here("auto", system)
-    vision = "cpu" if provider == CPU_PROVIDER else here
-    language = here if gpu_layers else "cpu"
+    """Return `cpu`, `cuda` or `metal`; where the two engines differ, as in `cuda+cpu`.
+
+    The vision engine's device comes first, then the language engine's.
+    """
+    gpu = _gpu_of_system("auto", system)
+    vision = "cpu" if provider == CPU_PROVIDER else gpu
+    language = gpu if gpu_layers else "cpu"
     return vision if vision == language else f"{vision}+{language}"
 
 
-def _gpu_here(requested: str, system: str) -> str:
+def _gpu_of_system(requested: str, system: str) -> str:
+    """Return "metal" or "cuda"; raises DeviceError if `requested` is unknown or not on `system`."""
     if requested not in DEVICES:
         raise DeviceError(f"Unknown device {requested!r}.", f"Known: {', '.join(DEVICES)}.")
-    here = "metal" if system == "darwin" else "cuda"
-    if requested not in ("auto", "cpu", here):
+    gpu = "metal" if system == "darwin" else "cuda"
+    if requested not in ("auto", "cpu", gpu):
         raise DeviceError(f"Device {requested} does not exist on {system}.", 'Use `device="auto"`.')
-    return here
+    return gpu
 
 
 def choose_threads(requested: int | None, model_bytes: int) -> int:
-    """Threads for an engine with a model of that size, unless a number was asked for.
+    """Return `requested` if it is a number, else a number of threads for a model of this size.
 
-    A small model's steps are over before a second thread is awake, and waiting for each other
-    costs more than the work: measured with `benchmarks/speed/threads.py`.
+    A small model gets one thread: its steps end before a second thread wakes up, and threads that
+    wait for each other cost more than the work. `benchmarks/speed/threads.py` measures it.
     """
     if requested is not None:
         if requested < 1:
@@ -116,10 +121,11 @@ def choose_threads(requested: int | None, model_bytes: int) -> int:
 
 
 def stages_apart(requested: str, model_bytes: int, memory: int | None) -> bool:
-    """Whether captioner and reasoner take turns in memory (`stages`).
+    """Return whether captioner and reasoner take turns in memory (`stages`).
 
-    `model_bytes` is of both models' files, `memory` the machine's; `auto` leaves one half of it to
-    the KV caches, to pictures and to others. Where memory is not known, they stay together.
+    `model_bytes` is the size of both models' files, `memory` the machine's memory in bytes. "auto"
+    lets the models fill half of it; the rest is for KV caches, pictures and other programs. If the
+    memory is not known, both models stay loaded.
     """
     if requested not in STAGES:
         raise UsageError(f"Stages {requested!r} are not known.", f"Known: {', '.join(STAGES)}.")

@@ -1,4 +1,4 @@
-"""What this computer has: cores, memory, the processor's name and instructions."""
+"""Facts about this computer: cores, memory, the processor's name and instructions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgeprism.machine import child
 
 
 def available_cores() -> int:
-    """Cores this process may use: affinity and cgroup quota respected, at least 1."""
+    """Return how many cores this process may use, by its affinity and cgroup quota; at least 1."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
@@ -23,9 +23,10 @@ def available_cores() -> int:
 def cgroup_cores(
     root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> int | None:
-    """Whole cores of the smallest CPU quota over this process, rounded up; None without one.
+    """Return the smallest CPU quota that binds this process, in whole cores rounded up, or None.
 
-    Version 2 and 1; the quota may be set on the process's own group or on any above it.
+    Reads cgroups of versions 2 and 1. The quota may be set on the process's own group or on any
+    group above it.
     """
     try:
         lines = own.read_text().splitlines()
@@ -47,7 +48,7 @@ def _quota_v2(group: Path) -> int | None:
     try:
         quota, period = (group / "cpu.max").read_text().split()
         return _cores(int(quota), int(period))
-    except (OSError, ValueError):  # ValueError: "max", that is none
+    except (OSError, ValueError):  # ValueError: the quota is "max", which means no limit
         return None
 
 
@@ -64,10 +65,10 @@ def _cores(quota: int, period: int) -> int | None:
 
 
 def has_int8_dot() -> bool:
-    """Whether the CPU multiplies int8 without saturating pairs (VNNI, Arm dot product).
+    """Return whether the CPU multiplies int8 without saturating pairs (VNNI, Arm dot product).
 
-    Without it U8S8 kernels saturate and only reduced-range int8 graphs are safe, so "don't
-    know" is answered with no.
+    Without it U8S8 kernels saturate, and only reduced-range int8 graphs are safe. So this returns
+    False if the system does not say.
     """
     machine = platform.machine().lower()
     if sys.platform == "darwin":
@@ -86,7 +87,7 @@ def has_int8_dot() -> bool:
 
 
 def memory_bytes() -> int | None:
-    """Physical memory, or None where the system does not say."""
+    """Return the physical memory in bytes, or None if the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -94,13 +95,13 @@ def memory_bytes() -> int | None:
 
 
 def cpu_name() -> str:
-    """The processor's name as its system gives it."""
+    """Return the processor's name as the operating system gives it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("model name", "Model")):
                 return line.partition(":")[2].strip()
     except OSError:
-        pass  # not Linux: ask below
+        pass  # only Linux has this file; the other systems follow
     if sys.platform == "darwin":
         return child.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]).output.strip()
     return platform.processor() or platform.machine()

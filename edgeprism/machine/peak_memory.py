@@ -1,4 +1,4 @@
-"""Peak resident memory of this process since it was last reset, where the system tells."""
+"""Peak resident memory of this process since the last reset, on systems that report it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset_peak() -> None:
-    """Begin anew (Linux: proc(5), clear_refs); elsewhere nothing is measured."""
-    with contextlib.suppress(OSError):  # not there, or a container forbids it
+    """Start a new measurement (Linux: proc(5), clear_refs); does nothing on other systems."""
+    with contextlib.suppress(OSError):  # the file does not exist, or a container forbids writing
         _RESET.write_text("5", encoding="ascii")
 
 
 def peak_bytes() -> int | None:
-    """VmHWM; None where there is no /proc."""
+    """Return VmHWM in bytes, or None without /proc."""
     try:
         lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
-    found = [line.split() for line in lines if line.startswith("VmHWM:")]
-    return int(found[0][1]) * 1024 if found else None
+    values = [line.split()[1] for line in lines if line.startswith("VmHWM:")]  # KiB
+    return int(values[0]) * 1024 if values else None

@@ -1,8 +1,8 @@
 """Ctrl-C ends any stage within about a second: exit code 130, nothing on stdout, no traceback.
 
-The stages are made so slow that unhindered each would take 20 seconds and more. That bound is the
-requirement itself, so it is measured, from the signal to the end of the process; 3 seconds leave
-a loaded machine some room.
+Each stage is made so slow that it would take at least 20 seconds without Ctrl-C. The requirement
+is a time, so the tests measure it, from the signal to the end of the process. They allow 3 seconds
+because the machine may be busy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.helpers import bundles
 SOON = 3.0
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGINT to send")
 
-# runs the command line, and says on the pipe when the named function is entered
+# a program that runs the command line, and writes to the pipe when the named function is called
 WATCHED = """
 import importlib, os, sys
 pipe, home, name, *arguments = sys.argv[1:]
@@ -37,7 +37,7 @@ for step in path:
 original = getattr(owner, last)
 
 def watched(*a, **k):
-    setattr(owner, last, original)  # nobody reads a second sign
+    setattr(owner, last, original)  # only the first call writes: nobody reads the pipe afterwards
     os.write(int(pipe), b"!")
     return original(*a, **k)
 
@@ -48,7 +48,7 @@ main(arguments)
 
 
 def interrupt(home: str, name: str, *arguments: str | Path, after: float) -> tuple[float, str]:
-    """Ctrl-C `after` seconds in `home.name`; the seconds it took to end, and stderr."""
+    """Send Ctrl-C `after` seconds into `home.name`; return how long the end took, and stderr."""
     reading, writing = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-c", WATCHED, str(writing), home, name, *map(str, arguments)],
@@ -128,7 +128,7 @@ def test_during_a_load_that_cannot_be_stopped(slow_to_load: Path, photo: Path) -
 
 
 def test_while_nothing_native_runs(scripted_bundle: Path, tmp_path: Path) -> None:
-    """Reading a picture from standard input that nobody writes to."""
+    """The command waits for a picture on standard input, and nobody writes to it."""
     reading, writing = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-m", "edgeprism", "caption", "-", "--model", str(scripted_bundle)],
@@ -147,7 +147,7 @@ def test_while_nothing_native_runs(scripted_bundle: Path, tmp_path: Path) -> Non
 
 
 def test_inside_a_callback_of_the_language_model(scripted_bundle: Path, photo: Path) -> None:
-    """Python raises KeyboardInterrupt wherever it stands, even where nobody can catch it."""
+    """Python raises KeyboardInterrupt wherever the main thread is, even if nobody can catch it."""
     code = """
 import os, signal, sys
 from edgeprism.language import llama
@@ -157,7 +157,7 @@ def log(level, text, data):
     if not struck:
         struck.append(1)
         os.kill(os.getpid(), signal.SIGINT)
-        sum(range(1000))  # Python looks for signals here
+        sum(range(1000))  # bytecode between which Python looks for signals
     original(level, text, data)
 
 struck = []
@@ -187,7 +187,7 @@ def test_a_cancel_calls_those_who_wait() -> None:
     cancel.set()
     assert called == [1]
     with cancel.calling(lambda: called.append(2)):
-        assert called == [1, 2]  # it was set before: at once
+        assert called == [1, 2]  # called at once, because `set` came before
     cancel.clear()
     assert not cancel.is_set()
     with cancel.calling(lambda: called.append(3)):

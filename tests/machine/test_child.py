@@ -1,4 +1,4 @@
-"""Child processes run what is installed, never a file that lies beside the pictures."""
+"""Child processes run installed code, never a file from the folder of the pictures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STARTS = {"script": [str(SCRIPT)], "module": [sys.executable, "-P", "-m", "edgep
 
 @pytest.fixture(params=STARTS)
 def edgeprism(request: pytest.FixtureRequest) -> list[str]:
-    """The beginning of a command line."""
+    """The start of a command line: each way to start EdgePrism."""
     return STARTS[request.param]
 
 
@@ -45,7 +45,7 @@ def work(tmp_path: Path, marks: Path) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path, marks: Path) -> Path:
-    """Two pictures with planted files beside them."""
+    """A folder with two pictures and planted files."""
     folder = plant(tmp_path / "pictures", marks)
     for name, colour in (("a.png", "red"), ("b.png", "blue")):
         Image.new("RGB", (20, 12), colour).save(folder / name)
@@ -103,7 +103,7 @@ def test_a_conversion(
     assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
 
 
-# Python imports `sitecustomize` when it starts: the one way to give a console script a catalogue
+# Python imports `sitecustomize` at its start: only so can a console script get another catalogue
 TINY_CATALOGUE = """
 import os
 from pathlib import Path
@@ -164,7 +164,7 @@ def test_an_evaluation(
 def test_python_m_distrusts_the_current_folder(
     pictures: Path, marks: Path, scripted_bundle: Path, tmp_path: Path
 ) -> None:
-    """Without -P: `edgeprism.py` cannot be helped there, all that is imported later can."""
+    """Without -P a planted `edgeprism.py` would run; whatever is imported later is safe."""
     work = plant(tmp_path / "elsewhere", marks, set(NAMES) - {"edgeprism"})
     module = [sys.executable, "-m", "edgeprism"]
     done = run_in(work, module, "caption", pictures, "--model", scripted_bundle, "--jsonl")
@@ -191,7 +191,7 @@ print(ended.errors, ended.output)
 
 @pytest.fixture
 def other_package(tmp_path: Path) -> Path:
-    """A copy of the package in a folder that Python does not know of, with a module `show`."""
+    """A copy of the package in a folder that is not on `sys.path`, with a module `show`."""
     copy = tmp_path / "other" / "edgeprism"
     shutil.copytree(Path(package.__file__).parent, copy)
     (copy / "show.py").write_text(SHOW)
@@ -215,7 +215,7 @@ def test_packages_installed_beside_it_are_seen_last(other_package: Path, tmp_pat
     (other_package / "show.py").write_text(
         "import json, only_there\ndef main(): print(only_there.__file__)"
     )
-    # the parent has json already
+    # the parent has imported json already, so the planted one cannot harm it
     program = "import json\n" + START
     done = run_in(tmp_path, [sys.executable, "-P", "-c", program], other_package.parent)
     assert done.stdout.strip() == str(other_package.parent / "only_there.py"), done.stderr
@@ -312,7 +312,7 @@ def test_where_errors_go(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX's")
 def test_ctrl_c_in_a_terminal_reaches_the_parent_alone() -> None:
-    """The terminal sends SIGINT to the parent's process group: the child is not in it."""
+    """The terminal sends SIGINT to the parent's process group, which the child is not in."""
     program = (
         "import os\nfrom edgeprism.machine.child import Child, python_command\n"
         "with Child(python_command('-c', 'import time; time.sleep(60)')) as child:\n"
@@ -327,6 +327,6 @@ def test_ctrl_c_in_a_terminal_reaches_the_parent_alone() -> None:
     time.sleep(0.3)
     os.killpg(parent.pid, signal.SIGINT)
     out, _ = parent.communicate(timeout=20)
-    assert out == "True\n"  # it went on until its parent ended it
+    assert out == "True\n"  # the child still ran after Ctrl-C, until its parent ended it
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -1,4 +1,4 @@
-"""Which device each engine takes, and how many cores there really are."""
+"""Which device each engine runs on, and how many cores the process may use."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_quota_of_cgroup_v1(tmp_path: Path, quota: str, period: str, cores: int 
 
 
 def test_quota_of_a_group_above_the_process(tmp_path: Path) -> None:
-    """As systemd's CPUQuota sets it: on a slice, while the root has none."""
+    """systemd's CPUQuota sets the quota on a slice; the root group has none."""
     own = tmp_path / "own"
     own.write_text("0::/user.slice/job.scope\n")
     root = tmp_path / "root"
@@ -134,11 +134,11 @@ def test_provider(requested: str, available: list[str], system: str, chosen: str
 
 
 def test_a_provider_that_does_not_start() -> None:
-    here = {CUDA: "no libcublas", CPU: ""}
-    assert device.choose_provider("auto", here, "linux") == CPU
-    assert device.choose_provider("cpu", here, "linux") == CPU
+    providers = {CUDA: "no libcublas", CPU: ""}
+    assert device.choose_provider("auto", providers, "linux") == CPU
+    assert device.choose_provider("cpu", providers, "linux") == CPU
     with pytest.raises(DeviceError, match="does not start: no libcublas") as caught:
-        device.choose_provider("cuda", here, "linux")
+        device.choose_provider("cuda", providers, "linux")
     assert "edgeprism[gpu]" in caught.value.hint
 
 
