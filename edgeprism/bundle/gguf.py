@@ -1,8 +1,8 @@
-"""The head of a GGUF file, checked in Python before llama.cpp sees the file.
+"""The header of a GGUF file, checked in Python before llama.cpp opens the file.
 
-llama.cpp reports most faults by returning nothing, some by ending the process. Here each count
-and offset is held against the file's size first, so a file that is cut short or made up is
-refused with a reason. Format: the GGUF specification (ggml's docs/gguf.md), version 3 and 2.
+llama.cpp reports most faults by returning nothing, and some by ending the process. This reader
+first compares each count and offset with the file's size, so it refuses a truncated or forged
+file with a reason. Format: the GGUF specification (ggml's docs/gguf.md), versions 3 and 2.
 """
 
 from __future__ import annotations
@@ -29,21 +29,24 @@ _SCALARS = {
     12: "d",
 }
 STRING, _ARRAY = 8, 9
-_MOST_ITEMS = 4096  # of a numeric array are kept; longer ones are the vocabulary's
-# ggml type → (elements a block, bytes a block); what is not listed has no size check
+_MAX_ITEMS = 4096  # numeric arrays up to this length keep their items; longer ones: vocabulary data
+# {ggml type: (elements per block, bytes per block)}; the size of other types is not checked
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
     20: (32, 18), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
     30: (1, 2),
 }  # fmt: skip
-_MOST_DIMENSIONS = 4
+_MAX_DIMENSIONS = 4
 _HINT = "Copy or convert the model again."
 
 
 @dataclass(frozen=True)
 class Array:
-    """An array of the metadata: its GGUF type, its length, and its numbers if they are few."""
+    """An array of the metadata: the GGUF type of its items, its length, and a short one's numbers.
+
+    `items` is empty for strings and for arrays of more than `_MAX_ITEMS` numbers.
+    """
 
     kind: int
     length: int
@@ -52,12 +55,12 @@ class Array:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Metadata by key, tensors by name."""
+    """The header of a GGUF file: metadata by key, tensors by name."""
 
     metadata: dict[str, Any]
     tensors: dict[str, tuple[int, ...]]  # name → shape, fastest dimension first
     tensor_types: dict[str, int]  # name → ggml type
-    tokens: tuple[bytes, ...] = ()  # the vocabulary, when it was asked for
+    tokens: tuple[bytes, ...] = ()  # the vocabulary; empty unless read with `tokens=True`
 
     @property
     def architecture(self) -> str:
@@ -84,9 +87,9 @@ class GgufHeader:
 
 
 def read_gguf_header(path: Path, *, tokens: bool = False) -> GgufHeader:
-    """Raises ModelError, which names the file, for anything that is not a whole GGUF file.
+    """Read the header of the GGUF file at `path`; `tokens` keeps the vocabulary's strings too.
 
-    `tokens` keeps the vocabulary's strings too.
+    Raises ModelError, which names the file, for anything that is not a whole GGUF file.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -97,17 +100,17 @@ def read_gguf_header(path: Path, *, tokens: bool = False) -> GgufHeader:
 
 
 class _Reader:
-    """A cursor over the file that refuses to leave it (ValueError says where)."""
+    """A cursor over the file; raises ValueError, with the position, instead of leaving the file."""
 
     def __init__(self, data: mmap.mmap, keep_tokens: bool) -> None:
         self.data, self.keep_tokens = data, keep_tokens
-        self.at = 0
+        self.offset = 0
         self.tokens: list[bytes] = []
 
     def header(self) -> GgufHeader:
         if self.data[:4] != b"GGUF":
             raise ValueError("it does not begin with GGUF")
-        self.at = 4
+        self.offset = 4
         version = self.scalar("I")
         if version not in (2, 3):
             raise ValueError(f"GGUF version {version} (known: 2, 3)")
@@ -123,7 +126,7 @@ class _Reader:
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"alignment {alignment!r}")
-        start = -(-self.at // alignment) * alignment
+        start = -(-self.offset // alignment) * alignment
         for name, end in ends.items():
             if start + end > len(self.data):
                 raise ValueError(f"cut short: {name} ends behind the file's {len(self.data)} bytes")
@@ -132,14 +135,14 @@ class _Reader:
     def tensors(
         self, count: int
     ) -> tuple[dict[str, tuple[int, ...]], dict[str, int], dict[str, int]]:
-        """Of each tensor the shape, the type, and the end of its data behind the header."""
+        """Return three dicts by tensor name: shape, type, and end of its data after the header."""
         shapes: dict[str, tuple[int, ...]] = {}
         types: dict[str, int] = {}
         ends: dict[str, int] = {}
         for _ in range(count):
             name = self.string()
             n_dimensions = self.scalar("I")
-            if not 1 <= n_dimensions <= _MOST_DIMENSIONS or name in shapes:
+            if not 1 <= n_dimensions <= _MAX_DIMENSIONS or name in shapes:
                 raise ValueError(f"tensor {name!r} is malformed")
             shape = tuple(self.scalar("Q") for _ in range(n_dimensions))
             kind, offset = self.scalar("I"), self.scalar("Q")
@@ -154,7 +157,7 @@ class _Reader:
         return shapes, types, ends
 
     def value(self, kind: int, keep: list[bytes] | None = None) -> Any:
-        """A value of GGUF type `kind`; the strings of an array go to `keep`."""
+        """Read a value of GGUF type `kind`; append the strings of an array to `keep`."""
         if kind == STRING:
             return self.string()
         if kind in _SCALARS:
@@ -165,30 +168,30 @@ class _Reader:
         items: tuple[Any, ...] = ()
         if item == STRING:
             for _ in range(count):
-                length, at = self.scalar("Q"), self.at
+                length, start = self.scalar("Q"), self.offset
                 self.skip(length)
                 if keep is not None:
-                    keep.append(self.data[at : at + length])
+                    keep.append(self.data[start : start + length])
         elif item in _SCALARS:
-            at, code = self.at, _SCALARS[item]
+            start, code = self.offset, _SCALARS[item]
             self.skip(count * struct.calcsize(code))
-            if count <= _MOST_ITEMS:
-                items = struct.unpack_from(f"<{count}{code}", self.data, at)
+            if count <= _MAX_ITEMS:
+                items = struct.unpack_from(f"<{count}{code}", self.data, start)
         else:
             raise ValueError(f"an array of unknown type {item}")
         return Array(item, count, items)
 
     def scalar(self, code: str) -> Any:
-        at = self.at
+        start = self.offset
         self.skip(struct.calcsize(code))
-        return struct.unpack_from(f"<{code}", self.data, at)[0]
+        return struct.unpack_from(f"<{code}", self.data, start)[0]
 
     def string(self) -> str:
-        length, at = self.scalar("Q"), self.at
+        length, start = self.scalar("Q"), self.offset
         self.skip(length)
-        return self.data[at : at + length].decode("utf-8", errors="replace")
+        return self.data[start : start + length].decode("utf-8", errors="replace")
 
     def skip(self, length: int) -> None:
-        if length > len(self.data) - self.at:
-            raise ValueError(f"cut short at byte {self.at}")
-        self.at += length
+        if length > len(self.data) - self.offset:
+            raise ValueError(f"cut short at byte {self.offset}")
+        self.offset += length

@@ -1,8 +1,8 @@
-"""Faults of a GGUF model that end llama.cpp's process instead of failing its load.
+"""Faults of a GGUF model at which llama.cpp ends the process instead of refusing the model.
 
-Each rule stands for an assertion or an uncaught exception found in llama.cpp (the version that
-llama-cpp-python 0.3.36 carries) by feeding it models with one thing wrong. The rules hold for
-every architecture; what a single architecture asserts beyond them is not covered.
+Each rule prevents an assertion or an uncaught exception of llama.cpp (the version in
+llama-cpp-python 0.3.36); models with one fault each showed where it fails. The rules hold for
+every architecture; assertions of a single architecture are not covered.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ from typing import Any
 
 from edgeprism.bundle.gguf import STRING, Array, GgufHeader
 
-_MOST_LAYERS, _MOST_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
+_MAX_LAYERS, _MAX_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
 _TENSOR_ALIGNMENT = 32
 _F32 = 0
 _NOT_WEIGHTS = {24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}
 _ROPE_SCALINGS = ("none", "linear", "longrope", "yarn")
-# sentencepiece and byte-pair vocabularies; each other kind has demands of its own
+# sentencepiece and byte-pair vocabularies; these checks do not cover what other kinds need
 _SENTENCEPIECE = "llama"
 _TOKENIZERS = (_SENTENCEPIECE, "gpt2", "gemma4")
 
 
 def gguf_faults(header: GgufHeader) -> list[str]:
-    """What would end the process, in words; `header` must have been read with its tokens."""
+    """Return a description of each fault that would end the process.
+
+    `header` must have been read with `tokens=True`.
+    """
     return [
         *_dimension_faults(header),
         *_head_faults(header),
@@ -36,16 +39,16 @@ def gguf_faults(header: GgufHeader) -> list[str]:
 
 def _dimension_faults(header: GgufHeader) -> Iterator[str]:
     layers = _number(header, "block_count")
-    if layers is None or not 1 <= layers <= _MOST_LAYERS:
-        yield f"{layers} layers (known: 1…{_MOST_LAYERS})"
+    if layers is None or not 1 <= layers <= _MAX_LAYERS:
+        yield f"{layers} layers (known: 1…{_MAX_LAYERS})"
     if (_number(header, "nextn_predict_layers") or 0) > (layers or 0):
         yield "more prediction layers than layers"
     for name in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon",
                  "attention.group_norm_epsilon"):  # fmt: skip
-        value = _of(header, name)
+        value = _model_value(header, name)
         if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-            yield f"{name} is {value}"
-    scaling = _of(header, "rope.scaling.type")
+            yield f"an {name} of {value}"
+    scaling = _model_value(header, "rope.scaling.type")
     if scaling is not None and scaling not in _ROPE_SCALINGS:
         yield f"rope.scaling.type {scaling!r} (known: {', '.join(_ROPE_SCALINGS)})"
     alignment = header.metadata.get("general.alignment", _TENSOR_ALIGNMENT)
@@ -62,7 +65,7 @@ def _head_faults(header: GgufHeader) -> Iterator[str]:
         shared *= len(heads)
     for n, n_kv in zip(heads, shared, strict=False):
         if n and n_kv and n % n_kv:
-            yield f"{n} heads cannot share {n_kv} key/value heads"
+            yield f"{n} heads, which cannot share {n_kv} key/value heads"
             return
     widths = {
         shape[1] / n_kv if n_kv else 0
@@ -83,7 +86,7 @@ def _expert_faults(header: GgufHeader) -> Iterator[str]:
     used = max(_numbers(header, "expert_used_count"), default=0)
     groups = _number(header, "expert_group_count") or 0
     group_used = _number(header, "expert_group_used_count") or 0
-    if experts > _MOST_EXPERTS or used > experts or (experts and not used):
+    if experts > _MAX_EXPERTS or used > experts or (experts and not used):
         yield f"{used} of {experts} experts in use"
     if groups and (groups >= max(experts, 1) or experts % groups or not 0 < group_used < groups):
         yield f"{group_used} of {groups} groups of {experts} experts in use"
@@ -99,34 +102,34 @@ def _vocabulary_faults(header: GgufHeader) -> Iterator[str]:
         return
     tokens = set(header.tokens)
     if len(tokens) != len(header.tokens):
-        yield "a token stands twice in its vocabulary"
+        yield "a vocabulary that lists a token twice"
     if kind == _SENTENCEPIECE:
         missing = sum(b"<0x%02X>" % i not in tokens for i in range(256))
         if missing:
-            yield f"{missing} of the 256 byte tokens are missing from its vocabulary"
+            yield f"a vocabulary without {missing} of the 256 byte tokens"
 
 
 def _tensor_faults(header: GgufHeader) -> Iterator[str]:
     for name, kind in header.tensor_types.items():
         shape = header.tensors[name]
         if kind in _NOT_WEIGHTS and name.endswith((".weight", ".bias")):
-            yield f"tensor {name} holds {_NOT_WEIGHTS[kind]} values"
+            yield f"a tensor {name} with {_NOT_WEIGHTS[kind]} values"
         elif kind != _F32 and name.endswith(("norm.weight", ".bias")) and len(shape) == 1:
-            yield f"tensor {name} is not F32"
+            yield f"a tensor {name} that is not F32"
 
 
-def _of(header: GgufHeader, name: str) -> Any:
+def _model_value(header: GgufHeader, name: str) -> Any:
     return header.metadata.get(f"{header.architecture}.{name}")
 
 
 def _number(header: GgufHeader, name: str) -> int | None:
-    value = _of(header, name)
+    value = _model_value(header, name)
     return value if isinstance(value, int) else None
 
 
 def _numbers(header: GgufHeader, name: str) -> list[int]:
-    """A number, or one a layer."""
-    value = _of(header, name)
+    """Return a metadata value that is one number for all layers, or one number per layer."""
+    value = _model_value(header, name)
     if isinstance(value, Array):
         return [item for item in value.items if isinstance(item, int)]
     return [value] if isinstance(value, int) else []

@@ -1,7 +1,8 @@
-"""manifest.json of a bundle: read strictly, all faults at once; written by `convert`.
+"""The dataclasses of a bundle's manifest.json, which `convert` writes.
 
-A bundle from a stranger is data: nothing in a manifest is executed, and every field is checked
-for presence, type and value before an engine sees it.
+A bundle may come from a stranger, so it is only data: nothing in a manifest is executed, and
+`read_manifest` checks that every field is present and has a valid type and value before an engine
+gets it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ FILE_NAME = "manifest.json"
 VISION_QUANTS = ("fp32", "fp16", "int8", "int8-full")
 RESAMPLINGS = ("bicubic", "bilinear", "lanczos", "nearest")
 MODES = ("pad", "letterbox", "crop", "center-crop", "stretch", "shrink")
-MOST_EDGE = 4096  # of a tile, and where "longest-edge" ends upstream
+MAX_EDGE = 4096  # pixels, of a tile; also the largest "longest-edge" of upstream models
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,25 @@ class Source:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a picture is cut into tiles besides the overview, which shows it whole.
+    """How a picture is cut into tiles, in addition to the overview, which shows the whole picture.
 
-    `choose` says how the grid of tiles [down, across] is found and the picture fitted to it:
-    "best-fit", of `grids` the one that keeps most pixels, ratio kept, centred on `fill`;
-    "closest-ratio", of `grids` the one shaped most like the picture, stretched to it, and not cut
-    where that is [1, 1]; "longest-edge", the picture's longer edge at `longest_edge` pixels, then
-    stretched to whole tiles, and the overview made of that.
-    `order` says how visual tokens stand: "tiles", one tile after another; "rows", row of patches
-    by row of patches across all tiles; "rows-unpadded", the same without those of padding.
+    `choose` says how the grid of tiles [down, across] is chosen and the picture fitted to it:
+
+    - "best-fit": the one of `grids` that keeps the most pixels; the picture keeps its aspect ratio
+      and is centred on `fill`.
+    - "closest-ratio": the one of `grids` whose aspect ratio is closest to the picture's; the
+      picture is stretched to it. If that is [1, 1], the picture is not cut.
+    - "longest-edge": the picture's longer edge is resized to `longest_edge` pixels, then the
+      picture is stretched to whole tiles; the overview is made from that.
+
+    `order` is the order of the visual tokens: "tiles", one tile after another; "rows", one row of
+    patches after another, each across all tiles; "rows-unpadded", the same without the rows and
+    columns of patches that hold only padding.
     """
 
     choose: str
     grids: list[list[int]]  # empty for "longest-edge"
-    longest_edge: int  # pixels; 0 for the others
+    longest_edge: int  # pixels; 0 for the other two choices
     overview: str  # "first" or "last"
     order: str
 
@@ -61,67 +67,72 @@ class Tiling:
 class ImagePolicy:
     """How an upright RGB picture becomes tiles of pixels.
 
-    `mode` says how the whole picture becomes one tile: "pad", centred on a square of `fill`, then
-    resized; "crop", its shorter edge resized, the middle kept; "stretch", resized as it is;
-    "shrink", of its own shape, for an engine that resizes and tiles it itself. As torchvision's
-    transforms do it: "letterbox", equal borders of `fill`, so that the canvas is one pixel short of
-    a square where the edges differ by an odd number, then "center-crop"; this one, as "crop", but
-    half of what is cut off is rounded to even.
+    `mode` says how the whole picture becomes one tile:
+
+    - "pad": centred on a square of `fill`, then resized.
+    - "crop": resized so that its shorter edge fits, then its middle is cut out.
+    - "stretch": resized without keeping its aspect ratio.
+    - "shrink": it keeps its aspect ratio, for an engine that resizes and tiles it itself.
+    - "center-crop": like "crop", but half of the pixels to cut off is rounded to even, as in
+      torchvision's transforms.
+    - "letterbox": equal borders of `fill` on both sides, so that the canvas is one pixel short of a
+      square if the edges differ by an odd number; then "center-crop". Also as in torchvision.
     """
 
     mode: str
-    size: int  # edge of a tile in pixels; with "shrink" the longest that is handed on
+    size: int  # edge of a tile in pixels; with "shrink" the longest edge that the engine gets
     fill: list[int]  # [r, g, b]
     resample: str
-    max_tiles: int  # of one picture, the overview counted
+    max_tiles: int  # of one picture, with the overview
     tiling: Tiling | None = None
-    # [r, g, b] on which a second tower sees the picture; empty where there is no such view
+    # [r, g, b], the background of the picture for a second tower; empty without a second tower
     second_fill: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def fills(self) -> list[list[int]]:
-        """Of each view of the picture that the graph's pixels hold, three channels a view."""
+        """The fill of each view of the picture; the graph's pixels have three channels per view."""
         return [self.fill, self.second_fill] if self.second_fill else [self.fill]
 
 
 @dataclass(frozen=True)
 class VisionVariant:
-    """One form of the vision graph."""
+    """One quantization of the vision graph."""
 
     file: str
-    quant: str  # fp32 | fp16 | int8 (reduced range, safe without VNNI) | int8-full; mmproj: any
+    # fp32 | fp16 | int8 (reduced range, safe without VNNI) | int8-full; an mmproj: any text
+    quant: str
 
 
 @dataclass(frozen=True)
 class Mmproj:
-    """A vision side that llama.cpp's libmtmd runs; what was found when it was tried.
+    """A vision file that llama.cpp's libmtmd runs, with the facts that a trial run showed.
 
-    libmtmd resizes, cuts and places the picture itself: the shape of what comes is its own.
+    libmtmd resizes, cuts and places the picture itself, so it decides how many rows there are.
     """
 
-    projector: str  # as the file names it
+    projector: str  # its name in the file
     multi_axis: bool  # rows have positions in time, down and across (M-RoPE)
-    tiles_together: bool  # tiles of one size go through the encoder at once
+    tiles_together: bool  # the encoder takes several tiles of one size at once
 
 
 @dataclass(frozen=True)
 class Vision:
     """The graph: uint8 pixels [n, size, size, 3 or 6] → float32 visual tokens [n, tokens, n_embd].
 
-    With `mmproj` it is no graph: input, output and grid are empty, n_embd may be several times
-    the language model's (rows that also carry what later layers add), and tokens_per_tile are
-    those of a whole picture of 1024 × 768 pixels.
+    With `mmproj` there is no graph: input, output and grid are empty; n_embd may be several times
+    the language model's, if the rows also carry values that later layers add; and tokens_per_tile
+    counts the tokens of a whole picture of 1024 × 768 pixels.
     """
 
     variants: list[VisionVariant]
     input: str
     output: str
     grid: list[int]  # visual tokens of a tile [down, across]
-    drop_first_patch: bool  # done inside the graph; here so that a reader can count
+    drop_first_patch: bool  # the graph itself drops it; stated because it changes tokens_per_tile
     tokens_per_tile: int
     n_embd: int
-    # a further output [n, n_embd] of the graph: the learned row that ends each row of patches,
-    # the same for every tile
+    # name of a further output [n, n_embd] of the graph: the learned row that ends each row of
+    # patches, the same for every tile
     newline: str = ""
     mmproj: Mmproj | None = None
 
@@ -136,20 +147,21 @@ class LanguageModelFile:
     n_embd: int
     n_vocab: int
     context_length: int
-    image_attention: str  # "causal": image rows see only what stands before them; or "both-ways"
+    image_attention: str  # "causal": image rows attend to earlier positions only; or "both-ways"
 
 
 @dataclass(frozen=True)
 class Markers:
-    """Text among a picture's rows, special tokens parsed; any may be empty.
+    """The text around a picture's rows, in which special tokens are parsed; each may be empty.
 
-    begin · before_overview · rows · end, and where the picture is cut: before_tile · rows of each
-    tile, after_row behind each row of tiles, `between` the tiles and the overview.
+    A picture that is not cut: begin · before_overview · rows · end. If it is cut, before_tile
+    precedes the rows of each tile, after_row follows each row of tiles, and `between` separates
+    the tiles from the overview.
     """
 
     begin: str
     before_overview: str
-    before_tile: str  # {row} and {column} become the tile's place, counted from 1
+    before_tile: str  # {row} and {column} are replaced by the tile's place, counted from 1
     after_row: str
     between: str
     end: str
@@ -157,23 +169,23 @@ class Markers:
 
 @dataclass(frozen=True)
 class Several:
-    """How several pictures stand in one prompt, special tokens parsed; either may be empty.
+    """The text around several pictures in one prompt; special tokens are parsed, both may be empty.
 
-    before · picture · between · before · picture …: what stands for one picture otherwise.
+    before · picture · between · before · picture … replaces the one picture of `Prompts`.
     """
 
-    before: str  # {number} becomes the picture's place, counted from 1
+    before: str  # {number} is replaced by the picture's place, counted from 1
     between: str
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Pieces around picture and instruction.
+    """The text around the picture and the instruction.
 
     The prompt is: BOS? · before_image · picture · after_image + instruction + after_instruction ·
-    before_caption. In `before_image` and `before_caption` special tokens are parsed; what stands
-    around the instruction is plain text and tokenised in one piece with it, as upstream does. The
-    picture is its rows, with `markers` among them.
+    before_caption. Special tokens are parsed in `before_image` and `before_caption`. The text
+    directly around the instruction is plain and tokenised in one piece with it, as upstream does.
+    The picture stands for its rows and the `markers` between them.
     """
 
     add_bos: bool
@@ -191,7 +203,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Parity:
-    """What `convert`'s gate measured; `figures` is {check: {figure: number}}."""
+    """The result of `convert`'s gate; `figures` is {check: {figure: number}}."""
 
     passed: bool
     forced: bool
@@ -201,9 +213,9 @@ class Parity:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A bundle's description. Field by field in docs of each part.
+    """The content of manifest.json; each part's own class describes its fields.
 
-    A field with a default is a mechanism that few models need; it may be left out.
+    A field with a default belongs to a mechanism that few models need; a manifest may omit it.
     """
 
     schema: int

@@ -1,4 +1,4 @@
-"""A bundle on disk: found by name or path, its manifest read, its files vouched for."""
+"""Find a bundle by name or path, read its manifest and check its files."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ DEFAULT_MODEL = "nano"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest has been read; `digest` is the manifest's sha256.
+    """A bundle with its manifest; `digest` is the manifest's sha256.
 
-    The manifest holds the digest of every file, so the one digest stands for the whole bundle.
+    The manifest holds the digest of every file, so this one digest identifies the whole bundle.
     """
 
     path: Path
     manifest: Manifest
     digest: str
-    places: Mapping[str, Path] = field(default_factory=dict)  # of files that lie elsewhere
+    places: Mapping[str, Path] = field(default_factory=dict)  # paths of files outside `path`
 
     def file(self, name: str) -> Path:
-        """A file of the bundle, its digest checked (see `check_file`)."""
+        """Return the path of a file of the bundle, after checking its digest (`check_file`)."""
         path = self.places.get(name, self.path / name)
         entry = self.manifest.files[name]
         check_file(path, entry.sha256, entry.size)
@@ -38,17 +38,18 @@ class Bundle:
 
 
 def find_model(name: str) -> Path:
-    """A path as given, else a name in the data folder or among the built-in models.
+    """Return the path of a model: `name` is a path, or a model's name.
 
-    A folder in the working directory that merely has a model's name does not hide the model.
-    Raises ModelError (exit code 4) when there is none.
+    Names are looked up in the data folder, then among the built-in models. A folder in the working
+    directory that has a model's name but holds no bundle does not hide the model. Raises ModelError
+    (exit code 4) if there is no such model.
     """
     try:
-        found = _path_of_model(name)
-    except OSError as error:  # no permission on the way, a name too long for a file system
+        path = _path_of_model(name)
+    except OSError as error:  # no permission for a folder, or too long a name
         raise ModelError(f"Model {name[:200]!r}: {error.strerror}.", "Check the path.") from error
-    if found is not None:
-        return found
+    if path is not None:
+        return path
     raise ModelError(
         f"Model {name!r} is neither a bundle nor a GGUF file nor an installed model.",
         "`edgeprism models list` shows what there is, `edgeprism pull NAME` gets more.",
@@ -71,15 +72,16 @@ def _path_of_model(name: str) -> Path | None:
 
 
 def builtin_models_dir() -> list[Path]:
-    """The folder of the models that come with the package (none in a stripped install)."""
+    """Return the folder of the models that ship with the package; none in a stripped install."""
     spec = importlib.util.find_spec("edgeprism.models")
     return [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
 
 
 def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
-    """Find and read a bundle; every file must be there with its size, digests come at first use.
+    """Find a bundle, read its manifest, and check that every file exists and has its size.
 
-    Raises ModelError when it is missing or incomplete, ManifestError with all of its faults.
+    `Bundle.file` checks a file's digest when it is first used. Raises ModelError if the bundle is
+    missing or incomplete, ManifestError with all faults of its manifest.
     """
     path = find_model(os.fspath(name_or_path))
     if path.is_file():
@@ -105,9 +107,9 @@ def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
 def choose_vision(
     bundle: Bundle, quant: str | None, *, on_cpu: bool, int8_dot: bool
 ) -> VisionVariant:
-    """The variant for this device and instruction set, or the one asked for.
+    """Return the variant `quant`, or by default the best for this device and instruction set.
 
-    On a CPU int8 is fastest; the full-range form only where no pair of products saturates. On a
+    On a CPU int8 is fastest; its full-range form only where no pair of products saturates. On a
     GPU dynamic int8 falls back to the host, so half precision comes first.
     """
     variants = {v.quant: v for v in bundle.manifest.vision.variants}
@@ -128,14 +130,14 @@ def choose_vision(
 
 
 def check_file(path: Path, sha256: str, size: int, *, again: bool = False) -> None:
-    """Hold a file against its digest; raises ModelError on a difference. See `file_digest`."""
+    """Compare a file with its digest; raises ModelError if they differ. See `file_digest`."""
     problem = _size_problem(path, size)
     if problem:
         raise ModelError(f"{path}: {problem}.", "Copy or convert the model again.")
-    found = file_digest(path, again=again)
-    if found != sha256:
+    actual = file_digest(path, again=again)
+    if actual != sha256:
         raise ModelError(
-            f"{path}: its content is not what the manifest says (sha256 {found[:12]}…, "
+            f"{path}: its content is not what the manifest says (sha256 {actual[:12]}…, "
             f"expected {sha256[:12]}…).",
             "It was damaged or changed: copy or convert the model again.",
         )
@@ -143,7 +145,7 @@ def check_file(path: Path, sha256: str, size: int, *, again: bool = False) -> No
 
 def _size_problem(path: Path, size: int) -> str:
     try:
-        found = path.stat().st_size
+        actual = path.stat().st_size
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    return "" if found == size else f"has {found} bytes instead of {size}"
+    return "" if actual == size else f"has {actual} bytes instead of {size}"

@@ -1,4 +1,4 @@
-"""manifest.json → Manifest, strictly: every fault at once, each with its field's path."""
+"""manifest.json → Manifest, strictly: one error lists every fault, each with its field's path."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from edgeprism.bundle.manifest import (
     FILE_NAME,
+    MAX_EDGE,
     MODES,
-    MOST_EDGE,
     RESAMPLINGS,
     SCHEMA,
     VISION_QUANTS,
@@ -24,15 +24,15 @@ IMAGE_ATTENTIONS = ("causal", "both-ways")
 CHOICES = ("best-fit", "closest-ratio", "longest-edge")
 OVERVIEWS = ("first", "last")
 ORDERS = ("tiles", "rows", "rows-unpadded")
-MOST_TILES = 256  # of one picture: what memory and patience bear
+MAX_TILES = 256  # of one picture; more would take too much memory and time
 
 
 def manifest_from_json(text: str | bytes, where: str) -> Manifest:
-    """Parse and check; raises ManifestError that lists every fault with its field's path."""
+    """Parse and check a manifest; raises ManifestError, which lists every fault with its path."""
     data = json_without_duplicates(text, where)
     if isinstance(data, dict) and data.get("schema") != SCHEMA:
-        found = data.get("schema", "none")
-        raise ManifestError(where, [f"schema: {found!r} is not supported; known: {SCHEMA}"])
+        schema = data.get("schema", "none")
+        raise ManifestError(where, [f"schema: {schema!r} is not supported; known: {SCHEMA}"])
     manifest = record_from_data(Manifest, data, where)
     faults = _value_faults(manifest)
     if faults:
@@ -41,7 +41,7 @@ def manifest_from_json(text: str | bytes, where: str) -> Manifest:
 
 
 def manifest_from_bundle(bundle: Path) -> Manifest:
-    """Read `bundle`/manifest.json; OSError is left to the caller, who knows what was asked for."""
+    """Read `bundle`/manifest.json; raises ManifestError, and OSError if it cannot be read."""
     path = bundle / FILE_NAME
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise ManifestError(str(path), [f"larger than {MAX_MANIFEST_BYTES} bytes"])
@@ -49,11 +49,11 @@ def manifest_from_bundle(bundle: Path) -> Manifest:
 
 
 def _value_faults(m: Manifest) -> list[str]:
-    """Values that have the right type and yet cannot be meant."""
+    """Return the faults of values that have the right type but make no sense."""
     checks = [
         ("name", bool(m.name.strip()), "is empty"),
         ("image.mode", m.image.mode in MODES, f"{m.image.mode!r}; known: {', '.join(MODES)}"),
-        ("image.size", 1 <= m.image.size <= MOST_EDGE, f"must lie in 1…{MOST_EDGE}"),
+        ("image.size", 1 <= m.image.size <= MAX_EDGE, f"must lie in 1…{MAX_EDGE}"),
         ("image.fill", _is_colour(m.image.fill), "must be three numbers in 0…255"),
         (
             "image.second_fill",
@@ -131,21 +131,21 @@ def _tiling_faults(m: Manifest) -> list[str]:
         (f"order: {tiling.order!r}; known: {', '.join(ORDERS)}", tiling.order in ORDERS),
         ("grids: must be empty for longest-edge" if by_edge else "grids: is empty",
          bool(tiling.grids) != by_edge),
-        (f"grids: each must be two numbers in 1…{MOST_TILES}",
-         all(len(g) == 2 and all(1 <= v <= MOST_TILES for v in g) for g in tiling.grids)),
-        (f"longest_edge: must be more than image.size and at most {MOST_EDGE}" if by_edge else
+        (f"grids: each must be two numbers in 1…{MAX_TILES}",
+         all(len(g) == 2 and all(1 <= v <= MAX_TILES for v in g) for g in tiling.grids)),
+        (f"longest_edge: must be more than image.size and at most {MAX_EDGE}" if by_edge else
          "longest_edge: must be 0 but for longest-edge",
-         m.image.size < tiling.longest_edge <= MOST_EDGE if by_edge else tiling.longest_edge == 0),
+         m.image.size < tiling.longest_edge <= MAX_EDGE if by_edge else tiling.longest_edge == 0),
         ("order: rows-unpadded needs best-fit, which pads",
          tiling.order != "rows-unpadded" or tiling.choose == "best-fit"),
     ]  # fmt: skip
     faults = [f"image.tiling.{text}" for text, holds in checks if not holds]
     if not faults and m.image.size >= 1:
-        most = _most_tiles(m.image.size, tiling)
-        if not most == m.image.max_tiles <= MOST_TILES:
+        max_tiles = _max_tiles(m.image.size, tiling)
+        if not max_tiles == m.image.max_tiles <= MAX_TILES:
             faults.append(
-                f"image.max_tiles: {m.image.max_tiles}, but the tiling makes {most}; at most "
-                f"{MOST_TILES} are supported"
+                f"image.max_tiles: {m.image.max_tiles}, but the tiling makes {max_tiles}; at most "
+                f"{MAX_TILES} are supported"
             )
     if m.vision.newline and tiling.order == "tiles":
         faults.append("vision.newline: needs image.tiling.order rows or rows-unpadded")
@@ -159,11 +159,12 @@ def _tiling_faults(m: Manifest) -> list[str]:
     return faults
 
 
-def _most_tiles(size: int, tiling: Tiling) -> int:
+def _max_tiles(size: int, tiling: Tiling) -> int:
+    """Return the most tiles, with the overview, that `tiling` cuts a picture into."""
     if tiling.choose == "longest-edge":
         return 1 + math.ceil(tiling.longest_edge / size) ** 2
-    most = max(down * across for down, across in tiling.grids)
-    return 1 if most == 1 and tiling.choose == "closest-ratio" else 1 + most
+    largest = max(down * across for down, across in tiling.grids)
+    return 1 if largest == 1 and tiling.choose == "closest-ratio" else 1 + largest
 
 
 def _graph_faults(m: Manifest) -> list[str]:
@@ -183,16 +184,16 @@ def _graph_faults(m: Manifest) -> list[str]:
 
 
 def _file_faults(m: Manifest, quants: tuple[str, ...]) -> list[str]:
-    """`quants`: those that are known; empty: any."""
+    """Return the faults of the files and variants; `quants` are the known ones, empty: any."""
     faults = []
-    seen: set[str] = set()
+    earlier: set[str] = set()
     for i, variant in enumerate(m.vision.variants):
         if quants and variant.quant not in quants:
             known = ", ".join(quants)
             faults.append(f"vision.variants[{i}].quant: {variant.quant!r}; known: {known}")
-        if variant.quant in seen:
-            faults.append(f"vision.variants[{i}].quant: {variant.quant!r} stands twice")
-        seen.add(variant.quant)
+        if variant.quant in earlier:
+            faults.append(f"vision.variants[{i}].quant: {variant.quant!r} is listed twice")
+        earlier.add(variant.quant)
         if variant.file not in m.files:
             faults.append(f"vision.variants[{i}].file: {variant.file!r} is not among files")
     if m.lm.file not in m.files:
@@ -208,8 +209,8 @@ def _file_faults(m: Manifest, quants: tuple[str, ...]) -> list[str]:
 
 
 def _is_plain(name: str) -> bool:
-    """A file name that no system takes for a folder, a drive or a way out of the bundle."""
+    """Return whether no system takes `name` for a folder, a drive or a path out of the bundle."""
     if PurePosixPath(name).name != name or name in ("", "..", FILE_NAME):
         return False
-    # control characters, and halves of UTF-16 pairs, which no file system can store
+    # refuse control characters, and halves of UTF-16 pairs, which file systems cannot store
     return not any(c in "\\:" or c < " " or "\ud800" <= c <= "\udfff" for c in name)

@@ -1,4 +1,4 @@
-"""A bundle comes into being under another name and gets its own only when it is complete."""
+"""Write a bundle under a temporary name and rename it only when it is complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeprism.files.digests import sha256_of_file
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """UsageError if `out` cannot become a bundle; nothing is written."""
+    """Raise UsageError if no bundle can be written to `out`; writes nothing."""
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent} is not a folder.", "Create it first.")
     if not out.exists() and not out.is_symlink():
@@ -26,9 +26,9 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 
 class BundleWriter:
-    """Context manager around `folder`, a sibling of `out` that becomes it in `finish`.
+    """A context manager with a temporary `folder` next to `out`; `finish` renames it to `out`.
 
-    Left without `finish` (a failure, Ctrl-C), the folder is removed with all that is in it.
+    If the block ends without `finish` (after an error or Ctrl-C), it removes the folder.
     """
 
     def __init__(self, out: Path, overwrite: bool) -> None:
@@ -49,16 +49,17 @@ class BundleWriter:
         clean_up(self.out, os.getpid())
 
     def file_entries(self) -> dict[str, FileEntry]:
-        """Digest and size of every file that is there now."""
+        """Return digest and size of every file that is in the folder now."""
         return {
             path.name: FileEntry(sha256_of_file(path), path.stat().st_size)
             for path in sorted(self.folder.iterdir())
         }
 
     def finish(self, manifest: Manifest) -> None:
-        """Write the manifest, make everything durable, and take the final name."""
+        """Write the manifest, flush everything to the disk, and rename the folder to `out`."""
         text = manifest.to_json()
-        manifest_from_json(text, str(self.out / FILE_NAME))  # what the runtime would refuse
+        # raises ManifestError if the runtime would refuse the manifest
+        manifest_from_json(text, str(self.out / FILE_NAME))
         with (self.folder / FILE_NAME).open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -71,9 +72,10 @@ class BundleWriter:
 
 
 def clean_up(out: Path, pid: int) -> None:
-    """Remove what process `pid` left beside `out`, wherever it was stopped.
+    """Remove the temporary folders that process `pid` left next to `out`.
 
-    A bundle that was moved aside comes back if its successor did not take its place.
+    If the process had renamed an old bundle to make room and the new one did not take its place,
+    the old bundle gets its name back.
     """
     folder, old = _temporary_names(out, pid)
     if old.exists() and not out.exists():
@@ -83,13 +85,13 @@ def clean_up(out: Path, pid: int) -> None:
 
 
 def _temporary_names(out: Path, pid: int) -> tuple[Path, Path]:
-    """The bundle under way, and the one it replaces while the two change places."""
+    """Return two paths: the unfinished bundle's, and the old one's while it is being replaced."""
     return out.with_name(f".{out.name}.partial-{pid}"), out.with_name(f".{out.name}.old-{pid}")
 
 
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
-        return  # other systems do not open folders
+        return  # other systems cannot open folders
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

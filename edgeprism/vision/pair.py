@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
 from edgeprism.bundle.manifest import (
-    MOST_EDGE,
+    MAX_EDGE,
     SCHEMA,
     FileEntry,
     ImagePolicy,
@@ -139,7 +139,7 @@ def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: st
         family="mmproj",
         license=_license(header),
         sources=sources,
-        image=ImagePolicy("shrink", MOST_EDGE, [0, 0, 0], "bicubic", 1),
+        image=ImagePolicy("shrink", MAX_EDGE, [0, 0, 0], "bicubic", 1),
         vision=Vision(
             variants=[VisionVariant(MMPROJ_FILE, quants[MMPROJ_FILE])],
             input="",

@@ -1,6 +1,6 @@
-"""A damaged or made-up language model is refused by us; it never ends the process.
+"""EdgePrism refuses a damaged or forged language model; the model never ends the process.
 
-What could reach llama.cpp runs in a forked child: a native abort there is a failed test.
+Whatever could reach llama.cpp runs in a forked child, where a native abort fails the test.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Change = Callable[[bundles.GgufParts], None]
 
 @pytest.fixture(autouse=True, scope="module")
 def _loaded() -> None:
-    import_llama()  # once, before the forks
+    import_llama()  # before the forks, so that no child loads it again
 
 
 def use(path: Path, expected: LanguageModelFile | None = DIMENSIONS) -> list[int]:
-    """Everything that a caption does with a language model."""
+    """Use a language model in all the ways that a caption does."""
     lm = LanguageModel(path, expected=expected, threads=1)
     before = lm.bos() + lm.tokenize("<|im_start|>user\n", parse_special=True)
     after = lm.tokenize("hello <|im_end|> é 写 \n") + lm.tokenize("<|im_end|>", parse_special=True)
@@ -117,7 +117,7 @@ def test_other_dimensions(scripted_gguf: Path, field: str, value: Any, message: 
     assert message in caught.value.message
 
 
-# ---- one thing wrong: each of these ended the process before it was checked
+# ---- one fault each: llama.cpp ends the process at every one of them
 
 
 def meta(key: str, kind: str, value: Any) -> tuple[str, Change]:
@@ -182,11 +182,11 @@ def test_what_would_abort_llama_cpp_is_refused(tmp_path: Path, what: str, change
     assert "fatal.gguf" in ended.text
 
 
-# ---- many other things wrong: any outcome but a dead process
+# ---- many other faults: any outcome is right except a dead process
 
 
 def odd_models() -> Iterator[tuple[str, bundles.GgufParts]]:
-    """Every metadata field missing, of another type, or at an odd value; tensors likewise."""
+    """Models with one field or tensor missing, of another type, or with an odd value or shape."""
     odd: dict[str, list[tuple[str, Any]]] = {
         "uint32": [("uint32", 0), ("uint32", 3), ("uint32", 2**31), ("uint32", 2**32 - 1),
                    ("string", "x"), ("float32", 1.0), ("int32", -1), ("array", [1, 2])],
@@ -241,14 +241,13 @@ def test_random_damage_to_the_header_never_ends_the_process(
     for trial in range(400):
         damaged = bytearray(data)
         for _ in range(int(rng.integers(1, 4))):
-            # most of the header is vocabulary, where damage is dull
-            at = int(rng.integers(0, end) if rng.random() < 0.2 else rng.choice(elsewhere))
+            # most of the header is vocabulary, where damage changes only a token's text
+            start = int(rng.integers(0, end) if rng.random() < 0.2 else rng.choice(elsewhere))
             if rng.random() < 0.5:
-                damaged[at] ^= 1 << int(rng.integers(0, 8))
+                damaged[start] ^= 1 << int(rng.integers(0, 8))
             else:
-                damaged[at : at + 4] = int(rng.choice([0, 1, 255, 2**31, 2**32 - 1])).to_bytes(
-                    4, "little"
-                )
+                value = int(rng.choice([0, 1, 255, 2**31, 2**32 - 1]))
+                damaged[start : start + 4] = value.to_bytes(4, "little")
         path.write_bytes(damaged)
         expected = DIMENSIONS if trial % 2 else None
         try:
@@ -257,14 +256,14 @@ def test_random_damage_to_the_header_never_ends_the_process(
             continue
         if gguf_faults(header):
             continue
-        reached += 1  # only these come as far as llama.cpp
+        reached += 1  # the checks found no fault, so llama.cpp gets this file
         ended = outcome(path, expected)
         assert ended.orderly, (trial, ended)
     assert reached > 50
 
 
 def test_any_architecture_of_a_reasoner_is_an_error_or_works(tmp_path: Path) -> None:
-    """A reasoner is any GGUF file: names of architectures that this tensor layout does not fit."""
+    """A reasoner may be any GGUF file, so also one whose tensors do not fit its architecture."""
     for name in ("bert", "t5", "mamba", "rwkv6", "qwen2", "gemma2", "phi2", "gpt2", "clip",
                  "deepseek2", "wavtokenizer-dec", "nonsense", ""):  # fmt: skip
         parts = bundles.lm_parts()

@@ -1,4 +1,4 @@
-"""The manifest is strict: everything wrong is refused, all of it at once, each with its path."""
+"""Manifests are read strictly: one error lists every fault, each with its field's path."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def faults_of(data: Any) -> list[str]:
 
 
 def put(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """A copy of `data` with `value` at a dotted path."""
+    """Return a copy of `data` with `value` at a path such as `image/tiling/grids/0`."""
     data = copy.deepcopy(data)
-    at: Any = data
+    parent: Any = data
     *lead, last = [int(step) if step.isdigit() else step for step in path.split("/")]
     for step in lead:
-        at = at[step]
-    at[last] = value
+        parent = parent[step]
+    parent[last] = value
     return data
 
 
@@ -99,7 +99,7 @@ def test_every_field_refuses_every_other_type() -> None:
                 "prompts/markers",
                 "prompts/several",
             ):
-                continue  # null: the mechanism is not used
+                continue  # null is valid: the model does not use the mechanism
             whole_number_for_a_figure = isinstance(value, float) and type(wrong) is int
             holds_anything = type(wrong) is type(value) and value not in ([], {})
             if type(wrong) is type(value) or whole_number_for_a_figure or not path:
@@ -117,22 +117,22 @@ def test_every_field_refuses_every_other_type() -> None:
 
 def test_every_missing_field_is_named() -> None:
     for path, value in leaves(tiled()):
-        free = ("/files", "/parity/figures")  # objects whose names are not fixed
+        free = ("/files", "/parity/figures")  # objects with any field names
         if not isinstance(value, dict) or path.startswith(free):
             continue
         for name in value:
             if f"{path}/{name}".strip("/") in OPTIONAL:
                 continue
             data = put(tiled(), f"{path}/x".strip("/"), 0) if path else tiled()
-            at: Any = data
+            parent: Any = data
             for step in filter(None, path.split("/")):
-                at = at[int(step) if step.isdigit() else step]
-            at.pop("x", None)
-            del at[name]
-            wanted = f"{dotted(f'{path}/{name}')}: missing"
+                parent = parent[int(step) if step.isdigit() else step]
+            parent.pop("x", None)
+            del parent[name]
+            expected = f"{dotted(f'{path}/{name}')}: missing"
             if (path, name) == ("", "schema"):
-                wanted = "schema: 'none' is not supported; known: 1"
-            assert wanted in faults_of(data)
+                expected = "schema: 'none' is not supported; known: 1"
+            assert expected in faults_of(data)
 
 
 def test_every_unknown_field_is_named() -> None:
@@ -242,7 +242,8 @@ EDGE = {"choose": "longest-edge", "grids": [], "longest_edge": 100, "overview": 
         ({"image/tiling/grids": [[0, 2]]}, "image.tiling.grids"),
         ({"image/tiling/grids": [[1, 257]]}, "image.tiling.grids"),
         ({"image/tiling/longest_edge": 100}, "image.tiling.longest_edge"),
-        ({"image/tiling/choose": "closest-ratio"}, "image.tiling.order"),  # it pads nothing
+        # "closest-ratio" stretches, so there is no padding that an order could leave out
+        ({"image/tiling/choose": "closest-ratio"}, "image.tiling.order"),
         ({"image/max_tiles": 4}, "image.max_tiles"),
         ({"image/max_tiles": 6}, "image.max_tiles"),
         ({"image/tiling/grids": [[17, 17]], "image/max_tiles": 290}, "image.max_tiles"),
@@ -276,10 +277,10 @@ def test_tilings_that_can() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "made"), [("vision/grid", [4, 5], 20), ("vision/drop_first_patch", True, 15)]
+    ("path", "value", "count"), [("vision/grid", [4, 5], 20), ("vision/drop_first_patch", True, 15)]
 )
-def test_grid_and_count_of_tokens_must_agree(path: str, value: Any, made: int) -> None:
-    expected = f"vision.tokens_per_tile: 16, but the grid makes {made}"
+def test_grid_and_count_of_tokens_must_agree(path: str, value: Any, count: int) -> None:
+    expected = f"vision.tokens_per_tile: 16, but the grid makes {count}"
     assert faults_of(put(good(), path, value)) == [expected]
 
 
@@ -304,7 +305,7 @@ def test_plain_names_of_any_script(name: str) -> None:
 def test_one_variant_of_a_kind() -> None:
     data = good()
     data["vision"]["variants"] *= 2
-    assert faults_of(data) == ["vision.variants[1].quant: 'fp32' stands twice"]
+    assert faults_of(data) == ["vision.variants[1].quant: 'fp32' is listed twice"]
 
 
 def test_a_field_given_twice() -> None:
@@ -350,9 +351,9 @@ def test_random_damage_raises_nothing_else() -> None:
     rng = np.random.default_rng(5)
     text = json.dumps(good()).encode()
     kinds: list[Callable[[bytearray, int], None]] = [
-        lambda d, at: d.__setitem__(at, int(rng.integers(0, 256))),
-        lambda d, at: d.__delitem__(slice(at, at + int(rng.integers(1, 20)))),
-        lambda d, at: d.insert(at, int(rng.choice(list(b'{}[]",:0-e.tn')))),
+        lambda d, i: d.__setitem__(i, int(rng.integers(0, 256))),
+        lambda d, i: d.__delitem__(slice(i, i + int(rng.integers(1, 20)))),
+        lambda d, i: d.insert(i, int(rng.choice(list(b'{}[]",:0-e.tn')))),
     ]
     for _ in range(1500):
         data = bytearray(text)

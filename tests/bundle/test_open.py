@@ -1,4 +1,4 @@
-"""Bundles: found, held against their digests, and refused with a reason when anything is off."""
+"""Bundles: found by name or path, checked by digest, and refused with a reason if damaged."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def copy(scripted_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(scripted_bundle, tmp_path / "copy"))
 
 
-def flip(path: Path, at: int = 1000) -> None:
-    """Change one byte, and nothing that the file system tells about the file."""
+def flip(path: Path, offset: int = 1000) -> None:
+    """Change one byte of a file, but not its size, times or inode."""
     status = path.stat()
     data = bytearray(path.read_bytes())
-    data[at] ^= 1
+    data[offset] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
@@ -143,7 +143,7 @@ def test_a_file_that_may_not_be_read(copy: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are read whole to be hashed."""
+    """The names of the files that were hashed, in order."""
     names: list[str] = []
     original: Callable[[Path], str] = digests.sha256_of_file
 
@@ -189,11 +189,11 @@ def test_hashing_again_catches_even_a_restored_time(copy: Path) -> None:
     path = opened.file("lm.gguf")
     entry = opened.manifest.files["lm.gguf"]
     flip(path)
-    opened.file("lm.gguf")  # size, time and inode are the old: the stamp cannot know
+    opened.file("lm.gguf")  # size, time and inode are unchanged, so nothing is noticed
     with pytest.raises(ModelError, match="not what the manifest says"):
         b.check_file(path, entry.sha256, entry.size, again=True)
     with pytest.raises(ModelError, match="not what the manifest says"):
-        opened.file("lm.gguf")  # and what was found is remembered
+        opened.file("lm.gguf")  # the new digest is remembered
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"x": 1}', "null", '{"%s": []}', '{"%s": [1]}'])
@@ -236,8 +236,8 @@ ORDERS = [
 def test_the_best_variant_that_is_there(on_cpu: bool, int8_dot: bool, order: list[str]) -> None:
     entry = FileEntry("0" * 64, 1)
     base = bundles.make_manifest({"lm.gguf": entry})
-    for there in range(1, 16):
-        quants = [q for i, q in enumerate(sorted(order)) if there >> i & 1]
+    for subset in range(1, 16):
+        quants = [q for i, q in enumerate(sorted(order)) if subset >> i & 1]
         vision = dataclasses.replace(
             base.vision, variants=[VisionVariant(f"{q}.onnx", q) for q in quants]
         )
