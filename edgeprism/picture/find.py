@@ -1,12 +1,12 @@
 """Arguments → pictures: files, folders, patterns and lists, in one stable order.
 
-Nothing here opens a picture. Whether a file that is named directly exists and is a picture is
-for its reader to say: a missing one is yielded too, so that it is reported and not lost.
+This module opens no picture. It yields every file that is named directly, even one that does not
+exist or is no picture, so that its reader reports the fault and no argument is lost.
 
-The order: arguments as given, then the list's lines. In a folder, files come first and its
-sub-folders after them, both by name, case-folded, the raw name breaking ties. Linked folders
-come after everything that really lies in their argument, and only if they lead somewhere new:
-a picture is found once and under its own path, however many links or loops lead to it.
+The order: the arguments as given, then the list's lines. In a folder, files come first and
+sub-folders after them, both sorted by case-folded name, then by raw name. Linked folders come
+after everything that really lies in their argument, and only if the search has not entered them
+yet: it yields each picture once and under its own path, however many links or loops lead to it.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ _UTF8_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class PictureFile:
-    """A picture's path and how it was found."""
+    """A picture's path and the argument that led to it."""
 
     path: Path
-    root: Path | None  # the folder argument it lies under; None when named directly
+    root: Path | None  # the folder argument that contains it; None if it was named directly
     argument: str  # as given; "-" for the picture on standard input
     base: Path | None = None  # absolute folder that all arguments share, for mirrored outputs
 
     @property
     def is_stdin(self) -> bool:
-        """Whether the picture is to be read from standard input."""
+        """Whether the picture comes from standard input."""
         return self.argument == STDIN
 
     @property
     def relative(self) -> Path:
-        """Where its results belong below a mirrored folder.
+        """The path of its results inside a mirrored output folder.
 
-        The path below what all arguments have in common: for one folder, the path inside it;
-        for several, each folder keeps its name. So no two pictures of a search share it.
+        It is the path below the folder that all arguments share: for one folder argument the path
+        inside it; with several, each folder keeps its name. No two pictures of a search share it.
         """
         if self.base is not None and self.base.is_absolute():
             return Path(_absolute(str(self.path))).relative_to(self.base)
-        if self.base is not None:  # nothing in common, as on two drives: the drive is a folder
+        if self.base is not None:  # the arguments share no folder, as on two drives
             whole = Path(_absolute(str(self.path)))
             drive = "".join(letter for letter in whole.drive if letter.isalnum())
             return Path(drive, *whole.parts[1:])
@@ -65,7 +65,7 @@ class PictureFile:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A folder that could not be listed, wholly or from some entry on."""
+    """A folder that could not be listed, or only in part."""
 
     path: Path
     reason: str
@@ -75,22 +75,22 @@ class Unreadable:
 class _Target:
     argument: str
     path: str
-    anchor: str | None  # absolute folder that counts towards the common one
+    anchor: str | None  # absolute folder, from which the arguments' common folder is computed
     is_folder: bool = False
 
 
 class PictureSearch(Iterator[PictureFile]):
-    """Iterates over the pictures; the counts are complete when it has ended."""
+    """An iterator over the pictures; its counts are complete when it has ended."""
 
     def __init__(self, targets: list[_Target], skipped: int, limit: int | None) -> None:
-        self.skipped = skipped  # files passed over because they have no picture's suffix
-        self.repeated = 0  # paths that came up again and were yielded before
+        self.skipped = skipped  # files without a picture's suffix
+        self.repeated = 0  # paths that had been yielded before and came up again
         self.unreadable: list[Unreadable] = []
         self._base = _common_folder(target.anchor for target in targets)
         self._left = limit
-        self._seen: set[str] = set()
+        self._yielded: set[str] = set()
         self._entered: set[tuple[int, int] | str] = set()
-        self._found = self._find(targets)
+        self._pictures = self._find(targets)
 
     def __iter__(self) -> PictureSearch:
         return self
@@ -98,10 +98,10 @@ class PictureSearch(Iterator[PictureFile]):
     def __next__(self) -> PictureFile:
         if self._left == 0:
             raise StopIteration
-        found = next(self._found)
+        picture = next(self._pictures)
         if self._left is not None:
             self._left -= 1
-        return found
+        return picture
 
     def _find(self, targets: list[_Target]) -> Iterator[PictureFile]:
         for target in targets:
@@ -113,7 +113,7 @@ class PictureSearch(Iterator[PictureFile]):
                 yield picture
 
     def _walk(self, target: _Target) -> Iterator[PictureFile]:
-        """Depth first with a list of our own: a deep tree must not exhaust Python's stack."""
+        """Walk a folder depth first; no recursion, because a deep tree would exhaust the stack."""
         root = Path(target.path)
         pending, links = [target.path], deque[str]()
         while pending or links:
@@ -130,13 +130,13 @@ class PictureSearch(Iterator[PictureFile]):
             links.extend(os.path.join(folder, name) for name in listing.links)
 
     def _enter(self, folder: str) -> bool:
-        """False for a folder that was walked before, by whatever path."""
+        """Return whether the folder is to be walked: it is readable and was not walked before."""
         try:
             status = os.stat(folder)
         except OSError as error:
             self._report(folder, error)
             return False
-        # some network file systems number nothing: there the resolved path has to tell
+        # some network file systems have no inode numbers; there the resolved path identifies it
         inode = (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
         if inode in self._entered:
             return False
@@ -150,7 +150,7 @@ class PictureSearch(Iterator[PictureFile]):
                 for entry in entries:
                     if not _is_hidden(entry):
                         self.skipped += listing.add(entry)
-        except OSError as error:  # what came before the error is kept
+        except OSError as error:  # the entries before the error stay in the listing
             self._report(folder, error)
         for names in (listing.pictures, listing.folders, listing.links):
             names.sort(key=sort_key)
@@ -158,10 +158,10 @@ class PictureSearch(Iterator[PictureFile]):
 
     def _is_new(self, absolute: str) -> bool:
         key = os.path.normcase(absolute)
-        if key in self._seen:
+        if key in self._yielded:
             self.repeated += 1
             return False
-        self._seen.add(key)
+        self._yielded.add(key)
         return True
 
     def _report(self, folder: str, error: OSError) -> None:
@@ -175,13 +175,13 @@ class _Listing:
     links: list[str]  # to folders
 
     def add(self, entry: os.DirEntry[str]) -> bool:
-        """True for a file that is passed over.
+        """Sort an entry into one of the lists; return True for a file that belongs in none.
 
-        Whatever has a picture's suffix and is no folder counts as a picture, a dangling link
-        too: its reader will say what is wrong with it.
+        Everything with a picture's suffix that is no folder counts as a picture. So does a
+        dangling link, so that the picture's reader reports it.
         """
         is_folder = False
-        with suppress(OSError):  # a link to itself is no folder
+        with suppress(OSError):  # raised for a link to itself, which is no folder
             is_folder = entry.is_dir()
         if is_folder:
             (self.links if entry.is_symlink() else self.folders).append(entry.name)
@@ -200,16 +200,19 @@ def find_pictures(
     limit: int | None = None,
     stdin: IO[bytes] | None = None,
 ) -> PictureSearch:
-    """The pictures that `arguments` and the list `files_from` name, at most `limit` of them.
+    """Return an iterator over the pictures that the arguments name, at most `limit` of them.
 
-    An argument is a file (whatever its suffix), a folder (walked to its end, hidden entries and
-    files without a picture's suffix passed over), a pattern with * ? [ or ** that no file has as
-    its name, or "-" for one picture on standard input. `files_from` is a file, or "-" for
-    standard input, with one path a line in UTF-8 (blank lines ignored), or with NUL after each
-    path where `null` is set; its lines are files or folders, never patterns.
+    Parameters:
+        arguments: each is a file (with any suffix); a folder (with all its sub-folders, without
+            hidden entries and files that lack a picture's suffix); a pattern with * ? [ or **,
+            unless a file has it as its name; or "-" for one picture on standard input.
+        files_from: a file, or "-" for standard input, with one path per line in UTF-8. Blank lines
+            are ignored. The lines are files or folders, never patterns.
+        null: the paths of `files_from` end with NUL instead of a line break.
 
-    Folders are read as the iteration goes on. Raises UsageError, before anything is yielded, for
-    a pattern without a match, an unreadable list, or options that exclude each other.
+    The iterator reads each folder when it gets there. Raises UsageError, before it yields
+    anything, for a pattern without a match, an unreadable list, or options that exclude each
+    other.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"A limit of {limit} leaves no picture.", "Give a `limit` of 1 or more.")
@@ -217,37 +220,37 @@ def find_pictures(
         raise UsageError(
             "NUL ends the paths of a list, but no list is named.", "Give `files_from` too."
         )
-    given = [os.fspath(argument) for argument in arguments]
-    listed: list[str] = []
+    paths = [os.fspath(argument) for argument in arguments]
+    lines: list[str] = []
     if files_from is not None:
-        if os.fspath(files_from) == STDIN and STDIN in given:
+        if os.fspath(files_from) == STDIN and STDIN in paths:
             raise UsageError(
                 "Standard input cannot be both a picture and a list.", 'Leave out one "-".'
             )
-        listed = _read_list(os.fspath(files_from), null, stdin)
+        lines = _read_list(os.fspath(files_from), null, stdin)
     targets: list[_Target] = []
     skipped = 0
-    for argument in given:
+    for argument in paths:
         if argument == STDIN:
             targets.append(_Target(STDIN, STDIN, None))
         elif is_pattern(argument) and not os.path.lexists(argument):
-            matches, passed_over = _pattern_to_targets(argument)
+            matches, n_others = _pattern_to_targets(argument)
             targets += matches
-            skipped += passed_over
+            skipped += n_others
         else:
             targets.append(_path_to_target(argument))
-    # a line "-" is a file of that name; "./-" keeps it apart from standard input
-    targets += [_path_to_target("./-" if line == STDIN else line) for line in listed]
+    # a line "-" is a file with that name; "./-" distinguishes it from standard input
+    targets += [_path_to_target("./-" if line == STDIN else line) for line in lines]
     return PictureSearch(targets, skipped, limit)
 
 
 def has_picture_suffix(name: str) -> bool:
-    """Whether a file's name ends as a picture's does."""
+    """Return whether a file's name ends with a picture's suffix."""
     return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
 
 
 def sort_key(name: str) -> tuple[str, str]:
-    """The order of names in a folder."""
+    """Return the sort key for names in a folder."""
     return name.casefold(), name
 
 
@@ -262,10 +265,10 @@ def _path_to_target(argument: str) -> _Target:
 
 
 def _pattern_to_targets(pattern: str) -> tuple[list[_Target], int]:
-    """Matches, and how many of them are passed over.
+    """Return the matches that count, and the number of other matches.
 
-    A pattern that spells a suffix (`*.dat`) means those files; one that does not (`scans/*`)
-    means the pictures and folders among its matches.
+    Of a pattern that spells a suffix (`*.dat`) every match counts; of any other (`scans/*`) only
+    pictures and folders.
     """
     suffix = os.path.splitext(pattern)[1]
     means_all = bool(suffix) and not is_pattern(suffix)
@@ -301,7 +304,7 @@ def _read_list(source: str, null: bool, stdin: IO[bytes] | None) -> list[str]:
 
 
 def _absolute(path: str) -> str:
-    """As os.path.abspath, but `link/..` is the parent of what the link leads to, as it is."""
+    """Like os.path.abspath, but `link/..` is the parent of the link's target, as for the system."""
     if ".." not in path:
         return os.path.abspath(path)
     parts = Path(path).parts
@@ -316,14 +319,14 @@ def _to_path(line: bytes) -> str:
 def _is_hidden(entry: os.DirEntry[str]) -> bool:
     if entry.name.startswith("."):
         return True
-    if sys.platform == "win32":  # elsewhere this would cost a system call for each file
+    if sys.platform == "win32":  # on other systems this would cost a system call per file
         attributes = entry.stat(follow_symlinks=False).st_file_attributes
         return bool(attributes & stat.FILE_ATTRIBUTE_HIDDEN)
     return False
 
 
 def _common_folder(anchors: Iterable[str | None]) -> Path | None:
-    """None without anchors; the relative `Path()` where they share nothing, not even a drive."""
+    """Return the folder that all anchors share; None without anchors, `Path()` on two drives."""
     known = {anchor for anchor in anchors if anchor is not None}
     if not known:
         return None

@@ -1,6 +1,6 @@
-"""A picture's size + the manifest → how it is cut, what that costs, and how its rows stand.
+"""A picture's size + the manifest → its tiles, their cost, and the order of its rows.
 
-Arithmetic on sizes alone: tiles and visual tokens are known before a pixel is decoded.
+This needs only sizes, so tiles and visual tokens are known before a pixel is decoded.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from edgeprism.bundle.manifest import ImagePolicy, Manifest
 
 Size = tuple[int, int]  # (width, height)
-NEWLINE = -1  # in `PictureLayout.rows`: the model's newline row
+NEWLINE = -1  # index of the model's newline row in `PictureLayout.rows`
 
 _NO_MARKERS = Markers("", "", "", "", "", "")
 
 
 @dataclass(frozen=True)
 class PictureLayout:
-    """How one picture goes through the vision graph and stands in the prompt."""
+    """One picture's tiles for the vision graph, and its rows in the prompt."""
 
     grid: tuple[int, int] | None  # tiles [down, across]; None: the whole picture is one tile
-    n_tiles: int  # the overview counted
+    n_tiles: int  # with the overview
     rows: np.ndarray  # [n_rows] int32: indices into the tiles' tokens [n_tiles · tokens_per_tile]
     segments: tuple[Segment, ...]
 
 
 def picture_to_layout(size: Size, manifest: Manifest) -> PictureLayout:
-    """The layout of a picture of `size` (width, height) pixels, upright."""
+    """Return the layout of an upright picture of `size` (width, height) pixels."""
     vision, tiling = manifest.vision, manifest.image.tiling
     per_tile, grid = vision.tokens_per_tile, choose_grid(size, manifest.image)
     if tiling is None or grid is None:
@@ -61,19 +61,19 @@ def picture_to_layout(size: Size, manifest: Manifest) -> PictureLayout:
 
 
 def most_visual_tokens(manifest: Manifest) -> int:
-    """Rows that no picture's layout goes beyond."""
+    """Return an upper limit of the rows that one picture needs."""
     vision, tiling = manifest.vision, manifest.image.tiling
-    most = manifest.image.max_tiles * vision.tokens_per_tile
+    limit = manifest.image.max_tiles * vision.tokens_per_tile
     if tiling is not None and vision.newline:
-        most += max(grid[0] for grid in tiling.grids) * vision.grid[0]
-    return most
+        limit += max(grid[0] for grid in tiling.grids) * vision.grid[0]
+    return limit
 
 
 def choose_grid(size: Size, policy: ImagePolicy) -> tuple[int, int] | None:
-    """Tiles [down, across] that a picture of `size` is cut into, besides the overview.
+    """Return the tiles [down, across] for a picture of `size`, without the overview.
 
-    None where it is not cut. The rules are those of the models' own preparation: LLaVA-NeXT's
-    (best-fit), InternVL 1.5's (closest-ratio) and Idefics3's (longest-edge).
+    None: the picture is not cut. The rules follow the models' own preprocessing: LLaVA-NeXT
+    (best-fit), InternVL 1.5 (closest-ratio) and Idefics3 (longest-edge).
     """
     tiling = policy.tiling
     if tiling is None:
@@ -88,13 +88,13 @@ def choose_grid(size: Size, policy: ImagePolicy) -> tuple[int, int] | None:
 
 
 def shrunk_size(size: Size, longest: int) -> Size:
-    """`size` with its longer edge at most `longest`, ratio kept."""
+    """Return `size` reduced to a longer edge of at most `longest`; keeps the aspect ratio."""
     share = min(1.0, longest / max(size))
     return max(1, round(size[0] * share)), max(1, round(size[1] * share))
 
 
 def fitted_size(size: Size, canvas: Size) -> Size:
-    """`size` scaled to fit into `canvas`, ratio kept, rounded up: LLaVA-NeXT's rule."""
+    """Return `size` scaled to fit into `canvas`, rounded up: LLaVA-NeXT's rule."""
     across, down = canvas[0] / size[0], canvas[1] / size[1]
     if across < down:
         return canvas[0], min(math.ceil(size[1] * across), canvas[1])
@@ -102,7 +102,10 @@ def fitted_size(size: Size, canvas: Size) -> Size:
 
 
 def edge_size(size: Size, longest_edge: int) -> Size:
-    """`size` with its longer edge at `longest_edge`, the other rounded up to even: Idefics3's."""
+    """Return `size` scaled to a longer edge of `longest_edge`, the other rounded up to even.
+
+    This is Idefics3's rule.
+    """
     width, height = size
     ratio = width / height
     if width >= height:
@@ -113,7 +116,7 @@ def edge_size(size: Size, longest_edge: int) -> Size:
 
 
 def canvas_size(size: Size, tile: int, longest_edge: int) -> Size:
-    """What a "longest-edge" picture is stretched to: whole tiles around `edge_size`."""
+    """Return the size that a "longest-edge" picture is stretched to: `edge_size` in whole tiles."""
     width, height = edge_size(size, longest_edge)
     ratio = width / height
     if width >= height:
@@ -124,7 +127,7 @@ def canvas_size(size: Size, tile: int, longest_edge: int) -> Size:
 
 
 def _best_fit(size: Size, tile: int, grids: list[list[int]]) -> tuple[int, int]:
-    """The grid that keeps most of the picture's pixels, then the one that pads least."""
+    """Return the grid that keeps the most pixels; of equals, the one with the least padding."""
     width, height = size
 
     def worth(grid: list[int]) -> tuple[int, int]:
@@ -133,29 +136,30 @@ def _best_fit(size: Size, tile: int, grids: list[list[int]]) -> tuple[int, int]:
         kept = min(int(width * scale) * int(height * scale), width * height)
         return kept, kept - down * across
 
-    best = max(grids, key=worth)  # the first of equals
+    best = max(grids, key=worth)  # the first one if several are equal
     return best[0], best[1]
 
 
 def _closest_ratio(size: Size, tile: int, grids: list[list[int]]) -> tuple[int, int]:
-    """The grid of the closest ratio; of equally close ones a larger if the picture fills it.
+    """Return the grid whose aspect ratio is closest to the picture's.
 
-    "Fills" is more than half of its pixels; the order of `grids` decides between others.
+    Of equally close grids a later one wins if the picture has more than half as many pixels as
+    the grid; otherwise the first one wins.
     """
     width, height = size
     best, least = (1, 1), math.inf
     for down, across in grids:
         difference = abs(width / height - across / down)
-        fills = width * height > 0.5 * tile * tile * down * across
-        if difference < least or (difference == least and fills):
+        is_filled = width * height > 0.5 * tile * tile * down * across
+        if difference < least or (difference == least and is_filled):
             best, least = (down, across), difference
     return best
 
 
 def _unpadded(rows: np.ndarray, size: Size) -> np.ndarray:
-    """Without the rows or columns of patches [down, across] that hold padding alone.
+    """Return `rows` [down, across] without the rows or columns of patches that hold only padding.
 
-    Whole numbers throughout: exact where upstream rounds floats.
+    It computes with whole numbers, so it is exact where upstream rounds floats.
     """
     (width, height), (down, across) = size, rows.shape
     if width * down > across * height:
@@ -166,7 +170,7 @@ def _unpadded(rows: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _segments(lengths: list[list[int]], manifest: Manifest) -> tuple[Segment, ...]:
-    """Rows and the text between them; `lengths` are the rows of each tile, by row of tiles."""
+    """Return the rows and the text between them; `lengths` counts each tile's rows, by tile row."""
     markers = manifest.prompts.markers or _NO_MARKERS
     overview: list[str | int] = [markers.before_overview, manifest.vision.tokens_per_tile]
     cut: list[str | int] = []
@@ -183,13 +187,13 @@ def _segments(lengths: list[list[int]], manifest: Manifest) -> tuple[Segment, ..
 
 
 def _joined(pieces: list[str | int], causal: bool) -> tuple[Segment, ...]:
-    """Texts and counts of rows as segments, neighbours of one kind made one."""
+    """Return texts and counts of rows as segments; neighbours of the same kind become one."""
     segments: list[Segment] = []
-    at = 0
+    stop = 0
     for kind, run in itertools.groupby((piece for piece in pieces if piece), type):
         if kind is str:
             segments.append(Text("".join(map(str, run)), template=True))
         else:
-            start, at = at, at + sum(map(int, run))
-            segments.append(ImageRows(start, at, causal))
+            start, stop = stop, stop + sum(map(int, run))
+            segments.append(ImageRows(start, stop, causal))
     return tuple(segments)

@@ -1,4 +1,4 @@
-"""A picture as it comes → upright RGB within limits → tiles of uint8 pixels."""
+"""Read a picture from a file, bytes, a stream, PIL or numpy, as upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ ImageSource = (
     | npt.NDArray[np.uint8]
 )
 
-READER_VERSION = 1  # raised when the same file may give other pixels than before
+READER_VERSION = 1  # a change that gives other pixels for the same file must raise it
 MAX_FILE_BYTES = 1 << 30
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses; about 13,400 × 13,400
-# Padding reads height × longer edge pixels: past these, one picture would take half a minute
+MAX_PIXELS = 178_956_970  # Pillow's own limit; about 13,400 × 13,400
+# Padding reads height × longer edge pixels: a larger picture would take over half a minute
 MAX_WIDTH, MAX_HEIGHT = 65_535, 40_000
 
-# What is read: not the whole of Pillow, whose other readers run programs (PostScript), follow
-# files into other formats, or are seldom fed with damaged bytes.
+# The formats that EdgePrism reads. Pillow's other readers run programs (PostScript), follow files
+# into other formats, or are seldom tested with damaged bytes.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF")
 _OPTIONAL_FORMATS = ("WEBP", "AVIF")  # not in every build of Pillow
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -52,23 +52,26 @@ _HINT_NOT_A_PICTURE = "Give a JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF file
 
 @dataclass(frozen=True)
 class Picture:
-    """An upright RGB picture and where it came from."""
+    """An upright RGB picture, with the name and digest of its source."""
 
     rgb: Image.Image
     name: str
-    sha256: str  # of the file's bytes; of the pixels where there is no file
+    sha256: str  # of the file's bytes; of the pixels if there is no file
     size: tuple[int, int]  # (width, height), upright; `rgb` may be smaller, see `notes`
     notes: tuple[str, ...]
     decode_ms: float
 
 
 def read_picture(source: ImageSource, *, enough: int | None = None) -> Picture:
-    """Read `source`, apply its EXIF orientation, bring it to 8-bit RGB (transparency over white).
+    """Read `source`, apply its EXIF orientation, convert it to 8-bit RGB (transparency over white).
 
-    `source` is a path, the file's bytes, a binary file object, a PIL image, or a uint8 array
-    [H, W, 3] in RGB. A longer edge of `enough` pixels will do: a JPEG file far larger is decoded
-    at a half, a quarter or an eighth, as its format allows, which a note says. Raises ImageError,
-    which names the picture.
+    Parameters:
+        source: a path, the file's bytes, a binary file object, a PIL image, or a uint8 array
+            [H, W, 3] in RGB.
+        enough: a longer edge, in pixels, that suffices. A much larger JPEG file is decoded at a
+            half, a quarter or an eighth of its size, and `notes` says so. None: always full size.
+
+    Raises ImageError, which names the picture.
     """
     start = time.perf_counter()
     if isinstance(source, np.ndarray):
@@ -87,9 +90,10 @@ def read_picture(source: ImageSource, *, enough: int | None = None) -> Picture:
 
 
 def enough_for(policy: ImagePolicy) -> int:
-    """The longer edge from which a picture's tiles no longer gain from more pixels.
+    """Return the longer edge, in pixels, beyond which a picture's tiles hardly change.
 
-    Four pixels to one of the tiles: `benchmarks/speed/draft.py` measures what more would change.
+    It is four times the pixels of the tiles; `benchmarks/speed/draft.py` measures the difference
+    that more pixels would make.
     """
     tiling = policy.tiling
     if tiling is None:
@@ -171,7 +175,7 @@ def _decode(data: bytes, name: str, enough: int | None) -> _Read:
 
 
 def _with_heif(name: str) -> tuple[str, ...]:
-    """Pillow reads HEIC, what phones write, only with a plug-in of its own."""
+    """Return the known formats and HEIF, for which Pillow needs a plug-in; phones write it."""
     try:
         import pillow_heif
     except ImportError as error:
@@ -184,15 +188,15 @@ def _with_heif(name: str) -> tuple[str, ...]:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    there = (name for name in _OPTIONAL_FORMATS if find_spec(f"PIL._{name.lower()}"))
-    return (*_FORMATS, *there)
+    optional = (name for name in _OPTIONAL_FORMATS if find_spec(f"PIL._{name.lower()}"))
+    return (*_FORMATS, *optional)
 
 
 def _guarded(decode: Callable[[], _Read], name: str) -> _Read:
-    """Whatever a decoder raises, as an ImageError that names the picture."""
+    """Call `decode`; turn whatever it raises into an ImageError that names the picture."""
     try:
         with warnings.catch_warnings():
-            # our own limits are the judge, and damage is told once, in the error
+            # Pillow warns of large or damaged pictures; the limits and errors here suffice
             warnings.simplefilter("ignore")
             return decode()
     except ImageError:
@@ -214,7 +218,7 @@ def _too_many_pixels(name: str) -> ImageError:
 
 
 def _upright_rgb(image: Image.Image, name: str, enough: int | None) -> _Read:
-    """Header first: a picture over the limit is refused before a pixel is decoded."""
+    """Decode an opened picture; refuses one over the limits before it decodes a pixel."""
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{name}: has no pixels.", _HINT_NOT_A_PICTURE)
@@ -225,14 +229,14 @@ def _upright_rgb(image: Image.Image, name: str, enough: int | None) -> _Read:
     if frames > 1 and image.format != "MPO":  # a phone's MPO holds previews of the same shot
         notes.append(f"first of {frames} frames")
     if frames > 1:
-        image.seek(0)  # counting frames may have moved on
+        image.seek(0)  # counting the frames may have moved to another one
     if enough is not None and image.format == "JPEG" and max(width, height) > enough:
         share = enough / max(width, height)
         image.draft(None, (max(1, int(width * share)), max(1, int(height * share))))
     if image.size != (width, height):
         notes.append(f"read at {image.width} × {image.height} pixels")
     image.load()
-    upright = ImageOps.exif_transpose(image)  # a copy even if it stood upright
+    upright = ImageOps.exif_transpose(image)  # always a copy
     if upright.width > MAX_WIDTH or upright.height > MAX_HEIGHT:
         raise ImageError(
             f"{name}: {upright.width} × {upright.height} pixels; at most {MAX_WIDTH} across and "
@@ -256,7 +260,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _deep_grey_to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """16-bit, 32-bit and float grey; Pillow's own conversion would clip instead of scaling."""
+    """Convert 16-bit, 32-bit or float grey; Pillow's own conversion would clip, not scale."""
     values = np.asarray(image).astype(np.float64)  # [H, W]
     highest = float(values.max())
     if not np.isfinite(values).all() or values.min() < 0 or highest > 65535:

@@ -23,39 +23,39 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
-_WIDEST_FILTER = 3  # Lanczos, in pixels to each side
+_WIDEST_FILTER = 3  # pixels to each side that Lanczos, the widest filter, reads
 
 
 def picture_to_tiles(
     picture: Picture, policy: ImagePolicy, grid: tuple[int, int] | None
 ) -> np.ndarray:
-    """Pixels as the vision engine takes them: uint8 [n_tiles, size, size, 3].
+    """Return the tiles of a picture for the vision engine: uint8 [n_tiles, size, size, 3].
 
-    `grid` is [down, across] as `choose_grid` says for the picture's size; None cuts nothing.
+    `grid` is [down, across] from `choose_grid` for the picture's size; None cuts nothing.
 
-    With the mode "shrink" one tile of the picture's own shape, [1, height, width, 3]. With a
-    second fill six channels: the picture on the first colour and on the second.
+    The mode "shrink" gives one tile [1, height, width, 3] of the picture's own aspect ratio. With
+    a second fill there are six channels: the picture on the first colour and on the second.
     """
     size, tiling = policy.size, policy.tiling
     if tiling is None or grid is None:
         views = [np.asarray(picture_to_tile(picture.rgb, policy, fill)) for fill in policy.fills]
         return np.concatenate(views, axis=-1)[None]  # [1, size, size, 3 · n_views]
     canvas = _canvas(picture, policy, grid)
-    # what "longest-edge" models see as a whole is the canvas, already stretched
+    # the overview of "longest-edge" models is made from the stretched canvas
     by_edge = tiling.choose == "longest-edge"
     whole = canvas if by_edge else picture.rgb
     overview = np.asarray(picture_to_tile(whole, policy, policy.fill), dtype=np.uint8)[None]
     cut = np.asarray(canvas, dtype=np.uint8).reshape(grid[0], size, grid[1], size, 3)
-    cut = cut.swapaxes(1, 2).reshape(-1, size, size, 3)  # row of tiles by row of tiles
+    cut = cut.swapaxes(1, 2).reshape(-1, size, size, 3)  # one row of tiles after another
     return np.concatenate((overview, cut) if tiling.overview == "first" else (cut, overview))
 
 
 def _canvas(picture: Picture, policy: ImagePolicy, grid: tuple[int, int]) -> Image.Image:
-    """The picture at the size of `grid` tiles [down, across], as the policy fits it in."""
+    """Return the picture at the size of `grid` tiles [down, across], fitted as the policy says."""
     resample, tiling = RESAMPLING[policy.resample], policy.tiling
     size = (grid[1] * policy.size, grid[0] * policy.size)
     if tiling is not None and tiling.choose == "longest-edge":
-        # two steps, as upstream: the first keeps the ratio, the second stretches to whole tiles
+        # upstream resizes twice: first it keeps the ratio, then it stretches to whole tiles
         rgb = picture.rgb.resize(edge_size(picture.size, tiling.longest_edge), resample)
         return rgb.resize(size, resample)
     if tiling is not None and tiling.choose == "closest-ratio":
@@ -68,7 +68,7 @@ def _canvas(picture: Picture, policy: ImagePolicy, grid: tuple[int, int]) -> Ima
 
 
 def picture_to_tile(rgb: Image.Image, policy: ImagePolicy, fill: Sequence[int]) -> Image.Image:
-    """The whole picture as one tile, size × size; with "shrink" of its own shape."""
+    """Return the whole picture as one tile: size × size, or its own shape with "shrink"."""
     size, resample = policy.size, RESAMPLING[policy.resample]
     if policy.mode == "shrink":
         shape = shrunk_size(rgb.size, size)
@@ -90,41 +90,43 @@ def _half(n: int) -> int:
 
 
 def _half_to_even(n: int) -> int:
-    """As torchvision's CenterCrop halves what it cuts off: 1 → 0, 3 → 2, 5 → 2, 7 → 4."""
+    """Halve like torchvision's CenterCrop, rounding to even: 1 → 0, 3 → 2, 5 → 2, 7 → 4."""
     return round(n / 2)
 
 
 def _letterboxed(
     rgb: Image.Image, size: int, fill: Sequence[int], resample: Image.Resampling
 ) -> Image.Image:
-    """Equal borders on both sides, then as "center-crop".
+    """Add equal borders on both sides, then resize and crop as "center-crop" does.
 
-    Where the difference of the edges is odd the canvas stays one pixel short of a square; resizing
-    its shorter edge then makes the other longer than `size` if the picture is that small.
+    If the edges differ by an odd number, the canvas stays one pixel short of a square. Resizing
+    its shorter edge to `size` may then make the longer edge longer than `size`, if the picture is
+    small.
     """
     edge = max(rgb.size)
     width, height = (n + (edge - n) // 2 * 2 for n in rgb.size)
     shorter = min(width, height)
     resized = (size * width // shorter, size * height // shorter)
-    made = _padded_and_resized(rgb, (width, height), resized, fill, resample)
+    padded = _padded_and_resized(rgb, (width, height), resized, fill, resample)
     left, top = (_half_to_even(n - size) for n in resized)
-    return made.crop((left, top, left + size, top + size))
+    return padded.crop((left, top, left + size, top + size))
 
 
 def _resized_and_cropped(
     rgb: Image.Image, size: int, resample: Image.Resampling, half: Callable[[int], int]
 ) -> Image.Image:
-    """The shorter edge at `size`, the middle of the longer one, as CLIP's preparation cuts it.
+    """Resize the shorter edge to `size` and cut out the middle, like CLIP's preprocessing.
 
-    Of a line of pixels only what is kept is resampled, with a margin for the filter, which sees
-    nothing outside its box: the whole of 1 × 20,000 pixels would take gigabytes.
+    Resizing a very long picture, such as 1 × 20,000 pixels, as a whole would take gigabytes. For
+    such a picture it resamples only the part that stays, with a margin, because the filter sees
+    nothing outside its box.
     """
     width, height = rgb.size
     longer = size * max(width, height) // min(width, height)
     start = half(longer - size)
     first, last, box = 0, longer, (0.0, 0.0, float(width), float(height))
     if size * longer > STRIP_PIXELS:
-        share = max(width, height) / longer  # pixels of the picture to one of the resized
+        share = max(width, height) / longer  # pixels of the picture per resized pixel
         margin = math.ceil(_WIDEST_FILTER * max(1, 1 / share)) + 1
         first, last = max(0, start - margin), min(longer, start + size + margin)
         low, high = first * share, last * share
@@ -143,16 +145,16 @@ def _padded_and_resized(
     fill: Sequence[int],
     resample: Image.Resampling,
 ) -> Image.Image:
-    """Centred on a `canvas` of `fill`, then resized, without ever holding the whole canvas.
+    """Centre the picture on a `canvas` of `fill` and resize, without holding the whole canvas.
 
-    Pillow resamples rows first and columns second, so doing the rows strip by strip gives the
-    very pixels of a resize in one go; a 1 × 20,000 picture then needs no 1.2 GB square.
+    Pillow resamples rows first and columns second, so resampling the rows in strips gives the same
+    pixels as one resize. A picture of 1 × 20,000 pixels then needs no square of 1.2 GB.
     """
     colour = tuple(fill)
     (across, down), (width, height) = canvas, rgb.size
     left, top = (across - width) // 2, (down - height) // 2
     rows = max(1, STRIP_PIXELS // across)
-    narrow = Image.new("RGB", (size[0], down), colour)  # rows without picture are fill already
+    narrow = Image.new("RGB", (size[0], down), colour)  # rows outside the picture stay fill
     for y in range(top, top + height, rows):
         strip = Image.new("RGB", (across, min(rows, top + height - y)), colour)
         strip.paste(rgb, (left, top - y))

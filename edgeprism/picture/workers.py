@@ -1,8 +1,8 @@
-"""Pictures decoded in worker processes: a decoder's crash or hunger costs one picture.
+"""Decode pictures in worker processes, so that a decoder's crash costs only one picture.
 
-A worker is `main` in a child process. It is asked one JSON line at a time and answers with one
-JSON line and the pixels' bytes; nothing is pickled, for the answer comes from a process that has
-just read a stranger's file.
+A worker is `main` in a child process. It reads one JSON line per picture, and answers with one
+JSON line and the pixels' bytes. Nothing is pickled, because the answer comes from a process that
+has just read a stranger's file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from edgeprism.bundle.manifest import ImagePolicy
 
-# the largest picture that is read takes 0.5 GB a copy as RGB, and three copies at its worst
+# the largest picture that the reader accepts takes 0.5 GB as RGB, and at most three copies
 MEMORY_BYTES = 4 << 30
 TIMEOUT_S = 60.0
 _LINE_BYTES = 1 << 20
@@ -32,7 +32,7 @@ _LINE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels of one picture as the vision graph takes them, and what the reader saw."""
+    """One picture's tiles for the vision engine, with the reader's facts about the picture."""
 
     tiles: np.ndarray  # [n_tiles, size, size, 3] uint8
     sha256: str
@@ -43,9 +43,9 @@ class Decoded:
 
 
 class DecodePool:
-    """`workers` processes; `submit` queues a path and gives a Future of Decoded.
+    """A pool of worker processes; `submit` queues a path and returns a Future of Decoded.
 
-    The Future raises ImageError, which names the picture, also when the worker died of it.
+    The Future raises ImageError, which names the picture, even if the picture killed its worker.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DecodePool:
         return self._threads.submit(self._decode, path)
 
     def close(self) -> None:
-        """End the workers at once; what is queued is cancelled."""
+        """End the workers at once and cancel what is queued."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             for worker in self._workers:
@@ -151,12 +151,12 @@ class _Worker:
 
 
 def main() -> None:
-    """The worker: settings on the first line, then a picture a line, until stdin ends."""
+    """Run a worker: read settings from the first line, then one picture per line, until the end."""
     from edgeprism.bundle.manifest import ImagePolicy
     from edgeprism.files.strict_json import record_from_data
 
     commands, answers = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr  # a library that prints must not break the answers
+    sys.stdout = sys.stderr  # so that text that a library prints does not get into the answers
     settings = json.loads(commands.readline())
     _limit_memory(settings.pop("memory_bytes"))
     policy = record_from_data(ImagePolicy, settings, "the worker's settings")
@@ -198,7 +198,7 @@ def _answer(path: str, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
 
 def _limit_memory(size: int) -> None:
     if os.name != "posix":
-        return  # no such limit there; the time limit still holds
+        return  # other systems have no such limit; the time limit still holds
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (size, size))

@@ -1,4 +1,4 @@
-"""Pictures from phones and cameras: HEIC, and JPEGs far larger than the model sees."""
+"""Pictures from phones and cameras: HEIC, and JPEGs far larger than the model's input."""
 
 from __future__ import annotations
 

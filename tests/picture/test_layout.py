@@ -1,6 +1,6 @@
-"""Cutting pictures: grids, pixels and the order of rows, against the models' own preparation.
+"""Cutting pictures: grids, pixels and the order of rows, against the models' own preprocessing.
 
-Upstream's image processors and row packing (transformers) are the reference throughout.
+The reference is upstream's image processors and row packing (transformers).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.helpers import bundles
 from tests.helpers.tiles import picture_to_tiles
 
 TILE = bundles.SIZE
-# (width, height); the last ones are the extremes that a camera never makes and people do
+# (width, height); the last row has extreme shapes, which cameras never produce but people do
 SIZES = [(56, 56), (100, 75), (75, 100), (300, 211), (97, 301), (640, 120), (41, 500), (29, 28),
          (1, 1), (2, 900), (900, 3), (333, 334)]  # fmt: skip
 PINPOINTS = [[56, 28], [28, 56], [56, 56], [84, 28], [28, 84]]  # (down, across) in pixels
@@ -75,11 +75,11 @@ def manifest(image: m.ImagePolicy, *, newline: str = "", markers: m.Markers | No
         vision=dataclasses.replace(base.vision, newline=newline),
         prompts=dataclasses.replace(base.prompts, markers=markers),
     )
-    return manifest_from_json(base.to_json(), "m")  # only what would be accepted
+    return manifest_from_json(base.to_json(), "m")  # raises an error if it is not valid
 
 
 def picture(size: tuple[int, int]) -> np.ndarray:
-    """A smooth ground with edges and noise, uint8 [height, width, 3]."""
+    """Return a colour gradient with edges and noise, uint8 [height, width, 3]."""
     width, height = size
     rng = np.random.default_rng(width * 1000 + height)
     y, x = np.mgrid[0:height, 0:width]
@@ -88,9 +88,9 @@ def picture(size: tuple[int, int]) -> np.ndarray:
     return np.clip(ground + rng.normal(0, 20, ground.shape), 0, 255).astype(np.uint8)
 
 
-def assert_one_grey_level(found: np.ndarray, expected: np.ndarray) -> None:
-    assert found.shape == expected.shape
-    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+def assert_one_grey_level(tiles: np.ndarray, expected: np.ndarray) -> None:
+    assert tiles.shape == expected.shape
+    assert np.abs(tiles.astype(int) - expected.astype(int)).max() <= 1
 
 
 def tiles_of(pixels: np.ndarray, image: m.ImagePolicy) -> np.ndarray:
@@ -98,10 +98,10 @@ def tiles_of(pixels: np.ndarray, image: m.ImagePolicy) -> np.ndarray:
 
 
 def upstream(processor: Any, pixels: np.ndarray, **settings: Any) -> np.ndarray:
-    """Tiles [n, S, S, 3] that an upstream processor makes of one picture."""
-    found = processor(pixels, **RAW, **settings, return_tensors="np")["pixel_values"]
-    found = np.asarray(found).reshape(-1, *np.asarray(found).shape[-3:])
-    return found.transpose(0, 2, 3, 1).astype(np.uint8)
+    """Return the tiles [n, S, S, 3] that an upstream processor makes from one picture."""
+    values = np.asarray(processor(pixels, **RAW, **settings, return_tensors="np")["pixel_values"])
+    tiles = values.reshape(-1, *values.shape[-3:])  # [n, 3, S, S]
+    return tiles.transpose(0, 2, 3, 1).astype(np.uint8)
 
 
 # ---- pixels
@@ -155,8 +155,11 @@ def test_crop_equals_clip(size: tuple[int, int], resample: str) -> None:
 def test_a_cropped_line_is_that_of_the_whole(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Resampled alone or with all the rest, the middle is the same; bilinear never overshoots,
-    so that the order of the two passes, which Pillow chooses by shape, does not matter."""
+    """The middle is the same whether it is resampled alone or with the rest of the picture.
+
+    The filter is bilinear, which never overshoots: so the order of Pillow's two passes, which
+    depends on the shape, does not matter.
+    """
     cropped, pixels = policy(None, mode="crop", resample="bilinear"), picture(size)
     whole = tiles_of(pixels, cropped)
     monkeypatch.setattr("edgeprism.picture.tile.STRIP_PIXELS", 1)
@@ -174,7 +177,7 @@ def test_lines_of_pixels_are_cut_too(image: m.ImagePolicy, size: tuple[int, int]
 
 
 def test_a_picture_read_at_reduced_scale_is_cut_as_the_whole_one() -> None:
-    """The grid goes by the size of the file's picture, not by what its decoder left of it."""
+    """The grid depends on the size of the picture in the file, not on the size after decoding."""
     pixels = picture((1333, 401))
     read = read_picture(pixels)
     reduced = dataclasses.replace(read, rgb=read.rgb.resize((167, 51), Image.Resampling.BOX))
@@ -188,7 +191,7 @@ def test_a_picture_read_at_reduced_scale_is_cut_as_the_whole_one() -> None:
 
 
 def by_llava_next(size: tuple[int, int]) -> np.ndarray:
-    """Upstream's packing of features that are their own indices; the newline is -1."""
+    """Return upstream's order of rows: it packs features that are their own index; newline: -1."""
     grid = choose_grid(size, BEST_FIT_POLICY)
     assert grid is not None
     n_tiles, n = 1 + grid[0] * grid[1], bundles.N_TOKENS
@@ -198,7 +201,7 @@ def by_llava_next(size: tuple[int, int]) -> np.ndarray:
         image_grid_pinpoints=PINPOINTS,
     )
     packed, _ = LlavaNextModel.pack_image_features(
-        cast(LlavaNextModel, SimpleNamespace(config=config)),  # it reads nothing else of a model
+        cast(LlavaNextModel, SimpleNamespace(config=config)),  # the method reads only the config
         [features], [(size[1], size[0])], "default", torch.tensor([-1.0]),
     )  # fmt: skip
     indices: np.ndarray = packed[0][:, 0].numpy().astype(int)
@@ -222,7 +225,7 @@ def test_rows_with_padding_kept() -> None:
     grid_rows = layout.rows[n:].reshape(g, 3 * g + 1)
     assert layout.rows[:n].tolist() == list(range(n))
     assert (grid_rows[:, -1] == -1).all()
-    # the second row of patches: that of the first tile, of the second, of the third
+    # the second row of patches runs through the first, second and third tile
     assert grid_rows[1, :-1].tolist() == [n * (1 + t) + g + i for t in range(3) for i in range(g)]
 
 
@@ -245,7 +248,8 @@ def test_markers_stand_where_idefics3_puts_them(size: tuple[int, int]) -> None:
     assert all(s.template for s in layout.segments if isinstance(s, Text))
     assert layout.rows.tolist() == list(range((1 + down * across) * bundles.N_TOKENS))
     kinds = [type(segment) for segment in layout.segments]
-    assert all(a is not b for a, b in itertools.pairwise(kinds))  # nothing to join
+    # neighbours are of different kinds: texts and rows are joined as far as possible
+    assert all(a is not b for a, b in itertools.pairwise(kinds))
 
 
 def test_a_whole_picture_has_the_markers_of_the_overview() -> None:
@@ -281,8 +285,8 @@ def test_no_picture_has_more_tokens_than_the_most() -> None:
         (LONGEST_POLICY, ""),
         (policy(None), ""),
     ):
-        made = manifest(image, newline=newline)
-        layouts = [picture_to_layout((w, h), made) for w, h in sizes]
+        parsed = manifest(image, newline=newline)
+        layouts = [picture_to_layout((w, h), parsed) for w, h in sizes]
         counts = [len(layout.rows) for layout in layouts]
-        assert max(counts) <= most_visual_tokens(made)
+        assert max(counts) <= most_visual_tokens(parsed)
         assert max(layout.n_tiles for layout in layouts) == image.max_tiles

@@ -1,4 +1,4 @@
-"""Pictures of every kind → upright RGB → pixels, held against plain numpy and plain Pillow."""
+"""Reading and tiling pictures of every kind, compared with plain numpy and plain Pillow."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def over_white(rgba: np.ndarray) -> np.ndarray:
 
 # ---- orientation and colour
 
-# EXIF orientation → the stored pixels of an upright picture, as the standard's table gives them
+# EXIF orientation → the pixels that a file stores for an upright picture, by the standard's table
 STORED = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -120,13 +120,13 @@ def test_16_bit_grey_is_scaled_not_clipped(kind: str) -> None:
 
 
 def test_dark_16_bit_grey_stays_dark() -> None:
-    values = np.full((3, 4), 200, np.uint16)  # of 65535: nearly black
+    values = np.full((3, 4), 200, np.uint16)  # 200 of 65535 is nearly black
     assert read(as_bytes(Image.fromarray(values))).max() == 1
 
 
 def test_16_bit_rgb_keeps_the_high_byte() -> None:
     values = np.random.default_rng(4).integers(0, 65536, (5, 6, 3), dtype=np.uint16)
-    # Pillow cannot write this: a minimal PNG by hand
+    # Pillow cannot write 16-bit RGB, so the test builds a minimal PNG itself
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     data = png(6, 5, bits=16, colour=2, body=zlib.compress(rows))
     np.testing.assert_array_equal(read(data), (values >> 8).astype(np.uint8))
@@ -150,8 +150,8 @@ def test_cmyk() -> None:
     cmyk = random_pixels(6, 7, 4)
     ink, black = cmyk[..., :3].astype(float), cmyk[..., 3:].astype(float)
     expected = (255 - ink) * (255 - black) / 255
-    found = read(as_bytes(Image.fromarray(cmyk, "CMYK"), "TIFF")).astype(float)
-    assert np.abs(found - expected).max() <= 1  # the division's rounding is the library's
+    rgb = read(as_bytes(Image.fromarray(cmyk, "CMYK"), "TIFF")).astype(float)
+    assert np.abs(rgb - expected).max() <= 1  # Pillow may round the division either way
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF"])
@@ -314,7 +314,7 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(path)
     path.chmod(0)
     was_root = os.geteuid() == 0
-    if was_root:  # root may read everything: be nobody for a moment
+    if was_root:  # root may read every file, so the test becomes the user "nobody" for a moment
         folders = [p for p in folder.parents if p.stat().st_uid == 0 and p != Path("/")]
         modes = {p: p.stat().st_mode for p in folders}
         for p in folders:
@@ -355,7 +355,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(
     with pytest.raises(ImageError, match=r"huge\.png: more than 178 megapixels"):
         read_picture(path)
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown_kib < 64 * 1024  # decoded it would be 500 MB and more
+    assert grown_kib < 64 * 1024  # the decoded picture would take at least 500 MB
 
 
 def test_an_endless_column_is_refused() -> None:
@@ -391,7 +391,7 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
     for trial in range(1500):
         data = bytearray(samples[trial % len(samples)])
         for _ in range(int(rng.integers(1, 6))):
-            # half of the damage in the header, where it bites
+            # half of the damage goes to the header, where it has the most effect
             end = 64 if rng.random() < 0.5 else len(data)
             data[int(rng.integers(0, min(end, len(data))))] = int(rng.integers(0, 256))
         if rng.random() < 0.2:
@@ -403,7 +403,7 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
         else:
             assert picture.rgb.mode == "RGB"
             read_well += 1
-    assert read_well > 50  # the damage is not so heavy that only refusals were tried
+    assert read_well > 50  # the damage is light enough that some pictures are still readable
 
 
 # ---- pixels
@@ -416,7 +416,7 @@ def policy(**changes: Any) -> ImagePolicy:
 
 
 def reference_pad(image: Image.Image, p: ImagePolicy) -> np.ndarray:
-    """The square as it is usually made: whole, in one piece."""
+    """Return the padded tile made the usual way, from a whole square."""
     edge = max(image.size)
     square = Image.new("RGB", (edge, edge), tuple(p.fill))
     square.paste(image, ((edge - image.width) // 2, (edge - image.height) // 2))
@@ -432,7 +432,7 @@ SIZES = [(1, 1), (28, 28), (29, 28), (100, 37), (37, 100), (640, 427), (3, 500),
 def test_padding_equals_a_plain_paste_and_resize(
     size: tuple[int, int], resample: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # strips of a few rows, so that a small picture already crosses many borders
+    # strips of only a few rows, so that even a small picture needs many of them
     monkeypatch.setattr("edgeprism.picture.tile.STRIP_PIXELS", 3 * max(size))
     image = Image.fromarray(random_pixels(size[1], size[0]))
     p = policy(resample=resample)
@@ -446,7 +446,7 @@ def test_padding_equals_a_plain_paste_and_resize(
 def test_a_line_of_pixels_is_padded_without_holding_the_square(
     size: tuple[int, int], mode: str
 ) -> None:
-    """In a process of its own whose memory could not hold the 1.2 GB square."""
+    """The test runs in a process whose memory limit is below the square's 1.2 GB."""
     code = f"""
 import resource, numpy as np
 from PIL import Image
@@ -468,19 +468,19 @@ assert along.std() < 3 and (tiles == 9).mean() > 0.5
 def test_a_tall_line_equals_the_reference() -> None:
     image = Image.fromarray(random_pixels(4001, 1))
     p = policy()
-    found = picture_to_tiles(read_picture(image), p)
-    np.testing.assert_array_equal(found, reference_pad(image, p))
+    tiles = picture_to_tiles(read_picture(image), p)
+    np.testing.assert_array_equal(tiles, reference_pad(image, p))
 
 
 def test_stretching_is_a_plain_resize() -> None:
     image = Image.fromarray(random_pixels(31, 57))
     expected = np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC))[None]
-    found = picture_to_tiles(read_picture(image), policy(mode="stretch"))
-    np.testing.assert_array_equal(found, expected)
+    tiles = picture_to_tiles(read_picture(image), policy(mode="stretch"))
+    np.testing.assert_array_equal(tiles, expected)
 
 
 def reference_letterbox(image: Image.Image, p: ImagePolicy) -> np.ndarray:
-    """In one piece: equal borders, the shorter edge resized, the middle kept (halves to even)."""
+    """Return the letterboxed tile made from a whole canvas: borders, resize, crop to the middle."""
     across, down = ((max(image.size) - n) // 2 for n in image.size)
     canvas = ImageOps.expand(image, (across, down, across, down), tuple(p.fill))
     shorter = min(canvas.size)
@@ -504,19 +504,19 @@ def test_letterboxing_equals_it_in_one_piece(
 
 
 def test_odd_remainders_are_cut_as_torchvision_does() -> None:
-    """Of 3 pixels too many 2 go in front, of 1 none: halves to even."""
+    """Of 3 surplus pixels 2 are cut off at the top, of 1 none: half is rounded to even."""
     for height, start in ((29, 0), (31, 2), (33, 2), (35, 4)):
         image = Image.fromarray(random_pixels(height, 28))
         expected = np.asarray(image.crop((0, start, 28, start + 28)))[None]
-        found = picture_to_tiles(read_picture(image), policy(mode="center-crop"))
-        np.testing.assert_array_equal(found, expected)
+        tiles = picture_to_tiles(read_picture(image), policy(mode="center-crop"))
+        np.testing.assert_array_equal(tiles, expected)
 
 
 def test_a_second_fill_gives_a_second_view() -> None:
     image = Image.fromarray(random_pixels(90, 41))
     first, second = policy(), policy(fill=[1, 2, 3])
     both = policy(second_fill=[1, 2, 3])
-    found = picture_to_tiles(read_picture(image), both)
-    assert found.shape == (1, 28, 28, 6)
-    for view, alone in ((found[..., :3], first), (found[..., 3:], second)):
+    tiles = picture_to_tiles(read_picture(image), both)
+    assert tiles.shape == (1, 28, 28, 6)
+    for view, alone in ((tiles[..., :3], first), (tiles[..., 3:], second)):
         np.testing.assert_array_equal(view, picture_to_tiles(read_picture(image), alone))
