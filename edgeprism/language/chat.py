@@ -1,7 +1,7 @@
-"""Chat template + instruction → ordered segments of text and image.
+"""Chat template + messages → text segments in order.
 
-What a person, a picture or a model wrote never becomes a special token: only the template's own
-pieces are tokenised with special tokens parsed.
+The tokenizer parses special tokens only in the template's own pieces. So text that a person, a
+picture or a model wrote never becomes a special token.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class Message:
 def chat_to_segments(
     render: Callable[[Sequence[Message]], str], messages: Sequence[Message]
 ) -> list[Segment]:
-    """A chat as segments, whatever template `render` applies.
+    """Return a chat as segments, for any template that `render` applies.
 
-    The template is rendered around placeholders, so that its pieces and what people wrote can
-    be told apart and tokenised differently.
+    It renders the template with placeholders in place of the contents. This separates the
+    template's pieces from the contents, so that they can be tokenised differently.
     """
-    written = {f"[{secrets.token_hex(12)}]": message.content for message in messages}
-    marks = list(written)
+    contents = {f"[{secrets.token_hex(12)}]": message.content for message in messages}
+    marks = list(contents)
     text = render([Message(m.role, mark) for m, mark in zip(messages, marks, strict=True)])
-    # a template may drop a turn (some have no system turn), move it or say it twice
+    # a template may drop a turn (some have no system turn), move it or repeat it
     pieces = re.split(f"({'|'.join(map(re.escape, marks))})", text) if marks else [text]
     return [
-        Text(written[piece]) if piece in written else Text(piece, template=True)
+        Text(contents[piece]) if piece in contents else Text(piece, template=True)
         for piece in pieces
         if piece
     ]

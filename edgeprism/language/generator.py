@@ -1,4 +1,4 @@
-"""Sequences in flight: admit, prefill, decode together, stop, turn tokens into UTF-8 text."""
+"""Run several requests at once: prefill each, decode them together, stop, return UTF-8 text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CELLS_ROUND = 256  # llama.cpp pads the KV cache to this
 
 @dataclass(frozen=True)
 class Piece:
-    """New text of request `index`: whole characters only."""
+    """New text of request `index`, in whole characters."""
 
     index: int
     text: str
@@ -27,7 +27,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Finished:
-    """Request `index` is done."""
+    """The result of request `index`, which has ended."""
 
     index: int
     text: str
@@ -41,10 +41,11 @@ class Finished:
 class Generator:
     """Runs requests in one context, up to `parallel` at a time; a finished one makes room.
 
-    A sequence keeps what its last request began with, up to and with the visual tokens: a next
-    one that begins alike only prefills the rest, and says what it would have said anyway. With
-    `warm` all of it is kept, the answer too, and as many tokens as both have in common are used
-    again: for a conversation, whose words may then differ by rounding.
+    A sequence keeps the beginning of its last request in the KV cache, up to and including the
+    visual tokens. If the next request has the same beginning, it prefills only the rest, and its
+    text is the same as without reuse. With `warm` a sequence keeps everything, including the
+    answer, and a next request reuses all tokens that both have in common. That suits a
+    conversation, but the text may differ by rounding.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class Generator:
         self.lm, self.parallel, self.warm = lm, parallel, warm
         self.kv_type, self.flash_attention = kv_type, flash_attention
         self._context: Context | None = None
-        self._cells = 0  # of each sequence
-        self._held: list[list[Key]] = [[] for _ in range(parallel)]  # by each sequence, for sure
+        self._cells = 0  # KV cache cells of each sequence
+        # for each sequence, keys of the parts that its KV cache certainly holds
+        self._held: list[list[Key]] = [[] for _ in range(parallel)]
         self._active: list[_Sequence] = []
         self._events: list[Piece | Finished] = []
         self._free = list(range(parallel))
@@ -75,13 +77,14 @@ class Generator:
 
     @property
     def busy(self) -> bool:
-        """Whether requests are in flight."""
+        """Whether requests are running."""
         return bool(self._active)
 
     def run(self, requests: Iterable[Request]) -> Iterator[Piece | Finished]:
-        """Events of all requests as they come; closing the iterator drops what is in flight.
+        """Yield events of all requests as they come; closing the iterator drops running requests.
 
-        One run at a time: a later one ends an earlier one, whose iterator then raises UsageError.
+        Only one run is active at a time: a new run ends the previous one, whose iterator then
+        raises UsageError.
         """
         self.drop()
         self._runs += 1
@@ -108,11 +111,14 @@ class Generator:
             )
 
     def has_room(self, request: Request) -> bool:
-        """Whether `request` can begin now. One that needs a longer context waits for the others."""
+        """Return whether `request` can begin now.
+
+        One that needs a longer context can only begin when all others have ended.
+        """
         return bool(self._free) and (not self.busy or self._fits(request))
 
     def add(self, index: int, request: Request) -> None:
-        """Begin a request for which there is room; its events carry `index`."""
+        """Begin a request; its events carry `index`. Raises UsageError if there is no room."""
         start = time.perf_counter()
         cells = self._needs(request)
         if not self.has_room(request):
@@ -126,7 +132,7 @@ class Generator:
         try:
             self._prefill(sequence)
         except BaseException:
-            # an interrupted prefill leaves cells nobody would remove
+            # an interrupted prefill leaves cells in the cache that nothing else would remove
             self.drop()
             self.close()
             raise
@@ -135,8 +141,8 @@ class Generator:
         self._take(sequence, sequence.sampler.sample(self._open))
 
     def step(self) -> list[Piece | Finished]:
-        """One token for every sequence in flight; the events since the last step."""
-        # in order of slots: neighbours go through the model together
+        """Decode one token for every running sequence; return the events since the last step."""
+        # sorted by slot, because llama.cpp computes neighbouring sequences together
         active = sorted(self._active, key=lambda sequence: sequence.slot)
         if active:
             self._open.step([(s.slot, s.ids[-1], s.position()) for s in active])
@@ -146,13 +152,13 @@ class Generator:
         return self._new_events()
 
     def drop(self) -> None:
-        """Forget what is in flight."""
+        """Drop all running requests and their events."""
         for sequence in list(self._active):
             self._release(sequence)
         self._events = []
 
     def _take(self, sequence: _Sequence, token: int) -> None:
-        """Accept a sampled token; a sequence that has ended makes room."""
+        """Give a sampled token to its sequence; release the sequence if it has ended."""
         self._events += sequence.take(token)
         if sequence.finish_reason is not None:
             self._events.append(sequence.finished())
@@ -164,18 +170,18 @@ class Generator:
 
     @property
     def _open(self) -> Context:
-        assert self._context is not None  # _admit made it
+        assert self._context is not None  # `add` has made it
         return self._context
 
     def _needs(self, request: Request) -> int:
-        """Cells for the prompt and as much of the answer as the model was trained for."""
-        prompt, longest = request.count(), self.lm.n_ctx_train
-        if prompt >= longest:
+        """Return the cells for prompt and answer, limited to the model's training context."""
+        prompt, limit = request.count(), self.lm.n_ctx_train
+        if prompt >= limit:
             raise PromptTooLongError(
-                f"The prompt has {prompt} tokens; the model reads at most {longest}.",
+                f"The prompt has {prompt} tokens; the model reads at most {limit}.",
                 "Shorten the instruction or question, or show fewer pictures at once.",
             )
-        return min(prompt + request.sampling.max_tokens, longest)
+        return min(prompt + request.sampling.max_tokens, limit)
 
     def _fits(self, request: Request) -> bool:
         context = self._context
@@ -186,10 +192,10 @@ class Generator:
         )
 
     def _make_context(self, cells: int, whole_run: int) -> None:
-        grown = 2 * self._cells if self.warm else 0  # a conversation goes on
+        grown = 2 * self._cells if self.warm else 0  # a conversation gets longer and longer
         self.close()
         cells = min(max(cells, grown), max(cells, self.lm.n_ctx_train))
-        # one round more: the next question on a picture may be a little longer
+        # one block more than needed, because the next question may be a little longer
         self._cells = (-(-cells // _CELLS_ROUND) + 1) * _CELLS_ROUND
         self._context = self.lm.context(
             self._cells * self.parallel,
@@ -228,7 +234,7 @@ class Generator:
         sequence.sampler.close()
         held = self._held[sequence.slot]
         if self.warm and held and isinstance(held[-1], list):
-            # the last token has not been through the model yet
+            # the model has not processed the last token yet
             self._held[sequence.slot] = [*held[:-1], held[-1] + sequence.ids[:-1]]
         self._active.remove(sequence)
         self._free.append(sequence.slot)
@@ -236,7 +242,7 @@ class Generator:
 
 @dataclass
 class _Sequence:
-    """One request in flight."""
+    """A running request."""
 
     index: int
     slot: int
@@ -254,11 +260,11 @@ class _Sequence:
         self.text = StoppingText(s.stop)
 
     def position(self) -> int:
-        """Where the newest token stands."""
+        """Return the position of the newest token."""
         return self.request.n_positions() + len(self.ids) - 1
 
     def take(self, token: int) -> Iterator[Piece]:
-        """Accept a sampled token; yields what new text is certain."""
+        """Accept a sampled token; yield new text once no stop string can begin in it."""
         sampling = self.request.sampling
         if sampling.stop_at_end and self.lm.is_end(token):
             self.finish_reason = "stop"

@@ -1,4 +1,4 @@
-"""What a sequence of the KV cache holds, so that the next request need not prefill it again."""
+"""Compare a request with what a sequence's KV cache holds, to prefill only the rest."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from edgeprism.language.request import Part
 
-Key = list[int] | bytes  # of a part: its ids, or the digest of its visual tokens
+Key = list[int] | bytes  # a part's token ids, or the digest of its visual tokens
 
 
 def part_to_key(part: Part) -> Key:
-    """What tells a part from any other: visual tokens by content, so no array need be kept."""
+    """Return a key that identifies a part; visual tokens become a digest, to free the array."""
     if isinstance(part, list):
         return part
     digest = hashlib.sha256(repr((part.values.shape, part.causal)).encode())
@@ -23,20 +23,21 @@ def part_to_key(part: Part) -> Key:
     return digest.digest()
 
 
-def common_opening(held: Sequence[Key], wanted: Sequence[Key], *, split: bool) -> tuple[int, int]:
-    """How much of `wanted` is held: (whole parts, tokens of the part after them).
+def common_opening(held: Sequence[Key], request: Sequence[Key], *, split: bool) -> tuple[int, int]:
+    """Return how much of `request` the cache holds: (whole parts, tokens of the next part).
 
-    Its last token never counts: the logits behind it are what a request begins with. Parts are
-    only cut in two with `split`: rows that went through the model beside others differ by rounding.
+    The request's last token never counts, because decoding starts with its logits. Only with
+    `split` may part of a part count: the model's results for it may then differ by rounding,
+    since they were computed together with other tokens.
     """
     parts = 0
-    while parts < min(len(held), len(wanted) - 1) and held[parts] == wanted[parts]:
+    while parts < min(len(held), len(request) - 1) and held[parts] == request[parts]:
         parts += 1
     tokens = 0
     if split and parts < len(held):
-        ours, theirs = held[parts], wanted[parts]
-        if isinstance(ours, list) and isinstance(theirs, list):
-            most = min(len(ours), len(theirs) - (parts == len(wanted) - 1))
-            while tokens < most and ours[tokens] == theirs[tokens]:
+        old, new = held[parts], request[parts]
+        if isinstance(old, list) and isinstance(new, list):
+            limit = min(len(old), len(new) - (parts == len(request) - 1))
+            while tokens < limit and old[tokens] == new[tokens]:
                 tokens += 1
     return parts, tokens

@@ -1,4 +1,4 @@
-"""llama.cpp's libraries, loaded once and silenced. The only importer of llama_cpp."""
+"""llama.cpp's libraries, loaded once and silenced. No other module imports llama_cpp."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LEVEL_WARN = 2
 _llama: Any = None
 _mtmd: Any = None
 _log_lines: collections.deque[str] = collections.deque(maxlen=8)
-_keep_alive: list[Any] = []  # callbacks that native code may call for the process's life
+_keep_alive: list[Any] = []  # callbacks that native code may call until the process ends
 
 
 def import_llama() -> Any:
-    """llama_cpp's low-level module, or a DeviceError (exit code 5) that says how to install it."""
+    """Return llama_cpp's low-level module; raises DeviceError (exit code 5) if it is missing."""
     global _llama
     if _llama is None:
         try:
@@ -35,7 +35,7 @@ def import_llama() -> Any:
 
 
 def import_mtmd() -> Any:
-    """llama_cpp's binding of libmtmd, or a DeviceError (exit code 5)."""
+    """Return llama_cpp's binding of libmtmd; raises DeviceError (exit code 5) if it is missing."""
     global _mtmd
     if _mtmd is None:
         import_llama()
@@ -52,7 +52,10 @@ def import_mtmd() -> Any:
 
 
 def _on_log(level: int, text: bytes, _: object) -> None:
-    """Native libraries are silent; their last words are kept for error messages."""
+    """Keep the native libraries' last warnings for error messages, and print nothing.
+
+    With EDGEPRISM_NATIVE_LOG set it prints every line.
+    """
     line = text.decode("utf-8", errors="replace")
     if level >= _LEVEL_WARN and line.strip(". \n"):
         _log_lines.append(line.strip())
@@ -61,26 +64,26 @@ def _on_log(level: int, text: bytes, _: object) -> None:
 
 
 def supports_offload() -> bool:
-    """Whether this build of llama.cpp can put layers on a GPU."""
+    """Return whether this build of llama.cpp can put layers on a GPU."""
     return bool(import_llama().llama_supports_gpu_offload())
 
 
 def has_amx() -> bool:
-    """Whether this build of llama.cpp multiplies on Intel's AMX tiles.
+    """Return whether this build of llama.cpp multiplies with Intel's AMX instructions.
 
-    There it may end the process: compilers drop most of the tile configuration that it prepares
+    Such a build may crash: compilers drop most of the tile configuration that it prepares
     (ggml-org/llama.cpp issue 20824, pull request 26954; seen with GCC 12.2), so that the first
-    product faults.
+    multiplication faults.
     """
     return b"AMX_INT8 = 1" in import_llama().llama_print_system_info()
 
 
 def last_words(lines: int = 1) -> str:
-    """What llama.cpp last complained of, for an error message."""
-    said = [line.rstrip(".") for line in list(_log_lines)[-lines:]]
-    return "; ".join(said) if said else "it gave no reason"
+    """Return llama.cpp's last warnings and errors, for an error message."""
+    last = [line.rstrip(".") for line in list(_log_lines)[-lines:]]
+    return "; ".join(last) if last else "it gave no reason"
 
 
 def forget_words() -> None:
-    """What follows is to be told apart from what was said before."""
+    """Forget the warnings so far, so that `last_words` returns only later ones."""
     _log_lines.clear()

@@ -1,4 +1,4 @@
-"""The arrays of a `llama_batch`, owned by numpy: rows and tokens reach llama.cpp without a copy."""
+"""A `llama_batch` over numpy arrays, so that rows and tokens reach llama.cpp without a copy."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ _INT32 = ctypes.POINTER(ctypes.c_int32)
 
 
 class LlamaBatch:
-    """The arrays of a llama_batch, owned by numpy and reused for every call."""
+    """The arrays of a llama_batch, owned by numpy and reused for every call.
+
+    `place…` sets positions and sequences, `want_logits` the rows whose logits llama.cpp keeps;
+    `with_tokens` or `with_rows` then returns the struct for llama.cpp.
+    """
 
     def __init__(self, struct: Any, capacity: int, axes: int = 1) -> None:
-        """`axes`: positions that llama.cpp reads for each row (not for each token)."""
+        """`axes`: how many positions llama.cpp reads for each row; for a token it reads one."""
         self._struct, self._axes = struct, axes
-        # llama_batch_init allocates one position a row: with more axes it would be overrun
+        # llama_batch_init allocates one position per row, which more axes would overrun
         self.positions = np.zeros(capacity * axes, np.int32)
         self.sequences = np.zeros(capacity, np.int32)
-        self.wanted = np.zeros(capacity, np.int8)
+        self.has_logits = np.zeros(capacity, np.int8)
         self._counts = np.ones(capacity, np.int32)
         first = self.sequences.ctypes.data
         pointer = ctypes.POINTER(ctypes.c_int32)
@@ -35,7 +39,7 @@ class LlamaBatch:
         return n
 
     def place_rows(self, seq: int, start: int, positions: np.ndarray) -> int:
-        """int32 [axes, n], counted from `start`; the axis behind the third stays as it is."""
+        """Place rows at `positions`, int32 [axes, n], counted from `start`; a fourth axis stays."""
         n: int = positions.shape[1]
         moved = positions + np.array([[start], [start], [start], [0]], np.int32)[: len(positions)]
         self.positions[: self._axes * n] = moved[: self._axes].ravel()
@@ -50,13 +54,13 @@ class LlamaBatch:
         return n
 
     def want_logits(self, indices: Sequence[int], n: int) -> None:
-        """Of `n` tokens, compute the logits of those at `indices` alone."""
-        self.wanted[:n] = 0
-        self.wanted[list(indices)] = 1
+        """Have llama.cpp keep the logits of the tokens at `indices`, of `n` tokens."""
+        self.has_logits[:n] = 0
+        self.has_logits[list(indices)] = 1
 
     def with_tokens(self, tokens: np.ndarray) -> Any:
-        """The llama_batch of these token ids [n], at the places that were put."""
-        self._data = tokens = np.ascontiguousarray(tokens)  # kept alive until the next call
+        """Return the llama_batch of token ids [n], at the positions that were placed."""
+        self._data = tokens = np.ascontiguousarray(tokens)  # alive until the next call
         return self._filled(len(tokens), token=tokens.ctypes.data_as(_INT32))
 
     def with_rows(self, rows: np.ndarray) -> Any:
@@ -70,6 +74,6 @@ class LlamaBatch:
             pos=self.positions.ctypes.data_as(_INT32),
             n_seq_id=self._counts.ctypes.data_as(_INT32),
             seq_id=self._sequence_pointers,
-            logits=self.wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+            logits=self.has_logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
             **data,
         )

@@ -1,7 +1,7 @@
-"""Segments → KV cache → logits, through llama.cpp.
+"""Tokens and visual tokens → KV cache → logits, through llama.cpp.
 
-The low-level API is used: its high-level class compiles templates found in files and holds one
-sequence. A `Context` is not thread-safe.
+This module uses llama_cpp's low-level API, because its high-level class compiles templates from
+model files and has only one sequence. A `Context` is not thread-safe.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
 _HINT = "Copy or convert the model again."
-_AXES = 4  # of M-RoPE: time, down, across, unused
+_AXES = 4  # positions of a row with M-RoPE: time, down, across, unused
 
 
 class LanguageModel:
@@ -48,9 +48,9 @@ class LanguageModel:
         threads: int = 1,
         cancel: Cancel | None = None,
     ) -> None:
-        """Load `path`; with `expected`, its dimensions are held against a manifest's first.
+        """Load `path`; with `expected`, first compare its dimensions with the manifest's.
 
-        Raises ModelError for a file that is damaged or other than expected.
+        Raises ModelError if the file is damaged or its dimensions differ.
         """
         self.path, self.threads = path, threads
         self.cancel = cancel or Cancel()
@@ -59,11 +59,11 @@ class LanguageModel:
             _check_dimensions(path, header, expected)
         if faults := gguf_faults(header):
             raise ModelError(f"{path}: cannot be run: it has {'; '.join(faults)}.", _HINT)
-        self.header = dataclasses.replace(header, tokens=())  # 92,544 strings are no longer needed
+        self.header = dataclasses.replace(header, tokens=())  # frees up to 92,544 strings
         self._llama = llama = import_llama()
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
-        # weights laid out anew for this CPU: among the layouts is the one for AMX
+        # repacked weights; off where the AMX layout would be chosen, which crashes
         params.use_extra_bufts = not has_amx()
         progress = llama.llama_progress_callback(lambda _, __: not self.cancel.is_set())
         params.progress_callback = progress
@@ -76,20 +76,20 @@ class LanguageModel:
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         self.n_embd: int = llama.llama_model_n_embd(self._model)
-        # wider than n_embd where rows also carry what later layers add
+        # wider than n_embd if rows also carry values that later layers add
         self.n_embd_row: int = llama.llama_model_n_embd_inp(self._model)
         multi_axis = (llama.LLAMA_ROPE_TYPE_MROPE, llama.LLAMA_ROPE_TYPE_IMROPE)
         rope = llama.llama_model_rope_type(self._model)
-        self.row_axes = _AXES if rope in multi_axis else 1  # positions that a visual token has
+        self.row_axes = _AXES if rope in multi_axis else 1  # positions per visual token
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
 
     @property
     def native(self) -> Any:
-        """llama.cpp's model, for the vision engine that looks into it."""
+        """llama.cpp's own model object, which libmtmd needs."""
         return self._model
 
     def kv_bytes_per_token(self, kv_type: str = "f16") -> float:
-        """Bytes that one position of one sequence takes in the KV cache."""
+        """Return the bytes of the KV cache for one position of one sequence."""
         llama, model = self._llama, self._model
         layers: int = llama.llama_model_n_layer(model)
         shared: int = llama.llama_model_n_head_kv(model)
@@ -98,7 +98,7 @@ class LanguageModel:
         return 2 * layers * shared * head * KV_BYTES[kv_type]
 
     def close(self) -> None:
-        """Free the weights; contexts must be closed before."""
+        """Free the weights; close all contexts first."""
         if self._model:
             self._llama.llama_model_free(self._model)
             self._model = None
@@ -106,14 +106,14 @@ class LanguageModel:
     # ---- text ↔ tokens
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """Token ids of `text`; special tokens are parsed only where the caller vouches for it."""
+        """Return the token ids of `text`; set `parse_special` only for trusted text."""
         data = text.encode("utf-8", errors="replace")
         room = len(data) + 8
         buffer = (ctypes.c_int32 * room)()
         count = self._llama.llama_tokenize(
             self._vocab, data, len(data), buffer, room, False, parse_special
         )
-        if count < 0:  # more tokens than bytes: the needed number is -count
+        if count < 0:  # there are more tokens than bytes, namely -count
             buffer = (ctypes.c_int32 * -count)()
             count = self._llama.llama_tokenize(
                 self._vocab, data, len(data), buffer, -count, False, parse_special
@@ -121,7 +121,7 @@ class LanguageModel:
         return list(buffer[:count])
 
     def token_to_bytes(self, token: int) -> bytes:
-        """The bytes a token stands for; empty for a special token. May split a character."""
+        """Return a token's bytes, which may be part of a character; empty for a special token."""
         buffer = ctypes.create_string_buffer(64)
         length = self._llama.llama_token_to_piece(self._vocab, token, buffer, 64, 0, False)
         if length < 0:
@@ -130,23 +130,23 @@ class LanguageModel:
         return buffer.raw[:length]
 
     def is_end(self, token: int) -> bool:
-        """Whether the vocabulary says that this token ends a generation."""
+        """Return whether the vocabulary says that this token ends a generation."""
         return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
 
     def bos(self) -> list[int]:
-        """The begin-of-text token as a list, empty where the vocabulary has none."""
+        """Return the begin-of-text token as a list, empty if the vocabulary has none."""
         token = self._llama.llama_vocab_bos(self._vocab)
         return [token] if token >= 0 else []
 
     def adds_bos(self) -> bool:
-        """Whether the vocabulary wants a begin-of-text token before every text."""
+        """Return whether the vocabulary requires a begin-of-text token before every text."""
         return bool(self._llama.llama_vocab_get_add_bos(self._vocab))
 
     def render_chat(self, messages: Sequence[Message], chat_format: str | None = None) -> str:
-        """The chat as one text that ends where the assistant begins, by llama.cpp's own templates.
+        """Return the chat as one text that ends where the assistant's turn begins.
 
-        No Jinja runs: llama.cpp recognises a fixed list of templates. Raises TemplateError for
-        any other; `chat_format` then names one of the list.
+        It uses llama.cpp's own templates: llama.cpp recognises a fixed list of them and runs no
+        Jinja. Raises TemplateError for any other template; `chat_format` names one of the list.
         """
         template = chat_format or self.header.chat_template
         if template is None:
@@ -183,19 +183,23 @@ class LanguageModel:
         all_logits: bool = False,
         n_batch: int = 0,
     ) -> Context:
-        """A KV cache of `n_ctx` cells for `n_seq` sequences.
+        """Return a context: a KV cache of `n_ctx` cells for `n_seq` sequences.
 
-        Each has n_ctx / n_seq cells of its own: in shared ones each token would look past
-        everybody's. `flash_attention` None leaves it to llama.cpp; `all_logits` makes room for
-        the logits of every prompt row. At least `n_batch` rows go through the model at a time:
-        as many as the longest run that is not causal.
+        Each sequence has n_ctx / n_seq cells of its own; with shared cells each token would have
+        to skip the cells of all other sequences.
+
+        Parameters:
+            flash_attention: None leaves the choice to llama.cpp.
+            all_logits: reserve memory for the logits of every prompt row.
+            n_batch: the least number of rows that go through the model at once; it must hold the
+                longest run that is not causal.
         """
         return Context(self, self._llama, self._model, n_ctx, n_seq, kv_type, flash_attention,
                        all_logits, max(n_batch, Context.N_BATCH))  # fmt: skip
 
 
 class Context:
-    """Sequences in one KV cache. Positions are the caller's; rows and tokens fill it."""
+    """Sequences in one KV cache; the caller chooses the positions of rows and tokens."""
 
     N_BATCH = 512
 
@@ -218,7 +222,7 @@ class Context:
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = n_batch
         params.n_seq_max = n_seq
-        # logits are reserved for a whole batch by default: 190 MB at a vocabulary of 92,544
+        # by default llama.cpp reserves logits for a whole batch: 190 MB for 92,544 tokens
         params.n_outputs_max = n_batch if all_logits else max(n_seq, 1)
         params.n_threads = params.n_threads_batch = lm.threads
         params.type_k = params.type_v = KV_TYPES[kv_type]
@@ -232,7 +236,7 @@ class Context:
                 f"{lm.path}: llama.cpp cannot make a context of {n_ctx} cells: {last_words()}.",
                 "Free memory, or lower `caption_tokens` or `answer_tokens`.",
             )
-        # never more than fits the context: a longer batch would end the process
+        # no more than the context holds: llama.cpp ends the process at a longer batch
         self.n_batch = min(llama.llama_n_batch(self._ctx), llama.llama_n_ubatch(self._ctx))
         self._memory = llama.llama_get_memory(self._ctx)
         self._abort = ctypes.cast(nonzero_when_set(), llama.ggml_abort_callback)
@@ -250,12 +254,12 @@ class Context:
     def prefill_tokens(
         self, seq: int, tokens: Sequence[int], start: int, *, logits: bool = True
     ) -> None:
-        """Put `tokens` at positions `start`… of `seq`; `logits` keeps those of the last."""
+        """Put `tokens` at positions `start`… of `seq`; `logits` keeps the last token's logits."""
         ids = np.asarray(tokens, dtype=np.int32)
-        for at, last in self._chunks(len(ids)):
-            n = self._batch.place(seq, start + at, min(self.n_batch, len(ids) - at))
+        for i, last in self._chunks(len(ids)):
+            n = self._batch.place(seq, start + i, min(self.n_batch, len(ids) - i))
             self._batch.want_logits([n - 1] if logits and last else [], n)
-            self._decode(self._batch.with_tokens(ids[at : at + n]))
+            self._decode(self._batch.with_tokens(ids[i : i + n]))
 
     def prefill_rows(
         self,
@@ -266,10 +270,10 @@ class Context:
         causal: bool = True,
         positions: np.ndarray | None = None,
     ) -> None:
-        """Put visual tokens, float32 [n, n_embd_row], at `start`…, or `positions` from there on.
+        """Put visual tokens, float32 [n, n_embd_row], into `seq`.
 
-        Raises ModelError for rows of another width, or for more than `n_batch` that are to look
-        at each other both ways.
+        They stand at positions `start`…, or at `positions`, which count from `start`. Raises
+        ModelError for rows of another width, or for more than `n_batch` rows that are not causal.
         """
         if rows.ndim != 2 or rows.shape[1] != self.lm.n_embd_row:
             raise ModelError(
@@ -294,15 +298,15 @@ class Context:
         rows = np.ascontiguousarray(rows, dtype=np.float32)
         self._llama.llama_set_causal_attn(self._ctx, causal)
         try:
-            for at, _ in self._chunks(len(rows)):
-                n = self._batch.place_rows(seq, start, positions[:, at : at + self.n_batch])
+            for i, _ in self._chunks(len(rows)):
+                n = self._batch.place_rows(seq, start, positions[:, i : i + self.n_batch])
                 self._batch.want_logits([], n)
-                self._decode(self._batch.with_rows(rows[at : at + n]))
+                self._decode(self._batch.with_rows(rows[i : i + n]))
         finally:
             self._llama.llama_set_causal_attn(self._ctx, True)
 
     def step(self, tokens: Sequence[tuple[int, int, int]]) -> None:
-        """One token for each of several sequences: (seq, token, position); all logits are kept."""
+        """Decode one (seq, token, position) for each of several sequences; keep all logits."""
         n = self._batch.place_each([seq for seq, _, _ in tokens], [pos for _, _, pos in tokens])
         self._batch.want_logits(range(n), n)
         self._decode(self._batch.with_tokens(np.array([t for _, t, _ in tokens], np.int32)))
@@ -310,25 +314,28 @@ class Context:
     def logits_of_tokens(
         self, tokens: Sequence[int], *, seq: int = 0, start: int = 0
     ) -> np.ndarray:
-        """Teacher forcing: float32 [n, n_vocab], row i after tokens[: i + 1]; needs all_logits."""
+        """Return logits float32 [n, n_vocab] by teacher forcing: row i is after tokens[: i + 1].
+
+        The context must have been made with `all_logits`.
+        """
         rows = []
         ids = np.asarray(tokens, dtype=np.int32)
-        for at, _ in self._chunks(len(ids)):
-            n = self._batch.place(seq, start + at, min(self.n_batch, len(ids) - at))
+        for i, _ in self._chunks(len(ids)):
+            n = self._batch.place(seq, start + i, min(self.n_batch, len(ids) - i))
             self._batch.want_logits(range(n), n)
-            self._decode(self._batch.with_tokens(ids[at : at + n]))
-            rows += [self.logits(i) for i in range(n)]
+            self._decode(self._batch.with_tokens(ids[i : i + n]))
+            rows += [self.logits(row) for row in range(n)]
         return np.stack(rows)
 
     def logits(self, index: int = -1) -> np.ndarray:
-        """Logits kept by the last call, float32 [n_vocab]; `index` is the place in its batch."""
+        """Return logits of the last call, float32 [n_vocab], at `index` of its batch."""
         pointer = self._llama.llama_get_logits_ith(self._ctx, index)
         return np.ctypeslib.as_array(pointer, (self.lm.n_vocab,)).copy()
 
     def keep(self, seq: int, length: int) -> bool:
-        """Forget `seq` from position `length` on. False: nothing is left of it.
+        """Forget `seq` from position `length` on; return False if all of it had to be forgotten.
 
-        Not every memory can go back: a recurrent one only holds its newest state, and sliding
+        Not every memory can go back: a recurrent one has only its newest state, and sliding
         windows lose what they have passed.
         """
         llama, memory = self._llama, self._memory
@@ -343,8 +350,9 @@ class Context:
         self._llama.llama_memory_clear(self._memory, False)
 
     def _chunks(self, count: int) -> Iterator[tuple[int, bool]]:
-        for at in range(0, count, self.n_batch):
-            yield at, at + self.n_batch >= count
+        """Yield (start, whether it is the last) of each batch."""
+        for start in range(0, count, self.n_batch):
+            yield start, start + self.n_batch >= count
 
     def _decode(self, batch: Any) -> None:
         if self.lm.cancel.is_set():
@@ -373,6 +381,6 @@ def _check_dimensions(path: Path, header: GgufHeader, expected: LanguageModelFil
             expected.context_length,
         ),
     ]
-    wrong = [f"{name} is {found!r}, not {want!r}" for name, found, want in pairs if found != want]
+    wrong = [f"{name} is {own!r}, not {other!r}" for name, own, other in pairs if own != other]
     if wrong:
         raise ModelError(f"{path}: not the manifest's model: {', '.join(wrong)}.", _HINT)

@@ -1,4 +1,4 @@
-"""A request to a language model: its prompt as token ids and visual tokens, and how it ends."""
+"""A request to a language model: its prompt as token ids and visual tokens, and its sampling."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Sampling:
     temperature: float = 0.0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    grammar: str = ""  # GBNF from `edgeprism.reason.shape`: only texts in it are written
-    stop_at_end: bool = True  # False runs through the vocabulary's end tokens: for comparisons
+    grammar: str = ""  # GBNF from `edgeprism.reason.shape`; the text must match it
+    stop_at_end: bool = True  # False: go on past the vocabulary's end tokens, for comparisons
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Request:
     prompt: tuple[Part, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        # rows leave no logits behind, and llama.cpp ends the process when asked for them
+        # llama.cpp keeps no logits of rows, and ends the process if it is asked for them
         if not self.parts or not isinstance(self.parts[-1], list) or not self.parts[-1]:
             raise UsageError(
                 "The prompt has no text after the picture.", "Give an instruction or a question."
@@ -60,15 +60,15 @@ class Request:
         object.__setattr__(self, "prompt", tuple(_part(part) for part in self.parts))
 
     def count(self) -> int:
-        """Cells of the KV cache that the prompt takes."""
+        """Return how many cells of the KV cache the prompt takes."""
         return sum(len(part) for part in self.prompt)
 
     def n_positions(self) -> int:
-        """Positions that the prompt takes: fewer than cells where rows stand side by side."""
+        """Return how many positions the prompt takes: fewer than cells if rows share positions."""
         return sum(advance(part) for part in self.prompt)
 
     def longest_whole_run(self) -> int:
-        """Rows of the longest run that must go through the model in one piece."""
+        """Return the rows of the longest run that must go through the model in one batch."""
         runs = [part for part in self.prompt if isinstance(part, Rows) and not part.causal]
         return max(map(len, runs), default=0)
 
@@ -78,7 +78,7 @@ def _part(part: Part | np.ndarray) -> Part:
 
 
 def advance(part: Part) -> int:
-    """How far the position moves on behind `part`."""
+    """Return how far `part` advances the position."""
     if isinstance(part, list) or part.positions is None:
         return len(part)
     return int(part.positions.max(initial=-1)) + 1
@@ -87,9 +87,9 @@ def advance(part: Part) -> int:
 def segments_to_parts(
     lm: LanguageModel, segments: Sequence[Segment], rows: np.ndarray | None, *, add_bos: bool
 ) -> tuple[Part, ...]:
-    """Token ids and rows in order, neighbouring ids joined.
+    """Return token ids and rows in order; neighbouring ids become one part.
 
-    Neighbouring pieces of one kind are tokenised together: a tokenizer may join across them.
+    Neighbouring texts of one kind are tokenised as one text, because a token may span both.
     """
     parts: list[Part] = [lm.bos() if add_bos else []]
     for kind, run in itertools.groupby(segments, _kind_of):
@@ -107,7 +107,7 @@ def segments_to_parts(
 
 
 def _last_ids(parts: list[Part]) -> list[int]:
-    """The ids that end `parts`: new ones behind rows."""
+    """Return the list of ids that ends `parts`; appends a new one if `parts` ends in rows."""
     last = parts[-1]
     if isinstance(last, list):
         return last
@@ -117,5 +117,5 @@ def _last_ids(parts: list[Part]) -> list[int]:
 
 
 def _kind_of(segment: Segment) -> bool | type:
-    """Text with special tokens (True) or plain text (False), or another kind of segment."""
+    """Return True for a template's text, False for plain text, else the segment's class."""
     return segment.template if isinstance(segment, Text) else type(segment)

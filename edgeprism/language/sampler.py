@@ -11,13 +11,13 @@ from edgeprism.errors import ModelError
 from edgeprism.language.llama import import_llama, last_words
 from edgeprism.language.model import Context, LanguageModel
 
-_LIKELIEST = (1, 32, 512)  # tokens that a grammar is asked about first
+_LIKELIEST = (1, 32, 512)  # numbers of likeliest tokens to check with a grammar, before all
 
 
 class Sampler:
     """llama.cpp's sampler chain: greedy at temperature 0, else top-p then a seeded draw.
 
-    With a grammar (`edgeprism.reason.shape` makes them), only tokens that it allows are drawn.
+    With a grammar (from `edgeprism.reason.shape`) it draws only tokens that the grammar allows.
     """
 
     def __init__(
@@ -39,25 +39,25 @@ class Sampler:
             links = [
                 llama.llama_sampler_init_top_p(top_p, 1),
                 llama.llama_sampler_init_temp(temperature),
-                # never 0xFFFFFFFF, which stands for a seed from the clock
+                # never 0xFFFFFFFF, which tells llama.cpp to take a seed from the clock
                 llama.llama_sampler_init_dist(seed % 0xFFFFFFFF),
             ]
         for link in links:
             llama.llama_sampler_chain_add(self._chain, link)
 
     def sample(self, context: Context, index: int = -1) -> int:
-        """A token from the logits at `index` of the last batch.
+        """Draw a token from the logits at `index` of the last batch.
 
-        Raises ModelError when the grammar and the vocabulary leave none.
+        Raises ModelError if the vocabulary has no token that the grammar allows.
         """
         if self._grammar is None:
             return int(self._llama.llama_sampler_sample(self._chain, context._ctx, index))
         logits = context.logits(index)
-        # to ask of all tokens takes long, and mostly one of the likeliest is allowed
+        # checking all tokens takes long, and usually the grammar allows one of the likeliest
         for count in _LIKELIEST if self._greedy else ():
             if count < len(logits):
-                # every token as likely as the last of them too: which of equals a partition keeps
-                # depends on the processor
+                # include all tokens that are as likely as the last of these: which of them a
+                # partition keeps depends on the processor
                 ids = np.flatnonzero(logits >= np.partition(logits, -count)[-count])
                 if (token := self._draw(ids, logits[ids])) is not None:
                     break
@@ -68,12 +68,12 @@ class Sampler:
                 "The answer cannot go on: the model has no token for what must follow.",
                 "Choose other words for `choices` or `schema`, or another reasoner.",
             )
-        # llama.cpp ends the process when told to accept what it has just ruled out
+        # only a token that the grammar allows: at any other llama.cpp ends the process
         self._llama.llama_sampler_accept(self._grammar, token)
         return token
 
     def _draw(self, ids: np.ndarray, logits: np.ndarray) -> int | None:
-        """One of `ids` that the grammar allows, None when it allows none."""
+        """Draw one of `ids` that the grammar allows; None if it allows none of them."""
         llama = self._llama
         data = np.zeros(len(ids), dtype=[("id", "i4"), ("logit", "f4"), ("p", "f4")])
         data["id"], data["logit"] = ids, logits
@@ -95,7 +95,7 @@ class Sampler:
 
 
 def _grammar_sampler(llama: Any, grammar: str, lm: LanguageModel) -> Any:
-    # a text that ends early would pass for an empty one, which binds nothing
+    # llama.cpp takes an empty grammar, or one cut off at a NUL, without an error: it binds nothing
     readable = bool(grammar.strip()) and "\0" not in grammar
     sampler = readable and llama.llama_sampler_init_grammar(lm._vocab, grammar.encode(), b"root")
     if not sampler:

@@ -1,4 +1,4 @@
-"""Bytes of tokens → text in whole characters, up to a stop string."""
+"""Bytes of tokens → text in whole characters, up to the first stop string."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 class StoppingText:
     """Bytes of tokens → text in whole characters, up to the first stop string.
 
-    Text that may be the beginning of a stop string is held back until that is decided, and so
-    is white space, which belongs to the text only between words: the pieces join to `whole`.
+    It holds back text that may be the beginning of a stop string, and white space, which belongs
+    to the text only between words. The returned pieces together are `whole`.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -18,23 +18,23 @@ class StoppingText:
         self.whole = ""
         self.stopped = False
         self._held = ""
-        self._blank = ""  # white space that stands behind `whole` if a word follows
+        self._blank = ""  # white space to append to `whole` if a word follows
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, data: bytes) -> str:
-        """The text that is certain once `data` has come."""
+        """Add a token's bytes; return the new text that is certain."""
         if self.stopped:
             return ""
         self._held += self._decoder.decode(data)
-        found = [at for s in self.stop if (at := self._held.find(s)) >= 0]
-        if found:
+        starts = [start for s in self.stop if (start := self._held.find(s)) >= 0]
+        if starts:
             self.stopped = True
-            return self._emit(min(found), drop_rest=True)
+            return self._emit(min(starts), drop_rest=True)
         longest = max((_overlap(self._held, s) for s in self.stop), default=0)
         return self._emit(len(self._held) - longest)
 
     def end(self) -> str:
-        """What was held back; an unfinished character becomes U+FFFD."""
+        """Return the text that was held back; an unfinished character becomes U+FFFD."""
         if self.stopped:
             return ""
         self._held += self._decoder.decode(b"", final=True)
@@ -51,7 +51,7 @@ class StoppingText:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` begin `stop`."""
+    """Return how many characters at the end of `text` are the beginning of `stop`."""
     return next(
         (n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0
     )

@@ -1,4 +1,4 @@
-"""Chat template + instruction → segments: only the template's own pieces are trusted."""
+"""Chat template + messages → segments: only the template's own pieces may hold special tokens."""
 
 from __future__ import annotations
 
@@ -102,15 +102,15 @@ def test_templates_that_drop_or_move_turns(render: Callable[[Sequence[Message]],
 
 
 def test_a_mark_cannot_be_guessed() -> None:
-    seen: list[str] = []
+    marks: list[str] = []
 
     def render(messages: Sequence[Message]) -> str:
-        seen.append(messages[0].content)
+        marks.append(messages[0].content)
         return chatml(messages)
 
     for _ in range(3):
-        chat_to_segments(render, [Message("user", seen[-1] if seen else "first")])
-    assert len(set(seen)) == 3
+        chat_to_segments(render, [Message("user", marks[-1] if marks else "first")])
+    assert len(set(marks)) == 3
 
 
 def test_what_the_reasoner_is_shown() -> None:

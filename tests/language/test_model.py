@@ -85,7 +85,7 @@ def test_an_unknown_template_lists_the_formats(tmp_path: Path, template: str | N
 
 
 def test_a_template_is_never_executed(tmp_path: Path) -> None:
-    """Jinja that would fail, loop or read files if anything ran it."""
+    """The template would loop and start a program if anything ran it."""
     evil = "{% for i in range(10**9) %}{{ cycler.__init__.__globals__.os.popen('id') }}{% endfor %}"
     lm = with_template(tmp_path, evil)
     with pytest.raises(TemplateError):
@@ -168,7 +168,7 @@ def test_a_full_context_is_an_error(random_lm: LanguageModel) -> None:
 
 
 def test_more_than_the_context_at_once_is_an_error_too(random_lm: LanguageModel) -> None:
-    """llama.cpp ends the process for a batch longer than the context."""
+    """llama.cpp would end the process at a batch that is longer than the context."""
 
     def prefill() -> None:
         random_lm.context(256).prefill_tokens(0, [5] * 400, 0)
@@ -197,11 +197,11 @@ def test_native_libraries_are_silent(
 def test_weights_are_not_laid_out_for_amx(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """llama.cpp's AMX code ends the process where its compiler dropped the tiles' shape."""
+    """llama.cpp's AMX code crashes if the compiler has dropped the tiles' configuration."""
     monkeypatch.setenv("EDGEPRISM_NATIVE_LOG", "1")
     monkeypatch.setattr("edgeprism.language.model.has_amx", lambda: True)
     bundle = open_bundle("nano")
-    LanguageModel(bundle.file(bundle.manifest.lm.file)).close()  # Q8_0, which AMX takes
+    LanguageModel(bundle.file(bundle.manifest.lm.file)).close()  # Q8_0 has an AMX layout
     err = capfd.readouterr().err
     assert "CPU_Mapped model buffer" in err or "CPU model buffer" in err
     assert "AMX model buffer" not in err
