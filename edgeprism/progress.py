@@ -67,18 +67,18 @@ class StderrProgress(Progress):
 
     @contextmanager
     def shown(self) -> Iterator[StderrProgress]:
-        """Show the bar while inside."""
+        """Show the bar inside the block."""
         with self._bar:
             yield self
 
     def stage(self, text: str, total: int = 0) -> None:
-        """Begin a new bar."""
+        """Replace the bar by one for the new stage."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(text, total=total or None)
 
     def advance(self, amount: int = 1) -> None:
-        """Move the bar on."""
+        """Advance the bar."""
         if self._task is not None:
             self._bar.advance(self._task, amount)
 

@@ -64,24 +64,24 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str:
-        """The model's architecture by llama.cpp's name."""
+        """llama.cpp's name of the model's architecture."""
         return str(self.metadata.get("general.architecture", ""))
 
     @property
     def n_embd(self) -> int:
-        """The width of its token embeddings."""
+        """The width of the model's token embeddings; 0 if the file does not say."""
         value = self.metadata.get(f"{self.architecture}.embedding_length")
         return value if isinstance(value, int) else 0
 
     @property
     def n_vocab(self) -> int:
-        """The number of its tokens."""
+        """The number of tokens in the vocabulary."""
         value = self.metadata.get("tokenizer.ggml.tokens")
         return value.length if isinstance(value, Array) else 0
 
     @property
     def chat_template(self) -> str | None:
-        """The template in its metadata, if it has one."""
+        """The chat template in the metadata; None if there is none."""
         template = self.metadata.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
 

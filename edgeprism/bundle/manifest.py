@@ -232,5 +232,5 @@ class Manifest:
     notice: str  # one line shown with the model, e.g. what it is not made for; may be empty
 
     def to_json(self) -> str:
-        """The manifest as the file holds it."""
+        """Return the text of manifest.json."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"

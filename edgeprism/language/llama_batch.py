@@ -33,7 +33,7 @@ class LlamaBatch:
         )
 
     def place(self, seq: int, start: int, n: int) -> int:
-        """Put `n` tokens of sequence `seq` at positions from `start`; returns `n`."""
+        """Place `n` tokens of sequence `seq` at positions `start`…; return `n`."""
         self.positions[:n] = np.arange(start, start + n, dtype=np.int32)
         self.sequences[:n] = seq
         return n
@@ -47,7 +47,7 @@ class LlamaBatch:
         return n
 
     def place_each(self, sequences: Sequence[int], positions: Sequence[int]) -> int:
-        """Put one token of each sequence at its position; returns how many."""
+        """Place one token of each sequence at its position; return their number."""
         n = len(sequences)
         self.positions[:n] = positions
         self.sequences[:n] = sequences
@@ -64,7 +64,7 @@ class LlamaBatch:
         return self._filled(len(tokens), token=tokens.ctypes.data_as(_INT32))
 
     def with_rows(self, rows: np.ndarray) -> Any:
-        """The llama_batch of these embeddings [n, n_embd], at the places that were put."""
+        """Return the llama_batch of rows [n, n_embd], at the positions that were placed."""
         self._data = rows = np.ascontiguousarray(rows)
         return self._filled(len(rows), embd=rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
 

@@ -35,7 +35,7 @@ class Cancel:
         _live.add(self)
 
     def is_set(self) -> bool:
-        """Whether somebody asked to stop."""
+        """Return whether `set` was called."""
         return self.flag.raw[0] != 0
 
     def set(self) -> None:
