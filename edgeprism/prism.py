@@ -33,7 +33,7 @@ class Perceiver(Protocol):
 class Prism:
     """One or several captioners and a reasoner; each loads its engine when first used.
 
-    Example:
+    Examples:
         >>> from edgeprism import Captioner, Prism, Reasoner
         >>> prism = Prism(Captioner.load("nano"), Reasoner.load("smollm2-135m"))
         >>> print(prism.ask("photo.jpg", "What is on the left?").text)

@@ -257,7 +257,7 @@ def caption_folder(
         KeyboardInterrupt: Ctrl-C ends the call when the engines' current step does. Captions in
             flight are dropped. ``FolderRun`` and its ``stop()`` finish them first.
 
-    Example:
+    Examples:
         >>> from edgeprism import Captioner, caption_folder
         >>> with Captioner.load("nano") as captioner:
         ...     result = caption_folder("photos", captioner, sidecars=("txt",))

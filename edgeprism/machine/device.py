@@ -14,9 +14,12 @@ from edgeprism.machine.facts import available_cores
 class EngineOptions(TypedDict, total=False):
     """The keywords that every function with an engine accepts."""
 
-    device: str  # "auto", "cpu", "cuda" or "metal"
-    threads: int | None  # CPU threads; None: the cores that this process may use
-    gpu_layers: int | None  # layers of the language model that go to the GPU; None: all
+    device: str
+    """One of auto, cpu, cuda, metal."""
+    threads: int | None
+    """CPU threads; None: the cores that this process may use."""
+    gpu_layers: int | None
+    """Layers of the language model that go to the GPU; None: all."""
 
 
 ALL_LAYERS = 999  # more than any model has

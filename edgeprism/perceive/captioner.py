@@ -44,7 +44,7 @@ Pictures = ImageSource | EncodedImage | Sequence[ImageSource]
 class Captioner:
     """A captioner bundle, its engines loaded when first needed. Not thread-safe.
 
-    Example:
+    Examples:
         >>> from edgeprism import Captioner
         >>> with Captioner.load("nano") as captioner:
         ...     print(captioner.caption("photo.jpg").text)

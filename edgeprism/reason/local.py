@@ -30,8 +30,10 @@ DEFAULT_REASONER = "smollm2-135m"
 class ReasonerOptions(EngineOptions, total=False):
     """Keywords of `Reasoner.load`, beside those of every engine."""
 
-    chat_format: str | None  # llama.cpp's name, for files whose own template it does not know
-    warm: bool  # keep all that was read and written for a prompt that begins alike: for chats
+    chat_format: str | None
+    """Llama.cpp's name, for files whose own template it does not know."""
+    warm: bool
+    """Keep all that was read and written for a prompt that begins alike: for chats."""
 
 
 class Reasoner(BaseReasoner):
