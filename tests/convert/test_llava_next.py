@@ -28,9 +28,9 @@ from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision import graph, stock
 from edgeprism.convert.vision.config import n_used_layers
 from edgeprism.errors import CheckpointError
+from edgeprism.perceive import captioner
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture import layout
-from edgeprism.vision import engine
 from tests.helpers import tiled
 from tests.helpers.converting import convert_family
 from tests.helpers.tiny_captioners import CLIP_MEAN, CLIP_STD, save_bin, write_vision
@@ -216,7 +216,7 @@ def _rows_changed(change: Callable[[Any], np.ndarray]) -> Callable[[pytest.Monke
             made = right(*arguments)
             return dataclasses.replace(made, rows=change(made))
 
-        patch.setattr(engine, "picture_to_layout", wrong)
+        patch.setattr(captioner, "picture_to_layout", wrong)
 
     return plant
 
