@@ -1,4 +1,4 @@
-"""What the gate looks at and reads: pictures made on the spot and texts written for it."""
+"""The gate's test data: pictures that are computed here, and texts written for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXTS = (
     "laisse deviner deux voiliers à l'horizon.",
 )
 
-# Texts that tempt a tokenizer: spaces, bytes outside any vocabulary, look-alikes of specials.
+# Texts that tokenizers often get wrong: spaces, rare bytes, text that looks like special tokens.
 TOKENIZER_TEXTS = (
     *TEXTS,
     " leading and trailing ",
@@ -39,9 +39,10 @@ TOKENIZER_TEXTS = (
 
 
 def gate_pictures(size: int, n_views: int = 1) -> np.ndarray:
-    """[N_PICTURES, size, size, 3 · n_views] uint8, always the same: smooth, edged, noisy, written.
+    """Return always the same pictures: smooth, with edges, with noise, with writing.
 
-    Each view is another picture, so that none can be taken for another unseen.
+    Shape [N_PICTURES, size, size, 3 · n_views], uint8. The views of one picture differ, so that a
+    conversion that swaps two towers' views cannot pass.
     """
     rng = np.random.default_rng(20240621)
     y, x = np.mgrid[0:size, 0:size] / max(size - 1, 1)
@@ -55,12 +56,12 @@ def gate_pictures(size: int, n_views: int = 1) -> np.ndarray:
         _written(size),
         0.5 + 0.5 * np.stack([np.sin(40 * x), np.sin(23 * y), np.sin(31 * (x + y))], axis=-1),
     ]
-    made = np.stack([np.clip(p * 255, 0, 255).astype(np.uint8) for p in pictures])
-    return np.concatenate([np.roll(made, i, axis=0) for i in range(n_views)], axis=-1)
+    pixels = np.stack([np.clip(p * 255, 0, 255).astype(np.uint8) for p in pictures])
+    return np.concatenate([np.roll(pixels, i, axis=0) for i in range(n_views)], axis=-1)
 
 
 def _shapes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, count: int) -> np.ndarray:
-    """Discs and boxes in random colours on a random ground."""
+    """Draw `count` discs and boxes in random colours on a random background."""
     picture = np.broadcast_to(rng.random(3), (*x.shape, 3)).copy()
     for i in range(count):
         cx, cy, r = rng.random(), rng.random(), 0.05 + 0.15 * rng.random()
@@ -71,13 +72,13 @@ def _shapes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, count: int) 
 
 
 def _checks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A chessboard of 12 by 12."""
+    """Return a chessboard of 12 by 12 squares."""
     light: np.ndarray = ((x * 12).astype(int) + (y * 12).astype(int)) % 2 == 1
     return light
 
 
 def _written(size: int) -> np.ndarray:
-    """Dark lines of text on paper."""
+    """Draw dark lines of text on light paper."""
     from PIL import Image, ImageDraw, ImageFont
 
     page = Image.new("RGB", (size, size), (244, 240, 228))

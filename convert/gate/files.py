@@ -1,4 +1,4 @@
-"""Published files as the gate's references read them: apart from the converter's own reader."""
+"""How the gate's references read published files; shares no code with the converter's reader."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 class RawTensors:
-    """{name: tensor} of weight files, read when asked for.
+    """The tensors of weight files by name, each read on access.
 
     Nested tables of tensors (`{"model": {"projector": {…}}}`, as training scripts write them)
-    are flattened, their keys joined by dots.
+    are flattened; dots join their keys.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
@@ -41,7 +41,7 @@ class RawTensors:
         return self._sources.keys()
 
     def lead_of(self, ending: str) -> str:
-        """What stands in front of `ending` in the one name that ends so."""
+        """Return the prefix before `ending` of the only tensor name that ends with it."""
         (name,) = (name for name in self._sources if name.endswith(ending))
         return name.removesuffix(ending)
 
@@ -55,5 +55,5 @@ def _flattened(table: dict[str, Any], lead: str) -> Iterator[tuple[str, torch.Te
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Every weight file of a folder; safetensors where there are any."""
+    """Return a folder's safetensors files, or its .bin files if it has none."""
     return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))

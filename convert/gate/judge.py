@@ -1,8 +1,8 @@
 """The gate: does the bundle compute what the checkpoint does? Limits, measuring, judging.
 
-Vision graphs are run on the gate's pictures and compared with the torch reference's visual tokens;
-the GGUF is run teacher-forced on the gate's texts and its logits compared with the reference's.
-Figures go into the manifest whether they pass or not.
+The gate runs vision graphs on its pictures and compares their visual tokens with the torch
+reference's. It runs the GGUF teacher-forced on its texts and compares the logits with the
+reference's. The figures go into the manifest whether they pass or not.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class LmLimit:
     top1: float
 
 
-# fp32      the same sums in another order: 1e-6 to 1e-5 is usual. A layer too many, a shifted patch
-#           or a transposed matrix is far above 1e-3.
+# fp32      the same sums in another order: 1e-6 to 1e-5 is usual. An extra layer, a shifted patch
+#           or a transposed matrix gives far more than 1e-3.
 # fp16      11 bits in every product of two dozen layers: 1e-3 to 1e-2 is usual.
 # int8      8-bit activations and 7- or 8-bit weights: 0.02 to 0.06 is usual; saturation on a CPU
-#           without VNNI gives 0.3. At 8 % captions of greedy decoding rarely change.
+#           without VNNI gives 0.3. At 0.08 greedy captions rarely change.
 VISION_LIMITS = {
     "fp32": VisionLimit(1e-3, 0.99999),
     "fp16": VisionLimit(2e-2, 0.9995),
@@ -46,13 +46,13 @@ VISION_LIMITS = {
     "int8-full": VisionLimit(0.08, 0.995),
 }
 
-# F32       as above. F16: weights and activations rounded to 11 bits. The wider limits follow the
-#           width of the weights (a 4-bit weight errs by about 8 % of its size, which two dozen
-#           layers partly average out); a mistake in unpacking gives a relative error near 1.
-# top-1 is counted where the reference's best two logits are clearly apart: by more than twice the
-# standard error that the same limit allows in their difference (√2 × relative_error × rms of the
-# centred logits). Below that the winner says nothing about the conversion, and with random weights
-# most positions are like that. The rate over all positions is recorded beside it.
+# F32       as fp32 above. F16: weights and activations are rounded to 11 bits. The other limits
+#           follow the width of the weights (a 4-bit weight errs by about 8 % of its size, which two
+#           dozen layers partly average out); an unpacking mistake gives a relative error near 1.
+# top-1 counts positions where the reference's best two logits are clearly apart: by more than twice
+# the standard error that the same limit allows in their difference (√2 × relative_error × rms of
+# the centred logits). At closer positions the winner says nothing about the conversion, and with
+# random weights most positions are close. The rate over all positions is recorded as well.
 LM_LIMITS = {
     "F32": LmLimit(1e-3, 1e-4, 0.999),
     "F16": LmLimit(2e-2, 1e-3, 0.99),
@@ -74,29 +74,29 @@ _CLEAR = 2 * 2**0.5
 
 @dataclass
 class Verdict:
-    """What was measured ({check: {figure: number}}) and what failed, in words."""
+    """The measured figures, {check: {figure: number}}, and the failures as sentences."""
 
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def add(self, check: str, figures: dict[str, float], failures: list[str]) -> None:
-        """Note a check's figures, and its failures under its name."""
-        # JSON has no NaN or infinity; what made them stands among the failures
+        """Record a check's figures, and its failures with its name."""
+        # JSON has no NaN or infinity; the failures name the figures that are not finite
         finite = {name: float(value) for name, value in figures.items() if np.isfinite(value)}
         self.figures[check] = finite
         self.failures += [f"{check}: {failure}" for failure in failures]
 
 
 def run_vision(path: Path, pixels: np.ndarray, full_range: bool, progress: Progress) -> np.ndarray:
-    """Visual tokens of a graph, [n, n_tokens, n_embd]; the last two pictures go as one batch."""
+    """Return a graph's visual tokens [n, n_tokens, n_embd]; the last two pictures as one batch."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if full_range:
-        # A full-range graph is for CPUs with VNNI. On others this makes the products exact (and
-        # slow), so that the gate measures the graph and not the machine it happens to run on.
+        # A full-range graph is for CPUs with VNNI. On other CPUs this option makes the products
+        # exact (and slow), so that the gate measures the graph and not this machine.
         options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     outputs = []
@@ -108,23 +108,23 @@ def run_vision(path: Path, pixels: np.ndarray, full_range: bool, progress: Progr
 
 
 def judge_vision(
-    quant: str, found: np.ndarray, reference: np.ndarray
+    quant: str, tokens: np.ndarray, reference: np.ndarray
 ) -> tuple[dict[str, float], list[str]]:
-    """Figures and failures of visual tokens [n, n_tokens, n_embd] against the reference's."""
+    """Return figures and failures of visual tokens [n, n_tokens, n_embd] against the reference."""
     limit = VISION_LIMITS[quant]
-    if found.shape != reference.shape:
-        return {}, [f"shape {list(found.shape)}, the reference has {list(reference.shape)}"]
-    error = np.linalg.norm(found - reference) / np.linalg.norm(reference)
-    lengths = np.linalg.norm(found, axis=-1) * np.linalg.norm(reference, axis=-1)
-    cosines = (found * reference).sum(axis=-1) / np.maximum(lengths, 1e-20)
+    if tokens.shape != reference.shape:
+        return {}, [f"shape {list(tokens.shape)}, the reference has {list(reference.shape)}"]
+    error = np.linalg.norm(tokens - reference) / np.linalg.norm(reference)
+    lengths = np.linalg.norm(tokens, axis=-1) * np.linalg.norm(reference, axis=-1)
+    cosines = (tokens * reference).sum(axis=-1) / np.maximum(lengths, 1e-20)
     figures = {
         "relative_error": float(error),
         "mean_cosine": float(cosines.mean()),
         "min_cosine": float(cosines.min()),
-        "pictures": float(len(found)),
+        "pictures": float(len(tokens)),
     }
     failures = []
-    # written so that a NaN fails
+    # `not … <=` rather than `>`: a NaN must fail
     if not error <= limit.relative_error:
         failures.append(f"relative error {error:.3g} > {limit.relative_error:g}")
     if not cosines.mean() >= limit.cosine:
@@ -133,14 +133,14 @@ def judge_vision(
 
 
 def judge_lm(
-    quant: str, found: list[np.ndarray], reference: list[np.ndarray]
+    quant: str, logits: list[np.ndarray], reference: list[np.ndarray]
 ) -> tuple[dict[str, float], list[str]]:
-    """Figures and failures of logits [n_tokens, n_vocab] per text against the reference's."""
+    """Return figures and failures of each text's logits [n_tokens, n_vocab]."""
     limit = LM_LIMITS[quant]
     difference = norm = kl = 0.0
     n = n_equal = n_clear = n_clear_equal = 0
-    for ours, theirs in zip(found, reference, strict=True):
-        y, r = (rows - rows.mean(axis=-1, keepdims=True) for rows in (ours, theirs))
+    for measured, expected in zip(logits, reference, strict=True):
+        y, r = (rows - rows.mean(axis=-1, keepdims=True) for rows in (measured, expected))
         difference += float(np.square(y - r).sum(dtype=np.float64))
         norm += float(np.square(r).sum(dtype=np.float64))
         kl += float(_kl(r, y).sum())
@@ -170,9 +170,9 @@ def judge_lm(
     return figures, failures
 
 
-def _kl(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """KL(reference ‖ found) in nats for each row of logits."""
-    p, q = _log_softmax(reference), _log_softmax(found)
+def _kl(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Return KL(reference ‖ logits) in nats for each row of logits."""
+    p, q = _log_softmax(reference), _log_softmax(logits)
     divergence: np.ndarray = (np.exp(p) * (p - q)).sum(axis=-1)
     return divergence
 
@@ -184,9 +184,9 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def judge_tokenizer(
-    found: list[list[int]], reference: list[list[int]]
+    ids: list[list[int]], reference: list[list[int]]
 ) -> tuple[dict[str, float], list[str]]:
-    """Every text must give the ids that SentencePiece gives."""
-    different = sum(a != b for a, b in zip(found, reference, strict=True))
-    figures = {"texts": float(len(found)), "different": float(different)}
-    return figures, [f"{different} of {len(found)} texts are cut differently"] if different else []
+    """Return figures and failures: every text must give the reference tokenizer's ids."""
+    different = sum(a != b for a, b in zip(ids, reference, strict=True))
+    figures = {"texts": float(len(ids)), "different": float(different)}
+    return figures, [f"{different} of {len(ids)} texts are cut differently"] if different else []

@@ -1,9 +1,9 @@
 """The gate's reference of language models: what the published tensors compute, in torch float32.
 
-It shares no code with the converter on purpose, down to reading the files: a mistake in unpacking,
-merging or reading would otherwise cancel out. Attention works on the matrices as published, LoRA
-is applied beside its matrix (x·Aᵀ·Bᵀ) and never merged, RoPE rotates halves at rates that
-transformers computes. Weights of one layer at a time are in memory.
+It deliberately shares no code with the converter, not even for reading files: a mistake in both
+would cancel out. Attention works on the matrices as published, LoRA is a separate product
+(x·Aᵀ·Bᵀ) that is never merged, and RoPE rotates halves at rates that transformers computes. Only
+one layer's weights are in memory at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Tick = Callable[[], None]
 
 
 class _Weights:
-    """Linear layers of the base model with the adapter standing beside them."""
+    """The base model's linear layers, with the adapter's product added to their outputs."""
 
     def __init__(self, files: Iterable[Path], adapter: Path | None) -> None:
         self.base = RawTensors(files)
@@ -39,7 +39,7 @@ class _Weights:
         return self.base[name].float()
 
     def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        """x [rows, in] → [rows, out]; in slices of rows of the weight, for large vocabularies."""
+        """x [rows, in] → [rows, out]; slices the weight's rows, which saves memory at the head."""
         weight = self.base[name + ".weight"]
         y = torch.cat([x @ part.float().t() for part in weight.split(16384)], dim=1)
         if name + ".bias" in self.base:
@@ -54,13 +54,13 @@ class _Weights:
 
 @dataclass(frozen=True)
 class _Rotation:
-    """RoPE: radians a position for each pair, and what transformers scales cos and sin by."""
+    """RoPE: radians per position for each pair, and transformers' factor on cos and sin."""
 
     rates: torch.Tensor  # [head_dim / 2]
     scale: float
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x [rows, …, head_dim] where row t stands at position t."""
+        """Rotate x [rows, …, head_dim], whose row t has position t."""
         half = x.shape[-1] // 2
         angles = torch.arange(x.shape[0], dtype=torch.float64)[:, None] * self.rates.double()
         angles = angles.view(x.shape[0], *[1] * (x.dim() - 2), half)
@@ -70,7 +70,7 @@ class _Rotation:
 
 
 def _stock_config(data: dict[str, Any]) -> Any:
-    """The fields as transformers completes them; InternLM2's are Llama's."""
+    """Return `data` with transformers' defaults; InternLM2 takes Llama's."""
     from transformers import CONFIG_MAPPING
 
     kind = "llama" if data["model_type"] == "internlm2" else data["model_type"]
@@ -83,9 +83,9 @@ def _rotation(config: Any) -> _Rotation:
     scaling = getattr(config, "rope_scaling", None) or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "dynamic":
-        kind = "default"  # the same within the trained context
+        kind = "default"  # dynamic scaling changes nothing within the trained context
     rates, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
-    if kind == "default":  # in double precision, where transformers rounds
+    if kind == "default":  # double precision here; transformers would round
         half = len(rates)
         rates = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
     return _Rotation(rates, scale)
@@ -95,7 +95,7 @@ def _rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
 
 
-# the names of one layer: (norm, projections' lead, norm, gate, up, down) differ by publisher
+# Names of one layer's tensors, which differ by publisher
 _LLAMA = {"norm1": "input_layernorm", "out": "self_attn.o_proj",
           "norm2": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
           "down": "mlp.down_proj"}  # fmt: skip
@@ -112,9 +112,9 @@ def logits(
     tick: Tick,
     adapter: Path | None = None,
 ) -> list[np.ndarray]:
-    """Teacher-forced logits [n_tokens, n_vocab] float32 of each text (ids, BOS included).
+    """Return teacher-forced logits [n_tokens, n_vocab] float32 of each text (ids with BOS).
 
-    `files` hold the model, `data` are its config.json's fields, `adapter` is a LoRA's folder.
+    `files` hold the model, `data` has the fields of its config.json, `adapter` is a LoRA's folder.
     """
     weights, config = _Weights(files, adapter), _stock_config(data)
     packed = data["model_type"] == "internlm2"
@@ -126,7 +126,7 @@ def logits(
     lengths = [len(text) for text in texts]
     ids = torch.tensor([token for text in texts for token in text])
     embedding = f"{body}{'tok_embeddings' if packed else 'embed_tokens'}"
-    # all texts as one block of rows; only attention looks at each alone
+    # all texts form one block of rows; only attention separates them
     x = weights.base[f"{embedding}.weight"][ids].float()  # [rows, hidden]
     for i in range(config.num_hidden_layers):
         p = f"{body}layers.{i}."
@@ -149,10 +149,10 @@ def logits(
         x = x + weights.linear(gate, p + names["down"])
         tick()
     x = _rms(x, weights.vector(f"{body}norm.weight"), eps)
-    found = weights.linear(
+    rows_of_logits = weights.linear(
         x, embedding if config.tie_word_embeddings else _head(weights, body, packed)
     )
-    return [part.numpy() for part in found.split(lengths)]
+    return [part.numpy() for part in rows_of_logits.split(lengths)]
 
 
 def _head(weights: _Weights, body: str, packed: bool) -> str:
@@ -163,7 +163,7 @@ def _head(weights: _Weights, body: str, packed: bool) -> str:
 def _unpacked(
     packed: torch.Tensor, kv_heads: int, head_dim: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """InternLM2's rows [t, …] → q [t, kv_heads, groups, d], k and v [t, kv_heads, 1, d]."""
+    """Split InternLM2's rows [t, …] into q [t, kv_heads, groups, d], k, v [t, kv_heads, 1, d]."""
     grouped = packed.unflatten(-1, (kv_heads, -1, head_dim))
     return grouped[:, :, :-2], grouped[:, :, -2:-1], grouped[:, :, -1:]
 
@@ -171,16 +171,16 @@ def _unpacked(
 def _attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotation: _Rotation
 ) -> torch.Tensor:
-    """Causal attention of one text; shapes as `_unpacked` gives them → [t, hidden]."""
+    """Causal attention of one text, in the shapes of `_unpacked`; returns [t, hidden]."""
     q, k = rotation(q), rotation(k)[:, :, 0]
     scores = torch.einsum("tkgd,skd->kgts", q, k) / q.shape[-1] ** 0.5
     future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-    seen = torch.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
-    return torch.einsum("kgts,skd->tkgd", seen, v[:, :, 0]).flatten(1)
+    probabilities = torch.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
+    return torch.einsum("kgts,skd->tkgd", probabilities, v[:, :, 0]).flatten(1)
 
 
 def text_to_ids(folder: Path) -> Callable[[str], list[int]]:
-    """text → the ids that the published tokenizer's own library gives: no BOS, no specials."""
+    """Return the published tokenizer's own text → ids function: no BOS, no special tokens."""
     path = folder / "tokenizer.model"
     if path.is_file():
         import sentencepiece
@@ -190,5 +190,5 @@ def text_to_ids(folder: Path) -> Callable[[str], list[int]]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True  # what a person wrote makes no special token
+    tokenizer.encode_special_tokens = True  # text must never become a special token
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -1,6 +1,6 @@
-"""The gate's reference of the towers that look at tiles: Idefics3's SigLIP and InternViT.
+"""The gate's reference of the towers that see tiles: Idefics3's SigLIP and InternViT.
 
-As `parity_vision`, it shares no code with the converter.
+Like `towers`, it shares no code with the converter.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from edgeprism.convert.gate.towers import Features, Tick, normalised
 
 
 def idefics3_tower(files: Iterable[Path], config: Mapping[str, Any], prepare: Path) -> Features:
-    """transformers' own layers, on embeddings whose positions are counted plainly.
+    """Return transformers' own layers, with patch i at position i.
 
-    Its class asks for the bucket of (i / n) · (1 - 1e-6). In bfloat16, in which these models are
-    published and were trained, that is i / n and the bucket i; float32 would put every patch but
-    the first one place too far ahead.
+    transformers computes the position as the bucket of (i / n) · (1 - 1e-6). In bfloat16, in which
+    these models were trained and published, that rounds to i / n and bucket i; in float32 every
+    patch but the first would get the position of the patch before it.
     """
 
     def run(pixels: np.ndarray, tick: Tick) -> torch.Tensor:
@@ -47,8 +47,8 @@ def idefics3_tower(files: Iterable[Path], config: Mapping[str, Any], prepare: Pa
         for picture in x.split(1):
             patches = model.embeddings.patch_embedding(picture).flatten(2).transpose(1, 2)
             embedded = patches + model.embeddings.position_embedding.weight
-            found = model.encoder(inputs_embeds=embedded).last_hidden_state
-            rows.append(model.post_layernorm(found))
+            rows_of_picture = model.encoder(inputs_embeds=embedded).last_hidden_state
+            rows.append(model.post_layernorm(rows_of_picture))
         for _ in range(model.config.num_hidden_layers):
             tick()
         return torch.cat(rows)
@@ -59,10 +59,10 @@ def idefics3_tower(files: Iterable[Path], config: Mapping[str, Any], prepare: Pa
 def intern_vit(
     files: Iterable[Path], config: Mapping[str, Any], mean: list[float], std: list[float]
 ) -> Features:
-    """InternViT as its repository's code computes it (`modeling_intern_vit.py`), patches alone.
+    """Return InternViT as its repository computes it (`modeling_intern_vit.py`), without class row.
 
-    `config` is the vision_config. Norms, the packed qkv matrix, the norms of queries and keys and
-    the layer scales are what the files hold.
+    `config` is the vision_config. The files decide about the kind of norms, the packed qkv matrix,
+    the norms of queries and keys, and the layer scales.
     """
 
     def run(pixels: np.ndarray, tick: Tick) -> torch.Tensor:
@@ -107,9 +107,9 @@ def intern_vit(
 def internvl_tower(
     files: Iterable[Path], config: Mapping[str, Any], prepared: Mapping[str, Any]
 ) -> Features:
-    """transformers' own tower of a vision_config, patches alone.
+    """Return transformers' own tower of a vision_config, without the class row.
 
-    `prepared`: rescale, mean and std.
+    `prepared` has rescale, mean and std.
     """
 
     def run(pixels: np.ndarray, tick: Tick) -> torch.Tensor:
@@ -136,7 +136,7 @@ def _loaded(
     build: Callable[[dict[str, Any]], torch.nn.Module],
     config: Mapping[str, Any],
 ) -> Any:
-    """transformers' model of a vision_config with the files' tensors, found by `probe`."""
+    """Return transformers' model of a vision_config; `probe` finds the files' name prefix."""
     raw = RawTensors(files)
     lead = raw.lead_of(probe)
     with torch.device("meta"):

@@ -1,7 +1,7 @@
 """The gate's reference of vision models: what the published tensors compute, in torch float32.
 
-It shares no code with the converter on purpose, down to reading the files: a mistake in packing
-or reading would otherwise cancel out. Towers that transformers knows run in its own classes.
+It deliberately shares no code with the converter, not even for reading files: a mistake in both
+would cancel out. Towers that transformers knows run in its own classes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def visual_tokens(
 ) -> np.ndarray:
     """pixels uint8 [n, size, size, 3] → visual tokens [n, n_tokens, n_embd] float32.
 
-    Where the pixels have more channels, each tower sees three of its own.
+    If the pixels have more than 3 channels, each tower takes the next three.
     """
     shared = pixels.shape[-1] == 3
     views = [pixels if shared else pixels[..., 3 * i : 3 * i + 3] for i in range(len(towers))]
@@ -47,9 +47,10 @@ def stock_tower(
     select_layer: int,
     n_skipped: int = 0,
 ) -> Features:
-    """A CLIP or SigLIP in transformers' class: `hidden_states[select_layer]` less its first rows.
+    """Return a CLIP or SigLIP in transformers' class: `hidden_states[select_layer]`.
 
-    `config` is a config.json's or a vision_config's content, `prepare` the preprocessor's file.
+    The first `n_skipped` rows are left out. `config` is the content of a config.json or a
+    vision_config, `prepare` is the preprocessor's file.
     """
 
     def run(pixels: np.ndarray, tick: Tick) -> torch.Tensor:
@@ -80,8 +81,8 @@ def stock_tower(
         )
         rows = []
         for picture in x.split(1):
-            found = model(pixel_values=picture, output_hidden_states=True)
-            rows.append(found.hidden_states[select_layer][:, n_skipped:])
+            output = model(pixel_values=picture, output_hidden_states=True)
+            rows.append(output.hidden_states[select_layer][:, n_skipped:])
         for _ in range(_n_ticks(model.config.num_hidden_layers, select_layer)):
             tick()
         return torch.cat(rows)
@@ -94,14 +95,14 @@ def _n_ticks(n_layers: int, select_layer: int) -> int:
 
 
 def _load(model: torch.nn.Module, raw: RawTensors) -> None:
-    """Fill a model that stands on the meta device; what the file lacks never runs: zeros."""
+    """Fill a model on the meta device; tensors that the files lack never run and become zeros."""
     lead = raw.lead_of("embeddings.patch_embedding.weight").removesuffix("vision_model.")
     bare = not any(name.startswith(f"{lead}vision_model.") for name in raw.names())
     state = {}
     for name, parameter in model.state_dict().items():
         source = lead + (name.removeprefix("vision_model.") if bare else name)
-        there = source in raw
-        state[name] = raw[source].float() if there else torch.zeros(parameter.shape)
+        present = source in raw
+        state[name] = raw[source].float() if present else torch.zeros(parameter.shape)
     model.load_state_dict(state, assign=True)
     for name, buffer in list(model.named_buffers()):
         if buffer.is_meta:  # position_ids
@@ -128,9 +129,9 @@ def timm_tower(
     std: Sequence[float],
     grid: int,
 ) -> Features:
-    """A timm VisionTransformer's second-to-last layer, patches alone.
+    """Return the patch rows of a timm VisionTransformer's second-to-last layer.
 
-    Class and register rows, a first norm and layer scale are used where the file has them.
+    It uses class and register rows, a first norm and layer scale if the file has them.
     """
 
     def run(pixels: np.ndarray, tick: Tick) -> torch.Tensor:
@@ -179,7 +180,7 @@ def timm_tower(
 
 
 def _resampled(table: torch.Tensor, grid: int) -> torch.Tensor:
-    """Positions [rows, e] at another grid, as timm resamples them when it loads a model."""
+    """Resample positions [rows, e] to another grid, as timm does when it loads a model."""
     old = int(len(table) ** 0.5)
     if old == grid:
         return table
@@ -196,10 +197,10 @@ def mlp(
     cell: int = 1,
     transposed: bool = False,
 ) -> Connector:
-    """Linear layers whose names end so, GELU (erf form) between them.
+    """Return the linear layers whose names end with `endings`, with GELU (erf form) between.
 
-    The patches of each cell × cell are joined first, and normalised if there is a `norm`. The
-    cells go across first, or down first if `transposed`.
+    First it joins the patches of each cell × cell, and normalises them if there is a `norm`. Cells
+    are ordered row by row, or column by column if `transposed`.
     """
 
     def run(x: torch.Tensor) -> torch.Tensor:
@@ -223,7 +224,7 @@ def mlp(
 
 
 def _cells(x: torch.Tensor, s: int) -> torch.Tensor:
-    """Cell by cell, patch by patch."""
+    """Join the patches of each s × s cell into one row; zeros fill incomplete cells."""
     n, t, e = x.shape
     g = round(t**0.5)
     side = -(-g // s)

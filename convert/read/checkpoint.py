@@ -2,8 +2,8 @@
 
 A folder may hold one safetensors file, several with an index, or the same as `.bin` (torch's own
 format). Nothing is loaded up front: files are memory-mapped, so a tensor costs memory only while
-somebody uses it, and a tensor nobody asks for is never read. `.bin` files are pickles and are
-read with `weights_only=True`, which refuses anything but tensors.
+it is in use, and an unused tensor is never read. `.bin` files are pickles; torch reads them with
+`weights_only=True`, which refuses anything but tensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ADAPTER_STEMS = ("adapter_model",)
 
 
 class Checkpoint:
-    """The tensors under `folder`, whichever of the published containers they are in.
+    """The tensors of the model files in `folder`, in any of the published containers.
 
     Raises CheckpointError when the folder or a listed shard is missing, or a file is damaged.
     """
@@ -38,7 +38,7 @@ class Checkpoint:
         stems: tuple[str, ...] = MODEL_STEMS,
         files: Iterable[Path] = (),
     ) -> None:
-        """`files` are given where their names are not the usual ones."""
+        """Pass `files` if their names are not the usual ones (`stems`)."""
         self.folder = Path(folder)
         self.role = role
         self.files = list(files) or _find_weight_files(self.folder, role, stems)
@@ -57,7 +57,7 @@ class Checkpoint:
         return self._containers[name].shape(name)
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor as published (its own dtype), backed by the file where the format allows."""
+        """Return the tensor in its published dtype, memory-mapped where the format allows."""
         import torch
 
         tensor = self._containers[name].read(name)
@@ -74,14 +74,14 @@ class Checkpoint:
         return self.read(name).float()
 
     def require(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Check that every tensor is there with its shape; one error lists all that are not."""
+        """Check that every tensor exists with its shape; one error lists all faults."""
         requirements = Requirements()
-        requirements.add(self, shapes, unused=("",))  # others do not matter
+        requirements.add(self, shapes, unused=("",))  # "" matches every other tensor
         requirements.check()
 
 
 class Requirements:
-    """What a family needs of its checkpoints, checked together: one error lists every fault."""
+    """The tensors that a family needs of its checkpoints; one error lists every fault."""
 
     def __init__(self) -> None:
         self._checkpoints: dict[int, Checkpoint] = {}
@@ -94,18 +94,18 @@ class Requirements:
         shapes: Mapping[str, tuple[int, ...]],
         unused: Iterable[str] = (),
     ) -> None:
-        """Tensors that must be there; those that match a pattern of `unused` may be."""
+        """Require the tensors of `shapes`; allow others only if a pattern of `unused` matches."""
         key = id(checkpoint)
         self._checkpoints[key] = checkpoint
         self._shapes.setdefault(key, {}).update(shapes)
         self._unused.setdefault(key, []).extend(unused)
 
     def check(self) -> None:
-        """Raises CheckpointError for tensors missing, of another shape, or nobody's."""
-        found = [self._faults(key) for key in self._checkpoints]
-        if any(found):
+        """Raise CheckpointError for missing, misshapen and unexpected tensors."""
+        faults = [self._faults(key) for key in self._checkpoints]
+        if any(faults):
             raise CheckpointError(
-                "\n".join(filter(None, found)) + "\n",
+                "\n".join(filter(None, faults)) + "\n",
                 "Check that each download is complete and that the folders belong together.",
             )
 
@@ -215,7 +215,7 @@ def _load_bin(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _flattened(table: dict[str, Any], lead: str) -> Iterator[tuple[str, Any]]:
-    """What a training run saves: tables within tables, their names joined by dots."""
+    """Yield the tensors of nested tables, as training runs save them; dots join the keys."""
     for name, value in table.items():
         if isinstance(value, dict):
             yield from _flattened(value, f"{lead}{name}.")
@@ -266,7 +266,7 @@ def _shards_of(index: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint's file; CheckpointError names the file otherwise."""
+    """Return the JSON object in `path`; CheckpointError if it is missing or damaged."""
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -281,13 +281,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The fields of `folder`'s config.json; none where there is no such file."""
+    """Return the fields of `folder`'s config.json; {} if there is none."""
     path = folder / "config.json"
     return read_json(path) if path.is_file() else {}
 
 
 def digest_of_files(paths: Iterable[Path]) -> str:
-    """sha256 over the sha256 digests of the files, in order of name."""
+    """Return the sha256 of the files' sha256 digests, in order of file name."""
     total = hashlib.sha256()
     for path in sorted(set(paths), key=lambda p: p.name):
         total.update(sha256_of_file(path).encode())
@@ -295,7 +295,7 @@ def digest_of_files(paths: Iterable[Path]) -> str:
 
 
 def license_of(folder: Path) -> str:
-    """The `license:` line of the folder's README front matter; "unknown" where there is none."""
+    """Return the `license:` of the README's front matter, or "unknown"."""
     readme = folder / "README.md"
     if not readme.is_file():
         return "unknown"

@@ -1,4 +1,4 @@
-"""A PEFT LoRA adapter, merged into base tensors one at a time: W + scale · B · A."""
+"""A PEFT LoRA adapter, which is merged into one base tensor at a time: W + scale · B · A."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _PLAIN: dict[str, tuple[object, ...]] = {
 class LoraAdapter:
     """The adapter of `folder` (adapter_config.json + adapter_model.safetensors or .bin).
 
-    `base_shapes` are the base model's tensors. Raises CheckpointError for an adapter that is not
-    plain LoRA, for tensors that match no base tensor (all listed) and for wrong shapes.
+    `base_shapes` has the shapes of the base model's tensors. Raises CheckpointError for an adapter
+    that is not plain LoRA, for tensors that match no base tensor (all listed) and wrong shapes.
     Layout: PEFT's, keys `base_model.model.<base tensor>.lora_{A,B}.weight`, A [r, in], B [out, r].
     """
 
@@ -48,7 +48,7 @@ class LoraAdapter:
         self._pairs = self._match(base_shapes)
 
     def merge(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """`weight` [out, in] float32 of base tensor `name`, with the adapter's change added."""
+        """Return base tensor `name` (`weight` [out, in], float32) plus the adapter's change."""
         if name not in self._pairs:
             return weight
         a, b = self._pairs[name]  # [r, in], [out, r]
@@ -106,15 +106,15 @@ def _scale_and_rank(folder: Path) -> tuple[float, int]:
             f"{path}: peft_type is {config['peft_type']!r}, only LORA can be merged.",
             "Merge the adapter into the language model with PEFT first.",
         )
-    odd = [
+    unsupported = [
         f"{field} = {config[field]!r}"
         for field, plain in _PLAIN.items()
         if field in config and config[field] not in plain
     ]
-    if odd:
+    if unsupported:
         raise CheckpointError(
             f"{path}: only one rank for all matrices and plain LoRA are understood; found "
-            f"{', '.join(odd)}.",
+            f"{', '.join(unsupported)}.",
             "Merge the adapter into the language model with PEFT first, and convert that.",
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")

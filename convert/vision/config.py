@@ -14,7 +14,7 @@ from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.convert.read.checkpoint import read_json
 from edgeprism.errors import CheckpointError
 
-# transformers' number for each way of resampling
+# transformers' number → name of the resampling filter
 RESAMPLINGS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _MODEL_TYPES = {"clip": "clip_vision_model", "clip_vision_model": "clip_vision_model",
                 "siglip": "siglip_vision_model",
@@ -24,7 +24,7 @@ ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu")
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """A transformer over patches, and how pixels are normalised for it."""
+    """The sizes and variants of a patch transformer, and how its pixels are normalised."""
 
     n_layers: int
     n_embd: int
@@ -37,18 +37,18 @@ class TowerConfig:
     rescale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    n_prefix: int = 0  # class and register rows ahead of the patches; not among the features
+    n_prefix: int = 0  # class and register rows before the patches; the features leave them out
     patch_bias: bool = True
     norm_first: bool = False  # a norm between the embeddings and the first layer
-    layer_scale: bool = False  # each branch's output is scaled, channel by channel
-    norm_last: bool = False  # a norm behind the last layer
+    layer_scale: bool = False  # a learned scale per channel on each branch's output
+    norm_last: bool = False  # a norm after the last layer
     rms: bool = False  # norms divide by the root mean square: no mean, no bias
-    qk_norm: bool = False  # queries and keys are so normed, over all heads together
+    qk_norm: bool = False  # RMS norms on queries and keys, over all heads together
     qkv_bias: bool = True
 
     @property
     def grid(self) -> int:
-        """Patches along one edge; pixels that fill no whole patch are not seen."""
+        """Patches along one edge; the tower ignores pixels beyond the last whole patch."""
         return self.image_size // self.patch_size
 
 
@@ -56,9 +56,9 @@ class TowerConfig:
 class ProjectorConfig:
     """A chain of Linear layers with GELU (erf form) between them.
 
-    `widths` are those of its inputs and outputs: [in, …, out]. With `downsample` s, the patches of
-    s × s cells are put beside one another first (zeros fill up an odd edge) and, unless `plain`,
-    normalised; `plain` layers have no biases either. `transposed`: cells go down before across.
+    `widths` are the widths [in, …, out]. With `downsample` s, the projector first concatenates the
+    patches of each s × s cell (zeros fill incomplete cells) and normalises them unless `plain`;
+    `plain` layers have no biases either. `transposed`: cells are ordered column by column.
     """
 
     widths: tuple[int, ...]
@@ -73,7 +73,7 @@ class ProjectorConfig:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a picture becomes the tower's pixels: `mode` as in the manifest's image policy."""
+    """How a picture becomes the tower's pixels; `mode` as in the manifest's image policy."""
 
     mode: str  # "crop" or "stretch"
     size: int
@@ -84,7 +84,7 @@ class Preparation:
 
     @property
     def fill(self) -> list[int]:
-        """The mean colour, rounded down, which LLaVA pads with."""
+        """The colour of LLaVA's padding: the mean, rounded down."""
         return [int(mean * 255) for mean in self.mean]
 
 
@@ -102,9 +102,9 @@ def one_tile(mode: str, preparation: Preparation) -> ImagePolicy:
 def tower_config_from_dict(
     data: Mapping[str, Any], preparation: Preparation, where: str
 ) -> tuple[str, TowerConfig]:
-    """The model type and all layers of a CLIP or SigLIP `config.json` (or `vision_config`).
+    """Read a CLIP or SigLIP `config.json` (or `vision_config`); return model type and tower.
 
-    What it leaves out is transformers' default. Raises CheckpointError for another model.
+    Missing fields get transformers' defaults. Raises CheckpointError for another model.
     """
     kind = _MODEL_TYPES.get(str(data.get("model_type")))
     if kind is None:
@@ -145,17 +145,17 @@ def tower_config_from_dict(
 
 
 def tower_fields(kind: str, data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A vision tower's configuration, completed by transformers' defaults for model type `kind`.
+    """Return a vision tower's configuration with transformers' defaults for model type `kind`.
 
-    Raises CheckpointError, all faults at once.
+    Raises CheckpointError, which lists all faults.
     """
     fields, faults = _fields_and_faults(kind, data, where)
     if faults:
         raise CheckpointError(
             f"{where}: {'; '.join(faults)}.", "Use the config.json that was published."
         )
-    found: dict[str, Any] = fields.to_dict()
-    return found
+    completed: dict[str, Any] = fields.to_dict()
+    return completed
 
 
 def _fields_and_faults(kind: str, data: Mapping[str, Any], where: str) -> tuple[Any, list[str]]:
@@ -165,7 +165,7 @@ def _fields_and_faults(kind: str, data: Mapping[str, Any], where: str) -> tuple[
         fields = CONFIG_MAPPING[kind](**{k: v for k, v in data.items() if k != "model_type"})
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"{where} is no vision model: {error}.", "Download it again."
+            f"{where} is not a vision model: {error}.", "Download it again."
         ) from error
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
               "image_size", "patch_size")  # fmt: skip
@@ -185,7 +185,7 @@ def _fields_and_faults(kind: str, data: Mapping[str, Any], where: str) -> tuple[
 
 
 def n_used_layers(config: TowerConfig, select_layer: Any, where: str) -> int:
-    """Layers that run for `hidden_states[select_layer]`, where [0] are the embeddings."""
+    """Return how many layers run for `hidden_states[select_layer]`; [0] is the embeddings."""
     index = select_layer if type(select_layer) is int else None
     if index is not None and index < 0:
         index += config.n_layers + 1
@@ -199,7 +199,7 @@ def n_used_layers(config: TowerConfig, select_layer: Any, where: str) -> int:
 
 
 def preparation_from_folder(folder: Path, default_size: int, model_type: str) -> Preparation:
-    """Read preprocessor_config.json of a CLIP or SigLIP processor; its absence means defaults."""
+    """Read the preprocessor_config.json of a CLIP or SigLIP; without the file, the defaults."""
     path = folder / "preprocessor_config.json"
     data = read_json(path) if path.is_file() else {}
     clip = "clip" in model_type
@@ -236,7 +236,7 @@ def preparation_from_folder(folder: Path, default_size: int, model_type: str) ->
 
 
 def _edge(size: Any) -> int | None:
-    """The one edge length that a `size` or `crop_size` stands for."""
+    """Return the edge length of a square `size` or `crop_size`; None if it is not square."""
     if isinstance(size, Mapping):
         edges = set(size.values())
         size = edges.pop() if len(edges) == 1 else None

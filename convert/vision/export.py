@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from edgeprism.convert.vision.weights import VisionWeights
 
 INPUT, OUTPUT, NEWLINE = "pixels", "visual_tokens", "newline"
-# Gelu and LayerNormalization are single operators from 20 on, and every onnxruntime since
-# 1.17 runs it.
+# From opset 20 on, Gelu and LayerNormalization are single operators; every onnxruntime since 1.17
+# runs it.
 _OPSET = 20
-# The patch embedding sees raw pixels and is 0.2 % of the work: int8 there only costs accuracy.
+# The patch embedding reads raw pixels and is 0.2 % of the work: int8 would only cost accuracy.
 _ALWAYS_FLOAT = ".patch.weight"
-_ALIGNMENT = 4096  # runtimes map the weights page by page
+_ALIGNMENT = 4096  # a memory page: runtimes memory-map the weights
 _ONNX_TYPES = {torch.float32: onnx_ir.DataType.FLOAT, torch.float16: onnx_ir.DataType.FLOAT16}
 
 
 def export_graph(module: VisionGraph, weights: VisionWeights, work: Path, stem: str) -> Path:
-    """Export as `work`/`stem`.onnx with its weights outside, in `stem`.onnx.data."""
+    """Export the graph as `work`/`stem`.onnx and its weights as `stem`.onnx.data."""
     size = module.image_size
-    # two pictures: torch would take a batch of one for a constant
+    # two pictures: torch would turn a batch size of one into a constant
     example = torch.zeros((2, size, size, 3 * module.n_views), dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -51,7 +51,7 @@ def export_graph(module: VisionGraph, weights: VisionWeights, work: Path, stem: 
             verbose=False,
         )
     if program is None:
-        raise RuntimeError("torch.onnx.export gave no graph")
+        raise RuntimeError("torch.onnx.export returned no graph")
     path = work / f"{stem}.onnx"
     _write_weights(program.model, module, weights, path.with_name(f"{path.name}.data"))
     model = onnx_ir.to_proto(program.model)
@@ -63,12 +63,12 @@ def export_graph(module: VisionGraph, weights: VisionWeights, work: Path, stem: 
 def _write_weights(
     model: onnx_ir.Model, module: VisionGraph, weights: VisionWeights, data_path: Path
 ) -> None:
-    """Put the checkpoint's weights, one at a time, where the module had placeholders."""
+    """Write the checkpoint's weights, one at a time, in place of the module's placeholders."""
     initializers = model.graph.initializers
     parameters = dict(module.named_parameters())
-    lost = [name for name in parameters if name not in initializers]
-    if lost:
-        raise RuntimeError(f"the exporter dropped or renamed {', '.join(lost)}")
+    missing = [name for name in parameters if name not in initializers]
+    if missing:
+        raise RuntimeError(f"the exporter dropped or renamed {', '.join(missing)}")
     with data_path.open("wb") as data:
         for name, parameter in parameters.items():
             tensor = weights.read(name, module.dtype)
@@ -94,7 +94,7 @@ def _write_weights(
 
 
 def _strip_notes(model: onnx.ModelProto) -> None:
-    """Remove the exporter's notes: they hold source paths of the machine that exported."""
+    """Remove the exporter's notes, which hold source paths of the exporting machine."""
     for message in (model, model.graph, *model.graph.node, *model.graph.input,
                     *model.graph.output, *model.graph.value_info,
                     *model.graph.initializer):  # fmt: skip
@@ -103,7 +103,7 @@ def _strip_notes(model: onnx.ModelProto) -> None:
 
 
 def quantizable_nodes(graph_path: Path) -> dict[str, str]:
-    """{node: weight} of the MatMuls that int8 may take: those with a constant right side."""
+    """Return {node: weight} of the MatMuls that int8 may replace: their right side is constant."""
     model = onnx.load(str(graph_path), load_external_data=False)
     constants = {tensor.name for tensor in model.graph.initializer}
     return {
@@ -116,10 +116,10 @@ def quantizable_nodes(graph_path: Path) -> dict[str, str]:
 
 
 def quantize_int8(graph_path: Path, out: Path, full_range: bool, keep_float: set[str]) -> None:
-    """Dynamic int8 (weights signed, per channel; activations unsigned) of `graph_path`.
+    """Quantize `graph_path` to dynamic int8: weights signed per channel, activations unsigned.
 
-    Without `full_range` weights use 7 bits, so that CPUs without VNNI cannot saturate.
-    `keep_float` names nodes to leave alone.
+    Without `full_range`, weights use 7 bits so that sums cannot saturate on CPUs without VNNI.
+    `keep_float` names the nodes that stay in float.
     """
     from onnxruntime.quantization import QuantType
     from optimum.onnxruntime import ORTQuantizer
@@ -135,7 +135,7 @@ def quantize_int8(graph_path: Path, out: Path, full_range: bool, keep_float: set
         nodes_to_quantize=nodes,
         operators_to_quantize=["MatMul"],
     )
-    # Optimum's preset has unsigned weights, for which CPUs have slower instructions
+    # Optimum's preset has unsigned weights, which CPUs multiply more slowly
     config.weights_dtype = QuantType.QInt8
     scratch = out.with_suffix(".quantizing")
     scratch.mkdir()
@@ -149,9 +149,9 @@ def quantize_int8(graph_path: Path, out: Path, full_range: bool, keep_float: set
 
 
 def _marked_as_inferred(graph_path: Path) -> Path:
-    """A copy of the graph (not of its weights) that says that its shapes are known, as they are.
+    """Copy the graph (not its weights) and mark its shapes as inferred, which they are.
 
-    Otherwise the quantizer infers them twice over, with a copy of all weights each time.
+    Without the mark the quantizer infers them twice and copies all weights each time.
     """
     model = onnx.load(str(graph_path), load_external_data=False)
     model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
@@ -161,39 +161,39 @@ def _marked_as_inferred(graph_path: Path) -> Path:
 
 
 def int8_damage(graph_path: Path, pixels: np.ndarray, full_range: bool) -> list[str]:
-    """Quantizable nodes, worst first, by the relative error that int8 alone would give each.
+    """Return the quantizable nodes, worst first, by the error of each if it alone were int8.
 
-    The float graph runs once on `pixels` [n, size, size, 3] with every such node's input made an
-    output; int8 is then imitated node by node: y − ŷ against y.
+    The float graph runs once on the first of `pixels` [n, size, size, 3] and returns every such
+    node's input; int8 is then simulated node by node: ‖ŷ − y‖ / ‖y‖.
     """
     import onnxruntime
 
     model = onnx.load(str(graph_path), load_external_data=False)
     weights = quantizable_nodes(graph_path)
     inputs = {node.name: node.input[0] for node in model.graph.node if node.name in weights}
-    wanted = sorted(set(inputs.values()))
+    input_names = sorted(set(inputs.values()))
     del model.graph.output[:]
     model.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in input_names
     )
     probe = graph_path.with_name(f"{graph_path.stem}.probe.onnx")
     probe.write_bytes(model.SerializeToString())
     try:
         session = onnxruntime.InferenceSession(str(probe), providers=["CPUExecutionProvider"])
-        seen = dict(zip(wanted, session.run(None, {INPUT: pixels[:1]}), strict=True))
+        values = dict(zip(input_names, session.run(None, {INPUT: pixels[:1]}), strict=True))
     finally:
         probe.unlink()
     damage = {}
     tensors = {t.name: t for t in model.graph.initializer if t.name in set(weights.values())}
     for node, weight_name in weights.items():
         weight = onnx.numpy_helper.to_array(tensors[weight_name], str(graph_path.parent))
-        x = seen[inputs[node]].reshape(-1, weight.shape[0])
-        damage[node] = _imitated_error(torch.from_numpy(x), torch.tensor(weight), full_range)
+        x = values[inputs[node]].reshape(-1, weight.shape[0])
+        damage[node] = _simulated_error(torch.from_numpy(x), torch.tensor(weight), full_range)
     return sorted(damage, key=lambda node: damage[node], reverse=True)
 
 
-def _imitated_error(x: torch.Tensor, weight: torch.Tensor, full_range: bool) -> float:
-    """Relative error of x [rows, in] @ weight [in, out] under dynamic int8."""
+def _simulated_error(x: torch.Tensor, weight: torch.Tensor, full_range: bool) -> float:
+    """Return the relative error of x [rows, in] @ weight [in, out] under dynamic int8."""
     low, high = min(0.0, float(x.min())), max(0.0, float(x.max()))
     step = max((high - low) / 255, 1e-12)
     x_rounded = (x / step).round() * step

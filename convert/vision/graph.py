@@ -1,9 +1,8 @@
-"""Vision towers and the projector as one torch module, shaped for export.
+"""Vision towers and the projector as one torch module, laid out for export.
 
-The module is built of placeholders that take no memory: exporting needs shapes alone, and the
-weights are read one at a time when the file is written. Matrices are kept as [in, out] so that
-the exported graph holds plain MatMuls with constant weights, which is what the int8 quantizer
-looks for.
+The module's parameters are placeholders without memory: export needs shapes alone, and the
+converter reads the weights one at a time when it writes the file. Matrices are [in, out], so that
+the exported graph has plain MatMuls with constant weights: the int8 quantizer recognises no others.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _counter = itertools.count(1)
 
 
 def placeholder(dtype: torch.dtype, *shape: int) -> nn.Parameter:
-    """A parameter of one stored value; each has its own, so that none is taken for another."""
+    """Return a parameter of one repeated value; values differ, so export merges no parameters."""
     value = torch.full((1,), next(_counter) % 2000 + 1, dtype=dtype)
     return nn.Parameter(value.expand(shape), requires_grad=False)
 
@@ -41,7 +40,7 @@ class Affine(nn.Module):
 
 
 class Norm(nn.Module):
-    """A layer norm, or with `rms` a division by the root mean square alone."""
+    """A layer norm, or with `rms` an RMS norm (no mean, no bias)."""
 
     def __init__(self, dtype: torch.dtype, n: int, eps: float, rms: bool = False) -> None:
         super().__init__()
@@ -102,7 +101,7 @@ class Tower(nn.Module):
         e = config.n_embd
         self.patch = Affine(dtype, 3 * config.patch_size**2, e, config.patch_bias)
         self.position = placeholder(dtype, config.grid**2, e)
-        # class and register rows, their positions added
+        # class and register rows, with their positions already added
         self.prefix = placeholder(dtype, config.n_prefix, e) if config.n_prefix else None
         self.norm_first = Norm(dtype, e, config.eps) if config.norm_first else None
         self.layers = nn.ModuleList(EncoderLayer(config, dtype) for _ in range(config.n_layers))
@@ -112,7 +111,7 @@ class Tower(nn.Module):
         """Pixels [n, size, size, 3] → features [n, patches, n_embd]."""
         c = self.config
         n, g, p = pixels.shape[0], c.grid, c.patch_size
-        # pixels beyond the last whole patch are cut, as a strided convolution does
+        # drop the pixels beyond the last whole patch, as a strided convolution does
         x = pixels[:, : g * p, : g * p, :].float()
         x = (x * c.rescale - torch.tensor(c.mean)) / torch.tensor(c.std)
         x = x.to(self.dtype).reshape(n, g, p, g, p, 3).permute(0, 1, 3, 2, 4, 5)
@@ -158,11 +157,11 @@ class Projector(nn.Module):
 class VisionGraph(nn.Module):
     """uint8 pixels [n, size, size, 3] → visual tokens [n, n_tokens, n_embd of the LM], float32.
 
-    Everything between stands inside: each tower's own normalising, patches and layers, the
-    features side by side, the projector and, where the family does so, leaving out the first
-    patch. With `newline`, a second output is the learned row of that name, [n, n_embd]: once for
-    each tile, so that no optimizer takes it for a constant of the placeholder's value. With
-    `n_views` each tower has three channels of its own: pixels [n, size, size, 3 · n_views].
+    The graph does everything between: each tower's normalisation, patches and layers, the
+    concatenation of the features, the projector and, in some families, dropping the first patch.
+    With `newline`, a second output is the learned row of that name, [n, n_embd]: repeated for each
+    tile, so that no optimizer folds the placeholder's value into a constant. With `n_views`, each
+    tower has three channels of its own: pixels [n, size, size, 3 · n_views].
     """
 
     def __init__(
@@ -189,14 +188,14 @@ class VisionGraph(nn.Module):
         x = features[0] if len(features) == 1 else torch.cat(features, dim=-1)
         if self.drop_first_patch:
             x = x[:, 1:]
-        made: torch.Tensor = self.projector(x)
+        tokens: torch.Tensor = self.projector(x)
         if self.newline_row is None:
-            return made.float()
-        return made.float(), self.newline_row.expand(pixels.shape[0], -1).float()
+            return tokens.float()
+        return tokens.float(), self.newline_row.expand(pixels.shape[0], -1).float()
 
 
 def join_cells(x: torch.Tensor, s: int) -> torch.Tensor:
-    """[n, g · g, e] → [n, ⌈g/s⌉², s · s · e]: the patches of each s × s cell, row by row."""
+    """[n, g · g, e] → [n, ⌈g/s⌉², s · s · e]: concatenate each s × s cell's patches, row by row."""
     n, t, e = x.shape
     g = int(t**0.5)
     spare = -g % s
@@ -207,7 +206,7 @@ def join_cells(x: torch.Tensor, s: int) -> torch.Tensor:
 
 
 def gelu(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """By transformers' name: CLIP's own form, the tanh form, or the erf form."""
+    """Apply GELU in CLIP's own form, the tanh form or the erf form, by transformers' name."""
     if activation == "quick_gelu":
         return x * torch.sigmoid(1.702 * x)
     return functional.gelu(x, approximate="tanh" if activation != "gelu" else "none")

@@ -1,4 +1,4 @@
-"""InternViT's published layouts: its configuration, and where a tower's parameters come from.
+"""InternViT: its configuration, and its parameters in both published layouts.
 
 Sources: OpenGVLab's repositories (`configuration_intern_vit.py`, `modeling_intern_vit.py`) and
 transformers' InternVLVisionModel.
@@ -25,8 +25,8 @@ from edgeprism.convert.vision.weights import (
 )
 from edgeprism.errors import CheckpointError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, written in the code
-# what the published configuration class sets where config.json says nothing
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which the published code hard-codes
+# the published configuration class's defaults
 _DEFAULTS: dict[str, Any] = {
     "hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25,
     "intermediate_size": 12800, "image_size": 224, "patch_size": 14, "qkv_bias": False,
@@ -36,7 +36,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def intern_vit_fields(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A vision_config, completed; CheckpointError tells every fault at once."""
+    """Return a vision_config with defaults; CheckpointError lists every fault."""
     fields = {**_DEFAULTS, **data}
     faults = [
         f"{name} = {fields[name]!r} (expected a whole number above 0)"
@@ -57,7 +57,7 @@ def intern_vit_fields(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def intern_vit_config(fields: Mapping[str, Any], image_size: int, n_layers: int) -> TowerConfig:
-    """The first `n_layers` of a tower of these fields."""
+    """Return the first `n_layers` of the tower that `fields` describe."""
     return TowerConfig(
         n_layers=n_layers,
         n_embd=fields["hidden_size"],
@@ -80,7 +80,7 @@ def intern_vit_config(fields: Mapping[str, Any], image_size: int, n_layers: int)
 
 @dataclass(frozen=True)
 class Names:
-    """What a layout calls a tower's tensors; `layer` by our module of a layer."""
+    """A layout's names of a tower's tensors; `layer`: EncoderLayer's module → published name."""
 
     first: str
     position: str
@@ -109,7 +109,7 @@ TRANSFORMERS = Names(
 def intern_vit_weights(
     config: TowerConfig, checkpoint: Checkpoint, prefix: str, names: Names = ORIGINAL
 ) -> Weights:
-    """Under the names of a layout; `prefix` e.g. "vision_model."."""
+    """Return the tower's parameters in the layout `names`; `prefix` e.g. "vision_model."."""
     e, p = config.n_embd, config.patch_size
     first = {f"{prefix}{names.first}": (1, 1, e)}
     table = {f"{prefix}{names.position}": (1, 1 + config.grid**2, e)}
@@ -128,43 +128,43 @@ def intern_vit_weights(
 
 
 def _layer_weights(
-    config: TowerConfig, checkpoint: Checkpoint, ours: str, sources: Mapping[str, str]
+    config: TowerConfig, checkpoint: Checkpoint, module: str, sources: Mapping[str, str]
 ) -> Weights:
     e, f = config.n_embd, config.n_ffn
     weights: Weights = {}
     for norm in ("norm1", "norm2"):
-        weights |= norm_weights(f"{ours}{norm}", checkpoint, sources[norm], e)
+        weights |= norm_weights(f"{module}{norm}", checkpoint, sources[norm], e)
     if "qkv" in sources:
-        weights |= _packed(ours, sources["qkv"], checkpoint, e)
+        weights |= _packed(module, sources["qkv"], checkpoint, e)
     else:
         for part in "qkv":
-            weights |= linear_weights(f"{ours}{part}", checkpoint, sources[part], e, e)
-    weights |= linear_weights(f"{ours}out", checkpoint, sources["out"], e, e)
-    weights |= linear_weights(f"{ours}fc1", checkpoint, sources["fc1"], e, f)
-    weights |= linear_weights(f"{ours}fc2", checkpoint, sources["fc2"], f, e)
+            weights |= linear_weights(f"{module}{part}", checkpoint, sources[part], e, e)
+    weights |= linear_weights(f"{module}out", checkpoint, sources["out"], e, e)
+    weights |= linear_weights(f"{module}fc1", checkpoint, sources["fc1"], e, f)
+    weights |= linear_weights(f"{module}fc2", checkpoint, sources["fc2"], f, e)
     if config.qk_norm:
         for norm in ("q_norm", "k_norm"):
             name = f"{sources[norm]}.weight"
-            weights[f"{ours}{norm}.weight"] = Weight(checkpoint, {name: (e,)}, same)
+            weights[f"{module}{norm}.weight"] = Weight(checkpoint, {name: (e,)}, same)
     for scale in ("scale1", "scale2"):
-        weights[f"{ours}{scale}"] = Weight(checkpoint, {sources[scale]: (e,)}, same)
-    absent = [f"{ours}{norm}.bias" for norm in ("norm1", "norm2") if config.rms]
-    absent += [f"{ours}{part}.bias" for part in "qkv" if not config.qkv_bias]
+        weights[f"{module}{scale}"] = Weight(checkpoint, {sources[scale]: (e,)}, same)
+    absent = [f"{module}{norm}.bias" for norm in ("norm1", "norm2") if config.rms]
+    absent += [f"{module}{part}.bias" for part in "qkv" if not config.qkv_bias]
     return {name: weight for name, weight in weights.items() if name not in absent}
 
 
-def _packed(ours: str, source: str, checkpoint: Checkpoint, e: int) -> Weights:
-    """Queries, keys and values, published as one matrix [3 · e, e] and bias."""
+def _packed(module: str, source: str, checkpoint: Checkpoint, e: int) -> Weights:
+    """Return queries, keys and values, which are published as one matrix [3 · e, e] and bias."""
     weights: Weights = {}
     for i, part in enumerate("qkv"):
         rows = slice(i * e, (i + 1) * e)
-        take = partial(_taken, rows)
-        weights[f"{ours}{part}.weight"] = Weight(checkpoint, {f"{source}.weight": (3 * e, e)}, take)
-        weights[f"{ours}{part}.bias"] = Weight(checkpoint, {f"{source}.bias": (3 * e,)}, take)
+        take = partial(_take_rows, rows)
+        weights[f"{module}{part}.weight"] = Weight(checkpoint, {f"{source}.weight": (3 * e, e)}, take)
+        weights[f"{module}{part}.bias"] = Weight(checkpoint, {f"{source}.bias": (3 * e,)}, take)
     return weights
 
 
-def _taken(rows: slice, tensor: torch.Tensor) -> torch.Tensor:
-    """Rows of a bias, or of a matrix [out, in], which is turned to [in, out]."""
+def _take_rows(rows: slice, tensor: torch.Tensor) -> torch.Tensor:
+    """Return rows of a bias, or of a matrix [out, in] transposed to [in, out]."""
     part = tensor[rows]
     return part.t() if part.dim() == 2 else part

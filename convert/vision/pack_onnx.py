@@ -1,8 +1,8 @@
-"""Packs an ONNX graph and its external weights into one file without holding them in memory.
+"""Pack an ONNX graph and its external weights into one file without holding them in memory.
 
-An ONNX file is a protobuf message, and protobuf lets a field be written as (tag, length, bytes).
-The small graph is written as it is and the big tensors are copied from the weights file into
-place, so packing 1.7 GB takes a few MB. Source of the field numbers: onnx.proto (public).
+An ONNX file is a protobuf message, and a protobuf field is (tag, length, bytes). This module writes
+the small graph as it is and copies the big tensors from the weights file into their places, so
+packing 1.7 GB needs a few MB of memory. Source of the field numbers: onnx.proto (public).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import onnx
 
-# protobuf refuses messages of 2 GiB; some room is left for headers
+# protobuf refuses messages of 2 GiB; 1 MiB is left for headers
 MAX_SINGLE_FILE = (1 << 31) - (1 << 20)
 
 _LENGTH_DELIMITED = 2
@@ -24,10 +24,10 @@ _COPY_BYTES = 1 << 22
 
 
 def pack_onnx(graph_path: Path, out_path: Path) -> list[Path]:
-    """Write `graph_path` (weights outside) as `out_path`; returns the files written.
+    """Write `graph_path` and its external weights as `out_path`; return the files written.
 
-    One file, unless the weights exceed what protobuf can hold: then `out_path` keeps its weights
-    in `out_path`.data beside it.
+    This is one file, unless the weights exceed protobuf's limit: then the weights lie in
+    `out_path`.data in the same folder.
     """
     model = onnx.load(str(graph_path), load_external_data=False)
     outside = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
@@ -55,14 +55,14 @@ def pack_onnx(graph_path: Path, out_path: Path) -> list[Path]:
 
 
 def _tensor_header(tensor: onnx.TensorProto) -> bytes:
-    """The tensor's message up to where its raw bytes begin."""
+    """Return the tensor's message up to the start of its raw bytes."""
     header = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
     size = _external(tensor)[2]
     return bytes(header.SerializeToString()) + _tag(_TENSOR_RAW_DATA) + _varint(size)
 
 
 def _external(tensor: onnx.TensorProto) -> tuple[str, int, int]:
-    """File, offset and length of a tensor that lies outside."""
+    """Return file, offset and length of an external tensor."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     return entries["location"], int(entries.get("offset", 0)), int(entries["length"])
 
@@ -85,7 +85,7 @@ def _copy_with_external_data(model: onnx.ModelProto, folder: Path, out_path: Pat
         for tensor in model.graph.initializer:
             if tensor.data_location != onnx.TensorProto.EXTERNAL:
                 continue
-            data.write(bytes(-data.tell() % 4096))  # runtimes map the file page by page
+            data.write(bytes(-data.tell() % 4096))  # page-aligned: runtimes memory-map the file
             offset, length = data.tell(), _external(tensor)[2]
             _copy_tensor(tensor, folder, data)
             del tensor.external_data[:]

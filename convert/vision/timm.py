@@ -1,7 +1,7 @@
 """timm's VisionTransformer as published → a tower of the vision graph.
 
 Sources: timm's `vision_transformer.py` (names, and what each architecture sets), the weights of
-timm/vit_*. Sizes are read off the tensors; what tensors do not tell stands in ARCHITECTURES.
+timm/vit_*. Sizes come from the tensors' shapes, all other settings from the TimmArchitectures.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgeprism.errors import CheckpointError
 
 @dataclass(frozen=True)
 class TimmArchitecture:
-    """What the tensors of a model do not tell."""
+    """The settings of a model that its tensors do not reveal."""
 
     n_heads: int
     eps: float
@@ -54,7 +54,7 @@ _PROBE = "patch_embed.proj.weight"
 
 @dataclass(frozen=True)
 class TimmTower:
-    """A tower up to its second-to-last block, and tensors that may stand beside it."""
+    """A tower up to its second-to-last block; `unused` matches tensors that it may ignore."""
 
     config: TowerConfig
     weights: Weights
@@ -64,10 +64,10 @@ class TimmTower:
 def timm_tower(
     checkpoint: Checkpoint, architecture: TimmArchitecture, image_size: int
 ) -> TimmTower:
-    """The tower in `checkpoint`, for pictures of `image_size` pixels.
+    """Return the tower in `checkpoint` for pictures of `image_size` pixels.
 
-    Positions trained on another grid are resampled, as timm does when it loads a model. Raises
-    CheckpointError if there is no timm VisionTransformer.
+    It resamples positions of another grid, as timm does when it loads a model. Raises
+    CheckpointError if `checkpoint` has no timm VisionTransformer.
     """
     names = checkpoint.names
     lead = next((n.removesuffix(_PROBE) for n in sorted(names) if n.endswith(_PROBE)), None)
@@ -128,26 +128,26 @@ def _weights(config: TowerConfig, checkpoint: Checkpoint, lead: str) -> Weights:
     if config.norm_first:
         weights |= norm_weights("norm_first", checkpoint, f"{lead}norm_pre", e)
     for i in range(config.n_layers):
-        ours, block = f"layers.{i}.", f"{lead}blocks.{i}."
-        weights |= norm_weights(f"{ours}norm1", checkpoint, f"{block}norm1", e)
-        weights |= norm_weights(f"{ours}norm2", checkpoint, f"{block}norm2", e)
-        weights |= linear_weights(f"{ours}out", checkpoint, f"{block}attn.proj", e, e)
-        weights |= linear_weights(f"{ours}fc1", checkpoint, f"{block}mlp.fc1", e, f)
-        weights |= linear_weights(f"{ours}fc2", checkpoint, f"{block}mlp.fc2", f, e)
+        layer, block = f"layers.{i}.", f"{lead}blocks.{i}."
+        weights |= norm_weights(f"{layer}norm1", checkpoint, f"{block}norm1", e)
+        weights |= norm_weights(f"{layer}norm2", checkpoint, f"{block}norm2", e)
+        weights |= linear_weights(f"{layer}out", checkpoint, f"{block}attn.proj", e, e)
+        weights |= linear_weights(f"{layer}fc1", checkpoint, f"{block}mlp.fc1", e, f)
+        weights |= linear_weights(f"{layer}fc2", checkpoint, f"{block}mlp.fc2", f, e)
         packed = {"weight": (3 * e, e), "bias": (3 * e,)}
         for number, part in enumerate("qkv"):
             for kind, shape in packed.items():
                 source = {f"{block}attn.qkv.{kind}": shape}
-                weights[f"{ours}{part}.{kind}"] = Weight(checkpoint, source, _third(number))
+                weights[f"{layer}{part}.{kind}"] = Weight(checkpoint, source, _third(number))
         if config.layer_scale:
             for number in (1, 2):
                 source = {f"{block}ls{number}.gamma": (e,)}
-                weights[f"{ours}scale{number}"] = Weight(checkpoint, source, same)
+                weights[f"{layer}scale{number}"] = Weight(checkpoint, source, same)
     return weights
 
 
 def _third(number: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The queries', keys' or values' share of a packed matrix (turned) or bias."""
+    """Return a function that takes third `number` of a packed bias, or of a matrix, transposed."""
 
     def turn(packed: torch.Tensor) -> torch.Tensor:
         part = packed.chunk(3)[number]
@@ -157,11 +157,11 @@ def _third(number: int) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _row_weights(checkpoint: Checkpoint, lead: str, grid: int) -> Weights:
-    """Positions of the patches, and the class and register rows with theirs added."""
+    """Return the patches' positions, and the class and register rows plus their positions."""
     name = f"{lead}pos_embed"
     _, n_rows, e = checkpoint.shape(name)
     ahead = [f"{lead}{row}" for row in ("cls_token", "reg_token") if lead + row in checkpoint.names]
-    # the class row has a position unless the table is a square without it
+    # the class row has a position unless the table is an exact square
     n_class = int(bool(ahead) and round(n_rows**0.5) ** 2 != n_rows)
     table = {name: (1, n_rows, e)}
     weights = {
@@ -171,19 +171,19 @@ def _row_weights(checkpoint: Checkpoint, lead: str, grid: int) -> Weights:
         sources = {row: checkpoint.shape(row) for row in ahead}
 
         def joined(rows: torch.Tensor, *tokens: torch.Tensor) -> torch.Tensor:
-            made = torch.cat([token[0] for token in tokens])
-            made[:n_class] += rows[0, :n_class]
-            return made
+            prefix = torch.cat([token[0] for token in tokens])
+            prefix[:n_class] += rows[0, :n_class]
+            return prefix
 
         weights["prefix"] = Weight(checkpoint, {**table, **sources}, joined)
     return weights
 
 
 def _resampled(rows: torch.Tensor, grid: int) -> torch.Tensor:
-    """[old · old, e] → [grid · grid, e], bicubic and antialiased."""
+    """Resample positions [old · old, e] → [grid · grid, e], bicubic with antialiasing."""
     old = round(len(rows) ** 0.5)
     if old == grid:
         return rows
     square = rows.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    made = functional.interpolate(square, size=(grid, grid), mode="bicubic", antialias=True)
-    return made.permute(0, 2, 3, 1).reshape(grid * grid, -1).to(rows.dtype)
+    resampled = functional.interpolate(square, size=(grid, grid), mode="bicubic", antialias=True)
+    return resampled.permute(0, 2, 3, 1).reshape(grid * grid, -1).to(rows.dtype)

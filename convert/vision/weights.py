@@ -1,4 +1,4 @@
-"""Where a vision graph's parameters come from: published tensors by name, read when asked for."""
+"""A vision graph's parameters: which published tensors make up each, read on demand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision.config import ProjectorConfig, TowerConfig
 
-# modules of EncoderLayer → what CLIP and SigLIP call them
+# EncoderLayer's module → its name in CLIP and SigLIP
 _LAYER_SOURCES = {
     "norm1": "layer_norm1",
     "norm2": "layer_norm2",
@@ -21,8 +21,8 @@ _LAYER_SOURCES = {
     "fc1": "mlp.fc1",
     "fc2": "mlp.fc2",
 }
-# Parts of a tower's file that never run: the other tower of a pair, what stands behind the layers
-# that are used, and buffers
+# Tensors in a tower's file that never run: the text tower of the pair, the layers' final norm and
+# head, and buffers
 UNUSED = (
     r"^text_model\.|^logit_(scale|bias)$|^(visual|text)_projection\.",
     r"(^|\.)post_layernorm\.|(^|\.)vision_model\.head\.|^head\.|position_ids$",
@@ -31,7 +31,7 @@ UNUSED = (
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter: the published tensors it is made of, and how (`turn` of them in order)."""
+    """One parameter: `turn` computes it from the published tensors of `shapes`, in order."""
 
     checkpoint: Checkpoint
     shapes: Mapping[str, tuple[int, ...]]
@@ -42,10 +42,10 @@ Weights = dict[str, Weight]  # by the parameter's name in its module
 
 
 class VisionWeights:
-    """The weights of a VisionGraph by parameter name, read from the checkpoints when asked for."""
+    """The weights of a VisionGraph by parameter name, read from the checkpoints on demand."""
 
     def __init__(self, parts: Mapping[str, Weights]) -> None:
-        """`parts` by module, e.g. {"towers.0": …, "projector": …}; "" is the graph itself."""
+        """`parts`: {module: weights}, e.g. {"towers.0": …, "projector": …}; "": the graph itself."""
         self._weights = {
             f"{module}.{name}".lstrip("."): weight
             for module, part in parts.items()
@@ -53,13 +53,13 @@ class VisionWeights:
         }
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """Contiguous, laid out as the module has it."""
+        """Return parameter `name`, contiguous and in the module's layout."""
         weight = self._weights[name]
         tensors = (weight.checkpoint.read(source).to(dtype) for source in weight.shapes)
         return weight.turn(*tensors).contiguous()
 
     def requirements(self) -> Iterable[tuple[Checkpoint, Mapping[str, tuple[int, ...]]]]:
-        """Tensors that must be there, with their shapes."""
+        """Return the checkpoints and the shapes of the tensors that each must hold."""
         return [(weight.checkpoint, weight.shapes) for weight in self._weights.values()]
 
 
@@ -71,7 +71,7 @@ def same(tensor: torch.Tensor) -> torch.Tensor:
 def linear_weights(
     module: str, checkpoint: Checkpoint, source: str, n_in: int, n_out: int
 ) -> Weights:
-    """`module`'s matrix [in, out] and bias, published as [out, in]."""
+    """Return `module`'s matrix [in, out], published as [out, in], and its bias."""
     return {
         f"{module}.weight": Weight(
             checkpoint, {f"{source}.weight": (n_out, n_in)}, lambda tensor: tensor.t()
@@ -89,12 +89,12 @@ def norm_weights(module: str, checkpoint: Checkpoint, source: str, n: int) -> We
 
 
 def patch_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """[e, 3, p, p] → [p · p · 3, e], rows ordered as a pixel patch [p, p, 3] is flattened."""
+    """[e, 3, p, p] → [p · p · 3, e], with rows in the order of a flattened patch [p, p, 3]."""
     return tensor.permute(0, 2, 3, 1).reshape(len(tensor), -1).t()
 
 
 def stock_tower_weights(config: TowerConfig, checkpoint: Checkpoint, prefix: str) -> Weights:
-    """A CLIP or SigLIP tower under transformers' names; `prefix` e.g. "vision_model."."""
+    """Return a CLIP or SigLIP tower's parameters; `prefix` e.g. "vision_model."."""
     e, f, p = config.n_embd, config.n_ffn, config.patch_size
     embeddings = f"{prefix}embeddings."
     position = {f"{embeddings}position_embedding.weight": (config.n_prefix + config.grid**2, e)}
@@ -110,29 +110,29 @@ def stock_tower_weights(config: TowerConfig, checkpoint: Checkpoint, prefix: str
         rows = {f"{embeddings}class_embedding": (e,), **position}
         weights["prefix"] = Weight(checkpoint, rows, lambda row, table: (row + table[0])[None])
     if config.norm_first:
-        weights |= norm_weights("norm_first", checkpoint, f"{prefix}pre_layrnorm", e)  # sic
+        weights |= norm_weights("norm_first", checkpoint, f"{prefix}pre_layrnorm", e)  # the published spelling
     if config.norm_last:
         weights |= norm_weights("norm_last", checkpoint, f"{prefix}post_layernorm", e)
     widths = {"fc1": (e, f), "fc2": (f, e)}
     for i in range(config.n_layers):
-        for ours, published in _LAYER_SOURCES.items():
-            module, source = f"layers.{i}.{ours}", f"{prefix}encoder.layers.{i}.{published}"
-            if ours.startswith("norm"):
+        for part, published in _LAYER_SOURCES.items():
+            module, source = f"layers.{i}.{part}", f"{prefix}encoder.layers.{i}.{published}"
+            if part.startswith("norm"):
                 weights |= norm_weights(module, checkpoint, source, e)
             else:
-                weights |= linear_weights(module, checkpoint, source, *widths.get(ours, (e, e)))
+                weights |= linear_weights(module, checkpoint, source, *widths.get(part, (e, e)))
     return weights
 
 
 def tower_prefix(names: Iterable[str]) -> str:
-    """What stands in front of `embeddings.…` in a file that holds one vision tower."""
+    """Return the prefix before `embeddings.…` in a file that holds one vision tower."""
     probe = "embeddings.patch_embedding.weight"
-    found = sorted(name.removesuffix(probe) for name in names if name.endswith(probe))
-    return found[0] if found else "vision_model."
+    prefixes = sorted(name.removesuffix(probe) for name in names if name.endswith(probe))
+    return prefixes[0] if prefixes else "vision_model."
 
 
 def unused_layers(prefix: str, n_used: int, n_layers: int) -> tuple[str, ...]:
-    """Patterns of a tower's layers behind the one whose output is the feature."""
+    """Return patterns of the tower's layers from number `n_used` on."""
     numbers = "|".join(map(str, range(n_used, n_layers)))
     return (rf"^{prefix}encoder\.layers\.({numbers})\.",) if numbers else ()
 
@@ -140,7 +140,7 @@ def unused_layers(prefix: str, n_used: int, n_layers: int) -> tuple[str, ...]:
 def projector_weights(
     config: ProjectorConfig, checkpoint: Checkpoint, names: list[str], norm: str = ""
 ) -> Weights:
-    """Linear layers published as `names`; `norm` is that of a downsampling projector."""
+    """Return the linear layers published as `names`; `norm`: a downsampling projector's norm."""
     weights: Weights = {}
     if config.downsample > 1 and not config.plain:
         weights |= norm_weights("norm", checkpoint, norm, config.widths[0])
@@ -152,7 +152,7 @@ def projector_weights(
 
 
 def newline_weights(checkpoint: Checkpoint, n: int) -> Weights:
-    """The learned row behind each row of patches, published as [n]."""
-    found = [name for name in checkpoint.names if name.endswith("image_newline")]
-    name = found[0] if found else "image_newline"
+    """Return the learned row that follows each row of patches, published as [n]."""
+    names = [name for name in checkpoint.names if name.endswith("image_newline")]
+    name = names[0] if names else "image_newline"
     return {"newline_row": Weight(checkpoint, {name: (n,)}, lambda row: row[None])}
