@@ -1,4 +1,4 @@
-"""Families by name, found by listing `families/`, and the ones that a folder looks like."""
+"""Find families by name (the files of `families/`), and those that resemble a folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _N_SHOWN = 12
 
 
 def family_names() -> list[str]:
-    """The names of all families, sorted; imports none of them."""
+    """Return the names of all families, sorted, without importing them."""
     return sorted(file.name.replace("_", "-") for file in pkgutil.iter_modules(package.__path__))
 
 
 def family_named(name: str) -> Family:
-    """The family of that name; UsageError where there is none."""
+    """Return the family `name`; UsageError lists the known names."""
     names = family_names()
     if name not in names:
         raise UsageError(
@@ -31,7 +31,7 @@ def family_named(name: str) -> Family:
 
 
 def families() -> list[Family]:
-    """All families, sorted by name: what `convert --list` and the documentation show."""
+    """Return all families, sorted by name, for `convert --list` and the documentation."""
     return [_load(name) for name in family_names()]
 
 
@@ -42,9 +42,9 @@ def _load(name: str) -> Family:
 
 
 def unknown_layout(folder: Path, family: str, expected: str) -> CheckpointError:
-    """The error that says what `folder` holds, what `family` expects, and which families are close.
+    """Return the error that compares `folder` with what `family` expects, and names close families.
 
-    `family` is the name under which somebody tried to convert the folder.
+    `family` is the name that the caller gave for the folder.
     """
     config = _config_of(folder)
     names = sorted(path.name + "/" * path.is_dir() for path in folder.glob("*"))
@@ -65,19 +65,19 @@ def unknown_layout(folder: Path, family: str, expected: str) -> CheckpointError:
 
 
 def closest_families(folder: Path) -> list[str]:
-    """Names of the families that share something with `folder`, the closest first."""
+    """Return the families that share a field or a file name with `folder`, closest first."""
     config = _config_of(folder)
-    there = {*config, *(path.name for path in folder.glob("*"))}
+    present = {*config, *(path.name for path in folder.glob("*"))}
     kind = config.get("model_type")
     scores = {
-        family.name: 2 * (kind in family.model_types) + len(there.intersection(family.signs))
+        family.name: 2 * (kind in family.model_types) + len(present.intersection(family.signs))
         for family in families()
     }
     return sorted((name for name in scores if scores[name]), key=lambda name: -scores[name])
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
-    """The fields of config.json; none where it cannot be read, for an error is being written."""
+    """Return config.json's fields; {} if it is unreadable, because an error is being reported."""
     try:
         data = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""What a family of checkpoints is: each file of `families/` defines one, as FAMILY.
+"""The type of a checkpoint family; each file of `families/` defines one as FAMILY.
 
-The command line reads these objects for its help, so this file and those import nothing heavy at
-their top: what reads a checkpoint is imported inside the functions that need it.
+The command line reads these objects for its help, so this file and the families import nothing
+heavy at their top: their functions import what they need to read a checkpoint.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Option:
     """One setting of a family, which the command line spells with dashes.
 
     Args:
-        name: The keyword under which `Family.read` gets the value.
+        name: The keyword with which `Family.read` receives the value.
         kind: "folder" gives a Path, "flag" a bool, "text" a str, "choice" one of `choices`.
-        help: What the command line says of it.
-        required: Whether there is no conversion without it.
-        default: The value where none is given.
-        choices: The values that a "choice" may have.
+        help: The option's help text on the command line.
+        required: Whether a conversion needs a value.
+        default: The value if the caller passes none.
+        choices: The allowed values of a "choice".
     """
 
     name: str
@@ -43,7 +43,7 @@ class Option:
 CONVERSATION = Option(
     "conversation",
     "text",
-    "What stands around picture and question.  [default: as the published models]",
+    "Conversation template.  [default: that of the published models]",
     default="",
 )
 
@@ -53,14 +53,14 @@ class Family:
     """A layout of published checkpoints that `edgeprism convert` understands.
 
     Args:
-        name: As on the command line; the file is named the same, with underscores for dashes.
+        name: The name on the command line; its file has underscores for dashes.
         summary: One line for `edgeprism convert --list` and the documentation.
         help: The text of `edgeprism convert NAME --help`.
-        options: What a caller may set.
-        read: Called with a value for each of `options` and a `progress`, all by keyword. Returns
-            what it found in the folders. Raises UsageError and CheckpointError.
-        model_types: The `model_type`s by which its config.json is recognised.
-        signs: Fields of its config.json and names of files by which its folder is recognised.
+        options: The settings that a caller may choose.
+        read: Reads the folders. Takes a value for each of `options` and a `progress`, all by
+            keyword. Raises UsageError and CheckpointError.
+        model_types: The `model_type`s of the family's config.json.
+        signs: Fields of config.json and file names that are typical of the family's folder.
     """
 
     name: str
@@ -72,18 +72,18 @@ class Family:
     signs: tuple[str, ...] = ()
 
     def settings(self, given: Mapping[str, Value]) -> dict[str, Value]:
-        """A value for every option: the one given, or its default.
+        """Return a value for every option: that of `given`, or the default.
 
-        Raises UsageError for a setting that the family does not have, and for one that it needs.
+        Raises UsageError for unknown settings and for missing required ones.
         """
         names = [option.name for option in self.options]
         unknown = [name for name in given if name not in names]
         missing = [o.name for o in self.options if o.required and given.get(o.name) is None]
         if unknown or missing:
-            faults = [f"{name} is no setting of it" for name in unknown]
+            faults = [f"{name} is not one of its settings" for name in unknown]
             faults += [f"{name} is missing" for name in missing]
             raise UsageError(
-                f"{self.name} cannot be converted so: {'; '.join(faults)}.",
+                f"{self.name} cannot be converted with these settings: {'; '.join(faults)}.",
                 f"Its settings: {', '.join(names)}.",
             )
         return {

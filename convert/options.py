@@ -1,4 +1,4 @@
-"""What a caller chooses about a conversion; free of heavy imports, for the command line."""
+"""The options of every conversion; imports nothing heavy, for the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Choices that every family has in common."""
+    """The options that all families share."""
 
     vision_quants: tuple[str, ...] = ("int8",)
     lm_quant: str = "Q4_K_M"

@@ -1,4 +1,4 @@
-"""From what a family read to what the pipeline writes: the same for every family."""
+"""A captioner as its family read it → the parts that the pipeline writes and measures."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from edgeprism.convert.vision.weights import VisionWeights
 
 @dataclass(frozen=True)
 class PublishedCaptioner:
-    """A captioner as its family read it: what its configurations say, no tensor loaded yet."""
+    """A captioner as its family read it: configurations, and weights that are not loaded yet."""
 
-    folder: Path  # the captioner's own, which may hold its card
+    folder: Path  # the captioner's own folder, where its card (edgeprism.json) may lie
     sources: Sequence[SourceFiles]
     image: ImagePolicy
     vision: VisionSide
     lm: LmParts
     conversation: Conversation
-    markers: Markers | None = None  # around tiles; else what the conversation says
-    name: str = ""  # where the captioner was published under another than its folder's
+    markers: Markers | None = None  # around tiles; None: the conversation's
+    name: str = ""  # the published name, if the folder's name differs
 
     def requirements(self) -> Requirements:
-        """Every tensor that the checkpoints must hold, and those that they may hold beside."""
+        """Return the tensors that the checkpoints must hold, and patterns of unused ones."""
         requirements = Requirements()
         for checkpoint, shapes in self.vision.weights.requirements():
             requirements.add(checkpoint, shapes)
@@ -57,25 +57,23 @@ class PublishedCaptioner:
 
 @dataclass(frozen=True)
 class FamilyParts:
-    """What the pipeline writes and measures. Callables do the work only when called."""
+    """The parts that the pipeline writes and measures; nothing runs before it calls them."""
 
     vision: Callable[[torch.dtype], VisionGraph]
     vision_weights: VisionWeights
-    # the reference; Tick is called `n_vision_layers` times
-    n_vision_layers: int
+    n_vision_layers: int  # how often the vision reference calls its Tick
     reference_visual_tokens: Callable[[np.ndarray, Tick], np.ndarray]
     lm: LmParts
     gate_texts: Sequence[str]
-    # complete but for what the pipeline finds out: variants, quant, files, parity
-    manifest: Manifest
+    manifest: Manifest  # the pipeline adds the variants, the quantization, the files and parity
 
 
 def captioner_parts(
     family: str, name: str, captioner: PublishedCaptioner, card: CaptionerCard
 ) -> FamilyParts:
-    """Everything in its place, under `name` or the captioner's own; digests every source's files.
+    """Return the parts of the bundle `name` (by default the captioner's); hashes all source files.
 
-    What the pipeline finds out is left empty.
+    In the manifest, the fields that the pipeline determines stay empty.
     """
     sources = [source_of(published) for published in captioner.sources]
     licenses = list(dict.fromkeys(source.license for source in sources))

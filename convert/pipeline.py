@@ -37,7 +37,7 @@ from edgeprism.machine.facts import available_cores
 from edgeprism.progress import Progress
 
 LM_FILE = "lm.gguf"
-# When int8 fails the gate, this share of the matrices, the worst, stays in float: then the next.
+# If int8 fails the gate, keep the worst 1/16 of the matrices in float, then 1/8, 1/4 and 1/2.
 _FLOAT_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
 
@@ -46,34 +46,34 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
     """Convert the published folders that `settings` name into the bundle `out`.
 
     Args:
-        family: What the folders are a checkpoint of.
-        out: Where the bundle goes; nothing is left there if the conversion fails.
-        options: What every family lets a caller choose.
+        family: The family of the published checkpoint.
+        out: The bundle's folder; a failed conversion leaves nothing there.
+        options: The options that all families share.
         settings: Values of the family's own options, by name.
-        progress: Is told of every stage.
+        progress: Receives every stage.
 
     Returns:
         The manifest of the bundle.
 
     Raises:
-        UsageError: `options`, `settings` or `out` will not do.
-        CheckpointError: A folder is not what it should be; lists every fault of the tensors.
+        UsageError: `options`, `settings` or `out` is invalid.
+        CheckpointError: A folder is not a checkpoint of the family; lists all tensor faults.
         ParityError: The gate failed, and `options.force` is not set.
     """
-    # 1. check what the caller chose
+    # 1. check the options
     check_options(options)
     chosen = family.settings(settings)
     with BundleWriter(out, options.overwrite) as writer:
-        # 2. read the configurations; weights are only opened
+        # 2. read the configurations; only open the weights
         progress.stage("Reading the checkpoints")
         captioner = family.read(**chosen, progress=progress)
-        # 3. require every tensor that these announce
+        # 3. require every tensor that the configurations announce
         captioner.requirements().check()
-        # 4. read what the captioner's folder says about itself
+        # 4. read the captioner's own texts and limits (edgeprism.json)
         card = card_from_folder(captioner.folder)
-        # 5. put the parts of the bundle together
+        # 5. assemble the parts of the bundle
         parts = captioner_parts(family.name, options.name, captioner, card)
-        # 6. write the vision graphs and the language model, measuring each as it is written
+        # 6. write the vision graphs and the language model, and measure each
         verdict = judge.Verdict()
         variants = _write_vision(parts, writer.folder, options, verdict, progress)
         _give_memory_back()
@@ -83,7 +83,7 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
         _measure_lm(parts, lm_path, options.lm_quant, verdict, progress)
         # 7. gate: does the bundle compute what the checkpoint does?
         _require_parity(verdict, options.force, progress)
-        # 8. write the manifest, and move the bundle to where it belongs
+        # 8. write the manifest, and move the bundle to `out`
         progress.stage("Finishing the bundle")
         manifest = _completed(parts.manifest, variants, options.lm_quant, verdict, writer)
         writer.finish(manifest)
@@ -91,7 +91,7 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
 
 
 def check_options(options: ConvertOptions) -> None:
-    """UsageError for a quantization that is not known."""
+    """Raise UsageError for an unknown quantization."""
     for chosen, known, what in (
         (options.vision_quants, VISION_QUANTS, "vision quantization"),
         ((options.lm_quant,), LM_QUANTS, "language-model quantization"),
@@ -104,7 +104,7 @@ def check_options(options: ConvertOptions) -> None:
 
 
 def _require_parity(verdict: judge.Verdict, force: bool, progress: Progress) -> None:
-    """Say every figure; ParityError where the gate failed, unless `force`."""
+    """Report every figure; raise ParityError if the gate failed, unless `force`."""
     for check, figures in verdict.figures.items():
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         progress.say(f"parity {check}: {shown}")
@@ -118,7 +118,7 @@ def _require_parity(verdict: judge.Verdict, force: bool, progress: Progress) -> 
 
 def _completed(manifest: Manifest, variants: list[VisionVariant], lm_quant: str,
                verdict: judge.Verdict, writer: BundleWriter) -> Manifest:  # fmt: skip
-    """`manifest` with what was not known before the files were written and measured."""
+    """Return `manifest` with the fields that are known after writing and measuring."""
     return dataclasses.replace(
         manifest,
         vision=dataclasses.replace(manifest.vision, variants=variants),
@@ -134,17 +134,17 @@ def _completed(manifest: Manifest, variants: list[VisionVariant], lm_quant: str,
 
 
 def _give_memory_back() -> None:
-    """Return what a step has freed to the system: glibc would keep gigabytes for later."""
+    """Return freed memory to the system; glibc would keep gigabytes of it for later."""
     gc.collect()
     if sys.platform == "linux":
-        # musl and others have no such function, and no such habit
+        # other C libraries, e.g. musl, lack malloc_trim and do not need it
         with contextlib.suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
 
 
 def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
                   verdict: judge.Verdict, progress: Progress) -> list[VisionVariant]:  # fmt: skip
-    """Every variant as vision.<quant>.onnx, measured against the reference."""
+    """Write every variant as vision.<quant>.onnx and measure it against the reference."""
     work = folder / "work"
     work.mkdir()
     image = parts.manifest.image
@@ -175,20 +175,20 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
 def _measure(path: Path, quant: str, pixels: np.ndarray, reference: np.ndarray,
              progress: Progress) -> tuple[dict[str, float], list[str]]:  # fmt: skip
     progress.stage(f"Measuring vision {quant}", len(pixels))
-    found = judge.run_vision(path, pixels, quant == "int8-full", progress)
-    return judge.judge_vision(quant, found, reference)
+    tokens = judge.run_vision(path, pixels, quant == "int8-full", progress)
+    return judge.judge_vision(quant, tokens, reference)
 
 
 def _write_int8(graph: Path, out: Path, quant: str, pixels: np.ndarray, reference: np.ndarray,
                 progress: Progress) -> tuple[dict[str, float], list[str]]:  # fmt: skip
-    """Quantize; while the gate fails, keep more of the matrices that int8 hurts most in float."""
+    """Quantize; while the gate fails, keep more of the most damaged matrices in float."""
     full_range = quant == "int8-full"
     n_nodes = len(quantizable_nodes(graph))
     worst: list[str] = []
     n_float = 0
     for share in (0.0, *_FLOAT_SHARES):
         if share and not worst:
-            progress.stage("Finding the matrices that int8 hurts")
+            progress.stage("Finding the matrices that int8 damages most")
             worst = int8_damage(graph, pixels, full_range)
         n_float = round(share * n_nodes)
         progress.stage(f"Quantizing vision to {quant}")
@@ -211,20 +211,20 @@ def _measure_lm(parts: FamilyParts, path: Path, quant: str, verdict: judge.Verdi
             [model.tokenize(text) for text in TOKENIZER_TEXTS],
             [lm.reference_ids(text) for text in TOKENIZER_TEXTS],
         ))  # fmt: skip
-        room = lm.config.context_length
+        context_length = lm.config.context_length
         first = [] if lm.vocabulary.bos is None else [lm.vocabulary.bos]
-        texts = [[*first, *lm.reference_ids(text)][:room] for text in parts.gate_texts]
+        texts = [[*first, *lm.reference_ids(text)][:context_length] for text in parts.gate_texts]
         progress.stage("Computing the language model's reference", lm.config.n_layers)
         reference = lm.reference_logits(texts, progress.advance)
         progress.stage(f"Measuring the language model at {quant}", len(texts))
-        found = _logits(model, texts, progress.advance)
+        logits = _logits(model, texts, progress.advance)
     finally:
         model.close()
-    verdict.add(f"lm {quant}", *judge.judge_lm(quant, found, reference))
+    verdict.add(f"lm {quant}", *judge.judge_lm(quant, logits, reference))
 
 
 def _logits(model: LanguageModel, texts: list[list[int]], tick: Tick) -> list[np.ndarray]:
-    """Teacher-forced logits [n_tokens, n_vocab] of each text, with a float32 cache."""
+    """Return teacher-forced logits [n_tokens, n_vocab] of each text, with a float32 cache."""
     context = model.context(
         n_ctx=max(map(len, texts)), kv_type="f32", flash_attention=False, all_logits=True
     )

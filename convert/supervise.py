@@ -1,7 +1,7 @@
-"""A conversion in a process of its own, which can be ended at any moment.
+"""Run a conversion in a child process, which Ctrl-C can end at any moment.
 
-Exporting and quantizing are long calls that Python's Ctrl-C cannot reach. So the work runs in a
-child; the parent shows its progress, and on Ctrl-C ends it and removes what it left.
+Exporting and quantizing are long native calls that Python's Ctrl-C cannot interrupt. So a child
+converts; the parent shows its progress, and on Ctrl-C ends it and removes its unfinished files.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def convert_in_child(
     settings: Mapping[str, Value],
     progress: Progress,
 ) -> None:
-    """`pipeline.convert` of the family of that name, interruptible everywhere.
+    """Run `pipeline.convert` for the family `family` in a child process.
 
-    Raises what it raises; Interrupted after Ctrl-C, with nothing left behind.
+    Raises the errors of `pipeline.convert`, or Interrupted after Ctrl-C; both leave no files.
     """
     out = Path(os.path.abspath(out))
     check_out(out, options.overwrite)
@@ -50,16 +50,16 @@ def convert_in_child(
             raise Interrupted() from None
         finally:
             child.kill()
-            # at once, for a large process takes its time to end and the user may not wait; then
-            # again, for systems that do not remove open files
+            # Clean up at once, because a large process ends slowly and the user may not wait. Clean
+            # up again after its end, because some systems cannot remove open files.
             clean_up(out, child.pid)
             child.end()
             clean_up(out, child.pid)
 
 
 def _follow(child: Child, job: dict[str, Any], progress: Progress) -> None:
-    """Hand the job over and relay what comes back until the child has done."""
-    # the pipe stays open: its end tells the child that nobody waits for it any more
+    """Send the job to the child and relay its events until it is done."""
+    # Leave the pipe open: the child ends itself when its stdin closes.
     child.send(json.dumps(job).encode() + b"\n")
     for line in child.lines():
         event = json.loads(line)
@@ -77,13 +77,13 @@ def _follow(child: Child, job: dict[str, Any], progress: Progress) -> None:
         )
     raise EdgePrismError(
         f"The conversion failed: {ended.last_line()}",
-        "Run again with `edgeprism -v convert …` to see everything it said.",
+        "Run again with `edgeprism -v convert …` to see its whole output.",
     )
 
 
 def _error_of(event: dict[str, str]) -> EdgePrismError:
     kind = getattr(errors, event["kind"], EdgePrismError)
     error: EdgePrismError = kind.__new__(kind)
-    # each class has its own arguments; what travels is what a person reads
+    # Error classes take different arguments, but the child sends only message and hint.
     EdgePrismError.__init__(error, event["message"], event["hint"])
     return error

@@ -1,7 +1,7 @@
-"""The process that converts: `supervise` starts it, and it calls `main`.
+"""The child process that converts; `supervise` starts it.
 
-It reads one job (a line of JSON) from stdin, sends events to stdout, and ends, leaving nothing,
-when stdin closes: then its parent is gone.
+It reads one job (a line of JSON) from stdin and sends events to stdout. When stdin closes, its
+parent is gone: it removes its unfinished files and ends.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from edgeprism.progress import EventProgress
 
 
 def main() -> None:
-    """Run the job of stdin's first line."""
-    # libraries print to stdout as they like; events get a descriptor of their own
+    """Run the job in stdin's first line."""
+    # Libraries may print to stdout, so events get a copy of it and stdout becomes stderr.
     events = EventProgress(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())

@@ -1,12 +1,12 @@
 """InternVL: InternViT on tiles → pixel shuffle → MLP → InternLM2 or Qwen2.
 
-Two published layouts are read as they are:
+This file reads both published layouts:
 
-- the original one, of InternVL 1.5 with InternLM2. Source: OpenGVLab's InternVL-Chat-V1-5 and
-  Mini-InternVL-Chat-2B-V1-5 with the code they carry (`modeling_internvl_chat.py`,
-  `conversation.py`, the model card's `dynamic_preprocess`);
-- transformers', of later models with Qwen2. Sources: the `-hf` repositories of OpenGVLab
-  (InternVL3-1B-hf and its kin), transformers' InternVLForConditionalGeneration, InternVLProcessor
+- The original layout, of InternVL 1.5 with InternLM2. Source: OpenGVLab's InternVL-Chat-V1-5 and
+  Mini-InternVL-Chat-2B-V1-5, with the code in their repositories (`modeling_internvl_chat.py`,
+  `conversation.py`, the model card's `dynamic_preprocess`).
+- transformers' layout, of later models with Qwen2. Sources: OpenGVLab's `-hf` repositories
+  (InternVL3-1B-hf and others), transformers' InternVLForConditionalGeneration, InternVLProcessor
   and GotOcr2ImageProcessor, and the chat template that its conversion script writes.
 """
 
@@ -37,7 +37,7 @@ _NEEDED = (_START, _END, "<img>", "</img>")
 
 
 def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
-    """The one published folder, of either layout."""
+    """Read the published folder, in either layout."""
     from edgeprism.convert.read.checkpoint import read_config
 
     config = read_config(captioner)
@@ -49,7 +49,7 @@ def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
 FAMILY = Family(
     name="internvl",
     summary="InternVL: InternViT on tiles, pixel shuffle, MLP; 1.5 with InternLM2, -hf with Qwen2",
-    help="InternVL 1.5 with InternLM2, or later with Qwen2 in transformers' layout, into OUT.",
+    help="Convert InternVL 1.5 (InternLM2), or a later -hf InternVL (Qwen2), to the bundle OUT.",
     options=(Option("captioner", "folder", "Folder of the checkpoint.", required=True),),
     read=read,
     model_types=("internvl_chat", "internvl"),
@@ -70,9 +70,9 @@ def _captioner(checkpoint: Checkpoint, image: ImagePolicy, vision: VisionSide, l
 def _tower_and_mlp(tower: TowerConfig, weights: Weights, features: Features,
                    projector: ProjectorConfig, checkpoint: Checkpoint, linears: list[str],
                    norm: str, transposed: bool = False) -> VisionSide:  # fmt: skip
-    """The tower, and the projector of `linears` behind `norm`, which are names in `checkpoint`.
+    """Return the vision half; `norm` and `linears` name the projector's layers in `checkpoint`.
 
-    `features` and `transposed` are for the gate, which takes nothing from the converter's side.
+    `features` and `transposed` serve the gate's reference alone.
     """
     from edgeprism.convert.gate import towers as reference
     from edgeprism.convert.vision.side import VisionSide
@@ -92,13 +92,18 @@ def _tower_and_mlp(tower: TowerConfig, weights: Weights, features: Features,
     )
 
 
-def _tile_policy(size: int, least: int, most: int, resample: str = "bicubic") -> ImagePolicy:
-    """The grids from `least` to `most` tiles, smaller ones first, then a thumbnail; or one tile."""
+def _tile_policy(
+    size: int, min_tiles: int, max_tiles: int, resample: str = "bicubic"
+) -> ImagePolicy:
+    """Return a policy of all grids with `min_tiles` to `max_tiles` tiles, then a thumbnail.
+
+    Smaller grids come first. With one tile there is no thumbnail.
+    """
     grids = [
         [down, across]
-        for across in range(1, most + 1)
-        for down in range(1, most + 1)
-        if least <= down * across <= most
+        for across in range(1, max_tiles + 1)
+        for down in range(1, max_tiles + 1)
+        if min_tiles <= down * across <= max_tiles
     ]
     grids.sort(key=lambda grid: grid[0] * grid[1])
     return ImagePolicy(
@@ -106,8 +111,8 @@ def _tile_policy(size: int, least: int, most: int, resample: str = "bicubic") ->
         size=size,
         fill=[0, 0, 0],
         resample=resample,
-        max_tiles=1 + most if most > 1 else 1,
-        tiling=Tiling("closest-ratio", grids, 0, "last", "tiles") if most > 1 else None,
+        max_tiles=1 + max_tiles if max_tiles > 1 else 1,
+        tiling=Tiling("closest-ratio", grids, 0, "last", "tiles") if max_tiles > 1 else None,
     )
 
 
@@ -122,7 +127,7 @@ def _read_original(captioner: Path, config: dict[str, Any]) -> PublishedCaptione
     from edgeprism.convert.read.conversations import Conversation
 
     path = captioner / "config.json"
-    config = _completed(config, path)
+    config = _complete_config(config, path)
     checkpoint = Checkpoint(captioner, "captioner")
     rules = TokenRules(_END, _NEEDED, internlm2.TOKENS.renamed, internlm2.TOKENS.chat_template)
     where = f"{path} (llm_config)"
@@ -133,7 +138,7 @@ def _read_original(captioner: Path, config: dict[str, Any]) -> PublishedCaptione
         config["min_dynamic_patch"],
         config["max_dynamic_patch"] if config["dynamic_image_size"] else 1,
     )
-    # "internlm2-chat" in conversation.py: no line feed behind the ends of turns
+    # "internlm2-chat" in conversation.py: no line feed after the end of a turn
     conversation = Conversation(
         f"{_START}system\nYou are an AI assistant whose name is InternLM (书生·浦语).{_END}"
         f"{_START}user\n",
@@ -147,8 +152,8 @@ def _read_original(captioner: Path, config: dict[str, Any]) -> PublishedCaptione
     return _captioner(checkpoint, image, side, lm, conversation)
 
 
-def _completed(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """config.json, completed and checked: what differs from the published models is refused."""
+def _complete_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return config.json with defaults; CheckpointError if it differs from the published models."""
     from edgeprism.convert.discover import unknown_layout
 
     if config.get("model_type") != "internvl_chat":
@@ -163,14 +168,14 @@ def _completed(config: dict[str, Any], path: Path) -> dict[str, Any]:
     }  # fmt: skip
     config = {**defaults, **{name: value for name, value in config.items() if value is not None}}
     config.setdefault("force_image_size", config["vision_config"].get("image_size"))
-    known: dict[str, tuple[Any, ...]] = {
+    supported: dict[str, tuple[Any, ...]] = {
         "downsample_ratio": (0.5,), "ps_version": ("v1", "v2"), "pad2square": (False,),
         "template": ("internlm2-chat",), "dynamic_image_size": (True, False),
         "use_thumbnail": (config["dynamic_image_size"],),
     }  # fmt: skip
     faults = [
         f"{name} = {config[name]!r} (expected {' or '.join(map(repr, values))})"
-        for name, values in known.items()
+        for name, values in supported.items()
         if config[name] not in values
     ]
     for name in ("force_image_size", "min_dynamic_patch", "max_dynamic_patch"):
@@ -182,13 +187,13 @@ def _completed(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(config["llm_config"], dict) or not isinstance(config["vision_config"], dict):
         faults.append("llm_config and vision_config must be objects")
     elif config["llm_config"].get("model_type") != "internlm2":
-        # what the published classes fall back to
+        # the published configuration classes' default types
         faults.append(f"llm_config.model_type = {config['llm_config'].get('model_type')!r} "
                       "(expected 'internlm2')")  # fmt: skip
     if faults:
         raise CheckpointError(
             f"{path} describes a variant that is not supported: {'; '.join(faults)}.",
-            "Understood are InternVL 1.5 with InternLM2, and transformers' layout with Qwen2.",
+            "Supported are InternVL 1.5 with InternLM2, and transformers' layout with Qwen2.",
         )
     return config
 
@@ -240,14 +245,14 @@ def _original_vision_side(
 
 
 def _read_transformers(captioner: Path, config: dict[str, Any]) -> PublishedCaptioner:
-    """The folder of a model_type `internvl`; what differs from the published models is refused."""
+    """Read a folder of model_type `internvl`; CheckpointError if it differs from the published."""
     from edgeprism.convert.language.model import open_language_model
     from edgeprism.convert.language.vocabulary import TokenRules
     from edgeprism.convert.read.checkpoint import Checkpoint
     from edgeprism.convert.read.conversations import Conversation
 
     path = captioner / "config.json"
-    vision, text = _checked(config, path)
+    vision, text = _check_config(config, path)
     checkpoint = Checkpoint(captioner, "captioner")
     rules = TokenRules(_END, _NEEDED)
     lm = open_language_model(checkpoint, text, f"{path} (text_config)", captioner, rules)
@@ -270,7 +275,7 @@ def _read_transformers(captioner: Path, config: dict[str, Any]) -> PublishedCapt
 def _transformers_vision_side(published: dict[str, Any], vision: dict[str, Any],
                               prepared: dict[str, Any], path: Path, checkpoint: Checkpoint,
                               n_embd: int) -> VisionSide:  # fmt: skip
-    """`vision` is the `published` vision_config, checked and completed."""
+    """Return the vision half; `vision` is the `published` vision_config, checked, with defaults."""
     from edgeprism.convert.gate import tiling_towers
     from edgeprism.convert.vision.config import ProjectorConfig
     from edgeprism.convert.vision.intern_vit import (
@@ -286,7 +291,8 @@ def _transformers_vision_side(published: dict[str, Any], vision: dict[str, Any],
     tower = dataclasses.replace(whole, **prepared)
     if tower.grid % 2:
         raise CheckpointError(
-            f"{where}: {tower.grid} patches of {tower.patch_size} pixels a side do not pair up.",
+            f"{where}: {tower.grid} patches of {tower.patch_size} pixels per side; "
+            "an even number is expected.",
             "Use the published config.json.",
         )
     lead = _lead(checkpoint, "embeddings.cls_token", "vision_tower.")
@@ -304,60 +310,60 @@ def _transformers_vision_side(published: dict[str, Any], vision: dict[str, Any],
 
 
 def _lead(checkpoint: Checkpoint, probe: str, usual: str) -> str:
-    """What stands in front of `probe`, e.g. "vision_tower." or "model.vision_tower."."""
-    found = sorted(n.removesuffix(probe) for n in checkpoint.names if n.endswith(probe))
-    return found[0] if found else usual
+    """Return the prefix before `probe`, e.g. "vision_tower." or "model.vision_tower."."""
+    prefixes = sorted(n.removesuffix(probe) for n in checkpoint.names if n.endswith(probe))
+    return prefixes[0] if prefixes else usual
 
 
-def _checked(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """vision_config in the original layout's words, and text_config."""
+def _check_config(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the vision_config, with the original layout's field names, and the text_config."""
     vision, text = config.get("vision_config"), config.get("text_config")
     if not isinstance(vision, dict) or not isinstance(text, dict):
         raise CheckpointError(
             f"{path}: vision_config and text_config must be objects.",
             "Use the published config.json.",
         )
-    kept: dict[str, tuple[dict[str, Any], Any]] = {
+    expected: dict[str, tuple[dict[str, Any], Any]] = {
         "downsample_ratio": (config, 0.5), "projector_hidden_act": (config, "gelu"),
         "vision_feature_select_strategy": (config, "default"),
-        "vision_feature_layer": (config, -1),  # transformers' class knows no other
+        "vision_feature_layer": (config, -1),  # transformers' class supports no other value
         "use_mean_pooling": (vision, True), "use_mask_token": (vision, False),
         "use_absolute_position_embeddings": (vision, True), "num_channels": (vision, 3),
     }  # fmt: skip
     faults = [
         f"{name} = {fields[name]!r} (expected {value!r})"
-        for name, (fields, value) in kept.items()
+        for name, (fields, value) in expected.items()
         if fields.get(name, value) != value
     ]
     if text.get("model_type", "qwen2") != "qwen2":
         faults.append(f"text_config.model_type = {text['model_type']!r} (expected 'qwen2')")
-    # transformers' defaults are the small tower's, the original code's the large one's
+    # transformers' defaults, for the small tower (the original code's are for the large one)
     defaults = {
         "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
         "intermediate_size": 4096, "hidden_act": "gelu", "norm_type": "layer_norm",
         "layer_norm_eps": 1e-6, "image_size": 448, "patch_size": 14,
     }  # fmt: skip
-    made = {name: vision.get(name, value) for name, value in defaults.items()}
+    translated = {name: vision.get(name, value) for name, value in defaults.items()}
     for name in ("image_size", "patch_size"):
-        value = made[name]
+        value = translated[name]
         if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
-            made[name] = value[0]
-        if type(made[name]) is not int or not 1 <= made[name] <= 4096:
+            translated[name] = value[0]
+        if type(translated[name]) is not int or not 1 <= translated[name] <= 4096:
             faults.append(f"{name} = {value!r} (expected two equal whole numbers above 0)")
     if faults:
         raise CheckpointError(
             f"{path} describes a variant that is not supported: {'; '.join(faults)}.",
-            "Understood are InternViT with Qwen2 as they were published.",
+            "Supported are InternViT with Qwen2 as they were published.",
         )
-    made["qkv_bias"] = bool(vision.get("attention_bias", False))
-    made["qk_normalization"] = bool(vision.get("use_qk_norm", False))
-    return made, {"model_type": "qwen2", **text}
+    translated["qkv_bias"] = bool(vision.get("attention_bias", False))
+    translated["qk_normalization"] = bool(vision.get("use_qk_norm", False))
+    return translated, {"model_type": "qwen2", **text}
 
 
 def _prepared(path: Path, image_size: int) -> tuple[dict[str, Any], ImagePolicy]:
-    """How pixels become the tower's, and the tiles, as preprocessor_config.json says.
+    """Return preprocessor_config.json's normalisation and tiles.
 
-    Its `crop_to_patches` is not asked for: the models' processor always sets it.
+    The function ignores `crop_to_patches`: the models' processor always sets it.
     """
     from edgeprism.convert.read.checkpoint import read_json
     from edgeprism.convert.vision.config import RESAMPLINGS
@@ -375,9 +381,9 @@ def _prepared(path: Path, image_size: int) -> tuple[dict[str, Any], ImagePolicy]
     number = data.get("resample", 3)
     if number not in RESAMPLINGS:
         faults.append(f"resample {number!r}")
-    least, most = data.get("min_patches", 1), data.get("max_patches", 12)
-    if type(least) is not int or type(most) is not int or not 1 <= least <= most <= 255:
-        faults.append(f"min_patches {least!r} and max_patches {most!r}")
+    low, high = data.get("min_patches", 1), data.get("max_patches", 12)
+    if type(low) is not int or type(high) is not int or not 1 <= low <= high <= 255:
+        faults.append(f"min_patches {low!r} and max_patches {high!r}")
     if faults:
         raise CheckpointError(
             f"{path} is not understood: {'; '.join(faults)}.",
@@ -388,4 +394,4 @@ def _prepared(path: Path, image_size: int) -> tuple[dict[str, Any], ImagePolicy]
         "mean": tuple(data.get("image_mean") or MEAN),
         "std": tuple(data.get("image_std") or STD),
     }
-    return prepared, _tile_policy(image_size, least, most, RESAMPLINGS[number])
+    return prepared, _tile_policy(image_size, low, high, RESAMPLINGS[number])

@@ -1,14 +1,14 @@
 """LLaVA v1, LLaVA-1.5 and their descendants: CLIP or SigLIP → linear or MLP → a language model.
 
-Two published layouts are read as they are:
+This file reads both published layouts:
 
-- the original one (liuhaotian/llava-v1.5-7b, ShareGPT4V, …): the language model's own config.json
-  with `mm_*` fields, `model.mm_projector.*` among its tensors, the vision tower in another
-  repository that `mm_vision_tower` names, or inside if it was trained too;
-- transformers' (llava-hf/llava-1.5-7b-hf, llava-interleave-qwen-*-hf): `text_config`,
-  `vision_config`, and everything in one set of files.
+- The original layout (liuhaotian/llava-v1.5-7b, ShareGPT4V, …): the language model's config.json
+  has `mm_*` fields, and its tensors include `model.mm_projector.*`. `mm_vision_tower` names the
+  vision tower's repository; a tower that was trained too is among the tensors.
+- transformers' layout (llava-hf/llava-1.5-7b-hf, llava-interleave-qwen-*-hf): `text_config`,
+  `vision_config`, and all tensors in one set of files.
 
-Sources: those repositories' configurations and weights, LLaVA's public code (`llava_arch.py`,
+Sources: these repositories' configurations and weights, LLaVA's public code (`llava_arch.py`,
 `clip_encoder.py`, `mm_utils.py`), transformers' LlavaForConditionalGeneration.
 """
 
@@ -31,49 +31,49 @@ if TYPE_CHECKING:
     from edgeprism.convert.vision.stock import StockTower
     from edgeprism.progress import Progress
 
-# model_type of the original layout → that of its language model
+# the original layout's model_type → the language model's
 LANGUAGE_MODELS = {
     "llava": "llama", "llava_llama": "llama", "share4v": "llama", "llava_mistral": "mistral",
     "llava_qwen": "qwen2",
 }  # fmt: skip
 _MLP = re.compile(r"mlp(\d+)x_gelu")
-_MARKS = ("<im_start>", "<im_end>")  # what LLaVA v1 adds with `mm_use_im_start_end`
+_MARKS = ("<im_start>", "<im_end>")  # LLaVA v1 adds them if `mm_use_im_start_end` is set
 _CONVERSATIONS = {"llama": "vicuna-v1", "mistral": "mistral", "qwen2": "qwen"}
-# of one-tile models LLaVA-NeXT-Interleave alone is on Qwen: its demo joins pictures so
+# LLaVA-NeXT-Interleave's demo joins pictures like this; no other one-tile model is on Qwen
 _INTERLEAVED = Several("", "")
 _HF_CONVERSATIONS = {"llama": "user-assistant", "mistral": "mistral", "qwen2": "interleave"}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What either published layout says, in the same words."""
+    """A checkpoint's settings, the same for both published layouts."""
 
-    where: str  # the config.json
-    checkpoint: Checkpoint  # the captioner's
+    where: str  # path of config.json
+    checkpoint: Checkpoint  # the captioner's tensors
     text_config: dict[str, Any]
     tower: StockTower
     projector: list[str]  # the endings of its layers' names, in order
-    aspect: str  # "pad" or "as prepared": how a picture that is not square is treated
+    aspect: str  # what happens to a picture that is not square: "pad" or "as prepared"
     conversation: str
     marks: tuple[str, str] = ("", "")  # special tokens around the picture
-    several: Several | None = None  # how several pictures stand in one prompt
-    grids: list[list[int]] | None = None  # of tiles [down, across]; the rows then end in newlines
-    named_tower: str = ""  # what the original layout calls the tower that is published apart
+    several: Several | None = None  # how a prompt joins several pictures
+    grids: list[list[int]] | None = None  # of tiles [down, across]; rows then end in newlines
+    named_tower: str = ""  # the original layout's name of a separately published tower
 
 
 def read(
     captioner: Path, vision: Path | None, conversation: str, progress: Progress
 ) -> PublishedCaptioner:
-    """The folder `captioner`, and `vision` where the original layout names a tower of its own."""
+    """Read the folder `captioner`, and `vision` if the original layout names a separate tower."""
     return captioner_of_layout(read_layout(captioner, vision), captioner, conversation, progress)
 
 
 FAMILY = Family(
     name="llava",
     summary="LLaVA v1 and 1.5, ShareGPT4V, LLaVA-NeXT-Interleave: original and llava-hf layouts",
-    help="""LLaVA v1, LLaVA-1.5, LLaVA-NeXT-Interleave and their like, into OUT.
+    help="""Convert LLaVA v1, LLaVA-1.5, LLaVA-NeXT-Interleave or a similar model to the bundle OUT.
 
-    Both the original layout (with --vision) and that of the llava-hf repositories.
+    Reads the original layout (with --vision) and that of the llava-hf repositories.
     """,
     options=(
         Option("captioner", "folder", "Folder of the LLaVA checkpoint.", required=True),
@@ -89,9 +89,9 @@ FAMILY = Family(
 def captioner_of_layout(
     layout: Layout, captioner: Path, conversation: str, progress: Progress
 ) -> PublishedCaptioner:
-    """What the folder `captioner` holds, whichever family's it is.
+    """Return the captioner in the folder `captioner` with the given `layout`.
 
-    `conversation` is one of CONVERSATIONS, or "" for the one of published models of this layout.
+    `conversation` is one of CONVERSATIONS, or "" for that of the layout's published models.
     """
     from edgeprism.convert.language.model import open_language_model
     from edgeprism.convert.language.vocabulary import TokenRules
@@ -116,7 +116,7 @@ def captioner_of_layout(
     sources = [SourceFiles("captioner", captioner, checkpoint.files)]
     if tower.checkpoint is not checkpoint:
         sources.append(SourceFiles("vision", tower.folder, tower.checkpoint.files))
-        _say_which_tower(layout, progress)
+        _report_other_tower(layout, progress)
     return PublishedCaptioner(
         captioner,
         sources,
@@ -132,7 +132,7 @@ def _image_policy(layout: Layout, preparation: Preparation) -> ImagePolicy:
 
     if layout.grids is None:
         return one_tile("pad" if layout.aspect == "pad" else preparation.mode, preparation)
-    # the overview is stretched, and the tiles are cut from a canvas of black
+    # the overview is stretched; the tiles are cut from the picture on a black canvas
     return dataclasses.replace(
         one_tile("stretch", preparation),
         fill=[0, 0, 0],
@@ -142,7 +142,7 @@ def _image_policy(layout: Layout, preparation: Preparation) -> ImagePolicy:
 
 
 def read_layout(captioner: Path, vision: Path | None) -> Layout:
-    """Which layout the folder has, and what it says; CheckpointError for any other."""
+    """Read the folder's configuration in either layout; CheckpointError for any other folder."""
     from edgeprism.convert.discover import unknown_layout
     from edgeprism.convert.read.checkpoint import read_config
 
@@ -160,7 +160,7 @@ def read_layout(captioner: Path, vision: Path | None) -> Layout:
 
 
 def transformers_layout(captioner: Path, config: dict[str, Any]) -> Layout:
-    """What a folder of a llava-hf repository says."""
+    """Read the configuration of a llava-hf repository."""
     from edgeprism.convert.read.checkpoint import Checkpoint, read_json
     from edgeprism.convert.vision.stock import StockTower
 
@@ -211,7 +211,10 @@ def original_layout(
     merge: str = "flat",
     aspects: tuple[str | None, ...] = ("pad", "square", None),
 ) -> Layout:
-    """What an original folder says; it must say `merge` and one of `aspects` of tiles."""
+    """Read a configuration of the original layout.
+
+    Its `mm_patch_merge_type` must be `merge` and its `image_aspect_ratio` one of `aspects`.
+    """
     from edgeprism.convert.read.checkpoint import Checkpoint, read_json
     from edgeprism.convert.vision.stock import StockTower
 
@@ -227,7 +230,7 @@ def original_layout(
     vision_config = read_json(vision / "config.json")
     checkpoint = Checkpoint(captioner, "captioner")
     inside = any("embeddings.patch_embedding.weight" in name for name in checkpoint.names)
-    # LLaVA's SigLIP loses its last layer when it is loaded, and all patches are taken
+    # LLaVA drops SigLIP's last layer when it loads the model, and keeps all patches
     siglip = "siglip" in str(vision_config.get("model_type"))
     language_model = LANGUAGE_MODELS[config["model_type"]]
     mlp = _MLP.fullmatch(str(config.get("mm_projector_type", "linear")))
@@ -256,7 +259,7 @@ def original_layout(
 def _check_original(
     config: dict[str, Any], path: Path, merge: str, aspects: tuple[str | None, ...]
 ) -> None:
-    """Refuse what the original code would compute differently, all faults at once."""
+    """Raise CheckpointError, with all faults, for settings that the converter does not support."""
     kind = str(config.get("mm_projector_type", "linear"))
     faults = []
     if kind != "linear" and not _MLP.fullmatch(kind):
@@ -273,12 +276,12 @@ def _check_original(
     if faults:
         raise CheckpointError(
             f"{path} is not understood: {'; '.join(faults)}.",
-            "Pictures in tiles are the family llava-next's.",
+            "For pictures in tiles, use the family llava-next.",
         )
 
 
-def _say_which_tower(layout: Layout, progress: Progress) -> None:
-    """A tower trained further has the same shapes as the one it comes from: only names differ."""
+def _report_other_tower(layout: Layout, progress: Progress) -> None:
+    """Report a tower with another name: a fine-tuned tower has the same shapes as its original."""
     from edgeprism.convert.read.sources import published_name
 
     given = published_name(layout.tower.folder).partition("@")[0]

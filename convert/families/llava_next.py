@@ -1,8 +1,8 @@
 """LLaVA-NeXT (LLaVA-1.6): CLIP on an overview and tiles → MLP → a language model.
 
-As LLaVA in both its layouts, with tiles: the picture is fitted into one of `image_grid_pinpoints`,
-its rows of patches run across all tiles, rows of padding are left out, and each ends in a learned
-row. Sources: the configurations and weights of liuhaotian/llava-v1.6-* and
+The layouts are LLaVA's, with tiles in addition. The picture is fitted into one of the sizes in
+`image_grid_pinpoints`. Its rows of patches run across all tiles, rows of padding are left out, and
+a learned row ends each. Sources: the configurations and weights of liuhaotian/llava-v1.6-* and
 llava-hf/llava-v1.6-*-hf, LLaVA's public code (`llava_arch.py`, `mm_utils.py`), transformers'
 LlavaNextForConditionalGeneration and its image processor.
 """
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from edgeprism.convert.parts import PublishedCaptioner
     from edgeprism.progress import Progress
 
-_LLAMA_3 = 128_000  # rows of vocabulary from which on a Llama is a Llama 3
+_LLAMA_3 = 128_000  # a Llama with at least so many rows of vocabulary is a Llama 3
 
 
 def read(
     captioner: Path, vision: Path | None, conversation: str, progress: Progress
 ) -> PublishedCaptioner:
-    """The folder `captioner`, and `vision` where the original layout names a tower of its own."""
+    """Read the folder `captioner`, and `vision` if the original layout names a separate tower."""
     layout = read_layout(captioner, vision)
     return llava.captioner_of_layout(layout, captioner, conversation, progress)
 
 
 FAMILY = Family(
     name="llava-next",
-    summary="LLaVA-NeXT (1.6): as LLaVA, with tiles; original and llava-hf layouts",
-    help="LLaVA-NeXT (LLaVA-1.6), in its original layout or that of llava-hf, into OUT.",
+    summary="LLaVA-NeXT (1.6): LLaVA with tiles; original and llava-hf layouts",
+    help="Convert LLaVA-NeXT (LLaVA-1.6), original or llava-hf layout, to the bundle OUT.",
     options=(
         Option("captioner", "folder", "Folder of the checkpoint.", required=True),
         Option("vision", "folder", "Folder of the vision model that an original checkpoint names."),
@@ -49,7 +49,7 @@ FAMILY = Family(
 
 
 def read_layout(captioner: Path, vision: Path | None) -> llava.Layout:
-    """Which layout the folder has, and what it says; CheckpointError for any other."""
+    """Read the folder's configuration in either layout; CheckpointError for any other folder."""
     from edgeprism.convert.discover import unknown_layout
     from edgeprism.convert.read.checkpoint import read_config, read_json
 
@@ -58,15 +58,15 @@ def read_layout(captioner: Path, vision: Path | None) -> llava.Layout:
     if config.get("model_type") == "llava_next" and "text_config" in config:
         layout = llava.transformers_layout(captioner, config)
         prepare = captioner / "preprocessor_config.json"
-        told = read_json(prepare).get("image_grid_pinpoints") if prepare.is_file() else None
+        prepared = read_json(prepare).get("image_grid_pinpoints") if prepare.is_file() else None
         pinpoints = config.get("image_grid_pinpoints")
-        if told is not None and pinpoints is not None and told != pinpoints:
+        if prepared is not None and pinpoints is not None and prepared != pinpoints:
             raise CheckpointError(
-                f"{path} and {prepare} tell of different image_grid_pinpoints: {pinpoints!r} and "
-                f"{told!r}.",
+                f"{path} and {prepare} have different image_grid_pinpoints: {pinpoints!r} and "
+                f"{prepared!r}.",
                 "Use the files as they were published.",
             )
-        pinpoints, turned = pinpoints or told, False
+        pinpoints, turned = pinpoints or prepared, False
     elif config.get("model_type") in llava.LANGUAGE_MODELS and "mm_hidden_size" in config:
         layout = llava.original_layout(captioner, config, vision, "spatial_unpad", ("anyres",))
         # LLaVA writes (width, height), transformers (height, width)
@@ -85,7 +85,7 @@ def read_layout(captioner: Path, vision: Path | None) -> llava.Layout:
     usual = "vicuna-v1" if layout.conversation == "user-assistant" else layout.conversation
     return dataclasses.replace(
         layout,
-        several=None,  # a Qwen here is not Interleave
+        several=None,  # with Qwen, `original_layout` would assume LLaVA-NeXT-Interleave
         grids=_grids(pinpoints, size, turned, str(path)),
         conversation="llama-3" if llama3 else "qwen" if usual == "interleave" else usual,
     )
@@ -97,13 +97,13 @@ def _tile_size(layout: llava.Layout) -> Any:
 
 
 def _grids(pinpoints: Any, size: Any, turned: bool, where: str) -> list[list[int]]:
-    """[down, across] in tiles; the original writes its list as a text sometimes."""
+    """Return the grids [down, across] in tiles; original files may hold the list as a text."""
     if isinstance(pinpoints, str):
         try:
             pinpoints = ast.literal_eval(pinpoints)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             pinpoints = None
-    good = (
+    valid = (
         isinstance(pinpoints, list)
         and pinpoints
         and type(size) is int
@@ -114,10 +114,10 @@ def _grids(pinpoints: Any, size: Any, turned: bool, where: str) -> list[list[int
             for point in pinpoints
         )
     )
-    if not good:
+    if not valid:
         raise CheckpointError(
-            f"{where}: image_grid_pinpoints {pinpoints!r} is no list of pairs of multiples of the "
-            f"vision model's {size!r} pixels.",
+            f"{where}: image_grid_pinpoints {pinpoints!r} is not a list of pairs of multiples of "
+            f"the vision model's {size!r} pixels.",
             "Use the published config.json.",
         )
     return [[edge // size for edge in (point[::-1] if turned else point)] for point in pinpoints]

@@ -1,10 +1,10 @@
 """Prismatic VLMs: one or two timm vision models, a projector, and a Llama-2, Vicuna or Mistral.
 
 A published model is `config.json` and `checkpoints/latest-checkpoint.pt`, which holds the
-projector and the language model; vision models (and the tokenizer) are published on their own.
-The features are those of the second-to-last block; two models' stand side by side. The picture
-comes right after BOS, before all text. Where it is letterboxed, each model sees it on its own mean
-colour.
+projector and the language model; vision models and the tokenizer are published separately. The
+features come from the second-to-last block; the features of two models are concatenated. The
+picture comes right after BOS, before all text. A letterboxed picture has each model's own mean
+colour as its border.
 
 Sources: TRI-ML/prismatic-vlms (`load.py`, `base_vision.py`, `dinosiglip_vit.py`, `nn_utils.py`,
 `prismatic.py`, the prompt builders) and the configurations published under that name.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgeprism.convert.vision.side import VisionSide
     from edgeprism.progress import Progress
 
-# vision_backbone_id → edge in pixels, and its models in order, by their names in `timm`
+# vision_backbone_id → (edge in pixels, names of its models in ARCHITECTURES, in order)
 BACKBONES: dict[str, tuple[int, tuple[str, ...]]] = {
     "clip-vit-b": (224, ("clip-b",)),
     "clip-vit-l": (224, ("clip-l",)),
@@ -39,7 +39,7 @@ BACKBONES: dict[str, tuple[int, tuple[str, ...]]] = {
     "siglip-vit-so400m": (224, ("siglip-so",)),
     "siglip-vit-so400m-384px": (384, ("siglip-so",)),
     "dinov2-vit-l": (224, ("dinov2-l",)),
-    # alone, CLIP runs with the activation that it was trained with; here with timm's own
+    # CLIP runs with timm's activation here, but as the only model with that of its training
     "dinoclip-vit-l-336px": (336, ("dinov2-l", "clip-l-gelu")),
     "dinosiglip-vit-so-224px": (224, ("dinov2-l", "siglip-so")),
     "dinosiglip-vit-so-384px": (384, ("dinov2-l", "siglip-so")),
@@ -55,9 +55,9 @@ def read(
     conversation: str,
     progress: Progress,
 ) -> PublishedCaptioner:
-    """A published model, with the vision models and the tokenizer that it names.
+    """Read a published model, with the vision models and the tokenizer that it names.
 
-    `conversation` is one of CONVERSATIONS, by default what `llm_backbone_id` was trained with.
+    `conversation` is one of CONVERSATIONS; "" stands for that of `llm_backbone_id`'s training.
     """
     from edgeprism.convert.language.vocabulary import TokenRules
     from edgeprism.convert.parts import PublishedCaptioner
@@ -73,7 +73,7 @@ def read(
     folders = [vision] if second_vision is None else [vision, second_vision]
     if len(folders) != len(architectures):
         raise UsageError(
-            f"{config['vision_backbone_id']} is {len(architectures)} vision models, "
+            f"{config['vision_backbone_id']} has {len(architectures)} vision models, but "
             f"{len(folders)} folders are given.",
             "Pass `vision`, and `second_vision` where there are two (DINOv2 is the first).",
         )
@@ -95,7 +95,7 @@ def read(
 FAMILY = Family(
     name="prismatic",
     summary="Prismatic VLMs: one or two of DINOv2, SigLIP and CLIP (timm), MLP, a Llama or Mistral",
-    help="Prismatic VLMs: one or two vision models, projector and language model, into OUT.",
+    help="Convert a Prismatic VLM with one or two vision models to the bundle OUT.",
     options=(
         Option(
             "captioner",
@@ -106,14 +106,14 @@ FAMILY = Family(
         Option(
             "llm",
             "folder",
-            "Folder of the language model it names, for its tokenizer.",
+            "Folder of the language model that it names, for the tokenizer.",
             required=True,
         ),
-        Option("vision", "folder", "Folder of its timm vision model.", required=True),
+        Option("vision", "folder", "Folder of the timm vision model that it names.", required=True),
         Option(
             "second_vision",
             "folder",
-            "Folder of the second one, where it names two (DINOv2 first).",
+            "Folder of the second vision model, if it names two (DINOv2 is the first).",
         ),
         CONVERSATION,
     ),
@@ -123,7 +123,7 @@ FAMILY = Family(
 
 
 def _image_policy(config: dict[str, Any]) -> ImagePolicy:
-    """Both models resize and cut alike; what they letterbox with is each one's own."""
+    """Return the picture's policy: both models resize alike, but letterbox in their own colours."""
     from edgeprism.convert.vision.config import Preparation, one_tile
     from edgeprism.convert.vision.timm import ARCHITECTURES
 
@@ -158,7 +158,7 @@ def _read_config(captioner: Path) -> tuple[dict[str, Any], Path]:
     if strategy not in _ASPECTS:
         faults.append(f"image_resize_strategy {strategy!r} (known: {', '.join(_ASPECTS)})")
     elif strategy != "resize-naive" and backbone == "clip-vit-b":
-        # timm resizes for this model to a size larger by a ninth, and cuts that off
+        # for this model, timm resizes to a size larger by a ninth and crops the excess
         faults.append(f"image_resize_strategy {strategy!r} with clip-vit-b, never published")
     if not isinstance(data.get("llm_backbone_id"), str):
         faults.append(f"llm_backbone_id {data.get('llm_backbone_id')!r}")
@@ -184,8 +184,8 @@ def _conversation_of(llm_backbone_id: str) -> str:
     if llm_backbone_id.startswith("vicuna"):
         return "prismatic-vicuna"
     raise UsageError(
-        f"How {llm_backbone_id} is spoken to is not known.",
-        "Name the form that it was trained with as `conversation`: prismatic-pure or "
+        f"The conversation template of {llm_backbone_id} is unknown.",
+        "Name the one that it was trained with as `conversation`: prismatic-pure or "
         "prismatic-vicuna.",
     )
 
@@ -193,7 +193,10 @@ def _conversation_of(llm_backbone_id: str) -> str:
 def _language_model(
     checkpoint: Checkpoint, config: dict[str, Any], llm: Path, rules: TokenRules
 ) -> LmParts:
-    """The language model in the checkpoint: its vocabulary was enlarged, its context may be cut."""
+    """Open the checkpoint's language model.
+
+    Its training enlarged the base model's vocabulary and may have shortened its context.
+    """
     from edgeprism.convert.language.model import open_language_model
     from edgeprism.convert.read.checkpoint import read_json
 
@@ -201,12 +204,12 @@ def _language_model(
     data = dict(read_json(path))
     embedding = [n for n in checkpoint.names if n.endswith("embed_tokens.weight")]
     rows = checkpoint.shape(embedding[0])[0] if embedding else 0
-    known = data.get("vocab_size", 32000)
-    if isinstance(known, int) and rows > known:
+    base_rows = data.get("vocab_size", 32000)
+    if isinstance(base_rows, int) and rows > base_rows:
         data["vocab_size"] = rows
-    most, trained = config.get("llm_max_length", 2048), data.get("max_position_embeddings", 2048)
-    if isinstance(most, int) and isinstance(trained, int):
-        data["max_position_embeddings"] = min(most, trained)
+    limit, context = config.get("llm_max_length", 2048), data.get("max_position_embeddings", 2048)
+    if isinstance(limit, int) and isinstance(context, int):
+        data["max_position_embeddings"] = min(limit, context)
     return open_language_model(checkpoint, data, str(path), llm, rules)
 
 

@@ -1,7 +1,7 @@
 """PrismCaptioner: SigLIP → MLP projector → InternLM2 with a LoRA adapter.
 
-Source of the layout: the published checkpoints PrismCaptioner-2B/-7B (`llm_adapter/`,
-`projector/`), the models they name, and the public code of Prism and xtuner.
+Sources: the published checkpoints PrismCaptioner-2B/-7B (`llm_adapter/`, `projector/`), the models
+that they name, and the public code of Prism and xtuner.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SELECT_LAYER = -2
 def read(
     captioner: Path, llm: Path, vision: Path, keep_first_patch: bool, progress: Progress
 ) -> PublishedCaptioner:
-    """The three published folders."""
+    """Read the three published folders."""
     from edgeprism.convert.discover import unknown_layout
     from edgeprism.convert.language import internlm2
     from edgeprism.convert.language.model import open_language_model
@@ -75,7 +75,7 @@ def read(
 FAMILY = Family(
     name="prismcaptioner",
     summary="PrismCaptioner: SigLIP, projector, InternLM2 with a LoRA adapter",
-    help="PrismCaptioner: SigLIP, projector, and InternLM2 with its adapter, into OUT.",
+    help="Convert a PrismCaptioner, its InternLM2 and its SigLIP to the bundle OUT.",
     options=(
         Option("captioner", "folder", "Folder with llm_adapter/ and projector/.", required=True),
         Option("llm", "folder", "Folder of the InternLM2 base model.", required=True),
@@ -111,13 +111,13 @@ def _open_adapter(captioner: Path, lm: LmParts, progress: Progress) -> LoraAdapt
     if folder.is_dir():
         return LoraAdapter(folder, lm.shapes)
     progress.say(
-        f"{captioner} has no llm_adapter/: the language model is taken as it is, as fully trained."
+        f"{captioner} has no llm_adapter/: the language model is used unchanged, as fully trained."
     )
     return None
 
 
 def _with_adapter(lm: LmParts, config: dict[str, object], adapter: LoraAdapter | None) -> LmParts:
-    """`lm` whose tensors, and whose reference, have the adapter's change."""
+    """Return `lm` with the adapter's change in its tensors and in its reference."""
     from edgeprism.convert.gate import language as reference
 
     folder = adapter.folder if adapter else None
@@ -131,7 +131,7 @@ def _with_adapter(lm: LmParts, config: dict[str, object], adapter: LoraAdapter |
 
 
 class _MergedTensors:
-    """The language model's tensors in float32, with the adapter's change where there is one."""
+    """The language model's tensors in float32, with the adapter's change if there is an adapter."""
 
     def __init__(self, checkpoint: Checkpoint, adapter: LoraAdapter | None) -> None:
         self._checkpoint = checkpoint
@@ -141,12 +141,12 @@ class _MergedTensors:
     def read(self, name: str) -> torch.Tensor:
         if self._last is not None and self._last[0] == name:
             return self._last[1]
-        self._last = None  # frees the memory before the next is made
+        self._last = None  # free this tensor before the next is read
         tensor = self._checkpoint.read_float32(name)
         if self._adapter:
             tensor = self._adapter.merge(name, tensor)
         if name.endswith(".wqkv.weight"):
-            # queries, keys and values come from one tensor, asked for in turn
+            # the writer reads this tensor three times in a row: for queries, keys and values
             self._last = (name, tensor)
         return tensor
 
@@ -173,12 +173,15 @@ def _vision_side(
     tower = StockTower(vision, config, where, vision.folder, _SELECT_LAYER, keep_first)
     width = (config.get("vision_config") or config).get("hidden_size", 768)
     depth, n_out = _projector_shape(projector.folder / "config.json", width)
-    layers = [f"model.{2 * i}" for i in range(depth)]  # the GELUs between hold the odd numbers
+    layers = [f"model.{2 * i}" for i in range(depth)]  # the GELUs between them have the odd numbers
     return stock_vision_side(tower, StockProjector(projector, layers), n_out)
 
 
 def _projector_shape(path: Path, n_in: int) -> tuple[int, int]:
-    """How many layers, and their width; the projector's config.json must fit the tower (n_in)."""
+    """Return the projector's number of layers and their width.
+
+    Raises CheckpointError if its config.json does not fit the tower's width `n_in`.
+    """
     from edgeprism.convert.read.checkpoint import read_json
 
     data = read_json(path)

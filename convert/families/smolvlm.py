@@ -1,8 +1,8 @@
 """SmolVLM and Idefics3: SigLIP on tiles → pixel shuffle → one linear layer → SmolLM2 or Llama 3.
 
-Source of the layout: the published checkpoints HuggingFaceTB/SmolVLM-256M-Instruct and
--500M-Instruct, HuggingFaceM4/Idefics3-8B-Llama3, and transformers' Idefics3ForConditionalGeneration
-with its processor, which say the same of SmolVLM2 (`model_type` smolvlm).
+Sources: the published checkpoints HuggingFaceTB/SmolVLM-256M-Instruct and -500M-Instruct and
+HuggingFaceM4/Idefics3-8B-Llama3, and transformers' Idefics3ForConditionalGeneration with its
+processor. SmolVLM2 (`model_type` smolvlm) has the same layout.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MARKERS = Markers(
 
 
 def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
-    """The one published folder."""
+    """Read the published folder."""
     from edgeprism.convert.discover import unknown_layout
     from edgeprism.convert.language.model import open_language_model
     from edgeprism.convert.language.vocabulary import TokenRules
@@ -70,7 +70,7 @@ def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
 FAMILY = Family(
     name="smolvlm",
     summary="SmolVLM, SmolVLM2, Idefics3: SigLIP on tiles, pixel shuffle, SmolLM2 or Llama 3",
-    help="SmolVLM, SmolVLM2 and Idefics3, into OUT.",
+    help="Convert SmolVLM, SmolVLM2 or Idefics3 to the bundle OUT.",
     options=(Option("captioner", "folder", "Folder of the checkpoint.", required=True),),
     read=read,
     model_types=("idefics3", "smolvlm"),
@@ -79,7 +79,7 @@ FAMILY = Family(
 
 
 def image_policy(path: Path, config: dict[str, Any], where: Path) -> ImagePolicy:
-    """preprocessor_config.json of an Idefics3ImageProcessor; its defaults are transformers'."""
+    """Read the preprocessor_config.json of an Idefics3ImageProcessor, with its defaults."""
     from edgeprism.convert.read.checkpoint import read_json
     from edgeprism.convert.vision.config import RESAMPLINGS
 
@@ -124,7 +124,7 @@ def _longest_edge(value: Any, default: int) -> int | None:
 
 
 def _vision_config(config: dict[str, Any], where: Path) -> dict[str, Any]:
-    """The fields of vision_config, completed by transformers' defaults."""
+    """Return the fields of vision_config with transformers' defaults."""
     from edgeprism.convert.vision.config import tower_fields
 
     return tower_fields("idefics3_vision", config.get("vision_config") or {}, str(where))
@@ -132,13 +132,13 @@ def _vision_config(config: dict[str, Any], where: Path) -> dict[str, Any]:
 
 def _text_config(config: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     text = {"model_type": "llama", **(config.get("text_config") or {})}
-    # what the top says of tying holds where the file has no head of its own
+    # the top level's tie_word_embeddings counts only if the file has no head
     tied = config.get("tie_word_embeddings", False) and "lm_head.weight" not in checkpoint.names
     return {**text, "tie_word_embeddings": bool(text.get("tie_word_embeddings") or tied)}
 
 
 def _conversation(captioner: Path) -> Conversation:
-    """SmolVLM opens a turn with <|im_start|>, Idefics3 leaves that to its BOS token."""
+    """Return the template: SmolVLM opens a turn with <|im_start|>, Idefics3 with its BOS token."""
     from edgeprism.convert.read.checkpoint import read_json
     from edgeprism.convert.read.conversations import Conversation
 
@@ -160,10 +160,10 @@ def _conversation(captioner: Path) -> Conversation:
 
 
 def _marker_tokens(image: ImagePolicy) -> list[str]:
-    """Special tokens that markers are made of, up to the largest grid."""
+    """Return the special tokens in the markers, up to the largest grid."""
     side = math.isqrt(image.max_tiles - 1)
-    places = [f"<row_{r}_col_{c}>" for r in range(1, side + 1) for c in range(1, side + 1)]
-    return [_FAKE, "<global-img>", *places]
+    cells = [f"<row_{r}_col_{c}>" for r in range(1, side + 1) for c in range(1, side + 1)]
+    return [_FAKE, "<global-img>", *cells]
 
 
 def _vision_side(
@@ -215,7 +215,7 @@ def _vision_side(
 
 
 def _tower_config(fields: dict[str, Any], data: dict[str, Any], tile: int) -> TowerConfig:
-    """`fields` of the vision_config, `data` of preprocessor_config.json."""
+    """Return the tower of `fields` (vision_config) and `data` (preprocessor_config.json)."""
     from edgeprism.convert.vision.config import TowerConfig
 
     return TowerConfig(

@@ -1,17 +1,17 @@
 """VILA: a CLIP or SigLIP tower, a projector and a language model, in one folder or in three.
 
 - VILA-1.5: `llm/`, `vision_tower/` and `mm_projector/` each hold a config.json and weights. The
-  projector `mlp_downsample` puts the patches of 2 × 2 cells beside one another (zeros fill up an
-  odd edge), normalises them and runs two Linear layers.
+  projector `mlp_downsample` concatenates the patches of 2 × 2 cells (zeros fill incomplete cells),
+  normalises them and runs two Linear layers.
 - VILA 1.0 (VILA-2.7b, -7b, -13b): the original layout of LLaVA-1.5, with CLIP-L-336's
-  second-to-last layer, padded pictures, one Linear layer or an MLP, and Vicuna's own words for the
-  conversation.
+  second-to-last layer, padded pictures, one Linear layer or an MLP, and Vicuna's conversation.
 
-Sources: the configurations of Efficient-Large-Model/VILA1.5-*, VILA's public code
-(`base_projector.py`, `vision_encoder.py`, `mm_utils.py`, `conversation.py`). For VILA 1.0 the code
-that trained and loads it (its tag v1.0: `builder.py`, `llava_arch.py`, `train.py`, `3_sft.sh`) and
-what NanoLLM printed of VILA-2.7b's configuration; those of VILA-7b and -13b were not seen, and
-their projector (`linear` in the paper, `mlp2x_gelu` in the scripts) is taken as they say it.
+Sources for VILA-1.5: the configurations of Efficient-Large-Model/VILA1.5-*, VILA's public code
+(`base_projector.py`, `vision_encoder.py`, `mm_utils.py`, `conversation.py`). Sources for VILA 1.0:
+the code that trained and loads it (tag v1.0: `builder.py`, `llava_arch.py`, `train.py`,
+`3_sft.sh`), and NanoLLM's printout of VILA-2.7b's configuration. The configurations of VILA-7b and
+-13b were not available; this file accepts both projectors that the paper (`linear`) and the scripts
+(`mlp2x_gelu`) name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edgeprism.progress import Progress
 
 _PARTS = ("llm", "vision_tower", "mm_projector")
-_FIRST_FIELDS = {"mm_hidden_size", "mm_vision_tower"}
+_VILA_1_0_FIELDS = {"mm_hidden_size", "mm_vision_tower"}
 _ASPECTS = {"resize": "stretch", "pad": "pad"}
 _VICUNA = "vicuna-user"
 _SEVERAL = Several("", "\n")  # VILA's run_vila.py
@@ -41,12 +41,12 @@ _SEVERAL = Several("", "\n")  # VILA's run_vila.py
 def read(
     captioner: Path, vision: Path | None, conversation: str, progress: Progress
 ) -> PublishedCaptioner:
-    """The folder `captioner`, and `vision` where it is a VILA 1.0, which names a tower."""
+    """Read the folder `captioner`, and `vision`, which VILA 1.0 needs."""
     from edgeprism.convert.discover import unknown_layout
 
     parts = [part for part in _PARTS if (captioner / part).is_dir()]
-    if not parts and _is_first(captioner):
-        layout = _first_layout(captioner, vision)
+    if not parts and _is_vila_1_0(captioner):
+        layout = _vila_1_0_layout(captioner, vision)
         return llava.captioner_of_layout(layout, captioner, conversation, progress)
     if len(parts) < len(_PARTS):
         raise unknown_layout(
@@ -64,13 +64,13 @@ def read(
 
 FAMILY = Family(
     name="vila",
-    summary="VILA-1.5: SigLIP or CLIP, downsampling projector, a Llama; VILA 1.0: as LLaVA-1.5",
-    help="VILA-1.5, or VILA 1.0 with --vision: tower, projector and language model, into OUT.",
+    summary="VILA-1.5: SigLIP or CLIP, downsampling projector, a Llama; VILA 1.0: like LLaVA-1.5",
+    help="Convert VILA-1.5, or VILA 1.0 with --vision, to the bundle OUT.",
     options=(
         Option(
             "captioner",
             "folder",
-            "Folder with llm/, vision_tower/, mm_projector/; or of VILA 1.0.",
+            "Folder of VILA-1.5 (llm/, vision_tower/, mm_projector/) or of VILA 1.0.",
             required=True,
         ),
         Option("vision", "folder", "Folder of the vision model that VILA 1.0 names."),
@@ -82,15 +82,15 @@ FAMILY = Family(
 )
 
 
-def _is_first(captioner: Path) -> bool:
-    """VILA 1.0 keeps the language model's fields and those of LLaVA in one file."""
+def _is_vila_1_0(captioner: Path) -> bool:
+    """Return whether config.json has the language model's and LLaVA's fields, as in VILA 1.0."""
     from edgeprism.convert.read.checkpoint import read_config
 
     config = read_config(captioner)
-    return config.get("model_type") == "llava_llama" and config.keys() >= _FIRST_FIELDS
+    return config.get("model_type") == "llava_llama" and config.keys() >= _VILA_1_0_FIELDS
 
 
-def _first_layout(captioner: Path, vision: Path | None) -> llava.Layout:
+def _vila_1_0_layout(captioner: Path, vision: Path | None) -> llava.Layout:
     from edgeprism.convert.read.checkpoint import read_config
 
     layout = llava.original_layout(captioner, read_config(captioner), vision)
@@ -98,7 +98,7 @@ def _first_layout(captioner: Path, vision: Path | None) -> llava.Layout:
 
 
 def _read_parts(captioner: Path, conversation: str) -> PublishedCaptioner:
-    """VILA-1.5."""
+    """Read a VILA-1.5."""
     from edgeprism.convert.language.model import open_language_model
     from edgeprism.convert.language.vocabulary import TokenRules
     from edgeprism.convert.parts import PublishedCaptioner

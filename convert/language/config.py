@@ -1,4 +1,4 @@
-"""A language model's published configuration → what its tensors and its GGUF must be."""
+"""A language model's published configuration → the shapes of its tensors and the GGUF's header."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WHOLE_NUMBERS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "in
 
 @dataclass(frozen=True)
 class LmConfig:
-    """What the weights' shapes and the GGUF's header need."""
+    """The settings that decide the weights' shapes and the GGUF's header."""
 
     model_type: str
     architecture: str  # llama.cpp's name
@@ -42,16 +42,17 @@ class LmConfig:
     rope_theta: float
     rope_scaling: RopeScaling
     rms_eps: float
-    tied: bool  # the output head is the embedding
+    tied: bool  # the embedding serves as the output head
     qkv_bias: bool
-    output_bias: bool  # of the attention's last matrix
+    output_bias: bool  # a bias on the attention's output matrix
 
 
 @dataclass(frozen=True)
 class LmTensor:
-    """One tensor of the GGUF and the published tensor that it is made of.
+    """One tensor of the GGUF and the published tensor that it comes from.
 
-    Shapes are [out, in] or [n]. A tensor without `source` is computed from the configuration.
+    Shapes are [out, in] or [n]. If `source` is "", `turn` computes the tensor from the
+    configuration.
     """
 
     name: str
@@ -61,23 +62,23 @@ class LmTensor:
     turn: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def make(self, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        """float32; `read(name)` gives a published tensor."""
+        """Return the tensor in float32; `read(name)` returns a published tensor."""
         import torch
 
-        made = read(self.source) if self.source else torch.empty(0)
-        return self.turn(made) if self.turn else made
+        published = read(self.source) if self.source else torch.empty(0)
+        return self.turn(published) if self.turn else published
 
 
 def published_shapes(tensors: list[LmTensor]) -> dict[str, tuple[int, ...]]:
-    """Every tensor that the checkpoint must hold, with its shape."""
+    """Return {name: shape} of every tensor that the checkpoint must hold."""
     return {t.source: t.source_shape for t in tensors if t.source}
 
 
 def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
-    """Read a config.json or a `text_config` in one; what it leaves out is transformers' default.
+    """Read the fields of a config.json or of its `text_config`.
 
-    Raises CheckpointError for another model type or a variant that llama.cpp would compute
-    differently, all faults at once.
+    Missing fields get transformers' defaults. Raises CheckpointError, which lists all faults, for
+    another model type or a variant that llama.cpp would compute differently.
     """
     kind = data.get("model_type")
     if kind not in ARCHITECTURES:
@@ -95,11 +96,11 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
         faults = _variant_faults(kind, data, fields)
     scaling = RopeScaling()
     if not faults:
-        found = rope_scaling_from_dict(data.get("rope_scaling"), fields.max_position_embeddings)
-        if isinstance(found, str):
-            faults.append(found)
+        result = rope_scaling_from_dict(data.get("rope_scaling"), fields.max_position_embeddings)
+        if isinstance(result, str):
+            faults.append(result)
         else:
-            scaling = found
+            scaling = result
     if faults:
         raise CheckpointError(
             f"{where} describes a variant that is not supported: {'; '.join(faults)}.",
@@ -129,11 +130,11 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
 
 
 def _with_defaults(data: Mapping[str, Any], where: str) -> Any:
-    """The fields as transformers reads them; InternLM2, which it does not know, by hand."""
+    """Return the fields with transformers' defaults, or with ours for InternLM2, which it lacks."""
     if data["model_type"] == "internlm2":
-        given = {name: value for name, value in data.items() if value is not None}
+        present = {name: value for name, value in data.items() if value is not None}
         heads, width = data.get("num_attention_heads"), data.get("hidden_size")
-        whole = isinstance(heads, int) and isinstance(width, int) and heads > 0
+        valid = isinstance(heads, int) and isinstance(width, int) and heads > 0
         defaults = {
             "num_hidden_layers": None,
             "hidden_size": None,
@@ -141,7 +142,7 @@ def _with_defaults(data: Mapping[str, Any], where: str) -> Any:
             "intermediate_size": None,
             "vocab_size": None,
             "num_key_value_heads": heads,
-            "head_dim": width // heads if whole else 1,  # type: ignore[operator]
+            "head_dim": width // heads if valid else 1,  # type: ignore[operator]
             "max_position_embeddings": 32768,
             "rope_theta": 10000,
             "rms_norm_eps": 1e-6,
@@ -149,11 +150,12 @@ def _with_defaults(data: Mapping[str, Any], where: str) -> Any:
             "hidden_act": "silu",
             "attention_bias": data.get("bias", False),
         }
-        return SimpleNamespace(**{**defaults, **given})
+        return SimpleNamespace(**{**defaults, **present})
     from transformers import CONFIG_MAPPING
 
     plain = {name: value for name, value in data.items() if name != "model_type"}
-    # transformers only warns of a rope_scaling that it does not understand; it is judged here
+    # transformers only warns of a rope_scaling that it does not understand;
+    # `rope_scaling_from_dict` refuses it
     plain.pop("rope_scaling", None)
     try:
         read = CONFIG_MAPPING[data["model_type"]](**plain)
@@ -169,7 +171,7 @@ def _with_defaults(data: Mapping[str, Any], where: str) -> Any:
 
 
 def _variant_faults(kind: str, data: Mapping[str, Any], fields: Any) -> list[str]:
-    """Settings that would make the weights compute something else than the GGUF does."""
+    """Return the settings with which llama.cpp would compute something else than transformers."""
     faults = []
     if fields.hidden_act != "silu":
         faults.append(f"hidden_act = {fields.hidden_act!r} (expected 'silu')")
@@ -199,6 +201,6 @@ def _variant_faults(kind: str, data: Mapping[str, Any], fields: Any) -> list[str
 
 
 def _window(kind: str, fields: Any) -> int:
-    """Past this many tokens the published model forgets, which llama.cpp's does not imitate."""
+    """Return the length of the sliding window, which llama.cpp does not imitate; 0: none."""
     used = kind == "mistral" or (kind == "qwen2" and getattr(fields, "use_sliding_window", False))
     return int(getattr(fields, "sliding_window", None) or 0) if used else 0

@@ -1,8 +1,8 @@
 """InternLM2 as published → the tensors of llama.cpp's `internlm2` architecture.
 
-Source of the layout: the model's public repository (`modeling_internlm2.py`). It is a Llama in
-other packing: `wqkv` holds, for each key/value head, its query heads, then the key, then the
-value: [kv_heads, q_per_kv + 2, head_dim, hidden].
+InternLM2 is a Llama with packed attention: `wqkv` holds, for each key/value head, its query heads,
+then the key, then the value: [kv_heads, q_per_kv + 2, head_dim, hidden]. Source: the model's public
+repository (`modeling_internlm2.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgeprism.convert.language.vocabulary import TokenRules
 if TYPE_CHECKING:
     import torch
 
-# Buffers that some files hold beside the weights
+# Buffers that some files hold in addition to the weights
 UNUSED = (r"rotary_emb\.inv_freq$",)
 _PROBE = "model.layers.0.attention_norm.weight"
 
@@ -26,8 +26,8 @@ IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 TOKENS = TokenRules(
     eos=IM_END,
     needed=(IM_START, IM_END),
-    # The names that the chat models give to reserved pieces; used for the plain base model,
-    # whose tokenizer_config.json does not name them though the captioner was trained with them.
+    # The chat models' names of reserved pieces. Captioners were trained with these names, but the
+    # base model's tokenizer_config.json does not have them.
     renamed={
         "[UNUSED_TOKEN_141]": "<|plugin|>",
         "[UNUSED_TOKEN_142]": "<|interpreter|>",
@@ -36,7 +36,7 @@ TOKENS = TokenRules(
         "[UNUSED_TOKEN_145]": IM_END,
         "[UNUSED_TOKEN_146]": IM_START,
     },
-    # Understood by llama.cpp's built-in recogniser and, as Jinja, by everything else.
+    # llama.cpp recognises this template by its wording; other programs run it as Jinja.
     chat_template=(
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
         "{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -46,14 +46,14 @@ TOKENS = TokenRules(
 
 
 def lead(names: Iterable[str]) -> str:
-    """What a captioner's checkpoint puts in front of every name, e.g. "language_model."."""
+    """Return the prefix of a captioner checkpoint's tensor names, e.g. "language_model."."""
     return next((name.removesuffix(_PROBE) for name in sorted(names) if name.endswith(_PROBE)), "")
 
 
 def gguf_tensors(config: LmConfig, lead: str = "") -> Iterator[LmTensor]:
-    """The GGUF's tensors in file order, each with the published tensor it is made of.
+    """Yield the GGUF's tensors in file order, each with its published source.
 
-    `lead` is what a captioner's checkpoint puts in front of every name.
+    `lead` is the prefix of every tensor name in a captioner's checkpoint.
     """
     e, f, body = config.n_embd, config.n_ffn, f"{lead}model."
 
@@ -86,7 +86,7 @@ def _unpacked(config: LmConfig, part: str, packed: torch.Tensor) -> torch.Tensor
 
 
 def unpack_wqkv(packed: torch.Tensor, config: LmConfig, part: str) -> torch.Tensor:
-    """`part` ("q", "k" or "v") of `packed` [(heads + 2 · kv_heads) · head_dim, hidden]."""
+    """Return `part` ("q", "k", "v") of `packed` [(heads + 2 · kv_heads) · head_dim, hidden]."""
     q_per_kv = config.n_heads // config.n_kv_heads
     groups = packed.view(config.n_kv_heads, q_per_kv + 2, config.head_dim, config.n_embd)
     if part == "q":

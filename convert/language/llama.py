@@ -1,8 +1,8 @@
-"""Llama and its kin as published → the tensors of llama.cpp's `llama` and `qwen2` architectures.
+"""Llama, Mistral and Qwen2 as published → the tensors of llama.cpp's `llama` and `qwen2`.
 
-Source of the names: transformers' LlamaForCausalLM, MistralForCausalLM and Qwen2ForCausalLM
-(Vicuna, Yi, SmolLM, Llama 3 and Qwen 1.5 are published so). Inside a captioner's checkpoint they
-stand under a prefix, which is found and not presumed.
+Source of the names: transformers' LlamaForCausalLM, MistralForCausalLM and Qwen2ForCausalLM.
+Vicuna, Yi, SmolLM, Llama 3 and Qwen 1.5 use the same names. A captioner's checkpoint puts a prefix
+before the names, which `body_prefix` looks up in the checkpoint.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from edgeprism.convert.language.config import LmConfig, LmTensor
 from edgeprism.convert.language.rope import llama3_factors, permute_for_rope
 from edgeprism.errors import CheckpointError
 
-# Buffers and copies that some files hold beside the weights
+# Buffers that some files hold in addition to the weights
 UNUSED = (r"rotary_emb\.inv_freq$",)
 
 _PROBE = "layers.0.input_layernorm.weight"
 
 
 def body_prefix(names: Iterable[str], where: str) -> str:
-    """What stands in front of `layers.0.…`, e.g. "model." or "language_model.model."."""
-    found = sorted(n.removesuffix(_PROBE) for n in names if n.endswith(_PROBE))
-    if len(found) > 1:
+    """Return the prefix before `layers.0.…`, e.g. "model." or "language_model.model."."""
+    prefixes = sorted(n.removesuffix(_PROBE) for n in names if n.endswith(_PROBE))
+    if len(prefixes) > 1:
         raise CheckpointError(
-            f"{where} holds more than one language model: {', '.join(found)}.",
+            f"{where} holds more than one language model: {', '.join(prefixes)}.",
             "Use the published checkpoint.",
         )
-    return found[0] if found else "model."
+    return prefixes[0] if prefixes else "model."
 
 
 def head_name(names: Iterable[str], body: str) -> str:
-    """Of the output head: beside the body, or at the top as newer files have it."""
-    beside = f"{body.removesuffix('model.')}lm_head.weight"
-    return "lm_head.weight" if "lm_head.weight" in names and beside not in names else beside
+    """Return the output head's name: at the top in newer files, else with the body's prefix."""
+    prefixed = f"{body.removesuffix('model.')}lm_head.weight"
+    return "lm_head.weight" if "lm_head.weight" in names and prefixed not in names else prefixed
 
 
 def gguf_tensors(config: LmConfig, body: str, head: str) -> Iterator[LmTensor]:
-    """The GGUF's tensors in file order, each with the published tensor it is made of."""
+    """Yield the GGUF's tensors in file order, each with its published source."""
     e, f = config.n_embd, config.n_ffn
     n_q, n_kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
 
@@ -46,7 +46,7 @@ def gguf_tensors(config: LmConfig, body: str, head: str) -> Iterator[LmTensor]:
         return LmTensor(name, shape, source, shape)
 
     def turned(name: str, source: str, n_heads: int, *shape: int) -> LmTensor:
-        # qwen2 rotates halves, as published
+        # llama.cpp's qwen2 rotates halves, as published models do, so its rows keep their order
         turn = partial(permute_for_rope, n_heads=n_heads)
         return LmTensor(
             name, shape, source, shape, turn if config.architecture == "llama" else None
@@ -76,7 +76,7 @@ def gguf_tensors(config: LmConfig, body: str, head: str) -> Iterator[LmTensor]:
         yield same(f"{block}ffn_up.weight", f"{mlp}up_proj.weight", f, e)
         yield same(f"{block}ffn_down.weight", f"{mlp}down_proj.weight", e, f)
     yield same("output_norm.weight", f"{body}norm.weight", e)
-    if not config.tied:  # llama.cpp takes the embedding where there is no head
+    if not config.tied:  # without a head, llama.cpp uses the embedding
         yield same("output.weight", head, config.n_vocab, e)
 
 
@@ -84,5 +84,5 @@ def _rope_factors(config: LmConfig) -> LmTensor:
     import torch
 
     factors = llama3_factors(config.rope_scaling, config.rope_theta, config.head_dim)
-    made = torch.tensor(factors, dtype=torch.float32)
-    return LmTensor("rope_freqs.weight", tuple(made.shape), "", (), lambda _: made)
+    tensor = torch.tensor(factors, dtype=torch.float32)
+    return LmTensor("rope_freqs.weight", tuple(tensor.shape), "", (), lambda _: tensor)

@@ -1,4 +1,4 @@
-"""A family's language model, whichever it is: what the pipeline writes and measures."""
+"""A captioner's language model of any kind, as the pipeline writes and measures it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Tick = Callable[[], None]
 
 @dataclass(frozen=True)
 class LmParts:
-    """Callables do the work only when called; `Tick` is called once a layer."""
+    """The parts of a language model; the references call their Tick once per layer."""
 
     checkpoint: Checkpoint
     config: LmConfig
@@ -40,13 +40,13 @@ class LmParts:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor that the checkpoint must hold."""
+        """Return {name: shape} of every tensor that the checkpoint must hold."""
         return published_shapes(list(self.tensors))
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Patterns of tensors that the checkpoint may hold and that nothing needs."""
-        # a head that the configuration ties is a copy of the embedding
+        """Return patterns of the tensors that the checkpoint may hold and nothing needs."""
+        # with tied embeddings, the head is a copy of the embedding
         copies = (r"(^|\.)lm_head\.weight$",) if self.config.tied else ()
         return (*_UNUSED[self.config.model_type], *copies)
 
@@ -62,10 +62,10 @@ _UNUSED = {
 def open_language_model(
     checkpoint: Checkpoint, data: Mapping[str, Any], where: str, tokenizer: Path, rules: TokenRules
 ) -> LmParts:
-    """The language model that stands in `checkpoint` as `data` (a config.json's fields) says.
+    """Open the language model in `checkpoint`; `data` has the fields of its config.json.
 
-    `tokenizer` is the folder of its tokenizer, `where` names `data` in errors. The tensors' prefix
-    is found in the checkpoint; that they are all there is for the caller to require (`shapes`).
+    `tokenizer` is the folder of its tokenizer, `where` names `data` in errors. The function finds
+    the tensors' prefix in the checkpoint; the caller checks that all tensors exist (`shapes`).
     Raises CheckpointError for a language model or a tokenizer that cannot be converted.
     """
     config = lm_config_from_dict(data, where)

@@ -1,10 +1,10 @@
-"""Which of llama.cpp's compiled-in ways of cutting text a tokenizer.json uses: its `pre` type.
+"""Find llama.cpp's name (`pre` type) of the way in which a tokenizer.json pre-tokenizes text.
 
-llama.cpp's converter encodes one fixed text and looks the hash of the ids up in a list: that knows
-a vocabulary as it was published, token for token. Here a tokenizer is first recognised by what
-decides the cut, its own steps, compared with those that each name stands for; so rebuilt and
-extended vocabularies are known too. Then comes the list. Anything else is refused: a wrong cut
-gives a model that runs and speaks nonsense.
+llama.cpp's converter encodes one fixed text and looks up the hash of the ids in a list, which
+recognises only vocabularies exactly as published. This module first compares the tokenizer's own
+pre-tokenization steps with the steps of each name, so it also recognises rebuilt and extended
+vocabularies. Then it tries the list. It refuses everything else: a model with the wrong
+pre-tokenizer runs and writes nonsense.
 
 Sources: llama.cpp's `conversion/base.py` (text and hashes) and `src/llama-vocab.cpp` (what each
 name does).
@@ -41,7 +41,7 @@ _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = _CONTRACTIONS + r"\p{N}{1,3}" + _REST
 _QWEN2 = _CONTRACTIONS + r"\p{N}" + _REST
-# (steps, whether whole words that are pieces are taken without merging) → name
+# (steps, ignore_merges: a whole word that is a piece is used without merging) → name
 _STRUCTURES = {
     (((_LLAMA3, "Isolated"), "bytes"), True): "llama-bpe",
     (((_LLAMA3, "Isolated"), "bytes"), False): "smaug-bpe",
@@ -49,14 +49,14 @@ _STRUCTURES = {
     (("digits", "words and bytes"), False): "smollm",
     (("words and bytes",), False): "gpt-2",
 }
-# llama.cpp normalises nothing; NFC, Qwen's, changes no text that is typed in the usual way
+# llama.cpp does not normalise text. Qwen's NFC is accepted: it leaves usual typed text unchanged.
 _NORMALIZERS = (None, "NFC")
 
 
 def pretokenizer_name(path: Path, data: dict[str, Any]) -> str:
-    """The `pre` type of tokenizer.json at `path`, whose content is `data`.
+    """Return the `pre` type of the tokenizer.json at `path`, whose content is `data`.
 
-    Raises CheckpointError, which says what the tokenizer does, where llama.cpp has no equal.
+    Raises CheckpointError, which names the tokenizer's steps, if llama.cpp has no equivalent.
     """
     steps = tuple(_steps(data.get("pre_tokenizer")))
     normalizer = (data.get("normalizer") or {}).get("type")
@@ -65,7 +65,7 @@ def pretokenizer_name(path: Path, data: dict[str, Any]) -> str:
     name = name or _HASHES.get(_hash(path))
     if name is None:
         raise CheckpointError(
-            f"{path}: this way of cutting text is none that is known of llama.cpp: normalizer "
+            f"{path}: llama.cpp has no pre-tokenizer like this one: normalizer "
             f"{normalizer}, steps {steps}, ignore_merges {whole_words}.",
             f"Known: {', '.join(sorted({*_HASHES.values(), *_STRUCTURES.values()}))}. Use the "
             "tokenizer that was published with the language model.",
@@ -84,7 +84,7 @@ def _hash(path: Path) -> str:
 
 
 def _steps(step: Any) -> list[Any]:
-    """The pre-tokenizer in short: what decides the cut and nothing else."""
+    """Reduce a pre-tokenizer to the settings that decide where it splits text."""
     kind = step.get("type") if isinstance(step, dict) else None
     if kind == "Sequence":
         return [short for part in step.get("pretokenizers", []) for short in _steps(part)]

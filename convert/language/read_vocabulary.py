@@ -1,4 +1,4 @@
-"""A published tokenizer → the vocabulary of a GGUF file, read by the kind of file it lies in."""
+"""A published tokenizer, in either kind of file → the vocabulary of a GGUF file."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ def vocabulary_from_folder(folder: Path, n_vocab: int, rules: TokenRules) -> Voc
             f"{vocabulary_bpe.FILE}.",
             "Download the tokenizer with the language model.",
         )
-    lost = [name for name in rules.needed if name.encode() not in vocabulary.pieces]
-    if lost:
+    missing = [name for name in rules.needed if name.encode() not in vocabulary.pieces]
+    if missing:
         raise CheckpointError(
-            f"{folder}: no token is named {' or '.join(lost)}, which the captioner's prompt needs.",
+            f"{folder}: no token is named {' or '.join(missing)}, which the captioner's prompt "
+            "needs.",
             "Use the tokenizer files of the language model that the captioner was trained with.",
         )
     return vocabulary

@@ -1,7 +1,7 @@
-"""Rotary positions: how a published model scales them, and what the GGUF needs for it.
+"""Rotary positions: a published model's scaling, and its equivalent in a GGUF.
 
 Sources: transformers' `modeling_rope_utils` for the meaning of `rope_scaling`, llama.cpp's
-converter for how a GGUF says the same.
+converter for the GGUF's fields.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# what each kind may say beside its name and factor
+# the fields of each kind, besides its name and factor
 _FIELDS = {
     "linear": (),
     "llama3": ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("original_max_position_embeddings",),
 }
-# They change nothing within the trained context, which is where captions live
+# These kinds change nothing within the trained context, which captions never exceed
 _WITHOUT_EFFECT = ("default", "dynamic")
 
 
@@ -36,7 +36,7 @@ class RopeScaling:
 
 
 def rope_scaling_from_dict(scaling: Any, context_length: int) -> RopeScaling | str:
-    """`rope_scaling` of a config.json; a text says why it cannot be honoured."""
+    """Return a config.json's `rope_scaling`, or a text that says why it is not supported."""
     if scaling is None:
         return RopeScaling()
     kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else None
@@ -45,10 +45,10 @@ def rope_scaling_from_dict(scaling: Any, context_length: int) -> RopeScaling | s
     if kind not in _FIELDS:
         return f"rope_scaling = {scaling!r} (expected null or type {', '.join(_FIELDS)}, dynamic)"
     known = ("rope_type", "type", "factor", "rope_theta", *_FIELDS[kind])
-    odd = [name for name in scaling if name not in known]
+    unknown = [name for name in scaling if name not in known]
     numbers = {name: scaling[name] for name in ("factor", *_FIELDS[kind]) if name in scaling}
-    good = all(isinstance(v, int | float) and v > 0 for v in numbers.values())
-    if odd or not good or "factor" not in numbers:
+    valid = all(isinstance(v, int | float) and v > 0 for v in numbers.values())
+    if unknown or not valid or "factor" not in numbers:
         return f"rope_scaling = {scaling!r} (type {kind} takes numbers: factor {_FIELDS[kind]})"
     return RopeScaling(
         kind,
@@ -60,10 +60,10 @@ def rope_scaling_from_dict(scaling: Any, context_length: int) -> RopeScaling | s
 
 
 def llama3_factors(scaling: RopeScaling, theta: float, head_dim: int) -> list[float]:
-    """What llama.cpp divides each of the head_dim / 2 rotation rates by.
+    """Return the factors by which llama.cpp divides each of the head_dim / 2 rotation rates.
 
-    Wavelengths short against the first context stay, long ones are stretched by `factor`, and
-    between the two the rate itself is blended.
+    Wavelengths that are short against the original context stay, long ones grow by `factor`;
+    between the two, Llama 3 blends the rates.
     """
     factors = []
     for i in range(0, head_dim, 2):

@@ -1,11 +1,11 @@
-"""The vocabulary of a GGUF file: what it holds, and how it is written.
+"""The vocabulary of a GGUF file and its writer.
 
-What llama.cpp looks at, and why each piece gets its type:
+A piece's type decides where llama.cpp matches it:
 
-- CONTROL pieces are matched in text only where special tokens are parsed, i.e. in the template's
-  own pieces, never in what a person or a picture wrote. So every named special token is CONTROL.
-- USER_DEFINED pieces are matched in any text.
-- UNUSED pieces never match and print as nothing: reserved pieces and padding.
+- CONTROL: only in text that is parsed for special tokens, i.e. the template's own, never in a
+  user's or a picture's text. So every named special token is CONTROL.
+- USER_DEFINED: in any text.
+- UNUSED: nowhere, and it prints as nothing. These are reserved pieces and padding.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # as in
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the GGUF's tokenizer fields hold; pieces, scores and types are by token id."""
+    """The GGUF's tokenizer fields; pieces, scores and types are indexed by token id."""
 
     model: str  # "llama": SentencePiece's BPE; "gpt2": byte-level BPE
-    pre: str  # how text is cut before pieces are looked up, by llama.cpp's name
+    pre: str  # llama.cpp's name of the pre-tokenizer, which splits text before merging
     pieces: list[bytes]
     types: list[int]
     bos: int | None
     eos: int | None
     add_bos: bool
     unk: int | None = None
-    scores: list[float] = field(default_factory=list)  # SentencePiece alone
-    merges: list[str] = field(default_factory=list)  # byte-level BPE alone
+    scores: list[float] = field(default_factory=list)  # only SentencePiece has them
+    merges: list[str] = field(default_factory=list)  # only byte-level BPE has them
     add_space_prefix: bool = False
-    chat_template: str = ""  # data for others who read the GGUF; EdgePrism never runs it
+    chat_template: str = ""  # for other programs that read the GGUF; EdgePrism never runs it
 
 
 @dataclass(frozen=True)
 class TokenRules:
-    """What a family knows of its tokenizer and the files do not say."""
+    """Facts about a tokenizer that its files lack and its family supplies."""
 
-    eos: str = ""  # the token that ends an answer, if it is not the tokenizer's own
-    needed: tuple[str, ...] = ()  # special tokens that the prompt is made of
+    eos: str = ""  # the token that ends an answer; "": the tokenizer's own
+    needed: tuple[str, ...] = ()  # special tokens that the prompt contains
     renamed: Mapping[str, str] = field(default_factory=dict)  # reserved piece → special token
     chat_template: str = ""
 
 
 def eos_id(pieces: list[bytes], rules: TokenRules, own: int | None) -> int | None:
-    """The id of the rules' end token; the tokenizer's own where there is none."""
+    """Return the id of the rules' end token, or `own` if the rules name none."""
     name = rules.eos.encode()
     return pieces.index(name) if name and name in pieces else own
 
 
 def write_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
-    """Put the vocabulary into the GGUF's header."""
+    """Write the vocabulary into the GGUF's header."""
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.pieces)

@@ -1,9 +1,8 @@
 """Byte-level BPE's tokenizer.json → the vocabulary of a GGUF file.
 
-The file's vocabulary and merges go in as they are. How text is cut before (the `pre` type) is
-compiled into llama.cpp by name, see `pretokenizer`. Added tokens that look like markup ("<…>",
-"[…]") are CONTROL even where the file does not call them special: what a person wrote must not
-become one.
+The GGUF takes the file's vocabulary and merges unchanged. It only names the pre-tokenizer, which is
+compiled into llama.cpp (see `pretokenizer`). Added tokens that look like markup ("<…>", "[…]") are
+CONTROL even if the file does not call them special: a user's text must not turn into one.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from edgeprism.errors import CheckpointError
 
 FILE = "tokenizer.json"
 _MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
-# Fields of the model that change how pieces are merged, with the values that llama.cpp assumes
+# Fields of `model` that change how BPE merges pieces, with the values that llama.cpp assumes
 _PLAIN: dict[str, tuple[object, ...]] = {
     "type": ("BPE",),
     "dropout": (None, 0.0),
@@ -38,7 +37,7 @@ _PLAIN: dict[str, tuple[object, ...]] = {
 
 
 def vocabulary(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
-    """Read tokenizer.json and what the folder says of special tokens."""
+    """Read tokenizer.json and the folder's other files about special tokens."""
     import gguf
 
     path = folder / FILE

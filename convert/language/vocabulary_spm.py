@@ -1,8 +1,8 @@
 """SentencePiece's tokenizer.model → the vocabulary of a GGUF file.
 
 llama.cpp's `llama` tokenizer is SentencePiece's BPE without a normalizer. USER_DEFINED pieces keep
-that type, except the `[UNUSED_TOKEN_n]` ones: their ids are the special tokens or reserved. The
-piece that is a NUL character cannot pass through C strings: it is replaced, and UNUSED.
+that type, except `[UNUSED_TOKEN_n]`: these ids are special tokens or reserved. A C string cannot
+hold the piece that is a NUL character, so an UNUSED placeholder replaces it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from edgeprism.errors import CheckpointError
 
 FILE = "tokenizer.model"
 _BPE = 2  # TrainerSpec.ModelType
-# No text can be cut into this piece: it would need every longer and longer beginning of it.
+# A piece that BPE can never produce: none of its prefixes is a piece.
 _NUL_PLACEHOLDER = "[NUL piece of the published tokenizer]"
 
 
 def vocabulary(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
-    """Read tokenizer.model and what the folder says of added tokens."""
+    """Read tokenizer.model and the folder's other files about added tokens."""
     model = _read_model(folder / FILE, n_vocab)
     config_path = folder / "tokenizer_config.json"
     config = read_json(config_path) if config_path.is_file() else {}
@@ -101,7 +101,7 @@ def _read_model(path: Path, n_vocab: int) -> Any:
 def _special_names(
     folder: Path, config: dict[str, Any], model: Any, n_vocab: int, rules: TokenRules
 ) -> dict[int, str]:
-    """{id: name} of the special tokens."""
+    """Return {id: name} of the special tokens."""
     names: dict[int, str] = {}
     for key, entry in config.get("added_tokens_decoder", {}).items():
         if not key.isdigit() or not isinstance(entry, dict) or not entry.get("content"):
@@ -116,9 +116,9 @@ def _special_names(
             raise CheckpointError(f"{older}: {name} has no number.", "Download it again.")
         names.setdefault(number, name)
     names = {number: name for number, name in names.items() if number < n_vocab}
-    given = set(names.values())
+    existing = set(names.values())
     for i, piece in enumerate(model.pieces):
         renamed = rules.renamed.get(piece.piece)
-        if renamed and renamed not in given and i not in names:
+        if renamed and renamed not in existing and i not in names:
             names[i] = renamed
     return names

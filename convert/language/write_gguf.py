@@ -1,4 +1,4 @@
-"""The language model as GGUF: written tensor by tensor, then quantized by llama.cpp if need be."""
+"""Write a language model as GGUF, tensor by tensor; llama.cpp quantizes it if needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgeprism.errors import CheckpointError, EdgePrismError
 from edgeprism.language.llama import import_llama, last_words
 from edgeprism.progress import Progress
 
-# Quantizations that are written directly; every other goes through llama_model_quantize.
+# Quantizations that this module writes; llama_model_quantize makes all others.
 _DIRECT = {
     "F32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
     "F16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
@@ -60,8 +60,8 @@ def _write_direct(path: Path, quant: str, parts: LmParts, name: str, progress: P
     types = [_type_of(tensor.shape, target) for tensor in tensors]
     for tensor, kind in zip(tensors, types, strict=True):
         shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
-        # The header is written first: sizes must be known before any tensor is read. Only
-        # quantized tensors are given by their byte shape.
+        # The header precedes the tensors, so it needs their sizes before any tensor is read.
+        # GGUFWriter takes the byte shape of quantized tensors and the plain shape of others.
         stored = tensor.shape if kind in _PLAIN else shape
         dtype = _PLAIN.get(kind, np.dtype(np.uint8))
         writer.add_tensor_info(tensor.name, stored, dtype, int(np.prod(shape)), kind)
@@ -91,7 +91,7 @@ def _write_config(writer: gguf.GGUFWriter, config: LmConfig) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     scaling = config.rope_scaling
-    if scaling.kind in ("linear", "yarn"):  # "llama3" is a tensor of factors
+    if scaling.kind in ("linear", "yarn"):  # "llama3" is the tensor `rope_freqs` instead
         writer.add_rope_scaling_type(gguf.RopeScalingType(scaling.kind))
         writer.add_rope_scaling_factor(scaling.factor)
     if scaling.kind == "yarn":
@@ -110,29 +110,29 @@ def _type_of(
     shape: tuple[int, ...], target: gguf.GGMLQuantizationType
 ) -> gguf.GGMLQuantizationType:
     if len(shape) == 1:
-        return gguf.GGMLQuantizationType.F32  # norms: llama.cpp expects them so
+        return gguf.GGMLQuantizationType.F32  # norms and biases: llama.cpp expects float32
     block = gguf.GGML_QUANT_SIZES[target][0]
     return target if shape[-1] % block == 0 else gguf.GGMLQuantizationType.F16
 
 
 def _encoded(
-    name: str, shape: tuple[int, ...], made: torch.Tensor, kind: gguf.GGMLQuantizationType
+    name: str, shape: tuple[int, ...], tensor: torch.Tensor, kind: gguf.GGMLQuantizationType
 ) -> np.ndarray:
-    if tuple(made.shape) != shape:
-        raise EdgePrismError(f"{name}: made as {list(made.shape)}, not {list(shape)}")
+    if tuple(tensor.shape) != shape:
+        raise EdgePrismError(f"{name}: shape {list(tensor.shape)}, expected {list(shape)}")
     if kind == gguf.GGMLQuantizationType.F16:
-        made = made.to(torch.float16)
-    if not bool(torch.isfinite(made).all()):
+        tensor = tensor.to(torch.float16)
+    if not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(
             f"{name}: the weights hold values that are not finite, or too large for {kind.name}.",
             "Download the checkpoint again, or convert with `lm_quant=F32`.",
         )
-    array = made.contiguous().numpy()
+    array = tensor.contiguous().numpy()
     return array if kind in _PLAIN else gguf.quants.quantize(array, kind)
 
 
 def quantize_gguf(source: Path, out: Path, quant: str) -> None:
-    """llama.cpp's own quantizer, `source` (F16 or F32) → `out`."""
+    """Quantize `source` (F16 or F32) to `out` with llama.cpp's quantizer."""
     llama = import_llama()
     parameters = llama.llama_model_quantize_default_params()
     parameters.ftype = _NATIVE[quant]

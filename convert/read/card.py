@@ -1,4 +1,4 @@
-"""`edgeprism.json`: what a captioner's folder may say about itself, over the family's defaults."""
+"""`edgeprism.json`: a captioner's own texts and limits, which replace the defaults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgeprism.convert.read.checkpoint import read_json
 from edgeprism.errors import CheckpointError
 
 FILE_NAME = "edgeprism.json"
-# What a captioner is asked unless its folder's edgeprism.json says otherwise: our own wording
+# The default instruction, in EdgePrism's own wording
 INSTRUCTION = (
     "Describe this picture in fine detail. Name the scene and every object in it, with its "
     "colour, shape, number and condition. Say where each one is and how the objects relate to "
@@ -21,7 +21,7 @@ MAX_TOKENS = 512
 
 @dataclass(frozen=True)
 class CaptionerCard:
-    """Texts and limits that are the captioner's own; empty where the family's rule holds."""
+    """A captioner's texts and limits. "" for name, notice and license: the converter's defaults."""
 
     default_instruction: str = INSTRUCTION
     focus_instruction: str = FOCUS
@@ -29,11 +29,11 @@ class CaptionerCard:
     name: str = ""
     notice: str = ""
     license: str = ""
-    parity_texts: tuple[str, ...] = ()  # for a captioner that knows few words
+    parity_texts: tuple[str, ...] = ()  # gate texts for a captioner with a small vocabulary
 
 
 def card_from_folder(folder: Path) -> CaptionerCard:
-    """Read `folder`/edgeprism.json if it is there; unknown or ill-typed fields are an error."""
+    """Read `folder`/edgeprism.json if it exists; CheckpointError for unknown or mistyped fields."""
     path = folder / FILE_NAME
     if not path.is_file():
         return CaptionerCard()
@@ -50,7 +50,7 @@ def card_from_folder(folder: Path) -> CaptionerCard:
     ]
     texts = data.get("parity_texts", [])
     if isinstance(texts, list) and not all(isinstance(text, str) and text for text in texts):
-        faults.append("parity_texts: texts are expected")
+        faults.append("parity_texts: a list of texts that are not empty is expected")
     if faults:
         raise CheckpointError(
             f"{path} is refused: {'; '.join(faults)}.", f"Known fields: {', '.join(kinds)}."

@@ -1,4 +1,4 @@
-"""What a manifest says of the checkpoints that a bundle was made from."""
+"""The manifest's records of the checkpoints from which a bundle was converted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgeprism.convert.read.checkpoint import digest_of_files, license_of, read_
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """One published checkpoint: `role` in the captioner, and the files that count."""
+    """One published checkpoint: its `role` in the captioner, and its weight files."""
 
     role: str
     folder: Path
@@ -20,7 +20,7 @@ class SourceFiles:
 
 
 def source_of(published: SourceFiles) -> Source:
-    """Name, digest and licence, for the manifest; reads every file."""
+    """Return name, digest and licence for the manifest; reads every file."""
     return Source(
         published.role,
         published_name(published.folder),
@@ -30,15 +30,15 @@ def source_of(published: SourceFiles) -> Source:
 
 
 def published_name(folder: Path) -> str:
-    """`_name_or_path` of the configuration where it names a published model, else the folder.
+    """Return `_name_or_path` of config.json if it is a published name, else the folder's name.
 
-    In a hub's cache (models--OWNER--NAME/snapshots/COMMIT) the path says more: OWNER/NAME@COMMIT.
+    A folder in a hub cache (models--OWNER--NAME/snapshots/COMMIT) gives OWNER/NAME@COMMIT instead.
     """
-    place = folder.resolve()
-    store = place.parent.parent.name
-    if place.parent.name == "snapshots" and store.startswith("models--"):
-        return f"{store.removeprefix('models--').replace('--', '/', 1)}@{place.name}"
+    resolved = folder.resolve()
+    store = resolved.parent.parent.name
+    if resolved.parent.name == "snapshots" and store.startswith("models--"):
+        return f"{store.removeprefix('models--').replace('--', '/', 1)}@{resolved.name}"
     config = folder / "config.json"
     named = str(read_json(config).get("_name_or_path", "")) if config.is_file() else ""
-    # an absolute path there tells of somebody's disk, not of a model
-    return named if named and not Path(named).is_absolute() else place.name
+    # an absolute path names a place on the publisher's disk, not a model
+    return named if named and not Path(named).is_absolute() else resolved.name

@@ -174,7 +174,8 @@ def int8_damage(graph_path: Path, pixels: np.ndarray, full_range: bool) -> list[
     input_names = sorted(set(inputs.values()))
     del model.graph.output[:]
     model.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in input_names
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in input_names
     )
     probe = graph_path.with_name(f"{graph_path.stem}.probe.onnx")
     probe.write_bytes(model.SerializeToString())

@@ -25,7 +25,10 @@ from edgeprism.convert.vision.weights import (
 )
 from edgeprism.errors import CheckpointError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which the published code hard-codes
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # ImageNet's, which the published code hard-codes
 # the published configuration class's defaults
 _DEFAULTS: dict[str, Any] = {
     "hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25,
@@ -159,7 +162,9 @@ def _packed(module: str, source: str, checkpoint: Checkpoint, e: int) -> Weights
     for i, part in enumerate("qkv"):
         rows = slice(i * e, (i + 1) * e)
         take = partial(_take_rows, rows)
-        weights[f"{module}{part}.weight"] = Weight(checkpoint, {f"{source}.weight": (3 * e, e)}, take)
+        weights[f"{module}{part}.weight"] = Weight(
+            checkpoint, {f"{source}.weight": (3 * e, e)}, take
+        )
         weights[f"{module}{part}.bias"] = Weight(checkpoint, {f"{source}.bias": (3 * e,)}, take)
     return weights
 

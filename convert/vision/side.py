@@ -1,4 +1,4 @@
-"""The vision half of a captioner, whichever family it is of."""
+"""The vision half of a captioner of any family."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from edgeprism.convert.vision.weights import VisionWeights
 
 @dataclass(frozen=True)
 class VisionSide:
-    """Towers whose features stand side by side, and the projector behind them."""
+    """Towers, whose features are concatenated, and the projector that follows them."""
 
     towers: Sequence[TowerConfig]
     projector: ProjectorConfig
     weights: VisionWeights
-    reference: Callable[[np.ndarray, Tick], np.ndarray]  # pixels → visual tokens, by the gate's way
-    # patterns of tensors that may stand beside the weights and never run, by checkpoint
+    reference: Callable[[np.ndarray, Tick], np.ndarray]  # pixels → visual tokens, in torch
+    # (checkpoint, patterns of the tensors that it may hold and that never run)
     unused: Sequence[tuple[Checkpoint, tuple[str, ...]]] = ()
     drop_first_patch: bool = False
     newline: bool = False  # the weights hold a "newline_row"

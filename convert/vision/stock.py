@@ -1,4 +1,4 @@
-"""A CLIP or SigLIP tower with a projector of Linear layers: what most captioners are made of."""
+"""A CLIP or SigLIP tower with a projector of Linear layers, as most captioners have them."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from edgeprism.errors import CheckpointError
 
 @dataclass(frozen=True)
 class StockTower:
-    """Where a tower and its settings are, as a family found them."""
+    """A tower's checkpoint, and its settings as its family read them."""
 
     checkpoint: Checkpoint
-    config: Mapping[str, Any]  # config.json's fields, or a vision_config's
-    where: str  # names `config` in errors
-    folder: Path  # of its preprocessor_config.json
+    config: Mapping[str, Any]  # the fields of a config.json or of a vision_config
+    where: str  # the name of `config` in errors
+    folder: Path  # where preprocessor_config.json lies
     select_layer: Any  # the feature is hidden_states[select_layer]
-    keeps_first: bool  # of its rows: CLIP's class row, or SigLIP's first patch
+    keeps_first: bool  # keep the first row: CLIP's class row, or SigLIP's first patch
 
 
 @dataclass(frozen=True)
 class StockProjector:
-    """Its layers by the endings of their names, in order; `norm` where it joins cells first."""
+    """A projector: the endings of its layers' names, in order; `norm` if it joins cells first."""
 
     checkpoint: Checkpoint
     layers: Sequence[str]
@@ -55,10 +55,10 @@ class StockProjector:
 def stock_vision_side(
     tower: StockTower, projector: StockProjector, n_out: int, newline: bool = False
 ) -> tuple[VisionSide, Preparation]:
-    """The graph's vision half and how pictures are prepared for it.
+    """Return the captioner's vision half and how pictures are prepared for it.
 
-    With `newline`, the projector's checkpoint holds an `image_newline` too. Raises CheckpointError
-    for a configuration that is not understood.
+    With `newline`, the projector's checkpoint also holds an `image_newline`. Raises
+    CheckpointError for an unsupported configuration.
     """
     kind = str(tower.config.get("model_type"))
     inner = tower.config.get("vision_config") or tower.config
@@ -67,7 +67,7 @@ def stock_vision_side(
     _, config = tower_config_from_dict(tower.config, preparation, tower.where)
     if tower.keeps_first and config.n_prefix:
         raise CheckpointError(
-            f"{tower.where}: the class row stays among the visual tokens, which is not known.",
+            f"{tower.where}: the visual tokens include the class row, which is not supported.",
             "Use a checkpoint whose features are the patches alone.",
         )
     n_used = n_used_layers(config, tower.select_layer, tower.where)
@@ -105,6 +105,6 @@ def stock_vision_side(
 
 
 def _full_name(checkpoint: Checkpoint, ending: str) -> str:
-    """The published name of a layer, whatever stands in front of it."""
+    """Return the published name of a layer, with any prefix."""
     names = [n for n in checkpoint.names if n.endswith(f"{ending}.weight")]
     return names[0].removesuffix(".weight") if names else ending

@@ -45,7 +45,7 @@ class VisionWeights:
     """The weights of a VisionGraph by parameter name, read from the checkpoints on demand."""
 
     def __init__(self, parts: Mapping[str, Weights]) -> None:
-        """`parts`: {module: weights}, e.g. {"towers.0": …, "projector": …}; "": the graph itself."""
+        """`parts`: {module: weights}, e.g. {"towers.0": …, "projector": …}; "" is the graph."""
         self._weights = {
             f"{module}.{name}".lstrip("."): weight
             for module, part in parts.items()
@@ -110,7 +110,9 @@ def stock_tower_weights(config: TowerConfig, checkpoint: Checkpoint, prefix: str
         rows = {f"{embeddings}class_embedding": (e,), **position}
         weights["prefix"] = Weight(checkpoint, rows, lambda row, table: (row + table[0])[None])
     if config.norm_first:
-        weights |= norm_weights("norm_first", checkpoint, f"{prefix}pre_layrnorm", e)  # the published spelling
+        weights |= norm_weights(
+            "norm_first", checkpoint, f"{prefix}pre_layrnorm", e
+        )  # the published spelling
     if config.norm_last:
         weights |= norm_weights("norm_last", checkpoint, f"{prefix}post_layernorm", e)
     widths = {"fc1": (e, f), "fc2": (f, e)}

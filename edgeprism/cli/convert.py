@@ -1,4 +1,4 @@
-"""`edgeprism convert FAMILY … OUT`: a published checkpoint becomes a bundle."""
+"""`edgeprism convert FAMILY … OUT`: convert a published checkpoint to a bundle."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _list_families(context: click.Context, _option: click.Parameter, value: bool
 
 
 class Families(click.Group):
-    """A command for each family, made from its options when it is asked for; and `mmproj`."""
+    """A group with a command for each family, built from its options on demand, and `mmproj`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The families that are there, and `mmproj`."""
@@ -51,7 +51,7 @@ class Families(click.Group):
         try:
             return _family_command(family_named(cmd_name))
         except UsageError:
-            return None  # click says so, and `resolve_command` what there is
+            return None  # click reports it, and `resolve_command` adds the known names
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -64,11 +64,11 @@ class Families(click.Group):
 
             from edgeprism.convert.discover import family_names
 
-            # click compares with the commands that it holds; families are made on demand
+            # click suggests only commands that it already holds, and families are not among them
             close = difflib.get_close_matches(args[0], family_names())
-            meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            suggestion = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise UsageError(
-                f"{error.format_message()}{meant} A family of checkpoints comes first: "
+                f"{error.format_message()}{suggestion} A family of checkpoints comes first: "
                 f"{', '.join(self.list_commands(ctx))}.",
                 "`edgeprism convert --list` says what each family is.",
             ) from error
@@ -78,15 +78,15 @@ class Families(click.Group):
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_families,
               help="List the families of checkpoints that can be converted.")  # fmt: skip
 def command() -> None:
-    """Make a bundle from a published checkpoint.
+    """Convert a published checkpoint to a bundle.
 
-    Every conversion ends in a parity gate: the bundle is compared with what the checkpoint
-    computes, and refused if it differs by more than its quantization explains.
+    Every conversion ends in a parity gate: it compares the bundle with what the checkpoint
+    computes, and refuses a bundle that differs by more than its quantization explains.
     """
 
 
 def _family_command(family: Family) -> click.Command:
-    """`convert NAME`: the options that every family has, then its own."""
+    """Return the command `convert NAME`: the options that all families share, then its own."""
 
     @click.command(family.name, help=inspect.cleandoc(family.help))
     @click.argument("out", type=click.Path(path_type=Path))
@@ -99,7 +99,7 @@ def _family_command(family: Family) -> click.Command:
                   help="The bundle's name.  [default: the captioner's]")  # fmt: skip
     @click.option("--overwrite", is_flag=True, help="Replace the bundle OUT if it exists.")
     @click.option("--force", is_flag=True,
-                  help="Write the bundle even if the gate fails, and say so.")  # fmt: skip
+                  help="Write the bundle even if the gate fails, and record it.")  # fmt: skip
     def run(
         out: Path,
         vision_quants: tuple[str, ...],
@@ -140,11 +140,11 @@ def _click_option(option: Option) -> click.Option:
 @click.argument("mmproj", metavar="MMPROJ.gguf", type=_FILE)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--chat-format", metavar="NAME",
-              help="llama.cpp's name of the model's chat format, where the file's own is not one "
-              "that it knows.")  # fmt: skip
+              help="llama.cpp's name of the model's chat format; needed if llama.cpp does not know "
+              "the file's own.")  # fmt: skip
 @click.option("--name", default="", metavar="NAME",
               help="The bundle's name.  [default: the language model's]")  # fmt: skip
-@click.option("--copy", is_flag=True, help="Copy the files even where hard links would do.")
+@click.option("--copy", is_flag=True, help="Copy the files instead of making hard links.")
 @click.option("--overwrite", is_flag=True, help="Replace the bundle OUT if it exists.")
 def mmproj_pair(
     lm: Path,
@@ -155,7 +155,10 @@ def mmproj_pair(
     copy: bool,
     overwrite: bool,
 ) -> None:
-    """Any pair that llama.cpp's mtmd runs, into OUT, as it is; needs nothing but the runtime."""
+    """Make the bundle OUT of a pair of GGUF files that llama.cpp's mtmd runs.
+
+    The files stay unchanged. This needs no packages beyond the runtime.
+    """
     from edgeprism.vision.pair import write_pair
 
     write_pair(lm, mmproj, out, chat_format=chat_format, name=name, copy=copy, overwrite=overwrite)
