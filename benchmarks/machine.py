@@ -1,4 +1,4 @@
-"""What this machine can do at most: the limits that the other scripts compare with."""
+"""Measure this machine's limits, with which the other scripts compare their figures."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 
 
 def spread(values: list[float]) -> str:
-    """minimum / median / maximum."""
+    """Format `values` as minimum / median / maximum."""
     ordered = sorted(values)
     return f"{ordered[0]:.3g} / {ordered[len(ordered) // 2]:.3g} / {ordered[-1]:.3g}"
 
 
 def matmul_gflops(threads: int, edge: int = 2048, runs: int = 5) -> float:
-    """fp32 GFLOP/s of a square matrix product: the best of `runs`, on ONNX Runtime's threads.
+    """Measure fp32 GFLOP/s of a square matrix product in ONNX Runtime: the best of `runs`.
 
-    ONNX Runtime's own kernel is the yardstick: numpy's BLAS may be built for another CPU.
+    ONNX Runtime's kernel sets the limit because numpy's BLAS may be built for another CPU.
     """
     import onnxruntime as ort
     from onnx import TensorProto, helper
@@ -46,7 +46,7 @@ def matmul_gflops(threads: int, edge: int = 2048, runs: int = 5) -> float:
 
 
 def read_gbytes_per_s(size: int = 1 << 30, runs: int = 5) -> float:
-    """GB/s of reading memory once through, one thread a core: the best of `runs`."""
+    """Measure GB/s of reading `size` bytes with one thread per core: the best of `runs`."""
     from concurrent.futures import ThreadPoolExecutor
 
     from edgeprism.machine.facts import available_cores
@@ -59,9 +59,9 @@ def read_gbytes_per_s(size: int = 1 << 30, runs: int = 5) -> float:
 
 
 def gpu_limits(edge: int = 8192, size: int = 1 << 30, runs: int = 10) -> tuple[float, float]:
-    """fp16 GFLOP/s of a square matrix product and GB/s of reading memory, on an NVIDIA GPU.
+    """Measure an NVIDIA GPU's fp16 GFLOP/s of a square matrix product and GB/s of reading memory.
 
-    The best of `runs`, by PyTorch's kernels; 0 and 0 where there is no PyTorch with CUDA.
+    Both are the best of `runs` with PyTorch's kernels, or 0 without PyTorch with CUDA.
     """
     try:
         import torch
@@ -90,9 +90,9 @@ def _seconds(work: object) -> float:
 
 
 class ThreadClock(threading.Thread):
-    """CPU seconds of each of this process's Python threads by its name, while `with` lasts.
+    """Measure the CPU seconds of this process's Python threads, by name, inside a `with`.
 
-    What worker processes took, and what a library's own threads took, stand beside them. Linux.
+    `seconds` also has the CPU seconds of the libraries' own threads and of child processes. Linux.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class ThreadClock(threading.Thread):
             try:
                 path = Path(f"/proc/self/task/{thread.native_id}/stat")
                 fields = path.read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            except (FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
                 continue
             cpu = (int(fields[11]) + int(fields[12])) / tick
             self._threads[int(path.parent.name)] = (thread.name, cpu)

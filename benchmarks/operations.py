@@ -1,4 +1,4 @@
-"""What a vision graph computes."""
+"""Count the operations of a vision graph."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from edgeprism import Captioner
 
 
 def picture_operations(captioner: Captioner, size: tuple[int, int]) -> float:
-    """Multiplications and additions of all tiles of a picture of `size` (width, height)."""
+    """Count multiplications and additions for all tiles of a picture of `size` (width, height)."""
     graph = captioner.bundle.path / captioner.engines.vision_variant().file
     return tile_operations(graph) * captioner.cost(size).tiles
 
 
 def tile_operations(path: Path) -> float:
-    """Multiplications and additions in the matrix products of the ONNX graph at `path`.
+    """Count multiplications and additions in the matrix products of the ONNX graph at `path`.
 
-    Weights, attention and patches alike; of any quantization, for the products are the same.
+    The products of weights, attention and patches all count. Quantization changes nothing.
     """
     import onnx
 
@@ -25,7 +25,7 @@ def tile_operations(path: Path) -> float:
     graph = model.graph
     graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     for tensor in graph.initializer:
-        if len(tensor.dims) > 1:  # a weight's shape is enough, a vector may itself be a shape
+        if len(tensor.dims) > 1:  # shape inference may need the values of vectors alone
             tensor.ClearField("raw_data")
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}

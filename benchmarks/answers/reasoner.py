@@ -1,9 +1,9 @@
-"""How many simple questions a reasoner answers rightly from true descriptions of nano's scenes.
+"""Measure how many simple questions a reasoner answers from true descriptions of nano's scenes.
 
     python -m benchmarks.answers.reasoner [--reasoner smollm2-135m] [--scenes 20]
 
-An answer counts as right when it holds the expected word (colour, shape, number, background).
-No captioner takes part: this is the ceiling that the reasoner sets.
+An answer is right if it holds the expected word (colour, shape, number, background). No captioner
+takes part, so the figure is the reasoner's own limit.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ NUMBERS = {"one": "1", "two": "2", "three": "3"}
 
 
 def questions(scenes: int) -> list[tuple[str, str, str, str]]:
-    """Each as (kind, description, question, expected word)."""
+    """Return (kind, description, question, expected word) for each question."""
     rng = random.Random(3)
-    asked = []
+    rows = []
     for _ in range(scenes):
-        drawn = plain_scene.sample_scene(rng)
-        text, things = plain_grammar.scene_to_caption(drawn), drawn.things
+        scene = plain_scene.sample_scene(rng)
+        text, things = plain_grammar.scene_to_caption(scene), scene.things
         thing = rng.choice(things)
         if sum(other.shape == thing.shape for other in things) == 1:
-            asked.append(("colour", text, f"What colour is the {thing.shape}?", thing.colour))
+            rows.append(("colour", text, f"What colour is the {thing.shape}?", thing.colour))
         if sum(other.colour == thing.colour for other in things) == 1:
-            asked.append(("shape", text, f"What shape is {thing.colour}?", thing.shape))
+            rows.append(("shape", text, f"What shape is {thing.colour}?", thing.shape))
         number = list(NUMBERS)[len(things) - 1]
-        asked.append(("count", text, "How many objects are there?", number))
-        asked.append(("background", text, "What colour is the background?", drawn.background))
-    return asked
+        rows.append(("count", text, "How many objects are there?", number))
+        rows.append(("background", text, "What colour is the background?", scene.background))
+    return rows
 
 
 def caption(text: str) -> Caption:

@@ -1,6 +1,6 @@
-"""Captioners of one tile in their published layouts and dimensions, with random weights.
+"""Write one-tile captioners in their published layouts and dimensions, with random weights.
 
-Drawn and written a shard at a time, so that writing takes less memory than converting.
+The writers draw and write one shard at a time, so that writing takes less memory than converting.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def write_prismcaptioner(folder: Path, n_layers: int, hidden: int, heads: int, ffn: int) -> None:
-    """PrismCaptioner: adapter and projector, InternLM2, SigLIP-SO400M."""
+    """Write a PrismCaptioner: adapter and projector, InternLM2, SigLIP-SO400M."""
     generator = torch.Generator().manual_seed(0)
     llm, vision, captioner = folder / "llm", folder / "vision", folder / "captioner"
     adapter, projector = captioner / "llm_adapter", captioner / "projector"
@@ -77,7 +77,7 @@ def internlm2_layer(layer: str, hidden: int, heads: int, ffn: int) -> Shapes:
 
 
 def write_llava(folder: Path, n_layers: int) -> None:
-    """The original layout: language model and projector in one folder, CLIP in another."""
+    """Write the original layout: language model and projector in one folder, CLIP in another."""
     generator = torch.Generator().manual_seed(0)
     captioner, vision = folder / "captioner", folder / "vision"
     for path in (captioner, vision):
@@ -163,7 +163,7 @@ def write_file(path: Path, shapes: Shapes, dtype: torch.dtype, generator: torch.
 
 
 def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Norms near one, biases small, matrices that halve what they are given, like trained ones."""
+    """Draw a tensor like a trained one: norms near 1, small biases, matrices that halve inputs."""
     if len(shape) == 1:
         return (0.0 if "bias" in name else 1.0) + 0.1 * torch.randn(shape, generator=generator)
     n_in = torch.Size(shape[1:]).numel()

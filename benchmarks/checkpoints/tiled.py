@@ -1,4 +1,4 @@
-"""Captioners that look at tiles, in their published layouts and dimensions, with random weights."""
+"""Write tiling captioners in their published layouts and dimensions, with random weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.tiny_lm import write_any_tokenizer
 
 
 def write_smolvlm(above: Path, n_layers: int, *, hidden: int, ffn: int, heads: int) -> None:
-    """HuggingFaceTB/SmolVLM-*-Instruct: SigLIP-base at 512, tiles of a picture 2048 pixels long."""
+    """Write a SmolVLM-*-Instruct: SigLIP-base on tiles of 512 pixels, pictures up to 2048."""
     from transformers import (
         Idefics3Config,
         Idefics3ForConditionalGeneration,
@@ -36,11 +36,11 @@ def write_smolvlm(above: Path, n_layers: int, *, hidden: int, ffn: int, heads: i
         "num_key_value_heads": heads // 3, "max_position_embeddings": 8192, "vocab_size": 49280,
         "rope_theta": 100000.0, "tie_word_embeddings": False,
     }  # fmt: skip
-    seen = {
+    vision = {
         "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
         "num_attention_heads": 12, "image_size": 512, "patch_size": 16,
     }  # fmt: skip
-    config = Idefics3Config(text_config=text, vision_config=seen, scale_factor=4)
+    config = Idefics3Config(text_config=text, vision_config=vision, scale_factor=4)
     with torch.device("meta"):
         model = Idefics3ForConditionalGeneration(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -51,7 +51,7 @@ def write_smolvlm(above: Path, n_layers: int, *, hidden: int, ffn: int, heads: i
 
 
 def write_internvl(above: Path, n_layers: int) -> None:
-    """OpenGVLab/Mini-InternVL-Chat-2B-V1-5: InternViT-300M at 448, InternLM2-1.8B."""
+    """Write a Mini-InternVL-Chat-2B-V1-5: InternViT-300M on tiles of 448, InternLM2-1.8B."""
     folder = above / "captioner"
     folder.mkdir(parents=True)
     n_pieces = write_tokenizer(folder, add_dummy_prefix=False)
@@ -86,7 +86,7 @@ def write_internvl(above: Path, n_layers: int) -> None:
         ends |= shapes
     shards += [internlm2_layer(f"{body}layers.{i}.", hidden, 16, ffn) for i in range(n_layers)]
     write_shards(folder, shards, torch.bfloat16, torch.Generator().manual_seed(0))
-    seen: dict[str, Any] = {
+    vision: dict[str, Any] = {
         "hidden_size": e, "intermediate_size": f, "num_hidden_layers": tower_layers,
         "num_attention_heads": 16, "image_size": size, "patch_size": patch,
         "norm_type": "layer_norm", "qk_normalization": False, "qkv_bias": True,
@@ -100,5 +100,5 @@ def write_internvl(above: Path, n_layers: int) -> None:
     write_config(
         folder, model_type="internvl_chat", force_image_size=size, downsample_ratio=0.5,
         dynamic_image_size=True, use_thumbnail=True, max_dynamic_patch=12, ps_version="v2",
-        template="internlm2-chat", vision_config=seen, llm_config=text,
+        template="internlm2-chat", vision_config=vision, llm_config=text,
     )  # fmt: skip

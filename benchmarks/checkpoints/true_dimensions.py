@@ -1,4 +1,4 @@
-"""The sizes of published captioners, and random checkpoints of them."""
+"""The dimensions of published captioners, and random checkpoints of these dimensions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.checkpoints.tiled import write_internvl, write_smolvlm
 
 @dataclass(frozen=True)
 class Size:
-    """One model: its family, what its folders are called, and what writes them."""
+    """One model: its family, the names of its folders, and the function that writes them."""
 
     family: str
     folders: tuple[str, ...]
@@ -46,9 +46,9 @@ SIZES = {
 
 
 def checkpoint_folders(work: Path, name: str, n_layers: int | None = None) -> dict[str, Path]:
-    """The folders of a checkpoint in `work` by what `convert` calls them; written if not there.
+    """Return {option of `convert`: folder} of a checkpoint in `work`; write it if it is missing.
 
-    `n_layers`, of the language model: all where it is not given.
+    `n_layers` is the language model's number of layers, by default all of the published model.
     """
     size = SIZES[name]
     n_layers = n_layers or size.lm_layers

@@ -1,9 +1,9 @@
-"""Peak resident memory of `ask` with both models in memory and with one at a time.
+"""Measure the peak resident memory of `ask` with both models in memory and with one at a time.
 
     python -m benchmarks.memory.ask [--bundle nano] [--reasoner smollm2-135m] [--runs 3]
 
-Each run is a process of its own, as a person would start it; --no-cache, so that it looks. Files
-that llama.cpp maps count where they were read. "neither" is the same process without a model.
+Each run is a process of its own, with --no-cache so that the captioner runs. Files that llama.cpp
+maps count as far as they were read. "neither" is a process that loads no model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ QUESTION = "How many objects are on the left side?"
 
 
 def peak_mb(command: list[str]) -> float:
-    """MB of the largest resident set of a child (getrusage, Linux: kilobytes)."""
+    """Return the peak resident MB of a child (Linux: getrusage counts in kilobytes)."""
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)

@@ -1,14 +1,14 @@
-"""Memory and time of converting a checkpoint of true dimensions, and of captioning with it.
+"""Measure memory and time of converting a checkpoint of true dimensions, and of a caption.
 
     python -m benchmarks.memory.convert --size prismcaptioner-2b --work /tmp/convert --keep
     python -m benchmarks.memory.convert --size smolvlm-256m --work /tmp/convert --caption 1024x768
 
-Random weights are written to `--work` in the published layout, then converted as `edgeprism
-convert` does. Printed is one JSON object: seconds and the peak of the converting process's
-anonymous memory for each stage, and the size of each file of the bundle. With `--caption`, one
-picture of noise of that size is captioned by `edgeprism caption`: its timings, and its peaks of
-memory, anonymous and in all (mapped model files included). Needs Linux (/proc) and the
-[convert] extra.
+The script writes random weights to `--work` in the published layout and converts them as
+`edgeprism convert` does. It prints one JSON object: for each stage its seconds and the peak of the
+converting process's anonymous memory, and the size of each file of the bundle. With `--caption`,
+`edgeprism caption` also captions one picture of noise of that size; the object then has its timings
+and its peaks of memory, anonymous and in all (mapped model files included). Needs Linux (/proc) and
+the [convert] extra.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def main() -> None:
     parser.add_argument("--vision-quant", action="append", help="repeatable; default int8")
     parser.add_argument("--lm-quant", default="Q4_K_M")
     parser.add_argument("--keep", action="store_true", help="keep checkpoint and bundle")
-    parser.add_argument("--layers", type=int, help="fewer layers of the language model: quicker, "
-                        "and the peak is that of the largest matrix all the same")  # fmt: skip
+    parser.add_argument("--layers", type=int, help="fewer layers of the language model: faster, "
+                        "with the same peak, which the largest matrix sets")  # fmt: skip
     parser.add_argument("--caption", metavar="WxH", help="also caption a picture of this size")
     parser.add_argument("--max-tokens", type=int, default=64, help="of that caption")
     arguments = parser.parse_args()
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def caption(bundle: Path, size: str, max_tokens: int) -> dict[str, Any]:
-    """Tokens, milliseconds and peak memory of one `edgeprism caption`."""
+    """Return tokens, milliseconds and peak memory of one `edgeprism caption`."""
     width, height = map(int, size.split("x"))
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     picture = bundle.parent / f"noise-{size}.png"
@@ -88,15 +88,16 @@ def caption(bundle: Path, size: str, max_tokens: int) -> dict[str, Any]:
                "--max-tokens", str(max_tokens), "--no-cache", "--json"]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         anonymous = whole = 0
-        while process.poll() is None:  # its one object fits into the pipe
+        # read the output afterwards: the pipe has room for the one JSON object
+        while process.poll() is None:
             anonymous = max(anonymous, memory_bytes(process.pid, "RssAnon"))
             whole = max(whole, memory_bytes(process.pid, "VmHWM"))
             time.sleep(SAMPLE_S)
         assert process.stdout is not None
-        said = process.stdout.read()
+        output = process.stdout.read()
     if process.returncode:
         raise SystemExit(f"edgeprism caption ended with {process.returncode}")
-    record = json.loads(said)
+    record = json.loads(output)
     return {
         "size": size,
         "tokens": record["tokens"],
@@ -107,7 +108,7 @@ def caption(bundle: Path, size: str, max_tokens: int) -> dict[str, Any]:
 
 
 class Recorder(Progress):
-    """Seconds and peak memory of each stage that the conversion tells of."""
+    """Record the seconds and the peak memory of each stage that the conversion reports."""
 
     def __init__(self) -> None:
         self.stages: list[dict[str, Any]] = []
@@ -128,16 +129,16 @@ class Recorder(Progress):
         print(text, file=sys.stderr)
 
     def watch(self) -> None:
-        """Sample the converting process for ever; run in a thread."""
+        """Sample the memory of the converting process without end, in a thread."""
         while True:
             _, *children = family_of(os.getpid())
-            held = sum(memory_bytes(child, "RssAnon") for child in children)
-            self._peak = max(self._peak, held)
+            anonymous = sum(memory_bytes(child, "RssAnon") for child in children)
+            self._peak = max(self._peak, anonymous)
             time.sleep(SAMPLE_S)
 
 
 def family_of(pid: int) -> Iterator[int]:
-    """A process and everything below it."""
+    """Yield a process and all its descendants."""
     yield pid
     try:
         children = [
@@ -146,17 +147,17 @@ def family_of(pid: int) -> Iterator[int]:
             for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
         ]
     except OSError:
-        return  # it has just ended
+        return  # the process has just ended
     for child in children:
         yield from family_of(child)
 
 
 def memory_bytes(pid: int, field: str) -> int:
-    """A field of /proc/PID/status: RssAnon (what no file backs), VmHWM (the peak in all)."""
+    """Return a field of /proc/PID/status: RssAnon (without files) or VmHWM (peak, with files)."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
-        return 0  # it has just ended
+        return 0  # the process has just ended
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 

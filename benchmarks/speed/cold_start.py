@@ -1,10 +1,10 @@
-"""From the shell to a sentence: `edgeprism caption` in a new process, and where its time goes.
+"""Measure `edgeprism caption` in a new process, from the shell to the sentence, stage by stage.
 
     python -m benchmarks.speed.cold_start [--runs 15] [--model nano] [IMAGE]
 
-Prints minimum / median / maximum in seconds of: an empty Python, `edgeprism --help`, and a whole
-`edgeprism caption`; then the stages that the last caption's own record reports, and a warm caption
-in one process.
+Prints minimum / median / maximum in seconds of an empty Python, `edgeprism --help`, and a whole
+`edgeprism caption`; then the stages in the last caption's record, and a warm caption in one
+process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
         "edgeprism caption": caption,
     }
     for command in commands.values():
-        seconds(command)  # file caches, compiled modules, digests
+        seconds(command)  # warm up: file caches, compiled modules, remembered digests
     print("whole process, s (min / median / max)")
     for name, command in commands.items():
         measured = [seconds(command)[0] for _ in range(arguments.runs)]
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def warm(model: str, image: str, runs: int) -> None:
-    """Captions in one process, after the first."""
+    """Time captions in one process, without the first."""
     from edgeprism import Captioner
 
     with Captioner.load(model) as captioner:

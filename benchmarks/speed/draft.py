@@ -1,9 +1,9 @@
-"""What decoding a large JPEG at reduced scale saves, and what it changes in the model's pixels.
+"""Measure what decoding a large JPEG at reduced scale saves, and how it changes the pixels.
 
     python -m benchmarks.speed.draft [--megapixels 100] [--size 384]
 
-The picture is a scene of nano's renderer, enlarged, with grain and edges at full resolution.
-Differences are in grey levels of the tile that the vision graph sees.
+The picture is an enlarged scene of nano's renderer, with grain and edges at full resolution. The
+script prints differences in grey levels of the tile that goes into the vision graph.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
         print(f"enough={enough}: {read.size} read as {read.rgb.size}, {times[-1]:.2f} s")
     difference = np.abs(tiles[0] - tiles[1])
     print(f"{times[0] / times[1]:.1f} times faster; difference in grey levels:")
-    print(f"  mean {difference.mean():.3f}, most {difference.max()}")
+    print(f"  mean {difference.mean():.3f}, maximum {difference.max()}")
 
 
 if __name__ == "__main__":

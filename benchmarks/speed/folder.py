@@ -1,4 +1,4 @@
-"""Folders of pictures with the built-in model: speed, kills, hostile files, memory, resuming.
+"""Caption folders of pictures: speed, kills, hostile files, memory, resuming, wide batches.
 
     python -m benchmarks.speed.folder speed [--pictures 600] [--rounds 5] [--batch N]
                                       [--model BUNDLE] [--tokens N]
@@ -8,8 +8,8 @@
     python -m benchmarks.speed.folder resume [--pictures 40000]
     python -m benchmarks.speed.folder width [--pictures 300]
 
-Pictures are scenes of nano's own renderer, in a temporary folder; the caption store too is a
-temporary one. `speed` takes turns between the one-at-a-time loop and the batch in one process.
+Pictures are scenes of nano's renderer. They and the caption store lie in a temporary folder.
+`speed` alternates between captioning one picture at a time and the batch, in one process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COMMAND = [sys.executable, "-m", "edgeprism", "caption"]
 
 
 def render(folder: Path, count: int, distinct: int | None = None) -> Path:
-    """`count` scenes as JPEG; past `distinct` they are links to earlier ones."""
+    """Write `count` scenes as JPEG; after the first `distinct`, hard links to earlier ones."""
     folder.mkdir(parents=True)
     rng = random.Random(0)
     for i in range(count):
@@ -58,16 +58,17 @@ def render(folder: Path, count: int, distinct: int | None = None) -> Path:
 
 
 def speed(work: Path, arguments: argparse.Namespace) -> None:
-    """Pictures per second: one at a time, then the batch, in turns; the ratio of each pair."""
+    """Print pictures per second, one at a time and as a batch in turns, and each pair's ratio."""
     files = list(find_pictures([render(work / "pictures", arguments.pictures)]))
     captioner = Captioner.load(arguments.model, device=arguments.device)
-    # with random weights a caption has no end of its own
+    # with random weights, a caption may never end by itself
     plan = captioner.plan()
     if arguments.tokens:
         plan = plan_of(captioner, caption_tokens=arguments.tokens, stop_at_end=False)
     width, lanes = batch_shape(captioner, arguments.batch)
     noise = np.random.default_rng(0).integers(0, 256, (144, 144, 3), dtype=np.uint8)
-    captioner.caption(noise, caption_tokens=2)  # none of the files, whose rows would be remembered
+    # warm up with a picture that is not in the folder: the captioner remembers a picture's rows
+    captioner.caption(noise, caption_tokens=2)
     ones, batches = [], []
     for _ in range(arguments.rounds):
         start = time.perf_counter()
@@ -100,7 +101,7 @@ def speed(work: Path, arguments: argparse.Namespace) -> None:
 
 
 def floors(captioner: Captioner, record: Caption, width: int, best: float) -> None:
-    """What a picture would take if only operations and bytes cost time, all cores at work."""
+    """Print the time per picture if only operations and bytes cost time, on all cores."""
     from gguf import GGUFReader
 
     lm = captioner.bundle.path / captioner.bundle.manifest.lm.file
@@ -111,7 +112,8 @@ def floors(captioner: Captioner, record: Caption, width: int, best: float) -> No
     gflops, bandwidth = matmul_gflops(available_cores()), read_gbytes_per_s()
     tokens, encode = record.tokens, picture_operations(captioner, record.image_size)
     rows = tokens.visual + tokens.prompt
-    decode_bytes = tokens.generated * size / width  # sequences side by side read them once
+    # the sequences of a batch share one reading of the weights
+    decode_bytes = tokens.generated * size / width
     decode_operations = 2 * weights * tokens.generated
     stages = {
         "encode": encode / gflops / 1e6,
@@ -125,24 +127,24 @@ def floors(captioner: Captioner, record: Caption, width: int, best: float) -> No
     print(f"  together {limit:.1f} pictures/s; the best batch reached {best / limit:.0%} of that")
 
 
-def _begin_anew(folder: Path, out: Path, store: Path) -> None:
+def _start_over(folder: Path, out: Path, store: Path) -> None:
     for path in (out, *store.parent.glob(f"{store.name}*"), *folder.rglob("*.txt")):
         path.unlink(missing_ok=True)
 
 
 def kill(work: Path, arguments: argparse.Namespace) -> None:
-    """Kill −9 at random moments of a run, resume, and look for loss, doubles and halves."""
+    """Kill −9 at random moments of a run, resume, and look for lost, double and partial output."""
     folder = render(work / "pictures", arguments.pictures)
     out = work / "all.jsonl"
     command = [*COMMAND, str(folder), "--txt", "--jsonl", "--output", str(out)]
     environment = {**os.environ, "EDGEPRISM_HOME": str(work / "home")}
     rng = random.Random(1)
-    kills, made = 0, []
+    kills, counts = 0, []
     store = work / "home" / "captions.sqlite3"
     start = time.perf_counter()
     subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=True)
     whole = time.perf_counter() - start
-    _begin_anew(folder, out, store)
+    _start_over(folder, out, store)
     while True:
         limit = rng.uniform(0, whole) if kills < arguments.kills else None
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
@@ -150,32 +152,32 @@ def kill(work: Path, arguments: argparse.Namespace) -> None:
             process.wait(limit)
             if kills >= arguments.kills:
                 break
-            # done before all kills were spent
-            _begin_anew(folder, out, store)
+            # the run ended before its kill: start again
+            _start_over(folder, out, store)
             continue
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
         if out.exists() and len(out.read_text().splitlines()) != arguments.pictures:
-            raise SystemExit("an unfinished output stands under its name")
-        made.append(_count(store))
+            raise SystemExit("an unfinished output has its final name")
+        counts.append(_count(store))
         halves = [p for p in folder.rglob("*.txt") if not p.read_text().endswith("\n")]
         if halves:
             raise SystemExit(f"half-written: {halves}")
     records = [json.loads(line) for line in out.read_text().splitlines()]
     images = [record["image"] for record in records]
-    print(f"{kills} kills within {whole:.1f} s; captions in the store after each: {made}")
+    print(f"{kills} kills within {whole:.1f} s; captions in the store after each: {counts}")
     print(f"records {len(records)}, pictures {arguments.pictures}, distinct {len(set(images))}")
-    left = [p for p in folder.rglob("*") if ".partial-" in p.name]
-    print(f"captions in the store {_count(store)}; leftovers {len(left)}")
+    leftovers = [p for p in folder.rglob("*") if ".partial-" in p.name]
+    print(f"captions in the store {_count(store)}; leftovers {len(leftovers)}")
     texts = {p.stem: p.read_text().strip() for p in folder.rglob("*.txt")}
     same = sum(texts[Path(r["image"]).stem] == r["caption"] for r in records)
     print(f"sidecars equal to their record: {same}")
 
 
 def hostile(work: Path, arguments: argparse.Namespace) -> None:
-    """5 % of the files are bad in six ways, some vanish meanwhile."""
+    """Caption a folder of which 5 % of the files are bad in six ways and some vanish meanwhile."""
     folder = render(work / "pictures", arguments.pictures)
     paths = sorted(folder.rglob("*.jpg"))
     rng = random.Random(2)
@@ -199,7 +201,7 @@ def hostile(work: Path, arguments: argparse.Namespace) -> None:
     report, out = work / "errors.jsonl", work / "all.jsonl"
     command = [*COMMAND, str(folder), "--jsonl", "--output", str(out), "--errors", str(report)]
     process = subprocess.Popen(command, env={**os.environ, "EDGEPRISM_HOME": str(work / "home")})
-    time.sleep(0.5)  # the folder is listed, most pictures are not read yet
+    time.sleep(0.5)  # by now the folder is listed, but most pictures are not read yet
     for path in vanishing:
         path.unlink()
     code = process.wait()
@@ -215,7 +217,7 @@ def hostile(work: Path, arguments: argparse.Namespace) -> None:
 
 
 def memory(work: Path, arguments: argparse.Namespace) -> None:
-    """Resident memory of the process at every 500th picture."""
+    """Print the process's resident memory at every 500th picture."""
     files = find_pictures([render(work / "pictures", arguments.pictures, distinct=1000)])
     captioner = Captioner.load("nano")
     plan, shape = captioner.plan(caption_tokens=60), batch_shape(captioner)
@@ -237,7 +239,7 @@ def memory(work: Path, arguments: argparse.Namespace) -> None:
 
 
 def resume(work: Path, arguments: argparse.Namespace) -> None:
-    """Starting again on a finished folder: links to a few pictures."""
+    """Time a second run on a finished folder, which holds links to a few pictures."""
     folder = render(work / "pictures", arguments.pictures, distinct=50)
     environment = {**os.environ, "EDGEPRISM_HOME": str(work / "home")}
     for name, extra in (("jsonl", ["--jsonl"]), ("txt", ["--txt"]), ("xmp", ["--xmp"])):
@@ -253,7 +255,7 @@ def resume(work: Path, arguments: argparse.Namespace) -> None:
 
 
 def width(work: Path, arguments: argparse.Namespace) -> None:
-    """How often a caption of a wide batch differs from the same picture's alone."""
+    """Count the captions of wide batches that differ from the same picture's at width 1."""
     files = list(find_pictures([render(work / "pictures", arguments.pictures)]))
     captioner = Captioner.load(arguments.model)
     plan = captioner.plan()
@@ -288,7 +290,7 @@ def _resident_mb() -> float:
 
 
 def _bomb() -> bytes:
-    """The head of a PNG of 50,000 × 50,000 pixels."""
+    """Return the beginning of a PNG of 50,000 × 50,000 pixels."""
     import struct
     import zlib
 

@@ -1,10 +1,11 @@
-"""What a second question on one picture costs, beside the first: generic and question mode.
+"""Measure what a second question on one picture costs, compared with the first.
 
     python -m benchmarks.speed.second_question [--bundle nano] [--reasoner smollm2-135m] [--runs 5]
 
-Generic: the caption is there already, so that only the reasoner works. Question: the captioner
-looks again with another focus, but its picture is neither encoded nor prefilled again. Loading is
-over before the first question. Random weights take as long as trained ones of their size.
+In generic mode the second question reuses the caption, so only the reasoner works. In question mode
+the captioner writes another caption with another focus, but neither encodes nor prefills the
+picture again. Both models are loaded before the first question. Random weights take as long as
+trained ones of their size.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 class FullLength:
-    """A captioner whose captions do not end before `caption_tokens`, as random weights might."""
+    """A captioner whose captions always have `caption_tokens` tokens, even with random weights."""
 
     def __init__(self, captioner: Captioner) -> None:
         self.captioner = captioner
@@ -41,7 +42,7 @@ class FullLength:
     def caption(
         self, image: ImageSource | EncodedImage, **options: Unpack[CaptionOptions]
     ) -> Caption:
-        """The caption of one picture."""
+        """Caption one picture."""
         return stream(self.captioner, image, stop_at_end=False, **options).finished().caption
 
     def close(self) -> None:
@@ -50,12 +51,12 @@ class FullLength:
 
 
 def picture(seed: int) -> np.ndarray:
-    """Another picture each run: nothing of the run before may help."""
+    """Return another picture for each seed, so that no run profits from the one before."""
     return np.random.default_rng(seed).integers(0, 256, (480, 640, 3), dtype=np.uint8)
 
 
 def generic(prism: Prism, seed: int, caption_tokens: int, answer_tokens: int) -> list[float]:
-    """Seconds of the first question, captioning and all, and of a second from its captions."""
+    """Return the seconds of a first question with its caption, and of a second without."""
     first, answer = timed(
         lambda: prism.ask(
             picture(seed), QUESTIONS[0], instruction_mode="generic",
@@ -69,19 +70,19 @@ def generic(prism: Prism, seed: int, caption_tokens: int, answer_tokens: int) ->
 
 
 def question(prism: Prism, seed: int, caption_tokens: int, answer_tokens: int) -> list[float]:
-    """As `generic`; the focus is given, so that drawing one is in neither."""
+    """Do as `generic` in question mode; given focuses spare the reasoner from drawing them."""
 
-    def ask(seen: EncodedImage, which: int) -> None:
+    def ask(encoded: EncodedImage, which: int) -> None:
         prism.ask(
-            seen, QUESTIONS[which], focus=FOCUSES[which],
+            encoded, QUESTIONS[which], focus=FOCUSES[which],
             caption_tokens=caption_tokens, answer_tokens=answer_tokens,
         )  # fmt: skip
 
     captioner = prism.captioners[0]
     assert isinstance(captioner, FullLength)
-    encoding, seen = timed(lambda: captioner.captioner.encode(picture(seed)))
-    first, _ = timed(lambda: ask(seen, 0))
-    second, _ = timed(lambda: ask(seen, 1))
+    encoding, encoded = timed(lambda: captioner.captioner.encode(picture(seed)))
+    first, _ = timed(lambda: ask(encoded, 0))
+    second, _ = timed(lambda: ask(encoded, 1))
     return [encoding + first, second]
 
 
@@ -101,7 +102,7 @@ def main() -> None:
     )
     prism.ask(
         picture(0), QUESTIONS[0], focus=FOCUSES[0], caption_tokens=1, answer_tokens=1
-    )  # loads
+    )  # loads both models
     for name, run in (("generic", generic), ("question", question)):
         times = [run(prism, 1 + i, *lengths) for i in range(arguments.runs)]
         first, second = ([pair[i] for pair in times] for i in (0, 1))

@@ -1,14 +1,14 @@
-"""How near to the machine's limits a bundle runs, stage by stage.
+"""Measure how close to the machine's limits a bundle runs, stage by stage.
 
     python -m benchmarks.speed.stages BUNDLE [--runs 3] [--vision-quant …] [--device cuda]
 
-Encode is held against its fp32 operations at the machine's fp32 matrix rate (an int8 graph may
-pass 100 %: its operations are cheaper); decode against reading the language model's weights once
-a token at the machine's memory bandwidth; prefill against its operations at the fp32 rate. Limits
-and stages are measured in the same run. A picture of noise is as good as any: time does not depend
-on what is seen, and with `stop_at_end` off neither does the number of tokens.
+The limit of encode is its fp32 operations at the machine's fp32 matrix rate (an int8 graph may
+exceed 100 %, because its operations are cheaper). The limit of decode is reading the language
+model's weights once per token at the machine's memory bandwidth, and that of prefill its operations
+at the fp32 rate. The script measures limits and stages in the same run. The picture is noise: time
+does not depend on its content, and with `stop_at_end` off the number of tokens does not either.
 
-On an NVIDIA GPU the rates are the GPU's, of fp16 products, where PyTorch with CUDA is there to
+On an NVIDIA GPU the rates are the GPU's, for fp16 products; PyTorch with CUDA must be installed to
 measure them.
 """
 
@@ -44,7 +44,7 @@ def main() -> None:
     )
     rng = np.random.default_rng(0)
     records = []
-    for _ in range(arguments.runs + 1):  # the first loads the engines and is not counted
+    for _ in range(arguments.runs + 1):  # the first run loads the engines and does not count
         picture = rng.integers(0, 256, (*PICTURE[::-1], 3), dtype=np.uint8)
         caption = stream(captioner, picture, caption_tokens=arguments.tokens, stop_at_end=False)
         records.append(caption.finished().caption)
@@ -53,7 +53,7 @@ def main() -> None:
     for stage in ("decode_image", "preprocess", "encode", "prefill", "decode", "total"):
         print(f"  {stage:13} ms {spread([getattr(c.timings, stage) for c in counted])}")
     print(f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
-    # after the memory was read: measuring the bandwidth takes memory of its own
+    # after the line above, because measuring the bandwidth takes memory itself
     print(f"device: {captioner.device}")
     on_gpu = captioner.device == "cuda"
     kind = "fp16" if on_gpu else "fp32"

@@ -1,9 +1,10 @@
-"""How many threads an engine should take: encode, prefill and decode of a bundle by threads.
+"""Measure a bundle's encode, prefill and decode by number of threads.
 
     python -m benchmarks.speed.threads [BUNDLE] [--runs 9] [IMAGE]
 
-Prints minimum / median / maximum in milliseconds. Where one thread wins, the bundle's files should
-lie below `SMALL_MODEL_BYTES` in edgeprism/machine/device.py, and where more win, above.
+Prints minimum / median / maximum in milliseconds. `SMALL_MODEL_BYTES` in
+edgeprism/machine/device.py should be above the files of bundles for which one thread is fastest,
+and below the files of others.
 """
 
 from __future__ import annotations

@@ -1,26 +1,26 @@
-"""How fast a picture becomes visual tokens: our vision engine beside its peer, llama.cpp's libmtmd.
+"""Measure how fast EdgePrism's vision engine and llama.cpp's libmtmd encode a picture.
 
     python -m benchmarks.speed.vision_engines --size smolvlm-256m --work FOLDER [--rounds 5]
 
-The same random weights, at true dimensions, go through both in one process: our graph as fp32, int8
-and, where this CPU has dot products of 8 bits, int8-full; an mmproj as F16 and Q8_0, as llama.cpp's
-converter would write it. Rounds alternate: ours, theirs, ours, …; a ratio is of two times of one
-round. What was made is kept in `--work`.
+Both engines run the same random weights, at true dimensions, in one process: EdgePrism's graph as
+fp32, int8 and, on CPUs with 8-bit dot products, int8-full; an mmproj as F16 and Q8_0, as the
+converter of llama.cpp would write it. The engines take turns in each round, and a ratio compares
+two times of one round. The script keeps its files in `--work`.
 
-In each time: the RGB pixels of one picture of noise in memory are resized, cut, normalised and
-encoded, until its visual tokens lie in an array. Ours is `Captioner.encode`, which also hashes the
-pixels; theirs are libmtmd's own functions with its own defaults, and nothing of EdgePrism. Both
-must make as many tokens, or nothing is measured. Not in it: reading and decoding a file, loading,
-the first picture (both warm up), and the language model. libmtmd wants one, for its width alone:
-it has one layer and never runs.
+Each time covers resizing, cutting, normalising and encoding one picture of noise, from RGB pixels
+in memory to an array of visual tokens. EdgePrism's time is that of `Captioner.encode`, which also
+hashes the pixels; libmtmd's is that of its own functions with its own defaults, without EdgePrism.
+Both must produce equally many tokens, or the script measures nothing. The times exclude reading and
+decoding a file, loading, the first picture (a warm-up) and the language model. libmtmd needs a
+language model for its width alone: it has one layer and never runs.
 
-The limit is the machine's fp32 matrix rate; operations are those of the graph's matrix products.
-An int8 graph may pass it, its operations are cheaper.
+The limit is the machine's fp32 matrix rate, applied to the operations of the graph's matrix
+products. An int8 graph may exceed it, because its operations are cheaper.
 
-libmtmd places the rows of a tower with a class row otherwise than the models' authors
-(tests/convert/test_engines_agree.py). The mmproj's positions are turned so that it computes the
-same, which takes as long, and what is left between the engines is printed. Of LLaVA's picture rows
-at the border differ, for libmtmd pads it behind scaling.
+In a tower with a class row, libmtmd orders the rows differently from the models' authors
+(tests/convert/test_engines_agree.py). So the script permutes the mmproj's positions: libmtmd then
+computes the same in the same time. It prints the remaining difference between the engines. For
+LLaVA, rows at the border differ, because libmtmd pads after scaling.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ from edgeprism.progress import StderrProgress
 from tests.helpers import bundles, peer_mmproj
 
 CHOICES = ("smolvlm-256m", "smolvlm-500m", "llava-1.5-7b", "internvl-2b")
-OURS, THEIRS = ("fp32", "int8", "int8-full"), ("F16", "Q8_0")
-VISION_SIDE = ("vision", "mm_projector", "mlp1", "connector")  # in its tensors' names
-_KEPT: list[Any] = []  # callbacks that native code may call for the process's life
+GRAPH_QUANTS, MMPROJ_QUANTS = ("fp32", "int8", "int8-full"), ("F16", "Q8_0")
+VISION_SIDE = ("vision", "mm_projector", "mlp1", "connector")  # in names of vision tensors
+_KEPT: list[Any] = []  # callbacks that native code may call until the process ends
 
-Times = list[tuple[float, float]]  # seconds of a round, in all and of preparing
+Times = list[tuple[float, float]]  # seconds of each round: in all, and of preparing the pixels
 
 
 def main() -> None:
@@ -69,24 +69,24 @@ def main() -> None:
     silence()
     arguments.work.mkdir(parents=True, exist_ok=True)
     bundle, mmprojs = make_files(arguments.work, arguments.size)
-    ours = [Ours(bundle, quant, threads) for quant in OURS[: 2 + has_int8_dot()]]
-    theirs = [Theirs(bundle / "lm.gguf", path, threads) for path in mmprojs]
-    engines = [e for e in chain.from_iterable(zip_longest(ours, theirs)) if e is not None]
+    graphs = [GraphEngine(bundle, quant, threads) for quant in GRAPH_QUANTS[: 2 + has_int8_dot()]]
+    peers = [MtmdEngine(bundle / "lm.gguf", path, threads) for path in mmprojs]
+    engines = [e for e in chain.from_iterable(zip_longest(graphs, peers)) if e is not None]
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    rows = {engine.name: engine.encode(pixels)[0] for engine in engines}  # warms them up
-    shapes = {name: found.shape for name, found in rows.items()}
+    rows = {engine.name: engine.encode(pixels)[0] for engine in engines}  # also a warm-up
+    shapes = {name: array.shape for name, array in rows.items()}
     if len(set(shapes.values())) > 1:
-        raise SystemExit(f"not the same work: {shapes}")
+        raise SystemExit(f"the engines return different shapes: {shapes}")
     times: dict[str, Times] = {engine.name: [] for engine in engines}
     for _ in range(arguments.rounds):
         for engine in engines:
             start = time.perf_counter()
             preparing = engine.encode(pixels)[1]
             times[engine.name].append((time.perf_counter() - start, preparing))
-    cost = ours[0].captioner.cost((width, height))
+    cost = graphs[0].captioner.cost((width, height))
     print(f"{arguments.size}: {width} × {height} pixels, {cost.tiles} tiles, "
           f"{cost.visual_tokens} visual tokens")  # fmt: skip
-    report_times(times, picture_operations(ours[0].captioner, cost.size), threads)
+    report_times(times, picture_operations(graphs[0].captioner, cost.size), threads)
     report_ratios(times)
     report_difference(SIZES[arguments.size].family, rows)
     for engine in engines:
@@ -96,28 +96,29 @@ def main() -> None:
 # ---- the engines: pixels [height, width, 3] → rows [n, n_embd], and the seconds before encoding
 
 
-class Ours:
-    """A variant of the bundle's vision graph, through the public API."""
+class GraphEngine:
+    """A variant of the bundle's vision graph, through EdgePrism's public API."""
 
     def __init__(self, bundle: Path, quant: str, threads: int) -> None:
-        self.name = f"ours {quant}"
+        self.name = f"EdgePrism {quant}"
         self.captioner = Captioner.load(bundle, device="cpu", vision_quant=quant, threads=threads)
 
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, float]:
-        seen = self.captioner.encode(pixels)
-        return seen.visual_tokens, (seen.timings.decode_image + seen.timings.preprocess) / 1000
+        encoded = self.captioner.encode(pixels)
+        timings = encoded.timings
+        return encoded.visual_tokens, (timings.decode_image + timings.preprocess) / 1000
 
     def close(self) -> None:
         self.captioner.close()
 
 
-class Theirs:
+class MtmdEngine:
     """An mmproj file in libmtmd, through llama_cpp's binding of its functions."""
 
     def __init__(self, lm: Path, mmproj: Path, threads: int) -> None:
-        self.name = f"theirs {mmproj.stem.rpartition('-')[2]}"
+        self.name = f"libmtmd {mmproj.stem.rpartition('-')[2]}"
         settings = llama.llama_model_default_params()
-        settings.use_extra_bufts = False  # it never runs: nothing to lay out for speed
+        settings.use_extra_bufts = False  # do not repack the weights: the model never runs
         self._lm = llama.llama_model_load_from_file(str(lm).encode(), settings)
         params = mtmd.mtmd_context_params_default()
         params.use_gpu, params.n_threads = False, threads
@@ -139,28 +140,28 @@ class Theirs:
             raise SystemExit("llama.cpp cannot prepare the picture")
         preparing = time.perf_counter() - start
         count, image = mtmd.mtmd_input_chunks_size(chunks), mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE
-        found = [mtmd.mtmd_input_chunks_get(chunks, i) for i in range(count)]
-        tiles = [chunk for chunk in found if mtmd.mtmd_input_chunk_get_type(chunk) == image]
-        rows = np.concatenate(list(self._encoded(tiles)))
+        pieces = [mtmd.mtmd_input_chunks_get(chunks, i) for i in range(count)]
+        tiles = [chunk for chunk in pieces if mtmd.mtmd_input_chunk_get_type(chunk) == image]
+        rows = np.concatenate(list(self._encode_tiles(tiles)))
         mtmd.mtmd_input_chunks_free(chunks)
         mtmd.mtmd_bitmap_free(bitmap)
         return rows, preparing
 
-    def _encoded(self, tiles: list[Any]) -> Iterator[np.ndarray]:
-        """Rows of each tile, as many tiles at a time as libmtmd takes."""
+    def _encode_tiles(self, tiles: list[Any]) -> Iterator[np.ndarray]:
+        """Yield each tile's rows; a batch has as many tiles as libmtmd accepts."""
         while tiles:
             batch = mtmd.mtmd_batch_init(self._context)
-            taken = 0
-            while taken < len(tiles) and not mtmd.mtmd_batch_add_chunk(batch, tiles[taken]):
-                taken += 1
+            size = 0
+            while size < len(tiles) and not mtmd.mtmd_batch_add_chunk(batch, tiles[size]):
+                size += 1
             if mtmd.mtmd_batch_encode(batch):
                 raise SystemExit("llama.cpp failed on the picture")
-            for tile in tiles[:taken]:
+            for tile in tiles[:size]:
                 rows = mtmd.mtmd_batch_get_output_embd(batch, tile)
                 shape = (mtmd.mtmd_input_chunk_get_n_tokens(tile), self._width)
                 yield np.ctypeslib.as_array(rows, shape).copy()
             mtmd.mtmd_batch_free(batch)
-            tiles = tiles[taken:]
+            tiles = tiles[size:]
 
     def close(self) -> None:
         mtmd.mtmd_free(self._context)
@@ -174,19 +175,19 @@ def silence() -> None:
     llama.llama_backend_init()
 
 
-# ---- what they load
+# ---- the engines' files
 
 
 def make_files(work: Path, name: str) -> tuple[Path, list[Path]]:
-    """The bundle and the mmproj of each of THEIRS in `work`; made where they are not there."""
+    """Return the bundle and the mmproj files in `work`; make those that are missing."""
     bundle = work / f"vision-{name}"
-    mmprojs = [work / f"mmproj-{name}-{quant}.gguf" for quant in THEIRS]
+    mmprojs = [work / f"mmproj-{name}-{quant}.gguf" for quant in MMPROJ_QUANTS]
     if not bundle.exists():
-        options = ConvertOptions(vision_quants=OURS, lm_quant="F16")
+        options = ConvertOptions(vision_quants=GRAPH_QUANTS, lm_quant="F16")
         with StderrProgress().shown() as progress:
             folders = checkpoint_folders(work, name, n_layers=1)
             convert_in_child(SIZES[name].family, bundle, options, folders, progress)
-    for quant, path in zip(THEIRS, mmprojs, strict=True):
+    for quant, path in zip(MMPROJ_QUANTS, mmprojs, strict=True):
         if not path.exists():
             parts = MMPROJS[SIZES[name].family](checkpoint_folders(work, name, n_layers=1))
             unfinished = path.with_suffix(".partial")
@@ -221,21 +222,21 @@ MMPROJS: dict[str, Callable[[dict[str, Path]], bundles.GgufParts]] = {
 
 
 def json_in(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / name).read_text())
-    return found
+    data: dict[str, Any] = json.loads((folder / name).read_text())
+    return data
 
 
 def vision_tensors(folders: dict[str, Path]) -> dict[str, Any]:
     tensors = {}
     for path in chain.from_iterable(sorted(f.glob("*.safetensors")) for f in folders.values()):
         with safe_open(str(path), framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
+            for name in file.keys():  # noqa: SIM118 - `file` is not a mapping
                 if any(word in name for word in VISION_SIDE):
                     tensors[name] = file.get_tensor(name)
     return tensors
 
 
-# ---- what is told
+# ---- the report
 
 
 def report_times(times: dict[str, Times], operations: float, threads: int) -> None:
@@ -243,30 +244,30 @@ def report_times(times: dict[str, Times], operations: float, threads: int) -> No
     print(f"{cpu_name()}, {threads} threads, {len(next(iter(times.values())))} rounds; limit: "
           f"{gflops:.0f} GFLOP/s fp32 matrix product; a picture: {operations / 1e9:.0f} GFLOP, at "
           f"least {operations / gflops / 1e9:.2f} s at that rate")  # fmt: skip
-    print("seconds, minimum / median / maximum; of which preparing; rate of the fastest")
+    print("seconds, minimum / median / maximum; preparing alone; rate of the fastest round")
     for name, runs in times.items():
         whole, preparing = ([run[i] for run in runs] for i in (0, 1))
         rate = operations / min(whole) / 1e9
-        print(f"  {name:15} {spread(whole):24} {spread(preparing):27} {rate:5.0f} GFLOP/s, "
+        print(f"  {name:19} {spread(whole):24} {spread(preparing):27} {rate:5.0f} GFLOP/s, "
               f"{rate / gflops:.0%} of the limit")  # fmt: skip
 
 
 def report_ratios(times: dict[str, Times]) -> None:
-    print("times as long as ours in the same round (above 1: ours is faster)")
-    for theirs in (name for name in times if name.startswith("theirs")):
-        for ours in (name for name in times if name.startswith("ours")):
-            pairs = zip(times[theirs], times[ours], strict=True)
-            print(f"  {theirs:12} : {ours:15} {spread([a[0] / b[0] for a, b in pairs])}")
+    print("libmtmd's time / EdgePrism's in the same round (above 1: EdgePrism is faster)")
+    for peer in (name for name in times if name.startswith("libmtmd")):
+        for graph in (name for name in times if name.startswith("EdgePrism")):
+            pairs = zip(times[peer], times[graph], strict=True)
+            print(f"  {peer:12} : {graph:19} {spread([a[0] / b[0] for a, b in pairs])}")
 
 
 def report_difference(family: str, rows: dict[str, np.ndarray]) -> None:
-    right, *others = rows.items()
-    print(f"largest difference from {right[0]}, as a part of the largest value")
-    for name, found in others:
-        expected = right[1]
-        if family == "llava" and name.startswith("theirs"):
-            found, expected = found[:-1], expected[1:]  # it leaves out the first patch
-        print(f"  {name:15} {np.abs(found - expected).max() / np.abs(expected).max():.2g}")
+    reference, *others = rows.items()
+    print(f"largest difference from {reference[0]}, as a part of the largest value")
+    for name, actual in others:
+        expected = reference[1]
+        if family == "llava" and name.startswith("libmtmd"):
+            actual, expected = actual[:-1], expected[1:]  # libmtmd leaves out the first patch
+        print(f"  {name:19} {np.abs(actual - expected).max() / np.abs(expected).max():.2g}")
 
 
 if __name__ == "__main__":

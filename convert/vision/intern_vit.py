@@ -25,10 +25,8 @@ from edgeprism.convert.vision.weights import (
 )
 from edgeprism.errors import CheckpointError
 
-MEAN, STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # ImageNet's, which the published code hard-codes
+# ImageNet's, which the published code hard-codes
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # the published configuration class's defaults
 _DEFAULTS: dict[str, Any] = {
     "hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25,

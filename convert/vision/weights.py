@@ -110,9 +110,7 @@ def stock_tower_weights(config: TowerConfig, checkpoint: Checkpoint, prefix: str
         rows = {f"{embeddings}class_embedding": (e,), **position}
         weights["prefix"] = Weight(checkpoint, rows, lambda row, table: (row + table[0])[None])
     if config.norm_first:
-        weights |= norm_weights(
-            "norm_first", checkpoint, f"{prefix}pre_layrnorm", e
-        )  # the published spelling
+        weights |= norm_weights("norm_first", checkpoint, f"{prefix}pre_layrnorm", e)  # sic
     if config.norm_last:
         weights |= norm_weights("norm_last", checkpoint, f"{prefix}post_layernorm", e)
     widths = {"fc1": (e, f), "fc2": (f, e)}
