@@ -52,7 +52,7 @@ from tests.helpers import bundles, peer_mmproj
 CHOICES = ("smolvlm-256m", "smolvlm-500m", "llava-1.5-7b", "internvl-2b")
 GRAPH_QUANTS, MMPROJ_QUANTS = ("fp32", "int8", "int8-full"), ("F16", "Q8_0")
 VISION_SIDE = ("vision", "mm_projector", "mlp1", "connector")  # in names of vision tensors
-_KEPT: list[Any] = []  # callbacks that native code may call until the process ends
+_CALLBACKS: list[Any] = []  # callbacks that native code may call until the process ends
 
 Times = list[tuple[float, float]]  # seconds of each round: in all, and of preparing the pixels
 
@@ -169,9 +169,9 @@ class MtmdEngine:
 
 
 def silence() -> None:
-    _KEPT.append(llama.llama_log_callback(lambda _level, _text, _data: None))
-    llama.llama_log_set(_KEPT[0], ctypes.c_void_p(0))
-    mtmd.mtmd_helper_log_set(_KEPT[0], ctypes.c_void_p(0))
+    _CALLBACKS.append(llama.llama_log_callback(lambda _level, _text, _data: None))
+    llama.llama_log_set(_CALLBACKS[0], ctypes.c_void_p(0))
+    mtmd.mtmd_helper_log_set(_CALLBACKS[0], ctypes.c_void_p(0))
     llama.llama_backend_init()
 
 

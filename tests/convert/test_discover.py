@@ -149,7 +149,7 @@ def test_settings_are_completed_and_checked() -> None:
     assert llava.settings({"captioner": Path("c"), "vision": None}) == expected
     with pytest.raises(UsageError, match="captioner is missing"):
         llava.settings({})
-    with pytest.raises(UsageError, match="colour is no setting"):
+    with pytest.raises(UsageError, match="colour is not one of its settings"):
         llava.settings({"captioner": Path("c"), "colour": "red"})
     with pytest.raises(UsageError, match="No family of checkpoints is named nosuch"):
         family_named("nosuch")
