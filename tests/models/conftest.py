@@ -1,4 +1,4 @@
-"""A stand-in for what nano's renderer draws from."""
+"""A stand-in for the assets of nano's renderer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalogue: whole, strict, and honest about what nobody has run."""
+"""The catalogue: complete, strict, and honest about models that nobody has run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from edgeprism.models.catalogue import read_catalogue
 
 def test_unknown_names_list_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["pull", "nosuch"]) == ModelError.exit_code
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "smollm2-135m" in said.err
-    assert "prismcaptioner-2b" in said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "smollm2-135m" in printed.err
+    assert "prismcaptioner-2b" in printed.err
 
 
 def test_the_shipped_catalogue_is_whole() -> None:
@@ -26,7 +26,7 @@ def test_the_shipped_catalogue_is_whole() -> None:
     unverified = [
         r.repo for c in catalogue.captioners.values() for r in c.repositories if not r.verified
     ]
-    # until somebody has run them, none may claim otherwise
+    # nobody has run these models, so none may be marked as verified
     assert len(unverified) == 6
 
 

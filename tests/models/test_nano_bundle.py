@@ -1,4 +1,4 @@
-"""The shipped nano, through the public API: right about its world, and honest figures."""
+"""The shipped nano, through the public API: accurate in its world, with honest figures."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ def test_what_a_focus_asks_for_comes_last(captioner: Captioner, example: dict[st
 def test_what_a_question_asks_for_is_in_the_caption(
     captioner: Captioner, kind: str, focused: bool
 ) -> None:
-    """On the question set's pictures, which training never had, nor the wording of the focus."""
+    """Use the question set's pictures and wordings of focuses, which training never had."""
     file = QuestionFile(NANO / "questions.tsv")
-    asked = [question for question in file.questions if question.category == kind][:20]
+    questions = [question for question in file.questions if question.category == kind][:20]
     hits = []
-    for question in asked:
+    for question in questions:
         answer = dict(question.options).get(question.answer, question.answer)
         picture = file.picture_bytes(question.pictures[0])
         text = captioner.caption(picture, focus=question.text if focused else None).text
         hits.append(re.search(rf"\b{answer}\b", text) is not None)
-    assert sum(hits) >= 0.8 * len(asked)
+    assert sum(hits) >= 0.8 * len(questions)
 
 
 def test_its_weights_can_be_trained_further(captioner: Captioner) -> None:
-    """Taken out of the bundle they write the same captions in torch."""
+    """The restored weights write the same captions in torch."""
     torch = pytest.importorskip("torch")
     from edgeprism.models.nano.recipe.learn.caption import write_captions
     from edgeprism.models.nano.recipe.learn.restore import bundle_to_model
@@ -76,14 +76,15 @@ def test_its_weights_can_be_trained_further(captioner: Captioner) -> None:
         tiles = picture_to_tiles(read_picture(path), captioner.bundle.manifest.image)
         pixels = torch.from_numpy(tiles)
         with torch.no_grad():
-            seen = model.projector(model.tower(pixels))[0].numpy()
-        ours = np.asarray(captioner.encode(path).visual_tokens)
-        assert np.abs(seen - ours).max() < 0.1 * np.abs(seen).max()  # ours: activations in 8 bits
+            expected = model.projector(model.tower(pixels))[0].numpy()
+        encoded = np.asarray(captioner.encode(path).visual_tokens)
+        # the bundle has 8-bit activations
+        assert np.abs(expected - encoded).max() < 0.1 * np.abs(expected).max()
         assert write_captions(model, pixels, [DEFAULT_INSTRUCTION]) == [example["caption"]]
 
 
 def test_a_photograph_is_not_described(captioner: Captioner) -> None:
-    """Noise over a slope of light: no drawing."""
+    """Noise over a gradient of light is not a drawing."""
     rng = np.random.default_rng(5)
     light = np.linspace(40, 200, 160)[:, None, None] + rng.normal(0, 25, (160, 220, 3))
     text = captioner.caption(np.clip(light, 0, 255).astype(np.uint8)).text

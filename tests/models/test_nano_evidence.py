@@ -12,7 +12,7 @@ from edgeprism.models.nano.recipe.measure.evidence import carries, counts_to_tab
 
 
 @pytest.mark.parametrize(
-    ("asked", "answer", "category", "sentence", "right"),
+    ("wording", "answer", "category", "sentence", "right"),
     [
         ("Which colour does the star have?", "red", "colour", "A small red star.", True),
         ("Which colour does the star have?", "red", "colour", "The star is red.", True),
@@ -57,9 +57,9 @@ from edgeprism.models.nano.recipe.measure.evidence import carries, counts_to_tab
     ],
 )
 def test_what_carries_a_fact(
-    asked: str, answer: str, category: str, sentence: str, right: bool
+    wording: str, answer: str, category: str, sentence: str, right: bool
 ) -> None:
-    question = Question("0", asked, "A", (), (("A", answer), ("B", "other")), category=category)
+    question = Question("0", wording, "A", (), (("A", answer), ("B", "other")), category=category)
     assert carries(sentence, question) is right
 
 

@@ -1,4 +1,4 @@
-"""The plain world of nano: its scenes, their pictures, their captions and how these are scored."""
+"""The plain world of nano: its scenes, pictures, captions and scores."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_the_picture_shows_the_named_colour_at_the_named_place() -> None:
         scene = sample_scene(random.Random(seed))
         pixels = np.asarray(scene_to_image(scene))
         for thing in (t for t in scene.things if t.shape in ("circle", "square", "cross")):
-            seen = pixels[int(thing.cy * scene.height), int(thing.cx * scene.width)]
-            assert tuple(seen) == thing.rgb
+            pixel = pixels[int(thing.cy * scene.height), int(thing.cx * scene.width)]
+            assert tuple(pixel) == thing.rgb
 
 
 def test_unseen_pairs_never_train_and_always_test() -> None:

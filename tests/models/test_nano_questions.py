@@ -1,4 +1,4 @@
-"""The maker of the question set that ships."""
+"""The script that makes the shipped question set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edgeprism.models.nano.recipe.world.scene import COLOURS
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Flat squares for icons; without fonts, Pillow's own."""
+    """Assets with flat squares as icons and without fonts, so that Pillow's own is used."""
     place = tmp_path_factory.mktemp("assets")
     np.save(place / "sprites.npy", np.full((2, 5, 96, 96, 4), 255, np.uint8))
     return place
@@ -37,8 +37,8 @@ def test_the_file_is_what_was_drawn(folder: Path, tmp_path: Path) -> None:
     for question, (_, query) in zip(file.questions, sample_questions(7, 36), strict=True):
         assert question.category == query.kind
         assert question.text == query.focuses[-1]  # the wording that training never uses
-        said = dict(question.options).get(question.answer, question.answer)
-        assert said == query_to_answer(query)
+        answer = dict(question.options).get(question.answer, question.answer)
+        assert answer == query_to_answer(query)
     assert {q.category for q in file.questions if not q.options} == {
         "colour", "count", "text", "chart",
     }  # fmt: skip

@@ -70,7 +70,9 @@ def test_lessons_ask_in_training_wordings_only() -> None:
         query = sample_query(drawn_scene, rng)
         lessons = scene_to_lessons(drawn_scene, rng)
         assert len(lessons) == CAPTIONS
-        assert query is None or all(query.focuses[-1] not in asked for asked, _, _ in lessons)
+        assert query is None or all(
+            query.focuses[-1] not in instruction for instruction, _, _ in lessons
+        )
 
 
 def test_letters_and_places_weigh_more_than_the_words_around_them(tiny: Nano) -> None:
@@ -89,11 +91,11 @@ def test_letters_and_places_weigh_more_than_the_words_around_them(tiny: Nano) ->
     out, _ = decode(tiny.decoder, tiny.embed(inputs), see(tiny, rows))
     logits = tiny.decoder.output(tiny.decoder.norm(out))[targets >= 0]
     each = torch.nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="none")
-    said = after[targets >= 0]
-    assert ids_to_text(targets[after].tolist()).strip() == lesson.said
-    total, weight = token_loss(logits, targets[targets >= 0], said)
-    # one letter of 3, one place word of 2, and what comes after the list is worth 3
-    assert float(weight.detach()) == len(each) + 2 + 1 + 2 * int(said.sum())
+    ending = after[targets >= 0]
+    assert ids_to_text(targets[after].tolist()).strip() == lesson.ending
+    total, weight = token_loss(logits, targets[targets >= 0], ending)
+    # one letter has weight 3, one place word 2, and the tokens after the list 3
+    assert float(weight.detach()) == len(each) + 2 + 1 + 2 * int(ending.sum())
     assert float(total.detach()) > float(each.detach().sum())
 
 
@@ -114,11 +116,11 @@ def test_many_captions_of_one_picture_cost_what_each_alone_costs(tiny: Nano) -> 
 
     def losses(some: list[Lesson]) -> list[float]:
         inputs, targets, _ = lessons_to_ids(some)
-        seen = [
+        cache = [
             (k.repeat(len(some), 1, 1, 1), v.repeat(len(some), 1, 1, 1))
             for k, v in see(tiny, features)
         ]
-        rows, _ = decode(tiny.decoder, tiny.embed(inputs), seen)
+        rows, _ = decode(tiny.decoder, tiny.embed(inputs), cache)
         logits = tiny.decoder.output(tiny.decoder.norm(rows))
         loss = torch.nn.functional.cross_entropy(
             logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none"
@@ -143,20 +145,20 @@ def test_visual_tokens_are_taught_the_words_for_what_they_show(tiny: Nano, drawn
 
 
 class InlineStream:
-    """Training's batches without a process to draw them."""
+    """Training batches without worker processes."""
 
     def __init__(
         self, assets: Path, seed: int, start: int, size: int, how: Sampling, _: int, teach: Teach
     ) -> None:
-        self.asked = (assets, seed, start, size, how, teach)
+        self.arguments = (assets, seed, start, size, how, teach)
 
     def __iter__(self) -> Iterator[Batch]:
-        assets, seed, start, size, how, teach = self.asked
+        assets, seed, start, size, how, teach = self.arguments
         for index in count(start):
             yield training_batch(Assets(assets), seed, index, size, how, teach)
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing, because no process was started."""
 
 
 def test_batches_come_in_order_from_two_processes(folder: Path) -> None:
@@ -167,8 +169,8 @@ def test_batches_come_in_order_from_two_processes(folder: Path) -> None:
         came = list(islice(stream, 3))
     finally:
         stream.close()
-    wanted = [tuple(training_scenes(0, index, 2, Sampling())) for index in (3, 4, 5)]
-    assert [batch.scenes for batch in came] == wanted
+    expected = [tuple(training_scenes(0, index, 2, Sampling())) for index in (3, 4, 5)]
+    assert [batch.scenes for batch in came] == expected
     for number, batch in enumerate(came, 3):
         lessons = teach(batch.scenes, 0, number)
         assert all(map(np.array_equal, batch.lessons, lessons))
@@ -181,7 +183,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
     from edgeprism.models.nano.recipe.learn.caption import caption_loss, teach
     from edgeprism.models.nano.recipe.learn.model import Nano, NanoConfig
 
-    # An untrained model rambles to the limit: its captions are scored in another test.
+    # An untrained model writes captions up to the limit; another test scores captions.
     monkeypatch.setattr(train, "stage_to_functions", lambda _: (caption_loss, lambda *_: {}, teach))
     monkeypatch.setattr(train, "BatchStream", InlineStream)  # starting processes takes seconds
     small = replace(NanoConfig(), vision_width=32, vision_layers=1, vision_heads=2, vision_ffn=32,
@@ -227,11 +229,11 @@ def test_what_the_tower_tells_is_counted_by_vote(drawn: Assets) -> None:
     labels = torch.from_numpy(scenes_to_batch(scenes, drawn).patch_labels).long()
 
     def told(wrong: str) -> dict[str, tuple[int, int]]:
-        """By heads that are right about everything but the label `wrong`."""
+        """Score heads that are right about every label but `wrong`."""
         heads = []
         for i, (name, classes) in enumerate(PATCH_LABELS.items()):
-            said = labels[..., i].clamp(min=0)
-            shifted = (said + 1) % classes if name == wrong else said
+            true = labels[..., i].clamp(min=0)
+            shifted = (true + 1) % classes if name == wrong else true
             heads.append(5.0 * torch.nn.functional.one_hot(shifted, classes))
         model = SimpleNamespace(tower=lambda pixels: pixels, heads=lambda _: heads)
         return score_tower(model, scenes, scenes, drawn)  # type: ignore[arg-type]
@@ -343,8 +345,8 @@ def test_the_export_gives_transformers_the_same_logits(drawn: Assets, tmp_path: 
         for ids in prompt_to_ids("Describe the picture.")
     )
     with torch.no_grad():
-        seen = model.tower(pixels)
-        assert torch.allclose(features, seen, atol=1e-4)
-        ours, _ = model.decoder(torch.cat((before, model.projector(seen), after), 1))
+        own = model.tower(pixels)
+        assert torch.allclose(features, own, atol=1e-4)
+        ours, _ = model.decoder(torch.cat((before, model.projector(own), after), 1))
         theirs = llama.eval()(inputs_embeds=torch.cat((before, visual, after), 1)).logits
     assert torch.allclose(ours, theirs, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The world of nano: what is drawn, what is said of it, how that is scored."""
+"""The world of nano: its pictures, its captions and their scores."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_photographs_are_shown_in_parts_where_there_are_any(folder: Path, tmp_pa
     red.save(tmp_path / "photographs" / "train" / "red.jpg")
     pixels = np.asarray(scene_to_image(replace(scene, blemished=False), Assets(tmp_path)))
     assert pixels.shape == np.asarray(stand_in).shape
-    assert np.ptp(pixels.reshape(-1, 3), axis=0).max() <= 4, "one colour, as the photograph is"
+    assert np.ptp(pixels.reshape(-1, 3), axis=0).max() <= 4, "one colour, like the photograph"
     assert np.ptp(np.asarray(stand_in)) > 20
 
 
@@ -168,7 +168,7 @@ def test_several_words_in_a_scene_are_all_read_and_never_told_apart_by_place() -
     )
     query = ASK["text"](both, random.Random(0))
     assert query is not None
-    assert query.said == 'The text reads "CAT" and "UP".'
+    assert query.sentence == 'The text reads "CAT" and "UP".'
     assert carries(query, both, scene_to_long(both))
     assert not carries(query, both, 'The word "CAT".')
     assert ASK["relation"](both, random.Random(0)) is None
@@ -203,14 +203,14 @@ def test_a_true_caption_has_every_row_right_and_a_false_one_not() -> None:
 @pytest.mark.parametrize("kind", ASK)
 def test_what_a_focus_names_is_carried_by_its_caption_only(kind: str) -> None:
     rng = random.Random(1)
-    asked = 0
+    count = 0
     for drawn_scene in heldout_scenes(5, 80, HOW):
         query = ASK[kind](drawn_scene, rng)
         if query is not None:
-            asked += 1
-            assert carries(query, drawn_scene, list_then(drawn_scene, query.said))
+            count += 1
+            assert carries(query, drawn_scene, list_then(drawn_scene, query.sentence))
             assert not carries(query, drawn_scene, NOTHING)
-    assert asked > 3
+    assert count > 3
 
 
 def test_a_generic_caption_carries_what_it_says() -> None:
@@ -222,7 +222,7 @@ def test_a_generic_caption_carries_what_it_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "answer", "said", "right"),
+    ("kind", "answer", "text", "right"),
     [
         ("colour", "red", "The star is red.", True),
         ("colour", "red", "Red or blue.", False),
@@ -238,11 +238,11 @@ def test_a_generic_caption_carries_what_it_says() -> None:
     ],
 )
 def test_answers_are_judged_by_what_they_say(
-    kind: str, answer: str, said: str, right: bool
+    kind: str, answer: str, text: str, right: bool
 ) -> None:
     from edgeprism.models.nano.recipe.measure.ask import is_right
 
-    assert is_right(Query(kind, (), "", "What?", answer), said) == right
+    assert is_right(Query(kind, (), "", "What?", answer), text) == right
 
 
 # --- the assets --------------------------------------------------------------------------

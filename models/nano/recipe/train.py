@@ -1,9 +1,9 @@
 """Train nano: ``python -m edgeprism.models.nano.recipe.train ASSETS --out DIR``.
 
-Stage ``tower`` teaches the vision tower what lies under each patch (the renderer knows); stage
-``caption`` then trains projector and decoder to write captions. A run stopped anywhere goes on
-from its last checkpoint; with more steps than before it is extended, and when the tower has been,
-the decoder goes on with the new one. CPU and CUDA run the same.
+Stage ``tower`` teaches the vision tower the content of each patch, which the renderer knows; stage
+``caption`` then trains projector and decoder to write captions. A stopped run continues from its
+last checkpoint. More steps than before extend a run; after an extended tower stage, the decoder
+continues with the new tower. CPU and CUDA run the same code.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from torch import Tensor
 
 from edgeprism.models.nano.recipe.learn.data import Batch, BatchStream, Teach, heldout_scenes
 from edgeprism.models.nano.recipe.learn.model import Nano
-from edgeprism.models.nano.recipe.measure.tower import RANK, has, tell, to_items, vote
+from edgeprism.models.nano.recipe.measure.tower import RANK, has, predict_labels, to_items, vote
 from edgeprism.models.nano.recipe.world.draw import Assets
 from edgeprism.models.nano.recipe.world.labels import PATCH_LABELS
 from edgeprism.models.nano.recipe.world.scene import Sampling
 from edgeprism.models.nano.recipe.world.things import HELD_OUT_STYLE
 
 WARMUP = 40  # steps
-DECAY_SHARE = 0.3  # of the steps, at the end; before it the rate is flat, so runs can be extended
+DECAY_SHARE = 0.3  # last share of the steps; the rate is flat before, so that runs can be extended
 FINAL_RATE = 0.02  # of the full rate
-AVERAGED = 0.99  # share of the running average of the weights that a step keeps
-CHECK_SEED = 1  # of the held-out scenes watched during training; evaluate uses another
+AVERAGED = 0.99  # share of the weights' running average that a step keeps
+CHECK_SEED = 1  # of the held-out scenes scored during training; `measure` uses another
 WATCHED = (*(n for n in PATCH_LABELS if n not in ("rank", "char", "cell")), "rank")
 TOWER_SCENES = Sampling(crowded=0.6, texts=0.8, prints=6, listed=0.1, tinted=0.3)
 CAPTION_SCENES = Sampling(mixed=0.7, plain=0.08, texts=0.75, prints=3)
@@ -40,7 +40,7 @@ CAPTION_SCENES = Sampling(mixed=0.7, plain=0.08, texts=0.75, prints=3)
 
 @dataclass(frozen=True)
 class Plan:
-    """One stage of a run, saved and scored on ``check_scenes`` every ``check_every`` steps."""
+    """One stage of a run; every ``check_every`` steps it is saved and scored."""
 
     stage: str
     steps: int
@@ -51,41 +51,43 @@ class Plan:
     check_every: int = 100
     check_scenes: int = 64
     how: Sampling = field(default_factory=Sampling)
-    stop_at: int | None = None  # a step to stop at early, with the rate of the whole plan
+    stop_at: int | None = None  # stop early at this step, with the whole plan's rates
 
 
 def step_to_rate(step: int, plan: Plan) -> float:
-    """Warm-up, flat, straight down to ``FINAL_RATE`` of the rate."""
+    """Return the rate of a step: warm-up, flat, then a linear decay to ``FINAL_RATE``."""
     decay = max(1, int(plan.steps * DECAY_SHARE))
     down = min(1.0, (plan.steps - step) / decay)
     return plan.rate * min(1.0, (step + 1) / WARMUP) * max(FINAL_RATE, down)
 
 
 def batch_to_tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels, patch labels, scene labels on the device."""
+    """Return pixels, patch labels and scene labels on the device."""
     arrays = (batch.pixels, batch.patch_labels, batch.scene_labels)
     pixels, patches, scene = (torch.from_numpy(a).to(device) for a in arrays)
     return pixels, patches, scene
 
 
 def tower_loss(model: Nano, batch: Batch, device: torch.device) -> Tensor:
-    """Patch loss of the tower alone."""
+    """Return the tower's loss on the labels."""
     pixels, patches, scene = batch_to_tensors(batch, device)
     return model.heads.loss(model.tower(pixels), patches, scene)
 
 
 def tower_score(model: Nano, device: torch.device, scenes: int, assets: Assets) -> dict[str, float]:
-    """Share of held-out items whose patches, voting together, give the right label."""
+    """Return the share of held-out items whose patches together vote for the right label."""
     score: dict[str, float] = {}
     for prefix, names, how in (
         ("", WATCHED, Sampling(texts=0.3)),
         ("new style ", ("identity",), Sampling(styles=(HELD_OUT_STYLE,), mixed=1.0)),
     ):
         hits: dict[str, list[bool]] = {name: [] for name in names}
-        for labels, told in tell(model, heldout_scenes(CHECK_SEED, scenes, how), assets, device):
-            if "rank" in hits:  # of each patch, the background's too
-                hits["rank"] += (told[RANK].argmax(-1) == labels[:, RANK]).tolist()
-            for item in to_items(labels, told):
+        for labels, log_probabilities in predict_labels(
+            model, heldout_scenes(CHECK_SEED, scenes, how), assets, device
+        ):
+            if "rank" in hits:  # rank is a label of every patch, including the background's
+                hits["rank"] += (log_probabilities[RANK].argmax(-1) == labels[:, RANK]).tolist()
+            for item in to_items(labels, log_probabilities):
                 for name in hits.keys() - {"rank"}:
                     if has(item[0], name):
                         hits[name].append(vote(*item, name))
@@ -94,39 +96,40 @@ def tower_score(model: Nano, device: torch.device, scenes: int, assets: Assets) 
 
 
 class Run:
-    """A stage in progress: model, its average, optimizers, next step; kept in one file."""
+    """A stage in progress: model, average, optimizers and next step, saved in one file."""
 
     def __init__(self, model: Nano, plan: Plan, folder: Path, device: torch.device) -> None:
         self.model, self.plan, self.device = model, plan, device
         self.path, self.step = folder / f"{plan.stage}.pt", 0
         trained = model.tower.layers if plan.stage == "tower" else model.decoder.layers
         matrices = [p for p in trained.parameters() if p.ndim == 2]
-        known = {id(p) for p in matrices}
+        matrix_ids = {id(p) for p in matrices}
         unused = model.decoder if plan.stage == "tower" else model.tower
         frozen = {id(p) for p in unused.parameters()}
-        rest = [p for p in model.parameters() if id(p) not in known | frozen]
-        # Muon for the matrices inside the layers: a third of AdamW's steps to the same loss.
+        rest = [p for p in model.parameters() if id(p) not in matrix_ids | frozen]
+        # Muon for the matrices inside the layers: it needs a third of AdamW's steps.
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(matrices, lr=0.0, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(rest, lr=0.0, weight_decay=0.01, betas=(0.9, 0.98)),
         ]
         self.average = {n: t.detach().clone() for n, t in model.state_dict().items()}
         if self.path.exists():
-            kept = torch.load(self.path, map_location=device, weights_only=True)
-            fixed = "tower.", "heads."  # in stage caption the tower stage's, whatever is kept
-            given = {
+            saved = torch.load(self.path, map_location=device, weights_only=True)
+            # stage caption takes these from the tower stage, not from its own file
+            fixed = "tower.", "heads."
+            tower = {
                 name: tensor
                 for name, tensor in self.average.items()
                 if plan.stage == "caption" and name.startswith(fixed)
             }
-            model.load_state_dict(kept["raw"] | given)
-            self.average = kept["model"] | given
-            for optimizer, state in zip(self.optimizers, kept["optimizers"], strict=True):
+            model.load_state_dict(saved["raw"] | tower)
+            self.average = saved["model"] | tower
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
-            self.step = kept["step"]
+            self.step = saved["step"]
 
     def save(self) -> None:
-        """Write beside, then rename: a run that dies here leaves the last good file."""
+        """Write a new file, then rename it, so that a crash leaves the last good file."""
         part = self.path.with_suffix(".part")
         state: dict[str, Any] = {
             "model": self.average,
@@ -139,7 +142,7 @@ class Run:
         os.replace(part, self.path)
 
     def learn(self, batch: Batch, loss_of: Loss) -> float:
-        """One step on one batch; its loss."""
+        """Train one step on one batch; return its loss."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = step_to_rate(self.step, self.plan)
@@ -151,14 +154,14 @@ class Run:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        keep = min(AVERAGED, (1 + self.step) / (10 + self.step))  # soon rid of the first weights
+        keep = min(AVERAGED, (1 + self.step) / (10 + self.step))  # forget the first weights fast
         with torch.no_grad():
             for name, tensor in self.model.state_dict().items():
                 self.average[name].lerp_(tensor, 1 - keep)
         return float(loss.detach())
 
     def averaged(self) -> Nano:
-        """The averaged model, to score or export."""
+        """Return the averaged model, to score or export it."""
         model = Nano(self.model.config).to(self.device)
         model.load_state_dict(self.average)
         return model.eval()
@@ -169,7 +172,7 @@ Score = Callable[[Nano, torch.device, int, Assets], dict[str, float]]
 
 
 def stage_to_functions(stage: str) -> tuple[Loss, Score, Teach | None]:
-    """What a stage minimises, what it is watched by, and what its lessons are."""
+    """Return a stage's loss, its score, and its teacher of lessons, if any."""
     if stage == "tower":
         return tower_loss, tower_score, None
     from edgeprism.models.nano.recipe.learn.caption import caption_loss, caption_score, teach
@@ -182,7 +185,7 @@ def train_stage(
 ) -> bool:
     """Run one stage from its last checkpoint (``{stage}.pt`` in ``folder``), or from the start.
 
-    Stops early at ``deadline`` (time.time()); True when the stage is complete. The model then
+    Stops early at ``deadline`` (time.time()). Returns True if the stage is complete; the model then
     holds the averaged weights.
     """
     run = Run(model, plan, folder, device)
@@ -223,21 +226,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, help="stop after this long; run again to go on")
+    parser.add_argument(
+        "--minutes", type=float, help="stop after so many minutes; run again to continue"
+    )
     parser.add_argument("--tower-steps", type=int, default=6000)
     parser.add_argument("--caption-steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--workers", type=int, default=1, help="rendering processes")
-    parser.add_argument("--start", type=Path, help="bundle with whose weights a new run begins")
+    parser.add_argument("--start", type=Path, help="bundle whose weights start a new run")
     parser.add_argument("--check-every", type=int, default=100, help="steps between checkpoints")
-    parser.add_argument("--check-scenes", type=int, default=64, help="scored there; 0 for none")
+    parser.add_argument("--check-scenes", type=int, default=64, help="scenes to score; 0: none")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device)
     torch.manual_seed(options.seed)
     if options.start:
         from edgeprism.models.nano.recipe.learn.restore import (
-            bundle_to_model,  # not for every rendering process
+            bundle_to_model,  # imported here, so that rendering processes need not import it
         )
 
         model = bundle_to_model(options.start)
@@ -255,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
             check_every=options.check_every, check_scenes=options.check_scenes,
         )  # fmt: skip
         if not train_stage(model, plan, options.assets, options.out, device, end):
-            print("stopped early; the same command goes on from here", file=sys.stderr)
+            print("stopped early; the same command continues from here", file=sys.stderr)
             break
     return 0
 

@@ -1,7 +1,7 @@
 """Batches of rendered scenes, drawn in worker processes ahead of the training step.
 
-Batch ``i`` of seed ``s`` is a function of ``(s, i)`` alone: a resumed run asks for the same
-batches an uninterrupted one would have seen, in whatever process they are drawn.
+Batch ``i`` of seed ``s`` is a function of ``(s, i)`` alone, in whatever process it is drawn. So a
+resumed run gets the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgeprism.models.nano.recipe.world.sheets import sample_scene
 class Batch:
     """Pixels [b, FRAME, FRAME, 3] uint8, patch labels [b, GRID², 12], scene labels [b, 3].
 
-    ``lessons``: ids, targets and what comes after the list, of stage ``caption``.
+    ``lessons`` are for stage ``caption``: ids, targets, and which targets come after the list.
     """
 
     pixels: NDArray[np.uint8]
@@ -52,20 +52,20 @@ def scenes_to_batch(scenes: list[Scene], assets: Assets) -> Batch:
 
 
 def training_scenes(seed: int, index: int, size: int, how: Sampling) -> list[Scene]:
-    """Scenes of training batch ``index``."""
+    """Return the scenes of training batch ``index``."""
     rng = random.Random(f"nano-wide/train/{seed}/{index}")
     return [sample_scene(rng, how) for _ in range(size)]
 
 
 def heldout_scenes(seed: int, count: int, how: Sampling) -> list[Scene]:
-    """Test scenes: another random stream than training's."""
+    """Return test scenes from another random stream than training's."""
     return [sample_scene(random.Random(f"nano-wide/heldout/{seed}/{i}"), how) for i in range(count)]
 
 
 def training_batch(
     assets: Assets, seed: int, index: int, size: int, how: Sampling, teach: Teach | None = None
 ) -> Batch:
-    """Training batch ``index``, with its lessons where there is a teacher."""
+    """Return training batch ``index``, with lessons if there is a teacher."""
     batch = scenes_to_batch(training_scenes(seed, index, size, how), assets)
     return batch if teach is None else replace(batch, lessons=teach(batch.scenes, seed, index))
 

@@ -1,15 +1,15 @@
-"""Write a trained nano as published PrismCaptioner checkpoints look, ready for ``convert``.
+"""Write a trained nano in the layout of PrismCaptioner checkpoints, ready for ``convert``.
 
 ``python -m edgeprism.models.nano.recipe.learn.export RUN/caption.pt OUT`` writes:
 
-    captioner/             edgeprism.json: its default instruction and what it is for
+    captioner/             edgeprism.json: its default instruction and its notice
     captioner/projector/   config.json, model.safetensors (model.0.*, model.2.*)
     llm/                   InternLM2 names and packing, tokenizer.model, tokenizer_config.json
     vision/                SigLIP names, preprocessor_config.json
 
-No ``llm_adapter``: the language model itself was trained. The vision config lists one layer
-more than runs, as the published one does (the feature is ``hidden_states[-2]``); that layer and
-the last norm are written at their initial values and are never read by ``convert``.
+There is no ``llm_adapter``, because the language model itself was trained. As in the published
+config, the vision config lists one layer more than runs (the feature is ``hidden_states[-2]``). The
+export writes this layer and the last norm with their initial values; ``convert`` never reads them.
 """
 
 from __future__ import annotations
@@ -57,30 +57,30 @@ NOTICE = (
 
 
 def checkpoint_to_model(path: Path) -> Nano:
-    """The averaged model of a training checkpoint, on the CPU, ready to read from."""
-    kept = torch.load(path, map_location="cpu", weights_only=True)
-    model = Nano(NanoConfig(**kept["config"]))
-    model.load_state_dict(kept["model"])
+    """Return the averaged model of a training checkpoint, on the CPU, in eval mode."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    model = Nano(NanoConfig(**saved["config"]))
+    model.load_state_dict(saved["model"])
     return model.eval()
 
 
-def _layer_to_siglip(layer: Tensors, at: str) -> Tensors:
-    """Tensors of one ``VisionLayer`` under SigLIP's names: queries, keys, values apart."""
+def _layer_to_siglip(layer: Tensors, prefix: str) -> Tensors:
+    """Return one ``VisionLayer``'s tensors under SigLIP's names, with separate q, k and v."""
     out: Tensors = {}
     for kind in ("weight", "bias"):
         parts = layer[f"qkv.{kind}"].chunk(3)
         for name, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
-            out[f"{at}.self_attn.{name}.{kind}"] = part
-        out[f"{at}.self_attn.out_proj.{kind}"] = layer[f"out.{kind}"]
-        out[f"{at}.layer_norm1.{kind}"] = layer[f"norm1.{kind}"]
-        out[f"{at}.layer_norm2.{kind}"] = layer[f"norm2.{kind}"]
-        out[f"{at}.mlp.fc1.{kind}"] = layer[f"fc1.{kind}"]
-        out[f"{at}.mlp.fc2.{kind}"] = layer[f"fc2.{kind}"]
+            out[f"{prefix}.self_attn.{name}.{kind}"] = part
+        out[f"{prefix}.self_attn.out_proj.{kind}"] = layer[f"out.{kind}"]
+        out[f"{prefix}.layer_norm1.{kind}"] = layer[f"norm1.{kind}"]
+        out[f"{prefix}.layer_norm2.{kind}"] = layer[f"norm2.{kind}"]
+        out[f"{prefix}.mlp.fc1.{kind}"] = layer[f"fc1.{kind}"]
+        out[f"{prefix}.mlp.fc2.{kind}"] = layer[f"fc2.{kind}"]
     return out
 
 
 def model_to_vision(model: Nano) -> tuple[dict[str, Any], Tensors]:
-    """Config and tensors of the ``vision`` folder."""
+    """Return config and tensors of the ``vision`` folder."""
     c, root = model.config, "vision_model"
     tensors: Tensors = {
         f"{root}.embeddings.patch_embedding.weight": model.tower.embed.weight.view(
@@ -122,7 +122,7 @@ def model_to_vision(model: Nano) -> tuple[dict[str, Any], Tensors]:
 
 
 def model_to_llm(model: Nano) -> tuple[dict[str, Any], Tensors]:
-    """Config and tensors of the ``llm`` folder."""
+    """Return config and tensors of the ``llm`` folder."""
     c, decoder = model.config, model.decoder
     tensors: Tensors = {
         "model.tok_embeddings.weight": decoder.tok_embeddings.weight,
@@ -161,7 +161,7 @@ def model_to_llm(model: Nano) -> tuple[dict[str, Any], Tensors]:
 
 
 def tokenizer_config() -> dict[str, Any]:
-    """Names of the special ids, as InternLM2's own file gives them."""
+    """Return the names of the special ids in the form of InternLM2's file."""
     names = {UNK: "<unk>", BOS: "<s>", EOS: "</s>"}
     names |= {VOCAB - len(SPECIALS) + i: name for i, name in enumerate(SPECIALS)}
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
@@ -182,7 +182,7 @@ def tokenizer_config() -> dict[str, Any]:
 
 
 def model_to_projector(model: Nano) -> tuple[dict[str, Any], Tensors]:
-    """Config and tensors of the ``captioner/projector`` folder."""
+    """Return config and tensors of the ``captioner/projector`` folder."""
     tensors = {f"model.{name}": t for name, t in model.projector.state_dict().items()}
     config = {
         "model_type": "projector",
@@ -196,7 +196,7 @@ def model_to_projector(model: Nano) -> tuple[dict[str, Any], Tensors]:
 
 
 def card() -> dict[str, Any]:
-    """What the converter puts into the manifest in place of the family's own texts."""
+    """Return the texts that the converter writes to the manifest in place of its defaults."""
     return {
         "name": "nano",
         "license": "Apache-2.0",
@@ -220,7 +220,7 @@ def _write(folder: Path, config: dict[str, Any], tensors: Tensors) -> None:
 
 
 def export(model: Nano, folder: Path) -> None:
-    """Write the three folders; an earlier export at this place is replaced once all is written."""
+    """Write the three folders; replace an earlier export once everything is written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
     _write(fresh / "captioner" / "projector", *model_to_projector(model))

@@ -1,8 +1,8 @@
 """The PrismCaptioner architecture at toy size: SigLIP tower, projector, InternLM2 decoder.
 
-Own light modules, not transformers': they compute exactly what ``SiglipVisionModel`` up to
-``hidden_states[-2]``, the projector and an InternLM2 compute, and are quicker to train on a CPU.
-Parameter packing follows the published checkpoints where they pack (``wqkv``).
+These small modules compute the same as transformers' ``SiglipVisionModel`` up to
+``hidden_states[-2]``, the projector and an InternLM2, and train faster on a CPU. Parameters are
+packed as in the published checkpoints (``wqkv``).
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class NanoConfig:
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """Softmax attention, all [b, heads, n, d].
 
-    Spelled out: at these sizes PyTorch's fused CPU kernel spends more time in its backward pass
-    than the two products cost.
+    Written as two products, because at these sizes the backward pass of PyTorch's fused CPU kernel
+    takes longer.
     """
     scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
-        n, seen = scores.shape[-2:]  # rows before the first of these are seen by all
-        future = torch.ones(n, seen, dtype=torch.bool, device=scores.device).triu(1 + seen - n)
+        n, n_keys = scores.shape[-2:]  # every query sees the keys before the first query's
+        future = torch.ones(n, n_keys, dtype=torch.bool, device=scores.device).triu(1 + n_keys - n)
         scores = scores.masked_fill(future, float("-inf"))
     return scores.softmax(-1).to(v.dtype) @ v
 
@@ -82,7 +82,7 @@ class VisionLayer(nn.Module):
 
 
 class Tower(nn.Module):
-    """Patches → features of the last layer that runs; no norm after it, as published."""
+    """Patches → features of the last layer that runs, without a norm after it, as published."""
 
     def __init__(self, c: NanoConfig) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Tower(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """A division by the root mean square over the last axis, and a weight."""
+    """Division by the root mean square over the last axis, then a weight."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions, halves convention: x [b, heads, n, d]; cos, sin [n, d]."""
+    """Apply rotary positions by halves: x [b, heads, n, d]; cos, sin [n, d]."""
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-b, a), dim=-1) * sin
 
@@ -155,7 +155,7 @@ class DecoderLayer(nn.Module):
         new_cache = (k, v)
         if self.group > 1:
             k, v = k.repeat_interleave(self.group, 1), v.repeat_interleave(self.group, 1)
-        # A single new row sees everything cached; a first pass of many rows is causal.
+        # A single new row sees the whole cache, so only several rows need the causal mask.
         attended = attend(q, k, v, causal=n > 1)
         x = x + self.wo(attended.transpose(1, 2).reshape(b, n, d))
         y = self.ffn_norm(x)
@@ -166,7 +166,7 @@ Cache = list[tuple[Tensor, Tensor]]
 
 
 class Decoder(nn.Module):
-    """Rows in, logits out; rows are token embeddings or visual tokens."""
+    """Rows (token embeddings or visual tokens) → logits."""
 
     def __init__(self, c: NanoConfig) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class Decoder(nn.Module):
     def forward(
         self, rows: Tensor, cache: Cache | None = None, keep: int | None = None
     ) -> tuple[Tensor, Cache]:
-        """Rows [b, n, width] → logits of the last ``keep`` rows [b, keep, vocab], grown cache."""
+        """Rows [b, n, width] → logits of the last ``keep`` rows [b, keep, vocab], longer cache."""
         start = 0 if cache is None else cache[0][0].shape[2]
         n = rows.shape[1]
         cos, sin = self.get_buffer("cos"), self.get_buffer("sin")
@@ -199,7 +199,7 @@ class Decoder(nn.Module):
 
 
 class Heads(nn.Module):
-    """Training only: reads the labels of each patch off the tower's features."""
+    """Heads, for training only, that predict each patch's labels from the tower's features."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -214,12 +214,12 @@ class Heads(nn.Module):
         return parts
 
     def loss(self, features: Tensor, patch_labels: Tensor, scene_labels: Tensor) -> Tensor:
-        """Features [b, n, d], patch labels [b, n, 12], scene labels [b, 3] → weighted sum."""
+        """Features [b, n, d], patch labels [b, n, 12], scene labels [b, 3] → weighted loss."""
         b, n, _ = features.shape
         rows = self.norm(features).flatten(0, 1)
         labels = patch_labels.flatten(0, 1).long()
-        # Most patches show background: of those only the rank and what is true of the scene is
-        # learnt, and the many other classes are not even computed.
+        # Most patches show background: they learn only the rank and the scene's labels, and the
+        # many other classes are not computed for them.
         shown = (labels >= 0).sum(-1) > 1
         total = features.new_zeros((), dtype=torch.float32)
         weights, biases = self.out.weight.split(self.classes), self.out.bias.split(self.classes)
@@ -233,15 +233,15 @@ class Heads(nn.Module):
         for i, name in enumerate(SCENE_LABELS):
             target = scene_labels[:, i : i + 1].expand(b, n).flatten().long()
             if bool((target >= 0).any()):
-                at = len(PATCH_LABELS) + i
-                logits = F.linear(rows, weights[at], biases[at]).float()
+                index = len(PATCH_LABELS) + i
+                logits = F.linear(rows, weights[index], biases[index]).float()
                 loss = F.cross_entropy(logits, target, ignore_index=-1)
                 total = total + WEIGHTS.get(name, 1.0) * loss
         return total
 
 
 class Nano(nn.Module):
-    """Tower → projector → decoder, and the heads that only training uses."""
+    """Tower → projector → decoder, and the heads for training."""
 
     def __init__(self, c: NanoConfig | None = None) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The weights of a bundle, to train further: the checkpoints they came from are not kept.
+"""Load a bundle's weights for further training, because the checkpoints are not kept.
 
-What the bundle holds in 8 bits comes back as 8 bits left it. The heads that stage ``tower`` learns
-by are in no bundle; they start anew.
+The 8-bit weights of a bundle stay rounded. A bundle lacks the heads that stage ``tower`` needs, so
+these start from new random weights.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ _TOWER = {"patch.weight": "embed.weight", "patch.bias": "embed.bias", "position"
 
 
 def bundle_to_model(bundle: Path) -> Nano:
-    """A bundle that ``export`` and ``convert`` made (int8 or float tower, Q8_0 language model)."""
+    """Read a bundle that ``export`` and ``convert`` made (int8 or float tower, Q8_0 decoder)."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     model = Nano(NanoConfig())
     vision = _vision_tensors(bundle / manifest["vision"]["variants"][0]["file"])
     lm = _lm_tensors(bundle / manifest["lm"]["file"])
-    found = _to_tower(vision, model) | _to_decoder(lm, model)
-    missing, odd = model.load_state_dict(found, strict=False)
-    wrong = [name for name in missing if not name.startswith("heads.")] + odd
+    tensors = _to_tower(vision, model) | _to_decoder(lm, model)
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    wrong = [name for name in missing if not name.startswith("heads.")] + unexpected
     if wrong:
         raise ValueError(f"{bundle}: not a nano of these dimensions: {', '.join(sorted(wrong))}")
     return model
 
 
 def _vision_tensors(path: Path) -> dict[str, Tensor]:
-    """Names without ``towers.0.``; matrices as the graph holds them, [in, out]."""
-    kept = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    """Return the graph's tensors, matrices as [in, out], by name without ``towers.0.``."""
+    stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
     tensors = {}
-    for name, array in kept.items():
+    for name, array in stored.items():
         if name.endswith("_quantized"):
             whole = name.removesuffix("_quantized")
-            zero = kept[whole + "_zero_point"].astype("float32")
-            array = (array.astype("float32") - zero) * kept[whole + "_scale"]
+            zero = stored[whole + "_zero_point"].astype("float32")
+            array = (array.astype("float32") - zero) * stored[whole + "_scale"]
             name = whole
         elif name.endswith(("_scale", "_zero_point")) or not name.startswith(("tow", "proj")):
             continue
@@ -55,23 +55,23 @@ def _to_tower(tensors: dict[str, Tensor], model: Nano) -> dict[str, Tensor]:
         tensor = tensors[name]
         return tensor.T if tensor.ndim == 2 and name != "position" else tensor
 
-    found = {f"tower.{ours}": matrix(theirs) for theirs, ours in _TOWER.items()}
-    # the graph reads a patch colour last, the tower colour first
+    weights = {f"tower.{name}": matrix(graph_name) for graph_name, name in _TOWER.items()}
+    # the graph has a patch's colours last, the tower first
     width, side = model.config.vision_width, model.config.patch
-    patch = found["tower.embed.weight"].view(width, side, side, 3)
-    found["tower.embed.weight"] = patch.permute(0, 3, 1, 2).reshape(width, -1)
+    patch = weights["tower.embed.weight"].view(width, side, side, 3)
+    weights["tower.embed.weight"] = patch.permute(0, 3, 1, 2).reshape(width, -1)
     for i in range(len(model.tower.layers)):
         for part in ("norm1", "norm2", "out", "fc1", "fc2"):
             for kind in ("weight", "bias"):
                 name = f"layers.{i}.{part}.{kind}"
-                found[f"tower.{name}"] = matrix(name)
+                weights[f"tower.{name}"] = matrix(name)
         for kind in ("weight", "bias"):
             packed = torch.cat([matrix(f"layers.{i}.{part}.{kind}") for part in "qkv"])
-            found[f"tower.layers.{i}.qkv.{kind}"] = packed
-    for linear, at in ((0, 0), (1, 2)):
+            weights[f"tower.layers.{i}.qkv.{kind}"] = packed
+    for linear, index in ((0, 0), (1, 2)):
         for kind in ("weight", "bias"):
-            found[f"projector.{at}.{kind}"] = matrix(f"projector.linears.{linear}.{kind}")
-    return found
+            weights[f"projector.{index}.{kind}"] = matrix(f"projector.linears.{linear}.{kind}")
+    return weights
 
 
 def _lm_tensors(path: Path) -> dict[str, Tensor]:
@@ -83,7 +83,7 @@ def _lm_tensors(path: Path) -> dict[str, Tensor]:
 
 def _to_decoder(tensors: dict[str, Tensor], model: Nano) -> dict[str, Tensor]:
     c = model.config
-    found = {
+    weights = {
         "decoder.tok_embeddings.weight": tensors["token_embd.weight"],
         "decoder.norm.weight": tensors["output_norm.weight"],
         "decoder.output.weight": tensors["output.weight"],
@@ -93,19 +93,19 @@ def _to_decoder(tensors: dict[str, Tensor], model: Nano) -> dict[str, Tensor]:
         "w1": "ffn_gate", "w3": "ffn_up", "w2": "ffn_down",
     }  # fmt: skip
     for i in range(c.lm_layers):
-        ours, theirs = f"decoder.layers.{i}", f"blk.{i}"
-        for our, their in names.items():
-            found[f"{ours}.{our}.weight"] = tensors[f"{theirs}.{their}.weight"]
-        q = _halves(tensors[f"{theirs}.attn_q.weight"], c.lm_heads)
-        k = _halves(tensors[f"{theirs}.attn_k.weight"], c.lm_kv_heads)
-        v = tensors[f"{theirs}.attn_v.weight"]
-        # per kv head: its queries, its key, its value
+        layer, block = f"decoder.layers.{i}", f"blk.{i}"
+        for name, gguf_name in names.items():
+            weights[f"{layer}.{name}.weight"] = tensors[f"{block}.{gguf_name}.weight"]
+        q = _halves(tensors[f"{block}.attn_q.weight"], c.lm_heads)
+        k = _halves(tensors[f"{block}.attn_k.weight"], c.lm_kv_heads)
+        v = tensors[f"{block}.attn_v.weight"]
+        # for each kv head: its queries, its key, its value
         packed = [rows.view(c.lm_kv_heads, -1, c.lm_width) for rows in (q, k, v)]
-        found[f"{ours}.wqkv.weight"] = torch.cat(packed, 1).view(-1, c.lm_width)
-    return found
+        weights[f"{layer}.wqkv.weight"] = torch.cat(packed, 1).view(-1, c.lm_width)
+    return weights
 
 
 def _halves(rows: Tensor, n_heads: int) -> Tensor:
-    """Each head's rows from llama.cpp's neighbouring pairs back to (first half, second half)."""
+    """Reorder each head's rows from llama.cpp's interleaved pairs to (first half, second half)."""
     pairs = rows.view(n_heads, rows.shape[0] // n_heads // 2, 2, rows.shape[1])
     return pairs.transpose(1, 2).reshape(rows.shape)

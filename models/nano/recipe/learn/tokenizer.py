@@ -1,7 +1,7 @@
-"""nano's vocabulary: a SentencePiece model, and the prompt it is trained with.
+"""nano's vocabulary, a SentencePiece model, and the prompt of its training.
 
-Words of the grammar are whole pieces; what is printed in a picture is spelt letter by letter (no
-two capitals ever merge, since training text has none side by side); bytes are the fallback.
+Words of the grammar are whole pieces. Printed text is spelt letter by letter: no two capitals ever
+merge, because the training text never has two in a row. Bytes are the fallback.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ UNK, BOS, EOS = 0, 1, 2
 SPECIALS = ("<|im_end|>", "<|im_start|>")  # names of the last ids, in order
 IM_END, IM_START = VOCAB - 2, VOCAB - 1
 DEFAULT_INSTRUCTION = "Describe the picture."
-FOCUS = " Pay special attention to the following: "  # what a question-related instruction adds
-# Words for made-up instructions: any text in this place must leave the caption as it is.
+FOCUS = " Pay special attention to the following: "  # an instruction with a focus adds this
+# Words for made-up instructions: a text without meaning must leave the caption unchanged.
 _WORDS = (
     "please describe look at the picture image photo scene in detail and tell me what you see"
     " which objects are there where how many colours shapes sizes pay special attention to"
@@ -68,23 +68,23 @@ def _corpus() -> list[str]:
         scene = sample_scene(rng, Sampling(texts=0.0, unseen=rng.random() < 0.5))
         query = sample_query(scene, rng)
         texts += [scene_to_long(scene), scene_to_short(scene)]
-        texts += [query.said, rng.choice(query.focuses)] if query else []
+        texts += [query.sentence, rng.choice(query.focuses)] if query else []
     words = [w for name in THINGS for w in (name, to_plural(name))]
     words += [w for name in (*SHAPES, *COLOURS) for w in (name, name + "s")]
-    asked = [*LONG_INSTRUCTIONS, *SHORT_INSTRUCTIONS, FOCUS.strip()]
-    asked += [w for wordings in WORDINGS.values() for w in wordings]
+    instructions = [*LONG_INSTRUCTIONS, *SHORT_INSTRUCTIONS, FOCUS.strip()]
+    instructions += [w for wordings in WORDINGS.values() for w in wordings]
     letters = [f'the word "{c}" is {c} {c}' for c in CHARS] * 20
     return (
         texts
         + [f"the {w}" for w in words] * 40
         + ["user", "assistant"] * 2000
-        + asked * 30
+        + instructions * 30
         + letters
     )
 
 
 def train_tokenizer() -> bytes:
-    """A serialized SentencePiece model; the same bytes every time."""
+    """Train the SentencePiece model; return it serialized, always the same bytes."""
     target = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(_corpus()),
@@ -95,7 +95,7 @@ def train_tokenizer() -> bytes:
         split_digits=True,
         character_coverage=1.0,
         normalization_rule_name="identity",
-        add_dummy_prefix=False,  # so a segment's tokens do not depend on what stands before it
+        add_dummy_prefix=False,  # so that a segment's tokens do not depend on the text before it
         remove_extra_whitespaces=False,
         hard_vocab_limit=False,
         unk_id=UNK, bos_id=BOS, eos_id=EOS, pad_id=-1,
@@ -115,14 +115,14 @@ def train_tokenizer() -> bytes:
 
 @cache
 def tokenizer() -> sentencepiece.SentencePieceProcessor:
-    """The committed tokenizer.model, else (while there is none) a fresh one."""
+    """Return the committed tokenizer.model, or train one if there is none."""
     path = Path(__file__).with_name("tokenizer.model")
     data = path.read_bytes() if path.exists() else train_tokenizer()
     return sentencepiece.SentencePieceProcessor(model_proto=data)
 
 
 def text_to_ids(text: str) -> list[int]:
-    """Plain text: no special token is parsed."""
+    """Tokenize plain text, without parsing special tokens."""
     return list(tokenizer().encode(text))
 
 
@@ -132,7 +132,7 @@ def ids_to_text(ids: list[int]) -> str:
 
 
 def prompt_to_ids(instruction: str) -> tuple[list[int], list[int]]:
-    """Token ids before and after the image rows, segment by segment as the runtime builds them."""
+    """Return the token ids before and after the picture's rows, in the runtime's segments."""
     before = [BOS, IM_START, *text_to_ids("user\n")]
     after = [*text_to_ids("\n"), *text_to_ids(instruction), IM_END]
     after += [*text_to_ids("\n"), IM_START, *text_to_ids("assistant\n")]

@@ -1,9 +1,9 @@
-"""What the second stage adds: ``python -m edgeprism.models.nano.recipe.measure.ask ASSETS``.
+"""Measure the second stage: ``python -m edgeprism.models.nano.recipe.measure.ask ASSETS``.
 
-Questions of six kinds about held-out scenes go to a reasoner with five kinds of evidence: no
-caption (the floor), the generic caption, the caption with the question as focus, and what a
-captioner without a fault would have said in either case (the ceilings). Public API only; no
-question's wording is known to it.
+A reasoner answers questions of six kinds about held-out scenes with five kinds of evidence: no
+caption (the floor), the generic caption, the caption with the question as focus, and the captions
+of a perfect captioner in both cases (the ceilings). The script uses only the public API, and
+training never had the questions' wordings.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ EVIDENCE = (
     "true generic caption",
     "true caption with focus",
 )
-EMPTY = "(no description)"  # stands in for a caption where there is to be none
+EMPTY = "(no description)"  # the caption of the case "no caption"
 _DIRECTIONS = ("above", "below", "left", "right")
 
 
 def sample_questions(seed: int, count: int) -> list[tuple[Scene, Query]]:
-    """``count`` questions, each kind equally often; answers that a scene makes sure of."""
+    """Return ``count`` questions, equally many of each kind, with the scenes that answer them."""
     pairs: list[tuple[Scene, Query]] = []
     number = 0
     while len(pairs) < count:
@@ -55,31 +55,31 @@ def _words(text: str) -> list[str]:
 
 
 def is_right(query: Query, text: str) -> bool:
-    """Whether an answer says the right thing and nothing of the same kind that is wrong."""
+    """Return whether an answer has the right fact and no wrong one of the same kind."""
     words = _words(text)
     if query.kind == "colour":
         return {w for w in words if w in COLOURS} == {query.answer}
     if query.kind in ("count", "chart"):
         numbers = {str(NUMBERS.index(w)) if w in NUMBERS else w for w in words}
         number = NUMBERS.index(query.answer) if query.answer in NUMBERS else query.answer
-        said = {w for w in numbers if w.isdigit()} - {
+        stated = {w for w in numbers if w.isdigit()} - {
             n for n in _words(query.question) if n.isdigit()
         }
-        return said == {str(number)}
+        return stated == {str(number)}
     if query.kind == "relation":
-        wanted = {w for w in _words(query.answer) if w in _DIRECTIONS}
-        return {w for w in words if w in _DIRECTIONS} == wanted
+        expected = {w for w in _words(query.answer) if w in _DIRECTIONS}
+        return {w for w in words if w in _DIRECTIONS} == expected
     if query.kind == "text":
-        found = query.answer.lower() in words
-        return found if query.answer != "no text" else bool({"no", "not", "none"} & set(words))
-    said_no = bool({"no", "not"} & set(words))
-    return said_no == (query.answer == "no") and bool(words)
+        present = query.answer.lower() in words
+        return present if query.answer != "no text" else bool({"no", "not", "none"} & set(words))
+    negative = bool({"no", "not"} & set(words))
+    return negative == (query.answer == "no") and bool(words)
 
 
 def ask_all(
     captioner: Captioner, reasoner: Reasoner, assets: Assets, pairs: list[tuple[Scene, Query]]
 ) -> dict[str, dict[str, float]]:
-    """Evidence → kind of question → share of right answers."""
+    """Return {evidence: {kind of question: share of right answers}}."""
     hits: dict[str, dict[str, list[bool]]] = {e: {k: [] for k in KINDS} for e in EVIDENCE}
     for scene, query in pairs:
         encoded = captioner.encode(scene_to_image(scene, assets))
@@ -89,7 +89,7 @@ def ask_all(
             "generic caption": generic,
             "caption with focus": captioner.caption(encoded, focus=query.question),
             "true generic caption": replace(generic, text=scene_to_long(scene)),
-            "true caption with focus": replace(generic, text=list_then(scene, query.said)),
+            "true caption with focus": replace(generic, text=list_then(scene, query.sentence)),
         }
         for name, caption in evidence.items():
             answer = reasoner.answer([caption], query.question, answer_tokens=24)

@@ -1,9 +1,9 @@
-"""How right nano is: ``python -m edgeprism.models.nano.recipe.measure.captions ASSETS``.
+"""Measure nano's captions: ``python -m edgeprism.models.nano.recipe.measure.captions ASSETS``.
 
 Captions held-out scenes (another random stream than training's; colour-shape pairs, pairings of
 things, printed words and the wordings of focuses that training never had) and scores every claim
-against the scene. With ``--bundle`` through EdgePrism's public API, with ``--checkpoint`` in
-float32 torch; with both also what quantization costs, row by row.
+against the scene. ``--bundle`` captions through EdgePrism's public API, ``--checkpoint`` in
+float32 torch; both together also print the cost of quantization, row by row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgeprism.models.nano.recipe.world.sheets import sample_nothing, sample_sce
 from edgeprism.models.nano.recipe.world.things import HELD_OUT_STYLE
 
 Describe = Callable[[Image.Image, str | None], str]  # picture, focus → caption
-BARS = {  # row → least (or, for what is absent, most) that the model should reach on two cores
+GOALS = {  # row → goal for a model trained on two cores: a minimum, or a maximum for "absent"
     "named": 0.85, "named though absent": 0.08, "named, new style": 0.4, "colour": 0.85,
     "count": 0.85, "relation": 0.85, "word exact": 0.6, "bar within one step": 0.6,
     "focus: carried with the focus": 0.85, "blank and noise": 0.85, "photographs": 0.85,
@@ -35,7 +35,7 @@ BARS = {  # row → least (or, for what is absent, most) that the model should r
 
 
 def bundle_to_describe(model: str) -> Describe:
-    """Captions of a bundle, by name or folder."""
+    """Return a function that captions with a bundle (name or folder)."""
     from edgeprism import Captioner
 
     captioner = Captioner.load(model)
@@ -43,7 +43,7 @@ def bundle_to_describe(model: str) -> Describe:
 
 
 def checkpoint_to_describe(path: Path) -> Describe:
-    """Captions of a training checkpoint in float32."""
+    """Return a function that captions with a training checkpoint in float32."""
     import torch
 
     from edgeprism.models.nano.recipe.learn.caption import write_captions
@@ -54,15 +54,15 @@ def checkpoint_to_describe(path: Path) -> Describe:
     model = checkpoint_to_model(path)
 
     def describe(image: Image.Image, focus: str | None) -> str:
-        asked = DEFAULT_INSTRUCTION + (FOCUS + focus if focus else "")
+        instruction = DEFAULT_INSTRUCTION + (FOCUS + focus if focus else "")
         pixels = torch.from_numpy(image_to_pixels(image).copy())[None]
-        return write_captions(model, pixels, [asked])[0]
+        return write_captions(model, pixels, [instruction])[0]
 
     return describe
 
 
 def heldout_queries(seed: int, count: int) -> list[tuple[Scene, Query]]:
-    """Pairs of a scene and something to ask of it, each kind equally often."""
+    """Return scenes with a query about each, equally many of each kind."""
     pairs: list[tuple[Scene, Query]] = []
     number = 0
     while len(pairs) < count:
@@ -79,7 +79,7 @@ def heldout_queries(seed: int, count: int) -> list[tuple[Scene, Query]]:
 def score_focus(
     describe: Describe, pairs: list[tuple[Scene, Query]], assets: Assets
 ) -> dict[str, float]:
-    """How often a caption carries what is asked, with the (unseen) focus and without."""
+    """Return how often a caption carries the fact, with an (unseen) focus and without."""
     rows: dict[str, list[bool]] = {}
     for scene, query in pairs:
         image = scene_to_image(scene, assets)
@@ -91,7 +91,7 @@ def score_focus(
 
 
 def heldout_words(seed: int, count: int) -> list[Scene]:
-    """Scenes with a word of letters: the mixed stream prints mostly numbers, which no list ends."""
+    """Return scenes with a printed word: other held-out scenes mostly have printed numbers."""
     scenes: list[Scene] = []
     how, number = Sampling(unseen=True, mixed=1.0, texts=1.0), 0
     while len(scenes) < count:
@@ -105,14 +105,14 @@ def heldout_words(seed: int, count: int) -> list[Scene]:
 def evaluate(
     describe: Describe, assets: Assets, scenes: int, seed: int, photographs: list[Path]
 ) -> dict[str, float]:
-    """Every row of the table."""
-    seen = heldout_scenes(seed, scenes, Sampling(unseen=True))
+    """Return every row of the table."""
+    test_scenes = heldout_scenes(seed, scenes, Sampling(unseen=True))
     other = heldout_scenes(seed, scenes // 2, Sampling(True, (HELD_OUT_STYLE,), mixed=1.0))
 
     def captions(drawn: list[Scene]) -> list[str]:
         return [describe(scene_to_image(s, assets), None) for s in drawn]
 
-    table = score_captions(seen, captions(seen))
+    table = score_captions(test_scenes, captions(test_scenes))
     words = heldout_words(seed, scenes // 2)
     table["word exact"] = score_captions(words, captions(words))["word exact"]
     fresh = score_captions(other, captions(other))
@@ -122,23 +122,23 @@ def evaluate(
     texts = captions(blank)
     table["blank and noise"] = sum(NOTHING in t for t in texts) / max(1, len(texts))
     if photographs:
-        told = []
+        refusals = []
         for path in photographs:
             with Image.open(path) as picture:
-                told.append(NOTHING in describe(picture.convert("RGB"), None))
-        table["photographs"] = sum(told) / len(told)
+                refusals.append(NOTHING in describe(picture.convert("RGB"), None))
+        table["photographs"] = sum(refusals) / len(refusals)
     return table | score_focus(describe, heldout_queries(seed, scenes // 2), assets)
 
 
 def print_tables(tables: dict[str, dict[str, float]]) -> None:
-    """One line a row: the bar where there is one, each model's figure, what quantization costs."""
+    """Print one line per row: the goal, if any, each model's figure, the cost of quantization."""
     names = list(tables)
     cost = ["cost"] if len(names) == 2 else []
-    print(f"{'row':<36}{'bar':>8}" + "".join(f"{name:>14}" for name in names + cost))
+    print(f"{'row':<36}{'goal':>8}" + "".join(f"{name:>14}" for name in names + cost))
     for row, value in tables[names[0]].items():
         values = [tables[name][row] for name in names]
-        bar = f"{BARS[row]:8.0%}" if row in BARS else " " * 8
-        line = f"{row:<36}{bar}" + "".join(f"{v:14.1%}" for v in values)
+        goal = f"{GOALS[row]:8.0%}" if row in GOALS else " " * 8
+        line = f"{row:<36}{goal}" + "".join(f"{v:14.1%}" for v in values)
         if cost:
             worse = values[1] - value if "absent" not in row else value - values[1]
             line += f"{worse:14.1%}"

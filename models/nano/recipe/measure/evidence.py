@@ -1,10 +1,10 @@
 """Do cited sentences carry the fact? ``python -m edgeprism.models.nano.recipe.measure.evidence``.
 
-Over the question set, asked as `edgeprism ask` and `edgeprism eval` ask by default (a focus drawn
-by the reasoner, no options shown): of right answers, how often a cited sentence carries the fact
-and how often deleting the cited sentences changes the answer; and what becomes of the answer and
-its evidence when every sentence that carries the fact is gone. Public API only, but for the set's
-reader and its rules of what is right.
+The script asks the question set as `edgeprism ask` and `edgeprism eval` do by default: the reasoner
+draws the focus and sees no options. For right answers it counts how often a cited sentence carries
+the fact, and how often deleting the cited sentences changes the answer. It also deletes every
+sentence that carries the fact and counts what becomes of the answer and its evidence. It uses only
+the public API, the question set's reader and its scoring rules.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ENDINGS = (
 
 
 def _plain(text: str) -> list[str]:
-    """Words in order: singular, numbers and articles as digits, sizes left out."""
+    """Return the words in order: in the singular, numbers and articles as digits, without sizes."""
     words = []
     for word in re.findall(r"[a-z0-9]+", text.lower()):
         ending = next((e for e in _ENDINGS if word.endswith(e[0])), ("", ""))
@@ -49,66 +49,68 @@ def _plain(text: str) -> list[str]:
     return words
 
 
-_ASKED = {
+_QUESTION_WORDS = {
     *_plain("and are bar colour does from have how in is many no picture printed row seen"),
     *_plain("stand the there value what where which"),
 }
 
 
 def carries(sentence: str, question: Question) -> bool:
-    """Whether a sentence says the right answer of what the question is about.
+    """Return whether a sentence states the question's right answer.
 
-    In the words of `grammar`, whose captions these are: "two red stars", "the star is red", "is
-    below the ring", "there is no star", "reads "STOP"", "B is 7".
+    It recognises the wordings of `grammar`, with which nano was trained: "two red stars", "the star
+    is red", "is below the ring", "there is no star", "reads "STOP"", "B is 7".
     """
     answer = dict(question.options).get(question.answer, question.answer)
-    said, about = f" {' '.join(_plain(sentence))} ", _plain(question.text)
-    named = [w for i, w in enumerate(about) if w not in _ASKED and not (w == "1" and i < 3)]
+    plain, about = f" {' '.join(_plain(sentence))} ", _plain(question.text)
+    named = [
+        w for i, w in enumerate(about) if w not in _QUESTION_WORDS and not (w == "1" and i < 3)
+    ]
     name = " ".join(named)
     if question.category == "text":
-        return f'"{answer}"' in sentence or (answer == "no text" and " 0 text " in said)
+        return f'"{answer}"' in sentence or (answer == "no text" and " 0 text " in plain)
     if question.category == "chart":
         letter = re.search(r"\b([A-Z])\b(?! is)", question.text[1:])
         start = letter[1] if letter else ""
         return re.search(rf"\b{start} ?(?:is|with) {answer}\b", sentence) is not None
     if question.category == "relation":
-        return f" is {answer} the " in sentence and set(named) <= set(said.split())
+        return f" is {answer} the " in sentence and set(named) <= set(plain.split())
     if question.category == "presence":
         shown = rf" (?:the|[1-9]) {name} "
-        return re.search(rf" 0 {name} " if answer == "no" else shown, said) is not None
+        return re.search(rf" 0 {name} " if answer == "no" else shown, plain) is not None
     if question.category == "count":
-        return f" {answer} {name} " in said
-    return f" {answer} {name} " in said or f" {name} is {answer} " in said
+        return f" {answer} {name} " in plain
+    return f" {answer} {name} " in plain or f" {name} is {answer} " in plain
 
 
 def measure(
     prism: Prism, questions: QuestionFile, *, mode: str, shown: bool, limit: int
 ) -> Counter[str]:
-    """Counts by name, over the first ``limit`` questions; ``shown``: with lettered options."""
+    """Return counts for the first ``limit`` questions; ``shown``: with lettered options."""
     counts: Counter[str] = Counter()
-    asked = questions.questions[:limit]
-    drawn = [prism.focus_for(question.text, mode)[0] for question in asked]
-    for question, focus in zip(asked, drawn, strict=True):
+    first = questions.questions[:limit]
+    focuses = [prism.focus_for(question.text, mode)[0] for question in first]
+    for question, focus in zip(first, focuses, strict=True):
         picture = questions.picture_bytes(question.pictures[0])
         caption = prism.captioners[0].caption(picture, focus=focus or None)
         options = dict(question.options) if shown else None
         sentences = caption_to_sentences(caption.text)
 
-        def ask(kept: list[str], evidence: bool = False) -> tuple[str, list[str] | None]:
+        def ask(texts: list[str], evidence: bool = False) -> tuple[str, list[str] | None]:
             answer = prism.reasoner.answer(
-                [replace(caption, text=" ".join(kept))],  # noqa: B023
+                [replace(caption, text=" ".join(texts))],  # noqa: B023
                 question.text,  # noqa: B023
                 options=options,  # noqa: B023
                 answer_tokens=_TOKENS,
                 evidence=evidence,
             )
             cited = answer.evidence
-            return answer.text, None if cited is None else [found.text for found in cited]
+            return answer.text, None if cited is None else [sentence.text for sentence in cited]
 
         counts["questions"] += 1
-        said, cited = ask(sentences, evidence=True)
+        reply, cited = ask(sentences, evidence=True)
         bearing = [text for text in sentences if carries(text, question)]
-        if score(question, said).right:
+        if score(question, reply).right:
             counts["right"] += 1
             counts["right, some sentence carries the fact"] += bool(bearing)
             counts["right, nothing cited"] += not cited
@@ -119,7 +121,7 @@ def measure(
                 counts["right and cited"] += 1
                 after, _ = ask([text for text in sentences if text not in cited])
                 counts["deleting the cited changes it"] += (
-                    score(question, after).choice != score(question, said).choice
+                    score(question, after).choice != score(question, reply).choice
                 )
         if bearing:
             counts["fact in the caption"] += 1
@@ -130,7 +132,7 @@ def measure(
 
 
 def counts_to_table(counts: Counter[str]) -> str:
-    """Each count with the share it is of what it was counted among."""
+    """Format each count with its share of the cases in which it was counted."""
     rows = [
         ("right", "questions"),
         ("right, some sentence carries the fact", "right"),
@@ -141,10 +143,10 @@ def counts_to_table(counts: Counter[str]) -> str:
         ("fact deleted: still right", "fact in the caption"),
     ]
     lines = []
-    for name, among in rows:
-        of = counts[among]
-        share = f"{counts[name] / of:7.1%}" if of else "      –"
-        lines.append(f"{name:<42}{counts[name]:>5} of {of:<5}{share}")
+    for name, base in rows:
+        total = counts[base]
+        share = f"{counts[name] / total:7.1%}" if total else "      –"
+        lines.append(f"{name:<42}{counts[name]:>5} of {total:<5}{share}")
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
-"""How right nano is about plain shapes: ``python -m edgeprism.models.nano.recipe.measure.plain``.
+"""Measure nano on plain shapes: ``python -m edgeprism.models.nano.recipe.measure.plain``.
 
-Captions held-out scenes (another random stream than training's; every second one shows a
-colour-shape pair that no training scene had) through EdgePrism's public API and scores every
-claim against the scene.
+Captions held-out scenes through EdgePrism's public API and scores every claim against the scene.
+The scenes come from another random stream than training's; every second one has a colour-shape pair
+that no training scene had.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edgeprism.models.nano.recipe.world.plain_scene import Scene, sample_scene, 
 
 
 def heldout_scenes(seed: int, count: int) -> list[Scene]:
-    """Test scenes: another random stream than training's; every second shows an unseen pair."""
+    """Return test scenes from another random stream than training's, half with an unseen pair."""
     return [
         sample_scene(random.Random(f"nano/heldout/{seed}/{i}"), unseen=i % 2 == 0)
         for i in range(count)
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bundle", default="nano", help="name or folder of the bundle")
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0, help="of the held-out scenes")
-    parser.add_argument("--instruction", help="another instruction than the bundle's own")
+    parser.add_argument("--instruction", help="an instruction in place of the bundle's")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
     if options.scenes < 1:

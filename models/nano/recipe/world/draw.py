@@ -1,4 +1,4 @@
-"""From a scene to its picture, and on to the pixels the tower sees."""
+"""Draw scenes: scene → picture → the tower's pixels."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from edgeprism.models.nano.recipe.world.things import THINGS
 FRAME = 144  # side of the model's square input, pixels
 PATCH = 16
 GRID = FRAME // PATCH
-MASK = 96  # side of a shape's stored coverage
+MASK = 96  # side of a shape's coverage mask, pixels
 NAME_TO_INDEX = {name: i for i, name in enumerate(THINGS)}
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.floating]
 
 
 class Assets:
-    """The rasterised icons and fonts that ``assets`` has put into a folder."""
+    """The rasterised icons, fonts and photographs in a folder that ``assets`` has filled."""
 
     def __init__(self, folder: Path) -> None:
         self.sprites: Pixels = np.load(folder / "sprites.npy", mmap_mode="r")
-        found = sorted((folder / "fonts").glob("*.woff"))
-        self.fonts: list[Path | None] = list(found) or [None]
+        fonts = sorted((folder / "fonts").glob("*.woff"))
+        self.fonts: list[Path | None] = list(fonts) or [None]
         self._sized: dict[tuple[int, int], ImageFont.FreeTypeFont] = {}
         self._photographs = sorted((folder / "photographs" / "train").glob("*.jpg"))
 
@@ -42,13 +42,13 @@ class Assets:
         return Image.fromarray(np.ascontiguousarray(pixels), "RGBA")
 
     def photograph(self, number: int) -> Image.Image | None:
-        """One of the photographs of training; None where none were fetched."""
+        """Return one of the training photographs; None if none were fetched."""
         if not self._photographs:
             return None
         return _open_photograph(self._photographs[number % len(self._photographs)])
 
     def font(self, number: int, size: int) -> ImageFont.FreeTypeFont:
-        """One of the fonts; without any, Pillow's own."""
+        """Return one of the fonts, or Pillow's own if there are none."""
         size = max(6, size)
         key = (number % len(self.fonts), size)
         if key not in self._sized:
@@ -67,7 +67,7 @@ def _open_photograph(path: Path) -> Image.Image:
 
 
 def _corners(shape: str) -> list[tuple[float, float]] | None:
-    """Corners in the square [-1, 1]², y down; None for a shape of round parts."""
+    """Return corners in the square [-1, 1]², y down; None for a shape with round parts."""
     if shape == "diamond":
         return [(0, -1), (0.7, 0), (0, 1), (-0.7, 0)]
     if shape == "hexagon":
@@ -79,7 +79,7 @@ def _corners(shape: str) -> list[tuple[float, float]] | None:
 
 @cache
 def shape_to_mask(shape: str) -> Image.Image:
-    """Coverage of an upright shape, ``MASK`` pixels a side."""
+    """Return the coverage of an upright shape, ``MASK`` × ``MASK`` pixels."""
     side = 3 * MASK
     half = side / 2
     mask = Image.new("L", (side, side), 0)
@@ -107,7 +107,7 @@ def _paste(image: Image.Image, drawn: Image.Image, mask: Image.Image, item: Item
 
 
 def _draw_picture(image: Image.Image, item: Item, assets: Assets) -> None:
-    """A named thing or a shape: shrunk, turned, pasted."""
+    """Shrink, turn and paste a named thing or a shape."""
     pixels = max(4, round(item.w * max(image.size)))
     if item.kind == "thing":
         sprite = assets.sprite(item.look, item.name)
@@ -121,7 +121,7 @@ def _draw_picture(image: Image.Image, item: Item, assets: Assets) -> None:
 
 
 def text_to_mask(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Coverage of the print, cut to its ink."""
+    """Return the coverage of a printed text, cropped to its ink."""
     left, top, right, bottom = font.getbbox(text)
     mask = Image.new("L", (max(1, math.ceil(right - left)), max(1, math.ceil(bottom - top))), 0)
     ImageDraw.Draw(mask).text((-left, -top), text, fill=255, font=font)
@@ -129,7 +129,7 @@ def text_to_mask(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 
 def _draw_text(image: Image.Image, item: Item, assets: Assets) -> None:
-    """A word that fills its box without being stretched, a little turned."""
+    """Draw a word, slightly turned, that fills its box without distortion."""
     long_side = max(image.size)
     wide, high = item.w * long_side, item.h * long_side
     mask = text_to_mask(item.name, assets.font(item.look, 48))
@@ -140,14 +140,15 @@ def _draw_text(image: Image.Image, item: Item, assets: Assets) -> None:
     _paste(image, Image.new("RGB", mask.size, item.rgb), mask, item)
 
 
-def _write(image: Image.Image, text: str, at: tuple[float, float], high: float, item: Item,
+def _write(image: Image.Image, text: str, centre: tuple[float, float], high: float, item: Item,
            assets: Assets, ink: tuple[int, int, int]) -> None:  # fmt: skip
-    """Print centred at a point (shares of the canvas), ``high`` pixels tall."""
+    """Print centred at `centre` (shares of the canvas), ``high`` pixels tall."""
     mask = text_to_mask(text, assets.font(item.look, 48))
     scale = high / text_to_mask("H", assets.font(item.look, 48)).height
     size = (max(2, round(mask.width * scale)), max(2, round(mask.height * scale)))
     mask = mask.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    corner = (round(at[0] * image.width - size[0] / 2), round(at[1] * image.height - size[1] / 2))
+    corner = (round(centre[0] * image.width - size[0] / 2),
+              round(centre[1] * image.height - size[1] / 2))  # fmt: skip
     image.paste(ink, corner, mask)
 
 
@@ -156,7 +157,7 @@ def _ink(scene: Scene) -> tuple[int, int, int]:
 
 
 def _draw_chart(image: Image.Image, scene: Scene, assets: Assets) -> None:
-    """The axis box from 0 to ``TOP_VALUE`` with a line at every second step, bars, letters."""
+    """Draw the axis box from 0 to ``TOP_VALUE`` with a line at every second step, bars, letters."""
     draw = ImageDraw.Draw(image)
     w, h = image.size
     ink = _ink(scene)
@@ -179,7 +180,7 @@ TABLE_COLUMNS = (0.28, 0.7)  # centres of the two columns
 
 
 def _draw_table(image: Image.Image, scene: Scene, assets: Assets) -> None:
-    """Ruled rows of two cells."""
+    """Draw ruled rows of two cells."""
     draw = ImageDraw.Draw(image)
     w, h = image.size
     width = max(1, max(w, h) // 120)
@@ -195,14 +196,14 @@ def _draw_table(image: Image.Image, scene: Scene, assets: Assets) -> None:
 
 
 def _octaves(rng: np.random.Generator, size: tuple[int, int], roughness: float) -> Floats:
-    """Smooth random colour [h, w, 3], about -1 to 1: noise of every scale, coarser stronger."""
-    # A ninth of the pixels, blown up at the end: finer grain would not survive the tower's frame.
+    """Return smooth random colour [h, w, 3], about -1 to 1: noise of all scales, mostly coarse."""
+    # Compute a ninth of the pixels and enlarge them: the tower's frame would lose finer grain.
     small = (math.ceil(size[0] / 3), math.ceil(size[1] / 3))
     total = np.zeros((small[1], small[0], 3), np.float32)
     strength, cells = 1.0, 2
     while cells < max(small):
         grid = rng.normal(0, 1, (cells, cells, 3))
-        grid += rng.normal(0, 1, (cells, cells, 1))  # neighbouring channels go together
+        grid += rng.normal(0, 1, (cells, cells, 1))  # the three channels correlate
         for c in range(3):
             plane = Image.fromarray(grid[..., c].astype(np.float32), "F")
             total[..., c] += strength * np.asarray(plane.resize(small, Image.Resampling.BILINEAR))
@@ -221,7 +222,7 @@ def _gradient(scene: Scene, rng: np.random.Generator) -> Floats:
 
 
 def _photo(scene: Scene, rng: np.random.Generator) -> Floats:
-    """Lit surfaces with soft and hard borders: as busy as a photograph, and of nothing."""
+    """Return lit surfaces with soft and hard borders: as busy as a photograph, without content."""
     size = (scene.width, scene.height)
     base = _gradient(scene, rng) * rng.uniform(0.5, 1.0) + 60 * _octaves(
         rng, size, rng.uniform(0.5, 0.8)
@@ -250,7 +251,7 @@ def _photo(scene: Scene, rng: np.random.Generator) -> Floats:
 
 
 def _crop(photograph: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Some part of a photograph, perhaps mirrored, grey, or in other light."""
+    """Return a random part of a photograph, perhaps mirrored, grey, or in other light."""
     share = rng.uniform(0.25, 1.0) * min(photograph.width / size[0], photograph.height / size[1])
     wide, high = size[0] * share, size[1] * share
     left = rng.uniform(0, photograph.width - wide)
@@ -282,13 +283,13 @@ def _background(scene: Scene, assets: Assets) -> Image.Image:
         strength = 0.5 if scene.background == "patterned" else 1.5
         waves = _octaves(rng, size, 0.9).mean(-1, keepdims=True) * strength
         pixels = (one + two) / 2 + (one - two) * np.clip(waves, -1, 1)
-    else:  # "photo", and "photograph" where none were fetched
+    else:  # "photo", or "photograph" if none were fetched
         pixels = _photo(scene, rng)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGB")
 
 
 def _blemish(image: Image.Image, seed: int) -> Image.Image:
-    """One or two of: blur, a smaller copy blown up, noise, JPEG."""
+    """Apply one or two of: blur, scaling down and up, noise, JPEG."""
     rng = np.random.default_rng([seed, 1])
     if rng.random() < 0.35:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.006 * max(image.size))))
@@ -303,14 +304,14 @@ def _blemish(image: Image.Image, seed: int) -> Image.Image:
         noise = rng.normal(0, rng.uniform(2, 12), (image.height, image.width, 1))
         image = Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8), "RGB")
     if rng.random() < 0.5:
-        kept = io.BytesIO()
-        image.save(kept, "JPEG", quality=int(rng.integers(25, 85)))
-        image = Image.open(kept).convert("RGB")
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=int(rng.integers(25, 85)))
+        image = Image.open(buffer).convert("RGB")
     return image
 
 
 def scene_to_image(scene: Scene, assets: Assets) -> Image.Image:
-    """The picture a user would hand in: RGB, ``scene.width`` x ``scene.height``."""
+    """Return the picture as a user would pass it: RGB, ``scene.width`` × ``scene.height``."""
     if scene.plain is not None:
         return plain_scene.scene_to_image(scene.plain)
     image = _background(scene, assets)
@@ -325,7 +326,7 @@ def scene_to_image(scene: Scene, assets: Assets) -> Image.Image:
 
 
 def image_to_pixels(image: Image.Image) -> Pixels:
-    """The published image policy: centred square filled with 127, bicubic; [FRAME, FRAME, 3]."""
+    """Apply the bundle's image policy: centre on a square of 127, bicubic; [FRAME, FRAME, 3]."""
     side = max(image.size)
     if image.size != (side, side):
         square = Image.new("RGB", (side, side), plain_scene.PAD_FILL)

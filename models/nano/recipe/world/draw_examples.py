@@ -2,11 +2,10 @@
 
     python -m edgeprism.models.nano.recipe.world.draw_examples ASSETS OUT
 
-Writes ``scene1.png`` … and ``examples.json`` with what is true of each: of every kind the first
-scene of three items and more that the shipped bundle describes without a mistake, with and without
-a focus.
-The icons in them are of Noto Emoji (Apache-2.0) and Fluent Emoji (MIT) only, so that they may be
-passed on with a notice.
+Writes ``scene1.png`` … and ``examples.json`` with true captions. For every kind it takes the first
+scene of at least three items that the shipped bundle describes without a mistake, with and without
+a focus. The icons come only from Noto Emoji (Apache-2.0) and Fluent Emoji (MIT), so that the
+pictures may be distributed with a notice.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from edgeprism.models.nano.recipe.world.grammar import sample_query, scene_to_lo
 from edgeprism.models.nano.recipe.world.scene import Sampling
 from edgeprism.models.nano.recipe.world.sheets import sample_scene
 
-KINDS = {  # the number of the scene, and what kind
+KINDS = {  # number of the scene → its kind
     "noto": (7, Sampling(True, ("noto",), mixed=1.0, texts=1.0)),
     "fluent": (1, Sampling(True, ("fluent",), mixed=1.0, texts=0.0)),
     "shapes": (7, Sampling(True, mixed=0.0, plain=1.0)),
@@ -47,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         scene_to_image(scene, assets).save(options.out / name, optimize=True)
         entry = {"image": name, "caption": scene_to_long(scene)}
         if query is not None:
-            entry |= {"focus": query.focuses[-1], "said": query.said}
+            entry |= {"focus": query.focuses[-1], "said": query.sentence}
         listed.append(entry)
     text = json.dumps(listed, indent=2) + "\n"
     (options.out / "examples.json").write_text(text, encoding="utf-8")

@@ -1,9 +1,9 @@
-"""What is said of a scene: the long and the short caption, and what a focus asks for.
+"""The captions of a scene: long, short, and with the sentence that a focus asks for.
 
     Four objects on a white background: two small apples at the top left and on the right, a large
     red star in the centre and the word "CAT" at the bottom. The word is below the red star.
 
-A scene of the plain world gets word for word the caption of ``plain_grammar``.
+Scenes of the plain world get exactly the captions of ``plain_grammar``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHORT = "Describe the picture briefly."
 
 
 def join(parts: Sequence[str]) -> str:
-    """ "a, b and c"."""
+    """Return "a, b and c"."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
@@ -32,7 +32,7 @@ def with_article(name: str) -> str:
 
 
 def item_to_name(item: Item) -> str:
-    """ "apple", "red star", "word", "number"."""
+    """Return "apple", "red star", "word" or "number"."""
     if item.kind == "text":
         return "number" if item.name.isdigit() else "word"
     return f"{item.colour} {item.name}" if item.kind == "shape" else item.name
@@ -70,14 +70,14 @@ def relation(a: Item, b: Item) -> str:
 
 
 def _singles(scene: Scene) -> list[Item]:
-    """Items that their name alone tells from all others."""
+    """Return the items whose name no other item has."""
     items = [g.first for g in scene_to_groups(scene) if len(g.items) == 1]
     names = [item_to_name(i) for i in items]
     return [item for item, name in zip(items, names, strict=True) if names.count(name) == 1]
 
 
 def scene_to_list(scene: Scene) -> str:
-    """All of it, in reading order."""
+    """Return the list of all items, in reading order."""
     if scene.kind == "nothing":
         return NOTHING
     if scene.kind in ("chart", "table"):
@@ -90,22 +90,22 @@ def scene_to_list(scene: Scene) -> str:
 
 
 def scene_to_relation(scene: Scene) -> str:
-    """How two of the items stand to each other; "" where no two are told apart by name."""
+    """Return the relation of two items; "" if fewer than two have a name of their own."""
     singles = _singles(scene) if scene.kind == "mixed" else []
     if len(singles) < 2:
         return ""
-    # As in the plain world: of two the first to the second, else the last to the one before.
+    # As in the plain world: of two, the first to the second; of more, the last to the one before.
     a, b = (singles[0], singles[1]) if len(singles) == 2 else (singles[-1], singles[-2])
     return relation(a, b)
 
 
-def list_then(scene: Scene, said: str) -> str:
-    """All there is, then ``said``: once something is listed it need only be looked up."""
-    return f"{scene_to_list(scene)} {said}".rstrip()
+def list_then(scene: Scene, sentence: str) -> str:
+    """Return the list and then ``sentence``, which the decoder can then copy from the list."""
+    return f"{scene_to_list(scene)} {sentence}".rstrip()
 
 
 def scene_to_long(scene: Scene) -> str:
-    """All of it, and how two of the items stand to each other."""
+    """Return the long caption: the list and the relation of two items."""
     return list_then(scene, scene_to_relation(scene))
 
 
@@ -115,7 +115,7 @@ def _sheet(scene: Scene) -> str:
 
 
 def scene_to_short(scene: Scene) -> str:
-    """What there is, without where."""
+    """Return the short caption: the items without their places."""
     if scene.kind == "nothing":
         return NOTHING
     if scene.kind in ("chart", "table"):
@@ -129,20 +129,20 @@ def scene_to_short(scene: Scene) -> str:
 
 @dataclass(frozen=True)
 class Query:
-    """Something to ask of a scene.
+    """A question about a scene.
 
-    ``focuses`` are ways to name it in an instruction; ``said`` is what a caption with that focus
-    ends with; ``question`` and ``answer`` put it to a reasoner.
+    ``focuses`` are its wordings in an instruction; a caption with such a focus ends with
+    ``sentence``; ``question`` and ``answer`` are for a reasoner.
     """
 
     kind: str  # colour, count, relation, text, presence, chart, place
     focuses: tuple[str, ...]
-    said: str
+    sentence: str
     question: str
     answer: str
 
 
-# The last of each is only ever used in tests.
+# Training never uses the last of each, which is for tests.
 WORDINGS: dict[str, tuple[str, ...]] = {
     "colour": (
         "the colour of the {a}",
@@ -245,20 +245,20 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _query(kind: str, said: str, answer: str, question: str, **names: str) -> Query:
+def _query(kind: str, sentence: str, answer: str, question: str, **names: str) -> Query:
     return Query(
         kind,
         tuple(w.format(**names) for w in WORDINGS[kind]),
-        said,
+        sentence,
         question.format(**names),
         answer,
     )
 
 
 def _absent(scene: Scene, rng: random.Random) -> str:
-    """A thing, or a shape of no colour, that the scene has none of."""
-    there = {i.name for i in scene.items}
-    return rng.choice([n for n in (*THINGS, *SHAPES) if n not in there])
+    """Return the name of a thing or shape that the scene lacks."""
+    present = {i.name for i in scene.items}
+    return rng.choice([n for n in (*THINGS, *SHAPES) if n not in present])
 
 
 def ask_colour(scene: Scene, rng: random.Random) -> Query | None:
@@ -274,7 +274,7 @@ def ask_colour(scene: Scene, rng: random.Random) -> Query | None:
 
 
 def ask_count(scene: Scene, rng: random.Random, absent: float = 0.12) -> Query | None:
-    """``absent``: how often the number asked for is of what is not there."""
+    """Ask for a number; ``absent`` is the share of questions about absent things."""
     groups = [g for g in scene_to_groups(scene) if g.first.kind in ("thing", "shape")]
     if not groups and scene.kind != "mixed":
         return None
@@ -284,10 +284,10 @@ def ask_count(scene: Scene, rng: random.Random, absent: float = 0.12) -> Query |
         group = max(groups, key=lambda g: (len(g.items) * (rng.random() < 0.5), rng.random()))
         name, count = _plural(group.first), len(group.items)
         if count == 1:
-            said = f"There is one {item_to_name(group.first)}."
-            return _query("count", said, "one", "How many {p} are there?", p=name)
-    said = f"There are {NUMBERS[count]} {name}."
-    return _query("count", said, NUMBERS[count], "How many {p} are there?", p=name)
+            sentence = f"There is one {item_to_name(group.first)}."
+            return _query("count", sentence, "one", "How many {p} are there?", p=name)
+    sentence = f"There are {NUMBERS[count]} {name}."
+    return _query("count", sentence, NUMBERS[count], "How many {p} are there?", p=name)
 
 
 def ask_relation(scene: Scene, rng: random.Random) -> Query | None:
@@ -296,10 +296,10 @@ def ask_relation(scene: Scene, rng: random.Random) -> Query | None:
     if scene.kind != "mixed" or len(singles) < 2:
         return None
     a, b = rng.sample(singles, 2)
-    said = relation(a, b)
+    sentence = relation(a, b)
     answer = cells_to_relation(a.cell, b.cell)
     question = "Where is the {a} relative to the {b}?"
-    return _query("relation", said, answer, question, a=item_to_name(a), b=item_to_name(b))
+    return _query("relation", sentence, answer, question, a=item_to_name(a), b=item_to_name(b))
 
 
 def ask_text(scene: Scene, rng: random.Random) -> Query | None:
@@ -310,9 +310,9 @@ def ask_text(scene: Scene, rng: random.Random) -> Query | None:
     if not texts and rng.random() < 0.7:
         return None
     read = join([f'"{text}"' for text in texts]) if texts else ""
-    said = f"The text reads {read}." if texts else "There is no text."
+    sentence = f"The text reads {read}." if texts else "There is no text."
     answer = join(texts) if texts else "no text"
-    return _query("text", said, answer, "What does the text read?")
+    return _query("text", sentence, answer, "What does the text read?")
 
 
 def ask_presence(scene: Scene, rng: random.Random) -> Query | None:
@@ -325,8 +325,10 @@ def ask_presence(scene: Scene, rng: random.Random) -> Query | None:
         group = rng.choice(groups)
         name = item_to_name(group.first)
         few = len(group.items) == 1
-        said = f"There is {with_article(name)}." if few else f"There are {_group_to_short(group)}."
-        return _query("presence", said, "yes", question, o=with_article(name))
+        sentence = (
+            f"There is {with_article(name)}." if few else f"There are {_group_to_short(group)}."
+        )
+        return _query("presence", sentence, "yes", question, o=with_article(name))
     name = _absent(scene, rng)
     return _query("presence", f"There is no {name}.", "no", question, o=with_article(name))
 
@@ -343,9 +345,9 @@ def ask_chart(scene: Scene, rng: random.Random) -> Query | None:
         word, pick = rng.choice((("tallest", max(values)), ("lowest", min(values))))
         if values.count(pick) == 1:
             item = scene.items[values.index(pick)]
-            said = f"The {word} bar is {item.name} with {item.value}."
+            sentence = f"The {word} bar is {item.name} with {item.value}."
             return _query(
-                "chart", said, str(pick), "What is the value of {v}?", v=f"the {word} bar"
+                "chart", sentence, str(pick), "What is the value of {v}?", v=f"the {word} bar"
             )
     name = item.name if rng.random() < 0.5 else f"{what} {item.name}"
     return _query(
@@ -380,7 +382,7 @@ ASK: dict[str, Callable[[Scene, random.Random], Query | None]] = {
 
 
 def sample_query(scene: Scene, rng: random.Random) -> Query | None:
-    """Something that can be asked of this scene."""
+    """Return a random question about this scene."""
     for kind in rng.sample(list(ASK), len(ASK)):
         query = ASK[kind](scene, rng)
         if query is not None:

@@ -1,4 +1,4 @@
-"""What the renderer knows about each patch of a picture: what the tower is taught."""
+"""The labels of a picture's patches, which the renderer knows and the tower learns."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from edgeprism.models.nano.recipe.world.scene import (
 
 IDENTITIES = (*NAMES, *SHAPES, "text", "bar", "row")
 MOST_RANKS = 9  # crowded training scenes have more items than a caption lists
-END = len(CHARS)  # after a word's last letter
+END = len(CHARS)  # the class after a word's last letter
 KINDS = ("mixed", "chart", "table", "nothing")
-# name → classes; -1 is "no such label here" and is not learnt, but rank 0 is "background"
+# name → number of classes; -1 means "no such label", which is not learnt; rank 0: "background"
 PATCH_LABELS = {
     "identity": len(IDENTITIES),
     "colour": len(COLOURS),
@@ -56,13 +56,13 @@ Labels = NDArray[np.int16]
 
 
 def _to_square(scene: Scene, cx: float, cy: float) -> tuple[float, float]:
-    """Shares of the canvas → shares of the padded square."""
+    """Convert shares of the canvas to shares of the padded square."""
     side = scene.long_side
     return 0.5 + (cx - 0.5) * scene.width / side, 0.5 + (cy - 0.5) * scene.height / side
 
 
 def _cover(x: float, y: float, w: float, h: float) -> NDArray[np.float64]:
-    """Share of each patch that a box of the padded square covers, [GRID, GRID]."""
+    """Return the share of each patch that a box in the padded square covers, [GRID, GRID]."""
     across = np.minimum(_HIGH, x + w / 2) - np.maximum(_LOW, x - w / 2)
     down = np.minimum(_HIGH, y + h / 2) - np.maximum(_LOW, y - h / 2)
     share: NDArray[np.float64] = (
@@ -71,12 +71,12 @@ def _cover(x: float, y: float, w: float, h: float) -> NDArray[np.float64]:
     return share
 
 
-def _letter(text: str, at: int) -> int:
-    return CHARS.index(text[at]) if at < len(text) else END
+def _letter(text: str, index: int) -> int:
+    return CHARS.index(text[index]) if index < len(text) else END
 
 
 def _print(labels: Labels, text: str, x: float, y: float, w: float, h: float) -> None:
-    """The letter of print that mostly lies under each patch."""
+    """Label each patch with the letter that covers most of it."""
     step = w / len(text)
     best = np.full((GRID, GRID), 0.15)
     for i, letter in enumerate(text):
@@ -89,18 +89,20 @@ def _print(labels: Labels, text: str, x: float, y: float, w: float, h: float) ->
 def _label_item(labels: Labels, scene: Scene, item: Item, rank: int, count: int) -> None:
     x, y = _to_square(scene, item.cx, item.cy)
     cover = _cover(x, y, item.w, item.h)
-    here = cover >= min(0.25, 0.8 * cover.max())  # a thin item still owns its best patches
+    covered = cover >= min(0.25, 0.8 * cover.max())  # a thin item still gets its best patches
     name = item.name if item.kind in ("thing", "shape") else item.kind
-    known = {
+    values = {
         "identity": _IDENTITY[name], "rank": rank + 1, "count": count - 1, "cell": item.cell,
         "colour": _COLOUR.get(item.colour, -1), "size": _SIZE.get(item.size, -1),
     }  # fmt: skip
     if item.kind in _SPELT:
         text = item.name + (str(item.value) if item.kind == "row" else "")
-        known |= {f"letter{i}": _letter(text, i) for i in range(MOST_LETTERS)}
+        values |= {f"letter{i}": _letter(text, i) for i in range(MOST_LETTERS)}
     if item.kind == "bar":
-        known["value"] = item.value
-    labels[here] = [known.get(label, -1) for label in PATCH_LABELS]  # every patch knows all of it
+        values["value"] = item.value
+    labels[covered] = [
+        values.get(label, -1) for label in PATCH_LABELS
+    ]  # every patch gets all of the item's labels
     if item.kind == "text":
         _print(labels, item.name, x, y, item.w, item.h)
     elif item.kind == "bar":
@@ -109,12 +111,12 @@ def _label_item(labels: Labels, scene: Scene, item: Item, rank: int, count: int)
     elif item.kind == "row":
         high = min(item.h * 0.6, 0.14)
         for text, column in zip((item.name, str(item.value)), TABLE_COLUMNS, strict=True):
-            at = _to_square(scene, column, item.cy)
-            _print(labels, text, *at, high * 0.75 * len(text), high)
+            centre = _to_square(scene, column, item.cy)
+            _print(labels, text, *centre, high * 0.75 * len(text), high)
 
 
 def scene_to_patch_labels(scene: Scene) -> Labels:
-    """[GRID², labels] class indices in the order of ``PATCH_LABELS``."""
+    """Return class indices [GRID², labels] in the order of ``PATCH_LABELS``."""
     labels = np.full((GRID, GRID, len(PATCH_LABELS)), -1, np.int16)
     labels[..., _COLUMN["rank"]] = 0
     for rank, group in enumerate(scene_to_groups(scene)):
@@ -124,7 +126,7 @@ def scene_to_patch_labels(scene: Scene) -> Labels:
 
 
 def scene_to_scene_labels(scene: Scene) -> tuple[int, int, int]:
-    """Background (-1 where it has no word), number of groups, kind."""
+    """Return background (-1 if it has no word), number of groups, and kind."""
     background = (
         PAINTED.index(scene.background) if scene.background in PAINTED and scene.items else -1
     )

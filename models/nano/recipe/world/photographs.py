@@ -1,9 +1,9 @@
 """Fetch photographs: ``python -m edgeprism.models.nano.recipe.world.photographs FOLDER``.
 
-Nano knows drawn pictures; it learns to say so of photographs from those in
-``FOLDER/train`` and is tested on those in ``FOLDER/test``. They come out of packages of three
-registries (pip, npm, apt-get; Debian 12's versions) under the licences noted here, are shrunk to
-``LONG_SIDE`` pixels and never committed.
+nano knows only drawn pictures. From the photographs in ``FOLDER/train`` it learns to say that it
+knows nothing in them; those in ``FOLDER/test`` test it. The photographs come from packages of three
+registries (pip, npm, apt-get; Debian 12's versions), under the licences noted here. The script
+shrinks them to ``LONG_SIDE`` pixels; they are never committed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LONG_SIDE = 720
 
 @dataclass(frozen=True)
 class Package:
-    """Photographs of one package: ``files`` are their paths in it, wherever ``root`` is."""
+    """Photographs of one package: ``files`` are their paths below ``root``."""
 
     registry: str  # debian, npm, pypi
     name: str
@@ -35,7 +35,7 @@ class Package:
     licence: str
     use: str  # train or test
     root: str
-    files: str  # names, separated by blanks
+    files: str  # names, separated by spaces
 
 
 _STDLIB = (
@@ -106,7 +106,7 @@ PACKAGES = (
 
 
 def _debian_files(package: Package) -> dict[str, bytes]:
-    """What lies under the package's root, by path from there."""
+    """Return the files below the package's root, by path from there."""
     with tempfile.TemporaryDirectory() as folder:
         source = f"{package.name}={package.version}"
         subprocess.run(["apt-get", "download", "-qq", source], cwd=folder, check=True)
@@ -128,14 +128,14 @@ def _pypi_files(package: Package) -> dict[str, bytes]:
 
 
 def package_to_files(package: Package) -> dict[str, bytes]:
-    """All files of a package, by path."""
+    """Return all files of a package, by path."""
     if package.registry == "npm":
         return fetch_package(package.name, package.version)
     return (_debian_files if package.registry == "debian" else _pypi_files)(package)
 
 
 def photographs(package: Package, files: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """A short name and the bytes of each; ``*.jpg`` stands for the smallest picture there."""
+    """Yield each photograph's short name and bytes; ``*.jpg``: the smallest picture there."""
     below = {path: data for path, data in files.items() if path.startswith(package.root + "/")}
     for name in package.files.split():
         if name == "*.jpg":
@@ -160,7 +160,9 @@ def shrink(data: bytes) -> Image.Image:
 def main(arguments: list[str] | None = None) -> int:
     """Gather from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("folder", type=Path, help="where to keep them, outside the repository")
+    parser.add_argument(
+        "folder", type=Path, help="folder for the photographs, outside the repository"
+    )
     folder: Path = parser.parse_args(arguments).folder
     fetched: dict[str, dict[str, bytes]] = {}
     lines = []

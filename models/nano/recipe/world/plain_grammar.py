@@ -1,7 +1,7 @@
-"""What a caption says about a scene, and what a caption claims.
+"""Captions of plain scenes: write them, read their claims, score them.
 
-``scene_to_caption`` writes the one true caption; ``caption_to_facts`` reads any caption back,
-however wrong; ``score_caption`` compares a caption with its scene.
+``scene_to_caption`` writes the true caption; ``caption_to_facts`` reads any caption, even a wrong
+one; ``score_caption`` compares a caption with its scene.
 
     Two objects on a grey background: a large red circle at the top left and a small blue star
     in the centre. The red circle is above and to the left of the blue star.
@@ -37,7 +37,7 @@ COUNTS = ("One object", "Two objects", "Three objects")
 
 
 def cells_to_relation(cell: int, other: int) -> str:
-    """How what stands in ``cell`` stands to what stands in ``other`` (ninths, 0 to 8)."""
+    """Return the relation of an object in ``cell`` to one in ``other`` (ninths, 0 to 8)."""
     rows = cell // 3 - other // 3
     columns = cell % 3 - other % 3
     parts = []
@@ -49,14 +49,14 @@ def cells_to_relation(cell: int, other: int) -> str:
 
 
 def _related(things: tuple[Thing, ...]) -> tuple[Thing, Thing] | None:
-    """The pair the last sentence is about: of two the first, of three the last, to the second."""
+    """Return the last sentence's pair: of two objects first to second, of three last to second."""
     if len(things) < 2:
         return None
     return (things[0], things[1]) if len(things) == 2 else (things[2], things[1])
 
 
 def scene_to_caption(scene: Scene) -> str:
-    """The caption nano is taught: all objects in reading order, then one relation."""
+    """Return the true caption: all objects in reading order, then one relation."""
     items = [f"a {t.size} {t.colour} {t.shape} {PLACES[t.cell]}" for t in scene.things]
     listed = items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
     text = f"{COUNTS[len(items) - 1]} on a {scene.background} background: {listed}."
@@ -73,7 +73,7 @@ def scene_to_caption(scene: Scene) -> str:
 
 @dataclass(frozen=True)
 class Claim:
-    """One object as a caption names it; ``cell`` is None where the place is not readable."""
+    """One object in a caption; ``cell`` is None if the caption's place is not readable."""
 
     size: str
     colour: str
@@ -83,7 +83,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Facts:
-    """All a caption claims; None for what it does not say."""
+    """All claims of a caption; None for missing ones."""
 
     count: int | None
     background: str | None
@@ -92,7 +92,7 @@ class Facts:
 
 
 def either(words: Iterable[str]) -> str:
-    """A pattern of any of them; the longest first, or "at the top" would hide "at the top left"."""
+    """Return a pattern of any word, longest first: else "at the top" hides "at the top left"."""
     return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
 
 
@@ -106,7 +106,7 @@ _RELATION = re.compile(
 
 
 def caption_to_facts(caption: str) -> Facts:
-    """Read a caption; what it does not say in the grammar's words is missing from the facts."""
+    """Read a caption's claims; only the grammar's own wordings are understood."""
     head = _HEAD.match(caption)
     claims = tuple(
         Claim(size, colour, shape, PLACES.index(place) if place else None)
@@ -127,31 +127,31 @@ def caption_to_facts(caption: str) -> Facts:
 
 @dataclass(frozen=True)
 class ObjectScore:
-    """How one true object fared. Size and place count only for an object that was named."""
+    """The score of one true object. Size and place count only if the caption names it."""
 
     unseen_pair: bool
-    named: bool  # right shape and right colour in one claim
+    named: bool  # one claim has its shape and its colour
     size: bool
     place: bool
 
 
 @dataclass(frozen=True)
 class CaptionScore:
-    """How one caption fared against its scene."""
+    """The score of one caption."""
 
     objects: tuple[ObjectScore, ...]
-    invented: int  # claims that fit no object of the scene by shape and colour
+    invented: int  # claims whose shape and colour no object of the scene has
     count: bool
     background: bool
     relation: bool | None  # None when the scene has one object and so no relation
-    flawless: bool  # the caption is the true one, word for word
+    flawless: bool  # the caption equals the true one, word for word
 
 
 def score_caption(scene: Scene, caption: str) -> CaptionScore:
     """Score a caption.
 
-    An object is right when a claim has both its shape and its colour; a relation is right when
-    it is true of the scene's objects, whichever pair it names.
+    An object is right if a claim has both its shape and its colour. A relation is right if it
+    is true, for any pair of the scene's objects.
     """
     facts = caption_to_facts(caption)
     open_claims = list(facts.claims)
@@ -186,14 +186,14 @@ def score_caption(scene: Scene, caption: str) -> CaptionScore:
 def _relation_holds(scene: Scene, facts: Facts) -> bool:
     if facts.relation is None:
         return False
-    colour, shape, said, other_colour, other_shape = facts.relation
+    colour, shape, relation, other_colour, other_shape = facts.relation
     cells = {(t.colour, t.shape): t.cell for t in scene.things}
     a, b = cells.get((colour, shape)), cells.get((other_colour, other_shape))
-    return a is not None and b is not None and a != b and cells_to_relation(a, b) == said
+    return a is not None and b is not None and a != b and cells_to_relation(a, b) == relation
 
 
 def scores_to_table(scores: list[CaptionScore], scenes: list[Scene]) -> dict[str, float]:
-    """Shares over many captions; keys are the rows of the printed table."""
+    """Return the shares over many captions, by row of the printed table."""
     objects = [o for s in scores for o in s.objects]
     named = [o for o in objects if o.named]
 

@@ -1,8 +1,8 @@
-"""The plain world, shapes alone: its scenes, and the renderer that draws them.
+"""The plain world of shapes alone: its scenes and their renderer.
 
 A scene is one to three flat shapes on a plain background, at most one in each ninth of the
 frame. Everything is a function of a seeded ``random.Random``: the same seed draws the same
-pixels. What a caption says about a scene is in ``plain_grammar``.
+pixels. ``plain_grammar`` writes the captions.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "mint": (190, 235, 205),
     "charcoal": (70, 72, 78),
 }
-# Widest extent as a share of the padded frame's side; neighbours differ by a factor of 1.4.
+# Largest extent as a share of the padded frame's side; sizes differ by factors of 1.4.
 SIZES: dict[str, float] = {"small": 0.155, "medium": 0.22, "large": 0.31}
 SIZE_JITTER = 0.06
-# Colour-shape pairs that no training scene ever shows: each shape once, each colour at most once.
+# Colour-shape pairs that no training scene has: each shape once, each colour at most once.
 UNSEEN_PAIRS = frozenset(
     {
         ("red", "heart"),
@@ -54,8 +54,8 @@ ALL_PAIRS = tuple((c, s) for c in COLOURS for s in SHAPES)
 SEEN_PAIRS = tuple(p for p in ALL_PAIRS if p not in UNSEEN_PAIRS)
 
 PAD_FILL = (127, 127, 127)
-CENTRE_JITTER = 0.075  # of the canvas; a ninth's border is 0.167 from its centre
-MIN_CONTRAST = 80.0  # RGB distance of an object to the background
+CENTRE_JITTER = 0.075  # share of the canvas; a ninth's border is 0.167 from its centre
+MIN_CONTRAST = 80.0  # minimum RGB distance between object and background
 OVERSAMPLE = 3
 
 
@@ -103,9 +103,9 @@ def _sample_thing(
     long_side = max(canvas)
     centre = []
     for index, side in ((cell % 3, canvas[0]), (cell // 3, canvas[1])):
-        at = (index + 0.5) / 3 + rng.uniform(-CENTRE_JITTER, CENTRE_JITTER)
+        position = (index + 0.5) / 3 + rng.uniform(-CENTRE_JITTER, CENTRE_JITTER)
         margin = (extent / 2) * long_side / side + 0.01  # keeps the whole object in the picture
-        centre.append(min(1 - margin, max(margin, at)))
+        centre.append(min(1 - margin, max(margin, position)))
     colour, shape = pair
     return Thing(
         shape=shape,
@@ -130,17 +130,17 @@ def _overlap(a: Thing, b: Thing, canvas: tuple[int, int]) -> bool:
 def sample_scene(rng: random.Random, count: int | None = None, unseen: bool = False) -> Scene:
     """Draw a scene: ``count`` objects (1 to 3, else random).
 
-    ``unseen`` gives one of them a pair of ``UNSEEN_PAIRS``; without it none has one.
-    No two objects of a scene share both colour and shape, so a caption can name each.
+    With ``unseen`` one object has a pair of ``UNSEEN_PAIRS``, otherwise none has. No two objects
+    of a scene share both colour and shape, so a caption can name each.
     """
     count = count or rng.choice((1, 2, 2, 3, 3))
     long_side = rng.randint(160, 320)
     short_side = long_side if rng.random() < 0.7 else round(long_side * rng.uniform(0.8, 1.0))
     canvas = (long_side, short_side) if rng.random() < 0.5 else (short_side, long_side)
     background = rng.choice(tuple(BACKGROUNDS))
-    seen = [p for p in SEEN_PAIRS if _contrasts(p[0], background)]
+    seen_pairs = [p for p in SEEN_PAIRS if _contrasts(p[0], background)]
     while True:
-        pairs = rng.sample(seen, count)
+        pairs = rng.sample(seen_pairs, count)
         if unseen:
             hidden = sorted(p for p in UNSEEN_PAIRS if _contrasts(p[0], background))
             pairs[rng.randrange(count)] = rng.choice(hidden)
@@ -157,7 +157,7 @@ def sample_scene(rng: random.Random, count: int | None = None, unseen: bool = Fa
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
-    """Corners of a shape in the square [-1, 1]², y down."""
+    """Return the corners of a shape in the square [-1, 1]², y down."""
     turn = 2 * math.pi
     if shape == "square":
         return [(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)]
@@ -191,7 +191,7 @@ def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, fill: int) ->
 
 
 def _thing_to_mask(thing: Thing, pixels: int) -> Image.Image:
-    """Coverage of the object in its own box of ``pixels`` x ``pixels``, 8 bit."""
+    """Return the object's 8-bit coverage in its own box of ``pixels`` × ``pixels``."""
     side = pixels * OVERSAMPLE
     mask = Image.new("L", (side, side), 0)
     draw = ImageDraw.Draw(mask)
@@ -213,7 +213,7 @@ def _thing_to_mask(thing: Thing, pixels: int) -> Image.Image:
 
 
 def scene_to_image(scene: Scene) -> Image.Image:
-    """The picture a user would hand in: RGB, ``scene.width`` x ``scene.height``."""
+    """Return the picture as a user would pass it: RGB, ``scene.width`` × ``scene.height``."""
     image = Image.new("RGB", (scene.width, scene.height), scene.background_rgb)
     long_side = max(scene.width, scene.height)
     for thing in scene.things:

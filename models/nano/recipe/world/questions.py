@@ -1,10 +1,10 @@
-"""The question set that ships.
+"""Make the question set that ships.
 
     python -m edgeprism.models.nano.recipe.world.questions ASSETS OUT.tsv
 
-Questions of six kinds about held-out scenes, in the wording that training never uses, as a
-VLMEvalKit TSV: most with lettered options, the wrong ones taken from what the picture also shows
-where it can be; every sixth of a kind open. A function of the seed and the grammar.
+The set is a VLMEvalKit TSV with questions of six kinds about held-out scenes, in wordings that
+training never uses. Most have lettered options, whose wrong ones name other things in the picture
+if possible; every sixth of a kind is open. The set is a function of the seed and the grammar.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _JPEG_QUALITY = 90
 
 
 def query_to_answer(query: Query) -> str:
-    """What an option or an open answer says: numbers in digits, "0" for none of them."""
+    """Return the text of an option or an open answer: numbers in digits, "0" for none."""
     if query.kind == "count" and query.answer in NUMBERS:
         return str(NUMBERS.index(query.answer))
     return query.answer
 
 
 def query_to_distractors(query: Query, scene: Scene, rng: random.Random) -> list[str]:
-    """Wrong answers, what the picture also shows first; fewer than three for yes and no."""
+    """Return wrong answers, those from the picture first; fewer than three for yes and no."""
     answer = query_to_answer(query)
     if query.kind == "presence":
         return ["no" if answer == "yes" else "yes"]
@@ -64,22 +64,22 @@ def query_to_distractors(query: Query, scene: Scene, rng: random.Random) -> list
     rng.shuffle(shown)
     rng.shuffle(others)
     if query.kind == "text":
-        shown[2:2] = others  # two words that might have been read come first
+        shown[2:2] = others  # two misread words come first
     wrong = [text for text in dict.fromkeys([*shown, *others]) if text != answer]
     return wrong[:3]
 
 
 def _misread(word: str, rng: random.Random) -> str:
-    """The word with one or two of its characters changed, letters to letters."""
+    """Return the word with one or two characters changed, letters to letters, digits to digits."""
     letters = list(word)
-    for at in rng.sample(range(len(letters)), min(len(letters), rng.choice((1, 2)))):
-        alike = CHARS[26:] if letters[at].isdigit() else CHARS[:26]
-        letters[at] = rng.choice([c for c in alike if c != letters[at]])
+    for index in rng.sample(range(len(letters)), min(len(letters), rng.choice((1, 2)))):
+        alike = CHARS[26:] if letters[index].isdigit() else CHARS[:26]
+        letters[index] = rng.choice([c for c in alike if c != letters[index]])
     return "".join(letters)
 
 
 def part(query: Query, scene: Scene) -> str:
-    """The second-level category: what of its kind a question is about."""
+    """Return the second-level category: the subject of a question within its kind."""
     if query.kind == "chart":
         return "bars" if scene.kind == "chart" else "table"
     if query.kind == "presence":
@@ -96,7 +96,7 @@ def part(query: Query, scene: Scene) -> str:
 
 
 def image_to_cell(image: Image.Image) -> str:
-    """Base64 of a PNG, or of a JPEG where that is smaller."""
+    """Return Base64 of a PNG, or of a JPEG if that is smaller."""
     png, jpeg = io.BytesIO(), io.BytesIO()
     image.save(png, "PNG", optimize=True)
     image.save(jpeg, "JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
@@ -111,7 +111,7 @@ def to_row(number: int, scene: Scene, query: Query, assets: Assets, seed: int) -
     row |= {
         "index": str(number),
         "image": image_to_cell(scene_to_image(scene, assets)),
-        "question": query.focuses[-1],  # the wording that is kept for tests
+        "question": query.focuses[-1],  # the wording for tests
         "category": query.kind,
         "l2-category": f"{query.kind}: {part(query, scene)}",
     }
@@ -125,7 +125,7 @@ def to_row(number: int, scene: Scene, query: Query, assets: Assets, seed: int) -
 
 
 def questions_to_tsv(assets: Assets, *, count: int, seed: int) -> str:
-    """The whole file, tab-separated, with a header."""
+    """Return the whole file: tab-separated, with a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, delimiter="\t", lineterminator="\n")
     writer.writeheader()

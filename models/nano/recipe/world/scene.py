@@ -1,4 +1,4 @@
-"""Scenes: what stands where, before anything is drawn.
+"""Scenes: items and their places, before anything is drawn.
 
 A scene is up to five items (named things, plain shapes, a printed word) each in its own ninth of
 the frame, or a bar chart, or a small table, or nothing that has a name. Everything is a function
@@ -23,9 +23,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = (*plain_scene.SHAPES, "diamond", "hexagon", "arrow", "oval")
 SIZES = plain_scene.SIZES
-THING_SIZES = {"small": 0.18, "medium": 0.24, "large": 0.32}  # a name needs more pixels
+THING_SIZES = {"small": 0.18, "medium": 0.24, "large": 0.32}  # things need more pixels than shapes
 BACKGROUNDS = plain_scene.BACKGROUNDS
-PAINTED = (*BACKGROUNDS, "gradient", "patterned")  # every word for a background
+PAINTED = (*BACKGROUNDS, "gradient", "patterned")  # all words for a background
 NAMES = tuple(THINGS)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CHARS = LETTERS + "0123456789"
@@ -48,16 +48,16 @@ WORDS = tuple(_WORDS.split())
 
 
 def is_held_out(word: str) -> bool:
-    """A tenth of all printed words, names' pairings included, never appear in training."""
+    """Return whether a printed word or a pairing is in the tenth that training never has."""
     return zlib.crc32(word.encode()) % 10 == 0
 
 
 @dataclass(frozen=True)
 class Item:
-    """One drawn thing. ``cx, cy`` are shares of the canvas, ``w, h`` of its longer side."""
+    """One item. ``cx, cy`` are shares of the canvas, ``w, h`` of its longer side."""
 
     kind: str  # thing, shape, text, bar, row
-    name: str  # a thing, a shape, what is printed, or a bar's or row's letter
+    name: str  # of a thing or shape, the printed text, or a bar's or row's letter
     colour: str  # of shapes and bars, else ""
     size: str  # of things and shapes, else ""
     cell: int  # ninth of the frame in reading order
@@ -65,7 +65,7 @@ class Item:
     cy: float
     w: float
     h: float
-    look: int  # a thing's style, a text's font (an index into what there is)
+    look: int  # index of a thing's style or of a text's font
     rgb: tuple[int, int, int]
     angle: float  # degrees
     value: int = 0  # of a bar or a row
@@ -73,7 +73,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """A canvas, its background, its items in reading order, and how the picture suffered."""
+    """A canvas, its background, its items in reading order, and the picture's defects."""
 
     kind: str  # mixed, chart, table, nothing
     width: int
@@ -83,7 +83,7 @@ class Scene:
     items: tuple[Item, ...]
     seed: int  # of textures and blemishes
     blemished: bool
-    plain: plain_scene.Scene | None = None  # a scene of the plain world, drawn as there
+    plain: plain_scene.Scene | None = None  # a scene of the plain world, which `plain_scene` draws
 
     @property
     def long_side(self) -> int:
@@ -93,7 +93,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Group:
-    """Items of one name (and colour): what a caption counts."""
+    """Items of one name (and colour), which a caption counts together."""
 
     items: tuple[Item, ...]
 
@@ -104,7 +104,7 @@ class Group:
 
 
 def scene_to_groups(scene: Scene) -> tuple[Group, ...]:
-    """Equal items together, in reading order of each one's first."""
+    """Group equal items, in reading order of the first of each group."""
     groups: dict[tuple[str, str, str], list[Item]] = {}
     for item in scene.items:
         groups.setdefault((item.kind, item.name, item.colour), []).append(item)
@@ -113,7 +113,7 @@ def scene_to_groups(scene: Scene) -> tuple[Group, ...]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which scenes to draw. ``unseen`` puts in what training never shows."""
+    """The mixture of scenes. ``unseen`` includes what training never has."""
 
     unseen: bool = False
     styles: tuple[str, ...] = TRAINING_STYLES
@@ -123,14 +123,14 @@ class Sampling:
     chart: float = 0.1
     table: float = 0.08
     texts: float = 0.45  # share of mixed scenes with a printed word
-    prints: int = 1  # most words in one scene
-    listed: float = 0.3  # share of prints that are words of a list; others are random
+    prints: int = 1  # maximum number of words in one scene
+    listed: float = 0.3  # share of printed words that come from a list; others are random
     tinted: float = 0.0  # share of shapes in a colour that need not have a name
     fonts: int = 9
 
 
 def plain_to_scene(plain: plain_scene.Scene, rng: random.Random) -> Scene:
-    """A scene of the plain world as one of this."""
+    """Convert a scene of the plain world."""
     items = tuple(
         Item("shape", t.shape, t.colour, t.size, t.cell, t.cx, t.cy, t.extent, t.extent, 0, t.rgb,
              math.degrees(t.angle))
@@ -151,7 +151,7 @@ def sample_canvas(rng: random.Random) -> tuple[int, int]:
 
 
 def _paint(rng: random.Random) -> tuple[str, tuple[tuple[int, int, int], ...]]:
-    """A background's word and colours: plain, or a gradient, or a faint pattern."""
+    """Return a background's word and colours: plain, a gradient, or a faint pattern."""
     names = tuple(BACKGROUNDS)
     kind = rng.random()
     one = jitter(rng, BACKGROUNDS[rng.choice(names)])
@@ -175,13 +175,15 @@ def contrasts(rgb: tuple[int, int, int], paint: tuple[tuple[int, int, int], ...]
 def _place(
     rng: random.Random, cell: int, w: float, h: float, canvas: tuple[int, int]
 ) -> tuple[float, float]:
-    """A centre in the cell, moved so that the whole item is in the picture."""
+    """Return a centre in the cell, moved so that the whole item is in the picture."""
     long_side = max(canvas)
     centre = []
     for index, side, extent in ((cell % 3, canvas[0], w), (cell // 3, canvas[1], h)):
-        at = (index + 0.5) / 3 + rng.uniform(-plain_scene.CENTRE_JITTER, plain_scene.CENTRE_JITTER)
+        position = (index + 0.5) / 3 + rng.uniform(
+            -plain_scene.CENTRE_JITTER, plain_scene.CENTRE_JITTER
+        )
         margin = extent / 2 * long_side / side + 0.01
-        centre.append(min(max(0.5, 1 - margin), max(min(0.5, margin), at)))
+        centre.append(min(max(0.5, 1 - margin), max(min(0.5, margin), position)))
     return centre[0], centre[1]
 
 
@@ -198,7 +200,7 @@ def _clash(a: Item, b: Item, canvas: tuple[int, int]) -> bool:
 
 
 def sample_text(rng: random.Random, unseen: bool, listed: float = 0.3) -> str:
-    """A word of at most four letters, or a number; in training never a held-out one."""
+    """Return a word of at most four letters or a number; in training never a held-out word."""
     while True:
         kind = rng.random()
         if kind < listed:
@@ -214,7 +216,7 @@ def sample_text(rng: random.Random, unseen: bool, listed: float = 0.3) -> str:
 def _text_item(rng: random.Random, how: Sampling, cell: int, canvas: tuple[int, int]) -> Item:
     text = sample_text(rng, how.unseen, how.listed)
     h = rng.uniform(0.12, 0.2)
-    w = h * (0.35 + 0.62 * len(text))  # a box; the renderer fits the print into it
+    w = h * (0.35 + 0.62 * len(text))  # the renderer fits the text into this box
     limit = 0.9 * canvas[0] / max(canvas)
     if w > limit:
         w, h = limit, h * limit / w
@@ -228,7 +230,7 @@ def _text_item(rng: random.Random, how: Sampling, cell: int, canvas: tuple[int, 
 def _identities(
     rng: random.Random, count: int, how: Sampling, paint: tuple[tuple[int, int, int], ...]
 ) -> list[tuple[str, str, str]]:
-    """(kind, name, colour) of ``count`` items; some groups have several."""
+    """Return (kind, name, colour) of ``count`` items; some are equal."""
     shapes = rng.choice((0.0, 0.2, 0.2, 1.0))
     usable = [c for c in COLOURS if shapes and contrasts(COLOURS[c], paint)]
     pairs = [(c, s) for c in usable for s in SHAPES if (c, s) not in UNSEEN_PAIRS]
@@ -255,9 +257,9 @@ def _identities(
 
 
 def tint(rng: random.Random, item: Item, paint: tuple[tuple[int, int, int], ...]) -> Item:
-    """A shape in any colour that stands out: its outline alone tells its name.
+    """Give a shape a random colour with contrast, so that only its outline reveals its name.
 
-    Never a colour nearest to one that this shape is not to have in training.
+    The colour is never closest to one that training never gives this shape.
     """
     while True:
         rgb = (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
@@ -267,12 +269,12 @@ def tint(rng: random.Random, item: Item, paint: tuple[tuple[int, int, int], ...]
 
 
 def to_pairing(name: str, other: str) -> str:
-    """One word for two things, whichever comes first; "pair of scissors" counts as "scissors"."""
+    """Return one key for two things in any order; "pair of scissors" counts as "scissors"."""
     return " ".join(sorted(n.rpartition(" of ")[2] for n in (name, other)))
 
 
 def _pair_held_out(one: tuple[str, str, str], others: list[tuple[str, str, str]]) -> bool:
-    """A tenth of all pairings of two named things are kept for the test."""
+    """Return whether a pairing of two named things is in the tenth that is for tests."""
     return any(
         one[0] == other[0] == "thing" and is_held_out(to_pairing(one[1], other[1]))
         for other in others
@@ -296,7 +298,7 @@ def _item(
 
 
 def sample_mixed(rng: random.Random, how: Sampling, count: int | None = None) -> Scene:
-    """Things, shapes and perhaps one printed word, each in its own ninth."""
+    """Sample things, shapes and perhaps printed words, each in its own ninth."""
     crowded = count is None and rng.random() < how.crowded
     count = count or (
         rng.randint(6, 9) if crowded else rng.choice((1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5))

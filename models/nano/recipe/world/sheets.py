@@ -1,4 +1,4 @@
-"""Scenes that are not items in ninths: bar charts, small tables, and pictures of nothing."""
+"""Sample scenes without ninths: bar charts, small tables, and pictures of nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from edgeprism.models.nano.recipe.world.scene import (
 
 
 def sample_scene(rng: random.Random, how: Sampling) -> Scene:
-    """Any scene of the world, in the shares of ``how``; the rest are pictures of nothing."""
+    """Sample any scene of the world, in the shares of ``how``; the rest show nothing."""
     kind = rng.random()
     if kind < how.mixed:
         return sample_mixed(rng, how)
@@ -43,7 +43,7 @@ def _labels(rng: random.Random, count: int) -> list[str]:
 
 
 def sample_chart(rng: random.Random, how: Sampling) -> Scene:
-    """A bar chart of two to five bars, values 1 to ``TOP_VALUE`` of the axis box's height."""
+    """Sample a chart of two to five bars with values 1 to ``TOP_VALUE``, the axis box's height."""
     canvas = sample_canvas(rng)
     name = rng.choice(tuple(BACKGROUNDS))
     paint = (jitter(rng, BACKGROUNDS[name]),)
@@ -70,7 +70,7 @@ def sample_chart(rng: random.Random, how: Sampling) -> Scene:
 
 
 def sample_table(rng: random.Random, how: Sampling) -> Scene:
-    """Two to five rows, a letter and a number of at most two digits in each."""
+    """Sample a table of two to five rows: a letter and a number of at most two digits."""
     canvas = sample_canvas(rng)
     name = rng.choice(tuple(BACKGROUNDS))
     paint = (jitter(rng, BACKGROUNDS[name]),)
@@ -110,7 +110,7 @@ NOTHINGS = ("blank", "gradient", "noise", "texture", "photo", "photo") + ("photo
 
 
 def sample_nothing(rng: random.Random, kind: str | None = None) -> Scene:
-    """A blank, noise, or what is as busy as a photograph: nothing that has a name here."""
+    """Sample a blank, noise, or a busy picture like a photograph: nothing that nano can name."""
     colours = tuple(tuple(rng.randrange(256) for _ in range(3)) for _ in range(2))
     paint = (
         (colours[0][0], colours[0][1], colours[0][2]),

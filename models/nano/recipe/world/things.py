@@ -1,7 +1,7 @@
-"""The things nano can name, and the icon sets they are drawn from.
+"""The things that nano can name, and the icon sets that draw them.
 
 ``THINGS`` maps a name to the icon id that every set of ``STYLES`` uses for it. Variants (skin
-tones, directions, faces beside full bodies) are folded: one icon a thing and style.
+tones, directions, faces of the same animals) are merged: one icon per thing and style.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class IconSet:
-    """One npm package of SVG icons: its pinned version, licence, and whose work it is."""
+    """One npm package of SVG icons: its pinned version, licence, and authors."""
 
     package: str
     version: str
@@ -46,10 +46,10 @@ STYLES: dict[str, IconSet] = {
         "https://github.com/twitter/twemoji",
     ),
 }  # fmt: skip
-HELD_OUT_STYLE = "twemoji"  # never trained on: it measures what a new hand's drawing costs
+HELD_OUT_STYLE = "twemoji"  # never in training: it measures accuracy in a new drawing style
 TRAINING_STYLES = tuple(style for style in STYLES if style != HELD_OUT_STYLE)
 
-# name = icon id, where they differ
+# name=icon id, if they differ
 _NAMED = """
 ant bear bee=honeybee bird butterfly camel cat cow crab crocodile dog dolphin duck eagle elephant
 fish fox frog horse koala ladybird=lady-beetle lion monkey mouse octopus owl panda penguin pig
@@ -68,7 +68,7 @@ palm_tree=palm-tree rainbow rose snowflake sun tree=deciduous-tree tulip volcano
 clover=four-leaf-clover ghost
 """
 
-# What English has no singular of is counted in these.
+# The counting words of things that have no singular in English.
 _MEASURES = {
     "cherries": "pair", "glasses": "pair", "headphones": "pair", "scissors": "pair",
     "fries": "packet", "grapes": "bunch",
@@ -86,7 +86,7 @@ _PLURALS = {"mouse": "mice", "knife": "knives", "leaf": "leaves", "die": "dice",
 
 
 def to_plural(name: str) -> str:
-    """The name of several: "leaf" to "leaves"."""
+    """Return the plural of a name: "leaf" → "leaves"."""
     measure, of, content = name.partition(" of ")
     if of:
         return to_plural(measure) + of + content
