@@ -1,4 +1,4 @@
-"""`edgeprism convert` as a person runs it: exit codes, streams, Ctrl-C."""
+"""`edgeprism convert` as a command: exit codes, streams, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_bundle_is_made_and_named_on_stdout(
     done = run(checkpoint_of(SPEC), out, "--lm-quant", "Q8_0", "--name", "näme")
     assert (done.returncode, done.stdout) == (0, f"{out}\n")
     assert "parity vision int8: relative_error" in done.stderr
-    assert "\x1b" not in done.stderr  # no bar where stderr is no terminal
+    assert "\x1b" not in done.stderr  # no progress bar if stderr is not a terminal
     manifest = manifest_from_bundle(out)
     assert manifest.name == "näme"
     assert [p.name for p in tmp_path.iterdir()] == [out.name]
@@ -74,7 +74,7 @@ def test_an_error_of_the_work_reaches_the_user(
 def test_ctrl_c_leaves_nothing(
     stage: str, checkpoint_of: Callable[[Spec], Folders], tmp_path: Path
 ) -> None:
-    """Interrupted as soon as the given trace of work is there."""
+    """Interrupt the command as soon as the given file of its work exists."""
     traces = {"start": "", "export": "work", "lm": "lm*.gguf"}
     options = ["--vision-quant", "fp32", "--lm-quant", "Q4_K_M"]
     process = subprocess.Popen(
@@ -125,7 +125,7 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     status = Path(f"/proc/{pid}/stat")
-    # nobody may have collected it yet: a zombie does no work
+    # its parent may not have reaped it yet: a zombie does no work
     return not (status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] == "Z")
 
 

@@ -1,4 +1,4 @@
-"""A bundle says, token for token, what its published checkpoint says."""
+"""A bundle generates the same tokens as its published checkpoint."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ References = dict[Spec, tuple[Reference, list[list[int]]]]
 
 @functools.cache
 def captions_of(bundle: Path) -> list[list[int]]:
-    """Greedy ids with nothing rounded: float32 cache, no flash attention."""
+    """Return greedy ids without rounding: float32 cache, no flash attention."""
     with Captioner.load(bundle, device="cpu", kv_type="f32", flash_attention=False) as captioner:
         return [
             caption_ids(
@@ -67,11 +67,11 @@ def captions_of(bundle: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def references(checkpoint_of: Checkpoints) -> References:
-    made = {}
+    tensors = {}
     for spec in SPECS:
         reference = Reference(checkpoint_of(spec))
-        made[spec] = reference, [reference.greedy(p, N_TOKENS) for p in pictures()]
-    return made
+        tensors[spec] = reference, [reference.greedy(p, N_TOKENS) for p in pictures()]
+    return tensors
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=describe)
@@ -97,18 +97,18 @@ def test_f16_agrees_wherever_the_reference_is_clear(
     n_clear = 0
     for picture, ids in zip(pictures(), texts, strict=True):
         expected = reference.forced_logits(picture, ids)
-        found = forced_logits(bundle, picture, ids)
+        actual = forced_logits(bundle, picture, ids)
         # F16 rounds by 2⁻¹¹; two dozen such roundings, amplified, move a logit by 2 % at most
         noise = 0.02 * expected.std(axis=-1)
         best_two = np.partition(expected, -2, axis=-1)[:, -2:]
         clear = best_two[:, 1] - best_two[:, 0] > 2 * noise
-        assert (found.argmax(axis=-1) == expected.argmax(axis=-1))[clear].all()
+        assert (actual.argmax(axis=-1) == expected.argmax(axis=-1))[clear].all()
         n_clear += int(clear.sum())
     assert n_clear > 2 * N_TOKENS
 
 
 def forced_logits(bundle: Path, picture: Image.Image, ids: list[int]) -> np.ndarray:
-    """Logits [len(ids), n_vocab] that predict each of `ids`, by the runtime's own engines."""
+    """Return logits [len(ids), n_vocab] that predict each of `ids`, from the runtime's engines."""
     with Captioner.load(bundle, device="cpu") as captioner:
         encoded = captioner.encode(picture)
         prompts = captioner.bundle.manifest.prompts
@@ -148,7 +148,7 @@ def test_rslora_scales_by_the_root(tmp_path: Path) -> None:
     assert captions_of(convert(folders, tmp_path / "out")) == expected
 
 
-# ---- the comparison sees mistakes
+# ---- the comparison notices mistakes
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `convert` refuses, how it says so, and that it leaves nothing behind."""
+"""What `convert` refuses, with which messages, and that it leaves no files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SINGLE = Spec(container="single", seed=6)
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Folders:
-    """A checkpoint of the test's own, to spoil."""
+    """Return a checkpoint that the test may damage."""
     return write_checkpoint(tmp_path / "checkpoint", SINGLE)
 
 
@@ -39,7 +39,7 @@ def edit_tensors(path: Path, edit: Callable[[dict[str, torch.Tensor]], object]) 
 
 
 def refusal(folders: Folders, out: Path) -> str:
-    """What CheckpointError says; nothing may be left where the bundle would be."""
+    """Return CheckpointError's message; check that no bundle and no files are left."""
     with pytest.raises(CheckpointError) as caught:
         convert(folders, out)
     left = [path.name for path in out.parent.iterdir() if out.name in path.name]
@@ -55,12 +55,12 @@ def test_all_missing_and_misshapen_tensors_are_listed(folders: Folders, tmp_path
         tensors["output.weight"] = tensors["output.weight"][:, :8].contiguous()
 
     edit_tensors(folders.llm / "model.safetensors", spoil)
-    said = refusal(folders, tmp_path / "out")
-    assert "missing: model.layers.0.attention.wo.weight [64, 64]" in said
-    assert "missing: model.norm.weight [64]" in said
-    assert "output.weight: [" in said
-    assert "2 missing, 1 of another shape" in said
-    assert str(folders.llm) in said
+    message = refusal(folders, tmp_path / "out")
+    assert "missing: model.layers.0.attention.wo.weight [64, 64]" in message
+    assert "missing: model.norm.weight [64]" in message
+    assert "output.weight: [" in message
+    assert "2 missing, 1 of another shape" in message
+    assert str(folders.llm) in message
 
 
 def test_missing_vision_tensor_is_named(folders: Folders, tmp_path: Path) -> None:
@@ -86,10 +86,10 @@ def test_adapter_tensors_without_a_base_tensor_are_listed(folders: Folders, tmp_
             tensors[f"base_model.model.lm_head.lora_{half}.weight"] = tensor
 
     edit_tensors(folders.captioner / "llm_adapter" / "adapter_model.safetensors", rename)
-    said = refusal(folders, tmp_path / "out")
-    assert "2 adapter tensors match no tensor" in said
-    assert "base_model.model.lm_head.lora_A.weight" in said
-    assert "base_model.model.lm_head.lora_B.weight" in said
+    message = refusal(folders, tmp_path / "out")
+    assert "2 adapter tensors match no tensor" in message
+    assert "base_model.model.lm_head.lora_A.weight" in message
+    assert "base_model.model.lm_head.lora_B.weight" in message
 
 
 def test_half_a_lora_pair_is_named(folders: Folders, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_half_a_lora_pair_is_named(folders: Folders, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"rank_pattern": {"wqkv": 4}}, "rank_pattern"),
         ({"alpha_pattern": {"wqkv": 4}}, "alpha_pattern"),
@@ -114,14 +114,14 @@ def test_half_a_lora_pair_is_named(folders: Folders, tmp_path: Path) -> None:
     ],
 )
 def test_other_adapters_are_refused(
-    changes: dict[str, Any], said: str, folders: Folders, tmp_path: Path
+    changes: dict[str, Any], expected: str, folders: Folders, tmp_path: Path
 ) -> None:
     edit_json(folders.captioner / "llm_adapter" / "adapter_config.json", **changes)
-    assert said in refusal(folders, tmp_path / "out")
+    assert expected in refusal(folders, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("role", "changes", "said"),
+    ("role", "changes", "expected"),
     [
         ("llm", {"model_type": "llama"}, "'llama', expected 'internlm2'"),
         ("llm", {"rope_scaling": {"type": "longrope", "factor": 2}}, "rope_scaling"),
@@ -135,12 +135,12 @@ def test_other_adapters_are_refused(
     ],
 )
 def test_other_models_are_refused(
-    role: str, changes: dict[str, Any], said: str, folders: Folders, tmp_path: Path
+    role: str, changes: dict[str, Any], expected: str, folders: Folders, tmp_path: Path
 ) -> None:
     path = tmp_path / "checkpoint" / role / "config.json"
     edit_json(path, **changes)
     message = refusal(folders, tmp_path / "out")
-    assert said in message
+    assert expected in message
     assert str(path) in message
 
 
@@ -162,8 +162,8 @@ def test_missing_shards_are_listed(folders: Folders, tmp_path: Path) -> None:
     weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     index = folders.llm / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
-    said = refusal(folders, tmp_path / "out")
-    assert all(shard in said for shard in weight_map.values())
+    message = refusal(folders, tmp_path / "out")
+    assert all(shard in message for shard in weight_map.values())
 
 
 def test_a_pickle_that_holds_more_than_tensors_is_refused(folders: Folders, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_weights_that_are_not_finite_are_refused(folders: Folders, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("card", "said"),
+    ("card", "expected"),
     [
         ({"colour": "red"}, "colour: unknown field"),
         ({"max_tokens": "many"}, "max_tokens: int is expected"),
@@ -199,10 +199,10 @@ def test_weights_that_are_not_finite_are_refused(folders: Folders, tmp_path: Pat
     ],
 )
 def test_a_faulty_card_is_refused(
-    card: dict[str, Any], said: str, folders: Folders, tmp_path: Path
+    card: dict[str, Any], expected: str, folders: Folders, tmp_path: Path
 ) -> None:
     (folders.captioner / "edgeprism.json").write_text(json.dumps(card))
-    assert said in refusal(folders, tmp_path / "out")
+    assert expected in refusal(folders, tmp_path / "out")
 
 
 def test_the_card_overrides_texts(folders: Folders, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_the_card_overrides_texts(folders: Folders, tmp_path: Path) -> None:
     assert manifest.parity.figures["lm F32"]["positions"] < 20
 
 
-# ---- where the bundle goes
+# ---- the bundle's folder
 
 
 def test_an_existing_name_is_kept(folders: Folders, tmp_path: Path) -> None:

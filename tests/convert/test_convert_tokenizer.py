@@ -1,4 +1,4 @@
-"""The GGUF's tokenizer cuts text as SentencePiece does, and never makes a special token of it."""
+"""The GGUF's tokenizer agrees with SentencePiece and never makes special tokens of text."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ N_STRINGS = 200
 
 
 def strings() -> list[str]:
-    """BY_HAND, then seeded mixtures of pieces of every kind."""
+    """Return BY_HAND, then seeded mixtures of pieces of every kind."""
     rng = random.Random(5)
     parts = [
         *BY_HAND,
@@ -101,10 +101,10 @@ def test_ids_are_sentencepieces(
         model_file=str(checkpoint_of(spec).llm / "tokenizer.model")
     )
     lm = LanguageModel(gguf)
-    found = {text: lm.tokenize(text) for text in strings()}
+    actual = {text: lm.tokenize(text) for text in strings()}
     lm.close()
     assert len(strings()) == N_STRINGS
-    assert {text: ids for text, ids in found.items() if ids != model.encode(text)} == {}
+    assert {text: ids for text, ids in actual.items() if ids != model.encode(text)} == {}
 
 
 def test_text_makes_no_special_token(gguf: Path) -> None:
@@ -117,7 +117,7 @@ def test_text_makes_no_special_token(gguf: Path) -> None:
         assert not ids & (special | {0, 1, 2})
     lm.close()
     assert len(special) == len(SPECIAL_NAMES)
-    assert special == set(range(n - 3 - len(special), n - 3))  # three rows are spare
+    assert special == set(range(n - 3 - len(special), n - 3))  # three spare rows
 
 
 def test_what_the_template_needs_is_there(spec: Spec, gguf: Path) -> None:
@@ -163,7 +163,7 @@ def test_base_model_without_names_gets_those_of_the_chat_model(
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "expected"),
     [
         ("trainer_spec.model_type", 1, "BPE"),
         ("normalizer_spec.remove_extra_whitespaces", True, "extra whitespace"),
@@ -173,7 +173,7 @@ def test_base_model_without_names_gets_those_of_the_chat_model(
 def test_a_tokenizer_that_llama_cpp_cannot_follow_is_refused(
     field: str,
     value: object,
-    said: str,
+    expected: str,
     checkpoint_of: Callable[[Spec], Folders],
     tmp_path: Path,
 ) -> None:
@@ -182,7 +182,7 @@ def test_a_tokenizer_that_llama_cpp_cannot_follow_is_refused(
     part, name = field.split(".")
     setattr(getattr(model, part), name, value)
     (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=expected):
         vocabulary_from_folder(tmp_path, 450)
 
 

@@ -1,4 +1,4 @@
-"""The forms a bundle can have: vision variants, layers kept in float, quantized language models."""
+"""A bundle's variants: vision graphs, layers in float, quantized language models."""
 
 from __future__ import annotations
 
@@ -112,11 +112,11 @@ def test_weights_beyond_protobuf_stay_beside_the_graph(
     manifest = manifest_from_bundle(out)
     assert set(manifest.files) == {"vision.fp32.onnx", "vision.fp32.onnx.data", "lm.gguf"}
     pixels = gate_pictures(manifest.image.size)[:1]
-    found = [
+    actual = [
         onnxruntime.InferenceSession(str(folder / "vision.fp32.onnx")).run(None, {"pixels": pixels})
         for folder in (out, bundle)
     ]
-    assert np.array_equal(found[0][0], found[1][0])
+    assert np.array_equal(actual[0][0], actual[1][0])
 
 
 @pytest.mark.parametrize("quant", ["Q8_0", "Q6_K", "Q4_K_M", "Q4_0"])
@@ -157,9 +157,9 @@ def test_progress_tells_of_every_stage(
         EventProgress(stream),
     )
     events = [json.loads(line) for line in stream.getvalue().splitlines()]
-    said = [event["text"] for event in events if event["event"] == "say"]
-    assert any("has no llm_adapter/" in text for text in said)
-    assert any(text.startswith("parity lm F16: relative_error") for text in said)
+    message = [event["text"] for event in events if event["event"] == "say"]
+    assert any("has no llm_adapter/" in text for text in message)
+    assert any(text.startswith("parity lm F16: relative_error") for text in message)
     totals = {e["text"]: e["total"] for e in events if e["event"] == "stage"}
     assert totals["Writing the language model"] == 2 * 9 + 3
-    Progress().advance()  # one that nobody looks at
+    Progress().advance()  # a progress without display

@@ -1,4 +1,4 @@
-"""A family is one file: nothing else names it, and everything that lists families finds it."""
+"""A family is one file: no other file names it, and everything that lists families finds it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ FAMILY = Family(
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Another folder of families with one file, and nothing else done."""
+    """Return another folder of families, with one file."""
     folder = tmp_path / "families"
     folder.mkdir()
     (folder / "toy_book.py").write_text(TOY)
@@ -116,7 +116,7 @@ def test_the_command_line_converts_it(
     def in_this_process(family: str, *rest: object) -> None:
         pipeline.convert(family_named(family), *rest)  # type: ignore[arg-type]
 
-    # a process of its own would not know of this test's folder
+    # a child process would not see this test's folder
     monkeypatch.setattr(supervise, "convert_in_child", in_this_process)
     case, out = write_llava_hf(tmp_path / "c"), tmp_path / "out"
     book = str(case.settings["captioner"])
@@ -130,7 +130,7 @@ def test_the_command_line_converts_it(
     assert run(["convert", "toy-book", "--picture-book", book, "--paper", "wet", str(out)]) == 2
 
 
-# ---- what holds of every family
+# ---- rules for every family
 
 
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)

@@ -1,25 +1,25 @@
-"""The same tiny weights through both vision engines: our ONNX graph and llama.cpp's libmtmd.
+"""The same tiny weights in both vision engines: EdgePrism's ONNX graph and llama.cpp's libmtmd.
 
-Torch shows who is right: transformers' classes give our rows as they are, and libmtmd's (of
-llama-cpp-python 0.3.36) with its ways planted. In the tower these are:
+transformers' classes are the reference: they compute EdgePrism's rows, and with libmtmd's
+deviations planted they compute libmtmd's (of llama-cpp-python 0.3.36). libmtmd deviates in the
+tower:
 
-- LLaVA, InternVL: it puts a tower's class row behind the patches, so that every patch has the
-  position of its neighbour. Of LLaVA's rows it then leaves out the first patch and hands on the
-  class row.
-- LLaVA, InternVL: its GELU is the tanh form where the models' is the erf form.
-- All: it looks GELU up in half precision.
+- LLaVA, InternVL: it puts the class row after the patches, so that every patch has the position of
+  its neighbour. For LLaVA it then drops the first patch and passes on the class row.
+- LLaVA, InternVL: it uses the tanh form of GELU; the models use the erf form.
+- All: it looks GELU up in a table of half precision.
 
-SmolVLM's tower (SigLIP) has no class row and its GELU is the tanh form, so there the half
-precision is all: rows, tiles and the text between them are the same. Before the tower:
+SmolVLM's tower (SigLIP) has no class row and uses the tanh form of GELU, so only the half precision
+differs: rows, tiles and the text between them are equal. libmtmd also deviates before the tower:
 
-- LLaVA: it scales a picture that is not square and pads it then. The original pads first, which
-  differs at the picture's border; llava-hf's preparation, as here, crops.
-- InternVL: it chooses the grid that keeps most pixels and fits the picture in with black around,
-  as LLaVA-NeXT does. The model takes the grid of the closest ratio and stretches.
-- SmolVLM: it shrinks across first and down second, as Pillow did. Pillow from 13 on shrinks some
-  pictures down first (python-pillow/Pillow#9549), and what is rounded in between differs. It rounds
-  to whole tiles once where transformers does so twice: another grid only where the longest edge is
-  not whole tiles, as it is in every published SmolVLM and Idefics3.
+- LLaVA: it pads a picture that is not square after scaling. The original pads before scaling,
+  which differs at the picture's border; llava-hf's preparation, which this test uses, crops.
+- InternVL: it chooses the grid that keeps most pixels and fits the picture on black, like
+  LLaVA-NeXT. The model takes the grid of the closest ratio and stretches the picture.
+- SmolVLM: it shrinks the width first and the height second, like older Pillows. Pillow from 13 on
+  shrinks the height of some pictures first (python-pillow/Pillow#9549), with other roundings
+  between. It rounds to whole tiles once, transformers twice: the grid differs only if the longest
+  edge is not a whole number of tiles, which it is in every published SmolVLM and Idefics3.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ from edgeprism.vision.mtmd import MtmdEncoder
 from tests.convert.test_families import converted
 from tests.helpers import bundles, peer_mmproj, tiled, tiny_captioners, tiny_internvl, tiny_smolvlm
 
-TOLERANCE = 2e-3  # of the largest value: what libmtmd's GELU costs
+TOLERANCE = 2e-3  # share of the largest value: the error of libmtmd's GELU
 
 
 @dataclass
 class Peer:
-    """One checkpoint, made twice, and torch's reading of it."""
+    """One checkpoint in both formats, and its torch reference."""
 
     bundle: Path
     mmproj: bundles.GgufParts
@@ -74,10 +74,10 @@ class Peer:
         return self.rows(self.model, self.picture)[self.taken]
 
     def expected_of_mtmd(self, prepared: Image.Image | None = None) -> np.ndarray:
-        """The model with libmtmd's ways planted, of a picture that needs no preparation."""
+        """Return the model's rows with libmtmd's deviations, for a picture without preparation."""
         planted = copy.deepcopy(self.model)
         if self.table:
-            # patch i stands at i instead of i + 1, the class row at the end
+            # patch i has position i instead of i + 1, and the class row the last
             place = planted.get_parameter(self.table)
             place.data = place.data.roll(1, dims=-2)
         for module in list(planted.modules()):
@@ -141,19 +141,19 @@ def llava(folder: Path) -> Peer:
 
 
 def intern(folder: Path) -> Peer:
-    made = tiny_internvl.write(folder / "c", tiny_internvl.SPECS[0])
+    tiny = tiny_internvl.write(folder / "c", tiny_internvl.SPECS[0])
     tensors = load_file(folder / "c" / "model.safetensors")
     config = json.loads((folder / "c" / "config.json").read_text())
     return Peer(
         tiled.converted(internvl.FAMILY, folder / "c", folder / "b"),
-        peer_mmproj.internvl_mmproj(tensors, config), made.model, rows_of(made),
+        peer_mmproj.internvl_mmproj(tensors, config), tiny.model, rows_of(tiny),
         tiled.pictures()[0].resize((96, 64)),  # three tiles across, two down, and the thumbnail
         "model.vision_tower.embeddings.position_embeddings",
     )  # fmt: skip
 
 
 def smol(folder: Path) -> Peer:
-    made = tiny_smolvlm.write(folder / "c", tiny_smolvlm.SPECS[0])
+    tiny = tiny_smolvlm.write(folder / "c", tiny_smolvlm.SPECS[0])
     tensors: dict[str, torch.Tensor] = {}
     for path in (folder / "c").glob("*.safetensors"):
         tensors |= load_file(path)
@@ -163,13 +163,13 @@ def smol(folder: Path) -> Peer:
     )
     return Peer(
         tiled.converted(smolvlm.FAMILY, folder / "c", folder / "b"),
-        peer_mmproj.smolvlm_mmproj(tensors, config, prepare), made.model, rows_of(made),
+        peer_mmproj.smolvlm_mmproj(tensors, config, prepare), tiny.model, rows_of(tiny),
         tiled.pictures()[1],  # four tiles across, three down, and the overview
     )  # fmt: skip
 
 
-def rows_of(made: Any) -> Callable[[nn.Module, Image.Image], np.ndarray]:
-    return lambda model, picture: made.features(picture, model).flatten(0, 1).numpy()
+def rows_of(tiny: Any) -> Callable[[nn.Module, Image.Image], np.ndarray]:
+    return lambda model, picture: tiny.features(picture, model).flatten(0, 1).numpy()
 
 
 PEERS = {"llava": llava, "internvl": intern, "smolvlm": smol}
@@ -177,20 +177,20 @@ PEERS = {"llava": llava, "internvl": intern, "smolvlm": smol}
 
 @pytest.fixture(scope="module")
 def peer_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Peer]:
-    made: dict[str, Peer] = {}
+    cached: dict[str, Peer] = {}
 
     def peer(name: str) -> Peer:
-        if name not in made:
-            made[name] = PEERS[name](tmp_path_factory.mktemp(name))
-        return made[name]
+        if name not in cached:
+            cached[name] = PEERS[name](tmp_path_factory.mktemp(name))
+        return cached[name]
 
     return peer
 
 
-def apart(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, as a part of the largest value."""
-    assert found.shape == expected.shape
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+def apart(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference as a share of the largest value."""
+    assert actual.shape == expected.shape
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -217,7 +217,7 @@ def test_a_class_row_at_the_end_is_not_the_model(
 def test_with_positions_turned_the_engines_agree(
     name: str, peer_of: Callable[[str], Peer], tmp_path: Path
 ) -> None:
-    """In an mmproj file whose positions are moved by one, each patch finds its own."""
+    """In an mmproj file whose positions are shifted by one, each patch gets its own."""
     peer = peer_of(name)
     turned = copy.copy(peer)
     turned.mmproj = peer_mmproj.with_positions_turned(peer.mmproj)
@@ -228,7 +228,7 @@ def test_with_positions_turned_the_engines_agree(
 
 
 def fitted(picture: Image.Image, size: tuple[int, int], fill: tuple[int, ...]) -> Image.Image:
-    """Scaled into `size` with its ratio kept, in the middle of `fill`."""
+    """Scale into `size` with the same ratio, centred on `fill`."""
     scale = min(size[0] / picture.width, size[1] / picture.height)
     inner = (math.ceil(picture.width * scale), math.ceil(picture.height * scale))
     canvas = Image.new("RGB", size, fill)
@@ -263,7 +263,7 @@ def test_internvl_is_cut_by_another_rule(
     grids = [(tile * down, tile * across) for across in range(1, most + 1)
              for down in range(1, most // across + 1)]  # fmt: skip
     canvas = fitted(picture, select_best_resolution(size[::-1], grids)[::-1], (0, 0, 0))
-    # a canvas of whole tiles is cut as it stands; only its thumbnail is another
+    # a canvas of whole tiles is cut without scaling; only its thumbnail differs
     expected = peer.expected_of_mtmd(canvas)
     assert apart(theirs[:-per_tile], expected[:-per_tile]) < TOLERANCE
     wrong = peer.expected_of_mtmd(picture)
@@ -276,24 +276,24 @@ def test_internvl_is_cut_by_another_rule(
 
 
 def as_ids(segments: tuple[Segment, ...], lm: LanguageModel) -> list[Any]:
-    """Rows as (first, behind the last), text as token ids."""
-    found: list[Any] = []
+    """Return rows as (first, last + 1) and text as token ids."""
+    actual: list[Any] = []
     for segment in segments:
         if isinstance(segment, ImageRows):
-            found.append((segment.start, segment.stop))
+            actual.append((segment.start, segment.stop))
         elif isinstance(segment, Tokens):
-            found.append(list(segment.ids))
+            actual.append(list(segment.ids))
         else:
             assert isinstance(segment, Text)
-            found.append(lm.tokenize(segment.text, parse_special=True))
-    return found
+            actual.append(lm.tokenize(segment.text, parse_special=True))
+    return actual
 
 
 @pytest.mark.parametrize("size", tiled.SIZES[:4] + tiled.SIZES[5:])
 def test_smolvlm_is_the_same_in_both(
     size: tuple[int, int], peer_of: Callable[[str], Peer], tmp_path: Path
 ) -> None:
-    """Rows, and every marker between them."""
+    """Compare rows and every marker between them."""
     peer, picture = peer_of("smolvlm"), tiled.pictures()[tiled.SIZES.index(size)]
     ours = peer.by_onnx(picture)
     with peer.mtmd(tmp_path / "mm.gguf") as encoder:
@@ -339,8 +339,8 @@ def test_grids_differ_where_the_longest_edge_is_not_whole_tiles(
     processor = Idefics3ImageProcessor(
         size={"longest_edge": longest}, max_image_size={"longest_edge": 32}
     )
-    told = processor(picture, return_tensors="pt", return_row_col_info=True)
-    n_tiles = told["rows"][0][0] * told["cols"][0][0] + 1
+    inputs = processor(picture, return_tensors="pt", return_row_col_info=True)
+    n_tiles = inputs["rows"][0][0] * inputs["cols"][0][0] + 1
     with peer.mtmd(tmp_path / "mm.gguf") as encoder:
-        found = sum(isinstance(s, ImageRows) for s in encoder.layout(picture.size))
-    assert (found == n_tiles) == same
+        actual = sum(isinstance(s, ImageRows) for s in encoder.layout(picture.size))
+    assert (actual == n_tiles) == same

@@ -66,14 +66,14 @@ _CONVERSATIONS = {"llava-mistral": "vicuna-v1"}
 
 @pytest.fixture(scope="module")
 def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
-    made: dict[str, Case] = {}
+    cached: dict[str, Case] = {}
 
     def get(name: str) -> Case:
-        if name not in made:
-            made[name] = CASES[name](tmp_path_factory.mktemp("captioner") / "c")
+        if name not in cached:
+            cached[name] = CASES[name](tmp_path_factory.mktemp("captioner") / "c")
             if name in _CONVERSATIONS:
-                made[name].settings["conversation"] = _CONVERSATIONS[name]
-        return made[name]
+                cached[name].settings["conversation"] = _CONVERSATIONS[name]
+        return cached[name]
 
     return get
 
@@ -82,12 +82,12 @@ def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 def bundle_of(
     tmp_path_factory: pytest.TempPathFactory, case_of: Callable[[str], Case]
 ) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
+    cached: dict[str, Path] = {}
 
     def get(name: str) -> Path:
-        if name not in made:
-            made[name] = converted(case_of(name), tmp_path_factory.mktemp("bundle") / name)
-        return made[name]
+        if name not in cached:
+            cached[name] = converted(case_of(name), tmp_path_factory.mktemp("bundle") / name)
+        return cached[name]
 
     return get
 
@@ -110,10 +110,10 @@ def test_the_bundle_says_what_the_reference_says(
     texts = []
     with load(bundle_of(name)) as captioner:
         for picture in pictures():
-            seen = captioner.encode(picture)
+            encoded = captioner.encode(picture)
             expected = reference.visual_tokens(picture).numpy()
             np.testing.assert_allclose(
-                seen.visual_tokens, expected, atol=1e-4 * float(np.abs(expected).max())
+                encoded.visual_tokens, expected, atol=1e-4 * float(np.abs(expected).max())
             )
             ids = caption_ids(
                 captioner,
@@ -177,10 +177,10 @@ def error_of(case: Case) -> float:
     parts = parts_of(case)
     worst = 0.0
     for picture in pictures()[:2]:
-        found, expected = tokens_by_torch(parts, picture), case.reference.visual_tokens(picture)
-        if found.shape != tuple(expected.shape):
+        actual, expected = tokens_by_torch(parts, picture), case.reference.visual_tokens(picture)
+        if actual.shape != tuple(expected.shape):
             return float("inf")
-        difference = np.linalg.norm(found - expected.numpy())
+        difference = np.linalg.norm(actual - expected.numpy())
         worst = max(worst, float(difference / np.linalg.norm(expected.numpy())))
     return worst
 
@@ -205,10 +205,10 @@ def _every_gelu_tanh(patch: pytest.MonkeyPatch) -> None:
 
 
 def _class_row_without_position(patch: pytest.MonkeyPatch) -> None:
-    made = weights.stock_tower_weights
+    result = weights.stock_tower_weights
 
     def planted(*arguments: Any) -> weights.Weights:
-        by_name = made(*arguments)
+        by_name = result(*arguments)
         row = by_name["prefix"]
         by_name["prefix"] = weights.Weight(row.checkpoint, row.shapes, lambda r, _: r[None])
         return by_name
@@ -218,20 +218,20 @@ def _class_row_without_position(patch: pytest.MonkeyPatch) -> None:
 
 def _no_first_norm(patch: pytest.MonkeyPatch) -> None:
     forward = graph.Norm.forward
-    seen: list[object] = []
+    layers: list[object] = []
 
     def planted(self: graph.Norm, x: torch.Tensor) -> torch.Tensor:
-        seen.append(self)
-        return x if seen[0] is self else forward(self, x)
+        layers.append(self)
+        return x if layers[0] is self else forward(self, x)
 
     patch.setattr(graph.Norm, "forward", planted)
 
 
 def _colours_unscaled(patch: pytest.MonkeyPatch) -> None:
-    made = config.preparation_from_folder
+    result = config.preparation_from_folder
 
     def planted(*arguments: Any) -> config.Preparation:
-        return dataclasses.replace(made(*arguments), std=(0.5, 0.5, 0.5))
+        return dataclasses.replace(result(*arguments), std=(0.5, 0.5, 0.5))
 
     patch.setattr(stock, "preparation_from_folder", planted)
 
@@ -286,10 +286,10 @@ def _keys_for_queries(patch: pytest.MonkeyPatch) -> None:
 
 
 def _branches_unscaled(patch: pytest.MonkeyPatch) -> None:
-    made = timm._weights
+    result = timm._weights
 
     def planted(*arguments: Any) -> weights.Weights:
-        by_name = made(*arguments)
+        by_name = result(*arguments)
         for name, weight in list(by_name.items()):
             if ".scale" in name:
                 by_name[name] = weights.Weight(weight.checkpoint, weight.shapes, torch.ones_like)
@@ -308,10 +308,10 @@ def _positions_not_smoothed(patch: pytest.MonkeyPatch) -> None:
 
 
 def _a_block_less(patch: pytest.MonkeyPatch) -> None:
-    made = timm.timm_tower
+    result = timm.timm_tower
 
     def planted(*arguments: Any) -> timm.TimmTower:
-        tower = made(*arguments)
+        tower = result(*arguments)
         fewer = dataclasses.replace(tower.config, n_layers=tower.config.n_layers - 1)
         return dataclasses.replace(tower, config=fewer)
 

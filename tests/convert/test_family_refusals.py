@@ -1,4 +1,4 @@
-"""What the families refuse, how they say so, and that nothing is left behind."""
+"""What the families refuse, with which messages, and that they leave no files."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_fault_of_one_file_is_listed(case_of: Callable[[str], Case], tmp_p
 
     case = case_of("llava-hf")
     edit_tensors(case.settings["captioner"] / "model.safetensors", spoil)
-    said = refusal(case, tmp_path / "out").message
+    message = refusal(case, tmp_path / "out").message
     for line in (
         "2 missing, 1 of another shape, 2 unexpected",
         "missing: vision_tower.vision_model.embeddings.class_embedding [48]",
@@ -79,7 +79,7 @@ def test_every_fault_of_one_file_is_listed(case_of: Callable[[str], Case], tmp_p
         "unexpected: vision_tower.vision_model.embeddings.class_embedding_ [48]",
         "unexpected: image_newline [64]",
     ):
-        assert line in said
+        assert line in message
 
 
 def test_faults_of_all_folders_come_at_once(case_of: Callable[[str], Case], tmp_path: Path) -> None:
@@ -90,10 +90,10 @@ def test_faults_of_all_folders_come_at_once(case_of: Callable[[str], Case], tmp_
         folder / "vision_tower" / "model.safetensors",
         lambda t: misname(t, "vision_model.encoder.layers.0.mlp.fc1.bias"),
     )
-    said = refusal(case, tmp_path / "out").message
-    assert "missing: layers.1.bias [192]" in said
-    assert "missing: vision_model.encoder.layers.0.mlp.fc1.bias [96]" in said
-    assert "unexpected: vision_model.encoder.layers.0.mlp.fc1.bias_ [96]" in said
+    message = refusal(case, tmp_path / "out").message
+    assert "missing: layers.1.bias [192]" in message
+    assert "missing: vision_model.encoder.layers.0.mlp.fc1.bias [96]" in message
+    assert "unexpected: vision_model.encoder.layers.0.mlp.fc1.bias_ [96]" in message
 
 
 def test_faults_in_torchs_own_formats(case_of: Callable[[str], Case], tmp_path: Path) -> None:
@@ -106,11 +106,11 @@ def test_faults_in_torchs_own_formats(case_of: Callable[[str], Case], tmp_path: 
     edit_tensors(
         case.settings["vision"] / "model.safetensors", lambda t: t.pop("blocks.1.attn.qkv.bias")
     )
-    said = refusal(case, tmp_path / "out").message
+    message = refusal(case, tmp_path / "out").message
     for line in ("missing: model.projector.projector.2.bias", "model.projector.projector.2.bias_",
                  "unexpected: model.vision_backbone.norm.weight",
                  "missing: blocks.1.attn.qkv.bias [144]"):  # fmt: skip
-        assert line in said
+        assert line in message
 
 
 def test_a_pickle_with_more_than_tensors_is_refused(
@@ -123,7 +123,7 @@ def test_a_pickle_with_more_than_tensors_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "changes", "said"),
+    ("name", "file", "changes", "expected"),
     [
         ("llava", "captioner/config.json", {"mm_projector_type": "resampler"}, "mm_projector_type"),
         ("llava", "captioner/config.json", {"image_aspect_ratio": "anyres"}, "image_aspect_ratio"),
@@ -147,17 +147,17 @@ def test_settings_that_are_not_understood_are_named(
     name: str,
     file: str,
     changes: dict[str, Any],
-    said: str,
+    expected: str,
     case_of: Callable[[str], Case],
     tmp_path: Path,
 ) -> None:
     case = case_of(name)
     edit_json(tmp_path / "c" / file, **changes)
-    assert said in refusal(case, tmp_path / "out").message
+    assert expected in refusal(case, tmp_path / "out").message
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"vision_backbone_id": "in1k-vit-l"}, "vision_backbone_id 'in1k-vit-l'"),
         ({"image_resize_strategy": "corner-pad"}, "image_resize_strategy 'corner-pad'"),
@@ -167,12 +167,12 @@ def test_settings_that_are_not_understood_are_named(
     ],
 )  # fmt: skip
 def test_other_prismatic_models_are_refused(
-    changes: dict[str, Any], said: str, case_of: Callable[[str], Case], tmp_path: Path
+    changes: dict[str, Any], expected: str, case_of: Callable[[str], Case], tmp_path: Path
 ) -> None:
     case = case_of("prismatic")
     path = case.settings["captioner"] / "config.json"
     edit_json(path, model={**json.loads(path.read_text())["model"], **changes})
-    assert said in refusal(case, tmp_path / "out").message
+    assert expected in refusal(case, tmp_path / "out").message
 
 
 def test_unknown_layouts_say_what_comes_close(
@@ -205,15 +205,15 @@ def test_the_layout_is_told_before_missing_weights(
     (folder / "llm_adapter").mkdir(parents=True)
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
-    wanted = {option.name for option in family.options} & {"captioner", "llm", "vision"}
+    expected = {option.name for option in family.options} & {"captioner", "llm", "vision"}
     options = ConvertOptions(vision_quants=("fp32",), lm_quant="F32")
     with pytest.raises(CheckpointError) as caught:
-        convert_family(family.name, tmp_path / "out", options, dict.fromkeys(wanted, folder))
-    said = caught.value.message
-    assert f"{folder} is not a checkpoint of {family.name}." in said
-    found = "model_type 'blip-2'" if config else "found: no config.json; files llm_adapter/"
-    assert found in said
-    assert "families that come close: prismcaptioner" in said
+        convert_family(family.name, tmp_path / "out", options, dict.fromkeys(expected, folder))
+    message = caught.value.message
+    assert f"{folder} is not a checkpoint of {family.name}." in message
+    actual = "model_type 'blip-2'" if config else "found: no config.json; files llm_adapter/"
+    assert actual in message
+    assert "families that come close: prismcaptioner" in message
     assert caught.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
@@ -245,11 +245,11 @@ def test_a_family_that_is_not_there(
     name: str, meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["convert", name, "out", "--captioner", "c"]) == 2
-    said = capsys.readouterr().err
-    assert f"'{name}'" in said
-    assert meant in said
-    assert ", ".join(sorted([*family_names(), "mmproj"])) in said
-    assert "edgeprism convert --list" in said
+    message = capsys.readouterr().err
+    assert f"'{name}'" in message
+    assert meant in message
+    assert ", ".join(sorted([*family_names(), "mmproj"])) in message
+    assert "edgeprism convert --list" in message
 
 
 def test_list_and_help_name_every_family() -> None:

@@ -18,25 +18,25 @@ from edgeprism.convert.vision.config import ProjectorConfig
 from edgeprism.errors import CheckpointError
 from tests.helpers import tiled
 from tests.helpers.converting import convert_family
-from tests.helpers.tiny_internvl import SPECS, Made, Spec, write
+from tests.helpers.tiny_internvl import SPECS, Spec, TinyCheckpoint, write
 
 
 @pytest.fixture(scope="module")
-def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], Made]:
-    return tiled.made_once(write, tmp_path_factory, "internvl")
+def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], TinyCheckpoint]:
+    return tiled.once_per_spec(write, tmp_path_factory, "internvl")
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_rows_and_text_are_transformers(
-    spec: Spec, made_of: Callable[[Spec], Made], tmp_path: Path
+    spec: Spec, made_of: Callable[[Spec], TinyCheckpoint], tmp_path: Path
 ) -> None:
-    made = made_of(spec)
-    bundle = tiled.converted(internvl.FAMILY, made.folder, tmp_path / "b")
-    tiled.same_as_reference(made, bundle)
-    tiled.several_as_reference(made.seen, bundle)
+    tiny = made_of(spec)
+    bundle = tiled.converted(internvl.FAMILY, tiny.folder, tmp_path / "b")
+    tiled.same_as_reference(tiny, bundle)
+    tiled.several_as_reference(tiny.output, bundle)
 
 
-# ---- mistakes that the comparison must see
+# ---- mistakes that the comparison must notice
 
 
 def _cells_down_first(patch: pytest.MonkeyPatch) -> None:
@@ -55,9 +55,9 @@ def _keys_before_queries(patch: pytest.MonkeyPatch) -> None:
     right = intern_vit._packed
 
     def wrong(ours: str, *rest: Any) -> Any:
-        made = right(ours, *rest)
+        result = right(ours, *rest)
         q, k = f"{ours}q.weight", f"{ours}k.weight"
-        return {**made, q: made[k], k: made[q]}
+        return {**result, q: result[k], k: result[q]}
 
     patch.setattr(intern_vit, "_packed", wrong)
 
@@ -66,11 +66,11 @@ def _layer_scales_changed_over(patch: pytest.MonkeyPatch) -> None:
     right = intern_vit.intern_vit_weights
 
     def wrong(*arguments: Any) -> Any:
-        made = right(*arguments)
+        result = right(*arguments)
         names = {"scale1": "scale2", "scale2": "scale1"}
         return {
-            re.sub("scale[12]", lambda found: names[found[0]], name): weight
-            for name, weight in made.items()
+            re.sub("scale[12]", lambda match: names[match[0]], name): weight
+            for name, weight in result.items()
         }
 
     patch.setattr(intern_vit, "intern_vit_weights", wrong)
@@ -87,19 +87,19 @@ MISTAKES = [_cells_down_first, _other_gelu, _keys_before_queries, _layer_scales_
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__.strip("_"))
 def test_mistakes_are_seen(
     mistake: tiled.Mistake,
-    made_of: Callable[[Spec], Made],
+    made_of: Callable[[Spec], TinyCheckpoint],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made, picture = made_of(SPECS[0]), tiled.pictures()[0]
+    result, picture = made_of(SPECS[0]), tiled.pictures()[0]
     picture = picture.resize((120, 80))  # two rows of three tiles
-    expected = made.seen(picture)
+    expected = result.output(picture)
     mistake(monkeypatch)
-    bundle = tiled.converted(internvl.FAMILY, made.folder, tmp_path / "b")
-    assert not tiled.equal(tiled.seen_by_bundle(bundle, picture), expected)
+    bundle = tiled.converted(internvl.FAMILY, result.folder, tmp_path / "b")
+    assert not tiled.equal(tiled.bundle_output(bundle, picture), expected)
 
 
-# ---- what is refused
+# ---- refusals
 
 
 def refused(folder: Path, out: Path) -> str:
@@ -110,7 +110,7 @@ def refused(folder: Path, out: Path) -> str:
 
 
 def linked(source: Path, folder: Path, **config: Any) -> Path:
-    """A folder of links, with another config.json."""
+    """Return a folder of links with a changed config.json."""
     folder.mkdir()
     for path in source.iterdir():
         if path.name != "config.json":
@@ -123,7 +123,7 @@ def linked(source: Path, folder: Path, **config: Any) -> Path:
 
 
 def test_every_unknown_setting_is_told_at_once(
-    made_of: Callable[[Spec], Made], tmp_path: Path
+    made_of: Callable[[Spec], TinyCheckpoint], tmp_path: Path
 ) -> None:
     folder = linked(made_of(SPECS[0]).folder, tmp_path / "c", downsample_ratio=0.25,
                     ps_version="v3", template="Hermes-2", pad2square=True, use_thumbnail=False,
@@ -135,7 +135,7 @@ def test_every_unknown_setting_is_told_at_once(
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "expected"),
     [
         ({"model_type": "internvl_x"}, "expected: model_type internvl_chat"),
         ({"select_layer": -9}, "feature layer is -9"),
@@ -145,14 +145,14 @@ def test_every_unknown_setting_is_told_at_once(
     ],
 )
 def test_what_would_be_computed_differently_is_refused(
-    made_of: Callable[[Spec], Made], tmp_path: Path, config: dict[str, Any], said: str
+    made_of: Callable[[Spec], TinyCheckpoint], tmp_path: Path, config: dict[str, Any], expected: str
 ) -> None:
     folder = linked(made_of(SPECS[0]).folder, tmp_path / "c", **config)
-    assert said in refused(folder, tmp_path / "b")
+    assert expected in refused(folder, tmp_path / "b")
 
 
 def test_every_fault_of_the_tensors_is_told_at_once(
-    made_of: Callable[[Spec], Made], tmp_path: Path
+    made_of: Callable[[Spec], TinyCheckpoint], tmp_path: Path
 ) -> None:
     folder = linked(made_of(SPECS[0]).folder, tmp_path / "c",
                     vision_config={"qk_normalization": True, "intermediate_size": 81})  # fmt: skip

@@ -52,38 +52,38 @@ SPECS = [
 
 
 @dataclasses.dataclass
-class Made:
+class TinyCheckpoint:
     spec: Spec
     folder: Path
     model: InternVLForConditionalGeneration
 
-    def seen(self, *pictures: Image.Image) -> tiled.Seen:
+    def output(self, *pictures: Image.Image) -> tiled.ModelOutput:
         processor = GotOcr2ImageProcessor.from_pretrained(self.folder, crop_to_patches=True)
         inputs = processor(list(pictures), return_tensors="pt")
         pixels, counts = inputs["pixel_values"], inputs["num_patches"].tolist()
         with torch.inference_mode():
-            made = self.model.model.get_image_features(pixels)
-        shown = [f"<img>{'<IMG_CONTEXT>' * n * made.shape[1]}</img>\n" for n in counts]
-        features = made.flatten(0, 1)
+            result = self.model.model.get_image_features(pixels)
+        shown = [f"<img>{'<IMG_CONTEXT>' * n * result.shape[1]}</img>\n" for n in counts]
+        features = result.flatten(0, 1)
         prompt = (
             f"<|im_start|>user\n{''.join(shown)}"
             f"{tiled.INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n"
         )
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False).ids])
-        said = tiled.generated(
+        message = tiled.generated(
             self.model, input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels
         )
-        return tiled.Seen(features.numpy(), said)
+        return tiled.ModelOutput(features.numpy(), message)
 
 
-def write(folder: Path, spec: Spec) -> Made:
+def write(folder: Path, spec: Spec) -> TinyCheckpoint:
     folder.mkdir(parents=True)
     write_any_tokenizer(folder, "qwen2")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_special_tokens(["<img>", "</img>", "<IMG_CONTEXT>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    seen = {
+    vision = {
         "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": LAYERS,
         "num_attention_heads": 3 if spec.large else 4, "image_size": [32, 32],
         "patch_size": [4, 4], "use_qk_norm": spec.large,
@@ -96,7 +96,7 @@ def write(folder: Path, spec: Spec) -> Made:
         "tie_word_embeddings": spec.tied,
     }  # fmt: skip
     published = InternVLConfig(
-        vision_config=seen, text_config=text, image_seq_length=16,
+        vision_config=vision, text_config=text, image_seq_length=16,
         image_token_id=tokenizer.token_to_id("<IMG_CONTEXT>"), tie_word_embeddings=spec.tied,
     )  # fmt: skip
     model = InternVLForConditionalGeneration(published).eval()
@@ -112,25 +112,25 @@ def write(folder: Path, spec: Spec) -> Made:
         size={"height": 32, "width": 32}, min_patches=1, max_patches=spec.most, image_mean=MEAN,
         image_std=STD,
     ).save_pretrained(folder)  # fmt: skip
-    return Made(spec, folder, model)
+    return TinyCheckpoint(spec, folder, model)
 
 
 @pytest.fixture(scope="module")
-def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], Made]:
-    return tiled.made_once(write, tmp_path_factory, "internvl")
+def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], TinyCheckpoint]:
+    return tiled.once_per_spec(write, tmp_path_factory, "internvl")
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_rows_and_text_are_transformers(
-    spec: Spec, made_of: Callable[[Spec], Made], tmp_path: Path
+    spec: Spec, made_of: Callable[[Spec], TinyCheckpoint], tmp_path: Path
 ) -> None:
-    made = made_of(spec)
-    bundle = tiled.converted(internvl.FAMILY, made.folder, tmp_path / "b")
-    tiled.same_as_reference(made, bundle)
-    tiled.several_as_reference(made.seen, bundle)
+    tiny = made_of(spec)
+    bundle = tiled.converted(internvl.FAMILY, tiny.folder, tmp_path / "b")
+    tiled.same_as_reference(tiny, bundle)
+    tiled.several_as_reference(tiny.output, bundle)
 
 
-# ---- mistakes that the comparison must see
+# ---- mistakes that the comparison must notice
 
 
 def _other_gelu(patch: pytest.MonkeyPatch) -> None:
@@ -162,27 +162,27 @@ MISTAKES = [_other_gelu, _layer_scales_changed_over, _cells_down_first, _no_mark
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__.strip("_"))
 def test_mistakes_are_seen(
     mistake: tiled.Mistake,
-    made_of: Callable[[Spec], Made],
+    made_of: Callable[[Spec], TinyCheckpoint],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made, picture = made_of(SPECS[0]), tiled.pictures()[1]
-    expected = made.seen(picture)
+    result, picture = made_of(SPECS[0]), tiled.pictures()[1]
+    expected = result.output(picture)
     mistake(monkeypatch)
-    bundle = tiled.converted(internvl.FAMILY, made.folder, tmp_path / "b")
-    assert not tiled.equal(tiled.seen_by_bundle(bundle, picture), expected)
+    bundle = tiled.converted(internvl.FAMILY, result.folder, tmp_path / "b")
+    assert not tiled.equal(tiled.bundle_output(bundle, picture), expected)
 
 
-# ---- what is refused
+# ---- refusals
 
 
-def refused(made: Made, folder: Path, file: str, change: dict[str, Any]) -> str:
-    """The message about `made`'s folder with another `file`."""
+def refused(tiny: TinyCheckpoint, folder: Path, file: str, change: dict[str, Any]) -> str:
+    """Return the error's message for the folder with a changed `file`."""
     folder.mkdir()
-    for path in made.folder.iterdir():
+    for path in tiny.folder.iterdir():
         if path.name != file:
             (folder / path.name).symlink_to(path)
-    data = json.loads((made.folder / file).read_text())
+    data = json.loads((tiny.folder / file).read_text())
     for name, value in change.items():
         nested = name.endswith("_config")
         data[name] = {**data[name], **value} if nested else value
@@ -195,7 +195,7 @@ def refused(made: Made, folder: Path, file: str, change: dict[str, Any]) -> str:
 
 
 def test_every_unknown_setting_is_told_at_once(
-    made_of: Callable[[Spec], Made], tmp_path: Path
+    made_of: Callable[[Spec], TinyCheckpoint], tmp_path: Path
 ) -> None:
     change = {
         "downsample_ratio": 0.25, "projector_hidden_act": "relu",
@@ -209,7 +209,7 @@ def test_every_unknown_setting_is_told_at_once(
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "said"),
+    ("file", "change", "expected"),
     [
         ("config.json", {"vision_config": {"image_size": [36, 36]}}, "takes 36"),
         ("preprocessor_config.json", {"do_rescale": False}, "do_rescale"),
@@ -219,13 +219,17 @@ def test_every_unknown_setting_is_told_at_once(
     ],
 )
 def test_what_would_be_computed_differently_is_refused(
-    made_of: Callable[[Spec], Made], tmp_path: Path, file: str, change: dict[str, Any], said: str
+    made_of: Callable[[Spec], TinyCheckpoint],
+    tmp_path: Path,
+    file: str,
+    change: dict[str, Any],
+    expected: str,
 ) -> None:
-    assert said in refused(made_of(SPECS[0]), tmp_path / "c", file, change)
+    assert expected in refused(made_of(SPECS[0]), tmp_path / "c", file, change)
 
 
 def test_every_fault_of_the_tensors_is_told_at_once(
-    made_of: Callable[[Spec], Made], tmp_path: Path
+    made_of: Callable[[Spec], TinyCheckpoint], tmp_path: Path
 ) -> None:
     change = {"vision_config": {"use_qk_norm": True, "intermediate_size": 81}}
     message = refused(made_of(SPECS[0]), tmp_path / "c", "config.json", change)

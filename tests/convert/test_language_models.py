@@ -32,8 +32,8 @@ N_TOKENS = 32
 
 
 @dataclasses.dataclass
-class Made:
-    """A tiny model, the folder it was written to, and a prompt of ids."""
+class TinyCheckpoint:
+    """A tiny model, its folder, and a prompt of ids."""
 
     folder: Path
     model: TinyModel
@@ -50,16 +50,16 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    kept: dict[str, Made] = {}
+def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyCheckpoint]:
+    cached: dict[str, TinyCheckpoint] = {}
 
-    def get(kind: str) -> Made:
-        if kind not in kept:
+    def get(kind: str) -> TinyCheckpoint:
+        if kind not in cached:
             folder = tmp_path_factory.mktemp("lm") / kind
             model = write_lm(folder, kind)
             prompt = np.random.default_rng(1).integers(3, 400, 90).tolist()
-            kept[kind] = Made(folder, model, prompt)
-        return kept[kind]
+            cached[kind] = TinyCheckpoint(folder, model, prompt)
+        return cached[kind]
 
     return get
 
@@ -94,23 +94,25 @@ def written(folder: Path, out: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gguf_says_what_transformers_says(
-    kind: str, made_of: Callable[[str], Made], tmp_path: Path
+    kind: str, made_of: Callable[[str], TinyCheckpoint], tmp_path: Path
 ) -> None:
-    made = made_of(kind)
-    parts = parts_of(made.folder)
-    Checkpoint(made.folder, "language model").require(parts.shapes)
-    expected = made.greedy()
+    tiny = made_of(kind)
+    parts = parts_of(tiny.folder)
+    Checkpoint(tiny.folder, "language model").require(parts.shapes)
+    expected = tiny.greedy()
     assert len(set(expected)) >= 8
-    assert greedy_of(written(made.folder, tmp_path / "lm.gguf"), made.prompt) == expected
+    assert greedy_of(written(tiny.folder, tmp_path / "lm.gguf"), tiny.prompt) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gates_reference_is_transformers(kind: str, made_of: Callable[[str], Made]) -> None:
-    made = made_of(kind)
+def test_the_gates_reference_is_transformers(
+    kind: str, made_of: Callable[[str], TinyCheckpoint]
+) -> None:
+    tiny = made_of(kind)
     with torch.inference_mode():
-        expected = made.model(torch.tensor([made.prompt])).logits[0].numpy()
-    (found,) = parts_of(made.folder).reference_logits([made.prompt], lambda: None)
-    np.testing.assert_allclose(found, expected, atol=2e-4)
+        expected = tiny.model(torch.tensor([tiny.prompt])).logits[0].numpy()
+    (actual,) = parts_of(tiny.folder).reference_logits([tiny.prompt], lambda: None)
+    np.testing.assert_allclose(actual, expected, atol=2e-4)
 
 
 def _unpermuted(patch: pytest.MonkeyPatch) -> None:
@@ -126,11 +128,11 @@ def _unscaled(patch: pytest.MonkeyPatch) -> None:
 
 
 def _gate_and_up_swapped(patch: pytest.MonkeyPatch) -> None:
-    made = llama.gguf_tensors
+    result = llama.gguf_tensors
     swap = {"ffn_gate": "ffn_up", "ffn_up": "ffn_gate"}
 
     def swapped(*arguments: Any) -> Any:
-        for tensor in made(*arguments):
+        for tensor in result(*arguments):
             _, _, part = tensor.name.removesuffix(".weight").rpartition(".")
             name = tensor.name.replace(part, swap[part]) if part in swap else tensor.name
             yield dataclasses.replace(tensor, name=name)
@@ -151,30 +153,30 @@ def _gate_and_up_swapped(patch: pytest.MonkeyPatch) -> None:
 def test_planted_mistakes_are_seen(
     kind: str,
     plant: Callable[[pytest.MonkeyPatch], None],
-    made_of: Callable[[str], Made],
+    made_of: Callable[[str], TinyCheckpoint],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plant(monkeypatch)
-    made = made_of(kind)
-    assert greedy_of(written(made.folder, tmp_path / "lm.gguf"), made.prompt) != made.greedy()
+    tiny = made_of(kind)
+    assert greedy_of(written(tiny.folder, tmp_path / "lm.gguf"), tiny.prompt) != tiny.greedy()
 
 
 @pytest.mark.parametrize("scaling", ["llama-linear", "llama-yarn", "llama3"])
 def test_scaling_left_out_is_seen(
-    scaling: str, made_of: Callable[[str], Made], tmp_path: Path
+    scaling: str, made_of: Callable[[str], TinyCheckpoint], tmp_path: Path
 ) -> None:
-    made = made_of(scaling)
-    found = greedy_of(written(made.folder, tmp_path / "lm.gguf", rope_scaling=None), made.prompt)
-    assert found != made.greedy()
+    tiny = made_of(scaling)
+    actual = greedy_of(written(tiny.folder, tmp_path / "lm.gguf", rope_scaling=None), tiny.prompt)
+    assert actual != tiny.greedy()
 
 
-def test_headers(made_of: Callable[[str], Made], tmp_path: Path) -> None:
+def test_headers(made_of: Callable[[str], TinyCheckpoint], tmp_path: Path) -> None:
     def header(kind: str) -> Any:
         return read_gguf_header(written(made_of(kind).folder, tmp_path / f"{kind}.gguf"))
 
     mistral = header("mistral").metadata
-    # past its window the published model forgets, and llama.cpp's does not
+    # past its window the published model forgets, but llama.cpp does not
     assert (mistral["general.architecture"], mistral["llama.context_length"]) == ("llama", 300)
     qwen = header("qwen2").metadata
     assert (qwen["general.architecture"], qwen["tokenizer.ggml.pre"]) == ("qwen2", "qwen2")
@@ -187,7 +189,7 @@ def test_headers(made_of: Callable[[str], Made], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"model_type": "gemma"}, "'gemma', expected one of llama"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
@@ -201,11 +203,11 @@ def test_headers(made_of: Callable[[str], Made], tmp_path: Path) -> None:
     ],
 )
 def test_other_configurations_are_refused(
-    changes: dict[str, Any], said: str, made_of: Callable[[str], Made]
+    changes: dict[str, Any], expected: str, made_of: Callable[[str], TinyCheckpoint]
 ) -> None:
     with pytest.raises(CheckpointError) as caught:
         parts_of(made_of("vicuna").folder, **changes)
-    assert said in caught.value.message
+    assert expected in caught.value.message
     assert "config.json" in caught.value.message
 
 
@@ -220,7 +222,7 @@ def byte_level(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 def vocabulary_gguf(folder: Path, out: Path, n_vocab: int = 710) -> Path:
-    """A GGUF of the vocabulary and next to no model."""
+    """Write a GGUF of the vocabulary with almost no model."""
     import gguf
 
     writer = gguf.GGUFWriter(str(out), "llama")
@@ -248,13 +250,13 @@ def vocabulary_gguf(folder: Path, out: Path, n_vocab: int = 710) -> Path:
 
 def test_byte_level_ids_are_those_of_tokenizers(byte_level: Path, tmp_path: Path) -> None:
     lm = LanguageModel(vocabulary_gguf(byte_level, tmp_path / "v.gguf"))
-    # llama.cpp normalises nothing: Qwen's NFC is not imitated, so texts are given in NFC
+    # llama.cpp does not normalise text as Qwen does, so these texts are in NFC
     texts = [unicodedata.normalize("NFC", text) for text in strings()]
-    found = {text: lm.tokenize(text) for text in texts}
+    actual = {text: lm.tokenize(text) for text in texts}
     lm.close()
     ids_of = reference_language.text_to_ids(byte_level)
     assert len(texts) == 200
-    assert {text: ids for text, ids in found.items() if ids != ids_of(text)} == {}
+    assert {text: ids for text, ids in actual.items() if ids != ids_of(text)} == {}
 
 
 def test_text_makes_no_special_token(byte_level: Path, tmp_path: Path) -> None:
@@ -276,7 +278,7 @@ def edited(source: Path, out: Path, edit: Callable[[dict[str, Any]], object]) ->
 
 
 def test_a_wrong_cut_is_seen(byte_level: Path, tmp_path: Path) -> None:
-    """The 200 strings tell every kind from every other."""
+    """The 200 strings distinguish every kind of tokenizer from every other."""
     names = {"llama-bpe", "qwen2", "smollm", "gpt-2"}
     right = vocabulary_from_folder(byte_level, 710, TokenRules())
     ids_of = reference_language.text_to_ids(byte_level)
@@ -292,7 +294,7 @@ def test_a_wrong_cut_is_seen(byte_level: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "expected"),
     [
         (lambda d: d["model"].update(type="Unigram"), "model.type is 'Unigram'"),
         (lambda d: d["model"].update(byte_fallback=True), "byte_fallback"),
@@ -304,14 +306,14 @@ def test_a_wrong_cut_is_seen(byte_level: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_tokenizer_that_llama_cpp_cannot_follow_is_refused(
-    edit: Callable[[dict[str, Any]], object], said: str, tmp_path: Path
+    edit: Callable[[dict[str, Any]], object], expected: str, tmp_path: Path
 ) -> None:
     (tmp_path / "good").mkdir()
     write_any_tokenizer(tmp_path / "good", "gpt2")
     folder = edited(tmp_path / "good", tmp_path / "bad", edit)
     with pytest.raises(CheckpointError) as caught:
         vocabulary_from_folder(folder, 710, TokenRules())
-    assert said in caught.value.message
+    assert expected in caught.value.message
     assert str(folder) in caught.value.message
 
 

@@ -54,7 +54,7 @@ class Spec:
     tokenizer: str
     before: str
     after: str
-    # (height, width) to transformers; the published original is read as (width, height)
+    # (height, width) in transformers; the original layout has (width, height)
     pinpoints: tuple[tuple[int, int], ...] = ((28, 56), (56, 28), (56, 56), (84, 28), (28, 84))
 
 
@@ -69,8 +69,8 @@ SPECS = [
 
 
 @dataclasses.dataclass
-class Made:
-    """What a user passes, and the same weights in transformers' class."""
+class TinyCheckpoint:
+    """A user's folders, and the same weights in transformers' class."""
 
     spec: Spec
     settings: dict[str, Path]
@@ -83,17 +83,17 @@ class Made:
             image_grid_pinpoints=[list(point) for point in self.spec.pinpoints],
         )  # fmt: skip
 
-    def seen(self, picture: Image.Image) -> tiled.Seen:
+    def output(self, picture: Image.Image) -> tiled.ModelOutput:
         inputs = self.processor()(picture, return_tensors="pt")
         with torch.inference_mode():
             (rows,) = self.model.model.get_image_features(**inputs)
         before, after = self._prompt()
         shown = [self.model.config.image_token_id] * len(rows)
         ids = torch.tensor([before + shown + after])
-        said = tiled.generated(
+        message = tiled.generated(
             self.model, input_ids=ids, attention_mask=torch.ones_like(ids), **inputs
         )
-        return tiled.Seen(rows.numpy(), said)
+        return tiled.ModelOutput(rows.numpy(), message)
 
     def _prompt(self) -> tuple[list[int], list[int]]:
         folder, after = self.settings["captioner"], self.spec.after.format(tiled.INSTRUCTION)
@@ -108,7 +108,7 @@ class Made:
         return before, after
 
 
-def write(folder: Path, spec: Spec) -> Made:
+def write(folder: Path, spec: Spec) -> TinyCheckpoint:
     captioner_folder = folder / "captioner"
     captioner_folder.mkdir(parents=True)
     n_vocab = write_any_tokenizer(captioner_folder, spec.tokenizer) + 3
@@ -118,36 +118,36 @@ def write(folder: Path, spec: Spec) -> Made:
         "max_position_embeddings": 2048, "vocab_size": n_vocab, "rms_norm_eps": 1e-5,
         "sliding_window": None, "tie_word_embeddings": False, "head_dim": 16,
     }  # fmt: skip
-    seen = {
+    vision = {
         "model_type": "clip_vision_model", "hidden_size": 48, "intermediate_size": 96,
         "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": TILE, "patch_size": PATCH,
     }  # fmt: skip
     config = LlavaNextConfig(
-        text_config=text, vision_config=seen, image_token_index=n_vocab - 1,
+        text_config=text, vision_config=vision, image_token_index=n_vocab - 1,
         image_grid_pinpoints=[list(point) for point in spec.pinpoints],
     )  # fmt: skip
     model = LlavaNextForConditionalGeneration(config).eval()
     tiled.fill(model, len(spec.name))
     settings = {"captioner": captioner_folder}
-    made = Made(spec, settings, model)
+    tiny = TinyCheckpoint(spec, settings, model)
     if spec.original:
         settings["vision"] = folder / "vision"
-        write_original(made, text)
+        write_original(tiny, text)
     else:
         model.save_pretrained(captioner_folder, max_shard_size="200KB")
-        made.processor().save_pretrained(captioner_folder)
-    return made
+        tiny.processor().save_pretrained(captioner_folder)
+    return tiny
 
 
-def write_original(made: Made, text: dict[str, Any]) -> None:
-    spec, model, folder = made.spec, made.model.model, made.settings["captioner"]
+def write_original(tiny: TinyCheckpoint, text: dict[str, Any]) -> None:
+    spec, model, folder = tiny.spec, tiny.model.model, tiny.settings["captioner"]
     tower = CLIPImageProcessor(
         size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE}
     )
-    write_vision(made.settings["vision"], model.vision_tower, "clip", tower)
+    write_vision(tiny.settings["vision"], model.vision_tower, "clip", tower)
     tensors = {
         "model.image_newline": model.image_newline,
-        "lm_head.weight": made.model.lm_head.weight,
+        "lm_head.weight": tiny.model.lm_head.weight,
     }
     for ours, theirs in (
         ("model.", model.language_model),
@@ -171,31 +171,33 @@ def write_original(made: Made, text: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], Made]:
-    return tiled.made_once(write, tmp_path_factory, "llava-next")
+def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], TinyCheckpoint]:
+    return tiled.once_per_spec(write, tmp_path_factory, "llava-next")
 
 
-def converted(made: Made, out: Path) -> Path:
-    rest = {name: folder for name, folder in made.settings.items() if name != "captioner"}
-    return tiled.converted(llava_next.FAMILY, made.settings["captioner"], out, **rest)
+def converted(tiny: TinyCheckpoint, out: Path) -> Path:
+    rest = {name: folder for name, folder in tiny.settings.items() if name != "captioner"}
+    return tiled.converted(llava_next.FAMILY, tiny.settings["captioner"], out, **rest)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_rows_and_text_are_transformers(
-    spec: Spec, made_of: Callable[[Spec], Made], tmp_path: Path
+    spec: Spec, made_of: Callable[[Spec], TinyCheckpoint], tmp_path: Path
 ) -> None:
-    made = made_of(spec)
-    bundle = converted(made, tmp_path / "b")
-    tiled.same_as_reference(made, bundle)
+    tiny = made_of(spec)
+    bundle = converted(tiny, tmp_path / "b")
+    tiled.same_as_reference(tiny, bundle)
 
 
-def test_every_variant_holds_the_newline(made_of: Callable[[Spec], Made], tmp_path: Path) -> None:
-    made, picture = made_of(SPECS[0]), tiled.pictures()[1]
+def test_every_variant_holds_the_newline(
+    made_of: Callable[[Spec], TinyCheckpoint], tmp_path: Path
+) -> None:
+    result, picture = made_of(SPECS[0]), tiled.pictures()[1]
     options = ConvertOptions(("fp32", "fp16", "int8"), "F32", force=True)
     out = tmp_path / "b"
-    convert_family("llava-next", out, options, {"captioner": made.settings["captioner"]})
-    expected = made.seen(picture).rows
-    row = made.model.model.image_newline.detach().numpy()
+    convert_family("llava-next", out, options, {"captioner": result.settings["captioner"]})
+    expected = result.output(picture).rows
+    row = result.model.model.image_newline.detach().numpy()
     for quant, error in (("fp32", 1e-5), ("fp16", 1e-2), ("int8", 0.2)):
         with Captioner.load(out, vision_quant=quant) as it:
             rows = it.encode(picture).visual_tokens
@@ -203,18 +205,18 @@ def test_every_variant_holds_the_newline(made_of: Callable[[Spec], Made], tmp_pa
         assert np.linalg.norm(rows - expected) < error * np.linalg.norm(expected)
 
 
-# ---- mistakes that the comparison must see
+# ---- mistakes that the comparison must notice
 
 
 def _rows_changed(change: Callable[[Any], np.ndarray]) -> Callable[[pytest.MonkeyPatch], None]:
-    """Another order of rows in the prompt."""
+    """Plant another order of rows in the prompt."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         right = layout.picture_to_layout
 
         def wrong(*arguments: Any) -> Any:
-            made = right(*arguments)
-            return dataclasses.replace(made, rows=change(made))
+            result = right(*arguments)
+            return dataclasses.replace(result, rows=change(result))
 
         patch.setattr(captioner, "picture_to_layout", wrong)
 
@@ -223,10 +225,10 @@ def _rows_changed(change: Callable[[Any], np.ndarray]) -> Callable[[pytest.Monke
 
 _N = (TILE // PATCH) ** 2
 _newline_first = _rows_changed(
-    lambda made: np.concatenate([made.rows[:_N], [-1], made.rows[_N:-1]])
+    lambda layout: np.concatenate([layout.rows[:_N], [-1], layout.rows[_N:-1]])
 )
-_overview_last = _rows_changed(lambda made: np.concatenate([made.rows[_N:], made.rows[:_N]]))
-_newline_is_a_patch = _rows_changed(lambda made: np.maximum(made.rows, 0))
+_overview_last = _rows_changed(lambda layout: np.concatenate([layout.rows[_N:], layout.rows[:_N]]))
+_newline_is_a_patch = _rows_changed(lambda layout: np.maximum(layout.rows, 0))
 
 
 def _pinpoints_turned(patch: pytest.MonkeyPatch) -> None:
@@ -262,28 +264,28 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_are_seen(
     name: str,
-    made_of: Callable[[Spec], Made],
+    made_of: Callable[[Spec], TinyCheckpoint],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made, picture = made_of(SPECS[0]), tiled.pictures()[1]
-    if name == "pinpoints_turned":  # seen where no grid is a better fit than its turned one
+    result, picture = made_of(SPECS[0]), tiled.pictures()[1]
+    if name == "pinpoints_turned":  # visible only where no grid fits better than its transpose
         picture = picture.resize((20, 20))
     if name == "tiles_down_first":
         picture = picture.resize((70, 66))
-    expected = made.seen(picture)
+    expected = result.output(picture)
     MISTAKES[name](monkeypatch)
-    bundle = converted(made, tmp_path / "b")
-    assert not tiled.equal(tiled.seen_by_bundle(bundle, picture), expected)
+    bundle = converted(result, tmp_path / "b")
+    assert not tiled.equal(tiled.bundle_output(bundle, picture), expected)
 
 
-# ---- what is refused
+# ---- refusals
 
 
-def refused(made: Made, tmp_path: Path, file: str, **change: Any) -> str:
+def refused(tiny: TinyCheckpoint, tmp_path: Path, file: str, **change: Any) -> str:
     folder = tmp_path / "c"
     folder.mkdir()
-    for path in made.settings["captioner"].iterdir():
+    for path in tiny.settings["captioner"].iterdir():
         (folder / path.name).symlink_to(path)
     data = json.loads((folder / file).read_text())
     (folder / file).unlink()
@@ -291,14 +293,14 @@ def refused(made: Made, tmp_path: Path, file: str, **change: Any) -> str:
     with pytest.raises(CheckpointError) as caught:
         convert_family(
             "llava-next", tmp_path / "b", ConvertOptions(("fp32",), "F32"),
-            {**made.settings, "captioner": folder},
+            {**tiny.settings, "captioner": folder},
         )  # fmt: skip
     assert not (tmp_path / "b").exists()
     return caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("spec", "file", "change", "said"),
+    ("spec", "file", "change", "expected"),
     [
         (0, "config.json", {"model_type": "llava"}, "families that come close: llava"),
         (2, "config.json", {"image_grid_pinpoints": [[28, 57]]}, "multiples"),
@@ -310,18 +312,18 @@ def refused(made: Made, tmp_path: Path, file: str, **change: Any) -> str:
     ],
 )
 def test_what_would_be_computed_differently_is_refused(
-    made_of: Callable[[Spec], Made],
+    made_of: Callable[[Spec], TinyCheckpoint],
     tmp_path: Path,
     spec: int,
     file: str,
     change: dict[str, Any],
-    said: str,
+    expected: str,
 ) -> None:
-    assert said in refused(made_of(SPECS[spec]), tmp_path, file, **change)
+    assert expected in refused(made_of(SPECS[spec]), tmp_path, file, **change)
 
 
 def test_a_missing_newline_is_told_with_every_other_fault(
-    made_of: Callable[[Spec], Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made_of: Callable[[Spec], TinyCheckpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Poorer(Checkpoint):
         @property

@@ -1,6 +1,6 @@
-"""Prismatic's pictures: letterboxed, cut or stretched as upstream does it, a colour for each model.
+"""Prismatic's pictures: letterboxed, cropped or stretched as upstream, in each model's colour.
 
-Published models use every pair of LAYOUTS but the one of two models and "resize-crop".
+Published models use every pair of LAYOUTS except two models with "resize-crop".
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ SIZES = [(1, 1), (1, 2), (2, 1), (3, 2), (1, 8), (5, 900), (900, 4), (224, 223),
 
 @pytest.fixture(scope="module")
 def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Case]:
-    made: dict[tuple[str, str], Case] = {}
+    cached: dict[tuple[str, str], Case] = {}
 
     def get(backbone: str, strategy: str) -> Case:
-        if (backbone, strategy) not in made:
+        if (backbone, strategy) not in cached:
             folder: Path = tmp_path_factory.mktemp("captioner") / "c"
-            made[backbone, strategy] = write_prismatic(
+            cached[backbone, strategy] = write_prismatic(
                 folder, backbone=backbone, arch="gelu-mlp", lm="vicuna-v15-7b", strategy=strategy
             )
-        return made[backbone, strategy]
+        return cached[backbone, strategy]
 
     return get
 
 
 def noise(size: tuple[int, int]) -> Image.Image:
-    """Where a shift by part of a pixel shows."""
+    """Return noise, in which a shift by part of a pixel is visible."""
     rng = np.random.default_rng(size)
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
@@ -77,12 +77,12 @@ def test_every_view_is_upstreams_to_one_grey_level(
         assert tile.shape == (policy.size, policy.size, 3 * n_views)
         for i, kind in enumerate(kinds):
             own = i % n_views
-            seen = tile[..., 3 * own : 3 * own + 3].astype(int)
+            view = tile[..., 3 * own : 3 * own + 3].astype(int)
             expected = upstreams_picture(picture, strategy, policy.size, NORMS[kind][0])
-            assert np.abs(seen - np.asarray(expected)).max() <= 1, size
+            assert np.abs(view - np.asarray(expected)).max() <= 1, size
 
 
-# ---- planted mistakes, seen in the visual tokens
+# ---- planted mistakes, which the visual tokens reveal
 
 
 def _padded_to_a_square(policy: ImagePolicy) -> ImagePolicy:
@@ -110,13 +110,13 @@ def _as_published(policy: ImagePolicy) -> ImagePolicy:
 
 
 def error_of(parts: FamilyParts, case: Case, plant: Callable[[ImagePolicy], ImagePolicy]) -> float:
-    """Largest relative error over pictures of six shapes; the graph runs in torch."""
+    """Return the largest relative error over pictures of six shapes; the graph runs in torch."""
     policy = plant(parts.manifest.image)
     errors = []
     for picture in pictures():
-        found = tokens_by_torch(parts, picture, policy)
+        actual = tokens_by_torch(parts, picture, policy)
         expected = case.reference.visual_tokens(picture).numpy()
-        errors.append(float(np.linalg.norm(found - expected) / np.linalg.norm(expected)))
+        errors.append(float(np.linalg.norm(actual - expected) / np.linalg.norm(expected)))
     return max(errors)
 
 

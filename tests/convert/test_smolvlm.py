@@ -18,26 +18,26 @@ from edgeprism.convert.vision import graph
 from edgeprism.errors import CheckpointError
 from tests.helpers import tiled
 from tests.helpers.converting import convert_family
-from tests.helpers.tiny_smolvlm import FAKE, SPECS, Made, Spec, write
+from tests.helpers.tiny_smolvlm import FAKE, SPECS, Spec, TinyCheckpoint, write
 
 
 @pytest.fixture(scope="module")
-def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], Made]:
-    return tiled.made_once(write, tmp_path_factory, "smolvlm")
+def made_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], TinyCheckpoint]:
+    return tiled.once_per_spec(write, tmp_path_factory, "smolvlm")
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_rows_and_text_are_transformers(
-    spec: Spec, made_of: Callable[[Spec], Made], tmp_path: Path
+    spec: Spec, made_of: Callable[[Spec], TinyCheckpoint], tmp_path: Path
 ) -> None:
-    made = made_of(spec)
-    bundle = tiled.converted(smolvlm.FAMILY, made.folder, tmp_path / "b")
-    tiled.same_as_reference(made, bundle)
-    tiled.several_as_reference(made.seen, bundle)
+    tiny = made_of(spec)
+    bundle = tiled.converted(smolvlm.FAMILY, tiny.folder, tmp_path / "b")
+    tiled.same_as_reference(tiny, bundle)
+    tiled.several_as_reference(tiny.output, bundle)
 
 
 def test_positions_are_plain_in_the_published_precision() -> None:
-    """Why the reference counts them so: float32 alone rounds them one place ahead."""
+    """float32 alone gives patches the position before, so the reference counts positions itself."""
     for n in (26, 32):  # of Idefics3 and SmolVLM
         boundaries = torch.arange(1 / n, 1.0, 1 / n)
         fractions = torch.arange(n, dtype=torch.bfloat16) / n * (1 - 1e-6)
@@ -49,15 +49,15 @@ def test_positions_are_plain_in_the_published_precision() -> None:
     assert hasattr(modeling_idefics3, "Idefics3VisionEmbeddings")
 
 
-# ---- mistakes that the comparison must see
+# ---- mistakes that the comparison must notice
 
 
 def _cells_turned(patch: pytest.MonkeyPatch) -> None:
     right = graph.join_cells
 
     def wrong(x: torch.Tensor, s: int) -> torch.Tensor:
-        made = right(x, s)
-        turned: torch.Tensor = made.unflatten(-1, (s, s, -1)).transpose(2, 3).flatten(2)
+        result = right(x, s)
+        turned: torch.Tensor = result.unflatten(-1, (s, s, -1)).transpose(2, 3).flatten(2)
         return turned
 
     patch.setattr(graph, "join_cells", wrong)
@@ -67,9 +67,9 @@ def _cells_down_first(patch: pytest.MonkeyPatch) -> None:
     right = graph.join_cells
 
     def wrong(x: torch.Tensor, s: int) -> torch.Tensor:
-        made = right(x, s)
-        side = int(made.shape[1] ** 0.5)
-        turned: torch.Tensor = made.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)
+        result = right(x, s)
+        side = int(result.shape[1] ** 0.5)
+        turned: torch.Tensor = result.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)
         return turned
 
     patch.setattr(graph, "join_cells", wrong)
@@ -101,18 +101,18 @@ MISTAKES = [_cells_turned, _cells_down_first, _other_gelu, _last_norm_twice, til
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__.strip("_"))
 def test_mistakes_are_seen(
     mistake: tiled.Mistake,
-    made_of: Callable[[Spec], Made],
+    made_of: Callable[[Spec], TinyCheckpoint],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made, picture = made_of(SPECS[0]), tiled.pictures()[1]
-    expected = made.seen(picture)
+    result, picture = made_of(SPECS[0]), tiled.pictures()[1]
+    expected = result.output(picture)
     mistake(monkeypatch)
-    bundle = tiled.converted(smolvlm.FAMILY, made.folder, tmp_path / "b")
-    assert not tiled.equal(tiled.seen_by_bundle(bundle, picture), expected)
+    bundle = tiled.converted(smolvlm.FAMILY, result.folder, tmp_path / "b")
+    assert not tiled.equal(tiled.bundle_output(bundle, picture), expected)
 
 
-# ---- what is refused
+# ---- refusals
 
 
 def refused(folder: Path, out: Path) -> str:
@@ -124,7 +124,7 @@ def refused(folder: Path, out: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "said"),
+    ("file", "change", "expected"),
     [
         ("config.json", {"model_type": "llava"}, "expected: model_type idefics3 or smolvlm"),
         ("config.json", {"scale_factor": 3}, "does not divide 8 patches"),
@@ -136,7 +136,11 @@ def refused(folder: Path, out: Path) -> str:
     ],
 )
 def test_what_would_be_computed_differently_is_refused(
-    made_of: Callable[[Spec], Made], tmp_path: Path, file: str, change: dict[str, Any], said: str
+    made_of: Callable[[Spec], TinyCheckpoint],
+    tmp_path: Path,
+    file: str,
+    change: dict[str, Any],
+    expected: str,
 ) -> None:
     folder = tmp_path / "c"
     folder.mkdir()
@@ -145,11 +149,11 @@ def test_what_would_be_computed_differently_is_refused(
     data = json.loads((folder / file).read_text())
     (folder / file).unlink()
     (folder / file).write_text(json.dumps({**data, **change}))
-    assert said in refused(folder, tmp_path / "b")
+    assert expected in refused(folder, tmp_path / "b")
 
 
 def test_a_tokenizer_without_the_markers_is_refused(
-    made_of: Callable[[Spec], Made], tmp_path: Path
+    made_of: Callable[[Spec], TinyCheckpoint], tmp_path: Path
 ) -> None:
     folder = tmp_path / "c"
     folder.mkdir()

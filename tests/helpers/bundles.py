@@ -1,9 +1,9 @@
-"""Tiny but real models, made from a seed in well under a second: no convert, no download.
+"""Make tiny real models from a seed in well under a second, without convert or download.
 
 The vision graph has the real interface (uint8 pixels → float32 visual tokens), the language
-model is a real GGUF with a sentencepiece vocabulary, the manifest holds their true digests.
-A *scripted* language model says a given row of tokens after a line feed, whatever stood before;
-a *random* one is moved by every row and token of its prompt.
+model is a real GGUF with a sentencepiece vocabulary, and the manifest has their true digests.
+A *scripted* language model generates given tokens after a line feed, whatever precedes it; the
+output of a *random* one depends on every row and token of its prompt.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ IM_START, IM_END = IDS["<|im_start|>"], IDS["<|im_end|>"]
 
 @dataclass(frozen=True)
 class LmShape:
-    """Dimensions of a language model."""
+    """The dimensions of a language model."""
 
     n_embd: int = N_EMBD
     n_head: int = 4
@@ -63,12 +63,12 @@ class LmShape:
 
 @dataclass
 class GgufParts:
-    """What a GGUF file is written from; tests change a part before it is written."""
+    """The content of a GGUF file; tests change a part before they write it."""
 
     metadata: dict[str, tuple[str, Any]] = field(default_factory=dict)  # key → (type, value)
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
     architecture: str = "llama"
-    quants: dict[str, gguf.GGMLQuantizationType] = field(default_factory=dict)  # of packed tensors
+    quants: dict[str, gguf.GGMLQuantizationType] = field(default_factory=dict)  # quantized tensors
 
     def write(self, path: Path) -> Path:
         writer = gguf.GGUFWriter(path, self.architecture)
@@ -84,7 +84,7 @@ class GgufParts:
 
 
 def piece_ids(*pieces: str | int) -> list[int]:
-    """Ids of vocabulary pieces; "é" and the like stand for their bytes."""
+    """Return the ids of vocabulary pieces; characters like "é" give their bytes."""
     ids: list[int] = []
     for piece in pieces:
         if isinstance(piece, int):
@@ -108,7 +108,7 @@ def lm_parts(
     shape: LmShape | None = None,
     chat_template: str | None = CHATML,
 ) -> GgufParts:
-    """A language model; `script` are distinct ids that follow a line feed, one after another."""
+    """Return a language model; `script` has distinct ids that follow a line feed, in order."""
     shape = shape or LmShape()
     rng = np.random.default_rng(seed)
     types = [gguf.TokenType.NORMAL] * N_VOCAB
@@ -153,12 +153,12 @@ def _lm_tensors(
         return (rng.standard_normal(dimensions) * scale).astype(np.float32)
 
     n_embd = shape.n_embd
-    # large enough that every row of a prompt sways the next token
+    # large enough that every row of a prompt changes the next token
     inner = 0.0 if script is not None else 3.0 / np.sqrt(n_embd)
     embedding = random(N_VOCAB, n_embd, scale=1.0)
     output = random(N_VOCAB, n_embd, scale=0.5)
     if script is not None:
-        # hidden state = embedding of the last token, so the row that follows it must point there
+        # the hidden state is the last token's embedding, so the next token's row must match it
         output = np.zeros_like(output)
         for before, after in zip([LINE_FEED, *script], script, strict=False):
             output[after] += embedding[before]
@@ -188,7 +188,7 @@ def write_lm(path: Path, seed: int = 0, **settings: Any) -> Path:
 
 
 def write_heavy_lm(path: Path, shape: LmShape) -> Path:
-    """A language model of zeros, as a file with a hole: slow to run, quick to make and small."""
+    """Write a language model of zeros as a sparse file: slow to run, quick to write, and small."""
     parts = lm_parts()
     head = shape.n_embd // shape.n_head
     for key, value in (
@@ -239,7 +239,7 @@ def vision_weight(seed: int = 0, n_embd: int = N_EMBD) -> np.ndarray:
 
 
 def vision_reference(pixels: np.ndarray, seed: int = 0) -> np.ndarray:
-    """What the graph computes, in numpy: uint8 [n, S, S, 3] → float32 [n, N_TOKENS, N_EMBD]."""
+    """Compute the graph in numpy: uint8 [n, S, S, 3] → float32 [n, N_TOKENS, N_EMBD]."""
     x = pixels.astype(np.float32) / 127.5 - 1
     x = x.reshape(-1, GRID, PATCH, GRID, PATCH, 3).transpose(0, 1, 3, 2, 4, 5)
     rows: np.ndarray = x.reshape(-1, N_TOKENS, PATCH * PATCH * 3) @ vision_weight(seed)
@@ -257,9 +257,9 @@ def vision_graph(
     heavy_run: int = 0,
     heavy_load: int = 0,
 ) -> onnx.ModelProto:
-    """Patches of the picture times a matrix.
+    """Return a graph that multiplies the picture's patches by a matrix.
 
-    `heavy_run` adds a loop of that many matrix products; `heavy_load` as many products of
+    `heavy_run` adds a loop of so many matrix products; `heavy_load` adds so many products of
     constants, which ONNX Runtime folds while it loads the graph.
     """
     grid = size // PATCH
@@ -326,7 +326,7 @@ def _loop_of_products(count: int, constants: dict[str, np.ndarray]) -> list[onnx
         ],
     )
     return [
-        # the start depends on the picture, so that the loop cannot be folded while loading
+        # the start depends on the picture, so that ONNX Runtime cannot fold the loop while loading
         helper.make_node("ReduceMax", ["projected"], ["brightest"], keepdims=0),
         helper.make_node("Mul", ["zeros", "brightest"], ["start"]),
         helper.make_node("Loop", ["count", "go", "start"], ["looped"], body=body),
@@ -340,7 +340,7 @@ def file_entry(path: Path) -> m.FileEntry:
 
 
 def make_manifest(files: dict[str, m.FileEntry], **changes: Any) -> m.Manifest:
-    """A manifest of the tiny bundle; `changes` replace whole parts."""
+    """Return the tiny bundle's manifest; `changes` replace whole parts."""
     base = m.Manifest(
         schema=m.SCHEMA,
         name="tiny",
@@ -376,7 +376,7 @@ def make_manifest(files: dict[str, m.FileEntry], **changes: Any) -> m.Manifest:
 
 
 def seal_bundle(folder: Path, **changes: Any) -> Path:
-    """Write the manifest for the files that lie in `folder`."""
+    """Write the manifest for the files in `folder`."""
     names = [p.name for p in sorted(folder.iterdir()) if p.name != m.FILE_NAME]
     manifest = make_manifest({name: file_entry(folder / name) for name in names}, **changes)
     (folder / m.FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
@@ -392,9 +392,9 @@ def write_bundle(
     graph: onnx.ModelProto | None = None,
     **changes: Any,
 ) -> Path:
-    """A whole bundle in `folder`; `changes` replace parts of its manifest.
+    """Write a whole bundle into `folder`; `changes` replace parts of its manifest.
 
-    A language model that lies there already stays.
+    A language model that `folder` already holds stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "lm.gguf").exists():

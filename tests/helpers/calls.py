@@ -1,4 +1,4 @@
-"""Which methods of a class a test's run calls."""
+"""Record which methods of a class a test calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, owner: type, *names: str) -> list[str]:
-    """A list that grows by a method's name each time one of `names` is called; it still runs."""
+    """Return a list that records each call of the methods `names`, which still run."""
     calls: list[str] = []
 
     def watched(name: str) -> Any:

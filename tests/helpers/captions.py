@@ -1,4 +1,4 @@
-"""Captions with a knob that users do not have: whether the model's own end of text ends them."""
+"""Captions with an option that users do not have: whether the model's end token ends them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeprism.perceive.stream import CaptionStream
 def plan_of(
     captioner: Captioner, *, stop_at_end: bool = True, **options: Unpack[CaptionOptions]
 ) -> Plan:
-    """A captioner's plan; without `stop_at_end` its caption has `caption_tokens` tokens."""
+    """Return a captioner's plan; without `stop_at_end`, captions have `caption_tokens` tokens."""
     plan = captioner.plan(**options)
     return replace(plan, sampling=replace(plan.sampling, stop_at_end=stop_at_end))
 
@@ -25,7 +25,7 @@ def stream(
     stop_at_end: bool = True,
     **options: Unpack[CaptionOptions],
 ) -> CaptionStream:
-    """A caption under way."""
+    """Start a caption and return its stream."""
     return captioner.start(image, plan_of(captioner, stop_at_end=stop_at_end, **options))
 
 
@@ -36,5 +36,5 @@ def caption_ids(
     stop_at_end: bool = True,
     **options: Unpack[CaptionOptions],
 ) -> list[int]:
-    """The caption's token ids, for comparison with a reference implementation."""
+    """Return the caption's token ids, for comparison with a reference implementation."""
     return stream(captioner, image, stop_at_end=stop_at_end, **options).finished().ids

@@ -1,8 +1,8 @@
-"""Tiny random checkpoints in the published layout, for tests anywhere.
+"""Write tiny random checkpoints in PrismCaptioner's published layout.
 
-`write_checkpoint(folder, spec)` makes three folders as a user would have downloaded them: the
-captioner (`llm_adapter/`, `projector/`), an InternLM2 and a SigLIP. Weights are random but scaled
-so that greedy texts are varied and depend on the picture.
+`write_checkpoint(folder, spec)` makes the three folders that a user would download: the captioner
+(`llm_adapter/`, `projector/`), an InternLM2 and a SigLIP. The random weights are scaled so that
+greedy texts are varied and depend on the picture.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Spec:
     kv_heads: int = 2
     hidden: int = 64
     ffn: int = 160
-    vision_layers: int = 3  # as published; one less is used
+    vision_layers: int = 3  # as published; the feature needs one less
     vision_width: int = 48
     vision_heads: int = 4
     vision_ffn: int = 80
@@ -49,16 +49,18 @@ class Spec:
     container: str = "sharded"  # "sharded" or "single" safetensors, or "bin"
     add_dummy_prefix: bool = False
     user_defined_reserved: bool = False  # [UNUSED_TOKEN_n] as USER_DEFINED pieces
-    spare_vocab: int = 0  # rows of the vocabulary beyond the tokenizer's pieces
-    calm: bool = False  # layers add less, so that roundings do not grow: for coarse quantizations
-    projector_tail: bool = False  # inputs of its GELU lie where the erf and tanh forms differ
+    spare_vocab: int = 0  # vocabulary rows beyond the tokenizer's pieces
+    calm: bool = (
+        False  # layers add less, so that rounding errors stay small: for coarse quantizations
+    )
+    projector_tail: bool = False  # its GELU's inputs lie where the erf and tanh forms differ
     bare_tower: bool = False  # a SiglipVisionModel instead of a SiglipModel
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the three checkpoints lie."""
+    """The folders of the three checkpoints."""
 
     captioner: Path
     llm: Path
@@ -66,7 +68,7 @@ class Folders:
 
 
 def write_checkpoint(folder: Path, spec: Spec) -> Folders:
-    """Write the checkpoint of `spec` under `folder`, which is made."""
+    """Write the checkpoint of `spec` under the new folder `folder`."""
     folders = Folders(folder / "captioner", folder / "llm", folder / "vision")
     for path in (folders.captioner / "projector", folders.llm, folders.vision):
         path.mkdir(parents=True)
@@ -85,7 +87,7 @@ def write_checkpoint(folder: Path, spec: Spec) -> Folders:
 def write_tokenizer(
     folder: Path, add_dummy_prefix: bool, user_defined_reserved: bool = False
 ) -> int:
-    """Write tokenizer.model and tokenizer_config.json; returns the number of pieces."""
+    """Write tokenizer.model and tokenizer_config.json; return the number of pieces."""
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS * 4),
@@ -283,15 +285,15 @@ def _save(folder: Path, tensors: dict[str, torch.Tensor], container: str, stem: 
             "model-00001-of-00002.safetensors": names[::2],
             "model-00002-of-00002.safetensors": names[1::2],
         }
-        for file, held in shards.items():
-            save_file({name: tensors[name] for name in held}, folder / file, {"format": "pt"})
-        weight_map = {name: file for file, held in shards.items() for name in held}
+        for file, names in shards.items():
+            save_file({name: tensors[name] for name in names}, folder / file, {"format": "pt"})
+        weight_map = {name: file for file, names in shards.items() for name in names}
         index = {"metadata": {}, "weight_map": weight_map}
         _write_json(folder / "model.safetensors.index.json", index)
 
 
 def _normal(generator: torch.Generator, n_out: int, n_in: int, scale: float = 1.0) -> torch.Tensor:
-    """[n_out, n_in] such that unit inputs give outputs of size `scale`; bounded in float16."""
+    """Return [n_out, n_in] that turns unit inputs into outputs of size `scale`; fits float16."""
     weight = torch.randn(n_out, n_in, generator=generator)
     deviation: float = scale / n_in**0.5
     return weight * deviation
@@ -310,7 +312,7 @@ def _write_json(path: Path, data: object) -> None:
 
 
 def describe(spec: Spec) -> str:
-    """What differs from the defaults, as a test id."""
+    """Return the differences from the defaults, as a test id."""
     plain = asdict(Spec())
     return "-".join(f"{k}={v}" for k, v in asdict(spec).items() if v != plain[k]) or "plain"
 

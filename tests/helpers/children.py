@@ -1,4 +1,4 @@
-"""Run a function in a forked child: a native abort there ends the child, not the test run."""
+"""Run a function in a forked child, so that a native abort ends only the child."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from edgeprism.errors import EdgePrismError
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the child ended: `error` is an EdgePrismError's class name, "" for none."""
+    """How the child ended; `error` is the class name of an EdgePrismError, or ""."""
 
     error: str
     text: str
-    returncode: int  # negative: killed by a signal, i.e. a native abort or a hang
+    returncode: int  # negative: a signal killed the child after a native abort or a hang
 
     @property
     def orderly(self) -> bool:
-        """Done, or refused with an error of ours; neither killed nor an unforeseen exception."""
+        """Return whether the child finished or raised an EdgePrismError."""
         return self.returncode in (0, 1, 2, 4, 5)
 
 
 def in_child(work: Callable[[], object], seconds: int = 20) -> Outcome:
-    """`work`'s result or EdgePrismError; any other exception gives return code 70."""
+    """Run `work` in a child; an exception other than EdgePrismError gives return code 70."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -40,7 +40,7 @@ def in_child(work: Callable[[], object], seconds: int = 20) -> Outcome:
 def _be_child(work: Callable[[], object], writing: int, seconds: int) -> None:
     code = 70
     try:
-        # what an aborting library prints would drown the test report
+        # hide the long output of aborting libraries from the test report
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         os.environ["GGML_NO_BACKTRACE"] = "1"
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Converting in the test's own process."""
+"""Convert in the test's own process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers.tiny_captioners import Case
 
 
 def convert(folders: Folders, out: Path, **options: object) -> Path:
-    """Convert in this process and without progress; returns `out`."""
+    """Convert a PrismCaptioner in this process, without progress; return `out`."""
     chosen = {"vision_quants": ("fp32",), "lm_quant": "F32", **options}
     settings = {
         "captioner": folders.captioner,
@@ -43,12 +43,12 @@ def convert_family(
     settings: Mapping[str, Value],
     progress: Progress | None = None,
 ) -> None:
-    """Convert in this process, without progress unless one is given."""
+    """Convert in this process; `progress` is optional."""
     pipeline.convert(family_named(name), out, options, settings, progress or Progress())
 
 
 def parts_of(case: Case) -> FamilyParts:
-    """What the family hands to the pipeline."""
+    """Return the parts that the pipeline makes of the family's captioner."""
     family = family_named(case.family)
     captioner = family.read(**family.settings(case.settings), progress=Progress())
     captioner.requirements().check()
@@ -58,7 +58,7 @@ def parts_of(case: Case) -> FamilyParts:
 def tokens_by_torch(
     parts: FamilyParts, picture: Image.Image, policy: ImagePolicy | None = None
 ) -> np.ndarray:
-    """Visual tokens of our graph, run in torch; `policy` stands in for the manifest's."""
+    """Return the graph's visual tokens, run in torch; `policy` replaces the manifest's."""
     module = parts.vision(torch.float32)
     state = {n: parts.vision_weights.read(n, torch.float32) for n, _ in module.named_parameters()}
     module.load_state_dict(state, assign=True)

@@ -1,4 +1,4 @@
-"""Small data files in VLMEvalKit's form."""
+"""Write small data files in VLMEvalKit's format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def picture(seed: int, size: int = 12) -> str:
-    """Base64 of a small PNG; more than 64 characters."""
+    """Return a small PNG in Base64, with more than 64 characters."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")
@@ -25,7 +25,7 @@ def picture(seed: int, size: int = 12) -> str:
 
 
 def lettered(number: int, **changes: Any) -> dict[str, Any]:
-    """A row that is right as it stands."""
+    """Return a valid row; `changes` replace cells."""
     row = {
         "index": number, "image": picture(number), "question": f"Which is number {number}?",
         "A": "red boat", "B": "blue dog", "C": "", "answer": "AB"[number % 2],
@@ -35,7 +35,7 @@ def lettered(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def write_rows(path: Path, rows: Rows, line_end: str = "\n") -> Path:
-    """Rows → a TSV as pandas would write it."""
+    """Write rows to a TSV as pandas would write it."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, delimiter="\t", lineterminator=line_end)

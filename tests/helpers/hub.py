@@ -1,4 +1,4 @@
-"""A stand-in for a model hub on loopback: what huggingface_hub asks of one, and its bad days."""
+"""A stand-in for a model hub on loopback: what huggingface_hub requests, and hub failures."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-_LFS_FROM = 1000  # bytes; smaller files are announced by their id in git, as on a real hub
+_LFS_FROM = 1000  # bytes; smaller files have a git id instead of a sha256, as on a real hub
 
 
 @dataclass
 class StandInHub:
     """Context manager: serves `repositories` ({repo: {file: bytes}}) at `endpoint`.
 
-    `budgets[file]` are the bytes that successive downloads may carry before the connection is
-    cut, or, with `stalls`, before nothing more comes (`stalled` is set then). `damaged` files
-    arrive with one byte changed, `lost` ones are announced and then not found, `gated`
-    repositories are refused, `garbled` ones described in no known way. `requests` is what was
-    asked, in order.
+    `budgets[file]` has the bytes that each successive download sends before the hub cuts the
+    connection or, with `stalls`, sends nothing more (and sets `stalled`). `damaged` files have one
+    changed byte. The hub lists `lost` files but does not find them, refuses `gated` repositories,
+    and describes `garbled` ones in an unknown format. `requests` has the requests in order.
     """
 
     repositories: dict[str, dict[str, bytes]]
@@ -60,7 +59,7 @@ class StandInHub:
         self._thread.join()
 
     def downloads(self, name: str) -> list[str]:
-        """The Range header ("" for none) of every download of a file."""
+        """Return the Range header ("" for none) of each download of a file."""
         return [r for method, path, r in self.requests if method == "GET" and path.endswith(name)]
 
     def add_folder(self, repo: str, folder: Path) -> None:
@@ -73,13 +72,15 @@ class StandInHub:
 
 
 def commit_of(files: dict[str, bytes]) -> str:
-    """The one revision of a repository: its content decides, as in git."""
+    """Return a repository's only revision, a function of its content as in git."""
     return hashlib.sha1(b"".join(n.encode() + d for n, d in sorted(files.items()))).hexdigest()
 
 
 class _Handler(BaseHTTPRequestHandler):
     hub: StandInHub
-    protocol_version = "HTTP/1.0"  # one connection a request: a hub that is gone is gone
+    protocol_version = (
+        "HTTP/1.0"  # one connection per request, so that no client keeps a closed hub's connection
+    )
 
     def log_message(self, format: str, *args: Any) -> None:
         return
@@ -171,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.stalled.set()
             self.connection.settimeout(30)
             with contextlib.suppress(OSError):
-                self.connection.recv(1)  # nothing comes: it returns when the client is gone
+                self.connection.recv(1)  # returns when the client has gone
             return
         self.connection.shutdown(socket.SHUT_RDWR)
         self.close_connection = True

@@ -1,8 +1,8 @@
-"""What the tests' tiny language models compute, in numpy: an own reading of the Llama forward pass.
+"""The Llama forward pass in numpy, a reference for the tests' tiny language models.
 
 Embeddings, layers of root-mean-square norm, rotary attention and SwiGLU, norm, head. Rotary angles
 pair neighbouring dimensions (GGUF's "llama") or the two halves (GGUF's "qwen2vl", whose pairs are
-dealt out to the axes of M-RoPE in sections).
+divided among M-RoPE's axes in sections).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.helpers.bundles import GgufParts
 
 @dataclass(frozen=True)
 class Visual:
-    """Rows [n, n_embd] of a picture; positions [4, n] from where they begin."""
+    """A picture's rows [n, n_embd]; positions [4, n] relative to its first position."""
 
     values: np.ndarray
     causal: bool = True
@@ -25,7 +25,7 @@ class Visual:
 
 
 class LlamaReference:
-    """One sequence from the beginning; float64."""
+    """Computes one whole sequence in float64."""
 
     def __init__(self, parts: GgufParts) -> None:
         self.tensors = {name: value.astype(np.float64) for name, value in parts.tensors.items()}
@@ -38,7 +38,7 @@ class LlamaReference:
         self.sections: Sequence[int] | None = values.get(f"{a}.rope.dimension_sections")
 
     def logits(self, prompt: Sequence[list[int] | Visual]) -> np.ndarray:
-        """float64 [n, n_vocab]: row i is what follows the first i + 1 tokens or rows."""
+        """Return float64 [n, n_vocab]; row i predicts the token after the first i + 1 rows."""
         x, positions, mask = self._entered(prompt)
         for i in range(self.layers):
             x = x + self._attention(i, self._norm(x, f"blk.{i}.attn_norm"), positions, mask)
@@ -56,7 +56,7 @@ class LlamaReference:
     def _entered(
         self, prompt: Sequence[list[int] | Visual]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows [n, n_embd], positions [4, n], mask [n, n] (True: sees it)."""
+        """Return rows [n, n_embd], positions [4, n], mask [n, n] (True: visible)."""
         rows: list[np.ndarray] = []
         positions: list[np.ndarray] = []
         start = 0
@@ -90,8 +90,8 @@ class LlamaReference:
         scores = np.where(mask, scores, -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
-        seen = (weights @ heads("attn_v")).transpose(1, 0, 2).reshape(len(x), -1)
-        return self._linear(seen, f"blk.{i}.attn_output")
+        attended = (weights @ heads("attn_v")).transpose(1, 0, 2).reshape(len(x), -1)
+        return self._linear(attended, f"blk.{i}.attn_output")
 
     def _rotated(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         half = x.shape[-1] // 2

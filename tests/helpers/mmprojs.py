@@ -1,7 +1,7 @@
-"""Tiny mmproj files in libmtmd's naming, made from a seed, and what they should compute in numpy.
+"""Tiny mmproj files in libmtmd's naming, made from a seed, and their reference in numpy.
 
-Layouts as llama.cpp's own converters write them (its `gguf-py` names and `tools/mtmd/clip.cpp`).
-Where libmtmd's reading of a model differs from the model's own, `as_mtmd` chooses it.
+The layouts are those of llama.cpp's own converters (its `gguf-py` names and `tools/mtmd/clip.cpp`).
+If libmtmd computes a model differently from its authors, `as_mtmd` selects libmtmd's way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARKS = ("\n\n", "\n", "<fake_token_around_image>", "<global-img>", "<img>", "</
 
 Names = list[tuple[str, str]]  # (pattern of a published name, llama.cpp's)
 LAYER = r"^.*vision_.*encoder\.layers\.(\d+)\."
-# transformers' classes, and what llama.cpp's converters call the same: `gguf-py`'s tensor_mapping
+# transformers' names → llama.cpp's, from `gguf-py`'s tensor_mapping
 _TOWER: Names = [
     (r"^.*vision_.*\.patch_embedding\.", "v.patch_embd."),
     (r"^.*vision_.*\.position_embedding\.", "v.position_embd."),
@@ -43,11 +43,11 @@ CLIP_NAMES: Names = [
 
 
 def renamed(tensors: Mapping[str, Any], names: Names) -> Iterator[tuple[str, str]]:
-    """(published name, llama.cpp's); what fits no pattern is left out, as its converters do."""
+    """Yield (published name, llama.cpp's name), without names that match no pattern."""
     for name in tensors:
         for pattern, theirs in names:
-            if found := re.match(pattern, name):
-                yield name, found.expand(theirs) + name[found.end() :]
+            if match := re.match(pattern, name):
+                yield name, match.expand(theirs) + name[match.end() :]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Kind:
 
     projector: str
     size: int = 28  # edge of a tile in pixels
-    merge: int = 1  # patches a side that become one visual token
+    merge: int = 1  # a visual token joins merge × merge patches
     has_class: bool = False
     layers_used: int = LAYERS
 
@@ -67,10 +67,11 @@ INTERN = Kind("internvl", merge=2, has_class=True)
 IDEFICS = Kind("idefics3", merge=2)
 QWEN = Kind("qwen2vl_merger", size=56, merge=2)
 GEMMA = Kind("gemma3", size=56, merge=2)
-GELU_TANH = ("internvl", "idefics3", "gemma3")  # and a bias for patches; others: the quick one
+# these also have a patch bias; others use quick GELU
+GELU_TANH = ("internvl", "idefics3", "gemma3")
 
 
-def mmproj_parts(  # noqa: C901, PLR0912 - what each projector's file holds, in turn
+def mmproj_parts(  # noqa: C901, PLR0912 - one case for each projector
     kind: Kind, seed: int = 0, n_embd: int = bundles.N_EMBD
 ) -> bundles.GgufParts:
     rng = np.random.default_rng(seed)
@@ -125,7 +126,7 @@ def mmproj_parts(  # noqa: C901, PLR0912 - what each projector's file holds, in 
         "internvl": [("mm.model.mlp.1", n_embd, merged), ("mm.model.mlp.3", n_embd, n_embd)],
         "idefics3": [("mm.model.fc", n_embd, merged)],
         "qwen2vl_merger": [("mm.0", merged, merged), ("mm.2", n_embd, merged)],
-        "gemma3": [("mm.input_projection", WIDTH, n_embd)],  # a matrix from the left
+        "gemma3": [("mm.input_projection", WIDTH, n_embd)],  # this matrix multiplies from the left
     }[kind.projector]
     for name, rows, columns in linear:
         t[f"{name}.weight"] = weight(rows, columns)
@@ -145,7 +146,7 @@ def header(
     projector: str, mean: Sequence[float] = MEAN, std: Sequence[float] = STD, eps: float = 1e-5,
     **sizes: int,
 ) -> dict[str, tuple[str, object]]:  # fmt: skip
-    """An mmproj file's metadata; `sizes` are clip.vision's, "__" for a point in their names."""
+    """Return an mmproj's metadata; `sizes` are clip.vision's, with "__" for a dot in names."""
     return {
         "general.type": ("string", "mmproj"),
         "general.file_type": ("uint32", 0),
@@ -159,7 +160,7 @@ def header(
 
 
 def with_marks(parts: bundles.GgufParts, seed: int = 0) -> bundles.GgufParts:
-    """A language model whose vocabulary also has the words that projectors put around rows."""
+    """Return a language model whose vocabulary also has the projectors' marker words."""
     metadata, tensors = dict(parts.metadata), dict(parts.tensors)
     tokens = [*metadata["tokenizer.ggml.tokens"][1], *MARKS]
     n = len(tokens)
@@ -178,13 +179,13 @@ def with_marks(parts: bundles.GgufParts, seed: int = 0) -> bundles.GgufParts:
     return dataclasses.replace(parts, metadata=metadata, tensors=tensors)
 
 
-# ---- what it should compute
+# ---- the reference
 
 
 def encoded(
     parts: bundles.GgufParts, kind: Kind, pixels: np.ndarray, *, as_mtmd: bool = False
 ) -> np.ndarray:
-    """Rows float64 [n, n_embd] of one tile, uint8 [height, width, 3]."""
+    """Return the rows float64 [n, n_embd] of one tile, uint8 [height, width, 3]."""
     t = {name: value.astype(np.float64) for name, value in parts.tensors.items()}
     x = (pixels / 255.0 - np.array(MEAN)) / np.array(STD)
     down, across = pixels.shape[0] // PATCH, pixels.shape[1] // PATCH
@@ -193,7 +194,7 @@ def encoded(
     x = patches.reshape(down * across, -1) @ kernel.reshape(WIDTH, -1).T
     x = x + t.get("v.patch_embd.bias", 0)
     order = np.arange(down * across)
-    if kind.projector == "qwen2vl_merger":  # the four patches of a visual token stand together
+    if kind.projector == "qwen2vl_merger":  # the four patches of a visual token are adjacent
         order = order.reshape(down // 2, 2, across // 2, 2).transpose(0, 2, 1, 3).ravel()
         x = x[order]
     if kind.has_class:
@@ -215,7 +216,7 @@ def encoded(
     if "v.post_ln.weight" in t:
         x = _norm(x, t, "v.post_ln")
     if kind == CLIP_MLP:
-        x = x[1:]  # as libmtmd too, though it has put the class row at the end
+        x = x[1:]  # libmtmd drops the first row too, although it has put the class row last
     elif kind.has_class:
         x = x[:-1] if as_mtmd else x[1:]
     return _projected(x, t, kind, down, across)
@@ -274,7 +275,7 @@ def _attention(
 
 
 def _rotated(x: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Qwen2-VL's tower: half of the pairs turn with the row, half with the column."""
+    """Rotate as Qwen2-VL's tower: half of the pairs by the row, half by the column."""
     half, quarter = x.shape[-1] // 2, x.shape[-1] // 4
     frequencies = 10000.0 ** (-np.arange(quarter) / quarter)
     angles = np.concatenate([np.outer(p, frequencies) for p in places], axis=1)  # [n, half]

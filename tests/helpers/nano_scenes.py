@@ -1,4 +1,4 @@
-"""Scenes by hand, for the tests of nano's recipe."""
+"""Hand-made scenes for the tests of nano's recipe."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from edgeprism.models.nano.recipe.world.scene import Item, Scene
 
 def item(name: str, cell: int, kind: str = "thing", colour: str = "", value: int = 0) -> Item:
     size = "" if kind in ("text", "bar", "row") else "large"
-    at = ((cell % 3 + 0.5) / 3, (cell // 3 + 0.5) / 3)
-    return Item(kind, name, colour, size, cell, *at, 0.3, 0.3, 0, (9, 9, 9), 0.0, value)
+    centre = ((cell % 3 + 0.5) / 3, (cell // 3 + 0.5) / 3)
+    return Item(kind, name, colour, size, cell, *centre, 0.3, 0.3, 0, (9, 9, 9), 0.0, value)
 
 
 def scene(*items: Item, kind: str = "mixed") -> Scene:

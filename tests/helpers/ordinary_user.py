@@ -1,4 +1,4 @@
-"""Tests of permissions: the superuser has all of them, so these drop to an ordinary user."""
+"""Drop root's rights for tests of permissions, because root has all of them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ NOBODY = 65534
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    """A folder that an ordinary user can reach, as the tests' own folders need not be."""
-    made = Path(tempfile.mkdtemp(prefix="edgeprism-test-"))
-    made.chmod(0o755)
+    """Return a folder that an ordinary user can reach; pytest's own may be private."""
+    path = Path(tempfile.mkdtemp(prefix="edgeprism-test-"))
+    path.chmod(0o755)
     try:
-        yield made
+        yield path
     finally:
-        shutil.rmtree(made)
+        shutil.rmtree(path)
 
 
 @contextlib.contextmanager
 def rights() -> Iterator[None]:
-    """Inside, this process has no more rights than anyone."""
+    """Run the body of the `with` as an ordinary user."""
     if os.geteuid() != 0:
         yield
         return

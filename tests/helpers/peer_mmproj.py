@@ -1,4 +1,4 @@
-"""mmproj files in libmtmd's layout, made from published tensors as llama.cpp's converters do.
+"""Convert published tensors to mmproj files in libmtmd's layout, as llama.cpp's converters do.
 
 Sources: llama.cpp's `tools/mtmd/legacy-models/convert_image_encoder_to_gguf.py` (LLaVA),
 `conversion/internvl.py`, `conversion/smolvlm.py`, and the names in `gguf-py`.
@@ -18,7 +18,7 @@ import torch
 from tests.helpers import bundles, mmprojs
 
 Tensors = Mapping[str, torch.Tensor]
-_LLAVA = [  # llava-hf's names, and the original ones
+_LLAVA = [  # llava-hf's names and the original names
     *mmprojs.CLIP_NAMES,
     (r"^multi_modal_projector\.linear_1\.", "mm.0."),
     (r"^multi_modal_projector\.linear_2\.", "mm.2."),
@@ -40,23 +40,24 @@ _INTERNVL = [
     (r"^mlp1\.", "mm.model.mlp."),
 ]
 _TABLE = "v.position_embd.weight"
-_LAST = re.compile(r"^mm\..*\.weight$")  # the projector's matrices; the last makes the rows
+# the projector's matrices; the last one's outputs are the rows
+_LAST = re.compile(r"^mm\..*\.weight$")
 
 
 def llava_mmproj(tensors: Tensors, config: Mapping[str, Any], size: int) -> bundles.GgufParts:
-    """Of a LLaVA with a CLIP tower, `size` pixels an edge; `config` as llava-hf has it."""
+    """Convert a LLaVA with a CLIP tower of `size` × `size` pixels; `config` as in llava-hf."""
     vision, n_layers = config["vision_config"], config["vision_config"]["num_hidden_layers"] - 1
     assert config["vision_feature_layer"] == -2
     parts = _parts("mlp", tensors, _LLAVA, vision, size, n_layers, _CLIP_COLOURS)
     parts.metadata["clip.vision.feature_layer"] = ("array", [n_layers])
-    parts.metadata["clip.use_gelu"] = ("bool", False)  # CLIP's is the quick one
+    parts.metadata["clip.use_gelu"] = ("bool", False)  # CLIP uses quick GELU
     return parts
 
 
 def smolvlm_mmproj(
     tensors: Tensors, config: Mapping[str, Any], prepare: Mapping[str, Any]
 ) -> bundles.GgufParts:
-    """Of a SmolVLM or Idefics3; `prepare` is its preprocessor_config.json."""
+    """Convert a SmolVLM or Idefics3; `prepare` is its preprocessor_config.json."""
     vision = config["vision_config"]
     parts = _parts(
         "idefics3", tensors, _SMOLVLM, vision, vision["image_size"], vision["num_hidden_layers"],
@@ -71,7 +72,7 @@ def smolvlm_mmproj(
 
 
 def internvl_mmproj(tensors: Tensors, config: Mapping[str, Any]) -> bundles.GgufParts:
-    """Of an InternVL checkpoint in its original layout, with the small tower."""
+    """Convert an InternVL in its original layout, with the small tower."""
     vision = config["vision_config"]
     split = {}
     for name, tensor in tensors.items():
@@ -96,33 +97,33 @@ def internvl_mmproj(tensors: Tensors, config: Mapping[str, Any]) -> bundles.Gguf
 
 
 def with_positions_turned(parts: bundles.GgufParts) -> bundles.GgufParts:
-    """Where a tower has a class row: positions moved by one, so that libmtmd's patches find theirs.
+    """Shift the positions of a tower with a class row so that libmtmd gives patches their own.
 
-    libmtmd puts the class row behind the patches, the table has its position first.
+    libmtmd puts the class row after the patches, but its position is the table's first.
     """
     turned = {_TABLE: np.roll(parts.tensors[_TABLE], -1, axis=0)}
     return dataclasses.replace(parts, tensors={**parts.tensors, **turned})
 
 
 def quantized(parts: bundles.GgufParts, kind: str) -> bundles.GgufParts:
-    """`parts` of float32 with its matrices as "F16" or "Q8_0", the rest as llama.cpp leaves it.
+    """Return float32 `parts` with matrices in "F16" or "Q8_0", the rest as llama.cpp stores it.
 
     Source: `tensor_force_quant` and `prepare_tensors` of `conversion/base.py`.
     """
     quant = gguf.GGMLQuantizationType[kind]
     file_type = gguf.LlamaFileType[f"MOSTLY_{kind}"]
     metadata = {**parts.metadata, "general.file_type": ("uint32", int(file_type))}
-    made = dataclasses.replace(parts, metadata=metadata, tensors={}, quants={})
+    result = dataclasses.replace(parts, metadata=metadata, tensors={}, quants={})
     for name, values in parts.tensors.items():
         if values.ndim < 2 or name == _TABLE:
-            made.tensors[name] = values
+            result.tensors[name] = values
         elif kind == "F16":
-            made.tensors[name] = values.astype(np.float16)
+            result.tensors[name] = values.astype(np.float16)
         elif name.startswith("v.patch_embd"):
-            made.tensors[name] = values
+            result.tensors[name] = values
         else:
-            made.tensors[name], made.quants[name] = gguf.quants.quantize(values, quant), quant
-    return made
+            result.tensors[name], result.quants[name] = gguf.quants.quantize(values, quant), quant
+    return result
 
 
 _CLIP_COLOURS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

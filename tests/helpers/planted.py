@@ -1,6 +1,6 @@
-"""Python files with the names of common modules, lying where only pictures should be.
+"""Plant Python files with names of common modules in a folder of pictures.
 
-Each one leaves a mark when Python executes it, and then fails.
+When Python executes one, it writes a mark and then raises an error.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ raise RuntimeError("a planted file was executed: " + __file__)
 
 
 def plant(folder: Path, marks: Path, names: Iterable[str] = NAMES) -> Path:
-    """Write the planted files into `folder`; executed, one leaves a file `FOLDER.NAME` in `marks`.
+    """Write the planted files into `folder` and return it.
 
-    Returns `folder`.
+    A planted file that is executed writes a file `FOLDER.NAME` to `marks`.
     """
     marks.mkdir(exist_ok=True)
     folder.mkdir(exist_ok=True)
@@ -33,7 +33,7 @@ def plant(folder: Path, marks: Path, names: Iterable[str] = NAMES) -> Path:
 
 
 def executed(marks: Path) -> list[str]:
-    """The planted files that were executed."""
+    """Return the planted files that Python executed."""
     return sorted(path.name for path in marks.iterdir())
 
 

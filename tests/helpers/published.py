@@ -1,8 +1,8 @@
-"""What the published layout means, built from stock parts and by hand, apart from `convert`.
+"""A reference for PrismCaptioner's published layout, independent of `convert`.
 
-transformers' SiglipVisionModel, SiglipImageProcessor and LlamaForCausalLM carry the computation;
-InternLM2's packed matrices are unpacked here, head by head, and the adapter is merged here.
-`Mistakes` plants errors a converter could make, to show that the comparison would see them.
+transformers' SiglipVisionModel, SiglipImageProcessor and LlamaForCausalLM do the computation. This
+module unpacks InternLM2's matrices, head by head, and merges the adapter. `Mistakes` plants errors
+that a converter could make, to show that the comparison would notice them.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ INSTRUCTION = "Which things are there, and where?"
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Each departs from the published layout in one way."""
+    """Deviations from the published layout, one per field."""
 
     drop_first: bool = True
     pad: int = 127
     lora_scale: float | None = None
     skip_head_adapter: bool = False
-    gelu: str = "gelu"  # the projector's
+    gelu: str = "gelu"  # of the projector
 
 
 class Reference:
@@ -80,7 +80,7 @@ class Reference:
         return torch.nn.functional.linear(x, w["model.2.weight"], w["model.2.bias"])
 
     def text_ids(self, instruction: str) -> tuple[list[int], list[int]]:
-        """Ids before and after the picture."""
+        """Return the ids before and after the picture."""
         special = self._special_ids()
         before = [1, special["<|im_start|>"], *self.tokenizer.encode("user\n")]
         after = [
@@ -94,7 +94,7 @@ class Reference:
 
     @torch.inference_mode()
     def greedy(self, image: Image.Image, n_tokens: int) -> list[int]:
-        """`n_tokens` greedy ids, whatever they are."""
+        """Return `n_tokens` greedy ids, past end tokens too."""
         before, after = self.text_ids(INSTRUCTION)
         rows = torch.cat(
             [self._embed(before), self.visual_tokens(image), self._embed(after)], dim=1
@@ -112,7 +112,7 @@ class Reference:
 
     @torch.inference_mode()
     def forced_logits(self, image: Image.Image, ids: list[int]) -> np.ndarray:
-        """Logits [len(ids), n_vocab] that predict each of `ids` after the prompt."""
+        """Return logits [len(ids), n_vocab] that predict each of `ids` after the prompt."""
         before, after = self.text_ids(INSTRUCTION)
         rows = [self._embed(before), self.visual_tokens(image), self._embed(after + ids[:-1])]
         logits: torch.Tensor = self.lm(inputs_embeds=torch.cat(rows, dim=1)).logits[0]
@@ -133,13 +133,13 @@ def json_of(path: Path) -> dict[str, Any]:
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix == ".safetensors":
-            found |= load_file(path)
+            tensors |= load_file(path)
         elif path.suffix == ".bin":
-            found |= torch.load(path, weights_only=True)
-    return {name: tensor.float() for name, tensor in found.items()}
+            tensors |= torch.load(path, weights_only=True)
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def _tower(folder: Path) -> SiglipVisionModel:
@@ -147,7 +147,7 @@ def _tower(folder: Path) -> SiglipVisionModel:
     model = SiglipVisionModel(SiglipVisionConfig(**config.get("vision_config", config)))
     tensors = {n: t for n, t in _tensors(folder).items() if n.startswith("vision_model.")}
     missing = model.load_state_dict(tensors, strict=False)
-    # the pooling head and the post-norm stand after the layer that is used
+    # the pooling head and the post-norm follow the layer of the feature
     used = [n for n in missing.missing_keys if "head" not in n and "post_layernorm" not in n]
     if used:
         raise ValueError(f"not in the checkpoint: {used}")
@@ -204,7 +204,7 @@ def _llama(folders: Folders, mistakes: Mistakes) -> LlamaForCausalLM:
 
 
 def _merged(folders: Folders, mistakes: Mistakes) -> dict[str, torch.Tensor]:
-    """The base model's tensors with alpha / r · B · A added where the adapter has a pair."""
+    """Return the base model's tensors plus alpha / r · B · A for each pair of the adapter."""
     weights = _tensors(folders.llm)
     adapter = folders.captioner / "llm_adapter"
     if not adapter.is_dir():
@@ -222,7 +222,7 @@ def _merged(folders: Folders, mistakes: Mistakes) -> dict[str, torch.Tensor]:
 
 
 def pictures() -> list[Image.Image]:
-    """Three unlike pictures, none of them square."""
+    """Return three different pictures, none of them square."""
     x, y = np.meshgrid(np.linspace(0, 1, 90), np.linspace(0, 1, 60))
     gradient = np.stack([x, y, 1 - x], axis=-1)
     rng = np.random.default_rng(3)

@@ -1,4 +1,4 @@
-"""An HTTP server that misbehaves as told: raw bytes, silence, a drip, one answer a connection."""
+"""An HTTP server that misbehaves on demand: raw bytes, silence, a slow drip."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HANG, DRIP, NOTHING = "hang", "drip", "nothing"
 
 
 def http(body: Any, status: str = "200 OK", *headers: str, length: int | None = None) -> bytes:
-    """A whole response; `length` is what it claims to hold."""
+    """Return a whole response; `length` is its Content-Length, true or not."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     size = len(data) if length is None else length
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {size}", *headers, "", ""]
@@ -20,18 +20,18 @@ def http(body: Any, status: str = "200 OK", *headers: str, length: int | None = 
 
 
 def said(text: Any, finish_reason: str = "stop", **message: Any) -> bytes:
-    """A chat completion."""
+    """Return a chat completion."""
     choice = {"message": {"content": text, **message}, "finish_reason": finish_reason}
     usage = {"prompt_tokens": 7, "completion_tokens": 3}
     return http({"choices": [choice], "usage": usage})
 
 
 class RudeServer:
-    """Gives each connection the next of `behaviours`; the last one again and again."""
+    """Treats each connection with the next of `behaviours`, and repeats the last one."""
 
     def __init__(self, *behaviours: bytes | str) -> None:
         self.behaviours = list(behaviours)
-        self.requests: list[bytes] = []  # as they came, headers and all
+        self.requests: list[bytes] = []  # whole requests, with headers
         self._stop = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
@@ -44,7 +44,7 @@ class RudeServer:
     def close(self) -> None:
         self._stop.set()
         with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes up accept
         self._listener.close()
         self._thread.join(5)
 
@@ -62,7 +62,7 @@ class RudeServer:
         self.requests.append(_request(connection))
         behaviour = self.behaviours[min(len(self.requests), len(self.behaviours)) - 1]
         if behaviour == HANG:
-            connection.recv(1)  # until the other side gives up
+            connection.recv(1)  # returns when the client closes the connection
         elif behaviour == DRIP:
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
             while not self._stop.wait(0.02):

@@ -1,11 +1,10 @@
 """Run a command that may not open a network socket: `python tests/helpers/silence.py -- COMMAND …`.
 
-A seccomp filter sits in the kernel before every system call of the process, its threads and its
-children, whatever language they are written in. The first attempt to open a socket other than a
-Unix-domain one (which cannot leave the machine), or an io_uring (which could open sockets out of
-the filter's sight), kills the whole process with SIGSYS. A command that ends in any other way
-has therefore made no such call. File descriptors above 2 are closed first, so no socket is
-inherited either.
+A seccomp filter in the kernel checks every system call of the process, its threads and its
+children, in any language. The first attempt to open a socket other than a Unix-domain one (which
+cannot leave the machine), or an io_uring (which could open sockets unseen by the filter), kills the
+whole process with SIGSYS. So a command that ends in any other way has made no such call. This
+script first closes file descriptors above 2, so that the command inherits no socket.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class _Program(ctypes.Structure):
 
 
 def forbid_network_sockets() -> None:
-    """From here on, this process dies at its first attempt; OSError if the kernel refuses."""
+    """Install the filter in this process; OSError if the kernel refuses it."""
     architecture, socket, io_uring = _MACHINES[platform.machine()]
     kill, allow = 8, 9  # positions of the last two instructions
     instructions = [
@@ -61,7 +60,7 @@ def forbid_network_sockets() -> None:
     ):
         if libc.prctl(*arguments) != 0:
             number = ctypes.get_errno()
-            raise OSError(number, f"the kernel takes no filter: {os.strerror(number)}")
+            raise OSError(number, f"the kernel refuses the filter: {os.strerror(number)}")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""What the tests of tiled captioners share: pictures, and a bundle against its reference."""
+"""Shared by the tests of tiled captioners: pictures, and comparing a bundle with a reference."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ from tests.helpers.captions import caption_ids
 
 N_TOKENS = 32
 INSTRUCTION = "What does the picture show? Name 3 things."
-# (width, height): square, wide, tall, a ribbon either way, smaller than a tile
+# (width, height): square, wide, tall, a wide and a tall ribbon, smaller than a tile
 SIZES = [(70, 70), (200, 113), (90, 160), (400, 31), (23, 300), (20, 17)]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a model makes of one picture: rows [n, n_embd] and the greedy text's ids."""
+class ModelOutput:
+    """A model's output for one picture: rows [n, n_embd] and the greedy text's ids."""
 
     rows: np.ndarray
     ids: list[int]
 
 
 def pictures() -> list[Image.Image]:
-    """One of each of SIZES: smooth grounds with shapes and noise."""
-    made = []
+    """Return a picture of each of SIZES: smooth backgrounds with shapes and noise."""
+    images = []
     for seed, (width, height) in enumerate(SIZES):
         rng = np.random.default_rng(seed)
         y, x = np.mgrid[0:height, 0:width]
         ground = np.stack([x * 255 / width, y * 255 / height, (x // 9 + y // 7) % 2 * 255], axis=-1)
         pixels = np.roll(ground, seed, axis=-1) + rng.normal(0, 25, ground.shape)
-        made.append(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))
-    return made
+        images.append(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))
+    return images
 
 
 def converted(family: Family, folder: Path, out: Path, **settings: Path) -> Path:
-    """The float32 bundle of `folder`; a gate that fails does not stop it."""
+    """Convert `folder` to a float32 bundle, even if the gate fails."""
     options = ConvertOptions(("fp32",), "F32", force=True)
     convert(family, out, options, {"captioner": folder, **settings}, Progress())
     return out
 
 
-def seen_by_bundle(bundle: Path, *images: Image.Image) -> Seen:
-    """Of one picture, or of several in one prompt."""
+def bundle_output(bundle: Path, *images: Image.Image) -> ModelOutput:
+    """Return the bundle's output for one picture, or for several in one prompt."""
     with Captioner.load(
         bundle, device="cpu", threads=1, kv_type="f32", flash_attention=False
     ) as it:
@@ -65,60 +65,60 @@ def seen_by_bundle(bundle: Path, *images: Image.Image) -> Seen:
         ids = caption_ids(
             it, encoded, instruction=INSTRUCTION, caption_tokens=N_TOKENS, stop_at_end=False
         )
-    return Seen(encoded.visual_tokens, ids)
+    return ModelOutput(encoded.visual_tokens, ids)
 
 
-def equal(found: Seen, expected: Seen) -> bool:
-    """Rows to 1e-4 and every token of the text."""
+def equal(actual: ModelOutput, expected: ModelOutput) -> bool:
+    """Return whether the rows agree to 1e-4 and the texts in every token."""
     return (
-        found.rows.shape == expected.rows.shape
-        and bool(np.allclose(found.rows, expected.rows, rtol=1e-4, atol=1e-4))
-        and found.ids == expected.ids
+        actual.rows.shape == expected.rows.shape
+        and bool(np.allclose(actual.rows, expected.rows, rtol=1e-4, atol=1e-4))
+        and actual.ids == expected.ids
     )
 
 
-class Made(Protocol):
+class TinyCheckpoint(Protocol):
     """A tiny checkpoint with its torch reference."""
 
-    def seen(self, picture: Image.Image, /) -> Seen: ...
+    def output(self, picture: Image.Image, /) -> ModelOutput: ...
 
 
 SpecT = TypeVar("SpecT")
-MadeT = TypeVar("MadeT")
+TinyT = TypeVar("TinyT")
 
 
-def made_once(
-    write: Callable[[Path, SpecT], MadeT], places: pytest.TempPathFactory, name: str
-) -> Callable[[SpecT], MadeT]:
-    """`write`, once for each spec, in a new folder."""
+def once_per_spec(
+    write: Callable[[Path, SpecT], TinyT], places: pytest.TempPathFactory, name: str
+) -> Callable[[SpecT], TinyT]:
+    """Return a function that calls `write` once for each spec, with a new folder."""
     return cache(lambda spec: write(places.mktemp(name) / "c", spec))
 
 
-def same_as_reference(made: Made, bundle: Path) -> None:
-    """Every picture's rows and text; the gate passed, and the pictures are told apart."""
+def same_as_reference(checkpoint: TinyCheckpoint, bundle: Path) -> None:
+    """Check rows and text of every picture, that texts differ, and that the gate passed."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["parity"]["failures"] == []
     texts = set()
     for picture in pictures():
-        expected, found = made.seen(picture), seen_by_bundle(bundle, picture)
-        np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-4, atol=1e-4)
-        assert found.ids == expected.ids
-        assert len(set(found.ids)) >= 8
-        texts.add(tuple(found.ids))
+        expected, actual = checkpoint.output(picture), bundle_output(bundle, picture)
+        np.testing.assert_allclose(actual.rows, expected.rows, rtol=1e-4, atol=1e-4)
+        assert actual.ids == expected.ids
+        assert len(set(actual.ids)) >= 8
+        texts.add(tuple(actual.ids))
     assert len(texts) == len(SIZES)
 
 
-def several_as_reference(seen: Callable[..., Seen], bundle: Path) -> None:
-    """Two pictures and three in one prompt, of shapes that are cut differently."""
+def several_as_reference(output: Callable[..., ModelOutput], bundle: Path) -> None:
+    """Check prompts with two and three pictures, whose shapes are cut differently."""
     square, wide, tall, *_ = pictures()
     for shown in ([square, wide], [wide, square], [tall, square, wide]):
-        expected, found = seen(*shown), seen_by_bundle(bundle, *shown)
-        np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-4, atol=1e-4)
-        assert found.ids == expected.ids
+        expected, actual = output(*shown), bundle_output(bundle, *shown)
+        np.testing.assert_allclose(actual.rows, expected.rows, rtol=1e-4, atol=1e-4)
+        assert actual.ids == expected.ids
 
 
 def generated(model: Any, **inputs: Any) -> list[int]:
-    """Greedy ids from transformers, through the end tokens."""
+    """Return greedy ids from transformers, past end tokens too."""
     with torch.inference_mode():
         ids = model.generate(
             **inputs, max_new_tokens=N_TOKENS, min_new_tokens=N_TOKENS, do_sample=False,
@@ -128,9 +128,9 @@ def generated(model: Any, **inputs: Any) -> list[int]:
 
 
 def fill(model: torch.nn.Module, seed: int, tied: bool = False) -> None:
-    """Random weights under which rows and texts depend on all that they are given.
+    """Fill `model` with random weights under which rows and texts depend on every input.
 
-    `tied`: the head is the embedding, which a large one would make repeat the last token.
+    With `tied` the embedding serves as head; it is small, because a large one would repeat tokens.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -146,19 +146,19 @@ def fill(model: torch.nn.Module, seed: int, tied: bool = False) -> None:
                 parameter.copy_(noise * (1.6 / parameter[0].numel() ** 0.5))
 
 
-# ---- mistakes of every tiled model
+# ---- mistakes to plant in every tiled model
 
 Mistake = Callable[[pytest.MonkeyPatch], None]
 
 
 def tiles_down_first(patch: pytest.MonkeyPatch) -> None:
     def wrong(picture: Any, policy: Any, grid: tuple[int, int] | None) -> np.ndarray:
-        made = tile.picture_to_tiles(picture, policy, grid)
+        result = tile.picture_to_tiles(picture, policy, grid)
         down, across = grid or (1, 1)
         order = np.arange(down * across).reshape(down, across).T.ravel()
         if policy.tiling.overview == "first":
-            return np.concatenate([made[:1], made[1:][order]])
-        return np.concatenate([made[:-1][order], made[-1:]])
+            return np.concatenate([result[:1], result[1:][order]])
+        return np.concatenate([result[:-1][order], result[-1:]])
 
     patch.setattr(captioner, "picture_to_tiles", wrong)
 

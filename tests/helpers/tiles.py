@@ -1,4 +1,4 @@
-"""A picture's tiles in one step: its grid is chosen and it is cut."""
+"""Choose a picture's grid and cut its tiles in one step."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from edgeprism.picture.read import Picture
 
 
 def picture_to_tiles(picture: Picture, policy: ImagePolicy) -> np.ndarray:
-    """uint8 [n_tiles, size, size, 3] of a picture, as a captioner cuts it."""
+    """Return a picture's tiles uint8 [n_tiles, size, size, 3], as a captioner cuts it."""
     return tile.picture_to_tiles(picture, policy, choose_grid(picture.size, policy))

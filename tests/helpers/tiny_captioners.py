@@ -1,7 +1,7 @@
-"""Tiny random captioners in their published layouts, with stock classes that compute the same.
+"""Tiny random captioners in their published layouts, and stock classes that compute the same.
 
-Each `write_…` makes the folders that a user would have downloaded and returns a `Case`: what the
-family's `convert` is given, and a `Reference` built of transformers' classes and processors.
+Each `write_…` makes the folders that a user would download and returns a `Case`: the settings for
+the family, and a `Reference` of transformers' classes and processors.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ class Reference:
     mode: str = "stretch"  # of the image policy
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
-    added: dict[str, int] = field(default_factory=dict)  # special tokens beside SentencePiece's
-    between: str | None = None  # several pictures of one prompt; None: not made for it
+    added: dict[str, int] = field(default_factory=dict)  # special tokens that SentencePiece lacks
+    between: str | None = None  # text between the pictures of one prompt; None: one picture only
 
     @torch.inference_mode()
     def visual_tokens(self, image: Image.Image) -> torch.Tensor:
         """[n_tokens, n_embd]"""
-        made = [f(p(image)) for p, f in zip(self.pixels, self.features, strict=True)]
-        return self.projector(torch.cat(made, dim=-1))[0]
+        result = [f(p(image)) for p, f in zip(self.pixels, self.features, strict=True)]
+        return self.projector(torch.cat(result, dim=-1))[0]
 
     def prompt_ids(self) -> list[list[int]]:
-        """Before, between and behind pictures, as the published tokenizer's library cuts them."""
+        """Return the ids before, between and after pictures, by the tokenizer's own library."""
         path = self.tokenizer / "tokenizer.model"
         texts = (self.before, self.between or "", self.after.format(INSTRUCTION))
         if path.is_file():
@@ -80,10 +80,10 @@ class Reference:
         return [first + before, between, behind]
 
     def _pieces(self, model: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
-        """SentencePiece between added tokens."""
-        found = re.split(f"({'|'.join(self.added)})", text) if self.added else [text]
+        """Tokenize with SentencePiece between added tokens."""
+        actual = re.split(f"({'|'.join(self.added)})", text) if self.added else [text]
         ids: list[int] = []
-        for piece in filter(None, found):
+        for piece in filter(None, actual):
             ids += [self.added[piece]] if piece in self.added else model.encode(piece)
         return ids
 
@@ -116,15 +116,15 @@ class Case:
 
 
 def pictures() -> list[Image.Image]:
-    """Six shapes, two of them extreme."""
+    """Return pictures of six shapes, two of them extreme."""
     rng = np.random.default_rng(3)
-    made = []
+    images = []
     for width, height in ((90, 60), (70, 140), (56, 56), (300, 9), (7, 260), (51, 120)):
         x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
         picture = np.stack([x, y, 1 - x], axis=-1) * 0.6 + 0.4 * rng.random((height, width, 3))
         picture[height // 4 : height // 2, width // 3 :] = rng.random(3)
-        made.append(Image.fromarray((picture * 255).astype(np.uint8)))
-    return made
+        images.append(Image.fromarray((picture * 255).astype(np.uint8)))
+    return images
 
 
 # ---- parts
@@ -190,7 +190,7 @@ def tensors_of(model: nn.Module, lead: str = "") -> dict[str, torch.Tensor]:
 
 
 def save_bin(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Two shards of torch's own format, with their index."""
+    """Write two shards in torch's own format, with their index."""
     names = sorted(tensors)
     shards = {f"pytorch_model-0000{i}-of-00002.bin": names[i - 1 :: 2] for i in (1, 2)}
     for file, held in shards.items():
@@ -208,7 +208,7 @@ def write_json(path: Path, data: object) -> None:
 
 
 def write_vision(folder: Path, tower: Any, kind: str, processor: Any, bare: bool = False) -> None:
-    """The tower's own repository: CLIP's holds its text half too; `bare`: ShareGPT4V's does not."""
+    """Write the tower's repository with its text half (CLIP), or without if `bare` (ShareGPT4V)."""
     folder.mkdir(parents=True)
     processor.save_pretrained(folder)
     tensors = tensors_of(tower)
@@ -227,17 +227,17 @@ def write_vision(folder: Path, tower: Any, kind: str, processor: Any, bare: bool
 
 # ---- families
 
-# What descendants of LLaVA say beside or instead of its fields
+# Fields that descendants of LLaVA add or replace
 _DESCENDANTS: dict[str, dict[str, Any]] = {
     "": {},
-    # VILA's tag v1.0, `train.py`; the base was Llama 2, so no token was added
+    # VILA's tag v1.0, `train.py`; its base is Llama 2, so it adds no token
     "vila": {
         "architectures": ["LlavaLlamaForCausalLM"], "freeze_mm_mlp_adapter": False,
         "mm_projector_lr": None, "mm_use_im_patch_token": False, "rope_scaling": None,
         "tokenizer_model_max_length": 4096, "tokenizer_padding_side": "right",
         "tune_mm_mlp_adapter": False, "use_mm_proj": True,
     },
-    # ShareGPT4V's `train.py`: the tower, trained from its layer 12 on, is a repository of its own
+    # ShareGPT4V's `train.py`: it trains the tower from layer 12 on and publishes it separately
     "share4v": {
         "model_type": "share4v", "architectures": ["Share4VLlamaForCausalLM"],
         "mm_vision_tower": "Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12",
@@ -252,10 +252,10 @@ def write_llava(
     folder: Path, *, projector: str = "mlp2x_gelu", aspect: str = "pad", lm: str = "vicuna",
     tower: str = "clip", inside: bool = False, marks: bool = False, kind: str = "", seed: int = 1,
 ) -> Case:  # fmt: skip
-    """The original layout: the tower apart, or (`inside`) trained and so among the tensors.
+    """Write the original layout: the tower is separate or, if `inside`, among the tensors.
 
-    `marks`: LLaVA v1's added tokens around the picture. `kind`: a descendant, as its trainer wrote
-    it: "vila" (1.0) or "share4v".
+    `marks` adds LLaVA v1's tokens around the picture. `kind` is a descendant: "vila" (1.0) or
+    "share4v".
     """
     captioner, vision = folder / "captioner", folder / "vision"
     model = write_lm(captioner, lm, seed=seed)
@@ -312,7 +312,7 @@ def write_llava_hf(
     folder: Path, *, tower: str = "clip", lm: str = "vicuna", newer: bool = False,
     strategy: str = "default", layer: int = -2, pad: bool = False, seed: int = 2,
 ) -> Case:  # fmt: skip
-    """transformers' layout, with the names of before or after its version 4.52 (`newer`)."""
+    """Write transformers' layout, with the names before or from (`newer`) version 4.52."""
     model = write_lm(folder, lm, seed=seed)
     text_config = json.loads((folder / "config.json").read_text())
     for path in folder.glob("*.safetensors*"):

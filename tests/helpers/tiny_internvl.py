@@ -23,7 +23,7 @@ from tests.helpers.checkpoints import write_tokenizer
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 SPECIAL = re.compile(r"(<\|im_start\|>|<\|im_end\|>|<img>|</img>|<IMG_CONTEXT>)")
-# tensors of one layer: published → transformers'
+# names of one layer's tensors: published → transformers'
 _TOWER = {
     "norm1": "layernorm_before", "norm2": "layernorm_after",
     "attn.proj": "attention.projection_layer",
@@ -39,7 +39,7 @@ _TEXT = {
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A tiny model: with the 300M tower's kind of layers, or the 6B tower's."""
+    """A tiny model with layers like the 300M tower's or like the 6B tower's."""
 
     name: str
     large: bool  # RMS norms, normed queries and keys, no bias of qkv
@@ -57,7 +57,7 @@ SPECS = [
 
 
 @dataclasses.dataclass
-class Made:
+class TinyCheckpoint:
     """The published folder, and the same weights in transformers' class."""
 
     spec: Spec
@@ -65,7 +65,7 @@ class Made:
     model: InternVLForConditionalGeneration
 
     def features(self, picture: Image.Image, model: Any = None) -> torch.Tensor:
-        """[n_tiles, n, n_embd]; of another model of the same form where one is given."""
+        """Return features [n_tiles, n, n_embd], by default of this checkpoint's model."""
         model = model or self.model
         size = model.config.vision_config.image_size[0]
         processor = GotOcr2ImageProcessor(
@@ -74,30 +74,30 @@ class Made:
         )  # fmt: skip
         pixels = processor(picture, return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
-            made = model.model.get_image_features(pixels)
-        return self._turned(made) if self.spec.ps_version == "v1" else made
+            tensors = model.model.get_image_features(pixels)
+        return self._turned(tensors) if self.spec.ps_version == "v1" else tensors
 
-    def seen(self, *pictures: Image.Image) -> tiled.Seen:
+    def output(self, *pictures: Image.Image) -> tiled.ModelOutput:
         each = [self.features(picture).flatten(0, 1) for picture in pictures]
         ids = torch.tensor([self._prompt([len(rows) for rows in each])])
         embedded = self.model.get_input_embeddings()(ids)
         features = torch.cat(each)
         embedded[ids == self.model.config.image_token_id] = features
-        said = tiled.generated(
+        message = tiled.generated(
             self.model, inputs_embeds=embedded, attention_mask=torch.ones_like(ids)
         )
-        return tiled.Seen(features.numpy(), said)
+        return tiled.ModelOutput(features.numpy(), message)
 
     def _turned(self, features: torch.Tensor) -> torch.Tensor:
-        """Version 1's cells go down before across."""
+        """Reorder cells as version 1 does: column by column."""
         side = int(features.shape[1] ** 0.5)
         rows: torch.Tensor = features.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)
         return rows
 
     def _prompt(self, n_rows: list[int]) -> list[int]:
-        """As `chat` writes it, cut at special tokens, the rest by SentencePiece itself.
+        """Return the ids of `chat`'s prompt: special tokens, and SentencePiece between them.
 
-        Several pictures stand as the model card's "separate images" do.
+        Several pictures are joined like the model card's "separate images".
         """
         shown = [f"<img>{'<IMG_CONTEXT>' * n}</img>\n" for n in n_rows]
         if len(shown) > 1:
@@ -118,7 +118,7 @@ class Made:
         return ids
 
 
-def write(folder: Path, spec: Spec) -> Made:
+def write(folder: Path, spec: Spec) -> TinyCheckpoint:
     folder.mkdir(parents=True)
     n_pieces = write_tokenizer(folder, add_dummy_prefix=False)
     path = folder / "tokenizer_config.json"
@@ -127,7 +127,7 @@ def write(folder: Path, spec: Spec) -> Made:
         tokens["added_tokens_decoder"][str(n_pieces + i)] = {"content": name, "special": True}
     path.write_text(json.dumps(tokens))
     n_layers, n_embd = 3, 48
-    seen = {
+    vision = {
         "hidden_size": n_embd, "intermediate_size": 80, "num_hidden_layers": n_layers,
         "num_attention_heads": spec.heads, "image_size": [32, 32], "patch_size": [4, 4],
         "use_qk_norm": spec.large, "norm_type": "rms_norm" if spec.large else "layer_norm",
@@ -140,7 +140,7 @@ def write(folder: Path, spec: Spec) -> Made:
         "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
     }  # fmt: skip
     config = InternVLConfig(
-        vision_config=seen, text_config=text, image_token_id=n_pieces + 2, image_seq_length=16,
+        vision_config=vision, text_config=text, image_token_id=n_pieces + 2, image_seq_length=16,
         downsample_ratio=0.5, vision_feature_layer=-1,
     )  # fmt: skip
     model = InternVLForConditionalGeneration(config).eval()
@@ -168,13 +168,13 @@ def write(folder: Path, spec: Spec) -> Made:
             }
         )
     )  # fmt: skip
-    return Made(spec, folder, model)
+    return TinyCheckpoint(spec, folder, model)
 
 
 def published(state: dict[str, Any], spec: Spec, n_layers: int) -> dict[str, torch.Tensor]:
-    """transformers' tensors under the original names, packed as the original is."""
+    """Return transformers' tensors under the original names and in the original packing."""
     tower, text = "model.vision_tower.", "model.language_model."
-    made = {
+    tensors = {
         "vision_model.embeddings.class_embedding": state[f"{tower}embeddings.cls_token"],
         "vision_model.embeddings.position_embedding": state[
             f"{tower}embeddings.position_embeddings"
@@ -184,34 +184,34 @@ def published(state: dict[str, Any], spec: Spec, n_layers: int) -> dict[str, tor
         "language_model.output.weight": state["lm_head.weight"],
     }
     for kind in ("weight", "bias"):
-        made[f"vision_model.embeddings.patch_embedding.{kind}"] = state[
+        tensors[f"vision_model.embeddings.patch_embedding.{kind}"] = state[
             f"{tower}embeddings.patch_embeddings.projection.{kind}"
         ]
         for ours, theirs in (("0", "layer_norm"), ("1", "linear_1"), ("3", "linear_2")):
-            made[f"mlp1.{ours}.{kind}"] = state[f"model.multi_modal_projector.{theirs}.{kind}"]
+            tensors[f"mlp1.{ours}.{kind}"] = state[f"model.multi_modal_projector.{theirs}.{kind}"]
     for i in range(n_layers):
         theirs, ours = f"{tower}encoder.layer.{i}.", f"vision_model.encoder.layers.{i}."
         for name, stock in _TOWER.items():
             for kind in (".weight", ".bias", ""):
                 if f"{theirs}{stock}{kind}" in state:
-                    made[f"{ours}{name}{kind}"] = state[f"{theirs}{stock}{kind}"]
+                    tensors[f"{ours}{name}{kind}"] = state[f"{theirs}{stock}{kind}"]
         for kind in ("weight", "bias"):
             parts = [f"{theirs}attention.{p}_proj.{kind}" for p in "qkv"]
             if parts[0] in state:
-                made[f"{ours}attn.qkv.{kind}"] = torch.cat([state[p] for p in parts])
-    if spec.select_layer == -2:  # a layer that the feature does not come from
+                tensors[f"{ours}attn.qkv.{kind}"] = torch.cat([state[p] for p in parts])
+    if spec.select_layer == -2:  # a last layer that the feature does not need
         last = f"vision_model.encoder.layers.{n_layers - 1}."
-        made |= {
+        tensors |= {
             name.replace(last, f"vision_model.encoder.layers.{n_layers}."): value.flip(0)
-            for name, value in made.items()
+            for name, value in tensors.items()
             if name.startswith(last)
         }
     for i in range(2):
         theirs, ours = f"{text}layers.{i}.", f"language_model.model.layers.{i}."
         for name, stock in _TEXT.items():
-            made[f"{ours}{name}.weight"] = state[f"{theirs}{stock}.weight"]
+            tensors[f"{ours}{name}.weight"] = state[f"{theirs}{stock}.weight"]
         q, k, v = (state[f"{theirs}self_attn.{p}_proj.weight"] for p in "qkv")
-        # of each key/value head: its queries, then the key, then the value
+        # for each key/value head: its queries, then the key, then the value
         groups = [q.view(2, 2, 16, 64), k.view(2, 1, 16, 64), v.view(2, 1, 16, 64)]
-        made[f"{ours}attention.wqkv.weight"] = torch.cat(groups, dim=1).reshape(-1, 64)
-    return {name: value.clone().contiguous() for name, value in made.items()}
+        tensors[f"{ours}attention.wqkv.weight"] = torch.cat(groups, dim=1).reshape(-1, 64)
+    return {name: value.clone().contiguous() for name, value in tensors.items()}

@@ -36,7 +36,7 @@ LLAMA3_SCALING = {
     "original_max_position_embeddings": 32,
 }  # fmt: skip
 TinyModel = LlamaForCausalLM | MistralForCausalLM | Qwen2ForCausalLM
-# kind → (model class, configuration class, what differs, tokenizer)
+# kind → (model class, configuration class, changed fields, tokenizer)
 KINDS: dict[str, tuple[type, type, dict[str, Any], str]] = {
     "vicuna": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 4}, "sentencepiece"),
     "llama-linear": (
@@ -67,7 +67,7 @@ _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def write_lm(folder: Path, kind: str, *, spare: int = 3, seed: int = 0) -> TinyModel:
-    """Model and tokenizer of `kind` into `folder`; returns the model, float32."""
+    """Write model and tokenizer of `kind` to `folder`; return the model in float32."""
     folder.mkdir(parents=True, exist_ok=True)
     model_class, config_class, changes, tokenizer = KINDS[kind]
     n_vocab = write_any_tokenizer(folder, tokenizer) + spare
@@ -79,7 +79,7 @@ def write_lm(folder: Path, kind: str, *, spare: int = 3, seed: int = 0) -> TinyM
 
 
 def fill(model: nn.Module, seed: int) -> None:
-    """Random weights under which greedy texts are varied and depend on what they are given."""
+    """Fill `model` with random weights under which greedy texts vary and depend on the prompt."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -94,7 +94,7 @@ def fill(model: nn.Module, seed: int) -> None:
 
 
 def write_any_tokenizer(folder: Path, kind: str) -> int:
-    """Write a tokenizer of `kind`; returns how many ids it has, added tokens included."""
+    """Write a tokenizer of `kind`; return its number of ids, including added tokens."""
     if kind == "sentencepiece":
         return write_tokenizer(folder, add_dummy_prefix=True)
     tokenizer = _byte_level(kind)
@@ -116,7 +116,7 @@ def _byte_level(kind: str) -> Tokenizer:
         "gpt2": [_bytes(use_regex=True)],
     }[kind]
     tokenizer = Tokenizer(models.BPE(ignore_merges=kind == "llama3"))
-    # trained on uncut text, so that there are merges across every place where a kind may cut
+    # trained on unsplit text, so that merges cross every place where a pre-tokenizer may split
     tokenizer.pre_tokenizer = _bytes(use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -139,7 +139,7 @@ def _byte_level(kind: str) -> Tokenizer:
 
 
 def _cut_into_bits() -> list[str]:
-    """Short stretches of text from every place of it, some of them of digits and signs."""
+    """Return short pieces from all over the text, some with digits and signs."""
     rng = random.Random(11)
     hard = "I'll say 'Tis 12345 67, 2024: \n\n  x += 10;\n\tdon't!!\n\n... we'VE 3.14\n"
     text = " ".join([*CORPUS, hard, hard, hard])

@@ -1,4 +1,4 @@
-"""Tiny random Prismatic VLMs: stock models written under timm's names, and upstream's pictures."""
+"""Tiny random Prismatic VLMs: stock models under timm's names, and upstream's pictures."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ NORMS = {
 
 
 def kinds_of(backbone: str) -> list[str]:
-    """Its models in order."""
+    """Return the backbone's models in order."""
     return [kind for kind in NORMS if kind in backbone]
 
 
 def upstreams_picture(
     image: Image.Image, strategy: str, size: int, mean: tuple[float, ...]
 ) -> Image.Image:
-    """What upstream's transforms make of it: LetterboxPad, then torchvision's Resize, CenterCrop.
+    """Apply upstream's transforms: LetterboxPad, then torchvision's Resize and CenterCrop.
 
-    Read from `base_vision.py` and torchvision's `functional.py` on their own.
+    Written from `base_vision.py` and torchvision's `functional.py`, without EdgePrism's code.
     """
     if strategy == "resize-naive":
         return image.resize((size, size), Image.Resampling.BICUBIC)
@@ -73,10 +73,10 @@ def write_prismatic(
     folder: Path, *, backbone: str = "dinosiglip-vit-so-224px", arch: str = "fused-gelu-mlp",
     lm: str = "llama2-7b-pure", strategy: str = "resize-naive", seed: int = 4,
 ) -> Case:  # fmt: skip
-    """One checkpoint of projector and language model; timm's folders; the base tokenizer."""
+    """Write a checkpoint of projector and language model, timm's folders and the base tokenizer."""
     captioner = folder / "captioner"
     llm, size = folder / "llm", next((n for n in (336, 384) if str(n) in backbone), 224)
-    spare = 9  # the embedding has rows that the base model has not
+    spare = 9  # the embedding has more rows than the base model
     model = write_lm(llm, "vicuna", spare=spare, seed=seed)
     config = json.loads((llm / "config.json").read_text())
     config["vocab_size"] -= spare
@@ -152,32 +152,32 @@ def _timm(
 
 
 def _stock_tensors(model: Any) -> dict[str, torch.Tensor]:
-    found = {n.removeprefix("vision_model."): t for n, t in tensors_of(model).items()}
-    made = {"patch_embed.proj.weight": found["embeddings.patch_embedding.weight"]}
-    if "embeddings.patch_embedding.bias" in found:
-        made["patch_embed.proj.bias"] = found["embeddings.patch_embedding.bias"]
-    made["pos_embed"] = found["embeddings.position_embedding.weight"][None]
-    if "embeddings.class_embedding" in found:
-        made["cls_token"] = found["embeddings.class_embedding"][None, None]
+    actual = {n.removeprefix("vision_model."): t for n, t in tensors_of(model).items()}
+    tensors = {"patch_embed.proj.weight": actual["embeddings.patch_embedding.weight"]}
+    if "embeddings.patch_embedding.bias" in actual:
+        tensors["patch_embed.proj.bias"] = actual["embeddings.patch_embedding.bias"]
+    tensors["pos_embed"] = actual["embeddings.position_embedding.weight"][None]
+    if "embeddings.class_embedding" in actual:
+        tensors["cls_token"] = actual["embeddings.class_embedding"][None, None]
     for kind in ("weight", "bias"):
-        if f"pre_layrnorm.{kind}" in found:
-            made[f"norm_pre.{kind}"] = found[f"pre_layrnorm.{kind}"]
+        if f"pre_layrnorm.{kind}" in actual:
+            tensors[f"norm_pre.{kind}"] = actual[f"pre_layrnorm.{kind}"]
     for i in range(model.config.num_hidden_layers):
         layer = f"encoder.layers.{i}."
         for kind in ("weight", "bias"):
-            parts = [found[f"{layer}self_attn.{p}_proj.{kind}"] for p in "qkv"]
-            made[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(parts)
+            parts = [actual[f"{layer}self_attn.{p}_proj.{kind}"] for p in "qkv"]
+            tensors[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(parts)
             for ours, theirs in (("attn.proj", "self_attn.out_proj"), ("mlp.fc1", "mlp.fc1"),
                                  ("mlp.fc2", "mlp.fc2"), ("norm1", "layer_norm1"),
                                  ("norm2", "layer_norm2")):  # fmt: skip
-                made[f"blocks.{i}.{ours}.{kind}"] = found[f"{layer}{theirs}.{kind}"]
-    return made
+                tensors[f"blocks.{i}.{ours}.{kind}"] = actual[f"{layer}{theirs}.{kind}"]
+    return tensors
 
 
 def _dino_tensors(model: Any, seed: int) -> dict[str, torch.Tensor]:
-    """timm keeps no position of the class row: it stands in the row itself.
+    """Return the tensors under timm's names, which add the class row's position to the row.
 
-    Positions are published for a finer grid, as DINOv2's are; timm resamples them so.
+    The positions are for a finer grid, like DINOv2's; timm resamples them.
     """
     grid = model.config.image_size // PATCH
     table = torch.randn(1, (grid + 5) ** 2, 48, generator=torch.Generator().manual_seed(seed))
@@ -186,25 +186,25 @@ def _dino_tensors(model: Any, seed: int) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         positions = model.embeddings.position_embeddings
         positions[:, 1:] = square.permute(0, 2, 3, 1).reshape(1, grid * grid, 48)
-    found = tensors_of(model)
-    position = found["embeddings.position_embeddings"]
-    made = {
-        "patch_embed.proj.weight": found["embeddings.patch_embeddings.projection.weight"],
-        "patch_embed.proj.bias": found["embeddings.patch_embeddings.projection.bias"],
-        "cls_token": found["embeddings.cls_token"] + position[:, :1],
-        "reg_token": found["embeddings.register_tokens"],
+    actual = tensors_of(model)
+    position = actual["embeddings.position_embeddings"]
+    tensors = {
+        "patch_embed.proj.weight": actual["embeddings.patch_embeddings.projection.weight"],
+        "patch_embed.proj.bias": actual["embeddings.patch_embeddings.projection.bias"],
+        "cls_token": actual["embeddings.cls_token"] + position[:, :1],
+        "reg_token": actual["embeddings.register_tokens"],
         "pos_embed": table,
     }
     for i in range(model.config.num_hidden_layers):
         layer, block = f"encoder.layer.{i}.", f"blocks.{i}."
         for kind in ("weight", "bias"):
-            parts = [found[f"{layer}attention.attention.{p}.{kind}"] for p in
+            parts = [actual[f"{layer}attention.attention.{p}.{kind}"] for p in
                      ("query", "key", "value")]  # fmt: skip
-            made[f"{block}attn.qkv.{kind}"] = torch.cat(parts)
+            tensors[f"{block}attn.qkv.{kind}"] = torch.cat(parts)
             for ours, theirs in (("attn.proj", "attention.output.dense"), ("mlp.fc1", "mlp.fc1"),
                                  ("mlp.fc2", "mlp.fc2"), ("norm1", "norm1"),
                                  ("norm2", "norm2")):  # fmt: skip
-                made[f"{block}{ours}.{kind}"] = found[f"{layer}{theirs}.{kind}"]
+                tensors[f"{block}{ours}.{kind}"] = actual[f"{layer}{theirs}.{kind}"]
         for n in (1, 2):
-            made[f"{block}ls{n}.gamma"] = found[f"{layer}layer_scale{n}.lambda1"]
-    return made
+            tensors[f"{block}ls{n}.gamma"] = actual[f"{layer}layer_scale{n}.lambda1"]
+    return tensors

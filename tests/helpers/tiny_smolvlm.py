@@ -1,4 +1,4 @@
-"""Tiny SmolVLM and Idefics3 checkpoints as published, and the same weights in transformers."""
+"""Tiny SmolVLM and Idefics3 checkpoints, and the same weights in transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAKE, GLOBAL, END = "<fake_token_around_image>", "<global-img>", "<end_of_uttera
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A tiny model; each differs from the others in what published ones differ in."""
+    """A tiny model; the fields are the differences between published models."""
 
     name: str
     tokenizer: str
@@ -41,20 +41,20 @@ SPECS = [
 
 
 @dataclasses.dataclass
-class Made:
-    """A checkpoint's folder and its model with positions counted plainly."""
+class TinyCheckpoint:
+    """A checkpoint's folder and its model, in which patch i has position i."""
 
     spec: Spec
     folder: Path
     model: Any
 
     def features(self, picture: Image.Image, model: Any = None) -> torch.Tensor:
-        """[n_tiles, n, n_embd]; of another model of the same form where one is given."""
+        """Return features [n_tiles, n, n_embd], by default of this checkpoint's model."""
         inputs, _ = self._prepared(picture)
         with torch.inference_mode():
             return (model or self.model).model.get_image_features(**inputs)  # type: ignore[no-any-return]
 
-    def seen(self, *pictures: Image.Image) -> tiled.Seen:
+    def output(self, *pictures: Image.Image) -> tiled.ModelOutput:
         inputs, grids = self._prepared(*pictures)
         with torch.inference_mode():
             features = self.model.model.get_image_features(**inputs)
@@ -66,20 +66,20 @@ class Made:
         prompt = f"{start}User:{shown}{tiled.INSTRUCTION}{END}\nAssistant:"
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False).ids])
-        said = tiled.generated(
+        message = tiled.generated(
             self.model, input_ids=ids, attention_mask=torch.ones_like(ids), **inputs
         )
-        return tiled.Seen(features.flatten(0, 1).numpy(), said)
+        return tiled.ModelOutput(features.flatten(0, 1).numpy(), message)
 
     def _prepared(self, *pictures: Image.Image) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-        """What the model takes, and each picture's tiles [down, across]."""
+        """Return the model's inputs, and each picture's tiles [down, across]."""
         processor = Idefics3ImageProcessor.from_pretrained(self.folder)
         inputs = processor([list(pictures)], return_tensors="pt", return_row_col_info=True)
         grids = list(zip(inputs.pop("rows")[0], inputs.pop("cols")[0], strict=True))
         return dict(inputs), grids
 
 
-def write(folder: Path, spec: Spec) -> Made:
+def write(folder: Path, spec: Spec) -> TinyCheckpoint:
     folder.mkdir(parents=True)
     write_any_tokenizer(folder, spec.tokenizer)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -93,12 +93,12 @@ def write(folder: Path, spec: Spec) -> Made:
         "vocab_size": tokenizer.get_vocab_size() + 3, "rope_theta": 100000.0,
         "tie_word_embeddings": spec.tied, "pad_token_id": 0,
     }  # fmt: skip
-    seen = {
+    vision = {
         "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
         "num_attention_heads": 4, "image_size": spec.tile, "patch_size": spec.patch,
     }  # fmt: skip
     config = Idefics3Config(
-        text_config=text, vision_config=seen, scale_factor=spec.cell,
+        text_config=text, vision_config=vision, scale_factor=spec.cell,
         image_token_id=tokenizer.token_to_id("<image>"), tie_word_embeddings=spec.tied,
     )  # fmt: skip
     model = Idefics3ForConditionalGeneration(config).eval()
@@ -112,11 +112,11 @@ def write(folder: Path, spec: Spec) -> Made:
     path = folder / "config.json"
     written = json.loads(path.read_text())
     written["model_type"] = spec.model_type
-    written["vision_config"]["model_type"] = "idefics3"  # as the published files say
+    written["vision_config"]["model_type"] = "idefics3"  # as in the published files
     path.write_text(json.dumps(written))
     embeddings = model.model.vision_model.embeddings
     embeddings.forward = lambda pixel_values, patch_attention_mask: (
         embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
         + embeddings.position_embedding.weight
     )
-    return Made(spec, folder, model)
+    return TinyCheckpoint(spec, folder, model)

