@@ -37,7 +37,7 @@ class RawTensors:
         return tensor
 
     def names(self) -> Iterable[str]:
-        """The names that the files hold, all of them."""
+        """Return the names of all tensors in the files."""
         return self._sources.keys()
 
     def lead_of(self, ending: str) -> str:

@@ -37,13 +37,13 @@ class Families(click.Group):
     """A group with a command for each family, built from its options on demand, and `mmproj`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The families that are there, and `mmproj`."""
+        """Return the names of all families, and `mmproj`."""
         from edgeprism.convert.discover import family_names
 
         return sorted([*family_names(), "mmproj"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Make the family's command."""
+        """Return the command of the family `cmd_name`."""
         from edgeprism.convert.discover import family_named
 
         if cmd_name == "mmproj":
@@ -56,7 +56,7 @@ class Families(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, and where there is no such family, name those that sound alike."""
+        """Resolve a command as click does; for an unknown family, name similar ones."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:

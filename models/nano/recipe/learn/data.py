@@ -114,7 +114,7 @@ class BatchStream:
             turn = (turn + 1) % len(self._queues)
 
     def close(self) -> None:
-        """End the processes that draw."""
+        """Stop the rendering processes."""
         for worker in self._workers:
             worker.terminate()
             worker.join()

@@ -33,7 +33,7 @@ _RELATION = re.compile(
 
 
 def to_number(word: str) -> int:
-    """A number word → the number."""
+    """Convert a number word to the number."""
     return 1 if word in ("a", "an") else NUMBERS.index(word)
 
 

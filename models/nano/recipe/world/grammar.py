@@ -65,7 +65,7 @@ def _group_to_short(group: Group) -> str:
 
 
 def relation(a: Item, b: Item) -> str:
-    """The sentence that says where `a` is, seen from `b`."""
+    """Return the sentence about the place of `a` relative to `b`."""
     return f"The {item_to_name(a)} is {cells_to_relation(a.cell, b.cell)} the {item_to_name(b)}."
 
 
@@ -262,7 +262,7 @@ def _absent(scene: Scene, rng: random.Random) -> str:
 
 
 def ask_colour(scene: Scene, rng: random.Random) -> Query | None:
-    """What colour a shape is; None where no shape's name is unique."""
+    """Ask for a shape's colour; None if no shape's name is unique."""
     shapes = [i for i in scene.items if i.kind == "shape"]
     names = [i.name for i in shapes]
     once = [i for i in shapes if names.count(i.name) == 1]
@@ -291,7 +291,7 @@ def ask_count(scene: Scene, rng: random.Random, absent: float = 0.12) -> Query |
 
 
 def ask_relation(scene: Scene, rng: random.Random) -> Query | None:
-    """Where one item is, seen from another; None without two that can be named."""
+    """Ask for one item's place relative to another; None without two unique names."""
     singles = _singles(scene)
     if scene.kind != "mixed" or len(singles) < 2:
         return None
@@ -303,7 +303,7 @@ def ask_relation(scene: Scene, rng: random.Random) -> Query | None:
 
 
 def ask_text(scene: Scene, rng: random.Random) -> Query | None:
-    """What the text reads; None where that is not to be asked."""
+    """Ask for the printed text; None if this scene does not suit."""
     if scene.kind != "mixed":
         return None
     texts = [i.name for i in scene.items if i.kind == "text"]
@@ -316,7 +316,7 @@ def ask_text(scene: Scene, rng: random.Random) -> Query | None:
 
 
 def ask_presence(scene: Scene, rng: random.Random) -> Query | None:
-    """Whether something is in the picture, which it is half of the time."""
+    """Ask whether something is in the picture; half of the time it is."""
     if scene.kind not in ("mixed", "nothing"):
         return None
     groups = [g for g in scene_to_groups(scene) if g.first.kind in ("thing", "shape")]
@@ -334,7 +334,7 @@ def ask_presence(scene: Scene, rng: random.Random) -> Query | None:
 
 
 def ask_chart(scene: Scene, rng: random.Random) -> Query | None:
-    """About the values of a chart or table; None for other pictures."""
+    """Ask for a value of a chart or table; None for other pictures."""
     if scene.kind not in ("chart", "table"):
         return None
     what = "bar" if scene.kind == "chart" else "row"
@@ -360,7 +360,7 @@ def ask_chart(scene: Scene, rng: random.Random) -> Query | None:
 
 
 def ask_place(scene: Scene, rng: random.Random) -> Query | None:
-    """Where in the picture an item is; None where none can be named."""
+    """Ask for an item's place in the picture; None without a unique name."""
     singles = _singles(scene)
     if scene.kind != "mixed" or not singles:
         return None

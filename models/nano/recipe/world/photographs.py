@@ -149,7 +149,7 @@ def photographs(package: Package, files: dict[str, bytes]) -> Iterator[tuple[str
 
 
 def shrink(data: bytes) -> Image.Image:
-    """A photograph of at most `LONG_SIDE` pixels a side."""
+    """Shrink a photograph to at most `LONG_SIDE` pixels per side."""
     with Image.open(io.BytesIO(data)) as image:
         image.draft("RGB", (LONG_SIDE, LONG_SIDE))
         shrunk = image.convert("RGB")

@@ -86,7 +86,7 @@ class Scene:
 
 
 def jitter(rng: random.Random, rgb: tuple[int, int, int], by: int = 10) -> tuple[int, int, int]:
-    """A colour close to `rgb`: each channel moved by at most `by`."""
+    """Return a colour close to `rgb`: each channel changes by at most `by`."""
     r, g, b = (min(255, max(0, v + rng.randint(-by, by))) for v in rgb)
     return (r, g, b)
 

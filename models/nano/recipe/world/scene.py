@@ -168,7 +168,7 @@ def _paint(rng: random.Random) -> tuple[str, tuple[tuple[int, int, int], ...]]:
 
 
 def contrasts(rgb: tuple[int, int, int], paint: tuple[tuple[int, int, int], ...]) -> bool:
-    """Whether a colour can be told from every colour of the background."""
+    """Return whether a colour differs enough from every colour of the background."""
     return all(math.dist(rgb, other) >= plain_scene.MIN_CONTRAST for other in paint)
 
 
@@ -188,7 +188,7 @@ def _place(
 
 
 def to_cell(cx: float, cy: float) -> int:
-    """The cell of a three by three grid that a centre lies in."""
+    """Return the cell of a three by three grid that contains a centre."""
     return min(2, int(cy * 3)) * 3 + min(2, int(cx * 3))
 
 
