@@ -1,4 +1,4 @@
-"""The vision engine that a manifest asks for: ONNX Runtime for a graph, libmtmd for an mmproj."""
+"""The vision engine for a manifest: ONNX Runtime runs a graph, libmtmd an mmproj file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ VisionEngine = VisionEncoder | MtmdEncoder
 
 
 def vision_providers(manifest: Manifest) -> dict[str, str]:
-    """Where the manifest's engine can run, in ONNX Runtime's words → what keeps it from that."""
+    """Return {execution provider: why the manifest's engine cannot start on it, or ""}.
+
+    libmtmd's devices have the names of ONNX Runtime's execution providers too.
+    """
     if manifest.vision.mmproj is None:
         return available_providers(GPU_PROVIDERS)
     return dict.fromkeys([*(GPU_PROVIDERS if supports_offload() else ()), CPU_PROVIDER], "")
@@ -41,7 +44,7 @@ def open_vision(
     flash_attention: bool | None,
     cancel: Cancel,
 ) -> VisionEngine:
-    """Load the engine's file; `lm` is called where the engine looks into the language model."""
+    """Load the engine from its file; `lm` is called only if the engine needs the language model."""
     if manifest.vision.mmproj is None:
         return VisionEncoder(path, manifest, provider=provider, threads=threads, cancel=cancel)
     return MtmdEncoder(
@@ -57,10 +60,10 @@ def open_vision(
 def tiles_to_rows(
     engine: VisionEngine, tiles: np.ndarray, layout: PictureLayout, name: str
 ) -> tuple[np.ndarray, tuple[Segment, ...]]:
-    """A picture's tiles → its visual tokens, float32 [n, n_embd], and how they stand in the prompt.
+    """Encode a picture's tiles; return visual tokens, float32 [n, n_embd], and their segments.
 
-    libmtmd lays pictures out by itself; for a graph `layout` says how. Raises ImageError, which
-    names the picture, for a shape that the engine cannot take.
+    For a graph `layout` gives the segments of the prompt; libmtmd makes its own. Raises
+    ImageError, which names the picture, for a shape that the engine cannot take.
     """
     if isinstance(engine, MtmdEncoder):
         try:
@@ -73,9 +76,10 @@ def tiles_to_rows(
 def picture_segments(
     engine: VisionEngine | None, size: Size, manifest: Manifest
 ) -> tuple[tuple[int, int], int, tuple[Segment, ...]]:
-    """Grid [down, across] (0, 0 where not cut or not known), tiles and segments; nothing runs.
+    """Return grid, number of tiles and segments of a picture of `size`, without encoding.
 
-    Only libmtmd must be asked: for a graph `engine` may be None.
+    The grid is [down, across], or (0, 0) if the picture is not cut or the grid is not known. Only
+    libmtmd is needed for this: for a graph `engine` may be None.
     """
     if isinstance(engine, MtmdEncoder):
         segments = engine.layout(shrunk_size(size, manifest.image.size))

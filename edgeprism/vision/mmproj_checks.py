@@ -1,7 +1,8 @@
-"""The head of an mmproj file, checked in Python before libmtmd sees the file.
+"""The header of an mmproj file, checked in Python before libmtmd opens the file.
 
-libmtmd refuses an unknown projector or a missing tensor in words; what it does not look at itself
-(heads that do not divide the width, a layer without attention weights) ends its process.
+libmtmd reports an unknown projector or a missing tensor as an error. But it does not check
+everything: heads that do not divide the width, or a layer without attention weights, end the
+process.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from edgeprism.bundle.gguf import Array, GgufHeader, read_gguf_header
 from edgeprism.errors import ModelError
 
 ARCHITECTURE = "clip"
-_MOST = {
+_LIMITS = {
     "image_size": 8192,
     "patch_size": 1024,
     "embedding_length": 65536,
@@ -23,8 +24,9 @@ _MOST = {
     "attention.head_count": 1024,
     "feed_forward_length": 1 << 20,
 }
-# Their rows stand in time, down and across (M-RoPE). llama.cpp's converters write each of them only
-# for models that are placed so; with any other it counts the rows one by one and says nothing.
+# Projectors whose rows have positions in time, down and across (M-RoPE). llama.cpp's converters
+# write them only for language models with such positions; with any other language model llama.cpp
+# counts the rows one by one, without an error.
 _MULTI_AXIS = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger", "glm4v",
                "paddleocr")  # fmt: skip
 _F32, _INTEGERS = 0, {24, 25, 26, 27}
@@ -32,9 +34,9 @@ _HINT = "Copy or download the mmproj file again."
 
 
 def check_mmproj(path: Path, n_embd: int) -> GgufHeader:
-    """The header of an mmproj file for rows of width `n_embd`.
+    """Read and check the header of an mmproj file whose rows have the width `n_embd`.
 
-    Raises ModelError, which names the file, for any other file or a damaged one.
+    Raises ModelError, which names the file, if it is damaged, of another kind or another width.
     """
     header = read_gguf_header(path)
     if header.architecture != ARCHITECTURE:
@@ -59,9 +61,9 @@ def check_mmproj(path: Path, n_embd: int) -> GgufHeader:
 
 
 def check_positions(path: Path, header: GgufHeader, lm: Path, multi_axis: bool) -> None:
-    """Raises ModelError where the rows of the mmproj file need positions that `lm` has not.
+    """Raise ModelError if the rows of the mmproj file need positions that `lm` does not have.
 
-    `multi_axis`: whether the language model places a row in time, down and across.
+    `multi_axis`: whether the language model's rows have positions in time, down and across.
     """
     projector = projector_of(header)
     if projector in _MULTI_AXIS and not multi_axis:
@@ -74,7 +76,7 @@ def check_positions(path: Path, header: GgufHeader, lm: Path, multi_axis: bool) 
 
 
 def projector_of(header: GgufHeader) -> str:
-    """The projector's name in the file; "" where there is none."""
+    """Return the projector's name in the file, or "" if there is none."""
     for key in ("clip.projector_type", "clip.vision.projector_type"):
         name = header.metadata.get(key)
         if isinstance(name, str) and name:
@@ -84,16 +86,16 @@ def projector_of(header: GgufHeader) -> str:
 
 def _faults(header: GgufHeader) -> Iterator[str]:
     numbers: dict[str, int] = {}
-    for name, most in _MOST.items():
+    for name, limit in _LIMITS.items():
         value: Any = header.metadata.get(f"clip.vision.{name}")
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-            yield f"{name} {value!r} (known: 0…{most})"
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= limit:
+            yield f"{name} {value!r} (known: 0…{limit})"
         else:
             numbers[name] = value
     width, heads = numbers.get("embedding_length", 0), numbers.get("attention.head_count", 0)
-    own_width = "clip.vision.attention.head_dim" in header.metadata
-    if heads and width % heads and not own_width:
-        yield f"a width of {width} that {heads} heads do not share evenly"
+    has_head_width = "clip.vision.attention.head_dim" in header.metadata
+    if heads and width % heads and not has_head_width:
+        yield f"a width of {width}, which {heads} heads cannot share evenly"
     if numbers.get("patch_size") == 0:
         yield "patches of no size"
     for name in ("image_mean", "image_std"):
@@ -106,9 +108,9 @@ def _faults(header: GgufHeader) -> Iterator[str]:
 def _tensor_faults(header: GgufHeader, width: int) -> Iterator[str]:
     for name, kind in header.tensor_types.items():
         if kind in _INTEGERS and name.endswith((".weight", ".bias")):
-            yield f"tensor {name} holds whole numbers"
+            yield f"a tensor {name} with whole numbers"
         elif kind != _F32 and len(header.tensors[name]) == 1 and name.startswith("v.blk."):
-            yield f"tensor {name} is not F32"
+            yield f"a tensor {name} that is not F32"
     layers = {match[1] for name in header.tensors if (match := re.match(r"v\.blk\.(\d+)\.", name))}
     for layer in sorted(layers, key=int):
         fused = f"v.blk.{layer}.attn_qkv.weight" in header.tensors
@@ -119,4 +121,5 @@ def _tensor_faults(header: GgufHeader, width: int) -> Iterator[str]:
         for part in () if fused else "qkv":
             shape = header.tensors.get(f"v.blk.{layer}.attn_{part}.weight", (width,))
             if width and shape[0] != width:
-                yield f"tensor v.blk.{layer}.attn_{part}.weight is {list(shape)}, not {width} wide"
+                name = f"v.blk.{layer}.attn_{part}.weight"
+                yield f"a tensor {name} of shape {list(shape)}, not {width} wide"

@@ -1,9 +1,9 @@
 """Pixels → visual tokens, through llama.cpp's libmtmd: the second vision engine.
 
-libmtmd resizes the picture, cuts it, encodes it, and says what text its model wants around and
-between the rows. It looks into the language model for that (vocabulary, width, positions), so the
-two are a pair. What it does with a file of wrong shapes may end the process: `pair.py` tries a
-pair in a process of its own first.
+libmtmd resizes the picture, cuts it, encodes it, and adds the text that its model needs around and
+between the rows. For that it needs the language model's vocabulary, width and positions, so the
+two files are a pair. A file with wrong shapes may end the process, so `pair.py` first tries a pair
+in a child process.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ from edgeprism.segments import ImageRows, Segment, Tokens
 from edgeprism.vision.mmproj_checks import check_mmproj, check_positions
 
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
-_NODES = 8  # of the graph between two looks at the request to stop
-_FAR = 1000  # a second beginning, to tell which positions move with it
+_NODES = 8  # nodes of the graph between two checks of `cancel`
+_FAR = 1000  # a second start position, which shows what libmtmd adds to the start
 _HINT = "Use the mmproj file that was made for this language model."
 
 
 class MtmdEncoder:
-    """An mmproj file in memory, over its language model. Not thread-safe; close it first."""
+    """An mmproj file in memory, with its language model. Not thread-safe.
+
+    Close it before the language model.
+    """
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class MtmdEncoder:
         flash_attention: bool | None = None,
         cancel: Cancel | None = None,
     ) -> None:
-        """Load `path`; raises ModelError for a file that is damaged or of another model."""
+        """Load `path`; raises ModelError if the file is damaged or belongs to another model."""
         header = check_mmproj(path, lm.n_embd_row)
         check_positions(path, header, lm.path, lm.row_axes > 1)
         self.path, self.lm, self.n_embd = path, lm, lm.n_embd_row
@@ -56,10 +59,10 @@ class MtmdEncoder:
         params.progress_callback = mtmd.mtmd_progress_callback(
             lambda _, __: not self.cancel.is_set()
         )
-        # kept: native code calls it as long as the context lives
+        # an attribute, because native code calls it as long as the context exists
         self._between_nodes = type(params.cb_eval)(self._may_go_on)
         params.cb_eval = self._between_nodes
-        self._asked = 0
+        self._node_count = 0
         forget_words()
         self._context = mtmd.mtmd_init_from_file(os.fsencode(path), lm.native, params)
         if not self._context:
@@ -76,10 +79,10 @@ class MtmdEncoder:
             self._context = None
 
     def encode_picture(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[Segment, ...]]:
-        """uint8 [1, height, width, 3] → rows float32 [n, n_embd], and how they stand.
+        """Encode uint8 [1, height, width, 3]; return rows float32 [n, n_embd] and their segments.
 
-        Raises ImageError for a shape that the model's preparation cannot take, and Interrupted
-        between two nodes of the graph when asked to stop.
+        Raises ImageError for a shape that the model's preprocessing cannot take, and Interrupted
+        between two nodes of the graph when `cancel` is set.
         """
         with self._chunks(pixels.shape[2], pixels.shape[1], pixels) as chunks:
             segments = self._segments(chunks)
@@ -90,12 +93,12 @@ class MtmdEncoder:
         return rows, segments
 
     def layout(self, size: tuple[int, int]) -> tuple[Segment, ...]:
-        """How a picture of `size` (width, height) would stand in the prompt; nothing is encoded."""
+        """Return the segments of a picture of `size` (width, height), without encoding it."""
         with self._chunks(*size, None) as chunks:
             return self._segments(chunks)
 
     def together(self, size: tuple[int, int]) -> int:
-        """How many of such a picture's tiles go through the encoder at once."""
+        """Return how many tiles of a picture of `size` the encoder takes at once."""
         with self._chunks(*size, None) as chunks, self._batch() as batch:
             images = [chunk for chunk in chunks if self._is_image(chunk)]
             return self._fill(batch, images)
@@ -104,7 +107,7 @@ class MtmdEncoder:
 
     @contextlib.contextmanager
     def _chunks(self, width: int, height: int, pixels: np.ndarray | None) -> Iterator[list[Any]]:
-        """The picture cut by libmtmd; without `pixels` as a placeholder, to count."""
+        """Give libmtmd's chunks of a picture; without `pixels` those of a placeholder, to count."""
         mtmd, data = self._mtmd, None
         if pixels is not None:
             flat = np.ascontiguousarray(pixels[0], dtype=np.uint8)
@@ -112,20 +115,20 @@ class MtmdEncoder:
         with contextlib.ExitStack() as freeing:
             bitmap = mtmd.mtmd_bitmap_init(width, height, data)
             freeing.callback(mtmd.mtmd_bitmap_free, bitmap)
-            found = mtmd.mtmd_input_chunks_init()
-            freeing.callback(mtmd.mtmd_input_chunks_free, found)
+            chunks = mtmd.mtmd_input_chunks_init()
+            freeing.callback(mtmd.mtmd_input_chunks_free, chunks)
             part = mtmd.mtmd_input_part(None, bitmap)
             parts = (ctypes.POINTER(mtmd.mtmd_input_part) * 1)(ctypes.pointer(part))
             forget_words()
-            code = mtmd.mtmd_tokenize_from_parts(self._context, found, parts, 1, False)
+            code = mtmd.mtmd_tokenize_from_parts(self._context, chunks, parts, 1, False)
             if code:
                 raise ImageError(
                     f"llama.cpp cannot prepare {width} × {height} pixels for this model: "
                     f"{last_words()}.",
                     "Cut the picture to another shape.",
                 )
-            count = mtmd.mtmd_input_chunks_size(found)
-            yield [mtmd.mtmd_input_chunks_get(found, i) for i in range(count)]
+            count = mtmd.mtmd_input_chunks_size(chunks)
+            yield [mtmd.mtmd_input_chunks_get(chunks, i) for i in range(count)]
 
     def _is_image(self, chunk: Any) -> bool:
         mtmd = self._mtmd
@@ -133,22 +136,22 @@ class MtmdEncoder:
 
     def _segments(self, chunks: list[Any]) -> tuple[Segment, ...]:
         segments: list[Segment] = []
-        at = 0
+        n_rows = 0
         for chunk in chunks:
             count = self._mtmd.mtmd_input_chunk_get_n_tokens(chunk)
             if self._is_image(chunk):
                 causal = not self._mtmd.mtmd_decode_use_non_causal(self._context, chunk)
                 positions = self._positions(chunk, count) if self.multi_axis else None
-                segments.append(ImageRows(at, at + count, causal, positions))
-                at += count
+                segments.append(ImageRows(n_rows, n_rows + count, causal, positions))
+                n_rows += count
             else:
                 segments.append(self._text(chunk))
         return tuple(segments)
 
     def _text(self, chunk: Any) -> Tokens:
         count = ctypes.c_size_t()
-        found = self._mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
-        ids = tuple(int(found[i]) for i in range(count.value))
+        tokens = self._mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
+        ids = tuple(int(tokens[i]) for i in range(count.value))
         if any(not 0 <= token < self.lm.n_vocab for token in ids):
             raise ModelError(
                 f"{self.lm.path}: its vocabulary lacks the words that {self.path.name} puts "
@@ -158,21 +161,23 @@ class MtmdEncoder:
         return Tokens(ids)
 
     def _positions(self, chunk: Any, count: int) -> np.ndarray:
-        """int32 [4, count] (time, down, across, unused), counted from where the rows begin."""
+        """Return int32 [4, count] (time, down, across, unused), counted from the first row."""
         mtmd = self._mtmd
         image = mtmd.mtmd_input_chunk_get_tokens_image(chunk)
-        found = []
-        for start in (0, _FAR):
+
+        def positions_from(start: int) -> np.ndarray:
             each = [mtmd.mtmd_image_tokens_get_decoder_pos(image, start, i) for i in range(count)]
-            found.append(np.array([[p.t, p.y, p.x, p.z] for p in each], np.int32).T)
-        moved = found[1] - found[0]
+            return np.array([[p.t, p.y, p.x, p.z] for p in each], np.int32).T
+
+        positions = positions_from(0)
+        moved = positions_from(_FAR) - positions
         advance = mtmd.mtmd_input_chunk_get_n_pos(chunk)
-        if (moved[:3] != _FAR).any() or moved[3].any() or found[0].max() + 1 != advance:
+        if (moved[:3] != _FAR).any() or moved[3].any() or positions.max() + 1 != advance:
             raise ModelError(
                 f"{self.path}: places rows in a way that EdgePrism does not know.",
                 "Run it with llama.cpp's own tools.",
             )
-        return found[0]
+        return positions
 
     # ---- encoding
 
@@ -185,14 +190,14 @@ class MtmdEncoder:
             self._mtmd.mtmd_batch_free(batch)
 
     def _fill(self, batch: Any, chunks: list[Any]) -> int:
-        """Put in as many of the first chunks as the encoder takes at once: one at least."""
+        """Add the first chunks to `batch`, as many as the encoder takes; return their number."""
         for i, chunk in enumerate(chunks):
             if self._mtmd.mtmd_batch_add_chunk(batch, chunk):
                 return i
         return len(chunks)
 
     def _encoded(self, chunks: list[Any]) -> Iterator[np.ndarray]:
-        """Rows [n, n_embd] of each chunk, in order."""
+        """Yield the rows [n, n_embd] of each chunk, in order."""
         mtmd = self._mtmd
         while chunks:
             forget_words()
@@ -212,8 +217,11 @@ class MtmdEncoder:
             chunks = chunks[n:]
 
     def _may_go_on(self, _tensor: Any, ask: bool, _data: Any) -> bool:
-        """ggml asks before a node whether to stop behind it, and there whether to go on."""
+        """Answer ggml's callback: with `ask` whether to call again after the node, else go on?
+
+        It is called before each node, and then after every node for which it returned True.
+        """
         if not ask:
             return not self.cancel.is_set()
-        self._asked += 1
-        return self._asked % _NODES == 0
+        self._node_count += 1
+        return self._node_count % _NODES == 0

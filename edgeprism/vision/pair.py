@@ -1,7 +1,7 @@
-"""A language model's GGUF and its mmproj → a bundle: in memory, or as a folder.
+"""A language model's GGUF file and its mmproj file → a bundle, in memory or as a folder.
 
-Any pair that llama.cpp's mtmd runs. What the manifest needs to know is found by trying the pair
-(see pair_trial) and kept in the data folder, by the digests of both files.
+This works with every pair that llama.cpp's mtmd runs. `pair_trial` runs the pair once to learn the
+facts that a manifest needs; the data folder keeps them, by the digests of both files.
 """
 
 from __future__ import annotations
@@ -61,14 +61,15 @@ _QUANTS = {
 def open_pair(
     lm: str | os.PathLike[str], mmproj: str | os.PathLike[str], *, chat_format: str | None = None
 ) -> Bundle:
-    """The two files as a bundle that is written nowhere.
+    """Return the two files as a bundle, without writing it anywhere.
 
-    Raises ModelError for files that are damaged or no pair, TemplateError where llama.cpp does
-    not know the model's chat template and no `chat_format` names one.
+    Raises ModelError if the files are damaged or do not belong together, TemplateError if
+    llama.cpp does not know the model's chat template and `chat_format` names none.
     """
     places = {LM_FILE: Path(lm), MMPROJ_FILE: Path(mmproj)}
     manifest = _pair_to_manifest(places, chat_format, "")
-    manifest_from_json(manifest.to_json(), f"{lm} with {mmproj}")  # what no bundle may hold
+    # raises ManifestError for values that no bundle may have
+    manifest_from_json(manifest.to_json(), f"{lm} with {mmproj}")
     digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()
     return Bundle(places[LM_FILE].parent, manifest, digest, places)
 
@@ -83,9 +84,10 @@ def write_pair(
     overwrite: bool = False,
     copy: bool = False,
 ) -> None:
-    """A bundle in the folder `out`: hard links to the files, or copies where links do not reach.
+    """Write a bundle to the folder `out`: hard links to the files, or copies if links fail.
 
-    Raises what open_pair does, UsageError or OutputError; nothing is left half-written.
+    `copy` makes copies in any case. Raises the errors of `open_pair`, UsageError or OutputError,
+    and then leaves nothing half-written.
     """
     from edgeprism.bundle.writer import BundleWriter
 
@@ -99,7 +101,7 @@ def write_pair(
 
 def _put(source: Path, target: Path, copy: bool) -> None:
     if not copy:
-        with contextlib.suppress(OSError):  # another file system, or one without links
+        with contextlib.suppress(OSError):  # `target` is on another file system, or has no links
             os.link(source, target)
             return
     try:
@@ -121,21 +123,22 @@ def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: st
             f"{lm}: an mmproj file, not a language model.",
             "`lm` takes the language model, `mmproj` the file with the vision tower.",
         )
-    eyes = read_gguf_header(mmproj)
-    # rows may be several times as wide as the model, where they also carry what layers add
+    mmproj_header = read_gguf_header(mmproj)
+    # rows may be several times as wide as the model, if they carry values that later layers add
     check_mmproj(mmproj, _row_width(header))
     digests = {file: file_digest(path) for file, path in places.items()}
     facts = _facts(lm, mmproj, digests, chat_format)
-    check_positions(mmproj, eyes, lm, facts.multi_axis)  # facts may be of an earlier version
-    described = str(header.metadata.get("general.name") or lm.stem)
-    quants = {file: _quant(h) for file, h in ((LM_FILE, header), (MMPROJ_FILE, eyes))}
+    # the facts may be remembered from an earlier version, which did not check this
+    check_positions(mmproj, mmproj_header, lm, facts.multi_axis)
+    own_name = str(header.metadata.get("general.name") or lm.stem)
+    quants = {file: _quant(h) for file, h in ((LM_FILE, header), (MMPROJ_FILE, mmproj_header))}
     sources = [
         Source(role, places[file].name, digests[file], _license(h))
-        for role, file, h in (("llm", LM_FILE, header), ("vision", MMPROJ_FILE, eyes))
+        for role, file, h in (("llm", LM_FILE, header), ("vision", MMPROJ_FILE, mmproj_header))
     ]
     return Manifest(
         schema=SCHEMA,
-        name=name or described,
+        name=name or own_name,
         family="mmproj",
         license=_license(header),
         sources=sources,
@@ -148,7 +151,7 @@ def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: st
             drop_first_patch=False,
             tokens_per_tile=facts.typical_tokens,
             n_embd=facts.n_embd_row,
-            mmproj=Mmproj(projector_of(eyes), facts.multi_axis, facts.tiles_together),
+            mmproj=Mmproj(projector_of(mmproj_header), facts.multi_axis, facts.tiles_together),
         ),
         lm=_language_model(header, quants[LM_FILE], facts),
         prompts=_prompts(facts),
@@ -186,9 +189,9 @@ def _prompts(facts: PairFacts) -> Prompts:
         before_caption=facts.after_instruction,
         default_instruction=INSTRUCTION,
         focus_instruction=FOCUS,
-        stop=[],  # the vocabulary says which tokens end an answer
+        stop=[],  # the vocabulary's end tokens suffice
         max_tokens=MAX_TOKENS,
-        several=Several("", ""),  # libmtmd writes what its model wants around each
+        several=Several("", ""),  # libmtmd adds the text that its model needs around each picture
     )
 
 
@@ -201,7 +204,7 @@ def _license(header: GgufHeader) -> str:
     return str(header.metadata.get("general.license") or "not stated in the file")
 
 
-# ---- what was found before
+# ---- facts remembered from an earlier trial
 
 
 def _facts(lm: Path, mmproj: Path, digests: dict[str, str], chat_format: str | None) -> PairFacts:
@@ -209,7 +212,7 @@ def _facts(lm: Path, mmproj: Path, digests: dict[str, str], chat_format: str | N
     key = " ".join([*digests.values(), build, chat_format or ""])
     known = _pairs.read()
     if key in known:
-        with contextlib.suppress(ManifestError):  # written by another version: try again
+        with contextlib.suppress(ManifestError):  # another version's facts: run the trial again
             return record_from_data(PairFacts, known[key], "pairs.json")
     facts = try_pair(lm, mmproj, chat_format)
     _pairs.remember(key, asdict(facts))

@@ -1,8 +1,8 @@
-"""A language model and its mmproj, tried in a process of their own.
+"""Try a language model and its mmproj file in a child process.
 
-libmtmd builds its graph from what the mmproj file holds, and where shapes do not fit, ggml ends
-the process. So a pair is loaded, and one small picture encoded, in a child first: what kills the
-child is told as an error, and what was learned on the way need not be guessed.
+libmtmd builds its graph from the mmproj file, and ggml ends the process if shapes do not fit. So a
+child first loads the pair and encodes one small picture. If the child dies, that becomes an error;
+if not, it reports facts about the pair, which need not be guessed then.
 
 The child is `main`: it reads one JSON object from standard input and answers with one.
 """
@@ -24,12 +24,12 @@ TYPICAL_SIZE = (1024, 768)
 _SMALL = (64, 48)
 _MARKER = "\x1etrial:"
 _QUIET = {"GGML_NO_BACKTRACE": "1"}
-_LAST_LINES = 400  # characters of what an ended child said
+_LAST_CHARS = 400  # of a dead child's standard error, for the message
 
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What running a pair showed."""
+    """Facts about a pair that a trial run showed."""
 
     n_embd_row: int  # width of a visual token
     multi_axis: bool
@@ -42,26 +42,29 @@ class PairFacts:
 
 
 def try_pair(lm: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
-    """Raises ModelError for a pair that does not run, TemplateError for a chat it cannot hold."""
-    asked = json.dumps({"lm": str(lm), "mmproj": str(mmproj), "chat_format": chat_format})
+    """Run a pair in a child process and return the facts about it.
+
+    Raises ModelError if the pair does not run, TemplateError if its chat template cannot be used.
+    """
+    request = json.dumps({"lm": str(lm), "mmproj": str(mmproj), "chat_format": chat_format})
     command = child.edgeprism_command("edgeprism.vision.pair_trial")
-    ended = child.run(command, asked, environment=_QUIET)
-    _, _, answer = ended.output.rpartition(_MARKER)
-    if ended.code == 0 and answer:
-        found = json.loads(answer)
-        if "error" not in found:
-            return PairFacts(**found)
-        kind = TemplateError if found["template"] else ModelError
-        raise kind(found["error"], found["hint"])
+    ended = child.run(command, request, environment=_QUIET)
+    _, _, line = ended.output.rpartition(_MARKER)
+    if ended.code == 0 and line:
+        answer = json.loads(line)
+        if "error" not in answer:
+            return PairFacts(**answer)
+        kind = TemplateError if answer["template"] else ModelError
+        raise kind(answer["error"], answer["hint"])
     what = "ends llama.cpp's process" if ended.by_signal else "cannot be tried"
-    words = ended.last_words(_LAST_LINES) or "no reason given"
+    words = ended.last_words(_LAST_CHARS) or "no reason given"
     raise ModelError(
         f"{mmproj}: with {lm} it {what} ({ended.how}): {words}.",
         "Use the mmproj file that was made for this language model.",
     )
 
 
-def _tried(lm_path: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
+def _run_pair(lm_path: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
     import numpy as np
 
     from edgeprism.language.chat import Message, chat_to_segments
@@ -78,7 +81,7 @@ def _tried(lm_path: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
     texts = [piece.text if isinstance(piece, Text) else "" for piece in pieces]
     if texts.count(mark) != 1:
         raise TemplateError(f"{lm_path}: its chat template does not hold one question.")
-    at = texts.index(mark)
+    question = texts.index(mark)
     encoder = MtmdEncoder(mmproj, lm, threads=available_cores())
     runs = [s for s in encoder.layout(TYPICAL_SIZE) if isinstance(s, ImageRows)]
     together = encoder.together(TYPICAL_SIZE)
@@ -91,18 +94,19 @@ def _tried(lm_path: Path, mmproj: Path, chat_format: str | None) -> PairFacts:
         typical_tokens=runs[-1].stop,
         tiles_together=together > 1,
         add_bos=lm.adds_bos(),
-        before_image="".join(texts[:at]),
-        after_instruction="".join(texts[at + 1 :]),
+        before_image="".join(texts[:question]),
+        after_instruction="".join(texts[question + 1 :]),
     )
 
 
 def main() -> None:
-    """The child."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it, whatever it is at
-    asked = json.loads(sys.stdin.read())
+    """Run the trial in the child process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, even in native code
+    request = json.loads(sys.stdin.read())
+    lm, mmproj = Path(request["lm"]), Path(request["mmproj"])
     answer: dict[str, Any]
     try:
-        answer = asdict(_tried(Path(asked["lm"]), Path(asked["mmproj"]), asked["chat_format"]))
+        answer = asdict(_run_pair(lm, mmproj, request["chat_format"]))
     except EdgePrismError as error:
         answer = {
             "error": error.message,
@@ -111,4 +115,4 @@ def main() -> None:
         }
     sys.stdout.write(_MARKER + json.dumps(answer))
     sys.stdout.flush()
-    os._exit(0)  # nothing is to be freed that could still fail
+    os._exit(0)  # without freeing the engines, which could still fail

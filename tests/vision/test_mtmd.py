@@ -1,4 +1,4 @@
-"""Visual tokens through libmtmd: against an own reading, tile by tile; stopped between nodes."""
+"""Visual tokens through libmtmd: compared tile by tile with numpy, and stopped between nodes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KINDS = {
     "own size, M-RoPE": mmprojs.QWEN,
     "pooled, both ways": mmprojs.GEMMA,
 }
-# ggml looks GELU up in a table of half precision
+# ggml takes GELU from a table in half precision
 TOLERANCE = 2e-3
 TILE = mmprojs.INTERN.size
 
@@ -52,22 +52,22 @@ class Pair:
 @pytest.fixture(scope="session")
 def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Pair]]:
     folder = tmp_path_factory.mktemp("pairs")
-    made: dict[str, Pair] = {}
+    pairs: dict[str, Pair] = {}
 
     def pair(name: str) -> Pair:
-        if name not in made:
+        if name not in pairs:
             kind, parts = KINDS[name], mmprojs.mmproj_parts(KINDS[name], 3)
             multi_axis = kind is mmprojs.QWEN
             lm_parts = mmprojs.with_marks(multi_axis_lm(4) if multi_axis else bundles.lm_parts(4))
-            lm_path = lm_parts.write(folder / f"{len(made)}.lm.gguf")
-            path = parts.write(folder / f"{len(made)}.mmproj.gguf")
+            lm_path = lm_parts.write(folder / f"{len(pairs)}.lm.gguf")
+            path = parts.write(folder / f"{len(pairs)}.mmproj.gguf")
             lm = LanguageModel(lm_path)
             encoder = MtmdEncoder(path, lm, flash_attention=False)
-            made[name] = Pair(kind, lm_parts, parts, lm_path, path, lm, encoder)
-        return made[name]
+            pairs[name] = Pair(kind, lm_parts, parts, lm_path, path, lm, encoder)
+        return pairs[name]
 
     yield pair
-    for it in made.values():
+    for it in pairs.values():
         it.encoder.close()
         it.lm.close()
 
@@ -76,9 +76,9 @@ def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def apart(found: np.ndarray, expected: np.ndarray) -> float:
-    assert found.shape == expected.shape
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+def relative_error(rows: np.ndarray, expected: np.ndarray) -> float:
+    assert rows.shape == expected.shape
+    return float(np.abs(rows - expected).max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "tiles in rows"])
@@ -87,24 +87,29 @@ def test_visual_tokens(name: str, pair_of: Callable[[str], Pair]) -> None:
     for seed in range(3):
         pixels = noise(it.kind.size, it.kind.size, seed)
         rows, _ = it.encoder.encode_picture(pixels[None])
-        assert apart(rows, mmprojs.encoded(it.parts, it.kind, pixels, as_mtmd=True)) < TOLERANCE
+        assert (
+            relative_error(rows, mmprojs.encoded(it.parts, it.kind, pixels, as_mtmd=True))
+            < TOLERANCE
+        )
 
 
 @pytest.mark.parametrize("name", ["mlp, class row", "tiles and thumbnail"])
 def test_towers_with_a_class_row_are_read_differently(
     name: str, pair_of: Callable[[str], Pair]
 ) -> None:
-    """libmtmd puts the class row behind the patches, not before: every patch has the position of
-    its neighbour, and the first of an "mlp" tower's patches is lost, its class row kept instead.
+    """libmtmd puts the class row after the patches instead of before them.
+
+    So every patch gets its neighbour's position, and of an "mlp" tower it drops the first patch
+    and keeps the class row.
     """
     it = pair_of(name)
     pixels = noise(it.kind.size, it.kind.size)
     rows, _ = it.encoder.encode_picture(pixels[None])
-    assert apart(rows, mmprojs.encoded(it.parts, it.kind, pixels)) > 50 * TOLERANCE
+    assert relative_error(rows, mmprojs.encoded(it.parts, it.kind, pixels)) > 50 * TOLERANCE
 
 
 def test_transformers_reads_the_class_row_as_we_do(pair_of: Callable[[str], Pair]) -> None:
-    """Which of the two readings is right: the one that our vision graphs are made from."""
+    """Of the two readings transformers confirms the one that the vision graphs are made from."""
     it = pair_of("mlp, class row")
     config = CLIPVisionConfig(
         hidden_size=mmprojs.WIDTH, intermediate_size=mmprojs.FF, image_size=it.kind.size,
@@ -126,7 +131,7 @@ def test_transformers_reads_the_class_row_as_we_do(pair_of: Callable[[str], Pair
         ).hidden_states
     t = {name: value.astype(np.float64) for name, value in it.parts.tensors.items()}
     expected = mmprojs._projected(states[-2][0, 1:].numpy(), t, it.kind, 4, 4)
-    assert apart(mmprojs.encoded(it.parts, it.kind, pixels), expected) < 1e-6
+    assert relative_error(mmprojs.encoded(it.parts, it.kind, pixels), expected) < 1e-6
 
 
 # ---- tiles
@@ -143,8 +148,8 @@ def test_tiles_and_their_thumbnail(pair_of: Callable[[str], Pair]) -> None:
     cut = pixels.reshape(2, TILE, 3, TILE, 3).swapaxes(1, 2).reshape(-1, TILE, TILE, 3)
     thumbnail = Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.BICUBIC)
     expected = [of_tile(it, tile) for tile in (*cut, np.asarray(thumbnail))]
-    for at, tile in enumerate(expected):
-        assert apart(rows[4 * at : 4 * at + 4], tile) < TOLERANCE
+    for i, tile in enumerate(expected):
+        assert relative_error(rows[4 * i : 4 * i + 4], tile) < TOLERANCE
     assert it.encoder.together((3 * TILE, 2 * TILE)) == 7
     begin, *runs, end = segments
     assert begin == Tokens(tuple(it.lm.tokenize("<img>", parse_special=True)))
@@ -158,19 +163,19 @@ def test_tiles_in_rows_with_their_places_between(pair_of: Callable[[str], Pair])
     rows, segments = it.encoder.encode_picture(pixels[None])
     cut = pixels.reshape(3, TILE, 3, TILE, 3).swapaxes(1, 2).reshape(-1, TILE, TILE, 3)
     overview = Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.LANCZOS)
-    for at, tile in enumerate((*cut, np.asarray(overview))):
-        assert apart(rows[4 * at : 4 * at + 4], of_tile(it, tile)) < TOLERANCE
+    for i, tile in enumerate((*cut, np.asarray(overview))):
+        assert relative_error(rows[4 * i : 4 * i + 4], of_tile(it, tile)) < TOLERANCE
     expected: list[Segment] = []
     for i in range(9):
         text = f"<fake_token_around_image><row_{i // 3 + 1}_col_{i % 3 + 1}>"
         ids = it.lm.tokenize(text, parse_special=True)
         lead = [bundles.LINE_FEED] if i and i % 3 == 0 else []
-        found = segments[2 * i]
-        assert isinstance(found, Tokens)
-        # the row's end is the vocabulary's own line feed, whichever piece that is
-        assert list(found.ids[len(found.ids) - len(ids) :]) == ids
-        assert len(found.ids) == len(lead) + len(ids)
-        expected += [found, ImageRows(4 * i, 4 * i + 4)]
+        text_before = segments[2 * i]
+        assert isinstance(text_before, Tokens)
+        # a row ends with the vocabulary's line feed, whose id depends on the vocabulary
+        assert list(text_before.ids[len(text_before.ids) - len(ids) :]) == ids
+        assert len(text_before.ids) == len(lead) + len(ids)
+        expected += [text_before, ImageRows(4 * i, 4 * i + 4)]
     assert list(segments[:18]) == expected
     assert segments[-2] == ImageRows(36, 40)
 
@@ -186,19 +191,19 @@ def test_pictures_of_any_shape_are_counted_before(
     for width, height in SHAPES:
 
         def work(width: int = width, height: int = height) -> str:
-            known = it.encoder.layout((width, height))
-            rows, found = it.encoder.encode_picture(noise(width, height)[None])
-            runs = [s for s in found if isinstance(s, ImageRows)]
+            expected = it.encoder.layout((width, height))
+            rows, segments = it.encoder.encode_picture(noise(width, height)[None])
+            runs = [s for s in segments if isinstance(s, ImageRows)]
             assert [(r.start, r.stop, r.causal) for r in runs] == [
-                (s.start, s.stop, s.causal) for s in known if isinstance(s, ImageRows)
+                (s.start, s.stop, s.causal) for s in expected if isinstance(s, ImageRows)
             ]
             assert runs[-1].stop == len(rows)
             return "done"
 
-        # in a process of its own: a native abort would end this one
+        # in a child process, because a native abort would end this one
         outcome = in_child(work)
         if name == "tiles in rows" and 4096 in (width, height):
-            assert outcome.error == "ImageError"  # its tiles would be too many
+            assert outcome.error == "ImageError"  # there would be too many tiles
             assert f"{width} × {height}" in outcome.text
             continue
         assert (outcome.text, outcome.returncode) == ("done", 0), (width, height, outcome)
@@ -212,7 +217,7 @@ def test_pictures_of_any_shape_are_counted_before(
 def test_captions_equal_the_reference(
     name: str, sizes: list[tuple[int, int]], pair_of: Callable[[str], Pair]
 ) -> None:
-    """Of one picture, and of two in one prompt."""
+    """The captions of one picture, and of two pictures in one prompt."""
     it = pair_of(name)
     before = it.lm.tokenize("<|im_start|>user\n", parse_special=True)
     after = it.lm.tokenize("what is it")
@@ -235,9 +240,9 @@ def test_captions_equal_the_reference(
         if len(pictures) > 1:
             encoded = captioner.encode_together(pictures)
         options: dict[str, Any] = {"instruction": "what is it", "caption_tokens": 32}
-        for _ in range(2):  # encoded once, captioned twice
-            found = caption_ids(captioner, encoded, stop_at_end=False, **options)
-            assert found == expected
+        for _ in range(2):  # the same encoded picture gives the same caption twice
+            ids = caption_ids(captioner, encoded, stop_at_end=False, **options)
+            assert ids == expected
 
 
 # ---- stopping
@@ -249,20 +254,20 @@ def test_encoding_stops_between_two_nodes(
     encoder = pair_of("tiles and thumbnail").encoder
     pixels = noise(3 * TILE, 2 * TILE, 5)[None]
     before, _ = encoder.encode_picture(pixels)
-    calls = encoder._asked
+    calls = encoder._node_count
 
     class Late(type(encoder.cancel)):  # type: ignore[misc]
-        """Set when the graph is half through."""
+        """It is set while the graph runs."""
 
         def is_set(self) -> bool:
-            return bool(encoder._asked > calls + 40)
+            return bool(encoder._node_count > calls + 40)
 
     monkeypatch.setattr(encoder, "cancel", Late())
     with pytest.raises(Interrupted):
         encoder.encode_picture(pixels)
-    stopped_at = encoder._asked - calls
+    stopped_at = encoder._node_count - calls
     monkeypatch.undo()
-    calls = encoder._asked
+    calls = encoder._node_count
     after, _ = encoder.encode_picture(pixels)
-    assert 40 < stopped_at < (encoder._asked - calls) / 2
+    assert 40 < stopped_at < (encoder._node_count - calls) / 2
     np.testing.assert_array_equal(before, after)

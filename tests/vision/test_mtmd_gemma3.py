@@ -1,8 +1,8 @@
-"""A pair whose language model looks at a picture's rows both ways: Gemma 3, against transformers.
+"""A pair with attention both ways among a picture's rows: Gemma 3, compared with transformers.
 
-One tiny `Gemma3ForConditionalGeneration` with random weights, written as llama.cpp's converter
-writes it (`conversion/gemma.py`): SigLIP, average pooling, a root-mean-square norm and a matrix
-from the left; a language model with sliding windows and no mask among the rows of one picture.
+It is a tiny `Gemma3ForConditionalGeneration` with random weights, written like llama.cpp's
+converter does (`conversion/gemma.py`): SigLIP, average pooling, a root-mean-square norm and a
+matrix from the left; a language model with sliding windows and no mask among one picture's rows.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from edgeprism.vision.pair import open_pair
 from tests.helpers import bundles, mmprojs
 from tests.helpers.captions import caption_ids
 
-SIZE, POOLED, WINDOW = 56, 2, 24  # rows: 4 × 4
-TOLERANCE = 2e-3  # of the largest value: ggml looks GELU up in a table of half precision
+SIZE, POOLED, WINDOW = 56, 2, 24  # a picture becomes 4 × 4 rows
+TOLERANCE = 2e-3  # of the largest value, because ggml takes GELU from a table in half precision
 N_TOKENS = 32
 _TEXT = r"^model\.language_model\."
 _BLOCK = _TEXT + r"layers\.(\d+)\."
@@ -48,7 +48,7 @@ NAMES = [
     (_BLOCK + r"post_feedforward_layernorm\.", r"blk.\1.post_ffw_norm."),
     (_BLOCK + r"mlp\.(gate|up|down)_proj\.", r"blk.\1.ffn_\2."),
 ]
-# Gemma's norms multiply by one and the weight
+# Gemma's norms multiply by 1 + weight
 ABOUT_ZERO = re.compile(r"^model\.(language_model\..*norm|.*\.mm_soft_emb_norm)\.weight$")
 
 
@@ -62,30 +62,30 @@ class Gemma:
 
     @torch.inference_mode()
     def rows(self, pixels: np.ndarray) -> np.ndarray:
-        """Visual tokens [n, n_embd] of transformers' own tower and projector."""
+        """Return the visual tokens [n, n_embd] of transformers' own tower and projector."""
         x = (pixels / 255.0 - np.array(mmprojs.MEAN)) / np.array(mmprojs.STD)
         x = torch.from_numpy(x.transpose(2, 0, 1)[None].astype(np.float32))
         return self.model.model.get_image_features(x)[0].numpy()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def likeliest(
-        self, before: list[int], rows: np.ndarray, after: list[int], said: list[int], *,
+        self, before: list[int], rows: np.ndarray, after: list[int], answer: list[int], *,
         both_ways: bool = True, scaled: bool = False,
     ) -> list[int]:  # fmt: skip
-        """The likeliest token at the place of each in `said`; equal to it where that is greedy.
+        """Return the likeliest token at each place of `answer`: a greedy answer equals them all.
 
         `rows` stand between two texts. The flags plant mistakes.
         """
         embed, picture = self.model.get_input_embeddings(), torch.from_numpy(rows)[None]
         if scaled:
             picture = picture * rows.shape[1] ** 0.5
-        texts = [embed(torch.tensor([ids])) for ids in (before, after + said[:-1])]
+        texts = [embed(torch.tensor([ids])) for ids in (before, after + answer[:-1])]
         x = torch.cat([texts[0], picture, texts[1]], dim=1)
         kinds = torch.zeros(x.shape[:2], dtype=torch.long)
         if both_ways:
             kinds[:, len(before) : len(before) + len(rows)] = 1
-        found = self.model(inputs_embeds=x, token_type_ids=kinds, use_cache=False)
-        return found.logits[0, -len(said) :].argmax(dim=-1).tolist()  # type: ignore[no-any-return]
+        logits = self.model(inputs_embeds=x, token_type_ids=kinds, use_cache=False).logits
+        return logits[0, -len(answer) :].argmax(dim=-1).tolist()  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def random_model(n_vocab: int) -> Gemma3ForConditionalGeneration:
     generator = torch.Generator().manual_seed(0)
     for name, value in model.named_parameters():
         scale = 0.2
-        if "embed_tokens" in name:  # small: else the tied head says the last token again
+        if "embed_tokens" in name:  # small, or the tied head would repeat the last token
             scale = 0.02
         elif value.ndim > 1 and "embed" not in name:
             scale = 1.5 / np.prod(value.shape[1:]) ** 0.5
@@ -141,7 +141,7 @@ def renamed(model: nn.Module, lead: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def as_lm(model: Gemma3ForConditionalGeneration, parts: bundles.GgufParts) -> bundles.GgufParts:
-    """`parts` give the vocabulary; the head is tied."""
+    """Return the language model with the vocabulary of `parts`; its head is tied."""
     text = model.config.text_config
     assert text.layer_types == [*["sliding_attention"] * 5, "full_attention"]
     metadata = {k: v for k, v in parts.metadata.items() if not k.startswith("llama.")}
@@ -178,9 +178,9 @@ def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def apart(found: np.ndarray, expected: np.ndarray) -> float:
-    assert found.shape == expected.shape
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+def relative_error(rows: np.ndarray, expected: np.ndarray) -> float:
+    assert rows.shape == expected.shape
+    return float(np.abs(rows - expected).max() / np.abs(expected).max())
 
 
 # ---- the tower and its projector
@@ -190,7 +190,7 @@ def apart(found: np.ndarray, expected: np.ndarray) -> float:
 def test_visual_tokens(gemma: Gemma, seed: int) -> None:
     pixels = noise(SIZE, SIZE, seed)
     rows, segments = gemma.encoder.encode_picture(pixels[None])
-    assert apart(rows, gemma.rows(pixels)) < TOLERANCE
+    assert relative_error(rows, gemma.rows(pixels)) < TOLERANCE
     begin, end = (gemma.lm.tokenize(f"<{word}_of_image>", parse_special=True)
                   for word in ("start", "end"))  # fmt: skip
     n = (SIZE // mmprojs.PATCH // POOLED) ** 2
@@ -228,7 +228,7 @@ def test_a_wrong_projector_is_seen(
             return mistake(projector, x)
 
     monkeypatch.setattr(projector, "forward", wrong)
-    assert apart(rows, gemma.rows(pixels)) > 20 * TOLERANCE
+    assert relative_error(rows, gemma.rows(pixels)) > 20 * TOLERANCE
 
 
 # ---- captions
@@ -245,19 +245,19 @@ def prompt(lm: LanguageModel, rows: np.ndarray) -> tuple[list[int], np.ndarray, 
 
 @pytest.mark.parametrize("size", [(SIZE, SIZE), (30, 20), (400, 9), (9, 400), (333, 250)])
 def test_captions_equal_transformers(size: tuple[int, int], gemma: Gemma) -> None:
-    """The prompt is longer than the windows, so that these count too."""
+    """The prompt is longer than the sliding windows, so they are tested too."""
     pixels = noise(*size)
     bundle = open_pair(gemma.lm_path, gemma.path)
     assert bundle.manifest.lm.image_attention == "both-ways"
     with Captioner(bundle, kv_type="f32", flash_attention=False, threads=1) as captioner:
         encoded = captioner.encode(pixels)
         options: dict[str, Any] = {"instruction": "what is it", "caption_tokens": N_TOKENS}
-        # encoded once, captioned twice
-        said, again = (caption_ids(captioner, encoded, stop_at_end=False, **options)
-                       for _ in range(2))  # fmt: skip
-    assert len(said) == N_TOKENS
-    assert again == said
-    given = prompt(gemma.lm, encoded.visual_tokens)
-    assert gemma.likeliest(*given, said) == said
-    assert gemma.likeliest(*given, said, both_ways=False) != said
-    assert gemma.likeliest(*given, said, scaled=True) != said
+        # the same encoded picture is captioned twice
+        answer, again = (caption_ids(captioner, encoded, stop_at_end=False, **options)
+                         for _ in range(2))  # fmt: skip
+    assert len(answer) == N_TOKENS
+    assert again == answer
+    parts = prompt(gemma.lm, encoded.visual_tokens)
+    assert gemma.likeliest(*parts, answer) == answer
+    assert gemma.likeliest(*parts, answer, both_ways=False) != answer
+    assert gemma.likeliest(*parts, answer, scaled=True) != answer

@@ -1,4 +1,4 @@
-"""The vision engine: right numbers, and no graph but the one that the manifest describes."""
+"""ONNX Runtime as vision engine: right numbers, and only the graph that the manifest describes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def of_two_views() -> Manifest:
 
 
 @pytest.mark.parametrize(
-    ("graph", "manifest", "said"),
+    ("graph", "manifest", "words"),
     [
         ({"input_name": "images"}, MANIFEST, "its input is images"),
         ({"output_name": "features"}, MANIFEST, "its output is features"),
@@ -80,11 +80,11 @@ def of_two_views() -> Manifest:
     ],
 )
 def test_another_interface_is_refused(
-    path: Path, graph: dict[str, Any], manifest: Manifest, said: str
+    path: Path, graph: dict[str, Any], manifest: Manifest, words: str
 ) -> None:
     with pytest.raises(ModelError, match=r"vision\.onnx: its (in|out)put is") as caught:
         encoder(path, bundles.vision_graph(**graph), manifest=manifest)
-    assert said in caught.value.message
+    assert words in caught.value.message
     assert caught.value.exit_code == 4
 
 
@@ -92,16 +92,16 @@ def test_another_interface_is_refused(
 def test_not_a_graph(path: Path, data: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ModelError, match=r"vision\.onnx: not a vision graph that can run"):
         encoder(path, data)
-    assert capfd.readouterr() == ("", "")  # the library is silent, and stdout is for results
+    assert capfd.readouterr() == ("", "")  # neither ONNX Runtime nor the library prints anything
 
 
 def test_cut_and_damaged_graphs(path: Path) -> None:
     onnx_engine.import_onnxruntime()
     data = bundles.vision_graph().SerializeToString()
     weight = bundles.vision_weight().tobytes()
-    at = data.find(weight)
-    assert at > 0
-    structure = [*range(at), *range(at + len(weight), len(data))]
+    start = data.find(weight)
+    assert start > 0
+    structure = [*range(start), *range(start + len(weight), len(data))]
     rng = np.random.default_rng(6)
     refused = 0
     for trial in range(160):
@@ -199,7 +199,7 @@ def test_the_graph_that_providers_are_tried_with() -> None:
 
 
 def test_a_gpu_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As onnxruntime-gpu without NVIDIA's libraries: the session leaves the provider out."""
+    """Without NVIDIA's libraries a session of onnxruntime-gpu leaves out the provider."""
     ort = onnx_engine.import_onnxruntime()
     cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
     monkeypatch.setattr(ort, "get_available_providers", lambda: [cuda, cpu])

@@ -1,4 +1,4 @@
-"""A language model's GGUF and its mmproj: captioned as they are, made a bundle, refused."""
+"""A language model's GGUF and its mmproj: captioning with them, bundling them, refusing them."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def test_one_picture_and_a_folder(
     }  # fmt: skip
     assert record["tokens"]["visual"] == 28
     arguments = ["caption", str(pictures), *flags(files), "--max-tokens", "6", "--jsonl"]
-    # a line of pixels is no shape for this model: that picture fails, the others do not
+    # the model cannot take a line of pixels: that picture fails, the others do not
     Image.new("RGB", (1, 4000)).save(pictures / "line.png")
-    for _ in range(2):  # the second time from the store
+    for _ in range(2):  # the second run takes the captions from the store
         assert run([*arguments, "--batch", "2"]) == 3
         out, err = capsys.readouterr()
-        found = {Path(r["image"]).name: r for r in map(json.loads, out.splitlines())}
-        assert sorted(found) == ["0.png", "1.png", "2.png"]
-        assert found["1.png"]["caption"] == record["caption"]
-        assert found["0.png"]["caption"] == found["2.png"]["caption"] != record["caption"]
+        records = {Path(r["image"]).name: r for r in map(json.loads, out.splitlines())}
+        assert sorted(records) == ["0.png", "1.png", "2.png"]
+        assert records["1.png"]["caption"] == record["caption"]
+        assert records["0.png"]["caption"] == records["2.png"]["caption"] != record["caption"]
         assert "line.png" in err
         assert "1 × 4000 pixels" in err
 
@@ -132,14 +132,14 @@ def test_doctor_says_what_a_pair_allows(
     files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(["doctor", *flags(files), "--json"])
-    found = {f["topic"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
-    assert found["pair"]["state"] == "ok"
-    assert "idefics3" in found["pair"]["text"]
-    assert "40 visual tokens" in found["pair"]["text"]
-    assert "one tile at a time" in found["pair"]["text"]
+    findings = {f["topic"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert findings["pair"]["state"] == "ok"
+    assert "idefics3" in findings["pair"]["text"]
+    assert "40 visual tokens" in findings["pair"]["text"]
+    assert "one tile at a time" in findings["pair"]["text"]
     assert run(["doctor", "--lm", str(files[1]), "--mmproj", str(files[0]), "--json"]) == 4
-    found = {f["topic"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
-    assert found["pair"]["state"] == "bad"
+    findings = {f["topic"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert findings["pair"]["state"] == "bad"
 
 
 # ---- what is refused, in words and without a native abort
@@ -209,7 +209,7 @@ HOSTILE = {
 def test_hostile_files(name: str, files: tuple[Path, Path], tmp_path: Path) -> None:
     write, words = HOSTILE[name]
     path = write(tmp_path / "mm.gguf")
-    # whatever the trial's child suffers, this process lives and says what is wrong
+    # even if the trial's child dies, this process lives and reports what is wrong
     outcome = in_child(lambda: open_pair(files[0], path).manifest.name, seconds=60)
     assert (outcome.error, outcome.returncode) == ("ModelError", 4), outcome
     assert str(path) in outcome.text
@@ -217,7 +217,7 @@ def test_hostile_files(name: str, files: tuple[Path, Path], tmp_path: Path) -> N
 
 
 def test_a_pair_of_others_halves(files: tuple[Path, Path], tmp_path: Path) -> None:
-    """The vocabulary of a plain model lacks the words that this mmproj needs."""
+    """The vocabulary of a plain model lacks the tokens that this mmproj needs."""
     plain = bundles.write_lm(tmp_path / "plain.gguf")
     with pytest.raises(ModelError, match="vocabulary lacks"):
         open_pair(plain, files[1])
@@ -230,7 +230,7 @@ def test_a_pair_of_others_halves(files: tuple[Path, Path], tmp_path: Path) -> No
 def test_rows_in_time_down_and_across_over_a_text_model(
     projector: str, files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """llama.cpp runs such a pair without a word, and counts the rows one by one."""
+    """llama.cpp would run such a pair without an error, and count the rows one by one."""
     parts = mmprojs.mmproj_parts(mmprojs.QWEN)
     parts.metadata["clip.projector_type"] = ("string", projector)
     path = parts.write(tmp_path / "mm.gguf")
@@ -240,17 +240,17 @@ def test_rows_in_time_down_and_across_over_a_text_model(
     assert str(files[0]) in caught.value.message
     assert "made for" in caught.value.hint
     assert run(["doctor", *flags((files[0], path)), "--json"]) == 4
-    found = {f["topic"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
-    assert found["pair"]["state"] == "bad"
-    assert "M-RoPE" in found["pair"]["text"]
+    findings = {f["topic"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert findings["pair"]["state"] == "bad"
+    assert "M-RoPE" in findings["pair"]["text"]
 
 
 def test_rows_in_time_down_and_across_over_their_own_model(tmp_path: Path) -> None:
     lm = mmprojs.with_marks(multi_axis_lm(1)).write(tmp_path / "lm.gguf")
     path = mmprojs.mmproj_parts(mmprojs.QWEN).write(tmp_path / "mm.gguf")
-    found = open_pair(lm, path).manifest.vision.mmproj
-    assert found is not None
-    assert found.multi_axis
+    mmproj = open_pair(lm, path).manifest.vision.mmproj
+    assert mmproj is not None
+    assert mmproj.multi_axis
 
 
 def test_a_chat_that_llama_cpp_does_not_know(files: tuple[Path, Path], tmp_path: Path) -> None:

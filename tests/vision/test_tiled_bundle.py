@@ -1,4 +1,4 @@
-"""Bundles whose pictures are cut: tiles, newline rows, markers, what they cost, folders."""
+"""Bundles that cut pictures: tiles, newline rows, markers, costs, folders."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_folder_says_what_single_pictures_do(captioner: Captioner, tmp_path: P
 def test_tiles_go_through_the_graph_one_at_a_time(
     captioner: Captioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a picture of many tiles takes the memory of one."""
+    """A picture with many tiles must not take more memory than one tile."""
     encoder = captioner.engines.vision()
     assert isinstance(encoder, VisionEncoder)
     counts = []
@@ -159,19 +159,19 @@ def test_tiles_go_through_the_graph_one_at_a_time(
 
 
 @pytest.mark.parametrize(
-    ("graph", "said"),
+    ("graph", "words"),
     [
         (bundles.vision_graph(SEED), "newline"),
         (graph_with_newline(NEWLINE[:, :64]), "64"),
     ],
 )
 def test_a_graph_without_its_newline_is_refused(
-    tmp_path: Path, graph: onnx.ModelProto, said: str
+    tmp_path: Path, graph: onnx.ModelProto, words: str
 ) -> None:
     folder = write(tmp_path / "b", BEST_FIT_POLICY, newline=True, graph=graph)
     with Captioner.load(folder) as it, pytest.raises(ModelError, match="its output is") as caught:
         it.encode(picture((30, 40)))
-    assert said in caught.value.message
+    assert words in caught.value.message
 
 
 def test_a_newline_that_is_not_finite_is_refused(tmp_path: Path) -> None:
