@@ -129,7 +129,7 @@ class _Reader:
         start = -(-self.offset // alignment) * alignment
         for name, end in ends.items():
             if start + end > len(self.data):
-                raise ValueError(f"cut short: {name} ends behind the file's {len(self.data)} bytes")
+                raise ValueError(f"cut short: {name} ends after the file's {len(self.data)} bytes")
         return GgufHeader(metadata, tensors, types, tuple(self.tokens))
 
     def tensors(

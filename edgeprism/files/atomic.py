@@ -142,7 +142,7 @@ def output_error(path: Path, error: OSError | ValueError) -> OutputError:
     if code in _NO_SPACE:
         return OutputError(
             f"{path}: no space to write it: {reason}.",
-            "Free some space and start again; what is done is kept.",
+            "Free some space and start again; finished results stay.",
         )
     if code == errno.ENAMETOOLONG:
         return OutputError(
@@ -151,7 +151,7 @@ def output_error(path: Path, error: OSError | ValueError) -> OutputError:
     if code in _FORBIDDEN and not os.path.isdir(path):
         return OutputError(
             f"{path.parent}: cannot be written: {reason}.",
-            "Choose another folder, for files beside pictures with `out_dir`.",
+            "Choose another folder; for files next to pictures, name one with `out_dir`.",
         )
     if code == errno.ENOENT:
         return OutputError(f"{path.parent}: no such folder.", "Create it first.")

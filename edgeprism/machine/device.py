@@ -61,7 +61,7 @@ def choose_provider(
         return CPU_PROVIDER
     if provider not in providers:
         raise DeviceError(
-            f"Device {requested}: ONNX Runtime has only {', '.join(providers)} here.",
+            f"Device {requested}: this ONNX Runtime has only {', '.join(providers)}.",
             f'{_ONNX_FIX[gpu]}; or use `device="auto"`.',
         )
     if not starts:

@@ -133,8 +133,8 @@ def _best_fit(size: Size, tile: int, grids: list[list[int]]) -> tuple[int, int]:
     def worth(grid: list[int]) -> tuple[int, int]:
         down, across = grid[0] * tile, grid[1] * tile
         scale = min(across / width, down / height)
-        kept = min(int(width * scale) * int(height * scale), width * height)
-        return kept, kept - down * across
+        n_pixels = min(int(width * scale) * int(height * scale), width * height)
+        return n_pixels, n_pixels - down * across
 
     best = max(grids, key=worth)  # the first one if several are equal
     return best[0], best[1]

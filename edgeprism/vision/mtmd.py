@@ -217,9 +217,10 @@ class MtmdEncoder:
             chunks = chunks[n:]
 
     def _may_go_on(self, _tensor: Any, ask: bool, _data: Any) -> bool:
-        """Answer ggml's callback: with `ask` whether to call again after the node, else go on?
+        """Answer ggml, which calls this before each node (`ask`) and after some nodes.
 
-        It is called before each node, and then after every node for which it returned True.
+        Before a node: return whether ggml is to call again after it. After a node: return whether
+        the graph goes on.
         """
         if not ask:
             return not self.cancel.is_set()

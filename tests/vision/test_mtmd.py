@@ -118,8 +118,8 @@ def test_transformers_reads_the_class_row_as_we_do(pair_of: Callable[[str], Pair
     )  # fmt: skip
     model = CLIPVisionModel(config).double().eval()
     state = {
-        name: torch.from_numpy(it.parts.tensors[theirs]).double()
-        for name, theirs in mmprojs.renamed(model.state_dict(), mmprojs.CLIP_NAMES)
+        name: torch.from_numpy(it.parts.tensors[gguf_name]).double()
+        for name, gguf_name in mmprojs.renamed(model.state_dict(), mmprojs.CLIP_NAMES)
     }
     missing = model.load_state_dict(state, strict=False)
     assert {key.split(".")[1] for key in missing.missing_keys} <= {"post_layernorm", "embeddings"}

@@ -134,9 +134,9 @@ def random_model(n_vocab: int) -> Gemma3ForConditionalGeneration:
 def renamed(model: nn.Module, lead: tuple[str, ...]) -> dict[str, np.ndarray]:
     state = model.state_dict()
     return {
-        theirs: (state[name] + bool(ABOUT_ZERO.match(name))).numpy()
-        for name, theirs in mmprojs.renamed(state, NAMES)
-        if theirs.startswith(lead)
+        gguf_name: (state[name] + bool(ABOUT_ZERO.match(name))).numpy()
+        for name, gguf_name in mmprojs.renamed(state, NAMES)
+        if gguf_name.startswith(lead)
     }
 
 
