@@ -1,7 +1,7 @@
 """Pictures → captions: the perceiving half of Prism.
 
-`Captioner._steps` lists what happens between a file and its caption, in order; each step is a call
-into the room that owns it.
+`Captioner._steps` lists what happens between a file and its caption, in order; each step calls
+into the package that implements it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Pictures = ImageSource | EncodedImage | Sequence[ImageSource]
 
 
 class Captioner:
-    """A captioner bundle, its engines loaded when first needed. Not thread-safe.
+    """A captioner bundle and its engines, which load when first needed. Not thread-safe.
 
     Examples:
         >>> from edgeprism import Captioner
@@ -82,18 +82,18 @@ class Captioner:
 
         Args:
             image: A path, a file's bytes, a binary file object, a PIL image, a uint8 array
-                [height, width, 3] in RGB, or what `encode` gave; a list or tuple of pictures is
-                described as a whole, by models made for several.
+                [height, width, 3] in RGB, or a value of `encode`. A list or tuple of pictures
+                gets one caption for all, from a model made for several.
             **options: See `CaptionOptions`: instruction, focus, caption_tokens, temperature, seed.
 
         Returns:
-            The caption with everything that is needed to make it again.
+            The caption, with everything needed to make it again.
 
         Raises:
             ImageError: The picture cannot be read; the message names it.
             UsageError: The model takes one picture at a time, or an option is out of range.
             PromptTooLongError: Picture and instruction do not fit into the model's context.
-            DeviceError: The device that was asked for does not start.
+            DeviceError: The requested device does not start.
             Interrupted: `cancel` was called.
         """
         return self.stream(image, **options).finished().caption
@@ -106,8 +106,9 @@ class Captioner:
             **options: As for `caption`.
 
         Returns:
-            An iterator over the text, in whole characters. The picture is read and encoded before
-            it is returned; when it has ended, its `caption` holds the record.
+            An iterator over the text, in whole characters. `stream` reads and encodes the picture
+            before it returns the iterator. After the last piece, the iterator's `caption` holds
+            the record.
 
         Raises:
             ImageError, UsageError, DeviceError: As `caption`.
@@ -115,22 +116,22 @@ class Captioner:
         return self.start(image, self.plan(**options))
 
     def start(self, image: Pictures, plan: Plan) -> CaptionStream:
-        """`stream`, for a plan that exists already."""
+        """Stream a caption as `stream` does, from a plan instead of options."""
         steps = self._steps(image, plan)
-        next(steps)  # up to the visual tokens: what is wrong with a picture is raised here
+        next(steps)  # encodes the picture, so that a faulty one raises here
         return CaptionStream(steps)
 
     def encode(self, image: ImageSource) -> EncodedImage:
-        """Turn a picture into visual tokens: keep the value to caption it again without encoding.
+        """Turn a picture into visual tokens, which can be captioned again and again.
 
         Args:
             image: One picture, as for `caption`.
 
         Returns:
-            The visual tokens, float32 [n_tokens, n_embd], and how they stand in the prompt.
+            The visual tokens, float32 [n_tokens, n_embd], and their layout in the prompt.
 
         Raises:
-            ImageError: The picture cannot be read, before any engine is loaded for it.
+            ImageError: The picture cannot be read. No engine was loaded for it.
         """
         steps = self._steps(image, self.plan())
         encoded = next(steps)
@@ -155,13 +156,13 @@ class Captioner:
         several = several_of(self.bundle.manifest)
         if not images:
             raise UsageError("No picture is given.", "Give two or more.")
-        each = [self.encode(image) for image in images]
-        return each[0] if len(each) == 1 else pictures_together(each, several)
+        encoded = [self.encode(image) for image in images]
+        return encoded[0] if len(encoded) == 1 else pictures_together(encoded, several)
 
     def _steps(self, image: Pictures, plan: Plan) -> Generator[EncodedImage | Piece, None, Ended]:
-        """Every step of a caption, in order: yields the encoded picture, then the text's pieces."""
+        """Run every step of a caption in order; yield the encoded picture, then pieces of text."""
         start, loaded = time.perf_counter(), self.engines.load_ms
-        self.cancel_token.clear()  # an earlier request to stop was for earlier work
+        self.cancel_token.clear()  # an earlier `cancel` was for earlier work
         manifest = self.bundle.manifest
         if isinstance(image, EncodedImage):
             # its encoding time was already reported by the caption that encoded it
@@ -173,7 +174,7 @@ class Captioner:
             source = cast("ImageSource", image)  # a str is a sequence too, so mypy cannot tell
             # 1. Read: the file becomes an upright RGB picture.
             picture = read_picture(source, enough=enough_for(manifest.image))
-            # 2. Lay out: its size says how it is cut, and how its visual tokens will stand.
+            # 2. Lay out: its size decides its tiles, and where the prompt has its visual tokens.
             prepared = time.perf_counter()
             layout = picture_to_layout(picture.size, manifest)
             # 3. Tile: pixels as the vision engine takes them, uint8 [n_tiles, size, size, 3].
@@ -207,7 +208,7 @@ class Captioner:
             return Ended(self.record(encoded, plan, event, timings), event.ids)
         raise RuntimeError("the generator ended without a caption")
 
-    # ---- the steps that folders take one by one
+    # ---- single steps, which a batch of pictures calls from several threads
 
     def tiles_to_encoded(
         self,
@@ -220,10 +221,10 @@ class Captioner:
         notes: tuple[str, ...],
         timings: Timings,
     ) -> EncodedImage:
-        """Visual tokens of a picture's tiles, uint8 [n_tiles, size, size, 3].
+        """Encode a picture's tiles, uint8 [n_tiles, size, size, 3], into visual tokens.
 
-        `image`, `image_sha256`, `size` and `notes` are those of EncodedImage; `timings` is what
-        was spent so far.
+        `image`, `image_sha256`, `size` and `notes` go into the EncodedImage unchanged; `timings`
+        holds the time spent before this step.
         """
         vision = self.engines.vision()
         start = time.perf_counter()
@@ -240,7 +241,7 @@ class Captioner:
         )
 
     def plan(self, **options: Unpack[CaptionOptions]) -> Plan:
-        """What `caption` asks of the model for the same options.
+        """Return the instruction and the sampling that `caption` uses for the same options.
 
         Raises UsageError where `caption_tokens` is below 1.
         """
@@ -263,7 +264,7 @@ class Captioner:
         return Plan(instruction, sampling)
 
     def request(self, encoded: EncodedImage, plan: Plan) -> Request:
-        """The tokenised prompt for one picture.
+        """Return the tokenised prompt for one encoded picture.
 
         Raises UsageError for a picture that another model encoded.
         """
@@ -283,7 +284,7 @@ class Captioner:
     def record(
         self, encoded: EncodedImage, plan: Plan, done: Finished, timings: Timings
     ) -> Caption:
-        """A caption with everything needed to make it again."""
+        """Return the caption, with everything needed to make it again."""
         return Caption(
             text=done.text,
             image=encoded.image,
@@ -300,28 +301,28 @@ class Captioner:
             together=encoded.together,
         )
 
-    # ---- what can be known beforehand
+    # ---- before a caption is made
 
     def cost(self, *sizes: tuple[int, int], **options: Unpack[CaptionOptions]) -> PictureCost:
-        """Count what pictures of these sizes would take; nothing is encoded.
+        """Count the tiles and tokens that pictures of these sizes need, without encoding any.
 
         Args:
-            *sizes: (width, height) of each picture, upright; several stand in one prompt.
+            *sizes: (width, height) of each picture, upright; several share one prompt.
             **options: As for `caption`.
 
         Returns:
-            Tiles, visual tokens, prompt tokens and what is left of the context for the caption.
+            Tiles, visual tokens, prompt tokens and the tokens left for the caption.
 
         Raises:
             UsageError: Several sizes for a model that takes one picture at a time.
         """
         manifest = self.bundle.manifest
         vision = self.engines.vision() if manifest.vision.mmproj is not None else None
-        grids, tiles, each = zip(
+        grids, tiles, layouts = zip(
             *(picture_segments(vision, size, manifest) for size in sizes), strict=True
         )
         one = len(sizes) == 1
-        segments = each[0] if one else pictures_to_segments(several_of(manifest), each)
+        segments = layouts[0] if one else pictures_to_segments(several_of(manifest), layouts)
         n_rows = sum(s.stop - s.start for s in segments if isinstance(s, ImageRows))
         plan = self.plan(**options)
         prompt = self._request(np.empty((n_rows, 0)), segments, plan).count()
@@ -344,14 +345,14 @@ class Captioner:
 
     @property
     def model(self) -> ModelInfo:
-        """Name, digest and quantizations, as records carry them."""
+        """The model's name, digest and quantizations, as records hold them."""
         manifest, variant = self.bundle.manifest, self.engines.vision_variant()
         return ModelInfo(manifest.name, self.bundle.digest, variant.quant, manifest.lm.quant)
 
     # ---- ending
 
     def cancel(self) -> None:
-        """Stop what is under way, from another thread; it raises Interrupted there."""
+        """Stop a call that runs in another thread; that call raises Interrupted."""
         self.cancel_token.set()
 
     def close(self) -> None:

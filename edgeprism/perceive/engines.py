@@ -1,4 +1,4 @@
-"""The two engines of a captioner: where they run, how many threads they take, when they load."""
+"""The two engines of a captioner: where they run, how many threads they use, when they load."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Engines:
         self._lm: LanguageModel | None = None
         self._generator: Generator | None = None
 
-    # ---- where they run
+    # ---- devices and threads
 
     def placement(self) -> tuple[str, int]:
-        """ONNX Runtime's provider and the language model's GPU layers; decided once.
+        """Return ONNX Runtime's provider and the number of GPU layers; the first call decides.
 
-        Raises DeviceError where the device that was asked for does not start.
+        Raises DeviceError if the requested device does not start.
         """
         if self._placement is None:
             device = self._options.get("device", "auto")
-            # with device="cpu" no GPU is tried: that takes time, and may fail
+            # Trying a GPU takes time and may fail, so device="cpu" tries none.
             providers = {} if device == "cpu" else vision_providers(self.bundle.manifest)
             layers = self._options.get("gpu_layers")
             self._placement = (
@@ -61,17 +61,17 @@ class Engines:
         return device_name(*self.placement())
 
     def vision_variant(self) -> VisionVariant:
-        """The vision graph that runs on this device."""
+        """Return the vision graph to run on this device."""
         on_cpu = self.placement()[0] == CPU_PROVIDER
         quant = self._options.get("vision_quant")
         return choose_vision(self.bundle, quant, on_cpu=on_cpu, int8_dot=has_int8_dot())
 
     def vision_threads(self) -> int:
-        """CPU threads of the vision engine."""
+        """Return the number of CPU threads of the vision engine."""
         return self._threads_for(self.vision_variant().file)
 
     def lm_threads(self) -> int:
-        """CPU threads of the language model."""
+        """Return the number of CPU threads of the language model."""
         return self._threads_for(self.bundle.manifest.lm.file)
 
     def _threads_for(self, file: str) -> int:
@@ -79,7 +79,7 @@ class Engines:
         return choose_threads(self._options.get("threads"), size)
 
     def model_bytes(self) -> int:
-        """Bytes of the files that the two engines load."""
+        """Return the size in bytes of the files that the two engines load."""
         files = {self.vision_variant().file, self.bundle.manifest.lm.file}
         return sum(self.bundle.manifest.files[file].size for file in files)
 
@@ -98,7 +98,8 @@ class Engines:
                 flash_attention=self._flash_attention,
                 cancel=self._cancel,
             )
-            # libmtmd loads the language model on the way, so its time is part of this
+            # libmtmd makes `self.lm` load, which adds its own time to load_ms; the time measured
+            # here contains it, so it replaces that sum.
             self.load_ms = before + (time.perf_counter() - start) * 1000
         return self._vision
 
@@ -118,13 +119,13 @@ class Engines:
         return self._lm
 
     def generator(self) -> Generator:
-        """The generator of single captions, which keeps what it prefilled for the next one."""
+        """The generator of single captions; it reuses the KV cache of the prompt before."""
         if self._generator is None:
             self._generator = self.new_generator(1)
         return self._generator
 
     def new_generator(self, parallel: int) -> Generator:
-        """A generator of its own over this language model, for `parallel` captions at a time."""
+        """Create a generator over this language model, for `parallel` captions at a time."""
         return Generator(
             self.lm(),
             parallel=parallel,
@@ -133,11 +134,11 @@ class Engines:
         )
 
     def kv_bytes_per_token(self) -> float:
-        """Bytes of KV cache for one position of one caption."""
+        """Return the bytes of KV cache for one token of one caption."""
         return self.lm().kv_bytes_per_token(self.kv_type)
 
     def is_loaded(self) -> bool:
-        """Whether either engine holds memory."""
+        """Return whether either engine is loaded."""
         return self._vision is not None or self._lm is not None
 
     def close(self) -> None:
@@ -145,7 +146,7 @@ class Engines:
         if self._generator is not None:
             self._generator.close()
         if self._vision is not None:
-            self._vision.close()  # before the language model, into which libmtmd looks
+            self._vision.close()  # first, because libmtmd holds a pointer to the language model
         if self._lm is not None:
             self._lm.close()
         self._vision = self._lm = self._generator = None

@@ -1,4 +1,4 @@
-"""The pictures of a chat: described once, and again where somebody asks for it."""
+"""The pictures of a chat: described once, and again with a focus when the user asks for it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from edgeprism.records import Caption, EncodedImage
 
 
 class Describer(Protocol):
-    """Whatever makes a caption of one picture: a captioner, or one with a store before it."""
+    """Something that captions one picture: a Captioner or a StoredCaptioner."""
 
     def caption(
         self, image: ImageSource | EncodedImage, **options: Unpack[CaptionOptions]
     ) -> Caption:
-        """The caption of one picture."""
+        """Caption one picture."""
 
 
 class Looking:
-    """Pictures whose captions are asked for again and again; `captions` holds all so far."""
+    """Captions the same pictures several times; `captions` holds every caption so far."""
 
     def __init__(
         self,
@@ -30,18 +30,18 @@ class Looking:
         images: Sequence[str],
         **options: Unpack[CaptionOptions],
     ) -> None:
-        """`describer` makes the captions; `captioner` encodes pictures that it describes again."""
+        """`describer` captions the pictures; `captioner` encodes them for `again`."""
         self._captioner, self._describer = captioner, describer
         self._images, self._options = images, options
         self._encoded: list[EncodedImage] = []
         self.captions: list[Caption] = []
 
     def first(self, focus: str | None) -> list[Caption]:
-        """Captions of all pictures, from the store where it has them."""
+        """Caption all pictures; a caption that the store holds is taken from it."""
         return self._describe(self._images, focus)
 
     def again(self, focus: str) -> list[Caption]:
-        """Captions with a focus. Each picture is encoded at the first such look only."""
+        """Caption all pictures with a focus. Only the first call encodes them."""
         if not self._encoded:
             self._encoded = [self._captioner.encode(image) for image in self._images]
         return self._describe(self._encoded, focus)

@@ -1,4 +1,4 @@
-"""What a caller may choose about a captioner's engines, and about one caption."""
+"""Options of a captioner's engines, and of one caption."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgeprism.machine.device import EngineOptions
 
 
 class CaptionerOptions(EngineOptions, total=False):
-    """Keywords of `Captioner.load`, beside those of every engine."""
+    """Keywords of `Captioner.load`, in addition to those of every engine."""
 
     vision_quant: str | None
     """One of fp32, fp16, int8, int8-full; None: the best for the device."""
@@ -24,20 +24,20 @@ class CaptionOptions(TypedDict, total=False):
     """Keywords of `Captioner.caption`, `stream` and `plan`."""
 
     instruction: str | None
-    """Replaces the bundle's generic one."""
+    """Replaces the bundle's generic instruction."""
     focus: str | None
-    """What to observe: makes the instruction question-related."""
+    """What to observe; it is added to the instruction."""
     caption_tokens: int | None
-    """The longest caption; None: as the bundle says."""
+    """Length limit of the caption; None: the bundle's own."""
     temperature: float
     """0 gives the same text for the same picture."""
     seed: int
-    """Of a temperature above 0."""
+    """Random seed; has an effect at a temperature above 0."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a caption is asked for: the words of the instruction and how tokens are chosen."""
+    """The instruction of a caption, and how its tokens are sampled."""
 
     instruction: str
     sampling: Sampling

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def caption_to_segments(
     prompts: Prompts, instruction: str, picture: Sequence[Segment]
 ) -> list[Segment]:
-    """The captioner's prompt around `picture` (an EncodedImage's layout).
+    """Put the captioner's prompt around `picture` (an EncodedImage's layout).
 
-    The BOS token, if any, is the language model's to add.
+    The language model adds the BOS token, if there is one.
     """
     return [
         Text(prompts.before_image, template=True),
@@ -28,28 +28,28 @@ def caption_to_segments(
 
 
 def pictures_to_segments(several: Several, pictures: Sequence[Sequence[Segment]]) -> list[Segment]:
-    """The segments of several pictures as of one, over rows that stand one behind the other."""
-    together: list[Segment] = []
-    at = 0
+    """Join the segments of several pictures; the rows of picture k follow those of picture k-1."""
+    joined: list[Segment] = []
+    n_rows = 0
     for number, picture in enumerate(pictures, 1):
-        between = several.between if together else ""
+        between = several.between if joined else ""
         before = between + several.before.replace("{number}", str(number))
-        together += [Text(before, template=True)] if before else []
-        together += [_moved(segment, at) for segment in picture]
-        at += sum(s.stop - s.start for s in picture if isinstance(s, ImageRows))
-    return together
+        joined += [Text(before, template=True)] if before else []
+        joined += [_shifted(segment, n_rows) for segment in picture]
+        n_rows += sum(s.stop - s.start for s in picture if isinstance(s, ImageRows))
+    return joined
 
 
-def _moved(segment: Segment, by: int) -> Segment:
+def _shifted(segment: Segment, rows: int) -> Segment:
     if not isinstance(segment, ImageRows):
         return segment
-    return replace(segment, start=segment.start + by, stop=segment.stop + by)
+    return replace(segment, start=segment.start + rows, stop=segment.stop + rows)
 
 
 def instruction_for(prompts: Prompts, instruction: str | None, focus: str | None) -> str:
-    """The generic instruction, or the question-related one: generic + what to observe."""
+    """Return the generic instruction; with a focus, add what to observe."""
     text = prompts.default_instruction if instruction is None else instruction
     if focus and focus.strip():
-        # replace, not format: an instruction may hold braces of its own
+        # str.format would fail on an instruction that holds other braces.
         text += prompts.focus_instruction.replace("{focus}", focus.strip())
     return text

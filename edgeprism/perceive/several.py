@@ -1,4 +1,4 @@
-"""Several pictures for one prompt: their visual tokens and layouts as those of one."""
+"""Several pictures for one prompt: joins their visual tokens and layouts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def several_of(manifest: Manifest) -> Several:
-    """How the model is shown several pictures; UsageError where it was made for one at a time."""
+    """Return how the prompt arranges several pictures.
+
+    Raises UsageError for a model that takes one picture at a time.
+    """
     if manifest.prompts.several is None:
         raise UsageError(
             f"{manifest.name} takes one picture at a time.",
@@ -29,7 +32,7 @@ def several_of(manifest: Manifest) -> Several:
 
 
 def pictures_together(each: Sequence[EncodedImage], several: Several) -> EncodedImage:
-    """`each`, encoded by one model, as one value; their rows [n, n_embd] stand in order."""
+    """Join pictures that one model encoded; the rows [n, n_embd] keep the pictures' order."""
     spent = [asdict(picture.timings) for picture in each]
     digests = "\n".join(picture.image_sha256 for picture in each)
     return EncodedImage(

@@ -1,4 +1,4 @@
-"""A caption as it comes: text piece by piece, the record at its end."""
+"""A caption piece by piece, with its record at the end."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from edgeprism.records import Caption, EncodedImage
 
 @dataclass(frozen=True)
 class Ended:
-    """What the steps of a caption end with: the record, and the text's token ids."""
+    """The result of a caption's steps: the record, and the text's token ids."""
 
     caption: Caption
     ids: list[int]
 
 
 class CaptionStream:
-    """Iterates over a caption's text; `caption` and `ids` are there when it has ended."""
+    """Iterates over a caption's text; `caption` and `ids` are set after the last piece."""
 
     caption: Caption
     ids: list[int]
 
     def __init__(self, steps: Generator[EncodedImage | Piece, None, Ended]) -> None:
-        """`steps` yields the pieces of one caption, and returns how it ended."""
+        """`steps` yields the pieces of one caption, and returns its record and token ids."""
         self._steps = steps
         self._text = self._run()
 
@@ -35,13 +35,13 @@ class CaptionStream:
         return next(self._text)
 
     def finished(self) -> CaptionStream:
-        """Read to the end."""
+        """Read the rest of the text and return this stream."""
         for _ in self:
             pass
         return self
 
     def close(self) -> None:
-        """Stop here; the captioner's next request does the same."""
+        """Stop the caption here; the captioner's next request also stops it."""
         self._text.close()
 
     def _run(self) -> Generator[str, None, None]:

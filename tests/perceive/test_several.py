@@ -35,12 +35,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    made = []
+    paths = []
     for seed, size in enumerate(((30, 20), (17, 40), (28, 28))):
         pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
-        made.append(tmp_path_factory.mktemp("photos") / f"{seed}.png")
-        Image.fromarray(pixels).save(made[-1])
-    return made
+        paths.append(tmp_path_factory.mktemp("photos") / f"{seed}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    return paths
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_from_the_shell(
 def test_all_their_rows_count(
     bundle: Path, photos: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """More than the context holds is refused before anything is prefilled."""
+    """Pictures that exceed the context are refused before prefill."""
     many = [str(photos[0])] * (bundles.CONTEXT // bundles.N_TOKENS + 1)
     assert run(["caption", *many, "--together", "--model", str(bundle)]) == 1
     assert "the model reads at most 2048" in capsys.readouterr().err
