@@ -1,6 +1,6 @@
-"""What a reasoner is asked, whoever it is: focus, answer. A reasoner never sees a picture.
+"""The base class of reasoners: it draws a focus and answers. A reasoner never sees a picture.
 
-`BaseReasoner` holds the questions; how a chat becomes text is its subclasses' matter.
+`BaseReasoner` writes the prompts and checks the replies; a subclass completes a chat.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgeprism.reason.evidence import (
     EVIDENCE_TOKENS,
     captions_to_sentences,
     evidence_messages,
-    said_to_evidence,
+    reply_to_evidence,
 )
 from edgeprism.reason.focus import FOCUS_LINKS, FOCUS_OPENINGS, checked_focus, focus_phrases, topics
 from edgeprism.reason.prompt import answer_messages, focus_messages
@@ -32,7 +32,7 @@ FOCUS_PHRASES = 12
 
 @dataclass(frozen=True)
 class Completion:
-    """A reasoner's whole reply to a chat. `thinking` was cut from `text`."""
+    """A reasoner's whole reply to a chat; `text` is without `thinking`."""
 
     text: str
     finish_reason: str  # "stop" or "length"
@@ -42,52 +42,52 @@ class Completion:
 
 
 class BaseReasoner(ABC):
-    """Turns questions into focuses, and captions with a question into answers."""
+    """Turns a question into a focus, and captions with a question into an answer."""
 
     name: str
 
     @property
     @abstractmethod
     def model(self) -> ModelInfo:
-        """Who answers, as records carry it."""
+        """The model that answers, as records hold it."""
 
     @abstractmethod
     def complete(
         self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None = None
     ) -> Completion:
-        """The reply to a chat at temperature 0, thinking blocks cut; with `shape`, in that shape.
+        """Complete a chat at temperature 0, without thinking blocks; with `shape`, in that shape.
 
-        A reply that ended at `max_tokens` may not have its shape.
+        A reply that ended at `max_tokens` may lack its shape.
         """
 
     def model_bytes(self) -> int:
-        """Bytes of what is loaded into this machine's memory; 0 for a reasoner elsewhere."""
+        """Return the bytes of weights in this machine's memory; 0 for a reasoner on a server."""
         return 0
 
     @abstractmethod
     def cancel(self) -> None:
-        """Stop what is under way, from another thread; it raises Interrupted there."""
+        """Stop a call that runs in another thread; that call raises Interrupted."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free what was loaded; it loads again when needed."""
+        """Free the weights; they load again when needed."""
 
     def draw_focus(
         self, question: str, *, options: Mapping[str, str] | None = None
     ) -> tuple[str, str]:
-        """What a captioner should attend to for `question`, and "" ; or "", and why there is none.
+        """Return (what a captioner should observe for `question`, ""), or ("", why there is none).
 
-        Options are kept from the reasoner here, and a focus that names one is refused.
+        The reasoner does not see the options here, and a focus that names one is refused.
         """
-        asked = to_question(question, options)
-        phrases = focus_phrases(asked)
-        if not topics(asked) or not phrases:
+        parsed = to_question(question, options)
+        phrases = focus_phrases(parsed)
+        if not topics(parsed) or not phrases:
             return "", "the question names nothing to look for"
         shape = phrases_to_shape(
-            phrases, openings=FOCUS_OPENINGS, links=FOCUS_LINKS, most=FOCUS_PHRASES
+            phrases, openings=FOCUS_OPENINGS, links=FOCUS_LINKS, limit=FOCUS_PHRASES
         )
-        said = self.complete(focus_messages(asked), max_tokens=FOCUS_TOKENS, shape=shape)
-        return checked_focus(said.text, asked)
+        reply = self.complete(focus_messages(parsed), max_tokens=FOCUS_TOKENS, shape=shape)
+        return checked_focus(reply.text, parsed)
 
     def answer(
         self,
@@ -105,88 +105,90 @@ class BaseReasoner(ABC):
     ) -> Answer:
         """Answer `question` from the captions' text alone, at temperature 0.
 
-        `options` are lettered ({"A": "red", …}); they may also stand in the question. Captions of
-        several captioners stand side by side: the first of each is of the first picture, and so
-        on. Without captions the question alone is answered. `shape` (choices_to_shape,
-        schema_to_shape) binds the answer; where it does not fit into `answer_tokens`, `text` is
-        empty and `finish_reason` "length". `focus`, `instruction_mode` and `notes` are recorded.
-        `evidence` asks, in a second completion, which sentences support the answer.
+        `options` are lettered ({"A": "red", …}); the question may also contain them. Captions may
+        come from several captioners: the first of each is of the first picture, and so on.
+        Without captions the reasoner sees the question alone. `shape` (choices_to_shape,
+        schema_to_shape) binds the answer; an answer that exceeds `answer_tokens` then has an empty
+        `text` and the `finish_reason` "length". `focus`, `instruction_mode` and `notes` go into
+        the answer's record. `evidence` asks, in a second completion, which sentences support the
+        answer.
         """
-        asked = to_question(question, options, hint)
+        parsed = to_question(question, options, hint)
         start = time.perf_counter()
-        said = self.complete(
-            answer_messages(captions_by_picture(captions), asked),
+        reply = self.complete(
+            answer_messages(captions_by_picture(captions), parsed),
             max_tokens=answer_tokens,
             shape=shape,
         )
-        text = said.text
+        text = reply.text
         if shape is not None:
-            if said.finish_reason == "length":
-                text = ""  # even where it has the shape: 12 may be half of 123
+            if reply.finish_reason == "length":
+                text = ""  # even if it has the shape: 12 may be half of 123
             elif not shape.accepts(text):
                 raise ModelError(
-                    f"{self.name}: answered {text[:80]!r}, which has not the shape asked for.",
+                    f"{self.name}: the answer {text[:80]!r} does not have the requested shape.",
                     "Try another reasoner.",
                 )
-        found: tuple[Evidence, ...] | None = None
-        missed: tuple[str, ...] = ()
+        sentences: tuple[Evidence, ...] | None = None
+        evidence_notes: tuple[str, ...] = ()
         if evidence and text:
-            found, missed = self.find_evidence(captions, asked.stem, asked.options.get(text, text))
+            answer = parsed.options.get(text, text)
+            sentences, evidence_notes = self.find_evidence(captions, parsed.stem, answer)
         return Answer(
             text=text,
             question=question,
-            options=asked.options,
-            hint=asked.hint,
+            options=parsed.options,
+            hint=parsed.hint,
             focus=focus,
             instruction_mode=instruction_mode or ("question" if focus else "generic"),
             captions=tuple(captions),
-            finish_reason=said.finish_reason,
-            tokens=said.tokens,
-            timings=replace(said.timings, total=(time.perf_counter() - start) * 1000),
+            finish_reason=reply.finish_reason,
+            tokens=reply.tokens,
+            timings=replace(reply.timings, total=(time.perf_counter() - start) * 1000),
             model=self.model,
             version=__version__,
-            notes=(*notes, *missed),
-            thinking=said.thinking,
-            evidence=found,
+            notes=(*notes, *evidence_notes),
+            thinking=reply.thinking,
+            evidence=sentences,
         )
 
     def find_evidence(
         self, captions: Sequence[Caption], question: str, answer: str
     ) -> tuple[tuple[Evidence, ...] | None, tuple[str, ...]]:
-        """The captions' sentences that say `answer`, at most three, and notes on it.
+        """Return up to three sentences of the captions that support `answer`, and notes.
 
-        The reasoner names them by number and can name no other, or none: then the description
-        does not say. None instead of sentences, with a note, where it could not be asked.
+        The reasoner's reply is bound to the sentences' numbers or "none"; () means that no
+        sentence supports the answer. If the reasoner fails, None replaces the sentences, and a
+        note says why.
         """
         sentences = captions_to_sentences(captions)
         if not sentences:
             return (), ()
         shape = numbers_to_shape(len(sentences))
-        asked = evidence_messages(sentences, question, answer)
+        messages = evidence_messages(sentences, question, answer)
         try:
-            said = self.complete(asked, max_tokens=EVIDENCE_TOKENS, shape=shape)
+            reply = self.complete(messages, max_tokens=EVIDENCE_TOKENS, shape=shape)
         except Interrupted:
             raise
-        except EdgePrismError as error:  # too long a prompt, a server's fault: the answer stands
+        except EdgePrismError as error:  # a failure here does not take back the answer
             return None, (f"no evidence: {error.message}",)
-        if said.finish_reason == "length" or not shape.accepts(said.text):
+        if reply.finish_reason == "length" or not shape.accepts(reply.text):
             return None, ("no evidence: the reasoner named no sentence",)
-        return said_to_evidence(said.text, sentences), ()
+        return reply_to_evidence(reply.text, sentences), ()
 
 
 def captions_by_picture(captions: Sequence[Caption]) -> list[dict[str, str]]:
-    """For each picture its descriptions by captioner's name, in order."""
-    names: dict[str, str] = {}  # digest → name, made distinct
+    """Return each picture's descriptions as {captioner's name: text}, in order."""
+    names: dict[str, str] = {}  # digest → distinct name
     pictures: list[dict[str, str]] = []
-    seen: dict[str, int] = {}
+    last: dict[str, int] = {}  # digest → index of the captioner's last picture
     for caption in captions:
         model = caption.model
         if model.digest not in names:
-            taken = list(names.values())
-            same = sum(name.split(" (")[0] == model.name for name in taken)
+            same = sum(name.split(" (")[0] == model.name for name in names.values())
             names[model.digest] = f"{model.name} ({same + 1})" if same else model.name
-        at = seen[model.digest] = seen.get(model.digest, -1) + 1
-        while len(pictures) <= at:
+        index = last[model.digest] = last.get(model.digest, -1) + 1
+        while len(pictures) <= index:
             pictures.append({})
-        pictures[at][names[model.digest]] = caption.text
+        pictures[index][names[model.digest]] = caption.text
     return pictures

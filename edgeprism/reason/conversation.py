@@ -1,4 +1,4 @@
-"""Questions one after another on captions that were made once; what was said is remembered."""
+"""A conversation: questions about captions, where each prompt holds the earlier turns."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from edgeprism.records import Caption
 
 @dataclass
 class Conversation:
-    """Every question comes behind all that was said, so a warm reasoner only reads what is new.
+    """Asks a reasoner one question after another.
 
-    Load the reasoner with `warm=True` for that.
+    Each prompt begins with the whole prompt before it. A reasoner loaded with `warm=True` keeps
+    that beginning in its KV cache, and only reads the new turn.
     """
 
     reasoner: BaseReasoner
 
     def __post_init__(self) -> None:
         self.turns: list[Turn] = []
-        self._looks: tuple[list[dict[str, str]], ...] = ()  # not told yet
+        self._looks: tuple[list[dict[str, str]], ...] = ()  # for the next question's turn
 
     def tell(self, captions: Sequence[Caption]) -> None:
-        """Captions of all pictures, one look at them; told with the next question."""
+        """Add captions of all pictures; the next question's turn begins with them."""
         self._looks += (captions_by_picture(captions),)
 
     def ask(self, question: str, *, answer_tokens: int = DEFAULT_ANSWER_TOKENS) -> Completion:
-        """The answer to `question`, at temperature 0.
+        """Answer `question` at temperature 0.
 
-        Where the conversation outgrows what the model reads, its oldest questions are forgotten,
-        never what was told of the pictures. Raises PromptTooLongError when that is not enough.
+        If the prompt exceeds the model's context, the conversation drops its oldest questions,
+        but never a caption. Raises PromptTooLongError when that is not enough.
         """
         turns = [*self.turns, Turn(self._looks, to_question(question))]
         while True:
             try:
-                said = self.reasoner.complete(
+                reply = self.reasoner.complete(
                     conversation_messages(turns), max_tokens=answer_tokens
                 )
                 break
@@ -52,6 +53,6 @@ class Conversation:
                     raise
                 oldest, second, *rest = turns
                 turns = [replace(second, looks=oldest.looks + second.looks), *rest]
-        turns[-1] = replace(turns[-1], answer=said.text)
+        turns[-1] = replace(turns[-1], answer=reply.text)
         self.turns, self._looks = turns, ()
-        return said
+        return reply

@@ -1,4 +1,4 @@
-"""What a captioner should attend to, drawn from a question's own words."""
+"""The focus: what a captioner should observe, in words of the question."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from edgeprism.reason.question import Question, words
 
-MAX_FOCUS = 160  # characters; a longer one is an essay, not a list of things to look at
+MAX_FOCUS = 160  # characters; a longer text is an essay, not a list of things to observe
 
 
 _FUNCTION = frozenset(words("a an the of on in at by with and or to from between near"))
@@ -25,7 +25,7 @@ _COMMON = _FUNCTION | frozenset(
 )
 
 
-# what can be looked at in any picture, so a focus may begin with it; none of it is an answer
+# Aspects of any picture, with which a focus may begin; none of them answers a question.
 FOCUS_OPENINGS = (
     "whether there is", "whether there are", "where",
     *words(
@@ -40,15 +40,15 @@ _LONGEST_PHRASE = 5  # words
 
 
 def focus_phrases(question: Question) -> list[str]:
-    """The beginnings of each run of words in the stem that name something: "red boat", "red".
+    """List the beginnings of each run of content words in the stem: "red", "red boat".
 
-    A focus is made of them (and of FOCUS_OPENINGS, FOCUS_LINKS), so a small reasoner can neither
-    answer in it, nor name what it only imagines, nor part a noun from the adjective before it.
+    A focus consists of these, FOCUS_OPENINGS and FOCUS_LINKS. So a small reasoner cannot answer in
+    it, cannot name things that the question does not name, and cannot drop a noun's adjective.
     """
     runs: list[list[str]] = [[]]
-    for at, word in enumerate(question.stem.split()):
+    for index, word in enumerate(question.stem.split()):
         bare = word.strip("?!.,;:\"'()[]")
-        lettered = at > 0 and len(bare) == 1 and bare.isupper()  # "row A": no article
+        lettered = index > 0 and len(bare) == 1 and bare.isupper()  # "row A": not the article
         if bare.isprintable() and (lettered or not set(words(bare)) <= _COMMON):
             runs[-1].append(bare)
             if word.endswith(bare):
@@ -58,15 +58,15 @@ def focus_phrases(question: Question) -> list[str]:
 
 
 def topics(question: Question) -> set[str]:
-    """The words of the stem that name something."""
+    """Return the content words of the stem."""
     return set(words(question.stem)) - _COMMON
 
 
-def checked_focus(said: str, question: Question) -> tuple[str, str]:
-    """A focus drawn by a reasoner → (focus, ""), or ("", why it cannot be used)."""
-    text = said.strip().split("\n")[0]
+def checked_focus(reply: str, question: Question) -> tuple[str, str]:
+    """Return (focus, "") for a reasoner's reply, or ("", why it cannot be used)."""
+    text = reply.strip().split("\n")[0]
     text = re.sub(r"^(?:focus|observe|attend to)\s*:\s*", "", text, flags=re.IGNORECASE)
-    text = _once(text.strip().strip("\"'").rstrip(".?!;:,").strip(), question)
+    text = _until_repeated(text.strip().strip("\"'").rstrip(".?!;:,").strip(), question)
     if not words(text):
         return "", "the reasoner named none"
     if len(text) > MAX_FOCUS:
@@ -75,34 +75,34 @@ def checked_focus(said: str, question: Question) -> tuple[str, str]:
         return "", f"the reasoner's named option {leaked}"
     if words(text)[0] in ("yes", "no"):
         return "", "the reasoner answered instead"
-    asked = topics(question)
-    # a question that hardly names a thing ("What does it say?") may be about an aspect alone
-    if len(asked) > 1 and not asked & set(words(text)):
+    named = topics(question)
+    # The focus of a question with few content words ("What does it say?") may be an opening alone.
+    if len(named) > 1 and not named & set(words(text)):
         return "", "the reasoner's had nothing to do with the question"
     return text, ""
 
 
-def _once(text: str, question: Question) -> str:
-    """Up to where `text` begins to repeat itself, as small models do, less a dangling "of the"."""
-    asked, kept = words(question.stem), text.split()
-    said: list[str] = []
-    for at, word in enumerate(text.split()):
-        found = [w for w in words(word) if w not in _COMMON]
-        said += found
-        if any(said.count(w) > max(1, asked.count(w)) for w in found):
-            kept = kept[:at]
-            while kept and kept[-1].strip(",") in _FUNCTION:
-                kept.pop()
+def _until_repeated(text: str, question: Question) -> str:
+    """Cut `text` where it begins to repeat itself, as small models do, and a dangling "of the"."""
+    stem_words, head = words(question.stem), text.split()
+    used: list[str] = []
+    for index, word in enumerate(text.split()):
+        content = [w for w in words(word) if w not in _COMMON]
+        used += content
+        if any(used.count(w) > max(1, stem_words.count(w)) for w in content):
+            head = head[:index]
+            while head and head[-1].strip(",") in _FUNCTION:
+                head.pop()
             break
-    return " ".join(kept).rstrip(",")
+    return " ".join(head).rstrip(",")
 
 
 def leaked_option(focus: str, question: Question) -> str | None:
-    """The letter of an option whose text stands in `focus` but not in the question's stem."""
-    said, stem = _spaced(focus), _spaced(question.stem)
-    for letter, option in question.options.items():
-        wanted = _spaced(option)
-        if wanted.strip() and wanted in said and wanted not in stem:
+    """Return the letter of an option whose text is in `focus` but not in the question's stem."""
+    spaced_focus, stem = _spaced(focus), _spaced(question.stem)
+    for letter, text in question.options.items():
+        option = _spaced(text)
+        if option.strip() and option in spaced_focus and option not in stem:
             return letter
     return None
 

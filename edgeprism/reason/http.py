@@ -1,7 +1,7 @@
-"""JSON over HTTP with one server, bounded in time, size and tries; what opens a reasoner's socket.
+"""JSON over HTTP with one server, bounded in time, size and number of tries.
 
-The server is this machine's own unless the caller allows the network. The address that was checked
-is the one connected to, no proxy is asked, and no redirect is followed.
+The server must be on this machine unless the caller allows the network. The client connects to
+the same address that it checked, uses no proxy and follows no redirect.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_REPLY = 8 << 20  # bytes
 ATTEMPTS = 3
 _CONNECT_S = 5.0
 _LONGEST_PAUSE_S = 8.0
-_LONGEST_MESSAGE = 300  # characters of what a server says of its error
+_LONGEST_MESSAGE = 300  # characters of a server's own error message
 _ELSEWHERE = "Text only leaves this machine when you say so: add `allow_network`."
 
 
@@ -35,7 +35,7 @@ Reply = TypeVar("Reply")
 
 
 class StatusError(ReplyError):
-    """An HTTP status that is an error."""
+    """The server answered with an HTTP status that is an error."""
 
     def __init__(self, status: int, message: str, hint: str) -> None:
         super().__init__(message, hint)
@@ -43,14 +43,14 @@ class StatusError(ReplyError):
 
 
 class _Try(Exception):
-    """One try that failed; `error` is what to say if it was the last."""
+    """One try failed; the caller raises `error` if it was the last."""
 
     def __init__(self, error: ServerError | ReplyError, after_s: float = 0.0) -> None:
         self.error, self.after_s = error, after_s
 
 
 class Server:
-    """A base address such as http://127.0.0.1:8080/v1. Not thread-safe, but for `cancel`."""
+    """A base address such as http://127.0.0.1:8080/v1. Not thread-safe, except `cancel`."""
 
     def __init__(
         self,
@@ -61,9 +61,9 @@ class Server:
         timeout_s: float = 300.0,
         pause_s: float = 0.5,
     ) -> None:
-        """`timeout_s` bounds one try, `pause_s` is waited before the second and doubles then.
+        """One try may take `timeout_s`; the pause before the second is `pause_s` and then doubles.
 
-        Raises UsageError for an address that is none, or leads elsewhere without `allow_network`.
+        Raises UsageError for an invalid address, or for one elsewhere without `allow_network`.
         """
         self.url = url.rstrip("/")
         parts = _parsed(self.url)
@@ -79,8 +79,8 @@ class Server:
                 raise UsageError(f"{self.url} is not on this machine.", _ELSEWHERE)
             if os.environ.get("EDGEPRISM_OFFLINE"):
                 raise UsageError(
-                    f"EDGEPRISM_OFFLINE is set: {self.url} is not asked.",
-                    "Unset it, or take a reasoner on this machine.",
+                    f"EDGEPRISM_OFFLINE is set, so {self.url} cannot be used.",
+                    "Unset it, or use a reasoner on this machine.",
                 )
 
     def ask(
@@ -91,11 +91,11 @@ class Server:
         *,
         patient: bool = True,
     ) -> Reply:
-        """What `read` makes of the JSON at `path` (POST with a `body`, else GET).
+        """Return what `read` makes of the JSON at `path` (POST with a `body`, else GET).
 
-        What may pass is tried again: a ReplyError of `read` too, a status of 500 if `patient`.
-        Raises ServerError where there is no server to work with, StatusError or another
-        ReplyError where this request failed.
+        A failure that may be temporary is tried again; that includes a ReplyError from `read`
+        and, if `patient`, a status of 500 or more. Raises ServerError if no usable server is
+        there, StatusError or another ReplyError if this request failed.
         """
         number = 0
         while True:
@@ -155,32 +155,32 @@ class Server:
                         f"{self.url} answered with more than {MAX_REPLY >> 20} MiB.",
                         "Is it an OpenAI-compatible server?",
                     )
-                if response.length:  # what Content-Length promised and did not come
+                if response.length:  # bytes of Content-Length that did not arrive
                     raise http.client.IncompleteRead(data, response.length)
                 return response.status, response.headers, data
         except (OSError, http.client.HTTPException) as error:
             self._check_cancelled()
             if late.is_set() or isinstance(error, TimeoutError):
-                told = f"{self.url} did not answer within {self._timeout_s:g} s."
+                message = f"{self.url} did not answer within {self._timeout_s:g} s."
             else:
-                told = f"{self.url} broke off: {_said(error)}."
-            raise _Try(ReplyError(told, "See the server's own log.")) from error
+                message = f"{self.url} broke off: {_reason(error)}."
+            raise _Try(ReplyError(message, "See the server's own log.")) from error
 
     @contextlib.contextmanager
     def _connected(self, late: threading.Event) -> Iterator[http.client.HTTPConnection]:
-        """A connection that ends when `timeout_s` is over (`late`) or the caller cancels."""
+        """Open a connection; it ends after `timeout_s` (this sets `late`) or when cancelled."""
         opened = self._open()
 
         def stop() -> None:
             with contextlib.suppress(OSError):  # closed already
                 socket.socket.shutdown(opened, socket.SHUT_RDWR)
 
-        def be_late() -> None:
+        def time_out() -> None:
             late.set()
             stop()
 
-        # a time limit on each read would never end a server that sends a byte now and then
-        timer = threading.Timer(self._timeout_s, be_late)
+        # A time limit on each read would never stop a server that sends a byte now and then.
+        timer = threading.Timer(self._timeout_s, time_out)
         timer.daemon = True
         connection = http.client.HTTPConnection(self._host, self._port)
         connection.sock = opened
@@ -194,33 +194,36 @@ class Server:
             opened.close()
 
     def _open(self) -> socket.socket:
-        """A socket to an address that was checked, with TLS where the URL asks for it."""
+        """Open a socket to a checked address, with TLS for an https URL."""
         addresses = self._addresses()
         problem: OSError | None = None
         for address in addresses:
             self._check_cancelled()
             try:
                 plain = socket.create_connection((address, self._port), _CONNECT_S)
-                return self._with_tls(plain) if self._tls else _patient(plain)
+                return self._with_tls(plain) if self._tls else _without_timeout(plain)
             except OSError as error:
                 problem = error
         self._check_cancelled()
         raise _Try(
             ServerError(
-                f"No connection to {self.url}: {_said(problem)}.",
+                f"No connection to {self.url}: {_reason(problem)}.",
                 "Start the server, or give `reasoner` the address that it prints.",
             )
         ) from problem
 
     def _addresses(self) -> list[str]:
-        """Numeric addresses of the host; all of them this machine's, unless allowed otherwise."""
+        """Look up the host's numeric addresses.
+
+        Raises UsageError if one leads elsewhere and the network is not allowed.
+        """
         try:
-            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            entries = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise _Try(
                 ServerError(f"{self._host} has no known address.", "Check the name.")
             ) from error
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
         if not self._allow_network:
             for address in addresses:
                 if not _is_loopback(address):
@@ -234,28 +237,28 @@ class Server:
 
         try:
             context = ssl.create_default_context()
-            return _patient(context.wrap_socket(plain, server_hostname=self._host))
+            return _without_timeout(context.wrap_socket(plain, server_hostname=self._host))
         except ssl.SSLError as error:
             plain.close()
             raise ServerError(
-                f"{self.url}: {_said(error)}.", "Is it https, with a valid certificate?"
+                f"{self.url}: {_reason(error)}.", "Is it https, with a valid certificate?"
             ) from error
 
-    # ---- what a status means
+    # ---- HTTP status → error
 
     def _of_status(self, status: int, headers: Any, data: bytes, patient: bool) -> Exception:
-        said = self._without_key(_message_of(data))
-        told = f"{self.url} answered {status}{f': {said}' if said else ''}."
+        detail = self._without_key(_message_of(data))
+        message = f"{self.url} answered {status}{f': {detail}' if detail else ''}."
         if 300 <= status < 400:
             hint = "Redirects are not followed: give the final address."
-            return ServerError(told, hint)
+            return ServerError(message, hint)
         if status in (401, 403):
-            return ServerError(told, f"Put its key into the environment: {KEY_VARIABLE}.")
+            return ServerError(message, f"Put its key into the environment: {KEY_VARIABLE}.")
         if status == 404:
-            return ServerError(told, "Check the address (most end in /v1) and `served_model`.")
+            return ServerError(message, "Check the address (most end in /v1) and `served_model`.")
         if status in (408, 425, 429, 502, 503, 504):
-            return _Try(ServerError(told, "It is busy or starting: try later."), _after(headers))
-        error = StatusError(status, told, "See the server's own log.")
+            return _Try(ServerError(message, "It is busy or starting: try later."), _after(headers))
+        error = StatusError(status, message, "See the server's own log.")
         return _Try(error) if status >= 500 and patient else error
 
     def _without_key(self, text: str) -> str:
@@ -266,21 +269,27 @@ def _parsed(url: str) -> urllib.parse.SplitResult:
     try:
         parts = urllib.parse.urlsplit(url)
         fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number, half an IPv6 address
+    except ValueError:  # the port is not a number, or an IPv6 address is incomplete
         fits = False
     if not fits or not url.isascii() or any(c <= " " for c in url):
-        raise UsageError(f"{url[:200]!r} is no server's address.", "http://127.0.0.1:8080/v1")
+        raise UsageError(
+            f"{url[:200]!r} is not a server's address.", "It looks like http://127.0.0.1:8080/v1"
+        )
     if parts.username is not None or parts.password is not None:
         raise UsageError(
-            "A server's address holds no name or password.", f"Put the key into {KEY_VARIABLE}."
+            "A server's address must not hold a name or password.",
+            f"Put the key into {KEY_VARIABLE}.",
         )
     if parts.query or parts.fragment:
-        raise UsageError(f"{url[:200]}: no ? and no # in it.", "http://127.0.0.1:8080/v1")
+        raise UsageError(
+            f"{url[:200]}: a server's address must not hold ? or #.",
+            "It looks like http://127.0.0.1:8080/v1",
+        )
     return parts
 
 
 def _is_own_name(host: str) -> bool:
-    """Whether `host` means this machine by itself: to look up any other name asks the network."""
+    """Return whether `host` is this machine by its name alone, without a look-up in the network."""
     return host == "localhost" or host.endswith(".localhost") or _is_loopback(host)
 
 
@@ -296,7 +305,9 @@ def _is_loopback(address: str) -> bool:
 def _key_from_environment() -> str:
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise UsageError(f"{KEY_VARIABLE} holds characters that no key has.", "Set it again.")
+        raise UsageError(
+            f"{KEY_VARIABLE} holds characters that are not printable ASCII.", "Set it again."
+        )
     return key
 
 
@@ -304,31 +315,31 @@ def _agent() -> str:
     return f"edgeprism/{__version__}"
 
 
-def _patient(opened: socket.socket) -> socket.socket:
-    """Once connected, the whole exchange has one time limit."""
+def _without_timeout(opened: socket.socket) -> socket.socket:
+    """Remove the connection's timeout: the timer of `_connected` limits the whole exchange."""
     opened.settimeout(None)
     return opened
 
 
-def _said(error: BaseException | None) -> str:
+def _reason(error: BaseException | None) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return short_line(text, _LONGEST_MESSAGE).rstrip(".")
 
 
 def _message_of(data: bytes) -> str:
-    """What an error's body says: OpenAI's form, others' forms, or its beginning."""
+    """Return the message in an error's body (OpenAI's form or another), or its beginning."""
     text = data[:10_000].decode("utf-8", "replace")
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return short_line(text, _LONGEST_MESSAGE)
     for name in ("error", "message", "detail"):
-        if isinstance(found, dict) and name in found:
-            found = found[name]
-    return short_line(found if isinstance(found, str) else json.dumps(found), _LONGEST_MESSAGE)
+        if isinstance(value, dict) and name in value:
+            value = value[name]
+    return short_line(value if isinstance(value, str) else json.dumps(value), _LONGEST_MESSAGE)
 
 
 def _after(headers: Any) -> float:
-    """Seconds that a Retry-After header asks to wait; 0.0 without one."""
+    """Return the seconds to wait by the Retry-After header; 0.0 without one."""
     text = str(headers.get("Retry-After", "")).strip()
     return float(text) if text.isdecimal() and len(text) < 6 else 0.0

@@ -1,8 +1,8 @@
 """JSON schema → the shape of an answer: a grammar, and a check of the finished text.
 
-A part of JSON Schema 2020-12 is understood; every keyword that is not is named and refused, so
-that an answer in the grammar always validates against the whole schema. Objects are written with
-all their properties, in the schema's order; white space is one blank after ":" and ",".
+This module supports a part of JSON Schema 2020-12. It names and refuses every other keyword, so
+that an answer in the grammar always validates against the whole schema. The grammar writes all
+properties of an object, in the schema's order, with one blank after ":" and ",".
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from edgeprism.reason.shape import Shape, literal
 MAX_DEPTH = 16
 MAX_REPEAT = 1000  # maxItems, maxLength, properties, values of an enum
 MAX_SPAN = 1000  # integers between minimum and maximum
-MAX_NODES = 5000  # schemas within the schema, references followed
-MAX_GRAMMAR = 1_000_000  # characters; each repeat that llama.cpp writes out counts as ten
+MAX_NODES = 5000  # schemas within the schema; one counts again at each reference to it
+MAX_GRAMMAR = 1_000_000  # characters; llama.cpp writes out repeats, so each counts as ten
 
 _TOO_LARGE = "the schema is too large or too deep"
 _COMMENTS = {"title", "description", "default", "examples", "$schema", "$id", "$comment",
@@ -34,7 +34,7 @@ _OWN = {
 }
 _WHOLE = '("0" | [1-9] [0-9]{0,14})'
 _RULES = {
-    # no \u: a pair of them is one character of a maxLength
+    # Without \u escapes: a surrogate pair of them would be one character for maxLength.
     "char": r"[\x20-\x21\x23-\x5B\x5D-\x7E\u00A0-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]"
     r' | "\\" ["\\/bfnrt]',
     "integer": f'"-"? {_WHOLE}',
@@ -45,7 +45,10 @@ _RULES = {
 
 
 def text_to_shape(text: str, where: str) -> Shape:
-    """The shape of a schema in a file; `where` names it in errors (UsageError)."""
+    """Return the shape of a JSON schema's text.
+
+    Raises UsageError; `where` names the schema in the message.
+    """
     try:
         schema = _parse(text)
     except (ValueError, RecursionError) as error:
@@ -56,18 +59,18 @@ def text_to_shape(text: str, where: str) -> Shape:
 
 
 def _parse(text: str) -> Any:
-    """JSON as the standard has it: Python's own reader also takes NaN and Infinity."""
+    """Parse JSON without NaN and Infinity, which Python's reader accepts against the standard."""
 
     def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON")
+        raise ValueError(f"{name} is not JSON")
 
     return json.loads(text, parse_constant=refuse)
 
 
 def schema_to_shape(schema: Any, where: str = "the schema") -> Shape:
-    """The shape of answers that validate against `schema`.
+    """Return the shape of answers that validate against `schema`.
 
-    Raises UsageError that names all faults, each led by its path.
+    Raises UsageError that lists all faults, each with its path.
     """
     grammar = _Grammar(schema)
     root = grammar.rule_for(schema, "$", 0, ())
@@ -90,7 +93,7 @@ def schema_to_shape(schema: Any, where: str = "the schema") -> Shape:
 
 
 def _as_object(schema: Any) -> dict[str, Any]:
-    """Servers want an object at the top."""
+    """Wrap a schema in an object, which servers require at the top."""
     if schema.get("type") == "object":
         return dict(schema)
     inner = {k: v for k, v in schema.items() if k not in ("$defs", "definitions")}
@@ -107,7 +110,7 @@ def _unwrapped(schema: Any) -> Any:
 
 
 class _Grammar:
-    """Rules collected while a schema is walked, and what was found wrong with it."""
+    """Collects the rules and the faults of a schema."""
 
     def __init__(self, whole: Any) -> None:
         self.whole = whole
@@ -117,7 +120,7 @@ class _Grammar:
         self.nodes = self.size = 0
 
     def rule_for(self, schema: Any, path: str, depth: int, inside: tuple[str, ...]) -> str:
-        """The name of a rule that writes `schema`; `inside` are the references being followed."""
+        """Return the name of a rule that writes `schema`; `inside` holds the open references."""
         self.nodes += 1
         if self.nodes > MAX_NODES or self.size > MAX_GRAMMAR or depth > MAX_DEPTH:
             return self._fault(path, _TOO_LARGE)
@@ -148,14 +151,14 @@ class _Grammar:
         return self._basic(kind)
 
     def fits(self, value: Any, schema: Any) -> bool:
-        """Whether a parsed answer is one of `schema`'s, whose keywords are known to be ours."""
+        """Return whether a parsed answer validates against `schema`, which `rule_for` accepted."""
         if "$ref" in schema:
             return self.fits(value, self._target(schema["$ref"]))
         for keyword in ("anyOf", "oneOf"):
             if keyword in schema:
                 return any(self.fits(value, option) for option in schema[keyword])
         if "enum" in schema or "const" in schema:
-            return any(_same(value, wanted) for wanted in _constants(schema))
+            return any(_same(value, constant) for constant in _constants(schema))
         kind = schema["type"]
         if isinstance(kind, list):
             return any(self.fits(value, _of_kind(schema, k)) for k in kind)
@@ -168,17 +171,17 @@ class _Grammar:
                 and all(self.fits(v, properties[k]) for k, v in value.items() if k in properties)
             )
         if kind in ("array", "string"):
-            wanted, size = (list, "Items") if kind == "array" else (str, "Length")
-            least, most = schema.get(f"min{size}", 0), schema.get(f"max{size}", float("inf"))
-            fits = isinstance(value, wanted) and least <= len(value) <= most
+            expected, size = (list, "Items") if kind == "array" else (str, "Length")
+            low, high = schema.get(f"min{size}", 0), schema.get(f"max{size}", float("inf"))
+            fits = isinstance(value, expected) and low <= len(value) <= high
             return fits and (kind == "string" or all(self.fits(v, schema["items"]) for v in value))
         if kind == "integer":
-            least, most = schema.get("minimum", -float("inf")), schema.get("maximum", float("inf"))
-            return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+            low, high = schema.get("minimum", -float("inf")), schema.get("maximum", float("inf"))
+            return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
         kinds: dict[str, Any] = {"number": (int, float), "boolean": bool, "null": type(None)}
         return isinstance(value, kinds[kind]) and (kind != "number" or not isinstance(value, bool))
 
-    # ---- one kind of schema each
+    # ---- a rule for each kind of schema
 
     def _object(
         self, schema: dict[str, Any], path: str, depth: int, inside: tuple[str, ...]
@@ -196,38 +199,38 @@ class _Grammar:
         parts = []
         for name, inner in properties.items():
             rule = self.rule_for(inner, f"{path}.{name}", depth + 1, inside)
-            written = json.dumps(name, ensure_ascii=False)
-            if not written.isprintable():
+            quoted = json.dumps(name, ensure_ascii=False)
+            if not quoted.isprintable():
                 self._fault(path, f"{name!a} cannot be printed")
-            parts.append(f"{literal(f'{written}: ')} {rule}")
+            parts.append(f"{literal(f'{quoted}: ')} {rule}")
         return self._add('"{" ' + ' ", " '.join(parts) + ' "}"')
 
     def _array(self, schema: dict[str, Any], path: str, depth: int, inside: tuple[str, ...]) -> str:
-        least, most = self._bounds(schema, "Items", path)
+        low, high = self._bounds(schema, "Items", path)
         if "items" not in schema:
             return self._fault(path, "an array needs items")
         item = self.rule_for(schema["items"], f"{path}[]", depth + 1, inside)
-        if most == 0:
+        if high == 0:
             return self._add('"[]"')
-        more = f"{{{max(least - 1, 0)},{'' if most is None else most - 1}}}"
+        more = f"{{{max(low - 1, 0)},{'' if high is None else high - 1}}}"
         several = f'{item} (", " {item}){more}'
-        body = f'"[" {several} "]"' if least else f'"[" ({several})? "]"'
-        return self._add(body, repeats=least if most is None else most)
+        body = f'"[" {several} "]"' if low else f'"[" ({several})? "]"'
+        return self._add(body, repeats=low if high is None else high)
 
     def _string(self, schema: dict[str, Any], path: str) -> str:
-        least, most = self._bounds(schema, "Length", path)
+        low, high = self._bounds(schema, "Length", path)
         char = self._basic("char")
-        body = f'"\\"" {char}{{{least},{"" if most is None else most}}} "\\""'
-        return self._add(body, repeats=least if most is None else most)
+        body = f'"\\"" {char}{{{low},{"" if high is None else high}}} "\\""'
+        return self._add(body, repeats=low if high is None else high)
 
     def _span(self, schema: dict[str, Any], path: str) -> str:
-        least: Any = schema.get("minimum")
-        most: Any = schema.get("maximum")
-        if not _is_count(least, signed=True) or not _is_count(most, signed=True):
+        low: Any = schema.get("minimum")
+        high: Any = schema.get("maximum")
+        if not _is_count(low, signed=True) or not _is_count(high, signed=True):
             return self._fault(path, "minimum and maximum must both be whole numbers")
-        if not 0 <= most - least <= MAX_SPAN:
+        if not 0 <= high - low <= MAX_SPAN:
             return self._fault(path, f"minimum to maximum must span from 0 to {MAX_SPAN}")
-        return self._add(" | ".join(literal(str(n)) for n in range(least, most + 1)))
+        return self._add(" | ".join(literal(str(n)) for n in range(low, high + 1)))
 
     def _constant(self, schema: dict[str, Any], path: str) -> str:
         self._only(schema, {"enum", "const", "type"}, path)
@@ -267,7 +270,7 @@ class _Grammar:
         )
 
     def _distinct(self, options: list[Any]) -> bool:
-        """Whether no value can be of two of the schemas, going by their types."""
+        """Return whether the schemas' types exclude each other."""
         kinds = [option.get("type") if isinstance(option, dict) else None for option in options]
         number = {"integer", "number"} <= {k for k in kinds if isinstance(k, str)}
         return (
@@ -281,25 +284,25 @@ class _Grammar:
         target = schema["$ref"]
         if target in inside:
             return self._fault(path, f"{target} holds itself")
-        found = self._target(target)
-        if found is None:
+        inner = self._target(target)
+        if inner is None:
             return self._fault(
                 path, f"$ref {target!r} leads nowhere (only #/$defs/… and #/definitions/…)"
             )
-        return self.rule_for(found, path, depth + 1, (*inside, target))
+        return self.rule_for(inner, path, depth + 1, (*inside, target))
 
     def _target(self, reference: Any) -> Any:
         if not isinstance(reference, str) or not reference.startswith(
             ("#/$defs/", "#/definitions/")
         ):
             return None
-        found = self.whole
+        value = self.whole
         for part in reference[2:].split("/"):
             part = part.replace("~1", "/").replace("~0", "~")
-            if not isinstance(found, dict) or part not in found:
+            if not isinstance(value, dict) or part not in value:
                 return None
-            found = found[part]
-        return found
+            value = value[part]
+        return value
 
     # ---- parts
 
@@ -309,14 +312,14 @@ class _Grammar:
                 self._fault(path, f"{keyword!r} is not understood here")
 
     def _bounds(self, schema: dict[str, Any], size: str, path: str) -> tuple[int, int | None]:
-        least, most = schema.get(f"min{size}", 0), schema.get(f"max{size}")
-        for bound in (least, most):
+        low, high = schema.get(f"min{size}", 0), schema.get(f"max{size}")
+        for bound in (low, high):
             if bound is not None and (not _is_count(bound) or bound > MAX_REPEAT):
                 self._fault(path, f"min{size} and max{size} are from 0 to {MAX_REPEAT}")
                 return 0, None
-        if most is not None and most < least:
+        if high is not None and high < low:
             self._fault(path, f"max{size} is below min{size}")
-        return least, most
+        return low, high
 
     def _basic(self, name: str) -> str:
         self.rules[name] = _RULES[name]
@@ -338,7 +341,7 @@ class _Grammar:
 
 
 def _of_kind(schema: dict[str, Any], kind: Any) -> dict[str, Any]:
-    """One of several types, with the keywords that concern it."""
+    """Reduce a schema of several types to one of them, with the keywords of that type."""
     others = set().union(*_OWN.values()) - _OWN.get(kind if isinstance(kind, str) else "", set())
     return {k: v for k, v in schema.items() if k not in others} | {"type": kind}
 
@@ -368,6 +371,6 @@ def _each(kinds: Any) -> Iterator[Any]:
     yield from kinds if isinstance(kinds, list) else [kinds]
 
 
-def _same(value: Any, wanted: Any) -> bool:
-    """Equal as JSON: true is not 1."""
-    return json.dumps(value, sort_keys=True) == json.dumps(wanted, sort_keys=True)
+def _same(value: Any, constant: Any) -> bool:
+    """Return whether two values are the same JSON; in Python, true equals 1."""
+    return json.dumps(value, sort_keys=True) == json.dumps(constant, sort_keys=True)

@@ -28,16 +28,16 @@ DEFAULT_REASONER = "smollm2-135m"
 
 
 class ReasonerOptions(EngineOptions, total=False):
-    """Keywords of `Reasoner.load`, beside those of every engine."""
+    """Keywords of `Reasoner.load`, in addition to those of every engine."""
 
     chat_format: str | None
-    """Llama.cpp's name, for files whose own template it does not know."""
+    """The format's name in llama.cpp, for a file whose own template llama.cpp does not know."""
     warm: bool
-    """Keep all that was read and written for a prompt that begins alike: for chats."""
+    """For chats: keep the KV cache for the next prompt, which begins like this one."""
 
 
 class Reasoner(BaseReasoner):
-    """A chat model in a GGUF file, loaded when first asked. Not thread-safe."""
+    """A chat model in a GGUF file, which loads at the first question. Not thread-safe."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Reasoner(BaseReasoner):
         self.cancel_token.clear()
         generator, lm, load_ms = self._load()
         segments = chat_to_segments(lambda m: lm.render_chat(m, self.chat_format), messages)
-        parts = _to_parts(lm, segments, apart=not self.warm)
+        parts = _to_parts(lm, segments, split_last=not self.warm)
         sampling = Sampling(max_tokens=max_tokens, grammar=shape.gbnf if shape else "")
         events = generator.run([Request(parts, sampling)])
         done = next(event for event in events if isinstance(event, Finished))
@@ -100,17 +100,17 @@ class Reasoner(BaseReasoner):
 
     @property
     def model(self) -> ModelInfo:
-        """Name and sha256 of the GGUF file."""
+        """The name and the sha256 of the GGUF file."""
         if self._model is None:
             self._model = ModelInfo(self.name, file_digest(self.path))
         return self._model
 
     def model_bytes(self) -> int:
-        """Bytes of the file that is loaded."""
+        """Return the size of the GGUF file in bytes."""
         return self.path.stat().st_size
 
     def cancel(self) -> None:
-        """Stop what is under way, from another thread; it raises Interrupted there."""
+        """Stop a call that runs in another thread; that call raises Interrupted."""
         self.cancel_token.set()
 
     def close(self) -> None:
@@ -136,10 +136,16 @@ class Reasoner(BaseReasoner):
         return self._generator, self._lm, (time.perf_counter() - start) * 1000
 
 
-def _to_parts(lm: LanguageModel, segments: Sequence[Segment], *, apart: bool) -> tuple[Part, ...]:
-    """Token ids; with `apart` the last of several turns by itself: what is before it stays warm."""
-    written = [i for i, s in enumerate(segments) if isinstance(s, Text) and not s.template]
-    last = written[-1] if apart and len(written) > 1 else 0
+def _to_parts(
+    lm: LanguageModel, segments: Sequence[Segment], *, split_last: bool
+) -> tuple[Part, ...]:
+    """Tokenise `segments`.
+
+    With `split_last`, the last of several turns is a part of its own: the generator keeps the KV
+    cache of the parts before it for the next prompt.
+    """
+    contents = [i for i, s in enumerate(segments) if isinstance(s, Text) and not s.template]
+    last = contents[-1] if split_last and len(contents) > 1 else 0
     before = segments_to_parts(lm, segments[:last], None, add_bos=lm.adds_bos()) if last else ()
     bos = lm.adds_bos() and not last
     return (*before, *segments_to_parts(lm, segments[last:], None, add_bos=bos))

@@ -1,4 +1,4 @@
-"""Several captioners' descriptions of a picture → one, by the reasoner."""
+"""Merges several captioners' descriptions of a picture into one, with a reasoner."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ MERGE_TOKENS = 320
 def merge_captions(
     reasoner: BaseReasoner, captions: Sequence[Caption]
 ) -> tuple[tuple[Caption, ...], tuple[str, ...]]:
-    """A caption a picture, and notes on it; what was merged stands in each caption's notes.
+    """Merge the captions of each picture into one; return them with notes for the answer.
 
-    Where one of them cannot be had, all captions stay as they are, and the note says why.
+    Each merged caption keeps the texts it was merged from in its notes. If the reasoner cannot
+    merge one of them, all captions stay as they are, and the note says why.
     """
     pictures = captions_by_picture(captions)
     if all(len(by_captioner) < 2 for by_captioner in pictures):
         return tuple(captions), ()
     merged = []
-    # captioner after captioner: the first of them described every picture
+    # The captions are ordered by captioner, so zip pairs each picture with its first caption.
     for first, by_captioner in zip(captions, pictures, strict=False):
         start = time.perf_counter()
         messages = merge_messages(by_captioner)
-        said = reasoner.complete(messages, max_tokens=MERGE_TOKENS)
-        if not said.text or said.finish_reason != "stop":
-            why = "it did not come to an end" if said.text else "it was empty"
-            return tuple(captions), (f"the captions stand side by side: of merging them, {why}",)
+        reply = reasoner.complete(messages, max_tokens=MERGE_TOKENS)
+        if not reply.text or reply.finish_reason != "stop":
+            fault = f"exceeded {MERGE_TOKENS} tokens" if reply.text else "was empty"
+            return tuple(captions), (f"the captions were not merged: the merged text {fault}",)
         spent = (time.perf_counter() - start) * 1000
         notes = [f"merged from {name}: {text}" for name, text in by_captioner.items()]
         merged.append(
             replace(
                 first,
-                text=said.text,
-                finish_reason=said.finish_reason,
-                tokens=said.tokens,
-                timings=replace(said.timings, total=spent),
+                text=reply.text,
+                finish_reason=reply.finish_reason,
+                tokens=reply.tokens,
+                timings=replace(reply.timings, total=spent),
                 model=reasoner.model,
                 instruction=messages[-1].content,
                 notes=(*first.notes, *notes),

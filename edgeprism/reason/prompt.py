@@ -1,4 +1,4 @@
-"""What a reasoner is shown: descriptions, questions, conversations, worked examples."""
+"""A reasoner's prompts: descriptions, questions, conversations, worked examples."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from edgeprism.language.chat import Message
 
 
 def answer_messages(descriptions: Sequence[Mapping[str, str]], question: Question) -> list[Message]:
-    """What the reasoner is shown: each picture's descriptions, by captioner, then the question.
+    """Put a question after the descriptions of each picture, which are given by captioner.
 
-    Without any description the question stands alone. Lettered options are listed.
+    The prompt lists lettered options. Without descriptions it is the question alone.
     """
     looks = (descriptions,) if descriptions else ()
     source = "Answer from the description, in" if descriptions else "Answer in"
-    return [Message("user", _asked(Turn(looks, question), source))]
+    return [Message("user", _turn_to_text(Turn(looks, question), source))]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question of a conversation, and what was told of the pictures just before it."""
+    """One question of a conversation, with the descriptions that precede it."""
 
     looks: tuple[Sequence[Mapping[str, str]], ...]  # each as `answer_messages` takes it
     question: Question
@@ -31,39 +31,39 @@ class Turn:
 
 
 def conversation_messages(turns: Sequence[Turn]) -> list[Message]:
-    """A conversation up to its last question. What came before stands as it stood then."""
+    """Write a conversation up to its last question; earlier turns keep their exact text."""
     messages = []
     for turn in turns:
-        messages.append(Message("user", _asked(turn, "Answer from the description, in")))
+        messages.append(Message("user", _turn_to_text(turn, "Answer from the description, in")))
         messages.append(Message("assistant", turn.answer))
     return messages[:-1]
 
 
-def _asked(turn: Turn, source: str) -> str:
-    """What stands in a question's turn."""
+def _turn_to_text(turn: Turn, source: str) -> str:
     question = turn.question
-    # One plain turn: given a system turn of rules, and an answer to fall back on, small models
-    # mostly fall back. `benchmarks/answers/reasoner.py` counts right answers.
+    # No system turn with rules: small models mostly gave the fallback answer that such rules
+    # named. `benchmarks/answers/reasoner.py` counts right answers.
     task = f"{source} a few words."
     if question.options:
         task = f"{source} one letter: the right option's."
-    asked = [task, f"Hint: {question.hint}"] if question.hint else [task]
-    asked.append(f"Question: {question.stem}")
-    asked += [f"{letter}. {text}" for letter, text in question.options.items()]
-    return "\n\n".join([*map(_described, turn.looks), "\n".join([*asked, "Answer:"])])
+    lines = [task, f"Hint: {question.hint}"] if question.hint else [task]
+    lines.append(f"Question: {question.stem}")
+    lines += [f"{letter}. {text}" for letter, text in question.options.items()]
+    lines.append("Answer:")
+    return "\n\n".join([*map(_descriptions_to_text, turn.looks), "\n".join(lines)])
 
 
 def merge_messages(descriptions: Mapping[str, str]) -> list[Message]:
-    """Asks for one description of a picture instead of several, given by captioner."""
+    """Ask for one description of a picture in place of those of several captioners."""
     task = (
         "Write one description that holds everything these say of the picture, and nothing else. "
         "Where they contradict each other, give both."
     )
-    return [Message("user", f"{_described([descriptions])}\n\n{task}")]
+    return [Message("user", f"{_descriptions_to_text([descriptions])}\n\n{task}")]
 
 
-def _described(descriptions: Sequence[Mapping[str, str]]) -> str:
-    """Numbered where there are several pictures, by name where there are several captioners."""
+def _descriptions_to_text(descriptions: Sequence[Mapping[str, str]]) -> str:
+    """Number the pictures if there are several; name the captioners if there are several."""
     parts = []
     for i, by_captioner in enumerate(descriptions, 1):
         which = "the picture" if len(descriptions) == 1 else f"picture {i}"
@@ -74,19 +74,19 @@ def _described(descriptions: Sequence[Mapping[str, str]]) -> str:
 
 
 def focus_messages(question: Question) -> list[Message]:
-    """Worked examples that turn a question into what must be looked at, then the question.
+    """Ask for the focus of a question, after worked examples.
 
-    Neither options nor hint are shown: what the captioner is told must not hold an answer.
+    The prompt leaves out options and hint, because the captioner's focus must not hold an answer.
     """
-    asked = [example for example, _ in FOCUS_EXAMPLES] + [question.stem]
-    asked[0] = f"Name what must be looked at to answer; do not answer.\n\n{asked[0]}"
+    texts = [example for example, _ in FOCUS_EXAMPLES] + [question.stem]
+    texts[0] = f"Name what must be looked at to answer; do not answer.\n\n{texts[0]}"
     turns = []
-    for text, (_, focus) in zip(asked, FOCUS_EXAMPLES, strict=False):
+    for text, (_, focus) in zip(texts, FOCUS_EXAMPLES, strict=False):
         turns += [Message("user", text), Message("assistant", focus)]
-    return [*turns, Message("user", asked[-1])]
+    return [*turns, Message("user", texts[-1])]
 
 
-# each focus is in the shape that its question's focus is bound to
+# Each focus has the shape that `BaseReasoner.draw_focus` sets for its question.
 FOCUS_EXAMPLES = (
     ("Which season does the park seem to be in?", "the season of the park"),
     ("How many people wait at the bus stop?", "the number of people at the bus stop"),

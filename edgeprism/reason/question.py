@@ -1,7 +1,7 @@
-"""A question as people and data sets write it → its stem, lettered options and hint; its focus.
+"""Splits a question, as people and data sets write it, into stem, lettered options and hint.
 
-What the captioner is told to attend to comes from the stem alone: an option or an answer in the
-instruction would be said back as if it had been seen.
+The focus of a captioner comes from the stem alone: a captioner repeats an option or an answer in
+its instruction as if it had seen it.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from dataclasses import dataclass, field
 
 from edgeprism.errors import UsageError
 
-# "A. red", "(A) red", "A) red", "A: red": at the beginning of a line, or further on in one
+# "A. red", "(A) red", "A) red", "A: red": at the beginning of a line, or within one
 _LABEL = re.compile(r"(?:^|(?<=[\s,;:?.]))(?:\(([A-Z])\)|([A-Z])[.):])[ \t]*(?=\S)", re.MULTILINE)
 _HEADING = re.compile(r"\s*(?:options|choices|answer choices|candidates)\s*:?\s*\Z", re.IGNORECASE)
-_TOLD = re.compile(r"\s*^\s*(?:the )?(?:correct )?answer\s*(?::|is\b).*\Z",
-                   re.IGNORECASE | re.MULTILINE | re.DOTALL)  # fmt: skip
+_ANSWER = re.compile(r"\s*^\s*(?:the )?(?:correct )?answer\s*(?::|is\b).*\Z",
+                     re.IGNORECASE | re.MULTILINE | re.DOTALL)  # fmt: skip
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers, in any script."""
+    """Return the words and numbers of `text` in lower case, in any script."""
     return re.findall(r"[^\W_]+", text.lower())
 
 
 @dataclass(frozen=True)
 class Question:
-    """`options` are lettered: {"A": "red", "B": "blue"}; empty for an open question."""
+    """A question whose options are lettered: {"A": "red", "B": "blue"}; empty if it is open."""
 
     stem: str
     options: dict[str, str] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Question:
 def to_question(
     text: str, options: Mapping[str, str] | None = None, hint: str | None = None
 ) -> Question:
-    """`text` with its options apart, whether they are given or written into it.
+    """Separate the options from `text`; `options` take precedence over those written in it.
 
     Raises UsageError for a question without a stem.
     """
@@ -44,14 +44,14 @@ def to_question(
     given = {str(k): str(v) for k, v in (options or {}).items() if str(v).strip()}
     if given and not written:
         stem = text.strip()
-    stem = _TOLD.sub("", stem).strip()
+    stem = _ANSWER.sub("", stem).strip()
     if not stem:
         raise UsageError("The question is empty.", 'Write it in quotes: "What is on the left?"')
     return Question(stem, given or written, (hint or "").strip())
 
 
 def _split_options(text: str) -> tuple[str, dict[str, str]]:
-    """The text before the options, and these; letters count from A, and one is none."""
+    """Return the text before the options, and at least two options lettered from A on."""
     labels: list[re.Match[str]] = []
     for match in _LABEL.finditer(text):
         if (match[1] or match[2]) == chr(ord("A") + len(labels)):
@@ -61,7 +61,7 @@ def _split_options(text: str) -> tuple[str, dict[str, str]]:
     ends = [label.start() for label in labels[1:]] + [len(text)]
     options = {}
     for label, end in zip(labels, ends, strict=True):
-        said = text[label.end() : end].strip()
-        # what stands under the last option is no part of it
-        options[label[1] or label[2]] = said.split("\n")[0].rstrip(" ,;")
+        option = text[label.end() : end].strip()
+        # Lines below the last option do not belong to it.
+        options[label[1] or label[2]] = option.split("\n")[0].rstrip(" ,;")
     return _HEADING.sub("", text[: labels[0].start()]).strip(), options

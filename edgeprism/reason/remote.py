@@ -1,8 +1,8 @@
 """A reasoner behind an OpenAI-compatible server: llama.cpp's, Ollama, vLLM, LM Studio.
 
-`POST /chat/completions` and `GET /models`, at temperature 0. A shape goes as a JSON schema
-(`response_format`, which all four take) or as a grammar (`grammar`, llama.cpp's and
-llama-cpp-python's), whichever the server keeps to; the reply is checked either way.
+It uses `POST /chat/completions` and `GET /models`, at temperature 0. A request carries a shape as
+a JSON schema (`response_format`, which all four take) or as a grammar (`grammar`, for llama.cpp's
+and llama-cpp-python's servers), whichever the server obeys. The reply is checked in both cases.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from edgeprism.records import ModelInfo, Timings, TokenCounts
 
 _CHAT = "/chat/completions"
 SCHEMA, GRAMMAR, PLAIN = "schema", "grammar", "plain"
-# where servers put a reasoning model's thoughts, if not into the text
+# Fields in which servers put a reasoning model's thoughts, if not into the text.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 def is_url(reasoner: str) -> bool:
-    """Whether a reasoner is named by the address of its server."""
+    """Return whether a reasoner's name is the address of a server."""
     return reasoner.lower().startswith(("http://", "https://"))
 
 
 class ShapeError(ReplyError):
-    """A server that wrote what it was bound not to."""
+    """The server's reply does not have the requested shape."""
 
 
 class RemoteReasoner(BaseReasoner):
-    """A model that another program serves. Not thread-safe, but for `cancel`."""
+    """A model that another program serves. Not thread-safe, except `cancel`."""
 
     def __init__(self, server: Server, name: str, cancel: Cancel) -> None:
         self.server, self.name = server, name
         self.cancel_token = cancel
-        self._kept: dict[str, bool] = {}  # way to give a shape → whether the server kept to it
+        self._obeys: dict[str, bool] = {}  # way to send a shape → whether the server obeys it
 
     @classmethod
     def load(
@@ -53,12 +53,12 @@ class RemoteReasoner(BaseReasoner):
         timeout_s: float = 300.0,
         pause_s: float = 0.5,
     ) -> RemoteReasoner:
-        """The server at `url`, its first model unless `model` names another.
+        """Connect to the server at `url`; its first model answers unless `model` names another.
 
-        Only a server on this machine, unless `allow_network`. The key, if it wants one, comes
-        from the environment (EDGEPRISM_API_KEY). `timeout_s` bounds each of three tries,
-        `pause_s` stands between them and doubles. Raises UsageError for an address that is
-        none or elsewhere, ServerError where no server answers.
+        The server must be on this machine, unless `allow_network` is true. Its key, if it needs
+        one, comes from the environment (EDGEPRISM_API_KEY). Each of three tries may take
+        `timeout_s`; the pause between them begins with `pause_s` and doubles. Raises UsageError
+        for an invalid address or one elsewhere, ServerError if no server answers.
         """
         cancel = Cancel()
         server = Server(
@@ -68,16 +68,16 @@ class RemoteReasoner(BaseReasoner):
 
     @property
     def model(self) -> ModelInfo:
-        """The served model's name; what file it is, the server does not say."""
+        """The served model's name, without a digest: the server does not name its file."""
         return ModelInfo(self.name, "")
 
     def complete(
         self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None = None
     ) -> Completion:
-        """As `BaseReasoner.complete`; raises ShapeError where a finished reply lacks its shape."""
+        """As `BaseReasoner.complete`; raises ShapeError if a finished reply lacks its shape."""
         self.cancel_token.clear()
-        asked = [{"role": message.role, "content": message.content} for message in messages]
-        body = {"model": self.name, "messages": asked, "temperature": 0, "max_tokens": max_tokens}
+        chat = [{"role": message.role, "content": message.content} for message in messages]
+        body = {"model": self.name, "messages": chat, "temperature": 0, "max_tokens": max_tokens}
         if shape is None:
             return self.server.ask(_CHAT, _to_completion, body)
         return self._shaped(body, shape)
@@ -89,19 +89,19 @@ class RemoteReasoner(BaseReasoner):
         try:
             return super().draw_focus(question, options=options)
         except ShapeError:
-            return "", "the reasoner's server did not keep to the words for one"
+            return "", "the reasoner's server ignored the words that a focus may use"
 
     def cancel(self) -> None:
         """Stop the request under way, from another thread; it raises Interrupted there."""
         self.cancel_token.set()
 
     def close(self) -> None:
-        """Nothing is held: each request has a connection of its own."""
+        """Do nothing: each request has its own connection, which ends with it."""
 
     def _shaped(self, body: dict[str, Any], shape: Shape) -> Completion:
-        """Ask in one way after another until the server keeps to the shape."""
+        """Send the shape in one way after another until the server obeys it."""
         ways = [GRAMMAR, PLAIN] if shape.schema is None else [SCHEMA, GRAMMAR, PLAIN]
-        ways = [way for way in ways if self._kept.get(way, True)]
+        ways = [way for way in ways if self._obeys.get(way, True)]
         refused: list[str] = []
 
         def read(reply: Any) -> Completion:
@@ -110,21 +110,23 @@ class RemoteReasoner(BaseReasoner):
         for way in ways:
             last = way == ways[-1]
             try:
-                bound = body | _bound(shape, way, body["max_tokens"])
-                reply = self.server.ask(_CHAT, read, bound, patient=last)
+                request = body | _shape_fields(shape, way, body["max_tokens"])
+                reply = self.server.ask(_CHAT, read, request, patient=last)
             except StatusError:
+                # The server does not know this way, or the request is at fault; in the second
+                # case the last way fails as well and raises.
                 if last:
                     raise
-                refused.append(way)  # or the request is at fault: then the last way says so
+                refused.append(way)
                 continue
-            said = _unwrapped(reply, shape, way)
-            if said.finish_reason == "length" or shape.accepts(said.text):
-                self._kept |= dict.fromkeys(refused, False)
-                return said
+            completion = _unwrapped(reply, shape, way)
+            if completion.finish_reason == "length" or shape.accepts(completion.text):
+                self._obeys |= dict.fromkeys(refused, False)
+                return completion
             refused.append(way)
         raise ShapeError(
-            f"{self.server.url} did not keep to the form that the answer must have.",
-            "Take a server with structured output (llama.cpp's, Ollama, vLLM, LM Studio).",
+            f"{self.server.url} did not obey the form that the answer must have.",
+            "Use a server with structured output (llama.cpp's, Ollama, vLLM, LM Studio).",
         )
 
 
@@ -144,37 +146,37 @@ def _first_model(server: Server) -> str:
     return server.ask("/models", read)
 
 
-def _bound(shape: Shape, way: str, max_tokens: int) -> dict[str, Any]:
-    """What a request says of the shape."""
+def _shape_fields(shape: Shape, way: str, max_tokens: int) -> dict[str, Any]:
+    """Return the fields of a request that bind its reply to `shape`."""
     if way == GRAMMAR:
         return {"grammar": shape.gbnf}
     if way == PLAIN:
         return {}
     schema = {"name": "answer", "strict": True, "schema": shape.schema}
-    bound: dict[str, Any] = {"response_format": {"type": "json_schema", "json_schema": schema}}
-    if shape.unwrap is not None:  # quotes, commas and the field's name come on top
-        bound["max_tokens"] = 3 * max_tokens + 16
-    return bound
+    fields: dict[str, Any] = {"response_format": {"type": "json_schema", "json_schema": schema}}
+    if shape.unwrap is not None:  # JSON adds quotes, commas and the field's name to the answer
+        fields["max_tokens"] = 3 * max_tokens + 16
+    return fields
 
 
-def _unwrapped(said: Completion, shape: Shape, way: str) -> Completion:
-    """The text out of the JSON that a schema asked for; "" where that cannot be had."""
-    text = said.text
+def _unwrapped(reply: Completion, shape: Shape, way: str) -> Completion:
+    """Take the text out of a reply's JSON; the text is "" if the reply lacks its shape."""
+    text = reply.text
     if way == SCHEMA and shape.unwrap is not None:
         try:
             text = shape.unwrap(json.loads(text))
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-            # a server that knows no schemas may have said it in plain words
+            # A server that ignores the schema may have answered with the bare text.
             text = text if shape.accepts(text) else ""
     if not shape.accepts(text):
-        text = ""  # half a shape is no answer
-    return Completion(text, said.finish_reason, said.tokens, said.timings, said.thinking)
+        text = ""
+    return Completion(text, reply.finish_reason, reply.tokens, reply.timings, reply.thinking)
 
 
 def _to_completion(reply: Any, keep: Callable[[str], bool] | None = None) -> Completion:
-    """A chat completion's JSON as ours; raises ReplyError for one that lacks its text.
+    """Turn a chat completion's JSON into a Completion; raises ReplyError if it has no message.
 
-    A text that `keep` accepts is left as it is.
+    Thoughts are cut from the text, unless `keep` accepts the whole text.
     """
     try:
         choice = reply["choices"][0]
@@ -207,5 +209,5 @@ def _counts(reply: dict[str, Any]) -> TokenCounts:
 
 
 def _encodable(text: str) -> str:
-    """JSON can hold half a surrogate pair, which nothing can write down."""
+    """Replace lone surrogates, which JSON may hold but UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode()

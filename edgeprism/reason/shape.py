@@ -1,7 +1,7 @@
 """Shapes of text: what a model may write, as a llama.cpp grammar (GBNF).
 
-Every grammar is put together here from checked parts, none is taken from a person or a file: one
-that llama.cpp cannot read, or in which a text can get stuck, would end the process.
+This package builds every grammar from checked parts and takes none from a person or a file. A
+grammar that llama.cpp cannot read, or in which a text can get stuck, would end the process.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ MAX_CHOICE = 200  # characters
 
 @dataclass(frozen=True)
 class Shape:
-    """What a text must look like.
+    """The form that a text must have.
 
-    `gbnf` is a grammar whose start is `root`; `accepts` says whether a finished text is in it;
-    `schema` is a JSON schema with the same meaning for servers that take no grammar, whose
-    answer `unwrap` turns into the text.
+    `gbnf` is a grammar whose start is `root`; `accepts` returns whether a finished text matches
+    it. `schema` is a JSON schema with the same meaning, for servers that take no grammar; `unwrap`
+    turns JSON in that schema into the text.
     """
 
     gbnf: str
@@ -33,58 +33,62 @@ class Shape:
 
 
 def literal(text: str) -> str:
-    """`text` as a GBNF string."""
+    """Write `text` as a GBNF string."""
     escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
     parts = [escapes.get(c) or (f"\\x{ord(c):02X}" if c < " " else c) for c in text]
     return f'"{"".join(parts)}"'
 
 
 def one_of(texts: Iterable[str]) -> str:
-    """A GBNF group of alternatives."""
+    """Write `texts` as a GBNF group of alternatives."""
     return f"({' | '.join(literal(text) for text in texts)})"
 
 
 def choices_to_shape(choices: Sequence[str]) -> Shape:
-    """Exactly one of `choices`. Raises UsageError for what cannot be chosen from."""
-    wanted = [choice.strip() for choice in choices]
-    if len(wanted) < 2 or len(wanted) > MAX_CHOICES:
+    """Return the shape of exactly one of `choices`.
+
+    Raises UsageError for too few, too many, repeated or unprintable choices.
+    """
+    texts = [choice.strip() for choice in choices]
+    if len(texts) < 2 or len(texts) > MAX_CHOICES:
         raise UsageError(
-            f"{len(wanted)} choices; from 2 to {MAX_CHOICES} can be chosen from.",
+            f"{len(texts)} choices; from 2 to {MAX_CHOICES} can be chosen from.",
             "For example yes and no.",
         )
-    for choice in wanted:
-        if not choice or len(choice) > MAX_CHOICE or not choice.isprintable():
+    for text in texts:
+        if not text or len(text) > MAX_CHOICE or not text.isprintable():
             raise UsageError(
-                f"{choice!r} is no choice.",
+                f"{text!r} is no choice.",
                 f"Each is one printable line of 1 to {MAX_CHOICE} characters.",
             )
-    if len(set(wanted)) < len(wanted):
+    if len(set(texts)) < len(texts):
         raise UsageError("A choice is given twice.", "Name each once.")
     return Shape(
-        gbnf=f"root ::= {one_of(wanted)}\n",
-        accepts=set(wanted).__contains__,
-        schema=_object("answer", {"type": "string", "enum": wanted}),
+        gbnf=f"root ::= {one_of(texts)}\n",
+        accepts=set(texts).__contains__,
+        schema=_object("answer", {"type": "string", "enum": texts}),
         unwrap=lambda value: str(value["answer"]),
     )
 
 
 def phrases_to_shape(
-    phrases: Iterable[str], *, openings: Iterable[str], links: Iterable[str], most: int
+    phrases: Iterable[str], *, openings: Iterable[str], links: Iterable[str], limit: int
 ) -> Shape:
-    """One line of up to `most` of the given phrases; the first may be one of `openings`.
+    """Return the shape of one line of up to `limit` phrases; the first may be an opening.
 
-    Before each phrase up to two of `links` ("of the") and a comma may stand, never behind the
-    last. A server takes no such order: there any line of all these is in the shape.
+    A comma and up to two of `links` ("of the") may precede each phrase, but none ends the line. A
+    JSON schema cannot express that order, so `schema` and `accepts` allow phrases, openings and
+    links in any order.
     """
     named, first, between = (
-        sorted({phrase for phrase in some if phrase.isprintable() and phrase.strip()})
-        for some in (phrases, openings, links)
+        sorted({text for text in texts if text.isprintable() and text.strip()})
+        for texts in (phrases, openings, links)
     )
     known = sorted({*named, *first, *between})
     either = f"(?:{'|'.join(map(re.escape, known))})"
     line = re.compile(rf"{either}(?:,? {either})*")
     rules = [
-        f'root ::= link? ({one_of(first)} | phrase) (","? " " link{{0,2}} phrase){{0,{most - 1}}}',
+        f'root ::= link? ({one_of(first)} | phrase) (","? " " link{{0,2}} phrase){{0,{limit - 1}}}',
         f"phrase ::= {one_of(named)}",
         f'link ::= {one_of(between)} " "',
     ]
@@ -92,7 +96,7 @@ def phrases_to_shape(
         "type": "array",
         "items": {"type": "string", "enum": known},
         "minItems": 1,
-        "maxItems": 3 * most,
+        "maxItems": 3 * limit,
     }
     return Shape(
         gbnf="\n".join(rules) + "\n",
@@ -103,7 +107,7 @@ def phrases_to_shape(
 
 
 def numbers_to_shape(last: int) -> Shape:
-    """Up to three of the numbers 1 … `last`, or "none"; no other number can be written."""
+    """Return the shape of up to three of the numbers 1 … `last`, or "none"."""
     number = one_of(str(n) for n in range(1, last + 1))
 
     def accepts(text: str) -> bool:

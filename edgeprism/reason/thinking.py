@@ -1,4 +1,4 @@
-"""What a reasoning model writes before its answer, cut from it."""
+"""Separates a reasoning model's thoughts from its answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TAGS = "think|thinking|thought|reasoning|reflection"
 _BLOCK = re.compile(rf"<({_TAGS})>(.*?)</\1>|\[THINK\](.*?)\[/THINK\]", re.DOTALL | re.IGNORECASE)
 
 
-# templates may have opened the block already, and a length limit may leave it open
+# A chat template may hold the opening tag, and a length limit may cut off the closing one.
 _ONLY_END = re.compile(rf"\A(.*?)(?:</(?:{_TAGS})>|\[/THINK\])", re.DOTALL | re.IGNORECASE)
 
 
@@ -18,7 +18,7 @@ _ONLY_START = re.compile(rf"(?:<(?:{_TAGS})>|\[THINK\])(.*)\Z", re.DOTALL | re.I
 
 
 def cut_thinking(text: str) -> tuple[str, str]:
-    """(answer, thinking): blocks such as <think>…</think> are no part of an answer."""
+    """Split a reply into (answer, thinking); thinking is what blocks such as <think> hold."""
     thoughts: list[str] = []
 
     def cut(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Several captioners: side by side under their names, or merged by the reasoner first."""
+"""Captions of several captioners: the prompt names each, or the reasoner merges them first."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ MERGED = "a red dog and two birds"
 
 
 class Scripted(BaseReasoner):
-    """Gives one reply after another, and keeps what it was asked."""
+    """Gives prepared replies in order, and records its prompts."""
 
     name = "scripted"
     model = ModelInfo("scripted", "")
 
     def __init__(self, *replies: tuple[str, str]) -> None:
-        self.replies, self.asked = list(replies), list[str]()
+        self.replies, self.prompts = list(replies), list[str]()
 
     def complete(
         self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None = None
     ) -> Completion:
-        self.asked.append(messages[-1].content)
+        self.prompts.append(messages[-1].content)
         text, finish_reason = self.replies.pop(0)
         return Completion(text, finish_reason, TokenCounts(0, 5, 2), Timings())
 
@@ -67,26 +67,26 @@ def test_side_by_side_under_their_names(two: list[Captioner], photo: Path) -> No
         io.BytesIO(photo.read_bytes()),
     ]  # the second can be read only once
     answer = Prism(two, reasoner).ask(pictures, "What?", instruction_mode="generic")
-    said = [(caption.model.name, caption.text) for caption in answer.captions]
-    assert said == [("tiny", bundles.SAID_TEXT)] * 2 + [("other", OTHER_TEXT)] * 2
+    named = [(caption.model.name, caption.text) for caption in answer.captions]
+    assert named == [("tiny", bundles.SAID_TEXT)] * 2 + [("other", OTHER_TEXT)] * 2
     assert len({caption.image_sha256 for caption in answer.captions}) == 1
-    (asked,) = reasoner.asked
+    (prompt,) = reasoner.prompts
     for number in (1, 2):
-        assert f"picture {number} by tiny:\n{bundles.SAID_TEXT}\n" in asked
-        assert f"picture {number} by other:\n{OTHER_TEXT}\n" in asked
+        assert f"picture {number} by tiny:\n{bundles.SAID_TEXT}\n" in prompt
+        assert f"picture {number} by other:\n{OTHER_TEXT}\n" in prompt
 
 
 def test_merged_first(two: list[Captioner], photo: Path) -> None:
     reasoner = Scripted((MERGED, "stop"), ("one dog", "stop"), ("a dog", "stop"))
     pictures = [photo, photo]
     answer = Prism(two, reasoner).ask(pictures, "What?", instruction_mode="generic", merge=True)
-    merging, _, asked = reasoner.asked
+    merging, _, prompt = reasoner.prompts
     assert bundles.SAID_TEXT in merging
     assert OTHER_TEXT in merging
     assert "What?" not in merging  # a description, not an answer
-    assert f"picture 1:\n{MERGED}\n" in asked
-    assert "picture 2:\none dog\n" in asked
-    assert OTHER_TEXT not in asked
+    assert f"picture 1:\n{MERGED}\n" in prompt
+    assert "picture 2:\none dog\n" in prompt
+    assert OTHER_TEXT not in prompt
     first, second = answer.captions
     assert (first.text, second.text) == (MERGED, "one dog")
     assert (first.model, first.image) == (reasoner.model, str(photo))
@@ -104,16 +104,16 @@ def test_what_cannot_be_merged_stays_side_by_side(
     pictures = [photo, photo]
     answer = Prism(two, reasoner).ask(pictures, "What?", instruction_mode="generic", merge=True)
     assert [caption.text for caption in answer.captions].count(OTHER_TEXT) == 2
-    assert f"picture 2 by other:\n{OTHER_TEXT}\n" in reasoner.asked[-1]
-    assert MERGED not in reasoner.asked[-1]
+    assert f"picture 2 by other:\n{OTHER_TEXT}\n" in reasoner.prompts[-1]
+    assert MERGED not in reasoner.prompts[-1]
     assert len(answer.notes) == 1
-    assert "side by side" in answer.notes[0]
+    assert "were not merged" in answer.notes[0]
 
 
 def test_one_captioner_has_nothing_to_merge(two: list[Captioner], photo: Path) -> None:
     reasoner = Scripted(("a dog", "stop"))
     answer = Prism(two[0], reasoner).ask(photo, "What?", instruction_mode="generic", merge=True)
-    assert (len(reasoner.asked), answer.notes) == (1, ())
+    assert (len(reasoner.prompts), answer.notes) == (1, ())
 
 
 def test_no_captioner_and_one_twice(
@@ -130,10 +130,10 @@ def test_no_captioner_and_one_twice(
 def test_ask(
     scripted_bundle: Path, other_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["ask", str(photo), "What is there?", "--captioner", str(scripted_bundle),
+    arguments = ["ask", str(photo), "What is there?", "--captioner", str(scripted_bundle),
              "--captioner", str(other_bundle), "--reasoner", str(scripted_bundle / "lm.gguf"),
              "--instruction-mode", "generic"]  # fmt: skip
-    assert run([*asked, "--show-captions"]) == 0
+    assert run([*arguments, "--show-captions"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         f"{photo} by tiny: {bundles.SAID_TEXT}",
@@ -141,7 +141,7 @@ def test_ask(
         "evidence: none; the description does not say",
         bundles.SAID_TEXT,
     ]
-    assert run([*asked, "--merge-captions", "--json"]) == 0
+    assert run([*arguments, "--merge-captions", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     (caption,) = record["captions"]
     assert caption["model"]["name"] == "lm"

@@ -12,7 +12,7 @@ import pytest
 from edgeprism.cli.main import run
 from edgeprism.errors import PromptTooLongError
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.reason.evidence import caption_to_sentences, captions_to_sentences, said_to_evidence
+from edgeprism.reason.evidence import caption_to_sentences, captions_to_sentences, reply_to_evidence
 from edgeprism.reason.local import Reasoner
 from edgeprism.records import Caption
 from tests.helpers import bundles
@@ -46,12 +46,12 @@ def caption(scripted_captioner: Captioner, photo: Path) -> Caption:
 def test_numbers_lead_back_to_the_captions(caption: Caption) -> None:
     first, second = replace(caption, text="A. dog. It runs."), replace(caption, text="A cat.")
     other = replace(caption, text="One more.", model=replace(caption.model, name="b", digest="b"))
-    found = captions_to_sentences([first, second, other])
-    places = [(e.picture, e.captioner, e.sentence) for e in found]
+    sentences = captions_to_sentences([first, second, other])
+    places = [(e.picture, e.captioner, e.sentence) for e in sentences]
     name = caption.model.name
     assert places[-2:] == [(2, name, 1), (1, "b", 1)]
-    assert said_to_evidence("3, 2, 3", found) == (found[2], found[1])
-    assert said_to_evidence("none", found) == ()
+    assert reply_to_evidence("3, 2, 3", sentences) == (sentences[2], sentences[1])
+    assert reply_to_evidence("none", sentences) == ()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -59,10 +59,10 @@ def test_a_number_out_of_range_cannot_occur(tmp_path: Path, caption: Caption, se
     reasoner = Reasoner.load(bundles.write_lm(tmp_path / "lm.gguf", seed=seed), threads=1)
     text = "A red star. A blue ring."
     answer = reasoner.answer([replace(caption, text=text)], "Which colour?", evidence=True)
-    found, notes = reasoner.find_evidence([replace(caption, text=text)], "Which colour?", "red")
+    sentences, notes = reasoner.find_evidence([replace(caption, text=text)], "Which colour?", "red")
     reasoner.close()
     assert notes == ()
-    for evidence in (found, answer.evidence):
+    for evidence in (sentences, answer.evidence):
         assert evidence is not None
         assert {e.text for e in evidence} <= {"A red star.", "A blue ring."}
     assert reasoner.answer([], "Which colour?", answer_tokens=2).evidence is None
@@ -70,7 +70,7 @@ def test_a_number_out_of_range_cannot_occur(tmp_path: Path, caption: Caption, se
 
 
 class Failing(Reasoner):
-    """Answers, and cannot be asked again."""
+    """Answers once, and fails at the second prompt."""
 
     def complete(self, messages: Any, *, max_tokens: int, shape: Any = None) -> Any:
         if shape is not None:
@@ -94,8 +94,8 @@ def test_the_command_line_says_it(
            str(scripted_bundle / "lm.gguf"), "--choices", "yes,no"]  # fmt: skip
     assert run([*ask, "--json"]) == 0
     record = json.loads(capfd.readouterr().out)
-    said = caption_to_sentences(record["captions"][0]["caption"])
+    texts = caption_to_sentences(record["captions"][0]["caption"])
     assert record["evidence"] is not None
-    assert {e["text"] for e in record["evidence"]} <= set(said)
+    assert {e["text"] for e in record["evidence"]} <= set(texts)
     assert run([*ask, "--show-captions"]) == 0
     assert "\nevidence: " in capfd.readouterr().out

@@ -1,4 +1,4 @@
-"""Question → focus: what the captioner is told, and what never reaches it."""
+"""Question → focus: what the captioner's instruction may hold, and what it never holds."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
 OPTIONS = {"A": "two old boats", "B": "seven birds"}
 
 
-class Told(BaseReasoner):
-    """Says what it is told to say, and keeps what it was asked."""
+class ScriptedReasoner(BaseReasoner):
+    """Gives prepared replies, and records its prompts."""
 
     name = "told"
     model = ModelInfo("told", "0" * 64)
 
     def __init__(self, *replies: str, finish_reason: str = "stop") -> None:
         self.replies, self.finish_reason = list(replies), finish_reason
-        self.asked: list[str] = []
+        self.prompts: list[str] = []
 
     def complete(
         self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None = None
     ) -> Completion:
-        self.asked.append("\n".join(m.content for m in messages))
+        self.prompts.append("\n".join(m.content for m in messages))
         text = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         return Completion(text, self.finish_reason, TokenCounts(0, 1, 1), Timings())
 
@@ -56,7 +56,7 @@ class Told(BaseReasoner):
     def close(self) -> None: ...
 
 
-# ---- options apart from the stem
+# ---- separating the options from the stem
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_no_question(text: str) -> None:
         to_question(text)
 
 
-# ---- what is drawn, and what is refused
+# ---- accepted and refused focuses
 
 
 QUESTION = Question("How many boats lie at the pier?", {"A": "two", "B": "seven", "C": "a pier"})
 
 
 @pytest.mark.parametrize(
-    ("said", "focus"),
+    ("reply", "focus"),
     [
         ("the number of boats at the pier", "the number of boats at the pier"),
         ("Focus: the boats.\nNothing else", "the boats"),
@@ -106,12 +106,12 @@ QUESTION = Question("How many boats lie at the pier?", {"A": "two", "B": "seven"
         ('"the pier"', "the pier"),
     ],
 )
-def test_a_focus_is_tidied(said: str, focus: str) -> None:
-    assert checked_focus(said, QUESTION) == (focus, "")
+def test_a_focus_is_tidied(reply: str, focus: str) -> None:
+    assert checked_focus(reply, QUESTION) == (focus, "")
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("reply", "why"),
     [
         ("", "named none"),
         (" .\n", "named none"),
@@ -122,8 +122,8 @@ def test_a_focus_is_tidied(said: str, focus: str) -> None:
         ("the colour of the front door", "nothing to do"),
     ],
 )
-def test_a_focus_is_refused(said: str, why: str) -> None:
-    focus, reason = checked_focus(said, QUESTION)
+def test_a_focus_is_refused(reply: str, why: str) -> None:
+    focus, reason = checked_focus(reply, QUESTION)
     assert focus == ""
     assert why in reason
 
@@ -134,25 +134,25 @@ def test_an_option_that_the_stem_has_may_be_named() -> None:
 
 
 def test_the_examples_hold_no_answer() -> None:
-    for asked, focus in FOCUS_EXAMPLES:
-        assert checked_focus(focus, to_question(asked)) == (focus, "")
+    for question, focus in FOCUS_EXAMPLES:
+        assert checked_focus(focus, to_question(question)) == (focus, "")
 
 
 def test_the_captioner_never_hears_options_nor_answer() -> None:
-    """Whatever the reasoner says, and however the options are given."""
+    """No reply of the reasoner, and no form of the options, lets an option into the focus."""
     rng = random.Random(5)
     vocabulary = ["boats", "pier", "two", "old", "seven", "birds", "the", "of", "sea", "yes"]
     stem = "Which of these are near the pier and the sea?"
     for _ in range(300):
-        said = " ".join(rng.choices(vocabulary, k=rng.randint(1, 8)))
-        reasoner = Told(said)
+        reply = " ".join(rng.choices(vocabulary, k=rng.randint(1, 8)))
+        reasoner = ScriptedReasoner(reply)
         written = f"{stem}\nA. two old boats\nB. seven birds"
         focus = rng.choice(
             [reasoner.draw_focus(written)[0], reasoner.draw_focus(stem, options=OPTIONS)[0]]
         )
         for option in OPTIONS.values():
             assert option not in focus
-            assert all(option not in asked for asked in reasoner.asked)
+            assert all(option not in prompt for prompt in reasoner.prompts)
 
 
 def test_a_noun_is_not_parted_from_the_adjective_before_it() -> None:
@@ -162,19 +162,19 @@ def test_a_noun_is_not_parted_from_the_adjective_before_it() -> None:
 
 
 def test_a_question_without_a_word_that_can_be_written_has_no_focus() -> None:
-    """A word with a zero-width space in it: the reasoner would be left with function words."""
-    reasoner = Told("the position of the")
+    """A word with a zero-width space is no phrase, so only function words would be left."""
+    reasoner = ScriptedReasoner("the position of the")
     focus, why = reasoner.draw_focus("Where is the c\u200bat?")
-    assert (focus, reasoner.asked) == ("", [])
+    assert (focus, reasoner.prompts) == ("", [])
     assert "names nothing" in why
 
 
 def test_a_grammar_keeps_a_focus_to_the_question(random_bundle: Path) -> None:
-    """A model of random weights would say anything."""
+    """A model with random weights writes anything that the grammar allows."""
     reasoner = Reasoner.load(random_bundle / "lm.gguf", threads=1)
     question = to_question("Which boats are near the pier?", OPTIONS)
     shape = phrases_to_shape(
-        focus_phrases(question), openings=FOCUS_OPENINGS, links=FOCUS_LINKS, most=5
+        focus_phrases(question), openings=FOCUS_OPENINGS, links=FOCUS_LINKS, limit=5
     )
     free = reasoner.complete(focus_messages(question), max_tokens=24)
     bound = reasoner.complete(focus_messages(question), max_tokens=200, shape=shape)
@@ -191,13 +191,13 @@ def test_a_grammar_keeps_a_focus_to_the_question(random_bundle: Path) -> None:
 # ---- both stages
 
 
-def told_prism(captioner: Captioner, *replies: str) -> tuple[Prism, Told]:
-    told = Told(*replies)
-    return Prism(captioner, told), told
+def scripted_prism(captioner: Captioner, *replies: str) -> tuple[Prism, ScriptedReasoner]:
+    reasoner = ScriptedReasoner(*replies)
+    return Prism(captioner, reasoner), reasoner
 
 
 def test_the_focus_reaches_the_captioner(captioner: Captioner, photo: Path) -> None:
-    prism, _ = told_prism(captioner, "the number of boats", "two")
+    prism, _ = scripted_prism(captioner, "the number of boats", "two")
     answer = prism.ask(photo, "How many boats are there?")
     assert (answer.text, answer.focus, answer.instruction_mode) == (
         "two", "the number of boats", "question",
@@ -208,7 +208,7 @@ def test_the_focus_reaches_the_captioner(captioner: Captioner, photo: Path) -> N
 
 
 def test_without_a_usable_focus_the_generic_instruction(captioner: Captioner, photo: Path) -> None:
-    prism, _ = told_prism(captioner, "", "two")
+    prism, _ = scripted_prism(captioner, "", "two")
     answer = prism.ask(photo, "How many boats are there?")
     assert (answer.focus, answer.instruction_mode) == ("", "generic")
     assert answer.captions[0].instruction == "Describe the picture."
@@ -217,11 +217,11 @@ def test_without_a_usable_focus_the_generic_instruction(captioner: Captioner, ph
 
 
 def test_a_given_focus_and_the_generic_mode_ask_for_none(captioner: Captioner, photo: Path) -> None:
-    prism, told = told_prism(captioner, "two")
+    prism, reasoner = scripted_prism(captioner, "two")
     assert prism.ask(photo, "How many boats?", focus="the sea").focus == "the sea"
     generic = prism.ask(photo, "How many boats?", instruction_mode="generic")
     assert (generic.focus, generic.notes) == ("", ())
-    assert len(told.asked) == 2
+    assert len(reasoner.prompts) == 2
     with pytest.raises(UsageError, match="'loud'"):
         prism.ask(photo, "How many boats?", instruction_mode="loud")
 
@@ -229,22 +229,22 @@ def test_a_given_focus_and_the_generic_mode_ask_for_none(captioner: Captioner, p
 def test_options_never_reach_the_captioner(
     captioner: Captioner, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every token that the captioner is shown is looked at."""
+    """This test inspects every token of the captioner's prompt."""
     shown: list[str] = []
     original = Captioner.request
 
     def request(self: Captioner, *arguments: Any) -> Any:
-        made = original(self, *arguments)
-        ids = [i for part in made.parts if isinstance(part, list) for i in part]
+        request = original(self, *arguments)
+        ids = [i for part in request.parts if isinstance(part, list) for i in part]
         lm = self.engines.lm()
         shown.append(b"".join(lm.token_to_bytes(i) for i in ids).decode())
-        return made
+        return request
 
     monkeypatch.setattr(Captioner, "request", request)
-    for said in ("two old boats", "seven birds near the pier", "the pier"):
-        prism, told = told_prism(captioner, said, "A")
+    for reply in ("two old boats", "seven birds near the pier", "the pier"):
+        prism, reasoner = scripted_prism(captioner, reply, "A")
         answer = prism.ask(photo, "Which is near the pier?", options=OPTIONS)
-        assert "A. two old boats" in told.asked[-1]
+        assert "A. two old boats" in reasoner.prompts[-1]
         assert answer.options == OPTIONS
     assert len(shown) == 3
     assert not [text for text in shown for option in OPTIONS.values() if option in text]
@@ -271,7 +271,7 @@ def test_captions_by_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "answer", "thinking"),
+    ("reply", "answer", "thinking"),
     [
         ("<think>two or three?</think>\n\nthree", "three", "two or three?"),
         ("two or three?</think>three", "three", "two or three?"),
@@ -281,8 +281,8 @@ def test_captions_by_picture() -> None:
         ("x < y and y > z", "x < y and y > z", ""),
     ],
 )
-def test_thinking_is_cut(said: str, answer: str, thinking: str) -> None:
-    assert cut_thinking(said) == (answer, thinking)
+def test_thinking_is_cut(reply: str, answer: str, thinking: str) -> None:
+    assert cut_thinking(reply) == (answer, thinking)
 
 
 def test_thinking_is_in_the_record(monkeypatch: pytest.MonkeyPatch, scripted_gguf: Path) -> None:

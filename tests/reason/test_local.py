@@ -53,16 +53,16 @@ def reasoner(scripted_gguf: Path) -> Iterator[Reasoner]:
 
 @pytest.fixture
 def prefilled(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The token ids that reach the context, call by call."""
-    seen: list[list[int]] = []
+    """The token ids of each call that evaluates them."""
+    calls: list[list[int]] = []
     original = Context.prefill_tokens
 
     def prefill(self: Context, seq: int, tokens: list[int], start: int, **options: bool) -> None:
-        seen.append(list(tokens))
+        calls.append(list(tokens))
         original(self, seq, tokens, start, **options)
 
     monkeypatch.setattr(Context, "prefill_tokens", prefill)
-    return seen
+    return calls
 
 
 def test_an_answer_with_what_it_rests_on(reasoner: Reasoner, scripted_gguf: Path) -> None:
@@ -163,12 +163,12 @@ def test_ask(captioner: Captioner, reasoner: Reasoner, photo: Path) -> None:
     prism = Prism(captioner, reasoner)
     answer = prism.ask(photo, "What is there?", focus="animals", caption_tokens=3)
     assert answer.text == SAID_TEXT
-    [seen] = answer.captions
-    assert seen.instruction == "Describe the picture. Attend to: animals."
-    assert seen.tokens.generated <= 3
-    assert seen.text == captioner.caption(photo, focus="animals", caption_tokens=3).text
+    [caption] = answer.captions
+    assert caption.instruction == "Describe the picture. Attend to: animals."
+    assert caption.tokens.generated <= 3
+    assert caption.text == captioner.caption(photo, focus="animals", caption_tokens=3).text
     record = answer.to_dict()
-    assert record["captions"] == [seen.to_dict()]
+    assert record["captions"] == [caption.to_dict()]
     assert set(record) == {
         "schema", "question", "options", "hint", "answer", "thinking", "instruction_mode", "focus",
         "captions", "finish_reason", "tokens", "timings_ms", "reasoner", "notes", "version",

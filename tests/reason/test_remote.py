@@ -57,31 +57,31 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_says_what_the_same_file_says_here(url: str, scripted_gguf: Path) -> None:
-    there = RemoteReasoner.load(url)
-    said = there.complete(CHAT, max_tokens=20)
-    here = Reasoner.load(scripted_gguf, threads=1)
-    local = here.complete(CHAT, max_tokens=20)
-    here.close()
-    assert said.text == local.text == SAID_TEXT
-    assert said.finish_reason == local.finish_reason == "stop"
-    assert there.model.name == "tiny"
-    assert said.tokens.generated > 0
-    assert said.tokens.prompt > 0
+    remote = RemoteReasoner.load(url)
+    reply = remote.complete(CHAT, max_tokens=20)
+    loaded = Reasoner.load(scripted_gguf, threads=1)
+    local = loaded.complete(CHAT, max_tokens=20)
+    loaded.close()
+    assert reply.text == local.text == SAID_TEXT
+    assert reply.finish_reason == local.finish_reason == "stop"
+    assert remote.model.name == "tiny"
+    assert reply.tokens.generated > 0
+    assert reply.tokens.prompt > 0
 
 
 def test_a_limit_is_a_limit(url: str) -> None:
-    said = RemoteReasoner.load(url).complete(CHAT, max_tokens=3)
-    assert said.finish_reason == "length"
-    assert SAID_TEXT.startswith(said.text)
+    reply = RemoteReasoner.load(url).complete(CHAT, max_tokens=3)
+    assert reply.finish_reason == "length"
+    assert SAID_TEXT.startswith(reply.text)
 
 
 def test_choices_are_enforced(url: str) -> None:
-    """Left alone it says something else (above); this server knows grammars, not schemas."""
+    """Without a shape the model writes other text (above). This server obeys grammars only."""
     choices = ["no boats", "two boats"]
     reasoner = RemoteReasoner.load(url)
     for _ in range(2):
-        said = reasoner.complete(CHAT, max_tokens=20, shape=choices_to_shape(choices))
-        assert said.text in choices
+        reply = reasoner.complete(CHAT, max_tokens=20, shape=choices_to_shape(choices))
+        assert reply.text in choices
     cut = reasoner.complete(CHAT, max_tokens=1, shape=choices_to_shape(choices))
     assert (cut.text, cut.finish_reason) == ("", "length")
 
@@ -103,16 +103,16 @@ def test_without_the_right_key(url: str, key: str, monkeypatch: pytest.MonkeyPat
 def test_ask(
     url: str, scripted_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["ask", str(photo), "What is there?", "--captioner", str(scripted_bundle), "--json"]
-    assert run([*asked, "--reasoner", url]) == 0
+    arguments = ["ask", str(photo), "What is there?", "--captioner", str(scripted_bundle), "--json"]
+    assert run([*arguments, "--reasoner", url]) == 0
     printed = capsys.readouterr()
     record = json.loads(printed.out)
     assert (record["answer"], record["reasoner"]["name"]) == (SAID_TEXT, "tiny")
     assert KEY not in printed.out + printed.err
-    # before a picture is looked at
+    # These fail before the captioner reads the picture.
     assert run(["ask", "gone.jpg", "What?", "--reasoner", "http://example.org/v1"]) == 2
     assert "--allow-network" in capsys.readouterr().err
-    assert run([*asked, "--reasoner-model", "tiny", "--reasoner", "some.gguf"]) == 2
+    assert run([*arguments, "--reasoner-model", "tiny", "--reasoner", "some.gguf"]) == 2
 
 
 def test_eval(
@@ -122,7 +122,7 @@ def test_eval(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The same model here and there: the same answers, in one matrix."""
+    """One model, loaded and served, gives the same answers in one matrix."""
     out = tmp_path / "run"
     code = run(["eval", "--limit", "2", "--captioner", str(scripted_bundle), "--reasoner", url,
                 "--reasoner", str(scripted_gguf), "--instruction-mode", "generic", "--out",
@@ -131,9 +131,9 @@ def test_eval(
     assert code == 0, printed.err
     with (out / "answers.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
-    said = {name: [row["answer"] for row in rows if row["reasoner"] == name]
+    reply = {name: [row["answer"] for row in rows if row["reasoner"] == name]
             for name in ("tiny", "lm")}  # fmt: skip
-    assert said == {"tiny": [SAID_TEXT] * 4, "lm": [SAID_TEXT] * 4}  # with captions and without
+    assert reply == {"tiny": [SAID_TEXT] * 4, "lm": [SAID_TEXT] * 4}  # with captions and without
     assert KEY.encode() not in b"".join(p.read_bytes() for p in out.iterdir())
 
 
@@ -148,11 +148,11 @@ def test_shaped_answers(
     properties = {"kind": {"enum": ["boat", "bird"]}, "old": {"type": "boolean"}}
     schema.write_text(json.dumps({"type": "object", "properties": properties,
                                   "required": ["kind", "old"]}))  # fmt: skip
-    asked = ["ask", str(photo), "What is there?", "--captioner", str(scripted_bundle),
+    arguments = ["ask", str(photo), "What is there?", "--captioner", str(scripted_bundle),
              "--reasoner", url]  # fmt: skip
-    assert run([*asked, "--schema", str(schema)]) == 0
+    assert run([*arguments, "--schema", str(schema)]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["kind"] in ("boat", "bird")
     assert isinstance(answer["old"], bool)
-    assert run([*asked, "--choices", "boat,bird", "--answer-tokens", "1"]) == 1
-    assert capsys.readouterr().out == ""  # nothing half-made
+    assert run([*arguments, "--choices", "boat,bird", "--answer-tokens", "1"]) == 1
+    assert capsys.readouterr().out == ""  # no half answer

@@ -72,7 +72,7 @@ def ask(server: RudeServer, **settings: Any) -> Completion:
     return reasoner(server, **settings).complete([Message("user", "What floats?")], max_tokens=9)
 
 
-# ---- what may pass is tried again, within bounds
+# ---- temporary failures are tried again, within bounds
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -94,9 +94,9 @@ def test_a_third_is_reported(serve: Serve, name: str) -> None:
 
 
 def test_nobody_there() -> None:
-    with socket.socket() as taken:  # bound, not listening: refuses
-        taken.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+    with socket.socket() as closed:  # bound, not listening: refuses
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
         with pytest.raises(ServerError, match="No connection to http://127") as caught:
             RemoteReasoner.load(url, pause_s=0.01)
     assert caught.value.exit_code == 5
@@ -127,20 +127,20 @@ def test_an_answer_without_end_is_cut(serve: Serve, monkeypatch: pytest.MonkeyPa
 
 
 def test_cancel_from_another_thread(serve: Serve) -> None:
-    asked = reasoner(serve(HANG), timeout_s=30)
-    threading.Timer(0.2, asked.cancel).start()
+    remote = reasoner(serve(HANG), timeout_s=30)
+    threading.Timer(0.2, remote.cancel).start()
     with pytest.raises(Interrupted):
-        asked.complete([Message("user", "?")], max_tokens=1)
+        remote.complete([Message("user", "?")], max_tokens=1)
 
 
 def test_cancel_between_two_tries(serve: Serve) -> None:
-    asked = reasoner(serve(NOTHING), pause_s=30)
-    threading.Timer(0.2, asked.cancel).start()
+    remote = reasoner(serve(NOTHING), pause_s=30)
+    threading.Timer(0.2, remote.cancel).start()
     with pytest.raises(Interrupted):
-        asked.complete([Message("user", "?")], max_tokens=1)
+        remote.complete([Message("user", "?")], max_tokens=1)
 
 
-# ---- whom it speaks to
+# ---- which addresses it connects to
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_the_key_is_sent_and_never_said(serve: Serve, monkeypatch: pytest.Monkey
     assert "hush" not in str(caught.value)
 
 
-# ---- what it makes of replies
+# ---- how it reads replies
 
 
 def test_the_first_model_unless_one_is_named(serve: Serve) -> None:
@@ -272,8 +272,8 @@ YES_NO = choices_to_shape(["yes", "no"])
 REFUSED = http({"error": {"message": "unknown field"}}, "400 Bad Request")
 
 
-def shaped(asked: RemoteReasoner) -> Completion:
-    return asked.complete([Message("user", "Is it red?")], max_tokens=4, shape=YES_NO)
+def shaped(remote: RemoteReasoner) -> Completion:
+    return remote.complete([Message("user", "Is it red?")], max_tokens=4, shape=YES_NO)
 
 
 def test_a_schema_first(serve: Serve) -> None:
@@ -290,10 +290,10 @@ def test_a_schema_first(serve: Serve) -> None:
 )
 def test_a_grammar_where_schemas_are_not_kept_to(serve: Serve, first: bytes) -> None:
     server = serve(first, said("no"))
-    asked = reasoner(server)
-    assert [shaped(asked).text, shaped(asked).text] == ["no", "no"]
+    remote = reasoner(server)
+    assert [shaped(remote).text, shaped(remote).text] == ["no", "no"]
     ways = ["grammar" if "grammar" in body else "schema" for body in server.bodies()]
-    assert ways == ["schema", "grammar", "grammar"]  # the second question knows
+    assert ways == ["schema", "grammar", "grammar"]  # the second request skips schemas
     assert server.bodies()[1]["grammar"] == YES_NO.gbnf
 
 
@@ -323,6 +323,6 @@ def test_a_focus_by_schema(serve: Serve) -> None:
     drawn = reasoner(server).draw_focus("What colour is the boat?", options={"A": "red"})
     assert drawn == ("the colour of the boat", "")
     assert "red" not in server.requests[0].decode().replace("required", "")
-    # what no word list holds does not pass, whoever says it
+    # The reply is checked even if the server did not bind it.
     other = serve(said(json.dumps({"words": ["the", "red", "boat"]})))
     assert reasoner(other).draw_focus("What colour is the boat?")[0] == ""

@@ -42,7 +42,7 @@ SCHEMAS: list[dict[str, Any]] = [
 def babbler(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
-    """Reasoners with random weights: left alone they write no JSON at all."""
+    """Reasoners with random weights, which write no JSON without a grammar."""
     path = tmp_path_factory.mktemp("babbler") / "lm.gguf"
     reasoner = Reasoner.load(bundles.write_lm(path, seed=request.param), threads=1)
     yield reasoner
@@ -77,25 +77,25 @@ def test_choices_that_cannot_be_chosen_from(choices: list[str]) -> None:
 
 
 def test_the_likeliest_choice_wins(scripted_gguf: Path) -> None:
-    """The grammar takes away what is not allowed and nothing else."""
+    """The grammar excludes forbidden tokens and no others."""
     reasoner = Reasoner.load(scripted_gguf, threads=1)
-    said = reasoner.answer([], "What?", answer_tokens=2).text
-    shape = choices_to_shape(["the dog", f" {said} ".strip(), "Zebra"])
-    # SentencePiece words begin with a blank; the same words without it are other tokens
+    free = reasoner.answer([], "What?", answer_tokens=2).text
+    shape = choices_to_shape(["the dog", f" {free} ".strip(), "Zebra"])
+    # SentencePiece words begin with a blank; without it the same words are other tokens.
     assert shape.accepts(reasoner.answer([], "What?", shape=shape).text)
     reasoner.close()
 
 
 def test_sampling_at_a_temperature_keeps_to_the_grammar(scripted_lm: LanguageModel) -> None:
     context = scripted_lm.context(256)
-    seen = set()
+    drawn = set()
     for seed in range(30):
         sampler = Sampler(5.0, 1.0, seed, grammar=choices_to_shape(["a", "b"]).gbnf, lm=scripted_lm)
         context.clear()
         context.prefill_tokens(0, scripted_lm.tokenize("x"), 0)
-        seen.add(scripted_lm.token_to_bytes(sampler.sample(context)))
+        drawn.add(scripted_lm.token_to_bytes(sampler.sample(context)))
         sampler.close()
-    assert seen == {b"a", b"b"}
+    assert drawn == {b"a", b"b"}
     context.close()
 
 
@@ -110,7 +110,7 @@ def test_answers_validate(babbler: Reasoner, schema: dict[str, Any]) -> None:
 
 
 def is_valid(value: Any, schema: Any, whole: Any) -> bool:
-    """JSON Schema's rules for the keywords above, written apart from the package's."""
+    """A second implementation of JSON Schema's rules for the keywords above."""
     if "$ref" in schema:
         return is_valid(value, whole["$defs"][schema["$ref"].split("/")[-1]], whole)
     ways = schema.get("anyOf") or schema.get("oneOf")
@@ -118,8 +118,8 @@ def is_valid(value: Any, schema: Any, whole: Any) -> bool:
         hits = sum(is_valid(value, way, whole) for way in ways)
         return hits >= 1 if "anyOf" in schema else hits == 1
     if "enum" in schema or "const" in schema:
-        wanted = schema.get("enum", [schema.get("const")])
-        return any(type(value) is type(w) and value == w for w in wanted)
+        constants = schema.get("enum", [schema.get("const")])
+        return any(type(value) is type(w) and value == w for w in constants)
     kinds: dict[str, type | tuple[type, ...]] = {
         "object": dict, "array": list, "string": str, "integer": int, "number": (int, float),
         "boolean": bool, "null": type(None),
@@ -265,11 +265,11 @@ def test_the_largest_schemas_are_read_by_llama(name: str, scripted_lm: LanguageM
 
 
 def test_a_vocabulary_that_cannot_say_it(tmp_path: Path) -> None:
-    """llama.cpp would end the process at such a dead end: `accept` throws through ctypes."""
+    """Such a dead end would kill the process: llama.cpp's `accept` throws through ctypes."""
     parts = bundles.lm_parts(0)
     kinds = list(parts.metadata["tokenizer.ggml.token_type"][1])
     for i in range(3, 259):
-        kinds[i] = 5  # unused: no bytes to spell a character with
+        kinds[i] = 5  # unused: the vocabulary has no bytes to spell characters with
     parts.metadata["tokenizer.ggml.token_type"] = ("array", kinds)
     path = parts.write(tmp_path / "lm.gguf")
 
@@ -287,20 +287,20 @@ def make_sampler(grammar: str, lm: LanguageModel) -> None:
 
 
 def test_a_broken_grammar_is_refused(scripted_lm: LanguageModel) -> None:
-    """Ours are never broken; if one were, the process would live on."""
+    """EdgePrism writes no broken grammar; if it did, the process would survive."""
     for gbnf in ("root ::= (", "root ::= x", 'root ::= root "a" | "b"', " ", "\x00"):
         outcome = in_child(partial(make_sampler, gbnf, scripted_lm))
         assert outcome.error == "ModelError", (gbnf, outcome)
 
 
 def test_a_number_that_was_cut_off_is_no_answer(babbler: Reasoner) -> None:
-    """Its beginning is a number too."""
+    """The beginning of a number is a number too."""
     answer = babbler.answer([], "?", shape=schema_to_shape({"type": "integer"}), answer_tokens=1)
     assert (answer.text, answer.finish_reason) == ("", "length")
 
 
 class Rambling(Reasoner):
-    """Heeds no grammar, as a server may."""
+    """Ignores the grammar, as a server may."""
 
     def complete(self, messages: Any, *, max_tokens: int, shape: Any = None) -> Any:
         return super().complete(messages, max_tokens=max_tokens)
