@@ -1,9 +1,9 @@
-"""The caption store: what was captioned, addressed by content. SQLite, one file, WAL.
+"""The caption store: finished captions, addressed by content. SQLite, one file, WAL.
 
-A caption's key is made of the picture's sha256, the bundle's digest and everything that decides
-the words. So a moved or renamed picture is known, the same picture twice is one caption, and
-another instruction is another caption. Path, size and mtime of a file seen before stand for its
-sha256, so that nothing need be read again.
+A caption's key is a hash of the picture's sha256, the bundle's digest and everything else that
+decides the words. So the store knows a moved or renamed picture, keeps one caption for the same
+picture under two names, and keeps another caption for another instruction. It remembers each
+file's sha256 by path, size and mtime, so that an unchanged file need not be read again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ APPLICATION_ID = 0x45505249  # "EPRI"
 BUSY_SECONDS = 10.0
 CLAIM_SECONDS = 600.0
 
-# user_version n is reached by running MIGRATIONS[: n]; only ever append
+# MIGRATIONS[:n] bring a new file to user_version n. Old files rely on every entry: only append.
 MIGRATIONS = (
     """
     CREATE TABLE requests (id TEXT PRIMARY KEY, settings TEXT NOT NULL);
@@ -53,12 +53,12 @@ MIGRATIONS = (
 
 
 class StoreError(EdgePrismError):
-    """The caption store cannot be used; captioning can go on without it."""
+    """The caption store cannot be used; captioning works without it."""
 
 
 @dataclass(frozen=True)
 class RequestKey:
-    """Everything beside the picture that decides the words of a caption."""
+    """Everything except the picture that decides the words of a caption."""
 
     bundle_digest: str
     vision_quant: str
@@ -80,7 +80,7 @@ class RequestKey:
         return hashlib.sha256(self.settings().encode()).hexdigest()
 
     def key(self, image_sha256: str) -> str:
-        """The caption's address."""
+        """Return the key of this request's caption of one picture."""
         return hashlib.sha256(f"{image_sha256}:{self.id()}".encode()).hexdigest()
 
 
@@ -90,17 +90,18 @@ def default_path() -> Path:
 
 
 class CaptionStore:
-    """One connection: use it from one thread. Several processes may hold the same file."""
+    """One connection: use it from one thread. Several processes may open the same file."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create `path`; raises StoreError when it is corrupt, locked or too new."""
+        """Open or create `path`; raises StoreError if it is corrupt, locked or too new."""
         self.path = path
         self.host = socket.gethostname()
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
             self._use_wal()
-            # a killed process loses nothing; after a power cut the last captions are made again
+            # NORMAL loses nothing when a process is killed. After a power cut the last captions
+            # may be missing, and the next run makes them again.
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._migrate()
 
@@ -117,13 +118,13 @@ class CaptionStore:
     # ---- captions
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The record of a caption, as `Caption.to_dict` made it."""
+        """Return the record of a caption, as `Caption.to_dict` made it; None without one."""
         with self._explained():
             row = self._db.execute("SELECT record FROM captions WHERE key = ?", (key,)).fetchone()
         return json.loads(row[0]) if row else None
 
     def put(self, request: RequestKey, image_sha256: str, record: dict[str, Any]) -> None:
-        """Keep a record and end the claim on it, in one transaction."""
+        """Store a record and end the claim on it, in one transaction."""
         key = request.key(image_sha256)
         text = json.dumps(record, ensure_ascii=False)
         with self._explained(), self._transaction():
@@ -136,10 +137,10 @@ class CaptionStore:
             )
             self._db.execute("DELETE FROM claims WHERE key = ?", (key,))
 
-    # ---- files seen before
+    # ---- digests of files
 
     def digest_of(self, path: Path, status: os.stat_result) -> str | None:
-        """sha256 of a file whose size and mtime are as when it was last read."""
+        """Return the remembered sha256 of a file; None if its size or mtime changed since."""
         with self._explained():
             row = self._db.execute(
                 "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime_ns = ?",
@@ -155,10 +156,10 @@ class CaptionStore:
                 (_text(path), size, mtime_ns, sha256),
             )
 
-    # ---- outputs written before
+    # ---- digests of outputs
 
     def written_before(self, path: Path) -> str | None:
-        """sha256 of what EdgePrism last wrote to `path`, so that it may be written anew."""
+        """Return the sha256 of what EdgePrism last wrote to `path`; None if it never did."""
         with self._explained():
             row = self._db.execute(
                 "SELECT sha256 FROM outputs WHERE path = ?", (_text(path),)
@@ -173,10 +174,11 @@ class CaptionStore:
     # ---- two processes on one folder
 
     def claim(self, key: str) -> bool:
-        """Whether this process may caption `key`: nobody else is at it, or they are gone.
+        """Claim `key` for this process; return False if it must not caption it.
 
-        Nor may it where the caption is there by now: whoever made it ended their claim in the
-        same transaction, perhaps after this process had looked for the caption.
+        It must not while another running process holds the claim. Nor must it if the store has the
+        caption: another process may have put it there, and ended its claim, after this process
+        looked for the caption.
         """
         now = time.time()
         with self._explained(), self._transaction():
@@ -185,7 +187,7 @@ class CaptionStore:
             row = self._db.execute(
                 "SELECT host, pid, until FROM claims WHERE key = ?", (key,)
             ).fetchone()
-            if row and self._held(row[0], row[1], row[2], now):
+            if row and self._is_claimed(row[0], row[1], row[2], now):
                 return False
             self._db.execute(
                 "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)",
@@ -194,14 +196,14 @@ class CaptionStore:
         return True
 
     def release(self, key: str) -> None:
-        """Give back a claim of this process (a failed picture)."""
+        """End a claim of this process, whose picture failed."""
         with self._explained():
             self._db.execute(
                 "DELETE FROM claims WHERE key = ? AND host = ? AND pid = ?",
                 (key, self.host, os.getpid()),
             )
 
-    def _held(self, host: str, pid: int, until: float, now: float) -> bool:
+    def _is_claimed(self, host: str, pid: int, until: float, now: float) -> bool:
         if until < now or (host == self.host and pid == os.getpid()):
             return False
         return host != self.host or is_running(pid)
@@ -209,7 +211,7 @@ class CaptionStore:
     # ---- `edgeprism cache`
 
     def seconds_per_picture(self, bundle_digest: str) -> float | None:
-        """Mean time of a bundle's last captions, each by itself; None without any."""
+        """Return the mean total time of a bundle's last 50 captions; None without any."""
         with self._explained():
             row = self._db.execute(
                 "SELECT avg(total) FROM (SELECT json_extract(record, '$.timings_ms.total') AS total"
@@ -220,11 +222,11 @@ class CaptionStore:
         return row[0] / 1000 if row[0] is not None else None
 
     def info(self) -> dict[str, Any]:
-        """Counts, size on disk, and captions by bundle."""
+        """Return row counts, the size on disk, and the number of captions by bundle."""
         with self._explained():
             counts = {
                 table: self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
-                for table in ("captions", "files", "requests", "claims")  # S608: no other name
+                for table in ("captions", "files", "requests", "claims")  # S608: constants only
             }
             bundles = self._db.execute(
                 "SELECT json_extract(record, '$.model.name'), json_extract(record,"
@@ -240,23 +242,27 @@ class CaptionStore:
         }
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """All records, oldest first."""
+        """Yield all records, oldest first."""
         with self._explained():
             for (text,) in self._db.execute("SELECT record FROM captions ORDER BY created, key"):
                 yield json.loads(text)
 
     def clear(self) -> int:
-        """Forget everything; how many captions that were."""
+        """Delete everything; return the number of deleted captions."""
         with self._explained():
             count = int(self._db.execute("SELECT count(*) FROM captions").fetchone()[0])
             with self._transaction():
                 for table in ("captions", "files", "requests", "claims", "outputs"):
-                    self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - these tables alone
+                    self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - constants only
             self._db.execute("VACUUM")
         return count
 
     def prune(self, *, keep_digests: set[str] | None = None) -> dict[str, int]:
-        """Drop files that are gone, ended claims, and captions of bundles not in `keep_digests`."""
+        """Delete rows of missing files, expired claims, and captions of other bundles.
+
+        Captions stay if `keep_digests` is None or holds their bundle's digest. Returns the numbers
+        of deleted files and captions.
+        """
         with self._explained():
             paths = [row[0] for row in self._db.execute("SELECT path FROM files")]
             gone = [(path,) for path in paths if not os.path.lexists(path)]
@@ -268,7 +274,7 @@ class CaptionStore:
                     marks = ", ".join("?" * len(keep_digests))
                     captions = self._db.execute(
                         "DELETE FROM captions WHERE json_extract(record, '$.model.digest')"  # noqa: S608
-                        f" NOT IN ({marks})",  # S608: question marks alone
+                        f" NOT IN ({marks})",  # S608: question marks only
                         tuple(keep_digests),
                     ).rowcount
                 self._db.execute(
@@ -277,14 +283,14 @@ class CaptionStore:
             self._db.execute("VACUUM")
         return {"files": len(gone), "captions": captions}
 
-    # ---- inside
+    # ---- internal
 
     def _files(self) -> list[Path]:
         parts = (self.path, *(self.path.with_name(self.path.name + s) for s in ("-wal", "-shm")))
         return [path for path in parts if path.exists()]
 
     def _use_wal(self) -> None:
-        """Write-ahead logging; the one statement for which SQLite does not wait for others."""
+        """Turn on write-ahead logging; for this statement SQLite does not wait for a lock."""
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
             try:
@@ -306,10 +312,10 @@ class CaptionStore:
             )
         if version == len(MIGRATIONS):
             return
-        with self._transaction():  # a second process waits here and then finds it done
+        with self._transaction():  # a second process waits here, then reads the new version
             version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
             for script in MIGRATIONS[version:]:
-                for statement in script.split(";"):  # executescript would commit in between
+                for statement in script.split(";"):  # executescript would commit first
                     self._db.execute(statement)
             self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
@@ -339,5 +345,5 @@ class CaptionStore:
 
 
 def _text(path: Path) -> str:
-    """A path as SQLite text: bytes that are not UTF-8 are escaped, not lost."""
+    """Write a path as SQLite text, with bytes that are not UTF-8 escaped."""
     return os.fsencode(os.path.abspath(path)).decode("utf-8", errors="backslashreplace")

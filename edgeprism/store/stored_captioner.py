@@ -1,4 +1,4 @@
-"""A captioner whose captions come from the caption store, and go to it."""
+"""A captioner that takes captions from the caption store, and adds those it makes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgeprism.store.caption_store import CaptionStore, RequestKey
 
 
 def request_key(captioner: Captioner, plan: Plan) -> RequestKey:
-    """What decides the words of this captioner's captions, beside the picture."""
+    """Return what decides the words of this captioner's captions, except the picture."""
     return RequestKey(
         bundle_digest=captioner.bundle.digest,
         vision_quant=captioner.model.vision_quant,
@@ -35,7 +35,7 @@ def request_key(captioner: Captioner, plan: Plan) -> RequestKey:
 def decoding_settings(
     captioner: Captioner, plan: Plan, *, parallel: int = 1, lanes: int = 1
 ) -> dict[str, Any]:
-    """How a caption was made, as records of stored captions carry it."""
+    """Return how a caption is made, for the `settings` field of stored records."""
     return {
         "max_tokens": plan.sampling.max_tokens,
         "temperature": plan.sampling.temperature,
@@ -48,7 +48,7 @@ def decoding_settings(
 
 
 class StoredCaptioner:
-    """Looks into the store before it looks at a picture. Use it from the store's thread."""
+    """Captions a picture only if the store has no caption. Use it from the store's thread."""
 
     def __init__(self, captioner: Captioner, store: CaptionStore) -> None:
         self.captioner, self.store = captioner, store
@@ -56,9 +56,9 @@ class StoredCaptioner:
     def caption(
         self, image: ImageSource | EncodedImage, **options: Unpack[CaptionOptions]
     ) -> Caption:
-        """As `Captioner.caption`; a caption from the store has the timings of when it was made.
+        """As `Captioner.caption`; a stored caption has the timings of the run that made it.
 
-        Raises ImageError, StoreError and what captioning raises.
+        Raises StoreError and everything that `Captioner.caption` raises.
         """
         plan = self.captioner.plan(**options)
         request = request_key(self.captioner, plan)
@@ -66,17 +66,17 @@ class StoredCaptioner:
         record = self.store.get(request.key(digest)) if digest else None
         if record is not None:
             return replace(record_to_caption(record), image=name)
-        made = self.captioner.start(image, plan).finished().caption
+        caption = self.captioner.start(image, plan).finished().caption
         settings = decoding_settings(self.captioner, plan)
-        self.store.put(request, made.image_sha256, {**made.to_dict(), "settings": settings})
-        return made
+        self.store.put(request, caption.image_sha256, {**caption.to_dict(), "settings": settings})
+        return caption
 
     def close(self) -> None:
         """Free the captioner; the store stays open."""
         self.captioner.close()
 
     def _digest(self, image: ImageSource | EncodedImage) -> tuple[str | None, str]:
-        """(sha256, name) of a picture, where they can be had without decoding it."""
+        """Return (sha256, name) of a picture; the sha256 is None if only decoding can tell it."""
         if isinstance(image, EncodedImage):
             return image.image_sha256, image.image
         if isinstance(image, bytes):
@@ -93,12 +93,12 @@ class StoredCaptioner:
                 known = sha256_of_file(Path(name))
                 self.store.remember_file(Path(name), status.st_size, status.st_mtime_ns, known)
         except (OSError, ValueError):
-            return None, name  # the reader will say what is wrong with it
+            return None, name  # captioning reads the file again and reports the error
         return known, name
 
 
 def record_to_caption(record: Mapping[str, Any]) -> Caption:
-    """The caption that `Caption.to_dict` wrote down."""
+    """Rebuild the caption that `Caption.to_dict` turned into a record."""
     return Caption(
         text=record["caption"],
         image=record["image"],
@@ -112,7 +112,7 @@ def record_to_caption(record: Mapping[str, Any]) -> Caption:
         version=record["version"],
         image_size=tuple(record["image_size"]),
         notes=tuple(record["notes"]),
-        # records of before there were several have no such field
+        # Records from before EdgePrism captioned several pictures together lack this field.
         together=tuple(
             Pictured(p["image"], p["image_sha256"], tuple(p["image_size"]))
             for p in record.get("together", ())

@@ -61,7 +61,7 @@ def test_a_files_digest_holds_while_size_and_mtime_do(path: Path, tmp_path: Path
     picture = tmp_path / "bild-ä-\udcff.jpg"
     try:
         picture.write_bytes(b"one")
-    except (OSError, UnicodeEncodeError):  # a file system that takes UTF-8 names only
+    except (OSError, UnicodeEncodeError):  # this file system takes UTF-8 names only
         picture = tmp_path / "bild-ä.jpg"
         picture.write_bytes(b"one")
     status = picture.stat()
@@ -104,7 +104,7 @@ def test_putting_a_record_ends_the_claim(path: Path) -> None:
         assert store.claim(key)
         store.put(REQUEST, "aa", RECORD)
         assert store.info()["claims"] == 0
-        assert not store.claim(key), "the caption was made since this process looked for it"
+        assert not store.claim(key), "another process has stored the caption since"
         assert store.info()["claims"] == 0
         assert store.claim("b")
         store.release("b")
@@ -112,14 +112,14 @@ def test_putting_a_record_ends_the_claim(path: Path) -> None:
 
 
 def test_prune_and_clear(path: Path, tmp_path: Path) -> None:
-    here = tmp_path / "here.jpg"
-    here.touch()
+    existing = tmp_path / "here.jpg"
+    existing.touch()
     with CaptionStore(path) as store:
         store.put(REQUEST, "aa", RECORD)
         store.put(
             replace(REQUEST, bundle_digest="old"), "aa", {**RECORD, "model": {"digest": "old"}}
         )
-        store.remember_file(here, 0, 0, "aa")
+        store.remember_file(existing, 0, 0, "aa")
         store.remember_file(tmp_path / "gone.jpg", 0, 0, "bb")
         assert store.prune(keep_digests={"digest"}) == {"files": 1, "captions": 1}
         assert store.info()["captions"] == 1
