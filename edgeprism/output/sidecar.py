@@ -1,12 +1,13 @@
-"""A file for each picture, beside it or in a mirrored folder: `photo.txt` or `photo.xmp`.
+"""Sidecars: a file for each picture, next to it or in a mirrored folder (`photo.txt`, `photo.xmp`).
 
-Which name a sidecar gets follows from the folder's own pictures, never from the order of work:
-`photo.jpg` → `photo.txt`, but where two pictures would share that name (`photo.jpg`, `photo.png`,
-`Photo.JPG`; or `a.jpg`, `a.jpg.png`) each uses its full name, `photo.jpg.txt`. Names count as
-equal when they differ only in case or in how accents are composed, as some disks do. Pictures
-whose full names are equal in that sense also get a part of their name's hash.
+A sidecar's name depends on the pictures in its folder, never on the order of work: `photo.jpg` →
+`photo.txt`, but if two pictures would share that name (`photo.jpg`, `photo.png`, `Photo.JPG`; or
+`a.jpg`, `a.jpg.png`) each uses its full name, `photo.jpg.txt`. Two names count as equal if they
+differ only in case or in how accents are composed, because some disks treat them as equal.
+Pictures whose full names are equal in that sense also get a part of their name's hash.
 
-The picture itself is never opened, nor its date changed. What EdgePrism did not write stays.
+EdgePrism never opens the picture or changes its date, and never replaces a file that it did not
+write, unless the user allows it.
 """
 
 from __future__ import annotations
@@ -35,26 +36,26 @@ from edgeprism.output.xmp_tree import XmpError
 from edgeprism.picture.find import PictureFile, has_picture_suffix
 
 MAX_TXT_BYTES = 1 << 20
-_FOLDERS_KEPT = 16
+_MAX_FOLDERS = 16
 
 
 @dataclass(frozen=True)
 class Written:
-    """A sidecar that now holds its record."""
+    """A sidecar that holds its record."""
 
     path: Path  # absolute
     sha256: str  # of the file's bytes
 
 
 class Sidecar:
-    """What both kinds share. Not thread-safe.
+    """The base class of both kinds. Not thread-safe.
 
-    `out_dir` mirrors the pictures' folders instead of writing beside them; `overwrite` replaces
-    what EdgePrism did not write.
+    With `out_dir`, sidecars go into a mirror of the pictures' folders instead of next to the
+    pictures. With `overwrite`, they also replace what other programs wrote.
     """
 
     suffix = ""
-    most_bytes = 0
+    max_bytes = 0
 
     def __init__(
         self,
@@ -68,13 +69,13 @@ class Sidecar:
         self._cleared: set[Path] = set()
 
     def target(self, picture: PictureFile) -> Path:
-        """The sidecar's absolute path; raises OutputError for the picture on standard input."""
+        """Return the sidecar's absolute path; raises OutputError for standard input."""
         if picture.is_stdin:
             raise OutputError(
                 "A picture on standard input has no place for a sidecar.",
                 "Save it to a file, or print its caption.",
             )
-        # not resolved: a linked picture's sidecar belongs beside the link
+        # The path is not resolved, because a linked picture's sidecar belongs next to the link.
         folder = picture.path.parent.absolute()
         pictures = self._folders.pictures(folder)
         name = _sidecar_name(picture.path.name, pictures, self.suffix)
@@ -83,9 +84,9 @@ class Sidecar:
         return folder / name
 
     def write(self, record: Record, picture: PictureFile) -> Written:
-        """Bring the picture's sidecar up to the record, in one step or not at all.
+        """Write the record into the picture's sidecar, atomically.
 
-        Raises OutputError, which names the file or folder; the file is then as it was.
+        Raises OutputError, which names the file or folder and leaves the file unchanged.
         """
         path = self.target(picture)
         try:
@@ -94,13 +95,12 @@ class Sidecar:
             if path.parent not in self._cleared:
                 self._cleared.add(path.parent)
                 clear_leftovers(path.parent, _names(path.parent), suffix=self.suffix)
-            existing = _read_existing(path, self.most_bytes)
+            existing = _read_existing(path, self.max_bytes)
         except (OSError, ValueError) as error:
             raise output_error(path, error) from error
         data = self._content(path, existing, record_to_dict(record))
         if data != existing:
-            # a rename lost with the power is written again by the next run: no need to wait
-            # for the folder each time
+            # No fsync of the folder: if a power cut loses the rename, the next run writes it again.
             write_atomically(path, data, durable=False)
         return Written(path, hashlib.sha256(data).hexdigest())
 
@@ -111,12 +111,12 @@ class Sidecar:
 class TxtSidecar(Sidecar):
     """`photo.txt`: the caption and a line feed, in UTF-8.
 
-    `written_before(path)` tells the sha256 of what EdgePrism last wrote at an absolute path, if
-    anything: a file that still has it may be replaced, any other only with `overwrite`.
+    `written_before(path)` returns the sha256 of what EdgePrism last wrote to an absolute path, or
+    None. A file with that sha256 may be replaced; any other file only with `overwrite`.
     """
 
     suffix = ".txt"
-    most_bytes = MAX_TXT_BYTES
+    max_bytes = MAX_TXT_BYTES
 
     def __init__(
         self,
@@ -132,36 +132,36 @@ class TxtSidecar(Sidecar):
         data = (str(record["caption"]) + "\n").encode("utf-8", "replace")
         if existing is None or existing == data:
             return data
-        if b"\0" in existing or len(existing) > self.most_bytes:
-            # overwriting is meant for texts: this may be a picture, or anything of value
-            raise OutputError(f"{path}: exists and is no caption.", "Move it away first.")
+        if b"\0" in existing or len(existing) > self.max_bytes:
+            # `overwrite` is meant for texts, and this file may be a picture or an archive.
+            raise OutputError(f"{path}: exists and is not a caption.", "Move it away first.")
         if self._overwrite:
             return data
         before = None if self._written_before is None else self._written_before(path)
         if before != hashlib.sha256(existing).hexdigest():
-            raise _not_ours(path, "exists and is not EdgePrism's, or was changed since")
+            raise _foreign(path, "exists, and EdgePrism did not write it or it was changed since")
         return data
 
 
 class XmpSidecar(Sidecar):
     """`photo.xmp`, by Adobe's convention.
 
-    The caption becomes the x-default text of dc:description; all else in an existing sidecar
-    stays as it is, byte for byte. A description that is not EdgePrism's own, or was changed
-    since, is replaced only with `overwrite`.
+    The caption becomes the x-default text of dc:description; everything else in an existing
+    sidecar stays the same, byte for byte. A description that another program wrote, or that was
+    changed since, is replaced only with `overwrite`.
     """
 
     suffix = ".xmp"
-    most_bytes = MAX_XMP_BYTES
+    max_bytes = MAX_XMP_BYTES
 
     def _content(self, path: Path, existing: bytes | None, record: dict[str, Any]) -> bytes:
         text = str(record["caption"])
         try:
             if existing is not None and not self._overwrite:
-                there = read_description(existing)
-                known = there.is_ours or there.text in ("", to_xml_text(text))
-                if not known and there.text.strip():
-                    raise _not_ours(path, "holds a description that is not EdgePrism's")
+                old = read_description(existing)
+                known = old.by_edgeprism or old.text in ("", to_xml_text(text))
+                if not known and old.text.strip():
+                    raise _foreign(path, "holds a description that EdgePrism did not write")
             return merge_description(existing, text, _provenance(record))
         except XmpError as error:
             raise OutputError(f"{path}: {error}.", "Repair it, or move it away.") from error
@@ -181,13 +181,13 @@ def _provenance(record: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in fields.items() if value}
 
 
-def _not_ours(path: Path, what: str) -> OutputError:
-    return OutputError(f"{path}: {what}; it was left alone.", "Move it away, or give `overwrite`.")
+def _foreign(path: Path, fact: str) -> OutputError:
+    return OutputError(f"{path}: {fact}; it was left alone.", "Move it away, or give `overwrite`.")
 
 
 @dataclass(frozen=True)
 class _Pictures:
-    """A folder's pictures, by names that are equal on a disk that ignores case."""
+    """A folder's pictures, counted by names that a disk may treat as equal."""
 
     names: frozenset[str]
     same_stem: Counter[str]
@@ -195,30 +195,30 @@ class _Pictures:
 
 
 class _Folders:
-    """Listings of the folders that were last asked for; one run sees each folder one way."""
+    """Cached listings of the last folders: pictures added during a run do not rename sidecars."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Path, _Pictures | None] = OrderedDict()
+        self._listings: OrderedDict[Path, _Pictures | None] = OrderedDict()
 
     def pictures(self, folder: Path) -> _Pictures | None:
-        """None for a folder that cannot be listed."""
-        if folder not in self._kept:
+        """Return a folder's pictures; None if it cannot be listed."""
+        if folder not in self._listings:
             try:
                 names = frozenset(filter(has_picture_suffix, os.listdir(folder)))
                 stems = Counter(_key(os.path.splitext(name)[0]) for name in names)
-                self._kept[folder] = _Pictures(names, stems, Counter(map(_key, names)))
+                self._listings[folder] = _Pictures(names, stems, Counter(map(_key, names)))
             except OSError:
-                self._kept[folder] = None
-            if len(self._kept) > _FOLDERS_KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(folder)
-        return self._kept[folder]
+                self._listings[folder] = None
+            if len(self._listings) > _MAX_FOLDERS:
+                self._listings.popitem(last=False)
+        self._listings.move_to_end(folder)
+        return self._listings[folder]
 
 
 def _sidecar_name(name: str, pictures: _Pictures | None, suffix: str) -> str:
     stem = os.path.splitext(name)[0]
     chosen = stem + suffix
-    if pictures is None:  # nothing to judge by: the form that collides least
+    if pictures is None:  # the folder cannot be listed; the full name collides least
         chosen = name + suffix
     else:
         itself = int(name in pictures.names)
@@ -238,17 +238,17 @@ def _names(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)
     except PermissionError:
-        return []  # one may write in a folder that one may not read
+        return []  # a folder may be writable but not readable
 
 
-def _read_existing(path: Path, most: int) -> bytes | None:
-    """None where nothing is; at most one byte over `most`."""
+def _read_existing(path: Path, limit: int) -> bytes | None:
+    """Read up to `limit` + 1 bytes; return None if there is no file."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(status.st_mode):
-        # never through a link: it may lead to any file of the user's
-        raise OutputError(f"{path}: is a link or no regular file.", "Move it away first.")
+        # A link may lead to any file of the user, so EdgePrism does not write through it.
+        raise OutputError(f"{path}: is a link or not a regular file.", "Move it away first.")
     with path.open("rb") as file:
-        return file.read(most + 1)
+        return file.read(limit + 1)

@@ -1,7 +1,7 @@
-r"""Records → text, JSON lines, a JSON array or CSV, on a stream or in a file that appears whole.
+r"""Records → text, JSON lines, a JSON array or CSV, on a stream or in an atomically written file.
 
-All of them write valid UTF-8. A byte of a file's name that is no UTF-8 stands as its surrogate's
-escape (`\udcff`), which in JSON reads back as the very same name.
+All outputs are valid UTF-8. A byte of a file's name that is not UTF-8 becomes its surrogate's
+escape (`\udcff`), which a JSON reader turns back into the same name.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 class RecordOutput:
-    """Takes records one by one; `finish` completes the output, `discard` gives it up.
+    """Writes records one by one; `finish` completes the output, `discard` abandons it.
 
-    `target` is an open stream, or a file's path: that file keeps its old content until `finish`.
-    As a context manager it finishes, or discards after an exception. On a stream, what is
-    written is written; `discard` only closes what would otherwise be left open (a JSON array).
+    `target` is an open stream or a file's path. A file keeps its old content until `finish`. On a
+    stream, `discard` cannot take records back; it only closes a JSON array. As a context manager
+    the output finishes, or discards after an exception.
     """
 
     def __init__(self, target: Target) -> None:
-        """Raises OutputError, so that a place that cannot be written shows before any work."""
+        """Open the target. Raises OutputError if it cannot be written, before any work is done."""
         self._sink = _open_sink(target)
         self._ended = False
 
     def write(self, record: Record, picture: PictureFile | None = None) -> None:
-        """Write one record, to be seen by a reader of the stream at once; raises OutputError."""
+        """Write one record and flush it; raises OutputError."""
         self._put(self._to_text(record_to_dict(record)))
 
     def finish(self) -> None:
-        """Complete the output; a file takes its place now. Raises OutputError."""
+        """Complete the output; a file replaces its old content now. Raises OutputError."""
         if not self._ended:
             self._ended = True
             self._put(self._last())
             self._sink.commit()
 
     def discard(self) -> None:
-        """Give up: a file's old content stays."""
+        """Abandon the output; a file keeps its old content."""
         if not self._ended:
             self._ended = True
-            # whoever discards has a better reason to tell than a stream that broke as well
+            # The caller discards because of an earlier error, which says more than this one.
             with suppress(OSError, OutputError):
                 if isinstance(self._sink, _Stream):
                     self._put(self._last())
@@ -90,9 +90,9 @@ class RecordOutput:
 
 
 class TextOutput(RecordOutput):
-    """`picture: caption`, a line for each; for a single picture (`several=False`) the caption.
+    """A line `picture: caption` for each picture; for a single one (`several=False`) the caption.
 
-    Control characters are shown escaped: a file's name must not command a terminal.
+    Control characters are escaped, because a file's name must not control the terminal.
     """
 
     def __init__(self, target: Target, *, several: bool = True) -> None:
@@ -108,14 +108,14 @@ class TextOutput(RecordOutput):
 
 
 class JsonLinesOutput(RecordOutput):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def _to_text(self, record: dict[str, Any]) -> str:
         return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 class JsonOutput(RecordOutput):
-    """A JSON array; the object alone for a single picture (`several=False`)."""
+    """A JSON array; for a single picture (`several=False`) the object alone."""
 
     def __init__(self, target: Target, *, several: bool = True) -> None:
         super().__init__(target)
@@ -137,11 +137,11 @@ class JsonOutput(RecordOutput):
 
 
 class CsvOutput(RecordOutput):
-    """RFC 4180 with a header: CSV_COLUMNS, CRLF after each row, UTF-8 without a mark.
+    """RFC 4180 with the header CSV_COLUMNS, CRLF after each row, UTF-8 without a byte-order mark.
 
-    A text that a spreadsheet would run as a formula (it begins with = + - @, a tab or a carriage
-    return) gets an apostrophe in front; names and captions come from strangers. JSON lines are
-    the form for programs that need them to the letter.
+    Names and captions come from strangers, so a text that a spreadsheet would run as a formula (it
+    begins with = + - @, a tab or a carriage return) gets an apostrophe in front. Programs that
+    need the exact text should read JSON lines.
     """
 
     def __init__(self, target: Target) -> None:
@@ -165,27 +165,27 @@ class CsvOutput(RecordOutput):
 
 
 def record_to_dict(record: Record) -> dict[str, Any]:
-    """The record that `edgeprism caption --json` prints."""
+    """Return the record that `edgeprism caption --json` prints."""
     return record.to_dict() if isinstance(record, Caption) else dict(record)
 
 
 class _Stream:
-    """Standard output, a pipe or a device: what is written there cannot be taken back."""
+    """Standard output, a pipe or a device, where a write cannot be taken back."""
 
     def __init__(self, stream: Any, name: str, *, owned: bool = False) -> None:
         self._name, self._owned, self._stream = name, owned, stream
-        # below the text layer: its encoding is the terminal's, ours is UTF-8
+        # Write to the bytes below the text layer, which encodes for the terminal, not as UTF-8.
         buffer = getattr(stream, "buffer", None)
         self._takes_text = buffer is None and isinstance(stream, io.TextIOBase)
         self._target = stream if buffer is None else buffer
 
     def write(self, data: bytes) -> None:
         try:
-            self._stream.flush()  # what others wrote to the text layer comes first
+            self._stream.flush()  # text that the caller printed before comes first
             self._target.write(data.decode("utf-8") if self._takes_text else data)
             self._target.flush()
         except BrokenPipeError:
-            raise  # the reader left: the command line knows how to end then
+            raise  # the command line ends quietly when the reader of its pipe has gone
         except OSError as error:
             raise output_error(Path(self._name), error) from error
 
@@ -206,19 +206,19 @@ def _open_sink(target: Target) -> AtomicFile | _Stream:
         if path.is_dir():
             raise OutputError(f"{path}: is a folder.", "Name a file in it.")
         if path.exists() and not path.is_file():
-            # renaming a file over /dev/null or a pipe would put an end to them
+            # Renaming a file over /dev/null or a pipe would replace the device itself.
             return _Stream(open(path, "wb"), str(path), owned=True)
-        place = Path(os.path.realpath(path))  # a link stays one: the user named what it leads to
+        place = Path(os.path.realpath(path))  # keeps a link and replaces the file it leads to
     except (OSError, ValueError) as error:
         raise output_error(path, error) from error
     file = AtomicFile(place)
-    with suppress(PermissionError):  # one may write in a folder that one may not read
+    with suppress(PermissionError):  # a folder may be writable but not readable
         clear_leftovers(place.parent, os.listdir(place.parent), of=place.name)
     return file
 
 
 def csv_row(cells: Iterable[Any]) -> str:
-    """A line of CSV (RFC 4180) in which no text is a spreadsheet's formula."""
+    """Write a line of CSV (RFC 4180) whose texts a spreadsheet does not take for formulas."""
     row = io.StringIO()
     csv.writer(row, lineterminator="\r\n").writerow(map(_harmless, cells))
     return row.getvalue()

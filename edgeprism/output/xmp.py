@@ -1,12 +1,11 @@
-"""XMP: the x-default text of dc:description, read from and put into a sidecar's bytes.
+"""XMP: reads and replaces the x-default text of dc:description in a sidecar's bytes.
 
-An existing document is never serialised anew. It is parsed to learn where things stand, and the
-new text is spliced in there: every other byte (namespaces, prefixes, comments, order, the
-xpacket wrapper, other languages) stays what it was. The result is parsed again before anyone
-writes it.
+This module never serialises an existing document again. It parses the document for positions and
+splices the new text in, so every other byte (namespaces, prefixes, comments, order, the xpacket
+wrapper, other languages) stays the same. It parses the result once more before returning it.
 
-Next to the description stands `edgeprism:captioner`, a structure that says which model wrote it
-and holds the text's sha256: so a later run can tell its own text from a person's.
+Next to the description it writes `edgeprism:captioner`, a structure with the model that wrote the
+text and the text's sha256, by which a later run tells its own text from a person's.
 
 Layout: Adobe, XMP Specification Part 1 (ISO 16684-1), section 7; language alternatives 8.2.2.4.
 """
@@ -38,7 +37,7 @@ _HASH = "textSha256"
 _XML_LANG = "http://www.w3.org/XML/1998/namespace lang"
 _ATTRIBUTE = re.compile(rb"""\s+([^\s=<>/'"]+)\s*=\s*("[^"]*"|'[^']*')""")
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-_ENCODINGS = (  # longer marks first: UTF-32's begins with UTF-16's
+_ENCODINGS = (  # longer marks first, because UTF-32's mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF8, "utf-8"),
@@ -61,19 +60,22 @@ class Described:
     """The x-default description of a document."""
 
     text: str
-    is_ours: bool  # the text is what EdgePrism wrote, unchanged since
+    by_edgeprism: bool  # EdgePrism wrote the text, and nobody changed it since
 
 
 def read_description(data: bytes) -> Described:
-    """The description that viewers show; an empty text where there is none. Raises XmpError."""
+    """Return the description that viewers show, with an empty text if there is none.
+
+    Raises XmpError.
+    """
     return _described(parse_xmp(_decoded(data)[0]))
 
 
 def merge_description(data: bytes | None, text: str, provenance: Mapping[str, str]) -> bytes:
-    """`data` (None: a new document) with `text` as its description and who wrote it.
+    """Return `data` (None: a new document) with `text` as its description, and its provenance.
 
-    `provenance` are fields of the structure `edgeprism:captioner`, by local name. The same call
-    on its own result changes nothing. Raises XmpError.
+    `provenance` holds the fields of the structure `edgeprism:captioner`, by local name. The same
+    call on its own result changes nothing. Raises XmpError.
     """
     source, mark, encoding = (_SKELETON, b"", "utf-8") if data is None else _decoded(data)
     text = to_xml_text(text)
@@ -81,8 +83,8 @@ def merge_description(data: bytes | None, text: str, provenance: Mapping[str, st
     fields[_HASH] = _sha256(text)
     document = parse_xmp(source)
     if data is not None and _described(document).text == text and _own_fields(document) == fields:
-        return data  # said already, in whatever form
-    # where the usual prefix is taken or unknown, what we insert declares it itself
+        return data  # the document holds the same values, perhaps written another way
+    # If the document does not use the prefix "rdf", the inserted elements declare it themselves.
     declared = "" if document.rdf.raw == "rdf:RDF" else f' xmlns:rdf="{RDF}"'
     edits = _edits(document, _Inserted(text, fields, declared))
     for start, end, new in sorted(edits, reverse=True):
@@ -93,12 +95,12 @@ def merge_description(data: bytes | None, text: str, provenance: Mapping[str, st
 
 
 def to_xml_text(text: str) -> str:
-    """`text` without the characters that XML cannot hold at all."""
+    """Replace the characters that XML cannot hold; line ends become line feeds."""
     return _NOT_XML.sub("\ufffd", text).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _decoded(data: bytes) -> tuple[bytes, bytes, str]:
-    """UTF-8 without a byte-order mark, and the mark and encoding to go back to."""
+    """Return `data` as UTF-8 without its byte-order mark, then that mark, then its encoding."""
     if len(data) > MAX_XMP_BYTES:
         raise XmpError(f"it is larger than {MAX_XMP_BYTES >> 20} MiB")
     mark, encoding = next(
@@ -121,9 +123,9 @@ def _described(document: Document) -> Described:
 
 
 def _text_of(description: Element) -> str:
-    """The text of a description that is no language alternative, whatever it is instead."""
+    """Return the text of a description that has any form but a language alternative."""
     if description.find(f"{RDF} Alt"):
-        return ""  # other languages only
+        return ""  # the alternative has no x-default, only other languages
     parts = (description.text.strip(), *map(_text_of, description.children))
     return " ".join(part for part in parts if part)
 
@@ -137,10 +139,10 @@ def _default_item(description: Element) -> Element | None:
 
 
 def _own_fields(document: Document) -> dict[str, str]:
-    """What `edgeprism:captioner` holds, by local name.
+    """Return the fields of `edgeprism:captioner` by local name.
 
-    A field may be an element, an attribute, or one of an inner Description: other programs write
-    the structure anew in the form they like.
+    Other programs rewrite the structure in several forms, so a field may be an element, an
+    attribute, or either of them in an inner Description.
     """
     fields: dict[str, str] = {}
     for block in document.blocks:
@@ -148,12 +150,12 @@ def _own_fields(document: Document) -> dict[str, str]:
             for element in (own, *own.find(BLOCK)):
                 fields |= element.attributes
                 fields |= {child.name: child.text for child in element.children}
-    ours = f"{EDGEPRISM} "
-    return {k.removeprefix(ours): v for k, v in fields.items() if k.startswith(ours)}
+    prefix = f"{EDGEPRISM} "
+    return {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
 
 
 class _Inserted:
-    """The elements that may go into a document; `declared` binds their prefix for RDF."""
+    """The elements to insert into a document; `declared` binds their prefix for RDF."""
 
     def __init__(self, text: str, fields: Mapping[str, str], declared: str) -> None:
         self.text = text
@@ -175,29 +177,29 @@ class _Inserted:
         )
 
     def item(self, prefix: str) -> str:
-        """The text in its language, as an item of a list whose prefix is `prefix`."""
+        """Write the text as the x-default item of a list whose namespace prefix is `prefix`."""
         return f'<{prefix}li xml:lang="x-default">{_escaped(self.text)}</{prefix}li>'
 
 
 def _edits(document: Document, new: _Inserted) -> list[tuple[int, int, str]]:
-    """(start, end, new text) for each place to change; the places do not overlap."""
+    """Return (start, end, new text) for each change; the changes do not overlap."""
     blocks = document.blocks
     if not blocks:
         return _insert_last(document, document.rdf, [new.block], "\n  ")
     edits: list[tuple[int, int, str]] = []
     missing: list[str] = []
-    descriptions = [found for block in blocks for found in block.find(DESCRIPTION)]
+    descriptions = [element for block in blocks for element in block.find(DESCRIPTION)]
     if descriptions:
         edits.append(_replaced_description(descriptions[0], new))
     else:
         missing.append(new.description)
-    # a property stands once: what else there is would contradict the new text
-    edits += [(found.start, found.end, "") for found in descriptions[1:]]
+    # A document may have one description; any other would contradict the new text.
+    edits += [(element.start, element.end, "") for element in descriptions[1:]]
     edits += [edit for block in blocks for edit in _attribute_removed(document, block)]
-    own = [found for block in blocks for found in block.find(CAPTIONER)]
+    own = [element for block in blocks for element in block.find(CAPTIONER)]
     if own:
         edits.append((own[0].start, own[0].end, new.captioner))
-        edits += [(found.start, found.end, "") for found in own[1:]]
+        edits += [(element.start, element.end, "") for element in own[1:]]
     else:
         missing.append(new.captioner)
     if missing:
@@ -213,12 +215,12 @@ def _replaced_description(description: Element, new: _Inserted) -> tuple[int, in
     item, alternative = _default_item(description), alternatives[0]
     if item is not None:
         return item.start, item.end, new.item(item.prefix)
-    # x-default stands first
+    # XMP requires x-default as the first item.
     return alternative.tag_end, alternative.tag_end, new.item(alternative.prefix)
 
 
 def _attribute_removed(document: Document, block: Element) -> list[tuple[int, int, str]]:
-    """A description in the short form, as an attribute of the block."""
+    """Remove a description in the short form, which is an attribute of the block."""
     if DESCRIPTION not in block.attributes:
         return []
     tag = document.source[block.start : block.tag_end]
@@ -232,15 +234,15 @@ def _attribute_removed(document: Document, block: Element) -> list[tuple[int, in
 def _insert_last(
     document: Document, parent: Element, new: list[str], indent: str
 ) -> list[tuple[int, int, str]]:
-    """`new` as the last children; a tag that was empty is opened for them."""
+    """Insert `new` as the last children of `parent`; an empty tag becomes a pair of tags."""
     inner = "".join(indent + part for part in new)
     if parent.is_empty_tag:
         slash = parent.tag_end - 2
         return [(slash, parent.tag_end, f">{inner}{indent[:-1]}</{parent.raw}>")]
     closing = document.source.rindex(b"</", 0, parent.end)
-    # before the white space that indents the closing tag
-    at = len(document.source[:closing].rstrip(b" \t\r\n"))
-    return [(at, at, inner)]
+    # Insert before the white space that indents the closing tag.
+    position = len(document.source[:closing].rstrip(b" \t\r\n"))
+    return [(position, position, inner)]
 
 
 def _escaped(text: str) -> str:

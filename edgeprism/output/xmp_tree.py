@@ -1,7 +1,7 @@
-"""XMP bytes → where in them the description stands; nothing but that is kept.
+"""Parses XMP bytes into the elements around a description, with their byte positions.
 
-The positions are what `edgeprism.output.xmp` splices at. A document type is refused before it can
-declare an entity, so there is nothing to expand.
+`edgeprism.output.xmp` splices text at these positions. The parser refuses a document type before
+it can declare an entity, so no entity can be expanded.
 """
 
 from __future__ import annotations
@@ -18,44 +18,44 @@ BLOCK = f"{RDF} Description"  # properties of one resource; a document may have 
 
 _RDF_ROOT = f"{RDF} RDF"
 _XMPMETA = ("adobe:ns:meta/ xmpmeta", "adobe:ns:meta/ xapmeta")
-_DEPTH = 5  # of an item: RDF / Description / description / Alt / li
+_DEPTH = 5  # of a text: RDF / Description / description / Alt / li
 _TAG = re.compile(rb"""<([^\s/>]+)(?:[^"'>]+|"[^"]*"|'[^']*')*>""")
 
 
 class XmpError(ValueError):
-    """Bytes that are no XMP, or none that can be changed without risk; the text says why."""
+    """The bytes are not XMP, or cannot be changed safely; the text says why."""
 
 
 @dataclass(eq=False, slots=True)
 class Element:
-    """Where an element stands in the bytes; only those on the way to a description are kept."""
+    """An element and its byte positions; the tree only has those around a description."""
 
     name: str  # "namespace local"
     raw: str  # the name as written, with its prefix
     attributes: dict[str, str]
     start: int
-    tag_end: int  # behind the start tag's ">"
-    end: int = 0  # behind the whole element
+    tag_end: int  # after the start tag's ">"
+    end: int = 0  # after the whole element
     pieces: list[str] = field(default_factory=list)
     children: list[Element] = field(default_factory=list)
 
     @property
     def text(self) -> str:
-        """Its own text, without that of elements in it."""
+        """The element's own text, without its children's."""
         return "".join(self.pieces)
 
     @property
     def is_empty_tag(self) -> bool:
-        """Whether it is written as one tag, `<so/>`."""
+        """Whether the element is one tag, such as `<a/>`."""
         return self.end == self.tag_end
 
     @property
     def prefix(self) -> str:
-        """With its colon; empty in a default namespace."""
+        """The namespace prefix with its colon; empty in a default namespace."""
         return self.raw[: self.raw.rfind(":") + 1]
 
     def find(self, name: str) -> list[Element]:
-        """Its kept children of that name."""
+        """Return the children with that name."""
         return [child for child in self.children if child.name == name]
 
 
@@ -69,30 +69,30 @@ class Document:
 
     @property
     def blocks(self) -> list[Element]:
-        """The rdf:Description elements, over which the properties are spread."""
+        """The rdf:Description elements, each of which may hold some of the properties."""
         return self.rdf.find(BLOCK)
 
 
 def parse_xmp(source: bytes) -> Document:
-    """The document in `source` (UTF-8, no byte-order mark). Raises XmpError."""
+    """Parse `source` (UTF-8, no byte-order mark). Raises XmpError."""
     builder = _Builder(source)
     try:
         builder.parser.Parse(source, True)
     except expat.ExpatError as error:
         raise XmpError(f"it is not well-formed XML ({error})") from error
     if builder.rdf is None:
-        raise XmpError("it holds no rdf:RDF element, so it is no XMP")
+        raise XmpError("it holds no rdf:RDF element, so it is not XMP")
     return Document(source, builder.rdf, builder.prefixes)
 
 
 class _Builder:
-    """Keeps xmpmeta / RDF / Description / (description / Alt / li | captioner / …)."""
+    """Builds the tree xmpmeta / RDF / Description / (description / Alt / li | captioner / …)."""
 
     def __init__(self, source: bytes) -> None:
         self.source = source
         self.rdf: Element | None = None
         self.prefixes: dict[str, str] = {}
-        self._open: list[Element | None] = []  # None: not kept
+        self._open: list[Element | None] = []  # None: an element that the tree leaves out
         self.parser = parser = expat.ParserCreate("utf-8", " ")
         parser.buffer_text = True
         parser.StartDoctypeDeclHandler = self._refuse
@@ -115,7 +115,7 @@ class _Builder:
         start = self.parser.CurrentByteIndex
         tag = _TAG.match(self.source, start)
         if tag is None:
-            raise XmpError("a tag in it cannot be found again")
+            raise XmpError("a start tag in it has an unexpected form")
         element = Element(name, tag[1].decode(), attributes, start, tag.end())
         if parent is not None:
             parent.children.append(element)
@@ -149,6 +149,6 @@ class _Builder:
 
     def _text(self, text: str) -> None:
         element = self._open[-1] if self._open else None
-        # white space between properties is of no interest
+        # White space between properties is left out.
         if element is not None and element is not self.rdf and element.name != BLOCK:
             element.pieces.append(text)

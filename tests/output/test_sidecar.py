@@ -1,4 +1,4 @@
-"""Sidecars: names that never collide, foreign files that stay, XMP merged byte for byte."""
+"""Sidecars: names never collide, foreign files stay, XMP merging changes no other byte."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers import ordinary_user
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 DC = "{http://purl.org/dc/elements/1.1/}"
-OURS = "{urn:edgeprism:1#}"
+OWN = "{urn:edgeprism:1#}"
 LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 MODEL = {"name": "nano", "digest": "cd" * 32, "vision_quant": "int8", "lm_quant": "q8_0"}
 
@@ -147,8 +147,8 @@ def test_pictures_that_would_share_a_name(
 def test_names_that_differ_in_case_alone_stay_apart_on_a_disk_that_ignores_case(
     tmp_path: Path,
 ) -> None:
-    made = targets(tmp_path, "A.jpg", "a.jpg", "a.JPG")
-    assert len({name.casefold() for name in made}) == 3
+    names = targets(tmp_path, "A.jpg", "a.jpg", "a.JPG")
+    assert len({name.casefold() for name in names}) == 3
 
 
 def test_no_two_pictures_of_a_folder_ever_share_a_sidecar(tmp_path: Path) -> None:
@@ -159,17 +159,17 @@ def test_no_two_pictures_of_a_folder_ever_share_a_sidecar(tmp_path: Path) -> Non
         folder = tmp_path / str(number)
         folder.mkdir()
         every = {pick.choice(stems) + pick.choice(ends) for _ in range(pick.randint(1, 12))}
-        made = targets(folder, *sorted(every))
-        assert len({name.casefold() for name in made}) == len(every), sorted(every)
-        assert not {name.casefold() for name in made} & {name.casefold() for name in every}
+        names = targets(folder, *sorted(every))
+        assert len({name.casefold() for name in names}) == len(every), sorted(every)
+        assert not {name.casefold() for name in names} & {name.casefold() for name in every}
 
 
 def test_a_name_that_grows_too_long_is_shortened_the_same_way_each_time(tmp_path: Path) -> None:
     twins = ["é" * 125 + ".jpg", "é" * 125 + ".png"]
-    made = targets(tmp_path, *twins)
-    assert made == targets(tmp_path, *twins)
-    assert len(set(made)) == 2
-    for name, its in zip(made, twins, strict=True):
+    names = targets(tmp_path, *twins)
+    assert names == targets(tmp_path, *twins)
+    assert len(set(names)) == 2
+    for name, its in zip(names, twins, strict=True):
         assert name.endswith(".txt")
         assert len(os.fsencode(name)) <= 255
         written = TxtSidecar().write(record(), picture(tmp_path / its))
@@ -223,8 +223,8 @@ def test_a_mirrored_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     sidecar = TxtSidecar(out_dir="out")
-    made = [sidecar.write(record(), found).path for found in find_pictures(["in"])]
-    assert [str(path.relative_to(tmp_path)) for path in made] == [
+    paths = [sidecar.write(record(), picture).path for picture in find_pictures(["in"])]
+    assert [str(path.relative_to(tmp_path)) for path in paths] == [
         "out/a.txt", "out/deep/b.jpg.txt", "out/deep/b.png.txt", "out/deep/er/b.txt",
     ]  # fmt: skip
     assert names(tmp_path / "in") == ["a.jpg", "deep"]
@@ -259,13 +259,13 @@ def test_relative_pictures_are_known_by_their_absolute_sidecar(
     photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(photo.parent)
-    asked: list[Path] = []
+    lookups: list[Path] = []
     photo.with_suffix(".txt").write_text("?")
     with pytest.raises(OutputError):
-        TxtSidecar(written_before=lambda path: asked.append(path)).write(
+        TxtSidecar(written_before=lambda path: lookups.append(path)).write(
             record(), picture(Path("photo.jpg"))
         )
-    assert asked == [photo.with_suffix(".txt")]
+    assert lookups == [photo.with_suffix(".txt")]
 
 
 @pytest.mark.parametrize("content", [b"\xff\xd8\xff\x00\x00 a picture", b"x" * (2 << 20)])
@@ -286,7 +286,7 @@ def test_nothing_is_written_through_a_link_or_read_from_a_pipe(kind: Any, photo:
         kind(overwrite=True).write(record(), picture(photo))
     place.unlink()
     os.mkfifo(place)
-    with pytest.raises(OutputError, match="no regular file"):
+    with pytest.raises(OutputError, match="not a regular file"):
         kind(overwrite=True).write(record(), picture(photo))
     assert precious.read_text() == "precious"
 
@@ -313,7 +313,7 @@ def test_an_out_dir_that_cannot_be_one(photo: Path) -> None:
         TxtSidecar(out_dir=photo).write(record(), picture(photo))
     folder = photo.with_suffix(".txt")
     folder.mkdir()
-    with pytest.raises(OutputError, match="no regular file"):
+    with pytest.raises(OutputError, match="not a regular file"):
         TxtSidecar(overwrite=True).write(record(), picture(photo))
 
 
@@ -332,14 +332,14 @@ def test_leftovers_of_sidecars_go_and_other_files_stay(photo: Path) -> None:
 
 
 def descriptions(data: bytes) -> dict[str, str]:
-    """By language, as any RDF reader finds them."""
+    """The descriptions by language, as any RDF reader finds them."""
     root = ElementTree.fromstring(data)
     items = root.iterfind(f".//{DC}description/{RDF}Alt/{RDF}li")
     return {item.attrib[LANG]: item.text or "" for item in items}
 
 
 def without(data: bytes, *tags: str) -> list[tuple[str, dict[str, str], str]]:
-    """Everything but elements of those names, to compare what must not have changed."""
+    """The document without elements of those names, to compare what must stay the same."""
 
     def walk(element: ElementTree.Element) -> Iterator[tuple[str, dict[str, str], str]]:
         if element.tag not in tags:
@@ -358,9 +358,9 @@ def test_a_new_sidecar_holds_description_and_provenance(photo: Path) -> None:
     assert data.startswith('<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'.encode())
     assert data.endswith(b'<?xpacket end="w"?>\n')
     assert descriptions(data) == {"x-default": text}
-    own = ElementTree.fromstring(data).find(f".//{OURS}captioner")
+    own = ElementTree.fromstring(data).find(f".//{OWN}captioner")
     assert own is not None
-    fields = {child.tag.removeprefix(OURS): child.text for child in own}
+    fields = {child.tag.removeprefix(OWN): child.text for child in own}
     assert fields["model"] == "nano"
     assert fields["modelDigest"] == "cd" * 32
     assert fields["instruction"] == "Describe <this> & that."
@@ -375,14 +375,15 @@ def test_merging_keeps_everything_else(source: str, encoding: str) -> None:
     after = merge_description(before, "a red dog", {"model": "nano"})
     known = after.decode(encoding).encode()
     assert descriptions(known)["x-default"] == "a red dog"
-    ours = (f"{DC}description", f"{OURS}captioner")
-    assert without(known, *ours) == without(source.encode(), *ours)
+    own = (f"{DC}description", f"{OWN}captioner")
+    assert without(known, *own) == without(source.encode(), *own)
     assert after[:2] == before[:2]  # the byte-order mark
     again = merge_description(after, "a red dog", {"model": "nano"})
     assert again == after
     other = merge_description(after, "a blue cat", {"model": "large"})
     assert read_description(other).text == "a blue cat"
-    assert merge_description(other, "a red dog", {"model": "nano"}) == after  # nothing piles up
+    # A second merge adds nothing.
+    assert merge_description(other, "a red dog", {"model": "nano"}) == after
 
 
 def test_every_other_byte_of_a_lightroom_sidecar_stays(photo: Path) -> None:
@@ -393,9 +394,9 @@ def test_every_other_byte_of_a_lightroom_sidecar_stays(photo: Path) -> None:
     data = place.read_text("utf-8")
     assert place.stat().st_mode & 0o777 == 0o640
     assert descriptions(data.encode()) == {"x-default": "a red dog", "de-DE": "Möwe"}
-    kept, own = data.split("\n   <edgeprism:captioner")
+    rest, own = data.split("\n   <edgeprism:captioner")
     own = own.split("</edgeprism:captioner>")[1]
-    assert kept + own == LIGHTROOM.replace("Möwe &amp; Boot", "a red dog")
+    assert rest + own == LIGHTROOM.replace("Möwe &amp; Boot", "a red dog")
 
 
 def test_the_packet_wrapper_and_its_padding_stay() -> None:
@@ -445,10 +446,10 @@ def test_other_forms_of_a_description(source: bytes, before: str, after: dict[st
     assert read_description(source).text == before
     merged = merge_description(source, "new", {"model": "nano"})
     assert descriptions(merged) == after
-    assert read_description(merged).is_ours
-    ours = (f"{DC}description", f"{OURS}captioner")
+    assert read_description(merged).by_edgeprism
+    own = (f"{DC}description", f"{OWN}captioner")
     if before != "short > form" and b"<rdf:Description" in source:
-        assert without(merged, *ours) == without(source, *ours)
+        assert without(merged, *own) == without(source, *own)
     assert merge_description(merged, "new", {"model": "nano"}) == merged
 
 
@@ -475,23 +476,23 @@ def test_our_description_is_replaced_until_someone_changes_it(photo: Path) -> No
 
 
 def test_our_text_is_known_after_another_program_wrote_the_file_anew() -> None:
-    ours = merge_description(None, "a red dog", {"model": "nano"})
-    rewritten = ElementTree.tostring(ElementTree.fromstring(ours), encoding="utf-8")
+    merged = merge_description(None, "a red dog", {"model": "nano"})
+    rewritten = ElementTree.tostring(ElementTree.fromstring(merged), encoding="utf-8")
     assert b"ns0:" in rewritten
-    assert read_description(rewritten).is_ours
-    # as Exiv2 writes a structure of plain fields, and as Adobe's toolkit may
+    assert read_description(rewritten).by_edgeprism
+    # Exiv2 writes a structure of plain fields in the short form, Adobe's toolkit in either.
     short = '<e:captioner xmlns:e="urn:edgeprism:1#" e:model="nano" e:textSha256="{}"/>'
     inner = (
         '<e:captioner xmlns:e="urn:edgeprism:1#"><rdf:Description e:model="nano">'
         "<e:textSha256>{}</e:textSha256></rdf:Description></e:captioner>"
     )
-    said = (
+    description = (
         "<dc:description><rdf:Alt><rdf:li xml:lang='x-default'>hi</rdf:li></rdf:Alt>"
         "</dc:description>"
     )
     for form in (short, inner):
-        source = block(said + form.format(hashlib.sha256(b"hi").hexdigest()))
-        assert read_description(source).is_ours
+        source = block(description + form.format(hashlib.sha256(b"hi").hexdigest()))
+        assert read_description(source).by_edgeprism
         assert merge_description(source, "hi", {"model": "nano"}) == source
         assert merge_description(source, "hi", {"model": "large"}) != source
         changed = merge_description(source, "ho", {"model": "nano"})
@@ -548,8 +549,8 @@ def test_great_depth_and_width_are_no_trouble() -> None:
 )
 def test_any_caption_makes_well_formed_xml(photo: Path, text: str) -> None:
     result = XmpSidecar().write(record(text), picture(photo))
-    (said,) = descriptions(result.path.read_bytes()).values()
-    assert said.replace("\ufffd", "?") == (
+    (description,) = descriptions(result.path.read_bytes()).values()
+    assert description.replace("\ufffd", "?") == (
         text.replace("\r\n", "\n").replace("\r", "\n").translate(
             dict.fromkeys((0, 0x1B, 0xFFFE, 0xDC80), "?")
         )
@@ -560,14 +561,15 @@ def test_any_caption_makes_well_formed_xml(photo: Path, text: str) -> None:
 
 
 def test_damage_at_any_place_never_goes_unnoticed() -> None:
-    """Cut or changed at random: refused, or merged into something that reads back."""
+    """A document damaged at random is refused, or merged into one that reads back."""
     pick = random.Random(11)
     source = LIGHTROOM.encode()
     for _ in range(400):
         damaged = bytearray(source)
         for _ in range(pick.randint(1, 3)):
-            at = pick.randrange(len(damaged))
-            damaged[at : at + pick.choice((0, 1, 5))] = pick.choice((b"", b"<", b'"', b"/>", b"x"))
+            start = pick.randrange(len(damaged))
+            end = start + pick.choice((0, 1, 5))
+            damaged[start:end] = pick.choice((b"", b"<", b'"', b"/>", b"x"))
         try:
             merged = merge_description(bytes(damaged), "new", {})
         except XmpError:

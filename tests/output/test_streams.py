@@ -1,4 +1,4 @@
-"""Records as text, JSON and CSV: valid, harmless, and in files that appear whole."""
+"""Records as text, JSON and CSV: valid, harmless, and written atomically."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def names(folder: Path) -> list[str]:
 
 
 def break_off(output: RecordOutput, *records: Caption) -> None:
-    """As when someone presses Ctrl-C after the records."""
+    """Write records, then fail as if the user pressed Ctrl-C."""
     with contextlib.suppress(KeyboardInterrupt), output:
         for one in records:
             output.write(one)
@@ -165,7 +165,7 @@ def test_streams_of_text_take_text_and_utf_8_goes_below_their_encoding() -> None
     latin.write("before ")
     with TextOutput(latin, several=False) as output:
         output.write(record("日本"))
-        assert raw.getvalue() == "before 日本\n".encode()  # at once, and in order
+        assert raw.getvalue() == "before 日本\n".encode()  # flushed, and in order
 
 
 def test_a_broken_run_leaves_a_stream_with_a_valid_array() -> None:
@@ -198,7 +198,7 @@ def test_a_file_appears_when_finished_and_nothing_else_remains(kind: Any, tmp_pa
     output.write(record())
     assert path.read_text() == "old"
     output.finish()
-    output.finish()  # twice does no harm
+    output.finish()  # a second call does nothing
     assert path.read_bytes() == written(kind, record())
     assert names(tmp_path) == ["captions.out"]
 
@@ -416,7 +416,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_and_never_half(tmp_path:
         if (tmp_path / "photo.txt").exists():
             caption = (tmp_path / "photo.txt").read_text()
             assert caption == caption[0] * 100_000 + "\n"
-    assert seen_leftover  # else the kills came at no interesting moment
+    assert seen_leftover  # otherwise no kill came during a write
     from edgeprism.output.sidecar import TxtSidecar
     from edgeprism.picture.find import PictureFile
 
