@@ -1,11 +1,11 @@
-"""Many pictures: decoding, encoding and the language model's work overlap.
+"""Captions many pictures, with decoding, encoding and the language model's work overlapping.
 
-Worker processes decode, a thread encodes, lanes (threads) run generators in which several captions
-decode together, and the caller's thread keeps the results. Only a window of pictures is under way
-at a time, so memory does not grow with the folder. Results come in the order of the pictures; each
-is in the store as soon as it exists.
+Worker processes decode pictures, a thread encodes them, lanes (threads) run generators in which
+several captions decode together, and the caller's thread stores the results. Only a window of
+pictures is in progress at a time, so memory does not grow with the folder. Results come in the
+order of the pictures; each is in the store as soon as it exists.
 
-Pictures are encoded one by one: int8 graphs take their scales from all that is in a call, so a
+The encoder takes one picture per call: an int8 graph computes its scales over the whole call, so a
 picture's tokens would depend on its neighbours.
 """
 
@@ -46,8 +46,8 @@ from edgeprism.store.stored_captioner import decoding_settings, request_key
 if TYPE_CHECKING:
     from edgeprism.picture.find import PictureFile
 
-WINDOW = 3  # pictures under way for each caption that decodes at a time
-_READ_AHEAD = 2  # pictures beyond those that may wait for their decoder
+WINDOW = 3  # pictures in progress for each caption that decodes at a time
+_READ_AHEAD = 2  # more pictures, which wait for their decoder
 _POLL_S = 0.2  # poll interval while another process captions the same picture
 
 
@@ -65,15 +65,15 @@ class Batch:
     ) -> None:
         """`parallel` captions decode together in each of `lanes` generators.
 
-        `open_store` is called in each thread that needs the store.
+        Each thread that needs the store calls `open_store`.
         """
         self.captioner, self.plan = captioner, plan
         self.parallel, self.lanes = parallel, lanes
         self._open_store = open_store
         self._window = threading.Semaphore(WINDOW * parallel * lanes + _READ_AHEAD)
         self._stopping = threading.Event()
-        self._ended = False  # every picture has its outcome, before any stop
-        # (job, decoding) for the encoder; None ends it
+        self._ended = False  # every picture had its outcome before any call of `stop`
+        # (job, its decoding) for the encoder; None ends the encoder
         self._decoding: queue.Queue[tuple[Job, Future[Decoded]] | None] = queue.Queue()
         self._ready: queue.Queue[Job | None] = queue.Queue()  # for the lanes; None ends them
         self._events: queue.Queue[Event] = queue.Queue()
@@ -84,9 +84,9 @@ class Batch:
         self.settings = decoding_settings(captioner, plan, parallel=parallel, lanes=lanes)
 
     def stop(self) -> None:
-        """Begin no more pictures; what is in flight is finished. Safe from any thread."""
+        """Begin no more pictures; finish those in flight. Safe from any thread."""
         self._stopping.set()
-        self._window.release()  # a feeder that waits for room sees it
+        self._window.release()  # wakes a feeder that waits for room
 
     @property
     def stopped(self) -> bool:
@@ -94,11 +94,11 @@ class Batch:
         return self._stopping.is_set() and not self._ended
 
     def is_known(self, picture: PictureFile, store: CaptionStore) -> bool:
-        """Whether the store has this picture's caption, going by its path, size and mtime."""
+        """Return whether the store has this picture's caption, by its path, size and mtime."""
         return self._known_file(Job(0, picture), store) is not None
 
     def run(self, pictures: Iterable[PictureFile]) -> Iterator[Outcome]:
-        """Outcomes in the order of `pictures`. Raises what would fail every picture alike."""
+        """Yield outcomes in the order of `pictures`. Raises errors that concern every picture."""
         pool = DecodePool(self.captioner.bundle.manifest.image, 1)
         self.captioner.engines.vision()
         lanes = [self._new_lane() for _ in range(self.lanes)]
@@ -120,7 +120,7 @@ class Batch:
             for thread in (*stages, *lanes):
                 thread.join()
 
-    # ---- first thread: which pictures, what is known of them
+    # ---- first thread: looks pictures up in the store, and sends the others to decoders
 
     def _feed(self, pictures: Iterable[PictureFile], pool: DecodePool) -> None:
         store = self._open_store() if self._open_store else None
@@ -140,13 +140,13 @@ class Batch:
                 store.close()
 
     def _known_file(self, job: Job, store: CaptionStore | None) -> Outcome | None:
-        """The stored caption of a file that is as it was when it was last read."""
+        """Return the stored caption of a file that is unchanged since it was last read."""
         if store is None:
             return None
         try:
             job.status = os.stat(job.picture.path)
         except OSError:
-            return None  # the reader will say what is wrong with it
+            return None  # the decoder reads the file again and reports the error
         digest = store.digest_of(job.picture.path, job.status)
         record = store.get(self.request_key.key(digest)) if digest else None
         return self._from_store(job, record) if record else None
@@ -158,8 +158,8 @@ class Batch:
 
     def _encode(self) -> None:
         store = self._open_store() if self._open_store else None
-        begun: set[str] = set()  # keys that this run makes or waits for
-        later: list[tuple[Job, Decoded]] = []  # another process captions them now
+        begun: set[str] = set()  # keys of captions that this run makes
+        later: list[tuple[Job, Decoded]] = []  # pictures that another process captions now
         more = True
         try:
             while more or (later and not self._stopping.is_set()):
@@ -183,7 +183,7 @@ class Batch:
         store: CaptionStore | None,
         begun: set[str],
     ) -> list[tuple[Job, Decoded]]:
-        """Encode a picture or settle it otherwise; returns what another process captions now."""
+        """Encode or settle a picture; return it if another process captions it now."""
         try:
             decoded = decoding.result()
         except ImageError as error:
@@ -194,7 +194,7 @@ class Batch:
     def _settled(
         self, job: Job, decoded: Decoded, store: CaptionStore | None, begun: set[str]
     ) -> bool:
-        """Encode one picture, or find its caption; False while another process captions it."""
+        """Encode a picture or find its caption; return False if another process captions it."""
         job.key = self.request_key.key(decoded.sha256)
         if store is not None:
             if job.status is not None:
@@ -214,7 +214,7 @@ class Batch:
         begun.add(job.key)
         try:
             job.encoded = self._to_tokens(job, decoded)
-        except ImageError as error:  # a shape that the engine cannot take
+        except ImageError as error:  # the engine cannot take the picture's shape
             begun.discard(job.key)
             if store is not None:
                 store.release(job.key)
@@ -247,7 +247,7 @@ class Batch:
         finally:
             end_next()
 
-    # ---- lanes: visual tokens to words
+    # ---- lanes: visual tokens to text
 
     def _new_lane(self) -> Lane:
         return Lane(
@@ -259,12 +259,12 @@ class Batch:
             self._stopping,
         )
 
-    # ---- the caller's thread: keep, put in order
+    # ---- the caller's thread: stores the captions and puts the outcomes in order
 
     def _collect(self) -> Iterator[Outcome]:
         store = self._open_store() if self._open_store else None
         outcomes: dict[int, Outcome] = {}
-        twins: dict[str, list[Job]] = {}  # by key: jobs that wait for another's caption
+        twins: dict[str, list[Job]] = {}  # key → jobs that wait for another job's caption
         due, running = 0, self.lanes
         try:
             while running:
@@ -283,7 +283,7 @@ class Batch:
                     self._window.release()
                     yield outcomes.pop(due)
                     due += 1
-            for index in sorted(outcomes):  # after a stop some in between were never begun
+            for index in sorted(outcomes):  # after a stop, some pictures have no outcome
                 yield outcomes[index]
             self._ended = not self._stopping.is_set()
         finally:
@@ -297,7 +297,7 @@ class Batch:
         store: CaptionStore | None,
         outcomes: dict[int, Outcome],
     ) -> None:
-        """The same picture was begun before: its caption is in the store, or will be."""
+        """Give a twin the caption of its first picture, now or once that one is finished."""
         record = store.get(twin.key) if store is not None else None
         if record is not None:
             outcomes[twin.index] = self._from_store(twin, record)
@@ -327,5 +327,5 @@ class Batch:
 
 def _encoded(job: Job) -> EncodedImage:
     if job.encoded is None:
-        raise ValueError("a lane's job is encoded")
+        raise ValueError("a lane got a job whose picture is not encoded")
     return job.encoded

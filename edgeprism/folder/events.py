@@ -1,4 +1,4 @@
-"""What a batch makes of each picture, and what its threads report to the caller's."""
+"""The outcome of one picture, and the events that a batch's threads report to the caller's."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one picture.
+    """The result of one picture.
 
-    `record` is its caption as `edgeprism caption --json` prints it, or None where `error` says
-    why there is none. Both are there when the caption was made and its sidecar could not be
-    written. `cached` says that the caption came from the caption store, or from the same picture
-    under another name.
+    `record` is its caption as `edgeprism caption --json` prints it. It is None if there is no
+    caption; `error` then says why. Both are set if the caption was made but its sidecar could not
+    be written. `cached` is true if the caption came from the caption store, or from the same
+    picture under another name.
     """
 
     picture: PictureFile
@@ -32,7 +32,7 @@ class Outcome:
 
 @dataclass
 class Job:
-    """One picture under way."""
+    """One picture in progress."""
 
     index: int
     picture: PictureFile
@@ -43,7 +43,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Settled:
-    """The outcome of a picture for which no words need be generated."""
+    """The outcome of a picture that no lane has to caption."""
 
     index: int
     outcome: Outcome
@@ -51,14 +51,14 @@ class Settled:
 
 @dataclass(frozen=True)
 class Twin:
-    """A picture with the same content as one begun before, whose words it will share."""
+    """A picture with the same content as an earlier one, whose caption it will share."""
 
     job: Job
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A lane finished the words of `job`."""
+    """A lane finished the caption of `job`."""
 
     job: Job
     finished: Finished

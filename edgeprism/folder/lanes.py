@@ -1,7 +1,7 @@
 """Lanes: threads that each run a generator over one language model.
 
-A small model's steps are too short to share among cores: waking a second one costs more than it
-brings. So each core that is to work gets a generator of its own, with its own sequences.
+A small model's steps are too short to share among cores: waking a second core costs more time than
+it saves. So each core runs its own generator, with its own sequences.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Turns:
-    """A fair lock: who asked first goes first.
+    """A fair lock: threads get it in the order in which they asked for it.
 
-    Where both engines want all cores they take turns: side by side each would wait at its
-    barriers for threads that the other keeps from running.
+    It lets the two engines run one at a time if each uses all cores. If they ran at the same time,
+    each would wait at its barriers for threads that the other keeps from running.
     """
 
     def __init__(self) -> None:
@@ -43,9 +43,9 @@ class Turns:
 
 
 class Lane(threading.Thread):
-    """Takes jobs from `ready` and reports each one's words, an error if there is one, its end.
+    """Takes jobs from `ready` and reports each caption, an error if one occurs, and its own end.
 
-    `None` in `ready` ends it, and the lanes beside it, once what is in flight is finished.
+    `None` in `ready` ends every lane as soon as its captions in flight are finished.
     """
 
     def __init__(
@@ -62,17 +62,17 @@ class Lane(threading.Thread):
         self._ready, self._report, self._cores, self._stopping = ready, report, cores, stopping
         self._abandoned = threading.Event()
         self._jobs: dict[int, Job] = {}  # in flight
-        self._held: Job | None = None  # needs a longer context, which waits for those in flight
+        self._waiting: Job | None = None  # needs a longer context once those in flight are done
         self._more = True
 
     def abandon(self) -> None:
-        """Drop what is in flight: nobody waits for it any longer. Safe from any thread."""
+        """Drop the captions in flight. Safe from any thread."""
         self._abandoned.set()
 
     def run(self) -> None:
         """Admit jobs and step the generator until no job is left."""
         try:
-            while (self._more or self._held or self._jobs) and not self._abandoned.is_set():
+            while (self._more or self._waiting or self._jobs) and not self._abandoned.is_set():
                 self._admit()
                 self._step()
         except BaseException as error:
@@ -82,23 +82,23 @@ class Lane(threading.Thread):
             self._report(LaneEnded())
 
     def _admit(self) -> None:
-        """Begin jobs while there is room; wait for one only when none is in flight."""
+        """Begin jobs while there is room; wait for a new job only if none is in flight."""
         while len(self._jobs) < self._generator.parallel:
-            job, self._held = self._held or self._next(), None
+            job, self._waiting = self._waiting or self._next(), None
             if job is None:
                 return
             if self._stopping.is_set():
                 continue
             request = self._to_request(job)
             if not self._generator.has_room(request):
-                self._held = job
+                self._waiting = job
                 return
             with self._cores:
                 self._generator.add(job.index, request)
             self._jobs[job.index] = job
 
     def _next(self) -> Job | None:
-        """The next job; None where there is none yet, or no more."""
+        """Return the next job; None if there is none yet, or none will come."""
         if not self._more:
             return None
         try:

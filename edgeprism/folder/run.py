@@ -1,7 +1,7 @@
-"""Caption a folder from Python: with resume, sidecars and a result to look at.
+"""Captions a folder from Python, with resume, sidecars and counts.
 
-`caption_folder` does it in one call. `FolderRun` hands out each picture's outcome as it comes and
-can be stopped. Nothing here prints, and nothing touches signal handlers.
+`caption_folder` does it in one call. `FolderRun` yields each picture's outcome and can be stopped.
+Neither prints anything nor touches signal handlers.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ class Failure:
 
 @dataclass
 class FolderResult:
-    """What a run did: counts so far while it goes on, all of them once it has ended."""
+    """The counts of a run; they grow while it goes on."""
 
     total: int  # pictures that the run was given
     captioned: int = 0
-    known: int = 0  # captions that the caption store had, or a picture with the same content
+    known: int = 0  # captions from the caption store, or from a picture with the same content
     failures: list[Failure] = field(default_factory=list)
     stopped: bool = False  # `FolderRun.stop` ended it before its pictures did
     seconds: float = 0.0
@@ -81,11 +81,11 @@ class FolderResult:
 
 
 class FolderRun:
-    """One run over many pictures; iterate over it, once, for their outcomes in order.
+    """One run over many pictures; iterating over it, once, yields their outcomes in order.
 
-    Use it as a context manager, in one thread; only `stop` may come from another. `result`
-    counts what has been done. Leaving the loop early, or an exception, ends the run: what is in
-    flight is dropped, what was yielded is in the caption store.
+    Use it as a context manager, in one thread; only `stop` may be called from another. `result`
+    holds the counts. Leaving the loop early, or an exception, ends the run: captions in flight are
+    lost, and every caption that was yielded is in the caption store.
 
         with FolderRun("photos", captioner) as run:
             for outcome in run:
@@ -101,8 +101,8 @@ class FolderRun:
     ) -> None:
         """List the pictures and open the caption store; the models load when the run begins.
 
-        Raises UsageError for pictures that cannot be meant, StoreError for a store that cannot
-        be used.
+        Raises UsageError for a pattern without a match or a path without a picture, StoreError if
+        the store cannot be used.
         """
         self._captioner, self._plan = captioner, plan or captioner.plan()
         self._options = options or FolderOptions()
@@ -131,38 +131,39 @@ class FolderRun:
             self._store.close()
 
     def start(self) -> None:
-        """Find out how many captions to decode at a time; iterating does it too.
+        """Choose how many captions to decode at a time; iterating does so too.
 
-        A first run with a model measures that, which takes some seconds.
+        The first run with a model measures it, which takes some seconds.
         """
         self._prepare()
 
     def stop(self) -> None:
         """Begin no more pictures and finish those in flight; from any thread or signal handler.
 
-        Another run over the same pictures goes on from there.
+        Another run over the same pictures continues there.
         """
         self._stop_requested = True
         if self._batch is not None:
             self._batch.stop()
 
     def __iter__(self) -> Generator[Outcome]:
-        """Outcomes in the order of the pictures, each with its sidecars written.
+        """Yield outcomes in the order of the pictures, after writing each one's sidecars.
 
-        Raises what would fail every picture alike: ModelError, DeviceError, StoreError, and
-        OutputError when the disk is full. Raises UsageError when the run was iterated before.
+        Raises errors that concern every picture: ModelError, DeviceError, StoreError, and
+        OutputError if the disk is full. Raises UsageError if the run was iterated over before.
         """
         if self._iterated:
-            raise UsageError("A run is iterated over once.", "Make another FolderRun.")
+            raise UsageError("A run can be iterated over only once.", "Make another FolderRun.")
         self._iterated = True
         batch, sidecars = self._prepare(), _open_sidecars(self._options, self._store)
         try:
-            for made in batch.run(self._pictures):
-                error = self._write_sidecars(made, sidecars)
+            for outcome in batch.run(self._pictures):
+                error = self._write_sidecars(outcome, sidecars)
                 if error is not None and _is_disk_full(error):
-                    yield made  # its caption is there; every other picture would fail alike
+                    yield outcome  # it has its caption; all further sidecars would fail
                     raise error
-                outcome = made if error is None else replace(made, error=error)
+                if error is not None:
+                    outcome = replace(outcome, error=error)
                 self._count(outcome)
                 if outcome.error is not None and self._options.on_error == "stop":
                     batch.stop()
@@ -193,7 +194,8 @@ class FolderRun:
         try:
             for sidecar in sidecars:
                 written = sidecar.write(outcome.record, outcome.picture)
-                # also when it was there already: the run that wrote it may have been killed
+                # Also if the file was there before: the run that wrote it may have been killed
+                # before it could remember the output.
                 store = self._store
                 if store is not None and store.written_before(written.path) != written.sha256:
                     store.remember_output(written.path, written.sha256)
@@ -225,19 +227,19 @@ def caption_folder(
     on_error: OnError = "skip",
     on_outcome: Callable[[Outcome], object] | None = None,
 ) -> FolderResult:
-    """Caption every picture of a folder, and go on where an earlier call was interrupted.
+    """Caption every picture of a folder, and continue where an earlier call was interrupted.
 
-    Every finished caption is in the caption store at once. A second call finds it there, by the
-    picture's content, and makes only what is missing. A picture that fails does not end the call.
+    Every finished caption goes into the caption store at once. A second call finds it there, by
+    the picture's content, and makes only the missing ones. A failing picture does not end the call.
 
     Args:
         pictures: A folder (with all folders below it), a file, a pattern such as
             ``"photos/**/*.jpg"``, or several of these.
-        captioner: Whose captions they are. It stays open.
-        plan: What to ask, from ``captioner.plan(...)``; by default the model's own instruction.
-        sidecars: Files beside each picture: ``"txt"`` for ``photo.txt``, ``"xmp"`` for
+        captioner: The captioner to use. It stays open.
+        plan: Instruction and sampling, from ``captioner.plan(...)``; by default the model's own.
+        sidecars: Files to write next to each picture: ``"txt"`` for ``photo.txt``, ``"xmp"`` for
             ``photo.xmp`` (Adobe's ``dc:description``).
-        out_dir: Put sidecars in a mirror of the folders under it instead.
+        out_dir: Put sidecars into a mirror of the folders under this folder instead.
         overwrite: Also replace texts and descriptions that other programs wrote.
         use_store: Use and fill the caption store in ``EDGEPRISM_HOME``.
         parallel: Captions to decode at a time; by default measured on this machine.
@@ -250,9 +252,9 @@ def caption_folder(
         and its error.
 
     Raises:
-        UsageError: A pattern without a match, or an option that cannot be meant.
+        UsageError: A pattern has no match, or an option is invalid.
         ModelError, DeviceError: The captioner's engines cannot run.
-        StoreError: The caption store cannot be used; ``use_store=False`` goes on without it.
+        StoreError: The caption store cannot be used; ``use_store=False`` works without it.
         OutputError: The disk is full. Other sidecars that cannot be written are failures.
         KeyboardInterrupt: Ctrl-C ends the call when the engines' current step does. Captions in
             flight are dropped. ``FolderRun`` and its ``stop()`` finish them first.
@@ -274,11 +276,11 @@ def caption_folder(
 
 @dataclass(frozen=True)
 class FolderEstimate:
-    """What a run would do."""
+    """The work that a run would have."""
 
     total: int
     known: int  # captions that the store has already
-    seconds_per_picture: float | None  # as this model took before; None where it never ran
+    seconds_per_picture: float | None  # mean of this model's last captions; None if it never ran
 
     @property
     def left(self) -> int:
@@ -289,7 +291,7 @@ class FolderEstimate:
 def estimate_folder(
     pictures: Pictures, captioner: Captioner, *, plan: Plan | None = None, use_store: bool = True
 ) -> FolderEstimate:
-    """How much `caption_folder` would have to do, and how long it may take; captions nothing.
+    """Estimate the work of `caption_folder` and its time, without captioning anything.
 
     Raises UsageError and StoreError as `caption_folder` does.
     """

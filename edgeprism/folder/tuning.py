@@ -1,10 +1,10 @@
-"""How many captions to decode at a time, and in how many lanes: measured once on this machine.
+"""Measures how many captions to decode at a time, and in how many lanes, once per machine.
 
-A step for eight sequences costs little more than a step for one while weights are what is read;
-how much more depends on the machine. So the steps are timed, on short prompts of noise, and the
-smallest width within a few percent of the best rate is kept, for each bundle. Where the language
-model leaves cores idle, lanes side by side are timed the same way. Memory for the KV cache bounds
-both.
+A step spends most of its time reading weights, so a step for eight sequences costs little more
+than a step for one; how much more depends on the machine. This module times steps on short prompts
+of noise and remembers, for each bundle, the smallest width within a few percent of the best rate.
+If the language model leaves cores idle, it times concurrent lanes in the same way. Memory for the
+KV cache limits both.
 """
 
 from __future__ import annotations
@@ -25,23 +25,26 @@ if TYPE_CHECKING:
     from edgeprism.perceive.captioner import Captioner
 
 WIDTHS = (1, 2, 4, 8, 16)
-ENOUGH = 0.95  # of the best rate
-_STEPS, _MOST_STEPS = 6, 200  # at least and at most
-_SECONDS = 0.05  # enough not to be swayed by a hiccup
+ENOUGH = 0.95  # share of the best rate
+_MIN_STEPS, _MAX_STEPS = 6, 200
+_SECONDS = 0.05  # long enough that a short interruption does not change the result
 _PROMPT_ROWS = 8
-_KV_SHARE = 0.2  # of the machine's memory, at most, for all sequences together
+_KV_SHARE = 0.2  # largest share of the machine's memory for all sequences together
 _shapes = Remembered("tuning.json")
 
 
-class Shape(NamedTuple):
-    """How a batch is laid out: captions that decode together, and lanes that do so side by side."""
+class BatchShape(NamedTuple):
+    """The size of a batch: captions that decode together in a lane, and concurrent lanes."""
 
     width: int
     lanes: int
 
 
-def batch_shape(captioner: Captioner, width: int | None = None) -> Shape:
-    """What serves this bundle best on this device, measured when first asked; `width` fixes one."""
+def batch_shape(captioner: Captioner, width: int | None = None) -> BatchShape:
+    """Return the best batch shape for this bundle on this device; the first call measures it.
+
+    A given `width` is used as it is.
+    """
     settings = (
         captioner.bundle.digest,
         captioner.device,
@@ -52,27 +55,27 @@ def batch_shape(captioner: Captioner, width: int | None = None) -> Shape:
     if (shape := _as_shape(_shapes.read().get(key))) is not None:
         return shape
     width = width or best_width(decode_rates(captioner))
-    shape = Shape(width, best_width(lane_rates(captioner, width)))
+    shape = BatchShape(width, best_width(lane_rates(captioner, width)))
     _shapes.remember(key, shape)
     return shape
 
 
-def _as_shape(value: Any) -> Shape | None:
-    """A shape as it was kept; None for anything else, which is then measured again."""
+def _as_shape(value: Any) -> BatchShape | None:
+    """Read a remembered shape; None for anything invalid, which is then measured again."""
     sound = isinstance(value, list) and len(value) == 2
     if not sound or not all(isinstance(number, int) and number > 0 for number in value):
         return None
-    return Shape(value[0], value[1])
+    return BatchShape(value[0], value[1])
 
 
 def best_width(rates: dict[int, float]) -> int:
-    """The smallest width whose tokens/s reach ENOUGH of the best."""
+    """Return the smallest width whose tokens/s reach ENOUGH of the best rate."""
     best = max(rates.values())
     return min(width for width, rate in rates.items() if rate >= ENOUGH * best)
 
 
 def decode_rates(captioner: Captioner) -> dict[int, float]:
-    """Tokens/s of all sequences together, by width; ends early where it no longer rises."""
+    """Measure tokens/s of all sequences together, by width, until the rate falls."""
     rates: dict[int, float] = {}
     for width in WIDTHS:
         if width > 1 and not _fits(captioner, width):
@@ -84,20 +87,20 @@ def decode_rates(captioner: Captioner) -> dict[int, float]:
 
 
 def lane_rates(captioner: Captioner, width: int) -> dict[int, float]:
-    """Tokens/s of all lanes together, by their number: one, or as many as there are cores for."""
+    """Measure tokens/s of all lanes together, for one lane and for as many as the cores allow."""
     rates = {1: _lanes_rate(captioner, width, 1)}
-    most = available_cores() // captioner.engines.lm_threads() if captioner.device == "cpu" else 1
-    if most > 1 and _fits(captioner, width * most):
-        rates[most] = _lanes_rate(captioner, width, most)
+    limit = available_cores() // captioner.engines.lm_threads() if captioner.device == "cpu" else 1
+    if limit > 1 and _fits(captioner, width * limit):
+        rates[limit] = _lanes_rate(captioner, width, limit)
     return rates
 
 
 def _lanes_rate(captioner: Captioner, width: int, lanes: int) -> float:
-    """Tokens/s of `lanes` generators side by side, `width` sequences in each."""
+    """Measure tokens/s of `lanes` concurrent generators with `width` sequences each."""
     rows = np.random.default_rng(0).standard_normal(
         (_PROMPT_ROWS, captioner.bundle.manifest.lm.n_embd), dtype=np.float32
     )
-    request = Request((rows, [0]), Sampling(max_tokens=_MOST_STEPS + 4, stop_at_end=False))
+    request = Request((rows, [0]), Sampling(max_tokens=_MAX_STEPS + 4, stop_at_end=False))
     generators = [captioner.engines.new_generator(width) for _ in range(lanes)]
     try:
         with ThreadPoolExecutor(lanes) as pool:
@@ -110,18 +113,18 @@ def _lanes_rate(captioner: Captioner, width: int, lanes: int) -> float:
 def _rate(generator: Generator, request: Request, width: int) -> float:
     for index in range(width):
         generator.add(index, request)
-    generator.step()  # the first builds the graph
+    generator.step()  # not timed, because the first step builds the graph
     start = time.perf_counter()
-    for step in range(1, _MOST_STEPS + 1):
+    for step in range(1, _MAX_STEPS + 1):
         generator.step()
         elapsed = time.perf_counter() - start
-        if step >= _STEPS and elapsed >= _SECONDS:
+        if step >= _MIN_STEPS and elapsed >= _SECONDS:
             break
     return width * step / elapsed
 
 
 def _fits(captioner: Captioner, width: int) -> bool:
-    """Whether that many whole captions' KV cells stay within their share of memory."""
+    """Return whether the KV cells of `width` longest captions fit into their share of memory."""
     memory = memory_bytes()
     if memory is None:
         return width <= WIDTHS[2]

@@ -73,7 +73,7 @@ def test_the_batch_says_what_single_captions_say(
 def test_engines_that_take_turns_say_the_same(
     captioner: Captioner, random_bundle: Path, folder: Path
 ) -> None:
-    """Both want all cores: they take turns instead of standing in each other's way."""
+    """Both engines use all cores, so they run one at a time instead of blocking each other."""
     wide = Captioner.load(random_bundle, threads=available_cores(), kv_type="f32",
                           flash_attention=False, device="cpu")  # fmt: skip
     with wide:
@@ -179,7 +179,7 @@ def test_an_engines_failure_ends_the_run_with_its_reason(
 
 
 def test_a_decoder_that_dies_costs_one_picture(captioner: Captioner, folder: Path) -> None:
-    """The worker is stopped first, so that it is killed with the picture in hand."""
+    """The test stops the worker first, so that it dies while it holds the picture."""
     with DecodePool(captioner.bundle.manifest.image, 1) as pool:
         good = pool.submit(str(folder / "p0.png")).result()
         os.kill(pool._workers[0]._child.pid, signal.SIGSTOP)
@@ -370,8 +370,8 @@ def test_two_processes_share_a_folder(slow_command: list[str]) -> None:
     outputs = [process.communicate(timeout=120) for process in processes]
     records = [[json.loads(line) for line in out.splitlines()] for out, _ in outputs]
     assert [len(r) for r in records] == [12, 12], outputs
-    made = [r["image_sha256"] for run in records for r in run if not r["cached"]]
-    assert len(made) == len(set(made)) == 10, "no picture is done twice, none is left out"
+    captioned = [r["image_sha256"] for run in records for r in run if not r["cached"]]
+    assert len(captioned) == len(set(captioned)) == 10, "a picture was repeated or left out"
 
 
 def test_kill_9_loses_nothing(slow_command: list[str], folder: Path, tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ def test_kill_9_loses_nothing(slow_command: list[str], folder: Path, tmp_path: P
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
-            if out.exists():  # an output under its name is complete
+            if out.exists():  # the file has its final name, so it must be complete
                 assert len(out.read_text().splitlines()) == 12
             for text in folder.glob("*.txt"):
                 assert text.read_text().endswith("\n")

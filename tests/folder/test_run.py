@@ -1,4 +1,4 @@
-"""A folder captioned from Python: resume, sidecars, failures, stopping and going on."""
+"""Captioning a folder from Python: resume, sidecars, failures, stop and continue."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_text_of_the_users_stays_unless_overwritten(
     (failure,) = first.failures
     assert failure.path == folder / "p0.png"
     assert isinstance(failure.error, OutputError)
-    assert outcomes[0].record is not None, "its caption was made all the same"
+    assert outcomes[0].record is not None, "the picture has its caption although its sidecar failed"
     assert mine.read_text() == "my own words"
     again = caption_folder(folder, scripted_captioner, sidecars=("txt",), parallel=1,
                            overwrite=True)  # fmt: skip
@@ -151,7 +151,7 @@ def test_stop_in_the_middle_and_go_on(captioner: Captioner, folder: Path, plan: 
 def test_an_exception_of_the_caller_ends_the_call_and_loses_nothing(
     captioner: Captioner, folder: Path, plan: Plan
 ) -> None:
-    """As Ctrl-C does, which raises in the same thread."""
+    """Raise in the same thread, as Ctrl-C does."""
 
     def interrupt(_: Outcome) -> None:
         raise KeyboardInterrupt
@@ -170,7 +170,7 @@ def test_stopped_before_it_began_captions_nothing(
         run.stop()
         assert list(run) == []
         assert run.result.stopped
-        with pytest.raises(UsageError, match="iterated over once"):
+        with pytest.raises(UsageError, match="only once"):
             next(iter(run))
 
 
