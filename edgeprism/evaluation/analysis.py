@@ -1,7 +1,7 @@
-"""Records of a run → scores with intervals, by category, and what differs from what.
+"""Records of a run → scores with intervals, by category, and comparisons of cells.
 
-Only what was scored counts; what failed or was skipped is told beside it. An answer that no rule
-(and no judge) could match counts as wrong.
+Scores count scored questions only; reports list failed and skipped ones separately. An answer that
+no rule (and no judge) could match counts as wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgeprism.evaluation.matrix import Cell
-from edgeprism.evaluation.questions import Question
+from edgeprism.evaluation.questions import EvalQuestion
 from edgeprism.evaluation.scoring import Verdict
 from edgeprism.evaluation.statistics import bootstrap_interval, holm, mcnemar, paired_interval
 
@@ -23,8 +23,8 @@ LEVELS = ("category", "l2-category")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one cell made of one question; an `error` instead of a verdict if it failed."""
+class AnswerOutcome:
+    """One cell's answer to one question; an `error` instead of a verdict if it failed."""
 
     answer: str = ""
     verdict: Verdict | None = None
@@ -37,7 +37,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Score:
-    """Mean of what was scored, its 95 % interval, and how many that were."""
+    """The mean over the scored questions, its 95 % interval, and their number."""
 
     scored: int
     accuracy: float
@@ -45,7 +45,7 @@ class Score:
     high: float
 
     def to_dict(self) -> dict[str, Any]:
-        """None instead of NaN: nothing scored has no accuracy."""
+        """Return the score for JSON, with None instead of NaN if no question was scored."""
         values = {"accuracy": self.accuracy, "low": self.low, "high": self.high}
         return {"scored": self.scored} | {
             name: None if value != value else round(value, 6) for name, value in values.items()
@@ -60,14 +60,14 @@ def to_score(scores: Sequence[float], seed: int) -> Score:
 
 @dataclass
 class CellResult:
-    """All of one cell: outcomes by question index, and its peak memory in bytes."""
+    """The results of one cell: outcomes by question index, and the peak memory in bytes."""
 
     cell: Cell
-    outcomes: dict[str, Outcome]
+    outcomes: dict[str, AnswerOutcome]
     memory_bytes: int | None = None
 
     def scores(self) -> dict[str, float]:
-        """1 or 0 of each scored question."""
+        """Return 1 or 0 for each scored question, by index."""
         return {
             index: float(outcome.verdict.right)
             for index, outcome in self.outcomes.items()
@@ -75,13 +75,15 @@ class CellResult:
         }
 
 
-def chance_scores(questions: Sequence[Question]) -> dict[str, float]:
-    """What a blind draw among the options gets on average; nothing for open questions."""
+def chance_scores(questions: Sequence[EvalQuestion]) -> dict[str, float]:
+    """Return the mean score of a random choice among the options; 0 for open questions."""
     return {q.index: 1 / len(q.options) if q.options else 0.0 for q in questions}
 
 
-def cell_to_dict(result: CellResult, questions: Sequence[Question], seed: int) -> dict[str, Any]:
-    """A cell's figures, as reports print them."""
+def cell_to_dict(
+    result: CellResult, questions: Sequence[EvalQuestion], seed: int
+) -> dict[str, Any]:
+    """Return a cell's figures, as reports print them."""
     outcomes = result.outcomes
     scored = [o for o in outcomes.values() if o.verdict is not None]
     by_rule: dict[str, int] = {}
@@ -109,7 +111,7 @@ def cell_to_dict(result: CellResult, questions: Sequence[Question], seed: int) -
     }
 
 
-def chance_to_dict(questions: Sequence[Question], seed: int) -> dict[str, Any]:
+def chance_to_dict(questions: Sequence[EvalQuestion], seed: int) -> dict[str, Any]:
     """The row of the report that guessing would get."""
     scores = chance_scores(questions)
     return {
@@ -123,24 +125,27 @@ def chance_to_dict(questions: Sequence[Question], seed: int) -> dict[str, Any]:
 
 
 def _categories(
-    scores: dict[str, float], questions: Sequence[Question], seed: int
+    scores: dict[str, float], questions: Sequence[EvalQuestion], seed: int
 ) -> list[dict[str, Any]]:
-    found: dict[tuple[str, str], list[float]] = {}
+    by_category: dict[tuple[str, str], list[float]] = {}
     for question in questions:
         if question.index in scores:
             for level, name in zip(LEVELS, (question.category, question.l2_category), strict=True):
                 if name:
-                    found.setdefault((level, name), []).append(scores[question.index])
+                    by_category.setdefault((level, name), []).append(scores[question.index])
     return [
         {"level": level, "name": name, **to_score(values, seed).to_dict()}
-        for (level, name), values in sorted(found.items())
+        for (level, name), values in sorted(by_category.items())
     ]
 
 
 def pairs(
-    results: Sequence[CellResult], questions: Sequence[Question], seed: int
+    results: Sequence[CellResult], questions: Sequence[EvalQuestion], seed: int
 ) -> list[dict[str, Any]]:
-    """Every two cells on the questions that both scored; chance last, by the bootstrap alone."""
+    """Compare every two cells on the questions scored in both; then each cell with chance.
+
+    The comparisons with chance have a bootstrap interval, but no test.
+    """
     scores = {result.cell.name: result.scores() for result in results}
     compared = [_pair(a, b, scores[a], scores[b], seed) for a, b in combinations(scores, 2)]
     tested = [pair for pair in compared if pair["p"] is not None]
@@ -158,10 +163,10 @@ def _pair(
     a: str, b: str, scores_a: dict[str, float], scores_b: dict[str, float], seed: int
 ) -> dict[str, Any]:
     common = [index for index in scores_a if index in scores_b]
-    ours, theirs = [scores_a[i] for i in common], [scores_b[i] for i in common]
-    difference, low, high = paired_interval(ours, theirs, seed=seed)
-    only_a = sum(x > y for x, y in zip(ours, theirs, strict=True))
-    only_b = sum(x < y for x, y in zip(ours, theirs, strict=True))
+    common_a, common_b = [scores_a[i] for i in common], [scores_b[i] for i in common]
+    difference, low, high = paired_interval(common_a, common_b, seed=seed)
+    only_a = sum(x > y for x, y in zip(common_a, common_b, strict=True))
+    only_b = sum(x < y for x, y in zip(common_a, common_b, strict=True))
     values = {"difference": difference, "low": low, "high": high}
     return {
         "a": a, "b": b, "both": len(common), "only_a": only_a, "only_b": only_b,
@@ -171,7 +176,7 @@ def _pair(
 
 
 def failures(results: Sequence[CellResult]) -> Iterator[dict[str, str]]:
-    """What failed, in which cell and why."""
+    """Yield each failed question with its cell and error."""
     for result in results:
         for index, outcome in result.outcomes.items():
             if outcome.error:

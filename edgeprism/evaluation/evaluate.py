@@ -1,4 +1,4 @@
-"""Data + matrix → a run that can be gone on with, and its reports, in one folder."""
+"""Data + matrix → a run that can be continued, and its reports, in one folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from edgeprism.evaluation.matrix import Matrix
 from edgeprism.evaluation.page import write_page
 from edgeprism.evaluation.questions import QuestionFile, choose_questions
-from edgeprism.evaluation.report import Asked, to_report, write_csv, write_json
+from edgeprism.evaluation.report import ReportInput, to_report, write_csv, write_json
 from edgeprism.evaluation.results import Results
 from edgeprism.evaluation.run import Progress, Run
 from edgeprism.reason.base import BaseReasoner
@@ -19,7 +19,7 @@ PAGE, JSON, CSV = "report.html", "report.json", "answers.csv"
 
 
 def own_questions() -> Path:
-    """The question set of the built-in captioner."""
+    """Return the path of the built-in captioner's question set."""
     return Path(str(files("edgeprism.models.nano").joinpath("questions.tsv")))
 
 
@@ -35,10 +35,10 @@ def evaluate(
     judge: BaseReasoner | None = None,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
-    """Answer every question with every cell, and write the reports to `out`; the report.
+    """Answer every question with every cell, write the reports to `out`, and return the report.
 
-    What `out` has already is not made again. Raises UsageError when `out` is of other data or no
-    question is left, Interrupted when stopped: what was made by then stays.
+    Records that `out` has already are not made again. Raises UsageError if `out` belongs to other
+    data or no question is left, Interrupted if stopped; the records made by then stay.
     """
     questions = choose_questions(
         file.questions, splits=splits, limit=limit, sample=sample, seed=seed
@@ -48,13 +48,13 @@ def evaluate(
         run = Run(matrix, file, questions, results, judge=judge, progress=progress)
         run.complete()
         outcomes = run.outcomes()
-    asked = Asked(
+    inputs = ReportInput(
         file, md5, matrix, questions, outcomes,
         {"splits": list(splits), "limit": limit, "sample": sample, "seed": seed},
         judge,
     )  # fmt: skip
-    report = to_report(asked)
-    write_csv(asked, out / CSV)
-    write_page(asked, report, out / PAGE)
+    report = to_report(inputs)
+    write_csv(inputs, out / CSV)
+    write_page(inputs, report, out / PAGE)
     write_json(report, out / JSON)
     return report

@@ -1,4 +1,4 @@
-"""What is measured: captioners × reasoners × instruction modes, and the floor without a caption."""
+"""The matrix: captioners × reasoners × instruction modes, and each reasoner without captions."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ _Model = TypeVar("_Model", Captioner, BaseReasoner)
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the words beside models and questions."""
+    """Everything except models and questions that decides the records of a run."""
 
     caption_tokens: int | None = None
     answer_tokens: int = 64
     instruction: str | None = None  # replaces the captioner's generic one
-    options: str = "letters"  # how reasoners meet them, of OPTION_FORMS
+    options: str = "letters"  # how the prompt shows options, one of OPTION_FORMS
     version: str = __version__
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination; without a captioner, what the reasoner makes of the question alone."""
+    """One combination; without a captioner, the reasoner answers from the question alone."""
 
-    captioner: str  # a name of the matrix, "" for none
-    mode: str  # of INSTRUCTION_MODES, or NO_CAPTION
+    captioner: str  # a name in the matrix, "" for none
+    mode: str  # one of INSTRUCTION_MODES, or NO_CAPTION
     reasoner: str
 
     @property
     def name(self) -> str:
         """The cell as reports call it."""
-        seen = f"{self.captioner}, {self.mode}" if self.captioner else self.mode
-        return f"{seen} → {self.reasoner}"
+        perception = f"{self.captioner}, {self.mode}" if self.captioner else self.mode
+        return f"{perception} → {self.reasoner}"
 
 
 class Matrix:
-    """The models by their names in reports, and the address of every record they make."""
+    """The models by their names in reports, and the keys of their records."""
 
     def __init__(
         self,
@@ -56,24 +56,28 @@ class Matrix:
         modes: Sequence[str] = INSTRUCTION_MODES,
         settings: Settings | None = None,
     ) -> None:
-        """Models load when their turn comes. Raises UsageError for a mode that is none."""
+        """Name the models, without loading them.
+
+        Raises UsageError for an unknown mode or option form, and for a model named twice.
+        """
         for mode in modes:
             if mode not in INSTRUCTION_MODES:
                 raise UsageError(
-                    f"{mode!r} is no instruction mode.", f"Take {' or '.join(INSTRUCTION_MODES)}."
+                    f"{mode!r} is not an instruction mode.",
+                    f"Give {' or '.join(INSTRUCTION_MODES)}.",
                 )
         self.settings = settings or Settings()
         if self.settings.options not in OPTION_FORMS:
             raise UsageError(
-                f"{self.settings.options!r} is no way to show options.",
-                f"Take {', '.join(OPTION_FORMS)}.",
+                f"{self.settings.options!r} is not a way to show options.",
+                f"Give {', '.join(OPTION_FORMS)}.",
             )
         self.captioners = _named(captioners)
         self.reasoners = _named(reasoners)
         self.modes = tuple(dict.fromkeys(modes))
 
     def cells(self) -> list[Cell]:
-        """The floor first, then each way of perceiving, for one reasoner after another."""
+        """List the cells reasoner by reasoner: without captions first, then each captioner's."""
         return [
             cell
             for reasoner in self.reasoners
@@ -83,7 +87,7 @@ class Matrix:
             )
         ]
 
-    # ---- addresses: equal models and settings give equal words
+    # ---- keys of records: equal models and settings give equal records
 
     def focus_key(self, reasoner: str) -> str:
         """The address of the focuses that this reasoner draws."""
@@ -99,10 +103,10 @@ class Matrix:
     def answer_key(self, cell: Cell) -> str:
         """The address of a cell's answers."""
         settings = dataclasses.asdict(self.settings)
-        seen = self.captioner_id(cell.captioner) if cell.captioner else None
-        if seen is None:
+        captioner = self.captioner_id(cell.captioner) if cell.captioner else None
+        if captioner is None:
             settings |= {"caption_tokens": None, "instruction": None}
-        return key_of("answer", seen, cell.mode, self.reasoner_id(cell.reasoner), settings)
+        return key_of("answer", captioner, cell.mode, self.reasoner_id(cell.reasoner), settings)
 
     def captioner_id(self, name: str) -> list[str]:
         """What tells two captioners apart: their files and how they run."""
@@ -115,12 +119,12 @@ class Matrix:
 
 
 def model_id(model: ModelInfo) -> list[str]:
-    """What tells two reasoners apart: their file, or the name of one elsewhere."""
+    """Identify a reasoner by its file's digest, or by its name if a server runs it."""
     return [model.digest or model.name]
 
 
 def _named(models: Sequence[_Model]) -> dict[str, _Model]:
-    """By name; models that share one get their digest's beginning."""
+    """Return the models by name; models with the same name also get part of their digest."""
     names = [model.model.name for model in models]
     named: dict[str, _Model] = {}
     for name, model in zip(names, models, strict=True):

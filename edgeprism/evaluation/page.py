@@ -1,4 +1,4 @@
-"""A run → one HTML page that holds everything: plots, tables, pictures; it opens no network."""
+"""A run → one HTML page with plots, tables and pictures, which loads nothing from a network."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.errors import ImageError
-from edgeprism.evaluation.analysis import CHANCE, Outcome
+from edgeprism.evaluation.analysis import CHANCE, AnswerOutcome
 from edgeprism.evaluation.plots import SERIES, Mark, Point, dot_plot, scatter
 from edgeprism.evaluation.questions import PictureRef, QuestionFile
 from edgeprism.evaluation.report import (
-    Asked,
+    ReportInput,
     cell_to_texts,
     left_out,
     percent,
@@ -24,18 +24,18 @@ from edgeprism.evaluation.report import (
 from edgeprism.files.atomic import write_atomically
 from edgeprism.picture.read import read_picture
 
-PAGE_QUESTIONS = 500  # kept with their pictures
+PAGE_QUESTIONS = 500  # questions that the page shows with their pictures
 THUMBNAIL = 384  # pixels of the longer edge
 _JPEG_QUALITY = 82
 
 
-def write_page(asked: Asked, report: dict[str, Any], path: Path) -> None:
-    """Write the page; it appears whole or not at all."""
-    write_atomically(path, to_page(asked, report).encode("utf-8", "replace"))
+def write_page(inputs: ReportInput, report: dict[str, Any], path: Path) -> None:
+    """Write the page atomically."""
+    write_atomically(path, to_page(inputs, report).encode("utf-8", "replace"))
 
 
-def to_page(asked: Asked, report: dict[str, Any]) -> str:
-    """The page's text. Only the first `PAGE_QUESTIONS` questions come with it."""
+def to_page(inputs: ReportInput, report: dict[str, Any]) -> str:
+    """Return the page's text, which shows the first `PAGE_QUESTIONS` questions only."""
     parts = {
         "TITLE": escape(f"EdgePrism on {report['data']['file']}"),
         "LEAD": escape(" ".join([_lead(report), *left_out(report)])),
@@ -50,12 +50,12 @@ def to_page(asked: Asked, report: dict[str, Any]) -> str:
         "CATEGORIES": _categories(report),
         "PAIRS": _pairs(report),
         "PROVENANCE": _provenance(report),
-        "DATA": _data(asked),
+        "DATA": _data(inputs),
         "STYLE": _resource("page.css"),
         "SCRIPT": _resource("page.js"),
     }  # fmt: skip
     page = _resource("page.html")
-    # one pass: a marker inside what was put in stays text
+    # A single pass leaves markers inside the inserted text alone.
     pieces = page.split("@")
     for i in range(1, len(pieces), 2):
         pieces[i] = parts[pieces[i]]
@@ -69,8 +69,8 @@ def _resource(name: str) -> str:
 def _lead(report: dict[str, Any]) -> str:
     real = [cell for cell in report["cells"] if cell["reasoner"] and cell["scored"]]
     best = max(real, key=lambda cell: cell["accuracy"], default=None)
-    asked = f"{report['data']['asked']} questions, {len(report['cells']) - 1} combinations."
-    return asked if best is None else f"{asked} Best: {best['name']}, {percent(best['accuracy'])}."
+    size = f"{report['data']['asked']} questions, {len(report['cells']) - 1} combinations."
+    return size if best is None else f"{size} Best: {best['name']}, {percent(best['accuracy'])}."
 
 
 # ---- plots
@@ -81,20 +81,23 @@ def _mark(cell: dict[str, Any], series: int, name: str) -> Mark:
 
 
 def _perception(report: dict[str, Any]) -> str:
-    """Rows: ways of perceiving. Colours: reasoners."""
+    """Plot accuracy with a row for each captioner and mode, and a colour for each reasoner."""
     reasoners = list(report["models"]["reasoners"])
     rows: dict[str, list[Mark]] = {}
     for cell in report["cells"]:
         if cell["accuracy"] is not None:
-            seen = f"{cell['captioner']}, {cell['mode']}" if cell["captioner"] else cell["mode"]
+            name = f"{cell['captioner']}, {cell['mode']}" if cell["captioner"] else cell["mode"]
             series = reasoners.index(cell["reasoner"]) if cell["reasoner"] else SERIES - 1
-            rows.setdefault(seen, []).append(_mark(cell, series, cell["reasoner"] or CHANCE))
+            rows.setdefault(name, []).append(_mark(cell, series, cell["reasoner"] or CHANCE))
     plot = dot_plot(list(rows.items()), "Accuracy by perception and reasoner")
     return _legend(list(enumerate(reasoners))) + plot
 
 
 def _categories(report: dict[str, Any]) -> str:
-    """Rows: categories. Colours: cells; the second level folds out."""
+    """Plot accuracy with a row for each category, and a colour for each cell.
+
+    The plot of the second level of categories is folded.
+    """
     cells = report["cells"][-SERIES:]
     parts = [_legend([(i, cell["name"]) for i, cell in enumerate(cells)])]
     if len(cells) < len(report["cells"]):
@@ -102,10 +105,10 @@ def _categories(report: dict[str, Any]) -> str:
     for level in ("category", "l2-category"):
         rows: dict[str, list[Mark]] = {}
         for i, cell in enumerate(cells):
-            for found in cell["categories"]:
-                if found["level"] == level:
-                    name = f"{found['name']} ({found['scored']})"
-                    rows.setdefault(name, []).append(_mark(found, i, cell["name"]))
+            for category in cell["categories"]:
+                if category["level"] == level:
+                    name = f"{category['name']} ({category['scored']})"
+                    rows.setdefault(name, []).append(_mark(category, i, cell["name"]))
         if rows:
             plot = dot_plot(sorted(rows.items()), f"Accuracy by {level}")
             parts.append(
@@ -166,12 +169,12 @@ def _pairs(report: dict[str, Any]) -> str:
 
 
 def _provenance(report: dict[str, Any]) -> str:
-    kept = {name: report[name] for name in ("version", "models", "settings", "statistics")}
-    kept["data"] = report["data"] | {"skipped": len(report["data"]["skipped"])}
+    facts = {name: report[name] for name in ("version", "models", "settings", "statistics")}
+    facts["data"] = report["data"] | {"skipped": len(report["data"]["skipped"])}
     skipped = [
         [str(skip["line"]), skip["index"], skip["reason"]] for skip in report["data"]["skipped"]
     ]
-    text = f"<pre>{escape(json.dumps(kept, indent=2, ensure_ascii=False))}</pre>"
+    text = f"<pre>{escape(json.dumps(facts, indent=2, ensure_ascii=False))}</pre>"
     if skipped:
         rows = _table(("line", "index", "reason"), skipped[:1000])
         text += f"<details><summary>{len(skipped)} rows skipped</summary>{rows}</details>"
@@ -181,30 +184,30 @@ def _provenance(report: dict[str, Any]) -> str:
 # ---- the questions
 
 
-def _data(asked: Asked) -> str:
-    """JSON that no text in it can end the script element of."""
-    questions = asked.questions[:PAGE_QUESTIONS]
+def _data(inputs: ReportInput) -> str:
+    """Write the questions as JSON, escaped so that no text in it can end the script element."""
+    questions = inputs.questions[:PAGE_QUESTIONS]
     refs = dict.fromkeys(ref for question in questions for ref in question.pictures)
-    numbers = {ref: str(number) for number, ref in enumerate(refs)}  # a path would tell too much
+    numbers = {ref: str(number) for number, ref in enumerate(refs)}  # paths are private
     data = {
-        "asked": len(asked.questions),
-        "cells": [result.cell.name for result in asked.results],
+        "asked": len(inputs.questions),
+        "cells": [result.cell.name for result in inputs.results],
         "questions": [
             {
                 "index": q.index, "text": q.text, "hint": q.hint, "options": q.options,
                 "answer": q.answer, "category": q.category,
                 "pictures": [numbers[ref] for ref in q.pictures],
-                "outcomes": [_outcome(result.outcomes[q.index]) for result in asked.results],
+                "outcomes": [_outcome(result.outcomes[q.index]) for result in inputs.results],
             }
             for q in questions
         ],
-        "pictures": {numbers[ref]: _thumbnail(asked.file, ref) for ref in refs},
+        "pictures": {numbers[ref]: _thumbnail(inputs.file, ref) for ref in refs},
     }  # fmt: skip
     text = json.dumps(data, ensure_ascii=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _outcome(outcome: Outcome) -> dict[str, Any]:
+def _outcome(outcome: AnswerOutcome) -> dict[str, Any]:
     verdict, seconds = outcome.verdict, outcome.seconds
     return {
         "focus": outcome.focus,
@@ -220,7 +223,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
 
 
 def _thumbnail(file: QuestionFile, ref: PictureRef) -> str:
-    """A data URL; "" for a picture that cannot be read, which its outcome tells."""
+    """Return a data URL; "" for a picture that cannot be read, whose outcome holds the error."""
     try:
         picture = read_picture(file.picture_bytes(ref), enough=THUMBNAIL)
     except ImageError:

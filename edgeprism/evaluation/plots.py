@@ -1,6 +1,6 @@
-"""Plots of a report as SVG, drawn here: no library, no script, no network.
+"""Draws the plots of a report as SVG, without a library, a script or a network.
 
-Colours and fonts come from the page's style sheet: marks of series n have the class `sN`.
+Colours and fonts come from the page's style sheet; marks of series n have the class `sN`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-SERIES = 8  # that the style sheet has colours for
+SERIES = 8  # number of colours in the style sheet
 _WIDTH, _LEFT, _RIGHT, _TOP = 760, 190, 24, 16
 _ROW, _BAND = 18, 14  # pixels of a mark's row, and around a group of rows
 _SCATTER_WIDTH = 500
 _MARK = 5
-_CHARS = 30  # of a label
+_LABEL_CHARS = 30
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class Point:
-    """An accuracy with its interval at what it costs."""
+    """An accuracy with its interval, and its cost."""
 
     mark: Mark
     cost: float
 
 
 def dot_plot(rows: Sequence[tuple[str, Sequence[Mark]]], title: str) -> str:
-    """One group a row, its marks below each other, over an axis of 0 to 100 %."""
+    """Draw a row for each group, with its marks below each other, over an axis of 0 to 100 %."""
     inner = _WIDTH - _LEFT - _RIGHT
     parts, y = [], float(_TOP)
     for label, marks in rows:
@@ -50,7 +50,7 @@ def dot_plot(rows: Sequence[tuple[str, Sequence[Mark]]], title: str) -> str:
             middle = y + _BAND / 2 + _ROW * (number + 0.5)
             x = [_LEFT + inner * v for v in (mark.low, mark.value, mark.high)]
             parts.append(
-                f'<g class="mark s{mark.series % SERIES}"><title>{escape(_told(mark))}</title>'
+                f'<g class="mark s{mark.series % SERIES}"><title>{escape(_tooltip(mark))}</title>'
                 f'<line x1="{x[0]:.1f}" x2="{x[2]:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
                 f'<circle cx="{x[1]:.1f}" cy="{middle:.1f}" r="{_MARK}"/></g>'
             )
@@ -60,7 +60,7 @@ def dot_plot(rows: Sequence[tuple[str, Sequence[Mark]]], title: str) -> str:
 
 
 def scatter(points: Sequence[Point], cost: str, title: str) -> str:
-    """Accuracy over cost, each point with its name; the cost on a logarithmic axis if it spans."""
+    """Draw accuracy over cost with named points; the axis is logarithmic if costs span widely."""
     left, width, height, bottom = 50, _SCATTER_WIDTH, 340, 300
     inner, tall = width - left - _RIGHT, bottom - _TOP
     costs = [point.cost for point in points]
@@ -87,7 +87,7 @@ def scatter(points: Sequence[Point], cost: str, title: str) -> str:
     for point in points:
         mark, x = point.mark, to_x(point.cost)
         parts.append(
-            f'<g class="mark s{mark.series % SERIES}"><title>{escape(_told(mark))}, '
+            f'<g class="mark s{mark.series % SERIES}"><title>{escape(_tooltip(mark))}, '
             f"{point.cost:.3g} {escape(cost)}</title>"
             f'<line x1="{x:.1f}" x2="{x:.1f}" '
             f'y1="{to_y(mark.low):.1f}" y2="{to_y(mark.high):.1f}"/>'
@@ -102,7 +102,7 @@ def scatter(points: Sequence[Point], cost: str, title: str) -> str:
 def _apart(
     names: list[tuple[float, float, str, str]], gap: float = 13
 ) -> list[tuple[float, float, str, str]]:
-    """Labels moved down until none lies on another."""
+    """Move labels down until none overlaps another."""
     placed: list[tuple[float, float, str, str]] = []
     for y, x, anchor, name in sorted(names):
         while any(abs(y - other) < gap for other, *_ in placed):
@@ -111,7 +111,7 @@ def _apart(
     return placed
 
 
-def _told(mark: Mark) -> str:
+def _tooltip(mark: Mark) -> str:
     return f"{mark.name}: {mark.value:.1%} ({mark.low:.1%} to {mark.high:.1%})"
 
 
@@ -134,12 +134,12 @@ def _tick_x(x: float, top: float, bottom: float, label: str) -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str, title: str = "") -> str:
-    told = f"<title>{escape(title)}</title>" if title and title != text else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{told}{escape(text)}</text>'
+    tooltip = f"<title>{escape(title)}</title>" if title and title != text else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{tooltip}{escape(text)}</text>'
 
 
-def _short(text: str, most: int = _CHARS) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _short(text: str, limit: int = _LABEL_CHARS) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _svg(height: float, parts: Sequence[str], title: str, width: int = _WIDTH) -> str:

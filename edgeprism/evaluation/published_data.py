@@ -1,6 +1,6 @@
-"""Published data files by their MD5: was the whole, unchanged file read?
+"""The MD5s of published data files, which show whether a file is whole and unchanged.
 
-MD5s as VLMEvalKit publishes them (repository open-compass/VLMEvalKit at commit e8e78f0,
+VLMEvalKit publishes these MD5s (repository open-compass/VLMEvalKit at commit e8e78f0,
 vlmeval/dataset/image_mcq.py, image_vqa.py and image_yorn.py, `DATASET_MD5`).
 """
 
@@ -25,11 +25,11 @@ PUBLISHED = {
 
 
 def identify(path: Path, md5: str) -> str:
-    """In words: which published file this is, or is not."""
+    """Return in words which published file this is, or is not."""
     for name, published in PUBLISHED.items():
         if md5 == published:
             return f"{name} as published (MD5 {md5})"
     expected = PUBLISHED.get(path.stem)
     if expected is not None:
         return f"not {path.stem} as published: MD5 {md5}, expected {expected}"
-    return f"no published file that is known here (MD5 {md5})"
+    return f"not a published file that EdgePrism knows (MD5 {md5})"

@@ -3,8 +3,8 @@
 Columns (VLMEvalKit's documentation, "Development", and its vlmeval/dataset/image_base.py):
 `index`, `question`, `answer`; `A`, `B`, … options; `hint`, `category`, `l2-category`, `split`;
 `image`: base64, or a list of them, or in at most 64 characters the index of the row that holds
-the picture; `image_path` where `image` is empty. MathVista adds `choices`, `answer_option`,
-`answer_type`, `precision` and `task`. Everything is checked here, before a model is loaded.
+the picture; `image_path` if `image` is empty. MathVista adds `choices`, `answer_option`,
+`answer_type`, `precision` and `task`. This module checks everything before a model is loaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from edgeprism.errors import ImageError, UsageError
 from edgeprism.evaluation.tsv import BadRow, Row, TsvFile
 
-MAX_REFERENCE = 64  # characters; a longer image cell is a picture itself
+MAX_REFERENCE = 64  # characters; a longer image cell holds a picture, not a reference
 REQUIRED = ("index", "question", "answer")
 LETTERS = string.ascii_uppercase
 ANSWER_TYPES = ("", "text", "integer", "float", "list")
@@ -33,7 +33,7 @@ _SPACES = str.maketrans("", "", " \t\r\n")
 
 @dataclass(frozen=True)
 class PictureRef:
-    """Where a picture is: in the row at `offset`, the `number`th of its cell, or a file."""
+    """The place of a picture: the `number`th in the cell of the row at `offset`, or a file."""
 
     offset: int = 0
     number: int = 0
@@ -41,7 +41,7 @@ class PictureRef:
 
 
 @dataclass(frozen=True)
-class Question:
+class EvalQuestion:
     """One question; `answer` is an option's letter, or the expected text of an open question."""
 
     index: str
@@ -54,12 +54,12 @@ class Question:
     l2_category: str = ""
     split: str = ""
     answer_type: str = ""
-    precision: int | None = None  # decimal places that a float answer is compared with
+    precision: int | None = None  # decimal places to which a float answer is compared
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A row that asks nothing that can be scored, and why."""
+    """A row that holds no question to score, and why."""
 
     line: int
     index: str
@@ -71,32 +71,32 @@ class Skipped:
 
 
 class _Fault(Exception):
-    """What is wrong with the row at hand."""
+    """The current row has a fault, which the text names."""
 
 
 class QuestionFile:
-    """The questions of a TSV file; pictures are read from it when they are looked at."""
+    """The questions of a TSV file; it reads pictures only when they are needed."""
 
     def __init__(self, path: Path, *, pictures: Path | None = None, **limits: int) -> None:
-        """`pictures` is the folder that `image_path` is relative to and must stay inside.
+        """Read the questions' texts. `pictures` is the folder that holds every `image_path`.
 
-        Raises UsageError for a file that is no such table. Memory: the questions' texts.
+        Raises UsageError for a file that is not such a table.
         """
         self.tsv = TsvFile(path, **limits)
         self.folder = (pictures or path.parent).resolve()
         columns = self.tsv.columns
         missing = [name for name in REQUIRED if name not in columns]
         if missing or not {"image", "image_path"} & set(columns):
-            wanted = ", ".join([*REQUIRED, "image or image_path"])
+            required = ", ".join([*REQUIRED, "image or image_path"])
             raise UsageError(
-                f"{path}: its columns are {', '.join(columns)[:300]}; needed are {wanted}.",
+                f"{path}: its columns are {', '.join(columns)[:300]}; it needs {required}.",
                 "Give a VLMEvalKit TSV file.",
             )
         self._has_options = any(len(name) == 1 and name in LETTERS for name in columns)
         self.questions, self.skipped = self._read()
 
     def picture_bytes(self, ref: PictureRef) -> bytes | Path:
-        """The picture's file content, or its path. Raises ImageError."""
+        """Return the picture's file content, or its path. Raises ImageError."""
         if ref.path:
             return Path(ref.path)
         row = self.tsv.row_at(ref.offset)
@@ -104,12 +104,13 @@ class QuestionFile:
             raise ImageError(f"{self.tsv.path}: changed while it was read.", "Start again.")
         return _decode(_cell_to_list(row.cells["image"])[ref.number])
 
-    # ---- the one pass over the file
+    # ---- a single pass over the file
 
-    def _read(self) -> tuple[list[Question], list[Skipped]]:
+    def _read(self) -> tuple[list[EvalQuestion], list[Skipped]]:
         skipped: list[Skipped] = []
-        held: dict[str, tuple[int, int]] = {}  # index → (offset of its row, pictures in its cell)
-        found: dict[str, tuple[Question, int, list[str]]] = {}  # + its line, rows it refers to
+        cells: dict[str, tuple[int, int]] = {}  # index → (row's offset, pictures in its cell)
+        # index → (question, line, indices of rows whose pictures it refers to)
+        parsed: dict[str, tuple[EvalQuestion, int, list[str]]] = {}
         for row in self.tsv.rows():
             if isinstance(row, BadRow):
                 skipped.append(Skipped(row.line, "", row.reason))
@@ -118,32 +119,33 @@ class QuestionFile:
             try:
                 if not index:
                     raise _Fault("no index")
-                if index in found or index in held:
-                    raise _Fault("its index was there before")
+                if index in parsed or index in cells:
+                    raise _Fault("an earlier row has the same index")
                 pictures, references = self._pictures_of(row)
                 if pictures and not pictures[0].path:
-                    held[index] = (row.offset, len(pictures))  # whatever its question is like
+                    # Other rows may refer to these pictures even if this row's question is faulty.
+                    cells[index] = (row.offset, len(pictures))
                 question = replace(self._question(row, index), pictures=tuple(pictures))
-                found[index] = (question, row.line, references)
+                parsed[index] = (question, row.line, references)
             except _Fault as fault:
                 skipped.append(Skipped(row.line, index, str(fault)))
         questions = []
-        for question, line, references in found.values():
+        for question, line, references in parsed.values():
             try:
-                questions.append(_resolve(question, references, held))
+                questions.append(_resolve(question, references, cells))
             except _Fault as fault:
                 skipped.append(Skipped(line, question.index, str(fault)))
         skipped.sort(key=lambda skip: skip.line)
         return questions, skipped
 
     def _pictures_of(self, row: Row) -> tuple[list[PictureRef], list[str]]:
-        """The row's own pictures, each checked, or the indices of rows that it refers to."""
+        """Return the row's own checked pictures, or the indices of rows that it refers to."""
         cell = row.cells.get("image", "").strip()
         if cell:
             parts = _cell_to_list(cell)
             references = [part.strip() for part in parts if len(part) <= MAX_REFERENCE]
             if references and len(references) < len(parts):
-                raise _Fault("image holds pictures and references side by side")
+                raise _Fault("image mixes pictures and references")
             if references:
                 return [], references
             for part in parts:
@@ -165,7 +167,7 @@ class QuestionFile:
             raise _Fault(f"image_path {name[:80]!r}: no such file")
         return path
 
-    def _question(self, row: Row, index: str) -> Question:
+    def _question(self, row: Row, index: str) -> EvalQuestion:
         def cell(*names: str) -> str:
             return next((row.cells[n].strip() for n in names if row.cells.get(n, "").strip()), "")
 
@@ -179,7 +181,7 @@ class QuestionFile:
         kind = cell("answer_type").lower()
         if kind not in ANSWER_TYPES:
             raise _Fault(f"answer_type {kind[:40]!r} is none of {', '.join(ANSWER_TYPES[1:])}")
-        return Question(
+        return EvalQuestion(
             index=index,
             text=text,
             answer=_answer(cell("answer_option") or answer, answer, options, self._has_options),
@@ -199,16 +201,16 @@ class QuestionFile:
             for letter in LETTERS
             if row.cells.get(letter, "").strip()
         )
-        listed = row.cells.get("choices", "").strip()
-        if not options and listed and listed != "[]":
-            options = tuple(zip(LETTERS, _literal_list(listed, "choices"), strict=False))
+        choices = row.cells.get("choices", "").strip()
+        if not options and choices and choices != "[]":
+            options = tuple(zip(LETTERS, _literal_list(choices, "choices"), strict=False))
         if len(options) == 1:
             raise _Fault(f"missing options: there is only {options[0][0]}")
         return options
 
 
 def _answer(answer: str, text: str, options: tuple[tuple[str, str], ...], has_options: bool) -> str:
-    """The right option's letter, or the text of an open question's answer."""
+    """Return the right option's letter, or the text of an open question's answer."""
     if not options:
         if has_options and len(answer) == 1 and answer in LETTERS:
             raise _Fault(f"missing options: the answer is {answer}, but there are none")
@@ -216,9 +218,9 @@ def _answer(answer: str, text: str, options: tuple[tuple[str, str], ...], has_op
     letters = dict(options)
     if answer in letters:
         return answer
-    named = [letter for letter, option in options if option == text]
-    if len(named) == 1:  # MathVista gives the option's text
-        return named[0]
+    same = [letter for letter, option in options if option == text]
+    if len(same) == 1:  # MathVista's answers are the option's text
+        return same[0]
     raise _Fault(f"wrong answer: {answer[:40]!r} is none of the options {', '.join(letters)}")
 
 
@@ -228,20 +230,20 @@ def _precision(cell: str) -> int | None:
     try:
         value = float(cell)
     except ValueError as error:
-        raise _Fault(f"precision {cell[:40]!r} is no number") from error
+        raise _Fault(f"precision {cell[:40]!r} is not a number") from error
     if not 0 <= value <= 20:
-        raise _Fault(f"precision {cell[:40]!r} is no number of decimal places")
+        raise _Fault(f"precision {cell[:40]!r} is not a number of decimal places")
     return int(value)
 
 
 def _resolve(
-    question: Question, references: list[str], held: dict[str, tuple[int, int]]
-) -> Question:
+    question: EvalQuestion, references: list[str], cells: dict[str, tuple[int, int]]
+) -> EvalQuestion:
     refs = list(question.pictures)
     for index in references:
-        if index not in held:
+        if index not in cells:
             raise _Fault(f"image refers to row {index[:64]!r}, which holds no picture")
-        offset, count = held[index]
+        offset, count = cells[index]
         refs += [PictureRef(offset, number) for number in range(count)]
     return replace(question, pictures=tuple(refs))
 
@@ -254,7 +256,7 @@ def _cell_to_list(cell: str) -> list[str]:
 
 
 def _literal_list(cell: str, column: str) -> list[str]:
-    """A list as Python or JSON writes it; nothing in it is evaluated."""
+    """Parse a list in Python's or JSON's form, without evaluating code."""
     value: Any
     try:
         value = json.loads(cell)
@@ -262,7 +264,7 @@ def _literal_list(cell: str, column: str) -> list[str]:
         try:
             value = ast.literal_eval(cell)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-            raise _Fault(f"{column} is no list that can be read") from error
+            raise _Fault(f"{column} is not a readable list") from error
     if not isinstance(value, list) or not value:
         raise _Fault(f"{column} is an empty list")
     return [str(entry) for entry in value]
@@ -274,33 +276,33 @@ def _decode(text: str, fault: type[Exception] = ImageError) -> bytes:
     except (binascii.Error, ValueError) as error:
         raise fault(f"bad base64 in image: {error}") from error
     if not data:
-        raise fault("bad base64 in image: nothing in it")
+        raise fault("bad base64 in image: it is empty")
     return data
 
 
-# ---- which of them
+# ---- choosing questions
 
 
 def choose_questions(
-    questions: Sequence[Question],
+    questions: Sequence[EvalQuestion],
     *,
     splits: Sequence[str] = (),
     limit: int | None = None,
     sample: int | None = None,
     seed: int = 0,
-) -> list[Question]:
-    """Those of `splits` (all without), of them `sample` drawn by `seed`, of them the first `limit`.
+) -> list[EvalQuestion]:
+    """Return the questions of `splits` (or all), a `sample` of them, and its first `limit`.
 
-    In the file's order; a sample depends on the questions' indices alone. Raises UsageError when
-    a split is not there or nothing is left.
+    They keep the file's order. A sample depends on `seed` and the questions' indices alone. Raises
+    UsageError if the data lacks a split or no question is left.
     """
     import random
 
     known = {question.split for question in questions}
     for name in splits:
         if name not in known:
-            there = ", ".join(sorted(known - {""})) or "none"
-            raise UsageError(f"Split {name!r} is not in the data.", f"There are: {there}.")
+            names = ", ".join(sorted(known - {""})) or "none"
+            raise UsageError(f"Split {name!r} is not in the data.", f"It has these: {names}.")
     chosen = [q for q in questions if not splits or q.split in splits]
     if sample is not None and sample < len(chosen):
         picked = set(random.Random(seed).sample(sorted(q.index for q in chosen), sample))

@@ -1,4 +1,4 @@
-"""A run's figures → a table for the terminal, JSON, and CSV with a line for each answer."""
+"""Writes a run's figures as a table for the terminal, JSON, and CSV with a line per answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgeprism.evaluation.analysis import (
 )
 from edgeprism.evaluation.matrix import Matrix
 from edgeprism.evaluation.published_data import identify
-from edgeprism.evaluation.questions import Question, QuestionFile
+from edgeprism.evaluation.questions import EvalQuestion, QuestionFile
 from edgeprism.evaluation.statistics import CONFIDENCE, RESAMPLES
 from edgeprism.files.atomic import AtomicFile, write_atomically
 from edgeprism.output.streams import csv_row
@@ -37,33 +37,33 @@ CSV_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a report is of: the data, the matrix, which questions, and what came of them."""
+class ReportInput:
+    """The input of a report: the data, the matrix, the chosen questions and their results."""
 
     file: QuestionFile
     md5: str
     matrix: Matrix
-    questions: Sequence[Question]
+    questions: Sequence[EvalQuestion]
     results: Sequence[CellResult]
     options: dict[str, Any]  # splits, limit, sample, seed
     judge: BaseReasoner | None = None
 
 
-def to_report(asked: Asked) -> dict[str, Any]:
-    """Everything but the single answers: data, settings, models, cells, pairs, failures."""
-    seed = int(asked.options["seed"])
-    matrix, file = asked.matrix, asked.file
+def to_report(inputs: ReportInput) -> dict[str, Any]:
+    """Return data, settings, models, cells, pairs and failures, without the single answers."""
+    seed = int(inputs.options["seed"])
+    matrix, file = inputs.matrix, inputs.file
     return {
         "schema": SCHEMA,
         "version": __version__,
         "data": {
             "file": file.tsv.path.name,
-            "md5": asked.md5,
-            "identified": identify(file.tsv.path, asked.md5),
+            "md5": inputs.md5,
+            "identified": identify(file.tsv.path, inputs.md5),
             "questions": len(file.questions),
-            "asked": len(asked.questions),
+            "asked": len(inputs.questions),
             "skipped": [asdict(skip) for skip in file.skipped],
-            **asked.options,
+            **inputs.options,
         },
         "settings": asdict(matrix.settings),
         "statistics": {
@@ -77,14 +77,14 @@ def to_report(asked: Asked) -> dict[str, Any]:
                 for name, captioner in matrix.captioners.items()
             },
             "reasoners": {name: asdict(r.model) for name, r in matrix.reasoners.items()},
-            "judge": asdict(asked.judge.model) if asked.judge else None,
+            "judge": asdict(inputs.judge.model) if inputs.judge else None,
         },
         "cells": [
-            chance_to_dict(asked.questions, seed),
-            *(cell_to_dict(result, asked.questions, seed) for result in asked.results),
+            chance_to_dict(inputs.questions, seed),
+            *(cell_to_dict(result, inputs.questions, seed) for result in inputs.results),
         ],
-        "pairs": pairs(asked.results, asked.questions, seed),
-        "failures": list(failures(asked.results)),
+        "pairs": pairs(inputs.results, inputs.questions, seed),
+        "failures": list(failures(inputs.results)),
     }
 
 
@@ -94,17 +94,17 @@ def write_json(report: dict[str, Any], path: Path) -> None:
     write_atomically(path, text.encode() + b"\n")
 
 
-def write_csv(asked: Asked, path: Path) -> None:
-    """A line for each question and cell."""
+def write_csv(inputs: ReportInput, path: Path) -> None:
+    """Write a line for each question and cell."""
     with AtomicFile(path) as file:
-        for row in _csv_rows(asked):
+        for row in _csv_rows(inputs):
             file.write(csv_row(row).encode("utf-8", "backslashreplace"))
 
 
-def _csv_rows(asked: Asked) -> Iterable[Sequence[Any]]:
+def _csv_rows(inputs: ReportInput) -> Iterable[Sequence[Any]]:
     yield CSV_COLUMNS
-    for question in asked.questions:
-        for result in asked.results:
+    for question in inputs.questions:
+        for result in inputs.results:
             outcome, cell = result.outcomes[question.index], result.cell
             verdict = outcome.verdict
             yield (
@@ -121,7 +121,7 @@ def _csv_rows(asked: Asked) -> Iterable[Sequence[Any]]:
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
-    """Scores, the comparisons that the two stages are about, and what was left out."""
+    """Print the scores, the comparisons of perception, and what no score counts."""
     from rich.table import Table
 
     data = report["data"]
@@ -140,7 +140,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
 
 
 def cell_to_texts(cell: dict[str, Any]) -> list[str]:
-    """A cell's line in a table."""
+    """Return the columns of a cell's line in a table."""
     seconds, memory = cell["seconds"].get("total"), cell["memory_bytes"]
     return [
         cell["name"],
@@ -155,7 +155,7 @@ def cell_to_texts(cell: dict[str, Any]) -> list[str]:
 
 
 def pairs_of_interest(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where only perception changes: question against generic, captions against none."""
+    """Return the pairs that differ only in perception: in mode, or in having captions at all."""
     by_name = {cell["name"]: cell for cell in report["cells"]}
     chosen = []
     for pair in report["pairs"]:
@@ -163,12 +163,12 @@ def pairs_of_interest(report: dict[str, Any]) -> list[dict[str, Any]]:
         if a["reasoner"] == b["reasoner"] and (
             not a["captioner"] or a["captioner"] == b["captioner"]
         ):
-            chosen.append(turned(pair))
+            chosen.append(_reversed(pair))
     return chosen
 
 
-def turned(pair: dict[str, Any]) -> dict[str, Any]:
-    """The later cell against the earlier: what the better perception gains."""
+def _reversed(pair: dict[str, Any]) -> dict[str, Any]:
+    """Compare the later cell with the earlier, so that a better perception counts as a gain."""
     minus = {n: None if pair[n] is None else 0 - pair[n] for n in ("difference", "low", "high")}
     return pair | {
         "a": pair["b"], "b": pair["a"], "only_a": pair["only_b"], "only_b": pair["only_a"],
@@ -179,7 +179,7 @@ def turned(pair: dict[str, Any]) -> dict[str, Any]:
 def pair_to_text(pair: dict[str, Any]) -> str:
     """One line about two cells: their difference, its interval, McNemar's test."""
     if pair["difference"] is None:
-        return f"{pair['a']} against {pair['b']}: no question that both scored"
+        return f"{pair['a']} against {pair['b']}: no question was scored in both"
     test = "" if pair["p"] is None else f", McNemar p = {pair['p']:.2g}"
     return (
         f"{pair['a']} against {pair['b']}: {pair['difference']:+.1%} "
@@ -188,7 +188,7 @@ def pair_to_text(pair: dict[str, Any]) -> str:
 
 
 def left_out(report: dict[str, Any]) -> list[str]:
-    """What no score counts, in words."""
+    """Return sentences on the questions and rows that no score counts."""
     data, lines = report["data"], []
     if data["asked"] < data["questions"]:
         lines.append(f"{data['asked']} of {data['questions']} questions were asked.")

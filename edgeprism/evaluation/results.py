@@ -1,7 +1,7 @@
-"""What a run has so far: one SQLite file, a record a row, on the disk before the next is begun.
+"""The records of a run: one SQLite file, one row per record, on disk before the next begins.
 
-Addressed by what decides a record (models' digests, settings, the question), so the same command
-goes on where it was stopped, and a larger matrix or limit takes over what is there.
+A record's key is a hash of everything that decides it (models' digests, settings, the question).
+So the same command continues where it was stopped, and a larger matrix or limit reuses records.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _TABLES = (
 
 
 class ResultsError(EdgePrismError):
-    """A file of results that cannot be used."""
+    """The file of results cannot be used."""
 
 
 class Results:
     """Records by kind ("focus", "caption", "answer", "verdict", "memory"), key and item."""
 
     def __init__(self, folder: Path, data_md5: str) -> None:
-        """Open or begin the run in `folder`. Raises UsageError if it is of other data."""
+        """Open or begin the run in `folder`. Raises UsageError if it holds other data's results."""
         self.path = folder / FILE_NAME
         with self._explained():
             folder.mkdir(parents=True, exist_ok=True)
@@ -44,11 +44,11 @@ class Results:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # each commit reaches the disk
             self._begin(data_md5)
-            held = self._db.execute("SELECT md5 FROM data").fetchone()[0]
-        if held != data_md5:
+            stored_md5 = self._db.execute("SELECT md5 FROM data").fetchone()[0]
+        if stored_md5 != data_md5:
             self.close()
             raise UsageError(
-                f"{folder} holds results of other data (MD5 {held}).", "Choose another `out`."
+                f"{folder} holds results of other data (MD5 {stored_md5}).", "Choose another `out`."
             )
 
     def get(self, kind: str, key: str, item: str) -> dict[str, Any] | None:
@@ -61,7 +61,7 @@ class Results:
         return json.loads(row[0]) if row else None
 
     def has(self, kind: str, key: str, item: str) -> bool:
-        """Whether it is there and did not fail: what failed is tried again."""
+        """Return whether a record exists and is no failure, because failures are tried again."""
         record = self.get(kind, key, item)
         return record is not None and "error" not in record
 
@@ -96,7 +96,7 @@ class Results:
         self._db.execute("COMMIT")
         owner = self._db.execute("PRAGMA application_id").fetchone()[0]
         if owner != APPLICATION_ID or version not in (0, SCHEMA):
-            raise sqlite3.DatabaseError("not results of this version of EdgePrism")
+            raise sqlite3.DatabaseError("it does not hold results of this version of EdgePrism")
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -104,11 +104,11 @@ class Results:
             yield
         except (sqlite3.Error, OSError, ValueError) as error:
             raise ResultsError(
-                f"{self.path}: results cannot be kept there: {error}.",
+                f"{self.path}: results cannot be stored there: {error}.",
                 "Choose another `out`, or move the file away.",
             ) from error
 
 
 def key_of(*parts: Any) -> str:
-    """A short address of everything that decides a record."""
+    """Hash everything that decides a record into a short key."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,8 +1,8 @@
-"""The matrix, cell by cell: one model in memory at a time, every record kept as soon as it is.
+"""Runs the matrix with one model in memory at a time; every record is stored at once.
 
-Stages, each for one model after another: reasoners draw a focus from each question, captioners
+Each stage takes one model after another: reasoners draw a focus from each question, captioners
 describe each picture with each instruction that a cell needs, reasoners answer from the captions.
-So captions are made once for all reasoners, and a stage's peak memory is that model's own.
+So one caption serves all reasoners, and a stage's peak memory is that of one model.
 
 Data flows from file to file: tsv → questions → run (matrix lists its cells) → scoring →
 statistics and analysis → report and page.
@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from edgeprism.errors import DeviceError, EdgePrismError, Interrupted, ModelError
-from edgeprism.evaluation.analysis import CellResult, Outcome
-from edgeprism.evaluation.judge import NONE, judge_answer, said_to_verdict
+from edgeprism.evaluation.analysis import AnswerOutcome, CellResult
+from edgeprism.evaluation.judge import NONE, judge_answer, reply_to_verdict
 from edgeprism.evaluation.matrix import Cell, Matrix, model_id
-from edgeprism.evaluation.questions import PictureRef, Question, QuestionFile
+from edgeprism.evaluation.questions import EvalQuestion, PictureRef, QuestionFile
 from edgeprism.evaluation.results import Results, key_of
 from edgeprism.evaluation.scoring import Verdict, score
 from edgeprism.machine import peak_memory
@@ -29,17 +29,17 @@ from edgeprism.reason.base import BaseReasoner
 from edgeprism.reason.shape import choices_to_shape
 from edgeprism.store.stored_captioner import record_to_caption
 
-Progress = Callable[[str, int, int], None]  # what is done, items done, items in all
+Progress = Callable[[str, int, int], None]  # stage, items done, items in total
 
 
 class Run:
-    """A matrix over questions; `results` holds what there is of it."""
+    """A matrix applied to questions; `results` holds the records."""
 
     def __init__(
         self,
         matrix: Matrix,
         file: QuestionFile,
-        questions: Sequence[Question],
+        questions: Sequence[EvalQuestion],
         results: Results,
         *,
         judge: BaseReasoner | None = None,
@@ -48,12 +48,12 @@ class Run:
         self.judge = judge
         self.matrix, self.file, self.questions = matrix, file, questions
         self.results, self.progress = results, progress
-        self._worked = False  # whether the model whose turn it is had anything to do
+        self._worked = False  # whether the current model made a record
 
     def complete(self) -> None:
-        """Make every record that is missing. Raises Interrupted; what is made stays made.
+        """Make every missing record. Raises Interrupted; records made by then stay.
 
-        A question that fails is recorded as failed and the rest goes on.
+        A failing question gets a record of its error and does not stop the run.
         """
         captioners, reasoners = self.matrix.captioners, self.matrix.reasoners
         if "question" in self.matrix.modes and captioners:
@@ -71,7 +71,7 @@ class Run:
                 self._judge(self.judge)
 
     def outcomes(self) -> list[CellResult]:
-        """What every cell made of every question, from the records; nothing is run."""
+        """Return every cell's outcomes from the records, without running a model."""
         return [
             CellResult(
                 cell,
@@ -97,19 +97,20 @@ class Run:
                 except EdgePrismError as error:
                     if _ends_all(error):
                         raise
-                    # final, unlike other failures: the answer rests on the generic caption now
+                    # Unlike other failures this one is final: from here on the answers rest on
+                    # the generic caption.
                     text, why_not = "", error.message
                 record |= {"text": text, "note": why_not, "seconds": time.perf_counter() - began}
 
-    def _focus(self, reasoner: str, question: Question) -> dict[str, Any]:
-        """The focus that was drawn; an empty one, with a note, where there was none to have."""
-        found = self.results.get("focus", self.matrix.focus_key(reasoner), question.index)
-        return found or {"text": "", "note": "none was drawn", "seconds": 0.0}
+    def _focus(self, reasoner: str, question: EvalQuestion) -> dict[str, Any]:
+        """Return the record of the drawn focus; without one, an empty focus with a note."""
+        record = self.results.get("focus", self.matrix.focus_key(reasoner), question.index)
+        return record or {"text": "", "note": "none was drawn", "seconds": 0.0}
 
     # ---- captions
 
     def _caption(self, name: str, captioner: Captioner) -> None:
-        """Each picture is encoded once for all the instructions that miss their caption."""
+        """Make all missing captions; a picture is encoded once for all its instructions."""
         for question in self._each(f"{name}: captions"):
             for ref in question.pictures:
                 missing = [
@@ -139,14 +140,16 @@ class Run:
                 spent += caption.timings.total - caption.timings.load
                 record |= {"caption": caption.to_dict(), "seconds": spent / 1000}
 
-    def _instructions(self, captioner: str, question: Question) -> list[tuple[str, CaptionOptions]]:
-        """(address of the caption, options of the captioner) for all cells, each once."""
+    def _instructions(
+        self, captioner: str, question: EvalQuestion
+    ) -> list[tuple[str, CaptionOptions]]:
+        """Return the distinct (key of the caption, options of the captioner) of all cells."""
         modes, focuses = self.matrix.modes, [""] if "generic" in self.matrix.modes else []
         if "question" in modes:
             focuses += [self._focus(r, question)["text"] for r in self.matrix.reasoners]
-        return [self._asked(captioner, focus) for focus in dict.fromkeys(focuses)]
+        return [self._caption_options(captioner, focus) for focus in dict.fromkeys(focuses)]
 
-    def _asked(self, captioner: str, focus: str) -> tuple[str, CaptionOptions]:
+    def _caption_options(self, captioner: str, focus: str) -> tuple[str, CaptionOptions]:
         settings = self.matrix.settings
         options: CaptionOptions = {
             "instruction": settings.instruction,
@@ -156,14 +159,14 @@ class Run:
         plan = self.matrix.captioners[captioner].plan(**options)
         return self.matrix.caption_key(captioner, plan.instruction), options
 
-    def _captions(self, cell: Cell, question: Question) -> list[dict[str, Any]]:
-        """Records of the captions that the cell answers from; [] for the floor."""
+    def _captions(self, cell: Cell, question: EvalQuestion) -> list[dict[str, Any]]:
+        """Return the records of the captions from which the cell answers; [] if it has none."""
         if not cell.captioner:
             return []
         focus = self._focus(cell.reasoner, question)["text"] if cell.mode == "question" else ""
-        key, _ = self._asked(cell.captioner, focus)
-        found = [self.results.get("caption", key, _item(ref)) for ref in question.pictures]
-        return [record or {"error": "no caption was made"} for record in found]
+        key, _ = self._caption_options(cell.captioner, focus)
+        records = [self.results.get("caption", key, _item(ref)) for ref in question.pictures]
+        return [record or {"error": "no caption was made"} for record in records]
 
     # ---- answers
 
@@ -175,26 +178,28 @@ class Run:
                 if not self.results.has("answer", key, question.index):
                     self._answer_one(reasoner, cell, key, question)
 
-    def _answer_one(self, reasoner: BaseReasoner, cell: Cell, key: str, question: Question) -> None:
+    def _answer_one(
+        self, reasoner: BaseReasoner, cell: Cell, key: str, question: EvalQuestion
+    ) -> None:
         captions = self._captions(cell, question)
         failed = [record["error"] for record in captions if "error" in record]
         if failed:
             self.results.put("answer", key, question.index, {"error": failed[0]})
             return
-        way, texts = self.matrix.settings.options, [text for _, text in question.options]
+        form, texts = self.matrix.settings.options, [text for _, text in question.options]
         with self._recorded("answer", key, question.index) as record:
             answer = reasoner.answer(
                 [record_to_caption(record["caption"]) for record in captions],
                 question.text,
-                options=dict(question.options) if way == "letters" else {},
+                options=dict(question.options) if form == "letters" else {},
                 hint=question.hint,
-                shape=choices_to_shape(texts) if way == "bound" and texts else None,
+                shape=choices_to_shape(texts) if form == "bound" and texts else None,
                 answer_tokens=self.matrix.settings.answer_tokens,
             )
             spent = answer.timings.total - answer.timings.load
             record |= {"answer": answer.to_dict(), "seconds": spent / 1000}
 
-    # ---- what no rule could match
+    # ---- answers that no rule can match
 
     def _judge(self, judge: BaseReasoner) -> None:
         for question in self._each(f"{judge.name}: judging"):
@@ -212,17 +217,17 @@ class Run:
         judge = self.judge.model if self.judge else None
         return key_of("verdict", self.matrix.answer_key(cell), judge and model_id(judge))
 
-    def _verdict(self, cell: Cell, question: Question, text: str) -> Verdict:
+    def _verdict(self, cell: Cell, question: EvalQuestion, text: str) -> Verdict:
         verdict = score(question, text)
         if verdict.by or self.judge is None:
             return verdict
-        found = self.results.get("verdict", self._verdict_key(cell), question.index) or {}
-        return said_to_verdict(question, found.get("said", NONE))
+        record = self.results.get("verdict", self._verdict_key(cell), question.index) or {}
+        return reply_to_verdict(question, record.get("said", NONE))
 
-    # ---- reading it back
+    # ---- records → outcomes
 
-    def _outcome(self, cell: Cell, question: Question) -> Outcome:
-        found = self.results.get("answer", self.matrix.answer_key(cell), question.index)
+    def _outcome(self, cell: Cell, question: EvalQuestion) -> AnswerOutcome:
+        answer = self.results.get("answer", self.matrix.answer_key(cell), question.index)
         captions = self._captions(cell, question)
         texts = tuple(r["caption"]["caption"] for r in captions if "caption" in r)
         focus = self._focus(cell.reasoner, question) if cell.mode == "question" else {}
@@ -231,25 +236,25 @@ class Run:
             "focus": focus.get("text", ""),
             "focus_note": focus.get("note", ""),
         }
-        if found is None or "error" in found:
-            return Outcome(error=(found or {}).get("error", "not answered"), **common)
-        text = found["answer"]["answer"]
+        if answer is None or "error" in answer:
+            return AnswerOutcome(error=(answer or {}).get("error", "not answered"), **common)
+        text = answer["answer"]["answer"]
         seconds = {
             "focus": focus.get("seconds", 0.0),
             "perceive": sum(record["seconds"] for record in captions),
-            "reason": found["seconds"],
+            "reason": answer["seconds"],
         }
-        return Outcome(text, self._verdict(cell, question, text), seconds=seconds, **common)
+        return AnswerOutcome(text, self._verdict(cell, question, text), seconds=seconds, **common)
 
     def _memory(self, cell: Cell) -> int | None:
-        """The larger of the two models' peaks, as they run one after the other."""
+        """Return the larger of the two models' peaks, because they run one after the other."""
         names = [("captioner", cell.captioner)] * bool(cell.captioner)
         peaks = [
             self.results.get("memory", self._memory_key(role, name), "peak")
             for role, name in [*names, ("reasoner", cell.reasoner)]
         ]
-        found = [peak["bytes"] for peak in peaks if peak]
-        return max(found) if len(found) == len(peaks) else None
+        known = [peak["bytes"] for peak in peaks if peak]
+        return max(known) if len(known) == len(peaks) else None
 
     # ---- stages
 
@@ -260,7 +265,7 @@ class Run:
 
     @contextlib.contextmanager
     def _turn(self, role: str, name: str, model: Captioner | BaseReasoner) -> Iterator[None]:
-        """One model's turn: afterwards it is freed, and its peak memory is kept."""
+        """Run one model's stage; then free the model and store its peak memory."""
         peak_memory.reset_peak()
         self._worked = False
         try:
@@ -274,7 +279,7 @@ class Run:
                 self.results.put("memory", key, "peak", record)
             model.close()
 
-    def _each(self, stage: str) -> Iterator[Question]:
+    def _each(self, stage: str) -> Iterator[EvalQuestion]:
         for number, question in enumerate(self.questions):
             self.progress(stage, number, len(self.questions))
             yield question
@@ -282,7 +287,7 @@ class Run:
 
     @contextlib.contextmanager
     def _recorded(self, kind: str, key: str, item: str) -> Iterator[dict[str, Any]]:
-        """What is put into the dictionary is kept, or the error that ended it."""
+        """Store the yielded dictionary as a record, or the error that ended the block."""
         record: dict[str, Any] = {}
         self._worked = True
         try:
@@ -295,10 +300,10 @@ class Run:
 
 
 def _ends_all(error: EdgePrismError) -> bool:
-    """Stopped, or no model or no device: every other item would fail alike."""
+    """Return whether the error concerns every item: a stop, no model or no device."""
     return isinstance(error, (Interrupted, ModelError, DeviceError))
 
 
 def _item(ref: PictureRef) -> str:
-    """A picture's address within the data."""
+    """Return a picture's key within the data."""
     return ref.path or f"{ref.offset}/{ref.number}"

@@ -1,19 +1,19 @@
-"""An answer in free words → right or wrong, by rule.
+"""Scores an answer in free words by rules.
 
-Lettered options (`match_option`); the first rule that names exactly one option decides, a rule
-that names several ends the matter without a match:
+Lettered options (`match_option`): the first rule that names exactly one option decides; a rule
+that names several leaves the answer unmatched:
 1. the answer is an option's whole text;
-2. a letter is stated: "the answer is C because …", "Answer: (B)", "I choose option D";
-3. a letter stands alone or leads: "A.", "(B)", "**C**", "D) a dog";
-4. a letter stands anywhere else: in brackets, or as a capital of its own;
-5. exactly one option's text occurs in the answer.
-Letters behind "not", "isn't", "except" and the like do not count, nor does the "A" of "A dog" or
-the "I" of "I think". In comparisons case, punctuation and articles do not matter, and number
-words equal digits.
+2. it states a letter: "the answer is C because …", "Answer: (B)", "I choose option D";
+3. it is a letter or begins with one: "A.", "(B)", "**C**", "D) a dog";
+4. it has a letter anywhere else: in brackets, or as a single capital;
+5. it contains exactly one option's text.
+Letters after "not", "isn't", "except" and the like do not count, nor does the "A" of "A dog" or
+the "I" of "I think". Comparisons ignore case, punctuation and articles, and treat number words as
+digits.
 
 Open questions (`match_open`): numbers are compared as MathVista does it (integer; float at its
-`precision`; lists element by element), yes/no by the only one of the two that is said, any other
-text by being said as whole words.
+`precision`; lists element by element). A yes/no answer must contain exactly one of the two words.
+Any other expected text must occur in the answer as whole words.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgeprism.evaluation.questions import Question
+from edgeprism.evaluation.questions import EvalQuestion
 
 _WORDS_FOR_NUMBERS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -33,7 +33,7 @@ _DIGITS = {word: str(value) for value, word in enumerate(_WORDS_FOR_NUMBERS)}
 _TOKEN = re.compile(r"-?\d+(?:[.,]\d+)*|[^\W_]+(?:['’][^\W_]+)*|[<>=+*/^%$€£°²³-]")
 _ARTICLES = {"a", "an", "the"}
 
-_WRAP = r"[\s\"'“”*_`(\[{<$]*"  # what may stand around a letter
+_WRAP = r"[\s\"'“”*_`(\[{<$]*"  # characters that may surround a letter
 _UNWRAP = r"[\s\"'“”*_`)\]}>$]*"
 _STATED = re.compile(
     r"(?:answer|option|choice|choose|pick|select|correct(?: one)?)"
@@ -54,21 +54,24 @@ _NOT = re.compile(
     r"(?:\s+(?:be|the|is|an?|option|choice|answer|letter))*\s*$",
     re.IGNORECASE,
 )
-# "A because": the letter; "A dog": the article
+# Words after which "A" is the letter, as in "A because"; in "A dog" it is the article.
 _AFTER_LETTER_A = {
     "and", "as", "because", "but", "considering", "due", "for", "given", "is", "or", "since",
     "which", "with",
 }  # fmt: skip
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE]-?\d+)?(?![\w])")
-_SAID = re.compile(r"(?:answer|result|value|total)\s*(?:is|are|:|=)\s*(?P<rest>.*)", re.IGNORECASE)
+_RESULT = re.compile(
+    r"(?:answer|result|value|total)\s*(?:is|are|:|=)\s*(?P<rest>.*)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`choice` is the option's letter, or what an open answer was taken to say; "" is unmatched.
+    """The score of one answer.
 
+    `choice` is the option's letter, or the value read from an open answer; "" means unmatched.
     `by` names the rule: text, stated, leading, letter, mention, number, list, yes-no, words;
-    "judge" if a judge had to; "" when no rule applied.
+    "judge" if a judge decided; "" if no rule applied.
     """
 
     choice: str
@@ -79,8 +82,8 @@ class Verdict:
 UNMATCHED = Verdict("", False, "")
 
 
-def score(question: Question, answer: str) -> Verdict:
-    """What `answer` says, and whether that is right."""
+def score(question: EvalQuestion, answer: str) -> Verdict:
+    """Score `answer` by the rules."""
     if question.options:
         letter, rule = match_option(answer, question.options)
         return Verdict(letter, letter == question.answer, rule) if letter else UNMATCHED
@@ -91,12 +94,12 @@ def score(question: Question, answer: str) -> Verdict:
 
 
 def match_option(answer: str, options: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """The option that an answer names and the rule that found it; ("", "") without."""
+    """Return the letter that an answer names and the matching rule, or ("", "")."""
     text = answer.strip()
     letters = {letter for letter, _ in options}
     rules: tuple[tuple[str, Callable[[], set[str]]], ...] = (
         ("text", lambda: _whole(text, options)),
-        ("stated", lambda: _found(_STATED, text, letters, articles=True)),
+        ("stated", lambda: _named_letters(_STATED, text, letters, articles=True)),
         ("leading", lambda: _leading(text, letters)),
         ("letter", lambda: _loose(text, letters)),
         ("mention", lambda: _mentioned(text, options)),
@@ -111,73 +114,73 @@ def match_option(answer: str, options: Sequence[tuple[str, str]]) -> tuple[str, 
 
 
 def _whole(text: str, options: Sequence[tuple[str, str]]) -> set[str]:
-    """Options whose text is all of the answer; "A. dog" begins with a letter, not an article."""
+    """Return options whose text is the whole answer; not for "A. dog", where A is a letter."""
     if _LEADING.match(text):
         return set()
     return {letter for letter, option in options if normalised(option) == normalised(text)}
 
 
-def _found(
+def _named_letters(
     pattern: re.Pattern[str], text: str, letters: set[str], *, articles: bool = False
 ) -> set[str]:
-    """Letters that `pattern` finds and nothing takes back."""
-    found = set()
+    """Return the letters that `pattern` matches, without negated ones."""
+    named = set()
     for match in pattern.finditer(text):
         group = "letter" if match["letter"] else "bold"
-        letter, at = match[group], match.start(group)
-        if articles and not _is_letter(letter, text, at):
+        letter, position = match[group], match.start(group)
+        if articles and not _is_letter(letter, text, position):
             continue
         if letter.upper() in letters and not _NOT.search(text[: match.start()].rstrip("([{*\"' ")):
-            found |= {letter.upper(), *_further(text, at + 1, letters)}
-    return found
+            named |= {letter.upper(), *_further(text, position + 1, letters)}
+    return named
 
 
 def _further(text: str, end: int, letters: set[str]) -> set[str]:
-    """The letters that go on a list: B and C of "A, B and C"."""
-    found = set()
+    """Return the letters that continue a list: B and C of "A, B and C"."""
+    further = set()
     while (match := _AND_MORE.match(text, end)) and match["letter"] in letters:
         if _is_letter(match["letter"], text, match.start("letter")):
-            found.add(match["letter"])
+            further.add(match["letter"])
         end = match.end()
-    return found
+    return further
 
 
-def _is_letter(letter: str, text: str, at: int) -> bool:
-    """Whether the single character is an option's letter, not an article or a pronoun."""
-    after = text[at + 1 :]
+def _is_letter(letter: str, text: str, position: int) -> bool:
+    """Return whether the single character is an option's letter, not an article or a pronoun."""
+    after = text[position + 1 :]
     word = re.match(r"\s+([^\W\d_]+)", after)
     if letter in "aA":
         return word is None or word[1].lower() in _AFTER_LETTER_A
     if letter in "iI":
         return word is None
-    # a small letter in running text is no option, but for "the answer is b"
+    # A small letter counts only at the end of a text, as in "the answer is b".
     return letter.isupper() or not after.strip(" .)*\"'")
 
 
 def _leading(text: str, letters: set[str]) -> set[str]:
-    """The letter in front; a list of all options, one a line, names all of them."""
-    found = {match["letter"].upper() for match in _LEADING.finditer(text)} & letters
+    """Return the leading letter; if every line begins with one, return all of them."""
+    leading = {match["letter"].upper() for match in _LEADING.finditer(text)} & letters
     first = _LEADING.match(text)
     if first is None or first["letter"].upper() not in letters:
         return set()
-    return found | _further(text, first.start("letter") + 1, letters)
+    return leading | _further(text, first.start("letter") + 1, letters)
 
 
 def _loose(text: str, letters: set[str]) -> set[str]:
-    bracketed = _found(_BRACKETED, text, letters)
-    return bracketed or _found(_CAPITAL, text, letters, articles=True)
+    bracketed = _named_letters(_BRACKETED, text, letters)
+    return bracketed or _named_letters(_CAPITAL, text, letters, articles=True)
 
 
 def _mentioned(text: str, options: Sequence[tuple[str, str]]) -> set[str]:
-    """Options whose text occurs; one that only occurs inside a longer one's text does not."""
+    """Return options whose text occurs, unless only inside a longer option's text."""
     words = tokens(text)
     spans: list[tuple[int, int, str]] = []
     for letter, option in options:
-        wanted = tokens(option)
+        phrase = tokens(option)
         spans += [
-            (at, at + len(wanted), letter)
-            for at in range(len(words) - len(wanted) + 1)
-            if wanted and words[at : at + len(wanted)] == wanted
+            (start, start + len(phrase), letter)
+            for start in range(len(words) - len(phrase) + 1)
+            if phrase and words[start : start + len(phrase)] == phrase
         ]
     return {
         letter
@@ -187,9 +190,9 @@ def _mentioned(text: str, options: Sequence[tuple[str, str]]) -> set[str]:
 
 
 def tokens(text: str) -> list[str]:
-    """Words and numbers, small, without articles; number words as digits."""
-    found = [token.lower().replace("’", "'") for token in _TOKEN.findall(text)]
-    return [_DIGITS.get(token, token) for token in found if token not in _ARTICLES]
+    """Return words and numbers in lower case without articles; number words become digits."""
+    lower = [token.lower().replace("’", "'") for token in _TOKEN.findall(text)]
+    return [_DIGITS.get(token, token) for token in lower if token not in _ARTICLES]
 
 
 def normalised(text: str) -> str:
@@ -200,15 +203,16 @@ def normalised(text: str) -> str:
 # ---- open questions
 
 
-def match_open(question: Question, answer: str) -> Verdict:
-    """Number, list, yes or no, else words: as the expected answer is."""
+def match_open(question: EvalQuestion, answer: str) -> Verdict:
+    """Score an open answer as a number, list, yes/no or words, by the expected answer's form."""
     expected, kind = question.answer, question.answer_type
     if kind == "list":
-        said = _list_said(answer)
-        return Verdict(said, said == _list_said(expected), "list") if said else UNMATCHED
+        numbers = _stated_list(answer)
+        right = numbers == _stated_list(expected)
+        return Verdict(numbers, right, "list") if numbers else UNMATCHED
     number = to_number(expected)
     if kind in ("integer", "float") or (kind == "" and number is not None):
-        value = number_said(answer)
+        value = stated_number(answer)
         if value is None or number is None:
             return UNMATCHED
         return Verdict(f"{value:g}", _same_number(value, number, question), "number")
@@ -218,14 +222,14 @@ def match_open(question: Question, answer: str) -> Verdict:
             return UNMATCHED
         word = both.pop()
         return Verdict(word, word == normalised(expected), "yes-no")
-    wanted, words = tokens(expected) or [normalised(expected)], tokens(answer)
-    inside = any(words[at : at + len(wanted)] == wanted for at in range(len(words)))
-    # what else it may have said, no rule can tell: a judge may
+    phrase, words = tokens(expected) or [normalised(expected)], tokens(answer)
+    inside = any(words[i : i + len(phrase)] == phrase for i in range(len(words)))
+    # An answer in other words may still be right, which only a judge can tell.
     return Verdict(expected, True, "words") if inside else UNMATCHED
 
 
-def _same_number(value: float, expected: float, question: Question) -> bool:
-    """MathVista: an integer is cut, a float rounded to `precision` (its evaluation code)."""
+def _same_number(value: float, expected: float, question: EvalQuestion) -> bool:
+    """Compare as MathVista's evaluation code: truncate an integer, round a float to `precision`."""
     if question.answer_type == "integer":
         return int(value) == int(expected)
     if question.precision is not None:
@@ -234,28 +238,28 @@ def _same_number(value: float, expected: float, question: Question) -> bool:
 
 
 def to_number(text: str) -> float | None:
-    """ "1,234.5" or "three"; None for what is no number alone (a unit may follow)."""
+    """Parse "1,234.5" or "three"; None if the text is more than a number and a unit sign."""
     cleaned = text.strip().strip("$€£").rstrip("%.").strip()
     cleaned = _DIGITS.get(cleaned.lower(), cleaned)
     match = _NUMBER.fullmatch(cleaned)
     return float(match[0].replace(",", "")) if match else None
 
 
-def number_said(answer: str) -> float | None:
-    """The number that an answer comes to: behind "the answer is", else the only one in it."""
+def stated_number(answer: str) -> float | None:
+    """Return the number after "the answer is", else the only number in the answer."""
     digits = " ".join(_DIGITS.get(w.lower().strip(".,;:!"), w) for w in answer.split())
-    stated = list(_SAID.finditer(digits))
+    stated = list(_RESULT.finditer(digits))
     for text in ([stated[-1]["rest"]] if stated else []) + [digits]:
-        found = [float(match[0].replace(",", "")) for match in _NUMBER.finditer(text)]
-        if stated and text is not digits and found:
-            return found[0]
-        if len(set(found)) == 1:
-            return found[0]
+        numbers = [float(match[0].replace(",", "")) for match in _NUMBER.finditer(text)]
+        if stated and text is not digits and numbers:
+            return numbers[0]
+        if len(set(numbers)) == 1:
+            return numbers[0]
     return None
 
 
-def _list_said(answer: str) -> str:
-    """Numbers of the last bracketed list, else all of them, in order."""
-    listed = re.findall(r"\[([^\[\]]*)\]", answer)
-    found = _NUMBER.findall(listed[-1] if listed else answer)
-    return ", ".join(f"{float(number.replace(',', '')):g}" for number in found)
+def _stated_list(answer: str) -> str:
+    """Return the numbers of the last bracketed list, or else all numbers, in order."""
+    lists = re.findall(r"\[([^\[\]]*)\]", answer)
+    numbers = _NUMBER.findall(lists[-1] if lists else answer)
+    return ", ".join(f"{float(number.replace(',', '')):g}" for number in numbers)

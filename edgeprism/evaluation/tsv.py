@@ -1,8 +1,8 @@
-"""A TSV file → rows, one at a time: only the row that is looked at is in memory.
+"""A TSV file → rows, one at a time, so that only the current row is in memory.
 
-The dialect is what pandas writes and reads with a tab as separator: UTF-8, cells in double quotes
-where they hold a tab, a quote or a line feed. A row that cannot be read is reported, and reading
-goes on behind it.
+The dialect is the one that pandas writes and reads with a tab as separator: UTF-8, with double
+quotes around cells that hold a tab, a quote or a line feed. The reader reports an unreadable row
+and continues after it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that is no row, and why."""
+    """An unreadable row, and why."""
 
     line: int
     reason: str
@@ -47,18 +47,18 @@ class _BadText(Exception):
 
 
 class _Lines:
-    """The file's lines as text, with the place of each; never more than a row's limit at once."""
+    """The file's lines as text, with their offsets; it never reads more than a row's limit."""
 
     def __init__(self, file: BinaryIO, limit: int) -> None:
         self.file, self.limit = file, limit
-        self.offset = self.line = 0  # where the next line begins, and how many were read
+        self.offset = self.line = 0  # offset of the next line, and number of lines read
         self.begin_row()
 
     def begin_row(self) -> None:
         self.row_offset, self.row_line = self.offset, self.line + 1
-        self.second: tuple[int, int] | None = None  # where the row's second line begins
+        self.second: tuple[int, int] | None = None  # (offset, line) of the row's second line
         self.row_bytes = 0
-        self.ran_out = False  # the file ended while the row wanted more
+        self.ran_out = False  # the file ended inside the row
 
     def __iter__(self) -> _Lines:
         return self
@@ -86,18 +86,18 @@ class _Lines:
         except UnicodeDecodeError as error:
             raise _BadText from error
 
-    def go_on_behind_first_line(self) -> None:
-        """After an opened quote that nothing closes, the next line is a row again."""
+    def go_to_second_line(self) -> None:
+        """Continue with the row's second line as a new row, because a quote was never closed."""
         if self.second is not None:
             self.offset, self.line = self.second
             self.file.seek(self.offset)
 
 
 class TsvFile:
-    """One file; each reading opens it anew, so several may be under way."""
+    """One file; each method opens it again, so several readers can run at the same time."""
 
     def __init__(self, path: Path, *, max_row_bytes: int = MAX_ROW_BYTES) -> None:
-        """Reads the header. Raises UsageError when there is none that could be meant."""
+        """Read the header. Raises UsageError if it is missing, unreadable or repeats a name."""
         self.path, self.max_row_bytes = path, max_row_bytes
         with self._open() as file:
             lines = _Lines(file, max_row_bytes)
@@ -105,7 +105,7 @@ class TsvFile:
         if first is None or isinstance(first, BadRow):
             reason = "the file is empty" if first is None else first.reason
             raise UsageError(f"{path}: not a table: {reason}.", "Give a VLMEvalKit TSV file.")
-        # option columns are single letters; all other names are taken in any case
+        # Option columns are single capital letters; all other names are case-insensitive.
         names = [name.strip() for name in first[0]]
         self.columns = [name if len(name) == 1 else name.lower() for name in names]
         twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
@@ -113,7 +113,7 @@ class TsvFile:
             raise UsageError(f"{path}: two columns are called {twice[0]!r}.", "Rename one.")
 
     def rows(self) -> Iterator[Row | BadRow]:
-        """All rows behind the header; a row with another number of cells is a bad one."""
+        """Yield all rows after the header; a row with another number of cells is a BadRow."""
         with self._open() as file:
             lines = _Lines(file, self.max_row_bytes)
             parsed = self._parse(lines)
@@ -122,17 +122,17 @@ class TsvFile:
                 yield row if isinstance(row, BadRow) else self._to_row(*row)
 
     def row_at(self, offset: int) -> Row | BadRow:
-        """The row that begins at byte `offset`, as an earlier reading told it."""
+        """Return the row that begins at byte `offset`, which an earlier Row holds."""
         with self._open() as file:
             file.seek(offset)
             lines = _Lines(file, self.max_row_bytes)
-            lines.offset, lines.line = offset, 1  # a BOM stands only at the start
+            lines.offset, lines.line = offset, 1  # not line 0, where a BOM is removed
             lines.begin_row()
             row = next(self._parse(lines), BadRow(0, "the file has become shorter"))
             return row if isinstance(row, BadRow) else self._to_row(*row)
 
     def md5(self) -> str:
-        """Of the whole file, as data sets publish it."""
+        """Return the MD5 of the whole file, which data sets publish."""
         digest = hashlib.md5(usedforsecurity=False)
         with self._open() as file:
             while chunk := file.read(_CHUNK):
@@ -157,25 +157,25 @@ class TsvFile:
                 if lines.second is not None:
                     reason += ", or a quote is opened and never closed"
                 yield BadRow(lines.row_line, reason)
-                lines.go_on_behind_first_line()
+                lines.go_to_second_line()
                 continue
             except _BadText:
                 yield BadRow(lines.row_line, "not UTF-8 text")
-                lines.go_on_behind_first_line()
+                lines.go_to_second_line()
                 continue
             except csv.Error as error:
                 yield BadRow(lines.row_line, f"not readable: {error}")
                 continue
             if lines.ran_out:
                 yield BadRow(lines.row_line, "a quote is opened and never closed")
-                lines.go_on_behind_first_line()
+                lines.go_to_second_line()
                 if lines.second is None:
                     return
-            elif cells:  # a blank line is no row
+            elif cells:  # blank lines are left out
                 yield cells, lines.row_offset, lines.row_line
 
     def _next_row(self, reader: Iterator[list[str]]) -> list[str]:
-        """csv's limit of 128 KiB a cell is the whole process's: lifted for this row alone."""
+        """Read a row with csv's limit of 128 KiB per cell, which is global, raised for this row."""
         before = csv.field_size_limit(self.max_row_bytes + 1)
         try:
             return next(reader)

@@ -1,4 +1,4 @@
-"""A data file of the rows that a test gives."""
+"""Writes a data file with a test's rows."""
 
 from __future__ import annotations
 

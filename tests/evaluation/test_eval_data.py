@@ -1,4 +1,4 @@
-"""TSV files → questions: every form that VLMEvalKit's data takes, and every way to be broken."""
+"""TSV files → questions: every form of VLMEvalKit's data, and every kind of broken row."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_pictures_of_every_form(write_tsv: WriteTsv, photo: Path) -> None:
     rows = [
         lettered(0, image="2"),  # refers forward
         lettered(1, image=repr([one, two])),  # as Python writes a list
-        lettered(2, image=f'["{two}"]'),  # as JSON does
+        lettered(2, image=f'["{two}"]'),  # as JSON writes it
         lettered(3, image="2"),  # refers back
         lettered(4, image="", image_path=photo.name),
         lettered(5, image="['2', '1']"),  # a list of references
@@ -89,13 +89,13 @@ BROKEN = {
     "unknown reference": ({"image": "77"}, "refers to row '77'"),
     "reference to itself": ({"image": "9"}, "refers to row '9'"),
     "reference to a reference": ({"image": "1"}, "refers to row '1'"),
-    "mixed list": ({"image": f"['0', '{picture(1)}']"}, "side by side"),
-    "no list": ({"image": f"[{picture(1)}]"}, "no list"),
-    "code in a list": ({"image": f"[__import__('os').getcwd(), '{'A' * 80}']"}, "no list"),
+    "mixed list": ({"image": f"['0', '{picture(1)}']"}, "mixes pictures and references"),
+    "no list": ({"image": f"[{picture(1)}]"}, "not a readable list"),
+    "code in a list": ({"image": f"[__import__('os').getcwd(), '{'A' * 80}']"}, "not a readable"),
     "no question": ({"question": "  "}, "no question"),
     "no answer": ({"answer": ""}, "no answer"),
     "no index": ({"index": ""}, "no index"),
-    "index twice": ({"index": "0"}, "there before"),
+    "index twice": ({"index": "0"}, "the same index"),
     "wrong letter": ({"answer": "D"}, "wrong answer: 'D'"),
     "option left out": ({"answer": "C"}, "wrong answer: 'C'"),
     "one option": ({"B": ""}, "missing options"),
@@ -110,12 +110,12 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_row_is_named_and_the_rest_is_read(write_tsv: WriteTsv, name: str) -> None:
-    changes, told = BROKEN[name]
+    changes, reason = BROKEN[name]
     rows = [lettered(0), lettered(1, image="0"), lettered(9, **changes), lettered(10)]
     file = QuestionFile(write_tsv(rows))
     assert [q.index for q in file.questions] == ["0", "1", "10"]
     (skip,) = file.skipped
-    assert told in skip.reason
+    assert reason in skip.reason
     assert skip.line == 4
     assert str(skip).startswith("line 4")
 
@@ -148,12 +148,12 @@ def test_rows_that_are_no_rows(write_tsv: WriteTsv) -> None:
     broken = [b"\n", b"just one cell\n", rows[1].replace(b"red boat", b"r\xffd"),
               rows[1].replace(b"red boat", b"r\0d")]  # fmt: skip
     path.write_bytes(b"".join([head, rows[0], *broken, rows[1], rows[2].rstrip(b"\n")]))
-    found = QuestionFile(path)
-    assert found.questions[0].index == "0"
-    assert found.questions[-1].index == "2"
-    told = [(s.line, s.reason) for s in found.skipped]
-    assert told[0] == (4, "1 cells, the header has 9")
-    assert told[1] == (5, "not UTF-8 text")
+    file = QuestionFile(path)
+    assert file.questions[0].index == "0"
+    assert file.questions[-1].index == "2"
+    skipped = [(s.line, s.reason) for s in file.skipped]
+    assert skipped[0] == (4, "1 cells, the header has 9")
+    assert skipped[1] == (5, "not UTF-8 text")
 
 
 def test_a_quote_that_nothing_closes_costs_one_row(write_tsv: WriteTsv) -> None:
@@ -204,24 +204,24 @@ def test_memory_does_not_grow_with_the_pictures(write_tsv: WriteTsv) -> None:
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(file.questions) == 40
-    assert peak < 8_000_000  # a row in its several forms
+    assert peak < 8_000_000  # a row as bytes, text and cells
     assert held < 200_000
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "the file is empty"),
-        (b"a\tb\n1\t2\n", "needed are index, question, answer"),
+        (b"a\tb\n1\t2\n", "it needs index, question, answer"),
         (b"index\tquestion\tanswer\timage\timage\n", "two columns"),
         (b"index\tquestion\tanswer\n", "image or image_path"),
         (b"\xff\xfe\n", "not UTF-8"),
     ],
 )
-def test_no_such_table(tmp_path: Path, content: bytes, told: str) -> None:
+def test_no_such_table(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "no.tsv"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=told) as error:
+    with pytest.raises(UsageError, match=message) as error:
         QuestionFile(path)
     assert str(path) in error.value.message
     with pytest.raises(UsageError, match="cannot be read"):
@@ -245,7 +245,7 @@ def test_rows_are_found_again_where_they_began(write_tsv: WriteTsv) -> None:
         assert (again.cells, again.offset) == (row.cells, row.offset)
 
 
-# ---- which file, which questions
+# ---- identifying the file, choosing questions
 
 
 def test_md5_of_known_files(write_tsv: WriteTsv) -> None:
@@ -254,7 +254,7 @@ def test_md5_of_known_files(write_tsv: WriteTsv) -> None:
     assert md5 == hashlib.md5(path.read_bytes()).hexdigest()
     assert identify(path, md5).startswith("not MMStar as published")
     assert identify(path, PUBLISHED["AI2D_TEST"]).startswith("AI2D_TEST as published")
-    assert identify(Path("mine.tsv"), md5).startswith("no published file")
+    assert identify(Path("mine.tsv"), md5).startswith("not a published file")
     assert {"MMStar", "AI2D_TEST", "MMMU_DEV_VAL", "MathVista_MINI"} <= set(PUBLISHED)
     assert all(len(bytes.fromhex(value)) == 16 for value in PUBLISHED.values())
 

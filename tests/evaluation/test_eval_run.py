@@ -1,4 +1,4 @@
-"""The matrix on tiny models: what is shared, what survives a kill, what the reports say."""
+"""The matrix on tiny models: shared records, a killed run, the reports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TIMES = ("seconds_focus", "seconds_perceive", "seconds_reason")
 
 @pytest.fixture(scope="module")
 def other_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second reasoner with other weights."""
+    """A second reasoner, with other weights."""
     return bundles.write_lm(tmp_path_factory.mktemp("other") / "other.gguf", seed=5)
 
 
@@ -52,7 +52,7 @@ def four(write_tsv: WriteTsv) -> Path:
 
 
 def without_times(report: dict[str, Any]) -> dict[str, Any]:
-    """All of a report but what a clock or the memory's state decides."""
+    """A report without its times and memory figures, which differ from run to run."""
     cells = [{k: v for k, v in cell.items() if k not in ("seconds", "memory_bytes")}
              for cell in report["cells"]]  # fmt: skip
     return report | {"cells": cells}
@@ -84,10 +84,11 @@ def test_cells_scores_and_reports(write_tsv: WriteTsv, matrix: Matrix, tmp_path:
         assert cell["accuracy"] == pytest.approx(sum(right) / 4)
         by_category = {c["name"]: c for c in cell["categories"] if c["level"] == "category"}
         assert {name: c["scored"] for name, c in by_category.items()} == {"land": 2, "sea": 2}
-    seen = {(row["index"], row["cell"]): row["captions"] for row in rows}
-    assert seen["0", names[2]] == seen["1", names[2]] != ""  # one picture, one generic caption
-    assert seen["0", names[2]] == seen["0", names[5]]  # shared between the reasoners
-    assert seen["3", names[2]].count("\n") >= 1  # a caption of each picture
+    captions = {(row["index"], row["cell"]): row["captions"] for row in rows}
+    # Questions 0 and 1 share a picture, so they share its generic caption.
+    assert captions["0", names[2]] == captions["1", names[2]] != ""
+    assert captions["0", names[2]] == captions["0", names[5]]  # shared between the reasoners
+    assert captions["3", names[2]].count("\n") >= 1  # a caption of each picture
     assert {row["captions"] for row in rows if row["mode"] == "no caption"} == {""}
     models = report["models"]
     assert models["captioners"]["tiny"]["digest"] == matrix.captioners["tiny"].bundle.digest
@@ -101,7 +102,7 @@ def test_each_picture_is_encoded_once_for_all_that_miss_it(
     file, out = QuestionFile(four(write_tsv)), tmp_path / "out"
     evaluate(file, matrix, out)
     first = calls.count("encode")
-    # 4 pictures; the one that two questions share may be looked at again for the second's focus
+    # 4 pictures; the one that two questions share may be encoded again for the second's focus.
     assert first in (4, 5)
     assert calls.count("caption") <= 4 + 5 * 2
     calls.clear()
@@ -141,10 +142,10 @@ def test_no_option_reaches_the_captioner(
     file = QuestionFile(write_tsv(rows))
     evaluate(file, matrix, tmp_path / "out")
     with Results(tmp_path / "out", file.tsv.md5()) as results:
-        kept = results._db.execute("SELECT record FROM records WHERE kind = 'caption'").fetchall()
-    instructions = [json.loads(text)["caption"]["instruction"] for (text,) in kept]
+        stored = results._db.execute("SELECT record FROM records WHERE kind = 'caption'").fetchall()
+    instructions = [json.loads(text)["caption"]["instruction"] for (text,) in stored]
     assert instructions
-    assert not any("small bird" in said or "no tree" in said for said in instructions)
+    assert not any("small bird" in text or "no tree" in text for text in instructions)
 
 
 def test_without_a_focus_the_generic_caption_serves(
@@ -159,8 +160,8 @@ def test_without_a_focus_the_generic_caption_serves(
     assert cells["tiny, question → lm"]["scored"] == 4
     assert cells["tiny, question → lm"]["without_focus"] == 4
     assert "too long for it" in (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
-    seen = {(row["index"], row["mode"]): row["captions"] for row in answers(tmp_path / "out")}
-    assert all(seen[str(i), "question"] == seen[str(i), "generic"] for i in range(4))
+    captions = {(row["index"], row["mode"]): row["captions"] for row in answers(tmp_path / "out")}
+    assert all(captions[str(i), "question"] == captions[str(i), "generic"] for i in range(4))
 
     def vanish(*_: Any, **__: Any) -> tuple[str, str]:
         raise ModelError("gone")
@@ -181,8 +182,8 @@ def test_how_reasoners_meet_options(
     report = evaluate(file, matrix, out)
     assert report["settings"]["options"] == way
     with Results(out, file.tsv.md5()) as results:
-        kept = results._db.execute("SELECT record FROM records WHERE kind = 'answer'").fetchall()
-    shown = [json.loads(text)["answer"]["options"] for (text,) in kept]
+        stored = results._db.execute("SELECT record FROM records WHERE kind = 'answer'").fetchall()
+    shown = [json.loads(text)["answer"]["options"] for (text,) in stored]
     assert sum(bool(options) for options in shown) == (6 if way == "letters" else 0)
     lettered_rows = [row for row in answers(out) if row["index"] != "3"]
     if way == "bound":
@@ -190,11 +191,11 @@ def test_how_reasoners_meet_options(
         assert {row["matched_by"] for row in lettered_rows} == {"text"}
     else:
         assert not {row["answer"] for row in lettered_rows} & {"red boat", "blue dog"}
-    with pytest.raises(UsageError, match="no way to show"):
+    with pytest.raises(UsageError, match="not a way to show"):
         Matrix([], [], settings=replace(SHORT, options="sung"))
 
 
-# ---- the command: killed, gone on with, given broken rows
+# ---- the command: killed, continued, given broken rows
 
 KILLED_AT = """
 import os, signal, sys
@@ -231,25 +232,25 @@ def records(out: Path, data: Path) -> int:
 def test_kill_9_loses_only_what_was_in_flight(
     write_tsv: WriteTsv, command: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Killed in each stage, the run goes on and ends as if nothing had happened."""
+    """A run killed in each stage continues, and ends with the same report."""
     data, whole, out = four(write_tsv), tmp_path / "whole", tmp_path / "killed"
     assert run(command(data, whole)) == 0
     all_records = records(whole, data)
-    kept = 0
-    for further in (3, 8, 9, 12):  # in the focuses, the captions, the answers of each reasoner
+    before = 0
+    for further in (3, 8, 9, 12):  # kills in the focuses, the captions, each reasoner's answers
         child = [sys.executable, "-c", KILLED_AT, str(further), *command(data, out)]
         done = subprocess.run(child, capture_output=True, text=True, timeout=120)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert not (out / JSON).exists()
-        stages = records(out, data) - kept
-        assert stages == further - 1 or stages == further - 2  # a peak may be kept again
-        kept = records(out, data)
-    assert 0 < kept < all_records
+        stages = records(out, data) - before
+        assert stages == further - 1 or stages == further - 2  # a peak may be stored again
+        before = records(out, data)
+    assert 0 < before < all_records
     assert run(command(data, out)) == 0
     reports = [json.loads((place / JSON).read_text(encoding="utf-8")) for place in (whole, out)]
     assert without_times(reports[0]) == without_times(reports[1])
     assert answers(whole) == answers(out)
-    # the comparison sees a single word that differs
+    # The comparison notices a single different word.
     with Results(out, QuestionFile(data).tsv.md5()) as results:
         row = results._db.execute("SELECT key, item, record FROM records "
                                   "WHERE kind = 'answer' LIMIT 1").fetchone()  # fmt: skip
@@ -277,17 +278,17 @@ def test_ctrl_c_says_how_to_go_on(write_tsv: WriteTsv, command: Any, tmp_path: P
 def test_broken_rows_are_named_and_exit_3(
     write_tsv: WriteTsv, command: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    no_picture = "QUJD" * 30  # good base64 of no picture: only looking at it tells
+    no_picture = "QUJD" * 30  # valid base64, but not a picture
     rows = [lettered(0), lettered(1, answer="Z"), lettered(2, image="99"), lettered(3),
             lettered(4, image=no_picture), lettered(5, image="A" * 101)]  # fmt: skip
     data, out = write_tsv(rows), tmp_path / "out"
     assert run(command(data, out)) == 3
-    said = capfd.readouterr()
+    output = capfd.readouterr()
     for line in ("line 3 (index 1): wrong answer", "line 4 (index 2): image refers to row '99'",
                  "line 7 (index 5): bad base64", "question 4, tiny, generic"):  # fmt: skip
-        assert line in said.err
-    assert "3 rows of the file were skipped" in said.out
-    assert "1 questions failed somewhere" in said.out
+        assert line in output.err
+    assert "3 rows of the file were skipped" in output.out
+    assert "1 questions failed somewhere" in output.out
     report = json.loads((out / JSON).read_text(encoding="utf-8"))
     cells = {cell["name"]: cell for cell in report["cells"]}
     assert (cells["no caption → lm"]["scored"], cells["no caption → lm"]["failed"]) == (3, 0)
@@ -310,7 +311,7 @@ def test_a_judge_decides_what_no_rule_can(
         if row["matched_by"] == "judge":
             assert row["choice"] in ("A", "B", row["expected"], "something else")
             assert bool(int(row["right"])) == (row["choice"] == row["expected"])
-    assert run(command(data, out)) == 0  # without it, its verdicts do not count
+    assert run(command(data, out)) == 0  # without a judge, its verdicts do not count
     plain = json.loads((out / JSON).read_text(encoding="utf-8"))
     assert "judge" not in {rule for cell in plain["cells"] for rule in cell["matched_by"]}
 

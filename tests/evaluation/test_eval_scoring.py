@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from edgeprism.evaluation.questions import Question
-from edgeprism.evaluation.scoring import UNMATCHED, match_option, number_said, score, to_number
+from edgeprism.evaluation.questions import EvalQuestion
+from edgeprism.evaluation.scoring import UNMATCHED, match_option, score, stated_number, to_number
 
 OPTIONS = (("A", "red car"), ("B", "a dog"), ("C", "two boats"), ("D", "dark red"))
 
 ONE_OPTION = {
-    # a letter alone or in front
+    # the answer is a letter or begins with one
     "A.": "A", "A": "A", "(B)": "B", "b": "B", "**C**": "C", "D) dark red": "D",
     "C, two boats": "C", "D, a dark red": "D",
     "Answer:\n\nB": "B", "$\\boxed{C}$": "C", " [D] ": "D", "`B`": "B",
-    # a letter that is stated
+    # a stated letter
     "the answer is C because A…": "C", "The answer is C because A is wrong": "C",
     "Answer: (B)": "B", "The correct answer is **B**.": "B", "I choose option D": "D",
     "answer is d": "D", "The answer is A": "A", "The answer is A because it is red.": "A",
@@ -26,7 +26,7 @@ ONE_OPTION = {
     "dark red": "D", "The car is dark red.": "D", "a dog": "B", "A dog": "B", "A dog.": "B",
     "The Dog!": "B", "It is a dog": "B", "2 boats": "C", "I see two boats there.": "C",
     "A red car": "A", "the answer is a dog": "B", "The answer is A dog": "B",
-    # letter and text at odds: the letter is what was asked for
+    # letter and text disagree: the prompt asks for the letter
     "B. two boats": "B", "A. dog": "A",
 }  # fmt: skip
 
@@ -66,7 +66,7 @@ def test_options_that_look_like_letters() -> None:
 
 
 def test_a_verdict_is_right_for_the_right_option_alone() -> None:
-    question = Question("1", "?", "B", (), OPTIONS)
+    question = EvalQuestion("1", "?", "B", (), OPTIONS)
     right, wrong = score(question, "(B)"), score(question, "(C)")
     assert (right.choice, right.right) == ("B", True)
     assert (wrong.choice, wrong.right) == ("C", False)
@@ -112,7 +112,7 @@ OPEN = [
 def test_open_questions(
     expected: str, kind: str, precision: int | None, answer: str, right: bool | None
 ) -> None:
-    question = Question("1", "?", expected, (), answer_type=kind, precision=precision)
+    question = EvalQuestion("1", "?", expected, (), answer_type=kind, precision=precision)
     verdict = score(question, answer)
     assert (
         verdict == UNMATCHED
@@ -126,6 +126,6 @@ def test_numbers() -> None:
     assert to_number("three") == 3
     assert to_number("3 cats") is None
     assert to_number("B12") is None
-    assert number_said("about 3 of 3") == 3
-    assert number_said("in 2008, the value is 1e-3") == 0.001
-    assert number_said("v2") is None
+    assert stated_number("about 3 of 3") == 3
+    assert stated_number("in 2008, the value is 1e-3") == 0.001
+    assert stated_number("v2") is None

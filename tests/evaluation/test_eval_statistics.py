@@ -12,13 +12,13 @@ from edgeprism.evaluation.statistics import bootstrap_interval, holm, mcnemar, p
 
 
 def test_mcnemar_against_counting_all_outcomes() -> None:
-    """Under the null each disagreeing question falls to either side alike: count 2**n cases."""
+    """Under the null each of the 2**n ways to split the disagreeing questions is equally likely."""
     for n in range(1, 11):
         sides = [sum(side) for side in product((0, 1), repeat=n)]
-        for ours in range(n + 1):
-            fewer = min(ours, n - ours)
+        for wins in range(n + 1):
+            fewer = min(wins, n - wins)
             extreme = sum(min(s, n - s) <= fewer for s in sides) / 2**n
-            assert mcnemar(ours, n - ours) == pytest.approx(min(1.0, extreme), abs=1e-12)
+            assert mcnemar(wins, n - wins) == pytest.approx(min(1.0, extreme), abs=1e-12)
 
 
 def test_mcnemar_known_values() -> None:
@@ -58,12 +58,12 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
 
 
 def test_pairs_are_compared_question_by_question() -> None:
-    """Cells that agree but for a few questions differ surely, though their intervals overlap."""
-    theirs = [float(i % 2) for i in range(300)]
-    ours = [max(score, float(i < 24)) for i, score in enumerate(theirs)]
-    difference, low, high = paired_interval(ours, theirs, seed=0)
+    """Two cells that differ in few questions differ significantly, though intervals overlap."""
+    scores_b = [float(i % 2) for i in range(300)]
+    scores_a = [max(score, float(i < 24)) for i, score in enumerate(scores_b)]
+    difference, low, high = paired_interval(scores_a, scores_b, seed=0)
     assert difference == pytest.approx(12 / 300)
     assert low > 0
     half = 1.96 * math.sqrt(0.04 * 0.96 / 300)
     assert (low, high) == pytest.approx((0.04 - half, 0.04 + half), abs=0.006)
-    assert bootstrap_interval(ours, seed=0)[0] < bootstrap_interval(theirs, seed=0)[1]
+    assert bootstrap_interval(scores_a, seed=0)[0] < bootstrap_interval(scores_b, seed=0)[1]

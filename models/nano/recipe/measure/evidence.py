@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeprism import Captioner, Prism, Reasoner
-from edgeprism.evaluation.questions import Question, QuestionFile
+from edgeprism.evaluation.questions import EvalQuestion, QuestionFile
 from edgeprism.evaluation.scoring import score
 from edgeprism.models import nano
 from edgeprism.models.nano.recipe.world.grammar import NUMBERS
@@ -55,8 +55,8 @@ _QUESTION_WORDS = {
 }
 
 
-def carries(sentence: str, question: Question) -> bool:
-    """Return whether a sentence states the question's right answer.
+def carries(sentence: str, question: EvalQuestion) -> bool:
+    """Whether a sentence says the right answer of what the question is about.
 
     It recognises the wordings of `grammar`, with which nano was trained: "two red stars", "the star
     is red", "is below the ring", "there is no star", "reads "STOP"", "B is 7".
