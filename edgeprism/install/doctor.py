@@ -1,7 +1,7 @@
 """`edgeprism doctor`: what this installation can do, what is wrong with it, and the exact fix.
 
-Engines are tried in a process of their own: one that was built for another processor dies on
-loading, and that is to be reported, not suffered.
+The doctor loads each engine in a child process: an engine built for another processor kills the
+process that loads it, and the doctor must survive to report that.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from edgeprism.machine import child, device, facts
 
 OK, WARN, BAD = "ok", "warn", "bad"
 REPORT_SCHEMA = 1
-# every one of them installs the module `onnxruntime`
+# Each of these distributions installs the module `onnxruntime`.
 ONNXRUNTIME_BUILDS = (
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino",
     "onnxruntime-qnn", "onnxruntime-silicon",
@@ -48,7 +48,7 @@ _LANGUAGE_FIX = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `fix` is a command where something can be done."""
+    """The state of one topic; `fix` is a command that mends it, if there is one."""
 
     topic: str
     state: str  # ok | warn | bad
@@ -59,7 +59,7 @@ class Finding:
 
 @dataclass
 class Diagnosis:
-    """All findings, in the order in which they are told."""
+    """All findings, in the order of the report."""
 
     findings: list[Finding] = field(default_factory=list)
 
@@ -71,7 +71,7 @@ class Diagnosis:
 
     @property
     def exit_code(self) -> int:
-        """5 for an engine, else 4 for the default model, else 0."""
+        """5 if an engine is faulty, else 4 if the default model is, else 0."""
         return max((finding.exit_code for finding in self.findings), default=EXIT_DONE)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,9 +87,9 @@ class Diagnosis:
 def examine(
     environment: Mapping[str, str] = os.environ, pair: tuple[str, str] | None = None
 ) -> Diagnosis:
-    """Look at everything; opens no network and changes nothing.
+    """Examine engines, machine, data folder and models, without a network or any change.
 
-    `pair`: a language model's GGUF and its mmproj, to be tried too.
+    `pair` adds a language model's GGUF and its mmproj.
     """
     diagnosis = Diagnosis()
     diagnosis.add("edgeprism", OK, edgeprism.__version__)
@@ -110,7 +110,7 @@ def examine(
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, cores, instruction set, memory and engines' versions; nothing personal."""
+    """Return processor, cores, instruction set, memory and engine versions; nothing personal."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -127,7 +127,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def version_of(distribution: str) -> str | None:
-    """The installed version; None where it is not installed."""
+    """Return the installed version of a distribution; None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -135,7 +135,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def probe(engine: str) -> dict[str, Any]:
-    """Load an engine in a child process: what it offers, or `error` and `hint`."""
+    """Load an engine in a child process; return what it offers, or `error` and `hint`."""
     command = child.edgeprism_command("edgeprism.install.engine_probe", engine)
     try:
         ended = child.run(command, timeout_s=_PROBE_SECONDS)
@@ -144,13 +144,13 @@ def probe(engine: str) -> dict[str, Any]:
     if ended.by_signal:
         return {"error": f"loading it ends the process ({ended.how})", "hint": ""}
     try:
-        found = json.loads(ended.output.strip().splitlines()[-1])
+        answer = json.loads(ended.output.strip().splitlines()[-1])
     except (ValueError, IndexError):
         return {"error": ended.last_line(), "hint": ""}
-    return found if isinstance(found, dict) else {"error": "an unexpected answer", "hint": ""}
+    return answer if isinstance(answer, dict) else {"error": "an unexpected answer", "hint": ""}
 
 
-# ---- one topic each
+# ---- a function for each topic
 
 
 def _examine_packages(diagnosis: Diagnosis) -> None:
@@ -173,34 +173,34 @@ def _examine_vision(diagnosis: Diagnosis) -> dict[str, str]:
             f"pip uninstall -y {' '.join(builds)} && pip install {keep}",
             EXIT_UNAVAILABLE,
         )
-    found = probe("vision")
-    if "error" in found:
+    engine = probe("vision")
+    if "error" in engine:
         fix = "pip install onnxruntime"
         if len(builds) == 1:
             fix = f"pip install --force-reinstall --no-deps {builds[0]}"
-        diagnosis.add("vision engine", BAD, str(found["error"]), fix, EXIT_UNAVAILABLE)
+        diagnosis.add("vision engine", BAD, str(engine["error"]), fix, EXIT_UNAVAILABLE)
         return {}
-    providers = {str(name): str(obstacle) for name, obstacle in found["providers"].items()}
+    providers = {str(name): str(obstacle) for name, obstacle in engine["providers"].items()}
     named = " ".join(f"{build} {version_of(build)}" for build in builds) or "onnxruntime"
     if len(builds) < 2:
-        start = [name for name, obstacle in providers.items() if not obstacle]
-        diagnosis.add("vision engine", OK, f"{named}: {', '.join(start)}")
-    # set when edgeprism.vision.onnx is imported, before the library loads
+        usable = [name for name, obstacle in providers.items() if not obstacle]
+        diagnosis.add("vision engine", OK, f"{named}: {', '.join(usable)}")
+    # edgeprism.vision.onnx switches telemetry off before it loads the library.
     diagnosis.add("telemetry", OK, "ONNX Runtime's usage reports are switched off")
     return providers
 
 
 def _examine_language(diagnosis: Diagnosis) -> bool:
     version = version_of("llama-cpp-python")
-    found = probe("language")
-    if "error" in found:
+    engine = probe("language")
+    if "error" in engine:
         fix = _LANGUAGE_FIX if version else "pip install llama-cpp-python"
-        diagnosis.add("language engine", BAD, str(found["error"]), fix, EXIT_UNAVAILABLE)
+        diagnosis.add("language engine", BAD, str(engine["error"]), fix, EXIT_UNAVAILABLE)
         return False
-    offload = bool(found["offload"])
+    offload = bool(engine["offload"])
     where = "can use a GPU" if offload else "built for the CPU alone"
-    if found.get("amx"):
-        where += "; its AMX code is not used, for it may crash"
+    if engine.get("amx"):
+        where += "; EdgePrism does not use its AMX code, which may crash"
     diagnosis.add("language engine", OK, f"llama-cpp-python {version}: {where}")
     return offload
 
@@ -209,7 +209,7 @@ def _examine_device(
     diagnosis: Diagnosis, providers: dict[str, str], offload: bool, environment: Mapping[str, str]
 ) -> None:
     if not providers:
-        return  # said already
+        return  # the finding on the vision engine says why
     requested = environment.get("EDGEPRISM_DEVICE") or "auto"
     try:
         provider = device.choose_provider(requested, providers)
@@ -223,29 +223,29 @@ def _examine_device(
             EXIT_UNAVAILABLE,
         )
         return
-    why = "EDGEPRISM_DEVICE" if requested != "auto" else "the best that each engine has"
+    why = "EDGEPRISM_DEVICE" if requested != "auto" else "each engine's best"
     name = device.device_name(provider, layers)
     diagnosis.add("device", OK, f"{name} ({why}; vision through {provider})")
     if requested == "cpu":
         return
-    for stopped, obstacle in providers.items():
+    for name, obstacle in providers.items():
         if obstacle:
-            text = f"{stopped} does not start: {obstacle}"
-            diagnosis.add("gpu", WARN, text, device.START_FIX[stopped])
+            text = f"{name} does not start: {obstacle}"
+            diagnosis.add("gpu", WARN, text, device.START_FIX[name])
     if has_nvidia_gpu() and providers.keys().isdisjoint(device.GPU_PROVIDERS):
         diagnosis.add(
             "gpu",
             WARN,
-            "an NVIDIA GPU is here, but ONNX Runtime is a CPU build",
+            "there is an NVIDIA GPU, but ONNX Runtime is a CPU build",
             'pip uninstall -y onnxruntime && pip install "onnxruntime-gpu[cuda]" nvidia-cublas',
         )
     if has_nvidia_gpu() and not offload:
-        text = "an NVIDIA GPU is here, but llama.cpp is a CPU build"
+        text = "there is an NVIDIA GPU, but llama.cpp is a CPU build"
         diagnosis.add("gpu", WARN, text, device.LLAMA_FIX["cuda"])
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether the driver shows a GPU; no library is loaded for it."""
+    """Return whether NVIDIA's driver shows a GPU, without loading a library."""
     return any(Path("/proc/driver/nvidia/gpus").glob("*")) or Path("/dev/nvidia0").exists()
 
 
@@ -269,15 +269,15 @@ def _examine_machine(diagnosis: Diagnosis) -> None:
 
 def _examine_data_dir(diagnosis: Diagnosis) -> None:
     folder = data_dir()
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent  # it is made at the first pull, inside this one
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent  # the first pull creates the data folder in this one
     fix = "export EDGEPRISM_HOME=FOLDER  # one that you may write to"
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         diagnosis.add("data folder", WARN, f"{folder}: cannot be written", fix)
         return
-    free = shutil.disk_usage(there).free
-    text = f"{folder}{'' if folder.exists() else ' (not made yet)'}: {_gigabytes(free)} free"
+    free = shutil.disk_usage(existing).free
+    text = f"{folder}{'' if folder.exists() else ' (not created yet)'}: {_gigabytes(free)} free"
     if free < _LOW_DISK:
         diagnosis.add("data folder", WARN, text, "export EDGEPRISM_HOME=FOLDER  # on another disk")
     else:
@@ -324,7 +324,7 @@ def _examine_convert(diagnosis: Diagnosis) -> None:
 
 
 def _examine_pair(diagnosis: Diagnosis, lm: str, mmproj: str) -> None:
-    """What a pair of GGUF files allows; it is tried in a process of its own."""
+    """Report what a pair of GGUF files can do; `open_pair` tries it in a child process."""
     from edgeprism.vision.pair import open_pair
 
     try:
@@ -332,15 +332,15 @@ def _examine_pair(diagnosis: Diagnosis, lm: str, mmproj: str) -> None:
     except (ModelError, TemplateError) as error:
         diagnosis.add("pair", BAD, error.message.strip(), error.hint, error.exit_code)
         return
-    found = manifest.vision.mmproj
-    if found is None:
+    mmproj_facts = manifest.vision.mmproj
+    if mmproj_facts is None:
         return
     traits = [
-        f"projector {found.projector}",
+        f"projector {mmproj_facts.projector}",
         f"{manifest.vision.tokens_per_tile} visual tokens for 1024 × 768 pixels",
-        "several tiles at a time" if found.tiles_together else "one tile at a time",
+        "several tiles at a time" if mmproj_facts.tiles_together else "one tile at a time",
         f"attention over rows {manifest.lm.image_attention}",
-        "positions in time, down and across" if found.multi_axis else "positions one by one",
+        "positions in time, down and across" if mmproj_facts.multi_axis else "positions one by one",
     ]
     diagnosis.add("pair", OK, f"{manifest.name}: {', '.join(traits)}")
 

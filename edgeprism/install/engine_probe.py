@@ -1,4 +1,4 @@
-"""The child process in which `edgeprism doctor` loads an engine: it may die of that."""
+"""The child process in which `edgeprism doctor` loads an engine, which may kill the process."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 
 def main() -> None:
-    """Load the engine in argv[1] (`vision` or `language`); the last line printed is its JSON.
+    """Load the engine in argv[1] (`vision` or `language`) and print JSON as the last line.
 
-    The line holds what the engine offers, or `error` and `hint`.
+    The JSON holds what the engine offers, or `error` and `hint`.
     """
     print("\n" + json.dumps(_offers(sys.argv[1])))
 
 
 def _offers(engine: str) -> dict[str, Any]:
-    # whatever a library raises while it loads is what the doctor reports
+    # A library may raise anything while it loads; the doctor reports it.
     try:
         if engine == "vision":
             from edgeprism.machine import device

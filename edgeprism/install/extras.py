@@ -1,4 +1,4 @@
-"""The optional packages of EdgePrism: which are missing, and the command that installs them."""
+"""Finds missing optional packages of EdgePrism, and the command that installs them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from importlib import metadata
 
 
 def missing_for_convert() -> list[str]:
-    """Requirements of the `convert` extra that are not installed, as pip takes them."""
+    """Return the requirements of the `convert` extra that are not installed, in pip's form."""
     try:
         required = metadata.requires("edgeprism") or []
     except metadata.PackageNotFoundError:
-        return []  # run from source without an installation: nobody knows
-    wanted = [
+        return []  # EdgePrism runs from source without metadata, so they are unknown
+    extra = [
         requirement.partition(";")[0].strip()
         for requirement in required
         if re.search(r"extra\s*==\s*['\"]convert['\"]", requirement)
     ]
-    return [w for w in wanted if not _is_installed(re.split(r"[^A-Za-z0-9._-]", w, maxsplit=1)[0])]
+    return [r for r in extra if not _is_installed(re.split(r"[^A-Za-z0-9._-]", r, maxsplit=1)[0])]
 
 
 def pip_install(requirements: Sequence[str]) -> str:
-    """The command that installs them."""
+    """Return the command that installs `requirements`."""
     return " ".join(["pip install", *(f'"{requirement}"' for requirement in requirements)])
 
 

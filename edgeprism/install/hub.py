@@ -1,7 +1,8 @@
-"""Repositories of a model hub, the needed files alone. The only importer of huggingface_hub.
+"""Fetches the needed files of a model hub's repositories. Only this module uses huggingface_hub.
 
-Files go to its cache, so HF_HOME, HF_TOKEN and HF_ENDPOINT mean what they mean everywhere, what
-another program fetched is used, and an interrupted transfer goes on where it stopped.
+Files go to that library's cache. So HF_HOME, HF_TOKEN and HF_ENDPOINT have their usual meaning,
+files that another program fetched are used, and an interrupted transfer continues where it
+stopped.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from edgeprism.progress import Progress
 
 _CHUNK = 1 << 20
 _WATCH_EVERY_S = 0.25
-_PAUSES_S = (0.5, 1, 2, 4, 8)  # before a broken transfer is taken up again
-_AGAIN = "Run the same command again: what has arrived is kept."
+_PAUSES_S = (0.5, 1, 2, 4, 8)  # before each new try of a broken transfer
+_AGAIN = "Run the same command again: it continues where this one stopped."
 _NETWORK = f"Check the network, the proxy and HF_ENDPOINT. {_AGAIN}"
 
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """One file as it arrived."""
+    """One fetched file."""
 
     name: str
     sha256: str
@@ -41,17 +42,17 @@ class FetchedFile:
 
 @dataclass(frozen=True)
 class Fetched:
-    """One repository on disk at exactly one revision."""
+    """One repository on disk, at one revision."""
 
     role: str
     repo: str
-    revision: str  # the commit that the catalogue's revision stood for
+    revision: str  # the commit to which the hub resolved the catalogue's revision
     folder: Path
     files: tuple[FetchedFile, ...]
 
 
 def needed_files(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The names that match; where a folder has safetensors, its pickled twins are left out."""
+    """Return the matching names, without pickled weights in folders that have safetensors."""
     matching = [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
     safe = {PurePosixPath(n).parent for n in matching if n.endswith(".safetensors")}
     return [
@@ -68,10 +69,10 @@ def fetch_repository(
     endpoint: str | None = None,
     cache: Path | None = None,
 ) -> Fetched:
-    """Bring the needed files of one repository, each held against its digest.
+    """Fetch the needed files of one repository and check each one's digest.
 
-    `endpoint` and `cache` replace HF_ENDPOINT and HF_HOME's. Raises PullError, which names the
-    repository and, where it is about one, the file.
+    `endpoint` and `cache` replace HF_ENDPOINT and the cache of HF_HOME. Raises PullError, which
+    names the repository and, if the fault concerns one file, that file.
     """
     hub = _import_hub()
     progress.stage(f"Asking for {source.repo}")
@@ -105,10 +106,10 @@ def _import_hub() -> Any:
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         raise UsageError(
-            f"Published checkpoints are fetched with huggingface_hub, which is not here: {error}.",
+            f"Fetching published checkpoints needs huggingface_hub, which is missing: {error}.",
             pip_install(["huggingface_hub>=0.34,<1"]),
         ) from error
-    disable_progress_bars()  # ours is shown
+    disable_progress_bars()  # EdgePrism shows its own
     return huggingface_hub
 
 
@@ -129,36 +130,37 @@ def _fetch_file(
     with _explained(hub, repo, commit, name), _watching(store / "blobs", progress):
         for pause_s in (*_PAUSES_S, None):
             try:
-                found = hub.hf_hub_download(
+                path = hub.hf_hub_download(
                     repo, name, revision=commit, endpoint=endpoint, cache_dir=cache
                 )
                 break
             except (OSError, RuntimeError, hub.errors.XetError) as error:
-                # a broken transfer has no errno, unlike a full disk; what the hub answers is final
+                # Only a broken transfer is tried again. A full disk has an errno, and an HTTP
+                # error is the hub's final answer.
                 refused = isinstance(error, hub.errors.HfHubHTTPError)
                 final = refused or getattr(error, "errno", None) is not None
                 if pause_s is None or final:
                     raise
-                progress.say(f"{repo}: {name}: the transfer broke off; going on.")
+                progress.say(f"{repo}: {name}: the transfer broke off; trying again.")
                 time.sleep(pause_s)
-    return Path(found)
+    return Path(path)
 
 
 @contextlib.contextmanager
 def _watching(blobs: Path, progress: Progress) -> Iterator[None]:
-    """Report how the file that is on its way grows: the library has no callback for it."""
+    """Report the growth of the file in transfer, for which the library has no callback."""
     stop = threading.Event()
 
     def watch() -> None:
-        seen = 0
+        reported = 0
         while not stop.wait(_WATCH_EVERY_S):
             sizes = []
             for path in blobs.glob("*.incomplete"):
-                with contextlib.suppress(OSError):  # complete and renamed in this moment
+                with contextlib.suppress(OSError):  # the file may just have been renamed
                     sizes.append(path.stat().st_size)
-            if sizes and max(sizes) > seen:
-                progress.advance(max(sizes) - seen)
-                seen = max(sizes)
+            if sizes and max(sizes) > reported:
+                progress.advance(max(sizes) - reported)
+                reported = max(sizes)
 
     thread = threading.Thread(target=watch, name="download-progress", daemon=True)
     thread.start()
@@ -170,7 +172,7 @@ def _watching(blobs: Path, progress: Progress) -> Iterator[None]:
 
 
 def _checked(source: Repository, path: Path, sibling: Any, progress: Progress) -> FetchedFile:
-    """Hash what arrived; a file that is not what was announced is removed from the cache."""
+    """Hash a fetched file; if its digest is not the hub's, remove it from the cache."""
     size = path.stat().st_size
     progress.stage(f"Checking {source.repo}: {sibling.rfilename}", size)
     sha256, git_blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
@@ -179,17 +181,17 @@ def _checked(source: Repository, path: Path, sibling: Any, progress: Progress) -
             sha256.update(chunk)
             git_blob.update(chunk)
             progress.advance(len(chunk))
-    # large files are announced with their sha256, small ones with their id in git
+    # The hub announces the sha256 of large files, and git's blob id of small ones.
     if sibling.lfs is not None:
-        announced, found = sibling.lfs.sha256, sha256.hexdigest()
+        announced, actual = sibling.lfs.sha256, sha256.hexdigest()
     else:
-        announced, found = sibling.blob_id, git_blob.hexdigest()
+        announced, actual = sibling.blob_id, git_blob.hexdigest()
     recorded = source.sha256.get(sibling.rfilename)
-    if announced and announced != found:
-        path.resolve().unlink()  # the blob; else every later try would find it again
+    if announced and announced != actual:
+        path.resolve().unlink()  # the blob, which every later try would use otherwise
         path.unlink(missing_ok=True)
         raise PullError(
-            f"{source.repo}: {sibling.rfilename} arrived damaged (digest {found[:12]}…, the hub "
+            f"{source.repo}: {sibling.rfilename} arrived damaged (digest {actual[:12]}…, the hub "
             f"announced {announced[:12]}…).",
             "It was removed; run the same command again.",
         )
@@ -204,7 +206,7 @@ def _checked(source: Repository, path: Path, sibling: Any, progress: Progress) -
 
 @contextlib.contextmanager
 def _explained(hub: Any, repo: str, revision: str, file: str = "") -> Iterator[None]:
-    """Every way in which the hub's client fails, as a PullError."""
+    """Turn every error of the hub's client into a PullError."""
     what = f"{repo}: {file}" if file else repo
     errors = hub.errors
     try:
@@ -226,16 +228,16 @@ def _explained(hub: Any, repo: str, revision: str, file: str = "") -> Iterator[N
     except errors.EntryNotFoundError as error:
         raise PullError(
             f"{what}: the repository has no such file at {revision} (404).",
-            "Its layout may have changed; tell us.",
+            "Its layout may have changed: please report it to the EdgePrism project.",
         ) from error
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "?")
         raise PullError(f"{what}: the hub answered with HTTP {status}.", _AGAIN) from error
-    except Exception as error:  # the client has transports that raise errors of their own
+    except Exception as error:  # the client's transports raise their own kinds of errors
         first = (str(error).splitlines() or [type(error).__name__])[0]
         unreachable = re.search(r"(Failed to |timed out|Connection refused)[^\"()]*", first)
         if getattr(error, "errno", None) is not None:
             raise PullError(f"{what}: {first}.", "Check the disk and HF_HOME.") from error
         reason = unreachable[0].replace("\\", "").strip() if unreachable else ""
-        said = f"the hub cannot be reached ({reason})" if reason else first
-        raise PullError(f"{what}: {said}.", _NETWORK) from error
+        message = f"the hub cannot be reached ({reason})" if reason else first
+        raise PullError(f"{what}: {message}.", _NETWORK) from error

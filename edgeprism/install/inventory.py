@@ -1,4 +1,4 @@
-"""The models of this machine: built in, installed, and what the catalogue could add."""
+"""The models of this machine: built-in, installed, and those that the catalogue offers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ModelEntry:
     name: str
     kind: str  # captioner | reasoner
     state: str  # built-in | installed | damaged | available
-    size: int | None  # bytes on disk, or to fetch; None where unknown
+    size: int | None  # bytes on disk, or to fetch; None if unknown
     license: str
     description: str
     path: str = ""
@@ -33,47 +33,47 @@ class ModelEntry:
 
 
 def list_models(catalogue: Catalogue | None = None) -> list[ModelEntry]:
-    """Built-in models, then installed ones, then what `pull` could add."""
+    """List built-in models, then installed ones, then those that `pull` can add."""
     catalogue = catalogue or read_catalogue()
-    found: dict[str, ModelEntry] = {}
-    # the data folder is searched first when a name is used, so it comes first here
+    present: dict[str, ModelEntry] = {}
+    # A name means the data folder's model if both have it, as in `find_model`.
     for place, state in ((data_dir() / "models", "installed"), *_builtin()):
         for name, path in models_in(place):
-            found.setdefault(name, _described(name, path, state, catalogue))
+            present.setdefault(name, _to_entry(name, path, state, catalogue))
     order = {"built-in": 0, "installed": 1, "damaged": 1}
-    entries = sorted(found.values(), key=lambda e: (order[e.state], e.name))
+    entries = sorted(present.values(), key=lambda e: (order[e.state], e.name))
     for name in catalogue.names():
-        if name not in found:
+        if name not in present:
             entries.append(_available(name, catalogue.find(name)))
     return entries
 
 
 def models_in(place: Path) -> list[tuple[str, Path]]:
-    """Name and path of the bundles and GGUF files in a folder of models."""
-    found = []
+    """Return name and path of the bundles and GGUF files in a folder of models."""
+    models = []
     try:
         paths = sorted(place.iterdir())
     except OSError:
-        return []  # not made yet, or not ours to read: then nothing in it can be used either
+        return []  # a missing or unreadable folder has no model that can be used
     for path in paths:
         if path.name.startswith("."):
-            continue  # a conversion under way
+            continue  # a conversion writes to such a folder until it is complete
         for candidate in (path, path / "bundle"):
             if (candidate / FILE_NAME).is_file():
-                found.append((path.name, candidate))
+                models.append((path.name, candidate))
                 break
         else:
             if path.suffix == ".gguf" and path.is_file():
-                found.append((path.stem, path))
-    return found
+                models.append((path.stem, path))
+    return models
 
 
 def _builtin() -> list[tuple[Path, str]]:
     return [(place, "built-in") for place in builtin_models_dir()]
 
 
-def _described(name: str, path: Path, state: str, catalogue: Catalogue) -> ModelEntry:
-    """A quick look: headers and sizes, no hashing."""
+def _to_entry(name: str, path: Path, state: str, catalogue: Catalogue) -> ModelEntry:
+    """Describe a model by its headers and sizes, without hashing."""
     try:
         if path.is_dir():
             bundle = open_bundle(path)
@@ -86,7 +86,7 @@ def _described(name: str, path: Path, state: str, catalogue: Catalogue) -> Model
         header = read_gguf_header(path)
         reasoner = catalogue.reasoners.get(name)
         if reasoner and path.stat().st_size != reasoner.size:
-            raise ModelError(f"{path}: has not the size that the catalogue records.")
+            raise ModelError(f"{path}: its size is not the one that the catalogue records.")
         license_ = reasoner.license if reasoner else str(header.metadata.get("general.license", ""))
         text = reasoner.description if reasoner else str(header.metadata.get("general.name", ""))
         return ModelEntry(name, "reasoner", state, path.stat().st_size, license_, text, str(path))
@@ -109,9 +109,9 @@ def _available(name: str, entry: WheelReasoner | HubCaptioner) -> ModelEntry:
 
 
 def model_facts(name: str, catalogue: Catalogue | None = None) -> dict[str, Any]:
-    """What is known of an installed model (name or path), else of one in the catalogue.
+    """Return facts on an installed model (name or path), or else on one in the catalogue.
 
-    Raises ModelError when there is neither, or the installed one cannot be read.
+    Raises ModelError if there is neither, or if the installed model cannot be read.
     """
     catalogue = catalogue or read_catalogue()
     try:
@@ -139,7 +139,7 @@ def _bundle_facts(path: Path) -> dict[str, Any]:
         "notice": m.notice,
         "sources": [asdict(source) for source in m.sources],
         "image": asdict(m.image),
-        "visual_tokens_per_picture": most_visual_tokens(m),  # at most
+        "visual_tokens_per_picture": most_visual_tokens(m),
         "vision": asdict(m.vision),
         "lm": asdict(m.lm),
         "prompts": asdict(m.prompts),
@@ -173,17 +173,17 @@ def _gguf_facts(name: str, path: Path, catalogue: Catalogue) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FileCheck:
-    """One file, hashed whole; `problem` is empty where it is what was recorded."""
+    """The result of hashing one file; `problem` is empty if the file is as recorded."""
 
     model: str
     file: str
     sha256: str
-    recorded: bool  # False: nothing to compare with, the digest alone is told
+    recorded: bool  # False: no digest is recorded, so there is nothing to compare with
     problem: str
 
 
 def verify_model(name: str, catalogue: Catalogue | None = None) -> list[FileCheck]:
-    """Hash every file of an installed model; raises ModelError where there is none to hash."""
+    """Hash every file of an installed model; raises ModelError if there is no such model."""
     catalogue = catalogue or read_catalogue()
     path = find_model(name)
     if path.is_file():
@@ -192,7 +192,7 @@ def verify_model(name: str, catalogue: Catalogue | None = None) -> list[FileChec
         if known is None:
             return [FileCheck(name, path.name, file_digest(path, again=True), False, "")]
         return [_checked(name, path, known.sha256, known.size)]
-    # not open_bundle: it stops at the first look, and here every file is to be named
+    # open_bundle would stop at the first faulty file, and this function reports all files.
     manifest = manifest_from_bundle(path)
     return [
         _checked(name, path / file, entry.sha256, entry.size)

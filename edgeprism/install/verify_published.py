@@ -1,8 +1,8 @@
-"""`edgeprism models verify-published`: run published weights once, and tell how it went.
+"""`edgeprism models verify-published`: runs published weights once and reports the results.
 
-Whoever has a network runs it and sends the report back: the revisions and digests that arrived,
-the parity gate's figures, and captions of photographs. Nothing in it tells of the machine's users
-or paths, and the pictures themselves are not in it.
+A person with a network runs it and sends the report to the project. It holds the revisions and
+digests of the fetched files, the parity gate's figures, and captions of photographs. It holds
+neither the pictures nor the machine's users and paths.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from edgeprism.progress import Progress
 from edgeprism.version import __version__
 
 REPORT_SCHEMA = 1
-WANTED_PHOTOS = 5
+RECOMMENDED_PHOTOS = 5
 
 
 @dataclass
 class Report:
-    """What happened, step by step; `failures` is empty where all went well."""
+    """The facts of each step; `failures` is empty if all steps passed."""
 
     name: str
     facts: dict[str, Any] = field(default_factory=dict)
@@ -53,11 +53,11 @@ class Report:
         }
 
     def to_text(self) -> str:
-        """The same for people."""
+        """Return the report as text for people."""
         return "\n".join(_report_lines(self)) + "\n"
 
     def write(self, folder: Path) -> list[Path]:
-        """report.json and report.txt in `folder`, which is made."""
+        """Write report.json and report.txt to `folder`, creating it; return their paths."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             written = []
@@ -87,7 +87,7 @@ def verify_published(
 ) -> Report:
     """Pull, convert (with the parity gate) and caption `photos` (files or folders of pictures).
 
-    Raises UsageError before anything is fetched; what fails later stands in the report.
+    Raises UsageError before anything is fetched; the report holds later failures.
     """
     catalogue = catalogue or read_catalogue()
     progress = progress or Progress()
@@ -97,8 +97,8 @@ def verify_published(
             f"`edgeprism models verify {name}` checks it.",
         )
     pictures = find_pictures(photos)
-    if len(pictures) < WANTED_PHOTOS:
-        progress.say(f"{len(pictures)} photographs: {WANTED_PHOTOS} would say more.")
+    if len(pictures) < RECOMMENDED_PHOTOS:
+        progress.say(f"{len(pictures)} photographs; {RECOMMENDED_PHOTOS} are recommended.")
     report = Report(name)
     report.facts = {
         "edgeprism": __version__,
@@ -117,7 +117,7 @@ def verify_published(
 
 
 def find_pictures(photos: Sequence[Path]) -> list[Path]:
-    """Files as given, folders as the pictures in them; UsageError where there is none."""
+    """Return the given files and the pictures in given folders; UsageError if there are none."""
     pictures: list[Path] = []
     for path in photos:
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -128,12 +128,12 @@ def find_pictures(photos: Sequence[Path]) -> list[Path]:
 
 
 def _step(report: Report, title: str, work: Callable[[], Any]) -> Any:
-    """The result of `work`, or None after a failure, which is then in the report."""
+    """Return the result of `work`; after a failure, add it to the report and return None."""
     start = time.perf_counter()
     try:
         return work()
     except Interrupted:
-        raise  # the user's Ctrl-C is no finding
+        raise  # the user's Ctrl-C is not a failure of the model
     except EdgePrismError as error:
         report.failures.append(f"{title}: {type(error).__name__}: {_without_home(str(error))}")
         return None
@@ -152,7 +152,7 @@ def _pulled(
         report.name,
         vision_quants=vision_quants,
         lm_quant=lm_quant,
-        again=True,  # the gate is to run here and now
+        again=True,  # so that the parity gate runs on this machine
         progress=progress,
         catalogue=catalogue,
     )
@@ -187,7 +187,7 @@ def _captioned(
         except EdgePrismError as error:
             report.failures.append(f"caption of {picture.name}: {_without_home(str(error))}")
             continue
-        # the picture's name, not where its owner keeps it
+        # The report holds the picture's name without its path, which is private.
         captions.append({**record, "image": picture.name})
         if not record["caption"].strip():
             report.failures.append(f"caption of {picture.name}: it is empty")

