@@ -33,29 +33,30 @@ if TYPE_CHECKING:
 @click.command("ask")
 @click.argument("images_and_question", nargs=-1, required=True, metavar="IMAGE... QUESTION")
 @click.option("--captioner", "models", multiple=True, metavar="NAME|BUNDLE",
-              help="Who perceives; repeat for several.  [default: $EDGEPRISM_MODEL or "
+              help="The captioner; repeat for several.  [default: $EDGEPRISM_MODEL or "
               f"{DEFAULT_MODEL}]")  # fmt: skip
 @click.option("--merge-captions", is_flag=True,
-              help="Several captioners: let the reasoner make one description of theirs "
+              help="With several captioners: let the reasoner merge their descriptions "
               "first.")  # fmt: skip
 @answering_options
 @pair_options("--lm-chat-format")
 @captioner_options
 @click.option("--instruction-mode", type=click.Choice(INSTRUCTION_MODES),
               default="question", show_default=True,
-              help="Question: the reasoner first names what the question is about, and the "
-              "captioner attends to that. --focus TEXT names it by hand.")  # fmt: skip
+              help="question: the reasoner first names what to observe, and the captioner's "
+              "instruction asks for it. generic: one instruction for all questions. --focus TEXT "
+              "sets what to observe.")  # fmt: skip
 @click.option("--choices", metavar="A,B,…", help="Answer with exactly one of these.")
 @click.option("--schema", "schema_file", type=click.Path(), metavar="FILE",
               help="Answer in JSON that validates against this JSON schema.")  # fmt: skip
 @click.option("--stages", type=click.Choice(STAGES), default="auto",
-              show_default=True, help="Apart: only one of the two models is in memory at a time; "
-              "auto does so where both would take half of the machine's.")  # fmt: skip
+              show_default=True, help="apart: only one of the two models is in memory at a time. "
+              "auto: apart if both would need half of the machine's memory.")  # fmt: skip
 @cache_option
 @click.option(
     "--show-captions",
     is_flag=True,
-    help="Print the captions, and which of their sentences support the answer.",
+    help="Also print the captions, and which of their sentences support the answer.",
 )
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -65,60 +66,65 @@ def command(
     schema_file: str | None,
     show_captions: bool,
     as_json: bool,
-    **asked: Any,
+    **options: Any,
 ) -> int:
     """Answer a question about pictures from their descriptions alone."""
     *images, question = images_and_question
     if not images:
-        raise UsageError("A picture and a question are needed.", 'edgeprism ask img.jpg "…?"')
+        raise UsageError(
+            "`ask` needs a picture and a question.", 'For example: edgeprism ask img.jpg "…?"'
+        )
     shape = _shape(choices, schema_file)
-    prism = _open_prism(**asked)
+    prism = _open_prism(**options)
     with working("looking and thinking…"):
         answer = prism.ask(
             images,
             question,
-            focus=asked["focus"],
-            instruction_mode=asked["instruction_mode"],
-            instruction=asked["instruction"],
-            merge=asked["merge_captions"],
-            caption_tokens=asked["caption_tokens"],
-            answer_tokens=asked["answer_tokens"],
+            focus=options["focus"],
+            instruction_mode=options["instruction_mode"],
+            instruction=options["instruction"],
+            merge=options["merge_captions"],
+            caption_tokens=options["caption_tokens"],
+            answer_tokens=options["answer_tokens"],
             shape=shape,
             evidence=as_json or show_captions,
         )
     _show(answer, as_json, show_captions)
     if shape is not None and not answer.text:
         raise EdgePrismError(
-            f"No answer of that shape within {asked['answer_tokens']} tokens.",
+            f"The reasoner finished no answer of that shape within {options['answer_tokens']} "
+            "tokens.",
             "Raise --answer-tokens.",
         )
     return EXIT_DONE
 
 
-def _open_prism(models: tuple[str, ...], reasoner: str, stages: str, **asked: Any) -> Prism:
-    """Both stages as the options name them, nothing of them loaded yet."""
+def _open_prism(models: tuple[str, ...], reasoner: str, stages: str, **options: Any) -> Prism:
+    """Open both stages as the options name them; the models load when needed."""
     from edgeprism.machine.device import stages_apart
     from edgeprism.machine.facts import memory_bytes
     from edgeprism.prism import Prism
 
     def settings(*names: str) -> dict[str, Any]:
-        return {name: asked[name] for name in ("device", "threads", "gpu_layers", *names)}
+        return {name: options[name] for name in ("device", "threads", "gpu_layers", *names)}
 
-    # the reasoner first: one that is missing is said before a picture is looked at
-    thinker = open_reasoner(reasoner, **settings("chat_format", "served_models", "allow_network"))
-    seeing = settings("vision_quant", "lm", "mmproj", "lm_chat_format")
+    # The reasoner first, so that a missing one is reported before any picture is read.
+    opened_reasoner = open_reasoner(
+        reasoner, **settings("chat_format", "served_models", "allow_network")
+    )
+    perception = settings("vision_quant", "lm", "mmproj", "lm_chat_format")
     models = models or (os.environ.get("EDGEPRISM_MODEL") or DEFAULT_MODEL,)
-    captioners = [open_captioner(model, **seeing) for model in dict.fromkeys(models)]
-    model_bytes = sum(c.engines.model_bytes() for c in captioners) + thinker.model_bytes()
+    captioners = [open_captioner(model, **perception) for model in dict.fromkeys(models)]
+    model_bytes = sum(c.engines.model_bytes() for c in captioners) + opened_reasoner.model_bytes()
     return Prism(
-        perceiving(captioners, use_store=not asked["no_cache"]),
-        thinker,
+        perceiving(captioners, use_store=not options["no_cache"]),
+        opened_reasoner,
         apart=stages_apart(stages, model_bytes, memory_bytes()),
     )
 
 
 def _shape(choices: str | None, schema_file: str | None) -> Shape | None:
-    """What --choices or --schema ask for."""
+    """Return the answer's shape by --choices or --schema; None without them."""
     if choices is not None and schema_file is not None:
         raise UsageError("--choices and --schema exclude each other.", "Choose one.")
     if choices is not None:
@@ -131,7 +137,9 @@ def _shape(choices: str | None, schema_file: str | None) -> Shape | None:
         try:
             text = Path(schema_file).read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as error:
-            raise UsageError(f"{schema_file}: cannot be read: {error}.", "--schema FILE") from error
+            raise UsageError(
+                f"{schema_file}: cannot be read: {error}.", "Check the path given to --schema."
+            ) from error
         return text_to_shape(text, schema_file)
     return None
 
@@ -151,9 +159,9 @@ def _show(answer: Answer, as_json: bool, show_captions: bool) -> None:
         for caption in answer.captions:
             by = f" by {caption.model.name}" if len(names) > 1 else ""
             click.echo(printable(f"{caption.image}{by}: {caption.text}"))
-        for found in answer.evidence or ():
-            where = f"picture {found.picture}, {found.captioner}, sentence {found.sentence}"
-            click.echo(printable(f"evidence: {where}: {found.text}"))
+        for item in answer.evidence or ():
+            where = f"picture {item.picture}, {item.captioner}, sentence {item.sentence}"
+            click.echo(printable(f"evidence: {where}: {item.text}"))
         if answer.evidence == ():
             click.echo("evidence: none; the description does not say")
     if answer.text:

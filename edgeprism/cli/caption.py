@@ -37,9 +37,13 @@ if TYPE_CHECKING:
     help="A model's name or a bundle's folder.",
 )
 @click.option(
-    "--together", is_flag=True, help="One caption of all pictures, for models made for several."
+    "--together",
+    is_flag=True,
+    help="Make one caption of all pictures, with a model made for several.",
 )
-@click.option("--example", is_flag=True, help="A picture that came with EdgePrism, too.")
+@click.option(
+    "--example", is_flag=True, help="Caption the example picture that ships with EdgePrism."
+)
 @pair_options("--chat-format")
 @captioner_options
 @click.option(
@@ -47,37 +51,51 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0),
     default=0.0,
     show_default=True,
-    help="0 gives the same text every time.",
+    help="Randomness of the text; 0 gives the same text every time.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="For a temperature above 0.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Random seed for a temperature above 0.",
+)
 @engine_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object (an array for several).")
-@click.option("--jsonl", is_flag=True, help="One JSON object a line, each as soon as it is there.")
-@click.option("--csv", "as_csv", is_flag=True, help="A table with a header.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object, or an array for several."
+)
+@click.option("--jsonl", is_flag=True, help="Print a JSON object per line, each as soon as made.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print a CSV table with a header.")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False),
     metavar="FILE",
     help="Write results to FILE, which appears when they are complete.",
 )
-@click.option("--txt", is_flag=True, help="Write photo.txt beside each picture.")
-@click.option("--xmp", is_flag=True, help="Write or merge photo.xmp (dc:description).")
+@click.option("--txt", is_flag=True, help="Write photo.txt next to each picture.")
+@click.option(
+    "--xmp", is_flag=True, help="Write photo.xmp (dc:description), or merge into an existing one."
+)
 @click.option(
     "--out-dir",
     type=click.Path(file_okay=False),
     metavar="DIR",
-    help="Put .txt and .xmp in a mirror of the folders under DIR.",
+    help="Write .txt and .xmp files into a mirror of the folders under DIR.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace .txt files that EdgePrism did not write.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Also replace texts and descriptions that other programs wrote.",
+)
 @click.option(
     "--files-from",
     type=click.Path(),
     metavar="FILE|-",
-    help="Read paths from FILE or standard input, one a line.",
+    help="Read paths from FILE or standard input, one per line.",
 )
 @click.option("--null", is_flag=True, help="Paths in --files-from end with NUL.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The first N pictures only.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done and how long it may take.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N pictures.")
+@click.option("--dry-run", is_flag=True, help="Print the work and its estimated time; do nothing.")
 @click.option(
     "--batch",
     "parallel",
@@ -91,14 +109,14 @@ if TYPE_CHECKING:
     type=click.Choice(["skip", "stop"]),
     default="skip",
     show_default=True,
-    help="What a picture that fails does to the rest.",
+    help="After a picture fails: skip it, or stop before the next.",
 )
 @click.option(
     "--errors",
     "errors_file",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Write failures to FILE, one JSON object a line.",
+    help="Write failures to FILE, one JSON object per line.",
 )
 def command(
     images: tuple[str, ...],
@@ -117,21 +135,21 @@ def command(
     device: str,
     threads: int | None,
     gpu_layers: int | None,
-    **asked: Any,
+    **output_options: Any,
 ) -> int:
     """Describe pictures in words.
 
-    One picture is looked at at once. Several, or folders, go through the caption store: what was
-    captioned before is known, and an interrupted run goes on where it ended. Exit code 3 says
-    that some pictures failed; the others are described. With --together the model is shown all of
-    them at once: "What changed between the two?"
+    Several pictures, or folders, use the caption store: it keeps finished captions, and an
+    interrupted run continues where it stopped. A single picture does without the store. Exit code
+    3 means that some pictures failed; the others have captions. With --together the model sees all
+    pictures in one prompt: "What changed between the two?"
     """
-    form = _form(asked)
+    form = _form(output_options)
     if example:
         images += (_example(),)
-    if not images and asked["files_from"] is None:
+    if not images and output_options["files_from"] is None:
         raise UsageError(
-            "No picture is named.", "edgeprism caption photo.jpg, or a folder, or --example."
+            "No picture is named.", "Name one (edgeprism caption photo.jpg), or use --example."
         )
     captioner = open_captioner(
         model,
@@ -151,35 +169,38 @@ def command(
         "seed": seed,
     }
     if together:
-        _check_together(images, asked)
+        _check_together(images, output_options)
         return _caption_one(images, captioner, form, options)
-    if _is_one(images, asked):
+    if _is_one(images, output_options):
         return _caption_one(images, captioner, form, options)
-    return _caption_many(images, captioner, form, options, asked)
+    return _caption_many(images, captioner, form, options, output_options)
 
 
-# options of a run over many pictures: the parameters that they set
+# Parameters whose options only make sense for a run over many pictures.
 _FOR_MANY = ("as_csv", "output", "txt", "xmp", "files_from", "dry_run", "errors_file")
 
 
 def _example() -> str:
-    """The path of the first example picture."""
+    """Return the path of the first example picture."""
     from importlib.resources import files
 
     return str(files("edgeprism.models.nano").joinpath("examples", "scene1.png"))
 
 
-def _form(asked: dict[str, Any]) -> str:
+def _form(output_options: dict[str, Any]) -> str:
     chosen = [form for form, flag in (("json", "as_json"), ("jsonl", "jsonl"), ("csv", "as_csv"))
-              if asked[flag]]  # fmt: skip
+              if output_options[flag]]  # fmt: skip
     if len(chosen) > 1:
         raise UsageError("--json, --jsonl and --csv exclude each other.", "Choose one.")
     return chosen[0] if chosen else "text"
 
 
-def _is_one(images: tuple[str, ...], asked: dict[str, Any]) -> bool:
-    """One file named directly, its result to stdout: no store, no workers."""
-    if len(images) != 1 or any(asked[name] for name in _FOR_MANY):
+def _is_one(images: tuple[str, ...], output_options: dict[str, Any]) -> bool:
+    """Return whether a single file is named and its result goes to stdout.
+
+    Such a caption needs neither the store nor worker processes.
+    """
+    if len(images) != 1 or any(output_options[name] for name in _FOR_MANY):
         return False
     from edgeprism.picture.patterns import is_pattern
 
@@ -187,23 +208,24 @@ def _is_one(images: tuple[str, ...], asked: dict[str, Any]) -> bool:
     return not os.path.isdir(image) and (os.path.lexists(image) or not is_pattern(image))
 
 
-def _check_together(images: tuple[str, ...], asked: dict[str, Any]) -> None:
-    flags = ["--" + name.replace("_", "-") for name in _FOR_MANY if asked[name]]
+def _check_together(images: tuple[str, ...], output_options: dict[str, Any]) -> None:
+    flags = ["--" + name.replace("_", "-") for name in _FOR_MANY if output_options[name]]
     if flags:
-        given = ", ".join(flags).replace("--as-csv", "--csv").replace("--errors-file", "--errors")
+        names = ", ".join(flags).replace("--as-csv", "--csv").replace("--errors-file", "--errors")
         raise UsageError(
-            f"--together makes one caption; {given} is for many.", "Name the pictures, use --json."
+            f"--together makes one caption; {names} is for many.",
+            "Name the pictures as arguments, and use --json for a record.",
         )
     if images.count("-") > 1:
-        raise UsageError("Standard input holds one picture.", "Name the others as files.")
+        raise UsageError("Standard input can hold only one picture.", "Name the others as files.")
 
 
 def _caption_one(
     images: tuple[str, ...], captioner: Captioner, form: str, options: CaptionOptions
 ) -> int:
-    """One caption: of a picture, or of several together."""
+    """Print one caption, of a picture or of several together."""
     sources: list[Any] = [sys.stdin.buffer if image == "-" else image for image in images]
-    with working(f"{', '.join(images)}: looking…"):
+    with working(f"{', '.join(images)}: describing…"):
         caption: Caption = captioner.caption(sources if len(sources) > 1 else sources[0], **options)
     for note in caption.notes:
         click.echo(f"{caption.image}: {note}", err=True)
@@ -222,31 +244,34 @@ def _caption_many(
     captioner: Captioner,
     form: str,
     options: CaptionOptions,
-    asked: dict[str, Any],
+    output_options: dict[str, Any],
 ) -> int:
     from edgeprism.cli.folder import ResultOptions, caption_folder, dry_run
     from edgeprism.folder.run import FolderOptions, SidecarKind
     from edgeprism.picture.find import find_pictures
 
     search = find_pictures(
-        images, files_from=asked["files_from"], null=asked["null"], limit=asked["limit"]
+        images,
+        files_from=output_options["files_from"],
+        null=output_options["null"],
+        limit=output_options["limit"],
     )
     plan = captioner.plan(**options)
-    if asked["dry_run"]:
-        dry_run(search, captioner, plan, not asked["no_cache"])
+    if output_options["dry_run"]:
+        dry_run(search, captioner, plan, not output_options["no_cache"])
         return EXIT_DONE
     sidecars: list[SidecarKind] = []
-    if asked["txt"]:
+    if output_options["txt"]:
         sidecars.append("txt")
-    if asked["xmp"]:
+    if output_options["xmp"]:
         sidecars.append("xmp")
     folder_options = FolderOptions(
         sidecars=sidecars,
-        out_dir=asked["out_dir"],
-        overwrite=asked["overwrite"],
-        use_store=not asked["no_cache"],
-        parallel=asked["parallel"],
-        on_error=asked["on_error"],
+        out_dir=output_options["out_dir"],
+        overwrite=output_options["overwrite"],
+        use_store=not output_options["no_cache"],
+        parallel=output_options["parallel"],
+        on_error=output_options["on_error"],
     )
-    results = ResultOptions(form, asked["output"], asked["errors_file"])
+    results = ResultOptions(form, output_options["output"], output_options["errors_file"])
     return caption_folder(search, captioner, plan, folder_options, results)

@@ -1,4 +1,4 @@
-"""`edgeprism chat IMAGE...`: questions one after another about the same pictures."""
+"""`edgeprism chat IMAGE...`: a conversation about the same pictures."""
 
 from __future__ import annotations
 
@@ -37,13 +37,16 @@ if TYPE_CHECKING:
     from edgeprism.perceive.looking import Looking
     from edgeprism.reason.conversation import Conversation
 
-_HELP = "/focus TEXT looks again, /captions prints what was seen, /quit (or Ctrl-D) ends."
+_HELP = (
+    "/focus TEXT describes the pictures again with that focus, /captions prints all captions, "
+    "/quit (or Ctrl-D) ends."
+)
 
 
 @click.command("chat")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--captioner", "model", default=DEFAULT_MODEL, envvar="EDGEPRISM_MODEL",
-              show_default=True, metavar="NAME|BUNDLE", help="Who perceives.")  # fmt: skip
+              show_default=True, metavar="NAME|BUNDLE", help="The captioner.")  # fmt: skip
 @answering_options
 @pair_options("--lm-chat-format")
 @captioner_options
@@ -67,17 +70,18 @@ def command(
     no_cache: bool,
     **engine: Any,
 ) -> int:
-    """Answer questions about pictures, one after another, a line each.
+    """Answer questions about pictures, one per line of input.
 
-    The pictures are described once. /focus TEXT looks again, /captions prints what was seen,
-    /quit or the end of input ends. Exit code 3 says that some questions had no answer.
+    The captioner describes the pictures once. /focus TEXT describes them again with that focus,
+    /captions prints all captions, /quit or the end of input ends. Exit code 3 means that some
+    questions had no answer.
     """
     from edgeprism.perceive.looking import Looking
     from edgeprism.reason.conversation import Conversation
 
     if "-" in images:
         raise UsageError("Standard input holds the questions.", "Name the picture's file.")
-    thinker = open_reasoner(
+    opened_reasoner = open_reasoner(
         reasoner, served_models=served_models, allow_network=allow_network,
         chat_format=chat_format, warm=True, **engine,
     )  # fmt: skip
@@ -90,8 +94,8 @@ def command(
         instruction=instruction,
         caption_tokens=caption_tokens,
     )
-    conversation = Conversation(thinker)
-    with working("looking…"):
+    conversation = Conversation(opened_reasoner)
+    with working("describing…"):
         conversation.tell(looking.first(focus))
     if sys.stdin.isatty():
         click.echo(_HELP, err=True)
@@ -105,7 +109,7 @@ def command(
             raise
         except EdgePrismError as error:
             if error.exit_code in (EXIT_MODEL, EXIT_UNAVAILABLE):
-                raise  # no model or no device: every other question would fail alike
+                raise  # without a model or a device every other question would fail too
             failed = True
             show_error(error)
     return EXIT_SOME_FAILED if failed else EXIT_DONE
@@ -120,26 +124,26 @@ def _do(line: str, looking: Looking, conversation: Conversation, answer_tokens: 
         for caption in looking.captions:
             click.echo(printable(f"{caption.image}: {caption.text}"))
     elif word == "/focus" and rest.strip():
-        with working("looking again…"):
-            seen = looking.again(rest.strip())
-        conversation.tell(seen)
-        for caption in seen:
+        with working("describing again…"):
+            captions = looking.again(rest.strip())
+        conversation.tell(captions)
+        for caption in captions:
             click.echo(printable(f"{caption.image}: {caption.text}"))
     elif word.startswith("/"):
-        raise UsageError(f"{printable(line)}: no command of this chat.", _HELP)
+        raise UsageError(f"{printable(line)}: not a command of this chat.", _HELP)
     else:
         with working("thinking…"):
-            said = conversation.ask(line, answer_tokens=answer_tokens)
-        click.echo(printable(said.text))
+            answer = conversation.ask(line, answer_tokens=answer_tokens)
+        click.echo(printable(answer.text))
 
 
 def _lines() -> Iterator[str]:
-    """What is typed or piped in, without empty lines; a terminal's lines can be edited."""
-    with contextlib.suppress(AttributeError):  # a stream put in its place may lack it
+    """Yield the lines of standard input without empty ones; a terminal's can be edited."""
+    with contextlib.suppress(AttributeError):  # a stream that replaces sys.stdin may lack it
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     typed = sys.stdin.isatty() and sys.stdout.isatty()
     if typed and os.name == "posix":
-        import readline  # noqa: F401  input() takes line editing and history from it
+        import readline  # noqa: F401  gives input() line editing and history
     while True:
         try:
             line = input("> ") if typed else sys.stdin.readline()

@@ -34,7 +34,7 @@ def _list_families(context: click.Context, _option: click.Parameter, value: bool
 
 
 class Families(click.Group):
-    """A group with a command for each family, built from its options on demand, and `mmproj`."""
+    """A command for each family, which is created when needed, and the command `mmproj`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all families, and `mmproj`."""
@@ -51,12 +51,12 @@ class Families(click.Group):
         try:
             return _family_command(family_named(cmd_name))
         except UsageError:
-            return None  # click reports it, and `resolve_command` adds the known names
+            return None  # then `resolve_command` raises an error that lists the families
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Resolve a command as click does; for an unknown family, name similar ones."""
+        """Resolve as click does; for an unknown family, also name those with similar names."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -64,13 +64,13 @@ class Families(click.Group):
 
             from edgeprism.convert.discover import family_names
 
-            # click suggests only commands that it already holds, and families are not among them
-            close = difflib.get_close_matches(args[0], family_names())
-            suggestion = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            # click only suggests commands that it holds, and families are created on demand.
+            similar = difflib.get_close_matches(args[0], family_names())
+            suggestion = f" Did you mean {' or '.join(map(repr, similar))}?" if similar else ""
             raise UsageError(
                 f"{error.format_message()}{suggestion} A family of checkpoints comes first: "
                 f"{', '.join(self.list_commands(ctx))}.",
-                "`edgeprism convert --list` says what each family is.",
+                "`edgeprism convert --list` describes each family.",
             ) from error
 
 
@@ -86,7 +86,7 @@ def command() -> None:
 
 
 def _family_command(family: Family) -> click.Command:
-    """Return the command `convert NAME`: the options that all families share, then its own."""
+    """Create `convert NAME`, with the options that every family has and then its own."""
 
     @click.command(family.name, help=inspect.cleandoc(family.help))
     @click.argument("out", type=click.Path(path_type=Path))
@@ -140,11 +140,11 @@ def _click_option(option: Option) -> click.Option:
 @click.argument("mmproj", metavar="MMPROJ.gguf", type=_FILE)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--chat-format", metavar="NAME",
-              help="llama.cpp's name of the model's chat format; needed if llama.cpp does not know "
-              "the file's own.")  # fmt: skip
+              help="llama.cpp's name of the model's chat format, for a file whose own template "
+              "llama.cpp does not know.")  # fmt: skip
 @click.option("--name", default="", metavar="NAME",
               help="The bundle's name.  [default: the language model's]")  # fmt: skip
-@click.option("--copy", is_flag=True, help="Copy the files instead of making hard links.")
+@click.option("--copy", is_flag=True, help="Copy the files even if hard links are possible.")
 @click.option("--overwrite", is_flag=True, help="Replace the bundle OUT if it exists.")
 def mmproj_pair(
     lm: Path,
@@ -155,10 +155,7 @@ def mmproj_pair(
     copy: bool,
     overwrite: bool,
 ) -> None:
-    """Make the bundle OUT of a pair of GGUF files that llama.cpp's mtmd runs.
-
-    The files stay unchanged. This needs no packages beyond the runtime.
-    """
+    """Copy any pair that llama.cpp's mtmd runs into OUT, unchanged, without the convert extra."""
     from edgeprism.vision.pair import write_pair
 
     write_pair(lm, mmproj, out, chat_format=chat_format, name=name, copy=copy, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""`edgeprism doctor`: what was found, what is wrong, and the exact fix."""
+"""`edgeprism doctor`: prints the findings, the faults, and the exact fix for each."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _MARKS = {"ok": ("ok  ", "green"), "warn": ("note", "yellow"), "bad": ("BAD ", "
 
 @click.command("doctor")
 @click.option("--lm", type=click.Path(dir_okay=False), metavar="MODEL.gguf",
-              help="With --mmproj: also say what this pair allows.")  # fmt: skip
+              help="With --mmproj: also report what this pair can do.")  # fmt: skip
 @click.option("--mmproj", type=click.Path(dir_okay=False), metavar="MMPROJ.gguf",
               help="With --lm: the vision side.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def command(context: click.Context, lm: str | None, mmproj: str | None, as_json: bool) -> int:
-    """Look at engines, machine, data folder and models; no network.
+    """Check engines, machine, data folder and models, without a network.
 
     Exit code 0: usable. 5: an engine is missing or broken. 4: the default model is missing or
     damaged.

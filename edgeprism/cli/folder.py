@@ -42,7 +42,7 @@ _OUTPUTS: dict[str, type[RecordOutput]] = {
 
 @dataclass(frozen=True)
 class ResultOptions:
-    """Where a run's results go, beside its sidecars."""
+    """Where a run's results go, in addition to its sidecars."""
 
     form: str = "text"  # text | json | jsonl | csv
     output: str | None = None
@@ -56,7 +56,7 @@ def caption_folder(
     options: FolderOptions,
     results: ResultOptions,
 ) -> int:
-    """Caption what `search` finds; the exit code. Errors of single pictures do not end it."""
+    """Caption the pictures of `search`, even if some fail; return the exit code."""
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(FolderRun(search, captioner, plan, options))
         outputs = stack.enter_context(_open_outputs(results, bool(options.sidecars)))
@@ -70,15 +70,15 @@ def caption_folder(
             _write_errors(results.errors_file, run.result.failures)
         if run.result.stopped:
             for output in outputs:
-                output.discard()  # a file is complete or it is not there; the store has the rest
+                output.discard()  # keeps no incomplete file; the store has the finished captions
     return _finish(run.result, options.use_store)
 
 
 def dry_run(search: PictureSearch, captioner: Captioner, plan: Plan, use_store: bool) -> None:
-    """Say what would be done, and about how long it would take; nothing is captioned."""
+    """Print the work of a run and its estimated time, without captioning anything."""
     estimate = estimate_folder(search, captioner, plan=plan, use_store=use_store)
     left, seconds = estimate.left, estimate.seconds_per_picture
-    click.echo(f"{estimate.total} pictures, {estimate.known} captioned already, {left} to do")
+    click.echo(f"{estimate.total} pictures, {estimate.known} captioned already, {left} to caption")
     if left and seconds is not None:
         click.echo(f"about {_duration(left * seconds)} at {seconds:.2f} s a picture, as before")
     elif left:
@@ -87,20 +87,20 @@ def dry_run(search: PictureSearch, captioner: Captioner, plan: Plan, use_store: 
 
 
 def _report(outcome: Outcome, outputs: list[RecordOutput]) -> None:
-    """Print one picture's record, its error, or a line that says it is done."""
+    """Print one picture's record or error, or a line that it is finished."""
     if outcome.record is not None:
         for output in outputs:
             output.write({**outcome.record, "cached": outcome.cached}, outcome.picture)
     if outcome.error is not None:
         show_error(outcome.error)
     elif not outputs and not sys.stderr.isatty():
-        # no bar and no results on stdout: a line a picture is all there is to follow
+        # Without a progress bar and results on stdout, a line per picture shows the progress.
         state = "known" if outcome.cached else "captioned"
         click.echo(f"{outcome.picture.path}: {state}", err=True)
 
 
 def _finish(result: FolderResult, use_store: bool) -> int:
-    """Print the summary; the exit code, or Interrupted."""
+    """Print the summary and return the exit code; raise Interrupted if the run was stopped."""
     _summary(result)
     if result.stopped:
         raise Interrupted(
@@ -114,7 +114,7 @@ def _finish(result: FolderResult, use_store: bool) -> int:
 
 @contextlib.contextmanager
 def _open_outputs(results: ResultOptions, has_sidecars: bool) -> Iterator[list[RecordOutput]]:
-    """The stream or file of results: none when only sidecars are asked for."""
+    """Open the stream or file of results; yield none if the run writes sidecars only."""
     if results.output is None and results.form == "text" and has_sidecars:
         yield []
         return
@@ -125,7 +125,7 @@ def _open_outputs(results: ResultOptions, has_sidecars: bool) -> Iterator[list[R
 
 @contextlib.contextmanager
 def _progress(result: FolderResult) -> Iterator[Callable[[], None]]:
-    """A live bar on a terminal; nothing elsewhere."""
+    """Show a progress bar on a terminal, and nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda: None
         return
@@ -170,7 +170,7 @@ def _say(text: str) -> None:
 
 def _other_files(search: PictureSearch | FolderResult, say: Callable[[str], None]) -> None:
     if search.skipped:
-        say(f"{search.skipped} other files passed over")
+        say(f"{search.skipped} files skipped that are not pictures")
     if search.repeated:
         say(f"{search.repeated} pictures named more than once")
     for folder in search.unreadable:
@@ -178,7 +178,7 @@ def _other_files(search: PictureSearch | FolderResult, say: Callable[[str], None
 
 
 def _write_errors(path: str, failures: list[Failure]) -> None:
-    """One JSON object a line: image, error, hint."""
+    """Write one JSON object per line: image, error, hint."""
     with AtomicFile(Path(path)) as file:
         for failure in failures:
             error = failure.error

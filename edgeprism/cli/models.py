@@ -1,4 +1,4 @@
-"""`edgeprism models`: what there is, what it is, and whether it is intact."""
+"""`edgeprism models`: lists, describes and verifies models."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @click.group("models")
 def command() -> None:
-    """Built-in and installed models, and those that `pull` can add."""
+    """List, describe and verify built-in and installed models, and those that `pull` can add."""
 
 
 @command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="A JSON array.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 def list_(as_json: bool) -> None:
-    """Every model that can be named."""
+    """List every model that a command can name."""
     from edgeprism.install.inventory import list_models
 
     entries = list_models()
@@ -49,13 +49,13 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
 @command.command("show")
 @click.argument("name", metavar="NAME|BUNDLE|FILE.gguf")
 @click.option("--size", "sizes", multiple=True, metavar="WxH",
-              help="Show instead what a picture of this size costs: tiles, tokens. Repeated: "
+              help="Show instead the tiles and tokens of a picture of this size. Repeat for "
               "several pictures in one prompt.")  # fmt: skip
 @click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="The same for this picture.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+              help="Show instead the tiles and tokens of this picture; repeatable.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(name: str, sizes: tuple[str, ...], images: tuple[Path, ...], as_json: bool) -> None:
-    """What a model is: licence, sources, dimensions, parity figures, digests."""
+    """Describe a model: licence, sources, dimensions, parity figures, digests."""
     from edgeprism.install.inventory import model_facts
 
     cost = _cost(name, sizes, images) if sizes or images else None
@@ -68,11 +68,11 @@ def show(name: str, sizes: tuple[str, ...], images: tuple[Path, ...], as_json: b
 
 @command.command("verify")
 @click.argument("names", nargs=-1, metavar="[NAME|BUNDLE|FILE.gguf]...")
-@click.option("--json", "as_json", is_flag=True, help="A JSON array, one object a file.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array, one object per file.")
 def verify(names: tuple[str, ...], as_json: bool) -> int:
-    """Hash every file of the models whole (default: of all that are here).
+    """Hash every file of the named models (default: of all built-in and installed ones).
 
-    Exit code 4 says that a file is missing or is not what was recorded.
+    Exit code 4 means that a file is missing or differs from its recorded digest.
     """
     from edgeprism.install.inventory import list_models, verify_model
 
@@ -85,7 +85,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     for check in () if as_json else checks:
         verdict = f"WRONG {check.problem}" if check.problem else "intact"
         if not check.recorded:
-            verdict = f"not recorded anywhere: sha256 {check.sha256}"
+            verdict = f"no digest is recorded; its sha256 is {check.sha256}"
         click.echo(printable_line(f"{check.model}: {check.file}: {verdict}"))
     return EXIT_MODEL if any(check.problem for check in checks) else EXIT_DONE
 
@@ -94,13 +94,14 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
 @click.argument("name")
 @click.option("--photos", multiple=True, required=True, metavar="PICTURE|FOLDER",
               type=click.Path(exists=True, path_type=Path),
-              help="Photographs to caption, five if you can; repeatable.")  # fmt: skip
+              help="Photographs to caption, preferably five or more; repeatable.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
-              help="Where the report goes.  [default: ./edgeprism-NAME-report]")  # fmt: skip
+              help="Folder of the report.  [default: ./edgeprism-NAME-report]")  # fmt: skip
 @click.option("--vision-quant", "vision_quants", multiple=True, type=click.Choice(VISION_QUANTS),
-              help="Variant of the vision graph; repeatable.  [default: int8]")  # fmt: skip
+              help="Quantization of the vision graph; repeatable.  [default: "
+              "int8]")  # fmt: skip
 @click.option("--lm-quant", default="", metavar="QUANT",
-              help="Language model's quantization.  [default: Q4_K_M]")  # fmt: skip
+              help="Quantization of the language model.  [default: Q4_K_M]")  # fmt: skip
 def verify_published(
     name: str,
     photos: tuple[Path, ...],
@@ -108,12 +109,12 @@ def verify_published(
     vision_quants: tuple[str, ...],
     lm_quant: str,
 ) -> int:
-    """Pull a published captioner, convert it, and report how it did.
+    """Pull a published captioner, convert it, and write a report for the project.
 
-    For someone with a network: fetches the checkpoints, converts them, runs the parity gate,
-    captions your photographs, and writes report.json and report.txt to send to the project. They
-    hold the pictures' names and captions, not the pictures. The report is written even if a step
-    fails; the exit code is then 1.
+    Needs a network: fetches the checkpoints, converts them, runs the parity gate, captions your
+    photographs, and writes report.json and report.txt, which you can send to the project. They
+    hold the pictures' names and captions, but not the pictures. If a step fails, the report says
+    so and the exit code is 1.
     """
     from edgeprism.install.verify_published import verify_published as run
     from edgeprism.progress import StderrProgress
@@ -129,12 +130,12 @@ def verify_published(
 
 
 def _cost(name: str, sizes: tuple[str, ...], images: tuple[Path, ...]) -> dict[str, Any]:
-    """What a picture would cost, or several in one prompt, without encoding them."""
+    """Count the tiles and tokens of a picture, or of several in one prompt, without encoding."""
     from edgeprism.perceive.captioner import Captioner
     from edgeprism.picture.read import read_picture
 
     if sizes and images:
-        raise UsageError("--size and --image name different pictures.", "Give one of them.")
+        raise UsageError("--size and --image exclude each other.", "Choose one.")
     pictures = [read_picture(image, enough=1).size for image in images] or map(_to_size, sizes)
     with Captioner.load(name, device="cpu") as captioner:
         return {"name": captioner.bundle.manifest.name, **asdict(captioner.cost(*pictures))}
@@ -143,8 +144,8 @@ def _cost(name: str, sizes: tuple[str, ...], images: tuple[Path, ...]) -> dict[s
 def _to_size(text: str) -> tuple[int, int]:
     from edgeprism.picture.read import MAX_HEIGHT, MAX_WIDTH
 
-    found = re.fullmatch(r"([0-9]{1,6})[x×X]([0-9]{1,6})", text)
-    width, height = map(int, found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"([0-9]{1,6})[x×X]([0-9]{1,6})", text)
+    width, height = map(int, match.groups()) if match else (0, 0)
     if not (1 <= width <= MAX_WIDTH and 1 <= height <= MAX_HEIGHT):
         raise UsageError(
             f"--size {text} is not the size of a picture.",
@@ -154,18 +155,18 @@ def _to_size(text: str) -> tuple[int, int]:
 
 
 def _in_words(cost: dict[str, Any]) -> dict[str, str]:
-    """What a picture's cost says in pairs of numbers."""
+    """Return size and grid, the pairs of numbers of a cost, in words."""
     (width, height), (down, across) = cost["size"], cost["grid"]
     if cost["pictures"] > 1:
-        return {"size": "of each its own", "grid": "of each its own"}
+        return {"size": "each picture's own", "grid": "each picture's own"}
     grid = f"{down} down, {across} across, and the whole picture"
-    if not down:  # libmtmd tells how many tiles there are, not how they lie
-        grid = "not cut" if cost["tiles"] == 1 else "not told by llama.cpp"
+    if not down:  # libmtmd reports the number of tiles, but not the grid
+        grid = "not cut" if cost["tiles"] == 1 else "llama.cpp does not report it"
     return {"size": f"{width} × {height}", "grid": grid}
 
 
 def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
-    """Nested facts as aligned text."""
+    """Return nested facts as lines of indented text."""
     lines = []
     for key, value in facts.items():
         label = f"{indent}{printable_line(key)}:"

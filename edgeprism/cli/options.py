@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they all print on stderr."""
+"""Options that several commands share, and the objects that those options open."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--device, --threads, --gpu-layers."""
     for option in (
         click.option("--gpu-layers", type=click.IntRange(min=0), metavar="N",
-                     help="Language-model layers on the GPU.  [default: all]"),
+                     help="Layers of the language model on the GPU.  [default: all]"),
         click.option("--threads", type=click.IntRange(min=1), metavar="N",
                      help="CPU threads.  [default: the cores this process may use]"),
         click.option("--device", type=click.Choice(DEVICES),
                      default="auto", envvar="EDGEPRISM_DEVICE", show_default=True,
-                     help="Where to run; auto takes the best each engine has."),
+                     help="The device to run on; auto uses each engine's best."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -46,22 +46,22 @@ def captioner_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--max-tokens", "caption_tokens", type=click.IntRange(min=1), metavar="N",
                      help="Longest caption.  [default: the model's]"),
         click.option("--focus", metavar="TEXT",
-                     help='What to attend to, e.g. "the number of boats".'),
+                     help='What to observe, e.g. "the number of boats".'),
         click.option("--instruction", metavar="TEXT",
-                     help="What to ask of the captioner.  [default: the model's]"),
+                     help="The captioner's instruction.  [default: the model's]"),
     ):  # fmt: skip
         function = option(function)
     return function
 
 
 def pair_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """--lm, --mmproj and, under `names`, the chat format: a captioner that is two GGUF files."""
+    """--lm, --mmproj and (named by `names`) the chat format, for a captioner of two GGUF files."""
     options = (
         click.option(*names, "lm_chat_format", metavar="NAME",
-                     help="llama.cpp's name of the pair's chat format, where the file's own is "
-                     "not one that it knows."),
+                     help="llama.cpp's name of the pair's chat format, for a file whose own "
+                     "template llama.cpp does not know."),
         click.option("--mmproj", type=click.Path(dir_okay=False), metavar="MMPROJ.gguf",
-                     help="With --lm: the vision side of a pair that llama.cpp's mtmd runs."),
+                     help="With --lm: the vision model of a pair that llama.cpp's mtmd runs."),
         click.option("--lm", type=click.Path(dir_okay=False), metavar="MODEL.gguf",
                      help="With --mmproj: the language model of a pair, instead of a bundle."),
     )  # fmt: skip
@@ -82,7 +82,7 @@ def open_captioner(
     lm_chat_format: str | None = None,
     **options: Unpack[CaptionerOptions],
 ) -> Captioner:
-    """Open a captioner, a bundle or a pair, and tell a person at a terminal what runs."""
+    """Open a bundle or a pair as a captioner; on a terminal, print which models run where."""
     from edgeprism.perceive.captioner import Captioner
 
     if lm or mmproj:
@@ -92,10 +92,10 @@ def open_captioner(
     else:
         captioner = Captioner.load(model, **options)
     info = captioner.model
-    told = (
+    summary = (
         f"{info.name} (vision {info.vision_quant}, language {info.lm_quant}) on {captioner.device}"
     )
-    for line in (told, captioner.bundle.manifest.notice):
+    for line in (summary, captioner.bundle.manifest.notice):
         if line and (sys.stderr.isatty() or os.environ.get("EDGEPRISM_NATIVE_LOG")):
             click.secho(line, dim=True, err=True)
     return captioner
@@ -108,18 +108,18 @@ def _pair(lm: str | None, mmproj: str | None, chat_format: str | None) -> Bundle
         raise UsageError("--lm and --mmproj belong together.", "Name both files of the pair.")
     source = click.get_current_context().get_parameter_source
     if click.core.ParameterSource.COMMANDLINE in (source("model"), source("models")):
-        raise UsageError("A bundle and a pair are two captioners.", "Name one of them.")
+        raise UsageError("A bundle and a pair exclude each other.", "Name one of them.")
     with working("trying the pair…"):
         return open_pair(lm, mmproj, chat_format=chat_format)
 
 
 def reasoner_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--reasoner-model, --allow-network: of reasoners that a server runs."""
+    """--reasoner-model, --allow-network, for reasoners that a server runs."""
     for option in (
         click.option("--allow-network", is_flag=True,
-                     help="Let a reasoner's URL lead to another machine."),
+                     help="Allow a reasoner's URL on another machine."),
         click.option("--reasoner-model", "served_models", multiple=True, metavar="NAME",
-                     help="Which of a server's models, where --reasoner is its URL.  [default: "
+                     help="The model to use of a server that --reasoner names by URL.  [default: "
                      "the first that it lists]"),
     ):  # fmt: skip
         function = option(function)
@@ -127,17 +127,17 @@ def reasoner_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def answering_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--reasoner and all that belongs to the one reasoner which answers, --answer-tokens."""
+    """--reasoner, the options of one reasoner, and --answer-tokens."""
     for option in (
         click.option("--answer-tokens", type=click.IntRange(min=1), default=256, show_default=True,
                      metavar="N", help="Longest answer."),
         reasoner_options,
         click.option("--chat-format", metavar="NAME",
-                     help="llama.cpp's name of the reasoner's chat format, where the file's own "
-                     "is not one that it knows."),
+                     help="llama.cpp's name of the reasoner's chat format, for a file whose own "
+                     "template llama.cpp does not know."),
         click.option("--reasoner", default="smollm2-135m", show_default=True,
                      metavar="NAME|FILE.gguf|URL",
-                     help="Who answers: an installed reasoner, any chat GGUF, or an "
+                     help="The reasoner: an installed one, any chat GGUF, or an "
                      "OpenAI-compatible server (http://127.0.0.1:8080/v1)."),
     ):  # fmt: skip
         function = option(function)
@@ -145,7 +145,7 @@ def answering_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 cache_option = click.option(
-    "--no-cache", is_flag=True, help="Neither use nor fill the caption store."
+    "--no-cache", is_flag=True, help="Neither read nor write the caption store."
 )
 
 
@@ -156,12 +156,12 @@ def open_reasoner(
     allow_network: bool = False,
     **options: Unpack[ReasonerOptions],
 ) -> BaseReasoner:
-    """The one reasoner that answers; arguments as for `open_reasoners`."""
+    """Open the only reasoner of a command; arguments as for `open_reasoners`."""
     reasoner, *more = open_reasoners(
         [name], served_models=served_models, allow_network=allow_network, **options
     )
     if more:
-        raise UsageError("One reasoner answers.", "Give --reasoner-model once.")
+        raise UsageError("This command takes one reasoner.", "Give --reasoner-model once.")
     return reasoner
 
 
@@ -172,28 +172,29 @@ def open_reasoners(
     allow_network: bool = False,
     **options: Unpack[ReasonerOptions],
 ) -> list[BaseReasoner]:
-    """Reasoners by name, file or URL; of a URL each of `served_models`, or its first."""
+    """Open reasoners by name, file or URL; for a URL, `served_models` or its first."""
     from edgeprism.reason.local import Reasoner
     from edgeprism.reason.remote import RemoteReasoner, is_url
 
-    found: list[BaseReasoner] = []
+    reasoners: list[BaseReasoner] = []
     names = list(dict.fromkeys(names))
     if served_models and not any(map(is_url, names)):
         raise UsageError(
-            "--reasoner-model names a server's model.", "--reasoner http://127.0.0.1:8080/v1"
+            "--reasoner-model names a server's model.",
+            "Name the server as well: --reasoner http://127.0.0.1:8080/v1",
         )
     for name in names:
         if is_url(name):
             for model in dict.fromkeys(served_models) or (None,):
-                found.append(RemoteReasoner.load(name, model, allow_network=allow_network))
+                reasoners.append(RemoteReasoner.load(name, model, allow_network=allow_network))
         else:
-            found.append(Reasoner.load(name, **options))
-    return found
+            reasoners.append(Reasoner.load(name, **options))
+    return reasoners
 
 
 @contextlib.contextmanager
 def working(text: str) -> Iterator[None]:
-    """A spinner on stderr while inside; nothing where stderr is no terminal."""
+    """Show a spinner on stderr inside the block, if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
@@ -204,7 +205,7 @@ def working(text: str) -> Iterator[None]:
 
 
 def perceiving(captioners: Sequence[Captioner], *, use_store: bool) -> list[Perceiver]:
-    """The captioners, through the caption store unless that is not wanted."""
+    """Return the captioners; with `use_store`, each one uses the caption store."""
     if not use_store:
         return [*captioners]
     from edgeprism.store.caption_store import CaptionStore, default_path

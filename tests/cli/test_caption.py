@@ -1,4 +1,4 @@
-"""The command line: results on stdout and nothing else, an exit code for each kind of end."""
+"""The command line: only results on stdout, and an exit code for each kind of end."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ RECORD = {
 
 
 def check_record(record: dict[str, object], *, stored: bool = False) -> None:
-    # what went through the caption store also tells its key, and whether it was known
+    # A record from the caption store also has `settings` and `cached`.
     assert set(record) == set(RECORD) | ({"cached", "settings"} if stored else set())
     for field, kind in RECORD.items():
         if isinstance(kind, set):
@@ -82,7 +82,7 @@ def test_the_example_picture(model: Path, photo: Path, capfd: Captured) -> None:
     assert run(["caption", "--example", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["image"].endswith("scene1.png")
     assert run(["caption", "--example", str(photo), "--jsonl", "--no-cache"]) == 0
-    assert len(capfd.readouterr().out.splitlines()) == 2, "beside others"
+    assert len(capfd.readouterr().out.splitlines()) == 2, "together with others"
 
 
 def test_json_of_one_picture(model: Path, photo: Path, capfd: Captured) -> None:
@@ -262,7 +262,7 @@ def test_missing_and_damaged_models(
     strange = shutil.copytree(scripted_bundle, tmp_path / "strange")
     manifest = json.loads((strange / "manifest.json").read_text())
     (strange / "manifest.json").write_text(json.dumps({**manifest, "plugin": "x.so"}))
-    for name, said in (
+    for name, message in (
         ("not-installed", "nor an installed model"),
         (tmp_path / "gone", "nor an installed model"),
         (tmp_path, "manifest.json cannot be read"),
@@ -272,7 +272,7 @@ def test_missing_and_damaged_models(
         assert run(["caption", str(photo), "--model", str(name)]) == 4
         out, err = capfd.readouterr()
         assert out == ""
-        assert said in err
+        assert message in err
         assert "hint: " in err
 
 
@@ -286,7 +286,9 @@ def test_a_device_that_is_not_there(
     out, err = capfd.readouterr()
     assert out == ""
     assert f"Device {device}" in err
-    assert run(["caption", str(photo), "--device", "cpu"]) == 0  # a flag wins over the environment
+    assert (
+        run(["caption", str(photo), "--device", "cpu"]) == 0
+    )  # a flag takes precedence over the environment
 
 
 def test_the_flag_wins_over_the_environment_over_the_default(
@@ -311,7 +313,7 @@ def test_every_error_has_an_exit_code_of_the_table() -> None:
     assert {kind.exit_code for kind in kinds(EdgePrismError)} <= {1, 2, 4, 5, 130}
 
 
-# ---- how it is said
+# ---- the form of messages
 
 
 def test_colour_only_on_request(
@@ -319,7 +321,7 @@ def test_colour_only_on_request(
 ) -> None:
     bad = ["caption", "gone.jpg"]
     run(bad)
-    assert "\x1b" not in capfd.readouterr().err  # no terminal
+    assert "\x1b" not in capfd.readouterr().err  # no colours without a terminal
     monkeypatch.setenv("FORCE_COLOR", "1")
     run(bad)
     assert "\x1b[31m" in capfd.readouterr().err
@@ -352,7 +354,7 @@ def test_version_and_help(capfd: Captured) -> None:
         assert name in capfd.readouterr().out
 
 
-# ---- as a process
+# ---- in a child process
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
@@ -367,7 +369,7 @@ def test_text_is_utf8_whatever_the_locale_says(
     record = json.loads(done.stdout.decode("utf-8"))
     assert record["image"] == str(path)
     assert record["caption"] == SAID_TEXT
-    assert "été 写真 🚤.png".encode() in done.stdout  # as it is, not escaped
+    assert "été 写真 🚤.png".encode() in done.stdout  # in UTF-8, not escaped
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")

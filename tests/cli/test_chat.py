@@ -1,4 +1,4 @@
-"""Questions one after another: captions made once, the conversation kept, clean ends."""
+"""Chat: captions made once, the conversation remembered, clean ends."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def caption(text: str) -> Caption:
 
 
 class Counting(BaseReasoner):
-    """Numbers its answers, and reads no more than `most` turns."""
+    """Numbers its answers, and reads no more than `limit` turns."""
 
     name = "counting"
     model = ModelInfo("counting", "0" * 64)
 
-    def __init__(self, most: int = 99) -> None:
-        self.most, self.asked = most, list[list[Message]]()
+    def __init__(self, limit: int = 99) -> None:
+        self.limit, self.prompts = limit, list[list[Message]]()
 
     def complete(
         self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None = None
     ) -> Completion:
-        if len(messages) > self.most:
+        if len(messages) > self.limit:
             raise PromptTooLongError("too long", "")
-        self.asked.append(list(messages))
-        return Completion(f"answer {len(self.asked)}", "stop", TokenCounts(0, 1, 1), Timings())
+        self.prompts.append(list(messages))
+        return Completion(f"answer {len(self.prompts)}", "stop", TokenCounts(0, 1, 1), Timings())
 
     def cancel(self) -> None: ...
 
@@ -56,12 +56,12 @@ class Counting(BaseReasoner):
 
 def test_what_was_said_stands_before_the_next_question() -> None:
     reasoner = Counting()
-    talk = Conversation(reasoner)
-    talk.tell([caption("A red boat."), caption("A dog.")])
-    talk.ask("What floats?")
-    talk.tell([caption("The boat is old."), caption("It sleeps.")])
-    talk.ask("How old is it?")
-    first, second = reasoner.asked
+    conversation = Conversation(reasoner)
+    conversation.tell([caption("A red boat."), caption("A dog.")])
+    conversation.ask("What floats?")
+    conversation.tell([caption("The boat is old."), caption("It sleeps.")])
+    conversation.ask("How old is it?")
+    first, second = reasoner.prompts
     assert second[: len(first)] == first
     assert [m.role for m in second] == ["user", "assistant", "user"]
     assert "picture 2:\nA dog." in second[0].content
@@ -71,37 +71,37 @@ def test_what_was_said_stands_before_the_next_question() -> None:
 
 
 def test_the_oldest_questions_are_forgotten_never_the_captions() -> None:
-    reasoner = Counting(most=3)
-    talk = Conversation(reasoner)
-    talk.tell([caption("A red boat.")])
-    talk.ask("One?")
-    talk.tell([caption("An old boat.")])
-    talk.ask("Two?")
-    talk.ask("Three?")
-    last = reasoner.asked[-1]
+    reasoner = Counting(limit=3)
+    conversation = Conversation(reasoner)
+    conversation.tell([caption("A red boat.")])
+    conversation.ask("One?")
+    conversation.tell([caption("An old boat.")])
+    conversation.ask("Two?")
+    conversation.ask("Three?")
+    last = reasoner.prompts[-1]
     text = "\n".join(m.content for m in last)
     assert "One?" not in text
     assert [word in last[0].content for word in ("A red boat.", "An old boat.", "Two?")] == [
         True
     ] * 3
-    assert talk.ask("Four?").text == "answer 4"
+    assert conversation.ask("Four?").text == "answer 4"
 
 
 def test_a_question_that_fails_changes_nothing() -> None:
-    talk = Conversation(Counting())
-    talk.tell([caption("A red boat.")])
+    conversation = Conversation(Counting())
+    conversation.tell([caption("A red boat.")])
     with pytest.raises(UsageError):
-        talk.ask("Answer: C")
-    assert talk.turns == []
-    talk.ask("What?")
-    assert "A red boat." in talk.reasoner.asked[0][0].content  # type: ignore[attr-defined]
+        conversation.ask("Answer: C")
+    assert conversation.turns == []
+    conversation.ask("What?")
+    assert "A red boat." in conversation.reasoner.prompts[0][0].content  # type: ignore[attr-defined]
     with pytest.raises(PromptTooLongError):
-        Conversation(Counting(most=0)).ask("What?")
+        Conversation(Counting(limit=0)).ask("What?")
 
 
 @pytest.fixture
 def prefilled_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each prefill of text has read, as they come."""
+    """The number of tokens that each prefill of text reads."""
     counts: list[int] = []
     original = Context.prefill_tokens
 
@@ -118,24 +118,24 @@ def test_only_what_is_new_is_prefilled(random_bundle: Path, prefilled_tokens: li
     cold = Reasoner.load(random_bundle / "lm.gguf", threads=1)
     prefilled: dict[bool, list[int]] = {}
     for reasoner in (warm, cold):
-        talk = Conversation(reasoner)
-        talk.tell([caption("a red boat on the sea " * 12)])
+        conversation = Conversation(reasoner)
+        conversation.tell([caption("a red boat on the sea " * 12)])
         prefilled[reasoner.warm] = []
         for question in ("What?", "Where?", "Which tree?"):
             del prefilled_tokens[:]
-            talk.ask(question, answer_tokens=4)
+            conversation.ask(question, answer_tokens=4)
             prefilled[reasoner.warm].append(sum(prefilled_tokens))
         reasoner.close()
     assert prefilled[True][0] == prefilled[False][0]
     assert prefilled[False][0] < prefilled[False][1] < prefilled[False][2]
-    # behind the captions' turn the answer is read again at most, and the next question
+    # After the captions' turn, the model reads at most the last answer and the next question.
     assert all(new < prefilled[False][0] / 2 for new in prefilled[True][1:])
 
 
 def test_worked_examples_are_prefilled_once(
     random_bundle: Path, prefilled_tokens: list[int]
 ) -> None:
-    """One focus after another, each the same as from a reasoner that has drawn none before."""
+    """A reasoner that drew focuses before draws the same focus as a new one."""
     reasoner = Reasoner.load(random_bundle / "lm.gguf", threads=1)
     questions = ("Which boat is red?", "Is a cat near the tree?")
     focuses = []
@@ -143,7 +143,7 @@ def test_worked_examples_are_prefilled_once(
         del prefilled_tokens[:]
         focuses.append(reasoner.draw_focus(question))
         read = sum(prefilled_tokens)
-    assert read < 100  # the examples have hundreds
+    assert read < 100  # the examples have hundreds of tokens
     reasoner.close()
     for question, focus in zip(questions, focuses, strict=True):
         assert reasoner.draw_focus(question) == focus
@@ -170,12 +170,12 @@ def test_a_chat(chat: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch, photo: 
     assert chat("What is there?\n\n/focus boats\nWhere?\n/focus dogs\n/captions\n/quit\nNo?\n") == 0
     lines = capsys.readouterr().out.split("\n")
     answers = [line for line in lines if line == SAID_TEXT]
-    seen = [line for line in lines if line.startswith(f"{photo}: ")]
+    captions = [line for line in lines if line.startswith(f"{photo}: ")]
     assert len(answers) == 2
-    assert len(seen) == 2 + 3
-    assert len(looks) == 2  # one look from the file, one that is kept for every focus
+    assert len(captions) == 2 + 3
+    assert len(looks) == 2  # one encoding for the first captions, one for all focuses
     assert chat("What is there?") == 0
-    assert len(looks) == 2  # the store knew
+    assert len(looks) == 2  # the store has the caption
 
 
 def test_mistakes_do_not_end_a_chat(chat: Any, capsys: Any) -> None:
@@ -195,8 +195,8 @@ def test_standard_input_is_no_picture(capsys: Any) -> None:
 def test_control_characters_are_shown_not_sent(
     chat: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = Completion("\x1b[2Jgone", "stop", TokenCounts(0, 1, 1), Timings())
-    monkeypatch.setattr(Reasoner, "complete", lambda *a, **k: told)
+    completion = Completion("\x1b[2Jgone", "stop", TokenCounts(0, 1, 1), Timings())
+    monkeypatch.setattr(Reasoner, "complete", lambda *a, **k: completion)
     assert chat("What?\n/\x1b[2J\n") == 3
     out, err = capsys.readouterr()
     assert "\x1b[2J" not in out + err

@@ -1,4 +1,4 @@
-"""`edgeprism models`: what there is, what it is, whether it is intact."""
+"""`edgeprism models`: listing, describing and verifying models."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def installed(random_bundle: Path, scripted_gguf: Path) -> Path:
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     code = run(["models", *arguments])
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 @pytest.mark.usefixtures("installed")
@@ -118,8 +118,8 @@ def test_verify_hashes_whole_files(installed: Path, capsys: pytest.CaptureFixtur
     code, out, _ = printed(capsys, "verify", "mine", "chat")
     assert code == 0
     assert out.count("intact") == 2
-    assert "not recorded anywhere" in out
-    # same size, same time of change: only hashing the whole tells
+    assert "no digest is recorded" in out
+    # The size and mtime are the same, so only hashing shows the damage.
     path = installed / "mine" / "lm.gguf"
     status = path.stat()
     data = bytearray(path.read_bytes())
@@ -153,7 +153,7 @@ def test_verify_a_reasoner_against_the_catalogue(
     assert (check.recorded, check.problem) == (True, "")
     [check] = inventory.verify_model("tiny", wheels.catalogue_for(model, sha256="0" * 64))
     assert "its content is not" in check.problem
-    # a stranger's model under the catalogue's name
+    # another model under a name of the catalogue
     target.rename(target.with_name("smollm2-135m.gguf"))
     assert printed(capsys, "verify", "smollm2-135m")[0] == ModelError.exit_code
 

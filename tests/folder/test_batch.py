@@ -272,7 +272,7 @@ def test_dry_run_does_nothing(command: list[str], folder: Path) -> None:
     listed = sorted(folder.iterdir())
     done = edgeprism(*command, "--dry-run")
     assert done.returncode == 0
-    assert "12 pictures, 0 captioned already, 12 to do" in done.stdout
+    assert "12 pictures, 0 captioned already, 12 to caption" in done.stdout
     assert sorted(folder.iterdir()) == listed
 
 
@@ -294,7 +294,7 @@ def test_cache_commands(command: list[str], folder: Path) -> None:
     (folder / "q0.png").unlink()
     assert "1 files and 0 captions" in edgeprism("cache", "prune").stdout
     assert edgeprism("cache", "clear", input="n\n").returncode == 2
-    assert "10 captions forgotten" in edgeprism("cache", "clear", "--yes").stdout
+    assert "10 captions deleted" in edgeprism("cache", "clear", "--yes").stdout
 
 
 # ---- signals and kills: a slow enough model

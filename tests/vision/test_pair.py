@@ -98,7 +98,7 @@ def test_made_a_bundle(
     assert run(["models", "show", str(out), "--size", "90x40", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["visual_tokens"] == 28
     assert run(["models", "show", str(out), "--size", "90x40"]) == 0
-    assert "grid: not told by llama.cpp\ntiles: 7\n" in capsys.readouterr().out
+    assert "grid: llama.cpp does not report it\ntiles: 7\n" in capsys.readouterr().out
     assert run(["models", "verify", str(out)]) == 0
     assert run(["convert", "mmproj", *map(str, files), str(out)]) == 2
     assert run(["convert", "mmproj", *map(str, files), str(out), "--overwrite", "--copy"]) == 0
@@ -280,7 +280,7 @@ def test_nothing_is_left_of_a_pair_that_is_refused(
     [
         (["--lm", "LM"], "belong together"),
         (["--mmproj", "MM"], "belong together"),
-        (["--lm", "LM", "--mmproj", "MM", "--model", "nano"], "two captioners"),
+        (["--lm", "LM", "--mmproj", "MM", "--model", "nano"], "exclude each other"),
         (["--chat-format", "vicuna"], "knows its chat format"),
     ],
 )
