@@ -182,7 +182,7 @@ def test_mistakes_do_not_end_a_chat(chat: Any, capsys: Any) -> None:
     assert chat("/dance\n/focus\nAnswer: C\nWhat is there?\n") == 3
     out, err = capsys.readouterr()
     assert out == f"{SAID_TEXT}\n"
-    assert "/dance: no command" in err
+    assert "/dance: not a command" in err
     assert err.count("error:") == 3
     assert chat("", "--no-cache") == 0
 
