@@ -1,4 +1,4 @@
-"""A reasoner behind an OpenAI-compatible server: llama.cpp's, Ollama, vLLM, LM Studio.
+"""A reasoner on an OpenAI-compatible server: llama.cpp's, Ollama, vLLM, LM Studio.
 
 It uses `POST /chat/completions` and `GET /models`, at temperature 0. A request carries a shape as
 a JSON schema (`response_format`, which all four take) or as a grammar (`grammar`, for llama.cpp's

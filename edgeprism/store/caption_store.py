@@ -340,7 +340,7 @@ class CaptionStore:
                 f"{self.path}: the caption store is {'locked' if locked else 'unusable'}: {error}.",
                 "Wait for the other process, or use `use_store=False`."
                 if locked
-                else "Move the file away to start anew, or use `use_store=False`.",
+                else "Move the file away to start with an empty store, or use `use_store=False`.",
             ) from error
 
 

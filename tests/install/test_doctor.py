@@ -47,7 +47,7 @@ def test_amx_is_said_to_be_left_alone(
 ) -> None:
     engines["language"] = {"offload": False, "amx": True}
     assert run(["doctor"]) == 0
-    assert "its AMX code is not used" in " ".join(capsys.readouterr().out.split())
+    assert "EdgePrism does not use its AMX code" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.usefixtures("usable")
