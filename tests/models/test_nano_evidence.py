@@ -59,7 +59,9 @@ from edgeprism.models.nano.recipe.measure.evidence import carries, counts_to_tab
 def test_what_carries_a_fact(
     wording: str, answer: str, category: str, sentence: str, right: bool
 ) -> None:
-    question = EvalQuestion("0", asked, "A", (), (("A", answer), ("B", "other")), category=category)
+    question = EvalQuestion(
+        "0", wording, "A", (), (("A", answer), ("B", "other")), category=category
+    )
     assert carries(sentence, question) is right
 
 
