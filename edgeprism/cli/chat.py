@@ -72,9 +72,8 @@ def command(
 ) -> int:
     """Answer questions about pictures, one per line of input.
 
-    The captioner describes the pictures once. /focus TEXT describes them again with that focus,
-    /captions prints all captions, /quit or the end of input ends. Exit code 3 means that some
-    questions had no answer.
+    The captioner describes the pictures once. /focus TEXT describes them again, /captions prints
+    all captions, /quit or the end of input ends. Exit code 3: some questions had no answer.
     """
     from edgeprism.perceive.looking import Looking
     from edgeprism.reason.conversation import Conversation

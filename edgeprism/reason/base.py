@@ -106,12 +106,11 @@ class BaseReasoner(ABC):
         """Answer `question` from the captions' text alone, at temperature 0.
 
         `options` are lettered ({"A": "red", …}); the question may also contain them. Captions may
-        come from several captioners: the first of each is of the first picture, and so on.
-        Without captions the reasoner sees the question alone. `shape` (choices_to_shape,
-        schema_to_shape) binds the answer; an answer that exceeds `answer_tokens` then has an empty
-        `text` and the `finish_reason` "length". `focus`, `instruction_mode` and `notes` go into
-        the answer's record. `evidence` asks, in a second completion, which sentences support the
-        answer.
+        come from several captioners, each one's in the order of the pictures. Without captions the
+        reasoner sees the question alone. `shape` (choices_to_shape, schema_to_shape) binds the
+        answer; one that exceeds `answer_tokens` then has an empty `text` and the `finish_reason`
+        "length". The record holds `focus`, `instruction_mode` and `notes`. `evidence` asks, in a
+        second completion, which sentences support the answer.
         """
         parsed = to_question(question, options, hint)
         start = time.perf_counter()
