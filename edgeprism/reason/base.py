@@ -119,15 +119,7 @@ class BaseReasoner(ABC):
             max_tokens=answer_tokens,
             shape=shape,
         )
-        text = reply.text
-        if shape is not None:
-            if reply.finish_reason == "length":
-                text = ""  # even if it has the shape: 12 may be half of 123
-            elif not shape.accepts(text):
-                raise ModelError(
-                    f"{self.name}: the answer {text[:80]!r} does not have the requested shape.",
-                    "Try another reasoner.",
-                )
+        text = reply.text if shape is None else self._shaped_text(reply, shape)
         sentences: tuple[Evidence, ...] | None = None
         evidence_notes: tuple[str, ...] = ()
         if evidence and text:
@@ -150,6 +142,17 @@ class BaseReasoner(ABC):
             thinking=reply.thinking,
             evidence=sentences,
         )
+
+    def _shaped_text(self, reply: Completion, shape: Shape) -> str:
+        """Return the reply's text; "" if it was cut off. Raises ModelError if it lacks `shape`."""
+        if reply.finish_reason == "length":
+            return ""  # even if it has the shape: 12 may be half of 123
+        if not shape.accepts(reply.text):
+            raise ModelError(
+                f"{self.name}: the answer {reply.text[:80]!r} does not have the requested shape.",
+                "Try another reasoner.",
+            )
+        return reply.text
 
     def find_evidence(
         self, captions: Sequence[Caption], question: str, answer: str
