@@ -187,11 +187,15 @@ def _example() -> str:
     return str(files("edgeprism.models.nano").joinpath("examples", "scene1.png"))
 
 
+# the formats beside text: the parameters that choose them
+_FORMS = {"json": "as_json", "jsonl": "jsonl", "csv": "as_csv"}
+
+
 def _form(output_options: dict[str, Any]) -> str:
-    chosen = [form for form, flag in (("json", "as_json"), ("jsonl", "jsonl"), ("csv", "as_csv"))
-              if output_options[flag]]  # fmt: skip
+    chosen = [form for form, parameter in _FORMS.items() if output_options[parameter]]
     if len(chosen) > 1:
-        raise UsageError("--json, --jsonl and --csv exclude each other.", "Choose one.")
+        *flags, last = [f"--{form}" for form in _FORMS]
+        raise UsageError(f"{', '.join(flags)} and {last} exclude each other.", "Choose one.")
     return chosen[0] if chosen else "text"
 
 

@@ -88,7 +88,7 @@ def command() -> None:
 def _family_command(family: Family) -> click.Command:
     """Create `convert NAME`, with the options that every family has and then its own."""
 
-    @click.command(family.name, help=inspect.cleandoc(family.help))
+    @click.command(family.name, help=inspect.cleandoc(family.help), short_help=family.summary)
     @click.argument("out", type=click.Path(path_type=Path))
     @click.option("--vision-quant", "vision_quants", multiple=True,
                   type=click.Choice(VISION_QUANTS), default=("int8",), show_default=True,
@@ -135,7 +135,9 @@ def _click_option(option: Option) -> click.Option:
     )
 
 
-@click.command("mmproj")
+@click.command(
+    "mmproj", short_help="Any pair of GGUF and mmproj that llama.cpp's mtmd runs, as it is."
+)
 @click.argument("lm", metavar="MODEL.gguf", type=_FILE)
 @click.argument("mmproj", metavar="MMPROJ.gguf", type=_FILE)
 @click.argument("out", type=click.Path(path_type=Path))

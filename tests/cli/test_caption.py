@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 import edgeprism
+from edgeprism.cli.folder import _OUTPUTS
 from edgeprism.cli.main import COMMANDS, run
 from edgeprism.errors import EdgePrismError
 from edgeprism.files.home import data_dir
@@ -414,3 +416,18 @@ def test_nothing_is_written_beside_the_picture(model: Path, tmp_path: Path, phot
     before = sorted(folder.iterdir())
     assert edgeprism_process("caption", folder / photo.name, cwd=folder).returncode == 0
     assert sorted(folder.iterdir()) == before
+
+
+def test_every_format_for_one_picture(model: Path, photo: Path, capfd: Captured) -> None:
+    """A format that only folders have makes a single picture a folder of one."""
+    printed = {}
+    for form in _OUTPUTS:
+        flags = [] if form == "text" else [f"--{form}"]
+        assert run(["caption", str(photo), "--model", str(model), *flags]) == 0
+        printed[form] = capfd.readouterr().out
+    assert len(set(printed.values())) == len(printed)
+    assert printed["text"] == f"{SAID_TEXT}\n"
+    assert json.loads(printed["json"])["caption"] == SAID_TEXT
+    assert json.loads(printed["jsonl"])["caption"] == SAID_TEXT
+    header, row = csv.reader(printed["csv"].splitlines())
+    assert dict(zip(header, row, strict=True))["caption"] == SAID_TEXT
