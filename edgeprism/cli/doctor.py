@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import click
 
+from edgeprism.cli.errors import with_options
 from edgeprism.errors import UsageError
 
 _MARKS = {"ok": ("ok  ", "green"), "warn": ("note", "yellow"), "bad": ("BAD ", "red")}
@@ -29,6 +31,7 @@ def command(context: click.Context, lm: str | None, mmproj: str | None, as_json:
     if bool(lm) != bool(mmproj):
         raise UsageError("--lm and --mmproj belong together.", "Name both files of the pair.")
     diagnosis = examine(pair=(lm, mmproj) if lm and mmproj else None)
+    diagnosis.findings = [replace(f, fix=with_options(f.fix)) for f in diagnosis.findings]
     if as_json:
         click.echo(json.dumps(diagnosis.to_dict(), ensure_ascii=False, indent=2))
         return diagnosis.exit_code

@@ -162,7 +162,7 @@ class QuestionFile:
         except (OSError, ValueError) as error:
             raise _Fault(f"image_path cannot be a path: {error}") from error
         if not path.is_relative_to(self.folder):
-            raise _Fault(f"image_path {name[:80]!r} leads out of {self.folder} (`pictures`)")
+            raise _Fault(f"image_path {name[:80]!r} leads out of {self.folder}")
         if not path.is_file():
             raise _Fault(f"image_path {name[:80]!r}: no such file")
         return path

@@ -25,7 +25,7 @@ from edgeprism.perceive.prompt import caption_to_segments, instruction_for, pict
 from edgeprism.perceive.several import pictures_together, several_of
 from edgeprism.perceive.stream import CaptionStream, Ended
 from edgeprism.picture.layout import PictureLayout, picture_to_layout
-from edgeprism.picture.read import ImageSource, enough_for, read_picture
+from edgeprism.picture.read import ImageSource, enough_for, read_picture, unreadable
 from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.records import (
     Caption,
@@ -133,6 +133,8 @@ class Captioner:
         Raises:
             ImageError: The picture cannot be read. No engine was loaded for it.
         """
+        if isinstance(image, (list, tuple)):
+            raise unreadable(image)
         steps = self._steps(image, self.plan())
         encoded = next(steps)
         steps.close()
@@ -240,28 +242,34 @@ class Captioner:
             timings=replace(timings, encode=_ms_since(start)),
         )
 
-    def plan(self, **options: Unpack[CaptionOptions]) -> Plan:
+    def plan(
+        self,
+        *,
+        instruction: str | None = None,
+        focus: str | None = None,
+        caption_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Plan:
         """Return the instruction and the sampling that `caption` uses for the same options.
 
         Raises UsageError where `caption_tokens` is below 1.
         """
         prompts = self.bundle.manifest.prompts
-        caption_tokens = options.get("caption_tokens")
         if caption_tokens is None:
             caption_tokens = prompts.max_tokens
         if caption_tokens < 1:
             raise UsageError(
-                f"`caption_tokens` must be at least 1, not {caption_tokens}.",
+                f"caption_tokens must be at least 1, got {caption_tokens}.",
                 "Leave it out for the model's own limit.",
             )
         sampling = Sampling(
             max_tokens=caption_tokens,
-            temperature=options.get("temperature", 0.0),
-            seed=options.get("seed", 0),
+            temperature=temperature,
+            seed=seed,
             stop=tuple(prompts.stop),
         )
-        instruction = instruction_for(prompts, options.get("instruction"), options.get("focus"))
-        return Plan(instruction, sampling)
+        return Plan(instruction_for(prompts, instruction, focus), sampling)
 
     def request(self, encoded: EncodedImage, plan: Plan) -> Request:
         """Return the tokenised prompt for one encoded picture.

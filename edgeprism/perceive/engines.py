@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Unpack
 
 from edgeprism.bundle.manifest import VisionVariant
 from edgeprism.bundle.open import Bundle, choose_vision
@@ -19,18 +18,28 @@ from edgeprism.machine.device import (
     device_name,
 )
 from edgeprism.machine.facts import has_int8_dot
-from edgeprism.perceive.options import CaptionerOptions
 from edgeprism.vision.engine import VisionEngine, open_vision, vision_providers
 
 
 class Engines:
     """The vision engine and the language model of a bundle; each loads when first needed."""
 
-    def __init__(self, bundle: Bundle, cancel: Cancel, **options: Unpack[CaptionerOptions]) -> None:
-        self.bundle = bundle
-        self.kv_type = options.get("kv_type", "f16")
-        self._cancel, self._options = cancel, options
-        self._flash_attention = options.get("flash_attention")
+    def __init__(
+        self,
+        bundle: Bundle,
+        cancel: Cancel,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        gpu_layers: int | None = None,
+        vision_quant: str | None = None,
+        kv_type: str = "f16",
+        flash_attention: bool | None = None,
+    ) -> None:
+        self.bundle, self.kv_type = bundle, kv_type
+        self._cancel, self._threads = cancel, threads
+        self._requested = (device, gpu_layers)
+        self._vision_quant, self._flash_attention = vision_quant, flash_attention
         self.load_ms = 0.0  # spent on loading so far
         self._placement: tuple[str, int] | None = None
         self._vision: VisionEngine | None = None
@@ -45,10 +54,9 @@ class Engines:
         Raises DeviceError if the requested device does not start.
         """
         if self._placement is None:
-            device = self._options.get("device", "auto")
+            device, layers = self._requested
             # Trying a GPU takes time and may fail, so device="cpu" tries none.
             providers = {} if device == "cpu" else vision_providers(self.bundle.manifest)
-            layers = self._options.get("gpu_layers")
             self._placement = (
                 choose_provider(device, providers),
                 choose_gpu_layers(device, supports_offload(), layers),
@@ -63,8 +71,9 @@ class Engines:
     def vision_variant(self) -> VisionVariant:
         """Return the vision graph to run on this device."""
         on_cpu = self.placement()[0] == CPU_PROVIDER
-        quant = self._options.get("vision_quant")
-        return choose_vision(self.bundle, quant, on_cpu=on_cpu, int8_dot=has_int8_dot())
+        return choose_vision(
+            self.bundle, self._vision_quant, on_cpu=on_cpu, int8_dot=has_int8_dot()
+        )
 
     def vision_threads(self) -> int:
         """Return the number of CPU threads of the vision engine."""
@@ -76,7 +85,7 @@ class Engines:
 
     def _threads_for(self, file: str) -> int:
         size = self.bundle.manifest.files[file].size
-        return choose_threads(self._options.get("threads"), size)
+        return choose_threads(self._threads, size)
 
     def model_bytes(self) -> int:
         """Return the size in bytes of the files that the two engines load."""

@@ -109,6 +109,14 @@ class _Read:
     notes: tuple[str, ...]
 
 
+def unreadable(source: object) -> ImageError:
+    """The error for a value that is no picture source."""
+    return ImageError(
+        f"A picture cannot be read from {type(source).__name__}.",
+        "Give a path, bytes, a binary file object, a PIL image or a uint8 array [H, W, 3].",
+    )
+
+
 def _read_bytes(
     source: str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes],
 ) -> tuple[str, bytes]:
@@ -117,11 +125,7 @@ def _read_bytes(
     if not isinstance(source, (str, os.PathLike)):
         if hasattr(source, "read"):
             return _read_stream(source)
-        kind = type(source).__name__
-        raise ImageError(
-            f"A picture cannot be read from {kind}.",
-            "Give a path, bytes, a binary file object, a PIL image or a uint8 array [H, W, 3].",
-        )
+        raise unreadable(source)
     name = os.fspath(source)
     try:
         return name, _read_file(Path(name), name)

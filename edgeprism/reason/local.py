@@ -43,12 +43,17 @@ class Reasoner(BaseReasoner):
         self,
         path: Path,
         name: str,
-        **options: Unpack[ReasonerOptions],
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        gpu_layers: int | None = None,
+        chat_format: str | None = None,
+        warm: bool = False,
     ) -> None:
         self.path, self.name = path, name
-        self.chat_format, self.warm = options.get("chat_format"), options.get("warm", False)
+        self.chat_format, self.warm = chat_format, warm
         self.cancel_token = Cancel()
-        self._options = options
+        self._threads, self._requested = threads, (device, gpu_layers)
         self._lm: LanguageModel | None = None
         self._generator: Generator | None = None
         self._model: ModelInfo | None = None
@@ -77,7 +82,7 @@ class Reasoner(BaseReasoner):
         except ModelError as error:
             raise ModelError(
                 f"Reasoner {name!r} is not installed.",
-                f"Get it with `edgeprism pull {name}`, or give a GGUF file.",
+                f"Get it with `edgeprism pull {name}`, or name a GGUF file as `reasoner`.",
             ) from error
         if path.is_dir():
             raise ModelError(f"{path}: a folder, not a reasoner.", "Give a chat model's GGUF file.")
@@ -125,11 +130,11 @@ class Reasoner(BaseReasoner):
         if self._generator is not None and self._lm is not None:
             return self._generator, self._lm, 0.0
         start = time.perf_counter()
-        device, gpu_layers = self._options.get("device", "auto"), self._options.get("gpu_layers")
+        device, gpu_layers = self._requested
         self._lm = LanguageModel(
             self.path,
             gpu_layers=choose_gpu_layers(device, supports_offload(), gpu_layers),
-            threads=choose_threads(self._options.get("threads"), self.path.stat().st_size),
+            threads=choose_threads(self._threads, self.path.stat().st_size),
             cancel=self.cancel_token,
         )
         self._generator = Generator(self._lm, warm=self.warm)

@@ -53,7 +53,7 @@ def choices_to_shape(choices: Sequence[str]) -> Shape:
     if len(texts) < 2 or len(texts) > MAX_CHOICES:
         raise UsageError(
             f"{len(texts)} choices; from 2 to {MAX_CHOICES} can be chosen from.",
-            "For example yes and no.",
+            "Give `choices` such as yes,no.",
         )
     for text in texts:
         if not text or len(text) > MAX_CHOICE or not text.isprintable():

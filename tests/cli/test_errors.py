@@ -13,7 +13,7 @@ import pytest
 
 import edgeprism
 from edgeprism.cli.errors import OPTIONS, with_options
-from edgeprism.cli.main import cli
+from edgeprism.cli.main import cli, run
 
 PACKAGE = Path(edgeprism.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--[a-z]")
@@ -87,3 +87,8 @@ def test_keywords_in_hints_are_known() -> None:
     names = {m[1] for _, text in library_texts() for m in keyword.finditer(text)}
     assert names
     assert names <= {option.partition("=")[0] for option in OPTIONS}
+
+
+def test_doctor_names_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["doctor", "--lm", str(tmp_path / "no.gguf"), "--mmproj", str(tmp_path / "no.gguf")])
+    assert "Check the path of --lm." in capsys.readouterr().out

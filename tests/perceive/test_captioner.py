@@ -8,6 +8,7 @@ import itertools
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgeprism.errors import (
     UsageError,
 )
 from edgeprism.perceive.captioner import Captioner
+from edgeprism.reason.local import Reasoner
 from edgeprism.vision.onnx import VisionEncoder
 from tests.helpers import bundles
 from tests.helpers.bundles import SAID_TEXT
@@ -342,3 +344,24 @@ def test_who_wants_the_cpu_does_not_wait_for_a_gpu(
         lambda _: pytest.fail("a provider was tried"),
     )
     assert Captioner.load(random_bundle, device="cpu").device == "cpu"
+
+
+@pytest.mark.parametrize("call", [
+    lambda c, p: c.caption(p, max_tokens=3),
+    lambda c, p: c.stream(p, focuss="boats"),
+    lambda c, p: c.plan(stop_at_end=False),
+    lambda c, p: c.cost((9, 9), nosuch=1),
+    lambda c, p: Captioner.load(c.bundle.path, devise="cpu"),
+    lambda c, p: Reasoner.load(c.bundle.path / "lm.gguf", n_ctx=3),
+])  # fmt: skip
+def test_an_unknown_keyword_is_an_error(
+    captioner: Captioner, photo: Path, call: Callable[[Captioner, Path], object]
+) -> None:
+    """An option that is silently ignored would change a caption without a word."""
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        call(captioner, photo)
+
+
+def test_encode_takes_one_picture(captioner: Captioner, photo: Path) -> None:
+    with pytest.raises(ImageError, match="cannot be read from list"):
+        captioner.encode([photo])  # type: ignore[arg-type]  # the mistake is the test
