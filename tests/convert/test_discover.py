@@ -80,7 +80,8 @@ def test_without_its_file_there_is_no_toy() -> None:
 @pytest.mark.usefixtures("toy")
 def test_the_list_the_help_and_the_documentation_have_it() -> None:
     assert "toy-book\tToy books: a tower, a projector and a language model" in shown("--list")
-    assert "Toy books, into OUT." in shown("--help")
+    summary = "Toy books: a tower, a projector and a language model"
+    assert summary in " ".join(shown("--help").split())
     assert "toy-book" in [family.name for family in families()]
     hooks = module_of(ROOT / "docs" / "hooks.py")
     assert "toy-book) | Toy books: a tower" in hooks.families_table()
