@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from edgeprism.bundle.manifest import FILE_NAME, Manifest, VisionVariant
@@ -29,6 +31,11 @@ class Bundle:
     digest: str
     places: Mapping[str, Path] = field(default_factory=dict)  # paths of files outside `path`
 
+    @cached_property
+    def name(self) -> str:
+        """The bundle's name: its folder's for an installed or built-in one, else its manifest's."""
+        return known_name(self.path) or self.manifest.name
+
     def file(self, name: str) -> Path:
         """Return the path of a file of the bundle, after checking its digest (`check_file`)."""
         path = self.places.get(name, self.path / name)
@@ -37,38 +44,100 @@ class Bundle:
         return path
 
 
-def find_model(name: str) -> Path:
-    """Return the path of a model: `name` is a path, or a model's name.
+def find_model(model: str | os.PathLike[str]) -> Path:
+    """Return the path of a model, which a path or a plain name says.
 
-    Names are looked up in the data folder, then among the built-in models. A folder in the working
-    directory that has a model's name but holds no bundle does not hide the model. Raises ModelError
-    (exit code 4) if there is no such model.
+    A string with a separator, "." and "..", a string that begins with "~", and every
+    `os.PathLike` is a path. All other strings are names: they are looked up in the data folder,
+    then among the built-in models, and never in the working directory, because a stranger's folder
+    of pictures may hold a file that is named like a model. Raises ModelError (exit code 4) if
+    there is no such model.
     """
+    text = os.fspath(model)
     try:
-        path = _path_of_model(name)
-    except OSError as error:  # no permission for a folder, or too long a name
-        raise ModelError(f"Model {name[:200]!r}: {error.strerror}.", "Check the path.") from error
-    if path is not None:
-        return path
+        if not isinstance(model, str) or _is_path(text):
+            path = _expand_home(text)
+            found = path if path.exists() else None
+        else:
+            found = _model_named(text)
+            path = Path(text)
+        if found is not None:
+            return found
+        beside = path.parent == Path() and text not in ("", ".") and path.exists()
+    except (OSError, ValueError) as error:  # no permission, too long a name, or NUL in it
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelError(f"Model {text[:200]!r}: {reason}.", "Check the path.") from error
+    if beside:
+        raise ModelError(
+            f"{text!r} is no built-in or installed model. A plain name is never looked for in the "
+            "current folder.",
+            f"To open {text} of the current folder, write it as a path: .{os.sep}{text}",
+        )
     raise ModelError(
-        f"Model {name!r} is neither a bundle nor a GGUF file nor an installed model.",
-        "`edgeprism models list` shows what there is, `edgeprism pull NAME` gets more.",
+        f"Model {text!r} is neither a bundle nor a GGUF file nor an installed model.",
+        f"{_similar(text)}`edgeprism models list` shows what there is, `edgeprism pull NAME` gets "
+        "more.",
     )
 
 
-def _path_of_model(name: str) -> Path | None:
-    path = Path(name)
-    is_name = path.name == name and name not in ("", ".", "..")
-    if path.is_file() or (path / FILE_NAME).is_file() or (path.exists() and not is_name):
-        return path
-    if is_name:
-        for place in (data_dir() / "models", *builtin_models_dir()):
-            for candidate in (place / name, place / name / "bundle"):
-                if (candidate / FILE_NAME).is_file():
-                    return candidate
-            if (place / f"{name}.gguf").is_file():
-                return place / f"{name}.gguf"
+def known_name(path: Path) -> str | None:
+    """Return the name that `find_model` knows the model at `path` by; None for any other place."""
+    folder = path.parent if path.name == "bundle" else path
+    name = folder.stem if folder.suffix == ".gguf" else folder.name
+    if _is_path(name):
+        return None
+    try:
+        found = _model_named(name)
+        return name if found is not None and os.path.samefile(found, path) else None
+    except OSError:  # the folder of models cannot be read: then no name leads there
+        return None
+
+
+def _is_path(text: str) -> bool:
+    separators = [os.sep, *([os.altsep] if os.altsep else [])]
+    return (
+        text in (os.curdir, os.pardir)
+        or text.startswith("~")
+        or any(separator in text for separator in separators)
+        or bool(os.path.splitdrive(text)[0])
+    )
+
+
+def _expand_home(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user, or nobody knows this user's home
+        return Path(text)
+
+
+def _model_named(name: str) -> Path | None:
+    if not name:
+        return None
+    for place in model_places():
+        for candidate in (place / name, place / name / "bundle"):
+            if (candidate / FILE_NAME).is_file():
+                return candidate
+        if (place / f"{name}.gguf").is_file():
+            return place / f"{name}.gguf"
     return None
+
+
+def _similar(name: str) -> str:
+    """Return a question that names models of this machine which are spelt like `name`."""
+    import difflib
+
+    present: list[str] = []
+    for place in model_places():
+        with contextlib.suppress(OSError):  # a folder that cannot be listed has no name to offer
+            present += [path.name.removesuffix(".gguf") for path in place.iterdir()]
+    known = sorted({word for word in present if _model_named(word) is not None})
+    close = difflib.get_close_matches(name, known)
+    return f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+
+
+def model_places() -> list[Path]:
+    """Return the folders in which names are looked up, in order: the data folder's comes first."""
+    return [data_dir() / "models", *builtin_models_dir()]
 
 
 def builtin_models_dir() -> list[Path]:
@@ -83,7 +152,7 @@ def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
     `Bundle.file` checks a file's digest when it is first used. Raises ModelError if the bundle is
     missing or incomplete, ManifestError with all faults of its manifest.
     """
-    path = find_model(os.fspath(name_or_path))
+    path = find_model(name_or_path)
     if path.is_file():
         raise ModelError(f"{path}: a file, not a bundle.", f"Name the folder with {FILE_NAME}.")
     try:
@@ -116,7 +185,7 @@ def choose_vision(
     if quant is not None:
         if quant not in variants:
             raise ModelError(
-                f"{bundle.manifest.name} holds no {quant} vision graph.",
+                f"{bundle.name} holds no {quant} vision graph.",
                 f"It holds: {', '.join(variants)}.",
             )
         return variants[quant]

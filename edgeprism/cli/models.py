@@ -138,7 +138,7 @@ def _cost(name: str, sizes: tuple[str, ...], images: tuple[Path, ...]) -> dict[s
         raise UsageError("--size and --image exclude each other.", "Choose one.")
     pictures = [read_picture(image, enough=1).size for image in images] or map(_to_size, sizes)
     with Captioner.load(name, device="cpu") as captioner:
-        return {"name": captioner.bundle.manifest.name, **asdict(captioner.cost(*pictures))}
+        return {"name": captioner.bundle.name, **asdict(captioner.cost(*pictures))}
 
 
 def _to_size(text: str) -> tuple[int, int]:

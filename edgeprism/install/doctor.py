@@ -296,7 +296,7 @@ def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> Non
         )
         diagnosis.add("default model", BAD, error.message.strip(), fix, EXIT_MODEL)
     else:
-        diagnosis.add("default model", OK, f"{bundle.manifest.name} ({bundle.path})")
+        diagnosis.add("default model", OK, f"{bundle.name} ({bundle.path})")
     reasoners = 0
     for entry in list_models():
         if entry.state == "damaged":

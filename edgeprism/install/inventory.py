@@ -9,7 +9,13 @@ from typing import Any
 
 from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.bundle.manifest import FILE_NAME
-from edgeprism.bundle.open import builtin_models_dir, check_file, find_model, open_bundle
+from edgeprism.bundle.open import (
+    builtin_models_dir,
+    check_file,
+    find_model,
+    known_name,
+    open_bundle,
+)
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest
@@ -122,17 +128,18 @@ def model_facts(name: str, catalogue: Catalogue | None = None) -> dict[str, Any]
             kind = "reasoner" if isinstance(entry, WheelReasoner) else "captioner"
             return {"name": name, "kind": kind, "state": "available", **asdict(entry)}
         raise error
-    return _gguf_facts(name, path, catalogue) if path.is_file() else _bundle_facts(path)
+    return _gguf_facts(path, catalogue) if path.is_file() else _bundle_facts(path)
 
 
 def _bundle_facts(path: Path) -> dict[str, Any]:
     bundle = open_bundle(path)
     m = bundle.manifest
     return {
-        "name": m.name,
+        "name": bundle.name,
         "kind": "captioner",
-        "state": "installed",
+        "state": _state(path),
         "path": str(bundle.path),
+        "manifest_name": m.name,
         "digest": bundle.digest,
         "family": m.family,
         "license": m.license,
@@ -148,14 +155,24 @@ def _bundle_facts(path: Path) -> dict[str, Any]:
     }
 
 
-def _gguf_facts(name: str, path: Path, catalogue: Catalogue) -> dict[str, Any]:
+def _state(path: Path) -> str:
+    """Return where a model lies: built-in, installed, or "file" for any other place."""
+    if known_name(path) is None:
+        return "file"
+    inside = path.resolve()
+    builtin = any(inside.is_relative_to(place.resolve()) for place in builtin_models_dir())
+    return "built-in" if builtin else "installed"
+
+
+def _gguf_facts(path: Path, catalogue: Catalogue) -> dict[str, Any]:
     header = read_gguf_header(path)
+    name = known_name(path) or path.stem
     known = catalogue.reasoners.get(name)
     architecture = header.architecture
     return {
         "name": name,
         "kind": "reasoner",
-        "state": "installed",
+        "state": _state(path),
         "path": str(path),
         "digest": file_digest(path),
         "license": known.license if known else str(header.metadata.get("general.license", "")),

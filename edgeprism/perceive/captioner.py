@@ -278,7 +278,7 @@ class Captioner:
         """
         if encoded.model_digest != self.bundle.digest:
             raise UsageError(
-                f"{encoded.image}: encoded by another model than {self.bundle.manifest.name}.",
+                f"{encoded.image}: encoded by another model than {self.bundle.name}.",
                 "Encode it with the captioner that describes it.",
             )
         return self._request(np.asarray(encoded.visual_tokens), encoded.layout, plan)
@@ -355,7 +355,7 @@ class Captioner:
     def model(self) -> ModelInfo:
         """The model's name, digest and quantizations, as records hold them."""
         manifest, variant = self.bundle.manifest, self.engines.vision_variant()
-        return ModelInfo(manifest.name, self.bundle.digest, variant.quant, manifest.lm.quant)
+        return ModelInfo(self.bundle.name, self.bundle.digest, variant.quant, manifest.lm.quant)
 
     # ---- ending
 

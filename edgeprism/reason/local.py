@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
-from edgeprism.bundle.open import find_model
+from edgeprism.bundle.open import find_model, known_name
 from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest
 from edgeprism.language.chat import Message, chat_to_segments
@@ -78,15 +78,12 @@ class Reasoner(BaseReasoner):
         """
         name = os.fspath(model)
         try:
-            path = find_model(name)
+            path = find_model(model)
         except ModelError as error:
-            raise ModelError(
-                f"Reasoner {name!r} is not installed.",
-                f"Get it with `edgeprism pull {name}`, or name a GGUF file as `reasoner`.",
-            ) from error
+            raise _missing(name, error) from error
         if path.is_dir():
             raise ModelError(f"{path}: a folder, not a reasoner.", "Give a chat model's GGUF file.")
-        return cls(path, path.stem if str(path) == name else name, **options)
+        return cls(path, known_name(path) or path.stem, **options)
 
     def complete(
         self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None = None
@@ -139,6 +136,19 @@ class Reasoner(BaseReasoner):
         )
         self._generator = Generator(self._lm, warm=self.warm)
         return self._generator, self._lm, (time.perf_counter() - start) * 1000
+
+
+def _missing(name: str, error: ModelError) -> ModelError:
+    """Return the error for a reasoner that `find_model` did not find."""
+    if os.path.basename(name) != name:
+        return ModelError(f"{name}: no such reasoner.", "Name a chat model's GGUF file.")
+    if os.path.lexists(name):
+        return error  # it says how to name a file of the current folder
+    return ModelError(
+        f"Reasoner {name!r} is not installed.",
+        f"Get it with `edgeprism pull {name}`, or name a GGUF file as `reasoner`. "
+        "`edgeprism models list` shows what there is.",
+    )
 
 
 def _to_parts(

@@ -40,7 +40,7 @@ def test_a_bundle_by_path(scripted_bundle: Path, monkeypatch: pytest.MonkeyPatch
     opened = b.open_bundle(scripted_bundle)
     assert (opened.path, opened.manifest.name) == (scripted_bundle, "tiny")
     monkeypatch.chdir(scripted_bundle.parent)
-    assert b.open_bundle(scripted_bundle.name).digest == opened.digest
+    assert b.open_bundle(f"./{scripted_bundle.name}").digest == opened.digest
 
 
 def test_models_of_the_data_folder_by_name(copy: Path) -> None:
