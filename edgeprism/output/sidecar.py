@@ -33,7 +33,8 @@ from edgeprism.files.atomic import (
 from edgeprism.output.streams import Record, record_to_dict
 from edgeprism.output.xmp import MAX_XMP_BYTES, merge_description, read_description, to_xml_text
 from edgeprism.output.xmp_tree import XmpError
-from edgeprism.picture.find import PictureFile, has_picture_suffix
+from edgeprism.picture.find import PictureFile
+from edgeprism.picture.kinds import has_picture_suffix
 
 MAX_TXT_BYTES = 1 << 20
 _MAX_FOLDERS = 16

@@ -19,7 +19,8 @@ from typing import IO, Any
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import AtomicFile, clear_leftovers, output_error
 from edgeprism.files.safe_text import printable
-from edgeprism.picture.find import PictureFile, has_picture_suffix
+from edgeprism.picture.find import PictureFile
+from edgeprism.picture.kinds import has_picture_suffix
 from edgeprism.records import Caption
 
 Record = Caption | Mapping[str, Any]

@@ -12,22 +12,20 @@ yet: it yields each picture once and under its own path, however many links or l
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from edgeprism.errors import UsageError
+from edgeprism.picture.ignore import NO_RULES, Rules
+from edgeprism.picture.kinds import has_picture_suffix
+from edgeprism.picture.listing import Listing, RulesBelow, list_folder
+from edgeprism.picture.passed import PassedOver
 from edgeprism.picture.patterns import expand_pattern, fixed_folder, is_pattern
 
-PICTURE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff",
-     ".webp"}
-)  # fmt: skip
 STDIN = "-"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _UTF8_MARK = b"\xef\xbb\xbf"
@@ -77,13 +75,15 @@ class _Target:
     path: str
     anchor: str | None  # absolute folder, from which the arguments' common folder is computed
     is_folder: bool = False
+    rules: Rules = NO_RULES  # of the folder above it, or of the command line
+    named: bool = True  # not by a wildcard
 
 
 class PictureSearch(Iterator[PictureFile]):
     """An iterator over the pictures; its counts are complete when it has ended."""
 
-    def __init__(self, targets: list[_Target], skipped: int, limit: int | None) -> None:
-        self.skipped = skipped  # files without a picture's suffix
+    def __init__(self, targets: list[_Target], passed: PassedOver, limit: int | None) -> None:
+        self.passed = passed  # files that were found and are not yielded
         self.repeated = 0  # paths that had been yielded before and came up again
         self.unreadable: list[Unreadable] = []
         self._base = _common_folder(target.anchor for target in targets)
@@ -91,6 +91,11 @@ class PictureSearch(Iterator[PictureFile]):
         self._yielded: set[str] = set()
         self._entered: set[tuple[int, int] | str] = set()
         self._pictures = self._find(targets)
+
+    @property
+    def skipped(self) -> int:
+        """The number of files that were passed over."""
+        return self.passed.total
 
     def __iter__(self) -> PictureSearch:
         return self
@@ -115,19 +120,22 @@ class PictureSearch(Iterator[PictureFile]):
     def _walk(self, target: _Target) -> Iterator[PictureFile]:
         """Walk a folder depth first; no recursion, because a deep tree would exhaust the stack."""
         root = Path(target.path)
-        pending, links = [target.path], deque[str]()
+        pending, links = [(target.path, target.rules)], deque[tuple[str, Rules]]()
+        named = target.named
         while pending or links:
-            folder = pending.pop() if pending else links.popleft()
+            folder, rules = pending.pop() if pending else links.popleft()
             if not self._enter(folder):
                 continue
-            listing = self._list(folder)
+            listing = self._list(folder, rules, named)
+            named, rules = False, listing.rules
             absolute = _absolute(folder)
             for name in listing.pictures:
                 if self._is_new(os.path.join(absolute, name)):
                     path = Path(os.path.join(folder, name))
                     yield PictureFile(path, root, target.argument, self._base)
-            pending.extend(os.path.join(folder, name) for name in reversed(listing.folders))
-            links.extend(os.path.join(folder, name) for name in listing.links)
+            below = [(os.path.join(folder, name), rules) for name in listing.folders]
+            pending.extend(reversed(below))
+            links.extend((os.path.join(folder, name), rules) for name in listing.links)
 
     def _enter(self, folder: str) -> bool:
         """Return whether the folder is to be walked: it is readable and was not walked before."""
@@ -143,17 +151,10 @@ class PictureSearch(Iterator[PictureFile]):
         self._entered.add(inode)
         return True
 
-    def _list(self, folder: str) -> _Listing:
-        listing = _Listing([], [], [])
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if not _is_hidden(entry):
-                        self.skipped += listing.add(entry)
-        except OSError as error:  # the entries before the error stay in the listing
+    def _list(self, folder: str, rules: Rules, named: bool) -> Listing:
+        listing = list_folder(folder, rules, self.passed, named=named)
+        for error in listing.errors:
             self._report(folder, error)
-        for names in (listing.pictures, listing.folders, listing.links):
-            names.sort(key=sort_key)
         return listing
 
     def _is_new(self, absolute: str) -> bool:
@@ -168,47 +169,30 @@ class PictureSearch(Iterator[PictureFile]):
         self.unreadable.append(Unreadable(Path(folder), error.strerror or str(error)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Listing:
-    pictures: list[str]
-    folders: list[str]
-    links: list[str]  # to folders
-
-    def add(self, entry: os.DirEntry[str]) -> bool:
-        """Sort an entry into one of the lists; return True for a file that belongs in none.
-
-        Everything with a picture's suffix that is no folder counts as a picture. So does a
-        dangling link, so that the picture's reader reports it.
-        """
-        is_folder = False
-        with suppress(OSError):  # raised for a link to itself, which is no folder
-            is_folder = entry.is_dir()
-        if is_folder:
-            (self.links if entry.is_symlink() else self.folders).append(entry.name)
-        elif has_picture_suffix(entry.name):
-            self.pictures.append(entry.name)
-        else:
-            return True
-        return False
-
-
 def find_pictures(
     arguments: Iterable[str | os.PathLike[str]],
     *,
     files_from: str | os.PathLike[str] | None = None,
     null: bool = False,
     limit: int | None = None,
+    exclude: Sequence[str] = (),
     stdin: IO[bytes] | None = None,
 ) -> PictureSearch:
     """Return an iterator over the pictures that the arguments name, at most `limit` of them.
 
     Parameters:
         arguments: each is a file (with any suffix); a folder (with all its sub-folders, without
-            hidden entries and files that lack a picture's suffix); a pattern with * ? [ or **,
-            unless a file has it as its name; or "-" for one picture on standard input.
+            hidden entries, folders that a system or a NAS keeps for itself, and files that lack a
+            picture's suffix); a pattern with * ? [ or **, where a name that exists as it is
+            written means just itself; or "-" for one picture on standard input.
         files_from: a file, or "-" for standard input, with one path per line in UTF-8. Blank lines
             are ignored. The lines are files or folders, never patterns.
         null: the paths of `files_from` end with NUL instead of a line break.
+        exclude: patterns of what to pass over, each as a line of `.gitignore` in the folder that
+            an argument names. They hold for files that are named directly, too.
+
+    A folder below an argument is passed over if it contains `.nomedia`; `.edgeprismignore` in any
+    folder excludes more, see `edgeprism.picture.ignore`.
 
     The iterator reads each folder when it gets there. Raises UsageError, before it yields
     anything, for a pattern without a match, an unreadable list, or options that exclude each
@@ -229,61 +213,73 @@ def find_pictures(
             )
         lines = _read_list(os.fspath(files_from), null, stdin)
     targets: list[_Target] = []
-    skipped = 0
+    passed = PassedOver()
     for argument in paths:
         if argument == STDIN:
             targets.append(_Target(STDIN, STDIN, None))
         elif is_pattern(argument) and not os.path.lexists(argument):
-            matches, n_others = _pattern_to_targets(argument)
-            targets += matches
-            skipped += n_others
+            targets += _pattern_to_targets(argument, exclude, passed)
         else:
-            targets.append(_path_to_target(argument))
-    # a line "-" is a file with that name; "./-" distinguishes it from standard input
-    targets += [_path_to_target("./-" if line == STDIN else line) for line in lines]
-    return PictureSearch(targets, skipped, limit)
+            targets += _path_to_targets(argument, exclude, passed)
+    for line in lines:
+        # a line "-" is a file with that name; "./-" distinguishes it from standard input
+        targets += _path_to_targets("./-" if line == STDIN else line, exclude, passed)
+    return PictureSearch(targets, passed, limit)
 
 
-def has_picture_suffix(name: str) -> bool:
-    """Return whether a file's name ends with a picture's suffix."""
-    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
-
-
-def sort_key(name: str) -> tuple[str, str]:
-    """Return the sort key for names in a folder."""
-    return name.casefold(), name
-
-
-def _path_to_target(argument: str) -> _Target:
+def _path_to_targets(argument: str, exclude: Sequence[str], passed: PassedOver) -> list[_Target]:
+    """Return the target of a path, or none if `exclude` passes it over."""
     if not argument:
         raise UsageError("An empty argument names no picture.", 'For this folder give ".".')
     is_folder = os.path.isdir(argument)
+    if exclude and _is_excluded(argument, exclude, is_folder):
+        passed.exclude(argument, is_folder)
+        return []
     absolute = _absolute(argument)
-    return _Target(
-        argument, argument, absolute if is_folder else os.path.dirname(absolute), is_folder
+    anchor = absolute if is_folder else os.path.dirname(absolute)
+    rules = Rules.of_command_line(exclude, argument) if is_folder else NO_RULES
+    return [_Target(argument, argument, anchor, is_folder, rules)]
+
+
+def _is_excluded(path: str, exclude: Sequence[str], is_folder: bool) -> bool:
+    parts = [part for part in os.path.normpath(path).split(os.sep) if part]
+    above = (os.path.join(*parts[:n]) for n in range(1, len(parts)))
+    rules = Rules.of_command_line(exclude, "")
+    return any(rules.excludes(folder, True) for folder in above) or (
+        bool(parts) and rules.excludes(os.path.join(*parts), is_folder)
     )
 
 
-def _pattern_to_targets(pattern: str) -> tuple[list[_Target], int]:
-    """Return the matches that count, and the number of other matches.
+def _pattern_to_targets(pattern: str, exclude: Sequence[str], passed: PassedOver) -> list[_Target]:
+    """Return the matches that count, and count the others in `passed`.
 
     Of a pattern that spells a suffix (`*.dat`) every match counts; of any other (`scans/*`) only
     pictures and folders.
     """
     suffix = os.path.splitext(pattern)[1]
     means_all = bool(suffix) and not is_pattern(suffix)
-    anchor = _absolute(fixed_folder(pattern))
-    targets, skipped = [], 0
-    for path in expand_pattern(pattern):
-        if os.path.isdir(path):
-            targets.append(_Target(pattern, path, anchor, True))
+    start = fixed_folder(pattern)
+    anchor = _absolute(start)
+    below = RulesBelow(start, Rules.of_command_line(exclude, start))
+    targets: list[_Target] = []
+    others: list[str] = []
+    n_passed = passed.total + passed.excluded_folders
+    matches = expand_pattern(pattern)
+    for path in matches:
+        is_folder = os.path.isdir(path)
+        rules = below.above(path)
+        if rules is None or rules.excludes(path, is_folder):
+            passed.exclude(path, is_folder)
+        elif is_folder:
+            targets.append(_Target(pattern, path, anchor, True, rules, path == start))
         elif means_all or has_picture_suffix(path):
             targets.append(_Target(pattern, path, anchor))
         else:
-            skipped += 1
-    if not targets:
+            others.append(os.path.basename(path))
+    if not targets and passed.total + passed.excluded_folders == n_passed:
         raise UsageError(f"{pattern}: no picture matches.", "Check the pattern and the folder.")
-    return targets, skipped
+    passed.add_others(others, map(os.path.basename, matches))
+    return targets
 
 
 def _read_list(source: str, null: bool, stdin: IO[bytes] | None) -> list[str]:
@@ -314,15 +310,6 @@ def _absolute(path: str) -> str:
 
 def _to_path(line: bytes) -> str:
     return line.decode("utf-8", "surrogateescape")
-
-
-def _is_hidden(entry: os.DirEntry[str]) -> bool:
-    if entry.name.startswith("."):
-        return True
-    if sys.platform == "win32":  # on other systems this would cost a system call per file
-        attributes = entry.stat(follow_symlinks=False).st_file_attributes
-        return bool(attributes & stat.FILE_ATTRIBUTE_HIDDEN)
-    return False
 
 
 def _common_folder(anchors: Iterable[str | None]) -> Path | None:

@@ -12,6 +12,8 @@ import fnmatch
 import os
 from pathlib import Path
 
+from edgeprism.picture.kinds import is_system_folder
+
 _MAGIC = "*?["
 
 
@@ -21,15 +23,17 @@ def is_pattern(text: str) -> bool:
 
 
 def fixed_folder(pattern: str) -> str:
-    """Return the folder before the first part that is a pattern."""
+    """Return the folder before the first part that is a pattern and no name that exists."""
     return str(_split(pattern)[0])
 
 
 def expand_pattern(pattern: str) -> list[str]:
     """Return the existing paths that `pattern` matches, sorted by case-folded parts.
 
-    `**` matches any number of folders and follows no links. Only a part that begins with a dot
-    matches hidden entries.
+    A part that exists as it is written means just that: the folder `photos [2024]`. Brackets stand
+    for themselves where names have them, as in `photos [2024]*`. `**` matches any number of folders
+    and follows no links. Only a part that begins with a dot matches hidden entries, and wildcards
+    match no folder that a system or a NAS keeps for itself.
     """
     folder, parts = _split(pattern)
     paths = {str(folder)}
@@ -41,7 +45,11 @@ def expand_pattern(pattern: str) -> list[str]:
 
 def _split(pattern: str) -> tuple[Path, list[str]]:
     parts = Path(pattern).parts
-    first = next((n for n, part in enumerate(parts) if is_pattern(part)), len(parts))
+    first = 0
+    while first < len(parts) and (
+        not is_pattern(parts[first]) or os.path.lexists(Path(*parts[: first + 1]))
+    ):
+        first += 1
     return Path(*parts[:first]), list(parts[first:])
 
 
@@ -49,15 +57,13 @@ def _step(start: str, part: str, last: bool) -> list[str]:
     if part == "**":
         # as the last part it matches everything in `start`, which the caller walks anyway
         return [start] if last else _folders_below(start)
-    if not is_pattern(part):
-        path = os.path.join(start, part)
+    path = os.path.join(start, part)
+    if not is_pattern(part) or os.path.lexists(path):
         return [path] if os.path.lexists(path) else []
-    dotted = part.startswith(".")
-    return [
-        os.path.join(start, name)
-        for name in _names(start)
-        if (dotted or not name.startswith(".")) and fnmatch.fnmatch(name, part)
-    ]
+    names = [name for name in _names(start) if part.startswith(".") or _is_shown(start, name)]
+    # with brackets that stand for themselves first: `photos [2024]*`
+    matches = fnmatch.filter(names, part.replace("[", "[[]")) or fnmatch.filter(names, part)
+    return [os.path.join(start, name) for name in matches]
 
 
 def _folders_below(start: str) -> list[str]:
@@ -67,9 +73,16 @@ def _folders_below(start: str) -> list[str]:
         folders.append(folder)
         for name in _names(folder):
             path = os.path.join(folder, name)
-            if not name.startswith(".") and os.path.isdir(path) and not os.path.islink(path):
+            if _is_shown(folder, name) and os.path.isdir(path) and not os.path.islink(path):
                 pending.append(path)
     return folders
+
+
+def _is_shown(folder: str, name: str) -> bool:
+    """Return whether a wildcard may match an entry."""
+    if name.startswith("."):
+        return False
+    return not (is_system_folder(name) and os.path.isdir(os.path.join(folder, name)))
 
 
 def _names(folder: str) -> list[str]:

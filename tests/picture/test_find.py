@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from edgeprism.errors import UsageError
-from edgeprism.picture.find import PICTURE_SUFFIXES, PictureFile, find_pictures
+from edgeprism.picture.find import PictureFile, find_pictures
+from edgeprism.picture.kinds import PICTURE_SUFFIXES
 from tests.helpers import ordinary_user
 
 

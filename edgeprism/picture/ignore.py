@@ -1,0 +1,201 @@
+r"""Rules for what a search passes over, as in `.gitignore`: `--exclude` and `.edgeprismignore`.
+
+    *.png            every PNG, at any depth
+    /drafts          only the entry of the folder that the rule belongs to
+    private/         only folders, with all that they hold
+    2019/**/scans    any number of folders between
+    !keep.png        not this one after all: the last rule that matches decides
+
+A slash at the beginning or in the middle ties a rule to its folder. A backslash takes a special
+meaning away, `#` begins a comment, spaces at a line's end do not count. A folder that is passed
+over is not opened, so nothing in it can be taken back. Git's documentation of `gitignore` tells
+more, and the tests compare this module with git itself.
+
+The code is our own because it is short, and the libraries for it bring more than these rules or
+follow another version of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from edgeprism.errors import UsageError
+
+IGNORE_FILE = ".edgeprismignore"
+_MAX_BYTES = 1 << 20
+_UTF8_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    regex: re.Pattern[str]  # of a whole path below the rule's folder
+    takes_back: bool
+    folders_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _RuleSet:
+    prefix: str  # the folder that the rules belong to, with a separator at its end
+    rules: tuple[_Rule, ...]
+
+    def verdict(self, path: str, is_folder: bool) -> bool | None:
+        """Return whether the last matching rule passes over the path; None if none matches."""
+        below = path[len(self.prefix) :].replace(os.sep, "/")
+        for rule in reversed(self.rules):
+            if (is_folder or not rule.folders_only) and rule.regex.fullmatch(below):
+                return not rule.takes_back
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The rules in force in a folder: the command line's, its own ignore file's, its parents'.
+
+    The first of these that has a matching rule decides.
+    """
+
+    given: _RuleSet | None = None
+    files: tuple[_RuleSet, ...] = ()  # the innermost first
+
+    @classmethod
+    def of_command_line(cls, exclude: Sequence[str], folder: str) -> Rules:
+        """Return the rules that `exclude` states for the paths below `folder`.
+
+        Raises UsageError for a pattern that can match nothing.
+        """
+        rules = []
+        for line in exclude:
+            rule = _parse(line)
+            if rule is None:
+                raise UsageError(
+                    f"The pattern {line!r} can match nothing.",
+                    "Write `exclude` as a line of .gitignore, e.g. '*.png' or 'private/'.",
+                )
+            rules.append(rule)
+        return cls(_RuleSet(_prefix(folder), tuple(rules)) if rules else None)
+
+    def within(self, folder: str, lines: Iterable[str]) -> Rules:
+        """Return these rules together with those of an ignore file in `folder`."""
+        rules = tuple(rule for line in lines if (rule := _parse(line)) is not None)
+        return Rules(self.given, (_RuleSet(_prefix(folder), rules), *self.files))
+
+    def excludes(self, path: str, is_folder: bool) -> bool:
+        """Return whether a path is passed over, if the folders above it are not."""
+        for rules in (self.given, *self.files):
+            verdict = rules.verdict(path, is_folder) if rules is not None else None
+            if verdict is not None:
+                return verdict
+        return False
+
+
+NO_RULES = Rules()
+
+
+def read_ignore_file(folder: str) -> list[str]:
+    """Return the lines of a folder's ignore file. Raises OSError if it cannot be read."""
+    with open(os.path.join(folder, IGNORE_FILE), "rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise OSError(f"{IGNORE_FILE} is larger than {_MAX_BYTES >> 20} MiB")
+    lines = data.removeprefix(_UTF8_MARK).split(b"\n")
+    return [os.fsdecode(line.removesuffix(b"\r")) for line in lines]
+
+
+def _prefix(folder: str) -> str:
+    return os.path.join(folder, "") if folder else ""
+
+
+def _parse(line: str) -> _Rule | None:
+    """Return the rule of a line; None for a blank line, a comment, or one that matches nothing."""
+    if line.startswith("#"):
+        return None
+    line = re.sub(r"(?<!\\) +$", "", line)
+    takes_back = line.startswith("!")
+    pattern = line[takes_back:]
+    folders_only = pattern.endswith("/")
+    pattern = pattern.removesuffix("/")
+    anchored = "/" in pattern
+    pattern = pattern.removeprefix("/")
+    if not pattern:
+        return None
+    regex = _to_regex(pattern)
+    if regex is None:
+        return None
+    start = "" if anchored else "(?:.*/)?"
+    return _Rule(re.compile(start + regex, re.DOTALL), takes_back, folders_only)
+
+
+_STARS = re.compile(r"\*\*+(?P<end>/|$)")
+
+
+def _to_regex(pattern: str) -> str | None:
+    """Translate a pattern; None if a bracket is not closed or the last backslash escapes nothing.
+
+    `**` means any number of folders only as a whole part of the path; elsewhere it is `*`.
+    """
+    regex, at = "", 0
+    while at < len(pattern):
+        stars = _STARS.match(pattern, at) if at == 0 or pattern[at - 1] == "/" else None
+        if stars is not None and stars["end"]:
+            regex, at = regex + "(?:.*/)?", stars.end()
+        elif stars is not None and at > 0:
+            regex, at = regex + ".+", stars.end()
+        elif pattern[at] == "*":
+            regex, at = regex + "[^/]*", at + 1
+        elif pattern[at] == "?":
+            regex, at = regex + "[^/]", at + 1
+        elif pattern[at] == "[":
+            end = _bracket_end(pattern, at)
+            if end is None:
+                return None
+            regex, at = regex + _bracket_to_regex(pattern[at + 1 : end]), end + 1
+        else:
+            at += pattern[at] == "\\"
+            if at == len(pattern):
+                return None
+            regex, at = regex + re.escape(pattern[at]), at + 1
+    return regex
+
+
+def _bracket_end(pattern: str, start: int) -> int | None:
+    """Return where the bracket that begins at `start` is closed; a `]` at once is a character."""
+    at = start + 1
+    if pattern[at : at + 1] in ("!", "^"):
+        at += 1
+    first = True
+    while at < len(pattern):
+        if pattern[at] == "]" and not first:
+            return at
+        named = re.match(r"\[:\w*:\]", pattern[at:])
+        at += named.end() if named else 2 if pattern[at] == "\\" else 1
+        first = False
+    return None
+
+
+_CLASSES = {
+    "alnum": "0-9A-Za-z", "alpha": "A-Za-z", "blank": " \\t", "cntrl": "\\x00-\\x1f\\x7f",
+    "digit": "0-9", "graph": "!-~", "lower": "a-z", "print": " -~", "space": " \\t-\\r",
+    "punct": "!-/:-@\\[-`{-~", "upper": "A-Z", "xdigit": "0-9A-Fa-f",
+}  # fmt: skip
+_ITEM = re.compile(r"\[:(?P<name>\w*):\]|(?P<first>\\.|[^\\])(?:-(?P<last>\\.|[^\\]))?", re.DOTALL)
+
+
+def _bracket_to_regex(content: str) -> str:
+    """Translate what stands between brackets; of a range that runs backwards its first counts."""
+    negated = content[:1] in ("!", "^")
+    items = ""
+    for item in _ITEM.finditer(content[negated:]):
+        if item["name"] is not None:
+            items += _CLASSES.get(item["name"], "")
+            continue
+        first = item["first"][-1]
+        last = item["last"][-1] if item["last"] else first
+        items += re.escape(first)
+        if first < last:
+            items += f"-{re.escape(last)}"
+    if negated:
+        return f"[^/{items}]"
+    return f"(?!/)[{items}]" if items else "(?!)"
