@@ -33,7 +33,7 @@ def convert_in_child(
     Raises the errors of `pipeline.convert`, or Interrupted after Ctrl-C; both leave no files.
     """
     out = Path(os.path.abspath(out))
-    check_out(out, options.overwrite)
+    check_out(out, options.overwrite, [v for v in settings.values() if isinstance(v, Path)])
     job = {
         "family": family,
         "out": str(out),

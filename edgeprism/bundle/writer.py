@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest
 from edgeprism.bundle.read_manifest import manifest_from_json
 from edgeprism.errors import UsageError
+from edgeprism.files.atomic import output_error
 from edgeprism.files.digests import sha256_of_file
 
 
-def check_out(out: Path, overwrite: bool) -> None:
-    """Raise UsageError if no bundle can be written to `out`; writes nothing."""
+def check_out(out: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Raise UsageError if no bundle can be written to `out`; writes nothing.
+
+    A bundle that holds one of `inputs` is not replaced, because they would go with it. Raises
+    OutputError if the folder that is to hold the bundle cannot be written.
+    """
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent} is not a folder.", "Create it first.")
+    whole = os.path.realpath(out)
+    for path in inputs:
+        if Path(os.path.realpath(path)).is_relative_to(whole):
+            raise UsageError(f"{out} is or holds an input, {path}.", "Choose another name.")
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise output_error(out, error) from error
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
@@ -31,9 +47,9 @@ class BundleWriter:
     If the block ends without `finish` (after an error or Ctrl-C), it removes the folder.
     """
 
-    def __init__(self, out: Path, overwrite: bool) -> None:
+    def __init__(self, out: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
         self.out = Path(os.path.abspath(out))
-        check_out(self.out, overwrite)
+        check_out(self.out, overwrite, inputs)
         self.folder, self._old = _temporary_names(self.out, os.getpid())
 
     def __enter__(self) -> BundleWriter:

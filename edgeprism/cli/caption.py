@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +24,7 @@ from edgeprism.errors import EXIT_DONE, UsageError
 if TYPE_CHECKING:
     from edgeprism.perceive.captioner import Captioner
     from edgeprism.perceive.options import CaptionOptions
+    from edgeprism.picture.find import PictureSearch
     from edgeprism.records import Caption
 
 
@@ -151,6 +153,8 @@ def command(
         raise UsageError(
             "No picture is named.", "Name one (edgeprism caption photo.jpg), or use --example."
         )
+    many = not together and not _is_one(images, output_options)
+    search = _search(images, output_options, form) if many else None
     captioner = open_captioner(
         model,
         lm=lm,
@@ -171,9 +175,9 @@ def command(
     if together:
         _check_together(images, output_options)
         return _caption_one(images, captioner, form, options)
-    if _is_one(images, output_options):
+    if search is None:
         return _caption_one(images, captioner, form, options)
-    return _caption_many(images, captioner, form, options, output_options)
+    return _caption_many(search, captioner, form, options, output_options)
 
 
 # Parameters whose options only make sense for a run over many pictures.
@@ -243,8 +247,31 @@ def _caption_one(
     return EXIT_DONE
 
 
+def _search(images: tuple[str, ...], options: dict[str, Any], form: str) -> PictureSearch:
+    """Find the pictures, and check every path that the run will write to."""
+    from edgeprism.output.places import Place, check_places, check_writable
+    from edgeprism.picture.find import find_pictures
+
+    search = find_pictures(
+        images, files_from=options["files_from"], null=options["null"], limit=options["limit"]
+    )
+    wanted = (("output", form), ("errors_file", "errors"))
+    places = [Place(Path(options[name]), name, kind) for name, kind in wanted if options[name]]
+    lists = [options["files_from"]] if options["files_from"] else []
+    check_places(places, [*search.named, *lists], overwrite=options["overwrite"])
+    if options["out_dir"]:
+        check_writable(Path(options["out_dir"]), Path(options["out_dir"]))
+    return search
+
+
+def _reserved(options: dict[str, Any]) -> list[Path]:
+    """Return the run's lists and results, which no sidecar may replace."""
+    names = (options["files_from"], options["output"], options["errors_file"])
+    return [Path(name) for name in names if name and name != "-"]
+
+
 def _caption_many(
-    images: tuple[str, ...],
+    search: PictureSearch,
     captioner: Captioner,
     form: str,
     options: CaptionOptions,
@@ -252,14 +279,7 @@ def _caption_many(
 ) -> int:
     from edgeprism.cli.folder import ResultOptions, caption_folder, dry_run
     from edgeprism.folder.run import FolderOptions, SidecarKind
-    from edgeprism.picture.find import find_pictures
 
-    search = find_pictures(
-        images,
-        files_from=output_options["files_from"],
-        null=output_options["null"],
-        limit=output_options["limit"],
-    )
     plan = captioner.plan(**options)
     if output_options["dry_run"]:
         dry_run(search, captioner, plan, not output_options["no_cache"])
@@ -276,6 +296,7 @@ def _caption_many(
         use_store=not output_options["no_cache"],
         parallel=output_options["parallel"],
         on_error=output_options["on_error"],
+        reserved=_reserved(output_options),
     )
     results = ResultOptions(form, output_options["output"], output_options["errors_file"])
     return caption_folder(search, captioner, plan, folder_options, results)

@@ -81,11 +81,14 @@ def command(
     records of the run, from which the same command continues after an interruption. Exit code 3
     means that rows were skipped or questions failed; no score counts those.
     """
-    from edgeprism.evaluation.evaluate import evaluate, own_questions
+    from edgeprism.evaluation.evaluate import check_out, evaluate, own_questions
     from edgeprism.evaluation.matrix import Matrix, Settings
     from edgeprism.evaluation.questions import QuestionFile
     from edgeprism.perceive.captioner import Captioner
 
+    path = Path(data) if data else own_questions()
+    out = Path(options["out"] or f"eval-{path.stem if data else 'nano'}")
+    check_out(out, path)
     engine = {name: options[name] for name in ("device", "threads", "gpu_layers")}
     network = {"allow_network": options["allow_network"]}
     captioners = captioners or (os.environ.get("EDGEPRISM_MODEL") or DEFAULT_MODEL,)
@@ -104,11 +107,10 @@ def command(
     opened_judge = open_reasoners([judge], **engine, **network)[0] if judge else None
     with working("reading the questions…"):
         file = QuestionFile(
-            Path(data) if data else own_questions(),
+            path,
             pictures=Path(options["pictures"]) if options["pictures"] else None,
         )
     _show_skipped(file)
-    out = Path(options["out"] or f"eval-{'nano' if data is None else file.tsv.path.stem}")
     selection = {name: options[name] for name in ("splits", "limit", "sample", "seed")}
     try:
         with _progress() as progress:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from edgeprism.cli.errors import show_error, with_options
 from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_FAILED, Interrupted
-from edgeprism.files.atomic import AtomicFile
 from edgeprism.folder.events import Outcome
 from edgeprism.folder.run import Failure, FolderOptions, FolderResult, FolderRun, estimate_folder
 from edgeprism.machine.cancel import finishing_first
 from edgeprism.output.streams import (
     CsvOutput,
+    FailureOutput,
     JsonLinesOutput,
     JsonOutput,
     RecordOutput,
@@ -60,14 +58,17 @@ def caption_folder(
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(FolderRun(search, captioner, plan, options))
         outputs = stack.enter_context(_open_outputs(results, bool(options.sidecars)))
+        errors = None
+        if results.errors_file:
+            errors = stack.enter_context(FailureOutput(results.errors_file))
         run.start()
         stack.enter_context(finishing_first(run.stop))
         show_progress = stack.enter_context(_progress(run.result))
         for outcome in run:
             _report(outcome, outputs)
             show_progress()
-        if results.errors_file:
-            _write_errors(results.errors_file, run.result.failures)
+        if errors is not None:
+            _write_errors(errors, run.result.failures)
         if run.result.stopped:
             for output in outputs:
                 output.discard()  # keeps no incomplete file; the store has the finished captions
@@ -177,17 +178,17 @@ def _other_files(search: PictureSearch | FolderResult, say: Callable[[str], None
         say(f"{folder.path}: cannot be listed: {folder.reason}")
 
 
-def _write_errors(path: str, failures: list[Failure]) -> None:
+def _write_errors(output: RecordOutput, failures: list[Failure]) -> None:
     """Write one JSON object per line: image, error, hint."""
-    with AtomicFile(Path(path)) as file:
-        for failure in failures:
-            error = failure.error
-            line = {
+    for failure in failures:
+        error = failure.error
+        output.write(
+            {
                 "image": str(failure.path),
                 "error": error.message,
                 "hint": with_options(error.hint),
             }
-            file.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
+        )
 
 
 def _duration(seconds: float) -> str:

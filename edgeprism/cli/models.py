@@ -116,10 +116,12 @@ def verify_published(
     hold the pictures' names and captions, but not the pictures. If a step fails, the report says
     so and the exit code is 1.
     """
+    from edgeprism.install.verify_published import Report
     from edgeprism.install.verify_published import verify_published as run
     from edgeprism.progress import StderrProgress
 
     folder = out or Path(f"edgeprism-{name}-report")
+    Report.check_folder(folder)
     with StderrProgress().shown() as progress:
         report = run(
             name, photos, vision_quants=vision_quants, lm_quant=lm_quant, progress=progress

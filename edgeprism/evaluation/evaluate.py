@@ -11,8 +11,9 @@ from edgeprism.evaluation.matrix import Matrix
 from edgeprism.evaluation.page import write_page
 from edgeprism.evaluation.questions import QuestionFile, choose_questions
 from edgeprism.evaluation.report import ReportInput, to_report, write_csv, write_json
-from edgeprism.evaluation.results import Results
+from edgeprism.evaluation.results import FILE_NAME, Results
 from edgeprism.evaluation.run import Progress, Run
+from edgeprism.output.places import check_report_folder
 from edgeprism.reason.base import BaseReasoner
 
 PAGE, JSON, CSV = "report.html", "report.json", "answers.csv"
@@ -21,6 +22,16 @@ PAGE, JSON, CSV = "report.html", "report.json", "answers.csv"
 def own_questions() -> Path:
     """Return the path of the built-in captioner's question set."""
     return Path(str(files("edgeprism.models.nano").joinpath("questions.tsv")))
+
+
+def check_out(out: Path, data: Path) -> None:
+    """Check that the reports can be written to `out` without loss; writes nothing.
+
+    Raises UsageError if that would replace `data` or `out` is a model's folder, OutputError if
+    `out` cannot be written or holds another program's files under the reports' names.
+    """
+    names = (PAGE, JSON, CSV, FILE_NAME)
+    check_report_folder(out, names, keyword="out", own=Results.is_in(out), inputs=[data])
 
 
 def evaluate(
@@ -38,8 +49,10 @@ def evaluate(
     """Answer every question with every cell, write the reports to `out`, and return the report.
 
     Records that `out` has already are not made again. Raises UsageError if `out` belongs to other
-    data or no question is left, Interrupted if stopped; the records made by then stay.
+    data or no question is left, OutputError if `out` cannot be used (`check_out`), Interrupted if
+    stopped; the records made by then stay.
     """
+    check_out(out, file.tsv.path)
     questions = choose_questions(
         file.questions, splits=splits, limit=limit, sample=sample, seed=seed
     )

@@ -73,6 +73,16 @@ class Results:
                 "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", (kind, key, item, text)
             )
 
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Return whether a folder holds a run's records, without opening them as a database."""
+        try:
+            with (folder / FILE_NAME).open("rb") as file:
+                header = file.read(72)
+        except OSError:
+            return False
+        return header[68:72] == APPLICATION_ID.to_bytes(4, "big")
+
     def close(self) -> None:
         """Close the database."""
         self._db.close()

@@ -39,6 +39,7 @@ class FolderOptions:
     use_store: bool = True
     parallel: int | None = None
     on_error: OnError = "skip"
+    reserved: Sequence[Path] = ()  # files of the caller that no sidecar may replace
 
     def __post_init__(self) -> None:
         kinds = get_args(SidecarKind)
@@ -317,13 +318,17 @@ def _open_store() -> CaptionStore:
 
 
 def _open_sidecars(options: FolderOptions, store: CaptionStore | None) -> list[Sidecar]:
-    out_dir, overwrite = options.out_dir, options.overwrite
+    out_dir, overwrite, reserved = options.out_dir, options.overwrite, options.reserved
     before = store.written_before if store is not None else None
     sidecars: list[Sidecar] = []
     if "txt" in options.sidecars:
-        sidecars.append(TxtSidecar(out_dir=out_dir, overwrite=overwrite, written_before=before))
+        sidecars.append(
+            TxtSidecar(
+                out_dir=out_dir, overwrite=overwrite, reserved=reserved, written_before=before
+            )
+        )
     if "xmp" in options.sidecars:
-        sidecars.append(XmpSidecar(out_dir=out_dir, overwrite=overwrite))
+        sidecars.append(XmpSidecar(out_dir=out_dir, overwrite=overwrite, reserved=reserved))
     return sidecars
 
 

@@ -20,6 +20,7 @@ from edgeprism.files.atomic import write_atomically
 from edgeprism.install.doctor import machine_facts
 from edgeprism.install.pull import pull
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, read_catalogue
+from edgeprism.output.places import check_report_folder
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.find import has_picture_suffix
 from edgeprism.progress import Progress
@@ -55,6 +56,20 @@ class Report:
     def to_text(self) -> str:
         """Return the report as text for people."""
         return "\n".join(_report_lines(self)) + "\n"
+
+    @staticmethod
+    def check_folder(folder: Path) -> None:
+        """Check that `write` can write to `folder` without loss; writes nothing.
+
+        Raises UsageError for a model's folder, OutputError if it cannot be written or holds
+        reports that EdgePrism did not write.
+        """
+        try:
+            earlier = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            own = {"schema", "passed", "edgeprism"} <= earlier.keys()
+        except (OSError, ValueError, AttributeError):
+            own = False
+        check_report_folder(folder, ("report.json", "report.txt"), keyword="out", own=own)
 
     def write(self, folder: Path) -> list[Path]:
         """Write report.json and report.txt to `folder`, creating it; return their paths."""

@@ -17,7 +17,7 @@ import os
 import stat
 import unicodedata
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from edgeprism.files.atomic import (
     shortened,
     write_atomically,
 )
+from edgeprism.output.places import is_same_file
 from edgeprism.output.streams import Record, record_to_dict
 from edgeprism.output.xmp import MAX_XMP_BYTES, merge_description, read_description, to_xml_text
 from edgeprism.output.xmp_tree import XmpError
@@ -52,7 +53,8 @@ class Sidecar:
     """The base class of both kinds. Not thread-safe.
 
     With `out_dir`, sidecars go into a mirror of the pictures' folders instead of next to the
-    pictures. With `overwrite`, they also replace what other programs wrote.
+    pictures. With `overwrite`, they also replace what other programs wrote, but never a file of
+    `reserved`: the lists that the caller reads, and its other outputs.
     """
 
     suffix = ""
@@ -63,7 +65,9 @@ class Sidecar:
         *,
         out_dir: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
+        reserved: Iterable[Path] = (),
     ) -> None:
+        self._reserved = [*reserved]
         self._out_dir = None if out_dir is None else Path(out_dir).absolute()
         self._overwrite = overwrite
         self._folders = _Folders()
@@ -90,6 +94,11 @@ class Sidecar:
         Raises OutputError, which names the file or folder and leaves the file unchanged.
         """
         path = self.target(picture)
+        if is_same_file(path, self._reserved):
+            raise OutputError(
+                f"{path}: is a list or another result of this command, so no sidecar replaces it.",
+                "Give that file another name.",
+            )
         try:
             if self._out_dir is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,9 +133,10 @@ class TxtSidecar(Sidecar):
         *,
         out_dir: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
+        reserved: Iterable[Path] = (),
         written_before: Callable[[Path], str | None] | None = None,
     ) -> None:
-        super().__init__(out_dir=out_dir, overwrite=overwrite)
+        super().__init__(out_dir=out_dir, overwrite=overwrite, reserved=reserved)
         self._written_before = written_before
 
     def _content(self, path: Path, existing: bytes | None, record: dict[str, Any]) -> bytes:

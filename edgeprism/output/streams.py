@@ -115,6 +115,13 @@ class JsonLinesOutput(RecordOutput):
         return json.dumps(record, ensure_ascii=False) + "\n"
 
 
+class FailureOutput(RecordOutput):
+    """One JSON object per line in ASCII, for failures: image, error, hint."""
+
+    def _to_text(self, record: dict[str, Any]) -> str:
+        return json.dumps(record, ensure_ascii=True) + "\n"
+
+
 class JsonOutput(RecordOutput):
     """A JSON array; for a single picture (`several=False`) the object alone."""
 

@@ -80,12 +80,16 @@ class _Target:
 
 
 class PictureSearch(Iterator[PictureFile]):
-    """An iterator over the pictures; its counts are complete when it has ended."""
+    """An iterator over the pictures; its counts are complete when it has ended.
+
+    `named` lists the files that arguments, patterns and lists name, without those in folders.
+    """
 
     def __init__(self, targets: list[_Target], passed: PassedOver, limit: int | None) -> None:
         self.passed = passed  # files that were found and are not yielded
         self.repeated = 0  # paths that had been yielded before and came up again
         self.unreadable: list[Unreadable] = []
+        self.named = [Path(t.path) for t in targets if not t.is_folder and t.argument != STDIN]
         self._base = _common_folder(target.anchor for target in targets)
         self._left = limit
         self._yielded: set[str] = set()

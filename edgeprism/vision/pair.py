@@ -92,7 +92,7 @@ def write_pair(
     from edgeprism.bundle.writer import BundleWriter
 
     places = {LM_FILE: lm, MMPROJ_FILE: mmproj}
-    with BundleWriter(out, overwrite) as writer:
+    with BundleWriter(out, overwrite, places.values()) as writer:
         manifest = _pair_to_manifest(places, chat_format, name)
         for file, source in places.items():
             _put(source.resolve(), writer.folder / file, copy)
