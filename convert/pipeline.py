@@ -67,10 +67,10 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
         # 2. read the configurations; only open the weights
         progress.stage("Reading the checkpoints")
         captioner = family.read(**chosen, progress=progress)
-        # 3. require every tensor that the configurations announce
-        captioner.requirements().check()
-        # 4. read the captioner's own texts and limits (edgeprism.json)
+        # 3. read the captioner's own texts and limits (edgeprism.json)
         card = card_from_folder(captioner.folder)
+        # 4. require every tensor that the configurations announce
+        captioner.requirements().check()
         # 5. assemble the parts of the bundle
         parts = captioner_parts(family.name, options.name, captioner, card)
         # 6. write the vision graphs and the language model, and measure each

@@ -155,6 +155,7 @@ def _read_original(captioner: Path, config: dict[str, Any]) -> PublishedCaptione
 def _complete_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return config.json with defaults; CheckpointError if it differs from the published models."""
     from edgeprism.convert.discover import unknown_layout
+    from edgeprism.convert.read.fields import require_known
 
     if config.get("model_type") != "internvl_chat":
         expected = "model_type internvl_chat with llm_config and vision_config (the original "
@@ -167,6 +168,7 @@ def _complete_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
         "template": "internlm2-chat",
     }  # fmt: skip
     config = {**defaults, **{name: value for name, value in config.items() if value is not None}}
+    require_known(config, (*defaults, "force_image_size"), str(path))
     config.setdefault("force_image_size", config["vision_config"].get("image_size"))
     supported: dict[str, tuple[Any, ...]] = {
         "downsample_ratio": (0.5,), "ps_version": ("v1", "v2"), "pad2square": (False,),
@@ -252,11 +254,11 @@ def _read_transformers(captioner: Path, config: dict[str, Any]) -> PublishedCapt
     from edgeprism.convert.read.conversations import Conversation
 
     path = captioner / "config.json"
-    vision, text = _check_config(config, path)
     checkpoint = Checkpoint(captioner, "captioner")
+    vision, text = _check_config(config, path, checkpoint)
     rules = TokenRules(_END, _NEEDED)
     lm = open_language_model(checkpoint, text, f"{path} (text_config)", captioner, rules)
-    prepared, image = _prepared(captioner / "preprocessor_config.json", vision["image_size"])
+    prepared, image = _prepared(captioner, vision["image_size"])
     side = _transformers_vision_side(
         config["vision_config"], vision, prepared, path, checkpoint, lm.config.n_embd
     )
@@ -284,6 +286,7 @@ def _transformers_vision_side(published: dict[str, Any], vision: dict[str, Any],
         intern_vit_fields,
         intern_vit_weights,
     )
+    from edgeprism.convert.vision.weights import prefix_before
 
     where = f"{path} (vision_config)"
     fields = intern_vit_fields(vision, where)
@@ -295,9 +298,9 @@ def _transformers_vision_side(published: dict[str, Any], vision: dict[str, Any],
             "an even number is expected.",
             "Use the published config.json.",
         )
-    lead = _lead(checkpoint, "embeddings.cls_token", "vision_tower.")
+    lead = prefix_before("embeddings.cls_token", checkpoint.names, "vision_tower.")
     joint = "multi_modal_projector."
-    joint = _lead(checkpoint, f"{joint}layer_norm.weight", "") + joint
+    joint = prefix_before(f"{joint}layer_norm.weight", checkpoint.names) + joint
     return _tower_and_mlp(
         tower,
         intern_vit_weights(tower, checkpoint, lead, TRANSFORMERS),
@@ -309,20 +312,19 @@ def _transformers_vision_side(published: dict[str, Any], vision: dict[str, Any],
     )
 
 
-def _lead(checkpoint: Checkpoint, probe: str, usual: str) -> str:
-    """Return the prefix before `probe`, e.g. "vision_tower." or "model.vision_tower."."""
-    prefixes = sorted(n.removesuffix(probe) for n in checkpoint.names if n.endswith(probe))
-    return prefixes[0] if prefixes else usual
-
-
-def _check_config(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _check_config(config: dict[str, Any], path: Path, checkpoint: Checkpoint
+                  ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """Return the vision_config, with the original layout's field names, and the text_config."""
+    from edgeprism.convert.read.fields import require_known, text_fields
+
     vision, text = config.get("vision_config"), config.get("text_config")
     if not isinstance(vision, dict) or not isinstance(text, dict):
         raise CheckpointError(
             f"{path}: vision_config and text_config must be objects.",
             "Use the published config.json.",
         )
+    require_known(config, (), str(path), "internvl")
+    require_known(vision, (), f"{path} (vision_config)", "internvl_vision")
     expected: dict[str, tuple[dict[str, Any], Any]] = {
         "downsample_ratio": (config, 0.5), "projector_hidden_act": (config, "gelu"),
         "vision_feature_select_strategy": (config, "default"),
@@ -357,19 +359,20 @@ def _check_config(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], d
         )
     translated["qkv_bias"] = bool(vision.get("attention_bias", False))
     translated["qk_normalization"] = bool(vision.get("use_qk_norm", False))
-    return translated, {"model_type": "qwen2", **text}
+    return translated, text_fields(config, checkpoint.names, "qwen2")
 
 
-def _prepared(path: Path, image_size: int) -> tuple[dict[str, Any], ImagePolicy]:
-    """Return preprocessor_config.json's normalisation and tiles.
+def _prepared(folder: Path, image_size: int) -> tuple[dict[str, Any], ImagePolicy]:
+    """Return the image processor's normalisation and tiles.
 
     The function ignores `crop_to_patches`: the models' processor always sets it.
     """
-    from edgeprism.convert.read.checkpoint import read_json
-    from edgeprism.convert.vision.config import RESAMPLINGS
+    from edgeprism.convert.read.fields import image_processor_fields
+    from edgeprism.convert.vision.config import PREPARATION_FIELDS, RESAMPLINGS
     from edgeprism.convert.vision.intern_vit import MEAN, STD
 
-    data = read_json(path) if path.is_file() else {}
+    known = (*PREPARATION_FIELDS, "crop_to_patches", "min_patches", "max_patches")
+    data, path = image_processor_fields(folder, known)
     faults = [
         f"{name} {data[name]!r}"
         for name in ("do_resize", "do_rescale", "do_normalize")

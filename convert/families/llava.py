@@ -36,6 +36,15 @@ LANGUAGE_MODELS = {
     "llava": "llama", "llava_llama": "llama", "share4v": "llama", "llava_mistral": "mistral",
     "llava_qwen": "qwen2",
 }  # fmt: skip
+# Of the original layout: what this file reads, and what only its training read
+_ORIGINAL_FIELDS = frozenset((
+    "mm_hidden_size", "mm_vision_tower", "mm_projector_type", "mm_patch_merge_type",
+    "mm_vision_select_layer", "mm_vision_select_feature", "mm_use_im_start_end",
+    "image_aspect_ratio", "image_grid_pinpoints", "mm_use_im_patch_token", "use_mm_proj",
+    "image_crop_resolution", "image_split_resolution", "vision_tower", "mm_projector",
+    "resume_path", "model_dtype",
+))  # fmt: skip
+_HF_FIELDS = ("vision_feature_layer", "use_image_newline_parameter", "vocab_size")
 _MLP = re.compile(r"mlp(\d+)x_gelu")
 _MARKS = ("<im_start>", "<im_end>")  # LLaVA v1 adds them if `mm_use_im_start_end` is set
 _CONVERSATIONS = {"llama": "vicuna-v1", "mistral": "mistral", "qwen2": "qwen"}
@@ -161,10 +170,13 @@ def read_layout(captioner: Path, vision: Path | None) -> Layout:
 
 def transformers_layout(captioner: Path, config: dict[str, Any]) -> Layout:
     """Read the configuration of a llava-hf repository."""
-    from edgeprism.convert.read.checkpoint import Checkpoint, read_json
+    from edgeprism.convert.read.checkpoint import Checkpoint
+    from edgeprism.convert.read.fields import image_processor_fields, require_known, text_fields
+    from edgeprism.convert.vision.config import PREPARATION_FIELDS
     from edgeprism.convert.vision.stock import StockTower
 
     where = str(captioner / "config.json")
+    require_known(config, _HF_FIELDS, where, config["model_type"])
     strategy = config.get("vision_feature_select_strategy", "default")
     activation = config.get("projector_hidden_act", "gelu")
     faults = []
@@ -181,10 +193,9 @@ def transformers_layout(captioner: Path, config: dict[str, Any]) -> Layout:
         raise CheckpointError(
             f"{where} is not understood: {'; '.join(faults)}.", "Use the published checkpoint."
         )
-    text = {"model_type": "llama", **config["text_config"]}
-    prepare_path = captioner / "preprocessor_config.json"
-    prepare = read_json(prepare_path) if prepare_path.is_file() else {}
+    prepare, _ = image_processor_fields(captioner, PREPARATION_FIELDS)
     checkpoint = Checkpoint(captioner, "captioner")
+    text = text_fields(config, checkpoint.names, "llama")
     return Layout(
         where=where,
         checkpoint=checkpoint,
@@ -238,7 +249,10 @@ def original_layout(
     return Layout(
         where=str(path),
         checkpoint=checkpoint,
-        text_config={**config, "model_type": language_model},
+        text_config={
+            **{name: value for name, value in config.items() if name not in _ORIGINAL_FIELDS},
+            "model_type": language_model,
+        },
         tower=StockTower(
             checkpoint if inside else Checkpoint(vision, "vision model"),
             vision_config,

@@ -51,14 +51,16 @@ FAMILY = Family(
 def read_layout(captioner: Path, vision: Path | None) -> llava.Layout:
     """Read the folder's configuration in either layout; CheckpointError for any other folder."""
     from edgeprism.convert.discover import unknown_layout
-    from edgeprism.convert.read.checkpoint import read_config, read_json
+    from edgeprism.convert.read.checkpoint import read_config
+    from edgeprism.convert.read.fields import image_processor_fields
+    from edgeprism.convert.vision.config import PREPARATION_FIELDS
 
     path = captioner / "config.json"
     config = read_config(captioner)
     if config.get("model_type") == "llava_next" and "text_config" in config:
         layout = llava.transformers_layout(captioner, config)
-        prepare = captioner / "preprocessor_config.json"
-        prepared = read_json(prepare).get("image_grid_pinpoints") if prepare.is_file() else None
+        settings, prepare = image_processor_fields(captioner, PREPARATION_FIELDS)
+        prepared = settings.get("image_grid_pinpoints")
         pinpoints = config.get("image_grid_pinpoints")
         if prepared is not None and pinpoints is not None and prepared != pinpoints:
             raise CheckpointError(

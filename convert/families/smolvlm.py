@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from edgeprism.convert.vision.side import VisionSide
     from edgeprism.progress import Progress
 
+_CONFIG_FIELDS = ("vocab_size",)
+# The published files repeat the projector's and the image processor's settings in these places,
+# beside those of a resampler that they do not use.
+_IDLE_TEXT_FIELDS = ("perceiver_config", "pixel_shuffle_factor")
+_IDLE_VISION_FIELDS = ("max_image_size", "size")
+_PROCESSOR_FIELDS = (
+    "size", "max_image_size", "do_resize", "do_rescale", "do_normalize", "do_image_splitting",
+    "do_pad", "resample", "rescale_factor", "image_mean", "image_std", "video_sampling",
+)  # fmt: skip
 _PROJECTOR = "connector.modality_projection.proj"
 _END, _FAKE = "<end_of_utterance>", "<fake_token_around_image>"
 MARKERS = Markers(
@@ -42,6 +51,7 @@ def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
     from edgeprism.convert.language.vocabulary import TokenRules
     from edgeprism.convert.parts import PublishedCaptioner
     from edgeprism.convert.read.checkpoint import Checkpoint, read_config
+    from edgeprism.convert.read.fields import require_known, text_fields
     from edgeprism.convert.read.sources import SourceFiles
 
     config = read_config(captioner)
@@ -49,11 +59,14 @@ def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
         expected = "model_type idefics3 or smolvlm with text_config and vision_config"
         raise unknown_layout(captioner, FAMILY.name, expected)
     path = captioner / "config.json"
+    require_known(config, _CONFIG_FIELDS, str(path), config["model_type"])
     checkpoint = Checkpoint(captioner, "captioner")
-    image = image_policy(captioner / "preprocessor_config.json", config, path)
+    image = image_policy(captioner, config, path)
     form = _conversation(captioner)
+    text = text_fields(config, checkpoint.names, "llama")
     lm = open_language_model(
-        checkpoint, _text_config(config, checkpoint), f"{path} (text_config)", captioner,
+        checkpoint, {name: text[name] for name in text if name not in _IDLE_TEXT_FIELDS},
+        f"{path} (text_config)", captioner,
         TokenRules(eos=_END, needed=(*form.needed, *_marker_tokens(image))),
     )  # fmt: skip
     return PublishedCaptioner(
@@ -78,12 +91,12 @@ FAMILY = Family(
 )
 
 
-def image_policy(path: Path, config: dict[str, Any], where: Path) -> ImagePolicy:
-    """Read the preprocessor_config.json of an Idefics3ImageProcessor, with its defaults."""
-    from edgeprism.convert.read.checkpoint import read_json
+def image_policy(folder: Path, config: dict[str, Any], where: Path) -> ImagePolicy:
+    """Read the settings of an Idefics3ImageProcessor, with its defaults."""
+    from edgeprism.convert.read.fields import image_processor_fields
     from edgeprism.convert.vision.config import RESAMPLINGS
 
-    data = read_json(path) if path.is_file() else {}
+    data, path = image_processor_fields(folder, _PROCESSOR_FIELDS)
     tile = _longest_edge(data.get("max_image_size"), 364)
     longest = _longest_edge(data.get("size"), 4 * 364)
     image_size = _vision_config(config, where)["image_size"]
@@ -127,14 +140,9 @@ def _vision_config(config: dict[str, Any], where: Path) -> dict[str, Any]:
     """Return the fields of vision_config with transformers' defaults."""
     from edgeprism.convert.vision.config import tower_fields
 
-    return tower_fields("idefics3_vision", config.get("vision_config") or {}, str(where))
-
-
-def _text_config(config: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
-    text = {"model_type": "llama", **(config.get("text_config") or {})}
-    # the top level's tie_word_embeddings counts only if the file has no head
-    tied = config.get("tie_word_embeddings", False) and "lm_head.weight" not in checkpoint.names
-    return {**text, "tie_word_embeddings": bool(text.get("tie_word_embeddings") or tied)}
+    published = config.get("vision_config") or {}
+    used = {name: published[name] for name in published if name not in _IDLE_VISION_FIELDS}
+    return tower_fields("idefics3_vision", used, f"{where} (vision_config)")
 
 
 def _conversation(captioner: Path) -> Conversation:
@@ -176,7 +184,7 @@ def _vision_side(
 ) -> VisionSide:
     from edgeprism.convert.gate import tiling_towers
     from edgeprism.convert.gate import towers as reference
-    from edgeprism.convert.read.checkpoint import read_json
+    from edgeprism.convert.read.fields import image_processor_fields
     from edgeprism.convert.vision.config import ProjectorConfig
     from edgeprism.convert.vision.side import VisionSide
     from edgeprism.convert.vision.weights import (
@@ -186,8 +194,7 @@ def _vision_side(
         tower_prefix,
     )
 
-    prepare = captioner / "preprocessor_config.json"
-    data = read_json(prepare) if prepare.is_file() else {}
+    data, _ = image_processor_fields(captioner, _PROCESSOR_FIELDS)
     tower = _tower_config(_vision_config(config, path), data, tile)
     cell = config.get("scale_factor", 2)
     if type(cell) is not int or cell < 1 or tower.grid % cell:
@@ -203,7 +210,7 @@ def _vision_side(
         }
     )
     features = tiling_towers.idefics3_tower(
-        checkpoint.files, config.get("vision_config") or {}, prepare
+        checkpoint.files, config.get("vision_config") or {}, captioner
     )
     connector = reference.mlp(checkpoint.files, [_PROJECTOR], cell=cell)
     return VisionSide(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,16 @@ def _flattened(table: dict[str, Any], lead: str) -> Iterator[tuple[str, torch.Te
             yield lead + name, value
         elif isinstance(value, dict):
             yield from _flattened(value, f"{lead}{name}.")
+
+
+def processor_settings(folder: Path) -> dict[str, Any]:
+    """Return an image processor's settings, from whichever file holds them; {} if none does."""
+    merged: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        merged |= content.get("image_processor", {}) if name.startswith("processor") else content
+    return merged
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -2,15 +2,15 @@
 
 It deliberately shares no code with the converter, not even for reading files: a mistake in both
 would cancel out. Attention works on the matrices as published, LoRA is a separate product
-(x·Aᵀ·Bᵀ) that is never merged, and RoPE rotates halves at rates that transformers computes. Only
-one layer's weights are in memory at a time.
+(x·Aᵀ·Bᵀ) that is never merged, RoPE rotates halves, and the output head is the files' own if they
+hold one, whatever the configuration says of tied embeddings. Only one layer's weights are in memory
+at a time.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from edgeprism.convert.gate.files import RawTensors, weight_files
+from edgeprism.convert.gate.settings import Rotation, settings_from_config
 
 Tick = Callable[[], None]
 
@@ -52,45 +53,6 @@ class _Weights:
         return y
 
 
-@dataclass(frozen=True)
-class _Rotation:
-    """RoPE: radians per position for each pair, and transformers' factor on cos and sin."""
-
-    rates: torch.Tensor  # [head_dim / 2]
-    scale: float
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Rotate x [rows, …, head_dim], whose row t has position t."""
-        half = x.shape[-1] // 2
-        angles = torch.arange(x.shape[0], dtype=torch.float64)[:, None] * self.rates.double()
-        angles = angles.view(x.shape[0], *[1] * (x.dim() - 2), half)
-        cos, sin = (self.scale * part.float() for part in (angles.cos(), angles.sin()))
-        a, b = x[..., :half], x[..., half:]
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-
-
-def _stock_config(data: dict[str, Any]) -> Any:
-    """Return `data` with transformers' defaults; InternLM2 takes Llama's."""
-    from transformers import CONFIG_MAPPING
-
-    kind = "llama" if data["model_type"] == "internlm2" else data["model_type"]
-    return CONFIG_MAPPING[kind](**{k: v for k, v in data.items() if k != "model_type"})
-
-
-def _rotation(config: Any) -> _Rotation:
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    scaling = getattr(config, "rope_scaling", None) or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "dynamic":
-        kind = "default"  # dynamic scaling changes nothing within the trained context
-    rates, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
-    if kind == "default":  # double precision here; transformers would round
-        half = len(rates)
-        rates = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
-    return _Rotation(rates, scale)
-
-
 def _rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
 
@@ -116,19 +78,18 @@ def logits(
 
     `files` hold the model, `data` has the fields of its config.json, `adapter` is a LoRA's folder.
     """
-    weights, config = _Weights(files, adapter), _stock_config(data)
+    weights, config = _Weights(files, adapter), settings_from_config(data)
     packed = data["model_type"] == "internlm2"
     names = _INTERNLM2 if packed else _LLAMA
     body = weights.base.lead_of(f"layers.0.{names['norm1']}.weight")
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    rotation, eps = _rotation(config), config.rms_norm_eps
+    kv_heads, head_dim = config.n_kv_heads, config.head_dim
+    rotation, eps = config.rotation, config.eps
     lengths = [len(text) for text in texts]
     ids = torch.tensor([token for text in texts for token in text])
     embedding = f"{body}{'tok_embeddings' if packed else 'embed_tokens'}"
     # all texts form one block of rows; only attention separates them
     x = weights.base[f"{embedding}.weight"][ids].float()  # [rows, hidden]
-    for i in range(config.num_hidden_layers):
+    for i in range(config.n_layers):
         p = f"{body}layers.{i}."
         y = _rms(x, weights.vector(f"{p}{names['norm1']}.weight"), eps)
         if packed:
@@ -149,15 +110,14 @@ def logits(
         x = x + weights.linear(gate, p + names["down"])
         tick()
     x = _rms(x, weights.vector(f"{body}norm.weight"), eps)
-    rows_of_logits = weights.linear(
-        x, embedding if config.tie_word_embeddings else _head(weights, body, packed)
-    )
+    rows_of_logits = weights.linear(x, _head(weights, body, packed) or embedding)
     return [part.numpy() for part in rows_of_logits.split(lengths)]
 
 
 def _head(weights: _Weights, body: str, packed: bool) -> str:
+    """Return the output head's name, or "" if the files hold none."""
     beside = body.removesuffix("model.") + ("output" if packed else "lm_head")
-    return beside if beside + ".weight" in weights.base else "lm_head"
+    return next((name for name in (beside, "lm_head") if f"{name}.weight" in weights.base), "")
 
 
 def _unpacked(
@@ -169,7 +129,7 @@ def _unpacked(
 
 
 def _attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotation: _Rotation
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotation: Rotation
 ) -> torch.Tensor:
     """Causal attention of one text, in the shapes of `_unpacked`; returns [t, hidden]."""
     q, k = rotation(q), rotation(k)[:, :, 0]

@@ -5,7 +5,6 @@ Like `towers`, it shares no code with the converter.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from edgeprism.convert.gate.files import RawTensors
+from edgeprism.convert.gate.files import RawTensors, processor_settings
 from edgeprism.convert.gate.towers import Features, Tick, normalised
 
 
-def idefics3_tower(files: Iterable[Path], config: Mapping[str, Any], prepare: Path) -> Features:
+def idefics3_tower(files: Iterable[Path], config: Mapping[str, Any], folder: Path) -> Features:
     """Return transformers' own layers, with patch i at position i.
 
     transformers computes the position as the bucket of (i / n) · (1 - 1e-6). In bfloat16, in which
@@ -36,7 +35,7 @@ def idefics3_tower(files: Iterable[Path], config: Mapping[str, Any], prepare: Pa
             lambda fields: Idefics3VisionTransformer(Idefics3VisionConfig(**fields)),
             config,
         )
-        data = json.loads(prepare.read_text()) if prepare.is_file() else {}
+        data = processor_settings(folder)
         x = normalised(
             pixels,
             data.get("rescale_factor", 1 / 255),

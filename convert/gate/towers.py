@@ -6,7 +6,6 @@ would cancel out. Towers that transformers knows run in its own classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from edgeprism.convert.gate.files import RawTensors
+from edgeprism.convert.gate.files import RawTensors, processor_settings
 
 Tick = Callable[[], None]
 # pixels uint8 [n, size, size, 3] → features [n, patches, width], or features → visual tokens
@@ -43,14 +42,14 @@ def visual_tokens(
 def stock_tower(
     files: Iterable[Path],
     config: Mapping[str, Any],
-    prepare: Path,
+    folder: Path,
     select_layer: int,
     n_skipped: int = 0,
 ) -> Features:
     """Return a CLIP or SigLIP in transformers' class: `hidden_states[select_layer]`.
 
     The first `n_skipped` rows are left out. `config` is the content of a config.json or a
-    vision_config, `prepare` is the preprocessor's file.
+    vision_config; the image processor's settings lie in `folder`.
     """
 
     def run(pixels: np.ndarray, tick: Tick) -> torch.Tensor:
@@ -63,7 +62,7 @@ def stock_tower(
 
         fields = dict(config.get("vision_config") or config)
         clip = "clip" in config["model_type"]
-        data = json.loads(prepare.read_text()) if prepare.is_file() else {}
+        data = processor_settings(folder)
         with torch.device("meta"):
             model = (
                 CLIPVisionModel(CLIPVisionConfig(**fields))

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.convert.language.rope import RopeScaling, rope_scaling_from_dict
+from edgeprism.convert.read.fields import unknown_fields, with_older_rope
 from edgeprism.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ ARCHITECTURES = {
 _WHOLE_NUMBERS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
                   "vocab_size", "num_key_value_heads", "head_dim",
                   "max_position_embeddings")  # fmt: skip
+# The fields that this file reads, whichever model they are of
+_READ = (
+    *_WHOLE_NUMBERS, "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "attention_bias",
+    "mlp_bias", "bias", "tie_word_embeddings", "partial_rotary_factor", "layer_types",
+    "sliding_window", "use_sliding_window", "max_window_layers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
             f"{where}: model_type is {kind!r}, expected one of {', '.join(ARCHITECTURES)}.",
             "Pass the folder of the language model that the captioner was trained on.",
         )
+    data = with_older_rope(data, where)
     fields = _with_defaults(data, where)
     faults = [
         f"{name} = {value!r} (expected a whole number above 0)"
@@ -104,7 +112,8 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
     if faults:
         raise CheckpointError(
             f"{where} describes a variant that is not supported: {'; '.join(faults)}.",
-            "Use the published weights; a changed model may not run in llama.cpp.",
+            "Use the published weights: a changed model may not run in llama.cpp. A field that "
+            "changes nothing in what the model computes can be removed from a copy of the file.",
         )
     window = _window(kind, fields)
     return LmConfig(
@@ -155,8 +164,9 @@ def _with_defaults(data: Mapping[str, Any], where: str) -> Any:
 
     plain = {name: value for name, value in data.items() if name != "model_type"}
     # transformers only warns of a rope_scaling that it does not understand;
-    # `rope_scaling_from_dict` refuses it
+    # `rope_scaling_from_dict` refuses it, as `_variant_faults` refuses quantized weights
     plain.pop("rope_scaling", None)
+    plain.pop("quantization_config", None)
     try:
         read = CONFIG_MAPPING[data["model_type"]](**plain)
         defaults = {"attention_bias": False, "head_dim": None}
@@ -172,7 +182,9 @@ def _with_defaults(data: Mapping[str, Any], where: str) -> Any:
 
 def _variant_faults(kind: str, data: Mapping[str, Any], fields: Any) -> list[str]:
     """Return the settings with which llama.cpp would compute something else than transformers."""
-    faults = []
+    stock = "" if kind == "internlm2" else kind
+    unknown = unknown_fields(data, _READ, stock)
+    faults = [f"{field} (a field that is not understood)" for field in unknown]
     if fields.hidden_act != "silu":
         faults.append(f"hidden_act = {fields.hidden_act!r} (expected 'silu')")
     if getattr(fields, "mlp_bias", False):
@@ -202,5 +214,7 @@ def _variant_faults(kind: str, data: Mapping[str, Any], fields: Any) -> list[str
 
 def _window(kind: str, fields: Any) -> int:
     """Return the length of the sliding window, which llama.cpp does not imitate; 0: none."""
-    used = kind == "mistral" or (kind == "qwen2" and getattr(fields, "use_sliding_window", False))
+    sliding = "sliding_attention" in (getattr(fields, "layer_types", None) or ())
+    used = kind == "mistral" or sliding
+    used = used or (kind == "qwen2" and getattr(fields, "use_sliding_window", False))
     return int(getattr(fields, "sliding_window", None) or 0) if used else 0

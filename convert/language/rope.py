@@ -20,6 +20,10 @@ _FIELDS = {
     "llama3": ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("original_max_position_embeddings",),
 }
+# Settings that llama.cpp cannot be told, with the values that it takes
+_DEFAULTS: dict[str, dict[str, object]] = {
+    "yarn": {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+}
 # These kinds change nothing within the trained context, which captions never exceed
 _WITHOUT_EFFECT = ("default", "dynamic")
 
@@ -44,8 +48,13 @@ def rope_scaling_from_dict(scaling: Any, context_length: int) -> RopeScaling | s
         return RopeScaling()
     if kind not in _FIELDS:
         return f"rope_scaling = {scaling!r} (expected null or type {', '.join(_FIELDS)}, dynamic)"
-    known = ("rope_type", "type", "factor", "rope_theta", *_FIELDS[kind])
-    unknown = [name for name in scaling if name not in known]
+    known = ("rope_type", "type", "factor", *_FIELDS[kind])
+    plain = _DEFAULTS.get(kind, {})
+    unknown = [
+        name
+        for name, value in scaling.items()
+        if name not in known and value is not None and value != plain.get(name)
+    ]
     numbers = {name: scaling[name] for name in ("factor", *_FIELDS[kind]) if name in scaling}
     valid = all(isinstance(v, int | float) and v > 0 for v in numbers.values())
     if unknown or not valid or "factor" not in numbers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgeprism.convert.read.checkpoint import read_json
 from edgeprism.errors import CheckpointError
@@ -17,6 +18,7 @@ INSTRUCTION = (
 )
 FOCUS = " Pay special attention to the following: {focus}"
 MAX_TOKENS = 512
+MOST_TOKENS = 1 << 16  # that a manifest may say
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,11 @@ class CaptionerCard:
 
 
 def card_from_folder(folder: Path) -> CaptionerCard:
-    """Read `folder`/edgeprism.json if it exists; CheckpointError for unknown or mistyped fields."""
+    """Read `folder`/edgeprism.json if it exists.
+
+    Raises CheckpointError, which lists every fault, for fields that are unknown or mistyped, and
+    for values that the bundle's manifest could not hold.
+    """
     path = folder / FILE_NAME
     if not path.is_file():
         return CaptionerCard()
@@ -51,8 +57,24 @@ def card_from_folder(folder: Path) -> CaptionerCard:
     texts = data.get("parity_texts", [])
     if isinstance(texts, list) and not all(isinstance(text, str) and text for text in texts):
         faults.append("parity_texts: a list of texts that are not empty is expected")
+    faults = faults or _value_faults(data)
     if faults:
         raise CheckpointError(
             f"{path} is refused: {'; '.join(faults)}.", f"Known fields: {', '.join(kinds)}."
         )
     return CaptionerCard(**{**data, "parity_texts": tuple(texts)})
+
+
+def _value_faults(data: dict[str, Any]) -> list[str]:
+    """Return the faults of values that have the right type."""
+    faults = []
+    if data.get("focus_instruction", FOCUS).count("{focus}") != 1:
+        faults.append('focus_instruction: must hold "{focus}" exactly once')
+    if not 1 <= data.get("max_tokens", MAX_TOKENS) <= MOST_TOKENS:
+        faults.append(f"max_tokens: must lie in 1…{MOST_TOKENS}")
+    faults += [
+        f"{name}: is empty"
+        for name in ("name", "default_instruction")
+        if name in data and not data[name].strip()
+    ]
+    return faults

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.manifest import ImagePolicy
-from edgeprism.convert.read.checkpoint import read_json
+from edgeprism.convert.read.fields import image_processor_fields, require_known
 from edgeprism.errors import CheckpointError
 
 # transformers' number → name of the resampling filter
@@ -19,6 +19,13 @@ RESAMPLINGS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _MODEL_TYPES = {"clip": "clip_vision_model", "clip_vision_model": "clip_vision_model",
                 "siglip": "siglip_vision_model",
                 "siglip_vision_model": "siglip_vision_model"}  # fmt: skip
+# The head, which captioners never run, and sizes of the tower's contrastive partner
+_WITHOUT_EFFECT = ("vision_use_head", "projection_dim", "vocab_size")
+PREPARATION_FIELDS = (
+    "size", "crop_size", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "resample",
+    "rescale_factor", "image_mean", "image_std", "do_pad", "image_grid_pinpoints",
+    "aspect_ratio_setting",
+)  # fmt: skip
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu")
 
 
@@ -114,6 +121,7 @@ def tower_config_from_dict(
             "Pass the folder of the vision model that the captioner was trained on.",
         )
     inner = data.get("vision_config", data) if data["model_type"] in ("clip", "siglip") else data
+    require_known(inner, _WITHOUT_EFFECT, where, kind)
     fields, faults = _fields_and_faults(kind, inner, where)
     if not faults and preparation.size != fields.image_size:
         faults.append(
@@ -149,6 +157,7 @@ def tower_fields(kind: str, data: Mapping[str, Any], where: str) -> dict[str, An
 
     Raises CheckpointError, which lists all faults.
     """
+    require_known(data, _WITHOUT_EFFECT, where, kind)
     fields, faults = _fields_and_faults(kind, data, where)
     if faults:
         raise CheckpointError(
@@ -199,9 +208,8 @@ def n_used_layers(config: TowerConfig, select_layer: Any, where: str) -> int:
 
 
 def preparation_from_folder(folder: Path, default_size: int, model_type: str) -> Preparation:
-    """Read the preprocessor_config.json of a CLIP or SigLIP; without the file, the defaults."""
-    path = folder / "preprocessor_config.json"
-    data = read_json(path) if path.is_file() else {}
+    """Read the settings of a CLIP's or SigLIP's image processor; without a file, the defaults."""
+    data, path = image_processor_fields(folder, PREPARATION_FIELDS)
     clip = "clip" in model_type
     size = _edge(data.get("size", default_size))
     crop = data.get("do_center_crop", clip)

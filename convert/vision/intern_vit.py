@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from edgeprism.convert.read.checkpoint import Checkpoint
+from edgeprism.convert.read.fields import require_known
 from edgeprism.convert.vision.config import ACTIVATIONS, TowerConfig
 from edgeprism.convert.vision.weights import (
     Weight,
@@ -38,6 +39,7 @@ _DEFAULTS: dict[str, Any] = {
 
 def intern_vit_fields(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return a vision_config with defaults; CheckpointError lists every fault."""
+    require_known(data, (*_DEFAULTS, "num_channels"), where)
     fields = {**_DEFAULTS, **data}
     faults = [
         f"{name} = {fields[name]!r} (expected a whole number above 0)"

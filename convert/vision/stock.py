@@ -86,7 +86,7 @@ def stock_vision_side(
     )
     unused = (*UNUSED, *unused_layers(prefix, n_used, config.n_layers))
     features = reference.stock_tower(
-        tower.checkpoint.files, tower.config, tower.folder / "preprocessor_config.json",
+        tower.checkpoint.files, tower.config, tower.folder,
         tower.select_layer, 0 if tower.keeps_first else 1,
     )  # fmt: skip
     connector = reference.mlp(

@@ -25,7 +25,7 @@ _LAYER_SOURCES = {
 # head, and buffers
 UNUSED = (
     r"^text_model\.|^logit_(scale|bias)$|^(visual|text)_projection\.",
-    r"(^|\.)post_layernorm\.|(^|\.)vision_model\.head\.|^head\.|position_ids$",
+    r"(^|\.)post_layernorm\.|(^|\.)vision_(model|tower)\.head\.|^head\.|position_ids$",
 )
 
 
@@ -124,11 +124,15 @@ def stock_tower_weights(config: TowerConfig, checkpoint: Checkpoint, prefix: str
     return weights
 
 
+def prefix_before(probe: str, names: Iterable[str], usual: str = "") -> str:
+    """Return what stands before `probe` in the first of `names` that ends with it, or `usual`."""
+    prefixes = sorted(name.removesuffix(probe) for name in names if name.endswith(probe))
+    return prefixes[0] if prefixes else usual
+
+
 def tower_prefix(names: Iterable[str]) -> str:
     """Return the prefix before `embeddings.…` in a file that holds one vision tower."""
-    probe = "embeddings.patch_embedding.weight"
-    prefixes = sorted(name.removesuffix(probe) for name in names if name.endswith(probe))
-    return prefixes[0] if prefixes else "vision_model."
+    return prefix_before("embeddings.patch_embedding.weight", names, "vision_model.")
 
 
 def unused_layers(prefix: str, n_used: int, n_layers: int) -> tuple[str, ...]:

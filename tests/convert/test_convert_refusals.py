@@ -196,13 +196,22 @@ def test_weights_that_are_not_finite_are_refused(folders: Folders, tmp_path: Pat
         ({"colour": "red"}, "colour: unknown field"),
         ({"max_tokens": "many"}, "max_tokens: int is expected"),
         ({"parity_texts": [1]}, "parity_texts"),
+        ({"focus_instruction": "Look closely."}, 'focus_instruction: must hold "{focus}" exactly'),
+        ({"focus_instruction": "{focus} and {focus}"}, "focus_instruction: must hold"),
+        ({"max_tokens": 0}, "max_tokens: must lie in 1…65536"),
+        ({"max_tokens": 1 << 20}, "max_tokens: must lie in 1…65536"),
+        ({"name": " "}, "name: is empty"),
+        ({"default_instruction": ""}, "default_instruction: is empty"),
     ],
 )
 def test_a_faulty_card_is_refused(
     card: dict[str, Any], expected: str, folders: Folders, tmp_path: Path
 ) -> None:
-    (folders.captioner / "edgeprism.json").write_text(json.dumps(card))
-    assert expected in refusal(folders, tmp_path / "out")
+    path = folders.captioner / "edgeprism.json"
+    path.write_text(json.dumps(card))
+    message = refusal(folders, tmp_path / "out")
+    assert f"{path} is refused" in message
+    assert expected in message
 
 
 def test_the_card_overrides_texts(folders: Folders, tmp_path: Path) -> None:
