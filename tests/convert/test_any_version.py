@@ -170,8 +170,8 @@ def test_a_family_is_the_same_in_either_version(name: str, moved: bool, tmp_path
     pixels = np.random.default_rng(0).integers(
         0, 256, (1, before.manifest.image.size, before.manifest.image.size, 3), dtype=np.uint8
     )
-    tokens = [p.reference_visual_tokens(pixels, lambda: None) for p in (before, after)]
-    np.testing.assert_array_equal(*tokens)
+    one_way, other_way = (p.reference_visual_tokens(pixels, lambda: None) for p in (before, after))
+    np.testing.assert_array_equal(other_way, one_way)
 
 
 def test_a_captioner_saved_by_transformers_5_is_converted(tmp_path: Path) -> None:
