@@ -44,6 +44,10 @@ class OutputError(EdgePrismError):
     """A result cannot be written to its place; an older file there is untouched."""
 
 
+class DataFolderError(EdgePrismError):
+    """There is no place for the data folder: this user has no home folder."""
+
+
 class ModelError(EdgePrismError):
     """A model is missing, damaged, or not what its manifest says."""
 

@@ -14,7 +14,7 @@ from edgeprism.bundle.manifest import FILE_NAME, Manifest, VisionVariant
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest, sha256_of_file
-from edgeprism.files.home import data_dir
+from edgeprism.files.home import installed_models_dirs
 
 DEFAULT_MODEL = "nano"
 
@@ -115,9 +115,10 @@ def _model_named(name: str) -> Path | None:
         return None
     for place in model_places():
         for candidate in (place / name, place / name / "bundle"):
-            if (candidate / FILE_NAME).is_file():
+            # os.path's function: a home folder that may not be entered holds no model
+            if os.path.isfile(candidate / FILE_NAME):
                 return candidate
-        if (place / f"{name}.gguf").is_file():
+        if os.path.isfile(place / f"{name}.gguf"):
             return place / f"{name}.gguf"
     return None
 
@@ -137,7 +138,7 @@ def _similar(name: str) -> str:
 
 def model_places() -> list[Path]:
     """Return the folders in which names are looked up, in order: the data folder's comes first."""
-    return [data_dir() / "models", *builtin_models_dir()]
+    return [*installed_models_dirs(), *builtin_models_dir()]
 
 
 def builtin_models_dir() -> list[Path]:

@@ -30,6 +30,7 @@ from edgeprism.errors import (
     EXIT_UNAVAILABLE,
     EdgePrismError,
     Interrupted,
+    OutputError,
     UsageError,
 )
 
@@ -104,8 +105,8 @@ def command(
             break
         try:
             _do(line, looking, conversation, answer_tokens)
-        except Interrupted:
-            raise
+        except (Interrupted, OutputError):
+            raise  # an answer that cannot be printed is lost, and so would be the next
         except EdgePrismError as error:
             if error.exit_code in (EXIT_MODEL, EXIT_UNAVAILABLE):
                 raise  # without a model or a device every other question would fail too

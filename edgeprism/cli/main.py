@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import sys
@@ -10,8 +9,9 @@ import sys
 import click
 
 from edgeprism.cli.errors import colour_choice, show_error
+from edgeprism.cli.standard_streams import standard_streams
 from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EdgePrismError, Interrupted
-from edgeprism.machine.cancel import interruptible
+from edgeprism.machine.cancel import interruptible, was_interrupted
 from edgeprism.version import __version__
 
 COMMANDS = ("caption", "ask", "chat", "eval", "cache", "models", "pull", "convert", "doctor")
@@ -58,9 +58,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command line; the exit code. Only here are errors printed."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a stream put in its place may lack it
-            stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    # numpy's library of linear algebra is not used here, and would reserve memory for each core
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with standard_streams():
+        code = _run(arguments)
+        try:
+            sys.stdout.flush()
+        except (EdgePrismError, OSError):
+            return code or EXIT_FAILED  # said already, or the reader of a pipe has left
+        return code
+
+
+def _run(arguments: list[str]) -> int:
     try:
         with interruptible():
             code = cli.main(arguments, prog_name="edgeprism", standalone_mode=False)
@@ -77,10 +86,36 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except EdgePrismError as error:
-        show_error(error)
-        return error.exit_code
     except BrokenPipeError:
-        # the reader of our output (head, less) has left: nothing more to say, and no traceback
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        return EXIT_FAILED  # the reader of our output (head, less) has left: nothing more to say
+    except Exception as error:
+        if was_interrupted():
+            # an import that Ctrl-C breaks off raises ImportError: the interrupt is its cause
+            click.echo("Interrupted.", err=True)
+            return EXIT_INTERRUPTED
+        told = error if isinstance(error, EdgePrismError) else _explained(error)
+        if told is None:
+            raise
+        show_error(told)
+        return told.exit_code
+
+
+def _explained(error: Exception) -> EdgePrismError | None:
+    """Return an error of the system, or of a damaged installation, in words; None for any other.
+
+    With `-v` the caller raises it, so that its traceback is shown.
+    """
+    from edgeprism.machine.shortage import shortage_hint
+
+    hint = shortage_hint(error)
+    expected = isinstance(error, (OSError, ImportError, MemoryError)) or hint
+    if not expected or os.environ.get("EDGEPRISM_NATIVE_LOG"):
+        return None
+    what = str(error) or "Memory ran out"
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename is not None else ""
+        what = f"{named}{error.strerror}"
+    elif isinstance(error, ImportError):
+        hint = hint or "`edgeprism doctor` says what is missing."
+    hint = hint or "`edgeprism -v …` shows where it happened."
+    return EdgePrismError(f"{what.splitlines()[0].rstrip('.')}.", hint)

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import write_atomically
-from edgeprism.files.home import data_dir
+from edgeprism.files.home import find_data_dir
 
 
 class Remembered:
@@ -23,15 +23,21 @@ class Remembered:
 
     def read(self) -> dict[str, Any]:
         """Return every remembered fact as {key: JSON value}."""
+        folder = find_data_dir()
+        if folder is None:
+            return {}
         try:
-            facts = json.loads((data_dir() / self._name).read_text(encoding="utf-8"))
+            facts = json.loads((folder / self._name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return facts if isinstance(facts, dict) else {}
 
     def remember(self, key: str, fact: object) -> None:
         """Store `fact`, a JSON value, for later processes."""
-        path = data_dir() / self._name
+        folder = find_data_dir()
+        if folder is None:
+            return
+        path = folder / self._name
         data = json.dumps({**self.read(), key: fact}, indent=1).encode()
         with contextlib.suppress(OSError, OutputError):
             path.parent.mkdir(parents=True, exist_ok=True)

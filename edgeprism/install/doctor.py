@@ -26,7 +26,7 @@ from edgeprism.errors import (
     ModelError,
     TemplateError,
 )
-from edgeprism.files.home import data_dir
+from edgeprism.files.home import find_data_dir
 from edgeprism.install.extras import missing_for_convert, pip_install
 from edgeprism.install.inventory import list_models
 from edgeprism.machine import child, device, facts
@@ -263,17 +263,31 @@ def _examine_machine(diagnosis: Diagnosis) -> None:
         if dot
         else "no dot product instructions: reduced-range int8 graphs are used",
     )
-    memory = facts.memory_bytes()
-    diagnosis.add("memory", OK, _gigabytes(memory) if memory else "unknown")
+    diagnosis.add("memory", OK, _memory())
+
+
+def _memory() -> str:
+    """Return how much memory may be used, and what limits it below the machine's."""
+    limit, physical = facts.memory_limit(), facts.physical_memory()
+    if limit is None:
+        return "unknown"
+    if limit.is_physical:
+        return _gigabytes(limit.size)
+    of = f" of {_gigabytes(physical)}" if physical else ""
+    return f"{_gigabytes(limit.size)}{of}, limited by {limit.source}"
 
 
 def _examine_data_dir(diagnosis: Diagnosis) -> None:
-    folder = data_dir()
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent  # the first pull creates the data folder in this one
     fix = "export EDGEPRISM_HOME=FOLDER  # one that you may write to"
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    folder = find_data_dir()
+    if folder is None:
+        diagnosis.add("data folder", WARN, "none: this user has no home folder", fix)
+        return
+    existing = folder
+    # os.path's functions: pathlib's raise an error where a folder above may not be entered
+    while not os.path.exists(existing) and existing != existing.parent:
+        existing = existing.parent  # the first pull creates the data folder in this one
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
         diagnosis.add("data folder", WARN, f"{folder}: cannot be written", fix)
         return
     free = shutil.disk_usage(existing).free

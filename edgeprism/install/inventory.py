@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from edgeprism.bundle.open import (
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest
-from edgeprism.files.home import data_dir
+from edgeprism.files.home import installed_models_dirs
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
 from edgeprism.picture.layout import most_visual_tokens
 
@@ -43,7 +44,8 @@ def list_models(catalogue: Catalogue | None = None) -> list[ModelEntry]:
     catalogue = catalogue or read_catalogue()
     present: dict[str, ModelEntry] = {}
     # A name means the data folder's model if both have it, as in `find_model`.
-    for place, state in ((data_dir() / "models", "installed"), *_builtin()):
+    installed = [(place, "installed") for place in installed_models_dirs()]
+    for place, state in (*installed, *_builtin()):
         for name, path in models_in(place):
             present.setdefault(name, _to_entry(name, path, state, catalogue))
     order = {"built-in": 0, "installed": 1, "damaged": 1}
@@ -65,11 +67,11 @@ def models_in(place: Path) -> list[tuple[str, Path]]:
         if path.name.startswith("."):
             continue  # a conversion writes to such a folder until it is complete
         for candidate in (path, path / "bundle"):
-            if (candidate / FILE_NAME).is_file():
+            if os.path.isfile(candidate / FILE_NAME):
                 models.append((path.name, candidate))
                 break
         else:
-            if path.suffix == ".gguf" and path.is_file():
+            if path.suffix == ".gguf" and os.path.isfile(path):
                 models.append((path.stem, path))
     return models
 

@@ -8,6 +8,7 @@ neither the pictures nor the machine's users and paths.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -211,7 +212,8 @@ def _captioned(
 
 
 def _without_home(text: str) -> str:
-    return text.replace(str(Path.home()), "~")
+    home = os.path.expanduser("~")
+    return text if home == "~" else text.replace(home, "~")  # "~": this user has no home folder
 
 
 def _report_lines(report: Report) -> list[str]:

@@ -9,6 +9,8 @@ import sys
 from typing import Any
 
 from edgeprism.errors import DeviceError
+from edgeprism.machine.cancel import uninterrupted
+from edgeprism.machine.shortage import shortage_hint
 
 _LEVEL_WARN = 2
 _llama: Any = None
@@ -22,10 +24,12 @@ def import_llama() -> Any:
     global _llama
     if _llama is None:
         try:
-            import llama_cpp.llama_cpp as llama
+            with uninterrupted():
+                import llama_cpp.llama_cpp as llama
         except (ImportError, OSError, RuntimeError) as error:
             raise DeviceError(
-                f"llama.cpp cannot be loaded: {error}.", "pip install llama-cpp-python"
+                f"llama.cpp cannot be loaded: {error}.",
+                shortage_hint(error) or "pip install llama-cpp-python",
             ) from error
         _keep_alive.append(llama.llama_log_callback(_on_log))
         llama.llama_log_set(_keep_alive[0], ctypes.c_void_p(0))
@@ -40,11 +44,12 @@ def import_mtmd() -> Any:
     if _mtmd is None:
         import_llama()
         try:
-            import llama_cpp.mtmd_cpp as mtmd
+            with uninterrupted():
+                import llama_cpp.mtmd_cpp as mtmd
         except (ImportError, OSError, RuntimeError) as error:
             raise DeviceError(
                 f"llama.cpp's vision library (mtmd) cannot be loaded: {error}.",
-                "pip install --upgrade llama-cpp-python",
+                shortage_hint(error) or "pip install --upgrade llama-cpp-python",
             ) from error
         mtmd.mtmd_helper_log_set(_keep_alive[0], ctypes.c_void_p(0))
         _mtmd = mtmd

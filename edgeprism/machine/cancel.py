@@ -1,4 +1,7 @@
-"""Stop native work from outside: by Ctrl-C, or from another thread of an embedding program.
+"""Stop native work from outside: by a signal, or from another thread of an embedding program.
+
+Three signals ask a command to stop, and all have the same effect: SIGINT (Ctrl-C), SIGTERM
+(`docker stop`, `kill`) and SIGHUP (the terminal is gone).
 
 Python runs signal handlers only after a native call has returned. Here Python's C-level handler
 writes to a pipe at once; a thread reads the pipe and asks the engines to stop, and they return
@@ -74,12 +77,12 @@ def nonzero_when_set() -> Any:
 
 @contextlib.contextmanager
 def interruptible(grace_s: float = 0.8) -> Iterator[None]:
-    """Inside the block, Ctrl-C stops native work; Python then raises KeyboardInterrupt as usual.
+    """Inside the block, Ctrl-C, SIGTERM and SIGHUP stop native work and raise KeyboardInterrupt.
 
     Native calls that cannot be stopped (loading a model) get `grace_s` to return; then the process
-    ends with EXIT_INTERRUPTED. Outputs appear under their names only when they are complete, so
-    nothing half-written is left. Only the main thread can watch signals; in other threads this
-    does nothing.
+    ends with EXIT_INTERRUPTED, after it has killed its children. Outputs appear under their names
+    only when they are complete, so nothing half-written is left. Only the main thread can watch
+    signals; in other threads this does nothing.
     """
     if threading.current_thread() is not threading.main_thread() or os.name != "posix":
         yield
@@ -88,6 +91,7 @@ def interruptible(grace_s: float = 0.8) -> Iterator[None]:
     os.set_blocking(write_end, False)
     done = threading.Event()
     previous = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    handlers = _handle_stopping(_interrupt)
     watcher = threading.Thread(
         target=_watch, args=(read_end, done, grace_s), name="interrupt", daemon=True
     )
@@ -98,6 +102,8 @@ def interruptible(grace_s: float = 0.8) -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = report
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.set_wakeup_fd(previous)
         done.set()
         os.close(write_end)  # the watcher then reads the end of the pipe, and returns
@@ -107,7 +113,7 @@ def interruptible(grace_s: float = 0.8) -> Iterator[None]:
 
 @contextlib.contextmanager
 def finishing_first(finish: Callable[[], None]) -> Iterator[None]:
-    """Inside the block, the first Ctrl-C or SIGTERM only calls `finish`; the second interrupts.
+    """Inside the block, the first stopping signal only calls `finish`; the second interrupts.
 
     Use it inside `interruptible`, in the main thread.
     """
@@ -120,9 +126,9 @@ def finishing_first(finish: Callable[[], None]) -> Iterator[None]:
         if count == 1:
             finish()
         else:
-            raise KeyboardInterrupt
+            _interrupt()
 
-    previous = {number: signal.signal(number, handle) for number in _STOPPING}
+    previous = _handle_stopping(handle)
     _finish = finish
     try:
         yield
@@ -130,6 +136,60 @@ def finishing_first(finish: Callable[[], None]) -> Iterator[None]:
         _finish = None
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Inside the block, a stopping signal waits for the block's end; for the import of a library.
+
+    An import that KeyboardInterrupt breaks off raises other errors instead, leaves the library
+    half loaded, and would be taken for a broken installation. Only the main thread runs handlers
+    of signals, so in other threads this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    previous = _handle_stopping(lambda number, _: received.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for number in received[:1]:
+            signal.raise_signal(number)
+
+
+def was_interrupted() -> bool:
+    """Return whether a signal has raised KeyboardInterrupt inside `interruptible`."""
+    return _interrupted
+
+
+def before_forced_end(callback: Callable[[], None]) -> None:
+    """Have `callback` called before `interruptible` ends a process that does not return."""
+    _before_forced_end.append(callback)
+
+
+def _interrupt(_number: int = 0, _frame: object = None) -> None:
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
+
+
+def _handle_stopping(handler: Callable[[int, Any], object]) -> dict[int, Any]:
+    """Let `handler` receive the stopping signals; return the handlers before.
+
+    SIGINT and SIGHUP stay ignored if the parent had them ignored: a shell does so for a command
+    in the background, nohup for one that is to outlive its terminal. SIGTERM is handled in any
+    case: process 1 of a container would not get it otherwise.
+    """
+    previous = {}
+    for number in _STOPPING:
+        before = signal.getsignal(number)
+        ignored = before is signal.SIG_IGN and number != signal.SIGTERM
+        if not ignored and before is not None:  # None: native code has installed its own
+            previous[number] = signal.signal(number, handler)
+    return previous
 
 
 def _unless_interrupt(raised: Any, report: Callable[[Any], object]) -> None:
@@ -143,7 +203,9 @@ def _unless_interrupt(raised: Any, report: Callable[[Any], object]) -> None:
         report(raised)
 
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
+_STOPPING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
+_interrupted = False
+_before_forced_end: list[Callable[[], None]] = []
 _finish: Callable[[], None] | None = None
 
 
@@ -159,4 +221,6 @@ def _watch(read_end: int, done: threading.Event, grace_s: float) -> None:
         for cancel in list(_live):
             cancel.set()
         if not done.wait(grace_s):
+            for callback in _before_forced_end:
+                callback()
             os._exit(EXIT_INTERRUPTED)

@@ -16,20 +16,33 @@ pictures:
 
 A child has a session of its own: Ctrl-C in a terminal reaches only the parent, which then ends
 the child.
+
+A child gets the parent's environment without keys, tokens and passwords. Children read strangers'
+files, and none of them talks to a server that needs a key.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Literal, cast
 
+from edgeprism.machine.cancel import before_forced_end
+
 _THIS_FILE = os.path.abspath(__file__)
+# names of variables that hold a secret: EDGEPRISM_API_KEY, HF_TOKEN, AWS_SECRET_ACCESS_KEY, …
+_SECRET = re.compile(
+    r"(?:^|_)(?:API_?KEY|ACCESS_KEY|PRIVATE_KEY|AUTH|TOKEN|SECRET|CREDENTIALS?)(?:_|$)|PASSW(?:OR)?D",
+    re.IGNORECASE,
+)
+_running: weakref.WeakSet[Child] = weakref.WeakSet()
 
 # Where a child's standard error goes. "inherit": where the parent's goes. "output": into the
 # child's standard output. "keep": into a file that the parent reads when the child has ended.
@@ -73,7 +86,7 @@ class Child:
         command: `edgeprism_command(…)`, `python_command(…)` or another program's command line.
         stdin: whether to open a pipe to its standard input; without one it reads an empty file.
         errors: where its standard error goes.
-        environment: variables to set in addition to the parent's.
+        environment: variables to set in addition to the parent's, which come without secrets.
 
     Raises OSError if the program cannot be started.
     """
@@ -96,6 +109,7 @@ class Child:
             # a terminal sends Ctrl-C to the whole process group; only the parent should get it
             start_new_session=True,
         )
+        _running.add(self)
         self.pid = self._process.pid
         self.output = cast(IO[bytes], self._process.stdout)
 
@@ -184,6 +198,15 @@ def run(
         return child.communicate(text, timeout_s)
 
 
+def kill_all() -> None:
+    """Kill every child that still runs, without waiting; for a process that ends at once."""
+    for child in list(_running):
+        child.kill()
+
+
+before_forced_end(kill_all)
+
+
 def edgeprism_command(module: str, *arguments: str) -> list[str]:
     """Return the command line that calls `main()` of a module of this package.
 
@@ -202,7 +225,8 @@ def python_command(*arguments: str) -> list[str]:
 
 
 def _environment(added: Mapping[str, str]) -> dict[str, str]:
-    environment = {**os.environ, **added}
+    inherited = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
+    environment = {**inherited, **added}
     # an empty entry means the current folder: before or after a ":", or in an empty variable
     entries = environment.pop("PYTHONPATH", "").split(os.pathsep)
     other_folders = [entry for entry in entries if os.path.normpath(entry) != os.curdir]

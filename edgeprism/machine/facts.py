@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprism.machine import child
+from edgeprism.machine.cgroup import OWN, ROOT, cgroup_cores, cgroup_memory
+
+_PHYSICAL = "the machine's memory"
 
 
 def available_cores() -> int:
@@ -18,50 +22,6 @@ def available_cores() -> int:
         cores = os.cpu_count() or 1
     quota = cgroup_cores()
     return max(1, min(cores, quota)) if quota else max(1, cores)
-
-
-def cgroup_cores(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> int | None:
-    """Return the smallest CPU quota that binds this process, in whole cores rounded up, or None.
-
-    Reads cgroups of versions 2 and 1. The quota may be set on the process's own group or on any
-    group above it.
-    """
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        lines = []
-    quotas = [_quota_v2(root), _quota_v1(root / "cpu")]
-    for line in lines:
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        group = Path(path.lstrip("/"))
-        for part in (group, *group.parents):
-            if not controllers:
-                quotas.append(_quota_v2(root / part))
-            elif "cpu" in controllers.split(","):
-                quotas.append(_quota_v1(root / "cpu" / part))
-    return min((quota for quota in quotas if quota), default=None)
-
-
-def _quota_v2(group: Path) -> int | None:
-    try:
-        quota, period = (group / "cpu.max").read_text().split()
-        return _cores(int(quota), int(period))
-    except (OSError, ValueError):  # ValueError: the quota is "max", which means no limit
-        return None
-
-
-def _quota_v1(group: Path) -> int | None:
-    try:
-        quota = (group / "cpu.cfs_quota_us").read_text()
-        return _cores(int(quota), int((group / "cpu.cfs_period_us").read_text()))
-    except (OSError, ValueError):
-        return None
-
-
-def _cores(quota: int, period: int) -> int | None:
-    return max(1, -(-quota // period)) if quota > 0 and period > 0 else None
 
 
 def has_int8_dot() -> bool:
@@ -86,12 +46,78 @@ def has_int8_dot() -> bool:
     return bool(flags & {"avx512_vnni", "avx_vnni", "asimddp"})
 
 
+@dataclass(frozen=True)
+class MemoryLimit:
+    """How much memory this process may use, and what sets the limit."""
+
+    size: int  # bytes
+    source: str  # "the machine's memory", a control group's file, or a limit of the shell
+
+    @property
+    def is_physical(self) -> bool:
+        """Whether nothing but the machine itself limits the process."""
+        return self.source == _PHYSICAL
+
+
+def memory_limit(root: Path = ROOT, own: Path = OWN) -> MemoryLimit | None:
+    """Return the smallest limit of this process's memory, or None if the system names none.
+
+    It compares the machine's memory, the limits of control groups (containers, services) and
+    those of the process (`ulimit`).
+
+    Parameters:
+        root, own: where control groups and the process's own group are listed.
+    """
+    limits = [MemoryLimit(size, name) for name, size in process_limits().items()]
+    if (physical := physical_memory()) is not None:
+        limits.append(MemoryLimit(physical, _PHYSICAL))
+    if (group := cgroup_memory(root, own)) is not None:
+        limits.append(MemoryLimit(group[0], str(group[1])))
+    return min(limits, key=lambda limit: limit.size, default=None)
+
+
 def memory_bytes() -> int | None:
-    """Return the physical memory in bytes, or None if the system does not say."""
+    """Return how many bytes of memory this process may use (`memory_limit`), or None."""
+    limit = memory_limit()
+    return limit.size if limit else None
+
+
+def process_limits() -> dict[str, int]:
+    """Return the limits of this process's memory, in bytes, by name; empty where there are none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
+    limits = {}
+    for name, option in (("RLIMIT_AS", "-v"), ("RLIMIT_DATA", "-d")):
+        soft, _ = resource.getrlimit(getattr(resource, name))
+        if soft != resource.RLIM_INFINITY:
+            limits[f"{name} (ulimit {option})"] = soft
+    return limits
+
+
+def physical_memory() -> int | None:
+    """Return the machine's memory in bytes, or None if the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def limit_memory(size: int) -> None:
+    """Let this process use at most `size` bytes of addresses, or less if it is limited already.
+
+    Systems other than POSIX have no such limit; nothing happens there.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    # A limit that is set (by a batch system, say) must stay: root could raise it, others could
+    # not and would get an error.
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    bounds = [bound for bound in (size, soft, hard) if bound != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(bounds), min(bounds)))
 
 
 def cpu_name() -> str:

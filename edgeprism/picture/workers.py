@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from edgeprism.errors import ImageError
 from edgeprism.machine.child import Child, edgeprism_command
+from edgeprism.machine.facts import limit_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,7 +158,7 @@ def main() -> None:
     commands, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # so that text that a library prints does not get into the answers
     settings = json.loads(commands.readline())
-    _limit_memory(settings.pop("memory_bytes"))
+    limit_memory(settings.pop("memory_bytes"))
     policy = record_from_data(ImagePolicy, settings, "the worker's settings")
     for line in commands:
         answer, data = _answer(json.loads(line)["path"], policy)
@@ -194,11 +194,3 @@ def _answer(path: str, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
         "preprocess_ms": (time.perf_counter() - start) * 1000,
     }
     return answer, tiles.tobytes()
-
-
-def _limit_memory(size: int) -> None:
-    if os.name != "posix":
-        return  # other systems have no such limit; the time limit still holds
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))

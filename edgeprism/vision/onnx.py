@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprism.errors import DeviceError, Interrupted, ModelError
-from edgeprism.machine.cancel import Cancel
+from edgeprism.machine.cancel import Cancel, uninterrupted
+from edgeprism.machine.shortage import shortage_hint
 from edgeprism.picture.layout import PictureLayout
 
 # since 1.29 official builds report usage by default; the library reads this when it loads
@@ -35,11 +36,13 @@ _SMALLEST_GRAPH = (
 def import_onnxruntime() -> Any:
     """Return onnxruntime; raises DeviceError (exit code 5), which says how to install it."""
     try:
-        import onnxruntime
-    except ImportError as error:
+        with uninterrupted():
+            import onnxruntime
+    except (ImportError, OSError) as error:
         raise DeviceError(
             f"ONNX Runtime cannot be loaded: {error}.",
-            'Install one of its builds: pip install "edgeprism[cpu]" (or "edgeprism[gpu]").',
+            shortage_hint(error)
+            or 'Install one of its builds: pip install "edgeprism[cpu]" (or "edgeprism[gpu]").',
         ) from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise DeviceError(

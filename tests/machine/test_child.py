@@ -330,3 +330,27 @@ def test_ctrl_c_in_a_terminal_reaches_the_parent_alone() -> None:
     assert out == "True\n"  # the child still ran after Ctrl-C, until its parent ended it
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_child_inherits_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders and trials read strangers' files; a key in their environment could be read."""
+    secrets = ["EDGEPRISM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY",
+               "AWS_SECRET_ACCESS_KEY", "aws_session_token", "PGPASSWORD", "DB_PASSWD",
+               "GOOGLE_APPLICATION_CREDENTIALS", "SOME_APIKEY", "CLIENT_SECRET"]  # fmt: skip
+    others = ["TOKENIZERS_PARALLELISM", "PATH", "EDGEPRISM_HOME", "KEYBOARD", "MONKEY", "LANG"]
+    for name in (*secrets, *others):
+        monkeypatch.setenv(name, os.environ.get(name, "value-1234"))
+    code = "import json, os; print(json.dumps(dict(os.environ)))"
+    ended = child.run(child.python_command("-c", code), environment={"ADDED_TOKEN": "given"})
+    inherited = json.loads(ended.output)
+    assert not set(secrets) & inherited.keys()
+    assert set(others) <= inherited.keys()
+    assert inherited["ADDED_TOKEN"] == "given", "what the caller adds is meant for the child"
+
+
+def test_killing_all_children() -> None:
+    sleeper = child.python_command("-c", "import time; time.sleep(60)")
+    with child.Child(sleeper) as first, child.Child(sleeper) as second:
+        child.kill_all()
+        assert first.wait().by_signal
+        assert second.wait().by_signal
