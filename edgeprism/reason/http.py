@@ -21,6 +21,7 @@ from edgeprism.errors import Interrupted, ReplyError, ServerError, UsageError
 from edgeprism.files.safe_text import short_line
 from edgeprism.machine.cancel import Cancel
 from edgeprism.reason.http_body import (
+    BrokenBodyError,
     TooLargeError,
     UnknownEncodingError,
     body_words,
@@ -180,7 +181,7 @@ class Server:
                 "Turn compression off there, or in the proxy before it; gzip and deflate are read.",
             ) from None
         # A ValueError comes from a header that makes no sense to Python's client.
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, BrokenBodyError, ValueError) as error:
             self._check_cancelled()
             if late.is_set() or isinstance(error, TimeoutError):
                 message = f"{self.url} did not answer within {self._timeout_s:g} s."

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import zlib
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    import http.client
 
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,12}")
 _LONGEST_LINE = 4096  # bytes of a line that announces a chunk
@@ -20,6 +22,10 @@ class TooLargeError(Exception):
     """A body is larger than its bound."""
 
 
+class BrokenBodyError(Exception):
+    """A body is cut off or malformed."""
+
+
 class UnknownEncodingError(Exception):
     """A body came in a Content-Encoding that is not decoded here; the text is its name."""
 
@@ -28,7 +34,7 @@ def read_body(response: http.client.HTTPResponse, limit: int) -> bytes:
     """Return the decoded body of a response.
 
     Raises TooLargeError for a body of more than `limit` bytes, as it comes or decoded,
-    UnknownEncodingError for a compression other than gzip and deflate, HTTPException for a body
+    UnknownEncodingError for a compression other than gzip and deflate, BrokenBodyError for a body
     that is cut off or malformed, and what the connection raises.
     """
     if response.chunked and response.fp is not None:
@@ -38,7 +44,7 @@ def read_body(response: http.client.HTTPResponse, limit: int) -> bytes:
     if len(data) > limit:
         raise TooLargeError
     if response.length:  # bytes of Content-Length that did not arrive
-        raise http.client.IncompleteRead(data, response.length)
+        raise BrokenBodyError(f"{response.length} bytes are missing")
     return _decoded(data, response.headers.get_all("Content-Encoding") or [], limit)
 
 
@@ -52,9 +58,9 @@ def _read_chunks(file: BinaryIO, limit: int) -> bytes:
         line = file.readline(_LONGEST_LINE)
         size_text = line.partition(b";")[0].strip()
         if not line.endswith(b"\n"):
-            raise http.client.IncompleteRead(bytes(data))
+            raise BrokenBodyError("the end is missing")
         if not _CHUNK_SIZE.fullmatch(size_text):
-            raise http.client.HTTPException(f"a chunk of size {size_text[:40].decode('latin-1')!r}")
+            raise BrokenBodyError(f"a chunk of size {size_text[:40].decode('latin-1')!r}")
         size = int(size_text, 16)
         if size == 0:
             break  # trailers may follow; the connection is closed without them
@@ -63,9 +69,9 @@ def _read_chunks(file: BinaryIO, limit: int) -> bytes:
         if len(data) > limit:
             break
         if len(part) < size:
-            raise http.client.IncompleteRead(bytes(data), size - len(part))
+            raise BrokenBodyError(f"{size - len(part)} bytes are missing")
         if file.readline(_LONGEST_LINE).strip():
-            raise http.client.HTTPException("a chunk that is longer than its size")
+            raise BrokenBodyError("a chunk that is longer than its size")
     return bytes(data)
 
 
@@ -82,7 +88,7 @@ def _decoded(data: bytes, headers: list[str], limit: int) -> bytes:
     if names[0] == "deflate":  # by the standard zlib's form; several servers send the raw one
         try:
             return _inflated(data, _ZLIB, limit)
-        except http.client.HTTPException:
+        except BrokenBodyError:
             return _inflated(data, _RAW, limit)
     raise UnknownEncodingError(names[0])
 
@@ -94,11 +100,11 @@ def _inflated(data: bytes, form: int, limit: int) -> bytes:
         try:
             out += unpacker.decompress(data, limit + 1 - len(out))
         except zlib.error as error:
-            raise http.client.HTTPException(f"damaged compressed data ({error})") from error
+            raise BrokenBodyError(f"damaged compressed data ({error})") from error
         if len(out) > limit:
             raise TooLargeError
         if not unpacker.eof:
-            raise http.client.IncompleteRead(bytes(out))
+            raise BrokenBodyError("compressed data without an end")
         # A gzip body may have several members; whatever follows another form is padding.
         data = unpacker.unused_data if form == _GZIP else b""
     return bytes(out)
