@@ -163,10 +163,7 @@ class Prism:
         if instruction_mode == "generic":
             return "", ()
         drawn, why_not = self.reasoner.draw_focus(question, options=options)
-        notes = tuple(f"focus: {note}" for note in self.reasoner.focus_notes)
-        if not drawn:
-            notes += (f"no focus: {why_not}; the generic instruction was used",)
-        return drawn, notes
+        return drawn, () if drawn else (f"no focus: {why_not}; the generic instruction was used",)
 
     def answer(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,13 +26,30 @@ if not os.environ.get("EDGEPRISM_TEST_CUDA"):
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session")
+def _trials(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests leave for each other which models were tried."""
+    return tmp_path_factory.mktemp("trials") / "tried.json"
+
+
 @pytest.fixture(autouse=True)
-def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's data folder, nor is swayed by the user's settings."""
-    monkeypatch.setenv("EDGEPRISM_HOME", str(tmp_path_factory.mktemp("home")))
+def _own_home(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, _trials: Path
+) -> Iterator[None]:
+    """No test reads or writes the user's data folder, nor is swayed by the user's settings.
+
+    Only the memory of trials passes from test to test: each would try the same tiny models.
+    """
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("EDGEPRISM_HOME", str(home))
     for name in ("EDGEPRISM_MODEL", "EDGEPRISM_DEVICE", "EDGEPRISM_NATIVE_LOG", "NO_COLOR",
                  "FORCE_COLOR", "EDGEPRISM_OFFLINE"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
+    if _trials.is_file():
+        shutil.copy(_trials, home)
+    yield
+    if (home / _trials.name).is_file():
+        shutil.copy(home / _trials.name, _trials)
 
 
 @pytest.fixture(scope="session")

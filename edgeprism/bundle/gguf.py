@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.errors import ModelError
+from edgeprism.files.regular import open_regular
 
 _SCALARS = {
     0: "B",
@@ -92,7 +93,10 @@ def read_gguf_header(path: Path, *, tokens: bool = False) -> GgufHeader:
     Raises ModelError, which names the file, for anything that is not a whole GGUF file.
     """
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            open_regular(path) as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             return _Reader(data, tokens).header()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)

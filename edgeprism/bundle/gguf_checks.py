@@ -2,7 +2,8 @@
 
 Each rule prevents an assertion or an uncaught exception of llama.cpp (the version in
 llama-cpp-python 0.3.36); models with one fault each showed where it fails. The rules hold for
-every architecture; assertions of a single architecture are not covered.
+every architecture; assertions of a single architecture show in the trial (`trial.py`). A rule here
+tells what is wrong with the model, a trial only that it fails.
 """
 
 from __future__ import annotations
@@ -22,6 +23,14 @@ _ROPE_SCALINGS = ("none", "linear", "longrope", "yarn")
 _SENTENCEPIECE = "llama"
 _TOKENIZERS = (_SENTENCEPIECE, "gpt2", "gemma4")
 
+# attention in both directions: models for embeddings, and those that write by diffusion
+_NOT_CAUSAL = (
+    "bert", "dream", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llada",
+    "llada-moe", "llama-embed", "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "rnd1",
+    "t5encoder",
+)  # fmt: skip
+_ENCODERS = ("t5",)
+
 
 def gguf_faults(header: GgufHeader) -> list[str]:
     """Return a description of each fault that would end the process.
@@ -29,12 +38,25 @@ def gguf_faults(header: GgufHeader) -> list[str]:
     `header` must have been read with `tokens=True`.
     """
     return [
+        *_purpose_faults(header),
         *_dimension_faults(header),
         *_head_faults(header),
         *_expert_faults(header),
         *_vocabulary_faults(header),
         *_tensor_faults(header),
     ]
+
+
+def _purpose_faults(header: GgufHeader) -> Iterator[str]:
+    """Yield what keeps a model from writing text: llama.cpp wants other calls for such a one."""
+    name = header.architecture
+    if _model_value(header, "attention.causal") is False or name in _NOT_CAUSAL:
+        yield (
+            f"the architecture {name}, which does not write text word by word: it is made for "
+            "embeddings, or writes by diffusion"
+        )
+    elif name in _ENCODERS:
+        yield f"the architecture {name}, whose text must first pass through an encoder"
 
 
 def _dimension_faults(header: GgufHeader) -> Iterator[str]:
@@ -72,7 +94,9 @@ def _head_faults(header: GgufHeader) -> Iterator[str]:
         for i, n_kv in enumerate(shared)
         if len(shape := header.tensors.get(f"blk.{i}.attn_k.weight", ())) == 2
     }
-    if len(widths) > 1 or 0 in widths:
+    # layers with a sliding window may have heads of a width of their own
+    known = {_number(header, "attention.key_length"), _number(header, "attention.key_length_swa")}
+    if 0 in widths or (len(widths) > 1 and not widths <= known):
         yield "key/value heads that do not fit the tensors"
     n_rope = _number(header, "rope.dimension_count")
     if n_rope is None and heads and heads[0]:
@@ -88,7 +112,10 @@ def _expert_faults(header: GgufHeader) -> Iterator[str]:
     group_used = _number(header, "expert_group_used_count") or 0
     if experts > _MAX_EXPERTS or used > experts or (experts and not used):
         yield f"{used} of {experts} experts in use"
-    if groups and (groups >= max(experts, 1) or experts % groups or not 0 < group_used < groups):
+    # one group is no grouping: converters write it, and llama.cpp checks only several
+    if groups > 1 and (
+        groups >= max(experts, 1) or experts % groups or not 0 < group_used < groups
+    ):
         yield f"{group_used} of {groups} groups of {experts} experts in use"
 
 

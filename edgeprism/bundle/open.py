@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import FILE_NAME, Manifest, VisionVariant
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.errors import ModelError
@@ -37,11 +39,15 @@ class Bundle:
         return known_name(self.path) or self.manifest.name
 
     def file(self, name: str) -> Path:
-        """Return the path of a file of the bundle, after checking its digest (`check_file`)."""
-        path = self.places.get(name, self.path / name)
-        entry = self.manifest.files[name]
-        check_file(path, entry.sha256, entry.size)
-        return path
+        """Return the path of a file of the bundle, after checking its digest (`check_file`).
+
+        Of a language model in several parts it checks them all.
+        """
+        parts = part_names(name) if name == self.manifest.lm.file else [name]
+        for part in parts:
+            entry = self.manifest.files[part]
+            check_file(self.places.get(part, self.path / part), entry.sha256, entry.size)
+        return self.places.get(name, self.path / name)
 
 
 def find_model(model: str | os.PathLike[str]) -> Path:
@@ -215,7 +221,9 @@ def check_file(path: Path, sha256: str, size: int, *, again: bool = False) -> No
 
 def _size_problem(path: Path, size: int) -> str:
     try:
-        actual = path.stat().st_size
+        status = path.stat()
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    return "" if actual == size else f"has {actual} bytes instead of {size}"
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    return "" if status.st_size == size else f"has {status.st_size} bytes instead of {size}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path, PurePosixPath
 
+from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import (
     FILE_NAME,
     MAX_EDGE,
@@ -15,7 +16,8 @@ from edgeprism.bundle.manifest import (
     Manifest,
     Tiling,
 )
-from edgeprism.errors import ManifestError
+from edgeprism.errors import ManifestError, ModelError
+from edgeprism.files.regular import open_regular
 from edgeprism.files.strict_json import json_without_duplicates, record_from_data
 
 MAX_MANIFEST_BYTES = 1 << 20
@@ -43,9 +45,11 @@ def manifest_from_json(text: str | bytes, where: str) -> Manifest:
 def manifest_from_bundle(bundle: Path) -> Manifest:
     """Read `bundle`/manifest.json; raises ManifestError, and OSError if it cannot be read."""
     path = bundle / FILE_NAME
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
+    with open_regular(path) as file:
+        data = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(data) > MAX_MANIFEST_BYTES:
         raise ManifestError(str(path), [f"larger than {MAX_MANIFEST_BYTES} bytes"])
-    return manifest_from_json(path.read_bytes(), str(path))
+    return manifest_from_json(data, str(path))
 
 
 def _value_faults(m: Manifest) -> list[str]:
@@ -193,11 +197,19 @@ def _file_faults(m: Manifest, quants: tuple[str, ...]) -> list[str]:
             faults.append(f"vision.variants[{i}].quant: {variant.quant!r}; known: {known}")
         if variant.quant in earlier:
             faults.append(f"vision.variants[{i}].quant: {variant.quant!r} is listed twice")
+        if variant.file.lower().endswith(".ort"):
+            faults.append(
+                f"vision.variants[{i}].file: {variant.file!r} is no name of an ONNX graph"
+            )
         earlier.add(variant.quant)
         if variant.file not in m.files:
             faults.append(f"vision.variants[{i}].file: {variant.file!r} is not among files")
-    if m.lm.file not in m.files:
-        faults.append(f"lm.file: {m.lm.file!r} is not among files")
+    try:
+        parts = part_names(m.lm.file)
+    except ModelError as error:
+        parts = []
+        faults.append(f"lm.file: {error.message}")
+    faults += [f"lm.file: {part!r} is not among files" for part in parts if part not in m.files]
     for name, entry in m.files.items():
         if not _is_plain(name):
             faults.append(f"files.{name}: must be a plain file name inside the bundle")

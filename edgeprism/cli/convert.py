@@ -173,11 +173,15 @@ def _convert(
             f"Converting needs packages that are not installed: {', '.join(missing)}.",
             'pip install "edgeprism[convert,cpu]"',
         )
+    from edgeprism.bundle.open import open_bundle
     from edgeprism.convert.supervise import convert_in_child
     from edgeprism.progress import StderrProgress
+    from edgeprism.vision.trial import remember_captioner
 
     with StderrProgress().shown() as progress:
         convert_in_child(family, out, options, settings, progress)
+    # the gate has just run every file of the bundle, so no caption needs to wait for a trial
+    remember_captioner(open_bundle(out))
     click.echo(str(out))
 
 

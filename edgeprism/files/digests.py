@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from edgeprism.errors import ModelError
+from edgeprism.files.regular import open_regular
 from edgeprism.files.remembered import Remembered
+
+_CHUNK = 1 << 20
 
 _digests = Remembered("verified.json")
 
@@ -33,6 +37,15 @@ def file_digest(path: Path, *, again: bool = False) -> str:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hexadecimal. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the sha256 of a file's bytes, in hexadecimal.
+
+    It reads as many bytes as the file has when it is opened, so a file that grows cannot keep it
+    reading. Raises OSError, also for what is not a regular file.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        left = os.fstat(file.fileno()).st_size
+        while left and (chunk := file.read(min(left, _CHUNK))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()

@@ -28,7 +28,7 @@ class Remembered:
             return {}
         try:
             facts = json.loads((folder / self._name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return facts if isinstance(facts, dict) else {}
 

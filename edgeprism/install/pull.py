@@ -22,8 +22,10 @@ from edgeprism.files.home import data_dir
 from edgeprism.install.extras import missing_for_convert, pip_install
 from edgeprism.install.hub import Fetched, fetch_repository
 from edgeprism.install.wheel import empty_but_wheels, wheel_to_file
+from edgeprism.language.trial import remember_reasoner
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
 from edgeprism.progress import Progress
+from edgeprism.vision.trial import remember_captioner
 
 DEFAULT_VISION_QUANTS = ("int8",)
 DEFAULT_LM_QUANT = "Q4_K_M"
@@ -120,6 +122,7 @@ def _pull_reasoner(
         except ModelError as error:
             progress.say(f"{error.message} It is fetched again.")
         else:
+            remember_reasoner(target)
             return Pulled(name, target, was_there=True)
     if given is None:
         refuse_when_offline()
@@ -133,6 +136,8 @@ def _pull_reasoner(
         os.replace(complete, target)
         for wheel in work.glob("*.whl"):
             wheel.unlink()
+    # this project has run the file that the catalogue's digest names
+    remember_reasoner(target)
     return Pulled(name, target, was_there=False)
 
 
@@ -219,6 +224,8 @@ def _pull_captioner(
         options = dataclasses.replace(options, overwrite=target.exists())
         folders = {repository.role: repository.folder for repository in fetched}
         convert_in_child(entry.family, target, options, folders, progress)
+        # the gate has just run every file of the bundle, so no caption needs to wait for a trial
+        remember_captioner(open_bundle(target))
     return Pulled(name, target, was_there=False, fetched=fetched)
 
 

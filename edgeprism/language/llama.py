@@ -23,6 +23,8 @@ def import_llama() -> Any:
     """Return llama_cpp's low-level module; raises DeviceError (exit code 5) if it is missing."""
     global _llama
     if _llama is None:
+        # where an assertion fails, ggml would start the debugger that PATH names
+        os.environ["GGML_NO_BACKTRACE"] = "1"
         try:
             with uninterrupted():
                 import llama_cpp.llama_cpp as llama

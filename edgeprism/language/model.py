@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
+from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_checks import gguf_faults
+from edgeprism.bundle.gguf_parts import read_model_header
 from edgeprism.bundle.manifest import LanguageModelFile
 from edgeprism.errors import (
     Interrupted,
@@ -25,12 +26,12 @@ from edgeprism.errors import (
     TemplateError,
 )
 from edgeprism.language.chat import Message
+from edgeprism.language.kv_memory import check_kv_memory, kv_bytes
 from edgeprism.language.llama import forget_words, has_amx, import_llama, last_words
 from edgeprism.language.llama_batch import LlamaBatch
 from edgeprism.machine.cancel import Cancel, nonzero_when_set
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
-KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
 _HINT = "Copy or convert the model again."
 _AXES = 4  # positions of a row with M-RoPE: time, down, across, unused
@@ -54,7 +55,7 @@ class LanguageModel:
         """
         self.path, self.threads = path, threads
         self.cancel = cancel or Cancel()
-        header = read_gguf_header(path, tokens=True)
+        header = read_model_header(path, tokens=True)
         if expected is not None:
             _check_dimensions(path, header, expected)
         if faults := gguf_faults(header):
@@ -68,7 +69,7 @@ class LanguageModel:
         progress = llama.llama_progress_callback(lambda _, __: not self.cancel.is_set())
         params.progress_callback = progress
         forget_words()
-        self._model = llama.llama_model_load_from_file(os.fspath(path).encode(), params)
+        self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             if self.cancel.is_set():
                 raise Interrupted()
@@ -90,12 +91,7 @@ class LanguageModel:
 
     def kv_bytes_per_token(self, kv_type: str = "f16") -> float:
         """Return the bytes of the KV cache for one position of one sequence."""
-        llama, model = self._llama, self._model
-        layers: int = llama.llama_model_n_layer(model)
-        shared: int = llama.llama_model_n_head_kv(model)
-        heads: int = llama.llama_model_n_head(model)
-        head = self.n_embd / max(1, heads)
-        return 2 * layers * shared * head * KV_BYTES[kv_type]
+        return kv_bytes(self.header, 1, kv_type=kv_type)
 
     def close(self) -> None:
         """Free the weights; close all contexts first."""
@@ -218,6 +214,8 @@ class Context:
         if kv_type not in KV_TYPES:
             raise ModelError(f"KV type {kv_type!r} is not known.", f"Known: {', '.join(KV_TYPES)}.")
         self.lm, self._llama, self.n_ctx, self.n_seq = lm, llama, n_ctx, n_seq
+        planned = kv_bytes(lm.header, n_ctx, kv_type=kv_type, n_seq=n_seq, n_batch=n_batch)
+        check_kv_memory(str(lm.path), planned, n_ctx)
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = n_batch

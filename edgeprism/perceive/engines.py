@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import VisionVariant
 from edgeprism.bundle.open import Bundle, choose_vision
 from edgeprism.language.generator import Generator
@@ -19,6 +20,7 @@ from edgeprism.machine.device import (
 )
 from edgeprism.machine.facts import has_int8_dot
 from edgeprism.vision.engine import VisionEngine, open_vision, vision_providers
+from edgeprism.vision.trial import Settings, try_captioner
 
 
 class Engines:
@@ -42,6 +44,7 @@ class Engines:
         self._vision_quant, self._flash_attention = vision_quant, flash_attention
         self.load_ms = 0.0  # spent on loading so far
         self._placement: tuple[str, int] | None = None
+        self._tried = False
         self._vision: VisionEngine | None = None
         self._lm: LanguageModel | None = None
         self._generator: Generator | None = None
@@ -84,19 +87,31 @@ class Engines:
         return self._threads_for(self.bundle.manifest.lm.file)
 
     def _threads_for(self, file: str) -> int:
-        size = self.bundle.manifest.files[file].size
+        size = sum(self.bundle.manifest.files[part].size for part in part_names(file))
         return choose_threads(self._threads, size)
 
     def model_bytes(self) -> int:
         """Return the size in bytes of the files that the two engines load."""
-        files = {self.vision_variant().file, self.bundle.manifest.lm.file}
+        files = {self.vision_variant().file, *part_names(self.bundle.manifest.lm.file)}
         return sum(self.bundle.manifest.files[file].size for file in files)
 
     # ---- loading
 
+    def _try_first(self) -> None:
+        """Run the files once in a child process before they are loaded into this one."""
+        if self._tried:
+            return
+        start = time.perf_counter()
+        provider, gpu_layers = self.placement()
+        settings = Settings(provider, gpu_layers, self.kv_type, self._flash_attention)
+        try_captioner(self.bundle, self.vision_variant(), settings, self._cancel)
+        self._tried = True
+        self.load_ms += (time.perf_counter() - start) * 1000
+
     def vision(self) -> VisionEngine:
         """The vision engine, loaded."""
         if self._vision is None:
+            self._try_first()
             start, before = time.perf_counter(), self.load_ms
             self._vision = open_vision(
                 self.bundle.file(self.vision_variant().file),
@@ -115,6 +130,7 @@ class Engines:
     def lm(self) -> LanguageModel:
         """The language model, loaded."""
         if self._lm is None:
+            self._try_first()
             start = time.perf_counter()
             spec = self.bundle.manifest.lm
             self._lm = LanguageModel(

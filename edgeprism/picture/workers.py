@@ -184,8 +184,7 @@ def _answer(path: str, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
     except ImageError as error:
         return {"error": error.message, "hint": error.hint}, b""
     except MemoryError:
-        hint = "Export a smaller copy."
-        return {"error": f"{path}: reading it needs more memory than there is.", "hint": hint}, b""
+        return {"error": f"{path}: needs too much memory.", "hint": "Export a smaller copy."}, b""
     answer = {
         "shape": tiles.shape,
         "sha256": picture.sha256,

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
+from edgeprism.bundle.gguf_parts import model_bytes, model_digest
 from edgeprism.bundle.open import find_model, known_name
 from edgeprism.errors import ModelError
-from edgeprism.files.digests import file_digest
 from edgeprism.language.chat import Message, chat_to_segments
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.llama import supports_offload
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Part, Request, Sampling, segments_to_parts
+from edgeprism.language.trial import try_reasoner
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import EngineOptions, choose_gpu_layers, choose_threads
 from edgeprism.reason.base import BaseReasoner, Completion
@@ -102,14 +103,14 @@ class Reasoner(BaseReasoner):
 
     @property
     def model(self) -> ModelInfo:
-        """The name and the sha256 of the GGUF file."""
+        """The name and the digest of the GGUF file, or of all its parts (`model_digest`)."""
         if self._model is None:
-            self._model = ModelInfo(self.name, file_digest(self.path))
+            self._model = ModelInfo(self.name, model_digest(self.path))
         return self._model
 
     def model_bytes(self) -> int:
-        """Return the size of the GGUF file in bytes."""
-        return self.path.stat().st_size
+        """Return the size of the GGUF file, or of all its parts, in bytes."""
+        return model_bytes(self.path)
 
     def cancel(self) -> None:
         """Stop a call that runs in another thread; that call raises Interrupted."""
@@ -127,11 +128,13 @@ class Reasoner(BaseReasoner):
         if self._generator is not None and self._lm is not None:
             return self._generator, self._lm, 0.0
         start = time.perf_counter()
-        device, gpu_layers = self._requested
+        device, requested = self._requested
+        gpu_layers = choose_gpu_layers(device, supports_offload(), requested)
+        try_reasoner(self.path, gpu_layers=gpu_layers, cancel=self.cancel_token)
         self._lm = LanguageModel(
             self.path,
-            gpu_layers=choose_gpu_layers(device, supports_offload(), gpu_layers),
-            threads=choose_threads(self._threads, self.path.stat().st_size),
+            gpu_layers=gpu_layers,
+            threads=choose_threads(self._threads, self.model_bytes()),
             cancel=self.cancel_token,
         )
         self._generator = Generator(self._lm, warm=self.warm)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.gguf import Array, GgufHeader, read_gguf_header
+from edgeprism.bundle.read_manifest import MAX_TILES
 from edgeprism.errors import ModelError
 
 ARCHITECTURE = "clip"
@@ -98,11 +99,28 @@ def _faults(header: GgufHeader) -> Iterator[str]:
         yield f"a width of {width}, which {heads} heads cannot share evenly"
     if numbers.get("patch_size") == 0:
         yield "patches of no size"
+    yield from _grid_faults(header, numbers.get("image_size", 0))
     for name in ("image_mean", "image_std"):
         values = header.metadata.get(f"clip.vision.{name}")
         if not isinstance(values, Array) or len(values.items) < 3:
             yield f"no {name} of three channels"
     yield from _tensor_faults(header, width)
+
+
+def _grid_faults(header: GgufHeader, size: int) -> Iterator[str]:
+    """Yield a fault if one of the sizes that pictures are cut from has too many tiles."""
+    name = "image_grid_pinpoints"
+    grids = header.metadata.get(f"clip.vision.{name}")
+    if grids is None:
+        return
+    edges = grids.items if isinstance(grids, Array) else ()
+    whole = [edge for edge in edges if isinstance(edge, int) and not isinstance(edge, bool)]
+    if not whole or len(whole) != len(edges) or len(whole) % 2 or size < 1:
+        yield f"{name} that are no pairs of whole numbers"
+        return
+    pairs = list(zip(whole[::2], whole[1::2], strict=True))
+    if any(min(pair) < 1 or (pair[0] // size) * (pair[1] // size) > MAX_TILES for pair in pairs):
+        yield f"{name} of more than {MAX_TILES} tiles"
 
 
 def _tensor_faults(header: GgufHeader, width: int) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """A language model's GGUF file and its mmproj file → a bundle, in memory or as a folder.
 
 This works with every pair that llama.cpp's mtmd runs. `pair_trial` runs the pair once to learn the
-facts that a manifest needs; the data folder keeps them, by the digests of both files.
+facts that a manifest needs; the data folder keeps them, by the digests of all files.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import contextlib
 import hashlib
 import os
 import shutil
-from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 
 from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
+from edgeprism.bundle.gguf_parts import (
+    model_digest,
+    part_names,
+    part_paths,
+    read_model_header,
+)
 from edgeprism.bundle.manifest import (
     MAX_EDGE,
     SCHEMA,
@@ -32,10 +36,8 @@ from edgeprism.bundle.manifest import (
 )
 from edgeprism.bundle.open import Bundle
 from edgeprism.bundle.read_manifest import manifest_from_json
-from edgeprism.errors import ManifestError, ModelError, OutputError
+from edgeprism.errors import ModelError, OutputError
 from edgeprism.files.digests import file_digest
-from edgeprism.files.remembered import Remembered
-from edgeprism.files.strict_json import record_from_data
 from edgeprism.vision.mmproj_checks import (
     ARCHITECTURE,
     check_mmproj,
@@ -43,12 +45,12 @@ from edgeprism.vision.mmproj_checks import (
     projector_of,
 )
 from edgeprism.vision.pair_trial import PairFacts, try_pair
+from edgeprism.vision.trial import remember_captioner
 
 LM_FILE, MMPROJ_FILE = "lm.gguf", "mmproj.gguf"
 INSTRUCTION = "Describe this picture in detail."
 FOCUS = " Pay special attention to: {focus}."
 MAX_TOKENS = 512
-_pairs = Remembered("pairs.json")
 _NOT_GATED = "a GGUF pair run by llama.cpp's mtmd as it is, without a parity gate"
 # general.file_type: llama.cpp's llama_ftype
 _QUANTS = {
@@ -66,12 +68,14 @@ def open_pair(
     Raises ModelError if the files are damaged or do not belong together, TemplateError if
     llama.cpp does not know the model's chat template and `chat_format` names none.
     """
-    places = {LM_FILE: Path(lm), MMPROJ_FILE: Path(mmproj)}
+    places = _places(Path(lm), Path(mmproj))
     manifest = _pair_to_manifest(places, chat_format, "")
     # raises ManifestError for values that no bundle may have
     manifest_from_json(manifest.to_json(), f"{lm} with {mmproj}")
     digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()
-    return Bundle(places[LM_FILE].parent, manifest, digest, places)
+    bundle = Bundle(Path(lm).parent, manifest, digest, places)
+    remember_captioner(bundle)
+    return bundle
 
 
 def write_pair(
@@ -91,12 +95,20 @@ def write_pair(
     """
     from edgeprism.bundle.writer import BundleWriter
 
-    places = {LM_FILE: lm, MMPROJ_FILE: mmproj}
+    places = _places(lm, mmproj)
     with BundleWriter(out, overwrite, places.values()) as writer:
         manifest = _pair_to_manifest(places, chat_format, name)
         for file, source in places.items():
             _put(source.resolve(), writer.folder / file, copy)
         writer.finish(manifest)
+
+
+def _places(lm: Path, mmproj: Path) -> dict[str, Path]:
+    """Return {name in the bundle: file}, the language model's first part first."""
+    parts = part_paths(lm)
+    several = part_names(f"{Path(LM_FILE).stem}-00001-of-{len(parts):05}.gguf")
+    names = [LM_FILE] if len(parts) == 1 else several
+    return {**dict(zip(names, parts, strict=True)), MMPROJ_FILE: mmproj}
 
 
 def _put(source: Path, target: Path, copy: bool) -> None:
@@ -113,11 +125,13 @@ def _put(source: Path, target: Path, copy: bool) -> None:
 
 
 def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: str) -> Manifest:
-    lm, mmproj = places[LM_FILE], places[MMPROJ_FILE]
-    for path, keyword in ((lm, "lm"), (mmproj, "mmproj")):
+    lm_file = next(iter(places))
+    lm, mmproj = places[lm_file], places[MMPROJ_FILE]
+    for path in places.values():
         if not path.is_file():
+            keyword = "mmproj" if path == mmproj else "lm"
             raise ModelError(f"{path}: no such file.", f"Check the path of `{keyword}`.")
-    header = read_gguf_header(lm)
+    header = read_model_header(lm)
     if header.architecture == ARCHITECTURE:
         raise ModelError(
             f"{lm}: an mmproj file, not a language model.",
@@ -127,14 +141,13 @@ def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: st
     # rows may be several times as wide as the model, if they carry values that later layers add
     check_mmproj(mmproj, _row_width(header))
     digests = {file: file_digest(path) for file, path in places.items()}
-    facts = _facts(lm, mmproj, digests, chat_format)
+    facts = try_pair(lm, mmproj, chat_format)
     # the facts may be remembered from an earlier version, which did not check this
     check_positions(mmproj, mmproj_header, lm, facts.multi_axis)
     own_name = str(header.metadata.get("general.name") or lm.stem)
-    quants = {file: _quant(h) for file, h in ((LM_FILE, header), (MMPROJ_FILE, mmproj_header))}
     sources = [
-        Source(role, places[file].name, digests[file], _license(h))
-        for role, file, h in (("llm", LM_FILE, header), ("vision", MMPROJ_FILE, mmproj_header))
+        Source("llm", lm.name, model_digest(lm), _license(header)),
+        Source("vision", mmproj.name, digests[MMPROJ_FILE], _license(mmproj_header)),
     ]
     return Manifest(
         schema=SCHEMA,
@@ -144,7 +157,7 @@ def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: st
         sources=sources,
         image=ImagePolicy("shrink", MAX_EDGE, [0, 0, 0], "bicubic", 1),
         vision=Vision(
-            variants=[VisionVariant(MMPROJ_FILE, quants[MMPROJ_FILE])],
+            variants=[VisionVariant(MMPROJ_FILE, _quant(mmproj_header))],
             input="",
             output="",
             grid=[],
@@ -153,7 +166,7 @@ def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: st
             n_embd=facts.n_embd_row,
             mmproj=Mmproj(projector_of(mmproj_header), facts.multi_axis, facts.tiles_together),
         ),
-        lm=_language_model(header, quants[LM_FILE], facts),
+        lm=_language_model(lm_file, header, facts),
         prompts=_prompts(facts),
         files={
             file: FileEntry(digests[file], path.stat().st_size) for file, path in places.items()
@@ -168,11 +181,11 @@ def _row_width(header: GgufHeader) -> int:
     return header.n_embd * (1 + (layers if isinstance(layers, int) else 0))
 
 
-def _language_model(header: GgufHeader, quant: str, facts: PairFacts) -> LanguageModelFile:
+def _language_model(file: str, header: GgufHeader, facts: PairFacts) -> LanguageModelFile:
     context = header.metadata.get(f"{header.architecture}.context_length")
     return LanguageModelFile(
-        file=LM_FILE,
-        quant=quant,
+        file=file,
+        quant=_quant(header),
         architecture=header.architecture,
         n_embd=header.n_embd,
         n_vocab=header.n_vocab,
@@ -202,18 +215,3 @@ def _quant(header: GgufHeader) -> str:
 
 def _license(header: GgufHeader) -> str:
     return str(header.metadata.get("general.license") or "not stated in the file")
-
-
-# ---- facts remembered from an earlier trial
-
-
-def _facts(lm: Path, mmproj: Path, digests: dict[str, str], chat_format: str | None) -> PairFacts:
-    build = metadata.version("llama-cpp-python")
-    key = " ".join([*digests.values(), build, chat_format or ""])
-    known = _pairs.read()
-    if key in known:
-        with contextlib.suppress(ManifestError):  # another version's facts: run the trial again
-            return record_from_data(PairFacts, known[key], "pairs.json")
-    facts = try_pair(lm, mmproj, chat_format)
-    _pairs.remember(key, asdict(facts))
-    return facts

@@ -280,7 +280,8 @@ def test_cancel_from_another_thread_while_decoding(captioner: Captioner) -> None
 
 
 def test_cancel_from_another_thread_while_encoding(tmp_path: Path) -> None:
-    folder = bundles.write_bundle(tmp_path / "b", graph=bundles.vision_graph(heavy_run=200_000))
+    graph = bundles.vision_graph(heavy_run=200_000)
+    folder = bundles.known_to_run(bundles.write_bundle(tmp_path / "b", graph=graph))
     with Captioner.load(folder, threads=1) as captioner:
         for _ in range(2):  # the first `cancel` does not stop the second caption
             timer = threading.Timer(0.5, captioner.cancel)

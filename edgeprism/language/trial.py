@@ -1,0 +1,111 @@
+"""Try a language model once in a child process: what a reasoner does, in small.
+
+The child is `main`, which `edgeprism.bundle.trial` starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprism.bundle.gguf_parts import model_bytes, model_digest
+from edgeprism.bundle.trial import Trial, answer_trial, comes_with_package, remember_trial, try_once
+from edgeprism.machine.cancel import Cancel
+
+if TYPE_CHECKING:
+    from edgeprism.language.model import LanguageModel
+    from edgeprism.language.request import Part
+
+_SMALL_MODEL_BYTES = 64 << 20
+# more tokens than go through a model at once; a large model would take long for them
+_LONG_PROMPT, _SHORT_PROMPT = 700, 24
+_STEPS = 4
+_GRAMMAR = 'root ::= [a-zA-Z ]+ | "é"'
+# letters of several alphabets, signs of up to four bytes, white space, and what may be a marker
+_TEXT = (
+    "Describe the picture.\n\n\t 0123456789 "
+    + "".join(map(chr, range(0x20, 0x7F)))
+    + "äß±€ Ωλ жщ שלום سلام 图片 かな 한국 😀👩‍🚀\u00a0\u200b\ufeff"
+    + "<|im_start|><|im_end|><s></s>[INST]<bos><unk>"
+)
+
+
+def try_reasoner(path: Path, *, gpu_layers: int, cancel: Cancel) -> None:
+    """Run the language model at `path` in a child process, unless it went well before.
+
+    Raises ModelError if the model cannot be run, or Interrupted if `cancel` is set meanwhile.
+    """
+    if not comes_with_package(path):
+        try_once(_trial(path, gpu_layers), cancel)
+
+
+def remember_reasoner(path: Path) -> None:
+    """Note that the language model at `path` runs well: this project has run the same file."""
+    remember_trial(_trial(path, 0), None)
+
+
+def _trial(path: Path, gpu_layers: int) -> Trial:
+    return Trial(
+        subject=str(path),
+        module="edgeprism.language.trial",
+        request={"lm": str(path), "gpu_layers": gpu_layers},
+        identity=[model_digest(path), gpu_layers],
+        n_bytes=model_bytes(path),
+        on_gpu=gpu_layers > 0,
+    )
+
+
+def main() -> None:
+    """Run the trial in the child process."""
+    answer_trial(_run)
+
+
+def _run(request: dict[str, Any]) -> None:
+    from edgeprism.errors import TemplateError
+    from edgeprism.language.chat import Message
+    from edgeprism.language.model import LanguageModel
+    from edgeprism.machine.facts import available_cores
+
+    path = Path(request["lm"])
+    lm = LanguageModel(path, gpu_layers=request["gpu_layers"], threads=available_cores())
+    with contextlib.suppress(TemplateError):  # the reasoner's caller may name another format
+        lm.render_chat([Message("system", _TEXT), Message("user", _TEXT)])
+    long = model_bytes(path) < _SMALL_MODEL_BYTES
+    exercise(lm, [text_to_ids(lm, _LONG_PROMPT if long else _SHORT_PROMPT)])
+
+
+def text_to_ids(lm: LanguageModel, most: int) -> list[int]:
+    """Tokenise texts of many kinds; return up to `most` ids, at least one."""
+    ids = lm.bos()
+    for special in (False, True):
+        ids += lm.tokenize(_TEXT, parse_special=special)
+    ids = (ids or [0]) * (1 + most // max(1, len(ids)))
+    return ids[: max(1, min(most, lm.n_ctx_train - 2 * _STEPS))]
+
+
+def exercise(
+    lm: LanguageModel,
+    prompt: Sequence[Part],
+    *,
+    kv_type: str = "f16",
+    flash_attention: bool | None = None,
+) -> None:
+    """Answer `prompt` as captioners and reasoners do: alone, then two at a time by a grammar."""
+    from edgeprism.language.generator import Generator
+    from edgeprism.language.request import Request, Sampling
+
+    step = max(1, lm.n_vocab // 1000)
+    for token in range(0, lm.n_vocab, step):
+        lm.token_to_bytes(token)
+        lm.is_end(token)
+    alone = Sampling(max_tokens=_STEPS, stop_at_end=False)
+    by_grammar = Sampling(max_tokens=_STEPS, temperature=0.7, grammar=_GRAMMAR)
+    for parallel, sampling in ((1, alone), (2, by_grammar)):
+        generator = Generator(
+            lm, parallel=parallel, kv_type=kv_type, flash_attention=flash_attention
+        )
+        for _ in generator.run([Request(tuple(prompt), sampling)] * parallel):
+            pass
+        generator.close()

@@ -1,0 +1,183 @@
+"""Try a captioner's files once in a child process: what a caption needs, in small.
+
+The child is `main`, which `edgeprism.bundle.trial` starts. It encodes pictures of several shapes
+and lets the language model caption the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprism.bundle.gguf_parts import part_names
+from edgeprism.bundle.manifest import VisionVariant
+from edgeprism.bundle.open import Bundle
+from edgeprism.bundle.read_manifest import manifest_from_json
+from edgeprism.bundle.trial import Trial, answer_trial, comes_with_package, remember_trial, try_once
+from edgeprism.errors import ModelError
+from edgeprism.language.trial import exercise
+from edgeprism.machine.cancel import Cancel
+from edgeprism.machine.device import CPU_PROVIDER
+from edgeprism.vision.graph_checks import check_graph
+
+if TYPE_CHECKING:
+    from edgeprism.bundle.manifest import Manifest
+    from edgeprism.language.model import LanguageModel
+    from edgeprism.language.request import Part
+
+_TILES_AT_ONCE = 8  # an accelerator takes up to so many
+_TEXTS = ("Describe the", " picture.")
+# pictures that libmtmd encodes, and those that it only lays out; (width, height)
+_ENCODED = ((64, 48), (40, 90))
+_LAID_OUT = ((1024, 768), (768, 1024), (4096, 256), (256, 4096), (4096, 4096), (32, 32))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a captioner's engines run; the result of a trial holds for these settings alone."""
+
+    provider: str = CPU_PROVIDER
+    gpu_layers: int = 0
+    kv_type: str = "f16"
+    flash_attention: bool | None = None
+
+
+def try_captioner(
+    bundle: Bundle, variant: VisionVariant, settings: Settings, cancel: Cancel
+) -> None:
+    """Check the digests of the files that `variant` needs, and run them once in a child process.
+
+    It does not run what came with the package or went well before. Raises ModelError if a file is
+    damaged or cannot be run, or Interrupted if `cancel` is set meanwhile.
+    """
+    paths = [bundle.file(name) for name in _files(bundle.manifest, variant)]
+    if not all(comes_with_package(path) for path in paths):
+        try_once(_trial(bundle, variant, settings), cancel)
+
+
+def remember_captioner(bundle: Bundle) -> None:
+    """Note that a bundle runs well, because all its files have just been run."""
+    for variant in bundle.manifest.vision.variants:
+        remember_trial(_trial(bundle, variant, Settings()), None)
+
+
+def _files(manifest: Manifest, variant: VisionVariant) -> list[str]:
+    """Return the names of all files that the engines open for `variant`."""
+    weights = f"{variant.file}.data"
+    files = [variant.file, *([weights] if weights in manifest.files else [])]
+    return [*files, *part_names(manifest.lm.file)]
+
+
+def _trial(bundle: Bundle, variant: VisionVariant, settings: Settings) -> Trial:
+    manifest, names = bundle.manifest, _files(bundle.manifest, variant)
+    places = {name: str(bundle.places.get(name, bundle.path / name)) for name in names}
+    files = [manifest.files[name] for name in names]
+    # a pair's manifest is made of facts that a trial showed, so the files alone identify it
+    identity = [file.sha256 for file in files] if manifest.vision.mmproj else [bundle.digest]
+    return Trial(
+        subject=str(bundle.path if not bundle.places else places[variant.file]),
+        module="edgeprism.vision.trial",
+        request={
+            "manifest": manifest.to_json(),
+            "vision": places[variant.file],
+            "lm": places[manifest.lm.file],
+            "settings": asdict(settings),
+        },
+        identity=[*identity, variant.file, asdict(settings)],
+        n_bytes=sum(file.size for file in files),
+        on_gpu=settings.provider != CPU_PROVIDER or settings.gpu_layers > 0,
+    )
+
+
+# ---- inside the child
+
+
+def main() -> None:
+    """Run the trial in the child process."""
+    answer_trial(_run)
+
+
+def _run(request: dict[str, Any]) -> None:
+    from edgeprism.language.model import LanguageModel
+    from edgeprism.machine.facts import available_cores
+
+    manifest = manifest_from_json(request["manifest"], "manifest.json")
+    settings = Settings(**request["settings"])
+    path, lm_path = Path(request["vision"]), Path(request["lm"])
+    if manifest.vision.mmproj is None:
+        weights = f"{path.name}.data"
+        check_graph(path, [weights] if weights in manifest.files else [])
+    lm = LanguageModel(
+        lm_path, expected=manifest.lm, gpu_layers=settings.gpu_layers, threads=available_cores()
+    )
+    if manifest.vision.mmproj is None:
+        prompt = _prompt_of_graph(path, manifest, lm, settings)
+    else:
+        prompt = prompt_of_mmproj(path, lm, settings)
+    exercise(lm, prompt, kv_type=settings.kv_type, flash_attention=settings.flash_attention)
+
+
+def _prompt_of_graph(
+    path: Path, manifest: Manifest, lm: LanguageModel, settings: Settings
+) -> tuple[Part, ...]:
+    """Encode tiles of noise; return a prompt with the rows of one."""
+    import numpy as np
+
+    from edgeprism.language.request import segments_to_parts
+    from edgeprism.machine.facts import available_cores
+    from edgeprism.segments import ImageRows, Text
+    from edgeprism.vision.onnx import VisionEncoder
+
+    engine = VisionEncoder(path, manifest, provider=settings.provider, threads=available_cores())
+    size, n_views = manifest.image.size, len(manifest.image.fills)
+    on_cpu = settings.provider == CPU_PROVIDER
+    rows = np.empty((0, manifest.vision.n_embd), np.float32)
+    for n_tiles in (1,) if on_cpu else (_TILES_AT_ONCE, 1):
+        shape = (n_tiles, size, size, 3 * n_views)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        rows = engine.encode(pixels)[0]
+    rows = rows[: max(1, lm.n_ctx_train // 2)]
+    causal = manifest.lm.image_attention == "causal"
+    before, after = map(Text, _TEXTS)
+    segments = [before, ImageRows(0, len(rows), causal), after]
+    return segments_to_parts(lm, segments, rows, add_bos=True)
+
+
+def prompt_of_mmproj(path: Path, lm: LanguageModel, settings: Settings) -> tuple[Part, ...]:
+    """Lay out and encode pictures of several shapes; return a prompt with the last one's rows.
+
+    Raises ModelError if no picture can be encoded.
+    """
+    import contextlib
+
+    import numpy as np
+
+    from edgeprism.errors import ImageError
+    from edgeprism.language.request import segments_to_parts
+    from edgeprism.machine.facts import available_cores
+    from edgeprism.segments import Text
+    from edgeprism.vision.mtmd import MtmdEncoder
+
+    encoder = MtmdEncoder(
+        path,
+        lm,
+        gpu=settings.provider != CPU_PROVIDER,
+        threads=available_cores(),
+        flash_attention=settings.flash_attention,
+    )
+    for size in _LAID_OUT:
+        with contextlib.suppress(ImageError):  # a shape that the model cannot take
+            encoder.layout(size)
+    prompt: tuple[Part, ...] = ()
+    for width, height in _ENCODED:
+        shape = (1, height, width, 3)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        with contextlib.suppress(ImageError):
+            rows, segments = encoder.encode_picture(pixels)
+            before, after = map(Text, _TEXTS)
+            prompt = segments_to_parts(lm, [before, *segments, after], rows, add_bos=True)
+    if not prompt:
+        raise ModelError(f"{path}: encodes no picture.", "Use another mmproj file.")
+    encoder.close()
+    return prompt
