@@ -32,7 +32,8 @@ from edgeprism.files.atomic import (
 )
 from edgeprism.output.places import is_same_file
 from edgeprism.output.streams import Record, record_to_dict
-from edgeprism.output.xmp import MAX_XMP_BYTES, merge_description, read_description, to_xml_text
+from edgeprism.output.xmp import merge_description, read_description, to_xml_text
+from edgeprism.output.xmp_encoding import MAX_XMP_BYTES
 from edgeprism.output.xmp_tree import XmpError
 from edgeprism.picture.find import PictureFile
 from edgeprism.picture.kinds import has_picture_suffix
@@ -170,8 +171,9 @@ class XmpSidecar(Sidecar):
         try:
             if existing is not None and not self._overwrite:
                 old = read_description(existing)
-                known = old.by_edgeprism or old.text in ("", to_xml_text(text))
-                if not known and old.text.strip():
+                if not (old.by_edgeprism or old.is_empty):
+                    if old.is_plain and old.text == to_xml_text(text):
+                        return existing  # it says the same already, in somebody's own words
                     raise _foreign(path, "holds a description that EdgePrism did not write")
             return merge_description(existing, text, _provenance(record))
         except XmpError as error:
