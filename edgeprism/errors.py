@@ -82,6 +82,10 @@ class ReplyError(EdgePrismError):
     """A server failed on one question, or its reply cannot be used."""
 
 
+class NoAnswerError(EdgePrismError):
+    """A reasoner ended without an answer: it only thought, declined, or wrote nothing."""
+
+
 class CheckpointError(EdgePrismError):
     """`convert` cannot read a published checkpoint in its family's layout."""
 

@@ -163,7 +163,10 @@ class Prism:
         if instruction_mode == "generic":
             return "", ()
         drawn, why_not = self.reasoner.draw_focus(question, options=options)
-        return drawn, () if drawn else (f"no focus: {why_not}; the generic instruction was used",)
+        notes = tuple(f"focus: {note}" for note in self.reasoner.focus_notes)
+        if not drawn:
+            notes += (f"no focus: {why_not}; the generic instruction was used",)
+        return drawn, notes
 
     def answer(
         self,

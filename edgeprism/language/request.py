@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgeprism.errors import UsageError
+from edgeprism.language.markers import tokenize_plain
 from edgeprism.language.model import LanguageModel
 from edgeprism.segments import ImageRows, Segment, Text, Tokens
 
@@ -95,7 +96,8 @@ def segments_to_parts(
     for kind, run in itertools.groupby(segments, _kind_of):
         if isinstance(kind, bool):
             text = "".join(segment.text for segment in run if isinstance(segment, Text))
-            _last_ids(parts).extend(lm.tokenize(text, parse_special=kind))
+            ids = lm.tokenize(text, parse_special=True) if kind else tokenize_plain(lm, text)
+            _last_ids(parts).extend(ids)
             continue
         for segment in run:
             if isinstance(segment, Tokens):

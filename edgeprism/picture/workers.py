@@ -184,7 +184,8 @@ def _answer(path: str, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
     except ImageError as error:
         return {"error": error.message, "hint": error.hint}, b""
     except MemoryError:
-        return {"error": f"{path}: needs too much memory.", "hint": "Export a smaller copy."}, b""
+        hint = "Export a smaller copy."
+        return {"error": f"{path}: reading it needs more memory than there is.", "hint": hint}, b""
     answer = {
         "shape": tiles.shape,
         "sha256": picture.sha256,

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from edgeprism.errors import EdgePrismError, Interrupted, ModelError
+from edgeprism.errors import EdgePrismError, Interrupted, ModelError, NoAnswerError
 from edgeprism.language.chat import Message
 from edgeprism.reason.evidence import (
     EVIDENCE_TOKENS,
@@ -39,12 +39,33 @@ class Completion:
     tokens: TokenCounts
     timings: Timings
     thinking: str = ""
+    notes: tuple[str, ...] = ()  # what a reader of the reply should know
+
+
+def no_answer(name: str, reply: Completion) -> NoAnswerError:
+    """Return the error for a reply without text: it says where the reply's tokens went."""
+    counted = reply.tokens.generated
+    spent = f"all {counted} tokens" if counted else "all of its tokens"
+    if reply.thinking and reply.finish_reason == "length":
+        return NoAnswerError(
+            f"{name} spent {spent} on thinking and came to no answer.",
+            "Raise `answer_tokens`, or turn the model's thinking off.",
+        )
+    if reply.thinking:
+        return NoAnswerError(
+            f"{name} ended after {spent.removeprefix('all ')} of thinking, without an answer.",
+            "Turn the model's thinking off, raise `answer_tokens`, or use another reasoner.",
+        )
+    return NoAnswerError(
+        f"{name} answered with nothing.", "Ask in other words, or use another reasoner."
+    )
 
 
 class BaseReasoner(ABC):
     """Turns a question into a focus, and captions with a question into an answer."""
 
     name: str
+    focus_notes: tuple[str, ...] = ()  # of the latest `draw_focus`
 
     @property
     @abstractmethod
@@ -78,7 +99,9 @@ class BaseReasoner(ABC):
         """Return (what a captioner should observe for `question`, ""), or ("", why there is none).
 
         The reasoner does not see the options here, and a focus that names one is refused.
+        `focus_notes` then holds the notes on the reply.
         """
+        self.focus_notes = ()
         parsed = to_question(question, options)
         phrases = focus_phrases(parsed)
         if not topics(parsed) or not phrases:
@@ -86,7 +109,13 @@ class BaseReasoner(ABC):
         shape = phrases_to_shape(
             phrases, openings=FOCUS_OPENINGS, links=FOCUS_LINKS, limit=FOCUS_PHRASES
         )
-        reply = self.complete(focus_messages(parsed), max_tokens=FOCUS_TOKENS, shape=shape)
+        try:
+            reply = self.complete(focus_messages(parsed), max_tokens=FOCUS_TOKENS, shape=shape)
+        except NoAnswerError as error:  # the generic instruction serves any question
+            return "", error.message.rstrip(".")
+        self.focus_notes = reply.notes
+        if not reply.text and reply.thinking:
+            return "", no_answer(self.name, reply).message.rstrip(".")
         return checked_focus(reply.text, parsed)
 
     def answer(
@@ -110,7 +139,8 @@ class BaseReasoner(ABC):
         reasoner sees the question alone. `shape` (choices_to_shape, schema_to_shape) binds the
         answer; one that exceeds `answer_tokens` then has an empty `text` and the `finish_reason`
         "length". The record holds `focus`, `instruction_mode` and `notes`. `evidence` asks, in a
-        second completion, which sentences support the answer.
+        second completion, which sentences support the answer. Raises NoAnswerError where the
+        reasoner only thought, declined or wrote nothing.
         """
         parsed = to_question(question, options, hint)
         start = time.perf_counter()
@@ -119,6 +149,8 @@ class BaseReasoner(ABC):
             max_tokens=answer_tokens,
             shape=shape,
         )
+        if not reply.text and (shape is None or reply.thinking):
+            raise no_answer(self.name, reply)
         text = reply.text if shape is None else self._shaped_text(reply, shape)
         sentences: tuple[Evidence, ...] | None = None
         evidence_notes: tuple[str, ...] = ()
@@ -138,7 +170,7 @@ class BaseReasoner(ABC):
             timings=replace(reply.timings, total=(time.perf_counter() - start) * 1000),
             model=self.model,
             version=__version__,
-            notes=(*notes, *evidence_notes),
+            notes=(*notes, *reply.notes, *evidence_notes),
             thinking=reply.thinking,
             evidence=sentences,
         )

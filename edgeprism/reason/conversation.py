@@ -11,6 +11,7 @@ from edgeprism.reason.base import (
     BaseReasoner,
     Completion,
     captions_by_picture,
+    no_answer,
 )
 from edgeprism.reason.prompt import Turn, conversation_messages
 from edgeprism.reason.question import to_question
@@ -39,7 +40,8 @@ class Conversation:
         """Answer `question` at temperature 0.
 
         If the prompt exceeds the model's context, the conversation drops its oldest questions,
-        but never a caption. Raises PromptTooLongError when that is not enough.
+        but never a caption. Raises PromptTooLongError when that is not enough, and NoAnswerError
+        for a reply without text; the conversation then stays as it was.
         """
         turns = [*self.turns, Turn(self._looks, to_question(question))]
         while True:
@@ -53,6 +55,8 @@ class Conversation:
                     raise
                 oldest, second, *rest = turns
                 turns = [replace(second, looks=oldest.looks + second.looks), *rest]
+        if not reply.text:
+            raise no_answer(self.reasoner.name, reply)
         turns[-1] = replace(turns[-1], answer=reply.text)
         self.turns, self._looks = turns, ()
         return reply

@@ -20,6 +20,16 @@ from typing import Any, TypeVar
 from edgeprism.errors import Interrupted, ReplyError, ServerError, UsageError
 from edgeprism.files.safe_text import short_line
 from edgeprism.machine.cancel import Cancel
+from edgeprism.reason.http_body import (
+    BrokenBodyError,
+    TooLargeError,
+    UnknownEncodingError,
+    body_words,
+    error_in,
+    error_status,
+    key_pattern,
+    read_body,
+)
 from edgeprism.version import __version__
 
 KEY_VARIABLE = "EDGEPRISM_API_KEY"
@@ -28,6 +38,7 @@ ATTEMPTS = 3
 _CONNECT_S = 5.0
 _LONGEST_PAUSE_S = 8.0
 _LONGEST_MESSAGE = 300  # characters of a server's own error message
+_WHICH_SERVER = "Is it an OpenAI-compatible server?"
 _ELSEWHERE = "Text only leaves this machine when you say so: add `allow_network`."
 
 
@@ -74,6 +85,7 @@ class Server:
         self._allow_network = allow_network
         self._cancel, self._timeout_s, self._pause_s = cancel, timeout_s, pause_s
         self._key = _key_from_environment()
+        self._key_pattern = key_pattern(self._key) if self._key else None
         if not _is_own_name(self._host):
             if not allow_network:
                 raise UsageError(f"{self.url} is not on this machine.", _ELSEWHERE)
@@ -128,20 +140,29 @@ class Server:
 
     def _try(self, path: str, body: dict[str, Any] | None, patient: bool) -> Any:
         status, headers, data = self._raw(path, None if body is None else json.dumps(body))
-        if status != 200:
-            raise self._of_status(status, headers, data, patient)
+        if not 200 <= status < 300:
+            raise self._of_status(status, headers, body_words(data), patient)
         try:
-            return json.loads(data)
+            value = json.loads(data)
         except (ValueError, RecursionError) as error:
-            message = f"{self.url} answered {path} with something that is not JSON."
-            raise _Try(ReplyError(message, "Is it an OpenAI-compatible server?")) from error
+            words = self.quote(body_words(data))
+            message = f"{self.url} answered {path} with something that is not JSON"
+            message += f": {words}." if words else ", with nothing."
+            raise _Try(ReplyError(message, _WHICH_SERVER)) from error
+        if (told := error_in(value)) is not None:
+            raise self._of_status(error_status(value), headers, told, patient, told_with=status)
+        return value
 
     def _raw(self, path: str, body: str | None) -> tuple[int, Any, bytes]:
         """(status, headers, body) of one request on a connection of its own."""
         late = threading.Event()
         try:
             with self._connected(late) as connection:
-                headers = {"Accept": "application/json", "User-Agent": _agent()}
+                headers = {
+                    "Accept": "application/json",
+                    "Accept-Encoding": "identity",
+                    "User-Agent": _agent(),
+                }
                 if body is not None:
                     headers["Content-Type"] = "application/json"
                 if self._key:
@@ -149,22 +170,24 @@ class Server:
                 method = "GET" if body is None else "POST"
                 connection.request(method, f"{self._path}{path}", body, headers)
                 response = connection.getresponse()
-                data = response.read(MAX_REPLY + 1)
-                if len(data) > MAX_REPLY:
-                    raise ReplyError(
-                        f"{self.url} answered with more than {MAX_REPLY >> 20} MiB.",
-                        "Is it an OpenAI-compatible server?",
-                    )
-                if response.length:  # bytes of Content-Length that did not arrive
-                    raise http.client.IncompleteRead(data, response.length)
-                return response.status, response.headers, data
-        except (OSError, http.client.HTTPException) as error:
+                return response.status, response.headers, read_body(response, MAX_REPLY)
+        except TooLargeError:
+            message = f"{self.url} answered with more than {MAX_REPLY >> 20} MiB."
+            raise ReplyError(message, _WHICH_SERVER) from None
+        except UnknownEncodingError as error:
+            raise ServerError(
+                f"{self.url} compresses its answers as {self.quote(str(error))!r}, which it was "
+                "not asked to do.",
+                "Turn compression off there, or in the proxy before it; gzip and deflate are read.",
+            ) from None
+        # A ValueError comes from a header that makes no sense to Python's client.
+        except (OSError, http.client.HTTPException, BrokenBodyError, ValueError) as error:
             self._check_cancelled()
             if late.is_set() or isinstance(error, TimeoutError):
                 message = f"{self.url} did not answer within {self._timeout_s:g} s."
             else:
-                message = f"{self.url} broke off: {_reason(error)}."
-            raise _Try(ReplyError(message, "See the server's own log.")) from error
+                message = f"{self.url} broke off: {self._reason(error)}."
+            raise _Try(ReplyError(message, "See the server's own log.")) from None
 
     @contextlib.contextmanager
     def _connected(self, late: threading.Event) -> Iterator[http.client.HTTPConnection]:
@@ -207,7 +230,7 @@ class Server:
         self._check_cancelled()
         raise _Try(
             ServerError(
-                f"No connection to {self.url}: {_reason(problem)}.",
+                f"No connection to {self.url}: {self._reason(problem)}.",
                 "Start the server, or give `reasoner` the address that it prints.",
             )
         ) from problem
@@ -241,17 +264,25 @@ class Server:
         except ssl.SSLError as error:
             plain.close()
             raise ServerError(
-                f"{self.url}: {_reason(error)}.", "Is it https, with a valid certificate?"
+                f"{self.url}: {self._reason(error)}.", "Is it https, with a valid certificate?"
             ) from error
 
     # ---- HTTP status → error
 
-    def _of_status(self, status: int, headers: Any, data: bytes, patient: bool) -> Exception:
-        detail = self._without_key(_message_of(data))
-        message = f"{self.url} answered {status}{f': {detail}' if detail else ''}."
+    def _of_status(
+        self, status: int, headers: Any, words: str, patient: bool, *, told_with: int | None = None
+    ) -> Exception:
+        """Return the error for a status; `told_with` is the status if only the body names this."""
         if 300 <= status < 400:
-            hint = "Redirects are not followed: give the final address."
-            return ServerError(message, hint)
+            place = self.quote(str(headers.get("Location", "")).partition("?")[0])
+            where = f" to {place}" if place else ""
+            return ServerError(
+                f"{self.url} redirects{where} (status {status}).",
+                "Redirects are not followed: give the final address.",
+            )
+        detail = self.quote(words).rstrip(".")
+        answered = "answered with an error" if told_with else f"answered {status}"
+        message = f"{self.url} {answered}{f': {detail}' if detail else ''}."
         if status in (401, 403):
             return ServerError(message, f"Put its key into the environment: {KEY_VARIABLE}.")
         if status == 404:
@@ -261,8 +292,17 @@ class Server:
         error = StatusError(status, message, "See the server's own log.")
         return _Try(error) if status >= 500 and patient else error
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "…") if self._key else text
+    # ---- what the server says, as errors quote it
+
+    def quote(self, text: str) -> str:
+        """Return a server's words as one short line, without the key."""
+        if self._key_pattern is not None:
+            text = self._key_pattern.sub("…", text)
+        return short_line(text, _LONGEST_MESSAGE)
+
+    def _reason(self, error: BaseException | None) -> str:
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return self.quote(text).rstrip(".")
 
 
 def _parsed(url: str) -> urllib.parse.SplitResult:
@@ -319,24 +359,6 @@ def _without_timeout(opened: socket.socket) -> socket.socket:
     """Remove the connection's timeout: the timer of `_connected` limits the whole exchange."""
     opened.settimeout(None)
     return opened
-
-
-def _reason(error: BaseException | None) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return short_line(text, _LONGEST_MESSAGE).rstrip(".")
-
-
-def _message_of(data: bytes) -> str:
-    """Return the message in an error's body (OpenAI's form or another), or its beginning."""
-    text = data[:10_000].decode("utf-8", "replace")
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return short_line(text, _LONGEST_MESSAGE)
-    for name in ("error", "message", "detail"):
-        if isinstance(value, dict) and name in value:
-            value = value[name]
-    return short_line(value if isinstance(value, str) else json.dumps(value), _LONGEST_MESSAGE)
 
 
 def _after(headers: Any) -> float:

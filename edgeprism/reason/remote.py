@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from edgeprism.errors import ReplyError
 from edgeprism.language.chat import Message
+from edgeprism.language.markers import break_markers
 from edgeprism.machine.cancel import Cancel
-from edgeprism.reason.base import BaseReasoner, Completion
+from edgeprism.reason.base import BaseReasoner, Completion, no_answer
 from edgeprism.reason.http import Server, StatusError
+from edgeprism.reason.prompt_cut import cut_note
+from edgeprism.reason.reply import encodable, prompt_tokens_read, reply_to_completion
 from edgeprism.reason.shape import Shape
-from edgeprism.reason.thinking import cut_thinking
-from edgeprism.records import ModelInfo, Timings, TokenCounts
+from edgeprism.records import ModelInfo
 
 _CHAT = "/chat/completions"
 SCHEMA, GRAMMAR, PLAIN = "schema", "grammar", "plain"
-# Fields in which servers put a reasoning model's thoughts, if not into the text.
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 def is_url(reasoner: str) -> bool:
@@ -74,13 +76,21 @@ class RemoteReasoner(BaseReasoner):
     def complete(
         self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None = None
     ) -> Completion:
-        """As `BaseReasoner.complete`; raises ShapeError if a finished reply lacks its shape."""
+        """As `BaseReasoner.complete`; raises ShapeError if a finished reply lacks its shape.
+
+        The server turns the chat into tokens, and would take a template's marker in a caption or a
+        question for its own: a blank breaks each of them.
+        """
         self.cancel_token.clear()
-        chat = [{"role": message.role, "content": message.content} for message in messages]
+        chat = [
+            {"role": message.role, "content": break_markers(message.content)}
+            for message in messages
+        ]
         body = {"model": self.name, "messages": chat, "temperature": 0, "max_tokens": max_tokens}
+        read = partial(self._read, messages)
         if shape is None:
-            return self.server.ask(_CHAT, _to_completion, body)
-        return self._shaped(body, shape)
+            return self.server.ask(_CHAT, read, body)
+        return self._shaped(body, shape, read)
 
     def draw_focus(
         self, question: str, *, options: Mapping[str, str] | None = None
@@ -98,20 +108,32 @@ class RemoteReasoner(BaseReasoner):
     def close(self) -> None:
         """Do nothing: each request has its own connection, which ends with it."""
 
-    def _shaped(self, body: dict[str, Any], shape: Shape) -> Completion:
+    def _read(
+        self,
+        messages: Sequence[Message],
+        reply: Any,
+        keep: Callable[[str], bool] | None = None,
+    ) -> Completion:
+        """Turn a reply's JSON into a Completion; note where the server cut the prompt."""
+        completion = reply_to_completion(reply, self.server.quote, keep)
+        if note := cut_note(messages, prompt_tokens_read(reply)):
+            return replace(completion, notes=(*completion.notes, note))
+        return completion
+
+    def _shaped(
+        self, body: dict[str, Any], shape: Shape, read: Callable[..., Completion]
+    ) -> Completion:
         """Send the shape in one way after another until the server obeys it."""
         ways = [GRAMMAR, PLAIN] if shape.schema is None else [SCHEMA, GRAMMAR, PLAIN]
         ways = [way for way in ways if self._obeys.get(way, True)]
         refused: list[str] = []
-
-        def read(reply: Any) -> Completion:
-            return _to_completion(reply, keep=shape.accepts)
-
+        thoughts = ""
         for way in ways:
             last = way == ways[-1]
             try:
                 request = body | _shape_fields(shape, way, body["max_tokens"])
-                reply = self.server.ask(_CHAT, read, request, patient=last)
+                shaped_read = partial(read, keep=shape.accepts)
+                reply = self.server.ask(_CHAT, shaped_read, request, patient=last)
             except StatusError:
                 # The server does not know this way, or the request is at fault; in the second
                 # case the last way fails as well and raises.
@@ -124,6 +146,9 @@ class RemoteReasoner(BaseReasoner):
                 self._obeys |= dict.fromkeys(refused, False)
                 return completion
             refused.append(way)
+            thoughts = completion.thinking if not reply.text else ""
+        if thoughts:  # not even the bare request brought more than thoughts
+            raise no_answer(self.name, completion)
         raise ShapeError(
             f"{self.server.url} did not obey the form that the answer must have.",
             "Use a server with structured output (llama.cpp's, Ollama, vLLM, LM Studio).",
@@ -141,7 +166,7 @@ def _first_model(server: Server) -> str:
                 f"{server.url} lists no model.",
                 "Load one there, or name another as `served_model`.",
             ) from error
-        return _encodable(name)
+        return encodable(name)
 
     return server.ask("/models", read)
 
@@ -170,44 +195,4 @@ def _unwrapped(reply: Completion, shape: Shape, way: str) -> Completion:
             text = text if shape.accepts(text) else ""
     if not shape.accepts(text):
         text = ""
-    return Completion(text, reply.finish_reason, reply.tokens, reply.timings, reply.thinking)
-
-
-def _to_completion(reply: Any, keep: Callable[[str], bool] | None = None) -> Completion:
-    """Turn a chat completion's JSON into a Completion; raises ReplyError if it has no message.
-
-    Thoughts are cut from the text, unless `keep` accepts the whole text.
-    """
-    try:
-        choice = reply["choices"][0]
-        message = choice["message"]
-        text = message.get("content") or ""
-        thoughts = next((t for name in _THOUGHTS if (t := message.get(name))), "")
-        if not isinstance(text, str) or not isinstance(thoughts, str):
-            raise TypeError
-    except (TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ReplyError(
-            "The reasoner's server sent a reply without a message.",
-            "Is it an OpenAI-compatible server?",
-        ) from error
-    text, thoughts = _encodable(text), _encodable(thoughts)
-    if keep is None or not keep(text):
-        text, written = cut_thinking(text)
-        thoughts = "\n".join(filter(None, (thoughts.strip(), written)))
-    finish_reason = "length" if choice.get("finish_reason") == "length" else "stop"
-    return Completion(text, finish_reason, _counts(reply), Timings(), thoughts)
-
-
-def _counts(reply: dict[str, Any]) -> TokenCounts:
-    usage = reply.get("usage")
-    counts = [
-        usage.get(name) if isinstance(usage, dict) else 0
-        for name in ("prompt_tokens", "completion_tokens")
-    ]
-    prompt, generated = (n if isinstance(n, int) and n >= 0 else 0 for n in counts)
-    return TokenCounts(0, prompt, generated)
-
-
-def _encodable(text: str) -> str:
-    """Replace lone surrogates, which JSON may hold but UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode()
+    return replace(reply, text=text)

@@ -19,6 +19,18 @@ def http(body: Any, status: str = "200 OK", *headers: str, length: int | None = 
     return "\r\n".join(lines).encode() + data
 
 
+def chunked(*chunks: tuple[bytes, bytes], headers: str = "") -> bytes:
+    """Return a chunked response; each chunk is (the size as it is written, the data)."""
+    head = f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n{headers}\r\n".encode()
+    return head + b"".join(size + b"\r\n" + data + b"\r\n" for size, data in chunks)
+
+
+def reply(choice: Any = None, *, prompt_tokens: Any = None, **fields: Any) -> bytes:
+    """Return a chat completion with any choice, usage and other fields."""
+    usage = {} if prompt_tokens is None else {"usage": {"prompt_tokens": prompt_tokens}}
+    return http({"choices": [] if choice is None else [choice], **usage, **fields})
+
+
 def said(text: Any, finish_reason: str = "stop", **message: Any) -> bytes:
     """Return a chat completion."""
     choice = {"message": {"content": text, **message}, "finish_reason": finish_reason}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
 from edgeprism.language.chat import Message, chat_to_segments
+from edgeprism.language.model import LanguageModel
+from edgeprism.language.request import segments_to_parts
 from edgeprism.perceive.prompt import caption_to_segments, instruction_for
 from edgeprism.reason.prompt import answer_messages
 from edgeprism.reason.question import to_question
@@ -150,3 +152,39 @@ def test_prompts_have_every_field_the_manifest_knows() -> None:
         "focus_instruction", "stop", "max_tokens", "markers", "after_instruction",
         "several",
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def marked_lm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModel]:
+    """A model whose markers are USER_DEFINED, as several conversions write them."""
+    parts = bundles.lm_parts(0)
+    kinds = list(parts.metadata["tokenizer.ggml.token_type"][1])
+    for marker in (bundles.IM_START, bundles.IM_END, bundles.IDS["▁boat"]):
+        kinds[marker] = 4
+    parts.metadata["tokenizer.ggml.token_type"] = ("array", kinds)
+    lm = LanguageModel(parts.write(tmp_path_factory.mktemp("marked") / "lm.gguf"), threads=1)
+    yield lm
+    lm.close()
+
+
+def test_markers_of_any_type_stay_text(marked_lm: LanguageModel) -> None:
+    """llama.cpp parses USER_DEFINED tokens in any text, whatever it is told."""
+    markers = {bundles.IM_START, bundles.IM_END}
+    for text in (HOSTILE, "<|im_end|>", "<|im_start|>" * 3, "a<|im_<|im_end|>end|>b"):
+        (ids,) = segments_to_parts(marked_lm, [Text(text)], None, add_bos=False)
+        assert isinstance(ids, list)
+        assert not markers & set(ids)
+        written = b"".join(map(marked_lm.token_to_bytes, ids)).decode()
+        assert written.replace(" ", "") == text.replace(" ", "")
+    (ids,) = segments_to_parts(
+        marked_lm, [Text("<|im_start|>user\n", template=True), Text("a▁boat")], None, add_bos=False
+    )
+    assert isinstance(ids, list)
+    assert ids[0] == bundles.IM_START
+    assert bundles.IDS["▁boat"] in ids  # a word may be USER_DEFINED, and stays what it is
+
+
+def test_text_without_markers_is_tokenised_as_before(scripted_lm: LanguageModel) -> None:
+    for text in ("a < b and <b>bold</b>", "[INST] <s>", "x<|im_end|>y"):
+        (ids,) = segments_to_parts(scripted_lm, [Text(text)], None, add_bos=False)
+        assert ids == scripted_lm.tokenize(text, parse_special=False)

@@ -231,18 +231,38 @@ def test_a_damaged_pillow_image_is_an_image_error() -> None:
     [
         3.5,
         None,
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3, 3), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
         np.zeros((4, 4, 3), np.float32),
         np.zeros((0, 4, 3), np.uint8),
         io.StringIO("text"),
         b"",
     ],
-    ids=["number", "none", "grey", "rgba", "float", "empty", "text-stream", "no-bytes"],
+    ids=[
+        "number",
+        "none",
+        "four-axes",
+        "two-channels",
+        "float",
+        "empty",
+        "text-stream",
+        "no-bytes",
+    ],
 )
 def test_what_is_no_picture_is_refused(source: Any) -> None:
     with pytest.raises(ImageError):
         read_picture(source)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 1), (5, 6, 3), (5, 6, 4)])
+def test_arrays_of_every_shape(shape: tuple[int, ...], dtype: Any) -> None:
+    """An array means what the PIL image of its 8-bit values means."""
+    array = np.random.default_rng(6).integers(0, 256, shape, dtype=np.uint8)
+    pil = Image.fromarray(array.reshape(5, 6) if array.size == 30 else array)
+    given = array.astype(np.uint16) * 257 if dtype == np.uint16 else array
+    np.testing.assert_array_equal(read(given), read(pil))
+    np.testing.assert_array_equal(read(given[::-1]), read(pil)[::-1])
 
 
 @pytest.mark.parametrize("name", ["été.png", "写真.png", "صورة.png", "🚤 boat.png", "a\nb.png"])

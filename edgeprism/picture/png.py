@@ -1,0 +1,130 @@
+"""The parts of a PNG file that Pillow does not give, or on which it gives up.
+
+Pillow refuses a file whose text or profile expands to more than a mebibyte, and it does not know
+the chunk cICP. Source: PNG, third edition (W3C, 2025).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edgeprism.picture.colour_tags import Primaries, coded_profile, numbers_profile
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+_MOST_TEXT = 1 << 20  # bytes of one text; Pillow's own limit
+_MOST_TEXTS = 8 << 20  # bytes of all texts of a file
+_MOST_PROFILE = 16 << 20
+
+
+@dataclass(frozen=True)
+class PngFacts:
+    """What a PNG file says about its pixels besides what Pillow reads."""
+
+    data: bytes  # the file, without chunks on which Pillow gives up
+    bits: int  # per sample
+    profile: bytes | None  # an ICC profile of its colours, made from numbers if need be
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    kind: bytes
+    start: int  # of its length field
+    stop: int  # after its checksum
+    body: memoryview
+
+
+def png_facts(data: bytes) -> PngFacts:
+    """Read the chunks of a PNG file. Never raises: what is damaged is left for Pillow to report."""
+    found: dict[bytes, bytes] = {}
+    dropped: list[_Chunk] = []
+    text_left = _MOST_TEXTS
+    before_pixels = True
+    for chunk in _chunks(data):
+        before_pixels &= chunk.kind != b"IDAT"
+        if chunk.kind in _TEXT_CHUNKS:
+            size = _expanded_text(chunk)
+            if size > _MOST_TEXT or size > text_left:
+                dropped.append(chunk)
+            else:
+                text_left -= size
+        elif chunk.kind == b"iCCP" and _expanded_profile(bytes(chunk.body), _MOST_TEXT) is None:
+            dropped.append(chunk)
+        if before_pixels and chunk.kind in (b"IHDR", b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM"):
+            found.setdefault(chunk.kind, bytes(chunk.body))
+    header = found.get(b"IHDR", b"")
+    bits = header[8] if len(header) == 13 else 8
+    return PngFacts(_without(data, dropped), bits, _profile(found))
+
+
+def _chunks(data: bytes) -> Iterator[_Chunk]:
+    view, position = memoryview(data), len(SIGNATURE)
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        stop = position + 12 + length
+        if stop > len(data) or kind == b"IEND":
+            return
+        yield _Chunk(kind, position, stop, view[position + 8 : stop - 4])
+        position = stop
+
+
+def _expanded_text(chunk: _Chunk) -> int:
+    """Return the bytes of a text; more than the limit where it is compressed and goes on."""
+    body = bytes(chunk.body)
+    packed = b""
+    if chunk.kind == b"zTXt":
+        packed = body.partition(b"\0")[2][1:]
+    elif chunk.kind == b"iTXt":
+        rest = body.partition(b"\0")[2]
+        if rest[:1] == b"\1":
+            packed = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+    return max(len(body), len(_expanded(packed, _MOST_TEXT + 1) or b""))
+
+
+def _expanded(packed: bytes, limit: int) -> bytes | None:
+    """Decompress at most `limit` bytes; None for damaged data."""
+    try:
+        return zlib.decompressobj().decompress(packed, limit)
+    except zlib.error:
+        return None
+
+
+def _expanded_profile(body: bytes, limit: int) -> bytes | None:
+    """Return the profile of an iCCP chunk; None if it is damaged or larger than `limit`."""
+    name, _, rest = body.partition(b"\0")
+    profile = _expanded(rest[1:], limit + 1) if rest[:1] == b"\0" and name else None
+    return None if profile is None or len(profile) > limit else profile
+
+
+def _without(data: bytes, dropped: list[_Chunk]) -> bytes:
+    if not dropped:
+        return data
+    parts, position = [], 0
+    for chunk in dropped:
+        parts.append(data[position : chunk.start])
+        position = chunk.stop
+    return b"".join([*parts, data[position:]])
+
+
+def _profile(chunks: dict[bytes, bytes]) -> bytes | None:
+    """Return the profile of the chunk that takes precedence, in the order of the standard.
+
+    A damaged profile is returned as bytes that are none, so that a note tells of it.
+    """
+    coded, icc = chunks.get(b"cICP", b""), chunks.get(b"iCCP")
+    if len(coded) == 4 and coded[2] == 0:
+        return coded_profile(coded[0], coded[1])
+    if icc is not None:
+        return _expanded_profile(icc, _MOST_PROFILE) or b"damaged"
+    if b"sRGB" in chunks:
+        return None
+    gamma, points = chunks.get(b"gAMA", b""), chunks.get(b"cHRM", b"")
+    primaries = None
+    if len(points) == 32:
+        wx, wy, *rest = (value / 100_000 for value in struct.unpack(">8I", points))
+        primaries = Primaries((wx, wy), (rest[0], rest[1]), (rest[2], rest[3]), (rest[4], rest[5]))
+    stored = struct.unpack(">I", gamma)[0] / 100_000 if len(gamma) == 4 else 0
+    return numbers_profile(primaries, 1 / stored if stored else None)
