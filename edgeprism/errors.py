@@ -86,6 +86,10 @@ class NoAnswerError(EdgePrismError):
     """A reasoner ended without an answer: it only thought, declined, or wrote nothing."""
 
 
+class RepetitionError(EdgePrismError):
+    """A captioner wrote the same words over and over, which is no caption."""
+
+
 class CheckpointError(EdgePrismError):
     """`convert` cannot read a published checkpoint in its family's layout."""
 

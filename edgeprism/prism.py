@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, Unpack, cast
 
 from edgeprism.choices import INSTRUCTION_MODES
 from edgeprism.errors import UsageError
+from edgeprism.language.repetition import REPETITION_NOTE
 from edgeprism.picture.read import MAX_FILE_BYTES, ImageSource
 from edgeprism.reason.base import DEFAULT_ANSWER_TOKENS, BaseReasoner
 from edgeprism.reason.merge import merge_captions
@@ -114,6 +115,7 @@ class Prism:
             self.reasoner.close()
         captions = self._describe(pictures, instruction=instruction, focus=focus, seed=seed,
             caption_tokens=caption_tokens, temperature=temperature)  # fmt: skip
+        notes += repetition_notes(captions)
         if merge:
             captions, merge_notes = merge_captions(self.reasoner, captions)
             notes += merge_notes
@@ -190,6 +192,15 @@ class Prism:
         for captioner in self.captioners:
             captioner.close()
         self.reasoner.close()
+
+
+def repetition_notes(captions: Sequence[Caption]) -> tuple[str, ...]:
+    """Return a note for each caption that only repeats itself."""
+    return tuple(
+        f"{caption.image}: {REPETITION_NOTE}"
+        for caption in captions
+        if caption.finish_reason == "repetition"
+    )
 
 
 def _to_list(images: Picture | Sequence[Picture]) -> list[Picture]:

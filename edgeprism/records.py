@@ -100,7 +100,7 @@ class Caption:
     text: str
     image: str
     image_sha256: str
-    finish_reason: str  # "stop" or "length"
+    finish_reason: str  # "stop", "length" or "repetition"
     tokens: TokenCounts
     timings: Timings
     model: ModelInfo

@@ -21,7 +21,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.errors import ImageError
+from edgeprism.errors import ImageError, RepetitionError
 from edgeprism.folder.events import (
     Event,
     Failed,
@@ -72,6 +72,7 @@ class Batch:
         self._open_store = open_store
         self._window = threading.Semaphore(WINDOW * parallel * lanes + _READ_AHEAD)
         self._stopping = threading.Event()
+        self._repetitive: set[str] = set()  # keys whose text only repeated itself
         self._ended = False  # every picture had its outcome before any call of `stop`
         # (job, its decoding) for the encoder; None ends the encoder
         self._decoding: queue.Queue[tuple[Job, Future[Decoded]] | None] = queue.Queue()
@@ -301,6 +302,8 @@ class Batch:
         record = store.get(twin.key) if store is not None else None
         if record is not None:
             outcomes[twin.index] = self._from_store(twin, record)
+        elif twin.key in self._repetitive:
+            outcomes[twin.index] = _repetition(twin)
         else:
             twins.setdefault(twin.key, []).append(twin)
 
@@ -317,12 +320,28 @@ class Batch:
         total = spent.decode_image + spent.preprocess + spent.encode
         timings = replace(spent, total=total + done.prefill_ms + done.decode_ms)
         caption = self.captioner.record(encoded, self.plan, done, timings)
+        if caption.finish_reason == "repetition":
+            self._repetitive.add(job.key)
+            if store is not None:
+                store.release(job.key)
+            outcomes.update({each.index: _repetition(each) for each in (job, *twins)})
+            return
         record = {**caption.to_dict(), "settings": self.settings}
         if store is not None:
             store.put(self.request_key, caption.image_sha256, record)
         outcomes[job.index] = Outcome(job.picture, record)
         for twin in twins:
             outcomes[twin.index] = self._from_store(twin, record)
+
+
+def _repetition(job: Job) -> Outcome:
+    """Return the outcome of a picture whose text only repeats itself: it is no caption."""
+    error = RepetitionError(
+        f"{job.picture.path}: the model's text repeats itself, so it is no caption.",
+        "Use another model or instruction; `edgeprism caption` of this picture "
+        "alone prints the text.",
+    )
+    return Outcome(job.picture, error=error)
 
 
 def _encoded(job: Job) -> EncodedImage:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edgeprism.errors import PromptTooLongError, UsageError
 from edgeprism.language.kv_reuse import Key, common_opening, part_to_key
 from edgeprism.language.model import Context, LanguageModel
+from edgeprism.language.repetition import repeats_at_limit, repeats_for_good
 from edgeprism.language.request import Request, Rows, advance
 from edgeprism.language.sampler import Sampler
 from edgeprism.language.stop_text import StoppingText
@@ -32,7 +33,7 @@ class Finished:
     index: int
     text: str
     ids: list[int]
-    finish_reason: str  # "stop" or "length"
+    finish_reason: str  # "stop", "length" or "repetition"
     tokens: TokenCounts
     prefill_ms: float
     decode_ms: float
@@ -276,9 +277,20 @@ class _Sequence:
             if self.text.stopped and sampling.stop_at_end:
                 self.finish_reason = "stop"
             elif self.request.count() + len(self.ids) >= self.cells:
-                self.finish_reason = "length"
+                looped = self._may_loop() and repeats_at_limit(self.ids)
+                self.finish_reason = "repetition" if looped else "length"
+            elif self._may_loop() and repeats_for_good(self.ids, self._have_letters):
+                self.finish_reason = "repetition"
         if self.finish_reason is not None and (rest := self.text.end()):
             yield Piece(self.index, rest)
+
+    def _may_loop(self) -> bool:
+        """Return whether repetition ends the text; what a grammar demands may repeat itself."""
+        return self.request.sampling.stop_at_end and not self.request.sampling.grammar
+
+    def _have_letters(self, ids: Sequence[int]) -> bool:
+        text = b"".join(map(self.lm.token_to_bytes, ids)).decode("utf-8", "ignore")
+        return any(map(str.isalpha, text))
 
     def finished(self) -> Finished:
         visual = sum(len(p) for p in self.request.prompt if isinstance(p, Rows))

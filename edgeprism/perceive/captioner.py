@@ -17,6 +17,7 @@ import numpy as np
 from edgeprism.bundle.open import DEFAULT_MODEL, Bundle, open_bundle
 from edgeprism.errors import UsageError
 from edgeprism.language.generator import Finished, Piece
+from edgeprism.language.repetition import REPETITION_NOTE
 from edgeprism.language.request import Request, Sampling, segments_to_parts
 from edgeprism.machine.cancel import Cancel
 from edgeprism.perceive.engines import Engines
@@ -293,6 +294,7 @@ class Captioner:
         self, encoded: EncodedImage, plan: Plan, done: Finished, timings: Timings
     ) -> Caption:
         """Return the caption, with everything needed to make it again."""
+        repeats = done.finish_reason == "repetition"
         return Caption(
             text=done.text,
             image=encoded.image,
@@ -305,7 +307,7 @@ class Captioner:
             instruction=plan.instruction,
             version=__version__,
             image_size=encoded.size,
-            notes=encoded.notes,
+            notes=(*encoded.notes, REPETITION_NOTE) if repeats else encoded.notes,
             together=encoded.together,
         )
 

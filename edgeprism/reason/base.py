@@ -35,7 +35,7 @@ class Completion:
     """A reasoner's whole reply to a chat; `text` is without `thinking`."""
 
     text: str
-    finish_reason: str  # "stop" or "length"
+    finish_reason: str  # "stop", "length" or "repetition"
     tokens: TokenCounts
     timings: Timings
     thinking: str = ""
@@ -46,6 +46,11 @@ def no_answer(name: str, reply: Completion) -> NoAnswerError:
     """Return the error for a reply without text: it says where the reply's tokens went."""
     counted = reply.tokens.generated
     spent = f"all {counted} tokens" if counted else "all of its tokens"
+    if reply.thinking and reply.finish_reason == "repetition":
+        return NoAnswerError(
+            f"{name} thought in circles for {spent.removeprefix('all ')} and came to no answer.",
+            "Turn the model's thinking off, or use another reasoner.",
+        )
     if reply.thinking and reply.finish_reason == "length":
         return NoAnswerError(
             f"{name} spent {spent} on thinking and came to no answer.",
@@ -177,7 +182,7 @@ class BaseReasoner(ABC):
 
     def _shaped_text(self, reply: Completion, shape: Shape) -> str:
         """Return the reply's text; "" if it was cut off. Raises ModelError if it lacks `shape`."""
-        if reply.finish_reason == "length":
+        if reply.finish_reason != "stop":
             return ""  # even if it has the shape: 12 may be half of 123
         if not shape.accepts(reply.text):
             raise ModelError(
@@ -206,7 +211,7 @@ class BaseReasoner(ABC):
             raise
         except EdgePrismError as error:  # a failure here does not take back the answer
             return None, (f"no evidence: {error.message}",)
-        if reply.finish_reason == "length" or not shape.accepts(reply.text):
+        if reply.finish_reason != "stop" or not shape.accepts(reply.text):
             return None, ("no evidence: the reasoner named no sentence",)
         return reply_to_evidence(reply.text, sentences), ()
 

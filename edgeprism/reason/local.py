@@ -15,6 +15,7 @@ from edgeprism.language.chat import Message, chat_to_segments
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.llama import supports_offload
 from edgeprism.language.model import LanguageModel
+from edgeprism.language.repetition import REPETITION_NOTE
 from edgeprism.language.request import Part, Request, Sampling, segments_to_parts
 from edgeprism.language.trial import try_reasoner
 from edgeprism.machine.cancel import Cancel
@@ -99,7 +100,8 @@ class Reasoner(BaseReasoner):
         done = next(event for event in events if isinstance(event, Finished))
         text, thinking = cut_thinking(done.text) if shape is None else (done.text, "")
         timings = Timings(load=load_ms, prefill=done.prefill_ms, decode=done.decode_ms)
-        return Completion(text, done.finish_reason, done.tokens, timings, thinking)
+        notes = (REPETITION_NOTE,) if done.finish_reason == "repetition" else ()
+        return Completion(text, done.finish_reason, done.tokens, timings, thinking, notes)
 
     @property
     def model(self) -> ModelInfo:

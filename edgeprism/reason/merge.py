@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from edgeprism.errors import NoAnswerError
 from edgeprism.reason.base import BaseReasoner, captions_by_picture
 from edgeprism.reason.prompt import merge_messages
 from edgeprism.records import Caption
@@ -29,9 +30,13 @@ def merge_captions(
     for first, by_captioner in zip(captions, pictures, strict=False):
         start = time.perf_counter()
         messages = merge_messages(by_captioner)
-        reply = reasoner.complete(messages, max_tokens=MERGE_TOKENS)
+        try:
+            reply = reasoner.complete(messages, max_tokens=MERGE_TOKENS)
+        except NoAnswerError as error:
+            return tuple(captions), (f"the captions were not merged: {error.message}",)
         if not reply.text or reply.finish_reason != "stop":
-            fault = f"exceeded {MERGE_TOKENS} tokens" if reply.text else "was empty"
+            faults = {"length": f"exceeded {MERGE_TOKENS} tokens", "repetition": "repeats itself"}
+            fault = faults.get(reply.finish_reason, "is none") if reply.text else "was empty"
             return tuple(captions), (f"the captions were not merged: the merged text {fault}",)
         spent = (time.perf_counter() - start) * 1000
         notes = [f"merged from {name}: {text}" for name, text in by_captioner.items()]

@@ -67,6 +67,8 @@ class StoredCaptioner:
         if record is not None:
             return replace(record_to_caption(record), image=name)
         caption = self.captioner.start(image, plan).finished().caption
+        if caption.finish_reason == "repetition":  # no caption that a later run should find
+            return caption
         settings = decoding_settings(self.captioner, plan)
         self.store.put(request, caption.image_sha256, {**caption.to_dict(), "settings": settings})
         return caption
