@@ -9,6 +9,7 @@ EXIT_USAGE = 2
 EXIT_SOME_FAILED = 3  # some inputs failed, the others are done
 EXIT_MODEL = 4  # missing, damaged, or not what was recorded
 EXIT_UNAVAILABLE = 5  # a device, backend or server is not available
+EXIT_NOTHING = 6  # there was nothing to work on: no picture was found
 EXIT_INTERRUPTED = 130
 
 

@@ -96,8 +96,22 @@ if TYPE_CHECKING:
     help="Read paths from FILE or standard input, one per line.",
 )
 @click.option("--null", is_flag=True, help="Paths in --files-from end with NUL.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N pictures.")
-@click.option("--dry-run", is_flag=True, help="Print the work and its estimated time; do nothing.")
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Pass over files and folders, as a line of .gitignore does; repeatable.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="End after N captions; pictures that fail do not count.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the work and its estimated time, and end.")
+@click.option(
+    "-q", "--quiet", is_flag=True, help="No progress and no summary; errors are still printed."
+)
 @click.option(
     "--batch",
     "parallel",
@@ -164,6 +178,7 @@ def command(
         threads=threads,
         gpu_layers=gpu_layers,
         vision_quant=vision_quant,
+        quiet=output_options["quiet"],
     )
     options: CaptionOptions = {
         "instruction": instruction,
@@ -181,7 +196,7 @@ def command(
 
 
 # Parameters whose options only make sense for a run over many pictures.
-_FOR_MANY = ("as_csv", "output", "txt", "xmp", "files_from", "dry_run", "errors_file")
+_FOR_MANY = ("as_csv", "output", "txt", "xmp", "files_from", "dry_run", "errors_file", "exclude")
 
 
 def _example() -> str:
@@ -253,7 +268,11 @@ def _search(images: tuple[str, ...], options: dict[str, Any], form: str) -> Pict
     from edgeprism.picture.find import find_pictures
 
     search = find_pictures(
-        images, files_from=options["files_from"], null=options["null"], limit=options["limit"]
+        images,
+        files_from=options["files_from"],
+        null=options["null"],
+        limit=options["limit"] if options["dry_run"] else None,  # a run counts its captions
+        exclude=options["exclude"],
     )
     wanted = (("output", form), ("errors_file", "errors"))
     places = [Place(Path(options[name]), name, kind) for name, kind in wanted if options[name]]
@@ -281,9 +300,6 @@ def _caption_many(
     from edgeprism.folder.run import FolderOptions, SidecarKind
 
     plan = captioner.plan(**options)
-    if output_options["dry_run"]:
-        dry_run(search, captioner, plan, not output_options["no_cache"])
-        return EXIT_DONE
     sidecars: list[SidecarKind] = []
     if output_options["txt"]:
         sidecars.append("txt")
@@ -296,7 +312,12 @@ def _caption_many(
         use_store=not output_options["no_cache"],
         parallel=output_options["parallel"],
         on_error=output_options["on_error"],
+        limit=output_options["limit"],
         reserved=_reserved(output_options),
     )
+    if output_options["dry_run"]:
+        return dry_run(search, captioner, plan, folder_options)
     results = ResultOptions(form, output_options["output"], output_options["errors_file"])
-    return caption_folder(search, captioner, plan, folder_options, results)
+    return caption_folder(
+        search, captioner, plan, folder_options, results, quiet=output_options["quiet"]
+    )

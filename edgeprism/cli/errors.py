@@ -19,6 +19,7 @@ OPTIONS = {
     "conversation": "--conversation",
     "data": "--data",
     "device": "--device",
+    "exclude": "--exclude",
     "errors_file": "--errors",
     "files_from": "--files-from",
     "force": "--force",

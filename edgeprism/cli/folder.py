@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import click
 
+from edgeprism.cli.bar import ProgressBar
 from edgeprism.cli.errors import show_error, with_options
-from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_FAILED, Interrupted
+from edgeprism.cli.summary import (
+    tell_estimate,
+    tell_other_files,
+    tell_result,
+    tell_what_is_passed_over,
+    tell_what_lacks_a_plugin,
+    to_stderr,
+)
+from edgeprism.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_NOTHING,
+    EXIT_SOME_FAILED,
+    EdgePrismError,
+    Interrupted,
+)
+from edgeprism.folder.causes import cause_key, reason_of
+from edgeprism.folder.estimate import estimate_folder
 from edgeprism.folder.events import Outcome
-from edgeprism.folder.run import Failure, FolderOptions, FolderResult, FolderRun, estimate_folder
+from edgeprism.folder.run import Failure, FolderOptions, FolderResult, FolderRun
 from edgeprism.machine.cancel import finishing_first
 from edgeprism.output.streams import (
     CsvOutput,
@@ -25,10 +42,8 @@ from edgeprism.output.streams import (
 )
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import Plan
-from edgeprism.picture.find import PictureSearch
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from edgeprism.picture.find import PictureFile, PictureSearch
+from edgeprism.picture.kinds import lacks_plugin
 
 _OUTPUTS: dict[str, type[RecordOutput]] = {
     "text": TextOutput,
@@ -53,56 +68,112 @@ def caption_folder(
     plan: Plan,
     options: FolderOptions,
     results: ResultOptions,
+    *,
+    quiet: bool = False,
 ) -> int:
     """Caption the pictures of `search`, even if some fail; return the exit code."""
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(FolderRun(search, captioner, plan, options))
+        if run.pictures is not None and not run.pictures:
+            return _nothing_found(run.result, quiet)
         outputs = stack.enter_context(_open_outputs(results, bool(options.sidecars)))
         errors = None
         if results.errors_file:
             errors = stack.enter_context(FailureOutput(results.errors_file))
+        if run.pictures is not None and not quiet:
+            tell_what_is_passed_over(run.result.passed)
+            tell_what_lacks_a_plugin(
+                sum(lacks_plugin(picture.path.name) for picture in run.pictures)
+            )
         run.start()
         stack.enter_context(finishing_first(run.stop))
-        show_progress = stack.enter_context(_progress(run.result))
+        bar = stack.enter_context(ProgressBar(run.result, quiet=quiet))
+        report = _Report(outputs, bar, told_of_plugin=run.pictures is not None and not quiet)
         for outcome in run:
-            _report(outcome, outputs)
-            show_progress()
+            report.show(outcome)
+            bar.update()
         if errors is not None:
             _write_errors(errors, run.result.failures)
         if run.result.stopped:
             for output in outputs:
                 output.discard()  # keeps no incomplete file; the store has the finished captions
-    return _finish(run.result, options.use_store)
+    return _finish(run.result, options.use_store, quiet)
 
 
-def dry_run(search: PictureSearch, captioner: Captioner, plan: Plan, use_store: bool) -> None:
-    """Print the work of a run and its estimated time, without captioning anything."""
-    estimate = estimate_folder(search, captioner, plan=plan, use_store=use_store)
-    left, seconds = estimate.left, estimate.seconds_per_picture
-    click.echo(f"{estimate.total} pictures, {estimate.known} captioned already, {left} to caption")
-    if left and seconds is not None:
-        click.echo(f"about {_duration(left * seconds)} at {seconds:.2f} s a picture, as before")
-    elif left:
-        click.echo("no estimate: this model has captioned nothing here yet")
-    _other_files(search, click.echo)
+def dry_run(search: PictureSearch, captioner: Captioner, plan: Plan, options: FolderOptions) -> int:
+    """Print the work of a run and its estimated time; return the exit code.
+
+    It writes nothing. Where no earlier run tells the time, it captions some of the pictures.
+    """
+    estimate = estimate_folder(
+        search,
+        captioner,
+        plan=plan,
+        use_store=options.use_store,
+        parallel=options.parallel,
+        measure=True,
+    )
+    if not estimate.total:
+        return _nothing_found(
+            FolderResult(0, passed=search.passed, unreadable=search.unreadable), quiet=False
+        )
+    tell_what_is_passed_over(search.passed, click.echo)
+    tell_what_lacks_a_plugin(estimate.unreadable, click.echo)
+    tell_estimate(estimate, click.echo)
+    tell_other_files(estimate.total, search.passed, search.repeated, search.unreadable, click.echo)
+    return EXIT_DONE
 
 
-def _report(outcome: Outcome, outputs: list[RecordOutput]) -> None:
-    """Print one picture's record or error, or a line that it is finished."""
-    if outcome.record is not None:
-        for output in outputs:
-            output.write({**outcome.record, "cached": outcome.cached}, outcome.picture)
-    if outcome.error is not None:
-        show_error(outcome.error)
-    elif not outputs and not sys.stderr.isatty():
-        # Without a progress bar and results on stdout, a line per picture shows the progress.
-        state = "known" if outcome.cached else "captioned"
-        click.echo(f"{outcome.picture.path}: {state}", err=True)
+class _Report:
+    """Prints records and errors as they come; of errors with the same cause, the first."""
+
+    def __init__(
+        self, outputs: list[RecordOutput], bar: ProgressBar, *, told_of_plugin: bool
+    ) -> None:
+        self._outputs, self._bar, self._told_of_plugin = outputs, bar, told_of_plugin
+        self._causes: set[str] = set()  # of the errors that were printed, and their hints
+        self._hints: set[str] = set()
+        self._on_terminal = sys.stdout.isatty()
+
+    def show(self, outcome: Outcome) -> None:
+        """Print one picture's record or error."""
+        if outcome.record is not None and self._outputs:
+            record = {**outcome.record, "cached": outcome.cached}
+            with self._bar.aside() if self._on_terminal else contextlib.nullcontext():
+                for output in self._outputs:
+                    output.write(record, outcome.picture)
+        if outcome.error is not None and self._is_new(outcome.picture, outcome.error):
+            hint = outcome.error.hint
+            with self._bar.aside():
+                show_error(
+                    EdgePrismError(outcome.error.message, "" if hint in self._hints else hint)
+                )
+            self._hints.add(hint)
+
+    def _is_new(self, picture: PictureFile, error: EdgePrismError) -> bool:
+        if self._told_of_plugin and lacks_plugin(picture.path.name):
+            return False
+        key = cause_key(reason_of(picture.path, error))
+        is_new = key not in self._causes
+        self._causes.add(key)
+        return is_new
 
 
-def _finish(result: FolderResult, use_store: bool) -> int:
+def _nothing_found(result: FolderResult, quiet: bool) -> int:
+    """Say that there is no picture, and what there is instead; return the exit code."""
+    if not quiet:
+        tell_what_is_passed_over(result.passed)
+        tell_other_files(0, result.passed, result.repeated, result.unreadable, to_stderr)
+    show_error(EdgePrismError("There is no picture to caption.", "Check the folder or the list."))
+    return EXIT_FAILED if result.unreadable else EXIT_NOTHING
+
+
+def _finish(result: FolderResult, use_store: bool, quiet: bool) -> int:
     """Print the summary and return the exit code; raise Interrupted if the run was stopped."""
-    _summary(result)
+    if not result.total and not result.stopped:
+        return _nothing_found(result, quiet)
+    if not quiet:
+        tell_result(result)
     if result.stopped:
         raise Interrupted(
             f"Interrupted: {result.done} of {result.total} pictures are done.",
@@ -124,60 +195,6 @@ def _open_outputs(results: ResultOptions, has_sidecars: bool) -> Iterator[list[R
         yield [output]
 
 
-@contextlib.contextmanager
-def _progress(result: FolderResult) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on a terminal, and nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    bar: Progress = Bar(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f}/s"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-        console=Console(stderr=True),
-    )
-    with bar:
-        task = bar.add_task("", total=result.total, rate=0.0, failed=0)
-
-        def show() -> None:
-            bar.update(
-                task,
-                completed=result.done,
-                rate=result.done / max(result.seconds, 1e-3),
-                failed=len(result.failures),
-            )
-
-        yield show
-
-
-def _summary(result: FolderResult) -> None:
-    elapsed = max(result.seconds, 1e-3)
-    _say(
-        f"{result.total} pictures: {result.captioned} captioned, {result.known} known already, "
-        f"{len(result.failures)} failed; {_duration(elapsed)}, {result.done / elapsed:.1f}/s"
-    )
-    _other_files(result, _say)
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
-
-
-def _other_files(search: PictureSearch | FolderResult, say: Callable[[str], None]) -> None:
-    if search.skipped:
-        say(f"{search.skipped} files skipped that are not pictures")
-    if search.repeated:
-        say(f"{search.repeated} pictures named more than once")
-    for folder in search.unreadable:
-        say(f"{folder.path}: cannot be listed: {folder.reason}")
-
-
 def _write_errors(output: RecordOutput, failures: list[Failure]) -> None:
     """Write one JSON object per line: image, error, hint."""
     for failure in failures:
@@ -189,11 +206,3 @@ def _write_errors(output: RecordOutput, failures: list[Failure]) -> None:
                 "hint": with_options(error.hint),
             }
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

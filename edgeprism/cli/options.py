@@ -80,9 +80,10 @@ def open_captioner(
     lm: str | None = None,
     mmproj: str | None = None,
     lm_chat_format: str | None = None,
+    quiet: bool = False,
     **options: Unpack[CaptionerOptions],
 ) -> Captioner:
-    """Open a bundle or a pair as a captioner; on a terminal, print which models run where."""
+    """Open a bundle or a pair; on a terminal, unless `quiet`, print which models run where."""
     from edgeprism.perceive.captioner import Captioner
 
     if lm or mmproj:
@@ -96,7 +97,7 @@ def open_captioner(
         f"{info.name} (vision {info.vision_quant}, language {info.lm_quant}) on {captioner.device}"
     )
     for line in (summary, captioner.bundle.manifest.notice):
-        if line and (sys.stderr.isatty() or os.environ.get("EDGEPRISM_NATIVE_LOG")):
+        if line and not quiet and (sys.stderr.isatty() or os.environ.get("EDGEPRISM_NATIVE_LOG")):
             click.secho(line, dim=True, err=True)
     return captioner
 

@@ -31,6 +31,7 @@ from edgeprism.folder.events import (
     Outcome,
     Settled,
     Twin,
+    without_frames,
 )
 from edgeprism.folder.lanes import Lane, Turns
 from edgeprism.language.generator import Finished
@@ -62,15 +63,20 @@ class Batch:
         open_store: Callable[[], CaptionStore] | None = None,
         parallel: int = 1,
         lanes: int = 1,
+        limit: int | None = None,
     ) -> None:
         """`parallel` captions decode together in each of `lanes` generators.
 
-        Each thread that needs the store calls `open_store`.
+        Each thread that needs the store calls `open_store`. The batch ends when `limit` pictures
+        have their caption, known ones included, and begins no more than it needs for that.
         """
         self.captioner, self.plan = captioner, plan
         self.parallel, self.lanes = parallel, lanes
         self._open_store = open_store
         self._window = threading.Semaphore(WINDOW * parallel * lanes + _READ_AHEAD)
+        # one for each picture that may begin; a picture that fails gives its own back
+        self._quota = None if limit is None else threading.Semaphore(limit)
+        self._missing = limit  # captions until the limit; None if there is none
         self._stopping = threading.Event()
         self._repetitive: set[str] = set()  # keys whose text only repeated itself
         self._ended = False  # every picture had its outcome before any call of `stop`
@@ -87,7 +93,7 @@ class Batch:
     def stop(self) -> None:
         """Begin no more pictures; finish those in flight. Safe from any thread."""
         self._stopping.set()
-        self._window.release()  # wakes a feeder that waits for room
+        self._wake_feeder()
 
     @property
     def stopped(self) -> bool:
@@ -128,7 +134,9 @@ class Batch:
         try:
             for index, picture in enumerate(pictures):
                 self._window.acquire()
-                if self._stopping.is_set():
+                if self._quota is not None:
+                    self._quota.acquire()
+                if self._stopping.is_set() or self._missing == 0:
                     break
                 job = Job(index, picture)
                 known = self._known_file(job, store)
@@ -152,8 +160,14 @@ class Batch:
         record = store.get(self.request_key.key(digest)) if digest else None
         return self._from_store(job, record) if record else None
 
-    def _from_store(self, job: Job, record: dict[str, Any]) -> Outcome:
-        return Outcome(job.picture, {**record, "image": str(job.picture.path)}, cached=True)
+    def _from_store(self, job: Job, record: dict[str, Any], *, duplicate: bool = False) -> Outcome:
+        record = {**record, "image": str(job.picture.path)}
+        return Outcome(job.picture, record, cached=True, duplicate=duplicate)
+
+    def _wake_feeder(self) -> None:
+        self._window.release()
+        if self._quota is not None:
+            self._quota.release()
 
     # ---- second thread: pixels to visual tokens
 
@@ -188,7 +202,7 @@ class Batch:
         try:
             decoded = decoding.result()
         except ImageError as error:
-            self._events.put(Settled(job.index, Outcome(job.picture, error=error)))
+            self._fail(job, error)
             return []
         return [] if self._settled(job, decoded, store, begun) else [(job, decoded)]
 
@@ -205,7 +219,8 @@ class Batch:
                 )
             record = store.get(job.key)
             if record is not None:
-                self._events.put(Settled(job.index, self._from_store(job, record)))
+                known = self._from_store(job, record, duplicate=job.key in begun)
+                self._events.put(Settled(job.index, known))
                 return True
         if store is not None and job.key in begun:
             self._events.put(Twin(job))
@@ -219,10 +234,13 @@ class Batch:
             begun.discard(job.key)
             if store is not None:
                 store.release(job.key)
-            self._events.put(Settled(job.index, Outcome(job.picture, error=error)))
+            self._fail(job, error)
             return True
         self._ready.put(job)
         return True
+
+    def _fail(self, job: Job, error: ImageError) -> None:
+        self._events.put(Settled(job.index, Outcome(job.picture, error=without_frames(error))))
 
     def _to_tokens(self, job: Job, decoded: Decoded) -> EncodedImage:
         with self._cores:
@@ -282,7 +300,9 @@ class Batch:
                         self._finish(job, finished, twins.pop(job.key, []), store, outcomes)
                 while due in outcomes:
                     self._window.release()
-                    yield outcomes.pop(due)
+                    outcome = outcomes.pop(due)
+                    self._count(outcome)
+                    yield outcome
                     due += 1
             for index in sorted(outcomes):  # after a stop, some pictures have no outcome
                 yield outcomes[index]
@@ -290,6 +310,17 @@ class Batch:
         finally:
             if store is not None:
                 store.close()
+
+    def _count(self, outcome: Outcome) -> None:
+        """Let another picture begin in place of one that failed; end the batch at its limit."""
+        if self._quota is None or self._missing is None:
+            return
+        if outcome.record is None:
+            self._quota.release()
+            return
+        self._missing -= 1
+        if self._missing == 0:
+            self._wake_feeder()
 
     def _share(
         self,
@@ -301,7 +332,7 @@ class Batch:
         """Give a twin the caption of its first picture, now or once that one is finished."""
         record = store.get(twin.key) if store is not None else None
         if record is not None:
-            outcomes[twin.index] = self._from_store(twin, record)
+            outcomes[twin.index] = self._from_store(twin, record, duplicate=True)
         elif twin.key in self._repetitive:
             outcomes[twin.index] = _repetition(twin)
         else:
@@ -331,7 +362,7 @@ class Batch:
             store.put(self.request_key, caption.image_sha256, record)
         outcomes[job.index] = Outcome(job.picture, record)
         for twin in twins:
-            outcomes[twin.index] = self._from_store(twin, record)
+            outcomes[twin.index] = self._from_store(twin, record, duplicate=True)
 
 
 def _repetition(job: Job) -> Outcome:

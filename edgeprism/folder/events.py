@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from edgeprism.errors import EdgePrismError
 
 if TYPE_CHECKING:
     import os
 
-    from edgeprism.errors import EdgePrismError
     from edgeprism.language.generator import Finished
     from edgeprism.picture.find import PictureFile
     from edgeprism.records import EncodedImage
+
+ErrorType = TypeVar("ErrorType", bound=EdgePrismError)
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,20 @@ class Outcome:
     `record` is its caption as `edgeprism caption --json` prints it. It is None if there is no
     caption; `error` then says why. Both are set if the caption was made but its sidecar could not
     be written. `cached` is true if the caption came from the caption store, or from the same
-    picture under another name.
+    picture under another name; `duplicate` is true if this run met that other picture first.
     """
 
     picture: PictureFile
     record: dict[str, Any] | None = None
     error: EdgePrismError | None = None
     cached: bool = False
+    duplicate: bool = False
+
+
+def without_frames(error: ErrorType) -> ErrorType:
+    """Return the error without its traceback and causes, which hold on to ten kilobytes each."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 @dataclass

@@ -17,11 +17,13 @@ from typing import Literal, get_args
 
 from edgeprism.errors import EdgePrismError, OutputError, UsageError
 from edgeprism.folder.batch import Batch
-from edgeprism.folder.events import Outcome
+from edgeprism.folder.events import Outcome, without_frames
+from edgeprism.folder.rate import RateMeter, remember_rate
 from edgeprism.output.sidecar import Sidecar, TxtSidecar, XmpSidecar
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import Plan
-from edgeprism.picture.find import PictureSearch, Unreadable, find_pictures
+from edgeprism.picture.find import PictureFile, PictureSearch, Unreadable, find_pictures
+from edgeprism.picture.passed import PassedOver
 from edgeprism.store.caption_store import CaptionStore, default_path
 
 SidecarKind = Literal["txt", "xmp"]
@@ -39,6 +41,8 @@ class FolderOptions:
     use_store: bool = True
     parallel: int | None = None
     on_error: OnError = "skip"
+    limit: int | None = None
+    exclude: Sequence[str] = ()
     reserved: Sequence[Path] = ()  # files of the caller that no sidecar may replace
 
     def __post_init__(self) -> None:
@@ -51,6 +55,12 @@ class FolderOptions:
             raise UsageError(f"on_error is {self.on_error!r}.", 'Give "skip" or "stop".')
         if self.parallel is not None and self.parallel < 1:
             raise UsageError(f"parallel must be at least 1, got {self.parallel}.")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(
+                f"A limit of {self.limit} leaves no picture.", "Give a `limit` of 1 or more."
+            )
+        if isinstance(self.exclude, str):
+            raise UsageError("exclude is one text.", 'Give several: exclude=("*.png",).')
 
 
 @dataclass(frozen=True)
@@ -63,15 +73,19 @@ class Failure:
 
 @dataclass
 class FolderResult:
-    """The counts of a run; they grow while it goes on."""
+    """The counts of a run; they grow while it goes on.
 
-    total: int  # pictures that the run was given
+    `total` is the sum of `captioned`, `known` and failures once the run has ended.
+    """
+
+    total: int  # pictures that the run was given; with a limit, those that it came to
     captioned: int = 0
     known: int = 0  # captions from the caption store, or from a picture with the same content
+    duplicates: int = 0  # those of `known` whose content this run met under another name
     failures: list[Failure] = field(default_factory=list)
     stopped: bool = False  # `FolderRun.stop` ended it before its pictures did
     seconds: float = 0.0
-    skipped: int = 0  # files passed over because they have no picture's suffix
+    passed: PassedOver = field(default_factory=PassedOver)  # files that are no pictures, by kind
     repeated: int = 0  # pictures named more than once
     unreadable: list[Unreadable] = field(default_factory=list)  # folders that cannot be listed
 
@@ -79,6 +93,11 @@ class FolderResult:
     def done(self) -> int:
         """Pictures that have their outcome, failures included."""
         return self.captioned + self.known + len(self.failures)
+
+    @property
+    def skipped(self) -> int:
+        """Files that were passed over."""
+        return self.passed.total
 
 
 class FolderRun:
@@ -107,16 +126,18 @@ class FolderRun:
         """
         self._captioner, self._plan = captioner, plan or captioner.plan()
         self._options = options or FolderOptions()
-        search = _search(pictures)
-        self._pictures = list(search)
+        self._search = search_pictures(pictures, self._options)
+        # with a limit, the search goes no further than the run needs
+        limit = self._options.limit
+        self.pictures: Sequence[PictureFile] | None = None if limit else list(self._search)
         self._began = time.monotonic()
         self.result = FolderResult(
-            len(self._pictures),
-            skipped=search.skipped,
-            repeated=search.repeated,
-            unreadable=search.unreadable,
+            limit or len(self.pictures or ()),
+            passed=self._search.passed,
+            unreadable=self._search.unreadable,
         )
-        self._store = _open_store() if self._options.use_store else None
+        self._count_repeated()
+        self._store = open_store() if self._options.use_store else None
         self._batch: Batch | None = None
         self._stop_requested = self._iterated = False
 
@@ -157,8 +178,9 @@ class FolderRun:
             raise UsageError("A run can be iterated over only once.", "Make another FolderRun.")
         self._iterated = True
         batch, sidecars = self._prepare(), _open_sidecars(self._options, self._store)
+        meter = RateMeter(batch.parallel * batch.lanes)
         try:
-            for outcome in batch.run(self._pictures):
+            for outcome in batch.run(self._search if self.pictures is None else self.pictures):
                 error = self._write_sidecars(outcome, sidecars)
                 if error is not None and _is_disk_full(error):
                     yield outcome  # it has its caption; all further sidecars would fail
@@ -166,11 +188,16 @@ class FolderRun:
                 if error is not None:
                     outcome = replace(outcome, error=error)
                 self._count(outcome)
+                meter.add(made=outcome.record is not None and not outcome.cached)
                 if outcome.error is not None and self._options.on_error == "stop":
                     batch.stop()
                 yield outcome
             self.result.stopped = self._stop_requested and batch.stopped
+            if self.pictures is None and not self.result.stopped:
+                self.result.total = self.result.done
+            remember_rate(self._captioner, self._plan, meter.rate())
         finally:
+            self._count_repeated()
             self.result.seconds = time.monotonic() - self._began
 
     def _prepare(self) -> Batch:
@@ -181,9 +208,10 @@ class FolderRun:
             self._batch = Batch(
                 self._captioner,
                 self._plan,
-                open_store=_open_store if self._options.use_store else None,
+                open_store=open_store if self._options.use_store else None,
                 parallel=shape.width,
                 lanes=shape.lanes,
+                limit=self._options.limit,
             )
             if self._stop_requested:
                 self._batch.stop()
@@ -204,13 +232,18 @@ class FolderRun:
             return error
         return None
 
+    def _count_repeated(self) -> None:
+        self.result.repeated = self._search.repeated
+
     def _count(self, outcome: Outcome) -> None:
         result = self.result
         result.seconds = time.monotonic() - self._began
         if outcome.error is not None:
-            result.failures.append(Failure(outcome.picture.path, outcome.error))
+            error = without_frames(outcome.error)
+            result.failures.append(Failure(outcome.picture.path, error))
         elif outcome.cached:
             result.known += 1
+            result.duplicates += outcome.duplicate
         else:
             result.captioned += 1
 
@@ -226,6 +259,8 @@ def caption_folder(
     use_store: bool = True,
     parallel: int | None = None,
     on_error: OnError = "skip",
+    limit: int | None = None,
+    exclude: Sequence[str] = (),
     on_outcome: Callable[[Outcome], object] | None = None,
 ) -> FolderResult:
     """Caption every picture of a folder, and continue where an earlier call was interrupted.
@@ -234,8 +269,7 @@ def caption_folder(
     the picture's content, and makes only the missing ones. A failing picture does not end the call.
 
     Args:
-        pictures: A folder (with all folders below it), a file, a pattern such as
-            ``"photos/**/*.jpg"``, or several of these.
+        pictures: A folder with all below it, a file, ``"photos/**/*.jpg"``, or several of these.
         captioner: The captioner to use. It stays open.
         plan: Instruction and sampling, from ``captioner.plan(...)``; by default the model's own.
         sidecars: Files to write next to each picture: ``"txt"`` for ``photo.txt``, ``"xmp"`` for
@@ -245,75 +279,48 @@ def caption_folder(
         use_store: Use and fill the caption store in ``EDGEPRISM_HOME``.
         parallel: Captions to decode at a time; by default measured on this machine.
         on_error: ``"skip"``, or ``"stop"`` to begin no more pictures after one that fails.
+        limit: End after this many captions, known ones included; failures do not count.
+        exclude: Patterns of files and folders to pass over, each as a line of ``.gitignore``.
         on_outcome: Called in this thread with each picture's ``Outcome``, in the pictures' order.
             An exception that it raises ends the call.
 
     Returns:
-        The counts ``total``, ``captioned`` and ``known``, and ``failures``, each with its path
-        and its error.
+        Counts, ``failures`` with path and error each, and ``passed``: other files, by kind.
 
     Raises:
         UsageError: A pattern has no match, or an option is invalid.
         ModelError, DeviceError: The captioner's engines cannot run.
         StoreError: The caption store cannot be used; ``use_store=False`` works without it.
         OutputError: The disk is full. Other sidecars that cannot be written are failures.
-        KeyboardInterrupt: Ctrl-C ends the call when the engines' current step does. Captions in
-            flight are dropped. ``FolderRun`` and its ``stop()`` finish them first.
+        KeyboardInterrupt: Ctrl-C drops what is in flight; ``FolderRun.stop()`` finishes it.
 
     Examples:
         >>> from edgeprism import Captioner, caption_folder
-        >>> with Captioner.load("nano") as captioner:
-        ...     result = caption_folder("photos", captioner, sidecars=("txt",))
+        >>> result = caption_folder("photos", Captioner.load("nano"), sidecars=("txt",))
         >>> print(result.captioned, result.known, len(result.failures))
     """
-    options = FolderOptions(sidecars, out_dir, overwrite, use_store, parallel, on_error)
-    with FolderRun(pictures, captioner, plan, options) as run:
-        with contextlib.closing(iter(run)) as outcomes:
-            for outcome in outcomes:
-                if on_outcome is not None:
-                    on_outcome(outcome)
-        return run.result
+    options = FolderOptions(
+        sidecars, out_dir, overwrite, use_store, parallel, on_error, limit, exclude
+    )
+    run = FolderRun(pictures, captioner, plan, options)
+    with run, contextlib.closing(iter(run)) as outcomes:
+        for outcome in outcomes:
+            if on_outcome is not None:
+                on_outcome(outcome)
+    return run.result
 
 
-@dataclass(frozen=True)
-class FolderEstimate:
-    """The work that a run would have."""
-
-    total: int
-    known: int  # captions that the store has already
-    seconds_per_picture: float | None  # mean of this model's last captions; None if it never ran
-
-    @property
-    def left(self) -> int:
-        """Pictures that are still to be captioned."""
-        return self.total - self.known
-
-
-def estimate_folder(
-    pictures: Pictures, captioner: Captioner, *, plan: Plan | None = None, use_store: bool = True
-) -> FolderEstimate:
-    """Estimate the work of `caption_folder` and its time, without captioning anything.
-
-    Raises UsageError and StoreError as `caption_folder` does.
-    """
-    paths = list(_search(pictures))
-    if not use_store:
-        return FolderEstimate(len(paths), 0, None)
-    batch = Batch(captioner, plan or captioner.plan())
-    with _open_store() as store:
-        known = sum(batch.is_known(path, store) for path in paths)
-        return FolderEstimate(len(paths), known, store.seconds_per_picture(captioner.bundle.digest))
-
-
-def _search(pictures: Pictures) -> PictureSearch:
+def search_pictures(pictures: Pictures, options: FolderOptions) -> PictureSearch:
+    """Return the search that `pictures` is, or one for the paths and patterns in it."""
     if isinstance(pictures, PictureSearch):
         return pictures
     if isinstance(pictures, (str, os.PathLike)):
-        return find_pictures([pictures])
-    return find_pictures(pictures)
+        pictures = [pictures]
+    return find_pictures(pictures, exclude=options.exclude)
 
 
-def _open_store() -> CaptionStore:
+def open_store() -> CaptionStore:
+    """Open the caption store of this user."""
     return CaptionStore(default_path())
 
 

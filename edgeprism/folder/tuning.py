@@ -45,19 +45,25 @@ def batch_shape(captioner: Captioner, width: int | None = None) -> BatchShape:
 
     A given `width` is used as it is.
     """
-    settings = (
-        captioner.bundle.digest,
-        captioner.device,
-        captioner.engines.lm_threads(),
-        cpu_name(),
-    )
-    key = ":".join(map(str, (*settings, available_cores(), width or "best")))
+    key = f"{machine_key(captioner)}:{width or 'best'}"
     if (shape := _as_shape(_shapes.read().get(key))) is not None:
         return shape
     width = width or best_width(decode_rates(captioner))
     shape = BatchShape(width, best_width(lane_rates(captioner, width)))
     _shapes.remember(key, shape)
     return shape
+
+
+def machine_key(captioner: Captioner) -> str:
+    """Return a key for facts that depend on the bundle, the device, its threads and cores."""
+    settings = (
+        captioner.bundle.digest,
+        captioner.device,
+        captioner.engines.lm_threads(),
+        cpu_name(),
+        available_cores(),
+    )
+    return ":".join(map(str, settings))
 
 
 def _as_shape(value: Any) -> BatchShape | None:

@@ -23,7 +23,7 @@ from edgeprism.install.pull import pull
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, read_catalogue
 from edgeprism.output.places import check_report_folder
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.picture.find import has_picture_suffix
+from edgeprism.picture.kinds import has_picture_suffix
 from edgeprism.progress import Progress
 from edgeprism.version import __version__
 

@@ -21,7 +21,7 @@ from typing import Any
 from edgeprism.bundle.manifest import FILE_NAME
 from edgeprism.errors import OutputError, UsageError
 from edgeprism.files.atomic import output_error
-from edgeprism.picture.find import has_picture_suffix
+from edgeprism.picture.kinds import has_picture_suffix
 
 MODEL_SUFFIXES = frozenset({".gguf", ".onnx", ".ort", ".safetensors", ".bin", ".pt", ".pth"})
 _SAMPLE = 1 << 16  # bytes of an existing file that tell its kind

@@ -11,8 +11,7 @@ meaning away, `#` begins a comment, spaces at a line's end do not count. A folde
 over is not opened, so nothing in it can be taken back. Git's documentation of `gitignore` tells
 more, and the tests compare this module with git itself.
 
-The code is our own because it is short, and the libraries for it bring more than these rules or
-follow another version of them.
+docs/architecture.md says why the code is our own.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ VIDEO = Kind(
 DOCUMENT = Kind(
     "document", "documents", "turn pages into pictures first, e.g. pdftoppm -jpeg paper.pdf page"
 )
+TEXT = Kind("text", "texts")
 SOUND = Kind("sound file", "sound files")
 ARCHIVE = Kind("archive", "archives", "unpack them first")
 SIDECAR = Kind("sidecar", "sidecars")
@@ -72,8 +73,9 @@ _SUFFIXES = {
     VIDEO: "264 265 3g2 3gp asf avi divx dv f4v flv h264 hevc insv lrv m1v m2p m2t m2ts m2v m4v "
     "mjpeg mjpg mkv mod modd mov mp4 mpe mpeg mpg mts mxf ogm ogv qt r3d rm rmvb tod ts vob webm "
     "wmv",
-    DOCUMENT: "doc docm docx epub htm html key md mobi numbers odp ods odt pages pdf pps ppsx ppt "
-    "pptx rtf tex txt xls xlsm xlsx xps",
+    DOCUMENT: "doc docm docx epub key mobi numbers odp ods odt pages pdf pps ppsx ppt pptx rtf xls "
+    "xlsm xlsx xps",
+    TEXT: "css csv htm html ini json log md tex tsv txt url xml yaml yml",
     SOUND: "aac ac3 aif aiff amr ape caf flac m4a mid midi mka mp2 mp3 oga ogg opus wav wma",
     ARCHIVE: "7z ace bz2 cab cbr cbz dmg gz iso lz4 lzh rar tar tbz tgz txz xz zip zst",
     # beside the texts and data that carry a picture's name, see `is_sidecar`
@@ -100,8 +102,6 @@ _SYSTEM_FOLDERS = frozenset(
 )  # fmt: skip
 # Lightroom's previews and catalogues, Capture One's and Aperture's caches
 _SYSTEM_FOLDER = re.compile(r".*\.(lrdata|lrcat-data|cocatalogdb|apcache)$|found\.\d{3}$", re.I)
-# Names of formats that are known by another word than their suffix
-_APPLE_DOUBLE = "AppleDouble"
 
 
 def has_picture_suffix(name: str) -> bool:
@@ -124,7 +124,7 @@ def kind_of(name: str) -> tuple[Kind, str]:
 def system_file(name: str) -> str:
     """Return what to call a file that a system or a program keeps for itself; "" for others."""
     if name.startswith("._"):
-        return _APPLE_DOUBLE
+        return "AppleDouble"
     if name.lower() in _SYSTEM_FILES:
         return name.strip()
     return ""

@@ -93,7 +93,7 @@ class PassedOver:
             names = ", ".join(sorted(self.closed, key=str.casefold))
             folders = counted(self.closed.total(), "folder")
             parts.append(
-                f"{more}{counted(self.in_closed, 'file')} in {folders} that are not searched ({names})"
+                f"{more}{counted(self.in_closed, 'file')} in {folders} not searched ({names})"
             )
         if self.excluded_folders:
             parts.append(f"{counted(self.excluded_folders, 'excluded folder')} unopened")
