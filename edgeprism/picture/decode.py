@@ -14,6 +14,7 @@ from edgeprism.errors import ImageError
 from edgeprism.picture import jpeg
 from edgeprism.picture.embedded import embedded_profile
 from edgeprism.picture.frames import Frame, Shown, first_shown
+from edgeprism.picture.kinds import heic_cure
 from edgeprism.picture.limits import Decoded, check_size, checked, too_many_pixels
 from edgeprism.picture.png import SIGNATURE, png_facts
 from edgeprism.picture.render import Rendered, image_to_srgb_pixels, orientation_of
@@ -176,9 +177,7 @@ def _with_heif(name: str) -> tuple[str, ...]:
     try:
         import pillow_heif
     except ImportError as error:
-        raise ImageError(
-            f"{name}: HEIC needs a plug-in.", 'Install it: pip install "edgeprism[heic]"'
-        ) from error
+        raise ImageError(f"{name}: HEIC needs a plug-in.", heic_cure()) from error
     pillow_heif.register_heif_opener(thumbnails=False)
     return (*_formats(), "HEIF")
 
