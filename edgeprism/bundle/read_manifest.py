@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +27,7 @@ IMAGE_ATTENTIONS = ("causal", "both-ways")
 CHOICES = ("best-fit", "closest-ratio", "longest-edge")
 OVERVIEWS = ("first", "last")
 ORDERS = ("tiles", "rows", "rows-unpadded")
+MAX_MARKER = 1000  # characters; published models need a few tokens
 MAX_TILES = 256  # of one picture; more would take too much memory and time
 
 
@@ -88,9 +90,22 @@ def _value_faults(m: Manifest) -> list[str]:
         ("prompts.max_tokens", 1 <= m.prompts.max_tokens <= 1 << 16, "must lie in 1…65536"),
     ]
     faults = [f"{path}: {text}" for path, holds, text in checks if not holds]
+    faults += _marker_faults(m)
     if m.vision.mmproj is not None:
         return faults + _mmproj_faults(m) + _file_faults(m, ())
     return faults + _tiling_faults(m) + _graph_faults(m) + _file_faults(m, VISION_QUANTS)
+
+
+def _marker_faults(m: Manifest) -> list[str]:
+    """Return the faults of texts that a prompt may repeat for each tile or picture."""
+    repeated = {"markers": m.prompts.markers, "several": m.prompts.several}
+    return [
+        f"prompts.{part}.{name}: longer than {MAX_MARKER} characters"
+        for part, texts in repeated.items()
+        if texts is not None
+        for name, text in dataclasses.asdict(texts).items()
+        if len(text) > MAX_MARKER
+    ]
 
 
 def _is_colour(values: list[int]) -> bool:

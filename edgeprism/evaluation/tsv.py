@@ -7,6 +7,7 @@ and continues after it.
 
 from __future__ import annotations
 
+import collections
 import csv
 import hashlib
 from collections.abc import Iterator
@@ -108,7 +109,8 @@ class TsvFile:
         # Option columns are single capital letters; all other names are case-insensitive.
         names = [name.strip() for name in first[0]]
         self.columns = [name if len(name) == 1 else name.lower() for name in names]
-        twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
+        counts = collections.Counter(self.columns)
+        twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise UsageError(f"{path}: two columns are called {twice[0]!r}.", "Rename one.")
 

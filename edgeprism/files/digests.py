@@ -1,4 +1,7 @@
-"""sha256 of files: computed once, then remembered by (size, mtime, inode)."""
+"""sha256 of files: computed once, then remembered by (size, mtime, ctime, inode).
+
+A program that changes a file can set mtime back; ctime is set by the system alone.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,14 @@ _digests = Remembered("verified.json")
 
 
 def file_digest(path: Path, *, again: bool = False) -> str:
-    """Return the sha256 of a file: computed once, then remembered by (size, mtime, inode).
+    """Return the sha256 of a file: computed once, then remembered by (size, mtime, ctime,
+    inode).
 
     `again` computes it even if it is remembered. Raises ModelError if the file cannot be read.
     """
     try:
         status = path.stat()
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         key = str(path.resolve())
         match _digests.read().get(key):
             case [str(digest), *known] if known == stamp and not again:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
+import math
 import types
 import typing
 from typing import Any
 
 from edgeprism.errors import ManifestError
 
+_MAX_NAMES = 10  # fields given twice that an error names
 Record = typing.TypeVar("Record")
 
 
@@ -19,9 +22,18 @@ def record_from_json(kind: type[Record], text: str | bytes, where: str) -> Recor
 
 
 def json_without_duplicates(text: str | bytes, where: str) -> Any:
-    """Parse JSON; raises ManifestError if `text` is not JSON, or names a field twice."""
+    """Parse JSON in UTF-8.
+
+    Raises ManifestError if `text` is not JSON, names a field twice, or holds a number that is not
+    finite: Python alone would accept NaN, Infinity and 1e400.
+    """
     try:
-        return json.loads(text, object_pairs_hook=_object_without_duplicates)
+        return json.loads(
+            text if isinstance(text, str) else text.decode("utf-8-sig"),
+            object_pairs_hook=_object_without_duplicates,
+            parse_constant=_finite,
+            parse_float=_finite,
+        )
     except (ValueError, RecursionError) as error:
         raise ManifestError(where, [f"not JSON: {error}"]) from error
 
@@ -41,10 +53,18 @@ def record_from_data(kind: type[Record], data: Any, where: str) -> Record:
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"field given twice: {', '.join(twice)}")
+        counts = collections.Counter(name for name, _ in pairs)
+        twice = sorted(name for name, count in counts.items() if count > 1)
+        rest = f" and {len(twice) - _MAX_NAMES} more" if len(twice) > _MAX_NAMES else ""
+        raise ValueError(f"field given twice: {', '.join(twice[:_MAX_NAMES])}{rest}")
     return data
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def _read(kind: Any, value: Any, path: str, faults: list[str]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -363,3 +364,63 @@ def test_random_damage_raises_nothing_else() -> None:
             manifest_from_json(bytes(data), "m")
         except ManifestError as error:
             assert error.faults  # noqa: PT017 - either outcome is right
+
+
+# ---- numbers that JSON has not, other encodings, sizes
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "-1e999"])
+def test_numbers_that_are_not_finite(number: str) -> None:
+    text = json.dumps(good()).replace("0.01", number)
+    assert number in text
+    (fault,) = faults_of(text)
+    assert number in fault
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings(encoding: str) -> None:
+    (fault,) = faults_of(json.dumps(good()).encode(encoding))
+    assert "not JSON" in fault
+
+
+def test_a_mark_before_utf_8_does_no_harm() -> None:
+    assert manifest_from_json(b"\xef\xbb\xbf" + json.dumps(good()).encode(), "here")
+
+
+def test_many_fields_given_twice_are_told_at_once() -> None:
+    names = ",".join(f'"f{i}":0,"f{i}":0' for i in range(40_000))
+    began = time.monotonic()
+    (fault,) = faults_of("{" + names + "}")
+    assert time.monotonic() - began < 5
+    assert "given twice: f0, f1," in fault
+    assert "39990 more" in fault
+
+
+@pytest.mark.parametrize("path", ["markers/before_tile", "markers/end", "several/before"])
+def test_markers_are_short(path: str) -> None:
+    data = tiled()
+    data["image"]["tiling"]["order"] = "tiles"
+    data["vision"]["newline"] = ""
+    part, name = path.split("/")
+    data["prompts"][part][name] = "<|im_start|>" * 20_000
+    assert any(path.replace("/", ".") in fault for fault in faults_of(data))
+
+
+def test_a_graph_under_a_name_of_another_format() -> None:
+    data = good()
+    data["files"]["vision.ORT"] = data["files"].pop("vision.fp32.onnx")
+    data["vision"]["variants"][0]["file"] = "vision.ORT"
+    (fault,) = faults_of(data)
+    assert "vision.variants[0].file" in fault
+
+
+def test_parts_of_a_language_model_are_listed_from_the_first_on() -> None:
+    data = good()
+    data["files"]["lm-00002-of-00003.gguf"] = data["files"].pop("lm.gguf")
+    data["lm"]["file"] = "lm-00002-of-00003.gguf"
+    (fault,) = faults_of(data)
+    assert "not the first part" in fault
+    data["files"]["lm-00001-of-00003.gguf"] = data["files"]["vision.fp32.onnx"]
+    data["lm"]["file"] = "lm-00001-of-00003.gguf"
+    (fault,) = faults_of(data)
+    assert "lm-00003-of-00003.gguf" in fault

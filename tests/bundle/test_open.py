@@ -13,10 +13,12 @@ import pytest
 
 from edgeprism.bundle import open as b
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, VisionVariant
+from edgeprism.cli.main import run
 from edgeprism.errors import ManifestError, ModelError
 from edgeprism.files import digests, home
 from edgeprism.perceive.captioner import Captioner
 from tests.helpers import bundles
+from tests.helpers.children import in_child
 
 
 @pytest.fixture
@@ -184,12 +186,14 @@ def test_a_replaced_file_is_caught_though_its_time_is_the_old(copy: Path) -> Non
         opened.file("lm.gguf")
 
 
-def test_hashing_again_catches_even_a_restored_time(copy: Path) -> None:
+def test_a_restored_time_hides_nothing(copy: Path) -> None:
+    """The system sets ctime; size, mtime and inode are as before."""
     opened = b.open_bundle(copy)
     path = opened.file("lm.gguf")
     entry = opened.manifest.files["lm.gguf"]
     flip(path)
-    opened.file("lm.gguf")  # size, time and inode are unchanged, so nothing is noticed
+    with pytest.raises(ModelError, match="not what the manifest says"):
+        opened.file("lm.gguf")
     with pytest.raises(ModelError, match="not what the manifest says"):
         b.check_file(path, entry.sha256, entry.size, again=True)
     with pytest.raises(ModelError, match="not what the manifest says"):
@@ -250,3 +254,27 @@ def test_the_best_variant_that_is_there(on_cpu: bool, int8_dot: bool, order: lis
             else:
                 with pytest.raises(ModelError, match=f"holds no {quant} vision graph"):
                     b.choose_vision(bundle, quant, on_cpu=on_cpu, int8_dot=int8_dot)
+
+
+# ---- what is no regular file
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_could_be_read_for_ever_is_never_read(kind: str, copy: Path) -> None:
+    path = copy / "lm.gguf"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    manifest = json.loads((copy / FILE_NAME).read_text())
+    manifest["files"]["lm.gguf"]["size"] = 0
+    (copy / FILE_NAME).write_text(json.dumps(manifest))
+    for work in (
+        lambda: Captioner.load(copy).caption(bytes(10)),
+        lambda: run(["models", "verify", str(copy)]),
+        lambda: digests.sha256_of_file(path),
+    ):
+        result = in_child(work, seconds=10)
+        assert result.returncode >= 0, result
+        assert "regular file" in result.text or result.text == "4", result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -274,3 +275,12 @@ def test_choosing_questions(write_tsv: WriteTsv) -> None:
         choose_questions(questions, splits=["test"])
     with pytest.raises(UsageError, match="No question is left"):
         choose_questions([])
+
+
+def test_a_header_of_many_columns_is_read_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "wide.tsv"
+    path.write_text("\t".join(f"column{i}" for i in range(60_000)) + "\tcolumn7\n")
+    began = time.monotonic()
+    with pytest.raises(UsageError, match="two columns are called 'column7'"):
+        TsvFile(path)
+    assert time.monotonic() - began < 10
