@@ -19,8 +19,7 @@ _digests = Remembered("verified.json")
 
 
 def file_digest(path: Path, *, again: bool = False) -> str:
-    """Return the sha256 of a file: computed once, then remembered by (size, mtime, ctime,
-    inode).
+    """Return the sha256 of a file: computed once, then remembered.
 
     `again` computes it even if it is remembered. Raises ModelError if the file cannot be read.
     """

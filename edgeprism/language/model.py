@@ -73,7 +73,7 @@ class LanguageModel:
         if not self._model:
             if self.cancel.is_set():
                 raise Interrupted()
-            raise ModelError(f"{path}: llama.cpp cannot load it: {last_words()}.", _HINT)
+            raise ModelError(f"{path}: llama.cpp cannot load it: {last_words(2)}.", _HINT)
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         self.n_embd: int = llama.llama_model_n_embd(self._model)
@@ -91,7 +91,7 @@ class LanguageModel:
 
     def kv_bytes_per_token(self, kv_type: str = "f16") -> float:
         """Return the bytes of the KV cache for one position of one sequence."""
-        return kv_bytes(self.header, 1, kv_type=kv_type)
+        return kv_bytes(self.header, 1, kv_type)
 
     def close(self) -> None:
         """Free the weights; close all contexts first."""
@@ -214,8 +214,7 @@ class Context:
         if kv_type not in KV_TYPES:
             raise ModelError(f"KV type {kv_type!r} is not known.", f"Known: {', '.join(KV_TYPES)}.")
         self.lm, self._llama, self.n_ctx, self.n_seq = lm, llama, n_ctx, n_seq
-        planned = kv_bytes(lm.header, n_ctx, kv_type=kv_type, n_seq=n_seq, n_batch=n_batch)
-        check_kv_memory(str(lm.path), planned, n_ctx)
+        check_kv_memory(str(lm.path), kv_bytes(lm.header, n_ctx, kv_type), n_ctx)
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = n_batch

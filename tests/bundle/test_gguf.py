@@ -24,6 +24,7 @@ from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Request, Sampling
 from tests.helpers import bundles
 from tests.helpers.children import Outcome, in_child
+from tests.helpers.strangers import of_architecture
 
 DIMENSIONS = LanguageModelFile(
     "lm.gguf", "F32", "llama", bundles.N_EMBD, bundles.N_VOCAB, bundles.CONTEXT, "causal"
@@ -274,3 +275,21 @@ def test_any_architecture_of_a_reasoner_is_an_error_or_works(tmp_path: Path) -> 
         }
         ended = outcome(parts.write(tmp_path / "other.gguf"), None)
         assert ended.orderly, (name, ended)
+
+
+@pytest.mark.parametrize(("width", "fits"), [(16, True), (24, False)])
+def test_layers_with_a_sliding_window_may_have_heads_of_their_own_width(
+    width: int, fits: bool, tmp_path: Path
+) -> None:
+    parts = of_architecture(bundles.lm_parts(1), "gemma4")
+    parts.metadata |= {
+        "gemma4.attention.key_length": ("uint32", 32),
+        "gemma4.attention.key_length_swa": ("uint32", 16),
+        "gemma4.attention.head_count_kv": ("array", [2, 1]),
+    }
+    for i, rows in enumerate((2 * width, 32)):
+        shape = (rows, bundles.N_EMBD)
+        parts.tensors[f"blk.{i}.attn_k.weight"] = np.zeros(shape, np.float32)
+    header = read_gguf_header(parts.write(tmp_path / "lm.gguf"), tokens=True)
+    faults = [fault for fault in gguf_faults(header) if "key/value heads" in fault]
+    assert bool(faults) != fits

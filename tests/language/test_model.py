@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,40 @@ def test_native_logs_on_request(
     out, err = capfd.readouterr()
     assert out == ""
     assert "llama_model_loader" in err
+
+
+# ---- the memory of a KV cache, before it is taken
+
+SHAPES: dict[str, dict[str, tuple[str, Any]]] = {
+    "as many shared heads": {},
+    "fewer shared heads": {"attention.head_count_kv": ("uint32", 2)},
+    "narrower heads": {"attention.key_length": ("uint32", 16),
+                       "attention.value_length": ("uint32", 16),
+                       "rope.dimension_count": ("uint32", 16)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+def test_the_planned_kv_memory_is_what_llama_cpp_takes(
+    name: str, kv_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    parts = bundles.lm_parts(1)
+    parts.metadata |= {f"llama.{key}": value for key, value in SHAPES[name].items()}
+    n_kv = parts.metadata["llama.attention.head_count_kv"][1]
+    widths = [parts.metadata.get(f"llama.attention.{part}_length", ("", 32))[1]
+              for part in ("key", "value")]  # fmt: skip
+    for i in range(2):
+        for part, rows in (("q", 4 * widths[0]), ("k", n_kv * widths[0]), ("v", n_kv * widths[1])):
+            shape = (rows, bundles.N_EMBD)
+            parts.tensors[f"blk.{i}.attn_{part}.weight"] = np.zeros(shape, np.float32)
+        shape = (bundles.N_EMBD, 4 * widths[1])
+        parts.tensors[f"blk.{i}.attn_output.weight"] = np.zeros(shape, np.float32)
+    lm = LanguageModel(parts.write(tmp_path / "lm.gguf"), threads=1)
+    monkeypatch.setenv("EDGEPRISM_NATIVE_LOG", "1")
+    lm.context(4096, n_seq=2, kv_type=kv_type).close()
+    monkeypatch.delenv("EDGEPRISM_NATIVE_LOG")
+    (taken,) = re.findall(r"kv_cache: size =\s+([\d.]+) MiB", capfd.readouterr().err)
+    assert 4096 * lm.kv_bytes_per_token(kv_type) / 2**20 == pytest.approx(float(taken), abs=0.01)
+    lm.close()
