@@ -75,6 +75,8 @@ def caption_folder(
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(FolderRun(search, captioner, plan, options))
         if run.pictures is not None and not run.pictures:
+            if results.output is None:  # a result of nothing; an older file stays
+                stack.enter_context(_open_outputs(results, bool(options.sidecars)))
             return _nothing_found(run.result, quiet)
         outputs = stack.enter_context(_open_outputs(results, bool(options.sidecars)))
         errors = None

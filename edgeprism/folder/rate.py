@@ -96,8 +96,8 @@ def measure_rate(
     They are SAMPLE pictures, and where these take less than a second each, as many more as some
     seconds allow: enough for several groups that decode together.
     """
-    shape_options = {"parallel": shape.width, "lanes": shape.lanes}
-    batch = Batch(captioner, plan, limit=SAMPLE, **shape_options)
+    width, lanes = shape
+    batch = Batch(captioner, plan, parallel=width, lanes=lanes, limit=SAMPLE)
     start = time.perf_counter()
     made = [outcome.record is not None for outcome in batch.run(_spread(pictures, 4 * SAMPLE))]
     if not any(made):
@@ -105,8 +105,8 @@ def measure_rate(
     first = Rate((time.perf_counter() - start) / sum(made), sum(made))
     if first.seconds_per_picture > 1:
         return first
-    group = shape.width * shape.lanes
-    batch, meter = Batch(captioner, plan, **shape_options), RateMeter(group)
+    group = width * lanes
+    batch, meter = Batch(captioner, plan, parallel=width, lanes=lanes), RateMeter(group)
     start = time.perf_counter()
     for outcome in batch.run(_spread(pictures, _GROUPS * group)):
         meter.add(made=outcome.record is not None)

@@ -241,14 +241,14 @@ def _path_to_targets(argument: str, exclude: Sequence[str], passed: PassedOver) 
         return []
     absolute = _absolute(argument)
     anchor = absolute if is_folder else os.path.dirname(absolute)
-    rules = Rules.of_command_line(exclude, argument) if is_folder else NO_RULES
+    rules = Rules.of_search(exclude, argument) if is_folder else NO_RULES
     return [_Target(argument, argument, anchor, is_folder, rules)]
 
 
 def _is_excluded(path: str, exclude: Sequence[str], is_folder: bool) -> bool:
     parts = [part for part in os.path.normpath(path).split(os.sep) if part]
     above = (os.path.join(*parts[:n]) for n in range(1, len(parts)))
-    rules = Rules.of_command_line(exclude, "")
+    rules = Rules.of_named(exclude)
     return any(rules.excludes(folder, True) for folder in above) or (
         bool(parts) and rules.excludes(os.path.join(*parts), is_folder)
     )
@@ -264,7 +264,7 @@ def _pattern_to_targets(pattern: str, exclude: Sequence[str], passed: PassedOver
     means_all = bool(suffix) and not is_pattern(suffix)
     start = fixed_folder(pattern)
     anchor = _absolute(start)
-    below = RulesBelow(start, Rules.of_command_line(exclude, start))
+    below = RulesBelow(start, Rules.of_search(exclude, start))
     targets: list[_Target] = []
     others: list[str] = []
     n_passed = passed.total + passed.excluded_folders

@@ -37,12 +37,13 @@ class _Rule:
 
 @dataclass(frozen=True, slots=True)
 class _RuleSet:
-    prefix: str  # the folder that the rules belong to, with a separator at its end
+    prefix: str  # the beginning that paths of a search have in common, up to a separator
     rules: tuple[_Rule, ...]
+    lead: str = ""  # from the folder that the rules belong to, if that is above the search's
 
     def verdict(self, path: str, is_folder: bool) -> bool | None:
         """Return whether the last matching rule passes over the path; None if none matches."""
-        below = path[len(self.prefix) :].replace(os.sep, "/")
+        below = self.lead + path[len(self.prefix) :].replace(os.sep, "/")
         for rule in reversed(self.rules):
             if (is_folder or not rule.folders_only) and rule.regex.fullmatch(below):
                 return not rule.takes_back
@@ -60,26 +61,39 @@ class Rules:
     files: tuple[_RuleSet, ...] = ()  # the innermost first
 
     @classmethod
-    def of_command_line(cls, exclude: Sequence[str], folder: str) -> Rules:
-        """Return the rules that `exclude` states for the paths below `folder`.
+    def of_search(cls, exclude: Sequence[str], folder: str) -> Rules:
+        """Return the rules for the paths below `folder`, where a search begins.
+
+        They are those of `exclude`, and of the ignore files in all folders above it.
+
+        Raises UsageError for a pattern that can match nothing, or an ignore file that cannot be
+        read.
+        """
+        above = []
+        absolute = os.path.abspath(folder)
+        parent, lead = absolute, ""
+        while parent != os.path.dirname(parent):
+            lead = f"{os.path.basename(parent)}/{lead}"
+            parent = os.path.dirname(parent)
+            rules = _parse_all(_lines_above(parent))
+            if rules:
+                above.append(_RuleSet(_prefix(folder), rules, lead))
+        given = _of_command_line(exclude, folder)
+        return cls(_RuleSet(_prefix(folder), given) if given else None, tuple(above))
+
+    @classmethod
+    def of_named(cls, exclude: Sequence[str]) -> Rules:
+        """Return the rules of `exclude` alone, for paths that are named one by one.
 
         Raises UsageError for a pattern that can match nothing.
         """
-        rules = []
-        for line in exclude:
-            rule = _parse(line)
-            if rule is None:
-                raise UsageError(
-                    f"The pattern {line!r} can match nothing.",
-                    "Write `exclude` as a line of .gitignore, e.g. '*.png' or 'private/'.",
-                )
-            rules.append(rule)
-        return cls(_RuleSet(_prefix(folder), tuple(rules)) if rules else None)
+        given = _of_command_line(exclude, "")
+        return cls(_RuleSet("", given) if given else None)
 
     def within(self, folder: str, lines: Iterable[str]) -> Rules:
         """Return these rules together with those of an ignore file in `folder`."""
-        rules = tuple(rule for line in lines if (rule := _parse(line)) is not None)
-        return Rules(self.given, (_RuleSet(_prefix(folder), rules), *self.files))
+        rules = _RuleSet(_prefix(folder), _parse_all(lines))
+        return Rules(self.given, (rules, *self.files))
 
     def excludes(self, path: str, is_folder: bool) -> bool:
         """Return whether a path is passed over, if the folders above it are not."""
@@ -107,9 +121,57 @@ def _prefix(folder: str) -> str:
     return os.path.join(folder, "") if folder else ""
 
 
-def _parse(line: str) -> _Rule | None:
-    """Return the rule of a line; None for a blank line, a comment, or one that matches nothing."""
-    if line.startswith("#"):
+def _lines_above(folder: str) -> list[str]:
+    try:
+        return read_ignore_file(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        path = os.path.join(folder, IGNORE_FILE)
+        raise UsageError(
+            f"{path}: cannot be read: {error.strerror or error}.", "Repair it, or move it away."
+        ) from error
+
+
+def _of_command_line(exclude: Sequence[str], folder: str) -> tuple[_Rule, ...]:
+    """Return the rules of `exclude`.
+
+    Nothing is a comment here, and a name that is written with brackets may be meant as it is. A
+    path that exists as it is written and lies in `folder` means just that.
+    """
+    rules = []
+    for line in exclude:
+        path = _path_below(folder, line)
+        rule = _parse(line if path is None else path, literal=True)
+        if rule is None:
+            raise UsageError(
+                f"The pattern {line!r} can match nothing.",
+                "Write `exclude` as a line of .gitignore, e.g. '*.png' or 'private/'.",
+            )
+        rules.append(rule)
+    return tuple(rules)
+
+
+def _path_below(folder: str, line: str) -> str | None:
+    """Return the pattern "/private" for the existing Photos/private, if the folder is Photos."""
+    if not folder or "/" not in line.rstrip("/") or line.startswith("!"):
+        return None
+    path, top = os.path.abspath(line), os.path.join(os.path.abspath(folder), "")
+    if not path.startswith(top) or not os.path.lexists(path):
+        return None
+    return "/" + re.sub(r"([*?\[\\])", r"\\\1", path[len(top) :].replace(os.sep, "/"))
+
+
+def _parse_all(lines: Iterable[str]) -> tuple[_Rule, ...]:
+    return tuple(rule for line in lines if (rule := _parse(line)) is not None)
+
+
+def _parse(line: str, *, literal: bool = False) -> _Rule | None:
+    """Return the rule of a line; None for a blank line, a comment, or one that matches nothing.
+
+    A `literal` line is no comment, and also matches the very name that it spells.
+    """
+    if line.startswith("#") and not literal:
         return None
     line = re.sub(r"(?<!\\) +$", "", line)
     takes_back = line.startswith("!")
@@ -121,10 +183,12 @@ def _parse(line: str) -> _Rule | None:
     if not pattern:
         return None
     regex = _to_regex(pattern)
+    if literal:
+        regex = "|".join(each for each in (regex, re.escape(pattern)) if each is not None)
     if regex is None:
         return None
     start = "" if anchored else "(?:.*/)?"
-    return _Rule(re.compile(start + regex, re.DOTALL), takes_back, folders_only)
+    return _Rule(re.compile(f"{start}(?:{regex})", re.DOTALL), takes_back, folders_only)
 
 
 _STARS = re.compile(r"\*\*+(?P<end>/|$)")

@@ -95,13 +95,20 @@ _SYSTEM_FILES = frozenset(
      "ehthumbs_vista.db", "icon\r", "picasa.ini", "pspbrwse.jbf", "recognition.db", "thumbs.db",
      "thumbnails-digikam.db", "zbthumbnail.info"}
 )  # fmt: skip
+_SYSTEM_ENDS = ("@synoeastream", "@synoresource")
 _SYSTEM_FOLDERS = frozenset(
     {"#recycle", "#snapshot", "$extend", "$recycle.bin", "@eadir", "@recently-snapshot", "@recycle",
-     "@sharesnap", "@tmp", "__macosx", "lost+found", "network trash folder", "recycled", "recycler",
-     "system volume information", "temporary items", "thevolumesettingsfolder"}
+     "@sharesnap", "@tmp", "__macosx", "files_trashbin", "files_versions", "lost+found",
+     "network trash folder", "recycled", "recycler", "system volume information",
+     "temporary items", "thevolumesettingsfolder", "thmbnl", "~snapshot"}
 )  # fmt: skip
-# Lightroom's previews and catalogues, Capture One's and Aperture's caches
-_SYSTEM_FOLDER = re.compile(r".*\.(lrdata|lrcat-data|cocatalogdb|apcache)$|found\.\d{3}$", re.I)
+# Lightroom's previews and catalogues, Capture One's catalogue, Nextcloud's previews, fsck's finds
+_SYSTEM_FOLDER = re.compile(
+    r".*\.(lrdata|lrcat-data|cocatalogdb)$|appdata_oc\w+$|found\.\d{3}$", re.I
+)
+# Apple's photo libraries: beside the pictures, derivatives and thumbnails of each
+_LIBRARY = re.compile(r".*\.(photoslibrary|photolibrary|aplibrary|migratedphotolibrary)$", re.I)
+_ORIGINALS = frozenset({"masters", "originals"})
 
 
 def has_picture_suffix(name: str) -> bool:
@@ -125,17 +132,20 @@ def system_file(name: str) -> str:
     """Return what to call a file that a system or a program keeps for itself; "" for others."""
     if name.startswith("._"):
         return "AppleDouble"
-    if name.lower() in _SYSTEM_FILES:
+    if name.lower() in _SYSTEM_FILES or name.lower().endswith(_SYSTEM_ENDS):
         return name.strip()
     return ""
 
 
-def is_system_folder(name: str) -> bool:
-    """Return whether a system, a NAS or a program keeps this folder for itself.
+def is_system_folder(folder: str, name: str) -> bool:
+    """Return whether a system, a NAS or a program keeps `name` in `folder` for itself.
 
     Hidden folders (.Trash-1000, .thumbnails, .stfolder) are passed over anyway.
     """
-    return name.lower() in _SYSTEM_FOLDERS or _SYSTEM_FOLDER.match(name) is not None
+    lower = name.lower()
+    if lower in _SYSTEM_FOLDERS or _SYSTEM_FOLDER.match(name):
+        return True
+    return lower not in _ORIGINALS and _LIBRARY.match(os.path.basename(folder)) is not None
 
 
 def stems_of(names: Iterable[str]) -> set[str]:

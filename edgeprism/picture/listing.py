@@ -101,7 +101,7 @@ def _sort(entry: os.DirEntry[str], folder: str, listing: Listing, passed: Passed
     with suppress(OSError):  # raised for a link to itself, which is no folder
         is_folder = entry.is_dir()
     path = os.path.join(folder, name)
-    if is_folder and (is_system_folder(name) or is_hidden(entry)):
+    if is_folder and (is_system_folder(folder, name) or is_hidden(entry)):
         if entry.is_symlink():
             passed.closed[name] += 1
         else:

@@ -82,7 +82,7 @@ def _is_shown(folder: str, name: str) -> bool:
     """Return whether a wildcard may match an entry."""
     if name.startswith("."):
         return False
-    return not (is_system_folder(name) and os.path.isdir(os.path.join(folder, name)))
+    return not (is_system_folder(folder, name) and os.path.isdir(os.path.join(folder, name)))
 
 
 def _names(folder: str) -> list[str]:

@@ -56,14 +56,14 @@ def test_an_inner_ignore_file_takes_back_what_an_outer_one_passes_over() -> None
     rules = Rules().within("in", ["*.png"]).within("in/keep", ["!*.png"])
     assert not rules.excludes("in/keep/a.png", False)
     assert Rules().within("in", ["*.png"]).excludes("in/keep/a.png", False)
-    given = Rules.of_command_line(["a.png"], "in").within("in/keep", ["!*.png"])
+    given = Rules.of_search(["a.png"], "in").within("in/keep", ["!*.png"])
     assert given.excludes("in/keep/a.png", False), "the command line goes first"
 
 
 def test_a_pattern_of_the_command_line_that_means_nothing_is_refused() -> None:
-    for pattern in ("", "/", "#x", "[", "a\\", "!"):
+    for pattern in ("", "/", "!", "  "):
         with pytest.raises(UsageError, match="can match nothing"):
-            Rules.of_command_line([pattern], "in")
+            Rules.of_search([pattern], "in")
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is what the rules are compared with")

@@ -75,7 +75,7 @@ def test_results_are_mirrored_below_the_folder_that_is_meant(cwd: Path) -> None:
      "$Recycle.Bin", "RECYCLER", "System Volume Information", "lost+found", "found.000",
      "__MACOSX", ".Trash-1000", ".Trashes", ".thumbnails", ".stfolder", ".stversions",
      ".@__thumb", "Katalog Previews.lrdata", "Katalog Smart Previews.lrdata",
-     "Network Trash Folder"],
+     "Network Trash Folder", "~snapshot", "appdata_oc4x1y", "files_trashbin", "THMBNL"],
 )  # fmt: skip
 def test_folders_of_systems_and_programs_are_passed_over_and_counted(
     cwd: Path, folder: str
@@ -90,6 +90,19 @@ def test_folders_of_systems_and_programs_are_passed_over_and_counted(
     # unless they are what is named
     assert find(f"in/{folder}") == [f"in/{folder}/a.jpg"]
     assert find(f"in/{folder}/a.jpg") == [f"in/{folder}/a.jpg"]
+
+
+def test_of_a_photo_library_only_the_originals_are_searched(cwd: Path) -> None:
+    make(cwd, "in/My.photoslibrary/originals/0/a.jpg", "in/My.photoslibrary/database/b.jpg",
+         "in/My.photoslibrary/resources/derivatives/0/a_1.jpg",
+         "in/Old.photolibrary/Masters/2012/c.jpg", "in/Old.photolibrary/Thumbnails/c.jpg",
+         "in/resources/d.jpg")  # fmt: skip
+    search = find_pictures(["in"])
+    assert [str(p.path) for p in search] == [
+        "in/My.photoslibrary/originals/0/a.jpg", "in/Old.photolibrary/Masters/2012/c.jpg",
+        "in/resources/d.jpg",
+    ]  # fmt: skip
+    assert search.passed.in_closed == 3
 
 
 @pytest.mark.parametrize("folder", ["recycle", "snapshots", "@eaDir2", "thumbnails", "Trash",
@@ -187,9 +200,19 @@ def test_exclude_is_a_line_of_gitignore_for_each_argument(cwd: Path) -> None:
                                                                 "other/sub/f.jpg"]  # fmt: skip
     assert find("in/**/*.*", exclude=["sub"]) == ["in/a.jpg", "in/b.png", "in/private/e.jpg"]
     assert find("in/a.jpg", "in/b.png", "in/private", exclude=["b.*", "private/"]) == ["in/a.jpg"]
+    assert find("in", exclude=["in/private", f"{cwd}/in/sub/"]) == ["in/a.jpg", "in/b.png"]
     assert find("in", exclude=["*", "!*/", "!d.jpg"]) == ["in/sub/d.jpg"]
     (cwd / "list").write_text("in/b.png\nin/private/e.jpg\nin/a.jpg\n")
     assert find(files_from="list", exclude=["private", "*.png"]) == ["in/a.jpg"]
+
+
+def test_exclude_takes_a_name_as_it_is_written(cwd: Path) -> None:
+    make(cwd, "in/photos [2024]/a.jpg", "in/#old/b.jpg", "in/photos 2/c.jpg", "in/[/d.jpg")
+    assert find("in", exclude=["photos [2024]", "#old", "["]) == []
+    assert find("in", exclude=["photos [2024]"]) == ["in/#old/b.jpg", "in/[/d.jpg"]
+    assert find("in", exclude=["in/photos [2024]"]) == [
+        "in/#old/b.jpg", "in/[/d.jpg", "in/photos 2/c.jpg",
+    ]  # fmt: skip
 
 
 def test_excluded_files_and_folders_are_counted(cwd: Path) -> None:
@@ -204,7 +227,8 @@ def test_ignore_files(cwd: Path) -> None:
     (cwd / "in/x/.edgeprismignore").write_text("!c.png\n")
     assert find("in") == ["in/a.jpg", "in/x/c.png"]
     assert find("in/**/*.png") == ["in/x/c.png"]
-    assert find("in/y") == ["in/y/e.png", "in/y/tmp/f.jpg"], "rules begin at what is named"
+    assert find("in/y") == [], "the rules of folders above hold"
+    assert find("in/y/*.png", "in/y/../x") == ["in/y/../x/c.png"]
     assert find("in/b.png") == ["in/b.png"], "a file that is named is meant"
     assert find("in", exclude=["c.png"]) == ["in/a.jpg"]
 
