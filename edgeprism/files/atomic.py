@@ -1,11 +1,12 @@
 """Files that appear whole or not at all: written to a temporary file, then renamed.
 
-`AtomicFile` writes `NAME` as `.NAME.partial-PID` in the same folder, flushes it to the disk and
-renames it over `NAME`. Some file systems cannot rename over an existing file: there the old file
-is first renamed to `.NAME.old-PID`, and removed at the end. A killed process may leave both kinds
-of file behind; `clear_leftovers` removes them before their file is written again. It asks only
-this machine whether a process still runs, so two machines that write to one network drive must
-write under different names.
+`AtomicFile` writes `NAME` as `.NAME.edgeprism.partial-PID` in the same folder, flushes it to the
+disk and renames it over `NAME`. Some file systems cannot rename over an existing file: there the
+old file is first renamed to `.NAME.edgeprism.old-PID`, and removed at the end. A killed process
+may leave both kinds of file behind; `clear_leftovers` removes them before their file is written
+again. Their names say whose they are, so that no other program's file is taken for one. It asks
+only this machine whether a process still runs, so two machines that write to one network drive
+must write under different names.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from typing import BinaryIO
 from edgeprism.errors import OutputError
 
 MAX_NAME_BYTES = 255
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old)-(?P<pid>[0-9]{1,10})", re.DOTALL)
-_LONGEST_STEM = MAX_NAME_BYTES - len("..partial-4294967295")
+_LEFTOVER = re.compile(
+    r"\.(?P<name>.+)\.edgeprism\.(?P<kind>partial|old)-(?P<pid>[0-9]{1,10})", re.DOTALL
+)
+_LONGEST_STEM = MAX_NAME_BYTES - len("..edgeprism.partial-4294967295")
 _LONGEST_SUFFIX = 8
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -48,7 +51,10 @@ class AtomicFile:
         self._file: BinaryIO | None = None
         try:
             self._file = _open_new(self._partial)
-            _copy_mode(path, self._file)
+            _copy_attributes(path, self._file)
+        except OutputError:
+            self.discard()
+            raise
         except (OSError, ValueError) as error:
             self.discard()
             raise output_error(path, error) from error
@@ -171,7 +177,7 @@ def shortened(name: str, limit: int) -> str:
 
 
 def _temporary_name(name: str, kind: str) -> str:
-    return f".{shortened(name, _LONGEST_STEM)}.{kind}-{os.getpid()}"
+    return f".{shortened(name, _LONGEST_STEM)}.edgeprism.{kind}-{os.getpid()}"
 
 
 def _open_new(path: Path) -> BinaryIO:
@@ -183,11 +189,49 @@ def _open_new(path: Path) -> BinaryIO:
         return open(path, "xb")
 
 
-def _copy_mode(path: Path, file: BinaryIO) -> None:
-    with suppress(OSError):  # there is no older file, or the file system has no modes
+def _copy_attributes(path: Path, file: BinaryIO) -> None:
+    """Give the new file the older one's owner, mode and extended attributes.
+
+    Raises OutputError if they cannot be kept: they may be what lets others read the file.
+    """
+    try:
         status = os.lstat(path)
-        if stat.S_ISREG(status.st_mode) and sys.platform != "win32":
-            os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
+    except OSError:
+        return  # there is no older file
+    if not stat.S_ISREG(status.st_mode) or sys.platform == "win32":
+        return
+    new = os.fstat(file.fileno())
+    if (status.st_uid, status.st_gid) != (new.st_uid, new.st_gid):
+        try:
+            os.fchown(file.fileno(), status.st_uid, status.st_gid)
+        except OSError as error:
+            raise OutputError(
+                f"{path}: belongs to another user or group, which a new file cannot: "
+                f"{error.strerror}.",
+                "Run this as its owner, or choose another place.",
+            ) from error
+    with suppress(OSError):  # the file system has no modes
+        os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
+    if sys.platform == "linux":  # elsewhere Python cannot read them
+        _copy_extended_attributes(path, file)
+
+
+def _copy_extended_attributes(path: Path, file: BinaryIO) -> None:
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError:
+        return  # the file system has none
+    for name in names:
+        if name.startswith(("security.", "trusted.")):
+            continue  # the system's own, which it gives to every file
+        value = os.getxattr(path, name, follow_symlinks=False)
+        try:
+            os.setxattr(file.fileno(), name, value)
+        except OSError as error:
+            raise OutputError(
+                f"{path}: its attribute {name} cannot be kept: {error.strerror}.",
+                "Choose another place.",
+            ) from error
 
 
 def _replace(partial: Path, path: Path) -> None:

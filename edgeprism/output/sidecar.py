@@ -1,13 +1,8 @@
 """Sidecars: a file for each picture, next to it or in a mirrored folder (`photo.txt`, `photo.xmp`).
 
-A sidecar's name depends on the pictures in its folder, never on the order of work: `photo.jpg` →
-`photo.txt`, but if two pictures would share that name (`photo.jpg`, `photo.png`, `Photo.JPG`; or
-`a.jpg`, `a.jpg.png`) each uses its full name, `photo.jpg.txt`. Two names count as equal if they
-differ only in case or in how accents are composed, because some disks treat them as equal.
-Pictures whose full names are equal in that sense also get a part of their name's hash.
-
-EdgePrism never opens the picture or changes its date, and never replaces a file that it did not
-write, unless the user allows it.
+EdgePrism never opens the picture or changes its date, and never replaces a text that it did not
+write, unless the user allows it; then the former text is kept (`edgeprism.output.undo` brings it
+back). `edgeprism.output.sidecar_names` chooses the names.
 """
 
 from __future__ import annotations
@@ -15,31 +10,36 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import unicodedata
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgeprism.errors import OutputError
-from edgeprism.files.atomic import (
-    MAX_NAME_BYTES,
-    clear_leftovers,
-    output_error,
-    shortened,
-    write_atomically,
-)
+from edgeprism.files.atomic import clear_leftovers, output_error, write_atomically
+from edgeprism.output.originals import Original, Originals
 from edgeprism.output.places import is_same_file
+from edgeprism.output.sidecar_names import SidecarName, SidecarNames
 from edgeprism.output.streams import Record, record_to_dict
-from edgeprism.output.xmp import merge_description, read_description, to_xml_text
+from edgeprism.output.txt import MAX_TXT_BYTES, appended_text, is_blank, is_text
+from edgeprism.output.xmp import (
+    append_description,
+    merge_description,
+    read_description,
+    to_xml_text,
+)
+from edgeprism.output.xmp_description import Described
 from edgeprism.output.xmp_encoding import MAX_XMP_BYTES
 from edgeprism.output.xmp_tree import XmpError
 from edgeprism.picture.find import PictureFile
-from edgeprism.picture.kinds import has_picture_suffix
 
-MAX_TXT_BYTES = 1 << 20
-_MAX_FOLDERS = 16
+# What happens where somebody else's text stands: it is left alone, or the caption takes its place,
+# or follows it.
+OtherTexts = Literal["leave", "overwrite", "append"]
+
+
+class OwnTextError(OutputError):
+    """The picture has a text of its own, which EdgePrism did not write; it was left alone."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class Sidecar:
     """The base class of both kinds. Not thread-safe.
 
     With `out_dir`, sidecars go into a mirror of the pictures' folders instead of next to the
-    pictures. With `overwrite`, they also replace what other programs wrote, but never a file of
-    `reserved`: the lists that the caller reads, and its other outputs.
+    pictures. With `overwrite`, they also replace what other programs wrote, with `append` they
+    continue it; but never a file of `reserved`: the lists that the caller reads, and its other
+    outputs. `name_form` is the form of new sidecars' names.
     """
 
     suffix = ""
@@ -66,16 +67,66 @@ class Sidecar:
         *,
         out_dir: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
+        append: bool = False,
+        name_form: SidecarName = "stem",
         reserved: Iterable[Path] = (),
     ) -> None:
         self._reserved = [*reserved]
         self._out_dir = None if out_dir is None else Path(out_dir).absolute()
-        self._overwrite = overwrite
-        self._folders = _Folders()
+        self._others: OtherTexts = "overwrite" if overwrite else "append" if append else "leave"
+        self._names = SidecarNames(self.suffix, name_form)
         self._cleared: set[Path] = set()
 
     def target(self, picture: PictureFile) -> Path:
         """Return the sidecar's absolute path; raises OutputError for standard input."""
+        folder, sidecars = self._folders(picture)
+        return sidecars / self._names.place(picture.path.name, folder, sidecars).name
+
+    def twin(self, picture: PictureFile) -> Path | None:
+        """Return another sidecar of the picture, which is not used; None if there is none."""
+        folder, sidecars = self._folders(picture)
+        also = self._names.place(picture.path.name, folder, sidecars).also
+        return sidecars / also if also else None
+
+    def existing(self, picture: PictureFile) -> list[Path]:
+        """Return every sidecar of the picture that exists, under any name."""
+        folder, sidecars = self._folders(picture)
+        names = self._names.existing(picture.path.name, folder, sidecars)
+        return [sidecars / name for name in names]
+
+    def check(self, picture: PictureFile) -> None:
+        """Raise what `write` would raise whatever the caption is; this needs no caption.
+
+        Raises OwnTextError if somebody else's text is in the sidecar, another OutputError if the
+        sidecar cannot be changed.
+        """
+        path = self.target(picture)
+        self._check(path, self._read(path))
+
+    def write(self, record: Record, picture: PictureFile) -> Written:
+        """Write the record into the picture's sidecar, atomically.
+
+        Raises OwnTextError or another OutputError, which names the file or folder and leaves the
+        file unchanged.
+        """
+        path = self.target(picture)
+        try:
+            if self._out_dir is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            if path.parent not in self._cleared:
+                self._cleared.add(path.parent)
+                clear_leftovers(path.parent, _listed(path.parent), suffix=self.suffix)
+        except (OSError, ValueError) as error:
+            raise output_error(path, error) from error
+        existing = self._read(path)
+        data = self._content(path, existing, record_to_dict(record))
+        if data != existing:
+            # No fsync of the folder: if a power cut loses the rename, the next run writes it again.
+            write_atomically(path, data, durable=False)
+        return Written(path, hashlib.sha256(data).hexdigest())
+
+    def _folders(self, picture: PictureFile) -> tuple[Path, Path]:
+        """Return the picture's folder and the sidecar's."""
         if picture.is_stdin:
             raise OutputError(
                 "A picture on standard input has no place for a sidecar.",
@@ -83,37 +134,23 @@ class Sidecar:
             )
         # The path is not resolved, because a linked picture's sidecar belongs next to the link.
         folder = picture.path.parent.absolute()
-        pictures = self._folders.pictures(folder)
-        name = _sidecar_name(picture.path.name, pictures, self.suffix)
-        if self._out_dir is not None:
-            folder = self._out_dir / picture.relative.parent
-        return folder / name
+        if self._out_dir is None:
+            return folder, folder
+        return folder, self._out_dir / picture.relative.parent
 
-    def write(self, record: Record, picture: PictureFile) -> Written:
-        """Write the record into the picture's sidecar, atomically.
-
-        Raises OutputError, which names the file or folder and leaves the file unchanged.
-        """
-        path = self.target(picture)
+    def _read(self, path: Path) -> bytes | None:
         if is_same_file(path, self._reserved):
             raise OutputError(
                 f"{path}: is a list or another result of this command, so no sidecar replaces it.",
                 "Give that file another name.",
             )
         try:
-            if self._out_dir is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            if path.parent not in self._cleared:
-                self._cleared.add(path.parent)
-                clear_leftovers(path.parent, _names(path.parent), suffix=self.suffix)
-            existing = _read_existing(path, self.max_bytes)
+            return read_sidecar(path, self.max_bytes)
         except (OSError, ValueError) as error:
             raise output_error(path, error) from error
-        data = self._content(path, existing, record_to_dict(record))
-        if data != existing:
-            # No fsync of the folder: if a power cut loses the rename, the next run writes it again.
-            write_atomically(path, data, durable=False)
-        return Written(path, hashlib.sha256(data).hexdigest())
+
+    def _check(self, path: Path, existing: bytes | None) -> None:
+        raise NotImplementedError
 
     def _content(self, path: Path, existing: bytes | None, record: dict[str, Any]) -> bytes:
         raise NotImplementedError
@@ -123,7 +160,8 @@ class TxtSidecar(Sidecar):
     """`photo.txt`: the caption and a line feed, in UTF-8.
 
     `written_before(path)` returns the sha256 of what EdgePrism last wrote to an absolute path, or
-    None. A file with that sha256 may be replaced; any other file only with `overwrite`.
+    None. A file with that sha256 may be replaced; any other text only with `overwrite`, which
+    keeps it in `originals`.
     """
 
     suffix = ".txt"
@@ -134,25 +172,64 @@ class TxtSidecar(Sidecar):
         *,
         out_dir: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
+        append: bool = False,
+        name_form: SidecarName = "stem",
         reserved: Iterable[Path] = (),
         written_before: Callable[[Path], str | None] | None = None,
+        originals: Originals | None = None,
     ) -> None:
-        super().__init__(out_dir=out_dir, overwrite=overwrite, reserved=reserved)
+        super().__init__(
+            out_dir=out_dir,
+            overwrite=overwrite,
+            append=append,
+            name_form=name_form,
+            reserved=reserved,
+        )
         self._written_before = written_before
+        self._originals = originals or Originals()
 
-    def _content(self, path: Path, existing: bytes | None, record: dict[str, Any]) -> bytes:
-        data = (str(record["caption"]) + "\n").encode("utf-8", "replace")
-        if existing is None or existing == data:
-            return data
-        if b"\0" in existing or len(existing) > self.max_bytes:
+    def _check(self, path: Path, existing: bytes | None) -> None:
+        if existing is None or is_blank(existing) or self._is_own(path, existing):
+            return
+        if self._others == "leave":
+            raise _own_text(path, "exists, and EdgePrism did not write it or it was changed since")
+        if not is_text(existing):
             # `overwrite` is meant for texts, and this file may be a picture or an archive.
             raise OutputError(f"{path}: exists and is not a caption.", "Move it away first.")
-        if self._overwrite:
+
+    def _content(self, path: Path, existing: bytes | None, record: dict[str, Any]) -> bytes:
+        caption = str(record["caption"])
+        data = (caption + "\n").encode("utf-8", "replace")
+        if existing is None or existing == data:
             return data
-        before = None if self._written_before is None else self._written_before(path)
-        if before != hashlib.sha256(existing).hexdigest():
-            raise _foreign(path, "exists, and EdgePrism did not write it or it was changed since")
-        return data
+        self._check(path, existing)
+        original = self._originals.find(path)
+        if original is not None and original.appended:
+            # The person may have gone on writing in front of what EdgePrism appended.
+            existing = existing.removesuffix(original.appended)
+        elif self._is_own(path, existing):
+            if original is not None:
+                self._keep(path, original.content, b"", data)
+            return data
+        if self._others != "append" or is_blank(existing):
+            self._keep(path, existing, b"", data)
+            return data
+        tail = appended_text(path, existing, caption)
+        if tail:
+            self._keep(path, existing, tail, existing + tail)
+        return existing + tail
+
+    def _keep(self, path: Path, content: bytes, appended: bytes, whole: bytes) -> None:
+        digest = hashlib.sha256(whole).hexdigest()
+        self._originals.keep(path, Original(content, appended, digest))
+
+    def _is_own(self, path: Path, existing: bytes) -> bool:
+        """Return whether EdgePrism wrote all of the file, and nobody changed it since."""
+        digest = hashlib.sha256(existing).hexdigest()
+        original = self._originals.find(path)
+        if original is not None and original.written_sha256 == digest:
+            return not original.appended
+        return self._written_before is not None and self._written_before(path) == digest
 
 
 class XmpSidecar(Sidecar):
@@ -166,18 +243,63 @@ class XmpSidecar(Sidecar):
     suffix = ".xmp"
     max_bytes = MAX_XMP_BYTES
 
+    def _check(self, path: Path, existing: bytes | None) -> None:
+        try:
+            self._check_description(path, read_description(existing or b""))
+        except XmpError as error:
+            raise xmp_error(path, error) from error
+
+    def _check_description(self, path: Path, old: Described) -> None:
+        if old.by_edgeprism or old.is_empty or self._others == "overwrite":
+            return
+        if self._others == "leave":
+            raise _own_text(path, "holds a description that EdgePrism did not write")
+        if not old.is_plain:
+            raise _own_text(path, "holds a description in a form that no text can follow")
+
     def _content(self, path: Path, existing: bytes | None, record: dict[str, Any]) -> bytes:
         text = str(record["caption"])
         try:
-            if existing is not None and not self._overwrite:
-                old = read_description(existing)
-                if not (old.by_edgeprism or old.is_empty):
-                    if old.is_plain and old.text == to_xml_text(text):
-                        return existing  # it says the same already, in somebody's own words
-                    raise _foreign(path, "holds a description that EdgePrism did not write")
-            return merge_description(existing, text, _provenance(record))
+            old = read_description(existing or b"")
+            is_theirs = old.is_plain and not old.by_edgeprism and self._others != "overwrite"
+            if existing and is_theirs and old.text == to_xml_text(text):
+                return existing  # it says the same already, in somebody's own words
+            self._check_description(path, old)
+            merge = append_description if self._others == "append" else merge_description
+            return merge(existing, text, _provenance(record))
         except XmpError as error:
-            raise OutputError(f"{path}: {error}.", "Repair it, or move it away.") from error
+            raise xmp_error(path, error) from error
+
+
+def read_sidecar(path: Path, limit: int) -> bytes | None:
+    """Read up to `limit` + 1 bytes; return None if there is no file.
+
+    Raises OutputError for a file that is not to be changed, OSError if it cannot be read.
+    """
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        # A link may lead to any file of the user, so EdgePrism does not write through it.
+        raise OutputError(f"{path}: is a link or not a regular file.", "Move it away first.")
+    if not status.st_mode & 0o222:
+        raise OutputError(
+            f"{path}: is write-protected, so it was left alone.",
+            "Allow writing to it (chmod u+w), or put sidecars elsewhere with `out_dir`.",
+        )
+    if status.st_nlink > 1:
+        raise OutputError(
+            f"{path}: has another name too (a hard link), under which its former text would stay.",
+            "Replace it by a copy, or put sidecars elsewhere with `out_dir`.",
+        )
+    with path.open("rb") as file:
+        return file.read(limit + 1)
+
+
+def xmp_error(path: Path, error: XmpError) -> OutputError:
+    """Return the error that names the sidecar."""
+    return OutputError(f"{path}: {error}.", "Repair it, or move it away.")
 
 
 def _provenance(record: dict[str, Any]) -> dict[str, str]:
@@ -194,74 +316,15 @@ def _provenance(record: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in fields.items() if value}
 
 
-def _foreign(path: Path, fact: str) -> OutputError:
-    return OutputError(f"{path}: {fact}; it was left alone.", "Move it away, or give `overwrite`.")
+def _own_text(path: Path, fact: str) -> OwnTextError:
+    return OwnTextError(
+        f"{path}: {fact}; it was left alone.",
+        "Move it away, or give `append` or `overwrite`.",
+    )
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """A folder's pictures, counted by names that a disk may treat as equal."""
-
-    names: frozenset[str]
-    same_stem: Counter[str]
-    same_name: Counter[str]
-
-
-class _Folders:
-    """Cached listings of the last folders: pictures added during a run do not rename sidecars."""
-
-    def __init__(self) -> None:
-        self._listings: OrderedDict[Path, _Pictures | None] = OrderedDict()
-
-    def pictures(self, folder: Path) -> _Pictures | None:
-        """Return a folder's pictures; None if it cannot be listed."""
-        if folder not in self._listings:
-            try:
-                names = frozenset(filter(has_picture_suffix, os.listdir(folder)))
-                stems = Counter(_key(os.path.splitext(name)[0]) for name in names)
-                self._listings[folder] = _Pictures(names, stems, Counter(map(_key, names)))
-            except OSError:
-                self._listings[folder] = None
-            if len(self._listings) > _MAX_FOLDERS:
-                self._listings.popitem(last=False)
-        self._listings.move_to_end(folder)
-        return self._listings[folder]
-
-
-def _sidecar_name(name: str, pictures: _Pictures | None, suffix: str) -> str:
-    stem = os.path.splitext(name)[0]
-    chosen = stem + suffix
-    if pictures is None:  # the folder cannot be listed; the full name collides least
-        chosen = name + suffix
-    else:
-        itself = int(name in pictures.names)
-        shared = pictures.same_stem[_key(stem)] > itself or _key(stem) in pictures.same_name
-        if shared or _key(chosen) == _key(name):
-            chosen = name + suffix
-        if pictures.same_name[_key(name)] > itself:
-            chosen = f"{name}.{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{suffix}"
-    return shortened(chosen, MAX_NAME_BYTES)
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def _names(folder: Path) -> list[str]:
+def _listed(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)
     except PermissionError:
         return []  # a folder may be writable but not readable
-
-
-def _read_existing(path: Path, limit: int) -> bytes | None:
-    """Read up to `limit` + 1 bytes; return None if there is no file."""
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        # A link may lead to any file of the user, so EdgePrism does not write through it.
-        raise OutputError(f"{path}: is a link or not a regular file.", "Move it away first.")
-    with path.open("rb") as file:
-        return file.read(limit + 1)

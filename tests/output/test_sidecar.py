@@ -319,13 +319,15 @@ def test_an_out_dir_that_cannot_be_one(photo: Path) -> None:
 
 def test_leftovers_of_sidecars_go_and_other_files_stay(photo: Path) -> None:
     gone = 2**22 + 1  # beyond the highest process id of Linux
-    for name in (f".photo.txt.partial-{gone}", f".other.txt.partial-{gone}", ".hidden.txt",
-                 f".film.mp4.partial-{gone}"):  # fmt: skip
+    for name in (f".photo.txt.edgeprism.partial-{gone}", f".other.txt.edgeprism.partial-{gone}"):
         (photo.parent / name).write_text("half")
+    staying = [f".film.mp4.edgeprism.partial-{gone}", f".film.mp4.partial-{gone}", ".hidden.txt",
+               f".photo.txt.partial-{gone}", f".x.txt.old-{gone}", f".x.txt.partial-{gone}",
+               ]  # fmt: skip
+    for name in staying:
+        (photo.parent / name).write_text("somebody's")
     TxtSidecar().write(record(), picture(photo))
-    assert names(photo.parent) == [
-        f".film.mp4.partial-{gone}", ".hidden.txt", "photo.jpg", "photo.txt",
-    ]  # fmt: skip
+    assert names(photo.parent) == [*staying, "photo.jpg", "photo.txt"]
 
 
 # ---- XMP

@@ -296,19 +296,21 @@ def dead_pid() -> int:
 
 def test_leftovers_of_the_dead_go_and_of_the_living_stay(tmp_path: Path) -> None:
     gone = dead_pid()
-    staying = [f".a.csv.partial-{os.getppid()}", f".b.csv.partial-{gone}", ".a.csv.partial-x",
-               f"a.csv.partial-{gone}"]  # fmt: skip
-    for name in (*staying, f".a.csv.partial-{gone}"):
+    staying = [
+        f".a.csv.edgeprism.partial-{os.getppid()}", f".b.csv.edgeprism.partial-{gone}",
+        ".a.csv.edgeprism.partial-x", f"a.csv.edgeprism.partial-{gone}",
+    ]  # fmt: skip
+    for name in (*staying, f".a.csv.edgeprism.partial-{gone}"):
         (tmp_path / name).write_text("half")
     with CsvOutput(tmp_path / "a.csv"):
-        assert f".a.csv.partial-{os.getpid()}" in names(tmp_path)
+        assert f".a.csv.edgeprism.partial-{os.getpid()}" in names(tmp_path)
     assert names(tmp_path) == sorted([*staying, "a.csv"])
 
 
 def test_a_leftover_with_our_own_process_id_is_no_obstacle_nor_a_trap(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("precious")
-    (tmp_path / f".a.csv.partial-{os.getpid()}").symlink_to(precious)
+    (tmp_path / f".a.csv.edgeprism.partial-{os.getpid()}").symlink_to(precious)
     write_atomically(tmp_path / "a.csv", b"new")
     assert (tmp_path / "a.csv").read_bytes() == b"new"
     assert precious.read_text() == "precious"
@@ -352,7 +354,7 @@ def test_the_old_file_comes_back_when_the_new_one_cannot_take_its_place(
 
 
 def test_an_old_file_that_stepped_aside_in_a_killed_run_comes_back(tmp_path: Path) -> None:
-    (tmp_path / f".a.csv.old-{dead_pid()}").write_text("old")
+    (tmp_path / f".a.csv.edgeprism.old-{dead_pid()}").write_text("old")
     break_off(CsvOutput(tmp_path / "a.csv"))
     assert (tmp_path / "a.csv").read_text() == "old"
     assert names(tmp_path) == ["a.csv"]
