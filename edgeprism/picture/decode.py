@@ -18,7 +18,7 @@ from edgeprism.picture.kinds import heic_cure
 from edgeprism.picture.limits import Decoded, check_size, checked, too_many_pixels
 from edgeprism.picture.png import SIGNATURE, png_facts
 from edgeprism.picture.render import Rendered, image_to_srgb_pixels, orientation_of
-from edgeprism.picture.source import HINT_NOT_A_PICTURE
+from edgeprism.picture.source import not_a_picture
 from edgeprism.picture.tiff_layout import UnreadLayout
 from edgeprism.picture.tiff_pages import tiff_to_rgb
 from edgeprism.picture.tiff_tags import MAGIC as TIFF_MAGIC
@@ -85,7 +85,7 @@ def guarded(decode: Callable[[], Decoded], name: str) -> Decoded:
             f"{name}: TIFF with {error} is not read.", "Export it with 8 or 16 bits a channel."
         ) from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not a picture that can be read.", HINT_NOT_A_PICTURE) from error
+        raise not_a_picture(name) from error
     except Image.DecompressionBombError as error:
         raise too_many_pixels(name) from error
     except Exception as error:  # decoders raise anything on damaged bytes (struct.error, …)

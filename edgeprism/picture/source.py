@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from edgeprism.errors import ImageError
+from edgeprism.picture.kinds import kind_of
 
 # a path, the file's bytes, a binary file object, a PIL image, or an array (`array_to_image`)
 ImageSource = (
@@ -27,8 +28,19 @@ ImageSource = (
 
 MAX_FILE_BYTES = 1 << 30
 HINT_NOT_A_PICTURE = "Give a JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF file."
+
 IN_MEMORY = "image in memory"
 _READ_BYTES = 1 << 24
+
+
+def not_a_picture(name: str) -> ImageError:
+    """Return the error for a file in no format that is read; RAW files and videos are named so."""
+    kind, _ = kind_of(os.path.basename(name))
+    if not kind.cure:
+        return ImageError(f"{name}: not a picture that can be read.", HINT_NOT_A_PICTURE)
+    article = "an" if kind.one[0] in "aeiou" else "a"
+    cure = f"{kind.cure[0].upper()}{kind.cure[1:]}"
+    return ImageError(f"{name}: by its name {article} {kind.one}, which cannot be read.", cure)
 
 
 def unreadable(source: object) -> ImageError:

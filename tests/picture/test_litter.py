@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edgeprism.errors import UsageError
+from edgeprism.errors import ImageError, UsageError
 from edgeprism.picture.find import PictureSearch, find_pictures
 from edgeprism.picture.read import read_picture
 
@@ -185,6 +185,24 @@ def test_files_with_such_a_suffix_are_read(cwd: Path, suffix: str) -> None:
     Image.new("RGB", (8, 6), "red").save(cwd / f"a{suffix}", form)
     (found,) = find_pictures([cwd])
     assert read_picture(found.path).size == (8, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "cure"),
+    [
+        ("a.CR3", "by its name a RAW file", "darktable-cli"),
+        ("b.mp4", "by its name a video", "ffmpeg"),
+        ("c.zip", "by its name an archive", "unpack"),
+        ("d.dat", "not a picture that can be read", "Give a JPEG"),
+    ],
+)
+def test_a_file_of_another_kind_that_is_named_is_told_as_what_it_is(
+    cwd: Path, name: str, words: str, cure: str
+) -> None:
+    (cwd / name).write_text("no picture")
+    with pytest.raises(ImageError, match=words) as error:
+        read_picture(cwd / name)
+    assert cure.lower() in error.value.hint.lower()
 
 
 # ---- exclusions
