@@ -164,7 +164,8 @@ def test_every_error_stands_in_the_row_of_its_code() -> None:
     public = {n: c for n, c in tree_of_errors().items()
               if hasattr(errors, n) or hasattr(edgeprism.store.caption_store, n)}  # fmt: skip
     assert named == public
-    assert [int(code) for code, _ in rows] == [0, 1, 2, 3, 4, 5, 130]
+    codes = [value for name, value in vars(errors).items() if name.startswith("EXIT_")]
+    assert [int(code) for code, _ in rows] == codes == [0, 1, 2, 3, 4, 5, 6, 130]
 
 
 def test_variables() -> None:
