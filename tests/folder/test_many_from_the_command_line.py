@@ -197,7 +197,7 @@ def test_exclude_at_the_command_line(album: Path, capfd: Captured) -> None:
     out, err = capfd.readouterr()
     assert out == f"album/a.png: {SAID_TEXT}\n"
     assert "3 files in all, 2 passed over: 2 excluded files" in err
-    assert run(["caption", "album", "--exclude", "["]) == 2
+    assert run(["caption", "album", "--exclude", "/"]) == 2
     assert "--exclude" in capfd.readouterr().err
 
 
@@ -261,6 +261,11 @@ def test_limit_searches_no_further_than_it_needs(
 # ---- estimates
 
 
+def is_near(seconds: float, others: float) -> bool:
+    """Whether both are of one size; the allowance is for what else the machine does."""
+    return seconds < 4 * others + 1 and others < 4 * seconds + 2
+
+
 def test_a_dry_run_measures_and_the_estimate_is_true(album: Path, capfd: Captured) -> None:
     add(album, *(f"{n}.png" for n in range(150)))
     before = sorted(album.parent.rglob("*"))
@@ -274,14 +279,13 @@ def test_a_dry_run_measures_and_the_estimate_is_true(album: Path, capfd: Capture
     start = time.perf_counter()
     assert run(["caption", "album", "-q"]) == 0
     took = time.perf_counter() - start
-    # both are seconds; a factor of three allows for what else the machine does
-    assert took / 3 - 1 < float(told[1]) < took * 3
+    assert is_near(float(told[1]), took)
     capfd.readouterr()
     assert run(["caption", "album", "--dry-run", "--instruction", "Anew."]) == 0
     out = capfd.readouterr().out
     again = re.search(r"about ([\d.]+) s at ([\d.]+) pictures a second, as in an earlier run", out)
     assert again is not None, out
-    assert took / 3 - 1 < float(again[1]) < took * 3
+    assert is_near(float(again[1]), took)
 
 
 def test_a_dry_run_over_pictures_that_cannot_be_read(album: Path, capfd: Captured) -> None:
