@@ -19,7 +19,9 @@ from edgeprism.picture.kinds import (
     stems_of,
 )
 
-MAX_COUNTED = 100_000  # files in system and hidden folders: a NAS keeps many snapshots of all
+# entries that are looked at in folders that are not searched: there a NAS keeps three previews of
+# each picture, and snapshots of everything, and each folder that is listed costs it milliseconds
+MAX_COUNTED = 10_000
 
 
 @dataclass
@@ -28,8 +30,10 @@ class PassedOver:
 
     counts: Counter[tuple[Kind, str]] = field(default_factory=Counter)
     closed: Counter[str] = field(default_factory=Counter)  # folder's name → how many were closed
-    in_closed: int = 0  # files in them, at most MAX_COUNTED
+    in_closed: int = 0  # files in them, as far as they were counted
+    uncounted: bool = False  # there are more in them than MAX_COUNTED entries
     excluded_folders: int = 0  # they are not opened, so their files are not counted
+    _looked_at: int = 0
 
     @property
     def total(self) -> int:
@@ -57,13 +61,17 @@ class PassedOver:
         """Count a folder that is passed over with all files below it; `name` says why."""
         self.closed[name] += 1
         pending = [folder]
-        while pending and self.in_closed < MAX_COUNTED:
+        while pending and not self.uncounted:
             try:
                 with os.scandir(pending.pop()) as entries:
                     for entry in entries:
+                        self._looked_at += 1
+                        if self._looked_at > MAX_COUNTED:
+                            self.uncounted = True
+                            return
                         if entry.is_dir(follow_symlinks=False):
                             pending.append(entry.path)
-                        elif self.in_closed < MAX_COUNTED:
+                        else:
                             self.in_closed += 1
             except OSError:
                 continue  # nothing in it would have been captioned
@@ -89,7 +97,7 @@ class PassedOver:
         """Return the counts in words: "2 RAW files, 1 video, 1 sidecar"."""
         parts = [kind.count(number) for kind, number, _ in self.by_kind()]
         if self.closed:
-            more = "more than " if self.in_closed >= MAX_COUNTED else ""
+            more = "more than " if self.uncounted else ""
             names = ", ".join(sorted(self.closed, key=str.casefold))
             folders = counted(self.closed.total(), "folder")
             parts.append(

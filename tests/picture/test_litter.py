@@ -92,6 +92,18 @@ def test_folders_of_systems_and_programs_are_passed_over_and_counted(
     assert find(f"in/{folder}/a.jpg") == [f"in/{folder}/a.jpg"]
 
 
+def test_a_nas_with_many_snapshots_is_not_counted_to_the_end(
+    cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(cwd, "in/a.jpg", *(f"in/#snapshot/{day}/{n}.jpg" for day in range(4) for n in range(9)))
+    monkeypatch.setattr("edgeprism.picture.passed.MAX_COUNTED", 20)
+    search = searched("in")
+    assert search.passed.in_closed < 20
+    assert search.passed.describe().startswith("more than 1")
+    monkeypatch.setattr("edgeprism.picture.passed.MAX_COUNTED", 40)
+    assert searched("in").passed.describe() == "36 files in 1 folder not searched (#snapshot)"
+
+
 def test_of_a_photo_library_only_the_originals_are_searched(cwd: Path) -> None:
     make(cwd, "in/My.photoslibrary/originals/0/a.jpg", "in/My.photoslibrary/database/b.jpg",
          "in/My.photoslibrary/resources/derivatives/0/a_1.jpg",
