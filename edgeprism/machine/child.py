@@ -248,6 +248,21 @@ def _to_text(data: bytes) -> str:
 # ---- inside the child
 
 
+def end_with_parent() -> None:
+    """Let the system kill this process when the thread that started it ends: on Linux only.
+
+    A child that reads its standard input notices its parent's end by itself, unless a library
+    keeps Python from running for long.
+    """
+    if sys.platform != "linux":
+        return
+    import ctypes
+    import signal
+
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 def _main() -> None:
     """Load the package that this file belongs to, then call `main()` of the module in argv[1]."""
     import importlib

@@ -65,7 +65,7 @@ class Captioner:
         Args:
             model: A model's name, or the path of a bundle's folder.
             **options: See `CaptionerOptions`: device, threads, gpu_layers, vision_quant, kv_type,
-                flash_attention.
+                flash_attention, isolate_decoding.
 
         Returns:
             The captioner. Close it, or use it in a `with` block, to free its engines.
@@ -82,9 +82,10 @@ class Captioner:
         """Describe a picture, or several together.
 
         Args:
-            image: A path, a file's bytes, a binary file object, a PIL image, a uint8 array
-                [height, width, 3] in RGB, or a value of `encode`. A list or tuple of pictures
-                gets one caption for all, from a model made for several.
+            image: A path, a file's bytes, a binary file object, a PIL image, an array, or a value
+                of `encode`. An array is uint8 (or uint16 for 0…65535): grey [height, width], or
+                [height, width, 3 or 4] in RGB or RGBA order (OpenCV's are BGR). A list or tuple
+                of pictures gets one caption for all, from a model made for several.
             **options: See `CaptionOptions`: instruction, focus, caption_tokens, temperature, seed.
 
         Returns:
@@ -176,7 +177,11 @@ class Captioner:
         else:
             source = cast("ImageSource", image)  # a str is a sequence too, so mypy cannot tell
             # 1. Read: the file becomes an upright RGB picture.
-            picture = read_picture(source, enough=enough_for(manifest.image))
+            picture = read_picture(
+                source,
+                enough=enough_for(manifest.image),
+                isolate=self.engines.isolate_decoding,
+            )
             # 2. Lay out: its size decides its tiles, and where the prompt has its visual tokens.
             prepared = time.perf_counter()
             layout = picture_to_layout(picture.size, manifest)

@@ -37,8 +37,10 @@ class Engines:
         vision_quant: str | None = None,
         kv_type: str = "f16",
         flash_attention: bool | None = None,
+        isolate_decoding: bool = True,
     ) -> None:
         self.bundle, self.kv_type = bundle, kv_type
+        self.isolate_decoding = isolate_decoding
         self._cancel, self._threads = cancel, threads
         self._requested = (device, gpu_layers)
         self._vision_quant, self._flash_attention = vision_quant, flash_attention

@@ -18,6 +18,9 @@ class CaptionerOptions(EngineOptions, total=False):
     """Number type of the KV cache: f16, f32 or q8_0."""
     flash_attention: bool | None
     """None: as llama.cpp chooses."""
+    isolate_decoding: bool
+    """Decode a picture in a process of its own, within a minute and 4 GB, where its header does
+    not show that it takes less. False: decode every picture in this process, without limits."""
 
 
 class CaptionOptions(TypedDict, total=False):

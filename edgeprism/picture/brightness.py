@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 
@@ -22,6 +24,8 @@ def numbers_to_brightness(numbers: np.ndarray, highest: float | None) -> np.ndar
     """
     if numbers.dtype == np.uint8 and highest == 255:
         return numbers
+    if numbers.dtype == np.uint16 and highest == 65535:
+        return _of_16_bits()[numbers]
     least, most = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
     if not (np.isfinite(least) and np.isfinite(most)) or least < 0:
         raise NoBrightness
@@ -37,3 +41,8 @@ def numbers_to_brightness(numbers: np.ndarray, highest: float | None) -> np.ndar
         part *= 255 / highest
         out[start : start + rows] = np.rint(part, out=part)
     return out
+
+
+@functools.cache
+def _of_16_bits() -> np.ndarray:
+    return np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)

@@ -11,21 +11,19 @@ from importlib.util import find_spec
 from PIL import Image, UnidentifiedImageError
 
 from edgeprism.errors import ImageError
-from edgeprism.picture import jpeg
+from edgeprism.picture import signatures
 from edgeprism.picture.embedded import embedded_profile
 from edgeprism.picture.frames import Frame, Shown, first_shown
 from edgeprism.picture.kinds import heic_cure
-from edgeprism.picture.limits import Decoded, check_size, checked, too_many_pixels
-from edgeprism.picture.png import SIGNATURE, png_facts
+from edgeprism.picture.limits import Decoded, UnreadLayout, check_size, checked, too_many_pixels
+from edgeprism.picture.png import png_facts
 from edgeprism.picture.render import Rendered, image_to_srgb_pixels, orientation_of
 from edgeprism.picture.source import not_a_picture
-from edgeprism.picture.tiff_layout import UnreadLayout
-from edgeprism.picture.tiff_pages import tiff_to_rgb
-from edgeprism.picture.tiff_tags import MAGIC as TIFF_MAGIC
 
 # The formats that EdgePrism reads. Pillow's other readers run programs (PostScript), follow files
 # into other formats, or are seldom tested with damaged bytes.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF")
+# TIFF files are read by modules of this package.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 _OPTIONAL_FORMATS = ("WEBP", "AVIF")  # not in every build of Pillow
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
@@ -44,7 +42,10 @@ def bytes_to_rgb(data: bytes, name: str, enough: int | None) -> Decoded:
     """
     if not data:
         raise ImageError(f"{name}: the file is empty.", "Copy it again from where it came.")
-    if data[:4] in TIFF_MAGIC:
+    if data[:4] in signatures.TIFF:
+        # imported here, as below, so that the first caption of a photograph does not wait for it
+        from edgeprism.picture.tiff_pages import tiff_to_rgb
+
         return guarded(lambda: tiff_to_rgb(data, name), name)
     formats = _formats()
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[8:64]:
@@ -95,7 +96,7 @@ def guarded(decode: Callable[[], Decoded], name: str) -> Decoded:
 
 
 def _decode(data: bytes, name: str, enough: int | None, formats: tuple[str, ...]) -> Decoded:
-    facts = png_facts(data) if data.startswith(SIGNATURE) else None
+    facts = png_facts(data) if data.startswith(signatures.PNG) else None
     if facts is not None:
         data = facts.data
     with Image.open(io.BytesIO(data), formats=formats) as image:
@@ -126,6 +127,8 @@ def _jpeg(
     try:
         _load_scaled(image, enough)
     except OSError:
+        from edgeprism.picture import jpeg
+
         repaired = jpeg.complete_scans(data)
         if repaired is None:
             raise

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from edgeprism.picture.colour_tags import (
-    Point,
-    Primaries,
-    adobe_rgb_profile,
-    coded_profile,
-    numbers_profile,
-)
+if TYPE_CHECKING:
+    from edgeprism.picture.colour_tags import Primaries
 
 _MOST_BLOCKS = 100_000  # of a GIF, or boxes of an AVIF, that are looked at
 _EXIF, _INTEROPERABILITY = 0x8769, 0xA005
@@ -44,10 +40,15 @@ def embedded_profile(format: str | None, data: bytes) -> bytes | None:
 
 def exif_profile(exif: Image.Exif) -> bytes | None:
     """Return the profile that EXIF data names or describes; None for sRGB or nothing."""
+    if _EXIF not in exif:
+        return None
     details = exif.get_ifd(_EXIF)
     space = details.get(_COLOR_SPACE)
     if space == _SRGB:
         return None
+    # imported here, as below, because few files describe their colours so
+    from edgeprism.picture.colour_tags import adobe_rgb_profile, numbers_profile
+
     rule = details.get(_INTEROPERABILITY)
     rule = rule.get(1, "") if isinstance(rule, dict) else exif.get_ifd(_INTEROPERABILITY).get(1, "")
     if space == _ADOBE_RGB or str(rule).startswith("R03"):
@@ -70,7 +71,9 @@ def _exif_primaries(exif: Image.Exif) -> Primaries | None:
 
 def _primaries(numbers: list[float]) -> Primaries:
     """Return eight numbers, x and y of white, red, green and blue, as primaries."""
-    points: list[Point] = list(zip(numbers[::2], numbers[1::2], strict=True))
+    from edgeprism.picture.colour_tags import Primaries
+
+    points = list(zip(numbers[::2], numbers[1::2], strict=True))
     return Primaries(*points)
 
 
@@ -101,6 +104,8 @@ def _coded_in_boxes(data: bytes) -> bytes | None:
         start, stop = found[1] + skip, found[2]
     for kind, body, end in _boxes(data, start, stop):
         if kind == b"colr" and data[body : body + 4] == b"nclx" and end - body >= 11:
+            from edgeprism.picture.colour_tags import coded_profile
+
             primaries, transfer = struct.unpack_from(">HH", data, body + 4)
             return coded_profile(primaries, transfer)
     return None
@@ -137,6 +142,8 @@ def _bmp_profile(data: bytes) -> bytes | None:
         return data[14 + offset : 14 + offset + length] or None
     if kind != b"\0\0\0\0":  # sRGB, the system's own, or a file elsewhere
         return None
+    from edgeprism.picture.colour_tags import numbers_profile
+
     # CIE XYZ of red, green and blue in 2.30 fixed point, then three gammas in 16.16
     ends = [value / (1 << 30) for value in struct.unpack_from("<9I", data, 14 + 60)]
     gammas = [value / 65536 for value in struct.unpack_from("<3I", data, 14 + 96)]

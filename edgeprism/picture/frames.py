@@ -11,7 +11,7 @@ from edgeprism.picture.render import Rendered
 
 _BLANK = 12  # of 255; a picture whose colours all lie within it shows nothing
 _MOST_LOOKED_AT = 100
-_MOST_PIXELS = 250_000_000  # of all frames looked at
+_MOST_PIXELS = 100_000_000  # of all frames looked at
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,10 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit; about 13,400 × 13,400
 MAX_WIDTH, MAX_HEIGHT = 65_535, 40_000
 
 
+class UnreadLayout(Exception):
+    """A layout of pixels that is not read; the message names it."""
+
+
 @dataclass(frozen=True)
 class Decoded:
     """An upright picture's pixels, and what the reader has to say about them."""

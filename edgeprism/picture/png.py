@@ -11,9 +11,9 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edgeprism.picture.colour_tags import Primaries, coded_profile, numbers_profile
+from edgeprism.picture.signatures import PNG
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_NUMBERS = {b"gAMA", b"cHRM"}
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 _MOST_TEXT = 1 << 20  # bytes of one text; Pillow's own limit
 _MOST_TEXTS = 8 << 20  # bytes of all texts of a file
@@ -30,7 +30,9 @@ class PngFacts:
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
+    """One chunk of a file."""
+
     kind: bytes
     start: int  # of its length field
     stop: int  # after its checksum
@@ -40,10 +42,10 @@ class _Chunk:
 def png_facts(data: bytes) -> PngFacts:
     """Read the chunks of a PNG file. Never raises: what is damaged is left for Pillow to report."""
     found: dict[bytes, bytes] = {}
-    dropped: list[_Chunk] = []
+    dropped: list[Chunk] = []
     text_left = _MOST_TEXTS
     before_pixels = True
-    for chunk in _chunks(data):
+    for chunk in chunks(data):
         before_pixels &= chunk.kind != b"IDAT"
         if chunk.kind in _TEXT_CHUNKS:
             size = _expanded_text(chunk)
@@ -60,18 +62,19 @@ def png_facts(data: bytes) -> PngFacts:
     return PngFacts(_without(data, dropped), bits, _profile(found))
 
 
-def _chunks(data: bytes) -> Iterator[_Chunk]:
-    view, position = memoryview(data), len(SIGNATURE)
+def chunks(data: bytes) -> Iterator[Chunk]:
+    """Yield the chunks of a file up to its end, or to the first that is cut off."""
+    view, position = memoryview(data), len(PNG)
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         stop = position + 12 + length
         if stop > len(data) or kind == b"IEND":
             return
-        yield _Chunk(kind, position, stop, view[position + 8 : stop - 4])
+        yield Chunk(kind, position, stop, view[position + 8 : stop - 4])
         position = stop
 
 
-def _expanded_text(chunk: _Chunk) -> int:
+def _expanded_text(chunk: Chunk) -> int:
     """Return the bytes of a text; more than the limit where it is compressed and goes on."""
     body = bytes(chunk.body)
     packed = b""
@@ -99,7 +102,7 @@ def _expanded_profile(body: bytes, limit: int) -> bytes | None:
     return None if profile is None or len(profile) > limit else profile
 
 
-def _without(data: bytes, dropped: list[_Chunk]) -> bytes:
+def _without(data: bytes, dropped: list[Chunk]) -> bytes:
     if not dropped:
         return data
     parts, position = [], 0
@@ -115,6 +118,11 @@ def _profile(chunks: dict[bytes, bytes]) -> bytes | None:
     A damaged profile is returned as bytes that are none, so that a note tells of it.
     """
     coded, icc = chunks.get(b"cICP", b""), chunks.get(b"iCCP")
+    if coded == b"" and icc is None and (b"sRGB" in chunks or not chunks.keys() & _NUMBERS):
+        return None
+    # imported here, because most files describe no colours
+    from edgeprism.picture.colour_tags import Primaries, coded_profile, numbers_profile
+
     if len(coded) == 4 and coded[2] == 0:
         return coded_profile(coded[0], coded[1])
     if icc is not None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from edgeprism.picture.cost import decoding_cost
 from edgeprism.picture.decode import bytes_to_rgb, image_to_rgb
-from edgeprism.picture.limits import MAX_HEIGHT, MAX_PIXELS, MAX_WIDTH
+from edgeprism.picture.limits import MAX_HEIGHT, MAX_PIXELS, MAX_WIDTH, Decoded
 from edgeprism.picture.source import (
     IN_MEMORY,
     MAX_FILE_BYTES,
@@ -52,7 +53,9 @@ class Picture:
     decode_ms: float
 
 
-def read_picture(source: ImageSource, *, enough: int | None = None) -> Picture:
+def read_picture(
+    source: ImageSource, *, enough: int | None = None, isolate: bool = True
+) -> Picture:
     """Read `source`, turn it upright as its EXIF data says, and convert it to 8-bit sRGB.
 
     Parameters:
@@ -60,6 +63,8 @@ def read_picture(source: ImageSource, *, enough: int | None = None) -> Picture:
             order (see `array_to_image`).
         enough: a longer edge, in pixels, that suffices. A much larger JPEG file is decoded at a
             half, a quarter or an eighth of its size, and `notes` says so. None: always full size.
+        isolate: decode a file whose header does not bound the cost of decoding it in a process
+            of its own, within limits of time and memory. A PIL image is always decoded here.
 
     Raises ImageError, which names the picture.
     """
@@ -73,9 +78,18 @@ def read_picture(source: ImageSource, *, enough: int | None = None) -> Picture:
     else:
         name, data = source_to_bytes(source)
         digest = hashlib.sha256(data).hexdigest()
-        decoded = bytes_to_rgb(data, name, enough)
+        decoded = _decode(data, name, enough, isolate)
     elapsed_ms = (time.perf_counter() - start) * 1000
     return Picture(decoded.rgb, name, digest, decoded.size, decoded.notes, elapsed_ms)
+
+
+def _decode(data: bytes, name: str, enough: int | None, isolate: bool) -> Decoded:
+    cost = decoding_cost(data)
+    if cost.is_bounded or not isolate:
+        return bytes_to_rgb(data, name, enough)
+    from edgeprism.picture.child_decoder import decode_in_child
+
+    return decode_in_child(data, name, enough, cost)
 
 
 def enough_for(policy: ImagePolicy) -> int:

@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from edgeprism.picture.alpha import over_ground
-from edgeprism.picture.brightness import NoBrightness, numbers_to_brightness
 from edgeprism.picture.colour import image_to_srgb
 from edgeprism.picture.embedded import exif_profile
 
@@ -75,6 +74,9 @@ def _to_8_bits(image: Image.Image, deep: bool) -> Image.Image:
         return image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if not (image.mode.startswith("I") or image.mode == "F"):
         return image
+    # imported here, because few pictures have more than 8 bits
+    from edgeprism.picture.brightness import NoBrightness, numbers_to_brightness
+
     numbers = np.asarray(image)
     highest = 65535.0 if deep or image.mode.startswith("I;16") else None
     try:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from edgeprism.picture import tiff_tags as tags
 from edgeprism.picture.brightness import NoBrightness, numbers_to_brightness
-from edgeprism.picture.tiff_layout import Layout, UnreadLayout
+from edgeprism.picture.limits import UnreadLayout
+from edgeprism.picture.tiff_layout import Layout
 from edgeprism.picture.tiff_tags import Page
 
 # ---- bytes → numbers

@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from edgeprism.picture import tiff_tags as tags
+from edgeprism.picture.limits import UnreadLayout
 from edgeprism.picture.samples import bytes_to_numbers, samples_to_image
 from edgeprism.picture.tiff_layout import (
     OF_PIXELS,
     Layout,
-    UnreadLayout,
     page_layout,
     refuse_unread,
 )

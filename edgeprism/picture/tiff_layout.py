@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgeprism.picture import tiff_tags as tags
+from edgeprism.picture.limits import UnreadLayout
 from edgeprism.picture.tiff_tags import Page, TiffError
 
 # Compressions of bytes, which know nothing of pixels
-_OF_BYTES = {1, 5, 8, 32773, 32946, 34925, 50000}
+OF_BYTES = {1, 5, 8, 32773, 32946, 34925, 50000}
 # Compressions of pixels, and the photometric interpretations and bits with which Pillow reads them
 OF_PIXELS = {
     2: ({0, 1}, 1),
@@ -27,10 +28,6 @@ _PHOTOMETRIC = {
     4: "a transparency mask", 10: "ITU Lab", 32803: "a camera's raw data", 32844: "LogL",
     32845: "LogLuv", 34892: "a camera's raw data", 51177: "a depth map",
 }  # fmt: skip
-
-
-class UnreadLayout(Exception):
-    """A layout that is not read; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def refuse_unread(page: Page, layout: Layout) -> None:
             )
         if not page.tiff.known_to_pillow:
             raise UnreadLayout(f"compression {compression} in a big-endian BigTIFF")
-    elif compression not in _OF_BYTES:
+    elif compression not in OF_BYTES:
         name = _COMPRESSIONS.get(compression)
         raise UnreadLayout(f"compression {compression}" + (f" ({name})" if name else ""))
     if photometric not in (0, 1, 2, 3, 5, 6, 8, 9):
@@ -119,7 +116,7 @@ def refuse_unread(page: Page, layout: Layout) -> None:
     n_palette = page.entries.get(tags.COLOR_MAP, (3, 0, 0))[1]
     if photometric == 3 and n_palette != 3 << layout.bits:
         raise UnreadLayout(f"a palette of {n_palette} numbers, not {3 << layout.bits}")
-    if photometric == 6 and compression in _OF_BYTES and _subsampled(page):
+    if photometric == 6 and compression in OF_BYTES and _subsampled(page):
         raise UnreadLayout("YCbCr with fewer color samples, not compressed as JPEG")
     _refuse_numbers(layout)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from edgeprism.picture.colour_tags import Primaries, adobe_rgb_profile, numbers_profile
 
-MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MOST_VALUES = 1 << 20  # of one tag; a file of 65,535 rows has at most as many strips
 MOST_PAGES = 1000
+_MOST_ENTRIES = 4096  # of a directory; usual are 10 to 60
 
 # What a tag's type number means: the struct format of one value
 _TYPES = {
@@ -59,7 +59,7 @@ class Tiff:
         start = offset + struct.calcsize(order + count_format)
         try:
             (count,) = struct.unpack_from(order + count_format, data, offset)
-            if count > 65_535:
+            if count > _MOST_ENTRIES:
                 raise TiffError("a directory has too many entries")
             entries: dict[int, tuple[int, int, int]] = {}
             for position in range(start, start + count * size, size):
@@ -135,7 +135,7 @@ class Page:
 
 
 def open_tiff(data: bytes) -> Tiff:
-    """Return a file's byte order and offset size. The caller has seen one of `MAGIC`."""
+    """Return a file's byte order and offset size. The caller has seen its signature."""
     return Tiff(data, "<" if data[:2] == b"II" else ">", 43 in data[2:4])
 
 

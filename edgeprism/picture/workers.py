@@ -1,33 +1,33 @@
 """Decode pictures in worker processes, so that a decoder's crash costs only one picture.
 
-A worker is `main` in a child process. It reads one JSON line per picture, and answers with one
-JSON line and the pixels' bytes. Nothing is pickled, because the answer comes from a process that
-has just read a stranger's file.
+A worker is `main` in a child process; `child_decoder.py` speaks to it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
 from edgeprism.errors import ImageError
-from edgeprism.machine.child import Child, edgeprism_command
+from edgeprism.machine.child import end_with_parent
 from edgeprism.machine.facts import limit_memory
+from edgeprism.picture.child_decoder import MEMORY_BYTES, ChildDecoder
+from edgeprism.picture.cost import MOST_S
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgeprism.bundle.manifest import ImagePolicy
 
-# the largest picture that the reader accepts takes 0.5 GB as RGB, and at most three copies
-MEMORY_BYTES = 4 << 30
-TIMEOUT_S = 60.0
-_LINE_BYTES = 1 << 20
+TIMEOUT_S = MOST_S
+_LEAST_CPU_S = 30
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class DecodePool:
         timeout_s: float = TIMEOUT_S,
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        self._settings = json.dumps({**dataclasses.asdict(policy), "memory_bytes": memory_bytes})
+        self._settings = {"memory_bytes": memory_bytes, "policy": dataclasses.asdict(policy)}
         self._timeout_s = timeout_s
         self._local = threading.local()
-        self._workers: list[_Worker] = []
+        self._workers: list[ChildDecoder] = []
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
@@ -81,53 +81,17 @@ class DecodePool:
         self.close()
 
     def _decode(self, path: str) -> Decoded:
-        worker: _Worker | None = getattr(self._local, "worker", None)
+        import numpy as np
+
+        worker: ChildDecoder | None = getattr(self._local, "worker", None)
         if worker is None or worker.ended():
-            worker = _Worker(self._settings)
+            worker = ChildDecoder(self._settings)
             self._local.worker = worker
             with self._lock:
                 self._workers = [w for w in self._workers if not w.ended()] + [worker]
-        return worker.decode(path, self._timeout_s)
-
-
-class _Worker:
-    def __init__(self, settings: str) -> None:
-        self._child = Child(edgeprism_command("edgeprism.picture.workers"))
-        self._send(settings)
-
-    def ended(self) -> bool:
-        return not self._child.running()
-
-    def end(self) -> None:
-        self._child.end()
-
-    def decode(self, path: str, timeout_s: float) -> Decoded:
-        import numpy as np
-
-        late = threading.Event()
-
-        def give_up() -> None:
-            late.set()
-            self._child.kill()
-
-        timer = threading.Timer(timeout_s, give_up)
-        timer.start()
-        try:
-            self._send(json.dumps({"path": path}))
-            answer, data = self._receive()
-        except (OSError, ValueError, EOFError) as error:
-            self.end()
-            reason = f"took longer than {timeout_s:.0f} s" if late.is_set() else "broke its decoder"
-            raise ImageError(
-                f"{path}: reading it {reason}.", "Export a smaller or repaired copy."
-            ) from error
-        finally:
-            timer.cancel()
-        if "error" in answer:
-            raise ImageError(answer["error"], answer["hint"])
-        tiles = np.frombuffer(data, np.uint8).reshape(answer["shape"])
+        answer, data = worker.ask({"path": path}, b"", path, self._timeout_s)
         return Decoded(
-            tiles=tiles,
+            tiles=np.frombuffer(data, np.uint8).reshape(answer["shape"]),
             sha256=answer["sha256"],
             size=(answer["size"][0], answer["size"][1]),
             notes=tuple(answer["notes"]),
@@ -135,57 +99,106 @@ class _Worker:
             preprocess_ms=answer["preprocess_ms"],
         )
 
-    def _send(self, line: str) -> None:
-        self._child.send(line.encode() + b"\n")
 
-    def _receive(self) -> tuple[dict[str, Any], bytes]:
-        pipe = self._child.output
-        line = pipe.readline(_LINE_BYTES)
-        if not line.endswith(b"\n"):
-            raise EOFError
-        answer = json.loads(line)
-        data = pipe.read(answer["bytes"])
-        if len(data) != answer["bytes"]:
-            raise EOFError
-        return answer, data
+# ---- inside the child
+
+
+@dataclass(frozen=True)
+class _Request:
+    fields: dict[str, Any]
+    payload: bytes
 
 
 def main() -> None:
-    """Run a worker: read settings from the first line, then one picture per line, until the end."""
+    """Run a worker: read settings from the first line, then requests, until the parent ends.
+
+    A thread reads the requests: so it sees at once that the parent has ended, and ends this
+    process even while a picture is decoded.
+    """
     from edgeprism.bundle.manifest import ImagePolicy
     from edgeprism.files.strict_json import record_from_data
 
+    end_with_parent()
     commands, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # so that text that a library prints does not get into the answers
     settings = json.loads(commands.readline())
-    limit_memory(settings.pop("memory_bytes"))
-    policy = record_from_data(ImagePolicy, settings, "the worker's settings")
+    limit_memory(settings["memory_bytes"])
+    policy = None
+    if settings["policy"] is not None:
+        policy = record_from_data(ImagePolicy, settings["policy"], "the worker's settings")
+    requests: SimpleQueue[_Request] = SimpleQueue()
+    threading.Thread(target=_read_requests, args=(commands, requests), daemon=True).start()
+    while True:
+        request = requests.get()
+        _limit_cpu_time(request.fields["timeout_s"])
+        answer, data = _answer(request, policy)
+        answers.write(json.dumps({**answer, "bytes": len(data)}).encode() + b"\n")
+        answers.write(data)
+        answers.flush()
+
+
+def _read_requests(commands: IO[bytes], requests: SimpleQueue[_Request]) -> None:
     for line in commands:
-        answer, data = _answer(json.loads(line)["path"], policy)
-        _write(answers, json.dumps({**answer, "bytes": len(data)}).encode() + b"\n" + data)
+        fields = json.loads(line)
+        payload = commands.read(fields["payload"])
+        if len(payload) < fields["payload"]:
+            break
+        requests.put(_Request(fields, payload))
+    os._exit(0)  # the parent has ended, or wants no more
 
 
-def _write(pipe: IO[bytes], data: bytes) -> None:
-    pipe.write(data)
-    pipe.flush()
+def _limit_cpu_time(timeout_s: float) -> None:
+    """End this process if the next picture takes far longer than the parent would wait for it.
+
+    The parent ends it sooner; this holds where the parent has stopped or is gone.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    # decoders use several threads
+    allowed = int(max(timeout_s, _LEAST_CPU_S) * max(2, os.cpu_count() or 1))
+    soft = int(used.ru_utime + used.ru_stime) + allowed
+    if hard == resource.RLIM_INFINITY or soft < hard:
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
-def _answer(path: str, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
+def _answer(request: _Request, policy: ImagePolicy | None) -> tuple[dict[str, Any], bytes]:
+    try:
+        if policy is None:
+            return _pixels(request)
+        return _tiles(request.fields["path"], policy)
+    except ImageError as error:
+        return {"error": error.message, "hint": error.hint}, b""
+    except MemoryError:
+        name = request.fields.get("path") or request.fields["name"]
+        error = f"{name}: reading it needs more memory than there is."
+        return {"error": error, "hint": "Export a smaller copy."}, b""
+
+
+def _pixels(request: _Request) -> tuple[dict[str, Any], bytes]:
+    """Decode the request's payload into RGB."""
+    from edgeprism.picture.decode import bytes_to_rgb
+
+    fields = request.fields
+    decoded = bytes_to_rgb(request.payload, fields["name"], fields["enough"])
+    answer = {"rgb_size": decoded.rgb.size, "size": decoded.size, "notes": decoded.notes}
+    return answer, decoded.rgb.tobytes()
+
+
+def _tiles(path: str, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
+    """Read the file at `path` and cut it into tiles."""
     import time
 
     from edgeprism.picture.layout import choose_grid
     from edgeprism.picture.read import enough_for, read_picture
     from edgeprism.picture.tile import picture_to_tiles
 
-    try:
-        picture = read_picture(path, enough=enough_for(policy))
-        start = time.perf_counter()
-        tiles = picture_to_tiles(picture, policy, choose_grid(picture.size, policy))
-    except ImageError as error:
-        return {"error": error.message, "hint": error.hint}, b""
-    except MemoryError:
-        hint = "Export a smaller copy."
-        return {"error": f"{path}: reading it needs more memory than there is.", "hint": hint}, b""
+    picture = read_picture(path, enough=enough_for(policy), isolate=False)
+    start = time.perf_counter()
+    tiles = picture_to_tiles(picture, policy, choose_grid(picture.size, policy))
     answer = {
         "shape": tiles.shape,
         "sha256": picture.sha256,
