@@ -55,13 +55,16 @@ def unknown_layout(folder: Path, family: str, expected: str) -> CheckpointError:
         about = "no config.json"
     close = closest_families(folder)
     return CheckpointError(
-        f"{folder} is not a checkpoint of {family}.\n"
-        f"  found: {about}; files {shown or 'none'}\n"
-        f"  expected: {expected}\n"
-        f"  families that come close: {', '.join(close) or 'none'}\n",
-        f"Try `edgeprism convert {close[0]}`." if close and close[0] != family
+        f"{folder} is not a checkpoint of {family}.",
+        f"Try `edgeprism convert {close[0]}`."
+        if close and close[0] != family
         else "`edgeprism convert --list` says what each family is.",
-    )  # fmt: skip
+        (
+            f"found: {about}; files {shown or 'none'}",
+            f"expected: {expected}",
+            f"families that come close: {', '.join(close) or 'none'}",
+        ),
+    )
 
 
 def closest_families(folder: Path) -> list[str]:

@@ -110,10 +110,10 @@ def _require_parity(verdict: judge.Verdict, force: bool, progress: Progress) -> 
         progress.say(f"parity {check}: {shown}")
     if verdict.failures and not force:
         raise ParityError(
-            "The bundle does not compute what its checkpoint does:"
-            + "".join(f"\n  {failure}" for failure in verdict.failures) + "\n",
+            "The bundle does not compute what its checkpoint does:",
             "Try a finer quantization; `force` writes the bundle all the same and records this.",
-        )  # fmt: skip
+            verdict.failures,
+        )
 
 
 def _completed(manifest: Manifest, variants: list[VisionVariant], lm_quant: str,

@@ -84,6 +84,6 @@ def _follow(child: Child, job: dict[str, Any], progress: Progress) -> None:
 def _error_of(event: dict[str, str]) -> EdgePrismError:
     kind = getattr(errors, event["kind"], EdgePrismError)
     error: EdgePrismError = kind.__new__(kind)
-    # Error classes take different arguments, but the child sends only message and hint.
-    EdgePrismError.__init__(error, event["message"], event["hint"])
+    # Error classes take different arguments, but the child sends only what all of them hold.
+    EdgePrismError.__init__(error, event["summary"], event["hint"], event["details"])
     return error

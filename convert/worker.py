@@ -33,7 +33,11 @@ def main() -> None:
         _convert(job, out, events)
     except EdgePrismError as error:
         events.send(
-            event="error", kind=type(error).__name__, message=error.message, hint=error.hint
+            event="error",
+            kind=type(error).__name__,
+            summary=error.summary,
+            details=error.details,
+            hint=error.hint,
         )
     else:
         events.send(event="done")

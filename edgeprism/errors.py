@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 # Exit codes of the commands. Commands return these numbers, errors carry theirs as `exit_code`.
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -18,14 +20,24 @@ class EdgePrismError(Exception):
 
     `message` says what happened to what, `hint` what to do; the command line prints both and
     ends with `exit_code`. The library itself never prints and never exits.
+
+    `summary` is one line, and each of `details` is another; `message` holds them all. A line break
+    inside one of them came with a name, so the command line shows it escaped.
     """
 
     exit_code = EXIT_FAILED
 
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(self, summary: str, hint: str = "", details: Iterable[str] = ()) -> None:
+        super().__init__(summary)
+        self.summary = summary
+        self.details = tuple(details)
         self.hint = hint
+
+    @property
+    def message(self) -> str:
+        """The summary, and the details below it."""
+        lines = "".join(f"\n  {line}" for line in self.details)
+        return self.summary + lines + ("\n" if lines else "")
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
@@ -59,10 +71,10 @@ class ManifestError(ModelError):
     """A manifest has faults; `faults` lists all of them, each begins with the field's path."""
 
     def __init__(self, where: str, faults: list[str]) -> None:
-        lines = "".join(f"\n  {fault}" for fault in faults)
         super().__init__(
-            f"{where} is refused:{lines}\n",
+            f"{where} is refused:",
             "Convert the model again, or install an EdgePrism that knows these fields.",
+            faults,
         )
         self.faults = faults
 
@@ -118,5 +130,5 @@ class Interrupted(EdgePrismError):
 
     exit_code = EXIT_INTERRUPTED
 
-    def __init__(self, message: str = "Interrupted.", hint: str = "") -> None:
-        super().__init__(message, hint)
+    def __init__(self, summary: str = "Interrupted.", hint: str = "") -> None:
+        super().__init__(summary, hint)

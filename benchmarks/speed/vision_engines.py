@@ -43,10 +43,10 @@ from benchmarks.checkpoints.true_dimensions import SIZES, checkpoint_folders
 from benchmarks.machine import matmul_gflops, spread
 from benchmarks.operations import picture_operations
 from edgeprism import Captioner
+from edgeprism.cli.terminal import StderrProgress
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.supervise import convert_in_child
 from edgeprism.machine.facts import available_cores, cpu_name, has_int8_dot
-from edgeprism.progress import StderrProgress
 from tests.helpers import bundles, peer_mmproj
 
 CHOICES = ("smolvlm-256m", "smolvlm-500m", "llava-1.5-7b", "internvl-2b")

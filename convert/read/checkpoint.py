@@ -102,14 +102,17 @@ class Requirements:
 
     def check(self) -> None:
         """Raise CheckpointError for missing, misshapen and unexpected tensors."""
-        faults = [self._faults(key) for key in self._checkpoints]
-        if any(faults):
+        faults = [lines for key in self._checkpoints if (lines := self._faults(key))]
+        if faults:
+            (summary, *details), *others = faults
             raise CheckpointError(
-                "\n".join(filter(None, faults)) + "\n",
+                summary,
                 "Check that each download is complete and that the folders belong together.",
+                [*details, *(line for lines in others for line in lines)],
             )
 
-    def _faults(self, key: int) -> str:
+    def _faults(self, key: int) -> list[str]:
+        """Return a line that counts a checkpoint's faults and a line for each; none if sound."""
         checkpoint, shapes = self._checkpoints[key], self._shapes[key]
         missing = [name for name in shapes if name not in checkpoint.names]
         misshapen = [
@@ -122,16 +125,17 @@ class Requirements:
             name for name in checkpoint.names if name not in shapes and not unused.search(name)
         )
         if not missing and not misshapen and not extra:
-            return ""
-        lines = [f"\n  missing: {name} {list(shapes[name])}" for name in missing]
-        lines += [f"\n  wrong shape: {line}" for line in misshapen]
-        lines += [f"\n  unexpected: {name} {list(checkpoint.shape(name))}" for name in extra]
+            return []
+        lines = [f"missing: {name} {list(shapes[name])}" for name in missing]
+        lines += [f"wrong shape: {line}" for line in misshapen]
+        lines += [f"unexpected: {name} {list(checkpoint.shape(name))}" for name in extra]
         counts = f"{len(missing)} missing, {len(misshapen)} of another shape"
         counts += f", {len(extra)} unexpected" if extra else ""
-        return (
+        summary = (
             f"{checkpoint.folder} ({checkpoint.role}) does not hold the tensors that its "
-            f"config.json announces ({counts}):{''.join(lines)}"
+            f"config.json announces ({counts}):"
         )
+        return [summary, *lines]
 
 
 class _Container:

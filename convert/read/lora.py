@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,15 +66,16 @@ class LoraAdapter:
         if unmatched:
             raise CheckpointError(
                 f"{self.folder}: {len(unmatched)} adapter tensors match no tensor of the base "
-                f"model:{_lines(unmatched)}\n",
+                f"model:",
                 "Pass the language model that this adapter was trained on.",
+                unmatched,
             )
         lone = [names[h] for names in halves.values() if len(names) == 1 for h in names]
         if lone:
             raise CheckpointError(
-                f"{self.folder}: the other half of these adapter tensors is missing:"
-                f"{_lines(lone)}\n",
+                f"{self.folder}: the other half of these adapter tensors is missing:",
                 "Download the adapter again.",
+                lone,
             )
         self._require_shapes(halves, base_shapes)
         return {base: (names["A"], names["B"]) for base, names in halves.items()}
@@ -125,7 +125,3 @@ def _scale_and_rank(folder: Path) -> tuple[float, int]:
             "Download the adapter again.",
         )
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), rank
-
-
-def _lines(names: Iterable[str]) -> str:
-    return "".join(f"\n  {name}" for name in names)

@@ -171,12 +171,12 @@ def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
             "A bundle is a folder made by `edgeprism convert` or `edgeprism pull`.",
         ) from error
     wrong = [
-        f"\n  {name}: {problem}"
+        f"{name}: {problem}"
         for name, entry in manifest.files.items()
         if (problem := _size_problem(path / name, entry.size))
     ]
     if wrong:
-        raise ModelError(f"{path}: incomplete:{''.join(wrong)}\n", "Copy or convert it again.")
+        raise ModelError(f"{path}: incomplete:", "Copy or convert it again.", wrong)
     return Bundle(path, manifest, digest)
 
 

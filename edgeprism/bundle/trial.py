@@ -134,7 +134,9 @@ def _in_child(trial: Trial, cancel: Cancel) -> object:
     reply: dict[str, Any] = json.loads(line)
     if "error" in reply:
         kind = getattr(errors, reply["error"], ModelError)
-        raise kind(reply["message"], reply["hint"])
+        error: EdgePrismError = kind.__new__(kind)  # the classes take different arguments
+        EdgePrismError.__init__(error, reply["summary"], reply["hint"], reply["details"])
+        raise error
     if "answer" not in reply:
         raise _refusal(trial, f"took more than {trial.memory / 1e9:.1f} GB of memory")
     answer: object = reply["answer"]
@@ -162,7 +164,12 @@ def answer_trial(run: Callable[[dict[str, Any]], object]) -> NoReturn:
     try:
         reply = {"answer": run(request)}
     except EdgePrismError as error:
-        reply = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+        reply = {
+            "error": type(error).__name__,
+            "summary": error.summary,
+            "hint": error.hint,
+            "details": error.details,
+        }
     except MemoryError:
         reply = {}
     sys.stdout.write(_MARKER + json.dumps(reply))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,9 @@ from edgeprism.cli.options import (
     perceiving,
     working,
 )  # fmt: skip
+from edgeprism.cli.terminal import print_json, say
 from edgeprism.errors import EXIT_DONE, EdgePrismError, UsageError
+from edgeprism.files.safe_text import printable, printable_line
 
 if TYPE_CHECKING:
     from edgeprism.prism import Prism
@@ -146,19 +147,17 @@ def _shape(choices: str | None, schema_file: str | None) -> Shape | None:
 
 def _show(answer: Answer, as_json: bool, show_captions: bool) -> None:
     if as_json:
-        click.echo(json.dumps(answer.to_dict(), ensure_ascii=False, indent=2))
+        print_json(answer.to_dict(), indent=2)
         return
-    from edgeprism.files.safe_text import printable
-
     for note in answer.notes:
-        click.echo(printable(note), err=True)
+        say(note)
     if show_captions:
         if answer.focus:
             click.echo(printable(f"focus: {answer.focus}"))
         names = {caption.model.name for caption in answer.captions}
         for caption in answer.captions:
             by = f" by {caption.model.name}" if len(names) > 1 else ""
-            click.echo(printable(f"{caption.image}{by}: {caption.text}"))
+            click.echo(f"{printable_line(caption.image + by)}: {printable(caption.text)}")
         for item in answer.evidence or ():
             where = f"picture {item.picture}, {item.captioner}, sentence {item.sentence}"
             click.echo(printable(f"evidence: {where}: {item.text}"))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
+from edgeprism.cli.terminal import print_json
 from edgeprism.errors import UsageError
 
 
@@ -23,7 +22,7 @@ def info(as_json: bool) -> None:
     with CaptionStore(default_path()) as store:
         facts = store.info()
     if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False, indent=2))
+        print_json(facts, indent=2)
         return
     click.echo(f"{facts['path']}: {facts['bytes'] / 1e6:.1f} MB, schema {facts['schema']}")
     click.echo(f"{facts['captions']} captions, {facts['files']} files remembered")
@@ -38,7 +37,7 @@ def export() -> None:
 
     with CaptionStore(default_path()) as store:
         for record in store.records():
-            click.echo(json.dumps(record, ensure_ascii=True))
+            print_json(record)
 
 
 @command.command("clear")

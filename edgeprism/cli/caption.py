@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -19,7 +18,9 @@ from edgeprism.cli.options import (
     pair_options,
     working,
 )  # fmt: skip
+from edgeprism.cli.terminal import print_json, say
 from edgeprism.errors import EXIT_DONE, UsageError
+from edgeprism.files.safe_text import printable
 
 if TYPE_CHECKING:
     from edgeprism.perceive.captioner import Captioner
@@ -251,14 +252,12 @@ def _caption_one(
     with working(f"{', '.join(images)}: describing…"):
         caption: Caption = captioner.caption(sources if len(sources) > 1 else sources[0], **options)
     for note in caption.notes:
-        click.echo(f"{caption.image}: {note}", err=True)
-    from edgeprism.files.safe_text import printable
-
+        say(f"{caption.image}: {note}")
     if form == "text":
         click.echo(printable(caption.text))
     else:
         indent = 2 if form == "json" else None
-        click.echo(json.dumps(caption.to_dict(), ensure_ascii=False, indent=indent))
+        print_json(caption.to_dict(), indent=indent)
     return EXIT_DONE
 
 

@@ -33,10 +33,12 @@ from edgeprism.errors import (
     OutputError,
     UsageError,
 )
+from edgeprism.files.safe_text import printable, printable_line
 
 if TYPE_CHECKING:
     from edgeprism.perceive.looking import Looking
     from edgeprism.reason.conversation import Conversation
+    from edgeprism.records import Caption
 
 _HELP = (
     "/focus TEXT describes the pictures again with that focus, /captions prints all captions, "
@@ -117,24 +119,26 @@ def command(
 
 def _do(line: str, looking: Looking, conversation: Conversation, answer_tokens: int) -> None:
     """Answer one line, a question or a command."""
-    from edgeprism.files.safe_text import printable
-
     word, _, rest = line.partition(" ")
     if word == "/captions":
         for caption in looking.captions:
-            click.echo(printable(f"{caption.image}: {caption.text}"))
+            click.echo(_caption_line(caption))
     elif word == "/focus" and rest.strip():
         with working("describing again…"):
             captions = looking.again(rest.strip())
         conversation.tell(captions)
         for caption in captions:
-            click.echo(printable(f"{caption.image}: {caption.text}"))
+            click.echo(_caption_line(caption))
     elif word.startswith("/"):
-        raise UsageError(f"{printable(line)}: not a command of this chat.", _HELP)
+        raise UsageError(f"{line}: not a command of this chat.", _HELP)
     else:
         with working("thinking…"):
             answer = conversation.ask(line, answer_tokens=answer_tokens)
         click.echo(printable(answer.text))
+
+
+def _caption_line(caption: Caption) -> str:
+    return f"{printable_line(caption.image)}: {printable(caption.text)}"
 
 
 def _lines() -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
+from edgeprism.cli.terminal import StderrProgress, print_path
 from edgeprism.errors import UsageError
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def mmproj_pair(
     from edgeprism.vision.pair import write_pair
 
     write_pair(lm, mmproj, out, chat_format=chat_format, name=name, copy=copy, overwrite=overwrite)
-    click.echo(str(out))
+    print_path(out)
 
 
 def _convert(
@@ -175,14 +176,13 @@ def _convert(
         )
     from edgeprism.bundle.open import open_bundle
     from edgeprism.convert.supervise import convert_in_child
-    from edgeprism.progress import StderrProgress
     from edgeprism.vision.trial import remember_captioner
 
     with StderrProgress().shown() as progress:
         convert_in_child(family, out, options, settings, progress)
     # the gate has just run every file of the bundle, so no caption needs to wait for a trial
     remember_captioner(open_bundle(out))
-    click.echo(str(out))
+    print_path(out)
 
 
 def _is_installed(name: str) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import click
 
 from edgeprism.cli.errors import with_options
+from edgeprism.cli.terminal import print_json
 from edgeprism.errors import UsageError
+from edgeprism.files.safe_text import printable_line
 
 _MARKS = {"ok": ("ok  ", "green"), "warn": ("note", "yellow"), "bad": ("BAD ", "red")}
 
@@ -33,15 +34,16 @@ def command(context: click.Context, lm: str | None, mmproj: str | None, as_json:
     diagnosis = examine(pair=(lm, mmproj) if lm and mmproj else None)
     diagnosis.findings = [replace(f, fix=with_options(f.fix)) for f in diagnosis.findings]
     if as_json:
-        click.echo(json.dumps(diagnosis.to_dict(), ensure_ascii=False, indent=2))
+        print_json(diagnosis.to_dict(), indent=2)
         return diagnosis.exit_code
     width = max(len(finding.topic) for finding in diagnosis.findings)
     for finding in diagnosis.findings:
         mark, colour = _MARKS[finding.state]
         click.echo(
-            f"{click.style(mark, fg=colour)}  {finding.topic.ljust(width)}  {finding.text}",
+            f"{click.style(mark, fg=colour)}  {finding.topic.ljust(width)}  "
+            f"{printable_line(finding.text)}",
             color=context.color,
         )
         if finding.fix:
-            click.echo(f"{'':6}{'':{width}}  fix: {finding.fix}")
+            click.echo(f"{'':6}{'':{width}}  fix: {printable_line(finding.fix)}")
     return diagnosis.exit_code

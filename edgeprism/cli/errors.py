@@ -8,6 +8,7 @@ import re
 import click
 
 from edgeprism.errors import EdgePrismError
+from edgeprism.files.safe_text import printable_line
 
 # keywords of the library, as its hints write them between backticks → options of the commands
 OPTIONS = {
@@ -75,13 +76,17 @@ def colour_choice() -> bool | None:
 
 
 def show_error(error: EdgePrismError) -> None:
-    """Print what happened, then what to do, on stderr."""
+    """Print what happened, a line for each detail, then what to do, on stderr."""
     colour = colour_choice()
-    click.echo(
-        click.style("error: ", fg="red", bold=True) + error.message.rstrip(),
-        err=True,
-        color=colour,
-    )
+    summary = click.style("error: ", fg="red", bold=True) + printable_line(error.summary)
+    lines = [summary, *(f"    {printable_line(detail)}" for detail in error.details)]
     if error.hint:
-        hint = click.style("  hint: ", fg="cyan") + with_options(error.hint)
-        click.echo(hint, err=True, color=colour)
+        lines.append(click.style("  hint: ", fg="cyan") + printable_line(with_options(error.hint)))
+    click.echo("\n".join(lines), err=True, color=colour)
+
+
+def show_usage_error(error: click.ClickException) -> None:
+    """Print what click refuses, on stderr; the text may hold a file's name."""
+    message = printable_line(error.format_message())
+    error.format_message = lambda: message  # type: ignore[method-assign]
+    error.show()

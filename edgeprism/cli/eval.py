@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,10 @@ import click
 from edgeprism.bundle.open import DEFAULT_MODEL
 from edgeprism.choices import INSTRUCTION_MODES, OPTION_FORMS
 from edgeprism.cli.options import engine_options, open_reasoners, reasoner_options, working
+from edgeprism.cli.terminal import print_json, say
 from edgeprism.errors import EXIT_DONE, EXIT_SOME_FAILED, Interrupted
+from edgeprism.files.safe_text import printable_line
+from edgeprism.picture.passed import counted
 
 if TYPE_CHECKING:
     from edgeprism.evaluation.questions import QuestionFile
@@ -116,36 +118,33 @@ def command(
         with _progress() as progress:
             report = evaluate(file, matrix, out, judge=opened_judge, progress=progress, **selection)
     except (Interrupted, KeyboardInterrupt):
-        click.echo(f"Results so far are in {out}; the same command goes on from there.", err=True)
+        say(f"Results so far are in {out}; the same command goes on from there.")
         raise
     return _show(report, out, as_json)
 
 
 def _show_skipped(file: QuestionFile) -> None:
     """Print the first skipped rows and the number of the others; the report has all."""
-    from edgeprism.files.safe_text import printable
-
     for skip in file.skipped[:_SHOWN_SKIPS]:
-        click.echo(printable(f"{file.tsv.path}, {skip}; skipped"), err=True)
+        say(f"{file.tsv.path}, {skip}; skipped")
     if len(file.skipped) > _SHOWN_SKIPS:
-        click.echo(f"… and {len(file.skipped) - _SHOWN_SKIPS} more rows skipped", err=True)
+        more = counted(len(file.skipped) - _SHOWN_SKIPS, "more row")
+        say(f"… and {more} skipped")
 
 
 def _show(report: dict[str, Any], out: Path, as_json: bool) -> int:
     from edgeprism.evaluation.evaluate import CSV, JSON, PAGE
     from edgeprism.evaluation.report import print_report
-    from edgeprism.files.safe_text import printable
 
     if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False, indent=2))
+        print_json(report, indent=2)
     else:
         from rich.console import Console
 
         print_report(report, Console(soft_wrap=not sys.stdout.isatty()))
     for failure in report["failures"][:_SHOWN_SKIPS]:
-        line = f"question {failure['index']}, {failure['cell']}: {failure['error']}"
-        click.echo(printable(line), err=True)
-    click.echo(f"{out / PAGE}, {JSON}, {CSV}", err=True)
+        say(f"question {failure['index']}, {failure['cell']}: {failure['error']}")
+    say(f"{out / PAGE}, {JSON}, {CSV}")
     return EXIT_SOME_FAILED if report["data"]["skipped"] or report["failures"] else EXIT_DONE
 
 
@@ -158,11 +157,12 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         def show_begin(stage: str, done: int, total: int) -> None:
             if stage not in begun:
                 begun.add(stage)
-                click.echo(f"{stage}: {total} questions", err=True)
+                say(f"{stage}: {counted(total, 'question')}")
 
         yield show_begin
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress, TaskID
 
     with Progress(console=Console(stderr=True)) as bar:
@@ -170,7 +170,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
         def show_done(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
+                tasks[stage] = bar.add_task(escape(printable_line(stage)), total=total)
             bar.update(tasks[stage], completed=done)
 
         yield show_done

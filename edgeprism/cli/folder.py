@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import click
-
 from edgeprism.cli.bar import ProgressBar
 from edgeprism.cli.errors import show_error, with_options
 from edgeprism.cli.summary import (
@@ -17,8 +15,8 @@ from edgeprism.cli.summary import (
     tell_result,
     tell_what_is_passed_over,
     tell_what_lacks_a_plugin,
-    to_stderr,
 )
+from edgeprism.cli.terminal import print_line, say
 from edgeprism.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -119,10 +117,10 @@ def dry_run(search: PictureSearch, captioner: Captioner, plan: Plan, options: Fo
         return _nothing_found(
             FolderResult(0, passed=search.passed, unreadable=search.unreadable), quiet=False
         )
-    tell_what_is_passed_over(search.passed, click.echo)
-    tell_what_lacks_a_plugin(estimate.unreadable, click.echo)
-    tell_estimate(estimate, click.echo)
-    tell_other_files(estimate.total, search.passed, search.repeated, search.unreadable, click.echo)
+    tell_what_is_passed_over(search.passed, print_line)
+    tell_what_lacks_a_plugin(estimate.unreadable, print_line)
+    tell_estimate(estimate, print_line)
+    tell_other_files(estimate.total, search.passed, search.repeated, search.unreadable, print_line)
     return EXIT_DONE
 
 
@@ -165,7 +163,7 @@ def _nothing_found(result: FolderResult, quiet: bool) -> int:
     """Say that there is no picture, and what there is instead; return the exit code."""
     if not quiet:
         tell_what_is_passed_over(result.passed)
-        tell_other_files(0, result.passed, result.repeated, result.unreadable, to_stderr)
+        tell_other_files(0, result.passed, result.repeated, result.unreadable, say)
     show_error(EdgePrismError("There is no picture to caption.", "Check the folder or the list."))
     return EXIT_FAILED if result.unreadable else EXIT_NOTHING
 

@@ -8,8 +8,9 @@ import sys
 
 import click
 
-from edgeprism.cli.errors import colour_choice, show_error
+from edgeprism.cli.errors import colour_choice, show_error, show_usage_error
 from edgeprism.cli.standard_streams import standard_streams
+from edgeprism.cli.terminal import say
 from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EdgePrismError, Interrupted
 from edgeprism.machine.cancel import interruptible, was_interrupted
 from edgeprism.version import __version__
@@ -78,20 +79,20 @@ def _run(arguments: list[str]) -> int:
     except click.exceptions.Abort:
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        click.echo("Interrupted.", err=True)
+        say("Interrupted.")
         return EXIT_INTERRUPTED
     except Interrupted as error:
-        click.echo(str(error), err=True)
+        say(str(error))
         return EXIT_INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        show_usage_error(error)
         return error.exit_code
     except BrokenPipeError:
         return EXIT_FAILED  # the reader of our output (head, less) has left: nothing more to say
     except Exception as error:
         if was_interrupted():
             # an import that Ctrl-C breaks off raises ImportError: the interrupt is its cause
-            click.echo("Interrupted.", err=True)
+            say("Interrupted.")
             return EXIT_INTERRUPTED
         told = error if isinstance(error, EdgePrismError) else _explained(error)
         if told is None:

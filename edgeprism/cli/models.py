@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
+from edgeprism.cli.terminal import StderrProgress, print_json, print_path
 from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_MODEL, UsageError
 from edgeprism.files.safe_text import printable_line
 
@@ -118,7 +119,6 @@ def verify_published(
     """
     from edgeprism.install.verify_published import Report
     from edgeprism.install.verify_published import verify_published as run
-    from edgeprism.progress import StderrProgress
 
     folder = out or Path(f"edgeprism-{name}-report")
     Report.check_folder(folder)
@@ -127,7 +127,7 @@ def verify_published(
             name, photos, vision_quants=vision_quants, lm_quant=lm_quant, progress=progress
         )
     for path in report.write(folder):
-        click.echo(str(path))
+        print_path(path)
     return EXIT_DONE if report.passed else EXIT_FAILED
 
 
@@ -202,4 +202,4 @@ def _size(size: int | None) -> str:
 
 
 def _print_json(data: Any) -> None:
-    click.echo(json.dumps(data, ensure_ascii=False, indent=2))
+    print_json(data, indent=2)

@@ -12,7 +12,9 @@ import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
 from edgeprism.choices import DEVICES
+from edgeprism.cli.terminal import say
 from edgeprism.errors import UsageError
+from edgeprism.files.safe_text import printable_line
 
 if TYPE_CHECKING:
     from edgeprism.bundle.open import Bundle
@@ -98,7 +100,7 @@ def open_captioner(
     )
     for line in (summary, captioner.bundle.manifest.notice):
         if line and not quiet and (sys.stderr.isatty() or os.environ.get("EDGEPRISM_NATIVE_LOG")):
-            click.secho(line, dim=True, err=True)
+            say(line, dim=True)
     return captioner
 
 
@@ -200,8 +202,10 @@ def working(text: str) -> Iterator[None]:
         yield
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(text):
+    # A Text, because in a str rich reads what stands in brackets as markup.
+    with Console(stderr=True).status(Text(printable_line(text))):
         yield
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
+from edgeprism.cli.terminal import StderrProgress, print_path
 
 
 @click.command("pull")
@@ -28,7 +29,6 @@ def command(name: str, vision_quants: tuple[str, ...], lm_quant: str, given: Pat
     where this one stopped. Prints the model's path.
     """
     from edgeprism.install.pull import pull
-    from edgeprism.progress import StderrProgress
 
     with StderrProgress().shown() as progress:
         pulled = pull(
@@ -36,4 +36,4 @@ def command(name: str, vision_quants: tuple[str, ...], lm_quant: str, given: Pat
         )
         if pulled.was_there:
             progress.say(f"{name} is installed already, and intact.")
-    click.echo(str(pulled.path))
+    print_path(pulled.path)

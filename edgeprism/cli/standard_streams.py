@@ -142,7 +142,7 @@ def _to_text(raw: io.FileIO, before: TextIO | None, name: str) -> TextIO:
 def _encoding(before: TextIO | None) -> tuple[str, str]:
     """Return encoding and error handler: those of PYTHONIOENCODING, else UTF-8."""
     if not os.environ.get("PYTHONIOENCODING") or sys.flags.ignore_environment or before is None:
-        return "utf-8", "replace"
+        return "utf-8", "backslashreplace"
     errors = before.errors or "strict"
     # a character that the encoding lacks is no reason to fail
     return before.encoding, "backslashreplace" if errors == "strict" else errors

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import click
-
-from edgeprism.files.safe_text import printable
+from edgeprism.cli.terminal import say as say_on_stderr
 from edgeprism.folder.causes import failures_by_cause
 from edgeprism.picture.kinds import heic_cure
 from edgeprism.picture.passed import PassedOver, counted
@@ -21,12 +19,7 @@ Say = Callable[[str], None]
 _MOST_CAUSES = 12
 
 
-def to_stderr(text: str) -> None:
-    """Print a line on stderr, with control characters escaped."""
-    click.echo(printable(text), err=True)
-
-
-def tell_what_is_passed_over(passed: PassedOver, say: Say = to_stderr) -> None:
+def tell_what_is_passed_over(passed: PassedOver, say: Say = say_on_stderr) -> None:
     """Print a line for each kind of file that would be captioned in another form."""
     for kind, number, words in passed.by_kind():
         if kind.cure:
@@ -36,7 +29,7 @@ def tell_what_is_passed_over(passed: PassedOver, say: Say = to_stderr) -> None:
             say(f"passed over: {kind.count(number)} ({suffixes}); {kind.cure}")
 
 
-def tell_what_lacks_a_plugin(number: int, say: Say = to_stderr) -> None:
+def tell_what_lacks_a_plugin(number: int, say: Say = say_on_stderr) -> None:
     """Print a line about HEIC pictures, if the plug-in that reads them is missing."""
     if number:
         need = "it needs" if number == 1 else "they need"
@@ -68,7 +61,7 @@ def tell_estimate(estimate: FolderEstimate, say: Say) -> None:
     say(f"about {duration(estimate.seconds)} at {rate}, {basis}")
 
 
-def tell_result(result: FolderResult, say: Say = to_stderr) -> None:
+def tell_result(result: FolderResult, say: Say = say_on_stderr) -> None:
     """Print the counts of a run: they add up to the pictures and, with the rest, to the files."""
     elapsed = max(result.seconds, 1e-3)
     say(

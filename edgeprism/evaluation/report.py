@@ -21,6 +21,7 @@ from edgeprism.evaluation.published_data import identify
 from edgeprism.evaluation.questions import EvalQuestion, QuestionFile
 from edgeprism.evaluation.statistics import CONFIDENCE, RESAMPLES
 from edgeprism.files.atomic import AtomicFile, write_atomically
+from edgeprism.files.safe_text import printable_line
 from edgeprism.output.streams import csv_row
 from edgeprism.reason.base import BaseReasoner
 from edgeprism.version import __version__
@@ -91,7 +92,7 @@ def to_report(inputs: ReportInput) -> dict[str, Any]:
 def write_json(report: dict[str, Any], path: Path) -> None:
     """Write the report as JSON."""
     text = json.dumps(report, ensure_ascii=False, indent=2, allow_nan=False)
-    write_atomically(path, text.encode() + b"\n")
+    write_atomically(path, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def write_csv(inputs: ReportInput, path: Path) -> None:
@@ -123,20 +124,23 @@ def _csv_rows(inputs: ReportInput) -> Iterable[Sequence[Any]]:
 def print_report(report: dict[str, Any], console: Console) -> None:
     """Print the scores, the comparisons of perception, and what no score counts."""
     from rich.table import Table
+    from rich.text import Text
 
     data = report["data"]
-    console.print(f"{data['file']}: {data['identified']}", highlight=False, markup=False)
+    console.print(
+        printable_line(f"{data['file']}: {data['identified']}"), highlight=False, markup=False
+    )
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("perception → reasoning")
     for name in ("right", "95 % interval", "scored", "failed", "unmatched", "s/question", "memory"):
         table.add_column(name, justify="right")
     for cell in report["cells"]:
-        table.add_row(*cell_to_texts(cell))
+        table.add_row(*(Text(printable_line(text)) for text in cell_to_texts(cell)))
     console.print(table, highlight=False, markup=False)
     for pair in pairs_of_interest(report):
-        console.print(pair_to_text(pair), highlight=False, markup=False)
+        console.print(printable_line(pair_to_text(pair)), highlight=False, markup=False)
     for line in left_out(report):
-        console.print(line, highlight=False, markup=False)
+        console.print(printable_line(line), highlight=False, markup=False)
 
 
 def cell_to_texts(cell: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from edgeprism.errors import DeviceError
+from edgeprism.files.safe_text import printable
 from edgeprism.machine.cancel import uninterrupted
 from edgeprism.machine.shortage import shortage_hint
 
@@ -67,7 +68,7 @@ def _on_log(level: int, text: bytes, _: object) -> None:
     if level >= _LEVEL_WARN and line.strip(". \n"):
         _log_lines.append(line.strip())
     if os.environ.get("EDGEPRISM_NATIVE_LOG"):
-        sys.stderr.write(line)
+        sys.stderr.write(printable(line))
 
 
 def supports_offload() -> bool:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import AtomicFile, clear_leftovers, output_error
-from edgeprism.files.safe_text import printable
+from edgeprism.files.safe_text import json_text, printable, printable_line
 from edgeprism.picture.find import PictureFile
 from edgeprism.picture.kinds import has_picture_suffix
 from edgeprism.records import Caption
@@ -104,7 +104,7 @@ class TextOutput(RecordOutput):
         caption = printable(str(record["caption"]))
         if not self._several:
             return caption + "\n"
-        name = printable(str(record["image"])).replace("\n", r"\n")
+        name = printable_line(str(record["image"]))
         return f"{name}: {' '.join(caption.splitlines())}\n"
 
 
@@ -112,7 +112,7 @@ class JsonLinesOutput(RecordOutput):
     """One JSON object per line."""
 
     def _to_text(self, record: dict[str, Any]) -> str:
-        return json.dumps(record, ensure_ascii=False) + "\n"
+        return json_text(record) + "\n"
 
 
 class FailureOutput(RecordOutput):
@@ -131,7 +131,7 @@ class JsonOutput(RecordOutput):
         self._count = 0
 
     def _to_text(self, record: dict[str, Any]) -> str:
-        text = json.dumps(record, ensure_ascii=False, indent=2)
+        text = json_text(record, indent=2)
         if not self._several:
             return text + "\n"
         self._count += 1
@@ -154,6 +154,7 @@ class CsvOutput(RecordOutput):
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
+        self._shown = bool(getattr(target, "isatty", bool)())
         self._put(csv_row(CSV_COLUMNS))
 
     def _to_text(self, record: dict[str, Any]) -> str:
@@ -169,7 +170,8 @@ class CsvOutput(RecordOutput):
             "tokens_generated": tokens.get("generated", ""),
             "total_ms": timings.get("total", ""),
         }
-        return csv_row(flat.get(column, "") for column in CSV_COLUMNS)
+        cells = (flat.get(column, "") for column in CSV_COLUMNS)
+        return csv_row(printable_line(str(cell)) if self._shown else cell for cell in cells)
 
 
 def record_to_dict(record: Record) -> dict[str, Any]:

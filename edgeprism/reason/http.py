@@ -121,7 +121,7 @@ class Server:
             except ReplyError as unread:
                 error, after_s = unread, 0.0
             if number == ATTEMPTS:
-                error.message += f" ({ATTEMPTS} tries.)"
+                error.summary += f" ({ATTEMPTS} tries.)"
                 raise error
             pause = max(self._pause_s * 2 ** (number - 1), after_s)
             self._wait(min(pause, _LONGEST_PAUSE_S))

@@ -75,11 +75,11 @@ def schema_to_shape(schema: Any, where: str = "the schema") -> Shape:
     grammar = _Grammar(schema)
     root = grammar.rule_for(schema, "$", 0, ())
     if grammar.faults:
-        lines = "".join(f"\n  {fault}" for fault in grammar.faults[:20])
         raise UsageError(
-            f"{where} cannot be used:{lines}",
+            f"{where} cannot be used:",
             "Understood: type, properties, required, items, minItems, maxItems, minLength, "
             "maxLength, minimum with maximum of integers, enum, const, anyOf, oneOf, local $ref.",
+            grammar.faults[:20],
         )
     rules = [f"root ::= {root}", *(f"{name} ::= {body}" for name, body in grammar.rules.items())]
 
