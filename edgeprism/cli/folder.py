@@ -41,7 +41,7 @@ from edgeprism.output.streams import (
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import Plan
 from edgeprism.picture.find import PictureFile, PictureSearch
-from edgeprism.picture.kinds import lacks_plugin
+from edgeprism.picture.kinds import NEEDS_PLUGIN, lacks_plugin
 
 _OUTPUTS: dict[str, type[RecordOutput]] = {
     "text": TextOutput,
@@ -89,9 +89,15 @@ def caption_folder(
         stack.enter_context(finishing_first(run.stop))
         bar = stack.enter_context(ProgressBar(run.result, quiet=quiet))
         report = _Report(outputs, bar, told_of_plugin=run.pictures is not None and not quiet)
-        for outcome in run:
-            report.show(outcome)
-            bar.update()
+        try:
+            for outcome in run:
+                report.show(outcome)
+                bar.update()
+        except EdgePrismError:  # such as a full disk, which ends the run
+            if not quiet:
+                with bar.aside():
+                    tell_result(run.result)
+            raise
         if errors is not None:
             _write_errors(errors, run.result.failures)
         if run.result.stopped:
@@ -130,8 +136,9 @@ class _Report:
     def __init__(
         self, outputs: list[RecordOutput], bar: ProgressBar, *, told_of_plugin: bool
     ) -> None:
-        self._outputs, self._bar, self._told_of_plugin = outputs, bar, told_of_plugin
-        self._causes: set[str] = set()  # of the errors that were printed, and their hints
+        self._outputs, self._bar = outputs, bar
+        # of the errors that were printed, and their hints
+        self._causes = {cause_key(NEEDS_PLUGIN)} if told_of_plugin else set()
         self._hints: set[str] = set()
         self._on_terminal = sys.stdout.isatty()
 
@@ -151,8 +158,6 @@ class _Report:
             self._hints.add(hint)
 
     def _is_new(self, picture: PictureFile, error: EdgePrismError) -> bool:
-        if self._told_of_plugin and lacks_plugin(picture.path.name):
-            return False
         key = cause_key(reason_of(picture.path, error))
         is_new = key not in self._causes
         self._causes.add(key)

@@ -64,9 +64,10 @@ def tell_estimate(estimate: FolderEstimate, say: Say) -> None:
 def tell_result(result: FolderResult, say: Say = say_on_stderr) -> None:
     """Print the counts of a run: they add up to the pictures and, with the rest, to the files."""
     elapsed = max(result.seconds, 1e-3)
+    left = f", {result.total - result.done:,} left" if result.total > result.done else ""
     say(
         f"{counted(result.total, 'picture')}: {result.captioned:,} captioned, "
-        f"{result.known:,} known already, {len(result.failures):,} failed; "
+        f"{result.known:,} known already, {len(result.failures):,} failed{left}; "
         f"{duration(elapsed)}, {result.done / elapsed:.1f}/s"
     )
     if result.duplicates:

@@ -14,7 +14,7 @@ from edgeprism.errors import ImageError
 from edgeprism.picture import signatures
 from edgeprism.picture.embedded import embedded_profile
 from edgeprism.picture.frames import Frame, Shown, first_shown
-from edgeprism.picture.kinds import heic_cure
+from edgeprism.picture.kinds import NEEDS_PLUGIN, heic_cure
 from edgeprism.picture.limits import Decoded, UnreadLayout, check_size, checked, too_many_pixels
 from edgeprism.picture.png import png_facts
 from edgeprism.picture.render import Rendered, image_to_srgb_pixels, orientation_of
@@ -180,7 +180,7 @@ def _with_heif(name: str) -> tuple[str, ...]:
     try:
         import pillow_heif
     except ImportError as error:
-        raise ImageError(f"{name}: HEIC needs a plug-in.", heic_cure()) from error
+        raise ImageError(f"{name}: {NEEDS_PLUGIN}.", heic_cure()) from error
     pillow_heif.register_heif_opener(thumbnails=False)
     return (*_formats(), "HEIF")
 

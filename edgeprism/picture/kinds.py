@@ -174,6 +174,9 @@ def lacks_plugin(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in HEIF_SUFFIXES and find_spec("pillow_heif") is None
 
 
+NEEDS_PLUGIN = "HEIC needs a plug-in"  # the reason for which such a picture fails
+
+
 def heic_cure() -> str:
     """Return the hint for pictures that need the plug-in for HEIC, in this very Python."""
     return f'Install it: {sys.executable} -m pip install "edgeprism[heic]"'

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
+import subprocess
 import sys
 import time
 import zlib
@@ -136,32 +136,43 @@ def test_a_name_with_a_line_break_stays_on_its_line(album: Path, capfd: Captured
 
 
 @pytest.fixture
-def without_heic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plug-in is not there, neither for this process nor for its workers."""
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        "edgeprism.picture.kinds.find_spec",
-        lambda name, *rest: None if name == "pillow_heif" else found(name, *rest),
-    )
+def without_heic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Child processes, workers among them, do not find the plug-in."""
+    place = tmp_path / "without"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text("import sys; sys.modules['pillow_heif'] = None")
+    monkeypatch.setenv("PYTHONPATH", str(place))
 
 
 def test_heic_without_the_plugin_is_one_line_before_the_work_starts(
-    album: Path, without_heic: None, capfd: Captured
+    album: Path, without_heic: None
 ) -> None:
+    def caption(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "edgeprism", "caption", "album", *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
     add(album, "a.png")
     for n in range(120):
         (album / f"IMG_{n}.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * n)
     cure = f'{sys.executable} -m pip install "edgeprism[heic]"'
-    assert run(["caption", "album", "--dry-run"]) == 0
-    out = capfd.readouterr().out
-    assert "121 pictures, 0 captioned already, 120 cannot be read, 1 to caption" in out
-    assert f"120 HEIC pictures cannot be read: they need a plug-in. Install it: {cure}" in out
-    assert run(["caption", "album"]) == 3
-    lines = capfd.readouterr().err.splitlines()
-    assert lines[0].startswith("120 HEIC pictures cannot be read: they need a plug-in.")
-    assert not [line for line in lines if line.startswith("error: ")]
-    assert sum("120 failed: " in line for line in lines) == 1
-    assert len(lines) < 6
+    estimate = caption("--dry-run")
+    assert estimate.returncode == 0
+    assert "121 pictures, 0 captioned already, 120 cannot be read, 1 to caption" in estimate.stdout
+    told = f"120 HEIC pictures cannot be read: they need a plug-in. Install it: {cure}"
+    assert estimate.stdout.splitlines()[0] == told
+    done = caption("--errors", "errors.jsonl")
+    assert done.returncode == 3
+    lines = done.stderr.splitlines()
+    assert lines[0] == told
+    assert lines[1].startswith("121 pictures: 1 captioned, 0 known already, 120 failed; ")
+    assert lines[2].startswith("  120 failed: HEIC needs a plug-in: album/IMG_0.HEIC, ")
+    assert len(lines) == 3
+    failures = [json.loads(line) for line in Path("errors.jsonl").read_text().splitlines()]
+    assert len(failures) == 120, "the file has each"
+    quiet = caption("-q")
+    assert quiet.stderr.splitlines() == [
+        "error: album/IMG_0.HEIC: HEIC needs a plug-in.", f"  hint: Install it: {cure}"
+    ]  # fmt: skip
 
 
 # ---- what is passed over
@@ -303,3 +314,31 @@ def test_a_dry_run_of_what_is_known_measures_nothing(album: Path, capfd: Capture
     capfd.readouterr()
     assert run(["caption", "album", "--dry-run"]) == 0
     assert capfd.readouterr().out == "2 pictures, 2 captioned already, 0 to caption\n"
+
+
+# ---- runs that end early
+
+
+def test_a_run_that_is_stopped_by_an_error_still_adds_up(album: Path, capfd: Captured) -> None:
+    add(album, *(f"{n}.png" for n in range(60)))
+    add_broken(album, "00.png")
+    assert run(["caption", "album", "--on-error", "stop", "--batch", "1"]) in (1, 3)
+    err = capfd.readouterr().err
+    found = re.search(r"61 pictures: (\d+) captioned, 0 known already, 1 failed, (\d+) left; ", err)
+    assert found is not None, err
+    assert int(found[1]) + 1 + int(found[2]) == 61
+
+
+def test_what_was_done_before_the_disk_was_full(
+    album: Path, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    add_broken(album, "0.png")
+    add(album, "1.png", "2.png")
+    monkeypatch.setattr("edgeprism.files.atomic._fsync", full)
+    assert run(["caption", "album", "--txt"]) == 1
+    err = capfd.readouterr().err
+    assert err.count("error: ") == 2
+    assert "3 pictures: 0 captioned, 0 known already, 1 failed, 2 left; " in err
