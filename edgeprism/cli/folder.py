@@ -150,12 +150,11 @@ class _Report:
                 for output in self._outputs:
                     output.write(record, outcome.picture)
         if outcome.error is not None and self._is_new(outcome.picture, outcome.error):
-            hint = outcome.error.hint
+            error = outcome.error
+            hint = "" if error.hint in self._hints else error.hint
             with self._bar.aside():
-                show_error(
-                    EdgePrismError(outcome.error.message, "" if hint in self._hints else hint)
-                )
-            self._hints.add(hint)
+                show_error(EdgePrismError(error.summary, hint, error.details))
+            self._hints.add(error.hint)
 
     def _is_new(self, picture: PictureFile, error: EdgePrismError) -> bool:
         key = cause_key(reason_of(picture.path, error))

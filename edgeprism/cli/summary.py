@@ -100,7 +100,7 @@ def _tell_causes(result: FolderResult, say: Say) -> None:
     if len(causes) == len(result.failures):
         return
     for cause in causes[:_MOST_CAUSES]:
-        names = ", ".join(str(path).replace("\n", r"\n") for path in cause.first)
+        names = ", ".join(map(str, cause.first))
         more = cause.count - len(cause.first)
         names += f" and {more:,} more" if more else ""
         say(f"  {cause.count:,} failed: {cause.reason}: {names}")

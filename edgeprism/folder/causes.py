@@ -28,7 +28,7 @@ class Cause:
 
 def reason_of(path: Path, error: EdgePrismError) -> str:
     """Return an error's message without the name of the picture or sidecar that it begins with."""
-    message = error.message.rstrip()
+    message = error.summary.rstrip()
     rest = message.removeprefix(f"{path}: ")
     if rest == message:
         name, colon, after = message.partition(": ")
