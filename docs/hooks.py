@@ -70,7 +70,7 @@ def missing_from_reference(page: str) -> list[str]:
             continue
         end = next((position for position in ends if position > begin), len(page))
         text = html.unescape(re.sub(r"<[^>]+>", " ", page[begin:end]))
-        words = set(re.findall(r"-{1,2}[a-z][a-z0-9-]*", text))
+        words = set(re.findall(r"-{1,2}[A-Za-z][A-Za-z0-9-]*", text))
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.hidden:
                 missing += [f"{name} {flag}" for flag in parameter.opts if flag not in words]

@@ -44,7 +44,7 @@ def main() -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(photo)
         models = ["--reasoner", arguments.reasoner, "--answer-tokens", "16", "--no-cache"]
-        ask = [*edgeprism, "ask", photo, QUESTION, "--captioner", arguments.bundle, *models]
+        ask = [*edgeprism, "ask", photo, QUESTION, "--model", arguments.bundle, *models]
         commands = {
             "together": [*ask, "--stages", "together"],
             "apart": [*ask, "--stages", "apart"],

@@ -10,6 +10,7 @@ import click
 
 from edgeprism.bundle.open import DEFAULT_MODEL
 from edgeprism.choices import INSTRUCTION_MODES, STAGES
+from edgeprism.cli.command import OLD_NAMES, Command, with_examples
 from edgeprism.cli.options import (
     answering_options,
     cache_option,
@@ -31,16 +32,23 @@ if TYPE_CHECKING:
     from edgeprism.records import Answer
 
 
-@click.command("ask")
+@with_examples(
+    'edgeprism ask photo.jpg "What is on the left?"',
+    'edgeprism ask before.jpg after.jpg "What changed?" --show-captions',
+    'edgeprism ask photo.jpg "Is it day or night?" --choices day,night',
+    'edgeprism ask photo.jpg "What is it?" --reasoner http://127.0.0.1:8080/v1',
+    old_names=OLD_NAMES,
+)
+@click.command("ask", cls=Command)
 @click.argument("images_and_question", nargs=-1, required=True, metavar="IMAGE... QUESTION")
-@click.option("--captioner", "models", multiple=True, metavar="NAME|BUNDLE",
+@click.option("-m", "--model", "models", multiple=True, metavar="NAME|BUNDLE",
               help="The captioner; repeat for several.  [default: $EDGEPRISM_MODEL or "
               f"{DEFAULT_MODEL}]")  # fmt: skip
 @click.option("--merge-captions", is_flag=True,
               help="With several captioners: let the reasoner merge their descriptions "
               "first.")  # fmt: skip
 @answering_options
-@pair_options("--lm-chat-format")
+@pair_options
 @captioner_options
 @click.option("--instruction-mode", type=click.Choice(INSTRUCTION_MODES),
               default="question", show_default=True,

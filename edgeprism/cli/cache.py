@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from edgeprism.cli.command import Command
 from edgeprism.cli.terminal import print_json
 from edgeprism.errors import UsageError
 
@@ -13,7 +14,7 @@ def command() -> None:
     """Show or clear the caption store, which keeps finished captions by picture content."""
 
 
-@command.command("info")
+@command.command("info", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def info(as_json: bool) -> None:
     """Print where the store is and what it holds."""
@@ -30,7 +31,7 @@ def info(as_json: bool) -> None:
         click.echo(f"  {bundle['name']} {bundle['digest'][:12]}: {bundle['captions']}")
 
 
-@command.command("export")
+@command.command("export", cls=Command)
 def export() -> None:
     """Print all records, one JSON object per line, oldest first."""
     from edgeprism.store.caption_store import CaptionStore, default_path
@@ -40,7 +41,7 @@ def export() -> None:
             print_json(record)
 
 
-@command.command("clear")
+@command.command("clear", cls=Command)
 @click.option("--yes", is_flag=True, help="Clear without asking.")
 def clear(yes: bool) -> None:
     """Delete every caption."""
@@ -53,7 +54,7 @@ def clear(yes: bool) -> None:
         click.echo(f"{store.clear()} captions deleted")
 
 
-@command.command("prune")
+@command.command("prune", cls=Command)
 @click.option("--keep", "models", multiple=True, metavar="NAME|BUNDLE",
               help="Also delete captions of all other bundles; repeatable.")  # fmt: skip
 def prune(models: tuple[str, ...]) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from edgeprism.bundle.open import DEFAULT_MODEL
+from edgeprism.cli.command import Command, is_quiet, with_examples
 from edgeprism.cli.options import (
     cache_option,
     captioner_options,
@@ -29,9 +31,18 @@ if TYPE_CHECKING:
     from edgeprism.records import Caption
 
 
-@click.command("caption")
+@with_examples(
+    "edgeprism caption photo.jpg",
+    'edgeprism caption photo.jpg --focus "the number of boats"',
+    "edgeprism caption Photos --output captions.jsonl --errors failed.jsonl",
+    "edgeprism caption Photos --txt --out-dir Texts",
+    "curl -s https://example.org/a.jpg | edgeprism caption -",
+    old_names={"--captioner": "--model", "--chat-format": "--lm-chat-format"},
+)
+@click.command("caption", cls=Command)
 @click.argument("images", nargs=-1, metavar="PICTURE|FOLDER|PATTERN|-...")
 @click.option(
+    "-m",
     "--model",
     default=DEFAULT_MODEL,
     envvar="EDGEPRISM_MODEL",
@@ -47,7 +58,7 @@ if TYPE_CHECKING:
 @click.option(
     "--example", is_flag=True, help="Caption the example picture that ships with EdgePrism."
 )
-@pair_options("--chat-format")
+@pair_options
 @captioner_options
 @click.option(
     "--temperature",
@@ -70,6 +81,7 @@ if TYPE_CHECKING:
 @click.option("--jsonl", is_flag=True, help="Print a JSON object per line, each as soon as made.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a CSV table with a header.")
 @click.option(
+    "-o",
     "--output",
     type=click.Path(dir_okay=False),
     metavar="FILE",
@@ -111,9 +123,6 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Print the work and its estimated time, and end.")
 @click.option(
-    "-q", "--quiet", is_flag=True, help="No progress and no summary; errors are still printed."
-)
-@click.option(
     "--batch",
     "parallel",
     type=click.IntRange(1, 64),
@@ -136,23 +145,7 @@ if TYPE_CHECKING:
     help="Write failures to FILE, one JSON object per line.",
 )
 def command(
-    images: tuple[str, ...],
-    model: str,
-    together: bool,
-    example: bool,
-    lm: str | None,
-    mmproj: str | None,
-    lm_chat_format: str | None,
-    instruction: str | None,
-    focus: str | None,
-    caption_tokens: int | None,
-    temperature: float,
-    seed: int,
-    vision_quant: str | None,
-    device: str,
-    threads: int | None,
-    gpu_layers: int | None,
-    **output_options: Any,
+    images: tuple[str, ...], model: str, together: bool, example: bool, **options: Any
 ) -> int:
     """Describe pictures in words.
 
@@ -161,41 +154,38 @@ def command(
     3 means that some pictures failed; the others have captions. With --together the model sees all
     pictures in one prompt: "What changed between the two?"
     """
-    form = _form(output_options)
+    form = _form(options)
     if example:
         images += (_example(),)
-    if not images and output_options["files_from"] is None:
+    if not images and options["files_from"] is None:
         raise UsageError(
             "No picture is named.", "Name one (edgeprism caption photo.jpg), or use --example."
         )
-    many = not together and not _is_one(images, output_options)
-    search = _search(images, output_options, form) if many else None
-    captioner = open_captioner(
-        model,
-        lm=lm,
-        mmproj=mmproj,
-        lm_chat_format=lm_chat_format,
-        device=device,
-        threads=threads,
-        gpu_layers=gpu_layers,
-        vision_quant=vision_quant,
-        quiet=output_options["quiet"],
-    )
-    options: CaptionOptions = {
-        "instruction": instruction,
-        "focus": focus,
-        "caption_tokens": caption_tokens,
-        "temperature": temperature,
-        "seed": seed,
-    }
+    search = None
     if together:
-        _check_together(images, output_options)
-        return _caption_one(images, captioner, form, options)
+        _check_together(images, options)
+    elif not _is_one(images, options):
+        search = _search(images, options, form)
+    elif options["parallel"]:
+        raise UsageError("--batch does nothing: one picture makes one caption.", "Leave it out.")
+    settings = {name: options[name] for name in _CAPTIONER_OPTIONS}
+    captioner = open_captioner(model, **settings)
+    caption_options: CaptionOptions = {
+        "instruction": options["instruction"],
+        "focus": options["focus"],
+        "caption_tokens": options["caption_tokens"],
+        "temperature": options["temperature"],
+        "seed": options["seed"],
+    }
     if search is None:
-        return _caption_one(images, captioner, form, options)
-    return _caption_many(search, captioner, form, options, output_options)
+        return _caption_one(images, captioner, form, caption_options)
+    return _caption_many(search, captioner, form, caption_options, options)
 
 
+# Parameters that open_captioner takes.
+_CAPTIONER_OPTIONS = (
+    "lm", "mmproj", "lm_chat_format", "device", "threads", "gpu_layers", "vision_quant",
+)  # fmt: skip
 # Parameters whose options only make sense for a run over many pictures.
 _FOR_MANY = ("as_csv", "output", "txt", "xmp", "files_from", "dry_run", "errors_file", "exclude")
 
@@ -233,11 +223,17 @@ def _is_one(images: tuple[str, ...], output_options: dict[str, Any]) -> bool:
 
 
 def _check_together(images: tuple[str, ...], output_options: dict[str, Any]) -> None:
-    flags = ["--" + name.replace("_", "-") for name in _FOR_MANY if output_options[name]]
+    context = click.get_current_context()
+    idle = (*_FOR_MANY, "parallel", "limit", "on_error")
+    flags = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name in idle
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
     if flags:
-        names = ", ".join(flags).replace("--as-csv", "--csv").replace("--errors-file", "--errors")
         raise UsageError(
-            f"--together makes one caption; {names} is for many.",
+            f"--together makes one caption; {', '.join(flags)} is for many.",
             "Name the pictures as arguments, and use --json for a record.",
         )
     if images.count("-") > 1:
@@ -317,6 +313,4 @@ def _caption_many(
     if output_options["dry_run"]:
         return dry_run(search, captioner, plan, folder_options)
     results = ResultOptions(form, output_options["output"], output_options["errors_file"])
-    return caption_folder(
-        search, captioner, plan, folder_options, results, quiet=output_options["quiet"]
-    )
+    return caption_folder(search, captioner, plan, folder_options, results, quiet=is_quiet())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprism.bundle.open import DEFAULT_MODEL
+from edgeprism.cli.command import OLD_NAMES, Command, with_examples
 from edgeprism.cli.errors import show_error
 from edgeprism.cli.options import (
     answering_options,
@@ -46,12 +47,17 @@ _HELP = (
 )
 
 
-@click.command("chat")
+@with_examples(
+    "edgeprism chat photo.jpg",
+    "edgeprism chat photo.jpg < questions.txt",
+    old_names=OLD_NAMES,
+)
+@click.command("chat", cls=Command)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--captioner", "model", default=DEFAULT_MODEL, envvar="EDGEPRISM_MODEL",
+@click.option("-m", "--model", default=DEFAULT_MODEL, envvar="EDGEPRISM_MODEL",
               show_default=True, metavar="NAME|BUNDLE", help="The captioner.")  # fmt: skip
 @answering_options
-@pair_options("--lm-chat-format")
+@pair_options
 @captioner_options
 @cache_option
 @engine_options

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
+from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.terminal import StderrProgress, print_path
 from edgeprism.errors import UsageError
 
@@ -89,7 +90,9 @@ def command() -> None:
 def _family_command(family: Family) -> click.Command:
     """Create `convert NAME`, with the options that every family has and then its own."""
 
-    @click.command(family.name, help=inspect.cleandoc(family.help), short_help=family.summary)
+    @click.command(
+        family.name, cls=Command, help=inspect.cleandoc(family.help), short_help=family.summary
+    )
     @click.argument("out", type=click.Path(path_type=Path))
     @click.option("--vision-quant", "vision_quants", multiple=True,
                   type=click.Choice(VISION_QUANTS), default=("int8",), show_default=True,
@@ -136,13 +139,19 @@ def _click_option(option: Option) -> click.Option:
     )
 
 
+@with_examples(
+    "edgeprism convert mmproj model.gguf mmproj.gguf my-bundle",
+    old_names={"--chat-format": "--lm-chat-format"},
+)
 @click.command(
-    "mmproj", short_help="Any pair of GGUF and mmproj that llama.cpp's mtmd runs, as it is."
+    "mmproj",
+    cls=Command,
+    short_help="Any pair of GGUF and mmproj that llama.cpp's mtmd runs, as it is.",
 )
 @click.argument("lm", metavar="MODEL.gguf", type=_FILE)
 @click.argument("mmproj", metavar="MMPROJ.gguf", type=_FILE)
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--chat-format", metavar="NAME",
+@click.option("--lm-chat-format", metavar="NAME",
               help="llama.cpp's name of the model's chat format, for a file whose own template "
               "llama.cpp does not know.")  # fmt: skip
 @click.option("--name", default="", metavar="NAME",
@@ -153,7 +162,7 @@ def mmproj_pair(
     lm: Path,
     mmproj: Path,
     out: Path,
-    chat_format: str | None,
+    lm_chat_format: str | None,
     name: str,
     copy: bool,
     overwrite: bool,
@@ -161,7 +170,9 @@ def mmproj_pair(
     """Copy any pair that llama.cpp's mtmd runs into OUT, unchanged, without the convert extra."""
     from edgeprism.vision.pair import write_pair
 
-    write_pair(lm, mmproj, out, chat_format=chat_format, name=name, copy=copy, overwrite=overwrite)
+    write_pair(
+        lm, mmproj, out, chat_format=lm_chat_format, name=name, copy=copy, overwrite=overwrite
+    )
     print_path(out)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import click
 
+from edgeprism.cli.command import Command
 from edgeprism.cli.errors import with_options
 from edgeprism.cli.terminal import print_json
 from edgeprism.errors import UsageError
@@ -14,7 +15,7 @@ from edgeprism.files.safe_text import printable_line
 _MARKS = {"ok": ("ok  ", "green"), "warn": ("note", "yellow"), "bad": ("BAD ", "red")}
 
 
-@click.command("doctor")
+@click.command("doctor", cls=Command)
 @click.option("--lm", type=click.Path(dir_okay=False), metavar="MODEL.gguf",
               help="With --mmproj: also report what this pair can do.")  # fmt: skip
 @click.option("--mmproj", type=click.Path(dir_okay=False), metavar="MMPROJ.gguf",

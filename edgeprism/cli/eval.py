@@ -13,6 +13,7 @@ import click
 
 from edgeprism.bundle.open import DEFAULT_MODEL
 from edgeprism.choices import INSTRUCTION_MODES, OPTION_FORMS
+from edgeprism.cli.command import OLD_NAMES, Command, with_examples
 from edgeprism.cli.options import engine_options, open_reasoners, reasoner_options, working
 from edgeprism.cli.terminal import print_json, say
 from edgeprism.errors import EXIT_DONE, EXIT_SOME_FAILED, Interrupted
@@ -25,14 +26,20 @@ if TYPE_CHECKING:
 _SHOWN_SKIPS = 10
 
 
-@click.command("eval")
+@with_examples(
+    "edgeprism eval",
+    "edgeprism eval --data MMStar.tsv --sample 200 --out mmstar-200",
+    "edgeprism eval -m nano -m ./my-bundle --reasoner ./chat.gguf",
+    old_names=OLD_NAMES,
+)
+@click.command("eval", cls=Command)
 @click.option("--data", type=click.Path(dir_okay=False), metavar="FILE.tsv",
               help="A VLMEvalKit TSV (MMStar, AI2D, MMMU, MathVista, …).  [default: nano's own "
               "questions]")  # fmt: skip
 @click.option("--pictures", type=click.Path(file_okay=False, exists=True), metavar="DIR",
               help="The folder of the data's image_path column.  [default: the folder of "
               "--data]")  # fmt: skip
-@click.option("--captioner", "captioners", multiple=True, metavar="NAME|BUNDLE",
+@click.option("-m", "--model", "captioners", multiple=True, metavar="NAME|BUNDLE",
               help="The captioner; repeat for several.  [default: $EDGEPRISM_MODEL or "
               f"{DEFAULT_MODEL}]")  # fmt: skip
 @click.option("--reasoner", "reasoners", multiple=True, default=("smollm2-135m",),
@@ -63,7 +70,7 @@ _SHOWN_SKIPS = 10
               "answer is matched with them. bound: the answer must be an option's text.  "
               "[default: letters; free for nano's own questions]")  # fmt: skip
 @engine_options
-@click.option("--out", type=click.Path(file_okay=False), metavar="DIR",
+@click.option("-o", "--out", type=click.Path(file_okay=False), metavar="DIR",
               help="Folder of the results, in which the same command continues.  [default: "
               "eval-NAME]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 
 import click
 
+from edgeprism.cli.command import common_options
 from edgeprism.cli.errors import colour_choice, show_error, show_usage_error
 from edgeprism.cli.standard_streams import standard_streams
 from edgeprism.cli.terminal import say
-from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EdgePrismError, Interrupted
+from edgeprism.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EdgePrismError,
+    Interrupted,
+    UsageError,
+)
 from edgeprism.machine.cancel import interruptible, was_interrupted
 from edgeprism.version import __version__
 
@@ -32,23 +41,38 @@ class LazyGroup(click.Group):
         command = importlib.import_module(f"edgeprism.cli.{cmd_name}").command
         return command if isinstance(command, click.Command) else None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Resolve as click does; for an unknown command, say which one may be meant."""
+        name = args[0]
+        if name in COMMANDS or ctx.resilient_parsing or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        import difflib
 
+        hint = "`edgeprism --help` lists the commands."
+        if close := difflib.get_close_matches(name, COMMANDS):
+            hint = f"Did you mean {' or '.join(f'`edgeprism {word}`' for word in close)}?"
+        elif os.path.lexists(name):
+            hint = f"To describe a picture: edgeprism caption {shlex.quote(name)}"
+        raise UsageError(f"There is no command {name!r}.", hint)
+
+
+def _with_common_options(command: click.Command) -> click.Command:
+    command.params += common_options()  # a group has click's own help
+    return command
+
+
+@_with_common_options
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="edgeprism")
-@click.option("-v", "--verbose", is_flag=True, help="Show the native libraries' logs.")
-@click.option("--no-color", is_flag=True, help="Plain text (also: NO_COLOR=1).")
+@click.version_option(__version__, "-V", "--version", prog_name="edgeprism")
 @click.pass_context
-def cli(ctx: click.Context, verbose: bool, no_color: bool) -> None:
+def cli(ctx: click.Context) -> None:
     """Understand pictures on your own machine.
 
     A small captioner perceives, a text model reasons over what it says. No network is used but
     by `pull` and a reasoner given as a URL.
     """
-    if no_color:
-        os.environ["NO_COLOR"] = "1"
-        os.environ.pop("FORCE_COLOR", None)
-    if verbose:
-        os.environ["EDGEPRISM_NATIVE_LOG"] = "1"
     ctx.color = colour_choice()
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
+from edgeprism.cli.command import Command
 from edgeprism.cli.terminal import StderrProgress, print_json, print_path
 from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_MODEL, UsageError
 from edgeprism.files.safe_text import printable_line
@@ -24,7 +25,7 @@ def command() -> None:
     """List, describe and verify built-in and installed models, and those that `pull` can add."""
 
 
-@command.command("list")
+@command.command("list", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 def list_(as_json: bool) -> None:
     """List every model that a command can name."""
@@ -47,7 +48,7 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
     return tuple(map(printable_line, cells))
 
 
-@command.command("show")
+@command.command("show", cls=Command)
 @click.argument("name", metavar="NAME|BUNDLE|FILE.gguf")
 @click.option("--size", "sizes", multiple=True, metavar="WxH",
               help="Show instead the tiles and tokens of a picture of this size. Repeat for "
@@ -67,7 +68,7 @@ def show(name: str, sizes: tuple[str, ...], images: tuple[Path, ...], as_json: b
         click.echo(line)
 
 
-@command.command("verify")
+@command.command("verify", cls=Command)
 @click.argument("names", nargs=-1, metavar="[NAME|BUNDLE|FILE.gguf]...")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, one object per file.")
 def verify(names: tuple[str, ...], as_json: bool) -> int:
@@ -91,7 +92,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     return EXIT_MODEL if any(check.problem for check in checks) else EXIT_DONE
 
 
-@command.command("verify-published")
+@command.command("verify-published", cls=Command)
 @click.argument("name")
 @click.option("--photos", multiple=True, required=True, metavar="PICTURE|FOLDER",
               type=click.Path(exists=True, path_type=Path),

@@ -12,6 +12,7 @@ import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
 from edgeprism.choices import DEVICES
+from edgeprism.cli.command import is_quiet
 from edgeprism.cli.terminal import say
 from edgeprism.errors import UsageError
 from edgeprism.files.safe_text import printable_line
@@ -56,24 +57,19 @@ def captioner_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def pair_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """--lm, --mmproj and (named by `names`) the chat format, for a captioner of two GGUF files."""
-    options = (
-        click.option(*names, "lm_chat_format", metavar="NAME",
+def pair_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--lm, --mmproj and --lm-chat-format, for a captioner of two GGUF files."""
+    for option in (
+        click.option("--lm-chat-format", metavar="NAME",
                      help="llama.cpp's name of the pair's chat format, for a file whose own "
                      "template llama.cpp does not know."),
         click.option("--mmproj", type=click.Path(dir_okay=False), metavar="MMPROJ.gguf",
                      help="With --lm: the vision model of a pair that llama.cpp's mtmd runs."),
         click.option("--lm", type=click.Path(dir_okay=False), metavar="MODEL.gguf",
                      help="With --mmproj: the language model of a pair, instead of a bundle."),
-    )  # fmt: skip
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in options:
-            function = option(function)
-        return function
-
-    return decorate
+    ):  # fmt: skip
+        function = option(function)
+    return function
 
 
 def open_captioner(
@@ -82,10 +78,9 @@ def open_captioner(
     lm: str | None = None,
     mmproj: str | None = None,
     lm_chat_format: str | None = None,
-    quiet: bool = False,
     **options: Unpack[CaptionerOptions],
 ) -> Captioner:
-    """Open a bundle or a pair; on a terminal, unless `quiet`, print which models run where."""
+    """Open a bundle or a pair; on a terminal, unless --quiet is given, name models and device."""
     from edgeprism.perceive.captioner import Captioner
 
     if lm or mmproj:
@@ -99,7 +94,11 @@ def open_captioner(
         f"{info.name} (vision {info.vision_quant}, language {info.lm_quant}) on {captioner.device}"
     )
     for line in (summary, captioner.bundle.manifest.notice):
-        if line and not quiet and (sys.stderr.isatty() or os.environ.get("EDGEPRISM_NATIVE_LOG")):
+        if (
+            line
+            and not is_quiet()
+            and (sys.stderr.isatty() or os.environ.get("EDGEPRISM_NATIVE_LOG"))
+        ):
             say(line, dim=True)
     return captioner
 
@@ -198,7 +197,7 @@ def open_reasoners(
 @contextlib.contextmanager
 def working(text: str) -> Iterator[None]:
     """Show a spinner on stderr inside the block, if stderr is a terminal."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or is_quiet():
         yield
         return
     from rich.console import Console

