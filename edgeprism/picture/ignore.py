@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ class _RuleSet:
 
     def verdict(self, path: str, is_folder: bool) -> bool | None:
         """Return whether the last matching rule passes over the path; None if none matches."""
-        below = self.lead + path[len(self.prefix) :].replace(os.sep, "/")
+        below = _composed(self.lead + path[len(self.prefix) :].replace(os.sep, "/"))
         for rule in reversed(self.rules):
             if (is_folder or not rule.folders_only) and rule.regex.fullmatch(below):
                 return not rule.takes_back
@@ -117,6 +118,11 @@ def read_ignore_file(folder: str) -> list[str]:
     return [os.fsdecode(line.removesuffix(b"\r")) for line in lines]
 
 
+def _composed(text: str) -> str:
+    """Return the text with composed accents: some disks keep names in the other form."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
 def _prefix(folder: str) -> str:
     return os.path.join(folder, "") if folder else ""
 
@@ -173,7 +179,7 @@ def _parse(line: str, *, literal: bool = False) -> _Rule | None:
     """
     if line.startswith("#") and not literal:
         return None
-    line = re.sub(r"(?<!\\) +$", "", line)
+    line = re.sub(r"(?<!\\) +$", "", _composed(line))
     takes_back = line.startswith("!")
     pattern = line[takes_back:]
     folders_only = pattern.endswith("/")

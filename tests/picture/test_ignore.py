@@ -43,7 +43,7 @@ def excluded(lines: Sequence[str], path: str) -> bool:
         (["IMG_[0-4]?.jpg"], ["IMG_12.jpg"], ["IMG_62.jpg", "IMG_1.jpg"]),
         (["photos \\[2024\\]"], ["photos [2024]/a.jpg"], ["photos 2/a.jpg"]),
         (["[", "x\\"], [], ["[", "x\\", "x"]),
-        (["été"], ["été/a.jpg"], []),
+        (["été"], ["été/a.jpg", "e\u0301te\u0301/a.jpg"], ["ete"]),
     ],
     ids=lambda value: " ".join(value),
 )
