@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from edgeprism.errors import UsageError
+from edgeprism.picture.gitglob import pattern_to_regex
 
 IGNORE_FILE = ".edgeprismignore"
 _MAX_BYTES = 1 << 20
@@ -110,8 +112,12 @@ NO_RULES = Rules()
 
 def read_ignore_file(folder: str) -> list[str]:
     """Return the lines of a folder's ignore file. Raises OSError if it cannot be read."""
-    with open(os.path.join(folder, IGNORE_FILE), "rb") as file:
-        data = file.read(_MAX_BYTES + 1)
+    # a pipe of that name must not keep the search waiting
+    file = os.open(os.path.join(folder, IGNORE_FILE), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(file, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(f"{IGNORE_FILE} is not a regular file")
+        data = opened.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise OSError(f"{IGNORE_FILE} is larger than {_MAX_BYTES >> 20} MiB")
     lines = data.removeprefix(_UTF8_MARK).split(b"\n")
@@ -188,83 +194,10 @@ def _parse(line: str, *, literal: bool = False) -> _Rule | None:
     pattern = pattern.removeprefix("/")
     if not pattern:
         return None
-    regex = _to_regex(pattern)
+    regex = pattern_to_regex(pattern)
     if literal:
         regex = "|".join(each for each in (regex, re.escape(pattern)) if each is not None)
     if regex is None:
         return None
     start = "" if anchored else "(?:.*/)?"
     return _Rule(re.compile(f"{start}(?:{regex})", re.DOTALL), takes_back, folders_only)
-
-
-_STARS = re.compile(r"\*\*+(?P<end>/|$)")
-
-
-def _to_regex(pattern: str) -> str | None:
-    """Translate a pattern; None if a bracket is not closed or the last backslash escapes nothing.
-
-    `**` means any number of folders only as a whole part of the path; elsewhere it is `*`.
-    """
-    regex, at = "", 0
-    while at < len(pattern):
-        stars = _STARS.match(pattern, at) if at == 0 or pattern[at - 1] == "/" else None
-        if stars is not None and stars["end"]:
-            regex, at = regex + "(?:.*/)?", stars.end()
-        elif stars is not None and at > 0:
-            regex, at = regex + ".+", stars.end()
-        elif pattern[at] == "*":
-            regex, at = regex + "[^/]*", at + 1
-        elif pattern[at] == "?":
-            regex, at = regex + "[^/]", at + 1
-        elif pattern[at] == "[":
-            end = _bracket_end(pattern, at)
-            if end is None:
-                return None
-            regex, at = regex + _bracket_to_regex(pattern[at + 1 : end]), end + 1
-        else:
-            at += pattern[at] == "\\"
-            if at == len(pattern):
-                return None
-            regex, at = regex + re.escape(pattern[at]), at + 1
-    return regex
-
-
-def _bracket_end(pattern: str, start: int) -> int | None:
-    """Return where the bracket that begins at `start` is closed; a `]` at once is a character."""
-    at = start + 1
-    if pattern[at : at + 1] in ("!", "^"):
-        at += 1
-    first = True
-    while at < len(pattern):
-        if pattern[at] == "]" and not first:
-            return at
-        named = re.match(r"\[:\w*:\]", pattern[at:])
-        at += named.end() if named else 2 if pattern[at] == "\\" else 1
-        first = False
-    return None
-
-
-_CLASSES = {
-    "alnum": "0-9A-Za-z", "alpha": "A-Za-z", "blank": " \\t", "cntrl": "\\x00-\\x1f\\x7f",
-    "digit": "0-9", "graph": "!-~", "lower": "a-z", "print": " -~", "space": " \\t-\\r",
-    "punct": "!-/:-@\\[-`{-~", "upper": "A-Z", "xdigit": "0-9A-Fa-f",
-}  # fmt: skip
-_ITEM = re.compile(r"\[:(?P<name>\w*):\]|(?P<first>\\.|[^\\])(?:-(?P<last>\\.|[^\\]))?", re.DOTALL)
-
-
-def _bracket_to_regex(content: str) -> str:
-    """Translate what stands between brackets; of a range that runs backwards its first counts."""
-    negated = content[:1] in ("!", "^")
-    items = ""
-    for item in _ITEM.finditer(content[negated:]):
-        if item["name"] is not None:
-            items += _CLASSES.get(item["name"], "")
-            continue
-        first = item["first"][-1]
-        last = item["last"][-1] if item["last"] else first
-        items += re.escape(first)
-        if first < last:
-            items += f"-{re.escape(last)}"
-    if negated:
-        return f"[^/{items}]"
-    return f"(?!/)[{items}]" if items else "(?!)"

@@ -22,6 +22,7 @@ from edgeprism.picture.kinds import (
 # entries that are looked at in folders that are not searched: there a NAS keeps three previews of
 # each picture, and snapshots of everything, and each folder that is listed costs it milliseconds
 MAX_COUNTED = 10_000
+_NAMED = 12  # folders that a summary names
 
 
 @dataclass
@@ -98,7 +99,9 @@ class PassedOver:
         parts = [kind.count(number) for kind, number, _ in self.by_kind()]
         if self.closed:
             more = "more than " if self.uncounted else ""
-            names = ", ".join(sorted(self.closed, key=str.casefold))
+            first = [name for name, _ in self.closed.most_common(_NAMED)]
+            names = ", ".join(sorted(first, key=str.casefold))
+            names += ", …" if len(self.closed) > _NAMED else ""
             folders = counted(self.closed.total(), "folder")
             parts.append(
                 f"{more}{counted(self.in_closed, 'file')} in {folders} not searched ({names})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,6 +65,19 @@ def test_a_pattern_of_the_command_line_that_means_nothing_is_refused() -> None:
     for pattern in ("", "/", "!", "  "):
         with pytest.raises(UsageError, match="can match nothing"):
             Rules.of_search([pattern], "in")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["*a" * 40 + "b", "**/a/" * 40 + "b", "*" * 60 + "b", "**/*a*/" * 30 + "b", "?*" * 50 + "b"],
+    ids=lambda pattern: pattern[:6],
+)
+def test_no_pattern_of_a_stranger_takes_long(pattern: str) -> None:
+    rules = Rules().within("", [pattern])
+    start = time.process_time()
+    for path in ("a" * 250, "a/" * 2000 + "c", "aca/" * 1000 + "c"):
+        assert not rules.excludes(path, False)
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is what the rules are compared with")

@@ -104,6 +104,14 @@ def test_a_nas_with_many_snapshots_is_not_counted_to_the_end(
     assert searched("in").passed.describe() == "36 files in 1 folder not searched (#snapshot)"
 
 
+def test_a_summary_names_some_of_many_folders(cwd: Path) -> None:
+    make(cwd, *(f"in/.h{n:02}/a.jpg" for n in range(50)))
+    words = searched("in").passed.describe()
+    assert words.startswith("50 files in 50 folders not searched (.h")
+    assert words.endswith(", …)")
+    assert len(words) < 130
+
+
 def test_of_a_photo_library_only_the_originals_are_searched(cwd: Path) -> None:
     make(cwd, "in/My.photoslibrary/originals/0/a.jpg", "in/My.photoslibrary/database/b.jpg",
          "in/My.photoslibrary/resources/derivatives/0/a_1.jpg",
@@ -265,10 +273,15 @@ def test_ignore_files(cwd: Path) -> None:
 
 def test_a_folder_whose_ignore_file_cannot_be_read_is_reported_not_captioned(cwd: Path) -> None:
     make(cwd, "in/a.jpg", "in/x/c.jpg")
+    make(cwd, "in/y/d.jpg")
     (cwd / "in/x/.edgeprismignore").mkdir()
+    os.mkfifo(cwd / "in/y/.edgeprismignore")
     search = find_pictures(["in"])
     assert [str(p.path) for p in search] == ["in/a.jpg"]
-    assert [bad.path for bad in search.unreadable] == [Path("in/x")]
+    assert [bad.path for bad in search.unreadable] == [Path("in/x"), Path("in/y")]
+    make(cwd, "in/x/z/e.jpg")
+    with pytest.raises(UsageError, match="edgeprismignore: cannot be read"):
+        find("in/x/z")
 
 
 def test_nomedia_closes_a_folder_below_what_is_named(cwd: Path) -> None:
