@@ -25,7 +25,7 @@ def numbers_to_brightness(numbers: np.ndarray, highest: float | None) -> np.ndar
     if numbers.dtype == np.uint8 and highest == 255:
         return numbers
     if numbers.dtype == np.uint16 and highest == 65535:
-        return _of_16_bits()[numbers]
+        return np.asarray(_of_16_bits()[numbers])
     least, most = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
     if not (np.isfinite(least) and np.isfinite(most)) or least < 0:
         raise NoBrightness
@@ -45,4 +45,4 @@ def numbers_to_brightness(numbers: np.ndarray, highest: float | None) -> np.ndar
 
 @functools.cache
 def _of_16_bits() -> np.ndarray:
-    return np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)
+    return np.asarray(np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8))

@@ -58,9 +58,12 @@ def image_to_rgb(image: Image.Image, name: str) -> Decoded:
 
     def convert() -> Decoded:
         check_size(image.size, name)
-        n_frames = getattr(image, "n_frames", 1)
-        image.load()
-        notes = [f"first of {n_frames} frames"] if n_frames > 1 and image.format != "MPO" else []
+        # the caller may have chosen a frame; Pillow takes long to count the pages of a TIFF file
+        n_frames = 1 if image.format in ("MPO", "TIFF") else getattr(image, "n_frames", 1)
+        notes = []
+        if n_frames > 1:
+            index = image.tell()
+            notes = [f"frame {index + 1} of {n_frames}" if index else f"first of {n_frames} frames"]
         rendered = image_to_srgb_pixels(image, image.info.get("icc_profile"))
         rgb = rendered.rgb.copy() if rendered.rgb is image else rendered.rgb
         return checked(Decoded(rgb, rgb.size, (*notes, *rendered.notes)), name)
@@ -127,19 +130,37 @@ def _jpeg(
     try:
         _load_scaled(image, enough)
     except OSError:
-        from edgeprism.picture import jpeg
-
-        repaired = jpeg.complete_scans(data)
+        repaired = _repaired_jpeg(data, enough)
         if repaired is None:
             raise
-        image = Image.open(io.BytesIO(repaired[0]), formats=("JPEG",))
-        _load_scaled(image, enough)
-        notes.append(repaired[1])
+        image, note = repaired
+        notes.append(note)
     if image.size != (width, height):
         notes.insert(0, f"read at {image.width} × {image.height} pixels")
     rendered = image_to_srgb_pixels(image, profile)
     size = (height, width) if orientation_of(image) > 4 else (width, height)
     return checked(Decoded(rendered.rgb, size, (*notes, *rendered.notes)), name)
+
+
+def _repaired_jpeg(data: bytes, enough: int | None) -> tuple[Image.Image, str] | None:
+    """Decode a JPEG that was cut; None if it does not show its whole picture."""
+    from edgeprism.picture import jpeg
+
+    progressive = jpeg.complete_scans(data)
+    try:
+        if progressive is not None:
+            return _decoded_jpeg(progressive[0], enough), progressive[1]
+        image, other = (_decoded_jpeg(file, enough) for file in jpeg.ends_to_try(data))
+    except OSError:
+        return None
+    complete = image.tobytes() == other.tobytes()
+    return (image, "cut short: only the mark at its end is missing") if complete else None
+
+
+def _decoded_jpeg(data: bytes, enough: int | None) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=("JPEG",))
+    _load_scaled(image, enough)
+    return image
 
 
 def _load_scaled(image: Image.Image, enough: int | None) -> None:

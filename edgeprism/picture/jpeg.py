@@ -53,6 +53,15 @@ def complete_scans(data: bytes) -> tuple[bytes, str] | None:
     return data[: whole[-1].stop] + END, note
 
 
+def ends_to_try(data: bytes) -> tuple[bytes, bytes]:
+    """Return a cut file with an end, and with other bytes before that end.
+
+    If both decode into the same picture, all of it stood in the file: the bytes were not needed.
+    """
+    data = data.rstrip(b"\xff")
+    return data + END, data + bytes([0x55, 0x2A]) * 32 + END
+
+
 def _parts(data: bytes) -> Iterator[_Frame | _Scan]:
     """Yield the frame header and the scans of a file, up to its end or the first fault."""
     position = 2

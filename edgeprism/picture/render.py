@@ -23,7 +23,11 @@ class Rendered:
 
 
 def image_to_srgb_pixels(
-    image: Image.Image, profile: bytes | None, *, deep: bool = False
+    image: Image.Image,
+    profile: bytes | None,
+    *,
+    deep: bool = False,
+    alpha: Image.Image | None = None,
 ) -> Rendered:
     """Turn an image upright and convert it to sRGB.
 
@@ -31,6 +35,7 @@ def image_to_srgb_pixels(
         image: Of any of Pillow's modes.
         profile: The ICC profile of its colours; None: what its EXIF data says, else sRGB.
         deep: Whether the numbers of a grey image of more than 8 bits are for 0…65535.
+        alpha: The alpha of an image whose mode has no place for it, turned as the image is.
 
     Returns:
         The image in mode RGB; it may be `image` itself.
@@ -45,6 +50,9 @@ def image_to_srgb_pixels(
     upright = ImageOps.exif_transpose(image) if orientation > 1 else image
     plain = _to_8_bits(upright, deep)
     srgb, about_colours = image_to_srgb(plain, profile)
+    if alpha is not None:
+        srgb = srgb.copy() if srgb is image else srgb
+        srgb.putalpha(ImageOps.exif_transpose(alpha))
     about_ground = ""
     if srgb.mode == "RGBA":
         srgb, about_ground = over_ground(srgb)

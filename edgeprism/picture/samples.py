@@ -70,36 +70,50 @@ def _reversed_bits() -> np.ndarray:
 # ---- numbers → brightness
 
 
-def samples_to_image(page: Page, layout: Layout, samples: np.ndarray) -> Image.Image:
-    """Return samples [height, width, samples] as an image: L, LA, RGB, RGBA, CMYK or LAB.
+def samples_to_image(
+    page: Page, layout: Layout, samples: np.ndarray
+) -> tuple[Image.Image, Image.Image | None]:
+    """Return samples [height, width, samples] as an image (L, RGB, CMYK or LAB), and its alpha.
 
     Raises UnreadLayout for numbers that have no agreed brightness.
     """
-    if layout.photometric == 3:
-        return _palette_image(page, layout, samples)
+    n_colours = layout.samples - len(layout.extra)
     try:
-        channels = numbers_to_brightness(samples, _full(layout))
+        channels = numbers_to_brightness(samples[..., n_colours:], _full(layout))
+        alpha = _alpha(layout, channels)
+        if layout.photometric == 3:
+            return _palette_image(page, samples), _to_image(alpha)
+        if layout.photometric in (8, 9):
+            return _lab_image(layout, samples), _to_image(alpha)
+        colours = numbers_to_brightness(samples[..., :n_colours], _full(layout))
     except NoBrightness:
         raise UnreadLayout("values outside 0…65535, which have no agreed brightness") from None
-    if layout.photometric in (8, 9):
-        return _lab_image(layout, samples)
-    if layout.photometric == 5:
-        return Image.frombytes("CMYK", channels.shape[1::-1], channels[..., :4].tobytes())
-    n_colours = 1 if layout.photometric in (0, 1) else 3
-    colours = channels[..., :n_colours]
     if layout.photometric == 0:
         colours = 255 - colours
     if layout.photometric == 6:
         colours = _ycbcr_to_rgb(page, colours)
-    image = _image(colours)
-    if layout.extra and layout.extra[0] in (1, 2, 999):
-        alpha = channels[..., n_colours]
-        if layout.extra[0] == 999 and not (n_colours == 3 and alpha.any()):
-            return image  # an unnamed sample is alpha only in what could be RGBA
-        if layout.extra[0] == 1:
-            image = _image(_undone(colours, alpha))
-        image.putalpha(Image.fromarray(np.ascontiguousarray(alpha)))
-    return image
+    if alpha is not None and layout.extra[0] == 1:
+        colours = _undone(colours, alpha)
+    if layout.photometric == 5:
+        image = Image.frombytes("CMYK", colours.shape[1::-1], colours.tobytes())
+    else:
+        image = _image(colours)
+    return image, _to_image(alpha)
+
+
+def _alpha(layout: Layout, extra: np.ndarray) -> np.ndarray | None:
+    """Return the alpha [height, width] among the extra samples; None without one."""
+    if not layout.extra or layout.extra[0] not in (1, 2, 999):
+        return None
+    alpha = extra[..., 0]
+    # an unnamed sample is alpha only in what could be RGBA
+    if layout.extra[0] == 999 and not (layout.photometric == 2 and alpha.any()):
+        return None
+    return alpha
+
+
+def _to_image(alpha: np.ndarray | None) -> Image.Image | None:
+    return None if alpha is None else Image.fromarray(np.ascontiguousarray(alpha))
 
 
 def _full(layout: Layout) -> float | None:
@@ -121,16 +135,12 @@ def _undone(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.asarray(divided.astype(np.uint8))
 
 
-def _palette_image(page: Page, layout: Layout, samples: np.ndarray) -> Image.Image:
+def _palette_image(page: Page, samples: np.ndarray) -> Image.Image:
     """Look colours up in the page's palette, whose numbers have 16 bits."""
     palette = np.array(page.integers(tags.COLOR_MAP), np.uint16)
     # some programs write 8-bit numbers, as libtiff too takes for granted
     table = (palette >> 8 if palette.max() > 255 else palette).astype(np.uint8)
-    image = _image(table.reshape(3, -1).T[samples[..., 0]])
-    if layout.extra and layout.extra[0] in (1, 2):
-        alpha = numbers_to_brightness(samples[..., 1], _full(layout))
-        image.putalpha(Image.fromarray(np.ascontiguousarray(alpha)))
-    return image
+    return _image(table.reshape(3, -1).T[samples[..., 0]])
 
 
 def _lab_image(layout: Layout, samples: np.ndarray) -> Image.Image:

@@ -29,8 +29,10 @@ from edgeprism.picture.tiff_tags import Page, TiffError
 MOST_BYTES = 2 * 178_956_970  # of a page that is taken apart here; Pillow's limit for one image
 
 
-def page_to_image(page: Page) -> Image.Image:
-    """Decode a page into an 8-bit image, upright or with its orientation as EXIF data.
+def page_to_image(page: Page) -> tuple[Image.Image, Image.Image | None]:
+    """Decode a page into an 8-bit image, and its alpha if that is not within the image.
+
+    The images are upright, or have their orientation as EXIF data.
 
     Raises UnreadLayout, which says what in the layout is not read; TiffError and whatever Pillow
     raises for a damaged file.
@@ -39,15 +41,17 @@ def page_to_image(page: Page) -> Image.Image:
     refuse_unread(page, layout)
     if layout.compression in OF_PIXELS or _read_rightly_by_pillow(page, layout):
         quiet_libtiff()
-        return _read_by_pillow(page)
-    image = samples_to_image(page, layout, _samples(page, layout))
-    image.getexif()[tags.ORIENTATION] = page.integer(tags.ORIENTATION, 1)
-    return image
+        return _read_by_pillow(page), None
+    image, alpha = samples_to_image(page, layout, _samples(page, layout))
+    for part in (image, alpha):
+        if part is not None:
+            part.getexif()[tags.ORIENTATION] = page.integer(tags.ORIENTATION, 1)
+    return image, alpha
 
 
 def _read_rightly_by_pillow(page: Page, layout: Layout) -> bool:
     """Whether it is one of the usual 8-bit layouts, which Pillow decodes fast and rightly."""
-    if not page.tiff.known_to_pillow:
+    if not page.tiff.known_to_pillow or tags.PHOTOMETRIC not in page.entries:
         return False
     if layout.format != 1 or layout.planar or layout.fill_order != 1 or layout.bits != 8:
         return False

@@ -10,6 +10,7 @@ from edgeprism.picture.tiff_tags import Page, TiffError
 
 # Compressions of bytes, which know nothing of pixels
 OF_BYTES = {1, 5, 8, 32773, 32946, 34925, 50000}
+_FAX = {2, 3, 4}
 # Compressions of pixels, and the photometric interpretations and bits with which Pillow reads them
 OF_PIXELS = {
     2: ({0, 1}, 1),
@@ -60,7 +61,9 @@ def page_layout(page: Page) -> Layout:
     if len(set(bits[:samples])) > 1 or len(set(formats[:samples])) > 1:
         raise UnreadLayout("samples of different kinds")
     compression = page.integer(tags.COMPRESSION, 1)
-    photometric = page.integer(tags.PHOTOMETRIC, 6 if compression == 6 else 0)
+    # without the tag as libtiff has it: by the number of samples, and fax is white on 0
+    missing = 6 if compression == 6 else 2 if samples >= 3 else 0 if compression in _FAX else 1
+    photometric = page.integer(tags.PHOTOMETRIC, missing)
     tiled = tags.TILE_WIDTH in page.entries
     if tiled:
         block = page.integer(tags.TILE_WIDTH), page.integer(tags.TILE_LENGTH)

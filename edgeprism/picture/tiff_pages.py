@@ -28,7 +28,8 @@ def _frames(found: list[Page], name: str) -> Iterator[Frame]:
 
 def _render(page: Page, name: str) -> Rendered:
     check_size((page.integer(tags.WIDTH), page.integer(tags.LENGTH)), name)
-    return image_to_srgb_pixels(page_to_image(page), page_profile(page))
+    image, alpha = page_to_image(page)
+    return image_to_srgb_pixels(image, page_profile(page), alpha=alpha)
 
 
 def _not_secondary(found: list[Page]) -> list[Page]:

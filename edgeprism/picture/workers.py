@@ -174,8 +174,8 @@ def _answer(request: _Request, policy: ImagePolicy | None) -> tuple[dict[str, An
         return {"error": error.message, "hint": error.hint}, b""
     except MemoryError:
         name = request.fields.get("path") or request.fields["name"]
-        error = f"{name}: reading it needs more memory than there is."
-        return {"error": error, "hint": "Export a smaller copy."}, b""
+        message = f"{name}: reading it needs more memory than there is."
+        return {"error": message, "hint": "Export a smaller copy."}, b""
 
 
 def _pixels(request: _Request) -> tuple[dict[str, Any], bytes]:

@@ -330,9 +330,8 @@ def exif_bytes(space: int, rule: str = "") -> bytes:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_adobe_rgb_as_cameras_say_it(space: int, rule: str, is_adobe: bool, kind: str) -> None:
     image = Image.fromarray(PIXELS)
-    lossless: dict[str, Any] = {"PNG": {}, "WEBP": {"lossless": True}, "JPEG": {"quality": 95}}[
-        kind
-    ]
+    options: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}
+    lossless = options.get(kind, {})
     plain = np.asarray(read_picture(saved(image, kind, **lossless)).rgb)
     data = saved(image, kind, exif=exif_bytes(space, rule), **lossless)
     target = shown_as_srgb(plain, ADOBE_RGB, power(563 / 256)) if is_adobe else plain.astype(float)

@@ -230,3 +230,25 @@ def test_a_jpeg_that_lacks_part_of_its_picture_is_refused(progressive: bool) -> 
     for share in (0.02, 0.05, 0.1) if progressive else (0.1, 0.5, 0.9):
         with pytest.raises(ImageError, match="damaged picture"):
             read_picture(whole[: int(len(whole) * share)])
+
+
+def test_a_jpeg_without_the_mark_at_its_end_is_complete() -> None:
+    for progressive in (False, True):
+        whole = saved(photo(), "JPEG", progressive=progressive, quality=92)
+        for missing in (1, 2):
+            picture = read_picture(whole[:-missing])
+            assert len(picture.notes) == 1
+            assert picture.notes[0].startswith("cut short")
+            difference = np.asarray(picture.rgb).astype(int) - np.asarray(read_picture(whole).rgb)
+            assert np.abs(difference).max() <= (30 if progressive else 0)
+
+
+def test_a_frame_that_the_caller_chose_stays() -> None:
+    frames = [blank(), PICTURE, blank(0)]
+    data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    image = Image.open(io.BytesIO(data))
+    image.seek(1)
+    picture = read_picture(image)
+    assert picture.notes == ("frame 2 of 3",)
+    np.testing.assert_array_equal(np.asarray(picture.rgb), chart())
+    assert image.tell() == 1

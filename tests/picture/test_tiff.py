@@ -141,6 +141,28 @@ def test_extra_samples(dtype: str, photometric: str, kind: str, planar: str) -> 
     assert np.abs(rgb(data) - target).max() <= tolerance
 
 
+@pytest.mark.parametrize("kind", [1, 2])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_cmyk_with_alpha(kind: int, orientation: int) -> None:
+    ink = values("float64", 4, 1)
+    alpha = np.linspace(0.3, 1, WIDTH)[None, :, None].repeat(HEIGHT, axis=0)
+    stored = np.concatenate([ink * alpha if kind == 1 else ink, alpha], axis=2)
+    tags = page_tags((WIDTH, HEIGHT), 16, 5, 5, (338, 3, [kind]), (274, 3, [orientation]))
+    data = by_hand([(tags, np.rint(stored * 65535).astype("<u2").tobytes())])
+    target = (1 - ink[..., :3]) * (1 - ink[..., 3:]) * alpha + 1 - alpha  # laid over white
+    target = np.rot90(target, -1) if orientation == 6 else target
+    assert np.abs(rgb(data) - target * 255).max() <= 4
+
+
+def test_a_page_that_does_not_name_its_colors() -> None:
+    """RGB by its number of samples, else 0 is black, as libtiff reads it."""
+    for channels in (1, 3):
+        samples = values("uint8", channels, 255)
+        tags = [t for t in page_tags((WIDTH, HEIGHT), 8, channels, 1) if t[0] != 262]
+        data = by_hand([(tags, samples.tobytes())])
+        np.testing.assert_array_equal(rgb(data), np.repeat(samples, 3 // channels, axis=2))
+
+
 def test_jpeg_inside() -> None:
     y, x = np.mgrid[0:64, 0:80]
     smooth = np.stack([x * 3, y * 3, x + y], axis=-1).astype(np.uint8)
