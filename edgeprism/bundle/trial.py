@@ -20,7 +20,6 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,7 +31,7 @@ from edgeprism.machine.cancel import Cancel
 
 _VERSION = 1  # of all checks and trials; a higher number makes every model be tried again
 _ENGINES = ("llama-cpp-python", "onnxruntime", "onnxruntime-gpu")
-_SECONDS, _BYTES_PER_SECOND = 25, 5_000_000
+_SECONDS, _BYTES_PER_SECOND = 20, 5_000_000
 _MEMORY, _MEMORY_PER_BYTE = 3 << 30, 3
 _GPU_MEMORY = 16 << 30  # what a GPU's libraries may take in addition
 _GRACE_SECONDS = 10  # after which a child whose parent was killed ends itself
@@ -107,6 +106,8 @@ def remember_trial(trial: Trial, answer: object) -> None:
 
 
 def _version(package: str) -> str:
+    from importlib import metadata  # not at the top: a model that needs no trial starts faster
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

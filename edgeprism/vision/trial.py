@@ -19,7 +19,6 @@ from edgeprism.errors import ModelError
 from edgeprism.language.trial import exercise
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER
-from edgeprism.vision.graph_checks import check_graph
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import Manifest
@@ -101,6 +100,7 @@ def main() -> None:
 def _run(request: dict[str, Any]) -> None:
     from edgeprism.language.model import LanguageModel
     from edgeprism.machine.facts import available_cores
+    from edgeprism.vision.graph_checks import check_graph
 
     manifest = manifest_from_json(request["manifest"], "manifest.json")
     settings = Settings(**request["settings"])
