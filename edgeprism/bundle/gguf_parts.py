@@ -35,6 +35,12 @@ def part_names(name: str) -> list[str]:
     return [f"{stem}-{i:05}-of-{match[3]}.gguf" for i in range(1, count + 1)]
 
 
+def is_first_part(name: str) -> bool:
+    """Return whether `name` is that of a model's only or first part."""
+    match = _NAME.fullmatch(name)
+    return match is None or int(match[2]) == 1
+
+
 def part_paths(path: Path) -> list[Path]:
     """Return the paths of a model's parts in order; raises ModelError as `part_names`."""
     return [path.with_name(name) for name in part_names(path.name)]

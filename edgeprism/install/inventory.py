@@ -8,7 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprism.bundle.gguf import read_gguf_header
+from edgeprism.bundle.gguf_parts import (
+    is_first_part,
+    model_bytes,
+    model_digest,
+    part_paths,
+    read_model_header,
+)
 from edgeprism.bundle.manifest import FILE_NAME
 from edgeprism.bundle.open import (
     builtin_models_dir,
@@ -71,7 +77,7 @@ def models_in(place: Path) -> list[tuple[str, Path]]:
                 models.append((path.name, candidate))
                 break
         else:
-            if path.suffix == ".gguf" and os.path.isfile(path):
+            if path.suffix == ".gguf" and os.path.isfile(path) and is_first_part(path.name):
                 models.append((path.stem, path))
     return models
 
@@ -91,13 +97,13 @@ def _to_entry(name: str, path: Path, state: str, catalogue: Catalogue) -> ModelE
             return ModelEntry(
                 name, "captioner", state, size, bundle.manifest.license, text, str(path)
             )
-        header = read_gguf_header(path)
+        header = read_model_header(path)
         reasoner = catalogue.reasoners.get(name)
         if reasoner and path.stat().st_size != reasoner.size:
             raise ModelError(f"{path}: its size is not the one that the catalogue records.")
         license_ = reasoner.license if reasoner else str(header.metadata.get("general.license", ""))
         text = reasoner.description if reasoner else str(header.metadata.get("general.name", ""))
-        return ModelEntry(name, "reasoner", state, path.stat().st_size, license_, text, str(path))
+        return ModelEntry(name, "reasoner", state, model_bytes(path), license_, text, str(path))
     except ModelError as error:
         kind = "captioner" if path.is_dir() else "reasoner"
         problem = error.message.strip()
@@ -167,7 +173,7 @@ def _state(path: Path) -> str:
 
 
 def _gguf_facts(path: Path, catalogue: Catalogue) -> dict[str, Any]:
-    header = read_gguf_header(path)
+    header = read_model_header(path)
     name = known_name(path) or path.stem
     known = catalogue.reasoners.get(name)
     architecture = header.architecture
@@ -176,10 +182,10 @@ def _gguf_facts(path: Path, catalogue: Catalogue) -> dict[str, Any]:
         "kind": "reasoner",
         "state": _state(path),
         "path": str(path),
-        "digest": file_digest(path),
+        "digest": model_digest(path),
         "license": known.license if known else str(header.metadata.get("general.license", "")),
         "origin": known.origin if known else "",
-        "size": path.stat().st_size,
+        "size": model_bytes(path),
         "architecture": architecture,
         "parameters": sum(math.prod(shape) for shape in header.tensors.values()),
         "n_embd": header.n_embd,
@@ -206,10 +212,13 @@ def verify_model(name: str, catalogue: Catalogue | None = None) -> list[FileChec
     catalogue = catalogue or read_catalogue()
     path = find_model(name)
     if path.is_file():
-        read_gguf_header(path)
+        read_model_header(path)
         known = catalogue.reasoners.get(name)
         if known is None:
-            return [FileCheck(name, path.name, file_digest(path, again=True), False, "")]
+            return [
+                FileCheck(name, part.name, file_digest(part, again=True), False, "")
+                for part in part_paths(path)
+            ]
         return [_checked(name, path, known.sha256, known.size)]
     # open_bundle would stop at the first faulty file, and this function reports all files.
     manifest = manifest_from_bundle(path)

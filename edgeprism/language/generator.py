@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edgeprism.errors import PromptTooLongError, UsageError
+from edgeprism.language.kv_memory import fits_memory
 from edgeprism.language.kv_reuse import Key, common_opening, part_to_key
 from edgeprism.language.model import Context, LanguageModel
 from edgeprism.language.repetition import repeats_at_limit, repeats_for_good
@@ -193,9 +194,12 @@ class Generator:
         )
 
     def _make_context(self, cells: int, whole_run: int) -> None:
-        grown = 2 * self._cells if self.warm else 0  # a conversation gets longer and longer
+        grown = min(2 * self._cells, self.lm.n_ctx_train) if self.warm else 0
         self.close()
-        cells = min(max(cells, grown), max(cells, self.lm.n_ctx_train))
+        # a conversation gets longer and longer, so it gets more than it needs where there is room
+        per_cell = self.parallel * self.lm.kv_bytes_per_token(self.kv_type)
+        if fits_memory(per_cell * (grown + 2 * _CELLS_ROUND)):
+            cells = max(cells, grown)
         # one block more than needed, because the next question may be a little longer
         self._cells = (-(-cells // _CELLS_ROUND) + 1) * _CELLS_ROUND
         self._context = self.lm.context(

@@ -34,6 +34,12 @@ def kv_bytes(header: GgufHeader, cells: int, kv_type: str = "f16") -> float:
     return total
 
 
+def fits_memory(n_bytes: float) -> bool:
+    """Return whether so much memory is free, or the system does not say."""
+    free = available_memory()
+    return free is None or n_bytes <= free
+
+
 def check_kv_memory(name: str, n_bytes: float, cells: int) -> None:
     """Raise ModelError if a KV cache of `n_bytes` is larger than the memory that is free."""
     free = available_memory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import sys
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgeprism import Reasoner
+from edgeprism.cli.main import run
 from edgeprism.errors import ModelError
 from edgeprism.files.home import data_dir
 from edgeprism.language.chat import Message
@@ -150,6 +152,25 @@ def test_a_model_in_parts(tmp_path: Path) -> None:
     assert Reasoner.load(first).model_bytes() == first.stat().st_size + second.stat().st_size
     second.write_bytes(second.read_bytes()[:-100] + bytes(100))
     assert Reasoner.load(first).model.digest != before
+
+
+def test_the_list_of_models_counts_a_model_in_parts_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = data_dir() / "models"
+    folder.mkdir()
+    parts = write_in_parts(bundles.lm_parts(3), folder / "lm")
+    size = sum(part.stat().st_size for part in parts)
+    name = parts[0].stem
+    assert run(["models", "list", "--json"]) == 0
+    lines = json.loads(capsys.readouterr().out)
+    entries = lines["models"] if isinstance(lines, dict) else lines
+    assert [e["size"] for e in entries if e["name"].startswith("lm-")] == [size]
+    assert run(["models", "verify", name]) == 0
+    printed = capsys.readouterr().out
+    assert all(part.name in printed for part in parts)
+    assert run(["models", "show", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["digest"] == Reasoner.load(parts[0]).model.digest
 
 
 def test_parts_that_do_not_belong_together(tmp_path: Path) -> None:
