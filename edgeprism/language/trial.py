@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgeprism.language.model import LanguageModel
     from edgeprism.language.request import Part
 
-_SMALL_MODEL_BYTES = 64 << 20
+SMALL_MODEL_BYTES = 64 << 20  # a model up to this size is tried with more than a large one
 # more tokens than go through a model at once; a large model would take long for them
 _LONG_PROMPT, _SHORT_PROMPT = 700, 24
 _STEPS = 4
@@ -72,7 +72,7 @@ def _run(request: dict[str, Any]) -> None:
     lm = LanguageModel(path, gpu_layers=request["gpu_layers"], threads=available_cores())
     with contextlib.suppress(TemplateError):  # the reasoner's caller may name another format
         lm.render_chat([Message("system", _TEXT), Message("user", _TEXT)])
-    long = model_bytes(path) < _SMALL_MODEL_BYTES
+    long = model_bytes(path) < SMALL_MODEL_BYTES
     exercise(lm, [text_to_ids(lm, _LONG_PROMPT if long else _SHORT_PROMPT)])
 
 

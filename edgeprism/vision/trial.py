@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.bundle.gguf_parts import part_names
+from edgeprism.bundle.gguf_parts import model_bytes, part_names
 from edgeprism.bundle.manifest import VisionVariant
 from edgeprism.bundle.open import Bundle
 from edgeprism.bundle.read_manifest import manifest_from_json
 from edgeprism.bundle.trial import Trial, answer_trial, comes_with_package, remember_trial, try_once
 from edgeprism.errors import ModelError
-from edgeprism.language.trial import exercise
+from edgeprism.language.trial import SMALL_MODEL_BYTES, exercise
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER
 
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from edgeprism.bundle.manifest import Manifest
     from edgeprism.language.model import LanguageModel
     from edgeprism.language.request import Part
+    from edgeprism.segments import Segment
 
 _TILES_AT_ONCE = 8  # an accelerator takes up to so many
 _TEXTS = ("Describe the", " picture.")
+_FEW_ROWS = 32  # that a large language model takes in
 # pictures that libmtmd encodes, and those that it only lays out; (width, height)
 _ENCODED = ((64, 48), (40, 90))
 _LAID_OUT = ((1024, 768), (768, 1024), (4096, 256), (256, 4096), (4096, 4096), (32, 32))
@@ -137,7 +139,8 @@ def _prompt_of_graph(
         shape = (n_tiles, size, size, 3 * n_views)
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         rows = engine.encode(pixels)[0]
-    rows = rows[: max(1, lm.n_ctx_train // 2)]
+    most = len(rows) if _is_small(lm.path) else _FEW_ROWS
+    rows = rows[: max(1, min(most, lm.n_ctx_train // 2))]
     causal = manifest.lm.image_attention == "causal"
     before, after = map(Text, _TEXTS)
     segments = [before, ImageRows(0, len(rows), causal), after]
@@ -170,14 +173,33 @@ def prompt_of_mmproj(path: Path, lm: LanguageModel, settings: Settings) -> tuple
         with contextlib.suppress(ImageError):  # a shape that the model cannot take
             encoder.layout(size)
     prompt: tuple[Part, ...] = ()
-    for width, height in _ENCODED:
+    for width, height in _ENCODED if _is_small(path) else _ENCODED[:1]:
         shape = (1, height, width, 3)
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         with contextlib.suppress(ImageError):
             rows, segments = encoder.encode_picture(pixels)
             before, after = map(Text, _TEXTS)
+            if not _is_small(lm.path):
+                segments = tuple(map(_shortened, segments))
             prompt = segments_to_parts(lm, [before, *segments, after], rows, add_bos=True)
     if not prompt:
         raise ModelError(f"{path}: encodes no picture.", "Use another mmproj file.")
     encoder.close()
     return prompt
+
+
+def _is_small(path: Path) -> bool:
+    return model_bytes(path) < SMALL_MODEL_BYTES
+
+
+def _shortened(segment: Segment) -> Segment:
+    """Return an image's first rows alone; other segments as they are."""
+    from edgeprism.segments import ImageRows
+
+    if not isinstance(segment, ImageRows):
+        return segment
+    stop = min(segment.stop, segment.start + _FEW_ROWS)
+    positions = segment.positions
+    if positions is not None:
+        positions = positions[:, : stop - segment.start]
+    return ImageRows(segment.start, stop, segment.causal, positions)
