@@ -142,8 +142,8 @@ def _prompt_of_graph(
     most = len(rows) if _is_small(lm.path) else _FEW_ROWS
     rows = rows[: max(1, min(most, lm.n_ctx_train // 2))]
     causal = manifest.lm.image_attention == "causal"
-    before, after = map(Text, _TEXTS)
-    segments = [before, ImageRows(0, len(rows), causal), after]
+    before, after = (Text(text) for text in _TEXTS)
+    segments: list[Segment] = [before, ImageRows(0, len(rows), causal), after]
     return segments_to_parts(lm, segments, rows, add_bos=True)
 
 
@@ -178,7 +178,7 @@ def prompt_of_mmproj(path: Path, lm: LanguageModel, settings: Settings) -> tuple
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         with contextlib.suppress(ImageError):
             rows, segments = encoder.encode_picture(pixels)
-            before, after = map(Text, _TEXTS)
+            before, after = (Text(text) for text in _TEXTS)
             if not _is_small(lm.path):
                 segments = tuple(map(_shortened, segments))
             prompt = segments_to_parts(lm, [before, *segments, after], rows, add_bos=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -238,7 +239,7 @@ def test_what_is_no_file_is_never_read(tmp_path: Path) -> None:
     pipe = tmp_path / "lm.gguf"
     os.mkfifo(pipe)
     for path in (pipe, Path("/dev/zero")):
-        result = in_child(lambda path=path: answer_of(path), seconds=10)
+        result = in_child(functools.partial(answer_of, path), seconds=10)
         assert (result.error, result.returncode) == ("ModelError", 4), result
 
 

@@ -5,6 +5,7 @@ Each is used in a forked child, as `Captioner` uses it, so that a native abort f
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -17,6 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from edgeprism.bundle import manifest as m
 from edgeprism.bundle.open import open_bundle
 from edgeprism.errors import ModelError
 from edgeprism.files.home import data_dir
@@ -42,7 +44,7 @@ def outcome(folder: Path, seconds: int = 60) -> Outcome:
 
 def bundle_of(folder: Path, parts: bundles.GgufParts) -> Path:
     base = bundles.make_manifest({}).lm
-    lm = bundles.m.LanguageModelFile(
+    lm = m.LanguageModelFile(
         base.file, base.quant, parts.architecture, base.n_embd, base.n_vocab,
         parts.metadata[f"{parts.architecture}.context_length"][1], base.image_attention,
     )  # fmt: skip
@@ -186,8 +188,8 @@ def test_names_that_are_no_text(ending: str, tmp_path: Path) -> None:
     (folder / "vision.fp32.onnx").write_bytes(data)
     (folder / "vision.fp32.onnx").rename(folder / f"vision.{ending}")
     vision = bundles.make_manifest({}).vision
-    variants = [bundles.m.VisionVariant(f"vision.{ending}", "fp32")]
-    bundles.seal_bundle(folder, vision=bundles.dataclasses.replace(vision, variants=variants))
+    variants = [m.VisionVariant(f"vision.{ending}", "fp32")]
+    bundles.seal_bundle(folder, vision=dataclasses.replace(vision, variants=variants))
     result = outcome(folder)
     assert result.returncode == 4, result
     assert result.error == ("ManifestError" if ending == "ort" else "ModelError")
@@ -257,7 +259,7 @@ def in_parts(folder: Path, listed: bool = True) -> Path:
     bundles.write_bundle(folder)
     (folder / "lm.gguf").unlink()
     first, second = write_in_parts(parts, folder / "lm")
-    lm = bundles.dataclasses.replace(bundles.make_manifest({}).lm, file=first.name)
+    lm = dataclasses.replace(bundles.make_manifest({}).lm, file=first.name)
     bundles.seal_bundle(folder, lm=lm)
     if not listed:
         manifest = json.loads((folder / "manifest.json").read_text())
