@@ -28,13 +28,17 @@ from edgeprism.errors import EdgePrismError, Interrupted, ModelError
 from edgeprism.files.remembered import Remembered
 from edgeprism.machine import child
 from edgeprism.machine.cancel import Cancel
+from edgeprism.machine.facts import available_cores
 
 _VERSION = 1  # of all checks and trials; a higher number makes every model be tried again
 _ENGINES = ("llama-cpp-python", "onnxruntime", "onnxruntime-gpu")
-_SECONDS, _BYTES_PER_SECOND = 20, 5_000_000
+_SECONDS, _BYTES_PER_SECOND = 12, 5_000_000
+_BUSY = 6  # how many times longer a trial may take where other programs use the processor
 _MEMORY, _MEMORY_PER_BYTE = 3 << 30, 3
 _GPU_MEMORY = 16 << 30  # what a GPU's libraries may take in addition
 _GRACE_SECONDS = 10  # after which a child whose parent was killed ends itself
+SMALL_MODEL_BYTES = 64 << 20  # a model up to this size is tried with more, and in one thread
+_TOO_LONG = getattr(signal, "SIGXCPU", 0)
 _MARKER = "\x1etrial:"
 _SOURCE_FOLDER = re.compile(r"\S+/(?=[\w.-]+\.(?:c|cc|cpp|h|hpp):\d+)")  # where it was compiled
 _LAST_CHARS = 400  # of a dead child's standard error, for the message
@@ -54,7 +58,7 @@ class Trial:
     Parameters:
         subject: the files, for messages.
         module: the module whose `main` runs in the child and calls `answer_trial`.
-        request: what the child gets; JSON.
+        request: what the child gets besides "threads"; JSON.
         identity: everything that decides the result: digests and settings, but no paths; JSON.
         n_bytes: the size of the model's files, which the limits grow with.
         on_gpu: whether the child uses a GPU.
@@ -74,9 +78,14 @@ class Trial:
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     @property
+    def threads(self) -> int:
+        """How many threads the child uses; those of a small model would only wait."""
+        return 1 if self.n_bytes < SMALL_MODEL_BYTES else available_cores()
+
+    @property
     def seconds(self) -> int:
-        """The time limit in seconds."""
-        return _SECONDS + self.n_bytes // _BYTES_PER_SECOND
+        """The limit of computing time in seconds of a processor's core."""
+        return (_SECONDS + self.n_bytes // _BYTES_PER_SECOND) * self.threads
 
     @property
     def memory(self) -> int:
@@ -115,20 +124,25 @@ def _version(package: str) -> str:
 
 
 def _in_child(trial: Trial, cancel: Cancel) -> object:
-    limits = {"memory": trial.memory, "seconds": trial.seconds + _GRACE_SECONDS}
-    text = json.dumps({**trial.request, "limits": limits})
+    patience = _BUSY * trial.seconds
+    limits = {"memory": trial.memory, "seconds": trial.seconds,
+              "alarm": patience + _GRACE_SECONDS}  # fmt: skip
+    text = json.dumps({**trial.request, "threads": trial.threads, "limits": limits})
     command = child.edgeprism_command(trial.module)
     with (
-        child.Child(command, errors="keep", environment=_ENVIRONMENT) as process,
+        # errors go where the answer goes, because a file for them cannot be made everywhere
+        child.Child(command, errors="output", environment=_ENVIRONMENT) as process,
         cancel.calling(process.kill),
     ):
         try:
-            ended = process.communicate(text, trial.seconds)
+            ended = process.communicate(text, patience)
         except TimeoutError as error:
-            raise _refusal(trial, f"was not done after {trial.seconds} s") from error
+            raise _refusal(trial, f"was not done after {patience} s") from error
     if cancel.is_set():
         raise Interrupted()
     _, _, line = ended.output.rpartition(_MARKER)
+    if ended.code == -_TOO_LONG:
+        raise _refusal(trial, f"was not done after {trial.seconds} s of computing")
     if ended.code or not line:
         words = _SOURCE_FOLDER.sub("", ended.last_words(_LAST_CHARS)) or "no reason given"
         raise _refusal(trial, f"ended its process ({ended.how}): {words}")
@@ -178,16 +192,19 @@ def answer_trial(run: Callable[[dict[str, Any]], object]) -> NoReturn:
     os._exit(0)  # without freeing the engines, which could still fail
 
 
-def _limit(memory: int, seconds: int) -> None:
+def _limit(memory: int, seconds: int, alarm: int) -> None:
     if os.name != "posix":
         return  # other systems have no such limits; the parent's time limit still holds
     import resource
 
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(seconds)
+    signal.alarm(alarm)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # RLIMIT_DATA counts memory that is written to, RLIMIT_AS also reserved addresses and mapped
     # files: a GPU's libraries reserve more than any machine has
+    # Python ignores the signal of this limit; the hard limit, a second later, would kill
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     set_before = resource.getrlimit(resource.RLIMIT_DATA)
     least = min([memory, *(limit for limit in set_before if limit != resource.RLIM_INFINITY)])
     resource.setrlimit(resource.RLIMIT_DATA, (least, least))

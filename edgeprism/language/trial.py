@@ -11,14 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.bundle.gguf_parts import model_bytes, model_digest
-from edgeprism.bundle.trial import Trial, answer_trial, comes_with_package, remember_trial, try_once
+from edgeprism.bundle.trial import (
+    SMALL_MODEL_BYTES,
+    Trial,
+    answer_trial,
+    comes_with_package,
+    remember_trial,
+    try_once,
+)
 from edgeprism.machine.cancel import Cancel
 
 if TYPE_CHECKING:
     from edgeprism.language.model import LanguageModel
     from edgeprism.language.request import Part
 
-SMALL_MODEL_BYTES = 64 << 20  # a model up to this size is tried with more than a large one
 # more tokens than go through a model at once; a large model would take long for them
 _LONG_PROMPT, _SHORT_PROMPT = 700, 24
 _STEPS = 4
@@ -66,10 +72,9 @@ def _run(request: dict[str, Any]) -> None:
     from edgeprism.errors import TemplateError
     from edgeprism.language.chat import Message
     from edgeprism.language.model import LanguageModel
-    from edgeprism.machine.facts import available_cores
 
     path = Path(request["lm"])
-    lm = LanguageModel(path, gpu_layers=request["gpu_layers"], threads=available_cores())
+    lm = LanguageModel(path, gpu_layers=request["gpu_layers"], threads=request["threads"])
     with contextlib.suppress(TemplateError):  # the reasoner's caller may name another format
         lm.render_chat([Message("system", _TEXT), Message("user", _TEXT)])
     long = model_bytes(path) < SMALL_MODEL_BYTES

@@ -66,12 +66,12 @@ def _run_pair(request: dict[str, Any]) -> dict[str, Any]:
     from edgeprism.language.chat import Message, chat_to_segments
     from edgeprism.language.model import LanguageModel
     from edgeprism.language.trial import exercise
-    from edgeprism.machine.facts import available_cores
     from edgeprism.segments import ImageRows, Text
     from edgeprism.vision.mtmd import MtmdEncoder
 
     lm_path, mmproj = Path(request["lm"]), Path(request["mmproj"])
-    lm = LanguageModel(lm_path, threads=available_cores())
+    threads = request["threads"]
+    lm = LanguageModel(lm_path, threads=threads)
     mark = "\x02"
     pieces = chat_to_segments(
         lambda messages: lm.render_chat(messages, request["chat_format"]), [Message("user", mark)]
@@ -80,7 +80,7 @@ def _run_pair(request: dict[str, Any]) -> dict[str, Any]:
     if texts.count(mark) != 1:
         raise TemplateError(f"{lm_path}: its chat template does not hold one question.")
     question = texts.index(mark)
-    encoder = MtmdEncoder(mmproj, lm, threads=available_cores())
+    encoder = MtmdEncoder(mmproj, lm, threads=threads)
     runs = [s for s in encoder.layout(TYPICAL_SIZE) if isinstance(s, ImageRows)]
     together = encoder.together(TYPICAL_SIZE)
     facts = PairFacts(

@@ -14,9 +14,16 @@ from edgeprism.bundle.gguf_parts import model_bytes, part_names
 from edgeprism.bundle.manifest import VisionVariant
 from edgeprism.bundle.open import Bundle
 from edgeprism.bundle.read_manifest import manifest_from_json
-from edgeprism.bundle.trial import Trial, answer_trial, comes_with_package, remember_trial, try_once
+from edgeprism.bundle.trial import (
+    SMALL_MODEL_BYTES,
+    Trial,
+    answer_trial,
+    comes_with_package,
+    remember_trial,
+    try_once,
+)
 from edgeprism.errors import ModelError
-from edgeprism.language.trial import SMALL_MODEL_BYTES, exercise
+from edgeprism.language.trial import exercise
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER
 
@@ -101,7 +108,6 @@ def main() -> None:
 
 def _run(request: dict[str, Any]) -> None:
     from edgeprism.language.model import LanguageModel
-    from edgeprism.machine.facts import available_cores
     from edgeprism.vision.graph_checks import check_graph
 
     manifest = manifest_from_json(request["manifest"], "manifest.json")
@@ -111,7 +117,10 @@ def _run(request: dict[str, Any]) -> None:
         weights = f"{path.name}.data"
         check_graph(path, [weights] if weights in manifest.files else [])
     lm = LanguageModel(
-        lm_path, expected=manifest.lm, gpu_layers=settings.gpu_layers, threads=available_cores()
+        lm_path,
+        expected=manifest.lm,
+        gpu_layers=settings.gpu_layers,
+        threads=request["threads"],
     )
     if manifest.vision.mmproj is None:
         prompt = _prompt_of_graph(path, manifest, lm, settings)
@@ -127,11 +136,10 @@ def _prompt_of_graph(
     import numpy as np
 
     from edgeprism.language.request import segments_to_parts
-    from edgeprism.machine.facts import available_cores
     from edgeprism.segments import ImageRows, Text
     from edgeprism.vision.onnx import VisionEncoder
 
-    engine = VisionEncoder(path, manifest, provider=settings.provider, threads=available_cores())
+    engine = VisionEncoder(path, manifest, provider=settings.provider, threads=lm.threads)
     size, n_views = manifest.image.size, len(manifest.image.fills)
     on_cpu = settings.provider == CPU_PROVIDER
     rows = np.empty((0, manifest.vision.n_embd), np.float32)
@@ -158,7 +166,6 @@ def prompt_of_mmproj(path: Path, lm: LanguageModel, settings: Settings) -> tuple
 
     from edgeprism.errors import ImageError
     from edgeprism.language.request import segments_to_parts
-    from edgeprism.machine.facts import available_cores
     from edgeprism.segments import Text
     from edgeprism.vision.mtmd import MtmdEncoder
 
@@ -166,7 +173,7 @@ def prompt_of_mmproj(path: Path, lm: LanguageModel, settings: Settings) -> tuple
         path,
         lm,
         gpu=settings.provider != CPU_PROVIDER,
-        threads=available_cores(),
+        threads=lm.threads,
         flash_attention=settings.flash_attention,
     )
     for size in _LAID_OUT:
