@@ -22,6 +22,7 @@ from edgeprism.cli.options import (
     perceiving,
     working,
 )  # fmt: skip
+from edgeprism.cli.stdin import check_stdin, stdin_as_file
 from edgeprism.cli.terminal import print_json, say
 from edgeprism.errors import EXIT_DONE, EdgePrismError, UsageError
 from edgeprism.files.safe_text import printable, printable_line
@@ -83,11 +84,12 @@ def command(
         raise UsageError(
             "`ask` needs a picture and a question.", 'For example: edgeprism ask img.jpg "…?"'
         )
+    check_stdin(images)
     shape = _shape(choices, schema_file)
     prism = _open_prism(**options)
     with working("looking and thinking…"):
         answer = prism.ask(
-            images,
+            stdin_as_file(images),
             question,
             focus=options["focus"],
             instruction_mode=options["instruction_mode"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from edgeprism.cli.options import (
     pair_options,
     working,
 )  # fmt: skip
+from edgeprism.cli.stdin import check_stdin, saved_stdin, stdin_as_file
 from edgeprism.cli.terminal import print_json, say
 from edgeprism.errors import EXIT_DONE, UsageError
 from edgeprism.files.safe_text import printable
@@ -85,7 +85,8 @@ if TYPE_CHECKING:
     "--output",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Write results to FILE, which appears when they are complete.",
+    help="Write results to FILE, which appears when they are complete. Its suffix decides the form "
+    "(.json, .jsonl, .csv, else text) unless an option does.",
 )
 @click.option("--txt", is_flag=True, help="Write photo.txt next to each picture.")
 @click.option(
@@ -198,6 +199,7 @@ def _example() -> str:
 
 
 # the formats beside text: the parameters that choose them
+_FORM_OF_SUFFIX = {"json": "json", "jsonl": "jsonl", "ndjson": "jsonl", "csv": "csv"}
 _FORMS = {"json": "as_json", "jsonl": "jsonl", "csv": "as_csv"}
 
 
@@ -206,7 +208,10 @@ def _form(output_options: dict[str, Any]) -> str:
     if len(chosen) > 1:
         *flags, last = [f"--{form}" for form in _FORMS]
         raise UsageError(f"{', '.join(flags)} and {last} exclude each other.", "Choose one.")
-    return chosen[0] if chosen else "text"
+    if chosen:
+        return chosen[0]
+    suffix = Path(output_options["output"] or "").suffix.lower().removeprefix(".")
+    return _FORM_OF_SUFFIX.get(suffix, "text")
 
 
 def _is_one(images: tuple[str, ...], output_options: dict[str, Any]) -> bool:
@@ -236,15 +241,14 @@ def _check_together(images: tuple[str, ...], output_options: dict[str, Any]) -> 
             f"--together makes one caption; {', '.join(flags)} is for many.",
             "Name the pictures as arguments, and use --json for a record.",
         )
-    if images.count("-") > 1:
-        raise UsageError("Standard input can hold only one picture.", "Name the others as files.")
+    check_stdin(images)
 
 
 def _caption_one(
     images: tuple[str, ...], captioner: Captioner, form: str, options: CaptionOptions
 ) -> int:
     """Print one caption, of a picture or of several together."""
-    sources: list[Any] = [sys.stdin.buffer if image == "-" else image for image in images]
+    sources = stdin_as_file(images)
     with working(f"{', '.join(images)}: describing…"):
         caption: Caption = captioner.caption(sources if len(sources) > 1 else sources[0], **options)
     for note in caption.notes:
@@ -262,8 +266,15 @@ def _search(images: tuple[str, ...], options: dict[str, Any], form: str) -> Pict
     from edgeprism.output.places import Place, check_places, check_writable
     from edgeprism.picture.find import find_pictures
 
+    check_stdin(images)
+    if "-" in images and (options["txt"] or options["xmp"]):
+        raise UsageError(
+            "A picture on standard input has no place for a .txt or .xmp file.",
+            "Save it to a file, or print its caption.",
+        )
     search = find_pictures(
         images,
+        stdin_picture=saved_stdin() if "-" in images else "-",
         files_from=options["files_from"],
         null=options["null"],
         limit=options["limit"] if options["dry_run"] else None,  # a run counts its captions

@@ -12,6 +12,7 @@ import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
 from edgeprism.cli.command import Command
+from edgeprism.cli.stdin import stdin_as_file
 from edgeprism.cli.terminal import StderrProgress, print_json, print_path
 from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_MODEL, UsageError
 from edgeprism.files.safe_text import printable_line
@@ -139,7 +140,9 @@ def _cost(name: str, sizes: tuple[str, ...], images: tuple[Path, ...]) -> dict[s
 
     if sizes and images:
         raise UsageError("--size and --image exclude each other.", "Choose one.")
-    pictures = [read_picture(image, enough=1).size for image in images] or map(_to_size, sizes)
+    pictures = [
+        read_picture(image, enough=1).size for image in stdin_as_file(map(str, images))
+    ] or map(_to_size, sizes)
     with Captioner.load(name, device="cpu") as captioner:
         return {"name": captioner.bundle.name, **asdict(captioner.cost(*pictures))}
 

@@ -161,7 +161,7 @@ class Batch:
         return self._from_store(job, record) if record else None
 
     def _from_store(self, job: Job, record: dict[str, Any], *, duplicate: bool = False) -> Outcome:
-        record = {**record, "image": str(job.picture.path)}
+        record = {**record, "image": job.picture.name}
         return Outcome(job.picture, record, cached=True, duplicate=duplicate)
 
     def _wake_feeder(self) -> None:
@@ -247,7 +247,7 @@ class Batch:
             return self.captioner.tiles_to_encoded(
                 decoded.tiles,
                 picture_to_layout(decoded.size, self.captioner.bundle.manifest),
-                image=str(job.picture.path),
+                image=job.picture.name,
                 image_sha256=decoded.sha256,
                 size=decoded.size,
                 notes=decoded.notes,

@@ -30,8 +30,8 @@ _PICTURES = (
     b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ",
 )  # fmt: skip
 _MODELS = (b"GGUF",)
-# Names that a line of the text form may begin with: a picture's path, or "-" for standard input.
-_TEXT_LINE = re.compile(r"(?![{\[<#])(?:-|.*\.[A-Za-z0-9]{2,5}): \S?.*")
+# Names that a line of the text form may begin with: a picture's path, or "<stdin>".
+_TEXT_LINE = re.compile(r"(?![{\[<#])(?:<stdin>|.*\.[A-Za-z0-9]{2,5}): \S?.*")
 _REPORT_KEYS = {"errors": {"image", "error"}, "jsonl": {"image", "caption"}}
 
 

@@ -46,6 +46,11 @@ class PictureFile:
         return self.argument == STDIN
 
     @property
+    def name(self) -> str:
+        """The picture's name in records: its path, or "<stdin>"."""
+        return "<stdin>" if self.is_stdin else str(self.path)
+
+    @property
     def relative(self) -> Path:
         """The path of its results inside a mirrored output folder.
 
@@ -181,6 +186,7 @@ def find_pictures(
     limit: int | None = None,
     exclude: Sequence[str] = (),
     stdin: IO[bytes] | None = None,
+    stdin_picture: str | os.PathLike[str] = STDIN,
 ) -> PictureSearch:
     """Return an iterator over the pictures that the arguments name, at most `limit` of them.
 
@@ -191,6 +197,8 @@ def find_pictures(
             written means just itself; or "-" for one picture on standard input.
         files_from: a file, or "-" for standard input, with one path per line in UTF-8. Blank lines
             are ignored. The lines are files or folders, never patterns.
+        stdin_picture: the file in which the caller has saved the picture on standard input, so that
+            other processes can read it.
         null: the paths of `files_from` end with NUL instead of a line break.
         exclude: patterns of what to pass over, each as a line of `.gitignore` in the folder that
             an argument names. They hold for files that are named directly, too.
@@ -220,7 +228,7 @@ def find_pictures(
     passed = PassedOver()
     for argument in paths:
         if argument == STDIN:
-            targets.append(_Target(STDIN, STDIN, None))
+            targets.append(_Target(STDIN, os.fspath(stdin_picture), None))
         elif is_pattern(argument) and not os.path.lexists(argument):
             targets += _pattern_to_targets(argument, exclude, passed)
         else:

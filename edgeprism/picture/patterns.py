@@ -12,14 +12,15 @@ import fnmatch
 import os
 from pathlib import Path
 
+from edgeprism.picture.address import address_error
 from edgeprism.picture.kinds import is_system_folder
 
 _MAGIC = "*?["
 
 
 def is_pattern(text: str) -> bool:
-    """Return whether `text` holds a character with a meaning in patterns."""
-    return any(letter in text for letter in _MAGIC)
+    """Return whether `text` holds a character with a meaning in patterns, and is no address."""
+    return any(letter in text for letter in _MAGIC) and address_error(text) is None
 
 
 def fixed_folder(pattern: str) -> str:

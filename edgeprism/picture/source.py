@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from edgeprism.errors import ImageError
+from edgeprism.picture.address import address_error
 from edgeprism.picture.kinds import kind_of
 
 # a path, the file's bytes, a binary file object, a PIL image, or an array (`array_to_image`)
@@ -68,7 +69,9 @@ def source_to_bytes(
     try:
         return name, _read_file(name)
     except FileNotFoundError as error:
-        raise ImageError(f"{name}: no such file.", "Check the path.") from error
+        raise address_error(name) or ImageError(
+            f"{name}: no such file.", "Check the path."
+        ) from error
     except BlockingIOError as error:  # such as /proc/kmsg, which calls itself a regular file
         raise ImageError(f"{name}: is not a regular file.", HINT_NOT_A_PICTURE) from error
     except (OSError, ValueError) as error:
