@@ -28,6 +28,7 @@ from edgeprism.version import __version__
 DEFAULT_ANSWER_TOKENS = 256
 FOCUS_TOKENS = 48
 FOCUS_PHRASES = 12
+_CORRECTIONS = 2  # times that an answer which is not valid against its schema is asked for again
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class BaseReasoner(ABC):
 
     name: str
     focus_notes: tuple[str, ...] = ()  # of the latest `draw_focus`
+    focus_timings = Timings()  # of the latest `draw_focus`
 
     @property
     @abstractmethod
@@ -104,9 +106,9 @@ class BaseReasoner(ABC):
         """Return (what a captioner should observe for `question`, ""), or ("", why there is none).
 
         The reasoner does not see the options here, and a focus that names one is refused.
-        `focus_notes` then holds the notes on the reply.
+        `focus_notes` and `focus_timings` then hold those of the reply.
         """
-        self.focus_notes = ()
+        self.focus_notes, self.focus_timings = (), Timings()
         parsed = to_question(question, options)
         phrases = focus_phrases(parsed)
         if not topics(parsed) or not phrases:
@@ -118,7 +120,7 @@ class BaseReasoner(ABC):
             reply = self.complete(focus_messages(parsed), max_tokens=FOCUS_TOKENS, shape=shape)
         except NoAnswerError as error:  # the generic instruction serves any question
             return "", error.message.rstrip(".")
-        self.focus_notes = reply.notes
+        self.focus_notes, self.focus_timings = reply.notes, reply.timings
         if not reply.text and reply.thinking:
             return "", no_answer(self.name, reply).message.rstrip(".")
         return checked_focus(reply.text, parsed)
@@ -149,10 +151,8 @@ class BaseReasoner(ABC):
         """
         parsed = to_question(question, options, hint)
         start = time.perf_counter()
-        reply = self.complete(
-            answer_messages(captions_by_picture(captions), parsed),
-            max_tokens=answer_tokens,
-            shape=shape,
+        reply = self._shaped_completion(
+            answer_messages(captions_by_picture(captions), parsed), answer_tokens, shape
         )
         if not reply.text and (shape is None or reply.thinking):
             raise no_answer(self.name, reply)
@@ -180,10 +180,41 @@ class BaseReasoner(ABC):
             evidence=sentences,
         )
 
+    def _shaped_completion(
+        self, messages: Sequence[Message], max_tokens: int, shape: Shape | None
+    ) -> Completion:
+        """Complete a chat; where a grammar cannot bind all of `shape`, ask again what it lacks."""
+        reply = self.complete(messages, max_tokens=max_tokens, shape=shape)
+        for _ in range(_CORRECTIONS):
+            finished = reply.finish_reason == "stop" and reply.text
+            if shape is None or shape.fault is None or not finished:
+                break
+            fault = shape.fault(reply.text)
+            if not fault:
+                break
+            correction = f"That is not valid, {fault}. Write the whole answer again."
+            messages = [
+                *messages,
+                Message("assistant", reply.text),
+                Message("user", correction),
+            ]
+            reply = self.complete(messages, max_tokens=max_tokens, shape=shape)
+        return reply
+
     def _shaped_text(self, reply: Completion, shape: Shape) -> str:
-        """Return the reply's text; "" if it was cut off. Raises ModelError if it lacks `shape`."""
+        """Return the reply's text; "" if it was cut off.
+
+        Raises NoAnswerError for a text that is not valid against its schema, ModelError for one
+        that lacks a shape which its grammar binds.
+        """
         if reply.finish_reason != "stop":
             return ""  # even if it has the shape: 12 may be half of 123
+        if shape.fault is not None and (fault := shape.fault(reply.text)):
+            raise NoAnswerError(
+                f"{self.name}: the answer {reply.text[:80]!r} is not valid against the schema, "
+                f"{fault} ({_CORRECTIONS + 1} tries).",
+                "Simplify `schema`, say in the question what it asks for, or use another reasoner.",
+            )
         if not shape.accepts(reply.text):
             raise ModelError(
                 f"{self.name}: the answer {reply.text[:80]!r} does not have the requested shape.",

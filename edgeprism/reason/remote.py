@@ -149,8 +149,9 @@ class RemoteReasoner(BaseReasoner):
             thoughts = completion.thinking if not reply.text else ""
         if thoughts:  # not even the bare request brought more than thoughts
             raise no_answer(self.name, completion)
+        said = f" It answered {self.server.quote(reply.text)[:80]!r}."
         raise ShapeError(
-            f"{self.server.url} did not obey the form that the answer must have.",
+            f"{self.server.url} did not obey the form that the answer must have.{said}",
             "Use a server with structured output (llama.cpp's, Ollama, vLLM, LM Studio).",
         )
 

@@ -23,13 +23,15 @@ class Shape:
 
     `gbnf` is a grammar whose start is `root`; `accepts` returns whether a finished text matches
     it. `schema` is a JSON schema with the same meaning, for servers that take no grammar; `unwrap`
-    turns JSON in that schema into the text.
+    turns JSON in that schema into the text. `gbnf` may allow more than `accepts`; `fault` then says
+    what is wrong with a text, "" for one that is accepted.
     """
 
     gbnf: str
     accepts: Callable[[str], bool]
     schema: dict[str, Any] | None = None
     unwrap: Callable[[Any], str] | None = None
+    fault: Callable[[str], str] | None = None
 
 
 def literal(text: str) -> str:
