@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeprism.evaluation.questions import EvalQuestion
 from edgeprism.evaluation.scoring import UNMATCHED, Verdict
 from edgeprism.language.chat import Message
-from edgeprism.reason.base import BaseReasoner
+from edgeprism.reason.base import BaseReasoner, no_answer
 from edgeprism.reason.shape import choices_to_shape
 
 NONE = "none"
@@ -17,7 +17,7 @@ def judge_answer(judge: BaseReasoner, question: EvalQuestion, answer: str) -> st
     """Return an option's letter or "none"; for an open question, "yes" or "no".
 
     "yes" and "no" say whether the open answer is right. The reply is bound to these words. The
-    judge does not learn which option is right.
+    judge does not learn which option is right. Raises NoAnswerError for a judge that only thought.
     """
     if question.options:
         options = "\n".join(f"{letter}. {text}" for letter, text in question.options)
@@ -30,8 +30,10 @@ def judge_answer(judge: BaseReasoner, question: EvalQuestion, answer: str) -> st
         context = f"Question: {question.text}\nRight answer: {question.answer}"
     text = f"{context}\nAnswer: {answer[:_MAX_CHARS]}\n\n{task}"
     shape = choices_to_shape(words)
-    reply = judge.complete([Message("user", text)], max_tokens=_MAX_TOKENS, shape=shape).text
-    return reply if reply in words else NONE
+    reply = judge.complete([Message("user", text)], max_tokens=_MAX_TOKENS, shape=shape)
+    if not reply.text and reply.thinking:
+        raise no_answer(judge.name, reply)
+    return reply.text if reply.text in words else NONE
 
 
 def reply_to_verdict(question: EvalQuestion, reply: str) -> Verdict:

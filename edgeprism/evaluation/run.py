@@ -15,7 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from edgeprism.errors import DeviceError, EdgePrismError, Interrupted, ModelError
+from edgeprism.errors import (
+    DeviceError,
+    EdgePrismError,
+    Interrupted,
+    ModelError,
+    NoAnswerError,
+)
 from edgeprism.evaluation.analysis import AnswerOutcome, CellResult
 from edgeprism.evaluation.judge import NONE, judge_answer, reply_to_verdict
 from edgeprism.evaluation.matrix import Cell, Matrix, model_id
@@ -26,7 +32,9 @@ from edgeprism.machine import peak_memory
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import CaptionOptions
 from edgeprism.reason.base import BaseReasoner
+from edgeprism.reason.prompt_cut import PROMPT_CUT
 from edgeprism.reason.shape import choices_to_shape
+from edgeprism.records import Answer
 from edgeprism.store.stored_captioner import record_to_caption
 
 Progress = Callable[[str, int, int], None]  # stage, items done, items in total
@@ -196,6 +204,8 @@ class Run:
                 shape=choices_to_shape(texts) if form == "bound" and texts else None,
                 answer_tokens=self.matrix.settings.answer_tokens,
             )
+            if fault := _no_answer(answer):
+                raise NoAnswerError(fault)
             spent = answer.timings.total - answer.timings.load
             record |= {"answer": answer.to_dict(), "seconds": spent / 1000}
 
@@ -217,12 +227,14 @@ class Run:
         judge = self.judge.model if self.judge else None
         return key_of("verdict", self.matrix.answer_key(cell), judge and model_id(judge))
 
-    def _verdict(self, cell: Cell, question: EvalQuestion, text: str) -> Verdict:
+    def _verdict(self, cell: Cell, question: EvalQuestion, text: str) -> tuple[Verdict, str]:
+        """Return the verdict on an answer, and why there is none if the judge failed."""
         verdict = score(question, text)
         if verdict.by or self.judge is None:
-            return verdict
+            return verdict, ""
         record = self.results.get("verdict", self._verdict_key(cell), question.index) or {}
-        return reply_to_verdict(question, record.get("said", NONE))
+        error = f"the judge failed: {record['error']}" if "error" in record else ""
+        return reply_to_verdict(question, record.get("said", NONE)), error
 
     # ---- records → outcomes
 
@@ -239,12 +251,17 @@ class Run:
         if answer is None or "error" in answer:
             return AnswerOutcome(error=(answer or {}).get("error", "not answered"), **common)
         text = answer["answer"]["answer"]
+        if not text.strip():  # of a run by an earlier version, which stored such answers
+            return AnswerOutcome(error="the reasoner answered with nothing", **common)
+        verdict, error = self._verdict(cell, question, text)
+        if error:
+            return AnswerOutcome(text, error=error, **common)
         seconds = {
             "focus": focus.get("seconds", 0.0),
             "perceive": sum(record["seconds"] for record in captions),
             "reason": answer["seconds"],
         }
-        return AnswerOutcome(text, self._verdict(cell, question, text), seconds=seconds, **common)
+        return AnswerOutcome(text, verdict, seconds=seconds, **common)
 
     def _memory(self, cell: Cell) -> int | None:
         """Return the larger of the two models' peaks, because they run one after the other."""
@@ -302,6 +319,16 @@ class Run:
 def _ends_all(error: EdgePrismError) -> bool:
     """Return whether the error concerns every item: a stop, no model or no device."""
     return isinstance(error, (Interrupted, ModelError, DeviceError))
+
+
+def _no_answer(answer: Answer) -> str:
+    """Return why an answer is no answer of the model's, so that it is not counted as wrong."""
+    cut = next((note for note in answer.notes if PROMPT_CUT in note), "")
+    if cut:
+        return f"{cut}."
+    return (
+        "" if answer.text.strip() else "the reasoner finished no answer within its limit of tokens."
+    )
 
 
 def _item(ref: PictureRef) -> str:
