@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, Unpack, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Unpack, cast
 
 from edgeprism.choices import INSTRUCTION_MODES
 from edgeprism.errors import UsageError
 from edgeprism.language.repetition import REPETITION_NOTE
 from edgeprism.picture.read import MAX_FILE_BYTES, ImageSource
+from edgeprism.picture.source import check_source
 from edgeprism.reason.base import DEFAULT_ANSWER_TOKENS, BaseReasoner
 from edgeprism.reason.merge import merge_captions
 from edgeprism.reason.shape import Shape
-from edgeprism.records import Answer, Caption, EncodedImage
+from edgeprism.records import Answer, Caption, EncodedImage, Timings
 
 if TYPE_CHECKING:
+    from edgeprism.perceive.looking import Perceiver
     from edgeprism.perceive.options import CaptionOptions
 
 
 Picture = ImageSource | EncodedImage
-
-
-class Perceiver(Protocol):
-    """The part of a captioner that Prism uses."""
-
-    def caption(self, image: Picture, **options: Unpack[CaptionOptions]) -> Caption:
-        """Return the caption of one picture."""
-
-    def close(self) -> None:
-        """Free the engines."""
 
 
 class Prism:
@@ -102,14 +96,18 @@ class Prism:
             evidence: Ask, in a second completion, which sentences support the answer.
 
         Returns:
-            The answer, with the captions that the reasoner saw.
+            The answer, with the captions that the reasoner saw. Its `timings.total` covers the
+            focus, the captions and what had to load.
 
         Raises:
             ImageError: A picture cannot be read; the message names it.
             UsageError: No picture, an unknown mode, an empty question, or a captioner named twice.
             EdgePrismError: What `Captioner.caption` and `BaseReasoner.answer` raise.
         """
+        started = time.perf_counter()
         pictures = _to_list(images)
+        for picture in pictures:  # before a model loads for a picture that is not there
+            check_source(picture)
         focus, notes = self.focus_for(question, instruction_mode, focus, options)
         if self.apart:
             self.reasoner.close()
@@ -119,10 +117,19 @@ class Prism:
         if merge:
             captions, merge_notes = merge_captions(self.reasoner, captions)
             notes += merge_notes
-        return self.reasoner.answer(
+        loaded = self.reasoner.focus_timings.load
+        answer = self.reasoner.answer(
             captions, question, options=options, hint=hint, focus=focus, notes=notes,
             answer_tokens=answer_tokens, shape=shape, evidence=evidence,
         )  # fmt: skip
+        return replace(
+            answer,
+            timings=replace(
+                answer.timings,
+                load=answer.timings.load + loaded,
+                total=(time.perf_counter() - started) * 1000,
+            ),
+        )
 
     def _describe(
         self,
@@ -160,6 +167,7 @@ class Prism:
                 f"Instruction mode {instruction_mode!r} is not known.",
                 f"Known: {', '.join(INSTRUCTION_MODES)}.",
             )
+        self.reasoner.focus_timings = Timings()
         if focus is not None and focus.strip():
             return focus.strip(), ()
         if instruction_mode == "generic":

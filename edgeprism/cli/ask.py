@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +87,7 @@ def command(
             "`ask` needs a picture and a question.", 'For example: edgeprism ask img.jpg "…?"'
         )
     check_stdin(images)
+    _check_order(images, question)
     shape = _shape(choices, schema_file)
     prism = _open_prism(**options)
     with working("looking and thinking…"):
@@ -108,6 +111,22 @@ def command(
             "Raise --answer-tokens.",
         )
     return EXIT_DONE
+
+
+def _check_order(images: Sequence[str], question: str) -> None:
+    """Raise UsageError where the question stands before a picture, which then looks like one."""
+    if not Path(question).is_file():
+        return
+    questions = [word for word in images if " " in word.strip() or word.rstrip().endswith("?")]
+    if swapped := next((word for word in questions if not Path(word).exists()), ""):
+        raise UsageError(
+            f"{swapped!r} is no picture, and {question} is no question: the question comes last.",
+            f"For example: edgeprism ask {shlex.quote(question)} {shlex.quote(swapped)}",
+        )
+    raise UsageError(
+        f"There is no question: the last argument, {question}, is a file.",
+        f'For example: edgeprism ask {shlex.quote(question)} "What is on the left?"',
+    )
 
 
 def _open_prism(models: tuple[str, ...], reasoner: str, stages: str, **options: Any) -> Prism:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeprism.bundle.open import DEFAULT_MODEL
+from edgeprism.choices import INSTRUCTION_MODES
 from edgeprism.cli.command import OLD_NAMES, Command, with_examples
 from edgeprism.cli.errors import show_error
 from edgeprism.cli.options import (
@@ -24,6 +26,7 @@ from edgeprism.cli.options import (
     perceiving,
     working,
 )  # fmt: skip
+from edgeprism.cli.terminal import say
 from edgeprism.errors import (
     EXIT_DONE,
     EXIT_MODEL,
@@ -38,13 +41,15 @@ from edgeprism.files.safe_text import printable, printable_line
 
 if TYPE_CHECKING:
     from edgeprism.perceive.looking import Looking
+    from edgeprism.prism import Prism
     from edgeprism.reason.conversation import Conversation
     from edgeprism.records import Caption
 
 _HELP = (
     "/focus TEXT describes the pictures again with that focus, /captions prints all captions, "
-    "/quit (or Ctrl-D) ends."
+    "/help prints this, /quit (or exit, or Ctrl-D) ends."
 )
+_ENDS = ("/quit", "/exit", "/q", "quit", "exit")
 
 
 @with_examples(
@@ -59,6 +64,11 @@ _HELP = (
 @answering_options
 @pair_options
 @captioner_options
+@click.option("--instruction-mode", type=click.Choice(INSTRUCTION_MODES),
+              default="question", show_default=True,
+              help="question: before each answer the pictures are described again with what the "
+              "question needs. generic: they are described once. --focus TEXT sets one focus for "
+              "all questions.")  # fmt: skip
 @cache_option
 @engine_options
 def command(
@@ -75,16 +85,19 @@ def command(
     instruction: str | None,
     focus: str | None,
     caption_tokens: int | None,
+    instruction_mode: str,
     answer_tokens: int,
     no_cache: bool,
     **engine: Any,
 ) -> int:
     """Answer questions about pictures, one per line of input.
 
-    The captioner describes the pictures once. /focus TEXT describes them again, /captions prints
-    all captions, /quit or the end of input ends. Exit code 3: some questions had no answer.
+    The captioner describes the pictures, and again where a question needs it, as in `ask`.
+    /focus TEXT describes them with a focus, /captions prints all captions, /help the commands;
+    /quit, exit or the end of input ends. Exit code 3: some questions had no answer.
     """
     from edgeprism.perceive.looking import Looking
+    from edgeprism.prism import Prism
     from edgeprism.reason.conversation import Conversation
 
     if "-" in images:
@@ -95,24 +108,30 @@ def command(
     )  # fmt: skip
     captioner = open_captioner(model, lm=lm, mmproj=mmproj, lm_chat_format=lm_chat_format,
                                vision_quant=vision_quant, **engine)  # fmt: skip
+    perceiver = perceiving([captioner], use_store=not no_cache)[0]
+    prism = Prism(perceiver, opened_reasoner)
     looking = Looking(
         captioner,
-        perceiving([captioner], use_store=not no_cache)[0],
+        perceiver,
         images,
         instruction=instruction,
         caption_tokens=caption_tokens,
     )
-    conversation = Conversation(opened_reasoner)
+    own_focus = bool(focus and focus.strip())
+    chat = _Chat(
+        prism, looking, Conversation(opened_reasoner), answer_tokens,
+        "generic" if own_focus else instruction_mode,
+    )  # fmt: skip
     with working("describing…"):
-        conversation.tell(looking.first(focus))
+        chat.conversation.tell(looking.first(focus))
     if sys.stdin.isatty():
         click.echo(_HELP, err=True)
     failed = False
     for line in _lines():
-        if line == "/quit":
+        if line.lower() in _ENDS:
             break
         try:
-            _do(line, looking, conversation, answer_tokens)
+            chat.do(line)
         except (Interrupted, OutputError):
             raise  # an answer that cannot be printed is lost, and so would be the next
         except EdgePrismError as error:
@@ -123,24 +142,51 @@ def command(
     return EXIT_SOME_FAILED if failed else EXIT_DONE
 
 
-def _do(line: str, looking: Looking, conversation: Conversation, answer_tokens: int) -> None:
-    """Answer one line, a question or a command."""
-    word, _, rest = line.partition(" ")
-    if word == "/captions":
-        for caption in looking.captions:
-            click.echo(_caption_line(caption))
-    elif word == "/focus" and rest.strip():
-        with working("describing again…"):
-            captions = looking.again(rest.strip())
-        conversation.tell(captions)
+@dataclass
+class _Chat:
+    """A conversation about pictures, which are described again where a question needs it."""
+
+    prism: Prism
+    looking: Looking
+    conversation: Conversation
+    answer_tokens: int
+    instruction_mode: str
+
+    def do(self, line: str) -> None:
+        """Answer one line, a question or a command."""
+        word, _, rest = line.partition(" ")
+        if word == "/help":
+            click.echo(_HELP)
+        elif word == "/captions":
+            self._print(self.looking.captions)
+        elif word == "/focus" and rest.strip():
+            with working("describing again…"):
+                captions = self._look(rest.strip())
+            self._print(captions)
+            if not captions:
+                say("That focus brings nothing new; /captions prints all.")
+        elif word.startswith("/"):
+            raise UsageError(f"{line}: not a command of this chat.", _HELP)
+        else:
+            with working("looking and thinking…"):
+                focus, _notes = self.prism.focus_for(line, self.instruction_mode)
+                if focus:
+                    self._look(focus)
+                answer = self.conversation.ask(line, answer_tokens=self.answer_tokens)
+            for note in answer.notes:
+                say(note)
+            click.echo(printable(answer.text))
+
+    def _look(self, focus: str) -> list[Caption]:
+        """Describe the pictures with a focus; the next question's prompt has what is new."""
+        captions = self.looking.again(focus)
+        if captions:
+            self.conversation.tell(captions)
+        return captions
+
+    def _print(self, captions: Sequence[Caption]) -> None:
         for caption in captions:
             click.echo(_caption_line(caption))
-    elif word.startswith("/"):
-        raise UsageError(f"{line}: not a command of this chat.", _HELP)
-    else:
-        with working("thinking…"):
-            answer = conversation.ask(line, answer_tokens=answer_tokens)
-        click.echo(printable(answer.text))
 
 
 def _caption_line(caption: Caption) -> str:

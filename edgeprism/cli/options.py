@@ -20,8 +20,8 @@ from edgeprism.files.safe_text import printable_line
 if TYPE_CHECKING:
     from edgeprism.bundle.open import Bundle
     from edgeprism.perceive.captioner import Captioner
+    from edgeprism.perceive.looking import Perceiver
     from edgeprism.perceive.options import CaptionerOptions
-    from edgeprism.prism import Perceiver
     from edgeprism.reason.base import BaseReasoner
     from edgeprism.reason.local import ReasonerOptions
 

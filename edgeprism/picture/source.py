@@ -52,6 +52,25 @@ def unreadable(source: object) -> ImageError:
     )
 
 
+def check_source(source: object) -> None:
+    """Raise ImageError for a path that leads to no readable file; nothing is opened.
+
+    Other sources are left to `read_picture`.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return
+    name = os.fspath(source)
+    try:
+        _check_kind(os.stat(name), name)
+        if not os.access(name, os.R_OK):
+            raise ImageError(f"{name}: cannot be read.", "Check its permissions.")
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file.", "Check the path.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(f"{name}: cannot be read: {reason}.", "Check its permissions.") from error
+
+
 def source_to_bytes(
     source: str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes],
 ) -> tuple[str, bytes]:

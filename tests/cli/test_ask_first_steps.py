@@ -1,0 +1,132 @@
+"""`ask` and `chat` as newcomers use them: mistakes told before any work, one way of looking."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeprism.cli.main import run
+from edgeprism.files.safe_text import printable
+from edgeprism.language.model import LanguageModel
+from edgeprism.perceive.captioner import Captioner
+from edgeprism.vision.onnx import VisionEncoder
+from tests.helpers.bundles import SAID_TEXT
+from tests.helpers.calls import count_calls
+
+QUESTION = "Is the red boat near the house?"
+
+
+@pytest.fixture
+def ask(random_bundle: Path, scripted_gguf: Path) -> Any:
+    def asked(*arguments: str) -> int:
+        return run(["ask", *arguments, "--captioner", str(random_bundle),
+                    "--reasoner", str(scripted_gguf)])  # fmt: skip
+
+    return asked
+
+
+@pytest.fixture
+def chat(
+    random_bundle: Path, scripted_gguf: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    def started(typed: str, *options: str) -> int:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        return run(["chat", str(photo), "--captioner", str(random_bundle),
+                    "--reasoner", str(scripted_gguf), *options])  # fmt: skip
+
+    return started
+
+
+def test_pictures_are_checked_before_a_model_loads(
+    ask: Any, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(LanguageModel, "__init__", load)
+    for picture, words in (
+        (tmp_path / "gone.png", "no such file"),
+        (tmp_path, "is a directory"),
+        (Path("/dev/null"), "not a regular file"),
+    ):
+        assert ask(str(photo), str(picture), QUESTION) == 1
+        printed = capsys.readouterr()
+        assert f"{picture}: " in printed.err
+        assert words in printed.err
+
+
+def test_question_and_picture_swapped_are_recognised(ask: Any, photo: Path, capsys: Any) -> None:
+    assert ask("What is there?", str(photo)) == 2
+    printed = capsys.readouterr().err
+    assert "'What is there?' is no picture" in printed
+    assert f"edgeprism ask {photo} 'What is there?'" in printed
+    assert ask(str(photo), str(photo)) == 2
+    assert "There is no question" in capsys.readouterr().err
+
+
+def test_the_total_covers_focus_captions_and_loading(ask: Any, photo: Path, capsys: Any) -> None:
+    began = time.perf_counter()
+    assert ask(str(photo), QUESTION, "--json", "--no-cache") == 0
+    took = (time.perf_counter() - began) * 1000
+    record = json.loads(capsys.readouterr().out)
+    times, caption = record["timings_ms"], record["captions"][0]["timings_ms"]
+    assert times["load"] > 0  # the reasoner loaded for the focus, before it answered
+    assert caption["total"] + times["load"] + times["prefill"] < times["total"] <= took
+
+
+# ---- chat
+
+
+def test_a_chat_looks_for_what_a_question_needs(
+    chat: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    looks = count_calls(monkeypatch, VisionEncoder, "encode")
+    instructions: list[str] = []
+    start = Captioner.start
+
+    def noted(self: Captioner, image: Any, plan: Any) -> Any:
+        instructions.append(plan.instruction)
+        return start(self, image, plan)
+
+    monkeypatch.setattr(Captioner, "start", noted)
+    assert chat(f"{QUESTION}\n{QUESTION}\nWhat is there?\n") == 0
+    assert capsys.readouterr().out == f"{SAID_TEXT}\n" * 3
+    assert len(instructions) == 2  # the general one, and that of the first two questions
+    assert "Attend to: " in instructions[1]
+    assert len(looks) == 2
+    del instructions[:]
+    assert chat(f"{QUESTION}\n", "--instruction-mode", "generic", "--no-cache") == 0
+    assert chat(f"{QUESTION}\n", "--focus", "the sky", "--no-cache") == 0
+    assert len(instructions) == 2
+    assert [each.partition("Attend to: ")[2] for each in instructions] == ["", "the sky."]
+
+
+def test_it_asks_with_the_focus_that_ask_draws(
+    chat: Any, ask: Any, photo: Path, capsys: Any
+) -> None:
+    assert ask(str(photo), QUESTION, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert chat(f"{QUESTION}\n/captions\n") == 0
+    assert printable(record["captions"][0]["caption"]) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["/quit", "/exit", "exit", "quit", "EXIT"])
+def test_words_that_end_a_chat(chat: Any, capsys: Any, word: str) -> None:
+    assert chat(f"What is there?\n{word}\nWhat is there?\n") == 0
+    assert capsys.readouterr().out == f"{SAID_TEXT}\n"
+
+
+def test_help_and_captions(chat: Any, photo: Path, capsys: Any) -> None:
+    assert chat("/help\n/focus boats\n/focus boats\n/captions\n") == 0
+    printed = capsys.readouterr()
+    assert "/captions prints" in printed.out
+    lines = [line for line in printed.out.splitlines() if line.startswith(f"{photo}: ")]
+    assert len(lines) == 1 + 2
+    assert len(set(lines)) == 2
+    assert "nothing new" in printed.err
