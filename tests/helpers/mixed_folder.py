@@ -40,7 +40,7 @@ _NAMES = {
     "JPEG XL file": "{}.jxl",
     "JPEG 2000 file": "{}.jp2 {}.j2k",
     "document": "{}.pdf {}.docx",
-    "text": "{}.txt {}.html {}.json",
+    "text": "notes-{}.txt notes-{}.html notes-{}.json",
     "sound file": "{}.mp3 {}.wav",
     "archive": "{}.zip {}.tar",
     "system file": "._{}.jpg ._{}.NEF",
