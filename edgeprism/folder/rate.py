@@ -107,10 +107,11 @@ def measure_rate(
         return first
     group = width * lanes
     batch, meter = Batch(captioner, plan, parallel=width, lanes=lanes), RateMeter(group)
-    start = time.perf_counter()
+    end: float | None = None  # counted from the first caption on, when all has started
     for outcome in batch.run(_spread(pictures, _GROUPS * group)):
         meter.add(made=outcome.record is not None)
-        if time.perf_counter() - start > _SECONDS:
+        end = end or time.perf_counter() + _SECONDS
+        if time.perf_counter() > end:
             batch.stop()
     more = meter.rate()
     return more if more is not None and more.captions > group else first
