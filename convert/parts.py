@@ -99,6 +99,7 @@ def captioner_parts(
         files={},
         parity=Parity(passed=False, forced=False, figures={}, failures=[]),
         notice=card.notice,
+        photographs=card.photographs,
     )
     return FamilyParts(
         vision=lambda dtype: VisionGraph(
@@ -150,4 +151,5 @@ def _prompts(
         after_instruction=conversation.after_instruction,
         markers=markers,
         several=conversation.several,
+        unknown=list(card.unknown),
     )

@@ -31,6 +31,8 @@ class CaptionerCard:
     name: str = ""
     notice: str = ""
     license: str = ""
+    unknown: tuple[str, ...] = ()  # captions that say that nothing was recognised
+    photographs: bool = True  # the captioner describes photographs
     parity_texts: tuple[str, ...] = ()  # gate texts for a captioner with a small vocabulary
 
 
@@ -46,23 +48,27 @@ def card_from_folder(folder: Path) -> CaptionerCard:
     data = read_json(path)
     kinds: dict[str, type] = {
         "default_instruction": str, "focus_instruction": str, "max_tokens": int, "name": str,
-        "notice": str, "license": str, "parity_texts": list,
+        "notice": str, "license": str, "parity_texts": list, "unknown": list, "photographs": bool,
     }  # fmt: skip
     faults = [f"{name}: unknown field" for name in data if name not in kinds]
     faults += [
         f"{name}: {kinds[name].__name__} is expected"
         for name, value in data.items()
-        if name in kinds and (not isinstance(value, kinds[name]) or isinstance(value, bool))
+        if name in kinds
+        and (not isinstance(value, kinds[name]) or isinstance(value, bool) != (kinds[name] is bool))
     ]
-    texts = data.get("parity_texts", [])
-    if isinstance(texts, list) and not all(isinstance(text, str) and text for text in texts):
-        faults.append("parity_texts: a list of texts that are not empty is expected")
+    lists = {name: data.get(name, []) for name in ("parity_texts", "unknown")}
+    faults += [
+        f"{name}: a list of texts that are not empty is expected"
+        for name, texts in lists.items()
+        if isinstance(texts, list) and not all(isinstance(text, str) and text for text in texts)
+    ]
     faults = faults or _value_faults(data)
     if faults:
         raise CheckpointError(
             f"{path} is refused: {'; '.join(faults)}.", f"Known fields: {', '.join(kinds)}."
         )
-    return CaptionerCard(**{**data, "parity_texts": tuple(texts)})
+    return CaptionerCard(**{**data, **{name: tuple(texts) for name, texts in lists.items()}})
 
 
 def _value_faults(data: dict[str, Any]) -> list[str]:

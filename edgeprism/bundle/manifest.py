@@ -199,6 +199,8 @@ class Prompts:
     markers: Markers | None = None
     after_instruction: str = ""
     several: Several | None = None  # None: the model was made for one picture at a time
+    # captions by which the model says that it recognises nothing in a picture
+    unknown: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,18 @@ class Manifest:
     files: dict[str, FileEntry]
     parity: Parity
     notice: str  # one line shown with the model, e.g. what it is not made for; may be empty
+    photographs: bool = True  # the model describes photographs
+
+    def says_nothing(self, caption: str) -> bool:
+        """Return whether a caption says nothing of its picture."""
+        return caption.strip() in ("", *self.prompts.unknown)
 
     def to_json(self) -> str:
         """Return the text of manifest.json."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        data = dataclasses.asdict(self)
+        # Without these, earlier versions of EdgePrism, which refuse unknown fields, read it too.
+        if self.photographs:
+            del data["photographs"]
+        if not self.prompts.unknown:
+            del data["prompts"]["unknown"]
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

@@ -86,6 +86,7 @@ def _value_faults(m: Manifest) -> list[str]:
             m.prompts.focus_instruction.count("{focus}") == 1,
             'must hold "{focus}" exactly once',
         ),
+        ("prompts.unknown", all(text.strip() for text in m.prompts.unknown), "holds an empty text"),
         ("prompts.stop", all(m.prompts.stop), "holds an empty string"),
         ("prompts.max_tokens", 1 <= m.prompts.max_tokens <= 1 << 16, "must lie in 1…65536"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,25 @@ if TYPE_CHECKING:
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Also replace texts and descriptions that other programs wrote.",
+    help="Replace texts and descriptions that others wrote, and an --output or --errors file that "
+    "holds something else. Replaced texts are kept: `edgeprism sidecars undo` brings them back.",
+)
+@click.option(
+    "--append",
+    is_flag=True,
+    help="Write the caption behind texts and descriptions that others wrote.",
+)
+@click.option(
+    "--sidecar-name",
+    type=click.Choice(["stem", "full"]),
+    default="stem",
+    show_default=True,
+    help="Names of new sidecars: photo.xmp or photo.jpg.xmp. One that exists keeps its name.",
+)
+@click.option(
+    "--yes",
+    is_flag=True,
+    help="Write sidecars with a model that was not made for photographs, without asking.",
 )
 @click.option(
     "--files-from",
@@ -295,6 +314,23 @@ def _reserved(options: dict[str, Any]) -> list[Path]:
     return [Path(name) for name in names if name and name != "-"]
 
 
+def _confirm_model(captioner: Captioner) -> None:
+    """Ask whether sidecars shall hold the words of a model that does not know photographs."""
+    manifest = captioner.bundle.manifest
+    if manifest.photographs:
+        return
+    fact = f"{manifest.name} was not made for photographs, and its words would go into sidecars."
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        click.echo(fact, err=True)
+        if click.confirm("Write them all the same?", err=True):
+            return
+    raise UsageError(
+        fact,
+        "Name a larger captioner (--model; `edgeprism models list`), or give --yes if the pictures "
+        "are drawn.",
+    )
+
+
 def _caption_many(
     search: PictureSearch,
     captioner: Captioner,
@@ -311,10 +347,14 @@ def _caption_many(
         sidecars.append("txt")
     if output_options["xmp"]:
         sidecars.append("xmp")
+    if sidecars and not output_options["dry_run"] and not output_options["yes"]:
+        _confirm_model(captioner)
     folder_options = FolderOptions(
         sidecars=sidecars,
         out_dir=output_options["out_dir"],
         overwrite=output_options["overwrite"],
+        append=output_options["append"],
+        sidecar_name=output_options["sidecar_name"],
         use_store=not output_options["no_cache"],
         parallel=output_options["parallel"],
         on_error=output_options["on_error"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgeprism.cli.bar import ProgressBar
 from edgeprism.cli.errors import show_error, with_options
@@ -71,12 +71,14 @@ def caption_folder(
 ) -> int:
     """Caption the pictures of `search`, even if some fail; return the exit code."""
     with contextlib.ExitStack() as stack:
+        shows_results = _shows_results(results, options)
+        options = replace(options, sidecars_only=not shows_results)
         run = stack.enter_context(FolderRun(search, captioner, plan, options))
         if run.pictures is not None and not run.pictures:
             if results.output is None:  # a result of nothing; an older file stays
-                stack.enter_context(_open_outputs(results, bool(options.sidecars)))
+                stack.enter_context(_open_outputs(results, shows_results))
             return _nothing_found(run.result, quiet)
-        outputs = stack.enter_context(_open_outputs(results, bool(options.sidecars)))
+        outputs = stack.enter_context(_open_outputs(results, shows_results))
         errors = None
         if results.errors_file:
             errors = stack.enter_context(FailureOutput(results.errors_file))
@@ -185,13 +187,19 @@ def _finish(result: FolderResult, use_store: bool, quiet: bool) -> int:
         )
     if not result.failures and not result.unreadable:
         return EXIT_DONE
-    return EXIT_SOME_FAILED if result.captioned + result.known else EXIT_FAILED
+    done = result.captioned + result.known + result.passed_over
+    return EXIT_SOME_FAILED if done else EXIT_FAILED
+
+
+def _shows_results(results: ResultOptions, options: FolderOptions) -> bool:
+    """Return whether captions go to stdout or a file, not to sidecars alone."""
+    return results.output is not None or results.form != "text" or not options.sidecars
 
 
 @contextlib.contextmanager
-def _open_outputs(results: ResultOptions, has_sidecars: bool) -> Iterator[list[RecordOutput]]:
+def _open_outputs(results: ResultOptions, shows_results: bool) -> Iterator[list[RecordOutput]]:
     """Open the stream or file of results; yield none if the run writes sidecars only."""
-    if results.output is None and results.form == "text" and has_sidecars:
+    if not shows_results:
         yield []
         return
     target = sys.stdout if results.output is None else results.output

@@ -24,7 +24,18 @@ from edgeprism.errors import (
 from edgeprism.machine.cancel import interruptible, was_interrupted
 from edgeprism.version import __version__
 
-COMMANDS = ("caption", "ask", "chat", "eval", "cache", "models", "pull", "convert", "doctor")
+COMMANDS = (
+    "caption",
+    "ask",
+    "chat",
+    "eval",
+    "cache",
+    "sidecars",
+    "models",
+    "pull",
+    "convert",
+    "doctor",
+)
 
 
 class LazyGroup(click.Group):

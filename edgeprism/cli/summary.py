@@ -65,16 +65,33 @@ def tell_result(result: FolderResult, say: Say = say_on_stderr) -> None:
     """Print the counts of a run: they add up to the pictures and, with the rest, to the files."""
     elapsed = max(result.seconds, 1e-3)
     left = f", {result.total - result.done:,} left" if result.total > result.done else ""
+    passed_over = f"{result.passed_over:,} left alone, " if result.passed_over else ""
     say(
         f"{counted(result.total, 'picture')}: {result.captioned:,} captioned, "
-        f"{result.known:,} known already, {len(result.failures):,} failed{left}; "
+        f"{result.known:,} known already, {passed_over}{len(result.failures):,} failed{left}; "
         f"{duration(elapsed)}, {result.done / elapsed:.1f}/s"
     )
     if result.duplicates:
         same = "has" if result.duplicates == 1 else "have"
         say(f"{result.duplicates:,} of the known {same} the content of another picture above")
+    _tell_sidecars(result, say)
     _tell_causes(result, say)
     tell_other_files(result.total, result.passed, result.repeated, result.unreadable, say)
+
+
+def _tell_sidecars(result: FolderResult, say: Say) -> None:
+    """Print why sidecars were not written, and which one was if a picture has two."""
+    if result.left_alone:
+        one = result.left_alone == 1
+        have = "has a description of its" if one else "have a description of their"
+        say(f"{result.left_alone:,} {have} own, left alone")
+    if result.unrecognized:
+        say(f"{result.unrecognized:,} not recognised, nothing written")
+    if result.twins:
+        used, other = result.twins[0]
+        pictures = counted(len(result.twins), "picture")
+        have = "has" if len(result.twins) == 1 else "have"
+        say(f"{pictures} {have} two sidecars; e.g. {used} was used, not {other.name}")
 
 
 def tell_other_files(

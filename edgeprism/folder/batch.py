@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -145,6 +145,8 @@ class Batch:
                 else:
                     self._decoding.put((job, pool.submit(str(picture.path))))
         finally:
+            if isinstance(pictures, Generator):
+                pictures.close()  # in the thread that began it: it may hold a store
             if store is not None:
                 store.close()
 

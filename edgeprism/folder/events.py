@@ -23,8 +23,11 @@ class Outcome:
 
     `record` is its caption as `edgeprism caption --json` prints it. It is None if there is no
     caption; `error` then says why. Both are set if the caption was made but its sidecar could not
-    be written. `cached` is true if the caption came from the caption store, or from the same
-    picture under another name; `duplicate` is true if this run met that other picture first.
+    be written. Neither is set if the picture was passed over. `cached` is true if the caption came
+    from the caption store, or from the same picture under another name; `duplicate` is true if
+    this run met that other picture first. `left_alone` is true if a sidecar holds somebody's own
+    text and was not changed; `unrecognized` if the caption says that the model knows nothing in
+    the picture, so that no sidecar was written.
     """
 
     picture: PictureFile
@@ -32,6 +35,8 @@ class Outcome:
     error: EdgePrismError | None = None
     cached: bool = False
     duplicate: bool = False
+    left_alone: bool = False
+    unrecognized: bool = False
 
 
 def without_frames(error: ErrorType) -> ErrorType:

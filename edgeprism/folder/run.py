@@ -10,8 +10,9 @@ import contextlib
 import errno
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,7 +20,8 @@ from edgeprism.errors import EdgePrismError, OutputError, UsageError
 from edgeprism.folder.batch import Batch
 from edgeprism.folder.events import Outcome, without_frames
 from edgeprism.folder.rate import RateMeter, remember_rate
-from edgeprism.output.sidecar import Sidecar, TxtSidecar, XmpSidecar
+from edgeprism.folder.sidecars import RunSidecars, open_sidecars
+from edgeprism.output.sidecar_names import SidecarName
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import Plan
 from edgeprism.picture.find import PictureFile, PictureSearch, Unreadable, find_pictures
@@ -44,6 +46,9 @@ class FolderOptions:
     limit: int | None = None
     exclude: Sequence[str] = ()
     reserved: Sequence[Path] = ()  # files of the caller that no sidecar may replace
+    append: bool = False
+    sidecar_name: SidecarName = "stem"
+    sidecars_only: bool = False  # pass pictures over whose every sidecar holds somebody's own text
 
     def __post_init__(self) -> None:
         kinds = get_args(SidecarKind)
@@ -59,6 +64,13 @@ class FolderOptions:
             raise UsageError(
                 f"A limit of {self.limit} leaves no picture.", "Give a `limit` of 1 or more."
             )
+        if self.overwrite and self.append:
+            raise UsageError(
+                "A text of others cannot be both replaced and continued.",
+                "Give either `overwrite` or `append`.",
+            )
+        if self.sidecar_name not in get_args(SidecarName):
+            raise UsageError(f"sidecar_name is {self.sidecar_name!r}.", 'Give "stem" or "full".')
         if isinstance(self.exclude, str):
             raise UsageError("exclude is one text.", 'Give several: exclude=("*.png",).')
 
@@ -75,7 +87,7 @@ class Failure:
 class FolderResult:
     """The counts of a run; they grow while it goes on.
 
-    `total` is the sum of `captioned`, `known` and failures once the run has ended.
+    `total` is the sum of `captioned`, `known`, `passed_over` and failures once the run has ended.
     """
 
     total: int  # pictures that the run was given; with a limit, those that it came to
@@ -83,6 +95,11 @@ class FolderResult:
     known: int = 0  # captions from the caption store, or from a picture with the same content
     duplicates: int = 0  # those of `known` whose content this run met under another name
     failures: list[Failure] = field(default_factory=list)
+    left_alone: int = 0  # pictures with a sidecar that holds somebody's own text
+    passed_over: int = 0  # those of `left_alone` that therefore needed no caption
+    unrecognized: int = 0  # captions that say that nothing was recognised: in no sidecar
+    # (the sidecar in use, another one of the same picture), for the first pictures that have two
+    twins: list[tuple[Path, Path]] = field(default_factory=list)
     stopped: bool = False  # `FolderRun.stop` ended it before its pictures did
     seconds: float = 0.0
     passed: PassedOver = field(default_factory=PassedOver)  # files that are no pictures, by kind
@@ -92,7 +109,7 @@ class FolderResult:
     @property
     def done(self) -> int:
         """Pictures that have their outcome, failures included."""
-        return self.captioned + self.known + len(self.failures)
+        return self.captioned + self.known + self.passed_over + len(self.failures)
 
     @property
     def skipped(self) -> int:
@@ -140,6 +157,9 @@ class FolderRun:
         self._store = open_store() if self._options.use_store else None
         self._batch: Batch | None = None
         self._stop_requested = self._iterated = False
+        self._todo: list[PictureFile] | None = None  # None: all pictures
+        self._order: dict[PictureFile, int] = {}  # of those to caption, among all
+        self._settled: deque[tuple[int, Outcome]] = deque()  # (place among all, outcome) of others
 
     def __enter__(self) -> FolderRun:
         return self
@@ -157,7 +177,10 @@ class FolderRun:
 
         The first run with a model measures it, which takes some seconds.
         """
-        self._prepare()
+        if self._todo is None and self._options.sidecars_only and self.pictures is not None:
+            self._todo = list(self._without_own_text(self.pictures, self._store))
+        if self._todo is None or self._todo:
+            self._prepare()
 
     def stop(self) -> None:
         """Begin no more pictures and finish those in flight; from any thread or signal handler.
@@ -177,28 +200,73 @@ class FolderRun:
         if self._iterated:
             raise UsageError("A run can be iterated over only once.", "Make another FolderRun.")
         self._iterated = True
-        batch, sidecars = self._prepare(), _open_sidecars(self._options, self._store)
-        meter = RateMeter(batch.parallel * batch.lanes)
+        self.start()
+        sidecars = self._open_sidecars(self._store)
         try:
-            for outcome in batch.run(self._search if self.pictures is None else self.pictures):
-                error = self._write_sidecars(outcome, sidecars)
-                if error is not None and _is_disk_full(error):
-                    yield outcome  # it has its caption; all further sidecars would fail
-                    raise error
-                if error is not None:
-                    outcome = replace(outcome, error=error)
-                self._count(outcome)
-                meter.add(made=outcome.record is not None and not outcome.cached)
-                if outcome.error is not None and self._options.on_error == "stop":
-                    batch.stop()
-                yield outcome
-            self.result.stopped = self._stop_requested and batch.stopped
+            if self._todo is None or self._todo:
+                yield from self._caption(self._prepare(), sidecars)
+            while self._settled and not self.result.stopped:
+                yield (outcome := self._counted(self._settled.popleft()[1]))
+                self.result.stopped = outcome.error is not None and self._stops_at_errors
             if self.pictures is None and not self.result.stopped:
                 self.result.total = self.result.done
-            remember_rate(self._captioner, self._plan, meter.rate())
         finally:
             self._count_repeated()
+            self.result.twins = sidecars.twins
             self.result.seconds = time.monotonic() - self._began
+
+    def _caption(self, batch: Batch, sidecars: RunSidecars) -> Generator[Outcome]:
+        """Yield the outcomes of pictures to caption, and of others that precede them."""
+        meter = RateMeter(batch.parallel * batch.lanes)
+        for made in batch.run(self._pictures_to_caption()):
+            place = self._order.get(made.picture, 0)
+            while self._settled and self._settled[0][0] < place:
+                outcome = self._counted(self._settled.popleft()[1])
+                if outcome.error is not None and self._stops_at_errors:
+                    batch.stop()
+                yield outcome
+            outcome = sidecars.write(made)
+            if isinstance(outcome.error, OutputError) and _is_disk_full(outcome.error):
+                yield made  # it has its caption; all further sidecars would fail
+                raise outcome.error
+            meter.add(made=outcome.record is not None and not outcome.cached)
+            if outcome.error is not None and self._stops_at_errors:
+                batch.stop()
+            yield self._counted(outcome)
+        self.result.stopped = self._stop_requested and batch.stopped
+        remember_rate(self._captioner, self._plan, meter.rate())
+
+    @property
+    def _stops_at_errors(self) -> bool:
+        return self._options.on_error == "stop"
+
+    def _pictures_to_caption(self) -> Iterable[PictureFile]:
+        if self._todo is not None:
+            return self._todo
+        pictures = self._search if self.pictures is None else self.pictures
+        return self._searched(pictures) if self._options.sidecars_only else pictures
+
+    def _searched(self, pictures: Iterable[PictureFile]) -> Generator[PictureFile]:
+        """Yield the pictures to caption in the batch's thread, which needs a store of its own."""
+        with open_store() if self._options.use_store else contextlib.nullcontext() as store:
+            yield from self._without_own_text(pictures, store)
+
+    def _without_own_text(
+        self, pictures: Iterable[PictureFile], store: CaptionStore | None
+    ) -> Generator[PictureFile]:
+        """Yield the pictures to caption; put the outcomes of all others aside."""
+        sidecars = self._open_sidecars(store)
+        for place, picture in enumerate(pictures):
+            outcome = sidecars.settled(picture)
+            if outcome is None:
+                self._order[picture] = place
+                yield picture
+            else:
+                self._settled.append((place, outcome))
+
+    def _open_sidecars(self, store: CaptionStore | None) -> RunSidecars:
+        says_nothing = self._captioner.bundle.manifest.says_nothing
+        return open_sidecars(self._options, store, says_nothing)
 
     def _prepare(self) -> Batch:
         if self._batch is None:
@@ -217,35 +285,25 @@ class FolderRun:
                 self._batch.stop()
         return self._batch
 
-    def _write_sidecars(self, outcome: Outcome, sidecars: list[Sidecar]) -> OutputError | None:
-        if outcome.record is None:
-            return None
-        try:
-            for sidecar in sidecars:
-                written = sidecar.write(outcome.record, outcome.picture)
-                # Also if the file was there before: the run that wrote it may have been killed
-                # before it could remember the output.
-                store = self._store
-                if store is not None and store.written_before(written.path) != written.sha256:
-                    store.remember_output(written.path, written.sha256)
-        except OutputError as error:
-            return error
-        return None
-
     def _count_repeated(self) -> None:
         self.result.repeated = self._search.repeated
 
-    def _count(self, outcome: Outcome) -> None:
+    def _counted(self, outcome: Outcome) -> Outcome:
         result = self.result
         result.seconds = time.monotonic() - self._began
+        result.left_alone += outcome.left_alone
+        result.unrecognized += outcome.unrecognized
         if outcome.error is not None:
             error = without_frames(outcome.error)
             result.failures.append(Failure(outcome.picture.path, error))
+        elif outcome.record is None:
+            result.passed_over += 1
         elif outcome.cached:
             result.known += 1
             result.duplicates += outcome.duplicate
         else:
             result.captioned += 1
+        return outcome
 
 
 def caption_folder(
@@ -261,47 +319,47 @@ def caption_folder(
     on_error: OnError = "skip",
     limit: int | None = None,
     exclude: Sequence[str] = (),
+    append: bool = False,
+    sidecar_name: SidecarName = "stem",
     on_outcome: Callable[[Outcome], object] | None = None,
 ) -> FolderResult:
     """Caption every picture of a folder, and continue where an earlier call was interrupted.
 
-    Every finished caption goes into the caption store at once. A second call finds it there, by
-    the picture's content, and makes only the missing ones. A failing picture does not end the call.
+    Each caption goes into the caption store at once, so that a second call makes only the others.
 
     Args:
         pictures: A folder with all below it, a file, ``"photos/**/*.jpg"``, or several of these.
         captioner: The captioner to use. It stays open.
         plan: Instruction and sampling, from ``captioner.plan(...)``; by default the model's own.
-        sidecars: Files to write next to each picture: ``"txt"`` for ``photo.txt``, ``"xmp"`` for
-            ``photo.xmp`` (Adobe's ``dc:description``).
+        sidecars: Files next to each picture: ``"txt"``, and ``"xmp"`` with ``dc:description``.
         out_dir: Put sidecars into a mirror of the folders under this folder instead.
-        overwrite: Also replace texts and descriptions that other programs wrote.
+        overwrite: Replace texts of others; ``edgeprism sidecars undo`` brings them back.
         use_store: Use and fill the caption store in ``EDGEPRISM_HOME``.
         parallel: Captions to decode at a time; by default measured on this machine.
         on_error: ``"skip"``, or ``"stop"`` to begin no more pictures after one that fails.
         limit: End after this many captions, known ones included; failures do not count.
         exclude: Patterns of files and folders to pass over, each as a line of ``.gitignore``.
-        on_outcome: Called in this thread with each picture's ``Outcome``, in the pictures' order.
-            An exception that it raises ends the call.
+        append: Write the caption behind texts of others, which otherwise are left alone.
+        sidecar_name: For new ones: ``"stem"`` (``photo.xmp``) or ``"full"`` (``photo.jpg.xmp``).
+        on_outcome: Called with each ``Outcome`` in order; an exception that it raises ends the run.
 
     Returns:
         Counts, ``failures`` with path and error each, and ``passed``: other files, by kind.
 
     Raises:
-        UsageError: A pattern has no match, or an option is invalid.
-        ModelError, DeviceError: The captioner's engines cannot run.
+        UsageError, ModelError, DeviceError: An option is invalid, or no engine can run.
         StoreError: The caption store cannot be used; ``use_store=False`` works without it.
         OutputError: The disk is full. Other sidecars that cannot be written are failures.
         KeyboardInterrupt: Ctrl-C drops what is in flight; ``FolderRun.stop()`` finishes it.
 
     Examples:
         >>> from edgeprism import Captioner, caption_folder
-        >>> result = caption_folder("photos", Captioner.load("nano"), sidecars=("txt",))
-        >>> print(result.captioned, result.known, len(result.failures))
+        >>> caption_folder("photos", Captioner.load("nano"), sidecars=("txt",)).captioned
     """
     options = FolderOptions(
-        sidecars, out_dir, overwrite, use_store, parallel, on_error, limit, exclude
-    )
+        sidecars, out_dir, overwrite, use_store, parallel, on_error, limit, exclude, (), append,
+        sidecar_name, sidecars_only=bool(sidecars) and on_outcome is None,
+    )  # fmt: skip
     run = FolderRun(pictures, captioner, plan, options)
     with run, contextlib.closing(iter(run)) as outcomes:
         for outcome in outcomes:
@@ -322,21 +380,6 @@ def search_pictures(pictures: Pictures, options: FolderOptions) -> PictureSearch
 def open_store() -> CaptionStore:
     """Open the caption store of this user."""
     return CaptionStore(default_path())
-
-
-def _open_sidecars(options: FolderOptions, store: CaptionStore | None) -> list[Sidecar]:
-    out_dir, overwrite, reserved = options.out_dir, options.overwrite, options.reserved
-    before = store.written_before if store is not None else None
-    sidecars: list[Sidecar] = []
-    if "txt" in options.sidecars:
-        sidecars.append(
-            TxtSidecar(
-                out_dir=out_dir, overwrite=overwrite, reserved=reserved, written_before=before
-            )
-        )
-    if "xmp" in options.sidecars:
-        sidecars.append(XmpSidecar(out_dir=out_dir, overwrite=overwrite, reserved=reserved))
-    return sidecars
 
 
 def _is_disk_full(error: OutputError) -> bool:

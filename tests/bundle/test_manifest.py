@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -73,7 +72,22 @@ def put(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 def test_round_trip() -> None:
     manifest = bundles.make_manifest(FILES)
     assert manifest_from_json(manifest.to_json(), "m") == manifest
-    assert dataclasses.asdict(manifest_from_json(json.dumps(good()), "m")) == good()
+    assert json.loads(manifest_from_json(json.dumps(good()), "m").to_json()) == good()
+
+
+def test_fields_that_earlier_versions_refuse_stand_only_where_they_are_needed() -> None:
+    data = good()
+    assert "photographs" not in data
+    assert "unknown" not in data["prompts"]
+    data["photographs"], data["prompts"]["unknown"] = False, ["I see nothing."]
+    manifest = manifest_from_json(json.dumps(data), "m")
+    assert json.loads(manifest.to_json()) == data
+    assert manifest.says_nothing(" I see nothing.\n")
+    assert manifest.says_nothing("")
+    assert not manifest.says_nothing("I see nothing but a dog.")
+    data["prompts"]["unknown"] = [" "]
+    with pytest.raises(ManifestError, match=r"prompts\.unknown"):
+        manifest_from_json(json.dumps(data), "m")
 
 
 def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:

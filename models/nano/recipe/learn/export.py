@@ -38,7 +38,7 @@ from edgeprism.models.nano.recipe.learn.tokenizer import (
     VOCAB,
     tokenizer,
 )
-from edgeprism.models.nano.recipe.world.grammar import scene_to_long
+from edgeprism.models.nano.recipe.world.grammar import NOTHING, scene_to_long
 from edgeprism.models.nano.recipe.world.scene import Sampling
 
 Tensors = dict[str, Tensor]
@@ -201,6 +201,8 @@ def card() -> dict[str, Any]:
         "name": "nano",
         "license": "Apache-2.0",
         "notice": NOTICE,
+        "photographs": False,
+        "unknown": [NOTHING],
         "default_instruction": DEFAULT_INSTRUCTION,
         "focus_instruction": FOCUS + "{focus}",
         "max_tokens": MAX_TOKENS,
