@@ -53,6 +53,8 @@ class HubCaptioner:
     description: str
     family: str
     download_gb: int  # approximate
+    disk_gb: float  # of the converted bundle, estimated from the numbers of parameters
+    memory_gb: float  # to run it, estimated likewise
     repositories: list[Repository]
     notes: list[str]
 

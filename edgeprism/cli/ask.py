@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from edgeprism.cli.options import (
     answering_options,
     cache_option,
     captioner_options,
+    default_captioner,
     engine_options,
     open_captioner,
     open_reasoner,
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 @click.command("ask", cls=Command)
 @click.argument("images_and_question", nargs=-1, required=True, metavar="IMAGE... QUESTION")
 @click.option("-m", "--model", "models", multiple=True, metavar="NAME|BUNDLE",
-              help="The captioner; repeat for several.  [default: $EDGEPRISM_MODEL or "
-              f"{DEFAULT_MODEL}]")  # fmt: skip
+              help="The captioner; repeat for several.  [default: $EDGEPRISM_MODEL, "
+              f"`models default`, or {DEFAULT_MODEL}]")  # fmt: skip
 @click.option("--merge-captions", is_flag=True,
               help="With several captioners: let the reasoner merge their descriptions "
               "first.")  # fmt: skip
@@ -143,7 +143,7 @@ def _open_prism(models: tuple[str, ...], reasoner: str, stages: str, **options: 
         reasoner, **settings("chat_format", "served_models", "allow_network")
     )
     perception = settings("vision_quant", "lm", "mmproj", "lm_chat_format")
-    models = models or (os.environ.get("EDGEPRISM_MODEL") or DEFAULT_MODEL,)
+    models = models or (default_captioner(),)
     captioners = [open_captioner(model, **perception) for model in dict.fromkeys(models)]
     model_bytes = sum(c.engines.model_bytes() for c in captioners) + opened_reasoner.model_bytes()
     return Prism(

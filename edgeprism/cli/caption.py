@@ -15,6 +15,7 @@ from edgeprism.cli.command import Command, is_quiet, with_examples
 from edgeprism.cli.options import (
     cache_option,
     captioner_options,
+    default_captioner,
     engine_options,
     open_captioner,
     pair_options,
@@ -45,9 +46,8 @@ if TYPE_CHECKING:
 @click.option(
     "-m",
     "--model",
-    default=DEFAULT_MODEL,
-    envvar="EDGEPRISM_MODEL",
-    show_default=True,
+    default=default_captioner,
+    show_default=f"$EDGEPRISM_MODEL, `models default`, or {DEFAULT_MODEL}",
     metavar="NAME|BUNDLE",
     help="A model's name or a bundle's folder.",
 )

@@ -19,6 +19,7 @@ from edgeprism.cli.options import (
     answering_options,
     cache_option,
     captioner_options,
+    default_captioner,
     engine_options,
     open_captioner,
     open_reasoner,
@@ -59,8 +60,9 @@ _ENDS = ("/quit", "/exit", "/q", "quit", "exit")
 )
 @click.command("chat", cls=Command)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("-m", "--model", default=DEFAULT_MODEL, envvar="EDGEPRISM_MODEL",
-              show_default=True, metavar="NAME|BUNDLE", help="The captioner.")  # fmt: skip
+@click.option("-m", "--model", default=default_captioner, metavar="NAME|BUNDLE",
+              show_default=f"$EDGEPRISM_MODEL, `models default`, or {DEFAULT_MODEL}",
+              help="The captioner.")  # fmt: skip
 @answering_options
 @pair_options
 @captioner_options

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,14 @@ import click
 from edgeprism.bundle.open import DEFAULT_MODEL
 from edgeprism.choices import INSTRUCTION_MODES, OPTION_FORMS
 from edgeprism.cli.command import OLD_NAMES, Command, with_examples
-from edgeprism.cli.options import engine_options, open_reasoners, reasoner_options, working
+from edgeprism.cli.options import (
+    default_captioner,
+    default_reasoner,
+    engine_options,
+    open_reasoners,
+    reasoner_options,
+    working,
+)
 from edgeprism.cli.terminal import print_json, say
 from edgeprism.errors import EXIT_DONE, EXIT_SOME_FAILED, Interrupted
 from edgeprism.files.safe_text import printable_line
@@ -40,11 +46,11 @@ _SHOWN_SKIPS = 10
               help="The folder of the data's image_path column.  [default: the folder of "
               "--data]")  # fmt: skip
 @click.option("-m", "--model", "captioners", multiple=True, metavar="NAME|BUNDLE",
-              help="The captioner; repeat for several.  [default: $EDGEPRISM_MODEL or "
-              f"{DEFAULT_MODEL}]")  # fmt: skip
-@click.option("--reasoner", "reasoners", multiple=True, default=("smollm2-135m",),
-              show_default=True, metavar="NAME|FILE.gguf|URL", help="The reasoner; repeat for "
-              "several.")  # fmt: skip
+              help="The captioner; repeat for several.  [default: $EDGEPRISM_MODEL, "
+              f"`models default`, or {DEFAULT_MODEL}]")  # fmt: skip
+@click.option("--reasoner", "reasoners", multiple=True, metavar="NAME|FILE.gguf|URL",
+              default=lambda: (default_reasoner(),), show_default="`models default`, or "
+              "smollm2-135m", help="The reasoner; repeat for several.")  # fmt: skip
 @reasoner_options
 @click.option("--instruction-mode", "modes", multiple=True, default=INSTRUCTION_MODES,
               type=click.Choice(INSTRUCTION_MODES), show_default=True,
@@ -100,7 +106,7 @@ def command(
     check_out(out, path)
     engine = {name: options[name] for name in ("device", "threads", "gpu_layers")}
     network = {"allow_network": options["allow_network"]}
-    captioners = captioners or (os.environ.get("EDGEPRISM_MODEL") or DEFAULT_MODEL,)
+    captioners = captioners or (default_captioner(),)
     # Models first, so that a missing one is reported before a large file is read.
     matrix = Matrix(
         [Captioner.load(name, **engine) for name in dict.fromkeys(captioners)],

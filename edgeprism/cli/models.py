@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
-from edgeprism.cli.command import Command
+from edgeprism.cli.command import Command, with_examples
+from edgeprism.cli.options import told_to_pull
 from edgeprism.cli.stdin import stdin_as_file
-from edgeprism.cli.terminal import StderrProgress, print_json, print_path
+from edgeprism.cli.terminal import StderrProgress, print_json, print_line, print_path, say
 from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_MODEL, UsageError
 from edgeprism.files.safe_text import printable_line
 
@@ -27,16 +28,28 @@ def command() -> None:
 
 
 @command.command("list", cls=Command)
+@click.option("--fits", "limit", metavar="SIZE",
+              help="Only models that run in this much memory, e.g. 8GB.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
-def list_(as_json: bool) -> None:
-    """List every model that a command can name."""
+def list_(limit: str | None, as_json: bool) -> None:
+    """List every model that a command can name.
+
+    With --fits, also print the disk and memory that each needs; both are estimates for one
+    picture at a time.
+    """
     from edgeprism.install.inventory import list_models
 
     entries = list_models()
+    if limit is not None:
+        most = _to_bytes(limit)
+        entries = [entry for entry in entries if entry.memory is not None and entry.memory <= most]
     if as_json:
         _print_json([asdict(entry) for entry in entries])
         return
     rows = [("NAME", "KIND", "STATE", "SIZE", "WHAT"), *map(_row, entries)]
+    if limit is not None:
+        needs = [("DISK", "MEMORY"), *((_size(e.disk), _size(e.memory)) for e in entries)]
+        rows = [(*row[:4], *need, row[4]) for row, need in zip(rows, needs, strict=True)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
@@ -45,8 +58,62 @@ def list_(as_json: bool) -> None:
 
 def _row(entry: ModelEntry) -> tuple[str, ...]:
     about = (entry.problem or entry.description).partition("\n")[0]
+    about = f"(default) {about}" if entry.default else about
     cells = (entry.name, entry.kind, entry.state, _size(entry.size), about)
     return tuple(map(printable_line, cells))
+
+
+@with_examples("edgeprism models add ./my-bundle", "edgeprism models add chat.gguf my-chat")
+@command.command("add", cls=Command)
+@click.argument("source", metavar="BUNDLE|FILE.gguf", type=click.Path(path_type=Path))
+@click.argument("name", default="", metavar="[NAME]")
+def add(source: Path, name: str) -> None:
+    """Copy a bundle or a chat model's GGUF file into the data folder, under NAME.
+
+    From then on every command knows it by that name. Without NAME, a bundle is called as its
+    manifest says and a file as it is, without .gguf.
+    """
+    from edgeprism.install.own_models import add_model
+
+    added, path = add_model(source, name)
+    say(f"{added} is installed.")
+    print_path(path)
+
+
+@command.command("remove", cls=Command)
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
+def remove(name: str, yes: bool) -> None:
+    """Delete an installed model from the data folder."""
+    from edgeprism.bundle.open import find_model
+    from edgeprism.install.own_models import remove_model
+
+    if not yes and not click.confirm(f"Delete {find_model(name)}?", err=True):
+        raise UsageError("Nothing was deleted.", "Pass --yes to delete without asking.")
+    say(f"{remove_model(name)}: deleted")
+
+
+@with_examples("edgeprism models default", "edgeprism models default nano")
+@command.command("default", cls=Command)
+@click.argument("name", default="", metavar="[NAME]")
+def default(name: str) -> None:
+    """Make a model the default of its kind; without NAME, print both defaults.
+
+    Commands use the default captioner and reasoner when none is named. EDGEPRISM_MODEL goes
+    first.
+    """
+    from edgeprism.bundle.defaults import BUILT_IN, choose_model, default_model
+    from edgeprism.bundle.open import find_model, known_name
+
+    if name:
+        path = find_model(name)
+        if known_name(path) is None:
+            raise UsageError(
+                f"{name} is not an installed model.", f"Install it: edgeprism models add {name}"
+            )
+        choose_model("captioner" if path.is_dir() else "reasoner", known_name(path))
+    for kind in BUILT_IN:
+        print_line(f"{kind}: {default_model(kind)}")
 
 
 @command.command("show", cls=Command)
@@ -75,8 +142,10 @@ def show(name: str, sizes: tuple[str, ...], images: tuple[Path, ...], as_json: b
 def verify(names: tuple[str, ...], as_json: bool) -> int:
     """Hash every file of the named models (default: of all built-in and installed ones).
 
-    Exit code 4 means that a file is missing or differs from its recorded digest.
+    Exit code 4 means that a file is missing or differs from its recorded digest; 1, that no digest
+    is recorded of a file that is named by its path.
     """
+    from edgeprism.bundle.open import find_model, known_name
     from edgeprism.install.inventory import list_models, verify_model
 
     chosen = names or tuple(e.name for e in list_models() if e.state != "available")
@@ -90,7 +159,12 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
         if not check.recorded:
             verdict = f"no digest is recorded; its sha256 is {check.sha256}"
         click.echo(printable_line(f"{check.model}: {check.file}: {verdict}"))
-    return EXIT_MODEL if any(check.problem for check in checks) else EXIT_DONE
+    if any(check.problem for check in checks):
+        return EXIT_MODEL
+    # The caller named a file that nobody vouches for: nothing was verified.
+    unknown = [name for name in names if known_name(find_model(name)) is None]
+    vouched = {check.model for check in checks if check.recorded}
+    return EXIT_FAILED if any(name not in vouched for name in unknown) else EXIT_DONE
 
 
 @command.command("verify-published", cls=Command)
@@ -143,8 +217,16 @@ def _cost(name: str, sizes: tuple[str, ...], images: tuple[Path, ...]) -> dict[s
     pictures = [
         read_picture(image, enough=1).size for image in stdin_as_file(map(str, images))
     ] or map(_to_size, sizes)
-    with Captioner.load(name, device="cpu") as captioner:
+    with told_to_pull(name), Captioner.load(name, device="cpu") as captioner:
         return {"name": captioner.bundle.name, **asdict(captioner.cost(*pictures))}
+
+
+def _to_bytes(text: str) -> int:
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kKmMgGtT])(i?)[bB]?)?\s*", text)
+    if match is None:
+        raise UsageError(f"--fits {text} is not a size.", "Give one such as 8GB or 900MB.")
+    power = " KMGT".index((match[2] or "G").upper())
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def _to_size(text: str) -> tuple[int, int]:

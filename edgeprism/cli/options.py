@@ -14,7 +14,7 @@ from edgeprism.bundle.manifest import VISION_QUANTS
 from edgeprism.choices import DEVICES
 from edgeprism.cli.command import is_quiet
 from edgeprism.cli.terminal import say
-from edgeprism.errors import UsageError
+from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.safe_text import printable_line
 
 if TYPE_CHECKING:
@@ -24,6 +24,20 @@ if TYPE_CHECKING:
     from edgeprism.perceive.options import CaptionerOptions
     from edgeprism.reason.base import BaseReasoner
     from edgeprism.reason.local import ReasonerOptions
+
+
+def default_captioner() -> str:
+    """Return the captioner to use when none is named."""
+    from edgeprism.bundle.defaults import default_model
+
+    return default_model("captioner")
+
+
+def default_reasoner() -> str:
+    """Return the reasoner to use when none is named."""
+    from edgeprism.bundle.defaults import default_model
+
+    return default_model("reasoner")
 
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,7 +102,8 @@ def open_captioner(
     elif lm_chat_format:
         raise UsageError("A bundle knows its chat format.", "Name a pair: --lm and --mmproj.")
     else:
-        captioner = Captioner.load(model, **options)
+        with told_to_pull(model):
+            captioner = Captioner.load(model, **options)
     info = captioner.model
     summary = (
         f"{info.name} (vision {info.vision_quant}, language {info.lm_quant}) on {captioner.device}"
@@ -101,6 +116,23 @@ def open_captioner(
         ):
             say(line, dim=True)
     return captioner
+
+
+@contextlib.contextmanager
+def told_to_pull(name: str) -> Iterator[None]:
+    """Say of a catalogue's model that is not installed how to get it, inside the block."""
+    try:
+        yield
+    except ModelError as error:
+        from edgeprism.install.inventory import list_models
+
+        if name in {entry.name for entry in list_models() if entry.state == "available"}:
+            raise ModelError(
+                f"{name} is not installed yet.",
+                f"Get it with `edgeprism pull {name}`; `edgeprism models show {name}` says what it "
+                "needs.",
+            ) from error
+        raise
 
 
 def _pair(lm: str | None, mmproj: str | None, chat_format: str | None) -> Bundle:
@@ -137,7 +169,8 @@ def answering_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--chat-format", metavar="NAME",
                      help="llama.cpp's name of the reasoner's chat format, for a file whose own "
                      "template llama.cpp does not know."),
-        click.option("--reasoner", default="smollm2-135m", show_default=True,
+        click.option("--reasoner", default=default_reasoner,
+                     show_default="`models default`, or smollm2-135m",
                      metavar="NAME|FILE.gguf|URL",
                      help="The reasoner: an installed one, any chat GGUF, or an "
                      "OpenAI-compatible server (http://127.0.0.1:8080/v1)."),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import edgeprism
+from edgeprism.bundle.defaults import chosen_model
 from edgeprism.bundle.open import DEFAULT_MODEL, open_bundle
 from edgeprism.errors import (
     EXIT_DONE,
@@ -299,7 +300,7 @@ def _examine_data_dir(diagnosis: Diagnosis) -> None:
 
 
 def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> None:
-    default = environment.get("EDGEPRISM_MODEL") or DEFAULT_MODEL
+    default = environment.get("EDGEPRISM_MODEL") or chosen_model("captioner") or DEFAULT_MODEL
     try:
         bundle = open_bundle(default)
     except ModelError as error:

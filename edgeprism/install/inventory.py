@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgeprism.bundle.defaults import BUILT_IN, default_model
 from edgeprism.bundle.gguf_parts import (
     is_first_part,
     model_bytes,
@@ -43,6 +44,9 @@ class ModelEntry:
     description: str
     path: str = ""
     problem: str = ""
+    memory: int | None = None  # estimated bytes of memory to run it
+    disk: int | None = None  # bytes on disk once it is installed
+    default: bool = False  # whether commands use it when none is named
 
 
 def list_models(catalogue: Catalogue | None = None) -> list[ModelEntry]:
@@ -59,7 +63,24 @@ def list_models(catalogue: Catalogue | None = None) -> list[ModelEntry]:
     for name in catalogue.names():
         if name not in present:
             entries.append(_available(name, catalogue.find(name)))
-    return entries
+    defaults = {(kind, default_model(kind)) for kind in BUILT_IN}
+    return [replace(e, default=(e.kind, e.name) in defaults) for e in map(_with_needs, entries)]
+
+
+def _with_needs(entry: ModelEntry) -> ModelEntry:
+    """Complete an entry with the disk and memory that it needs, where they follow from its size."""
+    if entry.size is None or entry.memory is not None:
+        return entry
+    return replace(entry, disk=entry.size, memory=needed_memory(entry.size))
+
+
+def needed_memory(size: int) -> int:
+    """Estimate the memory that a model of `size` bytes on disk needs to run, in bytes.
+
+    Weights, a cache of the context and working buffers, and the engines themselves. Measured with
+    `benchmarks.memory.ask`; a long context or a batch needs more.
+    """
+    return int(1.25 * size) + 250_000_000
 
 
 def models_in(place: Path) -> list[tuple[str, Path]]:
@@ -116,7 +137,10 @@ def _available(name: str, entry: WheelReasoner | HubCaptioner) -> ModelEntry:
             name, "reasoner", "available", entry.size, entry.license, entry.description
         )
     size = entry.download_gb * 10**9
-    return ModelEntry(name, "captioner", "available", size, entry.license, entry.description)
+    return ModelEntry(
+        name, "captioner", "available", size, entry.license, entry.description,
+        memory=int(entry.memory_gb * 1e9), disk=int(entry.disk_gb * 1e9),
+    )  # fmt: skip
 
 
 # ---- one model

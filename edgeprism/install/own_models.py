@@ -1,0 +1,121 @@
+"""Models that the user brings: copied into the data folder under a name, and removed again."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from edgeprism.bundle.defaults import BUILT_IN, choose_model, chosen_model
+from edgeprism.bundle.gguf import read_gguf_header
+from edgeprism.bundle.manifest import FILE_NAME
+from edgeprism.bundle.open import Bundle, find_model, open_bundle
+from edgeprism.errors import ModelError, UsageError
+from edgeprism.files.atomic import output_error
+from edgeprism.files.home import data_dir
+from edgeprism.models.catalogue import read_catalogue
+
+# Names stand on command lines and in file names on every system.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def add_model(source: Path, name: str = "") -> tuple[str, Path]:
+    """Copy a bundle's folder, or a chat model's GGUF file, into the data folder.
+
+    Args:
+        source: The bundle's folder or the GGUF file, which stays as it is.
+        name: The name to add it under; by default the manifest's, or the file's without suffix.
+
+    Returns:
+        The name, and where the model now lies.
+
+    Raises:
+        ModelError: There is no such model, or its files are not what its manifest says.
+        UsageError: The name is taken, or cannot be a name.
+        OutputError: The data folder cannot be written.
+    """
+    bundle = open_bundle(source) if source.is_dir() else None
+    if bundle is None:
+        if not source.is_file():
+            raise ModelError(f"{source}: no such file or folder.", "Check the path.")
+        read_gguf_header(source)
+        if re.search(r"-[0-9]{5}-of-[0-9]{5}\.gguf$", source.name):
+            raise UsageError(
+                f"{source}: one of several parts.", "Name it by its path, or join the parts first."
+            )
+    name = name or (bundle.manifest.name if bundle else source.stem)
+    _check_name(name)
+    models = data_dir() / "models"
+    target = models / (name if bundle else f"{name}.gguf")
+    partial = models / f".{target.name}.partial-{os.getpid()}"
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        if bundle is not None:
+            _copy_bundle(bundle, partial)
+        else:
+            shutil.copyfile(source, partial)
+        os.rename(partial, target)
+    except OSError as error:
+        raise output_error(target, error) from error
+    finally:
+        _delete(partial)
+    return name, target
+
+
+def remove_model(name: str) -> Path:
+    """Delete an installed model from the data folder, and return where it was.
+
+    A default that names it goes back to EdgePrism's own. Raises ModelError if no model of this
+    name is installed, UsageError for a built-in model, OutputError if it cannot be deleted.
+    """
+    path = find_model(name)
+    models = data_dir() / "models"
+    if not path.resolve().is_relative_to(models.resolve()):
+        raise UsageError(
+            f"{name} is not an installed model, so it is not removed.",
+            "`edgeprism models list` shows which models are installed.",
+        )
+    entry = models / path.relative_to(models).parts[0]
+    hidden = models / f".{entry.name}.partial-{os.getpid()}"
+    try:
+        os.rename(entry, hidden)  # from here on no command finds a half-deleted model
+    except OSError as error:
+        raise output_error(entry, error) from error
+    _delete(hidden)
+    for kind in BUILT_IN:
+        if chosen_model(kind) == name:
+            choose_model(kind, None)
+    return entry
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or name.endswith(".gguf"):
+        raise UsageError(
+            f"{name!r} cannot be a model's name.",
+            "Give one of letters, digits, dots, dashes and underscores.",
+        )
+    if name in read_catalogue().names():
+        raise UsageError(f"{name} is the name of a model of the catalogue.", "Give another name.")
+    with suppress(ModelError):
+        path = find_model(name)
+        raise UsageError(
+            f"There is a model {name} already: {path}.",
+            f"Give another name, or remove it first: edgeprism models remove {name}",
+        )
+
+
+def _copy_bundle(bundle: Bundle, folder: Path) -> None:
+    """Copy what the manifest names, after checking every digest, and nothing else."""
+    folder.mkdir()
+    shutil.copyfile(bundle.path / FILE_NAME, folder / FILE_NAME)
+    for file in bundle.manifest.files:
+        shutil.copyfile(bundle.file(file), folder / file)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
