@@ -21,35 +21,79 @@ _NAMES_BY_MODULE = {
     "edgeprism.reason.local": ("Reasoner",),
     "edgeprism.reason.remote": ("RemoteReasoner",),
     "edgeprism.prism": ("Prism",),
+    "edgeprism.store.caption_store": ("StoreError",),
     "edgeprism.records": (
         "Answer", "Caption", "EncodedImage", "ModelInfo", "Timings", "TokenCounts",
     ),
-    "edgeprism.errors": ("EdgePrismError",),
+    "edgeprism.errors": (
+        "CheckpointError", "DataFolderError", "DeviceError", "EdgePrismError", "ImageError",
+        "Interrupted", "ManifestError", "ModelError", "NoAnswerError", "OutputError",
+        "ParityError", "PromptTooLongError", "PullError", "RepetitionError", "ReplyError",
+        "ServerError", "TemplateError", "UsageError",
+    ),
 }  # fmt: skip
 __all__ = [
     "Answer",
     "Caption",
     "Captioner",
+    "CheckpointError",
+    "DataFolderError",
+    "DeviceError",
     "EdgePrismError",
     "EncodedImage",
+    "ImageError",
+    "Interrupted",
+    "ManifestError",
+    "ModelError",
     "ModelInfo",
+    "NoAnswerError",
+    "OutputError",
+    "ParityError",
     "Prism",
+    "PromptTooLongError",
+    "PullError",
     "Reasoner",
     "RemoteReasoner",
+    "RepetitionError",
+    "ReplyError",
+    "ServerError",
+    "StoreError",
+    "TemplateError",
     "Timings",
     "TokenCounts",
+    "UsageError",
     "__version__",
     "caption_folder",
 ]
 
 if TYPE_CHECKING:
-    from edgeprism.errors import EdgePrismError
+    from edgeprism.errors import (
+        CheckpointError,
+        DataFolderError,
+        DeviceError,
+        EdgePrismError,
+        ImageError,
+        Interrupted,
+        ManifestError,
+        ModelError,
+        NoAnswerError,
+        OutputError,
+        ParityError,
+        PromptTooLongError,
+        PullError,
+        RepetitionError,
+        ReplyError,
+        ServerError,
+        TemplateError,
+        UsageError,
+    )
     from edgeprism.folder.run import caption_folder
     from edgeprism.perceive.captioner import Captioner
     from edgeprism.prism import Prism
     from edgeprism.reason.local import Reasoner
     from edgeprism.reason.remote import RemoteReasoner
     from edgeprism.records import Answer, Caption, EncodedImage, ModelInfo, Timings, TokenCounts
+    from edgeprism.store.caption_store import StoreError
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,8 @@ This module imports nothing, so that `edgeprism --help` stays fast.
 """
 
 DEVICES = ("auto", "cpu", "cuda", "metal")
+# number types of the KV cache
+KV_TYPES = ("f32", "f16", "q8_0")
 # whether both models are in memory at once; "auto" decides by the machine's memory
 STAGES = ("auto", "together", "apart")
 # the captioner's instruction: the same for every question, or with a focus drawn from the question

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 # Exit codes of the commands. Commands return these numbers, errors carry theirs as `exit_code`.
 EXIT_DONE = 0
@@ -39,8 +40,22 @@ class EdgePrismError(Exception):
         lines = "".join(f"\n  {line}" for line in self.details)
         return self.summary + lines + ("\n" if lines else "")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Subclasses take other arguments, so pickle must not call them with these.
+        return _make_again, (type(self), self.args, self.__dict__)
+
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
+
+
+def _make_again(
+    kind: type[EdgePrismError], args: tuple[Any, ...], state: dict[str, Any]
+) -> EdgePrismError:
+    """Return an error that was pickled."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(EdgePrismError):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Unpack, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast
 
+from edgeprism.arguments import check_integer, check_text
 from edgeprism.choices import INSTRUCTION_MODES
 from edgeprism.errors import UsageError
 from edgeprism.language.repetition import REPETITION_NOTE
+from edgeprism.machine.turns import Turns
+from edgeprism.perceive.options import CaptionOptions, check_caption_options
 from edgeprism.picture.read import MAX_FILE_BYTES, ImageSource
 from edgeprism.picture.source import check_source
 from edgeprism.reason.base import DEFAULT_ANSWER_TOKENS, BaseReasoner
@@ -19,14 +23,32 @@ from edgeprism.records import Answer, Caption, EncodedImage, Timings
 
 if TYPE_CHECKING:
     from edgeprism.perceive.looking import Perceiver
-    from edgeprism.perceive.options import CaptionOptions
 
 
 Picture = ImageSource | EncodedImage
 
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def _in_turn(
+    method: Callable[Concatenate[Prism, Arguments], Result],
+) -> Callable[Concatenate[Prism, Arguments], Result]:
+    """Let threads run a method of Prism one after another."""
+
+    @functools.wraps(method)
+    def in_turn(prism: Prism, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        with prism.turns.turn():
+            return method(prism, *arguments, **options)
+
+    return in_turn
+
+
 class Prism:
     """One or several captioners and a reasoner; each loads its engine when first used.
+
+    Threads may share a Prism: it answers them one after another.
 
     Examples:
         >>> from edgeprism import Captioner, Prism, Reasoner
@@ -56,7 +78,15 @@ class Prism:
         if not self.captioners:
             raise UsageError("No captioner.", "Name at least one.")
         self.reasoner, self.apart = reasoner, apart
+        self.turns = Turns()
 
+    def __repr__(self) -> str:
+        return f"<Prism {list(self.captioners)!r} and {self.reasoner!r}, apart={self.apart}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _combine_again, (self.captioners, self.reasoner, self.apart)
+
+    @_in_turn
     def ask(
         self,
         images: Picture | Sequence[Picture],
@@ -105,14 +135,13 @@ class Prism:
             EdgePrismError: What `Captioner.caption` and `BaseReasoner.answer` raise.
         """
         started = time.perf_counter()
-        pictures = _to_list(images)
-        for picture in pictures:  # before a model loads for a picture that is not there
-            check_source(picture)
+        caption_options = CaptionOptions(instruction=instruction, focus=focus, seed=seed,
+            caption_tokens=caption_tokens, temperature=temperature)  # fmt: skip
+        pictures = _checked(images, question, answer_tokens, caption_options)
         focus, notes = self.focus_for(question, instruction_mode, focus, options)
         if self.apart:
             self.reasoner.close()
-        captions = self._describe(pictures, instruction=instruction, focus=focus, seed=seed,
-            caption_tokens=caption_tokens, temperature=temperature)  # fmt: skip
+        captions = self._describe(pictures, **{**caption_options, "focus": focus})
         notes += repetition_notes(captions)
         if merge:
             captions, merge_notes = merge_captions(self.reasoner, captions)
@@ -195,8 +224,9 @@ class Prism:
             shape=shape, evidence=evidence,
         )  # fmt: skip
 
+    @_in_turn
     def close(self) -> None:
-        """Free all models."""
+        """Free all models; they load again when needed. Waits for answers of other threads."""
         for captioner in self.captioners:
             captioner.close()
         self.reasoner.close()
@@ -209,6 +239,27 @@ def repetition_notes(captions: Sequence[Caption]) -> tuple[str, ...]:
         for caption in captions
         if caption.finish_reason == "repetition"
     )
+
+
+def _checked(
+    images: Picture | Sequence[Picture],
+    question: str,
+    answer_tokens: int,
+    caption_options: CaptionOptions,
+) -> list[Picture]:
+    """Return the pictures as a list, after refusing what no model need be loaded for."""
+    check_text("question", question)
+    check_integer("answer_tokens", answer_tokens, least=1)
+    check_caption_options(**caption_options)
+    pictures = _to_list(images)
+    for picture in pictures:
+        check_source(picture)
+    return pictures
+
+
+def _combine_again(captioners: tuple[Perceiver, ...], reasoner: BaseReasoner, apart: bool) -> Prism:
+    """Combine captioners and a reasoner that were pickled."""
+    return Prism(captioners, reasoner, apart=apart)
 
 
 def _to_list(images: Picture | Sequence[Picture]) -> list[Picture]:

@@ -21,6 +21,7 @@ REPOSITORY = PACKAGE.parent
 # A room imports only rooms of lines above its own, and itself.
 FLOORS = [
     {"choices", "errors", "progress", "segments", "version"},
+    {"arguments"},
     {"files", "machine", "records"},
     {"bundle"},
     {"language", "picture"},

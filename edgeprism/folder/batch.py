@@ -105,7 +105,14 @@ class Batch:
         return self._known_file(Job(0, picture), store) is not None
 
     def run(self, pictures: Iterable[PictureFile]) -> Iterator[Outcome]:
-        """Yield outcomes in the order of `pictures`. Raises errors that concern every picture."""
+        """Yield outcomes in the order of `pictures`. Raises errors that concern every picture.
+
+        Other threads wait for the captioner until the outcomes end.
+        """
+        with self.captioner.in_use():
+            yield from self._run(pictures)
+
+    def _run(self, pictures: Iterable[PictureFile]) -> Iterator[Outcome]:
         pool = DecodePool(self.captioner.bundle.manifest.image, 1)
         self.captioner.engines.vision()
         lanes = [self._new_lane() for _ in range(self.lanes)]

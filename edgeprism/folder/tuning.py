@@ -48,8 +48,9 @@ def batch_shape(captioner: Captioner, width: int | None = None) -> BatchShape:
     key = f"{machine_key(captioner)}:{width or 'best'}"
     if (shape := _as_shape(_shapes.read().get(key))) is not None:
         return shape
-    width = width or best_width(decode_rates(captioner))
-    shape = BatchShape(width, best_width(lane_rates(captioner, width)))
+    with captioner.in_use():
+        width = width or best_width(decode_rates(captioner))
+        shape = BatchShape(width, best_width(lane_rates(captioner, width)))
     _shapes.remember(key, shape)
     return shape
 

@@ -14,6 +14,7 @@ from edgeprism.language.repetition import repeats_at_limit, repeats_for_good
 from edgeprism.language.request import Request, Rows, advance
 from edgeprism.language.sampler import Sampler
 from edgeprism.language.stop_text import StoppingText
+from edgeprism.machine.fork import keep_for_ever
 from edgeprism.records import TokenCounts
 
 _CELLS_ROUND = 256  # llama.cpp pads the KV cache to this
@@ -71,11 +72,23 @@ class Generator:
         self._runs = 0
 
     def close(self) -> None:
-        """Free the context."""
+        """Free the context. A run that has not ended raises UsageError when it is read on."""
+        self.drop()
+        self._runs += 1
+        self._free_context()
+
+    def forget_natives(self) -> None:
+        """As `close`, but free nothing: for a process that was forked (`machine.fork`)."""
+        keep_for_ever(self._context, *self._active)
+        self._active, self._free = [], list(range(self.parallel))
+        self._context, self._events = None, []
+        self.close()
+
+    def _free_context(self) -> None:
         if self._context is not None:
             self._context.close()
-            self._context, self._cells = None, 0
-            self._held = [[] for _ in range(self.parallel)]
+        self._context, self._cells = None, 0
+        self._held = [[] for _ in range(self.parallel)]
 
     @property
     def busy(self) -> bool:
@@ -109,7 +122,8 @@ class Generator:
     def _must_be_latest(self, run: int) -> None:
         if run != self._runs:
             raise UsageError(
-                "A later request has ended this one.", "Read each to its end before the next."
+                "A later request has ended this one.",
+                "Read each to its end before the next, and before `close`.",
             )
 
     def has_room(self, request: Request) -> bool:
@@ -136,7 +150,7 @@ class Generator:
         except BaseException:
             # an interrupted prefill leaves cells in the cache that nothing else would remove
             self.drop()
-            self.close()
+            self._free_context()
             raise
         sequence.prefill_ms = (time.perf_counter() - start) * 1000
         sequence.began = time.perf_counter()
@@ -195,7 +209,7 @@ class Generator:
 
     def _make_context(self, cells: int, whole_run: int) -> None:
         grown = min(2 * self._cells, self.lm.n_ctx_train) if self.warm else 0
-        self.close()
+        self._free_context()
         # a conversation gets longer and longer, so it gets more than it needs where there is room
         per_cell = self.parallel * self.lm.kv_bytes_per_token(self.kv_type)
         if fits_memory(per_cell * (grown + 2 * _CELLS_ROUND)):

@@ -30,6 +30,7 @@ from edgeprism.language.kv_memory import check_kv_memory, kv_bytes
 from edgeprism.language.llama import forget_words, has_amx, import_llama, last_words
 from edgeprism.language.llama_batch import LlamaBatch
 from edgeprism.machine.cancel import Cancel, nonzero_when_set
+from edgeprism.machine.fork import use_team
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
@@ -213,6 +214,7 @@ class Context:
     ) -> None:
         if kv_type not in KV_TYPES:
             raise ModelError(f"KV type {kv_type!r} is not known.", f"Known: {', '.join(KV_TYPES)}.")
+        use_team(lm.threads)
         self.lm, self._llama, self.n_ctx, self.n_seq = lm, llama, n_ctx, n_seq
         check_kv_memory(str(lm.path), kv_bytes(lm.header, n_ctx, kv_type), n_ctx)
         params = llama.llama_context_default_params()

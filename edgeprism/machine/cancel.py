@@ -33,9 +33,13 @@ class Cancel:
 
     def __init__(self) -> None:
         self.flag = ctypes.create_string_buffer(2)
+        self.start_anew()
+        _live.add(self)
+
+    def start_anew(self) -> None:
+        """Forget what other threads wait for; for a process that was forked, which lacks them."""
         self._callbacks: list[Callable[[], None]] = []
         self._lock = threading.Lock()
-        _live.add(self)
 
     def is_set(self) -> bool:
         """Return whether `set` was called."""

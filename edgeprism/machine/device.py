@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TypedDict
 
+from edgeprism.arguments import check_integer
 from edgeprism.choices import DEVICES, STAGES
 from edgeprism.errors import DeviceError, UsageError
 from edgeprism.machine.facts import available_cores
@@ -43,6 +44,20 @@ LLAMA_FIX = {
     "metal": "CMAKE_ARGS=-DGGML_METAL=on pip install --force-reinstall --no-cache-dir "
     "llama-cpp-python",
 }
+
+
+def check_engine_options(
+    device: str = "auto", threads: int | None = None, gpu_layers: int | None = None
+) -> None:
+    """Refuse values of `EngineOptions` that no machine could take, before anything loads.
+
+    Raises DeviceError for an unknown device, UsageError for other values.
+    """
+    _gpu_of_system(device, sys.platform)
+    if threads is not None:
+        check_integer("threads", threads, least=1, hint="Leave it out for all cores.")
+    if gpu_layers is not None:
+        check_integer("gpu_layers", gpu_layers, least=0, hint="Leave it out for all layers.")
 
 
 def choose_provider(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
+from collections.abc import Iterator
 
 from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import VisionVariant
 from edgeprism.bundle.open import Bundle, choose_vision
+from edgeprism.errors import UsageError
 from edgeprism.language.generator import Generator
 from edgeprism.language.llama import supports_offload
 from edgeprism.language.model import LanguageModel
@@ -19,6 +23,7 @@ from edgeprism.machine.device import (
     device_name,
 )
 from edgeprism.machine.facts import has_int8_dot
+from edgeprism.machine.fork import forget_natives_after_fork, keep_for_ever
 from edgeprism.vision.engine import VisionEngine, open_vision, vision_providers
 from edgeprism.vision.trial import Settings, try_captioner
 
@@ -50,6 +55,9 @@ class Engines:
         self._vision: VisionEngine | None = None
         self._lm: LanguageModel | None = None
         self._generator: Generator | None = None
+        self._pins = 0
+        self.encoding = threading.Lock()  # libmtmd's encoder can do one picture at a time
+        forget_natives_after_fork(self)
 
     # ---- devices and threads
 
@@ -168,8 +176,34 @@ class Engines:
         """Return whether either engine is loaded."""
         return self._vision is not None or self._lm is not None
 
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Inside the block, `close` raises UsageError: threads of a batch use the engines."""
+        self._pins += 1
+        try:
+            yield
+        finally:
+            self._pins -= 1
+
+    def forget_natives(self) -> None:
+        """Free nothing, and load anew when needed: for a process that was forked."""
+        if self._generator is not None:
+            self._generator.forget_natives()
+        keep_for_ever(self._vision, self._lm)
+        # the locks may have been held by threads that the child does not have
+        self.encoding = threading.Lock()
+        self._cancel.start_anew()
+        self._vision = self._lm = self._generator = None
+
     def close(self) -> None:
-        """Free both engines; they load again when needed."""
+        """Free both engines; they load again when needed.
+
+        Raises UsageError while a batch uses them.
+        """
+        if self._pins:
+            raise UsageError(
+                "The captioner is at work on a folder.", "Close it when the run has ended."
+            )
         if self._generator is not None:
             self._generator.close()
         if self._vision is not None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypedDict
 
+from edgeprism.arguments import check_choice, check_flag, check_integer, check_number, check_text
+from edgeprism.bundle.manifest import VISION_QUANTS
+from edgeprism.choices import KV_TYPES
 from edgeprism.language.request import Sampling
-from edgeprism.machine.device import EngineOptions
+from edgeprism.machine.device import EngineOptions, check_engine_options
 
 
 class CaptionerOptions(EngineOptions, total=False):
@@ -44,3 +47,45 @@ class Plan:
 
     instruction: str
     sampling: Sampling
+
+
+def check_captioner_options(
+    *,
+    vision_quant: str | None = None,
+    kv_type: str = "f16",
+    flash_attention: bool | None = None,
+    isolate_decoding: bool = True,
+    device: str = "auto",
+    threads: int | None = None,
+    gpu_layers: int | None = None,
+) -> None:
+    """Refuse values of `CaptionerOptions` that no captioner can take.
+
+    Raises DeviceError for an unknown device, UsageError for other values.
+    """
+    check_engine_options(device, threads, gpu_layers)
+    if vision_quant is not None:
+        check_choice("vision_quant", vision_quant, VISION_QUANTS)
+    check_choice("kv_type", kv_type, KV_TYPES)
+    if flash_attention is not None:
+        check_flag("flash_attention", flash_attention)
+    check_flag("isolate_decoding", isolate_decoding)
+
+
+def check_caption_options(
+    *,
+    instruction: str | None = None,
+    focus: str | None = None,
+    caption_tokens: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Refuse values of `CaptionOptions` of another type or out of range; raises UsageError."""
+    for name, text in (("instruction", instruction), ("focus", focus)):
+        if text is not None:
+            check_text(name, text)
+    if caption_tokens is not None:
+        hint = "Leave it out for the model's own limit."
+        check_integer("caption_tokens", caption_tokens, least=1, hint=hint)
+    check_number("temperature", temperature, least=0)
+    check_integer("seed", seed)

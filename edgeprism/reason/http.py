@@ -83,6 +83,9 @@ class Server:
         self._port = parts.port or (443 if self._tls else 80)
         self._path = parts.path
         self._allow_network = allow_network
+        self.settings = {  # `allow_network` and the others, to connect to the same server again
+            "allow_network": allow_network, "timeout_s": timeout_s, "pause_s": pause_s,
+        }  # fmt: skip
         self._cancel, self._timeout_s, self._pause_s = cancel, timeout_s, pause_s
         self._key = _key_from_environment()
         self._key_pattern = key_pattern(self._key) if self._key else None

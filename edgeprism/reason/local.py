@@ -6,8 +6,9 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
+from edgeprism.arguments import check_flag, check_integer, check_text
 from edgeprism.bundle.gguf_parts import model_bytes, model_digest
 from edgeprism.bundle.open import find_model, known_name
 from edgeprism.errors import ModelError
@@ -19,7 +20,14 @@ from edgeprism.language.repetition import REPETITION_NOTE
 from edgeprism.language.request import Part, Request, Sampling, segments_to_parts
 from edgeprism.language.trial import try_reasoner
 from edgeprism.machine.cancel import Cancel
-from edgeprism.machine.device import EngineOptions, choose_gpu_layers, choose_threads
+from edgeprism.machine.device import (
+    EngineOptions,
+    check_engine_options,
+    choose_gpu_layers,
+    choose_threads,
+)
+from edgeprism.machine.fork import forget_natives_after_fork, keep_for_ever
+from edgeprism.machine.turns import Turns
 from edgeprism.reason.base import BaseReasoner, Completion
 from edgeprism.reason.shape import Shape
 from edgeprism.reason.thinking import cut_thinking
@@ -39,7 +47,11 @@ class ReasonerOptions(EngineOptions, total=False):
 
 
 class Reasoner(BaseReasoner):
-    """A chat model in a GGUF file, which loads at the first question. Not thread-safe."""
+    """A chat model in a GGUF file, which loads at the first question.
+
+    Threads may share a reasoner: it answers them one after another. A pickled reasoner opens the
+    same file again.
+    """
 
     def __init__(
         self,
@@ -52,13 +64,31 @@ class Reasoner(BaseReasoner):
         chat_format: str | None = None,
         warm: bool = False,
     ) -> None:
+        check_engine_options(device, threads, gpu_layers)
+        check_flag("warm", warm)
+        if chat_format is not None:
+            check_text("chat_format", chat_format)
         self.path, self.name = path, name
+        self._turns = Turns()
         self.chat_format, self.warm = chat_format, warm
         self.cancel_token = Cancel()
         self._threads, self._requested = threads, (device, gpu_layers)
         self._lm: LanguageModel | None = None
         self._generator: Generator | None = None
         self._model: ModelInfo | None = None
+        forget_natives_after_fork(self)
+
+    def __repr__(self) -> str:
+        state = "not loaded" if self._lm is None else "loaded"
+        return f"<Reasoner {self.name!r} of {self.path}, device={self._requested[0]!r}, {state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        device, gpu_layers = self._requested
+        options = ReasonerOptions(
+            device=device, threads=self._threads, gpu_layers=gpu_layers,
+            chat_format=self.chat_format, warm=self.warm,
+        )  # fmt: skip
+        return _open_again, (self.path, self.name, options)
 
     @classmethod
     def load(
@@ -91,6 +121,13 @@ class Reasoner(BaseReasoner):
         self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None = None
     ) -> Completion:
         """As `BaseReasoner.complete`, by the model in this process."""
+        check_integer("max_tokens", max_tokens, least=1)
+        with self._turns.turn():
+            return self._complete(messages, max_tokens, shape)
+
+    def _complete(
+        self, messages: Sequence[Message], max_tokens: int, shape: Shape | None
+    ) -> Completion:
         self.cancel_token.clear()
         generator, lm, load_ms = self._load()
         segments = chat_to_segments(lambda m: lm.render_chat(m, self.chat_format), messages)
@@ -119,11 +156,20 @@ class Reasoner(BaseReasoner):
         self.cancel_token.set()
 
     def close(self) -> None:
-        """Free the weights; they load again when needed."""
+        """Free the weights; they load again when needed. Waits for answers of other threads."""
+        with self._turns.turn():
+            if self._generator is not None:
+                self._generator.close()
+            if self._lm is not None:
+                self._lm.close()
+            self._lm = self._generator = None
+
+    def forget_natives(self) -> None:
+        """Free nothing, and load anew when needed: for a process that was forked."""
         if self._generator is not None:
-            self._generator.close()
-        if self._lm is not None:
-            self._lm.close()
+            self._generator.forget_natives()
+        keep_for_ever(self._lm)
+        self.cancel_token.start_anew()
         self._lm = self._generator = None
 
     def _load(self) -> tuple[Generator, LanguageModel, float]:
@@ -141,6 +187,11 @@ class Reasoner(BaseReasoner):
         )
         self._generator = Generator(self._lm, warm=self.warm)
         return self._generator, self._lm, (time.perf_counter() - start) * 1000
+
+
+def _open_again(path: Path, name: str, options: ReasonerOptions) -> Reasoner:
+    """Open a reasoner that was pickled."""
+    return Reasoner(path, name, **options)
 
 
 def _missing(name: str, error: ModelError) -> ModelError:

@@ -13,10 +13,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from edgeprism.arguments import check_flag, check_integer, check_number, check_text
 from edgeprism.errors import ReplyError
 from edgeprism.language.chat import Message
 from edgeprism.language.markers import break_markers
 from edgeprism.machine.cancel import Cancel
+from edgeprism.machine.turns import Turns
 from edgeprism.reason.base import BaseReasoner, Completion, no_answer
 from edgeprism.reason.http import Server, StatusError
 from edgeprism.reason.prompt_cut import cut_note
@@ -38,11 +40,16 @@ class ShapeError(ReplyError):
 
 
 class RemoteReasoner(BaseReasoner):
-    """A model that another program serves. Not thread-safe, except `cancel`."""
+    """A model that another program serves.
+
+    Threads may share a reasoner: it asks the server for them one after another. A pickled reasoner
+    holds the address and the model's name, never the key.
+    """
 
     def __init__(self, server: Server, name: str, cancel: Cancel) -> None:
         self.server, self.name = server, name
         self.cancel_token = cancel
+        self._turns = Turns()
         self._obeys: dict[str, bool] = {}  # way to send a shape → whether the server obeys it
 
     @classmethod
@@ -62,11 +69,22 @@ class RemoteReasoner(BaseReasoner):
         `timeout_s`; the pause between them begins with `pause_s` and doubles. Raises UsageError
         for an invalid address or one elsewhere, ServerError if no server answers.
         """
+        if model is not None:
+            check_text("model", model)
+        check_flag("allow_network", allow_network)
+        check_number("timeout_s", timeout_s, least=0.001)
+        check_number("pause_s", pause_s, least=0)
         cancel = Cancel()
         server = Server(
             url, cancel=cancel, allow_network=allow_network, timeout_s=timeout_s, pause_s=pause_s
         )
         return cls(server, model or _first_model(server), cancel)
+
+    def __repr__(self) -> str:
+        return f"<RemoteReasoner {self.name!r} at {self.server.url}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _connect_again, (self.server.url, self.name, self.server.settings)
 
     @property
     def model(self) -> ModelInfo:
@@ -81,16 +99,18 @@ class RemoteReasoner(BaseReasoner):
         The server turns the chat into tokens, and would take a template's marker in a caption or a
         question for its own: a blank breaks each of them.
         """
-        self.cancel_token.clear()
+        check_integer("max_tokens", max_tokens, least=1)
         chat = [
             {"role": message.role, "content": break_markers(message.content)}
             for message in messages
         ]
         body = {"model": self.name, "messages": chat, "temperature": 0, "max_tokens": max_tokens}
         read = partial(self._read, messages)
-        if shape is None:
-            return self.server.ask(_CHAT, read, body)
-        return self._shaped(body, shape, read)
+        with self._turns.turn():
+            self.cancel_token.clear()
+            if shape is None:
+                return self.server.ask(_CHAT, read, body)
+            return self._shaped(body, shape, read)
 
     def draw_focus(
         self, question: str, *, options: Mapping[str, str] | None = None
@@ -154,6 +174,11 @@ class RemoteReasoner(BaseReasoner):
             f"{self.server.url} did not obey the form that the answer must have.{said}",
             "Use a server with structured output (llama.cpp's, Ollama, vLLM, LM Studio).",
         )
+
+
+def _connect_again(url: str, name: str, settings: dict[str, Any]) -> RemoteReasoner:
+    """Open a reasoner that was pickled; the key is the environment's."""
+    return RemoteReasoner.load(url, name, **settings)
 
 
 def _first_model(server: Server) -> str:

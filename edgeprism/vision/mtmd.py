@@ -21,6 +21,7 @@ from edgeprism.errors import ImageError, Interrupted, ModelError
 from edgeprism.language.llama import forget_words, import_mtmd, last_words
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.cancel import Cancel
+from edgeprism.machine.fork import use_team
 from edgeprism.segments import ImageRows, Segment, Tokens
 from edgeprism.vision.mmproj_checks import check_mmproj, check_positions
 
@@ -51,6 +52,7 @@ class MtmdEncoder:
         check_positions(path, header, lm.path, lm.row_axes > 1)
         self.path, self.lm, self.n_embd = path, lm, lm.n_embd_row
         self.cancel = cancel or Cancel()
+        use_team(threads)
         self._mtmd = mtmd = import_mtmd()
         params = mtmd.mtmd_context_params_default()
         params.use_gpu, params.n_threads = gpu, threads

@@ -1,0 +1,59 @@
+"""Checks of keyword values that callers of the public functions give.
+
+Each raises UsageError, which names the keyword, at the call that got the value; without the check
+the value would fail deep inside an engine, or be taken for another one.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection
+from typing import SupportsFloat, SupportsIndex
+
+from edgeprism.errors import UsageError
+
+
+def check_integer(name: str, value: object, *, least: int | None = None, hint: str = "") -> None:
+    """Refuse what is no integer (bool is none here), and integers below `least`."""
+    if not isinstance(value, SupportsIndex) or isinstance(value, bool):
+        raise UsageError(f"{name} must be an integer, got {_shown(value)}.", hint)
+    number = operator.index(value)  # numpy's integers too
+    if least is not None and number < least:
+        raise UsageError(f"{name} must be at least {least}, got {number}.", hint)
+
+
+def check_number(name: str, value: object, *, least: float) -> None:
+    """Refuse what is no finite number of at least `least`."""
+    if not isinstance(value, SupportsFloat) or isinstance(value, bool):
+        raise UsageError(f"{name} must be a number, got {_shown(value)}.")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):  # an array of several numbers
+        raise UsageError(f"{name} must be a number, got {_shown(value)}.") from None
+    if not math.isfinite(number) or number < least:
+        raise UsageError(f"{name} must be a number of at least {least:g}, got {number:g}.")
+
+
+def check_text(name: str, value: object) -> None:
+    """Refuse what is no str."""
+    if not isinstance(value, str):
+        raise UsageError(f"{name} must be a str, got {_shown(value)}.")
+
+
+def check_choice(name: str, value: object, known: Collection[str]) -> None:
+    """Refuse what is not among `known`."""
+    if not isinstance(value, str) or value not in known:
+        raise UsageError(f"{name} is {_shown(value)}.", f"Known: {', '.join(known)}.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be True or False, got {_shown(value)}.")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    text = text if len(text) <= 60 else f"{text[:57]}…"
+    return f"{text} ({type(value).__name__})"

@@ -1,0 +1,264 @@
+"""What happens between a picture and its caption, step by step.
+
+`CaptionSteps.steps` lists the steps in order; each calls into the package that implements it. The
+class knows nothing of threads: `Captioner` lets them take turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import Unpack, cast
+
+import numpy as np
+
+from edgeprism.bundle.open import Bundle
+from edgeprism.errors import UsageError
+from edgeprism.language.generator import Finished, Piece
+from edgeprism.language.repetition import REPETITION_NOTE
+from edgeprism.language.request import Request, Sampling, segments_to_parts
+from edgeprism.machine.cancel import Cancel
+from edgeprism.perceive.engines import Engines
+from edgeprism.perceive.options import CaptionerOptions, Plan, check_caption_options
+from edgeprism.perceive.prompt import caption_to_segments, instruction_for, pictures_to_segments
+from edgeprism.perceive.several import pictures_together, several_of
+from edgeprism.perceive.stream import Ended
+from edgeprism.picture.layout import PictureLayout, picture_to_layout
+from edgeprism.picture.read import ImageSource, enough_for, read_picture
+from edgeprism.picture.tile import picture_to_tiles
+from edgeprism.records import (
+    Caption,
+    EncodedImage,
+    ModelInfo,
+    PictureCost,
+    Timings,
+)
+from edgeprism.segments import ImageRows, Segment
+from edgeprism.version import __version__
+from edgeprism.vision.engine import picture_segments, tiles_to_rows
+
+Pictures = ImageSource | EncodedImage | Sequence[ImageSource]
+
+
+class CaptionSteps:
+    """The steps of captions with one bundle's engines. Not thread-safe, except where it says so."""
+
+    def __init__(self, bundle: Bundle, **options: Unpack[CaptionerOptions]) -> None:
+        self.bundle = bundle
+        self.cancel_token = Cancel()
+        self.engines = Engines(bundle, self.cancel_token, **options)
+
+    def steps(self, image: Pictures, plan: Plan) -> Generator[EncodedImage | Piece, None, Ended]:
+        """Run every step of a caption in order; yield the encoded picture, then pieces of text."""
+        start, loaded = time.perf_counter(), self.engines.load_ms
+        self.cancel_token.clear()  # an earlier `cancel` was for earlier work
+        manifest = self.bundle.manifest
+        if isinstance(image, EncodedImage):
+            # its encoding time was already reported by the caption that encoded it
+            encoded, spent = image, Timings()
+        elif isinstance(image, (list, tuple)):
+            encoded = self._encode_together(image)
+            spent = encoded.timings
+        else:
+            source = cast("ImageSource", image)  # a str is a sequence too, so mypy cannot tell
+            # 1. Read: the file becomes an upright RGB picture.
+            picture = read_picture(
+                source,
+                enough=enough_for(manifest.image),
+                isolate=self.engines.isolate_decoding,
+            )
+            # 2. Lay out: its size decides its tiles, and where the prompt has its visual tokens.
+            prepared = time.perf_counter()
+            layout = picture_to_layout(picture.size, manifest)
+            # 3. Tile: pixels as the vision engine takes them, uint8 [n_tiles, size, size, 3].
+            tiles = picture_to_tiles(picture, manifest.image, layout.grid)
+            preprocess_ms = _ms_since(prepared)
+            # 4. Encode: visual tokens, float32 [n_tokens, n_embd].
+            encoded = self.tiles_to_encoded(
+                tiles,
+                layout,
+                image=picture.name,
+                image_sha256=picture.sha256,
+                size=picture.size,
+                notes=picture.notes,
+                timings=Timings(decode_image=picture.decode_ms, preprocess=preprocess_ms),
+            )
+            load_ms = self.engines.load_ms - loaded
+            spent = replace(encoded.timings, load=load_ms, total=_ms_since(start))
+            encoded = replace(encoded, timings=spent)
+        yield encoded
+        # 5. Prompt: the chat template and the instruction around the visual tokens.
+        start, loaded = time.perf_counter(), self.engines.load_ms
+        request, generator = self.request(encoded, plan), self.engines.generator()
+        # 6. Prefill and 7. decode: the prompt goes into the KV cache, then token after token.
+        for event in generator.run([request]):
+            if isinstance(event, Piece):
+                yield event
+                continue
+            # 8. Record: the text with everything that is needed to make it again.
+            load_ms = spent.load + self.engines.load_ms - loaded
+            timings = replace(spent, load=load_ms, total=spent.total + _ms_since(start))
+            return Ended(self.record(encoded, plan, event, timings), event.ids)
+        raise RuntimeError("the generator ended without a caption")
+
+    def _encode_together(self, images: Sequence[ImageSource]) -> EncodedImage:
+        if not images:
+            raise UsageError("No picture is given.", "Give two or more.")
+        if len(images) == 1:
+            return self._encode(images[0])
+        several = several_of(self.bundle.manifest)
+        return pictures_together([self._encode(image) for image in images], several)
+
+    def _encode(self, image: ImageSource | EncodedImage) -> EncodedImage:
+        if isinstance(image, EncodedImage):
+            return image
+        steps = self.steps(image, self.plan())
+        encoded = next(steps)
+        steps.close()
+        if not isinstance(encoded, EncodedImage):
+            raise TypeError("the first step yields the encoded picture")
+        return encoded
+
+    # ---- single steps, which a batch of pictures calls from several threads
+
+    def tiles_to_encoded(
+        self,
+        tiles: np.ndarray,
+        layout: PictureLayout,
+        *,
+        image: str,
+        image_sha256: str,
+        size: tuple[int, int],
+        notes: tuple[str, ...],
+        timings: Timings,
+    ) -> EncodedImage:
+        """Encode a picture's tiles, uint8 [n_tiles, size, size, 3], into visual tokens.
+
+        `image`, `image_sha256`, `size` and `notes` go into the EncodedImage unchanged; `timings`
+        holds the time spent before this step.
+        """
+        with self.engines.encoding:
+            vision = self.engines.vision()
+            start = time.perf_counter()
+            rows, segments = tiles_to_rows(vision, tiles, layout, image)
+            encode_ms = _ms_since(start)
+        return EncodedImage(
+            visual_tokens=rows,
+            image=image,
+            image_sha256=image_sha256,
+            size=size,
+            notes=notes,
+            model_digest=self.bundle.digest,
+            layout=segments,
+            timings=replace(timings, encode=encode_ms),
+        )
+
+    def plan(
+        self,
+        *,
+        instruction: str | None = None,
+        focus: str | None = None,
+        caption_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Plan:
+        """Return the instruction and the sampling that `caption` uses for the same options.
+
+        Raises UsageError where a value has another type or is out of range.
+        """
+        prompts = self.bundle.manifest.prompts
+        check_caption_options(
+            instruction=instruction,
+            focus=focus,
+            caption_tokens=caption_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        if caption_tokens is None:
+            caption_tokens = prompts.max_tokens
+        sampling = Sampling(
+            max_tokens=caption_tokens,
+            temperature=temperature,
+            seed=seed,
+            stop=tuple(prompts.stop),
+        )
+        return Plan(instruction_for(prompts, instruction, focus), sampling)
+
+    def request(self, encoded: EncodedImage, plan: Plan) -> Request:
+        """Return the tokenised prompt for one encoded picture.
+
+        Raises UsageError for a picture that another model encoded.
+        """
+        if encoded.model_digest != self.bundle.digest:
+            raise UsageError(
+                f"{encoded.image}: encoded by another model than {self.bundle.name}.",
+                "Encode it with the captioner that describes it.",
+            )
+        return self._request(np.asarray(encoded.visual_tokens), encoded.layout, plan)
+
+    def _request(self, rows: np.ndarray, layout: Sequence[Segment], plan: Plan) -> Request:
+        prompts = self.bundle.manifest.prompts
+        segments = caption_to_segments(prompts, plan.instruction, layout)
+        parts = segments_to_parts(self.engines.lm(), segments, rows, add_bos=prompts.add_bos)
+        return Request(parts, plan.sampling)
+
+    def record(
+        self, encoded: EncodedImage, plan: Plan, done: Finished, timings: Timings
+    ) -> Caption:
+        """Return the caption, with everything needed to make it again."""
+        repeats = done.finish_reason == "repetition"
+        return Caption(
+            text=done.text,
+            image=encoded.image,
+            image_sha256=encoded.image_sha256,
+            finish_reason=done.finish_reason,
+            tokens=done.tokens,
+            timings=replace(timings, prefill=done.prefill_ms, decode=done.decode_ms),
+            model=self.model,
+            device=self.device,
+            instruction=plan.instruction,
+            version=__version__,
+            image_size=encoded.size,
+            notes=(*encoded.notes, REPETITION_NOTE) if repeats else encoded.notes,
+            together=encoded.together,
+        )
+
+    # ---- before a caption is made
+
+    def _cost(self, sizes: Sequence[tuple[int, int]], plan: Plan) -> PictureCost:
+        manifest = self.bundle.manifest
+        vision = self.engines.vision() if manifest.vision.mmproj is not None else None
+        grids, tiles, layouts = zip(
+            *(picture_segments(vision, size, manifest) for size in sizes), strict=True
+        )
+        one = len(sizes) == 1
+        segments = layouts[0] if one else pictures_to_segments(several_of(manifest), layouts)
+        n_rows = sum(s.stop - s.start for s in segments if isinstance(s, ImageRows))
+        prompt = self._request(np.empty((n_rows, 0)), segments, plan).count()
+        left = min(manifest.lm.context_length - prompt, plan.sampling.max_tokens)
+        return PictureCost(
+            size=sizes[0] if one else (0, 0),
+            grid=grids[0] if one else (0, 0),
+            tiles=sum(tiles),
+            visual_tokens=n_rows,
+            prompt_tokens=prompt,
+            context_length=manifest.lm.context_length,
+            left_for_caption=max(0, left),
+            pictures=len(sizes),
+        )
+
+    @property
+    def device(self) -> str:
+        """Where the engines run: "cpu", "cuda", "metal", or vision+language, e.g. "cuda+cpu"."""
+        return self.engines.device
+
+    @property
+    def model(self) -> ModelInfo:
+        """The model's name, digest and quantizations, as records hold them."""
+        manifest, variant = self.bundle.manifest, self.engines.vision_variant()
+        return ModelInfo(self.bundle.name, self.bundle.digest, variant.quant, manifest.lm.quant)
+
+
+def _ms_since(start: float) -> float:
+    return (time.perf_counter() - start) * 1000
