@@ -175,13 +175,13 @@ def test_no_tokens_are_no_caption(captioner: Captioner, photo: Path, caption_tok
 
 
 def test_no_threads(random_bundle: Path) -> None:
-    with Captioner.load(random_bundle, threads=0) as captioner, pytest.raises(UsageError):
+    with pytest.raises(UsageError), Captioner.load(random_bundle, threads=0) as captioner:
         captioner.caption(picture(1))
 
 
 @pytest.mark.parametrize("device", ["cuda", "metal", "tpu"])
 def test_a_device_that_is_not_there(random_bundle: Path, device: str) -> None:
-    with Captioner.load(random_bundle, device=device) as captioner, pytest.raises(DeviceError):
+    with pytest.raises(DeviceError), Captioner.load(random_bundle, device=device) as captioner:
         captioner.caption(picture(1))
 
 
