@@ -117,8 +117,7 @@ class Prism:
             instruction: Replaces the captioner's generic instruction.
             focus: What the captions should attend to, instead of a focus that the reasoner draws.
             caption_tokens: The most tokens of a caption; None: as the captioner's bundle says.
-            temperature: Sampling temperature of the captions; 0 gives the same text for the same
-                picture.
+            temperature: Randomness of the captions; 0 gives the same text for the same picture.
             seed: Random seed; it has an effect only at a temperature above 0.
             answer_tokens: The most tokens of the answer.
             shape: The form that the answer must have (`choices_to_shape`, `schema_to_shape`).
@@ -139,28 +138,28 @@ class Prism:
             caption_tokens=caption_tokens, temperature=temperature)  # fmt: skip
         pictures = _checked(images, question, answer_tokens, caption_options)
         focus, notes = self.focus_for(question, instruction_mode, focus, options)
+        captions, more = self._describe(pictures, merge, **{**caption_options, "focus": focus})
+        loaded = self.reasoner.focus_timings.load
+        answer = self.reasoner.answer(
+            captions, question, options=options, hint=hint, focus=focus, notes=notes + more,
+            answer_tokens=answer_tokens, shape=shape, evidence=evidence,
+        )  # fmt: skip
+        return _with_times(answer, loaded, started)
+
+    def _describe(
+        self, pictures: Sequence[Picture], merge: bool, **caption_options: Unpack[CaptionOptions]
+    ) -> tuple[tuple[Caption, ...], tuple[str, ...]]:
+        """Return the captions that the reasoner sees, and notes on them."""
         if self.apart:
             self.reasoner.close()
-        captions = self._describe(pictures, **{**caption_options, "focus": focus})
-        notes += repetition_notes(captions)
+        captions = self._captions(pictures, **caption_options)
+        notes = repetition_notes(captions)
         if merge:
             captions, merge_notes = merge_captions(self.reasoner, captions)
             notes += merge_notes
-        loaded = self.reasoner.focus_timings.load
-        answer = self.reasoner.answer(
-            captions, question, options=options, hint=hint, focus=focus, notes=notes,
-            answer_tokens=answer_tokens, shape=shape, evidence=evidence,
-        )  # fmt: skip
-        return replace(
-            answer,
-            timings=replace(
-                answer.timings,
-                load=answer.timings.load + loaded,
-                total=(time.perf_counter() - started) * 1000,
-            ),
-        )
+        return captions, notes
 
-    def _describe(
+    def _captions(
         self,
         pictures: Sequence[Picture],
         **caption_options: Unpack[CaptionOptions],
@@ -239,6 +238,13 @@ def repetition_notes(captions: Sequence[Caption]) -> tuple[str, ...]:
         for caption in captions
         if caption.finish_reason == "repetition"
     )
+
+
+def _with_times(answer: Answer, load_ms: float, started: float) -> Answer:
+    """Add what was loaded before the answer, and the time since `started`."""
+    total = (time.perf_counter() - started) * 1000
+    timings = replace(answer.timings, load=answer.timings.load + load_ms, total=total)
+    return replace(answer, timings=timings)
 
 
 def _checked(
