@@ -138,8 +138,8 @@ def validate(text: str, schema: Any) -> None:
 @pytest.mark.parametrize("name", [*PYDANTIC, *OTHERS])
 def test_answers_validate(babblers: list[Reasoner], name: str) -> None:
     schema = {**PYDANTIC, **OTHERS}[name]
-    for reasoner in babblers:
-        answer = reasoner.answer([], "What?", shape=schema_to_shape(schema), answer_tokens=900)
+    for reasoner in babblers[:1] if name == "a photograph" else babblers:
+        answer = reasoner.answer([], "What?", shape=schema_to_shape(schema), answer_tokens=500)
         if answer.finish_reason == "stop":
             validate(answer.text, schema)
         assert answer.finish_reason == "stop" or name == "a photograph"
