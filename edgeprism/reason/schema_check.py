@@ -58,7 +58,7 @@ def is_of(value: Any, kind: Any) -> bool:
         return kind in ("integer", "number")
     if isinstance(value, float):
         return kind == "number" or (kind == "integer" and value.is_integer())
-    kinds = {"string": str, "array": list, "object": dict, "null": type(None)}
+    kinds: dict[str, type] = {"string": str, "array": list, "object": dict, "null": type(None)}
     return isinstance(kind, str) and kind in kinds and isinstance(value, kinds[kind])
 
 

@@ -55,7 +55,7 @@ def number_gbnf(bounds: dict[str, Any]) -> str:
         parts += _listed(bounds, low, high)
     if "multipleOf" not in bounds:
         inner = (math.ceil(max(low, -LARGEST)), math.floor(min(high, LARGEST)))
-        if 0 <= inner[0] == bounds.get("exclusiveMinimum") < inner[1]:
+        if bounds.get("exclusiveMinimum") == inner[0] and 0 <= inner[0] < inner[1]:
             parts.append(f'"{inner[0]}." [0-9]{{0,13}} [1-9]')
             inner = (inner[0] + 1, inner[1])
         fraction = '("." [0-9]{1,15})?'

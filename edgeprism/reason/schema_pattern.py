@@ -178,10 +178,10 @@ class _Parser:
         if name in _CONTROLS:
             return ((_CONTROLS[name], _CONTROLS[name]),)
         if name in ("x", "u") and (
-            code := re.match(r"[0-9A-Fa-f]{%d}" % (2 if name == "x" else 4), self.rest)  # noqa: UP031
+            digits := re.match("[0-9A-Fa-f]" * (2 if name == "x" else 4), self.rest)
         ):
-            self.rest = self.rest[code.end() :]
-            return ((int(code[0], 16), int(code[0], 16)),)
+            self.rest = self.rest[digits.end() :]
+            return ((int(digits[0], 16), int(digits[0], 16)),)
         if not name or name.isalnum():
             raise UnboundPattern(f"\\{name}")
         return ((ord(name), ord(name)),)
