@@ -37,7 +37,8 @@ PATTERNS = {
     "base64": "^([A-Za-z0-9+/]{4}){1,40}$",
     "base64url": "^([A-Za-z0-9_-]{4}){1,40}$",
 }  # fmt: skip
-_ALIKE = {"idn-email": "email", "idn-hostname": "hostname", "iri": "uri", "uuid4": "uuid"}
+_ALIKE = {"idn-email": "email", "idn-hostname": "hostname", "iri": "uri", "uuid4": "uuid",
+          "iri-reference": "uri-reference"}  # fmt: skip
 # Names that say what a string is for, and demand nothing of its characters.
 ANNOTATIONS = frozenset(
     ("password", "binary", "byte", "path", "file-path", "directory-path", "color", "textarea")
@@ -99,8 +100,17 @@ def _is_email(text: str) -> bool:
 
 
 def _is_uri(text: str) -> bool:
-    parts = urllib.parse.urlsplit(text)
-    return bool(parts.scheme) and text.isprintable() and not set(text) & set(' <>"{}|\\^`')
+    return bool(urllib.parse.urlsplit(text).scheme) and _is_reference(text)
+
+
+def _is_reference(text: str) -> bool:
+    urllib.parse.urlsplit(text)  # raises ValueError
+    return text.isprintable() and not set(text) & set(' <>"{}|\\^`')
+
+
+def _is_json(text: str) -> bool:
+    json.loads(text)  # raises ValueError
+    return True
 
 
 _CHECKS: dict[str, Callable[[str], bool]] = {
@@ -109,13 +119,25 @@ _CHECKS: dict[str, Callable[[str], bool]] = {
     "date-time": _is_moment,
     "duration": lambda text: _DURATION.fullmatch(text) is not None,
     "uuid": _is_uuid,
-    "ipv4": lambda text: bool(ipaddress.IPv4Address(text)) or True,
-    "ipv6": lambda text: "%" not in text and (bool(ipaddress.IPv6Address(text)) or True),
+    "ipv4": lambda text: ipaddress.IPv4Address(text) is not None,
+    "ipv6": lambda text: "%" not in text and ipaddress.IPv6Address(text) is not None,
+    # Pydantic's names of the other values that the module ipaddress reads.
+    "ipvanyaddress": lambda text: ipaddress.ip_address(text) is not None,
+    "ipvanynetwork": lambda text: ipaddress.ip_network(text, strict=False) is not None,
+    "ipvanyinterface": lambda text: ipaddress.ip_interface(text) is not None,
+    "ipv4network": lambda text: ipaddress.IPv4Network(text, strict=False) is not None,
+    "ipv6network": lambda text: ipaddress.IPv6Network(text, strict=False) is not None,
+    "ipv4interface": lambda text: ipaddress.IPv4Interface(text) is not None,
+    "ipv6interface": lambda text: ipaddress.IPv6Interface(text) is not None,
     "hostname": _is_hostname,
     "email": _is_email,
+    "name-email": lambda text: _is_email(text.rpartition("<")[2].removesuffix(">")),
     "uri": _is_uri,
+    "multi-host-uri": _is_uri,
+    "uri-reference": _is_reference,
+    "json-pointer": lambda text: re.fullmatch("(/([^~/]|~[01])*)*", text) is not None,
     "base64": lambda text: base64.b64decode(text, validate=True) is not None,
     "base64url": lambda text: re.fullmatch(r"[A-Za-z0-9_-]*={0,2}", text) is not None,
     "regex": lambda text: re.compile(text) is not None,
-    "json-string": lambda text: json.loads(text) is not None or True,
+    "json-string": _is_json,
 }

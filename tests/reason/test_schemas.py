@@ -388,3 +388,26 @@ def test_the_check_is_that_of_an_independent_validator() -> None:
             invalid += not oracle.is_valid(value)
     assert compared > 3000
     assert 500 < invalid < compared - 300
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("date", "2024-02-29", "2023-02-29"),
+        ("date-time", "2024-01-01T00:00:00.5+02:00", "2024-01-01"),
+        ("duration", "P1DT2H", "P"),
+        ("ipvanyaddress", "::1", "1.2.3"),
+        ("ipv4network", "10.0.0.0/8", "10.0.0.0/99"),
+        ("json-string", "null", "{"),
+        ("name-email", "A B <a@b.org>", "A B"),
+        ("json-pointer", "/a/~0", "a"),
+        ("uri-reference", "/x?y", "a b"),
+        ("base64", "QUJD", "*"),
+        ("regex", "a+", "("),
+        ("password", "anything", None),
+    ],
+)
+def test_formats_that_are_checked(name: str, good: str, bad: str | None) -> None:
+    shape = schema_to_shape({"type": "string", "format": name})
+    assert shape.accepts(json.dumps(good))
+    assert bad is None or not shape.accepts(json.dumps(bad))
