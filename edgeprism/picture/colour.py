@@ -23,7 +23,7 @@ _LAB = b"CIE Lab, D50"  # stands for a profile that LittleCMS makes
 _BROKEN = "its colour profile is damaged: colours are read as sRGB"
 _UNFIT = "its colour profile is for other pixels: colours are read as sRGB"
 
-# The color space in a profile's header → the modes of the images that it can describe
+# The colour space in a profile's header → the modes of the images that it can describe
 _MODES = {
     "RGB": ("RGB", "RGBA", "P", "PA", "1", "L", "LA"),
     "GRAY": ("1", "L", "LA"),

@@ -38,7 +38,7 @@ SRGB = Primaries(_D65, (0.640, 0.330), (0.300, 0.600), (0.150, 0.060))
 ADOBE_RGB = Primaries(_D65, (0.640, 0.330), (0.210, 0.710), (0.150, 0.060))
 ADOBE_RGB_GAMMA = 563 / 256
 
-# H.273, table 2: color primaries
+# H.273, table 2: colour primaries
 _CODED_PRIMARIES = {
     1: SRGB,
     4: Primaries(_C, (0.67, 0.33), (0.21, 0.71), (0.14, 0.08)),

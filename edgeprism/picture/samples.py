@@ -161,7 +161,7 @@ def _ycbcr_to_rgb(page: Page, colours: np.ndarray) -> np.ndarray:
     reference = reference if len(reference) == 6 else (0, 255, 128, 255, 128, 255)
     low, high = np.array(reference[::2]), np.array(reference[1::2])
     if green <= 0 or (high <= low).any():
-        raise UnreadLayout("YCbCr with coefficients that make no colors")
+        raise UnreadLayout("YCbCr with coefficients that make no colours")
     span = np.array([255, 127, 127]) / (high - low)
     y, cb, cr = np.moveaxis((colours - low) * span, -1, 0)
     r, b = y + cr * (2 - 2 * red), y + cb * (2 - 2 * blue)

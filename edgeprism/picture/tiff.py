@@ -60,12 +60,14 @@ def _read_rightly_by_pillow(page: Page, layout: Layout) -> bool:
 
 def _read_by_pillow(page: Page) -> Image.Image:
     """Let Pillow decode a page, which becomes the file's first, and turn it upright."""
-    tiff = page.tiff
-    place, form = (8, "Q") if tiff.big else (4, "I")
-    header = tiff.data[:place] + struct.pack(tiff.order + form, page.offset)
-    with Image.open(io.BytesIO(header + tiff.data[len(header) :]), formats=("TIFF",)) as image:
-        image.load()
-        return image.copy()
+    tiff, data = page.tiff, page.tiff.data
+    if page.offset != tiff.first_offset():
+        place, form = (8, "Q") if tiff.big else (4, "I")
+        header = data[:place] + struct.pack(tiff.order + form, page.offset)
+        data = header + data[len(header) :]
+    image = Image.open(io.BytesIO(data), formats=("TIFF",))
+    image.load()
+    return image
 
 
 # ---- samples out of the file

@@ -120,7 +120,7 @@ def refuse_unread(page: Page, layout: Layout) -> None:
     if photometric == 3 and n_palette != 3 << layout.bits:
         raise UnreadLayout(f"a palette of {n_palette} numbers, not {3 << layout.bits}")
     if photometric == 6 and compression in OF_BYTES and _subsampled(page):
-        raise UnreadLayout("YCbCr with fewer color samples, not compressed as JPEG")
+        raise UnreadLayout("YCbCr with fewer colour samples, not compressed as JPEG")
     _refuse_numbers(layout)
 
 

@@ -180,7 +180,7 @@ def page_profile(page: Page) -> bytes | None:
 
 
 def _is_adobe_rgb(page: Page) -> bool:
-    """Whether the page's EXIF directory names Adobe RGB: color space 2, or the rule R03."""
+    """Whether the page's EXIF directory names Adobe RGB: colour space 2, or the rule R03."""
     offset = page.integer(_EXIF)
     if not offset:
         return False

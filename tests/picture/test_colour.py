@@ -103,7 +103,7 @@ def test_a_profile_in_a_gif() -> None:
 
 
 @pytest.mark.parametrize("embedded", [True, False])
-def test_colors_in_the_header_of_a_bitmap(embedded: bool) -> None:
+def test_colours_in_the_header_of_a_bitmap(embedded: bool) -> None:
     plain = saved(Image.fromarray(PIXELS), "BMP")
     rows = plain[54:]
     profile = icc_profile(SWAPPED, 2.2) if embedded else b""
@@ -310,7 +310,7 @@ def test_code_points_in_boxes(kind: str) -> None:
 
 
 def exif_bytes(space: int, rule: str = "") -> bytes:
-    """EXIF data with a color space and the rule of interoperability, byte by byte."""
+    """EXIF data with a colour space and the rule of interoperability, byte by byte."""
     entries = struct.pack("<HHIHH", 0xA001, 3, 1, space, 0)
     n = 1
     if rule:
@@ -338,7 +338,7 @@ def test_adobe_rgb_as_cameras_say_it(space: int, rule: str, is_adobe: bool, kind
     close(data, target)
 
 
-def test_colors_in_the_tags_of_a_tiff() -> None:
+def test_colours_in_the_tags_of_a_tiff() -> None:
     numbers = [value for point in SWAPPED for value in point]
     rationals = [part for value in numbers for part in (round(value * 10_000), 10_000)]
     tags = page_tags((PIXELS.shape[1], PIXELS.shape[0]), 8, 3, 2, (318, 5, rationals[:4]),

@@ -30,7 +30,7 @@ def test_the_store_knows_that_pixels_have_changed() -> None:
 
 
 def text_on_nothing(*colours: tuple[int, int, int]) -> Image.Image:
-    """Thick lines in one color after another on a transparent ground of noise."""
+    """Thick lines in one colour after another on a transparent ground of noise."""
     noise = np.random.default_rng(1).integers(0, 256, (80, 160, 4), dtype=np.uint8)
     noise[..., 3] = 0
     image = Image.fromarray(noise)
@@ -78,7 +78,7 @@ def test_what_is_visible_stands_out(colours: list[tuple[int, int, int]], kind: s
     assert on_white == (darkest_on_white > 48)
 
 
-def test_white_in_a_palette_with_one_transparent_color() -> None:
+def test_white_in_a_palette_with_one_transparent_colour() -> None:
     image = Image.new("P", (60, 40), 0)
     image.putpalette([9, 9, 9, 255, 255, 255])
     ImageDraw.Draw(image).rectangle([10, 10, 50, 20], fill=1)

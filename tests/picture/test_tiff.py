@@ -63,7 +63,7 @@ PACKINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("photometric", COLOURS)
 @pytest.mark.parametrize("dtype", NUMBERS)
-def test_every_number_color_and_packing_is_right(
+def test_every_number_colour_and_packing_is_right(
     dtype: str, photometric: str, packing: str
 ) -> None:
     channels, options = COLOURS[photometric], PACKINGS[packing]
@@ -154,7 +154,7 @@ def test_cmyk_with_alpha(kind: int, orientation: int) -> None:
     assert np.abs(rgb(data) - target * 255).max() <= 4
 
 
-def test_a_page_that_does_not_name_its_colors() -> None:
+def test_a_page_that_does_not_name_its_colours() -> None:
     """RGB by its number of samples, else 0 is black, as libtiff reads it."""
     for channels in (1, 3):
         samples = values("uint8", channels, 255)
@@ -224,8 +224,8 @@ def test_ycbcr_that_is_not_jpeg(more: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("bits", "samples", "photometric", "more", "named"),
     [
-        (8, 3, 6, [(530, 3, [2, 2])], "YCbCr with fewer color samples"),
-        (8, 3, 6, [], "YCbCr with fewer color samples"),
+        (8, 3, 6, [(530, 3, [2, 2])], "YCbCr with fewer colour samples"),
+        (8, 3, 6, [], "YCbCr with fewer colour samples"),
         (8, 3, 10, [], r"photometric interpretation 10 \(ITU Lab\)"),
         (16, 1, 32803, [], r"photometric interpretation 32803 \(a camera's raw data\)"),
         (8, 1, 1, [(259, 3, [34712])], r"compression 34712 \(JPEG 2000\)"),
