@@ -149,9 +149,9 @@ def _in_child(trial: Trial, cancel: Cancel) -> object:
     reply: dict[str, Any] = json.loads(line)
     if "error" in reply:
         kind = getattr(errors, reply["error"], ModelError)
-        error: EdgePrismError = kind.__new__(kind)  # the classes take different arguments
-        EdgePrismError.__init__(error, reply["summary"], reply["hint"], reply["details"])
-        raise error
+        refusal: EdgePrismError = kind.__new__(kind)  # the classes take different arguments
+        EdgePrismError.__init__(refusal, reply["summary"], reply["hint"], reply["details"])
+        raise refusal
     if "answer" not in reply:
         raise _refusal(trial, f"took more than {trial.memory / 1e9:.1f} GB of memory")
     answer: object = reply["answer"]

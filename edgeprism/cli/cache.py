@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 from edgeprism.cli.command import Command
-from edgeprism.cli.terminal import print_json
+from edgeprism.cli.terminal import print_json, print_line
 from edgeprism.errors import UsageError
+from edgeprism.files.safe_text import printable_line
+from edgeprism.picture.passed import counted
 
 
 @click.group("cache")
@@ -25,47 +27,61 @@ def info(as_json: bool) -> None:
     if as_json:
         print_json(facts, indent=2)
         return
-    click.echo(f"{facts['path']}: {facts['bytes'] / 1e6:.1f} MB, schema {facts['schema']}")
-    click.echo(f"{facts['captions']} captions, {facts['files']} files remembered")
+    print_line(
+        f"{facts['path']}: {facts['bytes'] / 1e6:.1f} MB, schema {facts['schema']}, "
+        f"journal {facts['journal']}"
+    )
+    captions, files = counted(facts["captions"], "caption"), counted(facts["files"], "file")
+    print_line(f"{captions}, {files} remembered, {counted(facts['claims'], 'claim')}")
     for bundle in facts["bundles"]:
-        click.echo(f"  {bundle['name']} {bundle['digest'][:12]}: {bundle['captions']}")
+        print_line(f"  {bundle['name']} {bundle['digest'][:12]}: {bundle['captions']}")
 
 
 @command.command("export", cls=Command)
 def export() -> None:
-    """Print all records, one JSON object per line, oldest first."""
+    """Print all records, one JSON object per line, oldest first.
+
+    The field image is the picture's absolute path, as far as it is known; paths lists every place
+    where the same picture lies now. After a move it is known again once a run has met it there.
+    """
     from edgeprism.store.caption_store import CaptionStore, default_path
 
     with CaptionStore(default_path()) as store:
-        for record in store.records():
+        for record in store.located_records():
             print_json(record)
 
 
 @command.command("clear", cls=Command)
 @click.option("--yes", is_flag=True, help="Clear without asking.")
 def clear(yes: bool) -> None:
-    """Delete every caption."""
+    """Delete every caption, and all that is remembered of files."""
     from edgeprism.store.caption_store import CaptionStore, default_path
 
     with CaptionStore(default_path()) as store:
-        count = store.info()["captions"]
-        if not yes and not click.confirm(f"Delete {count} captions?", err=True):
+        captions = counted(store.info()["captions"], "caption")
+        where = printable_line(str(store.path))
+        if not yes and not click.confirm(f"Delete {captions} from {where}?", err=True):
             raise UsageError("Nothing was deleted.", "Pass --yes to clear without asking.")
-        click.echo(f"{store.clear()} captions deleted")
+        print_line(f"{counted(store.clear(), 'caption')} deleted from {store.path}")
 
 
 @command.command("prune", cls=Command)
 @click.option("--keep", "models", multiple=True, metavar="NAME|BUNDLE",
               help="Also delete captions of all other bundles; repeatable.")  # fmt: skip
-def prune(models: tuple[str, ...]) -> None:
-    """Delete entries of missing files and expired claims.
+@click.option("--dry-run", is_flag=True, help="Print what would be deleted; delete nothing.")
+def prune(models: tuple[str, ...], dry_run: bool) -> None:
+    """Delete what is remembered of missing files, and claims of ended processes.
 
-    With --keep, also delete captions of all other bundles.
+    Captions stay: a file that comes back, or whose drive does, is read once more and known by its
+    content. With --keep, also delete captions of all other bundles.
     """
     from edgeprism.bundle.open import open_bundle
     from edgeprism.store.caption_store import CaptionStore, default_path
 
     digests = {open_bundle(model).digest for model in models} or None
     with CaptionStore(default_path()) as store:
-        deleted = store.prune(keep_digests=digests)
-    click.echo(f"{deleted['files']} files and {deleted['captions']} captions deleted")
+        claims = store.drop_stale_claims(dry_run=dry_run)
+        deleted = store.prune(keep_digests=digests, dry_run=dry_run)
+    files, captions = counted(deleted["files"], "file"), counted(deleted["captions"], "caption")
+    verb = "would be deleted" if dry_run else "deleted"
+    print_line(f"{files} and {captions} {verb}, and {counted(claims, 'claim')} of ended processes")

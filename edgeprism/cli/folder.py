@@ -71,8 +71,8 @@ def caption_folder(
 ) -> int:
     """Caption the pictures of `search`, even if some fail; return the exit code."""
     with contextlib.ExitStack() as stack:
-        shows_results = _shows_results(results, options)
-        options = replace(options, sidecars_only=not shows_results)
+        shows_results, notices = _shows_results(results, options), _Notices()
+        options = replace(options, sidecars_only=not shows_results, on_notice=notices.show)
         run = stack.enter_context(FolderRun(search, captioner, plan, options))
         if run.pictures is not None and not run.pictures:
             if results.output is None:  # a result of nothing; an older file stays
@@ -90,6 +90,7 @@ def caption_folder(
         run.start()
         stack.enter_context(finishing_first(run.stop))
         bar = stack.enter_context(ProgressBar(run.result, quiet=quiet))
+        notices.bar = bar
         report = _Report(outputs, bar, told_of_plugin=run.pictures is not None and not quiet)
         try:
             for outcome in run:
@@ -130,6 +131,17 @@ def dry_run(search: PictureSearch, captioner: Captioner, plan: Plan, options: Fo
     tell_estimate(estimate, print_line)
     tell_other_files(estimate.total, search.passed, search.repeated, search.unreadable, print_line)
     return EXIT_DONE
+
+
+class _Notices:
+    """Prints sentences about the caption store; the bar leaves the screen for them."""
+
+    bar: ProgressBar | None = None
+
+    def show(self, text: str) -> None:
+        """Print one."""
+        with contextlib.nullcontext() if self.bar is None else self.bar.aside():
+            say(f"note: {text}")
 
 
 class _Report:

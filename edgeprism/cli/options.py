@@ -246,7 +246,20 @@ def perceiving(captioners: Sequence[Captioner], *, use_store: bool) -> list[Perc
     if not use_store:
         return [*captioners]
     from edgeprism.store.caption_store import CaptionStore, default_path
+    from edgeprism.store.database import StoreError
     from edgeprism.store.stored_captioner import StoredCaptioner
 
-    store = CaptionStore(default_path())
-    return [StoredCaptioner(captioner, store) for captioner in captioners]
+    warned: set[str] = set()
+
+    def warn(error: StoreError) -> None:
+        """Say once that the captions of this command are made without the store."""
+        if not warned:
+            warned.add(error.summary)
+            say(f"note: {error.summary} It is not used.")
+
+    try:
+        store = CaptionStore(default_path(), on_unwritable=warn)
+    except StoreError as error:
+        warn(error)
+        return [*captioners]
+    return [StoredCaptioner(captioner, store, on_error=warn) for captioner in captioners]

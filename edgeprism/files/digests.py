@@ -12,6 +12,7 @@ from pathlib import Path
 from edgeprism.errors import ModelError
 from edgeprism.files.regular import open_regular
 from edgeprism.files.remembered import Remembered
+from edgeprism.files.stamps import status_to_stamp
 
 _CHUNK = 1 << 20
 
@@ -25,17 +26,18 @@ def file_digest(path: Path, *, again: bool = False) -> str:
     """
     try:
         status = path.stat()
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        stamp = status_to_stamp(status)
         key = str(path.resolve())
         match _digests.read().get(key):
-            case [str(digest), *known] if known == stamp and not again:
+            case [str(digest), known] if known == stamp.text() and not again:
                 return digest
         digest = sha256_of_file(path)
     except OSError as error:
         raise ModelError(
             f"{path}: cannot be read: {error.strerror}.", "Check its permissions."
         ) from error
-    _digests.remember(key, [digest, *stamp])
+    if stamp.settled:  # else a change that follows at once might not show
+        _digests.remember(key, [digest, stamp.text()])
     return digest
 
 

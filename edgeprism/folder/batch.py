@@ -22,18 +22,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.errors import ImageError, RepetitionError
+from edgeprism.files.stamps import status_to_stamp
 from edgeprism.folder.events import (
     Event,
     Failed,
     Generated,
     Job,
     LaneEnded,
+    Notice,
     Outcome,
     Settled,
     Twin,
     without_frames,
 )
 from edgeprism.folder.lanes import Lane, Turns
+from edgeprism.folder.sharing import POLL_S, Deferred, keep, known_record, renewing
 from edgeprism.language.generator import Finished
 from edgeprism.machine.facts import available_cores
 from edgeprism.perceive.captioner import Captioner
@@ -47,9 +50,12 @@ from edgeprism.store.stored_captioner import decoding_settings, request_key
 if TYPE_CHECKING:
     from edgeprism.picture.find import PictureFile
 
+Decoding = tuple[Job, Future[Decoded]]
+Store = CaptionStore | None
+Outcomes = dict[int, Outcome]  # by the index of the picture
+Twins = dict[str, list[Job]]
 WINDOW = 3  # pictures in progress for each caption that decodes at a time
 _READ_AHEAD = 2  # more pictures, which wait for their decoder
-_POLL_S = 0.2  # poll interval while another process captions the same picture
 
 
 class Batch:
@@ -61,18 +67,21 @@ class Batch:
         plan: Plan,
         *,
         open_store: Callable[[], CaptionStore] | None = None,
+        on_notice: Callable[[str], object] | None = None,
         parallel: int = 1,
         lanes: int = 1,
         limit: int | None = None,
     ) -> None:
         """`parallel` captions decode together in each of `lanes` generators.
 
-        Each thread that needs the store calls `open_store`. The batch ends when `limit` pictures
-        have their caption, known ones included, and begins no more than it needs for that.
+        Each thread that needs the store calls `open_store`; the caller's calls `on_notice` with
+        sentences for a person. The batch ends when `limit` pictures have their caption, known ones
+        included, and begins no more than it needs for that.
         """
         self.captioner, self.plan = captioner, plan
         self.parallel, self.lanes = parallel, lanes
-        self._open_store = open_store
+        self._open_store, self._on_notice = open_store, on_notice or (lambda _: None)
+        self._outside: set[int] = set()  # pictures that wait outside the window, by index
         self._window = threading.Semaphore(WINDOW * parallel * lanes + _READ_AHEAD)
         # one for each picture that may begin; a picture that fails gives its own back
         self._quota = None if limit is None else threading.Semaphore(limit)
@@ -81,7 +90,7 @@ class Batch:
         self._repetitive: set[str] = set()  # keys whose text only repeated itself
         self._ended = False  # every picture had its outcome before any call of `stop`
         # (job, its decoding) for the encoder; None ends the encoder
-        self._decoding: queue.Queue[tuple[Job, Future[Decoded]] | None] = queue.Queue()
+        self._decoding: queue.Queue[Decoding | None] = queue.Queue()
         self._ready: queue.Queue[Job | None] = queue.Queue()  # for the lanes; None ends them
         self._events: queue.Queue[Event] = queue.Queue()
         self.request_key = request_key(captioner, plan)
@@ -94,6 +103,10 @@ class Batch:
         """Begin no more pictures; finish those in flight. Safe from any thread."""
         self._stopping.set()
         self._wake_feeder()
+
+    def notify(self, text: str) -> None:
+        """Call `on_notice` in the caller's thread. Safe from any thread."""
+        self._events.put(Notice(text))
 
     @property
     def stopped(self) -> bool:
@@ -109,15 +122,15 @@ class Batch:
 
         Other threads wait for the captioner until the outcomes end.
         """
-        with self.captioner.in_use():
+        with self.captioner.in_use(), renewing(self._open_store):
             yield from self._run(pictures)
 
     def _run(self, pictures: Iterable[PictureFile]) -> Iterator[Outcome]:
-        pool = DecodePool(self.captioner.bundle.manifest.image, 1)
+        pool = self._pool = DecodePool(self.captioner.bundle.manifest.image, 1)
         self.captioner.engines.vision()
         lanes = [self._new_lane() for _ in range(self.lanes)]
         end_encoding, end_lanes = partial(self._decoding.put, None), partial(self._ready.put, None)
-        feed = partial(self._feed, pictures, pool)
+        feed = partial(self._feed, pictures)
         stages = [
             threading.Thread(target=self._guarded, args=(feed, end_encoding), name="feed"),
             threading.Thread(target=self._guarded, args=(self._encode, end_lanes), name="encode"),
@@ -136,7 +149,7 @@ class Batch:
 
     # ---- first thread: looks pictures up in the store, and sends the others to decoders
 
-    def _feed(self, pictures: Iterable[PictureFile], pool: DecodePool) -> None:
+    def _feed(self, pictures: Iterable[PictureFile]) -> None:
         store = self._open_store() if self._open_store else None
         try:
             for index, picture in enumerate(pictures):
@@ -150,22 +163,26 @@ class Batch:
                 if known is not None:
                     self._events.put(Settled(index, known))
                 else:
-                    self._decoding.put((job, pool.submit(str(picture.path))))
+                    self._decode(job)
         finally:
             if isinstance(pictures, Generator):
                 pictures.close()  # in the thread that began it: it may hold a store
             if store is not None:
                 store.close()
 
-    def _known_file(self, job: Job, store: CaptionStore | None) -> Outcome | None:
+    def _decode(self, job: Job) -> None:
+        self._decoding.put((job, self._pool.submit(str(job.picture.path))))
+
+    def _known_file(self, job: Job, store: Store) -> Outcome | None:
         """Return the stored caption of a file that is unchanged since it was last read."""
         if store is None:
             return None
         try:
-            job.status = os.stat(job.picture.path)
-        except OSError:
+            status = os.stat(job.picture.path)
+        except (OSError, ValueError):
             return None  # the decoder reads the file again and reports the error
-        digest = store.digest_of(job.picture.path, job.status)
+        job.stamp = status_to_stamp(status)
+        digest = store.digest_of(job.picture.path, status)
         record = store.get(self.request_key.key(digest)) if digest else None
         return self._from_store(job, record) if record else None
 
@@ -183,50 +200,52 @@ class Batch:
     def _encode(self) -> None:
         store = self._open_store() if self._open_store else None
         begun: set[str] = set()  # keys of captions that this run makes
-        later: list[tuple[Job, Decoded]] = []  # pictures that another process captions now
+        later = Deferred(store)  # pictures that another process captions now
         more = True
         try:
-            while more or (later and not self._stopping.is_set()):
+            while more or (later.pending and not self._stopping.is_set()):
+                for job in later.free():
+                    self._decode(job)
                 try:
-                    item = self._decoding.get(timeout=_POLL_S if later else None)
+                    item = self._decoding.get(timeout=POLL_S if later.jobs else None)
                 except queue.Empty:
-                    later = [it for it in later if not self._settled(*it, store, begun)]
+                    if not more and (notice := later.notice()):
+                        self._events.put(notice)
                     continue
                 if item is None:
                     more = False
                 elif not self._stopping.is_set():
-                    later += self._encode_one(*item, store, begun)
+                    later.settle(item[0])
+                    if not self._encode_one(item, store, begun):
+                        self._defer(item[0], later)
         finally:
             if store is not None:
                 store.close()
 
-    def _encode_one(
-        self,
-        job: Job,
-        decoding: Future[Decoded],
-        store: CaptionStore | None,
-        begun: set[str],
-    ) -> list[tuple[Job, Decoded]]:
-        """Encode or settle a picture; return it if another process captions it now."""
+    def _encode_one(self, item: Decoding, store: Store, begun: set[str]) -> bool:
+        """Encode or settle a picture; return False if another process captions it now."""
+        job, decoding = item
         try:
             decoded = decoding.result()
         except ImageError as error:
             self._fail(job, error)
-            return []
-        return [] if self._settled(job, decoded, store, begun) else [(job, decoded)]
+            return True
+        return self._settled(job, decoded, store, begun)
 
-    def _settled(
-        self, job: Job, decoded: Decoded, store: CaptionStore | None, begun: set[str]
-    ) -> bool:
+    def _defer(self, job: Job, later: Deferred) -> None:
+        """Let other pictures go first: this one waits outside the window, without its tiles."""
+        later.add(job)
+        if job.index not in self._outside:
+            self._outside.add(job.index)
+            self._window.release()
+
+    def _settled(self, job: Job, decoded: Decoded, store: Store, begun: set[str]) -> bool:
         """Encode a picture or find its caption; return False if another process captions it."""
         job.key = self.request_key.key(decoded.sha256)
         if store is not None:
-            if job.status is not None:
-                status = job.status
-                store.remember_file(
-                    job.picture.path, status.st_size, status.st_mtime_ns, decoded.sha256
-                )
-            record = store.get(job.key)
+            if job.stamp is not None:
+                store.remember_file(job.picture.path, job.stamp, decoded.sha256)
+            record = known_record(store, self.request_key, job, decoded)
             if record is not None:
                 known = self._from_store(job, record, duplicate=job.key in begun)
                 self._events.put(Settled(job.index, known))
@@ -280,7 +299,7 @@ class Batch:
     def _new_lane(self) -> Lane:
         return Lane(
             self.captioner.engines.new_generator(self.parallel),
-            lambda job: self.captioner.request(_encoded(job), self.plan),
+            lambda job: self.captioner.request(job.tokens(), self.plan),
             self._ready,
             self._events.put,
             self._cores,
@@ -291,8 +310,8 @@ class Batch:
 
     def _collect(self) -> Iterator[Outcome]:
         store = self._open_store() if self._open_store else None
-        outcomes: dict[int, Outcome] = {}
-        twins: dict[str, list[Job]] = {}  # key → jobs that wait for another job's caption
+        outcomes: Outcomes = {}
+        twins: Twins = {}  # key → jobs that wait for another job's caption
         due, running = 0, self.lanes
         try:
             while running:
@@ -307,8 +326,11 @@ class Batch:
                         self._share(job, twins, store, outcomes)
                     case Generated(job, finished):
                         self._finish(job, finished, twins.pop(job.key, []), store, outcomes)
+                    case Notice(text):
+                        self._on_notice(text)
                 while due in outcomes:
-                    self._window.release()
+                    if due not in self._outside:
+                        self._window.release()
                     outcome = outcomes.pop(due)
                     self._count(outcome)
                     yield outcome
@@ -331,13 +353,7 @@ class Batch:
         if self._missing == 0:
             self._wake_feeder()
 
-    def _share(
-        self,
-        twin: Job,
-        twins: dict[str, list[Job]],
-        store: CaptionStore | None,
-        outcomes: dict[int, Outcome],
-    ) -> None:
+    def _share(self, twin: Job, twins: Twins, store: Store, outcomes: Outcomes) -> None:
         """Give a twin the caption of its first picture, now or once that one is finished."""
         record = store.get(twin.key) if store is not None else None
         if record is not None:
@@ -352,10 +368,10 @@ class Batch:
         job: Job,
         done: Finished,
         twins: list[Job],
-        store: CaptionStore | None,
-        outcomes: dict[int, Outcome],
+        store: Store,
+        outcomes: Outcomes,
     ) -> None:
-        encoded = _encoded(job)
+        encoded = job.tokens()
         spent = encoded.timings
         total = spent.decode_image + spent.preprocess + spent.encode
         timings = replace(spent, total=total + done.prefill_ms + done.decode_ms)
@@ -368,7 +384,7 @@ class Batch:
             return
         record = {**caption.to_dict(), "settings": self.settings}
         if store is not None:
-            store.put(self.request_key, caption.image_sha256, record)
+            keep(store, self.request_key, job, record)
         outcomes[job.index] = Outcome(job.picture, record)
         for twin in twins:
             outcomes[twin.index] = self._from_store(twin, record, duplicate=True)
@@ -382,9 +398,3 @@ def _repetition(job: Job) -> Outcome:
         "alone prints the text.",
     )
     return Outcome(job.picture, error=error)
-
-
-def _encoded(job: Job) -> EncodedImage:
-    if job.encoded is None:
-        raise ValueError("a lane got a job whose picture is not encoded")
-    return job.encoded

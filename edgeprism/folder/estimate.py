@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from edgeprism.folder.batch import Batch
 from edgeprism.folder.rate import ENOUGH, Rate, known_rate, measure_rate
-from edgeprism.folder.run import FolderOptions, Pictures, open_store, search_pictures
+from edgeprism.folder.run import FolderOptions, Pictures, search_pictures
+from edgeprism.folder.sharing import StoreOpener
 from edgeprism.folder.tuning import batch_shape
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import Plan
@@ -80,5 +81,6 @@ def _without_caption(
     files: Sequence[PictureFile], captioner: Captioner, plan: Plan
 ) -> list[PictureFile]:
     batch = Batch(captioner, plan)
-    with open_store() as store:
+    # a dry run writes nothing, so a store that may only be read is enough
+    with StoreOpener(lambda _: None).open() as store:
         return [file for file in files if not batch.is_known(file, store)]

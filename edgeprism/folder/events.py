@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgeprism.errors import EdgePrismError
 
 if TYPE_CHECKING:
-    import os
-
+    from edgeprism.files.stamps import FileStamp
     from edgeprism.language.generator import Finished
     from edgeprism.picture.find import PictureFile
     from edgeprism.records import EncodedImage
@@ -51,9 +50,16 @@ class Job:
 
     index: int
     picture: PictureFile
-    status: os.stat_result | None = None  # as it was before the picture was read
+    stamp: FileStamp | None = None  # as it was before the picture was read
     key: str = ""
+    tiles_sha256: str = ""
     encoded: EncodedImage | None = None
+
+    def tokens(self) -> EncodedImage:
+        """The encoded picture, for a lane; raises ValueError before it is encoded."""
+        if self.encoded is None:
+            raise ValueError("a lane got a job whose picture is not encoded")
+        return self.encoded
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,15 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """A sentence that a person should read while the run goes on."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class LaneEnded:
     """A lane will report nothing more."""
 
 
-Event = Settled | Twin | Generated | Failed | LaneEnded
+Event = Settled | Twin | Generated | Failed | Notice | LaneEnded

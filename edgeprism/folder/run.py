@@ -20,13 +20,14 @@ from edgeprism.errors import EdgePrismError, OutputError, UsageError
 from edgeprism.folder.batch import Batch
 from edgeprism.folder.events import Outcome, without_frames
 from edgeprism.folder.rate import RateMeter, remember_rate
+from edgeprism.folder.sharing import StoreOpener
 from edgeprism.folder.sidecars import RunSidecars, open_sidecars
 from edgeprism.output.sidecar_names import SidecarName
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import Plan
 from edgeprism.picture.find import PictureFile, PictureSearch, Unreadable, find_pictures
 from edgeprism.picture.passed import PassedOver
-from edgeprism.store.caption_store import CaptionStore, default_path
+from edgeprism.store.caption_store import CaptionStore
 
 SidecarKind = Literal["txt", "xmp"]
 OnError = Literal["skip", "stop"]
@@ -49,6 +50,9 @@ class FolderOptions:
     append: bool = False
     sidecar_name: SidecarName = "stem"
     sidecars_only: bool = False  # pass pictures over whose every sidecar holds somebody's own text
+    # Called in the caller's thread with sentences about the caption store that a person should
+    # read. With it, a store that cannot be written is no error: captions are not kept in it.
+    on_notice: Callable[[str], object] | None = None
 
     def __post_init__(self) -> None:
         kinds = get_args(SidecarKind)
@@ -154,8 +158,9 @@ class FolderRun:
             unreadable=self._search.unreadable,
         )
         self._count_repeated()
-        self._store = open_store() if self._options.use_store else None
         self._batch: Batch | None = None
+        self._stores = StoreOpener(self._options.on_notice)
+        self._store = self._stores.open() if self._options.use_store else None
         self._stop_requested = self._iterated = False
         self._todo: list[PictureFile] | None = None  # None: all pictures
         self._order: dict[PictureFile, int] = {}  # of those to caption, among all
@@ -248,7 +253,7 @@ class FolderRun:
 
     def _searched(self, pictures: Iterable[PictureFile]) -> Generator[PictureFile]:
         """Yield the pictures to caption in the batch's thread, which needs a store of its own."""
-        with open_store() if self._options.use_store else contextlib.nullcontext() as store:
+        with self._stores.open() if self._options.use_store else contextlib.nullcontext() as store:
             yield from self._without_own_text(pictures, store)
 
     def _without_own_text(
@@ -276,11 +281,13 @@ class FolderRun:
             self._batch = Batch(
                 self._captioner,
                 self._plan,
-                open_store=open_store if self._options.use_store else None,
+                open_store=self._stores.open if self._options.use_store else None,
+                on_notice=self._options.on_notice,
                 parallel=shape.width,
                 lanes=shape.lanes,
                 limit=self._options.limit,
             )
+            self._stores.tell_through(self._batch.notify)
             if self._stop_requested:
                 self._batch.stop()
         return self._batch
@@ -375,11 +382,6 @@ def search_pictures(pictures: Pictures, options: FolderOptions) -> PictureSearch
     if isinstance(pictures, (str, os.PathLike)):
         pictures = [pictures]
     return find_pictures(pictures, exclude=options.exclude)
-
-
-def open_store() -> CaptionStore:
-    """Open the caption store of this user."""
-    return CaptionStore(default_path())
 
 
 def _is_disk_full(error: OutputError) -> bool:

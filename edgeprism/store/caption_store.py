@@ -1,87 +1,36 @@
-"""The caption store: finished captions, addressed by content. SQLite, one file, WAL.
+"""The caption store: finished captions, addressed by content, in one SQLite file.
 
 A caption's key is a hash of the picture's sha256, the bundle's digest and everything else that
 decides the words. So the store knows a moved or renamed picture, keeps one caption for the same
-picture under two names, and keeps another caption for another instruction. It remembers each
-file's sha256 by path, size and mtime, so that an unchanged file need not be read again.
+picture under two names, and keeps another caption for another instruction. It also knows a picture
+by its tiles, which are all that a model sees of it: a rating that another program writes into the
+file changes its sha256 and none of its tiles.
+
+The store remembers each file's sha256 by path and stamp (size, times, inode), so that an unchanged
+file need not be read again, where the file system keeps times of change.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import socket
-import sqlite3
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from edgeprism.errors import EdgePrismError
-from edgeprism.files.atomic import is_running
+from edgeprism.files.file_systems import keeps_change_times
 from edgeprism.files.home import data_dir
+from edgeprism.files.stamps import FileStamp, status_to_stamp
+from edgeprism.store.claims import LEASE_S, Holders
+from edgeprism.store.database import Database, StoreError, UnwritableStoreError
+from edgeprism.store.paths import absolute, bytes_to_path, can_be, is_unchanged, path_to_bytes
+from edgeprism.store.request_key import RequestKey
+from edgeprism.store.schema import MIGRATIONS
 
-APPLICATION_ID = 0x45505249  # "EPRI"
 BUSY_SECONDS = 10.0
-CLAIM_SECONDS = 600.0
-
-# MIGRATIONS[:n] bring a new file to user_version n. Old files rely on every entry: only append.
-MIGRATIONS = (
-    """
-    CREATE TABLE requests (id TEXT PRIMARY KEY, settings TEXT NOT NULL);
-    CREATE TABLE captions (
-        key TEXT PRIMARY KEY,
-        image_sha256 TEXT NOT NULL,
-        request TEXT NOT NULL REFERENCES requests(id),
-        record TEXT NOT NULL,
-        created REAL NOT NULL
-    );
-    CREATE INDEX captions_by_image ON captions (image_sha256);
-    CREATE TABLE files (
-        path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-        sha256 TEXT NOT NULL
-    );
-    CREATE TABLE outputs (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL);
-    CREATE TABLE claims (
-        key TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, until REAL NOT NULL
-    );
-    """,
-)
-
-
-class StoreError(EdgePrismError):
-    """The caption store cannot be used; captioning works without it."""
-
-
-@dataclass(frozen=True)
-class RequestKey:
-    """Everything except the picture that decides the words of a caption."""
-
-    bundle_digest: str
-    vision_quant: str
-    kv_type: str
-    instruction: str
-    max_tokens: int
-    temperature: float
-    seed: int
-    reader: (
-        int  # version of how pictures are read and resized (edgeprism.picture.read.READER_VERSION)
-    )
-
-    def settings(self) -> str:
-        """Everything that decides a caption's words, as text."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
-
-    def id(self) -> str:
-        """A digest of the settings."""
-        return hashlib.sha256(self.settings().encode()).hexdigest()
-
-    def key(self, image_sha256: str) -> str:
-        """Return the key of this request's caption of one picture."""
-        return hashlib.sha256(f"{image_sha256}:{self.id()}".encode()).hexdigest()
+Result = TypeVar("Result")
 
 
 def default_path() -> Path:
@@ -92,22 +41,34 @@ def default_path() -> Path:
 class CaptionStore:
     """One connection: use it from one thread. Several processes may open the same file."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create `path`; raises StoreError if it is corrupt, locked or too new."""
+    def __init__(
+        self, path: Path, *, on_unwritable: Callable[[StoreError], object] | None = None
+    ) -> None:
+        """Open or create `path`.
+
+        With `on_unwritable`, a store that cannot be written (full disk, no permission) is read
+        where that is possible, what would be written is dropped, and `on_unwritable` is called
+        with the error, each time.
+
+        Raises StoreError if the store is damaged, locked or too new; without `on_unwritable`,
+        UnwritableStoreError if it cannot be written.
+        """
         self.path = path
-        self.host = socket.gethostname()
-        with self._explained():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-            self._use_wal()
-            # NORMAL loses nothing when a process is killed. After a power cut the last captions
-            # may be missing, and the next run makes them again.
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._migrate()
+        self._on_unwritable = on_unwritable
+        self._holders = Holders(socket.gethostname())
+        self._database: Database | None
+        try:
+            self._database = Database(path, MIGRATIONS, BUSY_SECONDS)
+        except UnwritableStoreError as error:
+            if on_unwritable is None:
+                raise
+            on_unwritable(error)
+            self._database = Database.open_to_read(path, MIGRATIONS)
 
     def close(self) -> None:
         """Close the database."""
-        self._db.close()
+        if self._database is not None:
+            self._database.close()
 
     def __enter__(self) -> CaptionStore:
         return self
@@ -119,57 +80,94 @@ class CaptionStore:
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the record of a caption, as `Caption.to_dict` made it; None without one."""
-        with self._explained():
-            row = self._db.execute("SELECT record FROM captions WHERE key = ?", (key,)).fetchone()
-        return json.loads(row[0]) if row else None
+        row = self._row("SELECT record FROM captions WHERE key = ?", (key,))
+        return _record(row[0]) if row else None
 
-    def put(self, request: RequestKey, image_sha256: str, record: dict[str, Any]) -> None:
-        """Store a record and end the claim on it, in one transaction."""
+    def get_alike(self, request: RequestKey, tiles_sha256: str) -> dict[str, Any] | None:
+        """Return the record of any picture with these tiles; None without one."""
+        row = self._row(
+            "SELECT record FROM captions WHERE request = ? AND tiles_sha256 = ?",
+            (request.id(), tiles_sha256),
+        )
+        return _record(row[0]) if row else None
+
+    def put(
+        self,
+        request: RequestKey,
+        image_sha256: str,
+        record: dict[str, Any],
+        *,
+        path: str | os.PathLike[str] | None = None,
+        tiles_sha256: str | None = None,
+    ) -> None:
+        """Store a record and end the claim on it, in one transaction.
+
+        The record's `image` becomes the absolute form of `path`, if that is given.
+        """
         key = request.key(image_sha256)
-        text = json.dumps(record, ensure_ascii=False)
-        with self._explained(), self._transaction():
-            self._db.execute(
-                "INSERT OR IGNORE INTO requests VALUES (?, ?)", (request.id(), request.settings())
+        if path is not None:
+            record = {**record, "image": absolute(path)}
+        text = json.dumps(record)  # in ASCII, because SQLite's text holds no lone surrogates
+        settings = request.settings().encode("utf-8", "backslashreplace").decode()
+        values = (key, image_sha256, request.id(), text, time.time(), tiles_sha256)
+
+        def write(database: Database) -> None:
+            database.execute(
+                "INSERT OR IGNORE INTO requests VALUES (?, ?)", (request.id(), settings)
             )
-            self._db.execute(
-                "INSERT OR REPLACE INTO captions VALUES (?, ?, ?, ?, ?)",
-                (key, image_sha256, request.id(), text, time.time()),
-            )
-            self._db.execute("DELETE FROM claims WHERE key = ?", (key,))
+            database.execute("INSERT OR REPLACE INTO captions VALUES (?, ?, ?, ?, ?, ?)", values)
+            database.execute("DELETE FROM claims WHERE key = ?", (key,))
+
+        self._write(write, None)
 
     # ---- digests of files
 
-    def digest_of(self, path: Path, status: os.stat_result) -> str | None:
-        """Return the remembered sha256 of a file; None if its size or mtime changed since."""
-        with self._explained():
-            row = self._db.execute(
-                "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime_ns = ?",
-                (_text(path), status.st_size, status.st_mtime_ns),
-            ).fetchone()
-        return row[0] if row else None
+    def digest_of(self, path: str | os.PathLike[str], status: os.stat_result) -> str | None:
+        """Return the remembered sha256 of a file; None if it may have changed since.
 
-    def remember_file(self, path: Path, size: int, mtime_ns: int, sha256: str) -> None:
-        """Remember a file's digest for as long as its size and time stay the same."""
-        with self._explained():
-            self._db.execute(
-                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
-                (_text(path), size, mtime_ns, sha256),
-            )
+        It may have where size, times or inode differ, and on every file system that keeps no
+        times of change.
+        """
+        row = self._row(
+            "SELECT sha256 FROM files WHERE path = ? AND stamp = ?",
+            (path_to_bytes(path), status_to_stamp(status).text()),
+        )
+        if row is None or not keeps_change_times(Path(path), status.st_dev):
+            return None
+        return str(row[0])
+
+    def remember_file(self, path: str | os.PathLike[str], stamp: FileStamp, sha256: str) -> None:
+        """Remember where a content lies, and its digest for as long as the stamp stays the same.
+
+        `stamp` is the one from before the file was read. If the file was changed just before, a
+        later change might not show in it, so the file will be read again.
+        """
+        values = (path_to_bytes(path), stamp.text() if stamp.settled else "", sha256)
+        if self._row("SELECT 1 FROM files WHERE path = ? AND stamp = ? AND sha256 = ?", values):
+            return
+        self._write(
+            lambda database: database.execute(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?)", values
+            ),
+            None,
+        )
 
     # ---- digests of outputs
 
     def written_before(self, path: Path) -> str | None:
         """Return the sha256 of what EdgePrism last wrote to `path`; None if it never did."""
-        with self._explained():
-            row = self._db.execute(
-                "SELECT sha256 FROM outputs WHERE path = ?", (_text(path),)
-            ).fetchone()
-        return row[0] if row else None
+        row = self._row("SELECT sha256 FROM outputs WHERE path = ?", (path_to_bytes(path),))
+        return str(row[0]) if row else None
 
     def remember_output(self, path: Path, sha256: str) -> None:
         """Remember what EdgePrism wrote to `path`."""
-        with self._explained():
-            self._db.execute("INSERT OR REPLACE INTO outputs VALUES (?, ?)", (_text(path), sha256))
+        values = (path_to_bytes(path), sha256)
+        self._write(
+            lambda database: database.execute(
+                "INSERT OR REPLACE INTO outputs VALUES (?, ?)", values
+            ),
+            None,
+        )
 
     # ---- two processes on one folder
 
@@ -178,172 +176,207 @@ class CaptionStore:
 
         It must not while another running process holds the claim. Nor must it if the store has the
         caption: another process may have put it there, and ended its claim, after this process
-        looked for the caption.
+        looked for the caption. `renew` the claim while the work goes on.
         """
-        now = time.time()
-        with self._explained(), self._transaction():
-            if self._db.execute("SELECT 1 FROM captions WHERE key = ?", (key,)).fetchone():
+
+        def take(database: Database) -> bool:
+            if database.execute("SELECT 1 FROM captions WHERE key = ?", (key,)).fetchone():
                 return False
-            row = self._db.execute(
+            row = database.execute(
                 "SELECT host, pid, until FROM claims WHERE key = ?", (key,)
             ).fetchone()
-            if row and self._is_claimed(row[0], row[1], row[2], now):
+            if row and self._holders.is_held(key, *row):
                 return False
-            self._db.execute(
+            database.execute(
                 "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)",
-                (key, self.host, os.getpid(), now + CLAIM_SECONDS),
+                (key, self._holders.host, os.getpid(), time.time() + LEASE_S),
             )
-        return True
+            return True
+
+        return self._write(take, otherwise=True)
+
+    def renew(self) -> None:
+        """Prolong every claim of this process."""
+        self._write(
+            lambda database: database.execute(
+                "UPDATE claims SET until = ? WHERE host = ? AND pid = ?",
+                (time.time() + LEASE_S, self._holders.host, os.getpid()),
+            ),
+            None,
+        )
 
     def release(self, key: str) -> None:
         """End a claim of this process, whose picture failed."""
-        with self._explained():
-            self._db.execute(
+        self._write(
+            lambda database: database.execute(
                 "DELETE FROM claims WHERE key = ? AND host = ? AND pid = ?",
-                (key, self.host, os.getpid()),
-            )
-
-    def _is_claimed(self, host: str, pid: int, until: float, now: float) -> bool:
-        if until < now or (host == self.host and pid == os.getpid()):
-            return False
-        return host != self.host or is_running(pid)
+                (key, self._holders.host, os.getpid()),
+            ),
+            None,
+        )
 
     # ---- `edgeprism cache`
 
     def seconds_per_picture(self, bundle_digest: str) -> float | None:
         """Return the mean total time of a bundle's last 50 captions; None without any."""
-        with self._explained():
-            row = self._db.execute(
-                "SELECT avg(total) FROM (SELECT json_extract(record, '$.timings_ms.total') AS total"
-                " FROM captions WHERE json_extract(record, '$.model.digest') = ?"
-                " ORDER BY created DESC LIMIT 50)",
-                (bundle_digest,),
-            ).fetchone()
-        return row[0] / 1000 if row[0] is not None else None
+        row = self._row(
+            "SELECT avg(total) FROM (SELECT json_extract(record, '$.timings_ms.total') AS total"
+            " FROM captions WHERE json_extract(record, '$.model.digest') = ?"
+            " ORDER BY created DESC LIMIT 50)",
+            (bundle_digest,),
+        )
+        return row[0] / 1000 if row and row[0] is not None else None
 
     def info(self) -> dict[str, Any]:
         """Return row counts, the size on disk, and the number of captions by bundle."""
-        with self._explained():
+        database = self._opened()
+        with database.explained():
             counts = {
-                table: self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
+                table: database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
                 for table in ("captions", "files", "requests", "claims")  # S608: constants only
             }
-            bundles = self._db.execute(
+            bundles = database.execute(
                 "SELECT json_extract(record, '$.model.name'), json_extract(record,"
                 " '$.model.digest'), count(*) FROM captions GROUP BY 1, 2 ORDER BY 3 DESC"
             ).fetchall()
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+            journal = database.journal()
         return {
             "path": str(self.path),
             "schema": version,
+            "journal": journal,
             "bytes": sum(p.stat().st_size for p in self._files()),
             **counts,
             "bundles": [{"name": n, "digest": d, "captions": c} for n, d, c in bundles],
         }
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yield all records, oldest first."""
-        with self._explained():
-            for (text,) in self._db.execute("SELECT record FROM captions ORDER BY created, key"):
-                yield json.loads(text)
+        """Yield all records as they were put, oldest first."""
+        for _, record in self._records():
+            yield record
+
+    def located_records(self) -> Iterator[dict[str, Any]]:
+        """Yield all records, oldest first, with the places of their pictures.
+
+        `paths` lists the absolute paths of files that hold the picture, the one read last first;
+        files that are gone or changed since are left out. `image` is the first of them, else the
+        path under which the caption was made.
+        """
+        database = self._opened()
+        for image_sha256, record in self._records():
+            with database.explained():
+                rows = database.execute(
+                    "SELECT path, stamp FROM files WHERE sha256 = ? ORDER BY rowid DESC",
+                    (image_sha256,),
+                ).fetchall()
+            places = [(bytes_to_path(path), stamp) for path, stamp in rows]
+            paths = [path for path, stamp in places if is_unchanged(path, stamp)]
+            last_known = [path for path, _ in places if can_be(path, record.get("image"))]
+            image = next(iter(paths or last_known), record.get("image"))
+            yield {**record, "image": image, "paths": paths}
 
     def clear(self) -> int:
         """Delete everything; return the number of deleted captions."""
-        with self._explained():
-            count = int(self._db.execute("SELECT count(*) FROM captions").fetchone()[0])
-            with self._transaction():
+        database = self._opened()
+        with database.explained():
+            count = int(database.execute("SELECT count(*) FROM captions").fetchone()[0])
+            with database.transaction():
                 for table in ("captions", "files", "requests", "claims", "outputs"):
-                    self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - constants only
-            self._db.execute("VACUUM")
+                    database.execute(f"DELETE FROM {table}")  # noqa: S608 - constants only
+            database.execute("VACUUM")
         return count
 
-    def prune(self, *, keep_digests: set[str] | None = None) -> dict[str, int]:
-        """Delete rows of missing files, expired claims, and captions of other bundles.
+    def prune(
+        self, *, keep_digests: set[str] | None = None, dry_run: bool = False
+    ) -> dict[str, int]:
+        """Delete rows of missing files, and captions of other bundles.
 
         Captions stay if `keep_digests` is None or holds their bundle's digest. Returns the numbers
-        of deleted files and captions.
+        of deleted files and captions; with `dry_run` deletes nothing.
         """
-        with self._explained():
-            paths = [row[0] for row in self._db.execute("SELECT path FROM files")]
-            gone = [(path,) for path in paths if not os.path.lexists(path)]
-            with self._transaction():
-                self._db.executemany("DELETE FROM files WHERE path = ?", gone)
-                self._db.execute("DELETE FROM claims WHERE until < ?", (time.time(),))
-                captions = 0
-                if keep_digests is not None:
-                    marks = ", ".join("?" * len(keep_digests))
-                    captions = self._db.execute(
-                        "DELETE FROM captions WHERE json_extract(record, '$.model.digest')"  # noqa: S608
-                        f" NOT IN ({marks})",  # S608: question marks only
-                        tuple(keep_digests),
-                    ).rowcount
-                self._db.execute(
+        database = self._opened()
+        with database.explained():
+            paths = [row[0] for row in database.execute("SELECT path FROM files")]
+        gone = [(path,) for path in paths if not os.path.lexists(path)]
+        keep = tuple(keep_digests or ())
+        others = (
+            "FROM captions WHERE json_extract(record, '$.model.digest') NOT IN "
+            f"({', '.join('?' * len(keep))})"
+        )
+        with database.explained():
+            count = database.execute(f"SELECT count(*) {others}", keep).fetchone()[0]
+            captions = 0 if keep_digests is None else int(count)  # S608: question marks only
+            if dry_run:
+                return {"files": len(gone), "captions": captions}
+            with database.transaction():
+                database.execute_many("DELETE FROM files WHERE path = ?", gone)
+                if captions:
+                    database.execute(f"DELETE {others}", keep)
+                database.execute(
                     "DELETE FROM requests WHERE id NOT IN (SELECT request FROM captions)"
                 )
-            self._db.execute("VACUUM")
+            database.execute("VACUUM")
         return {"files": len(gone), "captions": captions}
 
+    def drop_stale_claims(self, *, dry_run: bool = False) -> int:
+        """Delete claims that no living process can hold, or count them; return their number."""
+        database = self._opened()
+        with database.explained(), database.transaction():
+            rows = database.execute("SELECT key, host, pid, until FROM claims").fetchall()
+            stale = [(key,) for key, *claim in rows if self._holders.is_stale(*claim)]
+            database.execute_many("DELETE FROM claims WHERE key = ?", [] if dry_run else stale)
+        return len(stale)
+
     # ---- internal
+
+    def _opened(self) -> Database:
+        if self._database is None:
+            raise StoreError(f"{self.path}: the caption store is unusable: it cannot be opened.")
+        return self._database
+
+    def _row(self, statement: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._database is None:
+            return None
+        with self._database.explained():
+            row: tuple[Any, ...] | None = self._database.execute(statement, values).fetchone()
+        return row
+
+    def _write(self, work: Callable[[Database], Result], otherwise: Result) -> Result:
+        """Do `work` in a transaction; if the store cannot be written, maybe go on `otherwise`."""
+        database = self._database
+        if database is None or database.read_only:
+            return otherwise
+        try:
+            with database.explained(), database.transaction():
+                return work(database)
+        except UnwritableStoreError as error:
+            if self._on_unwritable is None:
+                raise
+            self._on_unwritable(error)
+            return otherwise
+
+    def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        database = self._opened()
+        statement = "SELECT key, image_sha256, record FROM captions ORDER BY created, key"
+        with database.explained():
+            for key, image_sha256, text in database.execute(statement):
+                record = _record(text)
+                if record is None:
+                    raise StoreError(
+                        f"{self.path}: the record of caption {key[:12]}… is damaged.",
+                        "Keep the file under another name; `sqlite3 FILE .recover` may help.",
+                    )
+                yield image_sha256, record
 
     def _files(self) -> list[Path]:
         parts = (self.path, *(self.path.with_name(self.path.name + s) for s in ("-wal", "-shm")))
         return [path for path in parts if path.exists()]
 
-    def _use_wal(self) -> None:
-        """Turn on write-ahead logging; for this statement SQLite does not wait for a lock."""
-        deadline = time.monotonic() + BUSY_SECONDS
-        while True:
-            try:
-                if self._db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                    self._db.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
 
-    def _migrate(self) -> None:
-        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
-        if version > len(MIGRATIONS):
-            raise StoreError(
-                f"{self.path}: the caption store has schema {version}, this EdgePrism knows "
-                f"{len(MIGRATIONS)}.",
-                "Use a newer EdgePrism, or `use_store=False`.",
-            )
-        if version == len(MIGRATIONS):
-            return
-        with self._transaction():  # a second process waits here, then reads the new version
-            version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
-            for script in MIGRATIONS[version:]:
-                for statement in script.split(";"):  # executescript would commit first
-                    self._db.execute(statement)
-            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError, ValueError) as error:
-            locked = "locked" in str(error)
-            raise StoreError(
-                f"{self.path}: the caption store is {'locked' if locked else 'unusable'}: {error}.",
-                "Wait for the other process, or use `use_store=False`."
-                if locked
-                else "Move the file away to start with an empty store, or use `use_store=False`.",
-            ) from error
-
-
-def _text(path: Path) -> str:
-    """Write a path as SQLite text, with bytes that are not UTF-8 escaped."""
-    return os.fsencode(os.path.abspath(path)).decode("utf-8", errors="backslashreplace")
+def _record(text: str) -> dict[str, Any] | None:
+    """Read a stored record; None for a damaged one, whose caption is then made again."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None

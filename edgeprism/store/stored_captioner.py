@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 from edgeprism.files.digests import sha256_of_file
+from edgeprism.files.stamps import status_to_stamp
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import CaptionOptions, Plan
 from edgeprism.picture.read import MAX_FILE_BYTES, READER_VERSION, ImageSource
 from edgeprism.records import Caption, EncodedImage, ModelInfo, Pictured, Timings, TokenCounts
-from edgeprism.store.caption_store import CaptionStore, RequestKey
+from edgeprism.store.caption_store import CaptionStore
+from edgeprism.store.database import StoreError
+from edgeprism.store.request_key import RequestKey
+
+Result = TypeVar("Result")
 
 
 def request_key(captioner: Captioner, plan: Plan) -> RequestKey:
@@ -48,29 +53,42 @@ def decoding_settings(
 
 
 class StoredCaptioner:
-    """Captions a picture only if the store has no caption. Use it from the store's thread."""
+    """Captions a picture only if the store has no caption. Use it from the store's thread.
 
-    def __init__(self, captioner: Captioner, store: CaptionStore) -> None:
+    With `on_error`, a store that fails is told there and no longer used: captions cost more then,
+    and none is lost.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        store: CaptionStore,
+        *,
+        on_error: Callable[[StoreError], object] | None = None,
+    ) -> None:
         self.captioner, self.store = captioner, store
+        self._on_error = on_error
+        self._failed = False
 
     def caption(
         self, image: ImageSource | EncodedImage, **options: Unpack[CaptionOptions]
     ) -> Caption:
         """As `Captioner.caption`; a stored caption has the timings of the run that made it.
 
-        Raises StoreError and everything that `Captioner.caption` raises.
+        Raises everything that `Captioner.caption` raises; without `on_error`, StoreError as well.
         """
         plan = self.captioner.plan(**options)
         request = request_key(self.captioner, plan)
         digest, name = self._digest(image)
-        record = self.store.get(request.key(digest)) if digest else None
-        if record is not None:
+        record = digest and self._try(lambda: self.store.get(request.key(digest)))
+        if record:
             return replace(record_to_caption(record), image=name)
         caption = self.captioner.start(image, plan).finished().caption
         if caption.finish_reason == "repetition":  # no caption that a later run should find
             return caption
-        settings = decoding_settings(self.captioner, plan)
-        self.store.put(request, caption.image_sha256, {**caption.to_dict(), "settings": settings})
+        record = {**caption.to_dict(), "settings": decoding_settings(self.captioner, plan)}
+        path = image if isinstance(image, (str, os.PathLike)) else None
+        self._try(lambda: self.store.put(request, caption.image_sha256, record, path=path))
         return caption
 
     def close(self) -> None:
@@ -90,13 +108,28 @@ class StoredCaptioner:
             status = os.stat(name)
             if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
                 return None, name
-            known = self.store.digest_of(Path(name), status)
-            if known is None:
-                known = sha256_of_file(Path(name))
-                self.store.remember_file(Path(name), status.st_size, status.st_mtime_ns, known)
+            stamp = status_to_stamp(status)
+            known = self._try(lambda: self.store.digest_of(name, status))
+            if known is not None:
+                return known, name
+            digest = sha256_of_file(Path(name))
         except (OSError, ValueError):
             return None, name  # captioning reads the file again and reports the error
-        return known, name
+        self._try(lambda: self.store.remember_file(name, stamp, digest))
+        return digest, name
+
+    def _try(self, work: Callable[[], Result]) -> Result | None:
+        """Use the store; with `on_error` return None if it fails, and from then on."""
+        if self._failed:
+            return None
+        try:
+            return work()
+        except StoreError as error:
+            if self._on_error is None:
+                raise
+            self._failed = True
+            self._on_error(error)
+            return None
 
 
 def record_to_caption(record: Mapping[str, Any]) -> Caption:

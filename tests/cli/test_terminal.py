@@ -28,6 +28,7 @@ HOSTILE = {
     "return": "a\rerror: fake",
     "separators": "a\u2028error: fake\u2029b\x85c",
     "markup": "x[/b][red]",
+    "bytes": "a\udce9\udcff",
     "blanks": " \tlead and trail ",
     "dash": "-a --b",
     "long": "é" * 125,
@@ -154,7 +155,7 @@ def test_a_models_words_on_a_terminal(tmp_path: Path, photo: Path) -> None:
 def test_the_default_models_name_in_a_diagnosis(tmp_path: Path) -> None:
     folder = bundles.write_bundle(tmp_path / "model", script=bundles.SAID)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["name"] = "".join(HOSTILE.values())
+    manifest["name"] = "".join(HOSTILE.values()).replace(HOSTILE["bytes"], "")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     command = [sys.executable, "-m", "edgeprism", "doctor"]
     environment = {**os.environ, "EDGEPRISM_MODEL": str(folder)}

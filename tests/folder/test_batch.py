@@ -293,7 +293,7 @@ def test_cache_commands(command: list[str], folder: Path) -> None:
     assert len(exported) == 10
     assert all(json.loads(line)["caption"] for line in exported)
     (folder / "q0.png").unlink()
-    assert "1 files and 0 captions" in edgeprism("cache", "prune").stdout
+    assert "1 file and 0 captions" in edgeprism("cache", "prune").stdout
     assert edgeprism("cache", "clear", input="n\n").returncode == 2
     assert "10 captions deleted" in edgeprism("cache", "clear", "--yes").stdout
 

@@ -6,13 +6,18 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgeprism.store.caption_store import MIGRATIONS, CaptionStore, RequestKey, StoreError
+from edgeprism.files.stamps import status_to_stamp
+from edgeprism.store.caption_store import CaptionStore
+from edgeprism.store.database import StoreError
+from edgeprism.store.request_key import RequestKey
+from edgeprism.store.schema import MIGRATIONS
 
 REQUEST = RequestKey("digest", "int8", "f16", "Describe.", 32, 0.0, 0, 1)
 RECORD = {
@@ -64,10 +69,11 @@ def test_a_files_digest_holds_while_size_and_mtime_do(path: Path, tmp_path: Path
     except (OSError, UnicodeEncodeError):  # this file system takes UTF-8 names only
         picture = tmp_path / "bild-ä.jpg"
         picture.write_bytes(b"one")
+    time.sleep(0.05)  # a stamp vouches for a file once its last change lies a tick back
     status = picture.stat()
     with CaptionStore(path) as store:
         assert store.digest_of(picture, status) is None
-        store.remember_file(picture, status.st_size, status.st_mtime_ns, "aa")
+        store.remember_file(picture, status_to_stamp(status), "aa")
         assert store.digest_of(picture, picture.stat()) == "aa"
         os.utime(picture, ns=(1, 1))
         assert store.digest_of(picture, picture.stat()) is None
@@ -119,8 +125,9 @@ def test_prune_and_clear(path: Path, tmp_path: Path) -> None:
         store.put(
             replace(REQUEST, bundle_digest="old"), "aa", {**RECORD, "model": {"digest": "old"}}
         )
-        store.remember_file(existing, 0, 0, "aa")
-        store.remember_file(tmp_path / "gone.jpg", 0, 0, "bb")
+        stamp = status_to_stamp(existing.stat())
+        store.remember_file(existing, stamp, "aa")
+        store.remember_file(tmp_path / "gone.jpg", stamp, "bb")
         assert store.prune(keep_digests={"digest"}) == {"files": 1, "captions": 1}
         assert store.info()["captions"] == 1
         assert store.info()["requests"] == 1
