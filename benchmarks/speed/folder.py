@@ -136,7 +136,7 @@ def kill(work: Path, arguments: argparse.Namespace) -> None:
     """Kill −9 at random moments of a run, resume, and look for lost, double and partial output."""
     folder = render(work / "pictures", arguments.pictures)
     out = work / "all.jsonl"
-    command = [*COMMAND, str(folder), "--txt", "--jsonl", "--output", str(out)]
+    command = [*COMMAND, str(folder), "--txt", "--yes", "--jsonl", "--output", str(out)]
     environment = {**os.environ, "EDGEPRISM_HOME": str(work / "home")}
     rng = random.Random(1)
     kills, counts = 0, []
@@ -242,7 +242,11 @@ def resume(work: Path, arguments: argparse.Namespace) -> None:
     """Time a second run on a finished folder, which holds links to a few pictures."""
     folder = render(work / "pictures", arguments.pictures, distinct=50)
     environment = {**os.environ, "EDGEPRISM_HOME": str(work / "home")}
-    for name, extra in (("jsonl", ["--jsonl"]), ("txt", ["--txt"]), ("xmp", ["--xmp"])):
+    for name, extra in (
+        ("jsonl", ["--jsonl"]),
+        ("txt", ["--txt", "--yes"]),
+        ("xmp", ["--xmp", "--yes"]),
+    ):
         command = [*COMMAND, str(folder), *extra]
         times = []
         for _ in range(2):
