@@ -44,6 +44,7 @@ def undo(
     """
     from edgeprism.output.sidecar import TxtSidecar, XmpSidecar
     from edgeprism.picture.find import find_pictures
+    from edgeprism.picture.passed import counted
 
     kinds: list[Sidecar] = []
     if txt or not xmp:
@@ -62,9 +63,9 @@ def undo(
             store.close()
     would = "would be " if dry_run else ""
     click.echo(
-        f"{counts['removed']} captions {would}removed, {counts['restored']} former texts "
-        f"{would}brought back, {counts['left']} sidecars of others left alone, "
-        f"{counts['failed']} failed",
+        f"{counted(counts['removed'], 'caption')} {would}removed, "
+        f"{counted(counts['restored'], 'former text')} {would}brought back, "
+        f"{counted(counts['left'], 'sidecar')} of others left alone, {counts['failed']} failed",
         err=True,
     )
     if not counts["failed"]:

@@ -102,6 +102,7 @@ class Sidecar:
         """
         path = self.target(picture)
         self._check(path, self._read(path))
+        check_changeable(path)
 
     def write(self, record: Record, picture: PictureFile) -> Written:
         """Write the record into the picture's sidecar, atomically.
@@ -121,6 +122,7 @@ class Sidecar:
         existing = self._read(path)
         data = self._content(path, existing, record_to_dict(record))
         if data != existing:
+            check_changeable(path)
             # No fsync of the folder: if a power cut loses the rename, the next run writes it again.
             write_atomically(path, data, durable=False)
         return Written(path, hashlib.sha256(data).hexdigest())
@@ -283,6 +285,16 @@ def read_sidecar(path: Path, limit: int) -> bytes | None:
     if not stat.S_ISREG(status.st_mode):
         # A link may lead to any file of the user, so EdgePrism does not write through it.
         raise OutputError(f"{path}: is a link or not a regular file.", "Move it away first.")
+    with path.open("rb") as file:
+        return file.read(limit + 1)
+
+
+def check_changeable(path: Path) -> None:
+    """Raise OutputError for a file that must not be replaced by another of its name."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return  # there is none
     if not status.st_mode & 0o222:
         raise OutputError(
             f"{path}: is write-protected, so it was left alone.",
@@ -293,8 +305,6 @@ def read_sidecar(path: Path, limit: int) -> bytes | None:
             f"{path}: has another name too (a hard link), under which its former text would stay.",
             "Replace it by a copy, or put sidecars elsewhere with `out_dir`.",
         )
-    with path.open("rb") as file:
-        return file.read(limit + 1)
 
 
 def xmp_error(path: Path, error: XmpError) -> OutputError:

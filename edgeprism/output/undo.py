@@ -13,7 +13,7 @@ from typing import Literal
 
 from edgeprism.files.atomic import output_error, write_atomically
 from edgeprism.output.originals import Originals
-from edgeprism.output.sidecar import read_sidecar, xmp_error
+from edgeprism.output.sidecar import check_changeable, read_sidecar, xmp_error
 from edgeprism.output.txt import MAX_TXT_BYTES, is_blank
 from edgeprism.output.xmp_encoding import MAX_XMP_BYTES
 from edgeprism.output.xmp_tree import XmpError
@@ -91,6 +91,7 @@ def _undo_txt(
 
 
 def _put(path: Path, data: bytes | None) -> None:
+    check_changeable(path)
     if data is None:
         os.unlink(path)
     else:

@@ -118,9 +118,15 @@ def test_darktables_sidecar_is_merged_into_and_no_second_one_made(photo: Path) -
 @pytest.mark.parametrize("kind", [TxtSidecar, XmpSidecar])
 def test_a_write_protected_sidecar_is_named(photo: Path, kind: Any) -> None:
     place = photo.with_suffix(kind.suffix)
+    place.write_text(LIGHTROOM, "utf-8")
+    place.chmod(0o444)
+    with pytest.raises(OwnTextError):  # a person's text is no failure, protected or not
+        kind().check(picture(photo))
+    assert undo_sidecar(place) == "left"
+    place.chmod(0o644)
     place.write_text(DARKTABLE)
     place.chmod(0o444)
-    for options in ({}, {"overwrite": True}, {"append": True}):
+    for options in ({"overwrite": True}, {"append": True}):
         with pytest.raises(OutputError, match="write-protected") as error:
             kind(**options).write(RECORD, picture(photo))
         assert not isinstance(error.value, OwnTextError)
