@@ -11,6 +11,7 @@ import click
 
 from edgeprism.bundle.open import DEFAULT_MODEL
 from edgeprism.choices import INSTRUCTION_MODES, STAGES
+from edgeprism.cli import completion
 from edgeprism.cli.command import OLD_NAMES, Command, with_examples
 from edgeprism.cli.options import (
     answering_options,
@@ -43,8 +44,15 @@ if TYPE_CHECKING:
     old_names=OLD_NAMES,
 )
 @click.command("ask", cls=Command)
-@click.argument("images_and_question", nargs=-1, required=True, metavar="IMAGE... QUESTION")
-@click.option("-m", "--model", "models", multiple=True, metavar="NAME|BUNDLE",
+@click.argument(
+    "images_and_question",
+    nargs=-1,
+    required=True,
+    metavar="IMAGE... QUESTION",
+    shell_complete=completion.files,
+)
+@click.option("-m", "--model", "models", multiple=True, shell_complete=completion.captioners,
+              metavar="NAME|BUNDLE",
               help="The captioner; repeat for several.  [default: $EDGEPRISM_MODEL, "
               f"`models default`, or {DEFAULT_MODEL}]")  # fmt: skip
 @click.option("--merge-captions", is_flag=True,

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from edgeprism.bundle.open import DEFAULT_MODEL
+from edgeprism.cli import completion
 from edgeprism.cli.command import Command, is_quiet, with_examples
 from edgeprism.cli.options import (
     cache_option,
@@ -42,10 +43,13 @@ if TYPE_CHECKING:
     old_names={"--captioner": "--model", "--chat-format": "--lm-chat-format"},
 )
 @click.command("caption", cls=Command)
-@click.argument("images", nargs=-1, metavar="PICTURE|FOLDER|PATTERN|-...")
+@click.argument(
+    "images", nargs=-1, metavar="PICTURE|FOLDER|PATTERN|-...", shell_complete=completion.files
+)
 @click.option(
     "-m",
     "--model",
+    shell_complete=completion.captioners,
     default=default_captioner,
     show_default=f"$EDGEPRISM_MODEL, `models default`, or {DEFAULT_MODEL}",
     metavar="NAME|BUNDLE",

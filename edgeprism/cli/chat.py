@@ -13,6 +13,7 @@ import click
 
 from edgeprism.bundle.open import DEFAULT_MODEL
 from edgeprism.choices import INSTRUCTION_MODES
+from edgeprism.cli import completion
 from edgeprism.cli.command import OLD_NAMES, Command, with_examples
 from edgeprism.cli.errors import show_error
 from edgeprism.cli.options import (
@@ -59,8 +60,11 @@ _ENDS = ("/quit", "/exit", "/q", "quit", "exit")
     old_names=OLD_NAMES,
 )
 @click.command("chat", cls=Command)
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("-m", "--model", default=default_captioner, metavar="NAME|BUNDLE",
+@click.argument(
+    "images", nargs=-1, required=True, metavar="IMAGE...", shell_complete=completion.files
+)
+@click.option("-m", "--model", shell_complete=completion.captioners, default=default_captioner,
+              metavar="NAME|BUNDLE",
               show_default=f"$EDGEPRISM_MODEL, `models default`, or {DEFAULT_MODEL}",
               help="The captioner.")  # fmt: skip
 @answering_options

@@ -12,6 +12,7 @@ import click
 
 from edgeprism.bundle.open import DEFAULT_MODEL
 from edgeprism.choices import INSTRUCTION_MODES, OPTION_FORMS
+from edgeprism.cli import completion
 from edgeprism.cli.command import OLD_NAMES, Command, with_examples
 from edgeprism.cli.options import (
     default_captioner,
@@ -45,12 +46,13 @@ _SHOWN_SKIPS = 10
 @click.option("--pictures", type=click.Path(file_okay=False, exists=True), metavar="DIR",
               help="The folder of the data's image_path column.  [default: the folder of "
               "--data]")  # fmt: skip
-@click.option("-m", "--model", "captioners", multiple=True, metavar="NAME|BUNDLE",
+@click.option("-m", "--model", "captioners", multiple=True, shell_complete=completion.captioners,
+              metavar="NAME|BUNDLE",
               help="The captioner; repeat for several.  [default: $EDGEPRISM_MODEL, "
               f"`models default`, or {DEFAULT_MODEL}]")  # fmt: skip
-@click.option("--reasoner", "reasoners", multiple=True, metavar="NAME|FILE.gguf|URL",
-              default=lambda: (default_reasoner(),), show_default="`models default`, or "
-              "smollm2-135m", help="The reasoner; repeat for several.")  # fmt: skip
+@click.option("--reasoner", "reasoners", multiple=True, shell_complete=completion.reasoners,
+              metavar="NAME|FILE.gguf|URL", default=lambda: (default_reasoner(),),
+              show_default="`models default`, or smollm2-135m", help="The reasoner; repeat for several.")  # fmt: skip
 @reasoner_options
 @click.option("--instruction-mode", "modes", multiple=True, default=INSTRUCTION_MODES,
               type=click.Choice(INSTRUCTION_MODES), show_default=True,
@@ -64,7 +66,7 @@ _SHOWN_SKIPS = 10
               help="Only N questions, drawn at random by --seed.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True,
               help="Random seed of the sample and of the intervals.")  # fmt: skip
-@click.option("--judge", metavar="NAME|FILE.gguf|URL",
+@click.option("--judge", shell_complete=completion.reasoners, metavar="NAME|FILE.gguf|URL",
               help="A reasoner that interprets answers which no rule can match.")  # fmt: skip
 @click.option("--instruction", metavar="TEXT", help="The captioners' generic instruction.")
 @click.option("--max-tokens", "caption_tokens", type=click.IntRange(min=1), metavar="N",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
+from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.options import told_to_pull
 from edgeprism.cli.stdin import stdin_as_file
@@ -81,7 +82,7 @@ def add(source: Path, name: str) -> None:
 
 
 @command.command("remove", cls=Command)
-@click.argument("name")
+@click.argument("name", shell_complete=completion.models)
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 def remove(name: str, yes: bool) -> None:
     """Delete an installed model from the data folder."""
@@ -95,7 +96,7 @@ def remove(name: str, yes: bool) -> None:
 
 @with_examples("edgeprism models default", "edgeprism models default nano")
 @command.command("default", cls=Command)
-@click.argument("name", default="", metavar="[NAME]")
+@click.argument("name", default="", metavar="[NAME]", shell_complete=completion.models)
 def default(name: str) -> None:
     """Make a model the default of its kind; without NAME, print both defaults.
 
@@ -117,7 +118,7 @@ def default(name: str) -> None:
 
 
 @command.command("show", cls=Command)
-@click.argument("name", metavar="NAME|BUNDLE|FILE.gguf")
+@click.argument("name", metavar="NAME|BUNDLE|FILE.gguf", shell_complete=completion.models)
 @click.option("--size", "sizes", multiple=True, metavar="WxH",
               help="Show instead the tiles and tokens of a picture of this size. Repeat for "
               "several pictures in one prompt.")  # fmt: skip
@@ -137,7 +138,9 @@ def show(name: str, sizes: tuple[str, ...], images: tuple[Path, ...], as_json: b
 
 
 @command.command("verify", cls=Command)
-@click.argument("names", nargs=-1, metavar="[NAME|BUNDLE|FILE.gguf]...")
+@click.argument(
+    "names", nargs=-1, shell_complete=completion.models, metavar="[NAME|BUNDLE|FILE.gguf]..."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, one object per file.")
 def verify(names: tuple[str, ...], as_json: bool) -> int:
     """Hash every file of the named models (default: of all built-in and installed ones).

@@ -12,6 +12,7 @@ import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
 from edgeprism.choices import DEVICES
+from edgeprism.cli import completion
 from edgeprism.cli.command import is_quiet
 from edgeprism.cli.terminal import say
 from edgeprism.errors import ModelError, UsageError
@@ -169,7 +170,7 @@ def answering_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--chat-format", metavar="NAME",
                      help="llama.cpp's name of the reasoner's chat format, for a file whose own "
                      "template llama.cpp does not know."),
-        click.option("--reasoner", default=default_reasoner,
+        click.option("--reasoner", shell_complete=completion.reasoners, default=default_reasoner,
                      show_default="`models default`, or smollm2-135m",
                      metavar="NAME|FILE.gguf|URL",
                      help="The reasoner: an installed one, any chat GGUF, or an "

