@@ -52,7 +52,8 @@ _SHOWN_SKIPS = 10
               f"`models default`, or {DEFAULT_MODEL}]")  # fmt: skip
 @click.option("--reasoner", "reasoners", multiple=True, shell_complete=completion.reasoners,
               metavar="NAME|FILE.gguf|URL", default=lambda: (default_reasoner(),),
-              show_default="`models default`, or smollm2-135m", help="The reasoner; repeat for several.")  # fmt: skip
+              show_default="`models default`, or smollm2-135m",
+              help="The reasoner; repeat for several.")  # fmt: skip
 @reasoner_options
 @click.option("--instruction-mode", "modes", multiple=True, default=INSTRUCTION_MODES,
               type=click.Choice(INSTRUCTION_MODES), show_default=True,
