@@ -41,13 +41,26 @@ def default_reasoner() -> str:
     return default_model("reasoner")
 
 
+def _cores_at_most(
+    _context: click.Context, _parameter: click.Parameter, threads: int | None
+) -> int | None:
+    """Say so where more threads are requested than there are cores."""
+    if threads is not None and threads > 1:
+        from edgeprism.machine.facts import available_cores
+
+        if threads > (cores := available_cores()):
+            say(f"--threads {threads}: this process may use {cores} at most.")
+            return cores
+    return threads
+
+
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--device, --threads, --gpu-layers."""
     for option in (
         click.option("--gpu-layers", type=click.IntRange(min=0), metavar="N",
                      help="Layers of the language model on the GPU.  [default: all]"),
-        click.option("--threads", type=click.IntRange(min=1), metavar="N",
-                     help="CPU threads.  [default: the cores this process may use]"),
+        click.option("--threads", type=click.IntRange(min=1), metavar="N", callback=_cores_at_most,
+                     help="CPU threads.  [default: the cores that are free]"),
         click.option("--device", type=click.Choice(DEVICES),
                      default="auto", envvar="EDGEPRISM_DEVICE", show_default=True,
                      help="The device to run on; auto uses each engine's best."),

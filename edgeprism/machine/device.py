@@ -10,6 +10,7 @@ from edgeprism.arguments import check_integer
 from edgeprism.choices import DEVICES, STAGES
 from edgeprism.errors import DeviceError, UsageError
 from edgeprism.machine.facts import available_cores
+from edgeprism.machine.load import busy_cores
 
 
 class EngineOptions(TypedDict, total=False):
@@ -126,16 +127,21 @@ def _gpu_of_system(requested: str, system: str) -> str:
 
 
 def choose_threads(requested: int | None, model_bytes: int) -> int:
-    """Return `requested` if it is a number, else a number of threads for a model of this size.
+    """Return `requested`, at most the cores of this process, or a number for a model of this size.
 
     A small model gets one thread: its steps end before a second thread wakes up, and threads that
-    wait for each other cost more than the work. `benchmarks/speed/threads.py` measures it.
+    wait for each other cost more than the work. `benchmarks/speed/threads.py` measures it. A large
+    one gets the cores that others leave free at this moment, because at every step all threads
+    wait for the one whose core another program uses (`benchmarks/speed/neighbour.py`). More threads
+    than cores would wait for each other likewise.
     """
     if requested is not None:
-        if requested < 1:
-            raise UsageError(f"{requested} threads cannot work.", "Give at least 1.")
-        return requested
-    return 1 if model_bytes < SMALL_MODEL_BYTES else available_cores()
+        check_integer("threads", requested, least=1)
+        return min(requested, available_cores())
+    if model_bytes < SMALL_MODEL_BYTES:
+        return 1
+    cores = available_cores()
+    return max(1, cores - busy_cores()) if cores > 1 else 1
 
 
 def stages_apart(requested: str, model_bytes: int, memory: int | None) -> bool:

@@ -55,6 +55,7 @@ class Engines:
         self._vision: VisionEngine | None = None
         self._lm: LanguageModel | None = None
         self._generator: Generator | None = None
+        self._threads_of: dict[str, int] = {}  # file → threads
         self._pins = 0
         self.encoding = threading.Lock()  # libmtmd's encoder can do one picture at a time
         forget_natives_after_fork(self)
@@ -98,7 +99,9 @@ class Engines:
 
     def _threads_for(self, file: str) -> int:
         size = sum(self.bundle.manifest.files[part].size for part in part_names(file))
-        return choose_threads(self._threads, size)
+        if file not in self._threads_of:  # once, because the choice looks at the machine's load
+            self._threads_of[file] = choose_threads(self._threads, size)
+        return self._threads_of[file]
 
     def model_bytes(self) -> int:
         """Return the size in bytes of the files that the two engines load."""
