@@ -12,7 +12,6 @@ import pytest
 
 from edgeprism.machine import device
 from edgeprism.machine.device import SMALL_MODEL_BYTES, choose_threads
-from edgeprism.machine.facts import available_cores
 from edgeprism.machine.load import busy_cores
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the load")
