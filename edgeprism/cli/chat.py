@@ -132,6 +132,11 @@ def command(
         chat.conversation.tell(looking.first(focus))
     if sys.stdin.isatty():
         click.echo(_HELP, err=True)
+    return EXIT_DONE if _answer_all(chat) else EXIT_SOME_FAILED
+
+
+def _answer_all(chat: _Chat) -> bool:
+    """Answer line after line to the end; return whether no line failed."""
     failed = False
     for line in _lines():
         if line.lower() in _ENDS:
@@ -145,7 +150,7 @@ def command(
                 raise  # without a model or a device every other question would fail too
             failed = True
             show_error(error)
-    return EXIT_SOME_FAILED if failed else EXIT_DONE
+    return not failed
 
 
 @dataclass
