@@ -179,11 +179,13 @@ def mmproj_pair(
 def _convert(
     family: str, out: Path, options: ConvertOptions, settings: Mapping[str, Value]
 ) -> None:
+    from edgeprism.install.extras import install_extra
+
     missing = [name for name in _NEEDED if not _is_installed(name)]
     if missing:
         raise UsageError(
             f"Converting needs packages that are not installed: {', '.join(missing)}.",
-            'pip install "edgeprism[convert,cpu]"',
+            install_extra("convert"),
         )
     from edgeprism.bundle.open import open_bundle
     from edgeprism.convert.supervise import convert_in_child

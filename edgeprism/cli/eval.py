@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgeprism.evaluation.questions import QuestionFile
 
 _SHOWN_SKIPS = 10
+_PIPE_WIDTH = 10_000  # columns
 
 
 @with_examples(
@@ -157,7 +158,9 @@ def _show(report: dict[str, Any], out: Path, as_json: bool) -> int:
     else:
         from rich.console import Console
 
-        print_report(report, Console(soft_wrap=not sys.stdout.isatty()))
+        # In a pipe nothing is as wide as a terminal: a row stays on one line.
+        width = None if sys.stdout.isatty() else _PIPE_WIDTH
+        print_report(report, Console(width=width, soft_wrap=width is not None))
     for failure in report["failures"][:_SHOWN_SKIPS]:
         say(f"question {failure['index']}, {failure['cell']}: {failure['error']}")
     say(f"{out / PAGE}, {JSON}, {CSV}")

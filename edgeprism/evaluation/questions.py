@@ -19,10 +19,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from edgeprism.errors import ImageError, UsageError
 from edgeprism.evaluation.tsv import BadRow, Row, TsvFile
 
+_DATA_URI = re.compile(r"\s*data:[^,;]*(?:;(?!base64)[^,;]*)*(?P<base64>;base64)?,", re.I)
+_LETTER = re.compile(r"[(\[]?(?P<letter>[A-Za-z])[)\].:]*(?:\s+(?P<text>.+))?", re.S)
 MAX_REFERENCE = 64  # characters; a longer image cell holds a picture, not a reference
 REQUIRED = ("index", "question", "answer")
 LETTERS = string.ascii_uppercase
@@ -143,7 +146,11 @@ class QuestionFile:
         cell = row.cells.get("image", "").strip()
         if cell:
             parts = _cell_to_list(cell)
-            references = [part.strip() for part in parts if len(part) <= MAX_REFERENCE]
+            references = [
+                part.strip()
+                for part in parts
+                if len(part) <= MAX_REFERENCE and not _DATA_URI.match(part)
+            ]
             if references and len(references) < len(parts):
                 raise _Fault("image mixes pictures and references")
             if references:
@@ -221,6 +228,11 @@ def _answer(answer: str, text: str, options: tuple[tuple[str, str], ...], has_op
     same = [letter for letter, option in options if option == text]
     if len(same) == 1:  # MathVista's answers are the option's text
         return same[0]
+    # "a", "A.", "(A)", "A)" and "A. red", where that is the text of option A
+    if (match := _LETTER.fullmatch(answer)) and match["letter"].upper() in letters:
+        letter = match["letter"].upper()
+        if match["text"] in (None, letters[letter]):
+            return letter
     raise _Fault(f"wrong answer: {answer[:40]!r} is none of the options {', '.join(letters)}")
 
 
@@ -271,6 +283,11 @@ def _literal_list(cell: str, column: str) -> list[str]:
 
 
 def _decode(text: str, fault: type[Exception] = ImageError) -> bytes:
+    """Decode base64, as it is or in a data URI (RFC 2397)."""
+    if uri := _DATA_URI.match(text):
+        if not uri["base64"]:
+            raise fault("the data URI in image is not in base64")
+        text = unquote(text[uri.end() :])
     try:
         data = base64.b64decode(text.translate(_SPACES), validate=True)
     except (binascii.Error, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from edgeprism.evaluation.questions import EvalQuestion, QuestionFile
 from edgeprism.evaluation.statistics import CONFIDENCE, RESAMPLES
 from edgeprism.files.atomic import AtomicFile, write_atomically
 from edgeprism.files.safe_text import printable_line
+from edgeprism.machine import facts
 from edgeprism.output.streams import csv_row
 from edgeprism.reason.base import BaseReasoner
 from edgeprism.version import __version__
@@ -57,6 +59,13 @@ def to_report(inputs: ReportInput) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "version": __version__,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": {
+            "cpu": facts.cpu_name(),
+            "cores": facts.available_cores(),
+            "memory_bytes": facts.memory_bytes(),
+            "threads": {n: c.engines.vision_threads() for n, c in matrix.captioners.items()},
+        },
         "data": {
             "file": file.tsv.path.name,
             "md5": inputs.md5,

@@ -28,7 +28,7 @@ from edgeprism.errors import (
     TemplateError,
 )
 from edgeprism.files.home import find_data_dir
-from edgeprism.install.extras import missing_for_convert, pip_install
+from edgeprism.install.extras import install_extra, missing_for_convert
 from edgeprism.install.inventory import list_models
 from edgeprism.machine import child, device, facts
 
@@ -42,6 +42,8 @@ ONNXRUNTIME_BUILDS = (
 _LOW_DISK = 2 * 10**9
 _PROBE_SECONDS = 120
 
+# Every build of ONNX Runtime lists it. It calls a service on the network, so it is no device here.
+_NOT_DEVICES = ("AzureExecutionProvider",)
 _LANGUAGE_FIX = (
     "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
 )
@@ -184,7 +186,11 @@ def _examine_vision(diagnosis: Diagnosis) -> dict[str, str]:
     providers = {str(name): str(obstacle) for name, obstacle in engine["providers"].items()}
     named = " ".join(f"{build} {version_of(build)}" for build in builds) or "onnxruntime"
     if len(builds) < 2:
-        usable = [name for name, obstacle in providers.items() if not obstacle]
+        usable = [
+            name
+            for name, obstacle in providers.items()
+            if not obstacle and name not in _NOT_DEVICES
+        ]
         diagnosis.add("vision engine", OK, f"{named}: {', '.join(usable)}")
     # edgeprism.vision.onnx switches telemetry off before it loads the library.
     diagnosis.add("telemetry", OK, "ONNX Runtime's usage reports are switched off")
@@ -333,7 +339,7 @@ def _examine_convert(diagnosis: Diagnosis) -> None:
         text = (
             f"not complete (only `convert` and `pull` of captioners need it): {', '.join(missing)}"
         )
-        diagnosis.add("convert extra", OK, text, pip_install(missing))
+        diagnosis.add("convert extra", OK, text, install_extra("convert"))
     else:
         diagnosis.add("convert extra", OK, "installed")
 

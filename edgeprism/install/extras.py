@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import sys
 from importlib import metadata
 
 
@@ -21,9 +21,9 @@ def missing_for_convert() -> list[str]:
     return [r for r in extra if not _is_installed(re.split(r"[^A-Za-z0-9._-]", r, maxsplit=1)[0])]
 
 
-def pip_install(requirements: Sequence[str]) -> str:
-    """Return the command that installs `requirements`."""
-    return " ".join(["pip install", *(f'"{requirement}"' for requirement in requirements)])
+def install_extra(extra: str) -> str:
+    """Return the command that installs an extra of EdgePrism into this very Python."""
+    return f'{sys.executable} -m pip install "edgeprism[{extra}]"'
 
 
 def _is_installed(distribution: str) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgeprism.errors import PullError, UsageError
-from edgeprism.install.extras import pip_install
+from edgeprism.install.extras import install_extra
 from edgeprism.models.catalogue import Repository
 from edgeprism.progress import Progress
 
@@ -107,7 +107,7 @@ def _import_hub() -> Any:
     except ImportError as error:
         raise UsageError(
             f"Fetching published checkpoints needs huggingface_hub, which is missing: {error}.",
-            pip_install(["huggingface_hub>=0.34,<1"]),
+            install_extra("convert"),
         ) from error
     disable_progress_bars()  # EdgePrism shows its own
     return huggingface_hub

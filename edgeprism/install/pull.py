@@ -19,7 +19,7 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.supervise import convert_in_child
 from edgeprism.errors import ModelError, PullError, UsageError
 from edgeprism.files.home import data_dir
-from edgeprism.install.extras import missing_for_convert, pip_install
+from edgeprism.install.extras import install_extra, missing_for_convert
 from edgeprism.install.hub import Fetched, fetch_repository
 from edgeprism.install.wheel import empty_but_wheels, wheel_to_file
 from edgeprism.language.trial import remember_reasoner
@@ -214,7 +214,7 @@ def _pull_captioner(
     if missing:
         raise UsageError(
             f"{name} must be converted, and that needs {', '.join(missing)}.",
-            pip_install(missing),
+            install_extra("convert"),
         )
     with _written_safely(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,36 @@ def test_a_lettered_question(write_tsv: WriteTsv) -> None:
     assert file.skipped == []
 
 
+@pytest.mark.parametrize(
+    "answer", ["B", "b", "B.", "(B)", "b)", "[B]", "B:", "B. blue dog", "blue dog"]
+)
+def test_answers_as_people_write_them(write_tsv: WriteTsv, answer: str) -> None:
+    file = QuestionFile(write_tsv([lettered(3, answer=answer)]))
+    assert [question.answer for question in file.questions] == ["B"]
+
+
+@pytest.mark.parametrize("answer", ["Z", "z.", "B. red boat", "bee", "AB", "1", "(", "A B"])
+def test_answers_that_are_no_option(write_tsv: WriteTsv, answer: str) -> None:
+    file = QuestionFile(write_tsv([lettered(3, answer=answer)]))
+    assert list(reasons(file)) == ["3"]
+    assert "is none of the options" in reasons(file)["3"]
+
+
+def test_pictures_in_data_uris(write_tsv: WriteTsv) -> None:
+    one = picture(1)
+    heads = ("data:image/png;base64,", "data:;base64,", "DATA:image/jpeg;charset=x;base64,")
+    rows = [lettered(n, image=head + one) for n, head in enumerate(heads)]
+    rows.append(lettered(3, image=repr([heads[0] + one, one])))
+    rows.append(lettered(4, image=heads[0] + one.replace("+", "%2B").replace("=", "%3D")))
+    rows.append(lettered(5, image="data:image/svg+xml,<svg/>" + " " * 80))
+    rows.append(lettered(6, image="data:image/png;base64,"))
+    file = QuestionFile(write_tsv(rows))
+    assert set(reasons(file)) == {"5", "6"}
+    for question in file.questions:
+        for ref in question.pictures:
+            assert file.picture_bytes(ref) == base64.b64decode(one)
+
+
 def test_pictures_of_every_form(write_tsv: WriteTsv, photo: Path) -> None:
     one, two = picture(1), picture(2)
     rows = [

@@ -386,3 +386,12 @@ def test_own_questions() -> None:
         assert bytes(file.picture_bytes(question.pictures[0]))[:2] in (b"\x89P", b"\xff\xd8")
     letters = [q.answer for q in file.questions if len(q.options) == 4]
     assert all(0.15 < letters.count(letter) / len(letters) < 0.35 for letter in "ABCD")
+
+
+def test_the_report_says_where_and_when(
+    write_tsv: WriteTsv, matrix: Matrix, tmp_path: Path
+) -> None:
+    report = evaluate(QuestionFile(four(write_tsv)), matrix, tmp_path / "out")
+    assert re.fullmatch(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}", report["date"])
+    assert report["machine"]["cores"] >= 1
+    assert report["machine"]["threads"] == {"tiny": 1}

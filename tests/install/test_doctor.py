@@ -202,7 +202,8 @@ def test_without_the_convert_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "missing_for_convert", lambda: ["torch>=2.8", "gguf"])
     diagnosis = doctor.examine()
     assert diagnosis.exit_code == 0
-    assert finding(diagnosis, "convert extra").fix == 'pip install "torch>=2.8" "gguf"'
+    cure = f'{sys.executable} -m pip install "edgeprism[convert]"'
+    assert finding(diagnosis, "convert extra").fix == cure
 
 
 def test_telemetry_is_off_in_the_process_that_loads_the_engine(tmp_path: Path,
@@ -213,3 +214,11 @@ def test_telemetry_is_off_in_the_process_that_loads_the_engine(tmp_path: Path,
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setitem(os.environ, "ORT_DISABLE_TELEMETRY", "0")
     assert "1 it says" in doctor.probe("vision")["error"]
+
+
+def test_only_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    providers = {"CPUExecutionProvider": "", "AzureExecutionProvider": ""}
+    monkeypatch.setattr(doctor, "probe", lambda _: {"providers": providers, "offload": False})
+    text = finding(doctor.examine(), "vision engine").text
+    assert "CPUExecutionProvider" in text
+    assert "Azure" not in text

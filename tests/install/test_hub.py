@@ -209,14 +209,14 @@ def test_without_the_convert_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pull_module, "missing_for_convert", lambda: ["torch>=2.8", "gguf>=0.19"])
     with pytest.raises(UsageError, match="needs torch") as caught:
         pull(NAME)
-    assert caught.value.hint == 'pip install "torch>=2.8" "gguf>=0.19"'
+    assert caught.value.hint == f'{sys.executable} -m pip install "edgeprism[convert]"'
 
 
 def test_without_huggingface_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
     with pytest.raises(UsageError, match="huggingface_hub") as caught:
         fetch_repository(SOURCE, Progress(), endpoint="http://127.0.0.1:9", cache=tmp_path)
-    assert "pip install" in caught.value.hint
+    assert f'{sys.executable} -m pip install "edgeprism[convert]"' == caught.value.hint
 
 
 def test_what_a_killed_conversion_left_is_mended(tmp_path: Path) -> None:
