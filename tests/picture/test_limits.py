@@ -210,7 +210,12 @@ def test_a_file_that_becomes_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     regular.write_bytes(saved(photo(9, 9), "PNG"))
     status = regular.stat()
     os.mkfifo(path)
-    monkeypatch.setattr("edgeprism.picture.source.os.stat", lambda *_: status)
+    real = os.stat
+
+    def before(name: Any, **options: Any) -> os.stat_result:
+        return status if name == str(path) else real(name, **options)
+
+    monkeypatch.setattr("edgeprism.picture.source.os.stat", before)
     errors: list[BaseException] = []
 
     def read() -> None:
