@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +34,35 @@ def check_out(out: Path, data: Path) -> None:
     """
     names = (PAGE, JSON, CSV, FILE_NAME)
     check_report_folder(out, names, keyword="out", own=Results.is_in(out), inputs=[data])
+
+
+def _keep_other_settings(out: Path, report: dict[str, Any]) -> None:
+    """Give the reports of a run with other settings another name before new ones are written.
+
+    A larger matrix, or more models, continues the same report; other settings, or other questions
+    of the data, make another one.
+    """
+    try:
+        earlier = json.loads((out / JSON).read_text(encoding="utf-8"))
+        chosen = ("splits", "limit", "sample", "seed")
+        same = earlier["settings"] == report["settings"] and all(
+            earlier["data"][name] == report["data"][name] for name in chosen
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # there is none, or it is no report of this version
+    if same:
+        return
+    number = 1
+    while any((out / _numbered(name, number)).exists() for name in (PAGE, JSON, CSV)):
+        number += 1
+    for name in (PAGE, JSON, CSV):
+        with contextlib.suppress(FileNotFoundError):
+            (out / name).rename(out / _numbered(name, number))
+
+
+def _numbered(name: str, number: int) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}-{number}{dot}{suffix}"
 
 
 def evaluate(
@@ -67,6 +98,7 @@ def evaluate(
         judge,
     )  # fmt: skip
     report = to_report(inputs)
+    _keep_other_settings(out, report)
     write_csv(inputs, out / CSV)
     write_page(inputs, report, out / PAGE)
     write_json(report, out / JSON)

@@ -395,3 +395,18 @@ def test_the_report_says_where_and_when(
     assert re.fullmatch(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}", report["date"])
     assert report["machine"]["cores"] >= 1
     assert report["machine"]["threads"] == {"tiny": 1}
+
+
+def test_other_settings_leave_the_earlier_page(
+    write_tsv: WriteTsv, matrix: Matrix, tmp_path: Path
+) -> None:
+    out, file = tmp_path / "out", QuestionFile(four(write_tsv))
+    evaluate(file, matrix, out, limit=1)
+    first = {name: (out / name).read_bytes() for name in ("report.html", "report.json")}
+    evaluate(file, matrix, out, limit=1)
+    assert not (out / "report-1.html").exists()
+    evaluate(file, matrix, out, limit=2)
+    assert (out / "report-1.html").exists()
+    assert json.loads((out / "report-1.json").read_text())["data"]["limit"] == 1
+    assert json.loads((out / "report.json").read_text())["data"]["limit"] == 2
+    assert json.loads(first["report.json"])["data"]["limit"] == 1
