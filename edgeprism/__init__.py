@@ -21,7 +21,7 @@ _NAMES_BY_MODULE = {
     "edgeprism.reason.local": ("Reasoner",),
     "edgeprism.reason.remote": ("RemoteReasoner",),
     "edgeprism.prism": ("Prism",),
-    "edgeprism.store.caption_store": ("StoreError",),
+    "edgeprism.store.database": ("StoreError",),
     "edgeprism.records": (
         "Answer", "Caption", "EncodedImage", "ModelInfo", "Timings", "TokenCounts",
     ),
@@ -93,7 +93,7 @@ if TYPE_CHECKING:
     from edgeprism.reason.local import Reasoner
     from edgeprism.reason.remote import RemoteReasoner
     from edgeprism.records import Answer, Caption, EncodedImage, ModelInfo, Timings, TokenCounts
-    from edgeprism.store.caption_store import StoreError
+    from edgeprism.store.database import StoreError
 
 
 def __getattr__(name: str) -> Any:

@@ -38,7 +38,7 @@ def _in_turn(
     """Let threads run a method of Prism one after another."""
 
     @functools.wraps(method)
-    def in_turn(prism: Prism, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+    def in_turn(prism: Prism, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
         with prism.turns.turn():
             return method(prism, *arguments, **options)
 
@@ -138,7 +138,8 @@ class Prism:
             caption_tokens=caption_tokens, temperature=temperature)  # fmt: skip
         pictures = _checked(images, question, answer_tokens, caption_options)
         focus, notes = self.focus_for(question, instruction_mode, focus, options)
-        captions, more = self._describe(pictures, merge, **{**caption_options, "focus": focus})
+        caption_options["focus"] = focus
+        captions, more = self._describe(pictures, merge, **caption_options)
         loaded = self.reasoner.focus_timings.load
         answer = self.reasoner.answer(
             captions, question, options=options, hint=hint, focus=focus, notes=notes + more,

@@ -90,7 +90,7 @@ def _llama3(rates: torch.Tensor, rope: Mapping[str, Any], context: float) -> tor
     """Slow the long waves by `factor`, keep the short ones, blend those between."""
     turns = context * rates / (2 * math.pi)  # within the original context
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    share = ((turns - low) / (high - low)).clamp(0, 1)
+    share: torch.Tensor = ((turns - low) / (high - low)).clamp(0, 1)
     slowed: torch.Tensor = rates / rope["factor"]
     return share * rates + (1 - share) * slowed
 

@@ -114,10 +114,11 @@ class Command(click.Command):
 
 def with_examples(
     *examples: str, old_names: Mapping[str, str] | None = None
-) -> Callable[[Command], Command]:
-    """Decorate a command with its examples and its old spellings."""
+) -> Callable[[click.Command], Command]:
+    """Decorate a command, which must be a Command, with its examples and its old spellings."""
 
-    def decorate(command: Command) -> Command:
+    def decorate(command: click.Command) -> Command:
+        assert isinstance(command, Command)
         command.examples, command.old_names = examples, dict(old_names or {})
         return command
 

@@ -69,7 +69,7 @@ class LazyGroup(click.Group):
         raise UsageError(f"There is no command {name!r}.", hint)
 
 
-def _with_common_options(command: click.Command) -> click.Command:
+def _with_common_options(command: click.Group) -> click.Group:
     command.params += common_options()  # a group has click's own help
     return command
 

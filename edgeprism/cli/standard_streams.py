@@ -134,7 +134,7 @@ def _replace_streams() -> None:
 
 def _to_text(raw: io.FileIO, before: TextIO | None, name: str) -> TextIO:
     """Return a text stream over `raw`, in the encoding of the stream that it replaces."""
-    raw.name = name  # type: ignore[misc]
+    raw.name = name
     encoding, errors = _encoding(before)
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=raw.isatty())
 

@@ -30,7 +30,7 @@ from edgeprism.errors import (
 from edgeprism.files.home import find_data_dir
 from edgeprism.install.extras import install_extra, missing_for_convert
 from edgeprism.install.inventory import list_models
-from edgeprism.machine import child, device, facts
+from edgeprism.machine import cgroup, child, device, facts
 
 OK, WARN, BAD = "ok", "warn", "bad"
 REPORT_SCHEMA = 1
@@ -258,7 +258,7 @@ def has_nvidia_gpu() -> bool:
 
 def _examine_machine(diagnosis: Diagnosis) -> None:
     total = os.cpu_count() or 1
-    quota = facts.cgroup_cores()
+    quota = cgroup.cgroup_cores()
     limit = f", container quota {quota}" if quota else ""
     diagnosis.add("cpu", OK, facts.cpu_name())
     diagnosis.add("cores", OK, f"{facts.available_cores()} of {total} usable{limit}")

@@ -187,7 +187,7 @@ def _handle_stopping(handler: Callable[[int, Any], object]) -> dict[int, Any]:
     in the background, nohup for one that is to outlive its terminal. SIGTERM is handled in any
     case: process 1 of a container would not get it otherwise.
     """
-    previous = {}
+    previous: dict[int, Any] = {}
     for number in _STOPPING:
         before = signal.getsignal(number)
         ignored = before is signal.SIG_IGN and number != signal.SIGTERM

@@ -47,9 +47,9 @@ def _groups(controller: str, root: Path, own: Path) -> Iterator[Path]:
     """
     paths = {PurePosixPath()}
     for line in _read(own).splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        _, controllers, place = [*line.split(":", 2), "", ""][:3]
         if controller in controllers.split(","):
-            group = PurePosixPath(path.lstrip("/"))
+            group = PurePosixPath(place.lstrip("/"))
             if ".." not in group.parts:  # a group outside of what this process can see
                 paths |= {group, *group.parents}
     if controller:

@@ -54,7 +54,7 @@ def reply_to_completion(
         text, written = cut_thinking(text)
         thoughts = "\n".join(filter(None, (thoughts.strip(), written)))
     _check_ending(reason, message, text, texts["refusal"], quote)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if reason.lower() not in (*_FINISHED, *_AT_LIMIT, *_CALLS):
         notes = (f"the server ended the answer for a reason of its own: {quote(reason)}",)
     finish_reason = "length" if reason.lower() in _AT_LIMIT else "stop"
@@ -159,7 +159,7 @@ def prompt_tokens_read(reply: Any) -> int:
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
     # Most servers include the tokens of their cache in the count, some do not.
-    return int(usage["prompt_tokens"]) + (cached if _is_count(cached) else 0)
+    return int(usage["prompt_tokens"]) + (int(cached) if cached and _is_count(cached) else 0)
 
 
 def _counts(reply: dict[str, Any]) -> TokenCounts:
@@ -168,7 +168,7 @@ def _counts(reply: dict[str, Any]) -> TokenCounts:
         usage.get(name) if isinstance(usage, dict) else 0
         for name in ("prompt_tokens", "completion_tokens")
     ]
-    prompt, generated = (n if _is_count(n) else 0 for n in counts)
+    prompt, generated = (int(n) if n and _is_count(n) else 0 for n in counts)
     return TokenCounts(0, prompt, generated)
 
 

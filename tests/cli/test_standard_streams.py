@@ -167,7 +167,7 @@ def test_without_standard_error_the_work_is_done(
     one = shell(redirection, "caption", photo, "--model", scripted_bundle)
     assert (one.returncode, one.stdout) == (0, bundles.SAID_TEXT + "\n")
     output = tmp_path / "out.jsonl"
-    options = ["--model", scripted_bundle, "--jsonl", "--output", output]
+    options: list[str | Path] = ["--model", scripted_bundle, "--jsonl", "--output", output]
     assert shell(redirection, "caption", many, *options).returncode == 0
     assert len(output.read_text(encoding="utf-8").splitlines()) == 2
 
@@ -203,8 +203,9 @@ def test_what_a_library_prints_gets_into_no_file(tmp_path: Path) -> None:
 def test_a_closed_input_is_told(
     arguments: tuple[str, ...], photo: Path, scripted_bundle: Path, scripted_gguf: Path
 ) -> None:
-    options = ["--captioner", scripted_bundle, "--reasoner", scripted_gguf] \
-        if arguments[0] == "chat" else ["--model", scripted_bundle]  # fmt: skip
+    options: list[str | Path] = ["--model", scripted_bundle]
+    if arguments[0] == "chat":
+        options += ["--reasoner", scripted_gguf]
     done = shell("<&-", *(str(photo) if a == "PHOTO" else a for a in arguments), *options)
     assert done.returncode == 2
     assert "error: Standard input is closed." in done.stderr
@@ -297,8 +298,11 @@ def test_without_a_home_folder(variables: dict[str, str], photo: Path, tmp_path:
     caption = homeless("caption", photo, **variables)
     assert (caption.returncode, bool(caption.stdout)) == (0, True), caption.stderr
     assert caption.stderr == ""
-    for arguments in (("cache", "info"), ("ask", photo, "What is it?")):
-        done = homeless(*arguments, **variables)
+    needing_one: tuple[tuple[str | Path, ...], ...] = (
+        ("cache", "info"), ("ask", photo, "What is it?")
+    )  # fmt: skip
+    for needing in needing_one:
+        done = homeless(*needing, **variables)
         assert done.returncode in (1, 4)
         assert done.stderr.count("error: ") == 1, done.stderr
         assert "Traceback" not in done.stderr

@@ -58,7 +58,8 @@ def _pictures() -> tuple[bytes, ...]:
         (rgb, "WEBP", {"save_all": True, "append_images": [rgb.rotate(180)]}),
         (rgb, "AVIF", {}), (rgb.convert("P"), "GIF", {"save_all": True, "append_images": [rgb]}),
         (rgb, "BMP", {}), (rgb, "PPM", {}), (rgb, "TIFF", {}), (grey16, "TIFF", {}),
-        *((rgb, "TIFF", {"compression": c}) for c in ("tiff_lzw", "tiff_adobe_deflate", "jpeg")),
+        (rgb, "TIFF", {"compression": "tiff_lzw"}), (rgb, "TIFF", {"compression": "jpeg"}),
+        (rgb, "TIFF", {"compression": "tiff_adobe_deflate"}),
         (rgb.convert("1"), "TIFF", {"compression": "group4"}), (rgb.convert("CMYK"), "TIFF", {}),
         (rgba, "TIFF", {}),
     ]  # fmt: skip

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Unpack
 
-from edgeprism.perceive.captioner import Captioner, Pictures
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import CaptionOptions, Plan
+from edgeprism.perceive.steps import Pictures
 from edgeprism.perceive.stream import CaptionStream
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeprism.errors import DeviceError
-from edgeprism.machine import device, facts
+from edgeprism.machine import cgroup, device, facts
 
 CPU, CUDA, COREML = "CPUExecutionProvider", "CUDAExecutionProvider", "CoreMLExecutionProvider"
 
@@ -49,7 +49,7 @@ def v1(root: Path, quota: str, period: str) -> None:
 )
 def test_quota_of_cgroup_v2(tmp_path: Path, text: str, cores: int | None) -> None:
     v2(tmp_path, text)
-    assert facts.cgroup_cores(tmp_path, tmp_path / "none") == cores
+    assert cgroup.cgroup_cores(tmp_path, tmp_path / "none") == cores
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_quota_of_cgroup_v2(tmp_path: Path, text: str, cores: int | None) -> Non
 )
 def test_quota_of_cgroup_v1(tmp_path: Path, quota: str, period: str, cores: int | None) -> None:
     v1(tmp_path / "cpu", quota, period)
-    assert facts.cgroup_cores(tmp_path, tmp_path / "none") == cores
+    assert cgroup.cgroup_cores(tmp_path, tmp_path / "none") == cores
 
 
 def test_quota_of_a_group_above_the_process(tmp_path: Path) -> None:
@@ -76,11 +76,11 @@ def test_quota_of_a_group_above_the_process(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "user.slice/job.scope").mkdir(parents=True)
     v2(root / "user.slice", "300000 100000")
-    assert facts.cgroup_cores(root, own) == 3
+    assert cgroup.cgroup_cores(root, own) == 3
     v2(root / "user.slice/job.scope", "max 100000")
-    assert facts.cgroup_cores(root, own) == 3
+    assert cgroup.cgroup_cores(root, own) == 3
     v2(root / "user.slice/job.scope", "200000 100000")
-    assert facts.cgroup_cores(root, own) == 2
+    assert cgroup.cgroup_cores(root, own) == 2
 
 
 def test_quota_of_a_version_1_group_above_the_process(tmp_path: Path) -> None:
@@ -88,14 +88,14 @@ def test_quota_of_a_version_1_group_above_the_process(tmp_path: Path) -> None:
     own.write_text("7:memory:/job\n4:cpu,cpuacct:/jobs/mine\n1:name=systemd:/\n")
     v1(tmp_path / "root/cpu/jobs/mine", "-1", "100000")
     v1(tmp_path / "root/cpu", "400000", "100000")
-    assert facts.cgroup_cores(tmp_path / "root", own) == 4
+    assert cgroup.cgroup_cores(tmp_path / "root", own) == 4
 
 
 @pytest.mark.parametrize("text", ["", "garbage", "0:", "a:b:c:d", "\n\n"])
 def test_no_cgroup(tmp_path: Path, text: str) -> None:
-    assert facts.cgroup_cores(tmp_path / "none", tmp_path / "nothing") is None
+    assert cgroup.cgroup_cores(tmp_path / "none", tmp_path / "nothing") is None
     (tmp_path / "own").write_text(text)
-    assert facts.cgroup_cores(tmp_path / "none", tmp_path / "own") is None
+    assert cgroup.cgroup_cores(tmp_path / "none", tmp_path / "own") is None
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(None, 6), (2, 2), (64, 6)])

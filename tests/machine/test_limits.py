@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprism.machine import facts
+from edgeprism.machine import cgroup, facts
 
 GIB = 1 << 30
 needs_limits = pytest.mark.skipif(sys.platform != "linux", reason="Linux has these limits")
@@ -81,7 +81,7 @@ def test_quota_of_controllers_that_share_a_folder(tmp_path: Path) -> None:
     (folder / "cpu.cfs_quota_us").write_text("765000")
     (folder / "cpu.cfs_period_us").write_text("100000")
     (tmp_path / "own").write_text("4:cpuacct,cpu:/job\n")
-    assert facts.cgroup_cores(tmp_path / "root", tmp_path / "own") == 7
+    assert cgroup.cgroup_cores(tmp_path / "root", tmp_path / "own") == 7
 
 
 def limited(options: str, *arguments: str, home: str = "") -> subprocess.CompletedProcess[str]:

@@ -61,9 +61,10 @@ def test_options_of_engines(
 
 
 def test_numbers_of_numpy_are_numbers(scripted_captioner: Captioner) -> None:
-    plan = scripted_captioner.plan(
-        caption_tokens=np.int64(7), temperature=np.float32(0.5), seed=np.uint8(3)
-    )
+    numbers: dict[str, Any] = {
+        "caption_tokens": np.int64(7), "temperature": np.float32(0.5), "seed": np.uint8(3)
+    }  # fmt: skip
+    plan = scripted_captioner.plan(**numbers)
     assert plan.sampling.max_tokens == 7
 
 
