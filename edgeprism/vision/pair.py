@@ -127,9 +127,9 @@ def _put(source: Path, target: Path, copy: bool) -> None:
 def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: str) -> Manifest:
     lm_file = next(iter(places))
     lm, mmproj = places[lm_file], places[MMPROJ_FILE]
-    for path in places.values():
+    for file, path in places.items():
         if not path.is_file():
-            keyword = "mmproj" if path == mmproj else "lm"
+            keyword = "mmproj" if file == MMPROJ_FILE else "lm"
             raise ModelError(f"{path}: no such file.", f"Check the path of `{keyword}`.")
     header = read_model_header(lm)
     if header.architecture == ARCHITECTURE:
