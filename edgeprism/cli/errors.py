@@ -14,6 +14,7 @@ from edgeprism.files.safe_text import printable_line
 OPTIONS = {
     "allow_network": "--allow-network",
     "answer_tokens": "--answer-tokens",
+    "append": "--append",
     "caption_tokens": "--max-tokens",
     "chat_format": "--chat-format",
     "choices": "--choices",
@@ -44,6 +45,7 @@ OPTIONS = {
     "served_model": "--reasoner-model",
     "splits": "--split",
     "stages": "--stages",
+    "threads": "--threads",
     "use_store=False": "--no-cache",
     "vision": "--vision",
     "vision_quants": "--vision-quant",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.errors import show_error
 from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_FAILED, OutputError, UsageError
 
@@ -23,7 +24,10 @@ def command() -> None:
     """Take captions out of .txt and .xmp files again."""
 
 
-@command.command("undo")
+@with_examples(
+    "edgeprism sidecars undo ~/Photos", "edgeprism sidecars undo ~/Photos --txt --dry-run"
+)
+@command.command("undo", cls=Command)
 @click.argument("pictures", nargs=-1, required=True, metavar="PICTURE|FOLDER|PATTERN...")
 @click.option("--txt", is_flag=True, help="Only .txt files.")
 @click.option("--xmp", is_flag=True, help="Only .xmp files.")

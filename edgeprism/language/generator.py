@@ -123,7 +123,7 @@ class Generator:
         if run != self._runs:
             raise UsageError(
                 "A later request has ended this one.",
-                "Read each to its end before the next, and before `close`.",
+                "Read each to its end before the next, and before `close()`.",
             )
 
     def has_room(self, request: Request) -> bool:

@@ -116,7 +116,7 @@ class Captioner(CaptionSteps):
         """
         plan = self.plan(**options)
         if isinstance(images, (str, bytes, os.PathLike)):
-            raise UsageError("caption_many needs several pictures.", "Use `caption` for one.")
+            raise UsageError("caption_many needs several pictures.", "Use `caption()` for one.")
         return (self.start(image, plan).finished().caption for image in images)
 
     def stream(self, image: Pictures, **options: Unpack[CaptionOptions]) -> CaptionStream:

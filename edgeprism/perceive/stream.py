@@ -112,7 +112,7 @@ class CaptionStream:
     def __reduce__(self) -> NoReturn:
         raise UsageError(
             "A caption stream cannot be pickled: it is a caption in the making.",
-            "Read it to its end and send its `caption`.",
+            "Read it to its end and send the caption that it then holds.",
         )
 
     def _result(self) -> Ended:

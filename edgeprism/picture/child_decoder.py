@@ -104,7 +104,8 @@ def decode_in_child(data: bytes, name: str, enough: int | None, cost: Cost) -> D
     except OSError as error:
         raise ImageError(
             f"{name}: needs a process of its own to be read, which does not start: {error}.",
-            "Set `isolate_decoding` to False, or export a smaller copy.",
+            "Export a smaller copy. A program may also load its captioner with "
+            "isolate_decoding=False.",
         ) from error
     try:
         request = {"name": name, "enough": enough}
