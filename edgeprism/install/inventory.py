@@ -77,8 +77,8 @@ def _with_needs(entry: ModelEntry) -> ModelEntry:
 def needed_memory(size: int) -> int:
     """Estimate the memory that a model of `size` bytes on disk needs to run, in bytes.
 
-    Weights, a cache of the context and working buffers, and the engines themselves. Measured with
-    `benchmarks.memory.ask`; a long context or a batch needs more.
+    A rule of thumb, not a measurement: a quarter of the weights' size more for a cache of a short
+    context and for buffers, and 250 MB for the engines. A long context or a batch needs more.
     """
     return int(1.25 * size) + 250_000_000
 

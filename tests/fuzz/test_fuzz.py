@@ -10,7 +10,7 @@ import pytest
 from tests.fuzz.harness import MOST_BYTES, Report, case, fuzz
 from tests.fuzz.targets import TARGETS, Target
 
-SECONDS = 100.0  # of all targets together
+SECONDS = 60.0  # of all targets together
 PATIENCE = 300.0  # for one file: a hang is found, and a busy machine is not taken for one
 
 
