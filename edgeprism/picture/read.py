@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from edgeprism.picture.cost import decoding_cost
 from edgeprism.picture.decode import bytes_to_rgb, image_to_rgb
+from edgeprism.picture.kinds import RAW, kind_of
 from edgeprism.picture.limits import MAX_HEIGHT, MAX_PIXELS, MAX_WIDTH, Decoded
 from edgeprism.picture.source import (
     IN_MEMORY,
@@ -79,6 +81,9 @@ def read_picture(
         name, data = source_to_bytes(source)
         digest = hashlib.sha256(data).hexdigest()
         decoded = _decode(data, name, enough, isolate)
+        if kind_of(os.path.basename(name))[0] is RAW:
+            note = "by its name a RAW file: a picture inside it was read, which may be a thumbnail"
+            decoded = replace(decoded, notes=(note, *decoded.notes))
     elapsed_ms = (time.perf_counter() - start) * 1000
     return Picture(decoded.rgb, name, digest, decoded.size, decoded.notes, elapsed_ms)
 

@@ -225,6 +225,12 @@ def test_a_file_of_another_kind_that_is_named_is_told_as_what_it_is(
     assert cure.lower() in error.value.hint.lower()
 
 
+def test_a_raw_file_whose_preview_is_read_says_so(cwd: Path) -> None:
+    Image.new("RGB", (16, 12), "red").save(cwd / "DSC_9.NEF", "TIFF")
+    assert "may be a thumbnail" in read_picture(cwd / "DSC_9.NEF").notes[0]
+    assert read_picture((cwd / "DSC_9.NEF").read_bytes()).notes == ()
+
+
 # ---- exclusions
 
 
