@@ -106,8 +106,8 @@ if TYPE_CHECKING:
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace texts and descriptions that others wrote, and an --output or --errors file that "
-    "holds something else. Replaced texts are kept: `edgeprism sidecars undo` brings them back.",
+    help="Replace texts and descriptions that others wrote, which are kept (`edgeprism sidecars "
+    "undo` brings them back), and an --output or --errors file that was edited or is another's.",
 )
 @click.option(
     "--append",

@@ -12,14 +12,14 @@ from edgeprism.files.home import find_data_dir
 
 
 class Remembered:
-    """Facts by key, in the file `name` of the data folder.
+    """Facts by key, in the file `name` of the data folder; with `limit`, only the latest of them.
 
     It is no error if the file is missing, damaged or cannot be written: the caller then computes
     the facts again.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, *, limit: int | None = None) -> None:
+        self._name, self._limit = name, limit
 
     def read(self) -> dict[str, Any]:
         """Return every remembered fact as {key: JSON value}."""
@@ -38,7 +38,12 @@ class Remembered:
         if folder is None:
             return
         path = folder / self._name
-        data = json.dumps({**self.read(), key: fact}, indent=1).encode()
+        facts = self.read()
+        facts.pop(key, None)  # the latest fact comes last
+        facts[key] = fact
+        if self._limit is not None:
+            facts = dict(list(facts.items())[-self._limit :])
+        data = json.dumps(facts, indent=1).encode()
         with contextlib.suppress(OSError, OutputError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, data, durable=False)

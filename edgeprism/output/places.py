@@ -1,9 +1,10 @@
 """Checks the paths that a command will write to, before it does any work.
 
 A slip such as `--errors *.jpg` names a file that must not be lost. So an existing file is replaced
-only if it is empty, or if it is of the very kind that the command writes: `is_own` looks at its
-content. With the caller's consent (`overwrite`) any other text may be replaced, but never an input
-of the command, a picture, or a model.
+only if it is empty, or if it is of the very kind that the command writes (`is_own` looks at its
+content) and still as EdgePrism wrote it: an edit by hand is not lost. With the caller's consent
+(`overwrite`) any other text may be replaced, but never an input of the command, a picture, or a
+model.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from edgeprism.bundle.manifest import FILE_NAME
 from edgeprism.errors import OutputError, UsageError
 from edgeprism.files.atomic import output_error
+from edgeprism.output.written import is_as_written
 from edgeprism.picture.kinds import has_picture_suffix
 
 MODEL_SUFFIXES = frozenset({".gguf", ".onnx", ".ort", ".safetensors", ".bin", ".pt", ".pth"})
@@ -55,12 +57,13 @@ def check_places(
     Args:
         places: The files, each with the keyword that named it.
         inputs: Files that the command reads: pictures, lists, data, models. Folders are allowed.
-        overwrite: Whether the user agreed to replace texts that EdgePrism did not write.
+        overwrite: Whether the user agreed to replace texts that EdgePrism did not write, and
+            results that were edited since.
 
     Raises:
         UsageError: A place is an input, or the place of two outputs.
-        OutputError: A place is a folder, a picture, a model or another program's file, or cannot
-            be written.
+        OutputError: A place is a folder, a picture, a model, another program's file or an edited
+            result, or cannot be written.
     """
     inputs = [*inputs]
     for number, place in enumerate(places):
@@ -201,7 +204,8 @@ def _check_name(place: Place) -> None:
 
 def _check_content(place: Place, *, overwrite: bool) -> None:
     try:
-        if is_own(place.path, place.form):
+        own = is_own(place.path, place.form)
+        if own and (overwrite or _is_blank(place.path) or is_as_written(place.path)):
             return
         with place.path.open("rb") as file:
             head = file.read(32)
@@ -217,10 +221,19 @@ def _check_content(place: Place, *, overwrite: bool) -> None:
             f"`{place.keyword}` takes the path of a file to write: give it another name.",
         )
     if not overwrite:
+        fact = "did not write it as such a file"
+        if own:
+            fact = "does not know it as its own: it was edited, or another data folder knows it"
         raise OutputError(
-            f"{place.path}: exists, and EdgePrism did not write it as such a file.",
+            f"{place.path}: exists, and EdgePrism {fact}.",
             f"Give `{place.keyword}` another name, or replace the file with `overwrite`.",
         )
+
+
+def _is_blank(path: Path) -> bool:
+    """Return whether a file holds nothing but white space; a large one is not looked through."""
+    with path.open("rb") as file:
+        return not file.read(_SAMPLE).strip() and not file.read(1)
 
 
 def _kind(head: bytes) -> str:

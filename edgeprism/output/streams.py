@@ -7,6 +7,7 @@ escape (`\udcff`), which a JSON reader turns back into the same name.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from typing import IO, Any
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import AtomicFile, clear_leftovers, output_error
 from edgeprism.files.safe_text import json_text, printable, printable_line
+from edgeprism.output.written import remember_written
 from edgeprism.picture.find import PictureFile
 from edgeprism.picture.kinds import has_picture_suffix
 from edgeprism.records import Caption
@@ -45,6 +47,7 @@ class RecordOutput:
     def __init__(self, target: Target) -> None:
         """Open the target. Raises OutputError if it cannot be written, before any work is done."""
         self._sink = _open_sink(target)
+        self._sha256 = hashlib.sha256()
         self._ended = False
 
     def write(self, record: Record, picture: PictureFile | None = None) -> None:
@@ -57,6 +60,8 @@ class RecordOutput:
             self._ended = True
             self._put(self._last())
             self._sink.commit()
+            if isinstance(self._sink, AtomicFile):
+                remember_written(self._sink.path, self._sha256.hexdigest())
 
     def discard(self) -> None:
         """Abandon the output; a file keeps its old content."""
@@ -87,7 +92,9 @@ class RecordOutput:
 
     def _put(self, text: str) -> None:
         if text:
-            self._sink.write(text.encode("utf-8", "backslashreplace"))
+            data = text.encode("utf-8", "backslashreplace")
+            self._sha256.update(data)
+            self._sink.write(data)
 
 
 class TextOutput(RecordOutput):

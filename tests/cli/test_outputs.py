@@ -152,6 +152,71 @@ def test_a_run_replaces_its_own_results(photos: Path, form: str, capfd: Captured
     assert contents(photos) == before
 
 
+EDITS = {
+    "a word": lambda data: data.replace(SAID.split()[0].encode(), b"Perhaps", 1),
+    "a column": lambda data: data.replace(b"image", b"image,mine", 1).replace(b"jpg", b"jpg,x"),
+    "a line behind": lambda data: data + data.splitlines(keepends=True)[-1],
+    "a line less": lambda data: b"".join(data.splitlines(keepends=True)[:-1]),
+    "a blank": lambda data: data + b"\n",
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("name", ["out.txt", "out.json", "out.jsonl", "out.csv", "link.jsonl"])
+@pytest.mark.usefixtures("model")
+def test_an_edited_result_is_kept(photos: Path, name: str, edit: str, capfd: Captured) -> None:
+    (photos / "link.jsonl").symlink_to("real.jsonl")
+    command = ["caption", "q1.jpg", "q2.jpg", "--output", name]
+    assert run(command) == 0
+    written = (photos / name).read_bytes()
+    edited = EDITS[edit](written)
+    assert edited != written
+    (photos / name).write_bytes(edited)
+    for pictures in (["q1.jpg", "q2.jpg"], ["q1.jpg"]):
+        capfd.readouterr()
+        assert run(["caption", *pictures, "-o", name]) == 1
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert name in err
+        assert "--overwrite" in err
+        assert "captioned" not in err
+        assert (photos / name).read_bytes() == edited
+    assert run([*command, "--overwrite"]) == 0
+    assert SAID.encode() in (photos / name).read_bytes()
+    assert run(command) == 0  # it is EdgePrism's own again
+    assert run(["caption", "q1.jpg", "-o", name]) == 0  # also where the pictures are others
+    (photos / name).write_bytes(b"")
+    assert run(command) == 0
+
+
+@pytest.mark.usefixtures("model")
+def test_an_edited_list_of_failures_is_kept(photos: Path, capfd: Captured) -> None:
+    (photos / "bad.png").write_bytes(b"no picture")
+    command = ["caption", "q1.jpg", "bad.png", "--errors", "bad.jsonl"]
+    assert run(command) == 3
+    with (photos / "bad.jsonl").open("a") as file:
+        file.write('{"image": "mine.png", "error": "I looked: it is black."}\n')
+    before = contents(photos)
+    assert run(command) == 1
+    assert "--overwrite" in capfd.readouterr().err
+    assert contents(photos) == before
+    assert run([*command, "--overwrite"]) == 3
+    assert run(command) == 3
+
+
+@pytest.mark.usefixtures("model")
+def test_a_moved_result_and_one_of_another_home_are_kept(
+    photos: Path, tmp_path: Path, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["caption", "q1.jpg", "-o", "out.jsonl"]
+    assert run(command) == 0
+    shutil.copy(photos / "out.jsonl", photos / "copy.jsonl")
+    assert run(["caption", "q1.jpg", "-o", "copy.jsonl"]) == 1
+    monkeypatch.setenv("EDGEPRISM_HOME", str(tmp_path / "elsewhere"))
+    assert run(command) == 1
+    assert "another data folder" in capfd.readouterr().err
+
+
 @pytest.mark.usefixtures("model")
 def test_two_results_do_not_share_a_file(photos: Path, capfd: Captured) -> None:
     (photos / "real").touch()
