@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest
-from edgeprism.bundle.read_manifest import manifest_from_json
-from edgeprism.errors import UsageError
+from edgeprism.bundle.read_manifest import manifest_from_bundle, manifest_from_json
+from edgeprism.errors import ManifestError, UsageError
 from edgeprism.files.atomic import output_error
 from edgeprism.files.digests import sha256_of_file
 
@@ -39,6 +39,29 @@ def check_out(out: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
         raise UsageError(f"{out} exists already.", "Choose another name, or pass `overwrite`.")
     if not out.is_dir() or out.is_symlink() or not (out / FILE_NAME).is_file():
         raise UsageError(f"{out} is not a bundle, so it is not replaced.", "Choose another name.")
+    _require_bundle_alone(out)
+
+
+def _require_bundle_alone(out: Path) -> None:
+    """Raise UsageError if the folder `out` is another program's or holds more than a bundle.
+
+    Replacing a bundle removes its folder, and files of other programs are called manifest.json too.
+    """
+    try:
+        manifest = manifest_from_bundle(out)
+    except (ManifestError, OSError) as error:
+        raise UsageError(
+            f"{out} is not a bundle, so it is not replaced: its {FILE_NAME} is none of a bundle.",
+            "Choose another name, or remove the folder yourself.",
+        ) from error
+    own = {FILE_NAME, *manifest.files}
+    others = sorted(path.name for path in out.iterdir() if path.name not in own)
+    if others:
+        raise UsageError(
+            f"{out} holds more than a bundle, so it is not replaced: {', '.join(others[:5])}"
+            f"{' and more' if len(others) > 5 else ''}.",
+            "Move these files elsewhere, or choose another name.",
+        )
 
 
 class BundleWriter:

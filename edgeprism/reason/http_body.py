@@ -15,6 +15,7 @@ _LONGEST_LINE = 4096  # bytes of a line that announces a chunk
 _GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's names for the three forms, as `wbits`
 # Names under which servers put an error's text, from the outer to the inner.
 _ERROR_NAMES = ("error", "errors", "message", "detail", "msg")
+_MOST_MEMBERS = 100  # of a gzip body; each costs a copy of what follows it
 _DEEPEST = 6
 
 
@@ -95,7 +96,9 @@ def _decoded(data: bytes, headers: list[str], limit: int) -> bytes:
 
 def _inflated(data: bytes, form: int, limit: int) -> bytes:
     out = bytearray()
-    while data:
+    for _ in range(_MOST_MEMBERS):
+        if not data:
+            return bytes(out)
         unpacker = zlib.decompressobj(form)
         try:
             out += unpacker.decompress(data, limit + 1 - len(out))
@@ -107,6 +110,8 @@ def _inflated(data: bytes, form: int, limit: int) -> bytes:
             raise BrokenBodyError("compressed data without an end")
         # A gzip body may have several members; whatever follows another form is padding.
         data = unpacker.unused_data if form == _GZIP else b""
+    if data:
+        raise BrokenBodyError(f"more than {_MOST_MEMBERS} pieces of compressed data")
     return bytes(out)
 
 

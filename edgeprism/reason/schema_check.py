@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from edgeprism.reason.schema_formats import has_format
+from edgeprism.reason.schema_pattern import longest_searched
 from edgeprism.reason.schema_refs import Placed, References
 
 _DEEPEST = 400  # references and schemas in one another while a value is checked
@@ -33,9 +34,12 @@ class Validator:
 
         `place` is a part of the schema to check against instead of the whole.
         """
-        for check in self._checks:
-            if fault := next(check.faults(value, place or self._place, "$", 0), ""):
-                return fault
+        try:
+            for check in self._checks:
+                if fault := next(check.faults(value, place or self._place, "$", 0), ""):
+                    return fault
+        except _TooLongToSearch as error:
+            return str(error)
         return ""
 
 
@@ -60,6 +64,20 @@ def is_of(value: Any, kind: Any) -> bool:
         return kind == "number" or (kind == "integer" and value.is_integer())
     kinds: dict[str, type] = {"string": str, "array": list, "object": dict, "null": type(None)}
     return isinstance(kind, str) and kind in kinds and isinstance(value, kinds[kind])
+
+
+class _TooLongToSearch(Exception):
+    """Searching a text for a pattern could take minutes, so whether it is valid is not known."""
+
+
+def _found(pattern: str, text: str) -> bool:
+    longest = longest_searched(pattern)
+    if len(text) > longest:
+        raise _TooLongToSearch(
+            f"a text of {len(text)} characters is too long to be searched for {pattern!r} (at most "
+            f"{longest})"
+        )
+    return re.search(pattern, text) is not None
 
 
 class _Check:
@@ -134,7 +152,7 @@ class _Check:
             yield f"{path}: has fewer than {schema['minLength']} characters"
         if len(value) > schema.get("maxLength", math.inf):
             yield f"{path}: has more than {schema['maxLength']} characters"
-        if "pattern" in schema and not re.search(schema["pattern"], value):
+        if "pattern" in schema and not _found(schema["pattern"], value):
             yield f"{path}: does not match the pattern {schema['pattern']!r}"
         if self.formats and "format" in schema and not has_format(value, schema["format"]):
             yield f"{path}: is no {schema['format']}"
@@ -164,7 +182,7 @@ class _Check:
         properties, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
         for name, item in value.items():
             inner = [properties[name]] if name in properties else []
-            inner += [each for pattern, each in patterns.items() if re.search(pattern, name)]
+            inner += [each for pattern, each in patterns.items() if _found(pattern, name)]
             if not inner and "additionalProperties" in schema:
                 inner = [schema["additionalProperties"]]
             for each in inner:

@@ -14,6 +14,9 @@ Ranges = tuple[tuple[int, int], ...]
 
 MAX_COST = 20_000  # characters of a grammar once llama.cpp has written out its repeats
 _MOST_REPEATS = 1000
+_MOST_STEPS = 10**8  # of a search, a few seconds
+_CLASS = re.compile(r"\[\^?\]?[^\]]*\]")
+_ENDLESS = re.compile(r"[*+]|\{\d*,\}")
 # The characters that a string in an answer may hold as they are: no quote, backslash or control.
 PLAIN: Ranges = (
     (0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0xA0, 0xD7FF), (0xE000, 0xFFFD),
@@ -96,6 +99,17 @@ def may_take_forever(pattern: str) -> bool:
     except UnboundPattern:
         return re.search(r"\)[*+{]", pattern) is not None
     return any(map(_ambiguous, nodes))
+
+
+def longest_searched(pattern: str) -> int:
+    """Return up to which length a text is searched for `pattern`.
+
+    The time of a search may grow with a power of the length: one for each repeat without end, and
+    one for the places where it may begin.
+    """
+    bare = _CLASS.sub("x", re.sub(r"\\.", "x", pattern))
+    degree = len(_ENDLESS.findall(bare)) + (not bare.startswith("^"))
+    return int(_MOST_STEPS ** (1 / max(1, degree)))
 
 
 class _Parser:

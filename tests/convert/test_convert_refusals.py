@@ -236,6 +236,9 @@ def test_an_existing_name_is_kept(folders: Folders, tmp_path: Path) -> None:
         convert(folders, out)
     with pytest.raises(UsageError, match="not a bundle"):
         convert(folders, out, overwrite=True)
+    (out / "manifest.json").write_text('{"name": "a web app", "icons": []}')
+    with pytest.raises(UsageError, match="none of a bundle"):
+        convert(folders, out, overwrite=True)
     assert (out / "mine.txt").read_text() == "keep me"
     with pytest.raises(UsageError, match="not a folder"):
         convert(folders, tmp_path / "nowhere" / "out")
@@ -246,11 +249,14 @@ def test_overwrite_swaps_bundles(
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(bundle_of(SINGLE), out)
-    (out / "extra.txt").write_text("of the old bundle")
+    (out / "notes.txt").write_text("of a person")
+    with pytest.raises(UsageError, match=r"more than a bundle.*notes\.txt"):
+        convert(folders, out, overwrite=True, name="new")
+    assert (out / "notes.txt").read_text() == "of a person"
+    (out / "notes.txt").unlink()
     convert(folders, out, overwrite=True, name="new")
     assert manifest_from_bundle(out).name == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "out"]
-    assert not (out / "extra.txt").exists()
 
 
 def test_a_failed_overwrite_leaves_the_old_bundle(

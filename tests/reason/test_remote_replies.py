@@ -349,6 +349,12 @@ def test_damaged_compression_is_told(serve: Serve) -> None:
         assert "broke off" in error.message
 
 
+def test_a_body_of_many_compressed_pieces_is_told(serve: Serve) -> None:
+    pieces = gzip.compress(b"") * 200_000 + gzip.compress(ANSWER)
+    error = failure(serve(http(pieces, "200 OK", "Content-Encoding: gzip")))
+    assert "pieces of compressed data" in error.message
+
+
 @pytest.mark.parametrize("form", ["gzip", "deflate", "plain"])
 def test_a_body_is_bounded_however_it_comes(serve: Serve, form: str) -> None:
     """64 MiB of blanks in 64 kB: memory would grow a thousandfold."""

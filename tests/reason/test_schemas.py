@@ -254,6 +254,15 @@ def test_patterns_that_may_take_forever_are_refused(pattern: str) -> None:
         schema_to_shape({"type": "string", "pattern": pattern})
 
 
+@pytest.mark.parametrize("pattern", ["[0-9]+%", ".*.*.*=.*", "^[a-z]*[a-z]*[a-z]*[a-z]*$"])
+def test_a_text_that_would_be_searched_for_minutes_is_not_valid(pattern: str) -> None:
+    """Also where the search stands inside "not", which would turn its answer around."""
+    text = json.dumps("1" * 300_000 if "0" in pattern else "a" * 5_000)
+    assert not schema_to_shape({"type": "string", "pattern": pattern}).accepts(text)
+    turned = {"type": "string", "not": {"pattern": pattern}}
+    assert not schema_to_shape(turned).accepts(text)
+
+
 # ---- what a grammar cannot bind
 
 
