@@ -27,6 +27,7 @@ from edgeprism.picture.passed import PassedOver
 from edgeprism.picture.patterns import expand_pattern, fixed_folder, is_pattern
 
 STDIN = "-"
+MAX_LIST_BYTES = 256 << 20  # a million paths of 256 bytes
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _UTF8_MARK = b"\xef\xbb\xbf"
 
@@ -297,10 +298,19 @@ def _pattern_to_targets(pattern: str, exclude: Sequence[str], passed: PassedOver
 def _read_list(source: str, null: bool, stdin: IO[bytes] | None) -> list[str]:
     name = "The list on standard input" if source == STDIN else source
     try:
-        data = Path(source).read_bytes() if source != STDIN else (stdin or sys.stdin.buffer).read()
+        # a pipe is welcome, and one without an end, or a device, is noticed
+        if source == STDIN:
+            data = (stdin or sys.stdin.buffer).read(MAX_LIST_BYTES + 1)
+        else:
+            with open(source, "rb") as file:
+                data = file.read(MAX_LIST_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"{name}: cannot be read: {reason}.", "Check `files_from`.") from error
+    if len(data) > MAX_LIST_BYTES:
+        raise UsageError(
+            f"{name}: holds more than {MAX_LIST_BYTES >> 20} MiB.", "Give a list of paths."
+        )
     if data.startswith(_UTF16_MARKS):
         raise UsageError(f"{name}: is in UTF-16.", "Save it as UTF-8.")
     if null:

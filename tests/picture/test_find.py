@@ -342,3 +342,10 @@ def test_folders_are_read_as_the_iteration_goes_on(cwd: Path) -> None:
     next(search)
     make(cwd, "in/b/late.jpg")
     assert [p.path.name for p in search] == ["c.jpg", "late.jpg"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs a file without an end")
+def test_a_list_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeprism.picture.find.MAX_LIST_BYTES", 1 << 20)
+    with pytest.raises(UsageError, match="more than 1 MiB"):
+        find_pictures([], files_from="/dev/zero")
