@@ -205,12 +205,14 @@ def choose_vision(
     return next(variants[q] for q in order if q in variants)
 
 
-def check_file(path: Path, sha256: str, size: int, *, again: bool = False) -> None:
+def check_file(
+    path: Path, sha256: str, size: int, *, again: bool = False, remember: bool = True
+) -> None:
     """Compare a file with its digest; raises ModelError if they differ. See `file_digest`."""
     problem = _size_problem(path, size)
     if problem:
         raise ModelError(f"{path}: {problem}.", "Copy or convert the model again.")
-    actual = file_digest(path, again=again)
+    actual = file_digest(path, again=again, remember=remember)
     if actual != sha256:
         raise ModelError(
             f"{path}: its content is not what the manifest says (sha256 {actual[:12]}…, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,10 +124,11 @@ def command(
 
 def _check_order(images: Sequence[str], question: str) -> None:
     """Raise UsageError where the question stands before a picture, which then looks like one."""
-    if not Path(question).is_file():
+    # os.path's functions: pathlib's raise an error for a text that is too long to be a path
+    if not os.path.isfile(question):
         return
     questions = [word for word in images if " " in word.strip() or word.rstrip().endswith("?")]
-    if swapped := next((word for word in questions if not Path(word).exists()), ""):
+    if swapped := next((word for word in questions if not os.path.exists(word)), ""):
         raise UsageError(
             f"{swapped!r} is no picture, and {question} is no question: the question comes last.",
             f"For example: edgeprism ask {shlex.quote(question)} {shlex.quote(swapped)}",

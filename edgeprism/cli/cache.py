@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from edgeprism.cli.command import Command
-from edgeprism.cli.terminal import print_json, print_line
+from edgeprism.cli.terminal import confirm, print_json, print_line
 from edgeprism.errors import UsageError
 from edgeprism.files.safe_text import printable_line
 from edgeprism.picture.passed import counted
@@ -60,8 +60,8 @@ def clear(yes: bool) -> None:
     with CaptionStore(default_path()) as store:
         captions = counted(store.info()["captions"], "caption")
         where = printable_line(str(store.path))
-        if not yes and not click.confirm(f"Delete {captions} from {where}?", err=True):
-            raise UsageError("Nothing was deleted.", "Pass --yes to clear without asking.")
+        if not yes and not confirm(f"Delete {captions} from {where}?"):
+            raise UsageError("Nothing was deleted.", "Give --yes to clear without asking.")
         print_line(f"{counted(store.clear(), 'caption')} deleted from {store.path}")
 
 

@@ -24,7 +24,7 @@ from edgeprism.cli.options import (
 )  # fmt: skip
 from edgeprism.cli.stdin import check_stdin, saved_stdin, stdin_as_file
 from edgeprism.cli.terminal import print_json, say
-from edgeprism.errors import EXIT_DONE, UsageError
+from edgeprism.errors import EXIT_DONE, ImageError, UsageError
 from edgeprism.files.safe_text import printable
 
 if TYPE_CHECKING:
@@ -290,6 +290,8 @@ def _search(images: tuple[str, ...], options: dict[str, Any], form: str) -> Pict
     from edgeprism.picture.find import find_pictures
 
     check_stdin(images)
+    if not is_quiet():
+        _tell_missing(images)
     if "-" in images and (options["txt"] or options["xmp"]):
         raise UsageError(
             "A picture on standard input has no place for a .txt or .xmp file.",
@@ -310,6 +312,23 @@ def _search(images: tuple[str, ...], options: dict[str, Any], form: str) -> Pict
     if options["out_dir"]:
         check_writable(Path(options["out_dir"]), Path(options["out_dir"]))
     return search
+
+
+def _tell_missing(images: tuple[str, ...]) -> None:
+    """Tell of arguments that name nothing before any work, as a slip is seen too late at its turn.
+
+    The run goes on with the other pictures, and counts these as failed.
+    """
+    from edgeprism.picture.patterns import is_pattern
+    from edgeprism.picture.source import check_source
+
+    for image in images:
+        if image in ("", "-") or is_pattern(image) or os.path.lexists(image):
+            continue
+        try:
+            check_source(image)
+        except ImageError as error:
+            say(f"note: {error.summary}")
 
 
 def _reserved(options: dict[str, Any]) -> list[Path]:

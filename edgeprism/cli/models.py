@@ -15,7 +15,14 @@ from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.options import told_to_pull
 from edgeprism.cli.stdin import stdin_as_file
-from edgeprism.cli.terminal import StderrProgress, print_json, print_line, print_path, say
+from edgeprism.cli.terminal import (
+    StderrProgress,
+    confirm,
+    print_json,
+    print_line,
+    print_path,
+    say,
+)  # fmt: skip
 from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_MODEL, UsageError
 from edgeprism.files.safe_text import printable_line
 
@@ -89,8 +96,8 @@ def remove(name: str, yes: bool) -> None:
     from edgeprism.bundle.open import find_model
     from edgeprism.install.own_models import remove_model
 
-    if not yes and not click.confirm(f"Delete {find_model(name)}?", err=True):
-        raise UsageError("Nothing was deleted.", "Pass --yes to delete without asking.")
+    if not yes and not confirm(f"Delete {find_model(name)}?"):
+        raise UsageError("Nothing was deleted.", "Give --yes to delete without asking.")
     say(f"{remove_model(name)}: deleted")
 
 

@@ -24,6 +24,17 @@ def say(text: str, *, dim: bool = False) -> None:
     click.echo(click.style(line, dim=True) if dim else line, err=True, color=colour_choice())
 
 
+def confirm(question: str) -> bool:
+    """Ask on stderr; where standard input has no answer (`</dev/null`), the answer is no."""
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort as abort:
+        if isinstance(abort.__context__, EOFError):  # else Ctrl-C, which ends the command
+            click.echo(err=True)
+            return False
+        raise
+
+
 def print_line(text: str) -> None:
     """Print one line on stdout, with the escapes of `printable_line`."""
     click.echo(printable_line(text))

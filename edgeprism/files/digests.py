@@ -19,10 +19,11 @@ _CHUNK = 1 << 20
 _digests = Remembered("verified.json")
 
 
-def file_digest(path: Path, *, again: bool = False) -> str:
+def file_digest(path: Path, *, again: bool = False, remember: bool = True) -> str:
     """Return the sha256 of a file: computed once, then remembered.
 
-    `again` computes it even if it is remembered. Raises ModelError if the file cannot be read.
+    `again` computes it even if it is remembered, and without `remember` nothing is written. Raises
+    ModelError if the file cannot be read.
     """
     try:
         status = path.stat()
@@ -36,7 +37,7 @@ def file_digest(path: Path, *, again: bool = False) -> str:
         raise ModelError(
             f"{path}: cannot be read: {error.strerror}.", "Check its permissions."
         ) from error
-    if stamp.settled:  # else a change that follows at once might not show
+    if remember and stamp.settled:  # else a change that follows at once might not show
         _digests.remember(key, [digest, stamp.text()])
     return digest
 

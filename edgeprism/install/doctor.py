@@ -18,7 +18,7 @@ from typing import Any
 
 import edgeprism
 from edgeprism.bundle.defaults import chosen_model
-from edgeprism.bundle.open import DEFAULT_MODEL, open_bundle
+from edgeprism.bundle.open import DEFAULT_MODEL, check_file, open_bundle
 from edgeprism.errors import (
     EXIT_DONE,
     EXIT_MODEL,
@@ -309,12 +309,14 @@ def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> Non
     default = environment.get("EDGEPRISM_MODEL") or chosen_model("captioner") or DEFAULT_MODEL
     try:
         bundle = open_bundle(default)
+        for name, entry in bundle.manifest.files.items():
+            check_file(bundle.path / name, entry.sha256, entry.size, remember=False)
     except ModelError as error:
-        fix = (
-            "unset EDGEPRISM_MODEL"
-            if environment.get("EDGEPRISM_MODEL")
-            else 'pip install --force-reinstall --no-deps "edgeprism"'
-        )
+        fix = 'pip install --force-reinstall --no-deps "edgeprism"'
+        if environment.get("EDGEPRISM_MODEL"):
+            fix = "unset EDGEPRISM_MODEL"
+        elif default != DEFAULT_MODEL:
+            fix = f"edgeprism models default {DEFAULT_MODEL}"
         diagnosis.add("default model", BAD, error.message.strip(), fix, EXIT_MODEL)
     else:
         diagnosis.add("default model", OK, f"{bundle.name} ({bundle.path})")

@@ -64,11 +64,8 @@ def check_source(source: object) -> None:
         _check_kind(os.stat(name), name)
         if not os.access(name, os.R_OK):
             raise ImageError(f"{name}: cannot be read.", "Check its permissions.")
-    except FileNotFoundError as error:
-        raise ImageError(f"{name}: no such file.", "Check the path.") from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ImageError(f"{name}: cannot be read: {reason}.", "Check its permissions.") from error
+        raise _source_error(name, error) from error
 
 
 def source_to_bytes(
@@ -87,15 +84,10 @@ def source_to_bytes(
     name = os.fspath(source)
     try:
         return name, _read_file(name)
-    except FileNotFoundError as error:
-        raise address_error(name) or ImageError(
-            f"{name}: no such file.", "Check the path."
-        ) from error
     except BlockingIOError as error:  # such as /proc/kmsg, which calls itself a regular file
         raise ImageError(f"{name}: is not a regular file.", HINT_NOT_A_PICTURE) from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ImageError(f"{name}: cannot be read: {reason}.", "Check its permissions.") from error
+        raise _source_error(name, error) from error
 
 
 def array_to_image(array: np.ndarray) -> Image.Image:
@@ -121,6 +113,16 @@ def array_to_image(array: np.ndarray) -> Image.Image:
     if channels == 1:
         array = array.reshape(array.shape[:2])
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _source_error(name: str, error: OSError | ValueError) -> ImageError:
+    """Return the ImageError for a system error at a path, which may be an address instead."""
+    if not isinstance(error, PermissionError) and (address := address_error(name)):
+        return address
+    if isinstance(error, FileNotFoundError):
+        return ImageError(f"{name}: no such file.", "Check the path.")
+    reason = getattr(error, "strerror", None) or str(error)
+    return ImageError(f"{name}: cannot be read: {reason}.", "Check its permissions.")
 
 
 def _read_stream(stream: IO[bytes]) -> tuple[str, bytes]:

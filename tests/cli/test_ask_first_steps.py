@@ -70,6 +70,26 @@ def test_question_and_picture_swapped_are_recognised(ask: Any, photo: Path, caps
     assert "There is no question" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("length", [256, 5000, 100_000])
+def test_a_long_question_is_no_path(ask: Any, photo: Path, capsys: Any, length: int) -> None:
+    question = "What is on the left, and what is behind it? ".ljust(length - 1, "x") + "?"
+    assert ask(str(photo), question, "--instruction-mode", "generic", "--no-cache") != 2
+    assert "name too long" not in capsys.readouterr().err
+    assert ask(question, str(photo)) == 2  # swapped
+    assert "is no picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", [
+    "https://example.org/x.jpg", "file:///tmp/x.jpg", "data:image/png;base64," + "A" * 9000,
+])  # fmt: skip
+def test_an_address_is_told_as_caption_tells_it(ask: Any, address: str, capsys: Any) -> None:
+    assert ask(address, QUESTION) == 1
+    told = capsys.readouterr().err
+    assert "no such file" not in told
+    assert run(["caption", address, "--model", "nano"]) == 1
+    assert capsys.readouterr().err == told
+
+
 def test_the_total_covers_focus_captions_and_loading(ask: Any, photo: Path, capsys: Any) -> None:
     began = time.perf_counter()
     assert ask(str(photo), QUESTION, "--json", "--no-cache") == 0

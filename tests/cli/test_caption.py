@@ -135,6 +135,21 @@ def test_one_bad_picture_among_several(
     assert "bad.jpg" not in out
 
 
+def test_a_slip_in_an_argument_is_told_before_the_work(
+    model: Path, photos: list[Path], tmp_path: Path, capfd: Captured
+) -> None:
+    gone, folder = tmp_path / "gone.png", tmp_path / "no such folder"
+    assert run(["caption", str(photos[0]), str(gone), str(folder), "--dry-run"]) == 0
+    err = capfd.readouterr().err
+    assert f"note: {gone}: no such file." in err
+    assert f"note: {folder}: no such file." in err
+    assert run(["caption", str(photos[0]), str(gone)]) == 3
+    err = capfd.readouterr().err
+    assert err.splitlines()[0] == f"note: {gone}: no such file."
+    assert run(["caption", str(photos[0]), str(tmp_path / "photo*.png")]) == 0
+    assert "no such file" not in capfd.readouterr().err
+
+
 def test_only_bad_pictures(model: Path, tmp_path: Path, capfd: Captured) -> None:
     (tmp_path / "bad.jpg").write_text("not a picture")
     assert run(["caption", str(tmp_path / "bad.jpg")]) == 1

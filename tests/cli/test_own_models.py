@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -153,3 +154,21 @@ def test_a_file_that_nobody_vouches_for_is_not_verified(
     path = shutil.copy(scripted_gguf, tmp_path / "own.gguf")
     assert run(["models", "verify", str(path)]) == 1
     assert "no digest is recorded" in capfd.readouterr().out
+
+
+# ---- questions to nobody
+
+
+@pytest.mark.parametrize("command", ["cache clear", "models remove mine"])
+def test_without_an_answer_nothing_is_deleted(
+    command: str, scripted_gguf: Path, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(["models", "add", str(scripted_gguf), "mine"]) == 0
+    capfd.readouterr()
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        assert run(command.split()) == 2
+    err = capfd.readouterr().err
+    assert "Nothing was deleted" in err
+    assert "--yes" in err
+    assert run(["models", "show", "mine"]) == 0

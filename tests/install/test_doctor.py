@@ -148,6 +148,28 @@ def test_the_default_model(tmp_path: Path, random_bundle: Path) -> None:
     assert doctor.examine({"EDGEPRISM_MODEL": str(damaged)}).exit_code == 4
 
 
+@pytest.mark.usefixtures("engines")
+def test_a_default_model_with_a_flipped_bit(
+    tmp_path: Path, random_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = json.loads((random_bundle / "manifest.json").read_text())["files"]
+    for number, name in enumerate(good):
+        damaged = shutil.copytree(random_bundle, tmp_path / str(number))
+        assert doctor.examine({"EDGEPRISM_MODEL": str(damaged)}).exit_code == 0
+        data = bytearray((damaged / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (damaged / name).write_bytes(data)  # of the same size
+        diagnosis = doctor.examine({"EDGEPRISM_MODEL": str(damaged)})
+        assert diagnosis.exit_code == 4
+        assert finding(diagnosis, "default model").state == "bad"
+        assert name in finding(diagnosis, "default model").text
+    damaged = shutil.move(tmp_path / "0", data_dir() / "models" / "mine")
+    monkeypatch.delenv("EDGEPRISM_MODEL", raising=False)
+    assert run(["models", "default", "mine"]) == 0
+    found = finding(doctor.examine({}), "default model")
+    assert (found.state, found.fix) == ("bad", "edgeprism models default nano")
+
+
 @pytest.mark.usefixtures("usable")
 def test_an_engine_weighs_more_than_a_model(engines: dict[str, dict[str, Any]]) -> None:
     engines["language"] = {"error": "gone", "hint": ""}
