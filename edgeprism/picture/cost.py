@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgeprism.picture import signatures
@@ -24,6 +25,7 @@ _SLOW_PIXELS = 1_000_000  # where Pillow decodes in Python
 _WEBP_PIXELS = _AV1_PIXELS = _TIFF_PIXELS = 40_000_000
 _ANIMATED_PIXELS = 4_000_000  # of one frame; several may be looked at
 _GIF_BYTES = 16_000_000
+_GIF_PIECES = 200_000
 _SEGMENTS = 2000  # of a JPEG before its first scan
 _FILE_BYTES = 200_000_000
 
@@ -61,8 +63,7 @@ def _judged(data: bytes) -> tuple[int, bool]:
     if data.startswith(signatures.PNG):
         return _png(data)
     if data.startswith((b"GIF87a", b"GIF89a")):
-        width, height = struct.unpack_from("<HH", data, 6)
-        return width * height, width * height <= _ANIMATED_PIXELS and len(data) <= _GIF_BYTES
+        return _gif(data)
     if data[:2] == b"BM":
         return _bmp(data)
     if data[:4] in signatures.TIFF:
@@ -106,6 +107,49 @@ def _png(data: bytes) -> tuple[int, bool]:
     # frames are looked at until one shows something
     few = n_frames == 1 or width * height <= _ANIMATED_PIXELS
     return width * height, n_chunks < _PNG_CHUNKS and few and size <= _PNG_BYTES
+
+
+def _gif(data: bytes) -> tuple[int, bool]:
+    width, height = struct.unpack_from("<HH", data, 6)
+    if len(data) > _GIF_BYTES:
+        return width * height, False
+    for count, frame in enumerate(_gif_pieces(data, 13 + _colour_table(data[10]))):
+        if count >= _GIF_PIECES:
+            return 0, False
+        if frame:  # it may be larger than the screen
+            x, y, across, down = frame
+            width, height = max(width, x + across), max(height, y + down)
+    return width * height, width * height <= _ANIMATED_PIXELS
+
+
+def _gif_pieces(data: bytes, position: int) -> Iterator[tuple[int, ...]]:
+    """Yield, for each piece of data, the place and size of the frame that it starts, else ().
+
+    Blocks are told apart as Pillow does, also in damaged files, so that it finds no other frames.
+    """
+    while position < len(data) and data[position] != 0x3B:
+        kind, block = data[position], data[position : position + 10]
+        frame: tuple[int, ...] = ()
+        goes_on = False
+        if kind == 0x21:
+            length = sum(data[position + 2 : position + 3])
+            goes_on = length > 0 or block[1:2] != b"\xfe"  # an empty part ends comments alone
+            position += 3 + length
+        elif kind == 0x2C and len(block) == 10:
+            frame, goes_on = struct.unpack_from("<4H", block, 1), True
+            position += 11 + _colour_table(block[9])
+        else:
+            position += 1
+        yield frame
+        while goes_on and position < len(data):
+            goes_on = data[position] > 0
+            position += 1 + data[position]
+            yield ()
+
+
+def _colour_table(flags: int) -> int:
+    """Return the bytes of the table of colours that follows a GIF's flags."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _bmp(data: bytes) -> tuple[int, bool]:

@@ -101,6 +101,8 @@ def guarded(decode: Callable[[], Decoded], name: str) -> Decoded:
 def _decode(data: bytes, name: str, enough: int | None, formats: tuple[str, ...]) -> Decoded:
     facts = png_facts(data) if data.startswith(signatures.PNG) else None
     if facts is not None:
+        if facts.fault:
+            raise ValueError(facts.fault)
         data = facts.data
     with Image.open(io.BytesIO(data), formats=formats) as image:
         check_size(image.size, name)
@@ -118,7 +120,7 @@ def _decode(data: bytes, name: str, enough: int | None, formats: tuple[str, ...]
                 return Rendered(image.copy(), rendered.notes)
             return rendered
 
-        shown = first_shown(_frames(image, render), _count(image))
+        shown = first_shown(_frames(image, render, name), _count(image))
         return checked(_as_decoded(shown), name)
 
 
@@ -176,7 +178,7 @@ def _count(image: Image.Image) -> int:
     return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
-def _frames(image: Image.Image, render: Callable[[], Rendered]) -> Iterator[Frame]:
+def _frames(image: Image.Image, render: Callable[[], Rendered], name: str) -> Iterator[Frame]:
     """Yield the pictures of a file as far as they can be read, the main one of a HEIF first."""
     if image.format == "HEIF":
         yield Frame(image.tell(), render, is_main=True)
@@ -189,6 +191,7 @@ def _frames(image: Image.Image, render: Callable[[], Rendered]) -> Iterator[Fram
             image.seek(index)
         except (EOFError, SyntaxError):
             return
+        check_size(image.size, name)  # a GIF grows where a frame is larger than its screen
         yield Frame(index, render)
 
 

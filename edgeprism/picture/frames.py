@@ -40,17 +40,18 @@ def first_shown(frames: Iterator[Frame], count: int, more: bool = False) -> Show
         more: Whether there are more than `count`.
     """
     total = f"over {count}" if more else str(count)
-    first, pixels = next(frames), 0
+    first = next(frames)
     chosen, rendered = first, first.render()
+    pixels = rendered.rgb.width * rendered.rgb.height
     if count > 1 and not first.is_main and is_blank(rendered.rgb):
         for frame in frames:
-            pixels += rendered.rgb.width * rendered.rgb.height
             if frame.index >= _MOST_LOOKED_AT or pixels > _MOST_PIXELS:
                 break
             try:
                 other = frame.render()
             except (OSError, SyntaxError, EOFError, ValueError):
                 break  # the rest of the file is damaged
+            pixels += other.rgb.width * other.rgb.height  # a frame may be larger than the first
             if not is_blank(other.rgb):
                 chosen, rendered = frame, other
                 break

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from edgeprism.picture.signatures import PNG
 
 _NUMBERS = {b"gAMA", b"cHRM"}
+_USED = (b"IHDR", b"PLTE", b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 _MOST_TEXT = 1 << 20  # bytes of one text; Pillow's own limit
 _MOST_TEXTS = 8 << 20  # bytes of all texts of a file
@@ -27,6 +28,7 @@ class PngFacts:
     data: bytes  # the file, without chunks on which Pillow gives up
     bits: int  # per sample
     profile: bytes | None  # an ICC profile of its colours, made from numbers if need be
+    fault: str  # for which it is refused, where Pillow would not say it; else ""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,11 @@ def png_facts(data: bytes) -> PngFacts:
     found: dict[bytes, bytes] = {}
     dropped: list[Chunk] = []
     text_left = _MOST_TEXTS
+    n_headers = 0
     before_pixels = True
     for chunk in chunks(data):
         before_pixels &= chunk.kind != b"IDAT"
+        n_headers += chunk.kind == b"IHDR"
         if chunk.kind in _TEXT_CHUNKS:
             size = _expanded_text(chunk)
             if size > _MOST_TEXT or size > text_left:
@@ -55,11 +59,16 @@ def png_facts(data: bytes) -> PngFacts:
                 text_left -= size
         elif chunk.kind == b"iCCP" and _expanded_profile(bytes(chunk.body), _MOST_TEXT) is None:
             dropped.append(chunk)
-        if before_pixels and chunk.kind in (b"IHDR", b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM"):
+        if before_pixels and chunk.kind in _USED:
             found.setdefault(chunk.kind, bytes(chunk.body))
     header = found.get(b"IHDR", b"")
     bits = header[8] if len(header) == 13 else 8
-    return PngFacts(_without(data, dropped), bits, _profile(found))
+    fault = ""
+    if n_headers > 1:  # Pillow would take the last one
+        fault = f"it has {'two' if n_headers == 2 else n_headers} headers (chunks IHDR)"
+    elif header[9:10] == b"\3" and b"PLTE" not in found:
+        fault = "its palette (chunk PLTE) is missing"
+    return PngFacts(_without(data, dropped), bits, _profile(found), fault)
 
 
 def chunks(data: bytes) -> Iterator[Chunk]:
