@@ -21,7 +21,7 @@ from edgeprism.errors import (
     Interrupted,
     UsageError,
 )
-from edgeprism.machine.cancel import interruptible, was_interrupted
+from edgeprism.machine.cancel import before_forced_end, interruptible, was_interrupted
 from edgeprism.version import __version__
 
 COMMANDS = (
@@ -89,15 +89,32 @@ def cli(ctx: click.Context) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command line and end the process with its exit code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    before_forced_end(_discard_unfinished)
+    try:
+        code = run(sys.argv[1:] if arguments is None else arguments, ends_process=True)
+    except KeyboardInterrupt:  # one more signal, while the first was being answered
+        code = EXIT_INTERRUPTED
+    finally:
+        _discard_unfinished()
+    sys.exit(code)
 
 
-def run(arguments: list[str]) -> int:
-    """Run a command line; the exit code. Only here are errors printed."""
+def _discard_unfinished() -> None:
+    """Remove what a second signal kept from being removed."""
+    atomic = sys.modules.get("edgeprism.files.atomic")
+    if atomic is not None:
+        atomic.discard_unfinished()
+
+
+def run(arguments: list[str], *, ends_process: bool = False) -> int:
+    """Run a command line; the exit code. Only here are errors printed.
+
+    With `ends_process`, nothing comes after it: a signal that arrives late is ignored.
+    """
     # numpy's library of linear algebra is not used here, and would reserve memory for each core
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with standard_streams():
-        code = _run(arguments)
+        code = _run(arguments, ends_process)
         try:
             sys.stdout.flush()
         except (EdgePrismError, OSError):
@@ -105,9 +122,9 @@ def run(arguments: list[str]) -> int:
         return code
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], ends_process: bool) -> int:
     try:
-        with interruptible():
+        with interruptible(ends_process=ends_process):
             code = cli.main(arguments, prog_name="edgeprism", standalone_mode=False)
             sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_DONE

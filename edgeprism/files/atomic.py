@@ -36,6 +36,17 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
+_unfinished: set[tuple[int, Path]] = set()  # process and partial file
+
+
+def discard_unfinished() -> None:
+    """Remove the partial files of this process, which is about to end; an older file stays."""
+    for process, partial in list(_unfinished):
+        if process == os.getpid():  # not those of the process that this one was forked from
+            with suppress(OSError):
+                partial.unlink()
+
+
 class AtomicFile:
     """A binary file that appears at `path` when `commit` is called, and not before.
 
@@ -49,6 +60,8 @@ class AtomicFile:
         self._durable = durable
         self._partial = path.with_name(_temporary_name(path.name, "partial"))
         self._file: BinaryIO | None = None
+        self._entry = (os.getpid(), self._partial)
+        _unfinished.add(self._entry)
         try:
             self._file = _open_new(self._partial)
             _copy_attributes(path, self._file)
@@ -80,10 +93,12 @@ class AtomicFile:
             self.discard()
             raise output_error(self.path, error) from error
         self._file = None
+        _unfinished.discard(self._entry)
 
     def discard(self) -> None:
         """Remove the partial file; an older file at `path` stays. Do nothing after `commit`."""
         if self._file is None:
+            _unfinished.discard(self._entry)
             return
         # The disk may be gone or full. The caller reports the first error, so a second one while
         # cleaning up is ignored.
@@ -92,6 +107,7 @@ class AtomicFile:
         with suppress(OSError):
             self._partial.unlink()
         self._file = None
+        _unfinished.discard(self._entry)
 
     def __enter__(self) -> AtomicFile:
         return self

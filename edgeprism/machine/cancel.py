@@ -80,13 +80,14 @@ def nonzero_when_set() -> Any:
 
 
 @contextlib.contextmanager
-def interruptible(grace_s: float = 0.8) -> Iterator[None]:
+def interruptible(grace_s: float = 0.8, *, ends_process: bool = False) -> Iterator[None]:
     """Inside the block, Ctrl-C, SIGTERM and SIGHUP stop native work and raise KeyboardInterrupt.
 
     Native calls that cannot be stopped (loading a model) get `grace_s` to return; then the process
     ends with EXIT_INTERRUPTED, after it has killed its children. Outputs appear under their names
-    only when they are complete, so nothing half-written is left. Only the main thread can watch
-    signals; in other threads this does nothing.
+    only when they are complete, so nothing half-written is left. With `ends_process`, the process
+    ends after the block and ignores later signals. Only the main thread can watch signals; in
+    other threads this does nothing.
     """
     if threading.current_thread() is not threading.main_thread() or os.name != "posix":
         yield
@@ -107,7 +108,7 @@ def interruptible(grace_s: float = 0.8) -> Iterator[None]:
     finally:
         sys.unraisablehook = report
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ends_process else handler)
         signal.set_wakeup_fd(previous)
         done.set()
         os.close(write_end)  # the watcher then reads the end of the pipe, and returns

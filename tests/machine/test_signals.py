@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.helpers import bundles
 from tests.helpers.eval_files import lettered, write_rows
@@ -296,3 +297,31 @@ print("loaded")
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout == "True True [1]\nloaded\n", done.stderr
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("gap", [0.0, 0.02, 0.2])
+def test_several_signals_leave_nothing_behind(
+    count: int, gap: float, scripted_bundle: Path, tmp_path: Path
+) -> None:
+    """A second Ctrl-C may come anywhere: while a sidecar is written, or while one is removed."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(150):
+        Image.new("RGB", (30, 20), (i, 2 * i % 256, 90)).save(folder / f"{i}.png")
+    before = {path.name for path in folder.iterdir()}
+    command = ["caption", str(folder), "--txt", "--jsonl", "--output", str(tmp_path / "o.jsonl"),
+               "--model", str(scripted_bundle)]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgeprism", *command], stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and len(list(folder.glob("*.txt"))) < 5:
+        time.sleep(0.01)
+    for _ in range(count):
+        process.send_signal(signal.SIGINT)
+        time.sleep(gap)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (0, 130), err  # 0: everything was done before
+    left = {path.name for path in folder.iterdir()} - before
+    assert [name for name in left if not name.endswith(".txt")] == []
+    assert not list(tmp_path.glob(".*"))
