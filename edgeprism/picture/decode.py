@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from edgeprism.picture.embedded import embedded_profile
 from edgeprism.picture.frames import Frame, Shown, first_shown
 from edgeprism.picture.kinds import NEEDS_PLUGIN, heic_cure
 from edgeprism.picture.limits import Decoded, UnreadLayout, check_size, checked, too_many_pixels
-from edgeprism.picture.png import png_facts
+from edgeprism.picture.png import PngFacts, png_facts
 from edgeprism.picture.render import Rendered, image_to_srgb_pixels, orientation_of
 from edgeprism.picture.source import not_a_picture
 
@@ -93,8 +94,9 @@ def guarded(decode: Callable[[], Decoded], name: str) -> Decoded:
     except Image.DecompressionBombError as error:
         raise too_many_pixels(name) from error
     except Exception as error:  # decoders raise anything on damaged bytes (struct.error, …)
+        reason = str(error) or f"its decoder gave up ({type(error).__name__})"
         raise ImageError(
-            f"{name}: damaged picture: {error}.", "Copy it again from where it came."
+            f"{name}: damaged picture: {reason}.", "Copy it again from where it came."
         ) from error
 
 
@@ -104,7 +106,7 @@ def _decode(data: bytes, name: str, enough: int | None, formats: tuple[str, ...]
         if facts.fault:
             raise ValueError(facts.fault)
         data = facts.data
-    with Image.open(io.BytesIO(data), formats=formats) as image:
+    with _opened(data, name, formats) as image:
         check_size(image.size, name)
         profile = facts.profile if facts else image.info.get("icc_profile")
         if profile is None and facts is None:
@@ -112,16 +114,51 @@ def _decode(data: bytes, name: str, enough: int | None, formats: tuple[str, ...]
             profile = b"damaged" if damaged else embedded_profile(image.format, data)
         if image.format == "JPEG":
             return _jpeg(image, data, name, enough, profile)
-        deep = image.format == "PPM" or (facts is not None and facts.bits == 16)
 
         def render() -> Rendered:
-            rendered = image_to_srgb_pixels(image, profile, deep=deep)
+            rendered = _rendered(image, profile, facts, name)
             if rendered.rgb is image and _count(image) > 1:  # the next frame will replace it
                 return Rendered(image.copy(), rendered.notes)
             return rendered
 
         shown = first_shown(_frames(image, render, name), _count(image))
         return checked(_as_decoded(shown), name)
+
+
+def _rendered(
+    image: Image.Image, profile: bytes | None, facts: PngFacts | None, name: str
+) -> Rendered:
+    if facts is not None:
+        alpha = None
+        if facts.key is not None:
+            from edgeprism.picture.png_alpha import apply_key
+
+            alpha = apply_key(image, facts)
+        return image_to_srgb_pixels(
+            image, profile, deep=facts.bits == 16, alpha=alpha, is_narrow=facts.is_narrow
+        )
+    if image.format == "PPM" and image.mode == "F":
+        from edgeprism.picture.pfm import floats_to_image
+
+        grey, note = floats_to_image(image, name)
+        return Rendered(grey.convert("RGB"), (note,) if note else ())
+    return image_to_srgb_pixels(image, profile, deep=image.format == "PPM")
+
+
+def _opened(data: bytes, name: str, formats: tuple[str, ...]) -> Image.Image:
+    """Open a file. Raises ImageError for sound files of kinds that are not read."""
+    if data[:3] in (b"PF\n", b"PF\r", b"PF ", b"PF\t"):
+        raise ImageError(f"{name}: PFM in colour is not read.", "Export it as PNG or TIFF.")
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except OSError as error:
+        unread = re.fullmatch(r"Unsupported BMP (.+)", str(error))
+        if unread is None:
+            raise
+        reason = unread[1].lower().replace("bitfields layout", "layout of bit masks")
+        raise ImageError(
+            f"{name}: BMP with this {reason} is not read.", "Export it as PNG."
+        ) from error
 
 
 def _jpeg(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from edgeprism.picture.signatures import PNG
 
 _NUMBERS = {b"gAMA", b"cHRM"}
-_USED = (b"IHDR", b"PLTE", b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")
+_USED = (b"IHDR", b"PLTE", b"tRNS", b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 _MOST_TEXT = 1 << 20  # bytes of one text; Pillow's own limit
 _MOST_TEXTS = 8 << 20  # bytes of all texts of a file
@@ -28,6 +28,8 @@ class PngFacts:
     data: bytes  # the file, without chunks on which Pillow gives up
     bits: int  # per sample
     profile: bytes | None  # an ICC profile of its colours, made from numbers if need be
+    key: tuple[int, ...] | None  # samples of the colour that is transparent, without a palette
+    is_narrow: bool  # 16…235 of 8 bits are the full range, as in video
     fault: str  # for which it is refused, where Pillow would not say it; else ""
 
 
@@ -62,13 +64,17 @@ def png_facts(data: bytes) -> PngFacts:
         if before_pixels and chunk.kind in _USED:
             found.setdefault(chunk.kind, bytes(chunk.body))
     header = found.get(b"IHDR", b"")
-    bits = header[8] if len(header) == 13 else 8
+    bits, kind = (header[8], header[9]) if len(header) == 13 else (8, 2)
     fault = ""
     if n_headers > 1:  # Pillow would take the last one
         fault = f"it has {'two' if n_headers == 2 else n_headers} headers (chunks IHDR)"
-    elif header[9:10] == b"\3" and b"PLTE" not in found:
+    elif kind == 3 and b"PLTE" not in found:
         fault = "its palette (chunk PLTE) is missing"
-    return PngFacts(_without(data, dropped), bits, _profile(found), fault)
+    coded = found.get(b"cICP", b"")
+    # a palette's colours have 8 bits; fewer bits leave no room for a narrow range
+    is_narrow = len(coded) == 4 and coded[2:] == b"\0\0" and (bits >= 8 or kind == 3)
+    key = _key(found.get(b"tRNS", b""), kind, bits)
+    return PngFacts(_without(data, dropped), bits, _profile(found), key, is_narrow, fault)
 
 
 def chunks(data: bytes) -> Iterator[Chunk]:
@@ -81,6 +87,14 @@ def chunks(data: bytes) -> Iterator[Chunk]:
             return
         yield Chunk(kind, position, stop, view[position + 8 : stop - 4])
         position = stop
+
+
+def _key(body: bytes, kind: int, bits: int) -> tuple[int, ...] | None:
+    n_samples = {0: 1, 2: 3}.get(kind, 0)
+    if not n_samples or len(body) < 2 * n_samples:
+        return None  # a palette's alpha, or damage, of which Pillow tells
+    samples = struct.unpack_from(f">{n_samples}H", body)
+    return tuple(sample & (1 << bits) - 1 for sample in samples)
 
 
 def _expanded_text(chunk: Chunk) -> int:

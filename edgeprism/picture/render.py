@@ -11,7 +11,7 @@ from edgeprism.picture.alpha import over_ground
 from edgeprism.picture.colour import image_to_srgb
 from edgeprism.picture.embedded import exif_profile
 
-_ORIENTATION = 0x0112
+ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ def image_to_srgb_pixels(
     *,
     deep: bool = False,
     alpha: Image.Image | None = None,
+    is_narrow: bool = False,
 ) -> Rendered:
     """Turn an image upright and convert it to sRGB.
 
@@ -36,6 +37,7 @@ def image_to_srgb_pixels(
         profile: The ICC profile of its colours; None: what its EXIF data says, else sRGB.
         deep: Whether the numbers of a grey image of more than 8 bits are for 0…65535.
         alpha: The alpha of an image whose mode has no place for it, turned as the image is.
+        is_narrow: Whether 16 is black and 235 is white, as in video.
 
     Returns:
         The image in mode RGB; it may be `image` itself.
@@ -49,6 +51,8 @@ def image_to_srgb_pixels(
     orientation = orientation_of(image)
     upright = ImageOps.exif_transpose(image) if orientation > 1 else image
     plain = _to_8_bits(upright, deep)
+    if is_narrow:
+        plain = _widened(plain)
     srgb, about_colours = image_to_srgb(plain, profile)
     if alpha is not None:
         srgb = srgb.copy() if srgb is image else srgb
@@ -62,7 +66,7 @@ def image_to_srgb_pixels(
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) to 8; 1 if it is missing or damaged."""
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # Pillow raises anything on damaged EXIF data, which is no part of the pixels
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -75,6 +79,14 @@ def _profile_of_exif(image: Image.Image) -> bytes | None:
         return exif_profile(image.getexif())
     except Exception:  # as for the orientation
         return None
+
+
+def _widened(image: Image.Image) -> Image.Image:
+    """Return RGB or RGBA whose colours reach from 0 to 255; alpha always does."""
+    colours = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    curve = [min(max(round((level - 16) * 255 / 219), 0), 255) for level in range(256)]
+    alpha = list(range(256)) if colours.mode == "RGBA" else []
+    return colours.point(curve * 3 + alpha)
 
 
 def _to_8_bits(image: Image.Image, deep: bool) -> Image.Image:
