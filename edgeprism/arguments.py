@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Collection
 from typing import SupportsFloat, SupportsIndex
 
@@ -39,6 +40,20 @@ def check_text(name: str, value: object) -> None:
     """Refuse what is no str."""
     if not isinstance(value, str):
         raise UsageError(f"{name} must be a str, got {_shown(value)}.")
+
+
+def check_path(name: str, value: object) -> None:
+    """Refuse what is neither a str nor an `os.PathLike`."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise UsageError(f"{name} must be a name or a path, got {_shown(value)}.")
+
+
+def check_can(name: str, value: object, method: str, example: str) -> None:
+    """Refuse what lacks a method, such as a model's name in place of the opened model."""
+    if isinstance(value, type) or not callable(getattr(value, method, None)):
+        raise UsageError(
+            f"{name} must be an opened {name}, got {_shown(value)}.", f"For example: {example}"
+        )
 
 
 def check_choice(name: str, value: object, known: Collection[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast
 
-from edgeprism.arguments import check_integer, check_text
+from edgeprism.arguments import check_can, check_integer, check_text
 from edgeprism.choices import INSTRUCTION_MODES
 from edgeprism.errors import UsageError
 from edgeprism.language.repetition import REPETITION_NOTE
@@ -72,9 +72,15 @@ class Prism:
                 drawn a focus, and each captioner once it has described all pictures.
 
         Raises:
-            UsageError: `captioner` is an empty sequence.
+            UsageError: `captioner` is an empty sequence, or one of the two is no such thing.
         """
+        given: object = captioner
+        if isinstance(given, str):  # a sequence too, whose letters are no captioners
+            check_can("captioner", given, "caption", 'Captioner.load("nano")')
         self.captioners = tuple(captioner) if isinstance(captioner, Sequence) else (captioner,)
+        for each in self.captioners:
+            check_can("captioner", each, "caption", 'Captioner.load("nano")')
+        check_can("reasoner", reasoner, "answer", 'Reasoner.load("smollm2-135m")')
         if not self.captioners:
             raise UsageError("No captioner.", "Name at least one.")
         self.reasoner, self.apart = reasoner, apart

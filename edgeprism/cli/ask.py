@@ -176,12 +176,27 @@ def _shape(choices: str | None, schema_file: str | None) -> Shape | None:
 
         try:
             text = Path(schema_file).read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
+        except UnicodeDecodeError as error:
             raise UsageError(
-                f"{schema_file}: cannot be read: {error}.", "Check the path given to --schema."
+                f"{schema_file}: not a text in UTF-8.", "Give a file with a JSON schema."
             ) from error
+        except (OSError, ValueError) as error:
+            raise _unreadable_schema(schema_file, error) from error
         return text_to_shape(text, schema_file)
     return None
+
+
+def _unreadable_schema(given: str, error: OSError | ValueError) -> UsageError:
+    """Return the error for --schema, which may have been given the schema itself."""
+    if given.lstrip().startswith(("{", "[")):
+        return UsageError(
+            "--schema takes a file, not the schema itself.", "Write it to a file, and name that."
+        )
+    reason = getattr(error, "strerror", None) or str(error)
+    return UsageError(
+        f"{given}: cannot be read: {reason}.",
+        "--schema takes a file with a JSON schema: check its path.",
+    )
 
 
 def _show(answer: Answer, as_json: bool, show_captions: bool) -> None:

@@ -237,8 +237,28 @@ def open_reasoners(
             for model in dict.fromkeys(served_models) or (None,):
                 reasoners.append(RemoteReasoner.load(name, model, allow_network=allow_network))
         else:
-            reasoners.append(Reasoner.load(name, **options))
+            with _told_of_similar(name):
+                reasoners.append(Reasoner.load(name, **options))
     return reasoners
+
+
+@contextlib.contextmanager
+def _told_of_similar(name: str) -> Iterator[None]:
+    """Name the reasoners, installed or to be pulled, that are spelt like a name of none."""
+    try:
+        yield
+    except ModelError as error:
+        import difflib
+
+        from edgeprism.install.inventory import list_models
+
+        known = [entry.name for entry in list_models() if entry.kind == "reasoner"]
+        close = difflib.get_close_matches(name.lower(), known)
+        if not close or name in known or os.path.lexists(name):
+            raise
+        raise ModelError(
+            error.summary, f"Did you mean {' or '.join(close)}? `edgeprism models list` shows all."
+        ) from error
 
 
 @contextlib.contextmanager

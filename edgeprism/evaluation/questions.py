@@ -92,7 +92,7 @@ class QuestionFile:
         if missing or not {"image", "image_path"} & set(columns):
             required = ", ".join([*REQUIRED, "image or image_path"])
             raise UsageError(
-                f"{path}: its columns are {', '.join(columns)[:300]}; it needs {required}.",
+                f"{path}: its columns are {_shown(columns)}; it needs {required}.",
                 "Give a VLMEvalKit TSV file.",
             )
         self._has_options = any(len(name) == 1 and name in LETTERS for name in columns)
@@ -280,6 +280,12 @@ def _literal_list(cell: str, column: str) -> list[str]:
     if not isinstance(value, list) or not value:
         raise _Fault(f"{column} is an empty list")
     return [str(entry) for entry in value]
+
+
+def _shown(columns: Sequence[str]) -> str:
+    """Return the first columns' names for a message; a file of another kind has any first line."""
+    names = [name if len(name) <= 24 else f"{name[:24]}…" for name in columns[:8]]
+    return ", ".join(names) + (", …" if len(columns) > 8 else "")
 
 
 def _decode(text: str, fault: type[Exception] = ImageError) -> bytes:

@@ -25,6 +25,7 @@ from edgeprism.files.atomic import AtomicFile, write_atomically
 from edgeprism.files.safe_text import printable_line
 from edgeprism.machine import facts
 from edgeprism.output.streams import csv_row
+from edgeprism.picture.passed import counted
 from edgeprism.reason.base import BaseReasoner
 from edgeprism.version import __version__
 
@@ -206,11 +207,18 @@ def left_out(report: dict[str, Any]) -> list[str]:
     if data["asked"] < data["questions"]:
         lines.append(f"{data['asked']} of {data['questions']} questions were asked.")
     if data["skipped"]:
-        lines.append(f"{len(data['skipped'])} rows of the file were skipped; no score counts them.")
+        rows, verb, them = _agreeing(len(data["skipped"]), "row")
+        lines.append(f"{rows} of the file {verb} skipped; no score counts {them}.")
     failed = {failure["index"] for failure in report["failures"]}
     if failed:
-        lines.append(f"{len(failed)} questions failed somewhere; those cells do not count them.")
+        questions, _, them = _agreeing(len(failed), "question")
+        lines.append(f"{questions} failed somewhere; those cells do not count {them}.")
     return lines
+
+
+def _agreeing(number: int, noun: str) -> tuple[str, str, str]:
+    """Return a counted noun, with the verb and the pronoun that agree with it."""
+    return counted(number, noun), *(("was", "it") if number == 1 else ("were", "them"))
 
 
 def percent(share: float | None) -> str:

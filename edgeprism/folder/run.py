@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from edgeprism.arguments import check_can
 from edgeprism.errors import EdgePrismError, OutputError, UsageError
 from edgeprism.folder.batch import Batch
 from edgeprism.folder.events import Outcome, without_frames
@@ -145,6 +146,7 @@ class FolderRun:
         Raises UsageError for a pattern without a match or a path without a picture, StoreError if
         the store cannot be used.
         """
+        check_can("captioner", captioner, "plan", 'Captioner.load("nano")')
         self._captioner, self._plan = captioner, plan or captioner.plan()
         self._options = options or FolderOptions()
         self._search = search_pictures(pictures, self._options)

@@ -309,8 +309,8 @@ def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> Non
     default = environment.get("EDGEPRISM_MODEL") or chosen_model("captioner") or DEFAULT_MODEL
     try:
         bundle = open_bundle(default)
-        for name, entry in bundle.manifest.files.items():
-            check_file(bundle.path / name, entry.sha256, entry.size, remember=False)
+        for name, file in bundle.manifest.files.items():
+            check_file(bundle.path / name, file.sha256, file.size, remember=False)
     except ModelError as error:
         fix = 'pip install --force-reinstall --no-deps "edgeprism"'
         if environment.get("EDGEPRISM_MODEL"):

@@ -39,7 +39,10 @@ def add_model(source: Path, name: str = "") -> tuple[str, Path]:
     bundle = open_bundle(source) if source.is_dir() else None
     if bundle is None:
         if not source.is_file():
-            raise ModelError(f"{source}: no such file or folder.", "Check the path.")
+            hint = "Check the path."
+            with suppress(ModelError):
+                hint = f"A model of this name is there already: {find_model(str(source))}"
+            raise ModelError(f"{source}: no such file or folder.", hint)
         read_gguf_header(source)
         if re.search(r"-[0-9]{5}-of-[0-9]{5}\.gguf$", source.name):
             raise UsageError(
@@ -100,10 +103,10 @@ def _check_name(name: str) -> None:
         raise UsageError(f"{name} is the name of a model of the catalogue.", "Give another name.")
     with suppress(ModelError):
         path = find_model(name)
-        raise UsageError(
-            f"There is a model {name} already: {path}.",
-            f"Give another name, or remove it first: edgeprism models remove {name}",
-        )
+        hint = "Give another name."
+        if path.resolve().is_relative_to((data_dir() / "models").resolve()):
+            hint = f"Give another name, or remove it first: edgeprism models remove {name}"
+        raise UsageError(f"There is a model {name} already: {path}.", hint)
 
 
 def _copy_bundle(bundle: Bundle, folder: Path) -> None:

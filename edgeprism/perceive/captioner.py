@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Unpack
 
+from edgeprism.arguments import check_path
 from edgeprism.bundle.open import DEFAULT_MODEL, Bundle, open_bundle
 from edgeprism.errors import UsageError
 from edgeprism.machine.turns import Turns
@@ -62,6 +63,7 @@ class Captioner(CaptionSteps):
             ManifestError: The bundle's manifest has faults; all of them are listed.
             DeviceError, UsageError: An option has a value that no machine can take.
         """
+        check_path("model", model)
         return cls(open_bundle(model), **options)
 
     def __repr__(self) -> str:

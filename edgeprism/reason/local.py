@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from edgeprism.arguments import check_flag, check_integer, check_text
+from edgeprism.arguments import check_flag, check_integer, check_path, check_text
 from edgeprism.bundle.gguf_parts import model_bytes, model_digest
 from edgeprism.bundle.open import find_model, known_name
-from edgeprism.errors import ModelError
+from edgeprism.errors import ModelError, UsageError
 from edgeprism.language.chat import Message, chat_to_segments
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.llama import supports_offload
@@ -35,6 +36,8 @@ from edgeprism.records import ModelInfo, Timings
 from edgeprism.segments import Segment, Text
 
 DEFAULT_REASONER = "smollm2-135m"
+_ADDRESS = re.compile(r"https?://", re.I)
+_HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+:[0-9]{1,5}(?:/.*)?|localhost(?:/.*)?")
 
 
 class ReasonerOptions(EngineOptions, total=False):
@@ -107,8 +110,15 @@ class Reasoner(BaseReasoner):
 
         Raises:
             ModelError: There is no such file or installed reasoner.
+            UsageError: It is a server's address, or no name or path.
         """
+        check_path("model", model)
         name = os.fspath(model)
+        if _ADDRESS.match(name):
+            raise UsageError(
+                f"{name}: a server's address, not a file.",
+                f"For example: RemoteReasoner.load({name!r})",
+            )
         try:
             path = find_model(model)
         except ModelError as error:
@@ -196,6 +206,11 @@ def _open_again(path: Path, name: str, options: ReasonerOptions) -> Reasoner:
 
 def _missing(name: str, error: ModelError) -> ModelError:
     """Return the error for a reasoner that `find_model` did not find."""
+    if _HOST_AND_PORT.fullmatch(name):
+        server = name if "/" in name else f"{name}/v1"
+        return ModelError(
+            f"{name}: no such reasoner.", f"For a server, write its whole address: http://{server}"
+        )
     if os.path.basename(name) != name:
         return ModelError(f"{name}: no such reasoner.", "Name a chat model's GGUF file.")
     if os.path.lexists(name):

@@ -90,6 +90,35 @@ def test_an_address_is_told_as_caption_tells_it(ask: Any, address: str, capsys: 
     assert capsys.readouterr().err == told
 
 
+@pytest.mark.parametrize(("given", "words"), [
+    ('{"type": "object"}', "takes a file, not the schema"),
+    ("photo", "not a text in UTF-8"),
+    ("gone.json", "gone.json: cannot be read: No such file"),
+    (".", "cannot be read: Is a directory"),
+])  # fmt: skip
+def test_what_is_no_file_with_a_schema(
+    ask: Any, photo: Path, given: str, words: str, capsys: Any
+) -> None:
+    given = str(photo) if given == "photo" else given
+    assert ask(str(photo), QUESTION, "--schema", given) == 2
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert "Errno" not in printed
+    assert "codec" not in printed
+
+
+@pytest.mark.parametrize(("name", "hint"), [
+    ("smolm2", "Did you mean smollm2-135m?"),
+    ("SmolLM2-135M", "Did you mean smollm2-135m?"),
+    ("smollm2-135m", "edgeprism pull smollm2-135m"),
+    ("127.0.0.1:9", "http://127.0.0.1:9/v1"),
+    ("localhost:8080/v1", "http://localhost:8080/v1"),
+])  # fmt: skip
+def test_a_reasoner_that_is_none(photo: Path, name: str, hint: str, capsys: Any) -> None:
+    assert run(["ask", str(photo), QUESTION, "--reasoner", name]) == 4
+    assert hint in capsys.readouterr().err
+
+
 def test_the_total_covers_focus_captions_and_loading(ask: Any, photo: Path, capsys: Any) -> None:
     began = time.perf_counter()
     assert ask(str(photo), QUESTION, "--json", "--no-cache") == 0

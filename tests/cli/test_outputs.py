@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,7 @@ def test_a_run_replaces_its_own_results(photos: Path, form: str, capfd: Captured
     assert contents(photos) == before
 
 
-EDITS = {
+EDITS: dict[str, Callable[[bytes], bytes]] = {
     "a word": lambda data: data.replace(SAID.split()[0].encode(), b"Perhaps", 1),
     "a column": lambda data: data.replace(b"image", b"image,mine", 1).replace(b"jpg", b"jpg,x"),
     "a line behind": lambda data: data + data.splitlines(keepends=True)[-1],

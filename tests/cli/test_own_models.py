@@ -156,6 +156,20 @@ def test_a_file_that_nobody_vouches_for_is_not_verified(
     assert "no digest is recorded" in capfd.readouterr().out
 
 
+def test_a_name_that_is_built_in_is_not_to_be_removed_first(
+    scripted_bundle: Path, scripted_gguf: Path, capfd: Captured
+) -> None:
+    assert run(["models", "add", str(scripted_bundle), "nano"]) == 2
+    err = capfd.readouterr().err
+    assert "There is a model nano already" in err
+    assert "remove" not in err
+    assert run(["models", "add", "nano"]) == 4
+    assert "is there already" in capfd.readouterr().err
+    assert run(["models", "add", str(scripted_gguf), "mine"]) == 0
+    assert run(["models", "add", str(scripted_gguf), "mine"]) == 2
+    assert "edgeprism models remove mine" in capfd.readouterr().err
+
+
 # ---- questions to nobody
 
 

@@ -14,6 +14,7 @@ import pytest
 from edgeprism.errors import ImageError, UsageError
 from edgeprism.evaluation.published_data import PUBLISHED, identify
 from edgeprism.evaluation.questions import QuestionFile, choose_questions
+from edgeprism.evaluation.report import left_out
 from edgeprism.evaluation.tsv import BadRow, TsvFile
 from tests.helpers.eval_files import WriteTsv, lettered, picture
 
@@ -314,3 +315,21 @@ def test_a_header_of_many_columns_is_read_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="two columns are called 'column7'"):
         TsvFile(path)
     assert time.monotonic() - began < 10
+
+
+def test_a_file_of_another_kind_does_not_print_its_first_line(tmp_path: Path) -> None:
+    for line in ("word " * 5000, "\t".join(f"column {n}" for n in range(500))):
+        path = tmp_path / "other.txt"
+        path.write_text(f"{line}\nmore\n")
+        with pytest.raises(UsageError, match="it needs index, question, answer") as caught:
+            QuestionFile(path)
+        assert len(caught.value.message) < 250 + len(str(path))
+
+
+def test_a_single_row_and_question_are_told_as_one() -> None:
+    data = {"asked": 3, "questions": 3, "skipped": ["line 2: no question"]}
+    report = {"data": data, "failures": [{"index": "1"}]}
+    assert left_out(report) == [
+        "1 row of the file was skipped; no score counts it.",
+        "1 question failed somewhere; those cells do not count it.",
+    ]

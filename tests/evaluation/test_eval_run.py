@@ -287,8 +287,8 @@ def test_broken_rows_are_named_and_exit_3(
     for line in ("line 3 (index 1): wrong answer", "line 4 (index 2): image refers to row '99'",
                  "line 7 (index 5): bad base64", "question 4, tiny, generic"):  # fmt: skip
         assert line in output.err
-    assert "3 rows of the file were skipped" in output.out
-    assert "1 questions failed somewhere" in output.out
+    assert "3 rows of the file were skipped; no score counts them." in output.out
+    assert "1 question failed somewhere; those cells do not count it." in output.out
     report = json.loads((out / JSON).read_text(encoding="utf-8"))
     cells = {cell["name"]: cell for cell in report["cells"]}
     assert (cells["no caption → lm"]["scored"], cells["no caption → lm"]["failed"]) == (3, 0)

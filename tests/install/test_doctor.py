@@ -163,7 +163,7 @@ def test_a_default_model_with_a_flipped_bit(
         assert diagnosis.exit_code == 4
         assert finding(diagnosis, "default model").state == "bad"
         assert name in finding(diagnosis, "default model").text
-    damaged = shutil.move(tmp_path / "0", data_dir() / "models" / "mine")
+    shutil.move(tmp_path / "0", data_dir() / "models" / "mine")
     monkeypatch.delenv("EDGEPRISM_MODEL", raising=False)
     assert run(["models", "default", "mine"]) == 0
     found = finding(doctor.examine({}), "default model")
