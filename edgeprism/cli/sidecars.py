@@ -9,12 +9,17 @@ import click
 
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.errors import show_error
+from edgeprism.cli.terminal import print_line, say
 from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_FAILED, OutputError, UsageError
+from edgeprism.files.home import data_dir
+from edgeprism.picture.passed import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from edgeprism.output.sidecar import Sidecar
+    from edgeprism.output.undo import Undo
     from edgeprism.picture.find import PictureFile
     from edgeprism.store.caption_store import CaptionStore
 
@@ -48,7 +53,6 @@ def undo(
     """
     from edgeprism.output.sidecar import TxtSidecar, XmpSidecar
     from edgeprism.picture.find import find_pictures
-    from edgeprism.picture.passed import counted
 
     kinds: list[Sidecar] = []
     if txt or not xmp:
@@ -56,50 +60,108 @@ def undo(
     if xmp or not txt:
         kinds.append(XmpSidecar(out_dir=out_dir))
     search, store = find_pictures(pictures), _store()
-    counts: Counter[str] = Counter()
+    report = _Report(dry_run)
     try:
         for picture in search:
             if picture.is_stdin:
                 raise UsageError("A picture on standard input has no sidecar.", "Name its file.")
-            _undo_all(picture, kinds, store, counts, dry_run)
+            _undo_all(picture, kinds, store, report)
+        report.finish()
+        if report.texts_left and _knows_no_text(store):
+            report.note(
+                f"{data_dir()} knows of no .txt that EdgePrism wrote, so none was changed. "
+                "If another data folder was in use, set EDGEPRISM_HOME to it."
+            )
     finally:
         if store is not None:
             store.close()
-    would = "would be " if dry_run else ""
-    click.echo(
-        f"{counted(counts['removed'], 'caption')} {would}removed, "
-        f"{counted(counts['restored'], 'former text')} {would}brought back, "
-        f"{counted(counts['left'], 'sidecar')} of others left alone, {counts['failed']} failed",
-        err=True,
-    )
-    if not counts["failed"]:
-        return EXIT_DONE
-    return EXIT_SOME_FAILED if counts.total() > counts["failed"] else EXIT_FAILED
+    return report.exit_code()
+
+
+class _Report:
+    """Says what is done, and counts it.
+
+    An output that cannot be written does not stop the work; `exit_code` raises its error.
+    """
+
+    def __init__(self, dry_run: bool) -> None:
+        self.dry_run = dry_run
+        self.texts_left = 0
+        self._counts: Counter[str] = Counter()
+        self._lost: Exception | None = None
+
+    def tell(self, undo: Undo) -> None:
+        """Say what was done, or would be."""
+        self._counts[undo.done] += 1
+        if undo.done == "left":
+            self.texts_left += undo.path.suffix.lower() == ".txt"
+            return
+        be = "would be " if self.dry_run else ""
+        what = f"{be}{undo.done}"
+        if undo.done == "removed" and undo.file_stays:
+            what = f"its caption {be or 'was '}taken out"
+        self._print(lambda: print_line(f"{undo.path}: {what}"))
+
+    def fail(self, error: OutputError) -> None:
+        """Say that a sidecar cannot be changed."""
+        self._counts["failed"] += 1
+        self._print(lambda: show_error(error))
+
+    def note(self, text: str) -> None:
+        """Say what else there is to know."""
+        self._print(lambda: say(text))
+
+    def finish(self) -> None:
+        """Say the numbers."""
+        counts, would = self._counts, "would be " if self.dry_run else ""
+        text = (
+            f"{counted(counts['removed'], 'caption')} {would}removed, "
+            f"{counted(counts['restored'], 'former text')} {would}brought back, "
+            f"{counted(counts['left'], 'sidecar')} of others left alone, "
+            f"{counts['failed']} failed"
+        )
+        self._print(lambda: click.echo(text, err=True))
+
+    def exit_code(self) -> int:
+        """Return the exit code; raises the first error of the output, if there was one."""
+        if self._lost is not None:
+            raise self._lost
+        failed = self._counts["failed"]
+        if not failed:
+            return EXIT_DONE
+        return EXIT_SOME_FAILED if self._counts.total() > failed else EXIT_FAILED
+
+    def _print(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except (OSError, OutputError) as error:
+            self._lost = self._lost or error
 
 
 def _undo_all(
-    picture: PictureFile,
-    kinds: list[Sidecar],
-    store: CaptionStore | None,
-    counts: Counter[str],
-    dry_run: bool,
+    picture: PictureFile, kinds: list[Sidecar], store: CaptionStore | None, report: _Report
 ) -> None:
-    """Undo every sidecar of a picture and count what was done."""
-    from edgeprism.files.safe_text import printable
-    from edgeprism.output.undo import undo_sidecar
+    """Undo every sidecar of a picture."""
+    from edgeprism.output.undo import plan_undo
 
-    before = None if store is None else store.written_before
+    outputs = None if store is None else store.outputs
     paths: list[Path] = [path for kind in kinds for path in kind.existing(picture)]
     for path in paths:
         try:
-            done = undo_sidecar(path, written_before=before, dry_run=dry_run)
+            undo = plan_undo(path, outputs=outputs)
+            if not report.dry_run:
+                undo.apply()
         except OutputError as error:
-            show_error(error)
-            counts["failed"] += 1
-            continue
-        counts[done] += 1
-        if done != "left":
-            click.echo(f"{printable(str(path))}: {done}")
+            report.fail(error)
+        else:
+            report.tell(undo)
+
+
+def _knows_no_text(store: CaptionStore | None) -> bool:
+    """Return whether this data folder knows of no .txt that EdgePrism wrote."""
+    from edgeprism.output.originals import Originals
+
+    return (store is None or store.outputs.is_empty()) and Originals().are_empty()
 
 
 def _store() -> CaptionStore | None:

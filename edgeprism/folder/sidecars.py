@@ -23,11 +23,10 @@ class RunSidecars:
     def __init__(
         self,
         sidecars: Sequence[Sidecar],
-        store: CaptionStore | None,
         says_nothing: Callable[[str], bool],
     ) -> None:
         """`says_nothing` tells whether a caption says that nothing was recognised."""
-        self._sidecars, self._store, self._says_nothing = sidecars, store, says_nothing
+        self._sidecars, self._says_nothing = sidecars, says_nothing
         self.twins: list[tuple[Path, Path]] = []  # (the sidecar in use, another of that picture)
 
     def settled(self, picture: PictureFile) -> Outcome | None:
@@ -66,18 +65,12 @@ class RunSidecars:
         twin = sidecar.twin(outcome.picture)
         if twin is not None:
             self.twins.append((written.path, twin))
-        # Also if the file was there before: the run that wrote it may have been killed before it
-        # could remember the output.
-        store = self._store
-        if store is not None and store.written_before(written.path) != written.sha256:
-            store.remember_output(written.path, written.sha256)
 
 
 def open_sidecars(
     options: FolderOptions, store: CaptionStore | None, says_nothing: Callable[[str], bool]
 ) -> RunSidecars:
     """Return the sidecars that a run writes; see `RunSidecars`."""
-    before = store.written_before if store is not None else None
     common: dict[str, Any] = {
         "out_dir": options.out_dir,
         "overwrite": options.overwrite,
@@ -87,7 +80,7 @@ def open_sidecars(
     }
     sidecars: list[Sidecar] = []
     if "txt" in options.sidecars:
-        sidecars.append(TxtSidecar(**common, written_before=before))
+        sidecars.append(TxtSidecar(**common, outputs=None if store is None else store.outputs))
     if "xmp" in options.sidecars:
         sidecars.append(XmpSidecar(**common))
-    return RunSidecars(sidecars, store, says_nothing)
+    return RunSidecars(sidecars, says_nothing)

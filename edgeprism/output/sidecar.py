@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import clear_leftovers, output_error, write_atomically
+from edgeprism.output.authorship import Authorship, Known, Outputs
 from edgeprism.output.originals import Original, Originals
 from edgeprism.output.places import is_same_file
 from edgeprism.output.sidecar_names import SidecarName, SidecarNames
@@ -161,9 +162,8 @@ class Sidecar:
 class TxtSidecar(Sidecar):
     """`photo.txt`: the caption and a line feed, in UTF-8.
 
-    `written_before(path)` returns the sha256 of what EdgePrism last wrote to an absolute path, or
-    None. A file with that sha256 may be replaced; any other text only with `overwrite`, which
-    keeps it in `originals`.
+    `outputs` knows what EdgePrism wrote. Such a text may be replaced; any other only with
+    `overwrite`, which keeps it in `originals`.
     """
 
     suffix = ".txt"
@@ -177,7 +177,7 @@ class TxtSidecar(Sidecar):
         append: bool = False,
         name_form: SidecarName = "stem",
         reserved: Iterable[Path] = (),
-        written_before: Callable[[Path], str | None] | None = None,
+        outputs: Outputs | None = None,
         originals: Originals | None = None,
     ) -> None:
         super().__init__(
@@ -187,12 +187,16 @@ class TxtSidecar(Sidecar):
             name_form=name_form,
             reserved=reserved,
         )
-        self._written_before = written_before
-        self._originals = originals or Originals()
+        self._authorship = Authorship(outputs, originals)
 
     def _check(self, path: Path, existing: bytes | None) -> None:
-        if existing is None or is_blank(existing) or self._is_own(path, existing):
+        if existing is None or is_blank(existing):
             return
+        known = self._authorship.find(path, existing)
+        if known is None or _is_continued(known):
+            self._check_own_text(path, existing)
+
+    def _check_own_text(self, path: Path, existing: bytes) -> None:
         if self._others == "leave":
             raise _own_text(path, "exists, and EdgePrism did not write it or it was changed since")
         if not is_text(existing):
@@ -202,36 +206,42 @@ class TxtSidecar(Sidecar):
     def _content(self, path: Path, existing: bytes | None, record: dict[str, Any]) -> bytes:
         caption = str(record["caption"])
         data = (caption + "\n").encode("utf-8", "replace")
-        if existing is None or existing == data:
-            return data
-        self._check(path, existing)
-        original = self._originals.find(path)
-        if original is not None and original.appended:
+        if existing is None:
+            return self._replace(path, None, data)
+        known = self._authorship.find(path, existing)
+        if known is not None and not _is_continued(known):
+            if existing == data and known.place == path:
+                return data
+            former = None if known.original is None else known.original.content
+            return self._replace(path, former, data)
+        if known is None and existing == data:
+            return existing  # somebody says the same already, and it stays somebody's
+        if is_blank(existing):
+            return self._replace(path, existing, data)
+        self._check_own_text(path, existing)
+        if known is not None and known.original is not None:
             # The person may have gone on writing in front of what EdgePrism appended.
-            existing = existing.removesuffix(original.appended)
-        elif self._is_own(path, existing):
-            if original is not None:
-                self._keep(path, original.content, b"", data)
-            return data
+            existing = existing.removesuffix(known.original.appended)
         if self._others != "append" or is_blank(existing):
-            self._keep(path, existing, b"", data)
-            return data
+            return self._replace(path, existing, data)
         tail = appended_text(path, existing, caption)
         if tail:
             self._keep(path, existing, tail, existing + tail)
         return existing + tail
 
-    def _keep(self, path: Path, content: bytes, appended: bytes, whole: bytes) -> None:
-        digest = hashlib.sha256(whole).hexdigest()
-        self._originals.keep(path, Original(content, appended, digest))
+    def _replace(self, path: Path, former: bytes | None, data: bytes) -> bytes:
+        """Remember that `data` replaces somebody's text, or none; return `data`."""
+        if former is not None:
+            self._keep(path, former, b"", data)
+        else:
+            check_changeable(path)
+            self._authorship.remember(path, data)
+        return data
 
-    def _is_own(self, path: Path, existing: bytes) -> bool:
-        """Return whether EdgePrism wrote all of the file, and nobody changed it since."""
-        digest = hashlib.sha256(existing).hexdigest()
-        original = self._originals.find(path)
-        if original is not None and original.written_sha256 == digest:
-            return not original.appended
-        return self._written_before is not None and self._written_before(path) == digest
+    def _keep(self, path: Path, content: bytes, appended: bytes, whole: bytes) -> None:
+        check_changeable(path)
+        digest = hashlib.sha256(whole).hexdigest()
+        self._authorship.keep(path, Original(content, appended, digest))
 
 
 class XmpSidecar(Sidecar):
@@ -271,6 +281,11 @@ class XmpSidecar(Sidecar):
             return merge(existing, text, _provenance(record))
         except XmpError as error:
             raise xmp_error(path, error) from error
+
+
+def _is_continued(known: Known) -> bool:
+    """Return whether the text is somebody's, with EdgePrism's words behind it."""
+    return known.original is not None and bool(known.original.appended)
 
 
 def read_sidecar(path: Path, limit: int) -> bytes | None:

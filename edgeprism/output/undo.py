@@ -7,92 +7,125 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from edgeprism.files.atomic import output_error, write_atomically
+from edgeprism.output.authorship import Authorship, Outputs
 from edgeprism.output.originals import Originals
 from edgeprism.output.sidecar import check_changeable, read_sidecar, xmp_error
 from edgeprism.output.txt import MAX_TXT_BYTES, is_blank
 from edgeprism.output.xmp_encoding import MAX_XMP_BYTES
-from edgeprism.output.xmp_tree import XmpError
+from edgeprism.output.xmp_tree import EDGEPRISM, XmpError
 from edgeprism.output.xmp_undo import remove_description
 
 # "removed": the file, or the description in it, was EdgePrism's alone and is gone. "restored": a
 # former text is back. "left": the file holds nothing that EdgePrism wrote, or it was changed since.
 Undoing = Literal["removed", "restored", "left"]
+_MARKS = tuple(EDGEPRISM.encode(codec) for codec in ("utf-8", "utf-16-le", "utf-16-be"))
+
+
+@dataclass(frozen=True)
+class Undo:
+    """What is to be done with a sidecar; nothing is done before `apply`."""
+
+    path: Path
+    done: Undoing
+    remaining: bytes | None = None  # of the file, if it is to stay
+    forget: Callable[[], None] | None = None  # what EdgePrism remembers of it
+
+    @property
+    def file_stays(self) -> bool:
+        """Whether the file stays, without the caption."""
+        return self.remaining is not None
+
+    def apply(self) -> None:
+        """Do it. Raises OutputError if the file cannot be changed; it is untouched then."""
+        if self.done == "left":
+            return
+        try:
+            if self.remaining is None:
+                os.unlink(self.path)
+            else:
+                write_atomically(self.path, self.remaining)
+            if self.forget is not None:
+                self.forget()
+        except (OSError, ValueError) as error:
+            raise output_error(self.path, error) from error
 
 
 def undo_sidecar(
     path: Path,
     *,
-    written_before: Callable[[Path], str | None] | None = None,
+    outputs: Outputs | None = None,
     originals: Originals | None = None,
     dry_run: bool = False,
 ) -> Undoing:
     """Take EdgePrism's words out of the sidecar `path`, by its suffix a .txt or .xmp file.
 
+    With `dry_run`, change nothing. Parameters and errors are those of `plan_undo`.
+    """
+    undo = plan_undo(path, outputs=outputs, originals=originals)
+    if not dry_run:
+        undo.apply()
+    return undo.done
+
+
+def plan_undo(
+    path: Path, *, outputs: Outputs | None = None, originals: Originals | None = None
+) -> Undo:
+    """Return what takes EdgePrism's words out of the sidecar `path`.
+
     Args:
         path: An absolute path.
-        written_before: Returns the sha256 of what EdgePrism last wrote to a .txt, or None.
+        outputs: What EdgePrism wrote into .txt files.
         originals: What stood in .txt files before; by default those of this user.
-        dry_run: Change nothing, and say only what would be done.
 
     Raises:
-        OutputError: The file cannot be changed safely; it is untouched.
+        OutputError: The file cannot be changed safely.
     """
     is_xmp = path.suffix.lower() == ".xmp"
     try:
-        data = read_sidecar(path, MAX_XMP_BYTES if is_xmp else MAX_TXT_BYTES)
-        if data is None:
-            return "left"
-        if is_xmp:
-            return _undo_xmp(path, data, dry_run)
-        return _undo_txt(path, data, written_before, originals or Originals(), dry_run)
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return Undo(path, "left")  # EdgePrism writes regular files alone
+        data = read_sidecar(path, MAX_XMP_BYTES if is_xmp else MAX_TXT_BYTES) or b""
+        undo = _undo_xmp(path, data) if is_xmp else _undo_txt(path, data, outputs, originals)
+    except FileNotFoundError:
+        return Undo(path, "left")
     except (OSError, ValueError) as error:
         raise output_error(path, error) from error
+    if undo.done != "left":
+        check_changeable(path)
+    return undo
 
 
-def _undo_xmp(path: Path, data: bytes, dry_run: bool) -> Undoing:
+def _undo_xmp(path: Path, data: bytes) -> Undo:
     try:
         undone = remove_description(data)
     except XmpError as error:
+        if not any(mark in data for mark in _MARKS):
+            return Undo(path, "left")  # it is broken, and nothing in it is EdgePrism's
         raise xmp_error(path, error) from error
     if undone is None:
-        return "left"
-    if not dry_run:
-        _put(path, undone.data)
-    return "restored" if undone.restored else "removed"
+        return Undo(path, "left")
+    return Undo(path, "restored" if undone.restored else "removed", undone.data)
 
 
 def _undo_txt(
-    path: Path,
-    data: bytes,
-    written_before: Callable[[Path], str | None] | None,
-    originals: Originals,
-    dry_run: bool,
-) -> Undoing:
-    original, digest = originals.find(path), hashlib.sha256(data).hexdigest()
-    if original is None:
-        if written_before is None or written_before(path) != digest:
-            return "left"
-        former = None
-    elif original.written_sha256 == digest:
-        former = original.content
-    elif original.appended and data.endswith(original.appended):
-        former = data.removesuffix(original.appended)  # a person went on writing in front of it
-    else:
-        return "left"
-    if not dry_run:
-        _put(path, former)
-        originals.forget(path)
-    return "removed" if former is None or is_blank(former) else "restored"
-
-
-def _put(path: Path, data: bytes | None) -> None:
-    check_changeable(path)
-    if data is None:
-        os.unlink(path)
-    else:
-        write_atomically(path, data)
+    path: Path, data: bytes, outputs: Outputs | None, originals: Originals | None
+) -> Undo:
+    authorship = Authorship(outputs, originals)
+    known = authorship.find(path, data)
+    if known is None:
+        return Undo(path, "left")
+    former: bytes | None = None
+    if known.original is not None:
+        former = known.original.content
+        if known.original.written_sha256 != hashlib.sha256(data).hexdigest():
+            # A person went on writing in front of it.
+            former = data.removesuffix(known.original.appended)
+    done: Undoing = "removed" if former is None or is_blank(former) else "restored"
+    return Undo(path, done, former, lambda: authorship.forget(path, data, known))

@@ -25,6 +25,7 @@ from edgeprism.files.home import data_dir
 from edgeprism.files.stamps import FileStamp, status_to_stamp
 from edgeprism.store.claims import LEASE_S, Holders
 from edgeprism.store.database import Database, StoreError, UnwritableStoreError
+from edgeprism.store.outputs import OutputTable
 from edgeprism.store.paths import absolute, bytes_to_path, can_be, is_unchanged, path_to_bytes
 from edgeprism.store.request_key import RequestKey
 from edgeprism.store.schema import MIGRATIONS
@@ -56,6 +57,7 @@ class CaptionStore:
         self.path = path
         self._on_unwritable = on_unwritable
         self._holders = Holders(socket.gethostname())
+        self.outputs = OutputTable(self._rows, self._write)
         self._database: Database | None
         try:
             self._database = Database(path, MIGRATIONS, BUSY_SECONDS)
@@ -148,23 +150,6 @@ class CaptionStore:
         self._write(
             lambda database: database.execute(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?)", values
-            ),
-            None,
-        )
-
-    # ---- digests of outputs
-
-    def written_before(self, path: Path) -> str | None:
-        """Return the sha256 of what EdgePrism last wrote to `path`; None if it never did."""
-        row = self._row("SELECT sha256 FROM outputs WHERE path = ?", (path_to_bytes(path),))
-        return str(row[0]) if row else None
-
-    def remember_output(self, path: Path, sha256: str) -> None:
-        """Remember what EdgePrism wrote to `path`."""
-        values = (path_to_bytes(path), sha256)
-        self._write(
-            lambda database: database.execute(
-                "INSERT OR REPLACE INTO outputs VALUES (?, ?)", values
             ),
             None,
         )
@@ -335,11 +320,13 @@ class CaptionStore:
         return self._database
 
     def _row(self, statement: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return next(iter(self._rows(statement, values)), None)
+
+    def _rows(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         if self._database is None:
-            return None
+            return []
         with self._database.explained():
-            row: tuple[Any, ...] | None = self._database.execute(statement, values).fetchone()
-        return row
+            return self._database.execute(statement, values).fetchall()
 
     def _write(self, work: Callable[[Database], Result], otherwise: Result) -> Result:
         """Do `work` in a transaction; if the store cannot be written, maybe go on `otherwise`."""

@@ -41,4 +41,12 @@ MIGRATIONS = (
     ALTER TABLE captions ADD COLUMN tiles_sha256 TEXT;
     CREATE INDEX captions_by_tiles ON captions (request, tiles_sha256)
     """,
+    # A path may have held several contents, and a file that was moved is known by its content.
+    """
+    ALTER TABLE outputs RENAME TO outputs_2;
+    CREATE TABLE outputs (path BLOB NOT NULL, sha256 TEXT NOT NULL, UNIQUE (path, sha256));
+    INSERT INTO outputs SELECT path, sha256 FROM outputs_2 ORDER BY rowid;
+    DROP TABLE outputs_2;
+    CREATE INDEX outputs_by_content ON outputs (sha256)
+    """,
 )

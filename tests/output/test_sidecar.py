@@ -18,6 +18,7 @@ from edgeprism.output.xmp import merge_description, read_description
 from edgeprism.output.xmp_tree import XmpError
 from edgeprism.picture.find import PictureFile, find_pictures
 from tests.helpers import ordinary_user
+from tests.helpers.outputs import KnownOutputs
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 DC = "{http://purl.org/dc/elements/1.1/}"
@@ -243,14 +244,11 @@ def test_a_file_of_someone_else_stays_unless_told_otherwise(photo: Path) -> None
 
 
 def test_our_own_file_is_replaced_until_someone_changes_it(photo: Path) -> None:
-    written: dict[Path, str] = {}
-    sidecar = TxtSidecar(written_before=written.get)
-    first = sidecar.write(record("one"), picture(photo))
-    written[first.path] = first.sha256
+    sidecar = TxtSidecar(outputs=KnownOutputs())
+    sidecar.write(record("one"), picture(photo))
     second = sidecar.write(record("two"), picture(photo))
     assert second.path.read_text() == "two\n"
     second.path.write_text("corrected by hand")
-    written[second.path] = second.sha256
     with pytest.raises(OutputError, match="changed since"):
         sidecar.write(record("three"), picture(photo))
 
@@ -259,13 +257,11 @@ def test_relative_pictures_are_known_by_their_absolute_sidecar(
     photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(photo.parent)
-    lookups: list[Path] = []
+    outputs = KnownOutputs()
     photo.with_suffix(".txt").write_text("?")
     with pytest.raises(OutputError):
-        TxtSidecar(written_before=lambda path: lookups.append(path)).write(
-            record(), picture(Path("photo.jpg"))
-        )
-    assert lookups == [photo.with_suffix(".txt")]
+        TxtSidecar(outputs=outputs).write(record(), picture(Path("photo.jpg")))
+    assert outputs.lookups == [photo.with_suffix(".txt")]
 
 
 @pytest.mark.parametrize("content", [b"\xff\xd8\xff\x00\x00 a picture", b"x" * (2 << 20)])

@@ -15,6 +15,7 @@ from edgeprism.output.sidecar import OwnTextError, TxtSidecar, XmpSidecar
 from edgeprism.output.undo import undo_sidecar
 from edgeprism.output.xmp import read_description
 from edgeprism.picture.find import PictureFile
+from tests.helpers.outputs import KnownOutputs
 from tests.output.test_sidecar import DARKTABLE, LIGHTROOM
 
 RECORD: dict[str, Any] = {"caption": "a red dog", "image_sha256": "ab" * 32,
@@ -290,15 +291,14 @@ def test_an_xmp_comes_back(photo: Path, source: str, append: bool) -> None:
 
 
 def test_files_of_edgeprism_alone_go_and_those_of_others_stay(photo: Path) -> None:
-    written: dict[Path, str] = {}
-    for kind in (TxtSidecar, XmpSidecar):
-        result = kind().write(RECORD, picture(photo))
-        written[result.path] = result.sha256
+    written = KnownOutputs()
+    TxtSidecar(outputs=written).write(RECORD, picture(photo))
+    XmpSidecar().write(RECORD, picture(photo))
     other = photo.parent / "other.txt"
     other.write_text("mine")
     for path in (photo.with_suffix(".txt"), photo.with_suffix(".xmp")):
-        assert undo_sidecar(path, written_before=written.get) == "removed"
-    assert undo_sidecar(other, written_before=written.get) == "left"
+        assert undo_sidecar(path, outputs=written) == "removed"
+    assert undo_sidecar(other, outputs=written) == "left"
     assert sorted(files(photo.parent)) == ["other.txt", "photo.jpg"]
 
 
@@ -307,8 +307,9 @@ def test_a_changed_text_is_somebodys(photo: Path) -> None:
     place.write_text("mine\n")
     TxtSidecar(overwrite=True).write(RECORD, picture(photo))
     place.write_text("a red dog, says Ann\n")
-    digest = hashlib.sha256(b"a red dog\n").hexdigest()
-    assert undo_sidecar(place, written_before=lambda _: digest) == "left"
+    written = KnownOutputs()
+    written.remember(place, hashlib.sha256(b"a red dog\n").hexdigest())
+    assert undo_sidecar(place, outputs=written) == "left"
     assert place.read_text() == "a red dog, says Ann\n"
 
 
