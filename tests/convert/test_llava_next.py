@@ -28,7 +28,7 @@ from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision import graph, stock
 from edgeprism.convert.vision.config import n_used_layers
 from edgeprism.errors import CheckpointError
-from edgeprism.perceive import captioner
+from edgeprism.perceive import steps
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture import layout
 from tests.helpers import tiled
@@ -218,7 +218,7 @@ def _rows_changed(change: Callable[[Any], np.ndarray]) -> Callable[[pytest.Monke
             result = right(*arguments)
             return dataclasses.replace(result, rows=change(result))
 
-        patch.setattr(captioner, "picture_to_layout", wrong)
+        patch.setattr(steps, "picture_to_layout", wrong)
 
     return plant
 

@@ -17,7 +17,7 @@ from PIL import Image
 from edgeprism.convert.family import Family
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.pipeline import convert
-from edgeprism.perceive import captioner
+from edgeprism.perceive import steps
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture import tile
 from edgeprism.progress import Progress
@@ -160,9 +160,9 @@ def tiles_down_first(patch: pytest.MonkeyPatch) -> None:
             return np.concatenate([result[:1], result[1:][order]])
         return np.concatenate([result[:-1][order], result[-1:]])
 
-    patch.setattr(captioner, "picture_to_tiles", wrong)
+    patch.setattr(steps, "picture_to_tiles", wrong)
 
 
 def overview_first(patch: pytest.MonkeyPatch) -> None:
     right = tile.picture_to_tiles
-    patch.setattr(captioner, "picture_to_tiles", lambda *a: np.roll(right(*a), 1, axis=0))
+    patch.setattr(steps, "picture_to_tiles", lambda *a: np.roll(right(*a), 1, axis=0))
