@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from tests.helpers.children import in_child
 
 @pytest.fixture
 def copy(scripted_bundle: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(scripted_bundle, tmp_path / "copy"))
+    path = Path(shutil.copytree(scripted_bundle, tmp_path / "copy"))
+    time.sleep(0.1)  # the digest of a file that was written just now is not remembered
+    return path
 
 
 def flip(path: Path, offset: int = 1000) -> None:
