@@ -194,10 +194,12 @@ def test_width_and_height_are_looked_at_first() -> None:
 
 def test_the_captioner_may_be_told_to_start_no_process(random_bundle: Path) -> None:
     data = COSTLY["numbers as text"]()
-    with Captioner.load(random_bundle, device="cpu", isolate_decoding=False) as captioner:
-        with pytest.MonkeyPatch.context() as refused:
-            refused.setattr(child_decoder, "ChildDecoder", None)
-            assert captioner.encode(data).size == (300, 400)
+    with (
+        Captioner.load(random_bundle, device="cpu", isolate_decoding=False) as captioner,
+        pytest.MonkeyPatch.context() as refused,
+    ):
+        refused.setattr(child_decoder, "ChildDecoder", None)
+        assert captioner.encode(data).size == (300, 400)
 
 
 # ---- files that change while they are read
