@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from edgeprism.errors import CheckpointError
+
 
 @dataclass(frozen=True)
 class Rotation:
@@ -83,7 +85,10 @@ def _rotation(data: Mapping[str, Any], head_dim: int) -> Rotation:
         case "yarn":
             return Rotation(*_yarn(rates, theta, rope, context))
         case kind:
-            raise NotImplementedError(f"The gate's reference does not know RoPE of type {kind!r}.")
+            raise CheckpointError(
+                f"The gate's reference does not know RoPE of type {kind!r}.",
+                "Use the config.json that was published.",
+            )
 
 
 def _llama3(rates: torch.Tensor, rope: Mapping[str, Any], context: float) -> torch.Tensor:
