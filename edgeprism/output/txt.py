@@ -9,7 +9,7 @@ from edgeprism.errors import OutputError
 
 MAX_TXT_BYTES = 1 << 20
 
-_MARKS = (  # longer marks first, because UTF-32's mark begins with UTF-16's
+BYTE_ORDER_MARKS = (  # longer marks first, because UTF-32's mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF8, "utf-8"),
@@ -55,7 +55,7 @@ def appended_text(path: Path, data: bytes, caption: str) -> bytes:
 
 def _decoded(data: bytes) -> tuple[str, str] | None:
     """Return the text and its codec; None if the bytes are no text."""
-    mark, codec = next(((m, c) for m, c in _MARKS if data.startswith(m)), (b"", ""))
+    mark, codec = next(((m, c) for m, c in BYTE_ORDER_MARKS if data.startswith(m)), (b"", ""))
     if mark:
         try:
             text = data[len(mark) :].decode(codec)

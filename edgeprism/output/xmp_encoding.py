@@ -12,17 +12,11 @@ import codecs
 import re
 from dataclasses import dataclass
 
+from edgeprism.output.txt import BYTE_ORDER_MARKS
 from edgeprism.output.xmp_tree import XmpError
 
 MAX_XMP_BYTES = 4 << 20  # sidecars with masks and long histories reach about one MiB
 
-_MARKS = (  # longer marks first, because UTF-32's mark begins with UTF-16's
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 _DECLARED = re.compile(rb"<\?xml\s[^>?]{0,200}?\bencoding\s*=\s*[\"']([A-Za-z][A-Za-z0-9._:-]*)")
 # In each of these every ASCII byte means itself, so the declaration can be read before the rest.
 _ASCII_LIKE = re.compile(r"utf-8|ascii|iso8859-\d+|cp125\d|koi8-[rtu]|mac-roman")
@@ -40,7 +34,7 @@ def decode_xmp(data: bytes) -> tuple[bytes, Encoding]:
     """Return `data` as UTF-8 without a byte-order mark, and how it was written. Raises XmpError."""
     if len(data) > MAX_XMP_BYTES:
         raise XmpError(f"it is larger than {MAX_XMP_BYTES >> 20} MiB")
-    mark, codec = next(((m, name) for m, name in _MARKS if data.startswith(m)), (b"", ""))
+    mark, codec = next(((m, name) for m, name in BYTE_ORDER_MARKS if data.startswith(m)), (b"", ""))
     if not mark and b"\0" in data:
         raise XmpError("it holds NUL bytes, as UTF-16 without a byte-order mark does")
     body = data[len(mark) :]
