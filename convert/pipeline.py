@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgeprism.bundle.manifest import VISION_QUANTS, Manifest, Parity, VisionVariant
+from edgeprism.bundle.manifest import Manifest, Parity, VisionVariant
 from edgeprism.bundle.writer import BundleWriter
+from edgeprism.choices import VISION_QUANTS
 from edgeprism.convert.family import Family, Value
 from edgeprism.convert.gate import judge
 from edgeprism.convert.gate.data import TOKENIZER_TEXTS, gate_pictures

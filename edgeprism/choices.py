@@ -1,8 +1,12 @@
-"""The values of options with a fixed list, for the library and the command line.
+"""Defaults, and the values of options with a fixed list, for the library and the command line.
 
 This module imports nothing, so that `edgeprism --help` stays fast.
 """
 
+# the captioner that comes with the package, used when none is named
+DEFAULT_MODEL = "nano"
+# number types of the vision graph, from the most exact to the fastest on a CPU
+VISION_QUANTS = ("fp32", "fp16", "int8", "int8-full")
 DEVICES = ("auto", "cpu", "cuda", "metal")
 # number types of the KV cache
 KV_TYPES = ("f32", "f16", "q8_0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from edgeprism.bundle.open import DEFAULT_MODEL
+from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.errors import OutputError
 from edgeprism.files.home import data_dir
 from edgeprism.files.remembered import Remembered

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 
-VISION_QUANTS = ("fp32", "fp16", "int8", "int8-full")
 RESAMPLINGS = ("bicubic", "bilinear", "lanczos", "nearest")
 MODES = ("pad", "letterbox", "crop", "center-crop", "stretch", "shrink")
 MAX_EDGE = 4096  # pixels, of a tile; also the largest "longest-edge" of upstream models

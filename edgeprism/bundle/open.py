@@ -18,8 +18,6 @@ from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest, sha256_of_file
 from edgeprism.files.home import installed_models_dirs
 
-DEFAULT_MODEL = "nano"
-
 
 @dataclass(frozen=True)
 class Bundle:

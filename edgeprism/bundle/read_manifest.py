@@ -13,10 +13,10 @@ from edgeprism.bundle.manifest import (
     MODES,
     RESAMPLINGS,
     SCHEMA,
-    VISION_QUANTS,
     Manifest,
     Tiling,
 )
+from edgeprism.choices import VISION_QUANTS
 from edgeprism.errors import ManifestError, ModelError
 from edgeprism.files.regular import open_regular
 from edgeprism.files.strict_json import json_without_duplicates, record_from_data

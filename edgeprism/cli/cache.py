@@ -7,8 +7,7 @@ import click
 from edgeprism.cli.command import Command
 from edgeprism.cli.terminal import confirm, print_json, print_line
 from edgeprism.errors import UsageError
-from edgeprism.files.safe_text import printable_line
-from edgeprism.picture.passed import counted
+from edgeprism.files.safe_text import counted, printable_line
 
 
 @click.group("cache")

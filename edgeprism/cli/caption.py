@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from edgeprism.bundle.open import DEFAULT_MODEL
+from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, is_quiet, with_examples
 from edgeprism.cli.options import (

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprism.bundle.open import DEFAULT_MODEL
-from edgeprism.choices import INSTRUCTION_MODES
+from edgeprism.choices import DEFAULT_MODEL, INSTRUCTION_MODES
 from edgeprism.cli import completion
 from edgeprism.cli.command import OLD_NAMES, Command, with_examples
 from edgeprism.cli.errors import show_error

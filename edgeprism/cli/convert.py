@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprism.bundle.manifest import VISION_QUANTS
+from edgeprism.choices import VISION_QUANTS
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.terminal import StderrProgress, print_path
 from edgeprism.errors import UsageError

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprism.bundle.open import DEFAULT_MODEL
-from edgeprism.choices import INSTRUCTION_MODES, OPTION_FORMS
+from edgeprism.choices import DEFAULT_MODEL, INSTRUCTION_MODES, OPTION_FORMS
 from edgeprism.cli import completion
 from edgeprism.cli.command import OLD_NAMES, Command, with_examples
 from edgeprism.cli.options import (
@@ -24,8 +23,7 @@ from edgeprism.cli.options import (
 )
 from edgeprism.cli.terminal import print_json, say
 from edgeprism.errors import EXIT_DONE, EXIT_SOME_FAILED, Interrupted
-from edgeprism.files.safe_text import printable_line
-from edgeprism.picture.passed import counted
+from edgeprism.files.safe_text import counted, printable_line
 
 if TYPE_CHECKING:
     from edgeprism.evaluation.questions import QuestionFile

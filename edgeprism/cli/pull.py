@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeprism.bundle.manifest import VISION_QUANTS
+from edgeprism.choices import VISION_QUANTS
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.terminal import StderrProgress, print_path

@@ -12,7 +12,7 @@ from edgeprism.cli.errors import show_error
 from edgeprism.cli.terminal import print_line, say
 from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_FAILED, OutputError, UsageError
 from edgeprism.files.home import data_dir
-from edgeprism.picture.passed import counted
+from edgeprism.files.safe_text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edgeprism.cli.terminal import say as say_on_stderr
+from edgeprism.files.safe_text import counted
 from edgeprism.folder.causes import failures_by_cause
 from edgeprism.picture.kinds import heic_cure
-from edgeprism.picture.passed import PassedOver, counted
+from edgeprism.picture.passed import PassedOver
 
 if TYPE_CHECKING:
     from edgeprism.folder.estimate import FolderEstimate

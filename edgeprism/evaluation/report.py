@@ -22,10 +22,9 @@ from edgeprism.evaluation.published_data import identify
 from edgeprism.evaluation.questions import EvalQuestion, QuestionFile
 from edgeprism.evaluation.statistics import CONFIDENCE, RESAMPLES
 from edgeprism.files.atomic import AtomicFile, write_atomically
-from edgeprism.files.safe_text import printable_line
+from edgeprism.files.safe_text import counted, printable_line
 from edgeprism.machine import facts
 from edgeprism.output.streams import csv_row
-from edgeprism.picture.passed import counted
 from edgeprism.reason.base import BaseReasoner
 from edgeprism.version import __version__
 

@@ -1,4 +1,4 @@
-r"""Text from files, models and servers, made safe to print.
+r"""Text for people: what files, models and servers say, made safe to print; counts.
 
 A file's name, a manifest, a model or a server may hold characters that command a terminal: control
 sequences (C0 and C1), marks that reorder the characters around them, and separators that some
@@ -51,3 +51,8 @@ def json_text(value: object, *, indent: int | None = None) -> str:
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 file" or "1,200 files"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from edgeprism.files.safe_text import counted
 from edgeprism.folder.events import Notice
-from edgeprism.picture.passed import counted
 from edgeprism.store.caption_store import CaptionStore, default_path
 from edgeprism.store.claims import LEASE_S, RENEW_S
 from edgeprism.store.database import StoreError

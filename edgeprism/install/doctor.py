@@ -18,7 +18,8 @@ from typing import Any
 
 import edgeprism
 from edgeprism.bundle.defaults import chosen_model
-from edgeprism.bundle.open import DEFAULT_MODEL, check_file, open_bundle
+from edgeprism.bundle.open import check_file, open_bundle
+from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.errors import (
     EXIT_DONE,
     EXIT_MODEL,

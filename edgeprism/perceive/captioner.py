@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Unpack
 
 from edgeprism.arguments import check_path
-from edgeprism.bundle.open import DEFAULT_MODEL, Bundle, open_bundle
+from edgeprism.bundle.open import Bundle, open_bundle
+from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.errors import UsageError
 from edgeprism.machine.turns import Turns
 from edgeprism.perceive.options import (

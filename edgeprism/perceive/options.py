@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from edgeprism.arguments import check_choice, check_flag, check_integer, check_number, check_text
-from edgeprism.bundle.manifest import VISION_QUANTS
-from edgeprism.choices import KV_TYPES
+from edgeprism.choices import KV_TYPES, VISION_QUANTS
 from edgeprism.language.request import Sampling
 from edgeprism.machine.device import EngineOptions, check_engine_options
 

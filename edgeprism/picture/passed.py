@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from edgeprism.files.safe_text import counted
 from edgeprism.picture.kinds import (
     EXCLUDED,
     HIDDEN,
@@ -109,8 +110,3 @@ class PassedOver:
         if self.excluded_folders:
             parts.append(f"{counted(self.excluded_folders, 'excluded folder')} unopened")
         return ", ".join(parts)
-
-
-def counted(number: int, noun: str) -> str:
-    """Return "1 file" or "1,200 files"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -12,8 +12,8 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from edgeprism.bundle.manifest import VISION_QUANTS
 from edgeprism.bundle.read_manifest import manifest_from_bundle
+from edgeprism.choices import VISION_QUANTS
 from edgeprism.convert.gate import judge
 from edgeprism.convert.gate.data import gate_pictures
 from edgeprism.convert.vision import pack_onnx
