@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 @click.option("-m", "--model", "models", multiple=True, shell_complete=completion.captioners,
               metavar="NAME|BUNDLE",
               help="The captioner; repeat for several.  [default: $EDGEPRISM_MODEL, "
-              f"`models default`, or {DEFAULT_MODEL}]")  # fmt: skip
+              f"`edgeprism use`, or {DEFAULT_MODEL}]")  # fmt: skip
 @click.option("--merge-captions", is_flag=True,
               help="With several captioners: let the reasoner merge their descriptions "
               "first.")  # fmt: skip

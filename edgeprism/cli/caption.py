@@ -22,6 +22,7 @@ from edgeprism.cli.options import (
     pair_options,
     working,
 )  # fmt: skip
+from edgeprism.cli.settings import was_set
 from edgeprism.cli.stdin import check_stdin, saved_stdin, stdin_as_file
 from edgeprism.cli.terminal import print_json, say
 from edgeprism.errors import EXIT_DONE, ImageError, UsageError
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     "--model",
     shell_complete=completion.captioners,
     default=default_captioner,
-    show_default=f"$EDGEPRISM_MODEL, `models default`, or {DEFAULT_MODEL}",
+    show_default=f"$EDGEPRISM_MODEL, `edgeprism use`, or {DEFAULT_MODEL}",
     metavar="NAME|BUNDLE",
     help="A model's name or a bundle's folder.",
 )
@@ -190,7 +191,7 @@ def command(
         _check_together(images, options)
     elif not _is_one(images, options):
         search = _search(images, options, form)
-    elif options["parallel"]:
+    elif options["parallel"] and not was_set(click.get_current_context(), "parallel"):
         raise UsageError("--batch does nothing: one picture makes one caption.", "Leave it out.")
     settings = {name: options[name] for name in _CAPTIONER_OPTIONS}
     captioner = open_captioner(model, **settings)

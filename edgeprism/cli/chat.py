@@ -64,7 +64,7 @@ _ENDS = ("/quit", "/exit", "/q", "quit", "exit")
 )
 @click.option("-m", "--model", shell_complete=completion.captioners, default=default_captioner,
               metavar="NAME|BUNDLE",
-              show_default=f"$EDGEPRISM_MODEL, `models default`, or {DEFAULT_MODEL}",
+              show_default=f"$EDGEPRISM_MODEL, `edgeprism use`, or {DEFAULT_MODEL}",
               help="The captioner.")  # fmt: skip
 @answering_options
 @pair_options

@@ -16,6 +16,7 @@ import click
 
 from edgeprism.cli.errors import colour_choice
 from edgeprism.cli.rules import check_rules
+from edgeprism.cli.settings import use_settings
 from edgeprism.cli.terminal import say
 
 # heading → the parameters below it, by their names in Python
@@ -64,7 +65,9 @@ class Command(click.Command):
         return own if help_option is None else [*own, help_option]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does, after old names, and before the check for idle options."""
+        """Parse as click does, after settings and old names, before the check for idle options."""
+        if not ctx.resilient_parsing:
+            use_settings(ctx)
         rest = super().parse_args(ctx, self._renamed(args, silent=ctx.resilient_parsing))
         if not ctx.resilient_parsing:
             check_rules(ctx)

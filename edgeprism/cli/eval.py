@@ -48,10 +48,10 @@ _PIPE_WIDTH = 10_000  # columns
 @click.option("-m", "--model", "captioners", multiple=True, shell_complete=completion.captioners,
               metavar="NAME|BUNDLE",
               help="The captioner; repeat for several.  [default: $EDGEPRISM_MODEL, "
-              f"`models default`, or {DEFAULT_MODEL}]")  # fmt: skip
+              f"`edgeprism use`, or {DEFAULT_MODEL}]")  # fmt: skip
 @click.option("--reasoner", "reasoners", multiple=True, shell_complete=completion.reasoners,
               metavar="NAME|FILE.gguf|URL", default=lambda: (default_reasoner(),),
-              show_default="`models default`, or smollm2-135m",
+              show_default="`edgeprism use`, or smollm2-135m",
               help="The reasoner; repeat for several.")  # fmt: skip
 @reasoner_options
 @click.option("--instruction-mode", "modes", multiple=True, default=INSTRUCTION_MODES,

@@ -34,8 +34,10 @@ COMMANDS = (
     "cache",
     "sidecars",
     "models",
+    "use",
     "pull",
     "convert",
+    "config",
     "doctor",
 )
 

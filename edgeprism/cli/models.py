@@ -19,7 +19,6 @@ from edgeprism.cli.terminal import (
     StderrProgress,
     confirm,
     print_json,
-    print_line,
     print_path,
     say,
 )  # fmt: skip
@@ -99,29 +98,6 @@ def remove(name: str, yes: bool) -> None:
     if not yes and not confirm(f"Delete {find_model(name)}?"):
         raise UsageError("Nothing was deleted.", "Give --yes to delete without asking.")
     say(f"{remove_model(name)}: deleted")
-
-
-@with_examples("edgeprism models default", "edgeprism models default nano")
-@command.command("default", cls=Command)
-@click.argument("name", default="", metavar="[NAME]", shell_complete=completion.models)
-def default(name: str) -> None:
-    """Make a model the default of its kind; without NAME, print both defaults.
-
-    Commands use the default captioner and reasoner when none is named. EDGEPRISM_MODEL goes
-    first.
-    """
-    from edgeprism.bundle.defaults import BUILT_IN, choose_model, default_model
-    from edgeprism.bundle.open import find_model, known_name
-
-    if name:
-        path = find_model(name)
-        if known_name(path) is None:
-            raise UsageError(
-                f"{name} is not an installed model.", f"Install it: edgeprism models add {name}"
-            )
-        choose_model("captioner" if path.is_dir() else "reasoner", known_name(path))
-    for kind in BUILT_IN:
-        print_line(f"{kind}: {default_model(kind)}")
 
 
 @command.command("show", cls=Command)

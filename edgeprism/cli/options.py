@@ -183,7 +183,7 @@ def answering_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="llama.cpp's name of the reasoner's chat format, for a file whose own "
                      "template llama.cpp does not know."),
         click.option("--reasoner", shell_complete=completion.reasoners, default=default_reasoner,
-                     show_default="`models default`, or smollm2-135m",
+                     show_default="`edgeprism use`, or smollm2-135m",
                      metavar="NAME|FILE.gguf|URL",
                      help="The reasoner: an installed one, any chat GGUF, or an "
                      "OpenAI-compatible server (http://127.0.0.1:8080/v1)."),

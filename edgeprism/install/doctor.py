@@ -17,17 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import edgeprism
-from edgeprism.bundle.defaults import chosen_model
+from edgeprism.bundle.defaults import BUILT_IN, chosen_model
 from edgeprism.bundle.open import check_file, open_bundle
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.errors import (
     EXIT_DONE,
     EXIT_MODEL,
     EXIT_UNAVAILABLE,
+    EXIT_USAGE,
     DeviceError,
     ModelError,
     TemplateError,
+    UsageError,
 )
+from edgeprism.files.config import find_config
 from edgeprism.files.home import find_data_dir
 from edgeprism.install.extras import install_extra, missing_for_convert
 from edgeprism.install.inventory import list_models
@@ -106,7 +109,8 @@ def examine(
     _examine_device(diagnosis, providers, offload, environment)
     _examine_machine(diagnosis)
     _examine_data_dir(diagnosis)
-    _examine_models(diagnosis, environment)
+    if _examine_settings(diagnosis):  # else nobody knows which models are meant
+        _examine_models(diagnosis, environment)
     _examine_convert(diagnosis)
     if pair is not None:
         _examine_pair(diagnosis, *pair)
@@ -306,6 +310,20 @@ def _examine_data_dir(diagnosis: Diagnosis) -> None:
         diagnosis.add("data folder", OK, text)
 
 
+def _examine_settings(diagnosis: Diagnosis) -> bool:
+    """Return whether the user's settings can be read."""
+    path = find_config()
+    try:
+        for kind in BUILT_IN:
+            chosen_model(kind)
+    except UsageError as error:
+        diagnosis.add("settings", BAD, error.message.strip(), f"mend {path}", EXIT_USAGE)
+        return False
+    if path is not None and path.is_file():
+        diagnosis.add("settings", OK, str(path))
+    return True
+
+
 def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> None:
     default = environment.get("EDGEPRISM_MODEL") or chosen_model("captioner") or DEFAULT_MODEL
     try:
@@ -317,7 +335,7 @@ def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> Non
         if environment.get("EDGEPRISM_MODEL"):
             fix = "unset EDGEPRISM_MODEL"
         elif default != DEFAULT_MODEL:
-            fix = f"edgeprism models default {DEFAULT_MODEL}"
+            fix = f"edgeprism use {DEFAULT_MODEL}"
         diagnosis.add("default model", BAD, error.message.strip(), fix, EXIT_MODEL)
     else:
         diagnosis.add("default model", OK, f"{bundle.name} ({bundle.path})")

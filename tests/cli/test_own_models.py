@@ -95,12 +95,12 @@ def test_the_default(
     scripted_bundle: Path, scripted_gguf: Path, photo: Path, capfd: Captured,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    assert run(["models", "default"]) == 0
+    assert run(["use"]) == 0
     assert capfd.readouterr().out == "captioner: nano\nreasoner: smollm2-135m\n"
     assert run(["models", "add", str(scripted_bundle), "mine"]) == 0
     assert run(["models", "add", str(scripted_gguf), "talker"]) == 0
-    assert run(["models", "default", "mine"]) == 0
-    assert run(["models", "default", "talker"]) == 0
+    assert run(["use", "mine"]) == 0
+    assert run(["use", "talker"]) == 0
     capfd.readouterr()
     for command in (["caption", str(photo)],
                     ["ask", str(photo), "What?", "--instruction-mode", "generic"]):  # fmt: skip
@@ -110,13 +110,13 @@ def test_the_default(
     assert run(["doctor"]) in (0, 5)
     assert "mine (" in capfd.readouterr().out
     monkeypatch.setenv("EDGEPRISM_MODEL", "nano")
-    assert run(["models", "default"]) == 0
+    assert run(["use"]) == 0
     assert capfd.readouterr().out.startswith("captioner: nano\n")
     monkeypatch.delenv("EDGEPRISM_MODEL")
     assert run(["models", "remove", "mine", "--yes"]) == 0
-    assert run(["models", "default"]) == 0
+    assert run(["use"]) == 0
     assert capfd.readouterr().out.startswith("captioner: nano\n")
-    assert run(["models", "default", str(scripted_bundle)]) == 2
+    assert run(["use", str(scripted_bundle)]) == 2
     assert "models add" in capfd.readouterr().err
 
 

@@ -26,7 +26,7 @@ SERVER = "http://127.0.0.1:8080/v1"  # as the pages write it
 PATIENCE_S = 120
 RUN = ("sh", "python")
 # told from a shell or a program: drawings, and forms of files
-NOT_CODE = ("", "text", "tree", "rooms", "json")
+NOT_CODE = ("", "text", "tree", "rooms", "json", "toml")
 BLOCKS = {name_of(page): list(blocks(page)) for page in pages()}
 RUNNABLE = [name for name, found in BLOCKS.items() if any(_.language in RUN for _ in found)]
 

@@ -20,6 +20,8 @@ import edgeprism.store.caption_store  # its error belongs to the tree
 from edgeprism import errors
 from edgeprism.bundle.manifest import Manifest
 from edgeprism.cli.main import cli, run
+from edgeprism.cli.settings import SETTINGS, sections_with
+from edgeprism.files.home import data_dir
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.records import Answer, Evidence, ModelInfo, Timings, TokenCounts
 from tests.docs.pages import ROOT, first_column, section
@@ -183,6 +185,22 @@ def test_variables() -> None:
     for name in ("NO_COLOR", "FORCE_COLOR", "HF_HOME", "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
         assert f"`{name}`" in page
         assert any(name in source for source in sources)
+
+
+def test_settings(capfd: pytest.CaptureFixture[str]) -> None:
+    page = (REFERENCE / "settings.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (at the top|`\[\w+\]`) \| (.*) \|$", page, re.MULTILINE)
+    told = {where.strip("`[]"): set(re.findall(r"`([\w-]+)`", text)) for where, text in rows}
+    at_the_top = told.pop("at the top")
+    known = {key for keys in SETTINGS.values() for key in keys}
+    assert {key for key in known if "" in sections_with(key)} == at_the_top
+    assert told.keys() == SETTINGS.keys()
+    for command, keys in SETTINGS.items():
+        assert told[command] - {"reasoner"} == set(keys) - at_the_top
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (data_dir() / "config.toml").write_text(block, encoding="utf-8")
+    assert run(["config", "list"]) == 0
+    assert "caption.sidecar-name = full" in capfd.readouterr().out
 
 
 def test_public_names() -> None:

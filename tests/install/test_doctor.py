@@ -149,6 +149,17 @@ def test_the_default_model(tmp_path: Path, random_bundle: Path) -> None:
 
 
 @pytest.mark.usefixtures("engines")
+def test_damaged_settings(tmp_path: Path) -> None:
+    assert finding(doctor.examine(), "default model").state == "ok"
+    (data_dir() / "config.toml").write_text("model = 'nano'\n")
+    assert finding(doctor.examine(), "settings").state == "ok"
+    (data_dir() / "config.toml").write_text("model =\n")
+    diagnosis = doctor.examine()
+    assert diagnosis.exit_code == 2
+    assert finding(diagnosis, "settings").state == "bad"
+
+
+@pytest.mark.usefixtures("engines")
 def test_a_default_model_with_a_flipped_bit(
     tmp_path: Path, random_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,9 +176,9 @@ def test_a_default_model_with_a_flipped_bit(
         assert name in finding(diagnosis, "default model").text
     shutil.move(tmp_path / "0", data_dir() / "models" / "mine")
     monkeypatch.delenv("EDGEPRISM_MODEL", raising=False)
-    assert run(["models", "default", "mine"]) == 0
+    assert run(["use", "mine"]) == 0
     found = finding(doctor.examine({}), "default model")
-    assert (found.state, found.fix) == ("bad", "edgeprism models default nano")
+    assert (found.state, found.fix) == ("bad", "edgeprism use nano")
 
 
 @pytest.mark.usefixtures("usable")

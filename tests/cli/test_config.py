@@ -1,0 +1,250 @@
+"""The user's settings: flag > environment > settings > default, and a file that stays whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from edgeprism.cli.main import run
+from edgeprism.cli.settings import SETTINGS
+from edgeprism.errors import UsageError
+from edgeprism.files.config import change_config, find_config, read_config
+from tests.helpers.bundles import SAID_TEXT
+
+Captured = pytest.CaptureFixture[str]
+
+
+def config_file() -> Path:
+    found = find_config()
+    assert found is not None
+    return found
+
+
+def written(text: str) -> Path:
+    config_file().write_text(text)
+    return config_file()
+
+
+# ---- what a setting does
+
+
+def test_flag_then_environment_then_settings_then_default(
+    photo: Path, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def device() -> str:
+        assert run(["caption", str(photo), "--json"]) == 0
+        return capfd.readouterr().out
+
+    assert '"device": "cpu"' in device()
+    written('device = "cuda"\n')
+    assert run(["caption", str(photo)]) == 5  # the setting holds, and there is no such device
+    assert "cuda" in capfd.readouterr().err
+    monkeypatch.setenv("EDGEPRISM_DEVICE", "cpu")
+    assert '"device": "cpu"' in device()
+    monkeypatch.setenv("EDGEPRISM_DEVICE", "metal")
+    assert run(["caption", str(photo), "--device", "cpu"]) == 0
+
+
+def test_a_commands_own_setting_goes_before_the_one_at_the_top(
+    photo: Path, capfd: Captured
+) -> None:
+    written('device = "cuda"\n[caption]\ndevice = "cpu"\nmax-tokens = 1\n')
+
+    def tokens(*flags: str) -> int:
+        assert run(["caption", str(photo), "--json", *flags]) == 0
+        return int(json.loads(capfd.readouterr().out)["tokens"]["generated"])
+
+    assert tokens() == 1
+    assert tokens("--max-tokens", "3") == 3
+
+
+def test_the_model(
+    photo: Path, scripted_bundle: Path, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPRISM_MODEL", "nano")
+    assert run(["models", "add", str(scripted_bundle), "mine"]) == 0
+    written('model = "mine"\n[caption]\nmodel = "mine"\n')
+    capfd.readouterr()
+    assert run(["caption", str(photo)]) == 0
+    assert capfd.readouterr().out != f"{SAID_TEXT}\n"
+    monkeypatch.delenv("EDGEPRISM_MODEL")
+    assert run(["caption", str(photo)]) == 0
+    assert capfd.readouterr().out == f"{SAID_TEXT}\n"
+
+
+def test_sidecars_by_setting_and_one_picture(
+    photo: Path, scripted_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPRISM_MODEL", str(scripted_bundle))
+    written("[caption]\ntxt = true\nbatch = 2\nno-cache = true\nexclude = ['*.gif']\n")
+    assert run(["caption", str(photo)]) == 0
+    assert photo.with_suffix(".txt").read_text() == f"{SAID_TEXT}\n"
+
+
+def test_quiet_by_setting(tmp_path: Path, photo: Path, capfd: Captured) -> None:
+    written("quiet = true\n")
+    assert run(["caption", str(photo), str(photo)]) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_every_setting_is_an_option_of_its_command(capfd: Captured) -> None:
+    for command, keys in SETTINGS.items():
+        assert run([command, "--help"]) == 0
+        shown = capfd.readouterr().out
+        assert [key for key in keys if f"--{key}" not in shown] == []
+
+
+# ---- what is wrong with a file
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("modle = 'nano'\n", "modle"),
+        ("[caption]\nreasoner = 'x'\n", "caption.reasoner"),
+        ("[captions]\nmodel = 'x'\n", "captions.model"),
+        ("[eval]\nmodel = 'x'\n", "eval.model"),
+        ("threads = 'many'\n", "threads"),
+        ("threads = 0\n", "threads"),
+        ("device = 'tpu'\n", "device"),
+        ("device = ['cpu']\n", "device"),
+        ("device = true\n", "device"),
+        ("[caption]\ntxt = 'yes'\n", "caption.txt"),
+        ("[caption]\nexclude = [1.5, {a = 1}]\n", "caption.exclude"),
+        ("[caption]\nmax-tokens = 2024-01-01\n", "caption.max-tokens"),
+        ("model = 7\n", "model"),
+        ("model =\n", "TOML"),
+        ("a = " + "[" * 5000, "TOML"),
+        ("\udcff", "UTF-8"),
+        ("#" * (1 << 20) + "\n", "bytes"),
+    ],
+)
+def test_a_fault_is_named(text: str, named: str, photo: Path, capfd: Captured) -> None:
+    config_file().write_bytes(text.encode(errors="surrogateescape"))
+    assert run(["caption", str(photo)]) == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert str(config_file()) in said.err
+    assert named in said.err
+    assert "hint:" in said.err
+
+
+def test_what_is_no_file(photo: Path, capfd: Captured) -> None:
+    os.mkfifo(config_file())
+    assert run(["caption", str(photo)]) == 2
+    assert "not a regular file" in capfd.readouterr().err
+
+
+# ---- the commands
+
+
+def test_set_get_list_unset(capfd: Captured) -> None:
+    for arguments in (["device", "cpu"], ["caption.max-tokens", "60"], ["caption.txt", "yes"],
+                      ["caption.exclude", "*.gif", "old/"], ["caption.temperature", "0.5"],
+                      ["ask.instruction", 'Say "it" \\ plainly, ü']):  # fmt: skip
+        assert run(["config", "set", *arguments]) == 0
+    assert read_config() == {
+        "device": "cpu",
+        "caption": {"max-tokens": 60, "txt": True, "exclude": ["*.gif", "old/"],
+                    "temperature": 0.5},
+        "ask": {"instruction": 'Say "it" \\ plainly, ü'},
+    }  # fmt: skip
+    capfd.readouterr()
+    assert run(["config", "get", "caption.max-tokens"]) == 0
+    assert capfd.readouterr().out == "60\n"
+    assert run(["config", "get", "threads"]) == 1
+    assert run(["config", "list"]) == 0
+    assert "caption.exclude = *.gif old/\n" in capfd.readouterr().out
+    assert run(["config", "list", "--all", "--json"]) == 0
+    assert '"ask.stages": null' in capfd.readouterr().out
+    assert run(["config", "unset", "caption.txt"]) == 0
+    assert run(["config", "unset", "threads"]) == 0
+    assert "txt" not in read_config()["caption"]
+    assert run(["config", "path"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["modle", "nano"], "Did you mean model"),
+        (["caption.reasoner", "x"], "caption.reasoner"),
+        (["nosuch.model", "x"], "nosuch.model"),
+        (["threads", "many"], "threads"),
+        (["threads", "1", "2"], "one value"),
+        (["caption.txt", "perhaps"], "true or false"),
+        (["caption.overwrite", "true"], "caption.overwrite"),
+    ],
+)
+def test_a_wrong_set_writes_nothing(arguments: list[str], named: str, capfd: Captured) -> None:
+    assert run(["config", "set", *arguments]) == 2
+    assert named in capfd.readouterr().err
+    assert not config_file().exists()
+
+
+def test_a_damaged_file_is_not_written_over(capfd: Captured) -> None:
+    path = written("device = \n")
+    assert run(["config", "set", "device", "cpu"]) == 2
+    assert path.read_text() == "device = \n"
+
+
+# ---- the file as people write it
+
+
+@pytest.mark.parametrize(
+    ("before", "section", "key", "value", "after"),
+    [
+        ("", "", "model", "a", 'model = "a"\n'),
+        ("# mine\nmodel = 'b' # why\n", "", "model", "a", '# mine\nmodel = "a"\n'),
+        ("x = 1", "", "model", "a", 'x = 1\nmodel = "a"\n'),
+        ("\n[caption]\ntxt = true\n", "", "model", "a", 'model = "a"\n\n[caption]\ntxt = true\n'),
+        ("[caption]\n", "caption", "txt", True, "[caption]\ntxt = true\n"),
+        ("x = 1\n", "caption", "txt", True, "x = 1\n\n[caption]\ntxt = true\n"),
+        ("[ caption ] # c\na = 1\n\n[ask]\nb = 2\n", "caption", "txt", True,
+         "[ caption ] # c\na = 1\ntxt = true\n\n[ask]\nb = 2\n"),
+        ("[caption]\ntxt = true\n", "caption", "txt", None, "[caption]\n"),
+        ("[caption]\ntxt = true\n", "ask", "txt", None, "[caption]\ntxt = true\n"),
+    ],
+)  # fmt: skip
+def test_one_line_changes(before: str, section: str, key: str, value: object, after: str) -> None:
+    path = written(before)
+    change_config(section, key, value)
+    assert path.read_text() == after
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "caption = {txt = true}\n",
+        "caption.txt = true\n",
+        '[caption]\nexclude = [\n  "a",\n]\ntxt = """\ntxt = 1\n"""\n',
+        '["caption"]\ntxt = true\n',
+    ],
+)
+def test_other_forms_are_changed_rightly_or_left(text: str) -> None:
+    path = written(text)
+    before = tomllib.loads(text)
+    try:
+        change_config("caption", "txt", False)
+    except UsageError as error:
+        assert path.read_text() == text
+        assert error.hint.startswith("Open the file")  # noqa: PT017
+    else:
+        assert tomllib.loads(path.read_text()) == {"caption": {**before["caption"], "txt": False}}
+
+
+def test_without_a_home(monkeypatch: pytest.MonkeyPatch, capfd: Captured) -> None:
+    monkeypatch.setattr("edgeprism.files.config.find_config", lambda: None)
+    monkeypatch.setattr("edgeprism.cli.config.find_config", lambda: None)
+    assert read_config() == {}
+    assert run(["config", "set", "device", "cpu"]) != 0
+    assert "EDGEPRISM_HOME" in capfd.readouterr().err
+
+
+def test_the_platforms_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("EDGEPRISM_HOME")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert find_config() == tmp_path / "edgeprism" / "config.toml"
