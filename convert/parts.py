@@ -25,8 +25,8 @@ from edgeprism.convert.read.card import CaptionerCard
 from edgeprism.convert.read.checkpoint import Requirements
 from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.read.sources import SourceFiles, source_of
-from edgeprism.convert.vision.export import INPUT, NEWLINE, OUTPUT
 from edgeprism.convert.vision.graph import VisionGraph
+from edgeprism.convert.vision.quantize import INPUT, NEWLINE, OUTPUT
 from edgeprism.convert.vision.side import VisionSide
 from edgeprism.convert.vision.weights import VisionWeights
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
-import gc
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,17 +16,14 @@ from edgeprism.choices import VISION_QUANTS
 from edgeprism.convert.family import Family, Value
 from edgeprism.convert.gate import judge
 from edgeprism.convert.gate.data import TOKENIZER_TEXTS, gate_pictures
+from edgeprism.convert.gate.int8 import measure_vision, write_int8
 from edgeprism.convert.language.model import Tick
 from edgeprism.convert.language.write_gguf import LM_QUANTS, write_gguf
+from edgeprism.convert.memory import give_memory_back
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.parts import FamilyParts, captioner_parts
 from edgeprism.convert.read.card import card_from_folder
-from edgeprism.convert.vision.export import (
-    export_graph,
-    int8_damage,
-    quantizable_nodes,
-    quantize_int8,
-)
+from edgeprism.convert.vision.export import export_graph
 from edgeprism.convert.vision.pack_onnx import pack_onnx
 from edgeprism.errors import ParityError, UsageError
 from edgeprism.language.model import LanguageModel
@@ -38,8 +31,6 @@ from edgeprism.machine.facts import available_cores
 from edgeprism.progress import Progress
 
 LM_FILE = "lm.gguf"
-# If int8 fails the gate, keep the worst 1/16 of the matrices in float, then 1/8, 1/4 and 1/2.
-_FLOAT_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
 
 def convert(family: Family, out: Path, options: ConvertOptions, settings: Mapping[str, Value],
@@ -77,10 +68,10 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
         # 6. write the vision graphs and the language model, and measure each
         verdict = judge.Verdict()
         variants = _write_vision(parts, writer.folder, options, verdict, progress)
-        _give_memory_back()
+        give_memory_back()
         lm_path = writer.folder / LM_FILE
         write_gguf(lm_path, options.lm_quant, parts.lm, parts.manifest.name, progress)
-        _give_memory_back()
+        give_memory_back()
         _measure_lm(parts, lm_path, options.lm_quant, verdict, progress)
         # 7. gate: does the bundle compute what the checkpoint does?
         _require_parity(verdict, options.force, progress)
@@ -134,15 +125,6 @@ def _completed(manifest: Manifest, variants: list[VisionVariant], lm_quant: str,
     )
 
 
-def _give_memory_back() -> None:
-    """Return freed memory to the system; glibc would keep gigabytes of it for later."""
-    gc.collect()
-    if sys.platform == "linux":
-        # other C libraries, e.g. musl, lack malloc_trim and do not need it
-        with contextlib.suppress(AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
-
-
 def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
                   verdict: judge.Verdict, progress: Progress) -> list[VisionVariant]:  # fmt: skip
     """Write every variant as vision.<quant>.onnx and measure it against the reference."""
@@ -163,45 +145,14 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
             )
         out = folder / f"vision.{quant}.onnx"
         if quant.startswith("int8"):
-            measured = _write_int8(graphs[dtype], out, quant, pixels, reference, progress)
+            measured = write_int8(graphs[dtype], out, quant, pixels, reference, progress)
         else:
             pack_onnx(graphs[dtype], out)
-            measured = _measure(out, quant, pixels, reference, progress)
+            measured = measure_vision(out, quant, pixels, reference, progress)
         verdict.add(f"vision {quant}", *measured)
         variants.append(VisionVariant(out.name, quant))
     shutil.rmtree(work)
     return variants
-
-
-def _measure(path: Path, quant: str, pixels: np.ndarray, reference: np.ndarray,
-             progress: Progress) -> tuple[dict[str, float], list[str]]:  # fmt: skip
-    progress.stage(f"Measuring vision {quant}", len(pixels))
-    tokens = judge.run_vision(path, pixels, quant == "int8-full", progress)
-    return judge.judge_vision(quant, tokens, reference)
-
-
-def _write_int8(graph: Path, out: Path, quant: str, pixels: np.ndarray, reference: np.ndarray,
-                progress: Progress) -> tuple[dict[str, float], list[str]]:  # fmt: skip
-    """Quantize; while the gate fails, keep more of the most damaged matrices in float."""
-    full_range = quant == "int8-full"
-    n_nodes = len(quantizable_nodes(graph))
-    worst: list[str] = []
-    n_float = 0
-    for share in (0.0, *_FLOAT_SHARES):
-        if share and not worst:
-            progress.stage("Finding the matrices that int8 damages most")
-            worst = int8_damage(graph, pixels, full_range)
-        n_float = round(share * n_nodes)
-        progress.stage(f"Quantizing vision to {quant}")
-        out.unlink(missing_ok=True)
-        quantize_int8(graph, out, full_range, set(worst[:n_float]))
-        _give_memory_back()
-        figures, failures = _measure(out, quant, pixels, reference, progress)
-        if not failures:
-            break
-    if n_float:
-        progress.say(f"vision {quant}: {n_float} of {n_nodes} matrices stay in float.")
-    return {**figures, "float_matrices": float(n_float)}, failures
 
 
 def _measure_lm(parts: FamilyParts, path: Path, quant: str, verdict: judge.Verdict,

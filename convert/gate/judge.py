@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeprism.convert.vision.export import INPUT
+from edgeprism.convert.vision.quantize import INPUT
 from edgeprism.progress import Progress
 
 

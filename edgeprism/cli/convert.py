@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgeprism.convert.family import Family, Option, Value
     from edgeprism.convert.options import ConvertOptions
 
-_NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "optimum", "gguf", "safetensors",
+_NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "gguf", "safetensors",
            "sentencepiece", "google.protobuf")  # fmt: skip
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
