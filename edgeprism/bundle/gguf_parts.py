@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
@@ -51,7 +52,11 @@ def model_digest(path: Path, *, again: bool = False) -> str:
 
     `again` as for `file_digest`. Raises ModelError if a part is missing or cannot be read.
     """
-    digests = [file_digest(part, again=again) for part in part_paths(path)]
+    return parts_to_digest([file_digest(part, again=again) for part in part_paths(path)])
+
+
+def parts_to_digest(digests: Sequence[str]) -> str:
+    """Return a model's digest from those of its parts, which are given in order."""
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()

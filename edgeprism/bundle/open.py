@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from edgeprism.bundle.gguf_parts import part_names
-from edgeprism.bundle.manifest import FILE_NAME, Manifest, VisionVariant
+from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest, VisionVariant
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest, sha256_of_file
@@ -39,13 +39,22 @@ class Bundle:
     def file(self, name: str) -> Path:
         """Return the path of a file of the bundle, after checking its digest (`check_file`).
 
-        Of a language model in several parts it checks them all.
+        It checks all files that an engine opens with this one (`opened_with`).
         """
-        parts = part_names(name) if name == self.manifest.lm.file else [name]
-        for part in parts:
-            entry = self.manifest.files[part]
-            check_file(self.places.get(part, self.path / part), entry.sha256, entry.size)
+        for path, entry in self.opened_with(name).items():
+            check_file(path, entry.sha256, entry.size)
         return self.places.get(name, self.path / name)
+
+    def opened_with(self, name: str) -> dict[Path, FileEntry]:
+        """Return the files that an engine opens when it opens `name`, itself among them.
+
+        They are all parts of a language model, and the weights beside a vision graph.
+        """
+        files = self.manifest.files
+        names = part_names(name) if name == self.manifest.lm.file else [name]
+        beside = f"{name}.data"
+        names += [beside] if beside in files else []
+        return {self.places.get(each, self.path / each): files[each] for each in names}
 
 
 def find_model(model: str | os.PathLike[str]) -> Path:

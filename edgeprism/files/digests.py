@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from edgeprism.errors import ModelError
 from edgeprism.files.regular import open_regular
@@ -48,10 +49,15 @@ def sha256_of_file(path: Path) -> str:
     It reads as many bytes as the file has when it is opened, so a file that grows cannot keep it
     reading. Raises OSError, also for what is not a regular file.
     """
-    digest = hashlib.sha256()
     with open_regular(path) as file:
-        left = os.fstat(file.fileno()).st_size
-        while left and (chunk := file.read(min(left, _CHUNK))):
-            digest.update(chunk)
-            left -= len(chunk)
+        return sha256_of_open_file(file)
+
+
+def sha256_of_open_file(file: BinaryIO) -> str:
+    """Return the sha256 of an open file's bytes from here on; bounded as `sha256_of_file`."""
+    digest = hashlib.sha256()
+    left = os.fstat(file.fileno()).st_size
+    while left and (chunk := file.read(min(left, _CHUNK))):
+        digest.update(chunk)
+        left -= len(chunk)
     return digest.hexdigest()

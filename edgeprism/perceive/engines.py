@@ -6,11 +6,13 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import VisionVariant
 from edgeprism.bundle.open import Bundle, choose_vision
 from edgeprism.errors import UsageError
+from edgeprism.files.in_use import FilesInUse
 from edgeprism.language.generator import Generator
 from edgeprism.language.llama import supports_offload
 from edgeprism.language.model import LanguageModel
@@ -54,6 +56,7 @@ class Engines:
         self._tried = False
         self._vision: VisionEngine | None = None
         self._lm: LanguageModel | None = None
+        self._in_use: dict[str, FilesInUse] = {}  # file that an engine loaded → what it opened
         self._generator: Generator | None = None
         self._threads_of: dict[str, int] = {}  # file → threads
         self._pins = 0
@@ -127,7 +130,7 @@ class Engines:
             self._try_first()
             start, before = time.perf_counter(), self.load_ms
             self._vision = open_vision(
-                self.bundle.file(self.vision_variant().file),
+                self._file(self.vision_variant().file),
                 self.bundle.manifest,
                 self.lm,
                 provider=self.placement()[0],
@@ -147,7 +150,7 @@ class Engines:
             start = time.perf_counter()
             spec = self.bundle.manifest.lm
             self._lm = LanguageModel(
-                self.bundle.file(spec.file),
+                self._file(spec.file),
                 expected=spec,
                 gpu_layers=self.placement()[1],
                 threads=self.lm_threads(),
@@ -155,6 +158,17 @@ class Engines:
             )
             self.load_ms += (time.perf_counter() - start) * 1000
         return self._lm
+
+    def _file(self, name: str) -> Path:
+        """Return the path of a file that an engine is about to load, after checking its digest."""
+        opened = self.bundle.opened_with(name)
+        self._in_use[name] = FilesInUse({path: entry.sha256 for path, entry in opened.items()})
+        return self.bundle.file(name)
+
+    def check_files(self) -> None:
+        """Raise ModelError if a file of a loaded engine was changed since it was loaded."""
+        for files in self._in_use.values():
+            files.check()
 
     def generator(self) -> Generator:
         """The generator of single captions; it reuses the KV cache of the prompt before."""
@@ -197,6 +211,7 @@ class Engines:
         self.encoding = threading.Lock()
         self._cancel.start_anew()
         self._vision = self._lm = self._generator = None
+        self._in_use = {}
 
     def close(self) -> None:
         """Free both engines; they load again when needed.
@@ -214,3 +229,4 @@ class Engines:
         if self._lm is not None:
             self._lm.close()
         self._vision = self._lm = self._generator = None
+        self._in_use = {}  # closes the files

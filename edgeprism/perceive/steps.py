@@ -206,7 +206,11 @@ class CaptionSteps:
     def record(
         self, encoded: EncodedImage, plan: Plan, done: Finished, timings: Timings
     ) -> Caption:
-        """Return the caption, with everything needed to make it again."""
+        """Return the caption, with everything needed to make it again.
+
+        Raises ModelError if a file of the model was changed while it was in use.
+        """
+        self.engines.check_files()
         repeats = done.finish_reason == "repetition"
         return Caption(
             text=done.text,

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from edgeprism.arguments import check_flag, check_integer, check_path, check_text
-from edgeprism.bundle.gguf_parts import model_bytes, model_digest
+from edgeprism.bundle.gguf_parts import model_bytes, model_digest, part_paths, parts_to_digest
 from edgeprism.bundle.open import find_model, known_name
 from edgeprism.errors import ModelError, UsageError
+from edgeprism.files.digests import file_digest
+from edgeprism.files.in_use import FilesInUse
 from edgeprism.language.chat import Message, chat_to_segments
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.llama import supports_offload
@@ -78,6 +80,7 @@ class Reasoner(BaseReasoner):
         self._threads, self._requested = threads, (device, gpu_layers)
         self._lm: LanguageModel | None = None
         self._generator: Generator | None = None
+        self._in_use: FilesInUse | None = None
         self._model: ModelInfo | None = None
         forget_natives_after_fork(self)
 
@@ -145,6 +148,8 @@ class Reasoner(BaseReasoner):
         sampling = Sampling(max_tokens=max_tokens, grammar=shape.gbnf if shape else "")
         events = generator.run([Request(parts, sampling)])
         done = next(event for event in events if isinstance(event, Finished))
+        if self._in_use is not None:
+            self._in_use.check()
         text, thinking = cut_thinking(done.text) if shape is None else (done.text, "")
         timings = Timings(load=load_ms, prefill=done.prefill_ms, decode=done.decode_ms)
         notes = (REPETITION_NOTE,) if done.finish_reason == "repetition" else ()
@@ -172,7 +177,7 @@ class Reasoner(BaseReasoner):
                 self._generator.close()
             if self._lm is not None:
                 self._lm.close()
-            self._lm = self._generator = None
+            self._lm = self._generator = self._in_use = None
 
     def forget_natives(self) -> None:
         """Free nothing, and load anew when needed: for a process that was forked."""
@@ -180,7 +185,7 @@ class Reasoner(BaseReasoner):
             self._generator.forget_natives()
         keep_for_ever(self._lm)
         self.cancel_token.start_anew()
-        self._lm = self._generator = None
+        self._lm = self._generator = self._in_use = None
 
     def _load(self) -> tuple[Generator, LanguageModel, float]:
         if self._generator is not None and self._lm is not None:
@@ -189,6 +194,9 @@ class Reasoner(BaseReasoner):
         device, requested = self._requested
         gpu_layers = choose_gpu_layers(device, supports_offload(), requested)
         try_reasoner(self.path, gpu_layers=gpu_layers, cancel=self.cancel_token)
+        digests = {part: file_digest(part) for part in part_paths(self.path)}
+        self._in_use = FilesInUse(digests)
+        self._model = ModelInfo(self.name, parts_to_digest(list(digests.values())))
         self._lm = LanguageModel(
             self.path,
             gpu_layers=gpu_layers,
