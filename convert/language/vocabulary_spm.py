@@ -18,8 +18,9 @@ from edgeprism.convert.language.vocabulary import (
     Vocabulary,
     eos_id,
 )
-from edgeprism.convert.read.checkpoint import read_json
+from edgeprism.convert.read.checkpoint import MAX_TEXT_BYTES, read_json
 from edgeprism.errors import CheckpointError
+from edgeprism.files.regular import read_limited
 
 FILE = "tokenizer.model"
 _BPE = 2  # TrainerSpec.ModelType
@@ -73,8 +74,8 @@ def _read_model(path: Path, n_vocab: int) -> Any:
 
     model = sentencepiece_model_pb2.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
-    except DecodeError as error:
+        model.ParseFromString(read_limited(path, MAX_TEXT_BYTES))
+    except (OSError, DecodeError) as error:
         raise CheckpointError(
             f"{path} is not a SentencePiece model.", "Download it again."
         ) from error

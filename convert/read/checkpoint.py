@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprism.errors import CheckpointError
 from edgeprism.files.digests import sha256_of_file
+from edgeprism.files.regular import open_regular, read_limited
 
 if TYPE_CHECKING:
     import torch
 
 MODEL_STEMS = ("model", "pytorch_model")
 ADAPTER_STEMS = ("adapter_model",)
+MAX_TEXT_BYTES = 128 << 20  # of a configuration or tokenizer; the largest published have 35 MB
+_MAX_FRONT_MATTER_BYTES = 1 << 16
 
 
 class Checkpoint:
@@ -272,13 +275,14 @@ def _shards_of(index: Path) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in `path`; CheckpointError if it is missing or damaged."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_limited(path, MAX_TEXT_BYTES))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path} is missing.", "Pass the folder as it was published."
         ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.", "Download it again.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"{path} cannot be read: {reason}.", "Download it again.") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not a JSON object.", "Download it again.")
     return data
@@ -303,7 +307,9 @@ def license_of(folder: Path) -> str:
     readme = folder / "README.md"
     if not readme.is_file():
         return "unknown"
-    lines = readme.read_text(encoding="utf-8", errors="replace").splitlines()
+    with open_regular(readme) as file:
+        beginning = file.read(_MAX_FRONT_MATTER_BYTES)
+    lines = beginning.decode("utf-8", errors="replace").splitlines()
     if not lines or lines[0].strip() != "---":
         return "unknown"
     for line in lines[1:]:

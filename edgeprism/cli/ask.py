@@ -28,12 +28,15 @@ from edgeprism.cli.options import (
 from edgeprism.cli.stdin import check_stdin, stdin_as_file
 from edgeprism.cli.terminal import print_json, say
 from edgeprism.errors import EXIT_DONE, EdgePrismError, UsageError
+from edgeprism.files.regular import read_limited
 from edgeprism.files.safe_text import printable, printable_line
 
 if TYPE_CHECKING:
     from edgeprism.prism import Prism
     from edgeprism.reason.shape import Shape
     from edgeprism.records import Answer
+
+_MAX_SCHEMA_BYTES = 1 << 20
 
 
 @with_examples(
@@ -174,7 +177,8 @@ def _shape(choices: str | None, schema_file: str | None) -> Shape | None:
         from edgeprism.reason.json_schema import text_to_shape
 
         try:
-            text = Path(schema_file).read_text(encoding="utf-8-sig")
+            data = read_limited(Path(schema_file), _MAX_SCHEMA_BYTES, pipe=True)
+            text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise UsageError(
                 f"{schema_file}: not a text in UTF-8.", "Give a file with a JSON schema."

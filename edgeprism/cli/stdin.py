@@ -14,6 +14,7 @@ import click
 from edgeprism.errors import UsageError
 
 STDIN = "-"
+_CHUNK = 1 << 20
 
 
 def check_stdin(images: Sequence[str]) -> None:
@@ -37,9 +38,14 @@ def saved_stdin() -> Path:
 
     The processes that decode pictures read files by path.
     """
+    from edgeprism.picture.source import MAX_FILE_BYTES
+
     folder = Path(tempfile.mkdtemp(prefix="edgeprism-"))
     click.get_current_context().call_on_close(lambda: shutil.rmtree(folder, ignore_errors=True))
     path = folder / "standard-input"
     with path.open("wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
+        left = MAX_FILE_BYTES + 1  # of an endless stream so much that reading refuses it
+        while left and (part := sys.stdin.buffer.read(min(left, _CHUNK))):
+            file.write(part)
+            left -= len(part)
     return path

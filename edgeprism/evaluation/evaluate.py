@@ -15,6 +15,7 @@ from edgeprism.evaluation.questions import QuestionFile, choose_questions
 from edgeprism.evaluation.report import ReportInput, to_report, write_csv, write_json
 from edgeprism.evaluation.results import FILE_NAME, Results
 from edgeprism.evaluation.run import Progress, Run
+from edgeprism.files.regular import open_regular
 from edgeprism.output.places import check_report_folder
 from edgeprism.reason.base import BaseReasoner
 
@@ -43,12 +44,13 @@ def _keep_other_settings(out: Path, report: dict[str, Any]) -> None:
     of the data, make another one.
     """
     try:
-        earlier = json.loads((out / JSON).read_text(encoding="utf-8"))
+        with open_regular(out / JSON) as file:
+            earlier = json.load(file)
         chosen = ("splits", "limit", "sample", "seed")
         same = earlier["settings"] == report["settings"] and all(
             earlier["data"][name] == report["data"][name] for name in chosen
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # there is none, or it is no report of this version
     if same:
         return

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.errors import EdgePrismError, UsageError
+from edgeprism.files.regular import open_regular
 
 FILE_NAME = "run.sqlite3"
 APPLICATION_ID = 0x45504556  # "EPEV"
@@ -77,7 +78,7 @@ class Results:
     def is_in(folder: Path) -> bool:
         """Return whether a folder holds a run's records, without opening them as a database."""
         try:
-            with (folder / FILE_NAME).open("rb") as file:
+            with open_regular(folder / FILE_NAME) as file:
                 header = file.read(72)
         except OSError:
             return False

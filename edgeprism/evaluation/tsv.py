@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgeprism.errors import UsageError
+from edgeprism.files.regular import open_regular
 
 MAX_ROW_BYTES = 64 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -53,9 +54,13 @@ class _Lines:
     def __init__(self, file: BinaryIO, limit: int) -> None:
         self.file, self.limit = file, limit
         self.offset = self.line = 0  # offset of the next line, and number of lines read
+        self._cut = False  # the rest of the last line was not read
         self.begin_row()
 
     def begin_row(self) -> None:
+        while self._cut and (more := self.file.readline(_CHUNK)):
+            self.offset += len(more)
+            self._cut = not more.endswith(b"\n")
         self.row_offset, self.row_line = self.offset, self.line + 1
         self.second: tuple[int, int] | None = None  # (offset, line) of the row's second line
         self.row_bytes = 0
@@ -71,14 +76,11 @@ class _Lines:
         if not data:
             self.ran_out = True
             raise StopIteration
-        too_long = self.row_bytes + len(data) > self.limit
         self.offset += len(data)
-        while not data.endswith(b"\n") and (more := self.file.readline(_CHUNK)):
-            too_long, data = True, more[-1:]
-            self.offset += len(more)
         self.line += 1
         self.row_bytes += len(data)
-        if too_long:
+        if self.row_bytes > self.limit:
+            self._cut = not data.endswith(b"\n")
             raise _RowTooLong
         if self.line == 1:
             data = data.removeprefix(_BOM)
@@ -91,6 +93,7 @@ class _Lines:
         """Continue with the row's second line as a new row, because a quote was never closed."""
         if self.second is not None:
             self.offset, self.line = self.second
+            self._cut = False
             self.file.seek(self.offset)
 
 
@@ -186,7 +189,7 @@ class TsvFile:
 
     def _open(self) -> BinaryIO:
         try:
-            return open(self.path, "rb")
+            return open_regular(self.path)  # each method reads it anew: a pipe cannot
         except OSError as error:
             raise UsageError(
                 f"{self.path}: cannot be read: {error.strerror or error}.", "Check `data`."

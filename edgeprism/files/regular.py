@@ -1,4 +1,4 @@
-"""Open a file only if it is a regular one."""
+"""Open a file only if it is a regular one; read a file that a person names within a limit."""
 
 from __future__ import annotations
 
@@ -9,14 +9,31 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading bytes.
+def open_regular(path: Path, *, pipe: bool = False) -> BinaryIO:
+    """Open a regular file for reading bytes; with `pipe` also a pipe, as of `<(command)`.
 
-    Raises OSError for anything else: to open a pipe, or to read a device, could take for ever.
+    Raises OSError for anything else: to open a pipe, or to read a device, could take for ever. A
+    pipe that no program writes to is read as an empty file.
     """
     # O_NONBLOCK makes a pipe without a writer open at once; it has no effect on a regular file
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    mode = os.fstat(handle).st_mode
+    if pipe and stat.S_ISFIFO(mode):
+        os.set_blocking(handle, True)  # so that reading waits for a slow writer
+    elif not stat.S_ISREG(mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     return os.fdopen(handle, "rb")
+
+
+def read_limited(path: Path, limit: int, *, pipe: bool = False) -> bytes:
+    """Return a file's bytes, at most `limit` of them.
+
+    Raises OSError, whose `strerror` says so, if it holds more; else as `open_regular`.
+    """
+    with open_regular(path, pipe=pipe) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        reason = f"holds more than {limit >> 20} MiB"
+        raise OSError(errno.EFBIG, reason, os.fspath(path))
+    return data

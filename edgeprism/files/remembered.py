@@ -9,6 +9,9 @@ from typing import Any
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import write_atomically
 from edgeprism.files.home import find_data_dir
+from edgeprism.files.regular import read_limited
+
+_MAX_BYTES = 64 << 20
 
 
 class Remembered:
@@ -27,7 +30,7 @@ class Remembered:
         if folder is None:
             return {}
         try:
-            facts = json.loads((folder / self._name).read_text(encoding="utf-8"))
+            facts = json.loads(read_limited(folder / self._name, _MAX_BYTES))
         except (OSError, ValueError, RecursionError):
             return {}
         return facts if isinstance(facts, dict) else {}

@@ -20,6 +20,7 @@ from pathlib import Path
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import write_atomically
 from edgeprism.files.home import data_dir
+from edgeprism.files.regular import open_regular
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class Originals:
 
 def _read(note: Path) -> tuple[Path, Original] | None:
     try:
-        entry = json.loads(note.read_bytes())
+        with open_regular(note) as file:
+            entry = json.load(file)
         return Path(entry["path"]), Original(
             base64.b64decode(entry["content"]),
             base64.b64decode(entry["appended"]),

@@ -30,6 +30,7 @@ from edgeprism.reason.http_body import (
     key_pattern,
     read_body,
 )
+from edgeprism.reason.http_header import HeaderCutError, Response
 from edgeprism.version import __version__
 
 KEY_VARIABLE = "EDGEPRISM_API_KEY"
@@ -158,7 +159,7 @@ class Server:
 
     def _raw(self, path: str, body: str | None) -> tuple[int, Any, bytes]:
         """(status, headers, body) of one request on a connection of its own."""
-        late = threading.Event()
+        late, begun = threading.Event(), False
         try:
             with self._connected(late) as connection:
                 headers = {
@@ -173,7 +174,11 @@ class Server:
                 method = "GET" if body is None else "POST"
                 connection.request(method, f"{self._path}{path}", body, headers)
                 response = connection.getresponse()
-                return response.status, response.headers, read_body(response, MAX_REPLY)
+                begun = True
+                data = read_body(response, MAX_REPLY)
+                if late.is_set():  # the end of the connection was ours, not that of the answer
+                    raise TimeoutError
+                return response.status, response.headers, data
         except TooLargeError:
             message = f"{self.url} answered with more than {MAX_REPLY >> 20} MiB."
             raise ReplyError(message, _WHICH_SERVER) from None
@@ -187,7 +192,12 @@ class Server:
         except (OSError, http.client.HTTPException, BrokenBodyError, ValueError) as error:
             self._check_cancelled()
             if late.is_set() or isinstance(error, TimeoutError):
-                message = f"{self.url} did not answer within {self._timeout_s:g} s."
+                state = ""
+                if isinstance(error, HeaderCutError):
+                    state = ": its header began and did not end"
+                elif begun:
+                    state = ": its answer began and did not end"
+                message = f"{self.url} did not answer within {self._timeout_s:g} s{state}."
             else:
                 message = f"{self.url} broke off: {self._reason(error)}."
             raise _Try(ReplyError(message, "See the server's own log.")) from None
@@ -210,6 +220,7 @@ class Server:
         timer.daemon = True
         connection = http.client.HTTPConnection(self._host, self._port)
         connection.sock = opened
+        connection.response_class = Response
         try:
             with self._cancel.calling(stop):
                 timer.start()

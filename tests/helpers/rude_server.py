@@ -9,6 +9,11 @@ import threading
 from typing import Any
 
 HANG, DRIP, NOTHING = "hang", "drip", "nothing"
+DRIP_HEADER = "drip header"
+_DRIPS = {
+    DRIP: b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n",
+    DRIP_HEADER: b"HTTP/1.1 200 OK\r\nX: ",
+}
 
 
 def http(body: Any, status: str = "200 OK", *headers: str, length: int | None = None) -> bytes:
@@ -75,8 +80,8 @@ class RudeServer:
         behaviour = self.behaviours[min(len(self.requests), len(self.behaviours)) - 1]
         if behaviour == HANG:
             connection.recv(1)  # returns when the client closes the connection
-        elif behaviour == DRIP:
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        elif isinstance(behaviour, str) and behaviour in _DRIPS:
+            connection.sendall(_DRIPS[behaviour])
             while not self._stop.wait(0.02):
                 connection.sendall(b" ")
         elif isinstance(behaviour, bytes):

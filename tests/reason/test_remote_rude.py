@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from edgeprism.reason import http as reason_http
 from edgeprism.reason.base import Completion
 from edgeprism.reason.remote import RemoteReasoner, ShapeError
 from edgeprism.reason.shape import choices_to_shape
-from tests.helpers.rude_server import DRIP, HANG, NOTHING, RudeServer, http, said
+from tests.helpers.rude_server import DRIP, DRIP_HEADER, HANG, NOTHING, RudeServer, http, said
 
 Serve = Callable[..., RudeServer]
 CHUNKS_CUT = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n40\r\n{"
@@ -24,11 +25,13 @@ DEEP = http(b"[" * 200_000)
 BROKEN = {
     "silence": HANG,
     "a drip": DRIP,
+    "a header in drips": DRIP_HEADER,
     "hanging up": NOTHING,
     "half a body": http(b'{"choices": [', length=1000),
     "less than promised": http({"choices": [{"message": {"content": "a"}}]}, length=1000),
     "half the chunks": CHUNKS_CUT,
     "half a header": b"HTTP/1.1 200 OK\r\nContent-",
+    "a header that ends after a line": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n",
     "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
     "HTML": http(b"<html>Welcome</html>"),
     "too deep": DEEP,
@@ -91,6 +94,23 @@ def test_a_third_is_reported(serve: Serve, name: str) -> None:
         ask(server)
     assert caught.value.hint
     assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("silence", r"did not answer within 0\.3 s\. \("),
+        ("a header in drips", r"did not answer within 0\.3 s: its header began and did not end\."),
+        ("a drip", r"did not answer within 0\.3 s: its answer began and did not end\."),
+        ("half a header", r"broke off: in the middle of its header\."),
+        ("a header that ends after a line", r"broke off: in the middle of its header\."),
+    ],
+)
+def test_how_far_an_answer_came_is_told(serve: Serve, name: str, words: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(ReplyError, match=words):
+        ask(serve(BROKEN[name]))
+    assert time.monotonic() - start < 3 * 0.3 + 2
 
 
 def test_nobody_there() -> None:
