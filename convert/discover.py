@@ -10,11 +10,11 @@ from typing import Any
 
 from edgeprism.convert import families as package
 from edgeprism.convert.family import Family
-from edgeprism.convert.read.checkpoint import MAX_TEXT_BYTES
 from edgeprism.errors import CheckpointError, UsageError
 from edgeprism.files.regular import read_limited
 
 _N_SHOWN = 12
+_MAX_CONFIG_BYTES = 16 << 20
 
 
 def family_names() -> list[str]:
@@ -84,7 +84,7 @@ def closest_families(folder: Path) -> list[str]:
 def _config_of(folder: Path) -> dict[str, Any]:
     """Return config.json's fields; {} if it is unreadable, because an error is being reported."""
     try:
-        data = json.loads(read_limited(folder / "config.json", MAX_TEXT_BYTES))
+        data = json.loads(read_limited(folder / "config.json", _MAX_CONFIG_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

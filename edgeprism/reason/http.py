@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import ipaddress
 import json
 import os
 import socket
 import threading
-import urllib.parse
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from edgeprism.errors import Interrupted, ReplyError, ServerError, UsageError
 from edgeprism.files.safe_text import short_line
 from edgeprism.machine.cancel import Cancel
+from edgeprism.reason.http_address import KEY_VARIABLE, is_loopback, is_own_name, parse_address
 from edgeprism.reason.http_body import (
     BrokenBodyError,
     TooLargeError,
@@ -30,10 +29,8 @@ from edgeprism.reason.http_body import (
     key_pattern,
     read_body,
 )
-from edgeprism.reason.http_header import HeaderCutError, Response
 from edgeprism.version import __version__
 
-KEY_VARIABLE = "EDGEPRISM_API_KEY"
 MAX_REPLY = 8 << 20  # bytes
 ATTEMPTS = 3
 _CONNECT_S = 5.0
@@ -78,7 +75,7 @@ class Server:
         Raises UsageError for an invalid address, or for one elsewhere without `allow_network`.
         """
         self.url = url.rstrip("/")
-        parts = _parsed(self.url)
+        parts = parse_address(self.url)
         self._tls = parts.scheme == "https"
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if self._tls else 80)
@@ -90,7 +87,7 @@ class Server:
         self._cancel, self._timeout_s, self._pause_s = cancel, timeout_s, pause_s
         self._key = _key_from_environment()
         self._key_pattern = key_pattern(self._key) if self._key else None
-        if not _is_own_name(self._host):
+        if not is_own_name(self._host):
             if not allow_network:
                 raise UsageError(f"{self.url} is not on this machine.", _ELSEWHERE)
             if os.environ.get("EDGEPRISM_OFFLINE"):
@@ -193,7 +190,7 @@ class Server:
             self._check_cancelled()
             if late.is_set() or isinstance(error, TimeoutError):
                 state = ""
-                if isinstance(error, HeaderCutError):
+                if isinstance(error, _HeaderCutError):
                     state = ": its header began and did not end"
                 elif begun:
                     state = ": its answer began and did not end"
@@ -220,7 +217,7 @@ class Server:
         timer.daemon = True
         connection = http.client.HTTPConnection(self._host, self._port)
         connection.sock = opened
-        connection.response_class = Response
+        connection.response_class = _Response
         try:
             with self._cancel.calling(stop):
                 timer.start()
@@ -263,7 +260,7 @@ class Server:
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
         if not self._allow_network:
             for address in addresses:
-                if not _is_loopback(address):
+                if not is_loopback(address):
                     raise UsageError(
                         f"{self._host} leads to {address}, which is not this machine.", _ELSEWHERE
                     )
@@ -319,41 +316,45 @@ class Server:
         return self.quote(text).rstrip(".")
 
 
-def _parsed(url: str) -> urllib.parse.SplitResult:
-    try:
-        parts = urllib.parse.urlsplit(url)
-        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # the port is not a number, or an IPv6 address is incomplete
-        fits = False
-    if not fits or not url.isascii() or any(c <= " " for c in url):
-        raise UsageError(
-            f"{url[:200]!r} is not a server's address.", "It looks like http://127.0.0.1:8080/v1"
-        )
-    if parts.username is not None or parts.password is not None:
-        raise UsageError(
-            "A server's address must not hold a name or password.",
-            f"Put the key into {KEY_VARIABLE}.",
-        )
-    if parts.query or parts.fragment:
-        raise UsageError(
-            f"{url[:200]}: a server's address must not hold ? or #.",
-            "It looks like http://127.0.0.1:8080/v1",
-        )
-    return parts
+class _HeaderCutError(http.client.HTTPException):
+    """The connection ended inside the header."""
+
+    def __init__(self) -> None:
+        super().__init__("in the middle of its header")
 
 
-def _is_own_name(host: str) -> bool:
-    """Return whether `host` is this machine by its name alone, without a look-up in the network."""
-    return host == "localhost" or host.endswith(".localhost") or _is_loopback(host)
+class _Response(http.client.HTTPResponse):
+    """An answer whose header must be whole.
+
+    Python's client takes the end of the connection for the end of the header: a header that was
+    cut would pass for a whole one without a body.
+    """
+
+    def begin(self) -> None:
+        """Read the status line and the header. Raises _HeaderCutError if it has no end."""
+        lines = _Lines(self.fp)
+        self.fp: Any = lines
+        try:
+            super().begin()
+        finally:
+            if self.fp is lines:  # else the answer has no body, and its file is closed already
+                self.fp = lines.file
+        if lines.last.rstrip(b"\r\n") or not lines.last:
+            raise _HeaderCutError
 
 
-def _is_loopback(address: str) -> bool:
-    try:
-        ip = ipaddress.ip_address(address.split("%")[0])
-    except ValueError:
-        return False
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return (mapped or ip).is_loopback
+class _Lines:
+    """A file that remembers the last line read from it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.last = file, b""
+
+    def readline(self, limit: int = -1) -> bytes:
+        self.last = self.file.readline(limit)
+        return self.last
+
+    def close(self) -> None:
+        self.file.close()
 
 
 def _key_from_environment() -> str:
