@@ -201,9 +201,10 @@ def test_no_training_library_in_the_runtime() -> None:
     assert [i for i in imports() if i.target.split(".")[0] in TRAINING] == []
 
 
-# llama.cpp's names of projectors, as mmproj files hold them
+# llama.cpp's names of projectors, as mmproj files hold them, and Ollama's of an architecture
 FOREIGN_NAMES = {("vision.mmproj_checks", name) for name in
                  ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger")}  # fmt: skip
+FOREIGN_NAMES |= {("bundle.gguf_purpose", "qwen25vl")}
 
 
 def test_no_family_by_name() -> None:

@@ -113,6 +113,11 @@ def quant_in_name(name: str) -> str:
     return ""
 
 
+def model_stem(name: str) -> str:
+    """Return what a file's model is called: its name without quantization, part and "mmproj"."""
+    return _to_model([name], {name: 0}).stem
+
+
 def language_models(names: Mapping[str, int]) -> list[_Model]:
     """Return the complete language models among the names, without those that have a side role."""
     candidates = [n for n in _gguf_names(names) if not is_mmproj(n) and not _is_imatrix(n)]

@@ -39,6 +39,13 @@ _BLOCKS = {
     30: (1, 2),
 }  # fmt: skip
 _MAX_DIMENSIONS = 4
+_LENGTH = struct.Struct("<Q")  # of a string
+# general.file_type: llama.cpp's llama_ftype
+_QUANTS = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
+    11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S",
+    17: "Q5_K_M", 18: "Q6_K", 32: "BF16",
+}  # fmt: skip
 _HINT = "Copy or convert the model again."
 
 
@@ -79,6 +86,12 @@ class GgufHeader:
         """The number of tokens in the vocabulary."""
         value = self.metadata.get("tokenizer.ggml.tokens")
         return value.length if isinstance(value, Array) else 0
+
+    @property
+    def quant(self) -> str:
+        """The quantization of most weights, in llama.cpp's spelling; "" if the file says none."""
+        kind = self.metadata.get("general.file_type")
+        return _QUANTS.get(kind, "") if isinstance(kind, int) else ""
 
     @property
     def chat_template(self) -> str | None:
@@ -171,11 +184,7 @@ class _Reader:
         item, count = self.scalar("I"), self.scalar("Q")
         items: tuple[Any, ...] = ()
         if item == STRING:
-            for _ in range(count):
-                length, start = self.scalar("Q"), self.offset
-                self.skip(length)
-                if keep is not None:
-                    keep.append(self.data[start : start + length])
+            self.strings(count, keep)
         elif item in _SCALARS:
             start, code = self.offset, _SCALARS[item]
             self.skip(count * struct.calcsize(code))
@@ -184,6 +193,20 @@ class _Reader:
         else:
             raise ValueError(f"an array of unknown type {item}")
         return Array(item, count, items)
+
+    def strings(self, count: int, keep: list[bytes] | None) -> None:
+        """Pass over the strings of an array. A vocabulary has 300,000, so the loop is bare."""
+        data, offset, end, length_at = self.data, self.offset, len(self.data), _LENGTH.unpack_from
+        for _ in range(count):
+            start = offset + _LENGTH.size
+            if start > end:
+                raise ValueError(f"cut short at byte {offset}")
+            offset = start + length_at(data, offset)[0]
+            if offset > end:
+                raise ValueError(f"cut short at byte {start}")
+            if keep is not None:
+                keep.append(data[start:offset])
+        self.offset = offset
 
     def scalar(self, code: str) -> Any:
         start = self.offset

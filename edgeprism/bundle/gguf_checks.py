@@ -38,7 +38,7 @@ def gguf_faults(header: GgufHeader) -> list[str]:
     `header` must have been read with `tokens=True`.
     """
     return [
-        *_purpose_faults(header),
+        *purpose_faults(header),
         *_dimension_faults(header),
         *_head_faults(header),
         *_expert_faults(header),
@@ -47,16 +47,17 @@ def gguf_faults(header: GgufHeader) -> list[str]:
     ]
 
 
-def _purpose_faults(header: GgufHeader) -> Iterator[str]:
-    """Yield what keeps a model from writing text: llama.cpp wants other calls for such a one."""
+def purpose_faults(header: GgufHeader) -> list[str]:
+    """Return what keeps a model from writing text: llama.cpp wants other calls for such a one."""
     name = header.architecture
     if _model_value(header, "attention.causal") is False or name in _NOT_CAUSAL:
-        yield (
+        return [
             f"the architecture {name}, which does not write text word by word: it is made for "
             "embeddings, or writes by diffusion"
-        )
-    elif name in _ENCODERS:
-        yield f"the architecture {name}, whose text must first pass through an encoder"
+        ]
+    if name in _ENCODERS:
+        return [f"the architecture {name}, whose text must first pass through an encoder"]
+    return []
 
 
 def _dimension_faults(header: GgufHeader) -> Iterator[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from edgeprism.bundle.elsewhere.prefixes import is_reference
 from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest, VisionVariant
 from edgeprism.bundle.read_manifest import manifest_from_bundle
@@ -58,15 +59,20 @@ class Bundle:
 
 
 def find_model(model: str | os.PathLike[str]) -> Path:
-    """Return the path of a model, which a path or a plain name says.
+    """Return the path of a model, which a path, a plain name or a reference says.
 
-    A string with a separator, "." and "..", a string that begins with "~", and every
-    `os.PathLike` is a path. All other strings are names: they are looked up in the data folder,
-    then among the built-in models, and never in the working directory, because a stranger's folder
-    of pictures may hold a file that is named like a model. Raises ModelError (exit code 4) if
-    there is no such model.
+    A string such as "ollama:NAME" is a reference to a model that another program keeps
+    (`elsewhere.references`); the path is its language model's. A string with a separator, "." and
+    "..", a string that begins with "~", and every `os.PathLike` is a path. All other strings are
+    names: they are looked up in the data folder, then among the built-in models, and never in the
+    working directory, because a stranger's folder of pictures may hold a file that is named like a
+    model. Raises ModelError (exit code 4) if there is no such model.
     """
     text = os.fspath(model)
+    if is_reference(model):
+        from edgeprism.bundle.elsewhere.references import find_kept
+
+        return find_kept(text).model
     try:
         if not isinstance(model, str) or _is_path(text):
             path = _expand_home(text)

@@ -74,10 +74,10 @@ def prune(models: tuple[str, ...], dry_run: bool) -> None:
     Captions stay: a file that comes back, or whose drive does, is read once more and known by its
     content. With --keep, also delete captions of all other bundles.
     """
-    from edgeprism.bundle.open import open_bundle
     from edgeprism.store.caption_store import CaptionStore, default_path
+    from edgeprism.vision.open_model import open_model
 
-    digests = {open_bundle(model).digest for model in models} or None
+    digests = {open_model(model).digest for model in models} or None
     with CaptionStore(default_path()) as store:
         claims = store.drop_stale_claims(dry_run=dry_run)
         deleted = store.prune(keep_digests=digests, dry_run=dry_run)

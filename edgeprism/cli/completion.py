@@ -1,5 +1,7 @@
 """What Tab completes: names of models where a command takes a model, and files elsewhere.
 
+After a prefix such as "ollama:", the names of models that another program keeps.
+
 The shell completes a file itself when it is told the type "file". A name of a model goes first;
 where none begins like the word, files are completed, because a model's path may be meant.
 """
@@ -9,6 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from click.shell_completion import CompletionItem
+
+from edgeprism.bundle.elsewhere.prefixes import is_reference
 
 if TYPE_CHECKING:
     import click
@@ -44,6 +48,8 @@ def pullable(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> l
 
 
 def _names(kind: str, incomplete: str) -> list[CompletionItem]:
+    if is_reference(incomplete):
+        return _references(kind, incomplete)
     from edgeprism.install.inventory import list_models
 
     return [
@@ -53,3 +59,11 @@ def _names(kind: str, incomplete: str) -> list[CompletionItem]:
         and kind in ("", entry.kind)
         and entry.name.startswith(incomplete)
     ]
+
+
+def _references(kind: str, incomplete: str) -> list[CompletionItem]:
+    """Complete a reference by the names of files, without opening one."""
+    from edgeprism.bundle.elsewhere.references import names_of
+
+    names = names_of(incomplete.partition(":")[0], pairs_only=kind == "captioner")
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeprism.bundle.elsewhere.prefixes import is_reference
 from edgeprism.choices import VISION_QUANTS
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
@@ -19,8 +20,10 @@ from edgeprism.cli.terminal import (
     StderrProgress,
     confirm,
     print_json,
+    print_line,
     print_path,
     say,
+    size_text,
 )  # fmt: skip
 from edgeprism.errors import EXIT_DONE, EXIT_FAILED, EXIT_MODEL, UsageError
 from edgeprism.files.safe_text import printable_line
@@ -55,7 +58,7 @@ def list_(limit: str | None, as_json: bool) -> None:
         return
     rows = [("NAME", "KIND", "STATE", "SIZE", "WHAT"), *map(_row, entries)]
     if limit is not None:
-        needs = [("DISK", "MEMORY"), *((_size(e.disk), _size(e.memory)) for e in entries)]
+        needs = [("DISK", "MEMORY"), *((size_text(e.disk), size_text(e.memory)) for e in entries)]
         rows = [(*row[:4], *need, row[4]) for row, need in zip(rows, needs, strict=True)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for row in rows:
@@ -66,8 +69,40 @@ def list_(limit: str | None, as_json: bool) -> None:
 def _row(entry: ModelEntry) -> tuple[str, ...]:
     about = (entry.problem or entry.description).partition("\n")[0]
     about = f"(default) {about}" if entry.default else about
-    cells = (entry.name, entry.kind, entry.state, _size(entry.size), about)
+    cells = (entry.name, entry.kind, entry.state, size_text(entry.size), about)
     return tuple(map(printable_line, cells))
+
+
+@with_examples(
+    "edgeprism models discover",
+    "edgeprism models discover /mnt/disk/models ~/Downloads",
+    "edgeprism caption photo.jpg --model ollama:granite3.2-vision:2b",
+)
+@command.command("discover", cls=Command)
+@click.argument("folders", nargs=-1, metavar="[FOLDER]...",
+                type=click.Path(exists=True, file_okay=False, path_type=Path))  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+def discover(folders: tuple[Path, ...], as_json: bool) -> None:
+    """Find models that other programs keep on this machine; nothing is copied or changed.
+
+    Looks where Ollama, LM Studio, the hub's cache, llama.cpp, Jan and GPT4All keep models, or in
+    each FOLDER instead, and reads headers alone. What stands under REFERENCE is a model's name for
+    every command: a captioner's for --model, a reasoner's for --reasoner.
+    """
+    from edgeprism.cli.discovered import lines
+    from edgeprism.install.discover import discover as find
+    from edgeprism.install.discover import looked_in
+
+    found = find(folders)
+    if as_json:
+        _print_json([asdict(model) for model in found])
+        return
+    for line in lines(found):
+        print_line(line)
+    if not found:
+        say("No models were found. Looked in:")
+        for place in folders or [place for _, place in looked_in()]:
+            say(f"  {place}")
 
 
 @with_examples("edgeprism models add ./my-bundle", "edgeprism models add chat.gguf my-chat")
@@ -95,13 +130,15 @@ def remove(name: str, yes: bool) -> None:
     from edgeprism.bundle.open import find_model
     from edgeprism.install.own_models import remove_model
 
+    if is_reference(name):
+        raise UsageError(f"{name} belongs to another program.", "Delete it with that program.")
     if not yes and not confirm(f"Delete {find_model(name)}?"):
         raise UsageError("Nothing was deleted.", "Give --yes to delete without asking.")
     say(f"{remove_model(name)}: deleted")
 
 
 @command.command("show", cls=Command)
-@click.argument("name", metavar="NAME|BUNDLE|FILE.gguf", shell_complete=completion.models)
+@click.argument("name", metavar="NAME|BUNDLE|FILE.gguf|REFERENCE", shell_complete=completion.models)
 @click.option("--size", "sizes", multiple=True, metavar="WxH",
               help="Show instead the tiles and tokens of a picture of this size. Repeat for "
               "several pictures in one prompt.")  # fmt: skip
@@ -122,7 +159,10 @@ def show(name: str, sizes: tuple[str, ...], images: tuple[Path, ...], as_json: b
 
 @command.command("verify", cls=Command)
 @click.argument(
-    "names", nargs=-1, shell_complete=completion.models, metavar="[NAME|BUNDLE|FILE.gguf]..."
+    "names",
+    nargs=-1,
+    shell_complete=completion.models,
+    metavar="[NAME|BUNDLE|FILE.gguf|REFERENCE]...",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, one object per file.")
 def verify(names: tuple[str, ...], as_json: bool) -> int:
@@ -265,12 +305,6 @@ def _text(value: Any) -> str:
         return ", ".join(_text(item) for item in value)
     text = str(value)
     return printable_line(json.dumps(value, ensure_ascii=False) if "\n" in text else text)
-
-
-def _size(size: int | None) -> str:
-    if size is None:
-        return "?"
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _print_json(data: Any) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
+from edgeprism.bundle.elsewhere.prefixes import is_reference
 from edgeprism.choices import DEVICES, VISION_QUANTS
 from edgeprism.cli import completion
 from edgeprism.cli.command import is_quiet
@@ -109,14 +110,16 @@ def open_captioner(
 ) -> Captioner:
     """Open a bundle or a pair; on a terminal, unless --quiet is given, name models and device."""
     from edgeprism.perceive.captioner import Captioner
+    from edgeprism.vision.open_model import open_model
 
     if lm or mmproj:
-        captioner = Captioner(_pair(lm, mmproj, lm_chat_format), **options)
-    elif lm_chat_format:
-        raise UsageError("A bundle knows its chat format.", "Name a pair: --lm and --mmproj.")
+        bundle = _pair(lm, mmproj, lm_chat_format)
     else:
-        with told_to_pull(model):
-            captioner = Captioner.load(model, **options)
+        is_pair = is_reference(model) or model.endswith(".gguf")  # which may have to be tried
+        waiting = working("trying the pair…") if is_pair else contextlib.nullcontext()
+        with told_to_pull(model), waiting:
+            bundle = open_model(model, chat_format=lm_chat_format)
+    captioner = Captioner(bundle, **options)
     info = captioner.model
     summary = (
         f"{info.name} (vision {info.vision_quant}, language {info.lm_quant}) on {captioner.device}"
@@ -184,9 +187,10 @@ def answering_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      "template llama.cpp does not know."),
         click.option("--reasoner", shell_complete=completion.reasoners, default=default_reasoner,
                      show_default="`edgeprism use`, or smollm2-135m",
-                     metavar="NAME|FILE.gguf|URL",
-                     help="The reasoner: an installed one, any chat GGUF, or an "
-                     "OpenAI-compatible server (http://127.0.0.1:8080/v1)."),
+                     metavar="NAME|FILE.gguf|REFERENCE|URL",
+                     help="The reasoner: an installed one, any chat GGUF, one that `models "
+                     "discover` found, or an OpenAI-compatible server "
+                     "(http://127.0.0.1:8080/v1)."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -253,7 +257,7 @@ def _told_of_similar(name: str) -> Iterator[None]:
 
         known = [entry.name for entry in list_models() if entry.kind == "reasoner"]
         close = difflib.get_close_matches(name.lower(), known)
-        if not close or name in known or os.path.lexists(name):
+        if not close or name in known or is_reference(name) or os.path.lexists(name):
             raise
         raise ModelError(
             error.summary, f"Did you mean {' or '.join(close)}? `edgeprism models list` shows all."

@@ -45,6 +45,13 @@ def print_json(value: object, *, indent: int | None = None) -> None:
     click.echo(json_text(value, indent=indent).encode("utf-8"))
 
 
+def size_text(size: int | None) -> str:
+    """Return a number of bytes as a person reads it; "?" for an unknown one."""
+    if size is None:
+        return "?"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
 def print_path(path: os.PathLike[str]) -> None:
     """Print a path on stdout: its bytes for a script, with escapes where a terminal shows it."""
     if sys.stdout.isatty():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from edgeprism.bundle.elsewhere.prefixes import is_reference
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.options import told_to_pull
@@ -13,7 +14,7 @@ from edgeprism.errors import UsageError
 
 @with_examples("edgeprism use", "edgeprism use my-bundle", "edgeprism use nano")
 @click.command("use", cls=Command)
-@click.argument("name", default="", metavar="[NAME]", shell_complete=completion.models)
+@click.argument("name", default="", metavar="[NAME|REFERENCE]", shell_complete=completion.models)
 def command(name: str) -> None:
     """Make a model the default of its kind; without NAME, print both defaults.
 
@@ -23,7 +24,14 @@ def command(name: str) -> None:
     from edgeprism.bundle.defaults import BUILT_IN, choose_model, default_model
     from edgeprism.bundle.open import find_model, known_name
 
-    if name:
+    if is_reference(name):
+        from edgeprism.install.discover import usable_facts
+
+        facts = usable_facts(name)
+        choose_model(
+            "captioner" if facts["kind"] == "captioner" else "reasoner", facts["reference"]
+        )
+    elif name:
         with told_to_pull(name):
             path = find_model(name)
         if known_name(path) is None:
@@ -31,5 +39,5 @@ def command(name: str) -> None:
                 f"{name} is not an installed model.", f"Install it: edgeprism models add {name}"
             )
         choose_model("captioner" if path.is_dir() else "reasoner", known_name(path))
-    for kind in BUILT_IN:
-        print_line(f"{kind}: {default_model(kind)}")
+    for each in BUILT_IN:
+        print_line(f"{each}: {default_model(each)}")

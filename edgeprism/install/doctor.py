@@ -18,7 +18,6 @@ from typing import Any
 
 import edgeprism
 from edgeprism.bundle.defaults import BUILT_IN, chosen_model
-from edgeprism.bundle.open import check_file, open_bundle
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.errors import (
     EXIT_DONE,
@@ -33,7 +32,7 @@ from edgeprism.errors import (
 from edgeprism.files.config import find_config
 from edgeprism.files.home import find_data_dir
 from edgeprism.install.extras import install_extra, missing_for_convert
-from edgeprism.install.inventory import list_models
+from edgeprism.install.inventory import check_captioner, list_models
 from edgeprism.machine import cgroup, child, device, facts
 
 OK, WARN, BAD = "ok", "warn", "bad"
@@ -327,9 +326,7 @@ def _examine_settings(diagnosis: Diagnosis) -> bool:
 def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> None:
     default = environment.get("EDGEPRISM_MODEL") or chosen_model("captioner") or DEFAULT_MODEL
     try:
-        bundle = open_bundle(default)
-        for name, file in bundle.manifest.files.items():
-            check_file(bundle.path / name, file.sha256, file.size, remember=False)
+        where = check_captioner(default)
     except ModelError as error:
         fix = 'pip install --force-reinstall --no-deps "edgeprism"'
         if environment.get("EDGEPRISM_MODEL"):
@@ -338,7 +335,7 @@ def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> Non
             fix = f"edgeprism use {DEFAULT_MODEL}"
         diagnosis.add("default model", BAD, error.message.strip(), fix, EXIT_MODEL)
     else:
-        diagnosis.add("default model", OK, f"{bundle.name} ({bundle.path})")
+        diagnosis.add("default model", OK, where)
     reasoners = 0
     for entry in list_models():
         if entry.state == "damaged":

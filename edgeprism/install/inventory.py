@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.defaults import BUILT_IN, default_model
+from edgeprism.bundle.elsewhere.prefixes import is_reference
+from edgeprism.bundle.elsewhere.references import find_kept
 from edgeprism.bundle.gguf_parts import (
     is_first_part,
     model_bytes,
@@ -28,6 +30,7 @@ from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest
 from edgeprism.files.home import installed_models_dirs
+from edgeprism.install.discover import reference_facts
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
 from edgeprism.picture.layout import most_visual_tokens
 
@@ -152,6 +155,8 @@ def model_facts(name: str, catalogue: Catalogue | None = None) -> dict[str, Any]
     Raises ModelError if there is neither, or if the installed model cannot be read.
     """
     catalogue = catalogue or read_catalogue()
+    if is_reference(name):
+        return reference_facts(name)
     try:
         path = find_model(name)
     except ModelError as error:
@@ -234,6 +239,8 @@ class FileCheck:
 def verify_model(name: str, catalogue: Catalogue | None = None) -> list[FileCheck]:
     """Hash every file of an installed model; raises ModelError if there is no such model."""
     catalogue = catalogue or read_catalogue()
+    if is_reference(name):
+        return _verify_reference(name)
     path = find_model(name)
     if path.is_file():
         read_model_header(path)
@@ -250,6 +257,32 @@ def verify_model(name: str, catalogue: Catalogue | None = None) -> list[FileChec
         _checked(name, path / file, entry.sha256, entry.size)
         for file, entry in manifest.files.items()
     ]
+
+
+def check_captioner(name: str) -> str:
+    """Hash the files of a captioner, and return its name and place; raises ModelError.
+
+    The files of one that another program keeps are looked for, and not read.
+    """
+    if is_reference(name):
+        return f"{name} ({find_kept(name).model})"
+    bundle = open_bundle(name)
+    for file, entry in bundle.manifest.files.items():
+        check_file(bundle.path / file, entry.sha256, entry.size, remember=False)
+    return f"{bundle.name} ({bundle.path})"
+
+
+def _verify_reference(reference: str) -> list[FileCheck]:
+    """Hash the files of a model that another program keeps, against what it recorded."""
+    kept = find_kept(reference)
+    files = [*part_paths(kept.model), *([kept.mmproj] if kept.mmproj else [])]
+    checks = []
+    for path in files:
+        digest, recorded = file_digest(path, again=True), kept.digests.get(path, "")
+        wrong = f"{path}: its program recorded {recorded[:12]}…" if recorded else ""
+        problem = wrong if recorded != digest else ""
+        checks.append(FileCheck(reference, path.name, digest, bool(recorded), problem))
+    return checks
 
 
 def _checked(name: str, path: Path, sha256: str, size: int) -> FileCheck:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Unpack
 
 from edgeprism.arguments import check_path
-from edgeprism.bundle.open import Bundle, open_bundle
+from edgeprism.bundle.open import Bundle
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.errors import UsageError
 from edgeprism.machine.turns import Turns
@@ -25,6 +25,7 @@ from edgeprism.perceive.steps import CaptionSteps, Pictures
 from edgeprism.perceive.stream import CaptionStream
 from edgeprism.picture.read import ImageSource, unreadable
 from edgeprism.records import Caption, EncodedImage, PictureCost
+from edgeprism.vision.open_model import open_model
 
 
 class Captioner(CaptionSteps):
@@ -52,7 +53,8 @@ class Captioner(CaptionSteps):
         """Open a captioner; its engines load at the first picture.
 
         Args:
-            model: A model's name, or the path of a bundle's folder.
+            model: A model's name; the path of a bundle's folder, or of a GGUF file beside its
+                mmproj; or a reference to a pair that another program keeps ("ollama:NAME:TAG").
             **options: See `CaptionerOptions`: device, threads, gpu_layers, vision_quant, kv_type,
                 flash_attention, isolate_decoding.
 
@@ -65,7 +67,7 @@ class Captioner(CaptionSteps):
             DeviceError, UsageError: An option has a value that no machine can take.
         """
         check_path("model", model)
-        return cls(open_bundle(model), **options)
+        return cls(open_model(model), **options)
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self._options.items())

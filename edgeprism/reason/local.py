@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from edgeprism.arguments import check_flag, check_integer, check_path, check_text
+from edgeprism.bundle.elsewhere.prefixes import is_reference
 from edgeprism.bundle.gguf_parts import model_bytes, model_digest, part_paths, parts_to_digest
 from edgeprism.bundle.open import find_model, known_name
 from edgeprism.errors import ModelError, UsageError
@@ -105,7 +106,8 @@ class Reasoner(BaseReasoner):
         """Open a reasoner; its weights load at the first question.
 
         Args:
-            model: The path of a chat model's GGUF file, or an installed reasoner's name.
+            model: The path of a chat model's GGUF file, an installed reasoner's name, or a
+                reference to a model that another program keeps ("ollama:NAME:TAG").
             **options: See `ReasonerOptions`: device, threads, gpu_layers, chat_format, warm.
 
         Returns:
@@ -122,6 +124,11 @@ class Reasoner(BaseReasoner):
                 f"{name}: a server's address, not a file.",
                 f"For example: RemoteReasoner.load({name!r})",
             )
+        if is_reference(model):
+            from edgeprism.bundle.elsewhere.references import canonical_reference, open_kept
+
+            name = canonical_reference(name)
+            return cls(open_kept(name, with_mmproj=False)[0], name, **options)
         try:
             path = find_model(model)
         except ModelError as error:

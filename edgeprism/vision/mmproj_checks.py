@@ -76,6 +76,12 @@ def check_positions(path: Path, header: GgufHeader, lm: Path, multi_axis: bool) 
         )
 
 
+def row_width(header: GgufHeader) -> int:
+    """Return the width of the rows that a language model takes; later layers may add some."""
+    layers = header.metadata.get(f"{header.architecture}.n_deepstack_layers", 0)
+    return header.n_embd * (1 + (layers if isinstance(layers, int) else 0))
+
+
 def projector_of(header: GgufHeader) -> str:
     """Return the projector's name in the file, or "" if there is none."""
     for key in ("clip.projector_type", "clip.vision.projector_type"):

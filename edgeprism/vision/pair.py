@@ -43,6 +43,7 @@ from edgeprism.vision.mmproj_checks import (
     check_mmproj,
     check_positions,
     projector_of,
+    row_width,
 )
 from edgeprism.vision.pair_trial import PairFacts, try_pair
 from edgeprism.vision.trial import remember_captioner
@@ -52,12 +53,6 @@ INSTRUCTION = "Describe this picture in detail."
 FOCUS = " Pay special attention to: {focus}."
 MAX_TOKENS = 512
 _NOT_GATED = "a GGUF pair run by llama.cpp's mtmd as it is, without a parity gate"
-# general.file_type: llama.cpp's llama_ftype
-_QUANTS = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
-    11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S",
-    17: "Q5_K_M", 18: "Q6_K", 32: "BF16",
-}  # fmt: skip
 
 
 def open_pair(
@@ -139,7 +134,7 @@ def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: st
         )
     mmproj_header = read_gguf_header(mmproj)
     # rows may be several times as wide as the model, if they carry values that later layers add
-    check_mmproj(mmproj, _row_width(header))
+    check_mmproj(mmproj, row_width(header))
     digests = {file: file_digest(path) for file, path in places.items()}
     facts = try_pair(lm, mmproj, chat_format)
     # the facts may be remembered from an earlier version, which did not check this
@@ -157,7 +152,7 @@ def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: st
         sources=sources,
         image=ImagePolicy("shrink", MAX_EDGE, [0, 0, 0], "bicubic", 1),
         vision=Vision(
-            variants=[VisionVariant(MMPROJ_FILE, _quant(mmproj_header))],
+            variants=[VisionVariant(MMPROJ_FILE, mmproj_header.quant or "unnamed")],
             input="",
             output="",
             grid=[],
@@ -176,16 +171,11 @@ def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: st
     )
 
 
-def _row_width(header: GgufHeader) -> int:
-    layers = header.metadata.get(f"{header.architecture}.n_deepstack_layers", 0)
-    return header.n_embd * (1 + (layers if isinstance(layers, int) else 0))
-
-
 def _language_model(file: str, header: GgufHeader, facts: PairFacts) -> LanguageModelFile:
     context = header.metadata.get(f"{header.architecture}.context_length")
     return LanguageModelFile(
         file=file,
-        quant=_quant(header),
+        quant=header.quant or "unnamed",
         architecture=header.architecture,
         n_embd=header.n_embd,
         n_vocab=header.n_vocab,
@@ -206,11 +196,6 @@ def _prompts(facts: PairFacts) -> Prompts:
         max_tokens=MAX_TOKENS,
         several=Several("", ""),  # libmtmd adds the text that its model needs around each picture
     )
-
-
-def _quant(header: GgufHeader) -> str:
-    kind = header.metadata.get("general.file_type")
-    return _QUANTS.get(kind, "unnamed") if isinstance(kind, int) else "unnamed"
 
 
 def _license(header: GgufHeader) -> str:

@@ -1,0 +1,129 @@
+"""References to models that other programs keep: PREFIX:NAME, wherever a model's name is taken.
+
+A reference leads to the places where its program keeps models, by the user's home folder and the
+environment, and never to the current folder. The files are used where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from edgeprism.bundle.elsewhere import gpt4all, hub_cache, jan, llama_cache, lm_studio, ollama
+from edgeprism.bundle.elsewhere.kept import Kept
+from edgeprism.bundle.elsewhere.prefixes import PREFIXES
+from edgeprism.bundle.gguf_parts import read_model_header
+from edgeprism.bundle.gguf_purpose import no_language_model
+from edgeprism.errors import ModelError
+from edgeprism.files.digests import file_digest
+
+_SHOWN = 8  # names of models that an error offers
+
+
+class Program(Protocol):
+    """A module for one program."""
+
+    TITLE: str
+
+    def places(self) -> list[Path]:
+        """Return the folders where the program keeps models, those that go first first."""
+
+    def canonical(self, name: str) -> str:
+        """Return the one form of a name."""
+
+    def kept_in(self, place: Path, only: str = "") -> Iterator[Kept]:
+        """Yield the models of a folder; with `only` at least those of that canonical name."""
+
+
+PROGRAMS: dict[str, Program] = dict(
+    zip(PREFIXES, (ollama, lm_studio, hub_cache, llama_cache, jan, gpt4all), strict=True)
+)
+
+
+def canonical_reference(reference: str) -> str:
+    """Return a reference in the one form that `models discover` prints."""
+    prefix, _, name = reference.partition(":")
+    return f"{prefix}:{PROGRAMS[prefix].canonical(name)}"
+
+
+def find_kept(reference: str) -> Kept:
+    """Return the model that a reference means; its files are there, and none of them was opened.
+
+    Raises ModelError if there is no such model, and names similar ones that are there; or if its
+    program does not have it whole.
+    """
+    prefix, _, name = reference.partition(":")
+    program = PROGRAMS[prefix]
+    wanted = program.canonical(name) if name else ""
+    for place in program.places() if wanted else ():
+        for kept in program.kept_in(place, wanted):
+            if kept.name == wanted:
+                if kept.problem:
+                    raise unusable(reference, kept.problem)
+                return kept
+    raise _missing(reference, prefix, name)
+
+
+def open_kept(reference: str, *, with_mmproj: bool) -> tuple[Path, Path | None]:
+    """Return the checked files of a model: the language model's, and with `with_mmproj` the mmproj.
+
+    Raises ModelError as `find_kept`; if the header says that it is no language model that
+    llama.cpp runs; or if a file's sha256 is not the one that its program recorded.
+    """
+    kept = find_kept(reference)
+    if reason := no_language_model(read_model_header(kept.model)):
+        raise unusable(reference, reason)
+    files = [kept.model, *([kept.mmproj] if with_mmproj and kept.mmproj else [])]
+    for path in files:
+        check_recorded(path, kept.digests.get(path, ""))
+    return kept.model, kept.mmproj
+
+
+def check_recorded(path: Path, recorded: str) -> None:
+    """Compare a file with the sha256 that its program recorded, if it recorded one.
+
+    Raises ModelError if they differ. A digest is computed once and then remembered.
+    """
+    if recorded and (actual := file_digest(path)) != recorded:
+        raise ModelError(
+            f"{path}: damaged: its sha256 is {actual[:12]}…, and the program that keeps it "
+            f"recorded {recorded[:12]}….",
+            "Get the model again with that program.",
+        )
+
+
+def names_of(prefix: str, *, pairs_only: bool = False) -> list[str]:
+    """Return the references of all models of a program, or of all pairs, by names alone."""
+    program = PROGRAMS[prefix]
+    found = [kept for place in program.places() for kept in program.kept_in(place)]
+    fitting = [kept for kept in found if kept.name and (kept.mmproj if pairs_only else kept.lm)]
+    return list(dict.fromkeys(f"{prefix}:{kept.name}" for kept in fitting))
+
+
+def unusable(reference: str, problem: str) -> ModelError:
+    """Return the error for a model that is there and cannot be used."""
+    return ModelError(
+        f"{reference}: cannot be used: {problem}.", "`edgeprism models discover` shows what can."
+    )
+
+
+def _missing(reference: str, prefix: str, name: str) -> ModelError:
+    title = PROGRAMS[prefix].TITLE
+    if name.partition("/")[0].isdecimal():
+        return ModelError(
+            f"{reference}: {title} keeps no such model.",
+            f"For a server, write its whole address: http://{reference}/v1",
+        )
+    import difflib
+
+    there = names_of(prefix)
+    close = difflib.get_close_matches(reference, there, cutoff=0.5)
+    hint = "`edgeprism models discover` shows what all programs keep."
+    if close:
+        hint = f"Did you mean {' or '.join(close)}? {hint}"
+    elif prefix == "hub":
+        hint = f"`edgeprism pull hf:{name}` gets it. {hint}"
+    more = [f"and {len(there) - _SHOWN} more"] if len(there) > _SHOWN else []
+    details = ["there is:", *there[:_SHOWN], *more] if there else [f"{title} keeps none here"]
+    return ModelError(f"{reference}: {title} keeps no such model.", hint, details)
