@@ -23,6 +23,7 @@ from edgeprism.evaluation.evaluate import CSV, JSON, PAGE, evaluate, own_questio
 from edgeprism.evaluation.matrix import Matrix, Settings
 from edgeprism.evaluation.questions import QuestionFile
 from edgeprism.evaluation.results import Results
+from edgeprism.install.verify_published import Report
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.reason.local import Reasoner
 from tests.helpers import bundles
@@ -395,6 +396,31 @@ def test_the_report_says_where_and_when(
     assert re.fullmatch(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}", report["date"])
     assert report["machine"]["cores"] >= 1
     assert report["machine"]["threads"] == {"tiny": 1}
+
+
+def test_edited_reports_are_kept(write_tsv: WriteTsv, matrix: Matrix, tmp_path: Path) -> None:
+    out, file = tmp_path / "out", QuestionFile(four(write_tsv))
+    evaluate(file, matrix, out, limit=1)
+    page = (out / "report.html").read_text(encoding="utf-8") + "<p>My own remark.</p>"
+    (out / "report.html").write_text(page, encoding="utf-8")
+    evaluate(file, matrix, out, limit=1)
+    assert (out / "report-1.html").read_text(encoding="utf-8") == page
+    assert (out / "answers-1.csv").exists()
+    assert "My own remark" not in (out / "report.html").read_text(encoding="utf-8")
+    evaluate(file, matrix, out, limit=1)
+    assert not (out / "report-2.html").exists()
+
+
+def test_edited_reports_of_published_weights_are_kept(tmp_path: Path) -> None:
+    first, second = Report("a"), Report("b")
+    first.write(tmp_path)
+    second.write(tmp_path)
+    assert not (tmp_path / "report-1.txt").exists()
+    (tmp_path / "report.txt").write_text("My own remark.\n", encoding="utf-8")
+    first.write(tmp_path)
+    assert (tmp_path / "report-1.txt").read_text(encoding="utf-8") == "My own remark.\n"
+    assert json.loads((tmp_path / "report-1.json").read_text(encoding="utf-8"))["name"] == "b"
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["name"] == "a"
 
 
 def test_other_settings_leave_the_earlier_page(
