@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -367,6 +369,57 @@ def test_the_page_holds_everything_and_loads_nothing(
     assert len(data["questions"][0]["outcomes"]) == len(data["cells"]) == 6
     assert data["pictures"]["0"].startswith("data:image/jpeg;base64,")
     assert str(tmp_path) not in page
+
+
+def boxes_of_texts(plot: ElementTree.Element) -> list[tuple[str, float, float, float, float]]:
+    """The texts of a plot with (left, right, top, bottom); the font has 12 pixels."""
+    found = []
+    for node in plot.iter("{http://www.w3.org/2000/svg}text"):
+        text = "".join(part for part in node.itertext()).removeprefix(
+            "".join(t.text or "" for t in node.iter("{http://www.w3.org/2000/svg}title"))
+        )
+        x, y, width = float(node.get("x", "")), float(node.get("y", "")), 6.6 * len(text)
+        left = {"start": x, "middle": x - width / 2, "end": x - width}[node.get("text-anchor", "")]
+        found.append((text, left, left + width, y - 9, y + 3))
+    return found
+
+
+def test_long_names_are_readable_on_the_page(
+    random_bundle: Path, other_gguf: Path, write_tsv: WriteTsv, tmp_path: Path
+) -> None:
+    name = "prismcaptioner-2b-with-a-long-name-and-siglip-so400m-patch14-384-int8-full"
+    reasoners = []
+    for number in range(4):
+        path = tmp_path / f"qwen3-30b-a3b-instruct-2507-some-finetune-of-it-q4_k_m-{number}.gguf"
+        shutil.copy(other_gguf, path)
+        reasoners.append(Reasoner.load(path, threads=1))
+    bundle = json.loads((random_bundle / "manifest.json").read_text(encoding="utf-8"))
+    folder = shutil.copytree(random_bundle, tmp_path / "bundle")
+    (folder / "manifest.json").write_text(json.dumps(bundle | {"name": name}), encoding="utf-8")
+    matrix = Matrix([Captioner.load(folder, threads=1)], reasoners, settings=SHORT)
+    report = evaluate(QuestionFile(four(write_tsv)), matrix, tmp_path / "out", limit=1)
+    page = (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+    plots = [ElementTree.fromstring(p) for p in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+    for plot in plots:
+        width, height = map(float, plot.get("viewBox", "").split()[2:])
+        texts = boxes_of_texts(plot)
+        circles = [(float(c.get("cx", "")), float(c.get("cy", "")))
+                   for c in plot.iter("{http://www.w3.org/2000/svg}circle")]  # fmt: skip
+        for number, (text, left, right, top, bottom) in enumerate(texts):
+            assert left >= 0, text
+            assert right <= width, text
+            assert bottom <= height, text
+            for other, left_2, right_2, top_2, bottom_2 in texts[number + 1 :]:
+                apart = right <= left_2 or right_2 <= left or bottom <= top_2 or bottom_2 <= top
+                assert apart, (text, other)
+            for x, y in circles:
+                assert not (left - 4 < x < right + 4 and top - 4 < y < bottom + 4), text
+    perception = "".join(text for text, *_ in boxes_of_texts(plots[0]))
+    assert f"{name},question" in perception.replace(" ", "")
+    for cell in report["cells"]:
+        assert page.count(html.escape(cell["name"])) >= 3, "the table and both legends name it"
+    style = re.findall(r"td:first-child {(.*?)}", page)
+    assert any("white-space: normal" in rules for rules in style), "a long name is wrapped"
 
 
 # ---- the question set that ships
