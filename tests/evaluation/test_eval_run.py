@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import io
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from edgeprism.cli.main import run
 from edgeprism.errors import ModelError, PromptTooLongError, UsageError
@@ -24,6 +26,7 @@ from edgeprism.evaluation.analysis import CHANCE
 from edgeprism.evaluation.evaluate import CSV, JSON, PAGE, evaluate, own_questions
 from edgeprism.evaluation.matrix import Matrix, Settings
 from edgeprism.evaluation.questions import QuestionFile
+from edgeprism.evaluation.report import cell_to_texts, print_report
 from edgeprism.evaluation.results import Results
 from edgeprism.install.verify_published import Report
 from edgeprism.perceive.captioner import Captioner
@@ -202,6 +205,7 @@ def test_how_reasoners_meet_options(
 
 KILLED_AT = """
 import os, signal, sys
+from edgeprism.evaluation.report import cell_to_texts, print_report
 from edgeprism.evaluation.results import Results
 put, left = Results.put, [int(sys.argv[1])]
 def counted(self, *record):
@@ -418,6 +422,14 @@ def test_long_names_are_readable_on_the_page(
     assert f"{name},question" in perception.replace(" ", "")
     for cell in report["cells"]:
         assert page.count(html.escape(cell["name"])) >= 3, "the table and both legends name it"
+    terminal = Console(width=80, file=io.StringIO())
+    print_report(report, terminal)
+    lines = terminal.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    for number, cell in enumerate(report["cells"], 1):
+        (row,) = [line for line in lines if line.startswith(f"{number} ") and " to " in line]
+        assert row.split("  ")[0] == str(number)
+        assert cell_to_texts(cell)[2] in row
+        assert cell["name"].replace(" ", "") in "".join(lines).replace(" ", "")
     style = re.findall(r"td:first-child {(.*?)}", page)
     assert any("white-space: normal" in rules for rules in style), "a long name is wrapped"
 
