@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from edgeprism.errors import ManifestError, ModelError
@@ -12,8 +12,10 @@ from edgeprism.files.strict_json import record_from_json
 FILE = Path(__file__).with_name("catalogue.json")
 SCHEMA = 1
 ROLES = ("captioner", "llm", "vision")
+KINDS = ("captioner", "reasoner")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -65,20 +67,46 @@ class HubCaptioner:
 
 
 @dataclass(frozen=True)
+class GgufModel:
+    """GGUF files of one repository of a model hub, which need no conversion.
+
+    `pull` chooses the files by the rule of `edgeprism.bundle.choose_gguf`, and shows them.
+    """
+
+    description: str
+    kind: str  # captioner | reasoner; "" for what the repository holds, never in the catalogue
+    license: str
+    repo: str
+    revision: str  # a commit if verified, else a branch
+    verified: bool  # the project has run exactly this revision
+    # of the files that the rule chooses: from the publisher's page, else estimated from the numbers
+    # of parameters; None if not even that is known
+    download_gb: float | None
+    quant: str = ""  # the language model's; "" for the rule's
+    notes: list[str] = field(default_factory=list)
+
+
+Entry = WheelReasoner | HubCaptioner | GgufModel
+
+
+@dataclass(frozen=True)
 class Catalogue:
     """All models, by name."""
 
     schema: int
     reasoners: dict[str, WheelReasoner]
     captioners: dict[str, HubCaptioner]
+    gguf: dict[str, GgufModel] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """All models' names, captioners first."""
-        return [*self.captioners, *self.reasoners]
+        pairs = [name for name, model in self.gguf.items() if model.kind == "captioner"]
+        others = [name for name in self.gguf if name not in pairs]
+        return [*pairs, *self.captioners, *self.reasoners, *others]
 
-    def find(self, name: str) -> WheelReasoner | HubCaptioner:
+    def find(self, name: str) -> Entry:
         """Return the model `name`; ModelError lists the known names."""
-        model = self.reasoners.get(name) or self.captioners.get(name)
+        model = self.reasoners.get(name) or self.captioners.get(name) or self.gguf.get(name)
         if model is None:
             raise ModelError(
                 f"No model {name!r} is in the catalogue.", f"Known: {', '.join(self.names())}."
@@ -99,8 +127,8 @@ def _faults(catalogue: Catalogue) -> list[str]:
     checks = [("schema", catalogue.schema == SCHEMA, f"known: {SCHEMA}")]
     for name in catalogue.names():
         checks.append((name, bool(_NAME.fullmatch(name)), "is not a plain name"))
-        twice = name in catalogue.reasoners and name in catalogue.captioners
-        checks.append((name, not twice, "is both a reasoner and a captioner"))
+        kinds = (catalogue.reasoners, catalogue.captioners, catalogue.gguf)
+        checks.append((name, sum(name in kind for kind in kinds) == 1, "stands there twice"))
     for name, reasoner in catalogue.reasoners.items():
         digest_given = bool(_SHA256.fullmatch(reasoner.sha256))
         checks.append((f"{name}.sha256", digest_given, "must be 64 hexadecimal digits"))
@@ -116,4 +144,11 @@ def _faults(catalogue: Catalogue) -> list[str]:
             checks.append((f"{where}.revision", pinned, "verified, but no commit"))
             digests = all(_SHA256.fullmatch(digest) for digest in repository.sha256.values())
             checks.append((f"{where}.sha256", digests, "must be 64 hexadecimal digits each"))
-    return [f"{field}: {problem}" for field, holds, problem in checks if not holds]
+    for name, model in catalogue.gguf.items():
+        checks.append((f"{name}.kind", model.kind in KINDS, f"known: {KINDS}"))
+        checks.append((f"{name}.repo", bool(_REPO.fullmatch(model.repo)), "is not OWNER/NAME"))
+        pinned = not model.verified or bool(_COMMIT.fullmatch(model.revision))
+        checks.append((f"{name}.revision", pinned, "verified, but no commit"))
+        sized = model.download_gb is None or model.download_gb > 0
+        checks.append((f"{name}.download_gb", sized, "must be positive"))
+    return [f"{where}: {problem}" for where, holds, problem in checks if not holds]

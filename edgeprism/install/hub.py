@@ -11,24 +11,25 @@ import contextlib
 import fnmatch
 import hashlib
 import os
-import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-from edgeprism.errors import PullError, UsageError
+from edgeprism.errors import OutputError, PullError, UsageError
+from edgeprism.files.atomic import write_atomically
+from edgeprism.install.cache_folder import cache_folder, repository_folder
 from edgeprism.install.extras import install_extra
+from edgeprism.install.hub_errors import asked_to_wait, explained, is_final
 from edgeprism.models.catalogue import Repository
 from edgeprism.progress import Progress
 
 _CHUNK = 1 << 20
 _WATCH_EVERY_S = 0.25
 _PAUSES_S = (0.5, 1, 2, 4, 8)  # before each new try of a broken transfer
-_AGAIN = "Run the same command again: it continues where this one stopped."
-_NETWORK = f"Check the network, the proxy and HF_ENDPOINT. {_AGAIN}"
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,36 @@ class Fetched:
     revision: str  # the commit to which the hub resolved the catalogue's revision
     folder: Path
     files: tuple[FetchedFile, ...]
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """What the hub's records say of one file: of large ones the sha256, of small ones git's id."""
+
+    size: int
+    sha256: str = ""
+    git_id: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A repository at one commit, as the hub or its cache on disk describes it."""
+
+    repo: str
+    revision: str  # the commit
+    license: str  # as the model card says; "" if it does not
+    gated: bool
+    files: Mapping[str, HubFile]
+    endpoint: str | None = None  # replaces HF_ENDPOINT
+    cache: Path | None = None  # replaces the cache of HF_HOME
+    branch: str = ""  # or tag, which the hub resolved to `revision`; "" for a commit
+    renamed: str = ""  # the repository's present name, if it is another
+    offline: bool = False  # the cache alone is used
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Each file's size in bytes."""
+        return {name: file.size for name, file in self.files.items()}
 
 
 def needed_files(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
@@ -74,14 +105,10 @@ def fetch_repository(
     `endpoint` and `cache` replace HF_ENDPOINT and the cache of HF_HOME. Raises PullError, which
     names the repository and, if the fault concerns one file, that file.
     """
-    hub = _import_hub()
-    progress.stage(f"Asking for {source.repo}")
-    with _explained(hub, source.repo, source.revision):
-        info = hub.HfApi(endpoint=endpoint).model_info(
-            source.repo, revision=source.revision, files_metadata=True
-        )
-    announced = {sibling.rfilename: sibling for sibling in info.siblings or []}
-    names = needed_files(list(announced), source.files)
+    listing = list_repository(
+        source.repo, source.revision, progress, extra="convert", endpoint=endpoint, cache=cache
+    )
+    names = needed_files(list(listing.files), source.files)
     absent = [name for name in source.sha256 if name not in names]
     if absent or not any(name.endswith((".safetensors", ".bin")) for name in names):
         raise PullError(
@@ -89,61 +116,215 @@ def fetch_repository(
             f"{', '.join(absent) or 'any weights'}.",
             f"Its layout has changed; known good: {', '.join(source.files)}.",
         )
+    return fetch_files(listing, names, progress, role=source.role, recorded=source.sha256)
+
+
+def list_repository(
+    repo: str,
+    revision: str,
+    progress: Progress,
+    *,
+    extra: str,
+    endpoint: str | None = None,
+    cache: Path | None = None,
+) -> Listing:
+    """Ask the hub for a repository's files and licence; nothing of them is fetched.
+
+    Args:
+        repo: OWNER/NAME.
+        revision: A branch, tag or commit.
+        progress: Is told what is asked for.
+        extra: The extra of EdgePrism that brings huggingface_hub, for the error without it.
+        endpoint: Replaces HF_ENDPOINT.
+        cache: Replaces the cache of HF_HOME.
+
+    Raises:
+        PullError: The hub refuses, knows no such repository, or cannot be reached.
+        UsageError: huggingface_hub is not installed.
+    """
+    hub = import_hub(extra)
+    endpoint = endpoint or os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+    progress.stage(f"Asking for {repo}")
+    api = hub.HfApi(endpoint=endpoint)
+    with explained(hub, repo, revision, branches=lambda: _branches(api, repo)):
+        info = _patiently(
+            hub,
+            lambda: api.model_info(repo, revision=revision, files_metadata=True),
+            repo, progress, _PAUSES_S[:2],
+        )  # fmt: skip
+        files = {s.rfilename: _to_hub_file(s) for s in info.siblings or []}
+        return Listing(
+            repo, str(info.sha), _license(info), bool(getattr(info, "gated", False)), files,
+            endpoint, cache, branch=revision if revision != info.sha else "",
+            renamed=info.id if info.id.lower() != repo.lower() else "",
+        )  # fmt: skip
+
+
+def _to_hub_file(sibling: Any) -> HubFile:
+    sha256 = sibling.lfs.sha256 if sibling.lfs is not None else ""
+    return HubFile(sibling.size or 0, sha256, sibling.blob_id or "")
+
+
+def _branches(api: Any, repo: str) -> list[str]:
+    return [ref.name for ref in api.list_repo_refs(repo).branches]
+
+
+def _license(info: Any) -> str:
+    card = getattr(info, "card_data", None)
+    name = str(getattr(card, "license", None) or "")
+    if name == "other":
+        name = str(getattr(card, "license_name", None) or name)
+    tags = [str(tag) for tag in getattr(info, "tags", None) or []]
+    tagged = [tag.removeprefix("license:") for tag in tags if tag.startswith("license:")]
+    return name or ", ".join(tagged)
+
+
+def fetch_files(
+    listing: Listing,
+    names: Sequence[str],
+    progress: Progress,
+    *,
+    role: str = "",
+    recorded: Mapping[str, str] | None = None,
+    extra: str = "convert",
+) -> Fetched:
+    """Fetch files of a listed repository into the hub's cache, and check each one's digest.
+
+    What is in the cache already is used; where it is damaged it is fetched again. A listing that
+    was made offline is only checked. `recorded` has further sha256 digests by name. Raises
+    PullError, which names the repository and the file.
+    """
+    hub = None if listing.offline else import_hub(extra)
     folder = Path()
     files = []
     for name in names:
-        path = _fetch_file(hub, source.repo, info.sha, announced[name], progress, endpoint, cache)
-        files.append(_checked(source, path, announced[name], progress))
+        path, file = _fetch_sound(hub, listing, name, progress)
+        expected = (recorded or {}).get(name)
+        if expected and expected != file.sha256:
+            raise PullError(
+                f"{listing.repo}: {name} is not the recorded file (sha256 "
+                f"{file.sha256[:12]}…, expected {expected[:12]}…).",
+                "The repository was changed since, or HF_ENDPOINT serves something else.",
+            )
+        files.append(file)
         folder = Path(str(path).removesuffix(str(Path(name))))
-    return Fetched(source.role, source.repo, str(info.sha), folder, tuple(files))
+    _note_branch(listing)
+    return Fetched(role, listing.repo, listing.revision, folder, tuple(files))
 
 
-def _import_hub() -> Any:
+def _note_branch(listing: Listing) -> None:
+    """Note in the cache which commit a branch is at, as the library does for a whole download.
+
+    Then offline pulls, and other programs that ask for the branch, find the files.
+    """
+    if listing.offline or not listing.branch:
+        return
+    ref = repository_cache(listing) / "refs" / listing.branch
+    with contextlib.suppress(OSError, OutputError):  # the files are there all the same
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(ref, listing.revision.encode(), durable=False)
+
+
+def _fetch_sound(
+    hub: Any, listing: Listing, name: str, progress: Progress
+) -> tuple[Path, FetchedFile]:
+    """Return a file's path in the cache and its digest; fetch it if needed, at most twice."""
+    for last in (False, True):
+        was_there = snapshot_path(listing, name).exists()
+        path = (
+            snapshot_path(listing, name)
+            if listing.offline
+            else _fetch_file(hub, listing, name, progress)
+        )
+        file, fault = _check(listing, path, name, progress)
+        if not fault:
+            return path, file
+        if listing.offline:
+            raise PullError(
+                f"{listing.repo}: {name} is damaged in the hub's cache ({fault}).",
+                "Pull it again with the network.",
+            )
+        path.resolve().unlink()  # the blob, which every later try would use otherwise
+        path.unlink(missing_ok=True)
+        if last or not was_there:
+            break
+        progress.say(f"{listing.repo}: {name} was damaged in the cache; fetching it again.")
+    raise PullError(
+        f"{listing.repo}: {name} arrived damaged ({fault}).",
+        "It was removed; run the same command again.",
+    )
+
+
+def snapshot_path(listing: Listing, name: str) -> Path:
+    """Return where the cache has a file of a listed repository, if it has it."""
+    return repository_cache(listing) / "snapshots" / listing.revision / name
+
+
+def repository_cache(listing: Listing) -> Path:
+    """Return the repository's folder in the hub's cache."""
+    return repository_folder(listing.repo, listing.cache)
+
+
+def import_hub(extra: str) -> Any:
+    """Import huggingface_hub without its telemetry; UsageError names `extra` if it is missing.
+
+    A mirror answers for every byte: large files then come from it by HTTP, not from the main
+    hub's storage service, which HF_ENDPOINT does not move.
+    """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # read when the library loads
+    if os.environ.get("HF_ENDPOINT"):
+        os.environ["HF_HUB_DISABLE_XET"] = "1"
     try:
         import huggingface_hub.errors
         import huggingface_hub.file_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         raise UsageError(
-            f"Fetching published checkpoints needs huggingface_hub, which is missing: {error}.",
-            install_extra("convert"),
+            f"Fetching from a model hub needs huggingface_hub, which is missing: {error}.",
+            install_extra(extra),
         ) from error
     disable_progress_bars()  # EdgePrism shows its own
     return huggingface_hub
 
 
-def _fetch_file(
-    hub: Any,
-    repo: str,
-    commit: str,
-    sibling: Any,
-    progress: Progress,
-    endpoint: str | None,
-    cache: Path | None,
-) -> Path:
-    name = sibling.rfilename
-    progress.stage(f"Fetching {repo}: {name}", sibling.size or 0)
-    store = Path(cache or hub.constants.HF_HUB_CACHE) / hub.file_download.repo_folder_name(
-        repo_id=repo, repo_type="model"
-    )
-    with _explained(hub, repo, commit, name), _watching(store / "blobs", progress):
-        for pause_s in (*_PAUSES_S, None):
-            try:
-                path = hub.hf_hub_download(
-                    repo, name, revision=commit, endpoint=endpoint, cache_dir=cache
-                )
-                break
-            except (OSError, RuntimeError, hub.errors.XetError) as error:
-                # Only a broken transfer is tried again. A full disk has an errno, and an HTTP
-                # error is the hub's final answer.
-                refused = isinstance(error, hub.errors.HfHubHTTPError)
-                final = refused or getattr(error, "errno", None) is not None
-                if pause_s is None or final:
-                    raise
-                progress.say(f"{repo}: {name}: the transfer broke off; trying again.")
-                time.sleep(pause_s)
+def _fetch_file(hub: Any, listing: Listing, name: str, progress: Progress) -> Path:
+    progress.stage(f"Fetching {listing.repo}: {name}", listing.files[name].size)
+    blobs = repository_cache(listing) / "blobs"
+    with explained(hub, listing.repo, listing.revision, name), _watching(blobs, progress):
+        path = _patiently(
+            hub,
+            lambda: hub.hf_hub_download(
+                listing.repo, name, revision=listing.revision, endpoint=listing.endpoint,
+                cache_dir=listing.cache or cache_folder(),
+            ),
+            f"{listing.repo}: {name}", progress, _PAUSES_S,
+        )  # fmt: skip
     return Path(path)
+
+
+def _patiently(
+    hub: Any,
+    request: Callable[[], _Result],
+    what: str,
+    progress: Progress,
+    pauses: Sequence[float],
+) -> _Result:
+    """Return the answer to a request; try again after broken transfers, and when asked to wait.
+
+    A full disk, and a refusal that waiting does not change, are final.
+    """
+    for pause_s in pauses:
+        try:
+            return request()
+        except (OSError, RuntimeError, hub.errors.XetError) as error:
+            wait_s = asked_to_wait(error)
+            if is_final(hub, error):
+                raise
+            broken = "the transfer broke off; trying again."
+            text = broken if wait_s is None else f"the hub asks to wait {wait_s:.0f} s."
+            progress.say(f"{what}: {text}")
+            time.sleep(max(pause_s, wait_s or 0))
+    return request()
 
 
 @contextlib.contextmanager
@@ -171,73 +352,23 @@ def _watching(blobs: Path, progress: Progress) -> Iterator[None]:
         thread.join()
 
 
-def _checked(source: Repository, path: Path, sibling: Any, progress: Progress) -> FetchedFile:
-    """Hash a fetched file; if its digest is not the hub's, remove it from the cache."""
+def _check(listing: Listing, path: Path, name: str, progress: Progress) -> tuple[FetchedFile, str]:
+    """Hash a file of the cache; return its digest, and in what it differs from the hub's record."""
     size = path.stat().st_size
-    progress.stage(f"Checking {source.repo}: {sibling.rfilename}", size)
-    sha256, git_blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    progress.stage(f"Checking {listing.repo}: {name}", size)
+    sha256, git_id = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             sha256.update(chunk)
-            git_blob.update(chunk)
+            git_id.update(chunk)
             progress.advance(len(chunk))
-    # The hub announces the sha256 of large files, and git's blob id of small ones.
-    if sibling.lfs is not None:
-        announced, actual = sibling.lfs.sha256, sha256.hexdigest()
-    else:
-        announced, actual = sibling.blob_id, git_blob.hexdigest()
-    recorded = source.sha256.get(sibling.rfilename)
+    expected = listing.files[name]
+    announced, actual = expected.sha256, sha256.hexdigest()
+    if not announced:
+        announced, actual = expected.git_id, git_id.hexdigest()
+    fault = ""
     if announced and announced != actual:
-        path.resolve().unlink()  # the blob, which every later try would use otherwise
-        path.unlink(missing_ok=True)
-        raise PullError(
-            f"{source.repo}: {sibling.rfilename} arrived damaged (digest {actual[:12]}…, the hub "
-            f"announced {announced[:12]}…).",
-            "It was removed; run the same command again.",
-        )
-    if recorded and recorded != sha256.hexdigest():
-        raise PullError(
-            f"{source.repo}: {sibling.rfilename} is not the recorded file (sha256 "
-            f"{sha256.hexdigest()[:12]}…, expected {recorded[:12]}…).",
-            "The repository was changed since, or HF_ENDPOINT serves something else.",
-        )
-    return FetchedFile(sibling.rfilename, sha256.hexdigest(), size)
-
-
-@contextlib.contextmanager
-def _explained(hub: Any, repo: str, revision: str, file: str = "") -> Iterator[None]:
-    """Turn every error of the hub's client into a PullError."""
-    what = f"{repo}: {file}" if file else repo
-    errors = hub.errors
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise PullError(
-            f"{what}: access to the repository must be granted.",
-            "Accept its terms on the model page, then set HF_TOKEN.",
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise PullError(
-            f"{what}: the hub has no such repository, or it is private.",
-            "Check HF_ENDPOINT; for a private repository set HF_TOKEN.",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise PullError(f"{what}: the repository has no revision {revision}.") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise PullError(f"{what}: the hub cannot be reached.", _NETWORK) from error
-    except errors.EntryNotFoundError as error:
-        raise PullError(
-            f"{what}: the repository has no such file at {revision} (404).",
-            "Its layout may have changed: please report it to the EdgePrism project.",
-        ) from error
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "?")
-        raise PullError(f"{what}: the hub answered with HTTP {status}.", _AGAIN) from error
-    except Exception as error:  # the client's transports raise their own kinds of errors
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        unreachable = re.search(r"(Failed to |timed out|Connection refused)[^\"()]*", first)
-        if getattr(error, "errno", None) is not None:
-            raise PullError(f"{what}: {first}.", "Check the disk and HF_HOME.") from error
-        reason = unreachable[0].replace("\\", "").strip() if unreachable else ""
-        message = f"the hub cannot be reached ({reason})" if reason else first
-        raise PullError(f"{what}: {message}.", _NETWORK) from error
+        fault = f"digest {actual[:12]}…, the hub announced {announced[:12]}…"
+    elif size != expected.size:
+        fault = f"{size} bytes, the hub announced {expected.size}"
+    return FetchedFile(name, sha256.hexdigest(), size), fault

@@ -11,6 +11,7 @@ from typing import Any
 from edgeprism.bundle.defaults import BUILT_IN, default_model
 from edgeprism.bundle.elsewhere.prefixes import is_reference
 from edgeprism.bundle.elsewhere.references import find_kept
+from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_parts import (
     is_first_part,
     model_bytes,
@@ -23,6 +24,7 @@ from edgeprism.bundle.open import (
     builtin_models_dir,
     check_file,
     find_model,
+    first_part_in,
     known_name,
     open_bundle,
 )
@@ -31,7 +33,15 @@ from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest
 from edgeprism.files.home import installed_models_dirs
 from edgeprism.install.discover import reference_facts
-from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
+from edgeprism.install.memory_needs import needed_memory
+from edgeprism.install.pulled_models import PulledFrom, pulled_from
+from edgeprism.models.catalogue import (
+    Catalogue,
+    Entry,
+    GgufModel,
+    WheelReasoner,
+    read_catalogue,
+)
 from edgeprism.picture.layout import most_visual_tokens
 
 
@@ -77,15 +87,6 @@ def _with_needs(entry: ModelEntry) -> ModelEntry:
     return replace(entry, disk=entry.size, memory=needed_memory(entry.size))
 
 
-def needed_memory(size: int) -> int:
-    """Estimate the memory that a model of `size` bytes on disk needs to run, in bytes.
-
-    A rule of thumb, not a measurement: a quarter of the weights' size more for a cache of a short
-    context and for buffers, and 250 MB for the engines. A long context or a batch needs more.
-    """
-    return int(1.25 * size) + 250_000_000
-
-
 def models_in(place: Path) -> list[tuple[str, Path]]:
     """Return name and path of the bundles and GGUF files in a folder of models."""
     models = []
@@ -101,7 +102,10 @@ def models_in(place: Path) -> list[tuple[str, Path]]:
                 models.append((path.name, candidate))
                 break
         else:
-            if path.suffix == ".gguf" and os.path.isfile(path) and is_first_part(path.name):
+            first = first_part_in(path)
+            if first is not None:
+                models.append((path.name, first))
+            elif path.suffix == ".gguf" and os.path.isfile(path) and is_first_part(path.name):
                 models.append((path.stem, path))
     return models
 
@@ -116,8 +120,8 @@ def _to_entry(name: str, path: Path, state: str, catalogue: Catalogue) -> ModelE
         if path.is_dir():
             bundle = open_bundle(path)
             size = sum(entry.size for entry in bundle.manifest.files.values())
-            known = catalogue.captioners.get(name)
-            text = bundle.manifest.notice or (known.description if known else "")
+            made = catalogue.captioners.get(name) or catalogue.gguf.get(name)
+            text = bundle.manifest.notice or (made.description if made else "")
             return ModelEntry(
                 name, "captioner", state, size, bundle.manifest.license, text, str(path)
             )
@@ -125,8 +129,9 @@ def _to_entry(name: str, path: Path, state: str, catalogue: Catalogue) -> ModelE
         reasoner = catalogue.reasoners.get(name)
         if reasoner and path.stat().st_size != reasoner.size:
             raise ModelError(f"{path}: its size is not the one that the catalogue records.")
-        license_ = reasoner.license if reasoner else str(header.metadata.get("general.license", ""))
-        text = reasoner.description if reasoner else str(header.metadata.get("general.name", ""))
+        known = reasoner or catalogue.gguf.get(name)
+        license_ = reasoner.license if reasoner else _license(name, header)
+        text = known.description if known else str(header.metadata.get("general.name", ""))
         return ModelEntry(name, "reasoner", state, model_bytes(path), license_, text, str(path))
     except ModelError as error:
         kind = "captioner" if path.is_dir() else "reasoner"
@@ -134,7 +139,16 @@ def _to_entry(name: str, path: Path, state: str, catalogue: Catalogue) -> ModelE
         return ModelEntry(name, kind, "damaged", None, "", "", str(path), problem)
 
 
-def _available(name: str, entry: WheelReasoner | HubCaptioner) -> ModelEntry:
+def _license(name: str, header: GgufHeader) -> str:
+    """Return the licence that was published with a pulled reasoner, else what its file says."""
+    origin = pulled_from(name)
+    return (origin.license if origin else "") or str(header.metadata.get("general.license", ""))
+
+
+def _available(name: str, entry: Entry) -> ModelEntry:
+    if isinstance(entry, GgufModel):
+        fetched = None if entry.download_gb is None else int(entry.download_gb * 1e9)
+        return ModelEntry(name, entry.kind, "available", fetched, entry.license, entry.description)
     if isinstance(entry, WheelReasoner):
         return ModelEntry(
             name, "reasoner", "available", entry.size, entry.license, entry.description
@@ -162,8 +176,8 @@ def model_facts(name: str, catalogue: Catalogue | None = None) -> dict[str, Any]
     except ModelError as error:
         if name in catalogue.names():
             entry = catalogue.find(name)
-            kind = "reasoner" if isinstance(entry, WheelReasoner) else "captioner"
-            return {"name": name, "kind": kind, "state": "available", **asdict(entry)}
+            kind = _available(name, entry).kind
+            return {**asdict(entry), "name": name, "kind": kind, "state": "available"}
         raise error
     return _gguf_facts(path, catalogue) if path.is_file() else _bundle_facts(path)
 
@@ -205,6 +219,7 @@ def _gguf_facts(path: Path, catalogue: Catalogue) -> dict[str, Any]:
     header = read_model_header(path)
     name = known_name(path) or path.stem
     known = catalogue.reasoners.get(name)
+    pulled = pulled_from(name) if known_name(path) else None
     architecture = header.architecture
     return {
         "name": name,
@@ -212,8 +227,8 @@ def _gguf_facts(path: Path, catalogue: Catalogue) -> dict[str, Any]:
         "state": _state(path),
         "path": str(path),
         "digest": model_digest(path),
-        "license": known.license if known else str(header.metadata.get("general.license", "")),
-        "origin": known.origin if known else "",
+        "license": known.license if known else _license(name, header),
+        "origin": known.origin if known else (pulled.source if pulled else ""),
         "size": model_bytes(path),
         "architecture": architecture,
         "parameters": sum(math.prod(shape) for shape in header.tensors.values()),
@@ -221,8 +236,12 @@ def _gguf_facts(path: Path, catalogue: Catalogue) -> dict[str, Any]:
         "n_vocab": header.n_vocab,
         "context_length": header.metadata.get(f"{architecture}.context_length"),
         "has_chat_template": header.chat_template is not None,
-        "recorded_sha256": known.sha256 if known else None,
+        "recorded_sha256": known.sha256 if known else _recorded(pulled, path),
     }
+
+
+def _recorded(pulled: PulledFrom | None, path: Path) -> str | None:
+    return pulled.sha256.get(path.name) if pulled else None
 
 
 @dataclass(frozen=True)
@@ -246,10 +265,7 @@ def verify_model(name: str, catalogue: Catalogue | None = None) -> list[FileChec
         read_model_header(path)
         known = catalogue.reasoners.get(name)
         if known is None:
-            return [
-                FileCheck(name, part.name, file_digest(part, again=True), False, "")
-                for part in part_paths(path)
-            ]
+            return [_checked_part(name, part) for part in part_paths(path)]
         return [_checked(name, path, known.sha256, known.size)]
     # open_bundle would stop at the first faulty file, and this function reports all files.
     manifest = manifest_from_bundle(path)
@@ -291,3 +307,12 @@ def _checked(name: str, path: Path, sha256: str, size: int) -> FileCheck:
     except ModelError as error:
         return FileCheck(name, path.name, sha256, True, error.message)
     return FileCheck(name, path.name, sha256, True, "")
+
+
+def _checked_part(name: str, part: Path) -> FileCheck:
+    """Hash a reasoner's file; a digest is recorded only of those that `pull` brought."""
+    origin = pulled_from(name)
+    expected = origin.sha256.get(part.name) if origin else None
+    sha256 = file_digest(part, again=True)
+    problem = "" if expected in (None, sha256) else f"{part}: its content is not what was pulled."
+    return FileCheck(name, part.name, sha256, expected is not None, problem)

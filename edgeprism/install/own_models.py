@@ -15,6 +15,7 @@ from edgeprism.bundle.open import Bundle, find_model, open_bundle
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.atomic import output_error
 from edgeprism.files.home import data_dir
+from edgeprism.install.pulled_models import remember_pulled
 from edgeprism.models.catalogue import read_catalogue
 
 # Names stand on command lines and in file names on every system.
@@ -87,18 +88,24 @@ def remove_model(name: str) -> Path:
     except OSError as error:
         raise output_error(entry, error) from error
     _delete(hidden)
+    remember_pulled(name, None)
     for kind in BUILT_IN:
         if chosen_model(kind) == name:
             choose_model(kind, None)
     return entry
 
 
-def _check_name(name: str) -> None:
+def check_name_form(name: str) -> None:
+    """Raise UsageError if `name` cannot be a model's name."""
     if not _NAME.fullmatch(name) or name.endswith(".gguf"):
         raise UsageError(
             f"{name!r} cannot be a model's name.",
             "Give one of letters, digits, dots, dashes and underscores.",
         )
+
+
+def _check_name(name: str) -> None:
+    check_name_form(name)
     if name in read_catalogue().names():
         raise UsageError(f"{name} is the name of a model of the catalogue.", "Give another name.")
     with suppress(ModelError):

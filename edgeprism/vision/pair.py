@@ -6,10 +6,11 @@ facts that a manifest needs; the data folder keeps them, by the digests of all f
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import hashlib
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
@@ -38,6 +39,7 @@ from edgeprism.bundle.open import Bundle
 from edgeprism.bundle.read_manifest import manifest_from_json
 from edgeprism.errors import ModelError, OutputError
 from edgeprism.files.digests import file_digest
+from edgeprism.files.links import link_or_copy
 from edgeprism.vision.mmproj_checks import (
     ARCHITECTURE,
     check_mmproj,
@@ -53,6 +55,14 @@ INSTRUCTION = "Describe this picture in detail."
 FOCUS = " Pay special attention to: {focus}."
 MAX_TOKENS = 512
 _NOT_GATED = "a GGUF pair run by llama.cpp's mtmd as it is, without a parity gate"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a pair's files were published."""
+
+    source: str  # such as OWNER/REPO@COMMIT
+    license: str  # "" if none was published
 
 
 def open_pair(
@@ -82,19 +92,23 @@ def write_pair(
     name: str = "",
     overwrite: bool = False,
     copy: bool = False,
+    origin: Origin | None = None,
 ) -> None:
     """Write a bundle to the folder `out`: hard links to the files, or copies if links fail.
 
-    `copy` makes copies in any case. Raises the errors of `open_pair`, UsageError or OutputError,
-    and then leaves nothing half-written.
+    `copy` makes copies in any case. With an `origin`, whose files stay where they are, symbolic
+    links go before copies. Raises the errors of `open_pair`, UsageError or OutputError, and then
+    leaves nothing half-written.
     """
     from edgeprism.bundle.writer import BundleWriter
 
     places = _places(lm, mmproj)
     with BundleWriter(out, overwrite, places.values()) as writer:
         manifest = _pair_to_manifest(places, chat_format, name)
+        if origin is not None:
+            manifest = _with_origin(manifest, origin)
         for file, source in places.items():
-            _put(source.resolve(), writer.folder / file, copy)
+            _put(source, writer.folder / file, copy, symbolic=origin is not None)
         writer.finish(manifest)
 
 
@@ -106,13 +120,22 @@ def _places(lm: Path, mmproj: Path) -> dict[str, Path]:
     return {**dict(zip(names, parts, strict=True)), MMPROJ_FILE: mmproj}
 
 
-def _put(source: Path, target: Path, copy: bool) -> None:
-    if not copy:
-        with contextlib.suppress(OSError):  # `target` is on another file system, or has no links
-            os.link(source, target)
-            return
+def _with_origin(manifest: Manifest, origin: Origin) -> Manifest:
+    """Say where the files came from, and the licence that was published with them."""
+    license_ = origin.license or manifest.license
+    sources = [
+        dataclasses.replace(source, name=f"{origin.source}: {source.name}", license=license_)
+        for source in manifest.sources
+    ]
+    return dataclasses.replace(manifest, license=license_, sources=sources)
+
+
+def _put(source: Path, target: Path, copy: bool, *, symbolic: bool) -> None:
     try:
-        shutil.copyfile(source, target)
+        if copy:
+            shutil.copyfile(source, target)
+        else:
+            link_or_copy(source, target, symbolic=symbolic)
     except OSError as error:
         raise OutputError(
             f"{target}: cannot be written: {error.strerror}.", "Free some space."

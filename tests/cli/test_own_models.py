@@ -132,7 +132,8 @@ def test_what_fits(capfd: Captured) -> None:
     assert "prismcaptioner-7b" not in out
     for size in ("8GB", "8 gb", "8", "8000MB", "7.5GiB"):
         assert run(["models", "list", "--fits", size, "--json"]) == 0
-        assert len(json.loads(capfd.readouterr().out)) == 4
+        names = {entry["name"] for entry in json.loads(capfd.readouterr().out)}
+        assert {"nano", "prismcaptioner-7b", "smollm2-135m", "smolvlm-500m"} <= names
     assert run(["models", "list", "--fits", "lots"]) == 2
     capfd.readouterr()
 

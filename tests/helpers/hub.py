@@ -26,6 +26,12 @@ class StandInHub:
     connection or, with `stalls`, sends nothing more (and sets `stalled`). `damaged` files have one
     changed byte. The hub lists `lost` files but does not find them, refuses `gated` repositories,
     and describes `garbled` ones in an unknown format. `requests` has the requests in order.
+
+    `cards` has model cards as JSON by repository. `sizes` and `digests` replace what the hub says
+    of files, `lengths` what a download's headers say. Repositories that were `renamed` ({old: new})
+    and downloads with `redirects` answer with a redirect, the latter to another host name. `branch`
+    is the only one. The first requests are answered with the HTTP statuses in `refusals`, with
+    `retry_after` if it is set; a status of 0 drops the connection.
     """
 
     repositories: dict[str, dict[str, bytes]]
@@ -36,6 +42,15 @@ class StandInHub:
     lost: set[str] = field(default_factory=set)
     gated: set[str] = field(default_factory=set)
     garbled: set[str] = field(default_factory=set)
+    cards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+    redirects: bool = False
+    branch: str = "main"
+    refusals: list[int] = field(default_factory=list)
+    retry_after: str = ""
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
     agents: list[str] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
@@ -96,8 +111,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path, self.headers.get("Range", "")))
         self.hub.agents.append(self.headers.get("User-Agent", ""))
         self.hub.tokens.add(self.headers.get("Authorization", ""))
+        if self.hub.refusals and self._refused(self.hub.refusals.pop(0)):
+            return
+        for old, new in self.hub.renamed.items():
+            if path.startswith((f"/{old}/", f"/api/models/{old}/")):
+                self._redirect(path.replace(old, new, 1))
+                return
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path):
             self._answer_info(*match.groups())
+        elif re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", path):
+            ref = {"name": self.hub.branch, "ref": f"refs/heads/{self.hub.branch}",
+                   "targetCommit": "0" * 40}  # fmt: skip
+            self._send_json({"branches": [ref], "converts": [], "tags": []})
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._answer_file(*match.groups())
         else:
@@ -111,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo in self.hub.gated:
             self._refuse(403, "GatedRepo")
             return None
-        if revision not in ("main", commit_of(files)):
+        if revision not in (self.hub.branch, commit_of(files)):
             self._refuse(404, "RevisionNotFound")
             return None
         return files
@@ -122,16 +147,20 @@ class _Handler(BaseHTTPRequestHandler):
             return
         siblings = []
         for name, data in files.items():
+            size = self.hub.sizes.get(name, len(data))
             sibling: dict[str, Any] = {
-                "rfilename": name, "size": len(data), "blobId": _git_blob(data),
+                "rfilename": name, "size": size, "blobId": _git_blob(data),
             }  # fmt: skip
             if len(data) >= _LFS_FROM:
-                digest = hashlib.sha256(data).hexdigest()
-                sibling["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 134}
+                digest = self.hub.digests.get(name, hashlib.sha256(data).hexdigest())
+                sibling["lfs"] = {"sha256": digest, "size": size, "pointerSize": 134}
             siblings.append(sibling)
-        body = json.dumps({"id": repo, "sha": commit_of(files), "siblings": siblings}).encode()
-        if repo in self.hub.garbled:
-            body = b'{"siblings": [3]}'
+        card = self.hub.cards.get(repo)
+        info = {"id": repo, "sha": commit_of(files), "siblings": siblings, "cardData": card}
+        self._send_json({"siblings": [3]} if repo in self.hub.garbled else info)
+
+    def _send_json(self, data: object) -> None:
+        body = json.dumps(data).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -145,6 +174,10 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in files or name in self.hub.lost:
             self._refuse(404, "EntryNotFound")
             return
+        host, port = self.headers["Host"].split(":")
+        if self.hub.redirects and host == "127.0.0.1":
+            self._redirect(f"http://localhost:{port}{self.path}", files[name])
+            return
         data = files[name]
         etag = hashlib.sha256(data).hexdigest() if len(data) >= _LFS_FROM else _git_blob(data)
         if name in self.hub.damaged:
@@ -154,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", f'"{etag}"')
         self.send_header("X-Repo-Commit", commit_of(files))
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(data) - start))
+        self.send_header("Content-Length", str(self.hub.lengths.get(name, len(data) - start)))
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.end_headers()
@@ -176,6 +209,32 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.connection.shutdown(socket.SHUT_RDWR)
         self.close_connection = True
+
+    def _redirect(self, location: str, data: bytes | None = None) -> None:
+        """Send the client elsewhere; of a file the hub itself says what it is, as on a real hub."""
+        self.send_response(307 if data is None else 302)
+        self.send_header("Location", location)
+        self.send_header("Content-Length", "0")
+        if data is not None:
+            self.send_header("X-Linked-ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            self.send_header("X-Linked-Size", str(len(data)))
+            repo = urlsplit(self.path).path.partition("/resolve/")[0].strip("/")
+            self.send_header("X-Repo-Commit", commit_of(self.hub.repositories[repo]))
+        self.end_headers()
+
+    def _refused(self, status: int) -> bool:
+        if status == 200:
+            return False
+        if not status:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return True
+        self.send_response(status)
+        if self.hub.retry_after:
+            self.send_header("Retry-After", self.hub.retry_after)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return True
 
     def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)

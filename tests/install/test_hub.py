@@ -24,6 +24,7 @@ from edgeprism.install import pull as pull_module
 from edgeprism.install import verify_published
 from edgeprism.install.hub import Fetched, fetch_repository, needed_files
 from edgeprism.install.pull import pull
+from edgeprism.install.work_folder import mend_interrupted
 from edgeprism.models.catalogue import Repository, read_catalogue
 from edgeprism.progress import Progress
 from tests.helpers import bundles
@@ -224,7 +225,7 @@ def test_what_a_killed_conversion_left_is_mended(tmp_path: Path) -> None:
     (models / ".x.partial-12").mkdir(parents=True)
     (models / ".x.old-12").mkdir()
     (models / ".x.old-12" / "manifest.json").write_text("the old bundle")
-    pull_module._mend_interrupted_conversion(models / "x")
+    mend_interrupted(models / "x")
     assert [p.name for p in models.iterdir()] == ["x"]
     assert (models / "x" / "manifest.json").read_text() == "the old bundle"
 

@@ -22,7 +22,15 @@ def test_unknown_names_list_the_known_ones(capsys: pytest.CaptureFixture[str]) -
 
 def test_the_shipped_catalogue_is_whole() -> None:
     catalogue = read_catalogue()
-    assert catalogue.names() == ["prismcaptioner-2b", "prismcaptioner-7b", "smollm2-135m"]
+    names = catalogue.names()
+    for group in (
+        ["prismcaptioner-2b", "prismcaptioner-7b", "smollm2-135m"],
+        ["smolvlm-256m", "smolvlm-500m", "gemma3-4b", "qwen2.5-vl-3b", "internvl3-2b"],
+        ["qwen2.5-0.5b", "qwen2.5-1.5b", "llama3.2-1b", "smollm2-360m", "gemma3-1b"],
+    ):
+        assert set(group) <= set(names)
+    assert names.index("smolvlm-500m") < names.index("qwen2.5-0.5b")  # captioners go first
+    assert not [name for name, model in catalogue.gguf.items() if model.verified]
     unverified = [
         r.repo for c in catalogue.captioners.values() for r in c.repositories if not r.verified
     ]

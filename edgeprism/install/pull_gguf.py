@@ -1,0 +1,255 @@
+"""`edgeprism pull` of GGUF files from a model hub, which need no conversion.
+
+The files stay in the hub's cache, which other programs share; the data folder gets links to them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeprism.bundle.choose_gguf import Choice, choose_files
+from edgeprism.bundle.gguf_parts import part_names, part_paths, read_model_header
+from edgeprism.bundle.open import find_model, open_bundle
+from edgeprism.errors import EdgePrismError, ModelError, UsageError
+from edgeprism.files.links import link_or_copy, links_work
+from edgeprism.install.cache_folder import cache_folder
+from edgeprism.install.hub import Fetched, Listing, fetch_files, list_repository
+from edgeprism.install.hub_cache import bytes_to_fetch, cached_listing
+from edgeprism.install.memory_needs import needed_memory
+from edgeprism.install.pulled_models import (
+    PulledFrom,
+    check_intact,
+    places_of,
+    pulled_from,
+    remember_pulled,
+)
+from edgeprism.install.work_folder import (
+    mend_interrupted,
+    offline_switch,
+    require_space,
+    work_folder,
+    written_safely,
+)
+from edgeprism.language.trial import try_reasoner
+from edgeprism.machine.cancel import Cancel
+from edgeprism.machine.facts import memory_limit
+from edgeprism.models.catalogue import GgufModel
+from edgeprism.progress import Progress
+from edgeprism.vision.pair import Origin, write_pair
+from edgeprism.vision.trial import remember_captioner
+
+EXTRA = "pairs"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pull will fetch and install."""
+
+    name: str
+    kind: str  # captioner | reasoner
+    listing: Listing
+    choice: Choice
+    verified: bool  # the project has run this very commit
+    to_fetch: int  # bytes that the hub's cache does not hold yet
+
+    @property
+    def memory(self) -> int:
+        """Estimated bytes of memory to run it."""
+        return needed_memory(self.choice.size)
+
+    def lines(self) -> list[str]:
+        """Return what a person should know before a byte is fetched."""
+        listing, choice = self.listing, self.choice
+        where = f"{listing.repo} at commit {listing.revision[:12]}"
+        unknown = "the hub's cache does not say it" if listing.offline else "the page names none"
+        lines = [
+            f"  {where}{'' if self.verified else ', unverified: this project has not run it'}",
+            f"  licence: {listing.license or unknown}",
+            *(f"  language model: {_described(listing, name, choice.quant)}" for name in choice.lm),
+        ]
+        if choice.mmproj:
+            about = _described(listing, choice.mmproj, choice.mmproj_quant)
+            lines.append(f"  vision tower: {about}")
+        if listing.gated:
+            lines.append(
+                "  The publisher grants access: accept the terms on its page, set HF_TOKEN."
+            )
+        cached = choice.size - self.to_fetch
+        lines.append(
+            f"  {_size(self.to_fetch)} to fetch"
+            f"{f', {_size(cached)} in the cache' if cached else ''}; to run it takes about "
+            f"{_size(self.memory)} of memory"
+        )
+        if listing.renamed:
+            lines.append(f"  The hub calls this repository {listing.renamed} now.")
+        return lines
+
+
+def plan_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) -> Plan:
+    """Ask the hub, or offline its cache, for a model's files, and choose among them.
+
+    Args:
+        name: The name to install it under.
+        entry: Where it is; its kind may be "" for what the repository holds.
+        quant: The wanted quantization or file; "" for the entry's, or the rule's.
+        progress: Is told what is asked for.
+
+    Raises:
+        PullError: The hub refuses or cannot be reached, or offline the cache lacks the model.
+        ModelError: The repository holds no model of this kind, or several that fit.
+        UsageError: It does not hold the wanted quantization; or huggingface_hub is missing.
+    """
+    if switch := offline_switch():
+        listing = cached_listing(entry.repo, entry.revision, switch)
+    else:
+        listing = list_repository(entry.repo, entry.revision, progress, extra=EXTRA)
+    try:
+        choice = choose_files(listing.sizes, quant or entry.quant)
+    except EdgePrismError as error:
+        place = "the cache" if listing.offline else listing.repo
+        raise type(error)(f"{place}: {error.summary}", error.hint, error.details) from error
+    if entry.kind == "reasoner" and choice.mmproj:
+        size = choice.size - listing.sizes[choice.mmproj]
+        choice = Choice(choice.lm, "", choice.quant, "", size)
+    if entry.kind == "captioner" and not choice.mmproj:
+        raise ModelError(
+            f"{entry.repo}: {'the cache holds' if listing.offline else 'there is'} no mmproj file, "
+            "so it captions nothing.",
+            "Unset the offline switch to fetch it." if listing.offline else "Name another one.",
+        )
+    kind = "captioner" if choice.mmproj else "reasoner"
+    verified = entry.verified and listing.revision == entry.revision
+    missing = bytes_to_fetch(listing, choice.files)
+    return Plan(name, kind, listing, choice, verified, missing)
+
+
+def installed_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) -> Path | None:
+    """Return where the model is installed, if it is intact and the wanted one; say why not.
+
+    Raises UsageError if something else is installed under this name.
+    """
+    origin = pulled_from(name)
+    if origin is None or origin.repo != entry.repo:
+        for place in places_of(name):
+            if place.exists():
+                raise UsageError(
+                    f"There is another model {name} already: {place}.",
+                    f"Choose a name with `name`, or remove it first: edgeprism models remove {name}"
+                )  # fmt: skip
+        return None
+    try:
+        path = find_model(name)
+        check_intact(path, origin)
+    except ModelError as error:
+        progress.say(f"{error.summary} It is pulled again.")
+        return None
+    moved = entry.revision not in ("main", origin.commit)
+    if origin.has(quant or entry.quant) and not moved:
+        return path
+    progress.say(f"{name} is installed from {origin.lm} of {origin.source}; it is replaced.")
+    return None
+
+
+def pull_gguf(plan: Plan, chat_format: str | None, progress: Progress) -> tuple[Path, Fetched]:
+    """Fetch a planned model into the hub's cache, try it, and link it into the data folder.
+
+    What was installed under its name is replaced when the new model is complete. Raises PullError,
+    and ModelError or TemplateError if the model does not run.
+    """
+    folder, single = places_of(plan.name)
+    with written_safely(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with work_folder(plan.name):
+            mend_interrupted(folder)
+            mend_interrupted(single)
+            _require_room(plan, folder.parent)
+            _warn_of_memory(plan, progress)
+            fetched = fetch_files(plan.listing, plan.choice.files, progress, extra=EXTRA)
+            progress.stage(f"Trying {plan.name}")
+            if plan.kind == "captioner":
+                _install_pair(plan, fetched.folder, folder, chat_format)
+                return folder, fetched
+            return _install_reasoner(plan, fetched, folder, single), fetched
+
+
+def _install_pair(plan: Plan, files: Path, target: Path, chat_format: str | None) -> None:
+    lm, mmproj = files / plan.choice.lm[0], files / plan.choice.mmproj
+    write_pair(
+        lm, mmproj, target, chat_format=chat_format, name=plan.name, overwrite=target.exists(),
+        origin=Origin(f"{plan.listing.repo}@{plan.listing.revision}", plan.listing.license),
+    )  # fmt: skip
+    # the trial of the pair has just run each of its files
+    remember_captioner(open_bundle(target))
+
+
+def _install_reasoner(plan: Plan, fetched: Fetched, folder: Path, single: Path) -> Path:
+    first = fetched.folder / plan.choice.lm[0]
+    header = read_model_header(first)
+    try_reasoner(first, gpu_layers=0, cancel=Cancel())
+    parts = part_paths(first)
+    several = part_names(f"{plan.name}-00001-of-{len(parts):05}.gguf")
+    names = [single.name] if len(parts) == 1 else several
+    license_ = plan.listing.license or str(header.metadata.get("general.license", ""))
+    digests = dict(zip(names, (file.sha256 for file in fetched.files), strict=True))
+    source = f"{plan.listing.repo}@{plan.listing.revision}"
+    target = single if len(parts) == 1 else folder
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        if target == single:
+            link_or_copy(first, partial, symbolic=True)
+        else:
+            partial.mkdir()
+            for part, name in zip(parts, names, strict=True):
+                link_or_copy(part, partial / name, symbolic=True)
+        remember_pulled(plan.name, PulledFrom(source, plan.choice.lm[0], license_, digests))
+        _put_in_place(partial, target)
+        _delete(folder if target == single else single)  # the model as it was in another form
+    finally:
+        _delete(partial)  # renaming one of two links to a file leaves it where it is
+    return single if target == single else folder / names[0]
+
+
+def _put_in_place(new: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    if target.is_dir():
+        target.rename(old)
+    os.replace(new, target)
+    _delete(old)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _require_room(plan: Plan, models: Path) -> None:
+    cache = plan.listing.cache or cache_folder()
+    while not cache.is_dir():  # the disk of a folder that the first pull makes
+        cache = cache.parent
+    require_space(cache, plan.to_fetch, "HF_HOME")
+    if not links_work(cache, models):
+        both = cache.stat().st_dev == models.stat().st_dev
+        require_space(models, plan.choice.size + (plan.to_fetch if both else 0))
+
+
+def _warn_of_memory(plan: Plan, progress: Progress) -> None:
+    limit = memory_limit()
+    if limit is not None and plan.memory > limit.size:
+        progress.say(
+            f"{plan.name} takes about {_size(plan.memory)} of memory, and {limit.source} allows "
+            f"{_size(limit.size)}: it may fail or be slow. A smaller quantization takes less: "
+            f"hf:{plan.listing.repo}:QUANT"
+        )
+
+
+def _described(listing: Listing, name: str, quant: str) -> str:
+    return f"{name}, {f'{quant}, ' if quant else ''}{_size(listing.sizes[name])}"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

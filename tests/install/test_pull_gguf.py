@@ -1,0 +1,520 @@
+"""Pulling GGUF files from a stand-in hub: pairs, reasoners, and whatever a hub does wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from edgeprism.bundle.open import find_model, open_bundle
+from edgeprism.cli.main import run
+from edgeprism.errors import EdgePrismError, ModelError, PullError, UsageError
+from edgeprism.files import links
+from edgeprism.files.home import data_dir
+from edgeprism.install import hub as install_hub
+from edgeprism.install import pull_gguf
+from edgeprism.install.gguf_request import GgufOptions, parse_reference, repository_to_name
+from edgeprism.install.inventory import list_models, model_facts, verify_model
+from edgeprism.install.pull import plan_pull, pull
+from edgeprism.machine.facts import MemoryLimit
+from edgeprism.models.catalogue import SCHEMA, Catalogue, GgufModel
+from edgeprism.progress import Progress
+from tests.helpers import bundles
+from tests.helpers.gguf_repositories import CARD, CHAT, LM, MMPROJ, PAIR, chat_files, pair_files
+from tests.helpers.hub import StandInHub, commit_of
+from tests.helpers.strangers import write_in_parts
+
+NAME, REFERENCE = "tiny-eyes", f"hf:{PAIR}"
+CHAT_LM = "tiny-chat-Q4_K_M.gguf"
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    folder = tmp_path_factory.mktemp("published")
+    parts = write_in_parts(bundles.lm_parts(4), folder / "big-Q4_K_M", 3)
+    return {
+        PAIR: pair_files(folder),
+        CHAT: chat_files(folder),
+        "someone/Big-GGUF": {f"Q4_K_M/{path.name}": path.read_bytes() for path in parts},
+    }
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "hf" / "hub"
+
+
+@pytest.fixture
+def hub(
+    repositories: dict[str, dict[str, bytes]], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[StandInHub]:
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("HF_HOME", str(cache.parent))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+    monkeypatch.setattr(install_hub, "_PAUSES_S", (0, 0, 0))
+    with StandInHub(dict(repositories), cards={PAIR: CARD}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield hub
+
+
+class Said(Progress):
+    """Remembers what was said, and how many requests the hub had got by then."""
+
+    def __init__(self, hub: StandInHub) -> None:
+        self.hub = hub
+        self.lines: list[tuple[str, int]] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append((text, len(self.hub.requests)))
+
+    @property
+    def text(self) -> str:
+        return "\n".join(line for line, _ in self.lines)
+
+
+def models_folder() -> list[str]:
+    folder = data_dir() / "models"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def check_whole(files: dict[str, bytes], lm: str = LM) -> None:
+    """Check that exactly the pair is installed, byte for byte, and nothing is left beside it."""
+    assert models_folder() == [NAME]
+    folder = data_dir() / "models" / NAME
+    assert (folder / "lm.gguf").read_bytes() == files[lm]
+    assert (folder / "mmproj.gguf").read_bytes() == files[MMPROJ]
+    assert not [check for check in verify_model(NAME) if check.problem or not check.recorded]
+    assert not (data_dir() / "partial").exists()
+
+
+# ---- what is installed
+
+
+def test_a_pair_becomes_a_captioner_that_links_to_the_cache(
+    hub: StandInHub, cache: Path, photo: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    progress = Said(hub)
+    pulled = pull(REFERENCE, progress=progress)
+    files = hub.repositories[PAIR]
+    check_whole(files)
+    # everything was said before the first byte of a model was asked for
+    first = next(i for i, (_, path, _) in enumerate(hub.requests) if path.endswith(".gguf"))
+    for word in ("licence: apache-2.0", f"language model: {LM}, Q8_0, 1.", f"tower: {MMPROJ}, F16",
+                 "MB to fetch", "of memory", "unverified", PAIR):  # fmt: skip
+        assert any(word in line and n <= first for line, n in progress.lines), word
+    assert not [path for _, path, _ in hub.requests if "F16.gguf" in path or "imatrix" in path]
+    bundle = open_bundle(NAME)
+    commit = commit_of(files)
+    assert bundle.manifest.license == "apache-2.0"
+    assert [s.name for s in bundle.manifest.sources] == [
+        f"{PAIR}@{commit}: {LM}", f"{PAIR}@{commit}: {MMPROJ}"
+    ]  # fmt: skip
+    snapshot = cache / "models--someone--Tiny-Eyes-GGUF" / "snapshots" / commit
+    assert os.path.samefile(pulled.path / "lm.gguf", snapshot / LM)
+    assert run(["caption", str(photo), "-m", NAME, "--max-tokens", "3", "--json"]) == 0
+    assert '"name": "tiny-eyes"' in capfd.readouterr().out
+    # removing it frees the links alone
+    assert run(["models", "remove", NAME, "--yes"]) == 0
+    assert str(snapshot.parent.parent) in capfd.readouterr().err
+    assert (snapshot / LM).read_bytes() == files[LM]
+    assert models_folder() == []
+
+
+def test_what_is_installed_needs_no_network_and_another_quantization_replaces_it(
+    hub: StandInHub,
+) -> None:
+    pull(REFERENCE)
+    n_requests = len(hub.requests)
+    assert pull(REFERENCE).was_there
+    assert pull(f"{REFERENCE}:q8_0").was_there
+    assert pull(f"{REFERENCE}:{LM}").was_there
+    assert len(hub.requests) == n_requests
+    progress = Said(hub)
+    assert not pull(f"{REFERENCE}:F16", progress=progress).was_there
+    assert "it is replaced" in progress.text
+    check_whole(hub.repositories[PAIR], "tiny-eyes-F16.gguf")
+    # what was in the cache is not fetched again, also not for a model that was damaged
+    (data_dir() / "models" / NAME / "lm.gguf").unlink()
+    n_requests = len(hub.requests)
+    pull(f"{REFERENCE}:F16")
+    assert not [path for _, path, _ in hub.requests[n_requests:] if path.endswith(".gguf")]
+    check_whole(hub.repositories[PAIR], "tiny-eyes-F16.gguf")
+
+
+def test_a_language_model_alone_becomes_a_reasoner(
+    hub: StandInHub, photo: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["pull", f"hf:{CHAT}", "--name", "talker"]) == 0
+    path = data_dir() / "models" / "talker.gguf"
+    printed = capfd.readouterr()
+    assert printed.out.strip() == str(path)
+    assert "licence: the page names none" in printed.err
+    assert path.read_bytes() == hub.repositories[CHAT][CHAT_LM]
+    assert [c.recorded for c in verify_model("talker")] == [True]
+    assert model_facts("talker")["origin"].startswith(f"{CHAT}@")
+    assert run(["pull", f"hf:{CHAT}", "--name", "talker"]) == 0
+    assert "installed already" in capfd.readouterr().err
+    ask = ["ask", str(photo), "What?", "--reasoner", "talker", "--answer-tokens", "3"]
+    assert run([*ask, "--instruction-mode", "generic", "--max-tokens", "3"]) == 0
+    path.unlink()
+    path.write_bytes(hub.repositories[CHAT][CHAT_LM][:-1] + b"z")
+    assert [bool(check.problem) for check in verify_model("talker")] == [True]
+    assert not pull(f"hf:{CHAT}", options=GgufOptions(name="talker")).was_there
+    assert path.read_bytes() == hub.repositories[CHAT][CHAT_LM]
+    assert models_folder() == ["talker.gguf"]
+
+
+def test_a_reasoner_in_parts(hub: StandInHub, capfd: pytest.CaptureFixture[str]) -> None:
+    path = pull("hf:someone/Big-GGUF").path
+    assert path == data_dir() / "models" / "big" / "big-00001-of-00003.gguf"
+    assert find_model("big") == path
+    assert [e.name for e in list_models() if e.state == "installed"] == ["big"]
+    assert [c.recorded and not c.problem for c in verify_model("big")] == [True] * 3
+    assert model_facts("big")["name"] == "big"
+    assert pull("hf:someone/Big-GGUF").was_there
+    assert run(["models", "remove", "big", "--yes"]) == 0
+    assert models_folder() == []
+    capfd.readouterr()
+
+
+def test_a_name_of_the_catalogue(hub: StandInHub) -> None:
+    model = GgufModel("small eyes", "captioner", "Apache-2.0", PAIR, "main", False, 0.1)
+    catalogue = Catalogue(SCHEMA, {}, {}, {NAME: model, "chatty": model})
+    assert pull(NAME, catalogue=catalogue).path == data_dir() / "models" / NAME
+    check_whole(hub.repositories[PAIR])
+    with pytest.raises(UsageError, match="from the catalogue"):
+        pull(NAME, options=GgufOptions(name="x"), catalogue=catalogue)
+    with pytest.raises(UsageError, match="comes as it is"):
+        pull(NAME, vision_quants=("int8",), catalogue=catalogue)
+    with pytest.raises(UsageError, match="another model of EdgePrism"):
+        pull(f"hf:{CHAT}", options=GgufOptions(name="chatty"), catalogue=catalogue)
+    # a captioner's repository without an mmproj captions nothing
+    blind = GgufModel("", "captioner", "", CHAT, "main", False, None)
+    with pytest.raises(ModelError, match="no mmproj"):
+        pull("blind", catalogue=Catalogue(SCHEMA, {}, {}, {"blind": blind}))
+    # a reasoner's repository may have one
+    deaf = GgufModel("", "reasoner", "", PAIR, "main", False, None)
+    path = pull("deaf", catalogue=Catalogue(SCHEMA, {}, {}, {"deaf": deaf})).path
+    assert path.name == "deaf.gguf"
+
+
+def test_names() -> None:
+    assert repository_to_name("ggml-org/SmolVLM-500M-Instruct-GGUF") == "smolvlm-500m-instruct"
+    assert repository_to_name("a/Model.gguf") == "model"
+    assert repository_to_name("a/-GGUF") == "model"
+    assert parse_reference("hf:a/b:Q4_K_M") == ("a/b", "Q4_K_M")
+    for wrong in ("hf:", "hf:a", "hf:a/b/c", "hf:a/b:", "hf:a/b:c:d", "hf:../b", "hf:a/ b"):
+        with pytest.raises(UsageError, match="names no repository"):
+            parse_reference(wrong)
+
+
+def test_names_that_are_taken(hub: StandInHub, scripted_gguf: Path) -> None:
+    assert run(["models", "add", str(scripted_gguf), NAME]) == 0
+    with pytest.raises(UsageError, match="another model tiny-eyes") as caught:
+        pull(REFERENCE)
+    assert "`name`" in caught.value.hint
+    for name in ("nano", "smollm2-135m"):
+        with pytest.raises(UsageError, match="another model of EdgePrism"):
+            pull(REFERENCE, options=GgufOptions(name=name))
+    with pytest.raises(UsageError, match="cannot be a model's name"):
+        pull(REFERENCE, options=GgufOptions(name="../x"))
+    assert models_folder() == [f"{NAME}.gguf"]
+
+
+def test_a_dry_run_fetches_nothing(hub: StandInHub, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["pull", REFERENCE, "--dry-run"]) == 0
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "licence: apache-2.0" in printed.err
+    assert not [path for _, path, _ in hub.requests if "resolve" in path]
+    assert models_folder() == []
+    with pytest.raises(UsageError, match="does not come in GGUF"):
+        plan_pull("smollm2-135m")
+
+
+# ---- a hub that misbehaves, and the pull is complete
+
+
+def broken(hub: StandInHub) -> None:
+    hub.budgets = {LM: [300_000, 5000], MMPROJ: [0]}
+
+
+def redirected(hub: StandInHub) -> None:
+    hub.redirects = True
+
+
+def renamed(hub: StandInHub) -> None:
+    hub.repositories["new/Eyes"] = hub.repositories.pop(PAIR)
+    hub.renamed = {PAIR: "new/Eyes"}
+    hub.cards = {"new/Eyes": CARD}
+
+
+def rate_limited(hub: StandInHub) -> None:
+    hub.refusals, hub.retry_after = [429, 200, 429], "0"
+
+
+def unsteady(hub: StandInHub) -> None:
+    hub.refusals = [503, 0, 200, 200, 0]
+
+
+@pytest.mark.parametrize("misbehave", [broken, redirected, renamed, rate_limited, unsteady])
+def test_it_ends_complete(hub: StandInHub, misbehave: Callable[[StandInHub], None]) -> None:
+    files = hub.repositories[PAIR]
+    misbehave(hub)
+    progress = Said(hub)
+    pull(REFERENCE, progress=progress)
+    check_whole(files)
+    told = {broken: "trying again", rate_limited: "asks to wait 0 s", renamed: "new/Eyes now"}
+    assert told.get(misbehave, "") in progress.text
+
+
+def test_a_damaged_file_of_the_cache_is_fetched_again(hub: StandInHub, cache: Path) -> None:
+    pull(REFERENCE)
+    assert run(["models", "remove", NAME, "--yes"]) == 0
+    [blob] = {path.resolve() for path in cache.rglob(LM)}
+    data = bytearray(blob.read_bytes())
+    data[5000] ^= 1
+    blob.write_bytes(data)
+    progress = Said(hub)
+    pull(REFERENCE, progress=progress)
+    assert "damaged in the cache" in progress.text
+    check_whole(hub.repositories[PAIR])
+
+
+# ---- a hub that misbehaves, and nothing is installed
+
+
+def damaged(hub: StandInHub) -> None:
+    hub.damaged = {MMPROJ}
+
+
+def false_digest(hub: StandInHub) -> None:
+    hub.digests = {LM: "0" * 64}
+
+
+def false_size(hub: StandInHub) -> None:
+    hub.sizes = {LM: 1000}
+
+
+def false_length(hub: StandInHub) -> None:
+    hub.lengths = {LM: len(hub.repositories[PAIR][LM]) + 1000}
+
+
+def lost(hub: StandInHub) -> None:
+    hub.lost = {MMPROJ}
+
+
+def gated(hub: StandInHub) -> None:
+    hub.gated = {PAIR}
+
+
+def gone(hub: StandInHub) -> None:
+    del hub.repositories[PAIR]
+
+
+def another_branch(hub: StandInHub) -> None:
+    hub.branch = "master"
+
+
+def overrun(hub: StandInHub) -> None:
+    hub.refusals, hub.retry_after = [429], "3600"
+
+
+def overrun_later(hub: StandInHub) -> None:
+    hub.refusals, hub.retry_after = [200] + [429] * 9, "900"
+
+
+def garbled(hub: StandInHub) -> None:
+    hub.garbled = {PAIR}
+
+
+def breaking(hub: StandInHub) -> None:
+    hub.budgets = {LM: [1000] * 9}
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "summary", "hint"),
+    [
+        (damaged, f"{PAIR}: {MMPROJ} arrived damaged", "removed"),
+        (false_digest, f"{LM} arrived damaged .*the hub announced 000000000000", "removed"),
+        (false_size, "the hub announced 1000", "removed"),
+        (false_length, LM, "same command again"),
+        (lost, f"{MMPROJ}: the repository has no such file", "layout"),
+        (gated, "access to the repository must be granted", "HF_TOKEN"),
+        (gone, "no such repository, or it is private", "HF_TOKEN"),
+        (another_branch, "no revision main", "master"),
+        (overrun, "no more requests .*429", "Wait 3600 s"),
+        (overrun_later, "no more requests .*429", "Wait 900 s"),
+        (garbled, PAIR, ""),
+        (breaking, LM, "same command again"),
+    ],
+)
+def test_it_ends_with_nothing_and_says_why(
+    hub: StandInHub, misbehave: Callable[[StandInHub], None], summary: str, hint: str
+) -> None:
+    files = hub.repositories[PAIR]
+    misbehave(hub)
+    with pytest.raises(PullError, match=summary) as caught:
+        pull(REFERENCE)
+    assert hint in caught.value.hint
+    assert models_folder() == []
+    assert not (data_dir() / "partial").exists()
+    # when the hub has come to its senses, the same command completes
+    sane = StandInHub({})
+    for name in ("budgets", "damaged", "digests", "sizes", "lengths", "lost", "gated", "branch",
+                 "refusals", "retry_after", "garbled"):  # fmt: skip
+        setattr(hub, name, getattr(sane, name))
+    hub.repositories[PAIR] = files
+    pull(REFERENCE)
+    check_whole(files)
+
+
+def test_an_old_version_stays_until_the_new_one_is_whole(hub: StandInHub) -> None:
+    pull(REFERENCE)
+    before = hub.repositories[PAIR]
+    hub.damaged = {"tiny-eyes-F16.gguf"}
+    with pytest.raises(PullError, match="arrived damaged"):
+        pull(f"{REFERENCE}:F16")
+    check_whole(before)
+    # a file that arrives well and does not run
+    hub.repositories[PAIR] = {**before, "tiny-eyes-F16.gguf": b"GGUF" + bytes(5000)}
+    hub.damaged = set()
+    with pytest.raises(ModelError):
+        pull(f"{REFERENCE}:F16")
+    check_whole(before)
+
+
+def test_nobody_answers(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(PullError, match="cannot be reached") as caught:
+        pull(REFERENCE)
+    assert "HF_ENDPOINT" in caught.value.hint
+    assert hub.requests == []
+
+
+def test_without_huggingface_hub(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
+    with pytest.raises(UsageError, match="huggingface_hub") as caught:
+        pull(REFERENCE)
+    assert caught.value.hint == f'{sys.executable} -m pip install "edgeprism[pairs]"'
+    assert hub.requests == []
+
+
+# ---- without a network
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
+@pytest.mark.parametrize("switch", ["EDGEPRISM_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_the_cache_serves_without_a_socket(
+    hub: StandInHub, switch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = hub.repositories[PAIR]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(switch, "1")
+        with pytest.raises(PullError, match=f"{switch} is set.*does not hold {PAIR} at main"):
+            pull(REFERENCE)
+    assert hub.requests == []
+    pull(REFERENCE)
+    shutil.rmtree(data_dir() / "models")
+    n_requests = len(hub.requests)
+    monkeypatch.setenv(switch, "1")
+    silence = Path(__file__).parents[1] / "helpers" / "silence.py"
+    process = subprocess.run(
+        [sys.executable, str(silence), "--", sys.executable, "-m", "edgeprism", "pull", REFERENCE],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert len(hub.requests) == n_requests
+    check_whole(files)
+
+
+def test_offline_a_part_of_a_model_is_not_enough(
+    hub: StandInHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pull("hf:someone/Big-GGUF")
+    shutil.rmtree(data_dir() / "models")
+    next(cache.rglob("big-Q4_K_M-00002-of-00003.gguf")).unlink()
+    monkeypatch.setenv("EDGEPRISM_OFFLINE", "1")
+    with pytest.raises(ModelError, match="the cache: No complete language model") as caught:
+        pull("hf:someone/Big-GGUF")
+    assert "00002-of-00003" in caught.value.details[0]
+    # a file of the cache that was damaged is told, and left there
+    monkeypatch.delenv("EDGEPRISM_OFFLINE")
+    pull(f"hf:{CHAT}")
+    shutil.rmtree(data_dir() / "models")
+    [blob] = {path.resolve() for path in cache.rglob(CHAT_LM)}
+    blob.write_bytes(blob.read_bytes()[:-1] + b"z")
+    monkeypatch.setenv("EDGEPRISM_OFFLINE", "1")
+    with pytest.raises(PullError, match="damaged in the hub's cache"):
+        pull(f"hf:{CHAT}")
+    assert blob.exists()
+    assert models_folder() == []
+
+
+# ---- room and memory
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_too_little_room_is_told_before_the_first_byte(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 10**6))
+    with pytest.raises(PullError, match="GB are needed") as caught:
+        pull(REFERENCE)
+    assert "HF_HOME" in caught.value.hint
+    assert not [path for _, path, _ in hub.requests if path.endswith(".gguf")]
+    # there is enough for the cache; without links the data folder needs as much again
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 2 * 10**6))
+    monkeypatch.setattr(pull_gguf, "links_work", lambda *_: False)
+    with pytest.raises(PullError, match="GB are needed") as caught:
+        pull(REFERENCE)
+    assert "EDGEPRISM_HOME" in caught.value.hint
+    assert models_folder() == []
+
+
+def test_a_model_that_needs_more_memory_than_there_is(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = MemoryLimit(200_000_000, "the machine's memory")
+    monkeypatch.setattr(pull_gguf, "memory_limit", lambda: limit)
+    progress = Said(hub)
+    pull(f"hf:{CHAT}", progress=progress)
+    assert "the machine's memory allows 200.0 MB: it may fail or be slow" in progress.text
+
+
+@pytest.mark.parametrize("symbolic", [True, False])
+def test_another_disk(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch, symbolic: bool, tmp_path: Path
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(links.os, "link", refused)
+    assert links.links_work(tmp_path, tmp_path)
+    pull(REFERENCE)  # the hub's cache has symbolic links itself
+    lm = data_dir() / "models" / NAME / "lm.gguf"
+    assert lm.is_symlink()
+    check_whole(hub.repositories[PAIR])
+    if symbolic:
+        shutil.rmtree(Path(os.environ["HF_HOME"]))  # another program emptied the cache
+        with pytest.raises(EdgePrismError):
+            open_bundle(NAME)
+        pull(REFERENCE)
+    else:
+        shutil.rmtree(lm.parent)
+        monkeypatch.setattr(links.os, "symlink", refused)
+        assert not links.links_work(tmp_path, tmp_path)
+        pull(REFERENCE)
+        assert not lm.is_symlink()
+        assert lm.stat().st_nlink == 1
+    check_whole(hub.repositories[PAIR])
