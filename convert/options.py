@@ -14,3 +14,11 @@ class ConvertOptions:
     overwrite: bool = False
     force: bool = False
     name: str = ""
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """The options of a pair's graph; `always` writes it even if it gains no time."""
+
+    vision_quants: tuple[str, ...] = ("int8",)
+    always: bool = False

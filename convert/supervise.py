@@ -15,7 +15,7 @@ from typing import Any
 from edgeprism import errors
 from edgeprism.bundle.writer import check_out, clean_up
 from edgeprism.convert.family import Value
-from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.options import ConvertOptions, PairOptions
 from edgeprism.errors import EdgePrismError, Interrupted
 from edgeprism.machine.child import Child, edgeprism_command
 from edgeprism.progress import Progress
@@ -41,11 +41,30 @@ def convert_in_child(
         "folders": [k for k, v in settings.items() if isinstance(v, Path)],
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()},
     }
+    _run(job, out, progress)
+
+
+def build_in_child(pair: Path, out: Path, options: PairOptions, progress: Progress) -> float:
+    """Run `mmproj.build.build_bundle` in a child process; return what it returns.
+
+    Raises the errors of `build_bundle`, or Interrupted after Ctrl-C; both leave no files.
+    """
+    out = Path(os.path.abspath(out))
+    job = {
+        "pair": os.path.abspath(pair),
+        "out": str(out),
+        "options": {**options.__dict__, "vision_quants": list(options.vision_quants)},
+    }
+    return float(_run(job, out, progress)["result"])
+
+
+def _run(job: dict[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
+    """Run a job of `worker.py` and return its last event; afterwards nothing unfinished is left."""
     verbose = bool(os.environ.get("EDGEPRISM_NATIVE_LOG"))
     command = edgeprism_command("edgeprism.convert.worker")
     with Child(command, errors="inherit" if verbose else "keep") as child:
         try:
-            _follow(child, job, progress)
+            return _follow(child, job, progress)
         except KeyboardInterrupt:
             raise Interrupted() from None
         finally:
@@ -57,15 +76,15 @@ def convert_in_child(
             clean_up(out, child.pid)
 
 
-def _follow(child: Child, job: dict[str, Any], progress: Progress) -> None:
-    """Send the job to the child and relay its events until it is done."""
+def _follow(child: Child, job: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Send the job to the child and relay its events until it is done; return the last one."""
     # Leave the pipe open: the child ends itself when its stdin closes.
     child.send(json.dumps(job).encode() + b"\n")
     for line in child.lines():
-        event = json.loads(line)
+        event: dict[str, Any] = json.loads(line)
         kind = event.pop("event")
         if kind == "done":
-            return
+            return event
         if kind == "error":
             raise _error_of(event)
         getattr(progress, kind)(**event)

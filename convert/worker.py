@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.writer import clean_up
-from edgeprism.convert.discover import family_named
-from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.pipeline import convert
+from edgeprism.convert.options import ConvertOptions, PairOptions
 from edgeprism.errors import EdgePrismError
 from edgeprism.progress import EventProgress
 
@@ -30,7 +28,7 @@ def main() -> None:
     out = Path(job["out"])
     threading.Thread(target=_leave_with_parent, args=(out,), daemon=True).start()
     try:
-        _convert(job, out, events)
+        result = (_build if "pair" in job else _convert)(job, out, events)
     except EdgePrismError as error:
         events.send(
             event="error",
@@ -40,15 +38,28 @@ def main() -> None:
             hint=error.hint,
         )
     else:
-        events.send(event="done")
+        events.send(event="done", result=result)
 
 
 def _convert(job: dict[str, Any], out: Path, events: EventProgress) -> None:
+    from edgeprism.convert.discover import family_named
+    from edgeprism.convert.pipeline import convert
+
     options = ConvertOptions(
         **{**job["options"], "vision_quants": tuple(job["options"]["vision_quants"])}
     )
     settings = {k: Path(v) if k in job["folders"] else v for k, v in job["settings"].items()}
     convert(family_named(job["family"]), out, options, settings, events)
+
+
+def _build(job: dict[str, Any], out: Path, events: EventProgress) -> float:
+    # without torch: a pair's conversion needs the extra `pairs` alone
+    from edgeprism.convert.mmproj.build import build_bundle
+
+    options = PairOptions(
+        **{**job["options"], "vision_quants": tuple(job["options"]["vision_quants"])}
+    )
+    return build_bundle(Path(job["pair"]), out, options, events)
 
 
 def _leave_with_parent(out: Path) -> None:

@@ -82,6 +82,10 @@ class ModelError(EdgePrismError):
     exit_code = EXIT_MODEL
 
 
+class NoGraphError(ModelError):
+    """No ONNX graph stands for a pair's encoder: llama.cpp's libmtmd runs it as it is."""
+
+
 class ManifestError(ModelError):
     """A manifest has faults; `faults` lists all of them, each begins with the field's path."""
 

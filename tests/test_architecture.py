@@ -36,7 +36,18 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Both stand beside the house: what they import of it, and who may import them
 BESIDE = {
-    "convert": {"bundle", "choices", "errors", "files", "language", "machine", "progress"},
+    "convert": {
+        "bundle",
+        "choices",
+        "errors",
+        "files",
+        "language",
+        "machine",
+        "picture",
+        "progress",
+        "segments",
+        "vision",
+    },
     "models": {"errors", "files"},
 }
 BESIDE_FOR = {"cli", "evaluation", "install"}

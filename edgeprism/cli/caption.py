@@ -25,7 +25,7 @@ from edgeprism.cli.options import (
 from edgeprism.cli.settings import was_set
 from edgeprism.cli.stdin import check_stdin, saved_stdin, stdin_as_file
 from edgeprism.cli.terminal import print_json, say
-from edgeprism.errors import EXIT_DONE, ImageError, UsageError
+from edgeprism.errors import EXIT_DONE, UsageError
 from edgeprism.files.safe_text import printable
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def command(
     }
     if search is None:
         return _caption_one(images, captioner, form, caption_options)
-    return _caption_many(search, captioner, form, caption_options, options)
+    return _caption_many(search, images, captioner, form, caption_options, options)
 
 
 # Parameters that open_captioner takes.
@@ -291,8 +291,6 @@ def _search(images: tuple[str, ...], options: dict[str, Any], form: str) -> Pict
     from edgeprism.picture.find import find_pictures
 
     check_stdin(images)
-    if not is_quiet():
-        _tell_missing(images)
     if "-" in images and (options["txt"] or options["xmp"]):
         raise UsageError(
             "A picture on standard input has no place for a .txt or .xmp file.",
@@ -313,23 +311,6 @@ def _search(images: tuple[str, ...], options: dict[str, Any], form: str) -> Pict
     if options["out_dir"]:
         check_writable(Path(options["out_dir"]), Path(options["out_dir"]))
     return search
-
-
-def _tell_missing(images: tuple[str, ...]) -> None:
-    """Tell of arguments that name nothing before any work, as a slip is seen too late at its turn.
-
-    The run goes on with the other pictures, and counts these as failed.
-    """
-    from edgeprism.picture.patterns import is_pattern
-    from edgeprism.picture.source import check_source
-
-    for image in images:
-        if image in ("", "-") or is_pattern(image) or os.path.lexists(image):
-            continue
-        try:
-            check_source(image)
-        except ImageError as error:
-            say(f"note: {error.summary}")
 
 
 def _reserved(options: dict[str, Any]) -> list[Path]:
@@ -357,14 +338,16 @@ def _confirm_model(captioner: Captioner) -> None:
 
 def _caption_many(
     search: PictureSearch,
+    images: tuple[str, ...],
     captioner: Captioner,
     form: str,
     options: CaptionOptions,
     output_options: dict[str, Any],
 ) -> int:
-    from edgeprism.cli.folder import ResultOptions, caption_folder, dry_run
+    from edgeprism.cli.folder import ResultOptions, caption_folder, dry_run, tell_missing
     from edgeprism.folder.run import FolderOptions, SidecarKind
 
+    told = {} if is_quiet() else tell_missing(images, fail=not output_options["dry_run"])
     plan = captioner.plan(**options)
     sidecars: list[SidecarKind] = []
     if output_options["txt"]:
@@ -388,4 +371,6 @@ def _caption_many(
     if output_options["dry_run"]:
         return dry_run(search, captioner, plan, folder_options)
     results = ResultOptions(form, output_options["output"], output_options["errors_file"])
-    return caption_folder(search, captioner, plan, folder_options, results, quiet=is_quiet())
+    return caption_folder(
+        search, captioner, plan, folder_options, results, told=told, quiet=is_quiet()
+    )

@@ -21,6 +21,7 @@ OPTIONS = {
     "conversation": "--conversation",
     "data": "--data",
     "device": "--device",
+    "encoder": "--encoder",
     "errors_file": "--errors",
     "exclude": "--exclude",
     "files_from": "--files-from",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
 
 from edgeprism.cli.bar import ProgressBar
 from edgeprism.cli.errors import show_error, with_options
@@ -23,6 +26,7 @@ from edgeprism.errors import (
     EXIT_NOTHING,
     EXIT_SOME_FAILED,
     EdgePrismError,
+    ImageError,
     Interrupted,
 )
 from edgeprism.folder.causes import cause_key, reason_of
@@ -67,9 +71,13 @@ def caption_folder(
     options: FolderOptions,
     results: ResultOptions,
     *,
+    told: Mapping[Path, EdgePrismError] = MappingProxyType({}),
     quiet: bool = False,
 ) -> int:
-    """Caption the pictures of `search`, even if some fail; return the exit code."""
+    """Caption the pictures of `search`, even if some fail; return the exit code.
+
+    The errors `told` were printed before (`tell_missing`).
+    """
     with contextlib.ExitStack() as stack:
         shows_results, notices = _shows_results(results, options), _Notices()
         options = replace(options, sidecars_only=not shows_results, on_notice=notices.show)
@@ -91,7 +99,7 @@ def caption_folder(
         stack.enter_context(finishing_first(run.stop))
         bar = stack.enter_context(ProgressBar(run.result, quiet=quiet))
         notices.bar = bar
-        report = _Report(outputs, bar, told_of_plugin=run.pictures is not None and not quiet)
+        report = _Report(outputs, bar, told, told_of_plugin=run.pictures is not None and not quiet)
         try:
             for outcome in run:
                 report.show(outcome)
@@ -107,6 +115,31 @@ def caption_folder(
             for output in outputs:
                 output.discard()  # keeps no incomplete file; the store has the finished captions
     return _finish(run.result, options.use_store, quiet)
+
+
+def tell_missing(images: Iterable[str], *, fail: bool) -> dict[Path, EdgePrismError]:
+    """Tell of arguments that name nothing before any work; return their errors.
+
+    At its turn, after hours perhaps, a slip would be seen too late. With `fail` it is an error,
+    because the run that follows counts it as failed.
+    """
+    from edgeprism.picture.patterns import is_pattern
+    from edgeprism.picture.source import check_source
+
+    told: dict[Path, EdgePrismError] = {}
+    for image in images:
+        if image in ("", "-") or is_pattern(image) or os.path.lexists(image):
+            continue
+        try:
+            check_source(image)
+        except ImageError as error:
+            if fail:
+                hint = "" if told else error.hint
+                show_error(EdgePrismError(error.summary, hint))
+            else:
+                say(f"note: {error.summary}")
+            told[Path(image)] = error
+    return told
 
 
 def dry_run(search: PictureSearch, captioner: Captioner, plan: Plan, options: FolderOptions) -> int:
@@ -148,12 +181,19 @@ class _Report:
     """Prints records and errors as they come; of errors with the same cause, the first."""
 
     def __init__(
-        self, outputs: list[RecordOutput], bar: ProgressBar, *, told_of_plugin: bool
+        self,
+        outputs: list[RecordOutput],
+        bar: ProgressBar,
+        told: Mapping[Path, EdgePrismError],
+        *,
+        told_of_plugin: bool,
     ) -> None:
         self._outputs, self._bar = outputs, bar
         # of the errors that were printed, and their hints
         self._causes = {cause_key(NEEDS_PLUGIN)} if told_of_plugin else set()
         self._hints: set[str] = set()
+        self._told = told.keys()
+        self._hints.update(error.hint for error in told.values())
         self._on_terminal = sys.stdout.isatty()
 
     def show(self, outcome: Outcome) -> None:
@@ -171,6 +211,8 @@ class _Report:
             self._hints.add(error.hint)
 
     def _is_new(self, picture: PictureFile, error: EdgePrismError) -> bool:
+        if picture.path in self._told:
+            return False
         key = cause_key(reason_of(picture.path, error))
         is_new = key not in self._causes
         self._causes.add(key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from importlib.resources import files
@@ -17,9 +16,15 @@ from edgeprism.evaluation.results import FILE_NAME, Results
 from edgeprism.evaluation.run import Progress, Run
 from edgeprism.files.regular import open_regular
 from edgeprism.output.places import check_report_folder
+from edgeprism.output.written import (
+    remember_reports,
+    set_edited_reports_aside,
+    set_reports_aside,
+)
 from edgeprism.reason.base import BaseReasoner
 
 PAGE, JSON, CSV = "report.html", "report.json", "answers.csv"
+_REPORTS = (PAGE, JSON, CSV)
 
 
 def own_questions() -> Path:
@@ -33,15 +38,15 @@ def check_out(out: Path, data: Path) -> None:
     Raises UsageError if that would replace `data` or `out` is a model's folder, OutputError if
     `out` cannot be written or holds another program's files under the reports' names.
     """
-    names = (PAGE, JSON, CSV, FILE_NAME)
+    names = (*_REPORTS, FILE_NAME)
     check_report_folder(out, names, keyword="out", own=Results.is_in(out), inputs=[data])
 
 
-def _keep_other_settings(out: Path, report: dict[str, Any]) -> None:
-    """Give the reports of a run with other settings another name before new ones are written.
+def _keep_earlier(out: Path, report: dict[str, Any]) -> None:
+    """Give earlier reports another name if new ones would lose something.
 
     A larger matrix, or more models, continues the same report; other settings, or other questions
-    of the data, make another one.
+    of the data, make another one. So do a person's edits.
     """
     try:
         with open_regular(out / JSON) as file:
@@ -51,20 +56,11 @@ def _keep_other_settings(out: Path, report: dict[str, Any]) -> None:
             earlier["data"][name] == report["data"][name] for name in chosen
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return  # there is none, or it is no report of this version
+        same = True  # there is none, or it is no report of this version
     if same:
+        set_edited_reports_aside(out, _REPORTS)
         return
-    number = 1
-    while any((out / _numbered(name, number)).exists() for name in (PAGE, JSON, CSV)):
-        number += 1
-    for name in (PAGE, JSON, CSV):
-        with contextlib.suppress(FileNotFoundError):
-            (out / name).rename(out / _numbered(name, number))
-
-
-def _numbered(name: str, number: int) -> str:
-    stem, dot, suffix = name.rpartition(".")
-    return f"{stem}-{number}{dot}{suffix}"
+    set_reports_aside(out, _REPORTS)
 
 
 def evaluate(
@@ -100,8 +96,9 @@ def evaluate(
         judge,
     )  # fmt: skip
     report = to_report(inputs)
-    _keep_other_settings(out, report)
+    _keep_earlier(out, report)
     write_csv(inputs, out / CSV)
     write_page(inputs, report, out / PAGE)
     write_json(report, out / JSON)
+    remember_reports(out, _REPORTS)
     return report

@@ -124,7 +124,10 @@ def _cost(report: dict[str, Any], to_cost: Any, name: str) -> str:
         for i, cell in enumerate(report["cells"])
         if cell["accuracy"] is not None and to_cost(cell)
     ]
-    return scatter(points, name, f"Accuracy against {name}") if points else "<p>Not measured.</p>"
+    if not points:
+        return "<p>Not measured.</p>"
+    names = [(p.mark.series, f"{n}  {p.mark.name}") for n, p in enumerate(points, 1)]
+    return scatter(points, name, f"Accuracy against {name}") + _legend(names)
 
 
 def _megabytes(cell: dict[str, Any]) -> float | None:

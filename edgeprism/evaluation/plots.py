@@ -6,6 +6,7 @@ Colours and fonts come from the page's style sheet; marks of series n have the c
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,7 +16,8 @@ _WIDTH, _LEFT, _RIGHT, _TOP = 760, 190, 24, 16
 _ROW, _BAND = 18, 14  # pixels of a mark's row, and around a group of rows
 _SCATTER_WIDTH = 500
 _MARK = 5
-_LABEL_CHARS = 30
+_LABEL_CHARS, _LINE = 26, 14  # of a row's name, which is wrapped
+_NUMBER = 16  # pixels between a number and what it must not cover
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ def dot_plot(rows: Sequence[tuple[str, Sequence[Mark]]], title: str) -> str:
     inner = _WIDTH - _LEFT - _RIGHT
     parts, y = [], float(_TOP)
     for label, marks in rows:
-        height = _ROW * max(1, len(marks)) + _BAND
-        parts.append(_text(_LEFT - 10, y + height / 2 + 4, _short(label), "end", title=label))
+        lines = textwrap.wrap(label, _LABEL_CHARS) or [""]
+        height = max(_ROW * max(1, len(marks)), _LINE * len(lines)) + _BAND
+        first = y + height / 2 + 4 - _LINE * (len(lines) - 1) / 2
+        parts += [_text(_LEFT - 10, first + _LINE * n, line, "end") for n, line in enumerate(lines)]
         parts.append(f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" '
                      f'y1="{y + height:.1f}" y2="{y + height:.1f}"/>')  # fmt: skip
         for number, mark in enumerate(marks):
-            middle = y + _BAND / 2 + _ROW * (number + 0.5)
+            middle = y + height / 2 + _ROW * (number - (len(marks) - 1) / 2)
             x = [_LEFT + inner * v for v in (mark.low, mark.value, mark.high)]
             parts.append(
                 f'<g class="mark s{mark.series % SERIES}"><title>{escape(_tooltip(mark))}</title>'
@@ -60,7 +64,10 @@ def dot_plot(rows: Sequence[tuple[str, Sequence[Mark]]], title: str) -> str:
 
 
 def scatter(points: Sequence[Point], cost: str, title: str) -> str:
-    """Draw accuracy over cost with named points; the axis is logarithmic if costs span widely."""
+    """Draw accuracy over cost; the axis is logarithmic if costs span widely.
+
+    The points are numbered from 1 in their order, because their names are too long for the plot.
+    """
     left, width, height, bottom = 50, _SCATTER_WIDTH, 340, 300
     inner, tall = width - left - _RIGHT, bottom - _TOP
     costs = [point.cost for point in points]
@@ -83,7 +90,7 @@ def scatter(points: Sequence[Point], cost: str, title: str) -> str:
     ticks = _log_ticks(low, high) if log else _ticks(high)
     parts += [_tick_x(to_x(value), _TOP, bottom, f"{value:g}") for value in ticks]
     parts.append(_text(left + inner / 2, height - 6, cost, "middle"))
-    names: list[tuple[float, float, str, str]] = []
+    centres = [(to_x(point.cost), to_y(point.mark.value)) for point in points]
     for point in points:
         mark, x = point.mark, to_x(point.cost)
         parts.append(
@@ -93,22 +100,33 @@ def scatter(points: Sequence[Point], cost: str, title: str) -> str:
             f'y1="{to_y(mark.low):.1f}" y2="{to_y(mark.high):.1f}"/>'
             f'<circle cx="{x:.1f}" cy="{to_y(mark.value):.1f}" r="{_MARK}"/></g>'
         )
-        anchor = "end" if x > left + inner * 0.6 else "start"
-        names.append((to_y(mark.value) + 4, x + (-9 if anchor == "end" else 9), anchor, mark.name))
-    parts += [_text(x, y, _short(name, 44), a, title=name) for y, x, a, name in _apart(names)]
+    names = [point.mark.name for point in points]
+    for number, (x, y) in enumerate(_places_of_numbers(centres, (left, width, bottom))):
+        parts.append(_text(x, y + 4, str(number + 1), "middle", title=names[number]))
     return _svg(height, parts, title, width)
 
 
-def _apart(
-    names: list[tuple[float, float, str, str]], gap: float = 13
-) -> list[tuple[float, float, str, str]]:
-    """Move labels down until none overlaps another."""
-    placed: list[tuple[float, float, str, str]] = []
-    for y, x, anchor, name in sorted(names):
-        while any(abs(y - other) < gap for other, *_ in placed):
-            y += 1
-        placed.append((y, x, anchor, name))
-    return placed
+def _places_of_numbers(
+    centres: Sequence[tuple[float, float]], frame: tuple[float, float, float]
+) -> list[tuple[float, float]]:
+    """Return a place beside each mark that is on no mark and on no other number.
+
+    `frame` is (left, right, bottom) of the plot. Marks that crowd get numbers further away.
+    """
+    left, right, bottom = frame
+    taken = [*centres]
+    places: list[tuple[float, float]] = []
+    for x, y in centres:
+        around = (
+            (x + radius * math.cos(turn), y + radius * math.sin(turn))
+            for radius in range(_NUMBER, 20 * _NUMBER, 4)
+            for turn in (step * math.pi / 6 for step in range(12))
+        )
+        inside = (p for p in around if left + 8 < p[0] < right - 8 and _TOP < p[1] < bottom - 6)
+        place = next((p for p in inside if all(math.dist(p, t) >= _NUMBER for t in taken)), (x, y))
+        taken.append(place)
+        places.append(place)
+    return places
 
 
 def _tooltip(mark: Mark) -> str:
@@ -136,10 +154,6 @@ def _tick_x(x: float, top: float, bottom: float, label: str) -> str:
 def _text(x: float, y: float, text: str, anchor: str, title: str = "") -> str:
     tooltip = f"<title>{escape(title)}</title>" if title and title != text else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{tooltip}{escape(text)}</text>'
-
-
-def _short(text: str, limit: int = _LABEL_CHARS) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _svg(height: float, parts: Sequence[str], title: str, width: int = _WIDTH) -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA = 1
+_FIGURES_WIDTH = 75  # characters of a row in the terminal, without its name
 CSV_COLUMNS = (
     "index", "category", "l2_category", "question", "expected", "cell", "captioner", "mode",
     "reasoner", "focus", "captions", "answer", "choice", "right", "matched_by", "error",
@@ -140,11 +141,18 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         printable_line(f"{data['file']}: {data['identified']}"), highlight=False, markup=False
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("perception → reasoning")
+    rows = [cell_to_texts(cell) for cell in report["cells"]]
+    if max(len(row[0]) for row in rows) > console.width - _FIGURES_WIDTH:
+        # the names stand above, because beside the figures they would be cut or broken
+        for number, row in enumerate(rows, 1):
+            line = printable_line(f"{number}  {row[0]}")
+            console.print(line, highlight=False, markup=False)
+            row[0] = str(number)
+    table.add_column("perception → reasoning" if rows[0][0] != "1" else "")
     for name in ("right", "95 % interval", "scored", "failed", "unmatched", "s/question", "memory"):
-        table.add_column(name, justify="right")
-    for cell in report["cells"]:
-        table.add_row(*(Text(printable_line(text)) for text in cell_to_texts(cell)))
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(printable_line(text)) for text in row))
     console.print(table, highlight=False, markup=False)
     for pair in pairs_of_interest(report):
         console.print(printable_line(pair_to_text(pair)), highlight=False, markup=False)

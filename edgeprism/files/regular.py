@@ -22,6 +22,8 @@ def open_regular(path: Path, *, pipe: bool = False) -> BinaryIO:
         os.set_blocking(handle, True)  # so that reading waits for a slow writer
     elif not stat.S_ISREG(mode):
         os.close(handle)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     return os.fdopen(handle, "rb")
 

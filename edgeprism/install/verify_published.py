@@ -18,16 +18,19 @@ from typing import Any
 from edgeprism.bundle.open import Bundle, open_bundle
 from edgeprism.errors import EdgePrismError, Interrupted, OutputError, UsageError
 from edgeprism.files.atomic import write_atomically
+from edgeprism.files.regular import open_regular
 from edgeprism.install.doctor import machine_facts
 from edgeprism.install.pull import pull
 from edgeprism.models.catalogue import Catalogue, HubCaptioner, read_catalogue
 from edgeprism.output.places import check_report_folder
+from edgeprism.output.written import remember_reports, set_edited_reports_aside
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.kinds import has_picture_suffix
 from edgeprism.progress import Progress
 from edgeprism.version import __version__
 
 REPORT_SCHEMA = 1
+_REPORTS = ("report.json", "report.txt")
 RECOMMENDED_PHOTOS = 5
 
 
@@ -66,30 +69,32 @@ class Report:
         reports that EdgePrism did not write.
         """
         try:
-            earlier = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            with open_regular(folder / "report.json") as file:
+                earlier = json.load(file)
             own = {"schema", "passed", "edgeprism"} <= earlier.keys()
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             own = False
-        check_report_folder(folder, ("report.json", "report.txt"), keyword="out", own=own)
+        check_report_folder(folder, _REPORTS, keyword="out", own=own)
 
     def write(self, folder: Path) -> list[Path]:
-        """Write report.json and report.txt to `folder`, creating it; return their paths."""
+        """Write report.json and report.txt to `folder`, creating it; return their paths.
+
+        Earlier ones that were edited since get other names.
+        """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            written = []
-            for name, text in (
-                ("report.json", json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"),
-                ("report.txt", self.to_text()),
-            ):
+            set_edited_reports_aside(folder, _REPORTS)
+            as_json = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+            for name, text in zip(_REPORTS, (as_json, self.to_text()), strict=True):
                 write_atomically(folder / name, text.encode())
-                written.append(folder / name)
+            remember_reports(folder, _REPORTS)
         except OSError as error:
             raise UsageError(
                 f"{folder}: the report cannot be written: {error.strerror}.", "Give another `out`."
             ) from error
         except OutputError as error:
             raise UsageError(error.message, "Give another `out`.") from error
-        return written
+        return [folder / name for name in _REPORTS]
 
 
 def verify_published(

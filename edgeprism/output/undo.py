@@ -57,23 +57,6 @@ class Undo:
             raise output_error(self.path, error) from error
 
 
-def undo_sidecar(
-    path: Path,
-    *,
-    outputs: Outputs | None = None,
-    originals: Originals | None = None,
-    dry_run: bool = False,
-) -> Undoing:
-    """Take EdgePrism's words out of the sidecar `path`, by its suffix a .txt or .xmp file.
-
-    With `dry_run`, change nothing. Parameters and errors are those of `plan_undo`.
-    """
-    undo = plan_undo(path, outputs=outputs, originals=originals)
-    if not dry_run:
-        undo.apply()
-    return undo.done
-
-
 def plan_undo(
     path: Path, *, outputs: Outputs | None = None, originals: Originals | None = None
 ) -> Undo:

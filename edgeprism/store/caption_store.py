@@ -202,16 +202,6 @@ class CaptionStore:
 
     # ---- `edgeprism cache`
 
-    def seconds_per_picture(self, bundle_digest: str) -> float | None:
-        """Return the mean total time of a bundle's last 50 captions; None without any."""
-        row = self._row(
-            "SELECT avg(total) FROM (SELECT json_extract(record, '$.timings_ms.total') AS total"
-            " FROM captions WHERE json_extract(record, '$.model.digest') = ?"
-            " ORDER BY created DESC LIMIT 50)",
-            (bundle_digest,),
-        )
-        return row[0] / 1000 if row and row[0] is not None else None
-
     def info(self) -> dict[str, Any]:
         """Return row counts, the size on disk, and the number of captions by bundle."""
         database = self._opened()

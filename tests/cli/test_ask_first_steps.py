@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,18 +27,6 @@ def ask(random_bundle: Path, scripted_gguf: Path) -> Any:
                     "--reasoner", str(scripted_gguf)])  # fmt: skip
 
     return asked
-
-
-@pytest.fixture
-def chat(
-    random_bundle: Path, scripted_gguf: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
-) -> Any:
-    def started(typed: str, *options: str) -> int:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-        return run(["chat", str(photo), "--captioner", str(random_bundle),
-                    "--reasoner", str(scripted_gguf), *options])  # fmt: skip
-
-    return started
 
 
 def test_pictures_are_checked_before_a_model_loads(

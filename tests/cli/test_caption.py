@@ -145,7 +145,14 @@ def test_a_slip_in_an_argument_is_told_before_the_work(
     assert f"note: {folder}: no such file." in err
     assert run(["caption", str(photos[0]), str(gone)]) == 3
     err = capfd.readouterr().err
-    assert err.splitlines()[0] == f"note: {gone}: no such file."
+    assert err.splitlines()[0] == f"error: {gone}: no such file."
+    assert err.count(str(gone)) == 1, "what counts as failed is told once, as an error"
+    assert "2 pictures: 1 captioned, 0 known already, 1 failed" in err
+    assert run(["caption", str(photos[0]), f"{folder}/", str(gone), str(photos[0])]) == 3
+    err = capfd.readouterr().err
+    assert (err.count(str(folder)), err.count("hint: ")) == (2, 1)  # the summary names both again
+    assert run(["caption", str(photos[0]), str(gone), "--quiet"]) == 3
+    assert capfd.readouterr().err.count(f"error: {gone}: no such file.") == 1
     assert run(["caption", str(photos[0]), str(tmp_path / "photo*.png")]) == 0
     assert "no such file" not in capfd.readouterr().err
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import subprocess
@@ -151,18 +150,6 @@ def test_worked_examples_are_prefilled_once(
 
 
 # ---- at the command line
-
-
-@pytest.fixture
-def chat(
-    random_bundle: Path, scripted_gguf: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
-) -> Any:
-    def started(typed: str, *options: str) -> int:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-        return run(["chat", str(photo), "--captioner", str(random_bundle),
-                    "--reasoner", str(scripted_gguf), *options])  # fmt: skip
-
-    return started
 
 
 def test_a_chat(chat: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import html
+import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from edgeprism.cli.main import run
 from edgeprism.errors import ModelError, PromptTooLongError, UsageError
@@ -22,7 +26,9 @@ from edgeprism.evaluation.analysis import CHANCE
 from edgeprism.evaluation.evaluate import CSV, JSON, PAGE, evaluate, own_questions
 from edgeprism.evaluation.matrix import Matrix, Settings
 from edgeprism.evaluation.questions import QuestionFile
+from edgeprism.evaluation.report import cell_to_texts, print_report
 from edgeprism.evaluation.results import Results
+from edgeprism.install.verify_published import Report
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.reason.local import Reasoner
 from tests.helpers import bundles
@@ -199,6 +205,7 @@ def test_how_reasoners_meet_options(
 
 KILLED_AT = """
 import os, signal, sys
+from edgeprism.evaluation.report import cell_to_texts, print_report
 from edgeprism.evaluation.results import Results
 put, left = Results.put, [int(sys.argv[1])]
 def counted(self, *record):
@@ -368,6 +375,65 @@ def test_the_page_holds_everything_and_loads_nothing(
     assert str(tmp_path) not in page
 
 
+def boxes_of_texts(plot: ElementTree.Element) -> list[tuple[str, float, float, float, float]]:
+    """The texts of a plot with (left, right, top, bottom); the font has 12 pixels."""
+    found = []
+    for node in plot.iter("{http://www.w3.org/2000/svg}text"):
+        text = "".join(part for part in node.itertext()).removeprefix(
+            "".join(t.text or "" for t in node.iter("{http://www.w3.org/2000/svg}title"))
+        )
+        x, y, width = float(node.get("x", "")), float(node.get("y", "")), 6.6 * len(text)
+        left = {"start": x, "middle": x - width / 2, "end": x - width}[node.get("text-anchor", "")]
+        found.append((text, left, left + width, y - 9, y + 3))
+    return found
+
+
+def test_long_names_are_readable_on_the_page(
+    random_bundle: Path, other_gguf: Path, write_tsv: WriteTsv, tmp_path: Path
+) -> None:
+    name = "prismcaptioner-2b-with-a-long-name-and-siglip-so400m-patch14-384-int8-full"
+    reasoners = []
+    for number in range(4):
+        path = tmp_path / f"qwen3-30b-a3b-instruct-2507-some-finetune-of-it-q4_k_m-{number}.gguf"
+        shutil.copy(other_gguf, path)
+        reasoners.append(Reasoner.load(path, threads=1))
+    bundle = json.loads((random_bundle / "manifest.json").read_text(encoding="utf-8"))
+    folder = shutil.copytree(random_bundle, tmp_path / "bundle")
+    (folder / "manifest.json").write_text(json.dumps(bundle | {"name": name}), encoding="utf-8")
+    matrix = Matrix([Captioner.load(folder, threads=1)], reasoners, settings=SHORT)
+    report = evaluate(QuestionFile(four(write_tsv)), matrix, tmp_path / "out", limit=1)
+    page = (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+    plots = [ElementTree.fromstring(p) for p in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+    for plot in plots:
+        width, height = map(float, plot.get("viewBox", "").split()[2:])
+        texts = boxes_of_texts(plot)
+        circles = [(float(c.get("cx", "")), float(c.get("cy", "")))
+                   for c in plot.iter("{http://www.w3.org/2000/svg}circle")]  # fmt: skip
+        for number, (text, left, right, top, bottom) in enumerate(texts):
+            assert left >= 0, text
+            assert right <= width, text
+            assert bottom <= height, text
+            for other, left_2, right_2, top_2, bottom_2 in texts[number + 1 :]:
+                apart = right <= left_2 or right_2 <= left or bottom <= top_2 or bottom_2 <= top
+                assert apart, (text, other)
+            for x, y in circles:
+                assert not (left - 4 < x < right + 4 and top - 4 < y < bottom + 4), text
+    perception = "".join(text for text, *_ in boxes_of_texts(plots[0]))
+    assert f"{name},question" in perception.replace(" ", "")
+    for cell in report["cells"]:
+        assert page.count(html.escape(cell["name"])) >= 3, "the table and both legends name it"
+    terminal = Console(width=80, file=io.StringIO())
+    print_report(report, terminal)
+    lines = terminal.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    for number, cell in enumerate(report["cells"], 1):
+        (row,) = [line for line in lines if line.startswith(f"{number} ") and " to " in line]
+        assert row.split("  ")[0] == str(number)
+        assert cell_to_texts(cell)[2] in row
+        assert cell["name"].replace(" ", "") in "".join(lines).replace(" ", "")
+    style = re.findall(r"td:first-child {(.*?)}", page)
+    assert any("white-space: normal" in rules for rules in style), "a long name is wrapped"
+
+
 # ---- the question set that ships
 
 
@@ -395,6 +461,31 @@ def test_the_report_says_where_and_when(
     assert re.fullmatch(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}", report["date"])
     assert report["machine"]["cores"] >= 1
     assert report["machine"]["threads"] == {"tiny": 1}
+
+
+def test_edited_reports_are_kept(write_tsv: WriteTsv, matrix: Matrix, tmp_path: Path) -> None:
+    out, file = tmp_path / "out", QuestionFile(four(write_tsv))
+    evaluate(file, matrix, out, limit=1)
+    page = (out / "report.html").read_text(encoding="utf-8") + "<p>My own remark.</p>"
+    (out / "report.html").write_text(page, encoding="utf-8")
+    evaluate(file, matrix, out, limit=1)
+    assert (out / "report-1.html").read_text(encoding="utf-8") == page
+    assert (out / "answers-1.csv").exists()
+    assert "My own remark" not in (out / "report.html").read_text(encoding="utf-8")
+    evaluate(file, matrix, out, limit=1)
+    assert not (out / "report-2.html").exists()
+
+
+def test_edited_reports_of_published_weights_are_kept(tmp_path: Path) -> None:
+    first, second = Report("a"), Report("b")
+    first.write(tmp_path)
+    second.write(tmp_path)
+    assert not (tmp_path / "report-1.txt").exists()
+    (tmp_path / "report.txt").write_text("My own remark.\n", encoding="utf-8")
+    first.write(tmp_path)
+    assert (tmp_path / "report-1.txt").read_text(encoding="utf-8") == "My own remark.\n"
+    assert json.loads((tmp_path / "report-1.json").read_text(encoding="utf-8"))["name"] == "b"
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["name"] == "a"
 
 
 def test_other_settings_leave_the_earlier_page(

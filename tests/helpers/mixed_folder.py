@@ -23,10 +23,12 @@ DATE = 1_500_000_000  # of every file: a date that changes is seen
 _SUFFIXES = {"JPEG": ".jpg .JPG .jpeg .jpe .jfif", "PNG": ".png .PNG", "WEBP": ".webp",
              "GIF": ".gif", "TIFF": ".tif .tiff", "BMP": ".bmp",
              "HEIF": ".heic .HEIC .hif"}  # fmt: skip
+# names of bytes that are no UTF-8; only some file systems allow them
+_NO_TEXT = ("caf\udce9", "\udcff\udcfe") if sys.platform == "linux" else ()
 _ODD_NAMES = ("two words", " leading space", "-q", "--model", "it's", 'say "cheese"', "100%",
               "a$b`c`", "back\\slash", "new\nline", "tab\tbed", "\x1b[31mred", "[2024]", "what?",
               "star*", "#hash", "!bang", "semi;colon", "été", "e\u0301te\u0301", "写真", "🚤",
-              "\u202etxet", "dots...", "n" * 200)  # fmt: skip
+              "\u202etxet", "dots...", "n" * 200, *_NO_TEXT)  # fmt: skip
 # Shares of all files, in thousandths; what is left over are pictures
 _SHARES = {
     "duplicate": 40, "linked": 5, "dangling": 3, "empty": 8, "truncated": 8, "no picture": 20,

@@ -7,8 +7,9 @@ If libmtmd computes a model differently from its authors, `as_mtmd` selects libm
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,22 +160,24 @@ def header(
     }
 
 
-def with_marks(parts: bundles.GgufParts, seed: int = 0) -> bundles.GgufParts:
+def with_marks(
+    parts: bundles.GgufParts, seed: int = 0, marks: Sequence[str] = MARKS
+) -> bundles.GgufParts:
     """Return a language model whose vocabulary also has the projectors' marker words."""
     metadata, tensors = dict(parts.metadata), dict(parts.tensors)
-    tokens = [*metadata["tokenizer.ggml.tokens"][1], *MARKS]
+    tokens = [*metadata["tokenizer.ggml.tokens"][1], *marks]
     n = len(tokens)
     kinds = metadata["tokenizer.ggml.token_type"][1]
     metadata["tokenizer.ggml.tokens"] = ("array", tokens)
     metadata["tokenizer.ggml.scores"] = ("array", [-float(i) for i in range(n)])
     metadata["tokenizer.ggml.token_type"] = (
-        "array", [*kinds, *[int(gguf.TokenType.USER_DEFINED)] * len(MARKS)]
+        "array", [*kinds, *[int(gguf.TokenType.USER_DEFINED)] * len(marks)]
     )  # fmt: skip
     key = f"{parts.architecture}.vocab_size"
     metadata[key] = ("uint32", n)
     rng = np.random.default_rng(seed)
     for name in ("token_embd.weight", "output.weight"):
-        more = rng.standard_normal((len(MARKS), bundles.N_EMBD)).astype(np.float32)
+        more = rng.standard_normal((len(marks), bundles.N_EMBD)).astype(np.float32)
         tensors[name] = np.concatenate([tensors[name], more])
     return dataclasses.replace(parts, metadata=metadata, tensors=tensors)
 
@@ -183,9 +186,18 @@ def with_marks(parts: bundles.GgufParts, seed: int = 0) -> bundles.GgufParts:
 
 
 def encoded(
-    parts: bundles.GgufParts, kind: Kind, pixels: np.ndarray, *, as_mtmd: bool = False
+    parts: bundles.GgufParts,
+    kind: Kind,
+    pixels: np.ndarray,
+    *,
+    as_mtmd: bool = False,
+    exact: bool = False,
 ) -> np.ndarray:
-    """Return the rows float64 [n, n_embd] of one tile, uint8 [height, width, 3]."""
+    """Return the rows float64 [n, n_embd] of one tile, uint8 [height, width, 3].
+
+    `exact`: GELU has the erf form where the models' authors have it.
+    """
+    wide = gelu_erf if exact else gelu_tanh
     t = {name: value.astype(np.float64) for name, value in parts.tensors.items()}
     x = (pixels / 255.0 - np.array(MEAN)) / np.array(STD)
     down, across = pixels.shape[0] // PATCH, pixels.shape[1] // PATCH
@@ -211,7 +223,8 @@ def encoded(
         h = _attention(_norm(x, t, f"{b}.ln1"), t, b, places)
         x = x + h * t.get(f"{b}.ls1.weight", 1)
         h = _linear(_norm(x, t, f"{b}.ln2"), t, f"{b}.ffn_up")
-        h = h / (1 + np.exp(-1.702 * h)) if quick else gelu_tanh(h)
+        gelu = wide if kind.projector == "internvl" else gelu_tanh
+        h = h / (1 + np.exp(-1.702 * h)) if quick else gelu(h)
         x = x + _linear(h, t, f"{b}.ffn_down") * t.get(f"{b}.ls2.weight", 1)
     if "v.post_ln.weight" in t:
         x = _norm(x, t, "v.post_ln")
@@ -219,15 +232,20 @@ def encoded(
         x = x[1:]  # libmtmd drops the first row too, although it has put the class row last
     elif kind.has_class:
         x = x[:-1] if as_mtmd else x[1:]
-    return _projected(x, t, kind, down, across)
+    return _projected(x, t, kind, down, across, wide)
 
 
 def _projected(
-    x: np.ndarray, t: dict[str, np.ndarray], kind: Kind, down: int, across: int
+    x: np.ndarray,
+    t: dict[str, np.ndarray],
+    kind: Kind,
+    down: int,
+    across: int,
+    gelu: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    m = kind.merge
+    m, gelu = kind.merge, gelu or gelu_tanh
     if kind.projector == "mlp":
-        return _linear(gelu_tanh(_linear(x, t, "mm.0")), t, "mm.2")
+        return _linear(gelu(_linear(x, t, "mm.0")), t, "mm.2")
     if kind.projector == "qwen2vl_merger":
         return _linear(gelu_tanh(_linear(x.reshape(-1, m * m * WIDTH), t, "mm.0")), t, "mm.2")
     x = x.reshape(down // m, m, across // m, m, WIDTH).transpose(0, 2, 1, 3, 4)
@@ -240,7 +258,12 @@ def _projected(
     if kind.projector == "idefics3":
         return _linear(x, t, "mm.model.fc")
     h = _linear(_norm(x, t, "mm.model.mlp.0"), t, "mm.model.mlp.1")
-    return _linear(gelu_tanh(h), t, "mm.model.mlp.3")
+    return _linear(gelu(h), t, "mm.model.mlp.3")
+
+
+def gelu_erf(x: np.ndarray) -> np.ndarray:
+    y: np.ndarray = 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
+    return y
 
 
 def gelu_tanh(x: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 HANG, DRIP, NOTHING = "hang", "drip", "nothing"
@@ -86,6 +87,9 @@ class RudeServer:
                 connection.sendall(b" ")
         elif isinstance(behaviour, bytes):
             connection.sendall(behaviour)
+
+
+Serve = Callable[..., RudeServer]
 
 
 def _request(connection: socket.socket) -> bytes:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from edgeprism.errors import OutputError
+from edgeprism.output.authorship import Outputs
 from edgeprism.output.originals import Originals
 from edgeprism.output.sidecar import OwnTextError, TxtSidecar, XmpSidecar
-from edgeprism.output.undo import undo_sidecar
+from edgeprism.output.undo import Undoing, plan_undo
 from edgeprism.output.xmp import read_description
 from edgeprism.picture.find import PictureFile
 from tests.helpers.outputs import KnownOutputs
@@ -29,6 +30,13 @@ TEXTS = {
     "UTF-32": "Möwe\n".encode("utf-32"),
     "Latin-1": "Möwe\r\nam Meer\r\n".encode("latin-1"),
 }
+
+
+def undo_sidecar(path: Path, *, outputs: Outputs | None = None, dry_run: bool = False) -> Undoing:
+    undo = plan_undo(path, outputs=outputs)
+    if not dry_run:
+        undo.apply()
+    return undo.done
 
 
 def picture(path: Path) -> PictureFile:

@@ -16,24 +16,7 @@ from edgeprism.errors import UsageError
 from edgeprism.picture.find import PictureFile, find_pictures
 from edgeprism.picture.kinds import PICTURE_SUFFIXES
 from tests.helpers import ordinary_user
-
-
-def make(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-def find(*arguments: object, **options: object) -> list[str]:
-    return [str(p.path) for p in find_pictures(arguments, **options)]  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
+from tests.helpers.searching import find, make
 
 # ---- folders
 

@@ -11,23 +11,7 @@ from PIL import Image
 from edgeprism.errors import ImageError, UsageError
 from edgeprism.picture.find import PictureSearch, find_pictures
 from edgeprism.picture.read import read_picture
-
-
-@pytest.fixture
-def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def make(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-def find(*arguments: object, **options: object) -> list[str]:
-    return [str(p.path) for p in find_pictures(arguments, **options)]  # type: ignore[arg-type]
+from tests.helpers.searching import find, make
 
 
 def searched(*arguments: str, **options: object) -> PictureSearch:

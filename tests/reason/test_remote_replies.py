@@ -6,7 +6,6 @@ import gzip
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,9 @@ from edgeprism.reason.conversation import Conversation
 from edgeprism.reason.remote import RemoteReasoner
 from edgeprism.reason.shape import choices_to_shape
 from edgeprism.reason.thinking import cut_thinking
-from tests.helpers.rude_server import RudeServer, chunked, http, reply, said
+from tests.helpers.rude_server import RudeServer, Serve, chunked, http, reply, said
 
-Serve = Callable[..., RudeServer]
 ANSWER = json.dumps({"choices": [{"message": {"content": "a boat"}}]}).encode()
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    monkeypatch.delenv("EDGEPRISM_API_KEY", raising=False)
-    servers: list[RudeServer] = []
-
-    def start(*behaviours: bytes | str) -> RudeServer:
-        servers.append(RudeServer(*behaviours))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def reasoner(server: RudeServer) -> RemoteReasoner:
@@ -318,13 +302,14 @@ def raw_deflate(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("gzip", gzip.compress(ANSWER)),
-        ("x-gzip", gzip.compress(ANSWER[:20]) + gzip.compress(ANSWER[20:])),
-        ("GZIP", gzip.compress(ANSWER)),
+        ("gzip", gzip.compress(ANSWER, mtime=0)),
+        ("x-gzip", gzip.compress(ANSWER[:20], mtime=0) + gzip.compress(ANSWER[20:], mtime=0)),
+        ("GZIP", gzip.compress(ANSWER, mtime=0)),
         ("deflate", zlib.compress(ANSWER)),
         ("deflate", raw_deflate(ANSWER)),
         ("identity", ANSWER),
     ],
+    ids=["gzip", "two members", "capitals", "zlib", "raw deflate", "none"],
 )
 def test_compressed_though_not_asked_for(serve: Serve, name: str, data: bytes) -> None:
     server = serve(http(data, "200 OK", f"Content-Encoding: {name}"))
@@ -343,14 +328,14 @@ def test_other_compressions_are_named(serve: Serve, name: str) -> None:
 
 
 def test_damaged_compression_is_told(serve: Serve) -> None:
-    whole = gzip.compress(ANSWER)
+    whole = gzip.compress(ANSWER, mtime=0)
     for data in (whole[:-9], b"\x1f\x8b" + b"x" * 30, ANSWER):
         error = failure(serve(http(data, "200 OK", "Content-Encoding: gzip")))
         assert "broke off" in error.message
 
 
 def test_a_body_of_many_compressed_pieces_is_told(serve: Serve) -> None:
-    pieces = gzip.compress(b"") * 200_000 + gzip.compress(ANSWER)
+    pieces = gzip.compress(b"") * 200_000 + gzip.compress(ANSWER, mtime=0)
     error = failure(serve(http(pieces, "200 OK", "Content-Encoding: gzip")))
     assert "pieces of compressed data" in error.message
 

@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,9 +16,17 @@ from edgeprism.reason import http as reason_http
 from edgeprism.reason.base import Completion
 from edgeprism.reason.remote import RemoteReasoner, ShapeError
 from edgeprism.reason.shape import choices_to_shape
-from tests.helpers.rude_server import DRIP, DRIP_HEADER, HANG, NOTHING, RudeServer, http, said
+from tests.helpers.rude_server import (
+    DRIP,
+    DRIP_HEADER,
+    HANG,
+    NOTHING,
+    RudeServer,
+    Serve,
+    http,
+    said,
+)
 
-Serve = Callable[..., RudeServer]
 CHUNKS_CUT = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n40\r\n{"
 DEEP = http(b"[" * 200_000)
 BROKEN = {
@@ -46,24 +53,6 @@ BROKEN = {
     "failed": http(b"oops", "500 Internal Server Error"),
 }
 GOOD = said("a boat")
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers: list[RudeServer] = []
-
-    def start(*behaviours: bytes | str) -> RudeServer:
-        servers.append(RudeServer(*behaviours))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EDGEPRISM_API_KEY", raising=False)
 
 
 def reasoner(server: RudeServer, **settings: Any) -> RemoteReasoner:

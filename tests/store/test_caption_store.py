@@ -58,8 +58,6 @@ def test_a_record_is_there_for_the_next_process(path: Path) -> None:
         assert store.get(REQUEST.key("aa")) == RECORD
         assert store.get(replace(REQUEST, seed=1).key("aa")) is None
         assert list(store.records()) == [RECORD]
-        assert store.seconds_per_picture("digest") == pytest.approx(0.02)
-        assert store.seconds_per_picture("other") is None
 
 
 def test_a_files_digest_holds_while_size_and_mtime_do(path: Path, tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def test_made_a_bundle(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "bundle"
-    assert run(["convert", "mmproj", *map(str, files), str(out), "--name", "mine"]) == 0
+    made = ["convert", "mmproj", *map(str, files), "--encoder", "mtmd"]
+    assert run([*made, str(out), "--name", "mine"]) == 0
     assert sorted(p.name for p in out.iterdir()) == ["lm.gguf", "manifest.json", "mmproj.gguf"]
     assert (out / "lm.gguf").stat().st_ino == files[0].stat().st_ino
     capsys.readouterr()
@@ -100,8 +101,8 @@ def test_made_a_bundle(
     assert run(["models", "show", str(out), "--size", "90x40"]) == 0
     assert "grid: llama.cpp does not report it\ntiles: 7\n" in capsys.readouterr().out
     assert run(["models", "verify", str(out)]) == 0
-    assert run(["convert", "mmproj", *map(str, files), str(out)]) == 2
-    assert run(["convert", "mmproj", *map(str, files), str(out), "--overwrite", "--copy"]) == 0
+    assert run([*made, str(out)]) == 2
+    assert run([*made, str(out), "--overwrite", "--copy"]) == 0
     assert (out / "lm.gguf").stat().st_ino != files[0].stat().st_ino
 
 

@@ -1,0 +1,95 @@
+"""How a picture becomes tiles and rows for an encoder from an mmproj file: the manifest's part.
+
+The rules are those of the models' authors, as `convert/families` reads them from published
+folders. libmtmd has its own rules for some projectors; they are here too, because the gate
+compares the two engines on what both can take.
+
+Sources: transformers' Idefics3, InternVL, Gemma 3 and LLaVA processors; llama.cpp's
+`tools/mtmd/mtmd.cpp` and `mtmd-image.cpp`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from edgeprism.bundle.manifest import ImagePolicy, Markers, Tiling
+from edgeprism.bundle.read_manifest import MAX_TILES
+from edgeprism.convert.mmproj.shape import EncoderShape
+
+_FAKE = "<fake_token_around_image>"
+_IDEFICS3 = Markers(
+    begin="",
+    before_overview=f"{_FAKE}<global-img>",
+    before_tile=f"{_FAKE}<row_{{row}}_col_{{column}}>",
+    after_row="\n",
+    between="\n",
+    end=_FAKE,
+)
+_NONE = Markers("", "", "", "", "", "")
+
+
+def image_policy(shape: EncoderShape) -> ImagePolicy:
+    """Return how the model's authors prepare a picture."""
+    match shape.projector:
+        case "idefics3":
+            tiling = Tiling("longest-edge", [], shape.longest_edge, "last", "tiles")
+            most = 1 + math.ceil(shape.longest_edge / shape.size) ** 2
+            return ImagePolicy("stretch", shape.size, [0, 0, 0], "lanczos", most, tiling)
+        case "internvl":
+            return _tiles(shape, "closest-ratio")
+        case "gemma3":
+            return ImagePolicy("stretch", shape.size, [0, 0, 0], "bilinear", 1)
+        case _:
+            # LLaVA pads a picture to a square of its mean colour, then resizes
+            fill = [int(mean * 255) for mean in shape.mean]
+            return ImagePolicy("pad", shape.size, fill, "bicubic", 1)
+
+
+def _tiles(shape: EncoderShape, choose: str) -> ImagePolicy:
+    """Return InternVL's policy: all grids of the file's least to most tiles, then a thumbnail."""
+    least, most = shape.tiles[0], min(shape.tiles[1], MAX_TILES - 1)
+    if most < 2:
+        return ImagePolicy("stretch", shape.size, [0, 0, 0], "bicubic", 1)
+    counts = range(1, most + 1)
+    grids = [[down, across] for across in counts for down in counts]
+    grids = [grid for grid in grids if least <= grid[0] * grid[1] <= most]
+    if choose == "closest-ratio":
+        grids.sort(key=lambda grid: grid[0] * grid[1])
+    tiling = Tiling(choose, grids, 0, "last", "tiles")
+    return ImagePolicy("stretch", shape.size, [0, 0, 0], "bicubic", 1 + most, tiling)
+
+
+def picture_markers(shape: EncoderShape) -> Markers:
+    """Return the text that the model's authors put around a picture's rows."""
+    if shape.projector == "gemma3":
+        return Markers("\n\n<start_of_image>", "", "", "", "", "<end_of_image>\n\n")
+    return _markers_of_both(shape)
+
+
+def _markers_of_both(shape: EncoderShape) -> Markers:
+    match shape.projector:
+        case "idefics3":
+            return _IDEFICS3
+        case "internvl":
+            return Markers("<img>", "", "", "", "", "</img>")
+        case _:
+            return _NONE
+
+
+# ---- libmtmd
+
+
+def mtmd_image_policy(shape: EncoderShape) -> ImagePolicy:
+    """Return how libmtmd prepares a picture that is larger than a tile.
+
+    InternVL's is cut by LLaVA-NeXT's rule. Gemma 3's and LLaVA's are scaled and then padded, which
+    no policy says: `peer.mtmd_tiles` does it.
+    """
+    return _tiles(shape, "best-fit") if shape.projector == "internvl" else image_policy(shape)
+
+
+def mtmd_markers(shape: EncoderShape) -> Markers:
+    """Return the text that libmtmd puts around a picture's rows."""
+    if shape.projector == "gemma3":
+        return Markers("<start_of_image>", "", "", "", "", "<end_of_image>")
+    return _markers_of_both(shape)

@@ -1,0 +1,196 @@
+"""The same mmproj file in libmtmd and as a graph: layouts token for token, rows, and their speed.
+
+The graph that is compared computes and prepares pictures as libmtmd does (`as_mtmd`), so that any
+difference is a mistake in reading the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from edgeprism.bundle.manifest import Manifest
+from edgeprism.convert.gate.data import gate_pictures
+from edgeprism.convert.gate.judge import VisionLimit
+from edgeprism.convert.mmproj.layout import mtmd_image_policy, mtmd_markers
+from edgeprism.convert.mmproj.shape import EncoderShape
+from edgeprism.language.model import LanguageModel
+from edgeprism.picture.layout import PictureLayout, picture_to_layout
+from edgeprism.picture.read import Picture
+from edgeprism.picture.tile import picture_to_tiles
+from edgeprism.segments import ImageRows, Segment, Text, Tokens
+from edgeprism.vision.mtmd import MtmdEncoder
+from edgeprism.vision.onnx import VisionEncoder
+
+# (width, height) in halves of a tile's edge
+SHAPES = ((3, 3), (4, 3), (3, 4), (12, 1), (1, 12), (6, 4))
+# libmtmd takes GELU from a table in half precision and rounds the activations to the weights' type:
+# two dozen layers of F16 give 0.002 to 0.01, of Q8_0 0.02. A shifted row or a transposed matrix
+# gives far more.
+LIMIT = VisionLimit(0.05, 0.998)
+# patches that libmtmd encodes for the comparison: a small tower's six pictures, a large one's first
+_MOST_PATCHES = 8192
+_GREY = (122, 116, 104)  # libmtmd's fill for LLaVA's pictures
+
+
+@dataclass(frozen=True)
+class MtmdRows:
+    """What libmtmd makes of a picture."""
+
+    size: tuple[int, int]
+    tiles: np.ndarray  # [n, size, size, 3] uint8, which libmtmd's rows are those of
+    rows: np.ndarray  # [n_rows, n_embd], in the prompt's order
+    order: np.ndarray  # their indices into the tiles' tokens
+    seconds: float  # for all tiles
+
+
+def as_mtmd(manifest: Manifest, shape: EncoderShape) -> Manifest:
+    """Return a bundle's manifest with libmtmd's own rules for pictures."""
+    return dataclasses.replace(
+        manifest,
+        image=mtmd_image_policy(shape),
+        prompts=dataclasses.replace(manifest.prompts, markers=mtmd_markers(shape)),
+    )
+
+
+def encode_by_mtmd(
+    lm: LanguageModel, mmproj: Path, manifest: Manifest, shape: EncoderShape
+) -> tuple[list[MtmdRows], list[str]]:
+    """Let libmtmd lay out pictures of six shapes and encode as many as are cheap.
+
+    Parameters:
+        manifest: of the bundle to be, with libmtmd's rules, see `as_mtmd`.
+
+    Returns the pictures that were encoded, and a sentence for each layout that differs.
+    """
+    encoder = MtmdEncoder(mmproj, lm, threads=lm.threads)
+    try:
+        laid_out, faults = [], []
+        for wide, high in SHAPES:
+            size = (max(1, wide * shape.size // 2), max(1, high * shape.size // 2))
+            layout = picture_to_layout(size, manifest)
+            if segments_to_ids(encoder.layout(size), lm) != segments_to_ids(layout.segments, lm):
+                faults.append(f"a picture of {size[0]} × {size[1]} pixels is laid out differently")
+            else:
+                laid_out.append((size, layout))
+        laid_out.sort(key=lambda item: item[1].n_tiles)
+        encoded: list[MtmdRows] = []
+        left = _MOST_PATCHES
+        for size, layout in laid_out:
+            left -= layout.n_tiles * shape.grid**2
+            if left >= 0 or not encoded:
+                encoded.append(_encode(encoder, size, layout, manifest, shape))
+        return encoded, faults
+    finally:
+        encoder.close()
+
+
+def _encode(encoder: MtmdEncoder, size: tuple[int, int], layout: PictureLayout,
+            manifest: Manifest, shape: EncoderShape) -> MtmdRows:  # fmt: skip
+    rgb = Image.fromarray(gate_pictures(max(size))[4, : size[1], : size[0]])
+    began = time.perf_counter()
+    rows, _ = encoder.encode_picture(np.asarray(rgb)[None])
+    seconds = time.perf_counter() - began
+    return MtmdRows(size, mtmd_tiles(rgb, layout, manifest, shape), rows, layout.rows, seconds)
+
+
+def mtmd_tiles(
+    rgb: Image.Image, layout: PictureLayout, manifest: Manifest, shape: EncoderShape
+) -> np.ndarray:
+    """Return the tiles [n, size, size, 3] that libmtmd makes of a picture."""
+    if manifest.image.tiling is None:
+        fill = _GREY if shape.projector == "mlp" else (0, 0, 0)
+        resample = Image.Resampling[manifest.image.resample.upper()]
+        return np.asarray(_fitted(rgb, shape.size, resample, fill))[None]
+    picture = Picture(rgb, "", "", rgb.size, (), 0.0)
+    return picture_to_tiles(picture, manifest.image, layout.grid)
+
+
+def _fitted(
+    rgb: Image.Image, edge: int, resample: Image.Resampling, fill: tuple[int, int, int]
+) -> Image.Image:
+    """Scale into edge × edge with the same ratio, centred on `fill`."""
+    if rgb.size == (edge, edge):
+        return rgb
+    scale = min(edge / rgb.width, edge / rgb.height)
+    width, height = (min(math.ceil(n * scale), edge) for n in rgb.size)
+    canvas = Image.new("RGB", (edge, edge), fill)
+    canvas.paste(rgb.resize((width, height), resample), ((edge - width) // 2, (edge - height) // 2))
+    return canvas
+
+
+def segments_to_ids(
+    segments: Sequence[Segment], lm: LanguageModel
+) -> list[tuple[int, int] | list[int]]:
+    """Return rows as (first, last + 1) and texts as token ids; neighbouring rows become one run.
+
+    libmtmd hands on the rows of each tile by themselves. That is the same, because only Gemma 3's
+    attend both ways, and its pictures are not cut.
+    """
+    ids: list[tuple[int, int] | list[int]] = []
+    for segment in segments:
+        match segment:
+            case ImageRows(start, stop):
+                if ids and isinstance(ids[-1], tuple):
+                    start = ids.pop()[0]
+                ids.append((start, stop))
+            case Tokens(tokens):
+                ids.append(list(tokens))
+            case Text(text):
+                ids.append(lm.tokenize(text, parse_special=True))
+    return ids
+
+
+def judge_rows(encoded: Sequence[MtmdRows], graph: Path, manifest: Manifest,
+               threads: int) -> tuple[dict[str, float], list[str]]:  # fmt: skip
+    """Return figures and failures of the graph's rows against libmtmd's.
+
+    Parameters:
+        graph: float32, and written with `as_mtmd`.
+    """
+    encoder = VisionEncoder(graph, manifest, threads=threads)
+    ours = [encoder.encode(it.tiles).reshape(-1, encoder.n_embd)[it.order] for it in encoded]
+    ours_, theirs = np.concatenate(ours), np.concatenate([it.rows for it in encoded])
+    error = float(np.linalg.norm(ours_ - theirs) / np.linalg.norm(theirs))
+    lengths = np.linalg.norm(ours_, axis=-1) * np.linalg.norm(theirs, axis=-1)
+    cosine = float(((ours_ * theirs).sum(axis=-1) / np.maximum(lengths, 1e-20)).mean())
+    failures = []
+    # `not … <=` rather than `>`: a NaN must fail
+    if not error <= LIMIT.relative_error:
+        failures.append(f"relative error {error:.3g} > {LIMIT.relative_error:g}")
+    if not cosine >= LIMIT.cosine:
+        failures.append(f"mean cosine {cosine:.6f} < {LIMIT.cosine:g}")
+    figures = {"relative_error": error, "mean_cosine": cosine, "pictures": float(len(encoded))}
+    return figures, failures
+
+
+def seconds_per_tile(
+    lm: LanguageModel, mmproj: Path, graph: Path, manifest: Manifest, picture: MtmdRows
+) -> tuple[float, float]:
+    """Return the seconds for a tile of `picture`, of libmtmd and of the graph.
+
+    libmtmd's are the better ones of with and without flash attention.
+    """
+    encoder = VisionEncoder(graph, manifest, threads=lm.threads)
+    encoder.encode(picture.tiles[:1])  # the first run also lays out memory
+    began = time.perf_counter()
+    encoder.encode(picture.tiles)
+    ours = time.perf_counter() - began
+    theirs = picture.seconds
+    mtmd = MtmdEncoder(mmproj, lm, threads=lm.threads, flash_attention=False)
+    try:
+        rgb = np.zeros((1, picture.size[1], picture.size[0], 3), np.uint8)
+        began = time.perf_counter()
+        mtmd.encode_picture(rgb)
+        theirs = min(theirs, time.perf_counter() - began)
+    finally:
+        mtmd.close()
+    n_tiles = len(picture.tiles)
+    return theirs / n_tiles, ours / n_tiles

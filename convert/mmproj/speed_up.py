@@ -1,0 +1,68 @@
+"""Give the bundle of a pair a faster encoder, where there is one: for `pull` and `convert mmproj`.
+
+It imports nothing heavy at its top, and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeprism.convert.options import PairOptions
+from edgeprism.errors import NoGraphError, ParityError
+
+if TYPE_CHECKING:
+    from edgeprism.progress import Progress
+
+NEEDED = ("gguf", "onnx", "onnxruntime")  # packages of the extras `pairs` and `cpu`
+
+
+def speed_up_pair(bundle: Path, progress: Progress, options: PairOptions | None = None) -> str:
+    """Put an ONNX graph into the bundle of a pair if it is faster than libmtmd; say what became.
+
+    `bundle` is a folder that `vision.pair.write_pair` wrote. It builds a graph from the mmproj's
+    tensors, compares it with libmtmd, quantizes it to int8 behind the parity gate, measures both
+    encoders on a few tiles, and replaces the bundle by one with the graph. The bundle keeps its
+    name, its sources and both files. Wherever that fails, the bundle stays as it is.
+
+    Parameters:
+        progress: receives every stage.
+        options: by default an int8 graph, if it is faster. With `always` a graph that is not
+            faster is kept too, and an encoder that has no graph is an error.
+
+    Returns one line for a person: how much faster it is, or why libmtmd stays.
+
+    Raises Interrupted after Ctrl-C; ModelError if a file is damaged; NoGraphError or ParityError
+    only with `always`.
+    """
+    options = options or PairOptions()
+    try:
+        if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+            raise NoGraphError(
+                f"packages that build a graph are missing: {', '.join(missing)}.",
+                'Install them: pip install "edgeprism[cpu,pairs]".',
+            )
+        ratio = _replaced(bundle, progress, options)
+    except (NoGraphError, ParityError) as error:
+        if options.always:
+            raise
+        lines = [error.summary, *error.details]
+        return f"llama.cpp's own encoder stays: {' '.join(lines)}"
+    return f"The encoder is an ONNX graph: a tile takes {1 / ratio:.2f} of llama.cpp's time."
+
+
+def _replaced(bundle: Path, progress: Progress, options: PairOptions) -> float:
+    from edgeprism.bundle.gguf import read_gguf_header
+    from edgeprism.bundle.open import open_bundle
+    from edgeprism.convert.mmproj.shape import read_shape
+    from edgeprism.convert.supervise import build_in_child
+    from edgeprism.vision.pair import MMPROJ_FILE
+    from edgeprism.vision.trial import remember_captioner
+
+    # a look at the header alone: most encoders without a graph are told at once
+    read_shape(bundle / MMPROJ_FILE, read_gguf_header(bundle / MMPROJ_FILE))
+    ratio = build_in_child(bundle, bundle, options, progress)
+    # the conversion has just run every file of the bundle, so no caption waits for a trial
+    remember_captioner(open_bundle(bundle))
+    return ratio

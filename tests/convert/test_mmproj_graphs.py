@@ -1,0 +1,462 @@
+"""ONNX graphs from mmproj files: against numpy, against libmtmd, and what is refused.
+
+libmtmd is right where a tower has no class row and all GELUs have the tanh form: Idefics3, and
+Gemma 3 but for the text around a picture and its shape. For LLaVA and InternVL the numpy reference
+is the models' own computation, which transformers confirms in `tests/vision/test_mtmd.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+from edgeprism.bundle.gguf import read_gguf_header
+from edgeprism.cli.main import run
+from edgeprism.convert.mmproj import build, peer
+from edgeprism.convert.mmproj.build import build_bundle
+from edgeprism.convert.mmproj.graph import write_graph
+from edgeprism.convert.mmproj.shape import read_shape, why_no_graph
+from edgeprism.convert.mmproj.speed_up import speed_up_pair
+from edgeprism.convert.mmproj.tensors import MmprojTensors
+from edgeprism.convert.options import PairOptions
+from edgeprism.errors import ModelError, NoGraphError, ParityError
+from edgeprism.language.model import LanguageModel
+from edgeprism.language.request import Rows, segments_to_parts
+from edgeprism.perceive.captioner import Captioner
+from edgeprism.progress import Progress
+from edgeprism.records import EncodedImage
+from edgeprism.segments import ImageRows, Text
+from edgeprism.vision.graph_checks import check_graph
+from edgeprism.vision.mtmd import MtmdEncoder
+from edgeprism.vision.pair import open_pair, write_pair
+from tests.helpers import bundles, mmprojs
+from tests.helpers.captions import caption_ids
+from tests.helpers.llama_reference import LlamaReference, Visual
+
+KINDS = {
+    "idefics3": mmprojs.IDEFICS,
+    "mlp": mmprojs.SIGLIP_MLP,
+    "mlp, class row": mmprojs.CLIP_MLP,
+    "internvl": mmprojs.INTERN,
+    "gemma3": mmprojs.GEMMA,
+}
+RIGHT = 1e-5  # of the largest value: the same sums in another order
+AS_MTMD = 2e-3  # libmtmd takes GELU from a table in half precision
+# (width, height); of the last two the shorter edge is a fortieth of the longer
+SHAPES = [(28, 28), (60, 40), (40, 60), (90, 30), (280, 7), (7, 280)]
+N_TOKENS = 32
+
+
+def tiny_lm() -> bundles.GgufParts:
+    """Return a language model in which the markers are tokens, as they are in published ones."""
+    parts = bundles.lm_parts(4)
+    parts.metadata["tokenizer.ggml.add_space_prefix"] = ("bool", False)
+    # its line feed is a byte's piece
+    return mmprojs.with_marks(parts, marks=[mark for mark in mmprojs.MARKS if mark != "\n"])
+
+
+@dataclasses.dataclass
+class Case:
+    kind: mmprojs.Kind
+    parts: bundles.GgufParts
+    lm: Path
+    mmproj: Path
+    bundle: Path
+
+    def encode(self, pixels: np.ndarray) -> EncodedImage:
+        with self.captioner() as captioner:
+            return captioner.encode(pixels)
+
+    def captioner(self) -> Captioner:
+        """Return a captioner that computes in float32 throughout."""
+        return Captioner.load(
+            self.bundle, device="cpu", threads=1, vision_quant="fp32", kv_type="f32",
+            flash_attention=False,
+        )  # fmt: skip
+
+    def reference(self, tiles: np.ndarray) -> np.ndarray:
+        """Return the model's own rows [n, n_embd] of tiles [n, size, size, 3]."""
+        rows = [mmprojs.encoded(self.parts, self.kind, tile, exact=True) for tile in tiles]
+        return np.concatenate(rows)
+
+
+@pytest.fixture(scope="module")
+def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    cases: dict[str, Case] = {}
+
+    def case(name: str) -> Case:
+        if name not in cases:
+            folder = tmp_path_factory.mktemp("pair")
+            parts = mmprojs.mmproj_parts(KINDS[name], 3)
+            lm, mmproj = tiny_lm().write(folder / "lm"), parts.write(folder / "mm")
+            out = folder / "bundle"
+            write_pair(lm, mmproj, out, name=name)
+            build_bundle(out, out, PairOptions(("fp32", "int8"), always=True), Progress())
+            cases[name] = Case(KINDS[name], parts, lm, mmproj, out)
+        return cases[name]
+
+    return case
+
+
+def noise(width: int, height: int) -> np.ndarray:
+    return np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def apart(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference as a share of the largest value."""
+    assert actual.shape == expected.shape
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def graph_rows(mmproj: Path, out: Path, tiles: np.ndarray, as_mtmd: bool = False) -> np.ndarray:
+    shape = read_shape(mmproj, read_gguf_header(mmproj))
+    graph = write_graph(MmprojTensors(mmproj), shape, bundles.N_EMBD, out, as_mtmd)
+    check_graph(graph, [f"{graph.name}.data"])
+    rows: np.ndarray = onnxruntime.InferenceSession(str(graph)).run(None, {"pixels": tiles})[0]
+    return rows.reshape(-1, bundles.N_EMBD)
+
+
+# ---- the graph
+
+
+@pytest.mark.parametrize("as_mtmd", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_rows_of_both_readings(name: str, as_mtmd: bool, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    parts = mmprojs.mmproj_parts(kind, 5)
+    tiles = np.stack([noise(kind.size, kind.size), 255 - noise(kind.size, kind.size)])
+    rows = graph_rows(parts.write(tmp_path / "mm"), tmp_path / "g.onnx", tiles, as_mtmd)
+    expected = [
+        mmprojs.encoded(parts, kind, tile, as_mtmd=as_mtmd, exact=not as_mtmd) for tile in tiles
+    ]
+    assert apart(rows, np.concatenate(expected)) < RIGHT
+
+
+@pytest.mark.parametrize("quant", ["F16", "BF16", "Q8_0", "Q4_0"])
+def test_matrices_of_other_types(quant: str, tmp_path: Path) -> None:
+    parts = mmprojs.mmproj_parts(mmprojs.IDEFICS)
+    kind = gguf.GGMLQuantizationType[quant]
+    packed = dataclasses.replace(parts, tensors={}, quants={})
+    for name, values in parts.tensors.items():
+        packed.tensors[name] = values
+        if values.ndim == 2 and "position" not in name and values.shape[1] % 32 == 0:
+            packed.tensors[name] = gguf.quants.quantize(values, kind)
+            packed.quants[name] = kind
+            parts.tensors[name] = gguf.quants.dequantize(packed.tensors[name], kind)
+    assert packed.quants
+    tile = noise(28, 28)
+    rows = graph_rows(packed.write(tmp_path / "mm"), tmp_path / "g.onnx", tile[None])
+    assert apart(rows, mmprojs.encoded(parts, mmprojs.IDEFICS, tile)) < RIGHT
+
+
+def test_older_and_newer_names(tmp_path: Path) -> None:
+    """Older files exchange the names of a layer's matrices; newer ones join its three queries."""
+    tile, plain = noise(28, 28), mmprojs.mmproj_parts(mmprojs.IDEFICS)
+    expected = graph_rows(plain.write(tmp_path / "plain"), tmp_path / "0.onnx", tile[None])
+    older = dataclasses.replace(plain, tensors={
+        name.replace("ffn_up", "x").replace("ffn_down", "ffn_up").replace("x", "ffn_down"): values
+        for name, values in plain.tensors.items()
+    })  # fmt: skip
+    newer = dataclasses.replace(plain, tensors=dict(plain.tensors))
+    for layer in range(mmprojs.LAYERS):
+        for end in ("weight", "bias"):
+            parts = [newer.tensors.pop(f"v.blk.{layer}.attn_{q}.{end}") for q in "qkv"]
+            newer.tensors[f"v.blk.{layer}.attn_qkv.{end}"] = np.concatenate(parts)
+    for name, parts_ in (("older", older), ("newer", newer)):
+        rows = graph_rows(parts_.write(tmp_path / name), tmp_path / f"{name}.onnx", tile[None])
+        np.testing.assert_array_equal(rows, expected)
+
+
+# ---- the bundle
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_gate_records_what_it_saw(name: str, case_of: Callable[[str], Case]) -> None:
+    case = case_of(name)
+    files = {path.name for path in case.bundle.iterdir()}
+    graphs = {"vision.fp32.onnx", "vision.int8.onnx"}
+    assert files == {"lm.gguf", "mmproj.gguf", "manifest.json", *graphs}
+    assert (case.bundle / "lm.gguf").stat().st_ino == case.lm.stat().st_ino
+    parity = json.loads((case.bundle / "manifest.json").read_text())["parity"]
+    assert parity["passed"]
+    assert parity["failures"] == []
+    figures = parity["figures"]
+    assert figures["vision fp32 against libmtmd"]["relative_error"] < AS_MTMD
+    assert figures["vision fp32 against libmtmd"]["pictures"] == len(peer.SHAPES)
+    assert figures["vision fp32"]["relative_error"] == 0
+    assert 1e-3 < figures["vision int8"]["relative_error"] < 0.08
+    assert figures["speed on the converting machine"]["graph_seconds_per_tile"] > 0
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_idefics3_is_the_same_in_both(
+    size: tuple[int, int], case_of: Callable[[str], Case]
+) -> None:
+    case, pixels = case_of("idefics3"), noise(*size)
+    ours = case.encode(pixels)
+    lm = LanguageModel(case.lm)
+    encoder = MtmdEncoder(case.mmproj, lm, flash_attention=False)
+    rows, segments = encoder.encode_picture(pixels[None])
+    assert peer.segments_to_ids(segments, lm) == peer.segments_to_ids(ours.layout, lm)
+    encoder.close()
+    lm.close()
+    if min(size) == 7 and size[1] == 280:
+        # from Pillow 13 on, a tall picture is shrunk in another order of its edges
+        assert rows.shape == ours.visual_tokens.shape
+        return
+    assert apart(ours.visual_tokens, rows) < AS_MTMD
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp, class row", "gemma3", "internvl"])
+@pytest.mark.parametrize("size", SHAPES)
+def test_pictures_are_prepared_as_their_authors_do(
+    name: str, size: tuple[int, int], case_of: Callable[[str], Case]
+) -> None:
+    case, pixels = case_of(name), noise(*size)
+    edge = case.kind.size
+    picture = Image.fromarray(pixels)
+    if name == "gemma3":
+        tiles = [picture.resize((edge, edge), Image.Resampling.BILINEAR)]
+    elif name == "internvl":
+        tiles = internvl_tiles(picture, edge)
+    else:
+        square = Image.new("RGB", (max(size),) * 2, tuple(int(m * 255) for m in mmprojs.MEAN))
+        square.paste(picture, ((max(size) - size[0]) // 2, (max(size) - size[1]) // 2))
+        tiles = [square.resize((edge, edge), Image.Resampling.BICUBIC)]
+    expected = case.reference(np.stack([np.asarray(tile) for tile in tiles]))
+    ours = case.encode(pixels)
+    assert apart(ours.visual_tokens, expected) < RIGHT
+    texts = {
+        "gemma3": ["\n\n<start_of_image>", "<end_of_image>\n\n"], "internvl": ["<img>", "</img>"],
+    }  # fmt: skip
+    assert [s.text for s in ours.layout if isinstance(s, Text)] == texts.get(name, [])
+    rows = [s for s in ours.layout if isinstance(s, ImageRows)]
+    assert [(s.start, s.stop, s.causal) for s in rows] == [(0, len(expected), name != "gemma3")]
+
+
+def internvl_tiles(picture: Image.Image, edge: int) -> list[Image.Image]:
+    """Cut by the model card's `dynamic_preprocess`, with 1 to 12 tiles and a thumbnail."""
+    ratio, area = picture.width / picture.height, picture.width * picture.height
+    grids = sorted(
+        {(i, j) for n in range(1, 13) for i in range(1, n + 1) for j in range(1, n + 1)
+         if i * j <= 12},
+        key=lambda grid: grid[0] * grid[1],
+    )  # fmt: skip
+    best, least = (1, 1), float("inf")
+    for grid in grids:
+        difference = abs(ratio - grid[0] / grid[1])
+        if difference < least:
+            best, least = grid, difference
+        elif difference == least and area > 0.5 * edge * edge * grid[0] * grid[1]:
+            best = grid
+    resized = picture.resize((edge * best[0], edge * best[1]), Image.Resampling.BICUBIC)
+    tiles = [
+        resized.crop((x * edge, y * edge, (x + 1) * edge, (y + 1) * edge))
+        for y in range(best[1])
+        for x in range(best[0])
+    ]
+    thumbnail = picture.resize((edge, edge), Image.Resampling.BICUBIC)
+    return [*tiles, thumbnail] if len(tiles) > 1 else tiles
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_greedy_text_in_float32(name: str, case_of: Callable[[str], Case]) -> None:
+    """At each place the caption has the token that the language model in float64 finds likeliest.
+
+    Its rows are the numpy reference's.
+    """
+    case, size = case_of(name), case_of(name).kind.size
+    with case.captioner() as captioner:
+        encoded = captioner.encode(noise(size, size))
+        actual = caption_ids(
+            captioner, encoded, stop_at_end=False, instruction="what is it", caption_tokens=N_TOKENS
+        )
+    rows = encoded.visual_tokens
+    if name != "idefics3":  # a picture of one tile is not resized
+        rows = case.reference(noise(size, size)[None]).astype(np.float32)
+    lm = LanguageModel(case.lm)
+    before, after = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    segments = [Text(before, True), *encoded.layout, Text("what is it"), Text(after, True)]
+    prompt: list[list[int] | Visual] = [
+        Visual(part.values, part.causal) if isinstance(part, Rows) else part
+        for part in segments_to_parts(lm, segments, rows, add_bos=True)
+    ]
+    lm.close()
+    logits = LlamaReference(tiny_lm()).logits([*prompt, actual])
+    assert logits[-N_TOKENS - 1 : -1].argmax(axis=-1).tolist() == actual
+
+
+def test_the_pair_says_the_same(case_of: Callable[[str], Case]) -> None:
+    """Idefics3 in libmtmd and as a float32 graph: the same greedy text, on three pictures."""
+    case = case_of("idefics3")
+    said = []
+    for captioner in (
+        case.captioner(),
+        Captioner(open_pair(case.lm, case.mmproj), threads=1, kv_type="f32", flash_attention=False),
+    ):
+        with captioner:
+            said.append([
+                caption_ids(captioner, noise(*size), stop_at_end=False, caption_tokens=N_TOKENS)
+                for size in SHAPES[:3]
+            ])  # fmt: skip
+    assert said[0] == said[1]
+
+
+# ---- what is refused, and what stays
+
+
+def pair(folder: Path, parts: bundles.GgufParts) -> Path:
+    out = folder / "pair"
+    write_pair(tiny_lm().write(folder / "lm"), parts.write(folder / "mm"), out)
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def changed(change: Callable[[bundles.GgufParts], object]) -> bundles.GgufParts:
+    parts = mmprojs.mmproj_parts(mmprojs.IDEFICS)
+    change(parts)
+    return parts
+
+
+def without(name: str) -> Callable[[bundles.GgufParts], object]:
+    return lambda parts: parts.tensors.pop(name, None) is None and parts.metadata.pop(name)
+
+
+REFUSED = {
+    "no v.blk.1.ln2.bias": without("v.blk.1.ln2.bias"),
+    "no mm.model.fc.weight": without("mm.model.fc.weight"),
+    "v.blk.0.attn_post_norm.weight, which the graph has no place for": lambda p: p.tensors.update(
+        {"v.blk.0.attn_post_norm.weight": np.ones(mmprojs.WIDTH, np.float32)}
+    ),
+    "v.position_embd.weight of shape": lambda p: p.tensors.update(
+        {"v.position_embd.weight": np.ones((15, mmprojs.WIDTH), np.float32)}
+    ),
+    "become nothing known pixels": without("clip.vision.preproc_image_size"),
+    "cannot be joined by 3": lambda p: p.metadata.update(
+        {"clip.vision.projector.scale_factor": ("uint32", 3)}
+    ),
+    "SiLU": lambda p: p.metadata.update({"clip.use_silu": ("bool", True)}),
+    "image_std is not positive": lambda p: p.metadata.update(
+        {"clip.vision.image_std": ("array", [0.5, 0.0, 0.5])}
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_no_graph_and_why(reason: str, tmp_path: Path) -> None:
+    path = changed(REFUSED[reason]).write(tmp_path / "mm")
+    with pytest.raises(NoGraphError) as refused:
+        graph_rows(path, tmp_path / "g.onnx", noise(28, 28)[None])
+    assert reason.replace("become nothing", "becomes nothing") in refused.value.summary
+    assert str(path) in refused.value.summary
+
+
+def test_values_that_are_not_finite(tmp_path: Path) -> None:
+    parts = changed(lambda p: p.tensors["v.blk.1.ln1.weight"].__setitem__(3, np.nan))
+    with pytest.raises(ModelError, match=r"v\.blk\.1\.ln1\.weight holds values"):
+        graph_rows(parts.write(tmp_path / "mm"), tmp_path / "g.onnx", noise(28, 28)[None])
+
+
+@pytest.mark.parametrize(("projector", "reason"), [
+    ("qwen2vl_merger", "positions in time"), ("lfm2", "shape of its own"),
+    ("resampler", "shape of its own"), ("ldp", "convolutions"), ("cogvlm", "none that a graph"),
+])  # fmt: skip
+def test_projectors_that_stay_with_libmtmd(projector: str, reason: str, tmp_path: Path) -> None:
+    parts = changed(lambda p: p.metadata.update({"clip.projector_type": ("string", projector)}))
+    why = why_no_graph(read_gguf_header(parts.write(tmp_path / "mm")))
+    assert projector in why
+    assert reason in why
+
+
+def test_an_encoder_without_a_graph_stays_as_it_is(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    parts = mmprojs.mmproj_parts(mmprojs.IDEFICS)
+    del parts.metadata["clip.vision.preproc_image_size"]
+    out = pair(tmp_path, parts)
+    before = contents(out)
+    said = speed_up_pair(out, Progress())
+    assert said.startswith("llama.cpp's own encoder stays: ")
+    assert "older converters" in said
+    assert contents(out) == before
+    files = [str(tmp_path / "lm"), str(tmp_path / "mm"), str(tmp_path / "b")]
+    assert run(["convert", "mmproj", *files, "--encoder", "onnx"]) == 4
+    assert "--encoder mtmd" in capfd.readouterr().err
+    assert contents(tmp_path / "b").keys() == before.keys()
+
+
+@pytest.mark.parametrize("fault", ["a shifted position", "no gain"])
+def test_nothing_is_written_where_the_gate_fails(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = pair(tmp_path, mmprojs.mmproj_parts(mmprojs.INTERN))
+    before = contents(out)
+    read = MmprojTensors.read
+
+    def shifted(self: MmprojTensors, name: str) -> np.ndarray:
+        values = read(self, name)
+        return np.roll(values, 1, axis=0) if name == "v.position_embd.weight" else values
+
+    if fault == "no gain":
+        monkeypatch.setattr(peer, "seconds_per_tile", lambda *_: (1.0, 0.95))
+    else:
+        monkeypatch.setattr(MmprojTensors, "read", shifted)
+    error = NoGraphError if fault == "no gain" else ParityError
+    with pytest.raises(error) as refused:
+        build_bundle(out, out, PairOptions(), Progress())
+    words = "0.95 times" if fault == "no gain" else "against libmtmd: relative error"
+    assert words in refused.value.message
+    assert contents(out) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"lm", "mm", "pair"}
+
+
+def test_int8_that_hurts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = pair(tmp_path, mmprojs.mmproj_parts(mmprojs.IDEFICS))
+    failure = ({"relative_error": 0.5}, ["relative error 0.5 > 0.08"])
+    monkeypatch.setattr(build, "write_int8", lambda *_: failure)
+    with pytest.raises(ParityError, match="vision int8: relative error"):
+        build_bundle(out, out, PairOptions(always=True), Progress())
+
+
+def test_neither_torch_nor_transformers_is_needed(tmp_path: Path) -> None:
+    out = pair(tmp_path, mmprojs.mmproj_parts(mmprojs.GEMMA))
+    script = f"""
+import sys
+for name in ("torch", "transformers", "optimum", "onnxscript", "safetensors", "sentencepiece"):
+    sys.modules[name] = None
+from pathlib import Path
+from edgeprism.convert.worker import _build
+from edgeprism.progress import EventProgress
+job = {{"pair": {str(out)!r}, "options": {{"vision_quants": ["int8"], "always": True}}}}
+_build(job, Path({str(out)!r}), EventProgress(sys.stderr))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (out / "vision.int8.onnx").is_file()
+
+
+def test_converted_on_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    parts = mmprojs.mmproj_parts(mmprojs.IDEFICS)
+    lm, mmproj = tiny_lm().write(tmp_path / "lm"), parts.write(tmp_path / "mm")
+    out = tmp_path / "out"
+    made = ["convert", "mmproj", str(lm), str(mmproj), str(out), "--encoder", "onnx"]
+    assert run([*made, "--vision-quant", "fp32"]) == 0
+    captured = capfd.readouterr()
+    assert captured.out == f"{out}\n"
+    assert "The encoder is an ONNX graph: a tile takes" in captured.err
+    assert "vision fp32 against libmtmd: relative_error" in captured.err
+    assert (out / "vision.fp32.onnx").is_file()
+    assert run(made) == 2  # it exists already
