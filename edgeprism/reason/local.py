@@ -127,8 +127,8 @@ class Reasoner(BaseReasoner):
         if is_reference(model):
             from edgeprism.bundle.elsewhere.references import canonical_reference, open_kept
 
-            name = canonical_reference(name)
-            return cls(open_kept(name, with_mmproj=False)[0], name, **options)
+            lm, _ = open_kept(name, with_mmproj=False)
+            return cls(lm, canonical_reference(name), **options)
         try:
             path = find_model(model)
         except ModelError as error:

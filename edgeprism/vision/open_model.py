@@ -31,9 +31,9 @@ def open_model(model: str | os.PathLike[str], *, chat_format: str | None = None)
     if is_reference(model):
         from edgeprism.bundle.elsewhere.references import canonical_reference, open_kept
 
-        name = canonical_reference(os.fspath(model))
-        lm, mmproj = open_kept(name, with_mmproj=True)
-        return _open_files(name, lm, mmproj, chat_format, name)
+        reference = os.fspath(model)
+        lm, mmproj = open_kept(reference, with_mmproj=True)
+        return _open_files(reference, lm, mmproj, chat_format, canonical_reference(reference))
     path = find_model(model)
     if path.suffix.lower() == ".gguf" and path.is_file():
         from edgeprism.bundle.elsewhere.kept import mmproj_beside

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeprism.files.home import data_dir
+from tests.helpers import elsewhere
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -90,3 +91,20 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         check=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.stdout == "mine\n"
+
+
+def test_references_are_completed_by_names_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As zsh and fish ask; bash cuts words at colons. Empty files show that none is opened."""
+    store = elsewhere.new_home(tmp_path / "home", monkeypatch) / ".ollama" / "models"
+    library = "registry.ollama.ai/library"
+    empty = tmp_path / "empty"
+    empty.touch()
+    elsewhere.ollama_model(store, f"{library}/llava/7b", model=empty, projector=empty)
+    elsewhere.ollama_model(store, f"{library}/llama3.2/3b", model=empty)
+    assert completed("caption", "-m", "ollama:ll") == ["plain,ollama:llava:7b"]
+    assert completed("ask", "--reasoner", "ollama:ll") == [
+        "plain,ollama:llama3.2:3b", "plain,ollama:llava:7b"
+    ]  # fmt: skip
+    assert completed("caption", "-m", "ollama:x") == ["file,ollama:x"]

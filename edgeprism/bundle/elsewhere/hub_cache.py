@@ -60,12 +60,12 @@ def kept_in(place: Path, only: str = "") -> Iterator[Kept]:
             continue
         if only and not f"{only}/".replace(":", "/").startswith(f"{repository}/"):
             continue
-        yield from _repository(folder, repository)
+        yield from _repository(folder, repository, only)
     if not only:
         yield from unreadable(place)
 
 
-def _repository(folder: Path, repository: str) -> Iterator[Kept]:
+def _repository(folder: Path, repository: str, only: str) -> Iterator[Kept]:
     listings = map(list_gguf, _snapshots(folder))
     listing = next((found for found in listings if found.sizes or found.problems), None)
     # a repository of other files is no concern of anybody here, whole or not
@@ -84,7 +84,8 @@ def _repository(folder: Path, repository: str) -> Iterator[Kept]:
         name = repository
         if file:
             alone = kept.lm and quant and quants[quant] == 1
-            name = f"{repository}:{quant}" if alone else f"{repository}/{file}"
+            name = f"{repository}/{file}"  # which is understood in any case
+            name = f"{repository}:{quant}" if alone and name != only else name
         files = [path for path in (kept.lm, kept.mmproj) if path]
         yield dataclasses.replace(kept, name=name, digests=_digests(files))
 

@@ -82,7 +82,8 @@ def _to_kept(name: str, path: Path, blobs: Path) -> Kept:
         return Kept(name, path, problem=f"its manifest cannot be read: {reason(error)}")
     models, projectors = layers.get("model", []), layers.get("projector", [])
     problem = _layer_problem(layers)
-    files: dict[Path, str] = {}
+    files: list[Path] = []
+    digests: dict[Path, str] = {}
     for digest in () if problem else (models[0], *projectors):
         found = _DIGEST.fullmatch(digest)
         if found is None:
@@ -92,11 +93,12 @@ def _to_kept(name: str, path: Path, blobs: Path) -> Kept:
         if not os.path.isfile(blob):
             problem = f"half fetched, or damaged: its file {blob.name[:19]}… is missing"
             break
-        files[blob] = found[1].lower()
+        files.append(blob)
+        digests[blob] = found[1].lower()
     if problem:
         return Kept(name, path, problem=problem)
     lm, *rest = files
-    return Kept(name, path, lm, rest[0] if rest else None, digests=files)
+    return Kept(name, path, lm, rest[0] if rest else None, digests=digests)
 
 
 def _layers(manifest: object) -> dict[str, list[str]]:

@@ -118,12 +118,13 @@ def _missing(reference: str, prefix: str, name: str) -> ModelError:
     import difflib
 
     there = names_of(prefix)
-    close = difflib.get_close_matches(reference, there, cutoff=0.5)
+    names = [each.partition(":")[2] for each in there]
+    close = [f"{prefix}:{each}" for each in difflib.get_close_matches(name, names)]
     hint = "`edgeprism models discover` shows what all programs keep."
+    if prefix == "hub":
+        hint = f"`edgeprism pull hf:{name}` gets it. {hint}"
     if close:
         hint = f"Did you mean {' or '.join(close)}? {hint}"
-    elif prefix == "hub":
-        hint = f"`edgeprism pull hf:{name}` gets it. {hint}"
     more = [f"and {len(there) - _SHOWN} more"] if len(there) > _SHOWN else []
     details = ["there is:", *there[:_SHOWN], *more] if there else [f"{title} keeps none here"]
     return ModelError(f"{reference}: {title} keeps no such model.", hint, details)
