@@ -55,7 +55,7 @@ _MAX_SCHEMA_BYTES = 1 << 20
     shell_complete=completion.files,
 )
 @click.option("-m", "--model", "models", multiple=True, shell_complete=completion.captioners,
-              metavar="NAME|BUNDLE",
+              metavar="NAME|BUNDLE|REFERENCE",
               help="The captioner; repeat for several.  [default: $EDGEPRISM_MODEL, "
               f"`edgeprism use`, or {DEFAULT_MODEL}]")  # fmt: skip
 @click.option("--merge-captions", is_flag=True,

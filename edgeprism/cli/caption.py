@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     shell_complete=completion.captioners,
     default=default_captioner,
     show_default=f"$EDGEPRISM_MODEL, `edgeprism use`, or {DEFAULT_MODEL}",
-    metavar="NAME|BUNDLE",
-    help="A model's name or a bundle's folder.",
+    metavar="NAME|BUNDLE|REFERENCE",
+    help="A model's name, a bundle's folder, or what `models discover` lists.",
 )
 @click.option(
     "--together",

@@ -63,7 +63,7 @@ _ENDS = ("/quit", "/exit", "/q", "quit", "exit")
     "images", nargs=-1, required=True, metavar="IMAGE...", shell_complete=completion.files
 )
 @click.option("-m", "--model", shell_complete=completion.captioners, default=default_captioner,
-              metavar="NAME|BUNDLE",
+              metavar="NAME|BUNDLE|REFERENCE",
               show_default=f"$EDGEPRISM_MODEL, `edgeprism use`, or {DEFAULT_MODEL}",
               help="The captioner.")  # fmt: skip
 @answering_options

@@ -46,11 +46,11 @@ _PIPE_WIDTH = 10_000  # columns
               help="The folder of the data's image_path column.  [default: the folder of "
               "--data]")  # fmt: skip
 @click.option("-m", "--model", "captioners", multiple=True, shell_complete=completion.captioners,
-              metavar="NAME|BUNDLE",
+              metavar="NAME|BUNDLE|REFERENCE",
               help="The captioner; repeat for several.  [default: $EDGEPRISM_MODEL, "
               f"`edgeprism use`, or {DEFAULT_MODEL}]")  # fmt: skip
 @click.option("--reasoner", "reasoners", multiple=True, shell_complete=completion.reasoners,
-              metavar="NAME|FILE.gguf|URL", default=lambda: (default_reasoner(),),
+              metavar="NAME|FILE.gguf|REFERENCE|URL", default=lambda: (default_reasoner(),),
               show_default="`edgeprism use`, or smollm2-135m",
               help="The reasoner; repeat for several.")  # fmt: skip
 @reasoner_options

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.docs import stand_in_server
 from tests.docs.pages import ROOT, Block, blocks, name_of, pages
-from tests.helpers import bundles, eval_files, mmprojs
+from tests.helpers import bundles, elsewhere, eval_files, mmprojs
 
 EXAMPLES = ROOT / "models" / "nano" / "examples"
 SERVER = "http://127.0.0.1:8080/v1"  # as the pages write it
@@ -53,6 +53,10 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(chat, place / "data" / "models" / "smollm2-135m.gguf")
     mmprojs.with_marks(bundles.lm_parts(2, script=bundles.SAID)).write(place / "MODEL.gguf")
     mmprojs.mmproj_parts(mmprojs.IDEFICS).write(place / "MMPROJ.gguf")
+    library = "registry.ollama.ai/library"
+    kept = {"model": place / "MODEL.gguf", "projector": place / "MMPROJ.gguf"}
+    elsewhere.ollama_model(place / ".ollama" / "models", f"{library}/llava/7b", **kept)
+    elsewhere.ollama_model(place / ".ollama" / "models", f"{library}/qwen2.5/3b", model=chat)
     eval_files.write_rows(place / "MMStar.tsv", [eval_files.lettered(n) for n in range(1, 5)])
     return place
 
