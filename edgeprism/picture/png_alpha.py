@@ -34,13 +34,16 @@ def apply_key(image: Image.Image, facts: PngFacts) -> Image.Image | None:
     return _alpha_of_16_bits(image, facts.data, facts.key)
 
 
-def _alpha_of_16_bits(image: Image.Image, data: bytes, key: tuple[int, ...]) -> Image.Image:
+def _alpha_of_16_bits(image: Image.Image, data: bytes, key: tuple[int, ...]) -> Image.Image | None:
+    is_key = np.ones((image.height, image.width), bool)
+    for channel, sample in enumerate(key):
+        is_key &= np.asarray(image.getchannel(channel)) == sample >> 8
+    if not is_key.any():  # then the lower halves, for which the file is decoded again, decide none
+        return None
     with PngImagePlugin.PngImageFile(io.BytesIO(data)) as lower:
         # read as little-endian, the lower halves of the samples take the place of the upper ones
         lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]
-        is_key = np.ones((image.height, image.width), bool)
         for channel, sample in enumerate(key):
-            is_key &= np.asarray(image.getchannel(channel)) == sample >> 8
             is_key &= np.asarray(lower.getchannel(channel)) == sample & 255
     alpha = Image.fromarray(np.where(is_key, np.uint8(0), np.uint8(255)))
     alpha.getexif()[ORIENTATION] = orientation_of(image)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from edgeprism.picture.read import read_picture
 from tests.helpers.colours import (
@@ -65,6 +65,24 @@ def test_the_transparent_colour_and_no_other(bits: int, key: tuple[int, ...], sp
     grounds = {(): 255, ("transparent: laid over black",): 0, ("transparent: laid over grey",): 128}
     assert (shown[:, :8] == grounds[picture.notes]).all()
     np.testing.assert_array_equal(shown[:, 8:], opaque[:, 8:])
+
+
+def test_a_transparent_colour_that_no_pixel_has_costs_no_second_decoding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decodings: list[object] = []
+    setup = PngImagePlugin.PngImageFile.load_prepare
+
+    def counted(image: PngImagePlugin.PngImageFile) -> None:
+        decodings.append(image)
+        setup(image)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_prepare", counted)
+    samples = np.random.default_rng(3).integers(0x2000, 0xFFFF, (12, 24, 3))
+    key = png_chunk(b"tRNS", struct.pack(">3H", 0x1234, 0x5678, 0x9ABC))
+    picture = read_picture(packed_png(samples, 16, key))
+    assert np.abs(np.asarray(picture.rgb).astype(int) - samples / 257).max() <= 1
+    assert len(decodings) == 1
 
 
 def test_a_transparent_colour_is_turned_with_its_picture() -> None:
