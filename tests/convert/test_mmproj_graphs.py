@@ -9,39 +9,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import numpy as np
-import onnxruntime
 import pytest
 from PIL import Image
 
-from edgeprism.bundle.gguf import read_gguf_header
-from edgeprism.cli.main import run
-from edgeprism.convert.mmproj import build, peer
+from edgeprism.convert.mmproj import peer
 from edgeprism.convert.mmproj.build import build_bundle
-from edgeprism.convert.mmproj.graph import write_graph
-from edgeprism.convert.mmproj.shape import read_shape, why_no_graph
-from edgeprism.convert.mmproj.speed_up import speed_up_pair
-from edgeprism.convert.mmproj.tensors import MmprojTensors
 from edgeprism.convert.options import PairOptions
-from edgeprism.errors import ModelError, NoGraphError, ParityError
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Rows, segments_to_parts
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.progress import Progress
 from edgeprism.records import EncodedImage
 from edgeprism.segments import ImageRows, Text
-from edgeprism.vision.graph_checks import check_graph
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.pair import open_pair, write_pair
 from tests.helpers import bundles, mmprojs
 from tests.helpers.captions import caption_ids
 from tests.helpers.llama_reference import LlamaReference, Visual
+from tests.helpers.mmproj_graphs import graph_rows, noise, tiny_lm
 
 KINDS = {
     "idefics3": mmprojs.IDEFICS,
@@ -55,14 +45,6 @@ AS_MTMD = 2e-3  # libmtmd takes GELU from a table in half precision
 # (width, height); of the last two the shorter edge is a fortieth of the longer
 SHAPES = [(28, 28), (60, 40), (40, 60), (90, 30), (280, 7), (7, 280)]
 N_TOKENS = 32
-
-
-def tiny_lm() -> bundles.GgufParts:
-    """Return a language model in which the markers are tokens, as they are in published ones."""
-    parts = bundles.lm_parts(4)
-    parts.metadata["tokenizer.ggml.add_space_prefix"] = ("bool", False)
-    # its line feed is a byte's piece
-    return mmprojs.with_marks(parts, marks=[mark for mark in mmprojs.MARKS if mark != "\n"])
 
 
 @dataclasses.dataclass
@@ -108,22 +90,10 @@ def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     return case
 
 
-def noise(width: int, height: int) -> np.ndarray:
-    return np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
 def apart(actual: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest difference as a share of the largest value."""
     assert actual.shape == expected.shape
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
-
-
-def graph_rows(mmproj: Path, out: Path, tiles: np.ndarray, as_mtmd: bool = False) -> np.ndarray:
-    shape = read_shape(mmproj, read_gguf_header(mmproj))
-    graph = write_graph(MmprojTensors(mmproj), shape, bundles.N_EMBD, out, as_mtmd)
-    check_graph(graph, [f"{graph.name}.data"])
-    rows: np.ndarray = onnxruntime.InferenceSession(str(graph)).run(None, {"pixels": tiles})[0]
-    return rows.reshape(-1, bundles.N_EMBD)
 
 
 # ---- the graph
@@ -310,153 +280,3 @@ def test_the_pair_says_the_same(case_of: Callable[[str], Case]) -> None:
                 for size in SHAPES[:3]
             ])  # fmt: skip
     assert said[0] == said[1]
-
-
-# ---- what is refused, and what stays
-
-
-def pair(folder: Path, parts: bundles.GgufParts) -> Path:
-    out = folder / "pair"
-    write_pair(tiny_lm().write(folder / "lm"), parts.write(folder / "mm"), out)
-    return out
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def changed(change: Callable[[bundles.GgufParts], object]) -> bundles.GgufParts:
-    parts = mmprojs.mmproj_parts(mmprojs.IDEFICS)
-    change(parts)
-    return parts
-
-
-def without(name: str) -> Callable[[bundles.GgufParts], object]:
-    return lambda parts: parts.tensors.pop(name, None) is None and parts.metadata.pop(name)
-
-
-REFUSED = {
-    "no v.blk.1.ln2.bias": without("v.blk.1.ln2.bias"),
-    "no mm.model.fc.weight": without("mm.model.fc.weight"),
-    "v.blk.0.attn_post_norm.weight, which the graph has no place for": lambda p: p.tensors.update(
-        {"v.blk.0.attn_post_norm.weight": np.ones(mmprojs.WIDTH, np.float32)}
-    ),
-    "v.position_embd.weight of shape": lambda p: p.tensors.update(
-        {"v.position_embd.weight": np.ones((15, mmprojs.WIDTH), np.float32)}
-    ),
-    "become nothing known pixels": without("clip.vision.preproc_image_size"),
-    "cannot be joined by 3": lambda p: p.metadata.update(
-        {"clip.vision.projector.scale_factor": ("uint32", 3)}
-    ),
-    "SiLU": lambda p: p.metadata.update({"clip.use_silu": ("bool", True)}),
-    "image_std is not positive": lambda p: p.metadata.update(
-        {"clip.vision.image_std": ("array", [0.5, 0.0, 0.5])}
-    ),
-}
-
-
-@pytest.mark.parametrize("reason", REFUSED)
-def test_no_graph_and_why(reason: str, tmp_path: Path) -> None:
-    path = changed(REFUSED[reason]).write(tmp_path / "mm")
-    with pytest.raises(NoGraphError) as refused:
-        graph_rows(path, tmp_path / "g.onnx", noise(28, 28)[None])
-    assert reason.replace("become nothing", "becomes nothing") in refused.value.summary
-    assert str(path) in refused.value.summary
-
-
-def test_values_that_are_not_finite(tmp_path: Path) -> None:
-    parts = changed(lambda p: p.tensors["v.blk.1.ln1.weight"].__setitem__(3, np.nan))
-    with pytest.raises(ModelError, match=r"v\.blk\.1\.ln1\.weight holds values"):
-        graph_rows(parts.write(tmp_path / "mm"), tmp_path / "g.onnx", noise(28, 28)[None])
-
-
-@pytest.mark.parametrize(("projector", "reason"), [
-    ("qwen2vl_merger", "positions in time"), ("lfm2", "shape of its own"),
-    ("resampler", "shape of its own"), ("ldp", "convolutions"), ("cogvlm", "none that a graph"),
-])  # fmt: skip
-def test_projectors_that_stay_with_libmtmd(projector: str, reason: str, tmp_path: Path) -> None:
-    parts = changed(lambda p: p.metadata.update({"clip.projector_type": ("string", projector)}))
-    why = why_no_graph(read_gguf_header(parts.write(tmp_path / "mm")))
-    assert projector in why
-    assert reason in why
-
-
-def test_an_encoder_without_a_graph_stays_as_it_is(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    parts = mmprojs.mmproj_parts(mmprojs.IDEFICS)
-    del parts.metadata["clip.vision.preproc_image_size"]
-    out = pair(tmp_path, parts)
-    before = contents(out)
-    said = speed_up_pair(out, Progress())
-    assert said.startswith("llama.cpp's own encoder stays: ")
-    assert "older converters" in said
-    assert contents(out) == before
-    files = [str(tmp_path / "lm"), str(tmp_path / "mm"), str(tmp_path / "b")]
-    assert run(["convert", "mmproj", *files, "--encoder", "onnx"]) == 4
-    assert "--encoder mtmd" in capfd.readouterr().err
-    assert contents(tmp_path / "b").keys() == before.keys()
-
-
-@pytest.mark.parametrize("fault", ["a shifted position", "no gain"])
-def test_nothing_is_written_where_the_gate_fails(
-    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = pair(tmp_path, mmprojs.mmproj_parts(mmprojs.INTERN))
-    before = contents(out)
-    read = MmprojTensors.read
-
-    def shifted(self: MmprojTensors, name: str) -> np.ndarray:
-        values = read(self, name)
-        return np.roll(values, 1, axis=0) if name == "v.position_embd.weight" else values
-
-    if fault == "no gain":
-        monkeypatch.setattr(peer, "seconds_per_tile", lambda *_: (1.0, 0.95))
-    else:
-        monkeypatch.setattr(MmprojTensors, "read", shifted)
-    error = NoGraphError if fault == "no gain" else ParityError
-    with pytest.raises(error) as refused:
-        build_bundle(out, out, PairOptions(), Progress())
-    words = "0.95 times" if fault == "no gain" else "against libmtmd: relative error"
-    assert words in refused.value.message
-    assert contents(out) == before
-    assert {path.name for path in tmp_path.iterdir()} == {"lm", "mm", "pair"}
-
-
-def test_int8_that_hurts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = pair(tmp_path, mmprojs.mmproj_parts(mmprojs.IDEFICS))
-    failure = ({"relative_error": 0.5}, ["relative error 0.5 > 0.08"])
-    monkeypatch.setattr(build, "write_int8", lambda *_: failure)
-    with pytest.raises(ParityError, match="vision int8: relative error"):
-        build_bundle(out, out, PairOptions(always=True), Progress())
-
-
-def test_neither_torch_nor_transformers_is_needed(tmp_path: Path) -> None:
-    out = pair(tmp_path, mmprojs.mmproj_parts(mmprojs.GEMMA))
-    script = f"""
-import sys
-for name in ("torch", "transformers", "optimum", "onnxscript", "safetensors", "sentencepiece"):
-    sys.modules[name] = None
-from pathlib import Path
-from edgeprism.convert.worker import _build
-from edgeprism.progress import EventProgress
-job = {{"pair": {str(out)!r}, "options": {{"vision_quants": ["int8"], "always": True}}}}
-_build(job, Path({str(out)!r}), EventProgress(sys.stderr))
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (out / "vision.int8.onnx").is_file()
-
-
-def test_converted_on_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    parts = mmprojs.mmproj_parts(mmprojs.IDEFICS)
-    lm, mmproj = tiny_lm().write(tmp_path / "lm"), parts.write(tmp_path / "mm")
-    out = tmp_path / "out"
-    made = ["convert", "mmproj", str(lm), str(mmproj), str(out), "--encoder", "onnx"]
-    assert run([*made, "--vision-quant", "fp32"]) == 0
-    captured = capfd.readouterr()
-    assert captured.out == f"{out}\n"
-    assert "The encoder is an ONNX graph: a tile takes" in captured.err
-    assert "vision fp32 against libmtmd: relative_error" in captured.err
-    assert (out / "vision.fp32.onnx").is_file()
-    assert run(made) == 2  # it exists already

@@ -177,7 +177,7 @@ def with_marks(
     metadata[key] = ("uint32", n)
     rng = np.random.default_rng(seed)
     for name in ("token_embd.weight", "output.weight"):
-        more = rng.standard_normal((len(marks), bundles.N_EMBD)).astype(np.float32)
+        more = rng.standard_normal((len(marks), tensors[name].shape[1])).astype(np.float32)
         tensors[name] = np.concatenate([tensors[name], more])
     return dataclasses.replace(parts, metadata=metadata, tensors=tensors)
 

@@ -1,0 +1,275 @@
+"""Measure the time to the first token of a pair, with llama.cpp's encoder and with its own graph.
+
+    python -m benchmarks.speed.pair_encoders --size smolvlm-256m --work FOLDER [--rounds 5]
+
+The same two files at true dimensions, with random weights: an mmproj in F16 as it is published, and
+a language model in Q8_0. `convert mmproj` makes the bundle, so the graph passed its gate. Every
+engine runs in a process of its own, which captions a new picture of noise with one token when it
+is its turn; so all engines share the machine's good and bad minutes, and each has its own peak of
+resident memory. libmtmd runs with and without flash attention; its better median counts.
+
+Times are the record's own: preparing, encoding, prefill, and all until the first token. They
+exclude loading and the first picture. A row that misses its aim is printed with the stage that
+takes most of the graph's time.
+
+The language models of `gemma3-4b` and `internvl-2b` have their width but fewer layers, because
+4 and 2 billion parameters would not be made here in minutes; the script prints what the prefill
+of all layers would take, and the ratio with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from benchmarks.machine import spread
+from edgeprism.convert.mmproj.speed_up import speed_up_pair
+from edgeprism.convert.options import PairOptions
+from edgeprism.machine.facts import available_cores, cpu_name, has_int8_dot
+from edgeprism.progress import Progress
+from edgeprism.vision.pair import write_pair
+from tests.helpers import bundles, mmprojs
+
+STAGES = ("preprocess", "encode", "prefill", "first token")
+GRAPH, FLASH, NO_FLASH = "graph", "libmtmd, flash attention", "libmtmd"
+
+
+@dataclass(frozen=True)
+class Size:
+    """A pair's dimensions; `lm_layers` of all the model's `lm_all_layers` are made."""
+
+    projector: str
+    tower: tuple[int, int, int, int]  # layers, width, heads, ffn
+    size: int
+    patch: int
+    merge: int
+    lm: bundles.LmShape
+    lm_all_layers: int
+    aim: float
+
+
+SIZES = {
+    "smolvlm-256m": Size("idefics3", (12, 768, 12, 3072), 512, 16, 4,
+                         bundles.LmShape(576, 9, 30, 1536, 8192), 30, 2.5),
+    "smolvlm-500m": Size("idefics3", (12, 768, 12, 3072), 512, 16, 4,
+                         bundles.LmShape(960, 15, 32, 2560, 8192), 32, 2.5),
+    "gemma3-4b": Size("gemma3", (27, 1152, 16, 4304), 896, 14, 4,
+                      bundles.LmShape(2560, 20, 3, 10240, 8192), 34, 2.0),
+    "internvl-2b": Size("internvl", (24, 1024, 16, 4096), 448, 14, 2,
+                        bundles.LmShape(2048, 16, 3, 8192, 8192), 24, 2.0),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="smolvlm-256m")
+    parser.add_argument("--work", type=Path, help="where files are made and kept")
+    parser.add_argument("--picture", metavar="WxH", default="1024x768")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--engine", help=argparse.SUPPRESS)  # in the children
+    arguments = parser.parse_args()
+    if arguments.engine:
+        answer(arguments)
+        return
+    size = SIZES[arguments.size]
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    make_files(arguments.work / arguments.size, size)
+    print(f"{arguments.size}, {arguments.picture} pixels, {arguments.rounds} rounds, "
+          f"{arguments.threads} threads, {cpu_name()}")  # fmt: skip
+    print(f"8-bit dot products: {has_int8_dot()}", flush=True)
+    report(measure(arguments), size)
+
+
+# ---- the files
+
+
+def make_files(folder: Path, size: Size) -> None:
+    """Write lm.gguf, mmproj.gguf and the bundles pair/ and graph/, unless they are there."""
+    if (folder / "graph" / "manifest.json").is_file():
+        return
+    folder.mkdir(exist_ok=True)
+    lm, mmproj = folder / "lm.gguf", folder / "mmproj.gguf"
+    parts = bundles.lm_parts(shape=size.lm)
+    parts.metadata["tokenizer.ggml.add_space_prefix"] = ("bool", False)
+    marks = [mark for mark in mmprojs.MARKS if mark != "\n"]
+    packed(mmprojs.with_marks(parts, marks=marks), gguf.GGMLQuantizationType.Q8_0).write(lm)
+    packed(mmproj_parts(size), gguf.GGMLQuantizationType.F16).write(mmproj)
+    write_pair(lm, mmproj, folder / "pair", overwrite=True)
+    write_pair(lm, mmproj, folder / "graph", overwrite=True)
+    print(speed_up_pair(folder / "graph", Said(), PairOptions(always=True)))
+
+
+class Said(Progress):
+    """Prints what the conversion says."""
+
+    def say(self, text: str) -> None:
+        print(f"  {text}", flush=True)
+
+
+def packed(parts: bundles.GgufParts, kind: gguf.GGMLQuantizationType) -> bundles.GgufParts:
+    """Return `parts` with the matrices in `kind`, as llama.cpp's converters store them."""
+    result = dataclasses.replace(parts, tensors={}, quants={})
+    for name, values in parts.tensors.items():
+        result.tensors[name] = values
+        if values.ndim > 1 and "position_embd" not in name:
+            result.tensors[name] = gguf.quants.quantize(values, kind)
+            result.quants[name] = kind
+    return result
+
+
+def mmproj_parts(size: Size) -> bundles.GgufParts:
+    """Return an mmproj of `size`'s dimensions; small values, as norms keep them in real towers."""
+    rng = np.random.default_rng(0)
+    layers, e, heads, ffn = size.tower
+    n_embd, merged = size.lm.n_embd, e * size.merge**2
+    parts = bundles.GgufParts(architecture="clip")
+    parts.metadata = mmprojs.header(
+        size.projector, image_size=size.size, patch_size=size.patch, embedding_length=e,
+        feed_forward_length=ffn, block_count=layers, projection_dim=n_embd,
+        attention__head_count=heads, projector__scale_factor=size.merge,
+    )  # fmt: skip
+    parts.metadata["clip.use_gelu"] = ("bool", True)
+    if size.projector == "idefics3":
+        parts.metadata["clip.vision.preproc_image_size"] = ("uint32", 4 * size.size)
+    t = parts.tensors
+
+    def linear(name: str, rows: int, columns: int, bias: bool = True) -> None:
+        t[f"{name}.weight"] = (
+            rng.standard_normal((rows, columns), np.float32) / np.sqrt(columns)
+        )  # fmt: skip
+        if bias:
+            t[f"{name}.bias"] = np.zeros(rows, np.float32)
+
+    def norm(name: str, n: int) -> None:
+        t[f"{name}.weight"], t[f"{name}.bias"] = np.ones(n, np.float32), np.zeros(n, np.float32)
+
+    linear("v.patch_embd", e, 3 * size.patch**2)
+    t["v.patch_embd.weight"] = t["v.patch_embd.weight"].reshape(e, 3, size.patch, size.patch)
+    internvl = size.projector == "internvl"
+    n_rows = (size.size // size.patch) ** 2 + internvl
+    t["v.position_embd.weight"] = rng.standard_normal((n_rows, e), np.float32) * 0.1
+    for i in range(layers):
+        p = f"v.blk.{i}."
+        for name, rows, columns in (
+            ("attn_q", e, e), ("attn_k", e, e), ("attn_v", e, e), ("attn_out", e, e),
+            ("ffn_up", ffn, e), ("ffn_down", e, ffn),
+        ):  # fmt: skip
+            linear(p + name, rows, columns)
+        norm(f"{p}ln1", e)
+        norm(f"{p}ln2", e)
+        if internvl:
+            t |= {f"{p}ls{k}.weight": np.full(e, 0.5, np.float32) for k in (1, 2)}
+    if internvl:
+        t["v.class_embd"] = rng.standard_normal(e).astype(np.float32)
+        norm("mm.model.mlp.0", merged)
+        linear("mm.model.mlp.1", n_embd, merged)
+        linear("mm.model.mlp.3", n_embd, n_embd)
+    elif size.projector == "gemma3":
+        norm("v.post_ln", e)
+        linear("mm.input_projection", e, n_embd, bias=False)
+        t["mm.soft_emb_norm.weight"] = np.ones(e, np.float32)
+    else:
+        norm("v.post_ln", e)
+        linear("mm.model.fc", n_embd, merged, bias=False)
+    return parts
+
+
+# ---- measuring
+
+
+def answer(arguments: argparse.Namespace) -> None:
+    """Caption a new picture for each line of standard input, and print its times as JSON."""
+    from edgeprism import Captioner
+    from edgeprism.machine.peak_memory import peak_bytes
+
+    folder = arguments.work / arguments.size / ("graph" if arguments.engine == GRAPH else "pair")
+    width, height = map(int, arguments.picture.split("x"))
+    flash = {GRAPH: None, FLASH: True, NO_FLASH: False}[arguments.engine]
+    with Captioner.load(
+        folder, device="cpu", threads=arguments.threads, flash_attention=flash
+    ) as captioner:
+        for seed, _ in enumerate(sys.stdin):
+            rng = np.random.default_rng(seed)
+            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            caption = captioner.caption(pixels, caption_tokens=1)
+            timings, tokens = caption.timings, caption.tokens
+            seconds = {"preprocess": timings.preprocess, "encode": timings.encode,
+                       "prefill": timings.prefill}  # fmt: skip
+            seconds["first token"] = timings.total - timings.load
+            seconds = {stage: value / 1000 for stage, value in seconds.items()}
+            said = {"seconds": seconds, "visual": tokens.visual, "peak": peak_bytes()}
+            print(json.dumps(said), flush=True)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Let the engines take turns; return what each said of each round, without the first."""
+    given = ["--size", arguments.size, "--work", str(arguments.work), "--picture",
+             arguments.picture, "--threads", str(arguments.threads)]  # fmt: skip
+    module = [sys.executable, "-m", "benchmarks.speed.pair_encoders"]
+    children = {
+        engine: subprocess.Popen(
+            [*module, *given, "--engine", engine],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for engine in (GRAPH, FLASH, NO_FLASH)
+    }
+    said: dict[str, list[dict[str, Any]]] = {engine: [] for engine in children}
+    for turn in range(arguments.rounds + 1):
+        for engine, child in children.items():
+            assert child.stdin is not None
+            assert child.stdout is not None
+            child.stdin.write("\n")
+            child.stdin.flush()
+            line = child.stdout.readline()
+            if not line:
+                raise SystemExit(f"{engine} ended: its error stands above")
+            if turn:
+                said[engine].append(json.loads(line))
+    for child in children.values():
+        child.communicate()
+    return said
+
+
+def report(said: dict[str, list[dict[str, Any]]], size: Size) -> None:
+    print(f"{'engine':26}" + "".join(f"{stage:>24}" for stage in STAGES) + f"{'peak MB':>10}")
+    for engine, turns in said.items():
+        cells = [spread([turn["seconds"][stage] for turn in turns]) for stage in STAGES]
+        peak = max(turn["peak"] or 0 for turn in turns) / 1e6
+        print(f"{engine:26}" + "".join(f"{cell:>24}" for cell in cells) + f"{peak:>10.0f}")
+    print(f"visual tokens: {said[GRAPH][0]['visual']} and {said[FLASH][0]['visual']}")
+    best = min((FLASH, NO_FLASH), key=lambda engine: median(said[engine], "first token"))
+    ratios = {stage: median(said[best], stage) / median(said[GRAPH], stage)
+              for stage in ("encode", "first token")}  # fmt: skip
+    print(f"against {best}: encoding {ratios['encode']:.2f} times as fast, "
+          f"first token {ratios['first token']:.2f} times")  # fmt: skip
+    if size.lm_all_layers > size.lm.n_layer:
+        more = size.lm_all_layers / size.lm.n_layer - 1
+        whole = [median(said[e], "first token") + more * median(said[e], "prefill")
+                 for e in (best, GRAPH)]  # fmt: skip
+        print(f"with all {size.lm_all_layers} layers of the language model, reckoned from "
+              f"{size.lm.n_layer}: {whole[0]:.1f} s and {whole[1]:.1f} s, "
+              f"{whole[0] / whole[1]:.2f} times")  # fmt: skip
+    if ratios["first token"] < size.aim:
+        stage = max(("preprocess", "encode", "prefill"), key=lambda s: median(said[GRAPH], s))
+        share = median(said[GRAPH], stage) / median(said[GRAPH], "first token")
+        print(f"missed: the aim is {size.aim} times; {stage} takes {share:.0%} of the graph's time")
+
+
+def median(turns: list[dict[str, Any]], stage: str) -> float:
+    return float(np.median([turn["seconds"][stage] for turn in turns]))
+
+
+if __name__ == "__main__":
+    main()
