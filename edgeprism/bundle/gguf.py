@@ -196,16 +196,21 @@ class _Reader:
 
     def strings(self, count: int, keep: list[bytes] | None) -> None:
         """Pass over the strings of an array. A vocabulary has 300,000, so the loop is bare."""
-        data, offset, end, length_at = self.data, self.offset, len(self.data), _LENGTH.unpack_from
-        for _ in range(count):
-            start = offset + _LENGTH.size
-            if start > end:
-                raise ValueError(f"cut short at byte {offset}")
-            offset = start + length_at(data, offset)[0]
-            if offset > end:
-                raise ValueError(f"cut short at byte {start}")
-            if keep is not None:
-                keep.append(data[start:offset])
+        data, offset, length_at = self.data, self.offset, _LENGTH.unpack_from
+        try:
+            if keep is None:
+                for _ in range(count):
+                    offset += length_at(data, offset)[0] + 8
+            else:
+                for _ in range(count):
+                    start, offset = offset + 8, offset + length_at(data, offset)[0] + 8
+                    if offset > len(data):
+                        break  # before what may be gigabytes of weights is kept as a token
+                    keep.append(data[start:offset])
+        except (struct.error, OverflowError):  # the length before was too large
+            offset = len(data) + 1
+        if offset > len(data):
+            raise ValueError("cut short inside an array of strings")
         self.offset = offset
 
     def scalar(self, code: str) -> Any:

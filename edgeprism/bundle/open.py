@@ -92,6 +92,11 @@ def find_model(model: str | os.PathLike[str]) -> Path:
             "current folder.",
             f"To open {text} of the current folder, write it as a path: .{os.sep}{text}",
         )
+    if text.startswith("hf:"):
+        raise ModelError(
+            f"Model {text!r} is a repository of a model hub, not a model of this machine.",
+            f"`edgeprism pull {text}` gets it. If it is in the hub's cache, name it hub:{text[3:]}",
+        )
     raise ModelError(
         f"Model {text!r} is neither a bundle nor a GGUF file nor an installed model.",
         f"{_similar(text)}`edgeprism models list` shows what there is, `edgeprism pull NAME` gets "

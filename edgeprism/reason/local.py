@@ -226,6 +226,8 @@ def _missing(name: str, error: ModelError) -> ModelError:
         return ModelError(
             f"{name}: no such reasoner.", f"For a server, write its whole address: http://{server}"
         )
+    if name.startswith("hf:"):
+        return error  # it says how to get it
     if os.path.basename(name) != name:
         return ModelError(f"{name}: no such reasoner.", "Name a chat model's GGUF file.")
     if os.path.lexists(name):

