@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from edgeprism.bundle.manifest import Manifest, Parity, Vision, VisionVariant
 from edgeprism.bundle.read_manifest import manifest_from_bundle
@@ -26,12 +27,14 @@ from edgeprism.convert.mmproj.graph import write_graph
 from edgeprism.convert.mmproj.layout import image_policy, picture_markers
 from edgeprism.convert.mmproj.shape import LEAVE_IT, EncoderShape, read_shape
 from edgeprism.convert.mmproj.tensors import MmprojTensors
+from edgeprism.convert.mmproj.text import compare_text
 from edgeprism.convert.options import PairOptions
 from edgeprism.convert.vision.pack_onnx import pack_onnx
 from edgeprism.convert.vision.quantize import INPUT, OUTPUT
 from edgeprism.errors import ModelError, NoGraphError, OutputError, ParityError
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.facts import available_cores
+from edgeprism.picture.read import Picture
 from edgeprism.progress import Progress
 from edgeprism.vision.mmproj_checks import check_mmproj
 from edgeprism.vision.pair import MMPROJ_FILE
@@ -88,6 +91,7 @@ def build_bundle(pair: Path, out: Path, options: PairOptions, progress: Progress
             # 3. the variants against the float32 graph
             variants = _write_variants(job, writer.folder, options.vision_quants)
             _require_parity(job)
+            _compare_text(job, model, writer.folder / variants[0].file, encoded[0].size)
             # 4. is it worth it?
             ratio = _measure_speed(job, model, writer.folder / variants[0].file, encoded)
         finally:
@@ -184,6 +188,15 @@ def _write_variants(job: _Job, folder: Path, quants: tuple[str, ...]) -> list[Vi
         variants.append(VisionVariant(out.name, quant))
         give_memory_back()
     return variants
+
+
+def _compare_text(job: _Job, lm: LanguageModel, variant: Path, size: tuple[int, int]) -> None:
+    """Record how long the first variant's greedy text is the float32 graph's."""
+    job.progress.stage("Comparing greedy text")
+    pixels = gate_pictures(max(size))[4, : size[1], : size[0]]
+    picture = Picture(Image.fromarray(pixels), "", "", size, (), 0.0)
+    graphs = job.work / "graph.onnx", variant
+    job.verdict.add("greedy text", compare_text(lm, job.manifest, graphs, picture), [])
 
 
 def _require_parity(job: _Job) -> None:

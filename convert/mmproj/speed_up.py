@@ -43,6 +43,8 @@ def speed_up_pair(bundle: Path, progress: Progress, options: PairOptions | None 
                 f"packages that build a graph are missing: {', '.join(missing)}.",
                 'Install them: pip install "edgeprism[cpu,pairs]".',
             )
+        if not options.always and _has_gpu():
+            raise NoGraphError(f"{bundle}: llama.cpp runs on this machine's GPU.")
         ratio = _replaced(bundle, progress, options)
     except (NoGraphError, ParityError) as error:
         if options.always:
@@ -50,6 +52,13 @@ def speed_up_pair(bundle: Path, progress: Progress, options: PairOptions | None 
         lines = [error.summary, *error.details]
         return f"llama.cpp's own encoder stays: {' '.join(lines)}"
     return f"The encoder is an ONNX graph: a tile takes {1 / ratio:.2f} of llama.cpp's time."
+
+
+def _has_gpu() -> bool:
+    """Return whether llama.cpp was built for a GPU: there its encoder is the faster one."""
+    from edgeprism.language.llama import supports_offload
+
+    return supports_offload()
 
 
 def _replaced(bundle: Path, progress: Progress, options: PairOptions) -> float:

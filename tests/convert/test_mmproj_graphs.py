@@ -165,6 +165,8 @@ def test_the_gate_records_what_it_saw(name: str, case_of: Callable[[str], Case])
     assert figures["vision fp32 against libmtmd"]["pictures"] == len(peer.SHAPES)
     assert figures["vision fp32"]["relative_error"] == 0
     assert 1e-3 < figures["vision int8"]["relative_error"] < 0.08
+    assert figures["greedy text"]["tokens"] == N_TOKENS
+    assert figures["greedy text"]["same_from_the_start"] == N_TOKENS  # both are float32
     assert figures["speed on the converting machine"]["graph_seconds_per_tile"] > 0
 
 
