@@ -86,6 +86,25 @@ class GgufModel:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Work:
+    """How much a model computes, from its published dimensions; `setup` foretells times from it.
+
+    Parameters:
+        encode_gflop: 10^9 operations for a picture of 1024 × 768 pixels, with all its tiles.
+        rows: tokens of the prompt with such a picture; 0 for a reasoner.
+        parameters_b: 10^9 parameters of the language model, without its table of embeddings.
+        vision_gb: 10^9 bytes of the vision tower's file.
+        graph: `pull` makes a faster encoder from it.
+    """
+
+    encode_gflop: float
+    rows: int
+    parameters_b: float
+    vision_gb: float
+    graph: bool = False
+
+
 Entry = WheelReasoner | HubCaptioner | GgufModel
 
 
@@ -97,6 +116,7 @@ class Catalogue:
     reasoners: dict[str, WheelReasoner]
     captioners: dict[str, HubCaptioner]
     gguf: dict[str, GgufModel] = field(default_factory=dict)
+    work: dict[str, Work] = field(default_factory=dict)  # of some of them
 
     def names(self) -> list[str]:
         """All models' names, captioners first."""
@@ -129,6 +149,8 @@ def _faults(catalogue: Catalogue) -> list[str]:
         checks.append((name, bool(_NAME.fullmatch(name)), "is not a plain name"))
         kinds = (catalogue.reasoners, catalogue.captioners, catalogue.gguf)
         checks.append((name, sum(name in kind for kind in kinds) == 1, "stands there twice"))
+    for name in catalogue.work:
+        checks.append((f"work.{name}", name in catalogue.names(), "no such model"))
     for name, reasoner in catalogue.reasoners.items():
         digest_given = bool(_SHA256.fullmatch(reasoner.sha256))
         checks.append((f"{name}.sha256", digest_given, "must be 64 hexadecimal digits"))

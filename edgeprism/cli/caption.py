@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.cli import completion
+from edgeprism.cli.advice import advise_captioner
 from edgeprism.cli.command import Command, is_quiet, with_examples
 from edgeprism.cli.options import (
     cache_option,
@@ -282,6 +283,8 @@ def _caption_one(
     else:
         indent = 2 if form == "json" else None
         print_json(caption.to_dict(), indent=indent)
+    manifest = captioner.bundle.manifest
+    advise_captioner(manifest, says_nothing=manifest.says_nothing(caption.text))
     return EXIT_DONE
 
 

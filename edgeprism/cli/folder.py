@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from edgeprism.cli.advice import advise_captioner
 from edgeprism.cli.bar import ProgressBar
 from edgeprism.cli.errors import show_error, with_options
 from edgeprism.cli.summary import (
@@ -99,10 +100,13 @@ def caption_folder(
         stack.enter_context(finishing_first(run.stop))
         bar = stack.enter_context(ProgressBar(run.result, quiet=quiet))
         notices.bar = bar
+        manifest, unknown = captioner.bundle.manifest, 0  # captions that recognise nothing
         report = _Report(outputs, bar, told, told_of_plugin=run.pictures is not None and not quiet)
         try:
             for outcome in run:
                 report.show(outcome)
+                if outcome.record is not None:
+                    unknown += manifest.says_nothing(str(outcome.record["caption"]))
                 bar.update()
         except EdgePrismError:  # such as a full disk, which ends the run
             if not quiet:
@@ -114,7 +118,9 @@ def caption_folder(
         if run.result.stopped:
             for output in outputs:
                 output.discard()  # keeps no incomplete file; the store has the finished captions
-    return _finish(run.result, options.use_store, quiet)
+    code = _finish(run.result, options.use_store, quiet)
+    advise_captioner(manifest, says_nothing=2 * unknown > run.result.captioned + run.result.known)
+    return code
 
 
 def tell_missing(images: Iterable[str], *, fail: bool) -> dict[Path, EdgePrismError]:

@@ -38,6 +38,7 @@ COMMANDS = (
     "pull",
     "convert",
     "config",
+    "setup",
     "doctor",
 )
 

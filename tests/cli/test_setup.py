@@ -1,0 +1,208 @@
+"""`edgeprism setup`: what fits this machine, fetched from a stand-in hub, and used at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from edgeprism.bundle.defaults import default_model
+from edgeprism.cli.main import run
+from edgeprism.install import hub as install_hub
+from edgeprism.install import setup
+from edgeprism.install.inventory import ModelEntry
+from edgeprism.install.setup import PATIENCE_S, choose_offers, suggest_captioner
+from edgeprism.machine import facts
+from edgeprism.machine.rates import Rates, measure_rates
+from edgeprism.models.catalogue import Work, read_catalogue
+from tests.helpers.elsewhere import ollama_model
+from tests.helpers.gguf_repositories import LM, MMPROJ, chat_files, pair_files
+from tests.helpers.hub import StandInHub
+
+Captured = pytest.CaptureFixture[str]
+GB = 10**9
+FAST, SLOW = Rates(200.0, 20.0), Rates(2.0, 1.0)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
+    """A hub that has every repository of the catalogue's GGUF models, with tiny models inside."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+    monkeypatch.setattr(install_hub, "_PAUSES_S", (0, 0, 0))
+    # whatever else this machine does now, the models of this hub are offered
+    monkeypatch.setattr(setup, "measure_rates", lambda _seconds: Rates(150.0, 15.0))
+    files = {"captioner": pair_files(tmp_path), "reasoner": chat_files(tmp_path)}
+    models = read_catalogue().gguf.values()
+    with StandInHub({model.repo: dict(files[model.kind]) for model in models}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield hub
+
+
+def entry(name: str, size: int, *, kind: str = "captioner", state: str = "available") -> ModelEntry:
+    return ModelEntry(name, kind, state, size, "MIT", "", memory=int(1.25 * size), disk=size)
+
+
+# ---- from nothing to captions
+
+
+def test_setup_then_captions_without_a_question(
+    hub: StandInHub, tmp_path: Path, photo: Path, capfd: Captured
+) -> None:
+    assert run(["setup", "--yes"]) == 0
+    said = capfd.readouterr()
+    assert said.out == ""
+    captioner, reasoner = default_model("captioner"), default_model("reasoner")
+    assert {captioner, reasoner} <= read_catalogue().gguf.keys()
+    assert f"{captioner} is now the captioner that commands use." in said.err
+    assert "GFLOP/s" in said.err
+    assert "about" in said.err
+    folder = tmp_path / "Photos"
+    folder.mkdir()
+    photo.rename(folder / photo.name)
+    asked = len(hub.requests)
+    assert run(["caption", str(folder), "--jsonl"]) == 0
+    record = json.loads(capfd.readouterr().out)
+    assert record["caption"]
+    assert record["model"]["name"] == captioner
+    assert len(hub.requests) == asked  # captioning needs no network
+    # what is here is offered again, and nothing is fetched
+    assert run(["setup", "--yes"]) == 0
+    assert "on this disk" in capfd.readouterr().err
+    assert len(hub.requests) == asked
+
+
+def test_without_a_terminal_and_yes_nothing_changes(hub: StandInHub, capfd: Captured) -> None:
+    assert run(["setup"]) == 0
+    assert "Nothing was changed" in capfd.readouterr().err
+    assert run(["setup", "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["machine"]["cores"] == facts.available_cores()
+    assert told["machine"]["rates"]["gflops"] > 0
+    for kind in ("captioners", "reasoners"):
+        assert 1 <= len(told[kind]) <= 3
+        for offer in told[kind]:
+            assert offer["fetch"] > 0
+            assert offer["seconds"] > 0
+            assert offer["license"]
+    assert hub.requests == []
+    assert default_model("captioner") == "nano"
+
+
+def test_a_hub_that_breaks_off(hub: StandInHub, capfd: Captured) -> None:
+    hub.gated = set(hub.repositories)
+    assert run(["setup", "--yes"]) == 1
+    assert "access" in capfd.readouterr().err
+    assert default_model("captioner") == "nano"
+
+
+def test_offline_offers_what_is_here(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch, scripted_gguf: Path, capfd: Captured
+) -> None:
+    monkeypatch.setenv("EDGEPRISM_OFFLINE", "1")
+    assert run(["setup", "--yes"]) == 4
+    assert "models list" in capfd.readouterr().err
+    assert run(["models", "add", str(scripted_gguf), "talker"]) == 0
+    assert run(["setup", "--yes"]) == 0
+    assert default_model("reasoner") == "talker"
+    assert hub.requests == []
+
+
+def test_what_another_program_keeps_is_used_where_it_is(
+    tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    monkeypatch.setenv("EDGEPRISM_OFFLINE", "1")
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
+    files = pair_files(tmp_path)
+    lm, mmproj = tmp_path / "lm.gguf", tmp_path / "mmproj.gguf"
+    lm.write_bytes(files[LM])
+    mmproj.write_bytes(files[MMPROJ])
+    ollama_model(
+        tmp_path / "ollama", "registry.ollama.ai/library/eyes/latest", model=lm, projector=mmproj
+    )
+    assert run(["setup", "--yes"]) == 0
+    assert default_model("captioner").startswith("ollama:eyes")
+    capfd.readouterr()
+    assert run(["caption", str(photo)]) == 0
+    assert capfd.readouterr().out.strip()
+
+
+# ---- which are offered
+
+
+def test_the_largest_that_is_quick_enough_then_a_larger_and_a_faster_one() -> None:
+    work = {
+        n: Work(g, 300, p, 0.2) for n, g, p in (("s", 200, 0.1), ("m", 900, 0.5), ("l", 9000, 3))
+    }
+    entries = [entry("s", GB // 4), entry("m", GB // 2), entry("l", 2 * GB)]
+    offers = choose_offers("captioner", entries, work, FAST, offline=False)
+    assert [offer.name for offer in offers] == ["m", "l", "s"]
+    seconds = [offer.seconds or 0.0 for offer in offers]
+    assert seconds[2] < seconds[0] <= PATIENCE_S < seconds[1]
+    slow = choose_offers("captioner", entries, work, SLOW, offline=False)
+    assert slow[0].name == "s"  # nothing is quick enough here
+    assert choose_offers("captioner", entries, work, FAST, offline=True) == []
+    assert choose_offers("reasoner", entries, work, FAST, offline=False) == []
+
+
+def test_what_is_here_goes_first_and_what_does_not_fit_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(facts, "memory_bytes", lambda: 2 * GB)
+    work = {"far": Work(200, 300, 0.1, 0.2)}
+    entries = [entry("far", GB // 4), entry("mine", GB // 2, state="installed"),
+               entry("huge", 9 * GB, state="installed"), entry("nano", GB // 99, state="built-in"),
+               entry("broken", GB // 9, state="damaged")]  # fmt: skip
+    offers = choose_offers("captioner", entries, work, FAST, offline=False)
+    assert [(offer.name, offer.fetch) for offer in offers] == [("mine", 0), ("far", GB // 4)]
+
+
+def test_times_follow_the_rates() -> None:
+    work = {"a": Work(400, 500, 1.0, 0.0)}
+    (offer,) = choose_offers("captioner", [entry("a", GB)], work, Rates(100, 10), offline=False)
+    # encode 400/80, prefill 1,000/120, 80 tokens of 1 GB at 6.5 GB/s
+    assert offer.seconds == pytest.approx(400 / 80 + 1000 / 120 + 80 / 6.5)
+
+
+def test_rates_are_positive_and_within_reason() -> None:
+    rates = measure_rates(0.2)
+    assert 0.1 < rates.gflops < 1e6
+    assert 0.1 < rates.read_gbs < 1e4
+
+
+# ---- a hand where one is lost
+
+
+def test_nano_names_a_captioner_of_photographs(photo: Path, capfd: Captured) -> None:
+    offer = suggest_captioner()
+    assert offer is not None
+    assert run(["caption", str(photo)]) == 0
+    said = capfd.readouterr()
+    assert "nothing" in said.out
+    (line,) = said.err.splitlines()
+    assert f"edgeprism pull {offer.name}" in line
+    assert run(["caption", str(photo), "-q"]) == 0
+    assert capfd.readouterr().err == ""
+    assert run(["caption", "--example"]) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_a_folder_of_photographs_gets_one_line(photo: Path, capfd: Captured) -> None:
+    for number in range(3):
+        (photo.parent / f"{number}.png").write_bytes(photo.read_bytes())
+    assert run(["caption", str(photo.parent)]) == 0
+    assert capfd.readouterr().err.count("edgeprism pull") == 1
+
+
+def test_a_model_that_is_here_is_named_instead(
+    photo: Path, scripted_bundle: Path, capfd: Captured
+) -> None:
+    assert run(["models", "add", str(scripted_bundle), "mine"]) == 0
+    capfd.readouterr()
+    assert run(["caption", str(photo)]) == 0
+    assert "edgeprism use mine" in capfd.readouterr().err
