@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -109,8 +110,10 @@ def _change_json(rng: random.Random, data: Any) -> None:
         case 0 if isinstance(holder, dict):
             del holder[key]
         case 1 if isinstance(holder, dict):
-            holder[f"{key}{rng.choice(('', ' ', '_', chr(0x200B)))}"] = rng.choice(_ODD_VALUES)
+            holder[f"{key}{rng.choice(('', ' ', '_', chr(0x200B)))}"] = copy.deepcopy(
+                rng.choice(_ODD_VALUES)
+            )
         case 2 if type(holder[key]) is int:
             holder[key] = rng.choice((holder[key] + 1, -holder[key], holder[key] << 20))
         case _:
-            holder[key] = rng.choice(_ODD_VALUES)
+            holder[key] = copy.deepcopy(rng.choice(_ODD_VALUES))
