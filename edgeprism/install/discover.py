@@ -16,7 +16,13 @@ from typing import Any
 from edgeprism.bundle.choose_gguf import quant_in_name
 from edgeprism.bundle.elsewhere import ollama
 from edgeprism.bundle.elsewhere.kept import Kept, list_gguf, models_of_folder
-from edgeprism.bundle.elsewhere.references import PROGRAMS, canonical_reference, find_kept, unusable
+from edgeprism.bundle.elsewhere.references import (
+    PROGRAMS,
+    canonical_reference,
+    chat_format,
+    find_kept,
+    unusable,
+)
 from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
 from edgeprism.bundle.gguf_parts import part_paths, read_model_header
 from edgeprism.bundle.gguf_purpose import no_language_model
@@ -211,7 +217,7 @@ def _describe(candidate: _Candidate, also: tuple[str, ...]) -> Discovered:
             paths = [*paths, kept.mmproj]
         except ModelError as error:
             note = f"its mmproj cannot be used: {_in_words(error, [kept.mmproj])}"
-    if not problem and header.chat_template is None:
+    if not problem and header.chat_template is None and not chat_format(kept, header):
         note = note or _NO_TEMPLATE
     kind = UNUSABLE if problem else "captioner" if projector else "reasoner"
     return Discovered(

@@ -127,8 +127,10 @@ class Reasoner(BaseReasoner):
         if is_reference(model):
             from edgeprism.bundle.elsewhere.references import canonical_reference, open_kept
 
-            lm, _ = open_kept(name, with_mmproj=False)
-            return cls(lm, canonical_reference(name), **options)
+            found = open_kept(name, with_mmproj=False)
+            if options.get("chat_format") is None:
+                options["chat_format"] = found.chat_format
+            return cls(found.lm, canonical_reference(name), **options)
         try:
             path = find_model(model)
         except ModelError as error:

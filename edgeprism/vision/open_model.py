@@ -32,8 +32,9 @@ def open_model(model: str | os.PathLike[str], *, chat_format: str | None = None)
         from edgeprism.bundle.elsewhere.references import canonical_reference, open_kept
 
         reference = os.fspath(model)
-        lm, mmproj = open_kept(reference, with_mmproj=True)
-        return _open_files(reference, lm, mmproj, chat_format, canonical_reference(reference))
+        found = open_kept(reference, with_mmproj=True)
+        name, own_format = canonical_reference(reference), chat_format or found.chat_format
+        return _open_files(reference, found.lm, found.mmproj, own_format, name)
     path = find_model(model)
     if path.suffix.lower() == ".gguf" and path.is_file():
         from edgeprism.bundle.elsewhere.kept import mmproj_beside

@@ -54,9 +54,9 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mmprojs.with_marks(bundles.lm_parts(2, script=bundles.SAID)).write(place / "MODEL.gguf")
     mmprojs.mmproj_parts(mmprojs.IDEFICS).write(place / "MMPROJ.gguf")
     library = "registry.ollama.ai/library"
-    kept = {"model": place / "MODEL.gguf", "projector": place / "MMPROJ.gguf"}
-    elsewhere.ollama_model(place / ".ollama" / "models", f"{library}/llava/7b", **kept)
-    elsewhere.ollama_model(place / ".ollama" / "models", f"{library}/qwen2.5/3b", model=chat)
+    store, lm, mmproj = place / ".ollama" / "models", place / "MODEL.gguf", place / "MMPROJ.gguf"
+    elsewhere.ollama_model(store, f"{library}/llava/7b", model=lm, projector=mmproj)
+    elsewhere.ollama_model(store, f"{library}/qwen2.5/3b", model=chat)
     eval_files.write_rows(place / "MMStar.tsv", [eval_files.lettered(n) for n in range(1, 5)])
     return place
 

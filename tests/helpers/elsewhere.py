@@ -69,13 +69,13 @@ def ollama_manifest(store: Path, name: str, layers: list[dict[str, Any]]) -> Pat
     return path
 
 
-def ollama_model(store: Path, name: str, **files: Path) -> Path:
+def ollama_model(store: Path, name: str, template: str = "{{ .Prompt }}", **files: Path) -> Path:
     """Add a model; `files` by the kind of their layer: model, projector, adapter."""
     layers = [
         {"mediaType": f"{_OLLAMA}{kind}", **ollama_blob(store, path)}
         for kind, path in files.items()
     ]
-    text = ollama_blob(store, b"{{ .Prompt }}")
+    text = ollama_blob(store, template.encode())
     layers.append({"mediaType": f"{_OLLAMA}template", **text})
     return ollama_manifest(store, name, layers)
 

@@ -278,8 +278,8 @@ def test_ollama_manifests_of_every_damage(store: Path, models: elsewhere.Models)
     truncated = elsewhere.ollama_model(store, f"{LIBRARY}/cut/1b", model=models.lm)
     digest = json.loads(truncated.read_text())["layers"][0]["digest"]
     os.truncate(store / "blobs" / digest.replace(":", "-"), 5000)
-    adapter = {"model": models.mmproj, "adapter": models.mmproj}
-    elsewhere.ollama_model(store, f"{LIBRARY}/tuned/1b", **adapter)
+    adapter = models.mmproj
+    elsewhere.ollama_model(store, f"{LIBRARY}/tuned/1b", model=adapter, adapter=adapter)
     (store / "blobs" / f"sha256-{'1' * 64}-partial").write_bytes(b"GGUF")
     start = time.process_time()
     found = discover()

@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from edgeprism import Captioner, Reasoner
+from edgeprism.bundle.elsewhere.chat_formats import chat_format_of
 from edgeprism.bundle.open import find_model
 from edgeprism.cli.main import run
 from edgeprism.errors import ModelError, UsageError
+from edgeprism.install.discover import discover
+from edgeprism.language.chat import Message
+from edgeprism.language.model import LanguageModel
 from edgeprism.vision.open_model import open_model
 from edgeprism.vision.pair import open_pair
 from tests.helpers import bundles, elsewhere, mmprojs
@@ -178,6 +182,41 @@ def test_a_model_that_only_ollama_runs(store: Path, tmp_path: Path) -> None:
     for load in (Captioner.load, Reasoner.load):
         with pytest.raises(ModelError, match="only Ollama's own engine"):
             load("ollama:all:1b")
+
+
+def test_ollamas_own_template_names_the_chat_format(store: Path, tmp_path: Path) -> None:
+    """Where the file has none; the same words as with a file that has one."""
+    bare = bundles.lm_parts(chat_template=None, script=bundles.SAID).write(tmp_path / "x.gguf")
+    go = "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}<|im_start|>user"
+    elsewhere.ollama_model(store, f"{LIBRARY}/bare/1b", template=go, model=bare)
+    reasoner = Reasoner.load("ollama:bare:1b")
+    assert reasoner.chat_format == "chatml"
+    assert Reasoner.load("ollama:bare:1b", chat_format="zephyr").chat_format == "zephyr"
+    answer = reasoner.complete([Message("user", "Hello")], max_tokens=20)
+    reasoner.close()
+    assert answer.text == bundles.SAID_TEXT
+    bundles.lm_parts(chat_template=None).write(bare)
+    elsewhere.ollama_model(store, f"{LIBRARY}/odd/1b", template="odd", model=bare)
+    assert Reasoner.load("ollama:odd:1b").chat_format is None
+    notes = {model.reference: model.note for model in discover()}
+    assert notes["ollama:bare:1b"] == ""
+    assert "chat format" in notes["ollama:odd:1b"]
+
+
+@pytest.mark.parametrize(("template", "name"), [
+    ("<|start_header_id|>user<|end_header_id|>", "llama3"),
+    ("[INST] {{ .Prompt }} [/INST]", "llama2"),
+    ("{{ .System }}\nUSER: {{ .Prompt }}\nASSISTANT: ", "vicuna"), ("<start_of_turn>user", "gemma"),
+    ("[INST] <<SYS>>{{ .System }}<</SYS>>", "llama2-sys"), ("### Instruction:", None),
+    ("<|user|>\n{{ .Prompt }}<|end|>\n<|assistant|>", "phi3"),
+])  # fmt: skip
+def test_formats_that_llama_cpp_knows(
+    template: str, name: str | None, tmp_path: Path, scripted_lm: LanguageModel
+) -> None:
+    (tmp_path / "template").write_text(template)
+    assert chat_format_of(tmp_path / "template") == name
+    if name:
+        assert "Hello" in scripted_lm.render_chat([Message("user", "Hello")], name)
 
 
 # ---- a GGUF file by its path

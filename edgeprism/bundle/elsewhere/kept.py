@@ -39,6 +39,7 @@ class Kept:
         problem: why it cannot be used.
         note: what to know of it otherwise.
         digests: the sha256 that the program recorded of these files.
+        template: the file of a chat template in the program's own language.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Kept:
     problem: str = ""
     note: str = ""
     digests: Mapping[Path, str] = field(default_factory=dict)
+    template: Path | None = None
 
     @property
     def model(self) -> Path:

@@ -98,7 +98,13 @@ def _to_kept(name: str, path: Path, blobs: Path) -> Kept:
     if problem:
         return Kept(name, path, problem=problem)
     lm, *rest = files
-    return Kept(name, path, lm, rest[0] if rest else None, digests=digests)
+    return Kept(name, path, lm, rest[0] if rest else None, digests=digests,
+                template=_template(layers, blobs))  # fmt: skip
+
+
+def _template(layers: dict[str, list[str]], blobs: Path) -> Path | None:
+    found = _DIGEST.fullmatch(layers.get("template", [""])[-1])
+    return blobs / f"sha256-{found[1]}" if found else None
 
 
 def _layers(manifest: object) -> dict[str, list[str]]:

@@ -7,12 +7,15 @@ environment, and never to the current folder. The files are used where they are.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from edgeprism.bundle.elsewhere import gpt4all, hub_cache, jan, llama_cache, lm_studio, ollama
+from edgeprism.bundle.elsewhere.chat_formats import chat_format_of
 from edgeprism.bundle.elsewhere.kept import Kept
 from edgeprism.bundle.elsewhere.prefixes import PREFIXES
+from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_parts import read_model_header
 from edgeprism.bundle.gguf_purpose import no_language_model
 from edgeprism.errors import ModelError
@@ -34,6 +37,21 @@ class Program(Protocol):
 
     def kept_in(self, place: Path, only: str = "") -> Iterator[Kept]:
         """Yield the models of a folder; with `only` at least those of that canonical name."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The files of a model that a reference means.
+
+    Parameters:
+        lm: the language model's file, the first of several parts.
+        mmproj: the mmproj file; None for a language model alone.
+        chat_format: llama.cpp's name of its chat format, where only its program knows it.
+    """
+
+    lm: Path
+    mmproj: Path | None
+    chat_format: str | None
 
 
 PROGRAMS: dict[str, Program] = dict(
@@ -65,19 +83,27 @@ def find_kept(reference: str) -> Kept:
     raise _missing(reference, prefix, name)
 
 
-def open_kept(reference: str, *, with_mmproj: bool) -> tuple[Path, Path | None]:
-    """Return the checked files of a model: the language model's, and with `with_mmproj` the mmproj.
+def open_kept(reference: str, *, with_mmproj: bool) -> Opened:
+    """Return the files of a model, checked: the language model, and with `with_mmproj` its mmproj.
 
     Raises ModelError as `find_kept`; if the header says that it is no language model that
     llama.cpp runs; or if a file's sha256 is not the one that its program recorded.
     """
     kept = find_kept(reference)
-    if reason := no_language_model(read_model_header(kept.model)):
+    header = read_model_header(kept.model)
+    if reason := no_language_model(header):
         raise unusable(reference, reason)
-    files = [kept.model, *([kept.mmproj] if with_mmproj and kept.mmproj else [])]
-    for path in files:
-        check_recorded(path, kept.digests.get(path, ""))
-    return kept.model, kept.mmproj
+    for path in (kept.model, kept.mmproj if with_mmproj else None):
+        if path is not None:
+            check_recorded(path, kept.digests.get(path, ""))
+    return Opened(kept.model, kept.mmproj, chat_format(kept, header))
+
+
+def chat_format(kept: Kept, header: GgufHeader) -> str | None:
+    """Return the chat format by the program's own template, for a file that has none."""
+    if header.chat_template is not None or kept.template is None:
+        return None
+    return chat_format_of(kept.template)
 
 
 def check_recorded(path: Path, recorded: str) -> None:
