@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -41,19 +44,39 @@ def quantize_int8(graph_path: Path, out: Path, full_range: bool, keep_float: set
         raise ValueError("no node is left to quantize")
     scratch = out.with_suffix(".quantizing")
     # its weights are within the file; those of `graph_path` lie beside it
-    quantize_dynamic(
-        graph_path,
-        scratch,
-        op_types_to_quantize=["MatMul"],
-        per_channel=True,
-        reduce_range=not full_range,
-        # the default, unsigned weights, are multiplied more slowly by CPUs
-        weight_type=QuantType.QInt8,
-        nodes_to_quantize=nodes,
-        # shape inference does not know ONNX Runtime's own operators, such as its attention
-        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-    )
+    with _random_file_names():
+        quantize_dynamic(
+            graph_path,
+            scratch,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            reduce_range=not full_range,
+            # the default, unsigned weights, are multiplied more slowly by CPUs
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=nodes,
+            # shape inference does not know ONNX Runtime's own operators, such as its attention
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
     scratch.replace(out)
+
+
+@contextlib.contextmanager
+def _random_file_names() -> Iterator[None]:
+    """Let the onnx package name its scratch files at random, inside the block.
+
+    It names them by `uuid1`, for which the system opens a network socket to read this machine's
+    address. A conversion opens none.
+    """
+    by_address = uuid.uuid1
+    uuid.uuid1 = _random_uuid
+    try:
+        yield
+    finally:
+        uuid.uuid1 = by_address
+
+
+def _random_uuid(node: int | None = None, clock_seq: int | None = None) -> uuid.UUID:
+    return uuid.uuid4()
 
 
 def int8_damage(graph_path: Path, pixels: np.ndarray, full_range: bool) -> list[str]:

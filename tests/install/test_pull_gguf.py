@@ -66,6 +66,18 @@ def hub(
         yield hub
 
 
+@pytest.fixture(autouse=True)
+def _encoder_stays(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Building a graph takes seconds, and has tests of its own; one test here builds one."""
+    if "real_encoder" not in request.fixturenames:
+        monkeypatch.setattr(pull_gguf, "speed_up_pair", lambda *_: "llama.cpp's own encoder stays")
+
+
+@pytest.fixture
+def real_encoder() -> None:
+    """Ask for the encoder that `pull` builds at the end."""
+
+
 class Said(Progress):
     """Remembers what was said, and how many requests the hub had got by then."""
 
@@ -127,6 +139,35 @@ def test_a_pair_becomes_a_captioner_that_links_to_the_cache(
     assert str(snapshot.parent.parent) in capfd.readouterr().err
     assert (snapshot / LM).read_bytes() == files[LM]
     assert models_folder() == []
+
+
+@pytest.mark.usefixtures("real_encoder")
+def test_the_faster_encoder_is_built_at_the_end(
+    hub: StandInHub, photo: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pull(REFERENCE, options=GgufOptions(encoder="mtmd"))
+    assert open_bundle(NAME).manifest.vision.mmproj is not None
+    progress = Said(hub)
+    assert pull(REFERENCE, options=GgufOptions(encoder="onnx"), progress=progress).was_there
+    assert "The encoder is an ONNX graph" in progress.text
+    assert open_bundle(NAME).manifest.vision.mmproj is None
+    check_whole(hub.repositories[PAIR])
+    assert pull(REFERENCE).was_there
+    assert run(["caption", str(photo), "-m", NAME, "--max-tokens", "3"]) == 0
+    capfd.readouterr()
+
+
+def test_an_encoder_that_cannot_be_built_leaves_a_whole_pair(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise ModelError("the graph's weights are damaged.")
+
+    monkeypatch.setattr(pull_gguf, "speed_up_pair", fail)
+    progress = Said(hub)
+    pull(REFERENCE, progress=progress)
+    assert "encoder stays: the graph's weights are damaged." in progress.text
+    check_whole(hub.repositories[PAIR])
 
 
 def test_what_is_installed_needs_no_network_and_another_quantization_replaces_it(
@@ -273,7 +314,11 @@ def test_it_ends_complete(hub: StandInHub, misbehave: Callable[[StandInHub], Non
     progress = Said(hub)
     pull(REFERENCE, progress=progress)
     check_whole(files)
-    told = {broken: "trying again", rate_limited: "asks to wait 0 s", renamed: "new/Eyes now"}
+    told: dict[Callable[[StandInHub], None], str] = {
+        broken: "trying again",
+        rate_limited: "asks to wait 0 s",
+        renamed: "new/Eyes now",
+    }
     assert told.get(misbehave, "") in progress.text
 
 
@@ -413,9 +458,11 @@ def test_without_huggingface_hub(hub: StandInHub, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
-@pytest.mark.parametrize("switch", ["EDGEPRISM_OFFLINE", "HF_HUB_OFFLINE"])
+@pytest.mark.parametrize(
+    ("switch", "encoder"), [("EDGEPRISM_OFFLINE", "auto"), ("HF_HUB_OFFLINE", "mtmd")]
+)
 def test_offline_the_cache_serves_without_a_socket(
-    hub: StandInHub, switch: str, monkeypatch: pytest.MonkeyPatch
+    hub: StandInHub, switch: str, encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = hub.repositories[PAIR]
     with pytest.MonkeyPatch.context() as patch:
@@ -429,7 +476,8 @@ def test_offline_the_cache_serves_without_a_socket(
     monkeypatch.setenv(switch, "1")
     silence = Path(__file__).parents[1] / "helpers" / "silence.py"
     process = subprocess.run(
-        [sys.executable, str(silence), "--", sys.executable, "-m", "edgeprism", "pull", REFERENCE],
+        [sys.executable, str(silence), "--", sys.executable, "-m", "edgeprism", "pull", REFERENCE,
+         "--encoder", encoder],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
@@ -499,7 +547,7 @@ def test_another_disk(
     def refused(*_: object, **__: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(links.os, "link", refused)
+    monkeypatch.setattr(os, "link", refused)
     assert links.links_work(tmp_path, tmp_path)
     pull(REFERENCE)  # the hub's cache has symbolic links itself
     lm = data_dir() / "models" / NAME / "lm.gguf"
@@ -512,7 +560,7 @@ def test_another_disk(
         pull(REFERENCE)
     else:
         shutil.rmtree(lm.parent)
-        monkeypatch.setattr(links.os, "symlink", refused)
+        monkeypatch.setattr(os, "symlink", refused)
         assert not links.links_work(tmp_path, tmp_path)
         pull(REFERENCE)
         assert not lm.is_symlink()
