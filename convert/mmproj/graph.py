@@ -27,6 +27,7 @@ _LINEARS = {
     "idefics3": (("mm.model.fc", False),),
     "internvl": (("mm.model.mlp.1", True), ("mm.model.mlp.3", True)),
 }
+_MOST_IDLE = 64  # layers that a file may hold behind the last one that runs
 _POOLED = "mm.input_projection.weight", "mm.soft_emb_norm.weight"
 
 
@@ -120,7 +121,8 @@ def _projector_shapes(
 
 def _idle(s: EncoderShape) -> str:
     """Return a pattern of tensors that a file may hold though they never run: later layers."""
-    return rf"v\.blk\.{s.n_layers}\..*"
+    later = "|".join(str(s.n_layers + i) for i in range(_MOST_IDLE))
+    return rf"v\.blk\.({later})\..*"
 
 
 class _Build:

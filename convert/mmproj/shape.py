@@ -38,6 +38,7 @@ _WHY_NOT = {
 _RMS_TOWER = (3200, 45)
 _MERGE = {"gemma3": 4}  # where the file does not say; 1 for other projectors
 _INTERNVL_TILES = (1, 12)
+_MOST_WEIGHTS = 1_900_000_000  # in int8: a protobuf message ends at 2 GiB
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,9 @@ def _obstacles(header: GgufHeader, projector: str) -> Iterator[str]:
         return
     if merge < 1 or (size // patch) % merge:
         yield f"its {size // patch} patches along an edge cannot be joined by {merge}"
+    width, n_ffn = vision.number("embedding_length"), vision.number("feed_forward_length")
+    if vision.number("block_count") * width * (4 * width + 2 * n_ffn) > _MOST_WEIGHTS:
+        yield "its tower has more weights than an ONNX file can hold"
     if header.metadata.get("clip.use_silu") is True:
         yield "its tower uses SiLU"
     if not isinstance(header.metadata.get("clip.vision.attention.layer_norm_epsilon"), float):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprism.convert.options import PairOptions
-from edgeprism.errors import NoGraphError, ParityError
+from edgeprism.errors import EdgePrismError, NoGraphError, ParityError
 
 if TYPE_CHECKING:
     from edgeprism.progress import Progress
@@ -33,8 +33,8 @@ def speed_up_pair(bundle: Path, progress: Progress, options: PairOptions | None 
 
     Returns one line for a person: how much faster it is, or why libmtmd stays.
 
-    Raises Interrupted after Ctrl-C; ModelError if a file is damaged; NoGraphError or ParityError
-    only with `always`.
+    Raises Interrupted after Ctrl-C; ModelError if a file is damaged; NoGraphError, ParityError, or
+    EdgePrismError if the work was ended from outside, only with `always`.
     """
     options = options or PairOptions()
     try:
@@ -46,8 +46,10 @@ def speed_up_pair(bundle: Path, progress: Progress, options: PairOptions | None 
         if not options.always and _has_gpu():
             raise NoGraphError(f"{bundle}: llama.cpp runs on this machine's GPU.")
         ratio = _replaced(bundle, progress, options)
-    except (NoGraphError, ParityError) as error:
-        if options.always:
+    except EdgePrismError as error:
+        # the base class itself: the child was ended, most often because memory ran out
+        stays = isinstance(error, NoGraphError | ParityError) or type(error) is EdgePrismError
+        if options.always or not stays:
             raise
         lines = [error.summary, *error.details]
         return f"llama.cpp's own encoder stays: {' '.join(lines)}"

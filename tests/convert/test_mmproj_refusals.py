@@ -58,6 +58,12 @@ REFUSED = {
     "cannot be joined by 3": lambda p: p.metadata.update(
         {"clip.vision.projector.scale_factor": ("uint32", 3)}
     ),
+    "more weights than an ONNX file": lambda p: p.metadata.update(
+        {
+            "clip.vision.feed_forward_length": ("uint32", 1 << 20),
+            "clip.vision.block_count": ("uint32", 512),
+        }
+    ),
     "SiLU": lambda p: p.metadata.update({"clip.use_silu": ("bool", True)}),
     "image_std is not positive": lambda p: p.metadata.update(
         {"clip.vision.image_std": ("array", [0.5, 0.0, 0.5])}
