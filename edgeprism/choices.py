@@ -20,3 +20,11 @@ INSTRUCTION_MODES = ("generic", "question")
 # "free": the prompt does not show them; the free answer is matched to them afterwards.
 # "bound": the answer is bound to their texts.
 OPTION_FORMS = ("letters", "free", "bound")
+
+# what begins a reference to a model that another program keeps (`bundle/elsewhere/`)
+PROGRAM_PREFIXES = ("ollama", "lmstudio", "hub", "llamacpp", "jan", "gpt4all")
+
+
+def is_reference(model: object) -> bool:
+    """Return whether a model's name is a reference: a string that begins with a known prefix."""
+    return isinstance(model, str) and ":" in model and model.partition(":")[0] in PROGRAM_PREFIXES

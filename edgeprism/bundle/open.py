@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from edgeprism.bundle.elsewhere.prefixes import is_reference
 from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest, VisionVariant
 from edgeprism.bundle.read_manifest import manifest_from_bundle
+from edgeprism.choices import is_reference
 from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest, sha256_of_file
 from edgeprism.files.home import installed_models_dirs

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from click.shell_completion import CompletionItem
 
-from edgeprism.bundle.elsewhere.prefixes import is_reference
+from edgeprism.choices import is_reference
 
 if TYPE_CHECKING:
     import click

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprism.bundle.elsewhere.prefixes import is_reference
-from edgeprism.choices import VISION_QUANTS
+from edgeprism.choices import VISION_QUANTS, is_reference
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.options import told_to_pull

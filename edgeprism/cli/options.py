@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from edgeprism.bundle.elsewhere.prefixes import is_reference
-from edgeprism.choices import DEVICES, VISION_QUANTS
+from edgeprism.choices import DEVICES, VISION_QUANTS, is_reference
 from edgeprism.cli import completion
 from edgeprism.cli.command import is_quiet
 from edgeprism.cli.terminal import say

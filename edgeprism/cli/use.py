@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgeprism.bundle.elsewhere.prefixes import is_reference
+from edgeprism.choices import is_reference
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.options import told_to_pull

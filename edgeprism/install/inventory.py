@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.defaults import BUILT_IN, default_model
-from edgeprism.bundle.elsewhere.prefixes import is_reference
 from edgeprism.bundle.elsewhere.references import find_kept
 from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_parts import (
@@ -29,6 +28,7 @@ from edgeprism.bundle.open import (
     open_bundle,
 )
 from edgeprism.bundle.read_manifest import manifest_from_bundle
+from edgeprism.choices import is_reference
 from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest
 from edgeprism.files.home import installed_models_dirs

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from edgeprism.arguments import check_flag, check_integer, check_path, check_text
-from edgeprism.bundle.elsewhere.prefixes import is_reference
 from edgeprism.bundle.gguf_parts import model_bytes, model_digest, part_paths, parts_to_digest
 from edgeprism.bundle.open import find_model, known_name
+from edgeprism.choices import is_reference
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.digests import file_digest
 from edgeprism.files.in_use import FilesInUse

@@ -6,8 +6,8 @@ import dataclasses
 import os
 from pathlib import Path
 
-from edgeprism.bundle.elsewhere.prefixes import is_reference
 from edgeprism.bundle.open import Bundle, find_model, open_bundle
+from edgeprism.choices import is_reference
 from edgeprism.errors import ModelError, UsageError
 
 _ALONE = "a language model alone, which sees no pictures"
@@ -42,7 +42,7 @@ def open_model(model: str | os.PathLike[str], *, chat_format: str | None = None)
         return _open_files(str(path), path, mmproj_beside(path), chat_format)
     if chat_format:
         raise UsageError("A bundle knows its chat format.", "Name a pair: `lm` and `mmproj`.")
-    return open_bundle(model)
+    return open_bundle(path)
 
 
 def _open_files(

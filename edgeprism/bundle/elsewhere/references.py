@@ -14,10 +14,10 @@ from typing import Protocol
 from edgeprism.bundle.elsewhere import gpt4all, hub_cache, jan, llama_cache, lm_studio, ollama
 from edgeprism.bundle.elsewhere.chat_formats import chat_format_of
 from edgeprism.bundle.elsewhere.kept import Kept
-from edgeprism.bundle.elsewhere.prefixes import PREFIXES
 from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_parts import read_model_header
 from edgeprism.bundle.gguf_purpose import no_language_model
+from edgeprism.choices import PROGRAM_PREFIXES
 from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest
 
@@ -55,7 +55,7 @@ class Opened:
 
 
 PROGRAMS: dict[str, Program] = dict(
-    zip(PREFIXES, (ollama, lm_studio, hub_cache, llama_cache, jan, gpt4all), strict=True)
+    zip(PROGRAM_PREFIXES, (ollama, lm_studio, hub_cache, llama_cache, jan, gpt4all), strict=True)
 )
 
 
