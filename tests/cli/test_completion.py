@@ -54,7 +54,7 @@ def installed(scripted_bundle: Path, scripted_gguf: Path) -> None:
         (("ask", "--reasoner", ""), ["plain,talker"]),
         (("models", "show", "ta"), ["plain,talker"]),
         (("models", "remove", "mi"), ["plain,mine"]),
-        (("pull", "smol"), ["plain,smollm2-135m"]),
+        (("pull", "smollm2-13"), ["plain,smollm2-135m"]),
         (("cap",), ["plain,caption"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
