@@ -20,7 +20,7 @@ COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY edgeprism edgeprism
 COPY convert convert
 COPY models models
-RUN /opt/edgeprism/bin/pip install --no-cache-dir -c constraints.txt ".[cpu,heic]"
+RUN /opt/edgeprism/bin/pip install --no-cache-dir -c constraints.txt ".[cpu,heic,pairs]"
 
 FROM python:3.11-slim-bookworm
 # llama.cpp's threads

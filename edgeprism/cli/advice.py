@@ -20,7 +20,7 @@ def advise_captioner(manifest: Manifest, *, says_nothing: bool) -> None:
     offer = suggest_captioner()
     start = f"{manifest.name} knows drawn pictures, not photographs."
     if offer is None:
-        say(f"{start} `edgeprism setup` looks for a captioner that fits this machine.")
+        say(f"{start} `edgeprism setup` says how to get a captioner for this machine.")
     elif offer.here:
         say(f"{start} For these: edgeprism use {offer.name}")
     else:

@@ -3,19 +3,21 @@
 How long a model would take follows from two rates of the machine (`edgeprism.machine.rates`) and
 from how much work the model is, which the catalogue knows. The factors between a rate and what the
 engines reach were measured with a captioner of PrismCaptioner-2B's dimensions on two cores, where
-the same minutes gave 125 GFLOP/s and 23 GB/s: encoding with libmtmd 6.5 s, prefill of 768 rows
-17 s, 14 tokens a second.
+the same minutes gave 125 GFLOP/s and 23 GB/s: encoding with libmtmd 6.5 s and with an int8 graph
+2.9 s, prefill of 768 rows 17 s, 14 tokens a second.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.install.discover import discover
+from edgeprism.install.extras import install_extra
 from edgeprism.install.inventory import ModelEntry, list_models
 from edgeprism.install.memory_needs import needed_memory
 from edgeprism.install.work_folder import offline_switch
@@ -25,7 +27,8 @@ from edgeprism.machine.load import busy_cores
 from edgeprism.machine.rates import Rates, assumed_rates, measure_rates
 from edgeprism.models.catalogue import KINDS, Catalogue, Work, read_catalogue
 
-ENCODE, PREFILL, DECODE = 0.8, 1.2, 0.65  # parts of the two rates that the engines reach
+# parts of the two rates that the engines reach
+ENCODE, ENCODE_GRAPH, PREFILL, DECODE = 0.8, 1.8, 1.2, 0.65
 CAPTION_TOKENS, ANSWER_TOKENS = 80, 30
 QUESTION_TOKENS = 400  # the captions, the question and the examples of its prompt
 PATIENCE_S = 12.0  # for one picture, or one answer; above it a faster model is recommended
@@ -71,7 +74,7 @@ class Survey:
 
     machine: Machine
     offers: dict[str, list[Offer]]  # kind → at most three
-    offline: bool
+    offline: str  # why nothing can be fetched; "" if it can
 
     @property
     def lines(self) -> list[str]:
@@ -91,7 +94,7 @@ class Survey:
         if m.gpu:
             lines.append("The times below are the CPU's; a GPU is faster.")
         if self.offline:
-            lines.append("The network is forbidden, so only models on the disk are offered.")
+            lines.append(f"{self.offline} Only models on the disk are offered.")
         return lines
 
 
@@ -110,11 +113,11 @@ def survey_machine(seconds: float = 2.0, catalogue: Catalogue | None = None) -> 
         gpu=supports_offload(),
         rates=measure_rates(seconds),
     )
-    offline = bool(offline_switch())
+    offline = _obstacle_to_fetching()
     listed = list_models(catalogue)
     entries = [*listed, *_others_models(listed)]
     offers = {
-        kind: choose_offers(kind, entries, catalogue.work, machine.rates, offline=offline)
+        kind: choose_offers(kind, entries, catalogue.work, machine.rates, offline=bool(offline))
         for kind in KINDS
     }
     return Survey(machine, offers, offline)
@@ -128,7 +131,7 @@ def suggest_captioner(catalogue: Catalogue | None = None) -> Offer | None:
     catalogue = catalogue or read_catalogue()
     entries = list_models(catalogue)
     offers = choose_offers(
-        "captioner", entries, catalogue.work, assumed_rates(), offline=bool(offline_switch())
+        "captioner", entries, catalogue.work, assumed_rates(), offline=bool(_obstacle_to_fetching())
     )
     return offers[0] if offers else None
 
@@ -208,9 +211,23 @@ def _to_offer(entry: ModelEntry, work: Work | None, rates: Rates) -> Offer:
     if work is not None:
         answer = entry.kind == "reasoner"
         rows, tokens = (QUESTION_TOKENS, ANSWER_TOKENS) if answer else (work.rows, CAPTION_TOKENS)
-        encode = work.encode_gflop / (rates.gflops * ENCODE)
+        has_graph = work.graph and _is_there("onnx")
+        encode = work.encode_gflop / (rates.gflops * (ENCODE_GRAPH if has_graph else ENCODE))
         prefill = 2 * work.parameters_b * rows / (rates.gflops * PREFILL)
         read = weights - work.vision_gb * 1e9  # of each token; the encoder's weights are not
         seconds = encode + prefill + tokens * max(read, 0) / (rates.read_gbs * 1e9 * DECODE)
     return Offer(entry.name, entry.kind, fetch, entry.memory, seconds, entry.license,
                  entry.description)  # fmt: skip
+
+
+def _obstacle_to_fetching() -> str:
+    """Return why no model can be fetched from a hub, in words; "" if one can."""
+    if switch := offline_switch():
+        return f"{switch} is set, so nothing can be fetched."
+    if not _is_there("huggingface_hub"):
+        return f"Fetching models needs huggingface_hub: {install_extra('pairs')}."
+    return ""
+
+
+def _is_there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

@@ -113,6 +113,16 @@ def test_offline_offers_what_is_here(
     assert hub.requests == []
 
 
+def test_without_the_extra_that_fetches(
+    monkeypatch: pytest.MonkeyPatch, photo: Path, capfd: Captured
+) -> None:
+    monkeypatch.setattr(setup, "_is_there", lambda _module: False)
+    assert run(["setup", "--yes"]) == 4
+    assert "edgeprism[pairs]" in capfd.readouterr().err
+    assert run(["caption", str(photo)]) == 0
+    assert "edgeprism setup" in capfd.readouterr().err
+
+
 def test_what_another_program_keeps_is_used_where_it_is(
     tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
 ) -> None:
