@@ -27,6 +27,7 @@ from edgeprism.models.catalogue import Repository
 from edgeprism.progress import Progress
 
 _CHUNK = 1 << 20
+_MAIN_HUB = "https://huggingface.co"
 _WATCH_EVERY_S = 0.25
 _PAUSES_S = (0.5, 1, 2, 4, 8)  # before each new try of a broken transfer
 _Result = TypeVar("_Result")
@@ -272,8 +273,6 @@ def import_hub(extra: str) -> Any:
     hub's storage service, which HF_ENDPOINT does not move.
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # read when the library loads
-    if os.environ.get("HF_ENDPOINT"):
-        os.environ["HF_HUB_DISABLE_XET"] = "1"
     try:
         import huggingface_hub.errors
         import huggingface_hub.file_download
@@ -284,6 +283,8 @@ def import_hub(extra: str) -> Any:
             install_extra(extra),
         ) from error
     disable_progress_bars()  # EdgePrism shows its own
+    if os.environ.get("HF_ENDPOINT", "").rstrip("/") not in ("", _MAIN_HUB):
+        huggingface_hub.constants.HF_HUB_DISABLE_XET = True
     return huggingface_hub
 
 

