@@ -75,11 +75,10 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
 @with_examples(
     "edgeprism models discover",
     "edgeprism models discover /mnt/disk/models ~/Downloads",
-    "edgeprism caption photo.jpg --model ollama:granite3.2-vision:2b",
 )
 @command.command("discover", cls=Command)
 @click.argument("folders", nargs=-1, metavar="[FOLDER]...",
-                type=click.Path(exists=True, file_okay=False, path_type=Path))  # fmt: skip
+                type=click.Path(path_type=Path))  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 def discover(folders: tuple[Path, ...], as_json: bool) -> None:
     """Find models that other programs keep on this machine; nothing is copied or changed.

@@ -26,7 +26,7 @@ from edgeprism.bundle.elsewhere.references import (
 from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
 from edgeprism.bundle.gguf_parts import part_paths, read_model_header
 from edgeprism.bundle.gguf_purpose import no_language_model
-from edgeprism.errors import ModelError
+from edgeprism.errors import ModelError, UsageError
 from edgeprism.vision.mmproj_checks import check_mmproj, projector_of, row_width
 
 FOLDER = "folder"
@@ -81,9 +81,13 @@ def discover(folders: Iterable[Path] = ()) -> list[Discovered]:
     """Return what other programs keep; with `folders`, what lies in those folders instead.
 
     Captioners come first, then reasoners, then what cannot be used, with the reason. A model that
-    several programs share (one inode, or one recorded digest) is listed once.
+    several programs share (one inode, or one recorded digest) is listed once. Raises UsageError if
+    one of `folders` is no folder.
     """
     given = list(folders)
+    for folder in given:
+        if not os.path.isdir(folder):
+            raise UsageError(f"{folder} is not a folder.", "Name a folder that holds GGUF files.")
     order = {"captioner": 0, "reasoner": 1, "unusable": 2}
     candidates = _without_twins(_in_folders(given) if given else _in_stores())
     return sorted((_describe(*found) for found in candidates), key=lambda m: order[m.kind])
