@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _TILES_AT_ONCE = 8  # an accelerator takes up to so many
 _TEXTS = ("Describe the", " picture.")
 _FEW_ROWS = 32  # that a large language model takes in
-# pictures that libmtmd encodes, and those that it only lays out; (width, height). The first is flat:
-# a model that enlarges every picture makes 5 tiles of it, and 13 of one that is nearly square.
+# pictures that libmtmd encodes, and those that it only lays out; (width, height). The first is
+# flat: a model that enlarges every picture makes 5 tiles of it, and 13 of a nearly square one.
 _ENCODED = ((64, 16), (40, 90))
 _LAID_OUT = ((1024, 768), (768, 1024), (4096, 256), (256, 4096), (4096, 4096), (32, 32))
 
