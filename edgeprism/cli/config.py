@@ -20,7 +20,7 @@ from edgeprism.cli.settings import (
 )
 from edgeprism.cli.terminal import print_json, print_line, print_path, say
 from edgeprism.errors import OutputError, UsageError
-from edgeprism.files.config import change_config, find_config
+from edgeprism.files.config import change_config, find_config, read_config
 
 _VARIABLES = {"model": "EDGEPRISM_MODEL", "device": "EDGEPRISM_DEVICE"}
 
@@ -71,7 +71,7 @@ def get(name: str) -> None:
     "edgeprism config set caption.max-tokens 60",
     'edgeprism config set caption.exclude "*.gif" "old/"',
 )
-@command.command("set", cls=Command)
+@command.command("set", cls=Command, context_settings={"ignore_unknown_options": True})
 @click.argument("name", metavar="NAME")
 @click.argument("values", metavar="VALUE...", nargs=-1, required=True)
 def set_(name: str, values: tuple[str, ...]) -> None:
@@ -87,6 +87,11 @@ def unset(name: str) -> None:
     """Take a setting away, so that the default holds again."""
     # not `_setting`: what a later version no longer knows can be taken away, too
     section, _, key = name.rpartition(".")
+    config = read_config()
+    table = config.get(section, {}) if section else config
+    if not isinstance(table, dict) or key not in table:
+        say(f"{name} was not set.")
+        return
     say(f"{name} is no longer set in {change_config(section, key, None)}")
 
 
@@ -115,6 +120,8 @@ def _from_text(setting: Setting, values: tuple[str, ...]) -> object:
     assert option is not None  # a test compares SETTINGS with the commands
     if not option.multiple and len(values) > 1:
         raise UsageError(f"{setting.name} takes one value.", "Put it in quotation marks.")
+    if option.multiple and len(values) == 1 and values[0].startswith("["):
+        values = _from_toml_list(setting, values[0])
     given: Any = list(values) if option.multiple else values[0]
     if option.is_flag:
         try:
@@ -124,10 +131,22 @@ def _from_text(setting: Setting, values: tuple[str, ...]) -> object:
     try:
         cast = option.type_cast_value(ctx, given)
     except click.BadParameter as error:
-        raise UsageError(f"{setting.name}: {error.message}") from error
+        raise UsageError(f"{setting.name}: {error.message.replace(' range', '')}") from error
     value = list(cast) if option.multiple else cast
     checked_value(ctx, option, Setting(setting.section, setting.key, value))
     return value
+
+
+def _from_toml_list(setting: Setting, text: str) -> tuple[str, ...]:
+    """Read a list as the file holds it, for whoever copies one from there."""
+    import tomllib
+
+    try:
+        return tuple(map(str, tomllib.loads(f"x = {text}")["x"]))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(
+            f"{setting.name}: {text} is no list.", "Give each value as a word of its own."
+        ) from error
 
 
 def _shown(value: object) -> str:

@@ -90,7 +90,7 @@ def cli(ctx: click.Context) -> None:
     """Understand pictures on your own machine.
 
     A small captioner perceives, a text model reasons over what it says. No network is used but
-    by `pull` and a reasoner given as a URL.
+    by `setup` and `pull`, which fetch models, and a reasoner given as a URL.
     """
     ctx.color = colour_choice()
 
@@ -147,7 +147,9 @@ def _run(arguments: list[str], ends_process: bool) -> int:
             code = cli.main(arguments, prog_name="edgeprism", standalone_mode=False)
             sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_DONE
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as abort:
+        if isinstance(abort.__cause__, KeyboardInterrupt):
+            say("Interrupted.")
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         say("Interrupted.")

@@ -88,7 +88,7 @@ def checked_value(ctx: click.Context, option: click.Option, setting: Setting) ->
     try:
         option.type_cast_value(ctx, value)
     except click.BadParameter as error:
-        raise _wrong(setting, error.message.rstrip(".")) from error
+        raise _wrong(setting, error.message.rstrip(".").replace(" range", "")) from error
     return value
 
 

@@ -75,7 +75,10 @@ def change_config(section: str, key: str, value: object) -> Path:
             "Set EDGEPRISM_HOME to a folder that you may write to.",
         )
     text = _read_text(path)
-    wanted = _changed(_parsed(text, path), section, key, value)
+    config = _parsed(text, path)
+    if not isinstance(config.get(section, {}), dict):
+        raise UsageError(f"{path}: {section} is no table.", f"Remove the line of {section} there.")
+    wanted = _changed(config, section, key, value)
     new = _changed_text(text, section, key, value)
     try:
         right = _parsed(new, path) == wanted

@@ -162,7 +162,11 @@ def test_set_get_list_unset(capfd: Captured) -> None:
     assert run(["config", "list", "--all", "--json"]) == 0
     assert '"ask.stages": null' in capfd.readouterr().out
     assert run(["config", "unset", "caption.txt"]) == 0
+    capfd.readouterr()
     assert run(["config", "unset", "threads"]) == 0
+    assert capfd.readouterr().err == "threads was not set.\n"
+    assert run(["config", "set", "caption.exclude", '["a b", "c"]']) == 0
+    assert read_config()["caption"]["exclude"] == ["a b", "c"]
     assert "txt" not in read_config()["caption"]
     assert run(["config", "path"]) == 0
 
@@ -175,6 +179,8 @@ def test_set_get_list_unset(capfd: Captured) -> None:
         (["nosuch.model", "x"], "nosuch.model"),
         (["threads", "many"], "threads"),
         (["threads", "1", "2"], "one value"),
+        (["threads", "-1"], "threads"),
+        (["caption.exclude", "[1"], "caption.exclude"),
         (["caption.txt", "perhaps"], "true or false"),
         (["caption.overwrite", "true"], "caption.overwrite"),
     ],
@@ -183,6 +189,14 @@ def test_a_wrong_set_writes_nothing(arguments: list[str], named: str, capfd: Cap
     assert run(["config", "set", *arguments]) == 2
     assert named in capfd.readouterr().err
     assert not config_file().exists()
+
+
+def test_a_value_in_the_place_of_a_table(capfd: Captured) -> None:
+    path = written("caption = 5\n")
+    assert run(["config", "set", "caption.txt", "true"]) == 2
+    assert "caption is no table" in capfd.readouterr().err
+    assert run(["config", "unset", "caption.txt"]) == 0
+    assert path.read_text() == "caption = 5\n"
 
 
 def test_a_damaged_file_is_not_written_over(capfd: Captured) -> None:
