@@ -1,7 +1,8 @@
-"""A line for somebody whose captioner knows nothing of their pictures."""
+"""Lines for somebody whose captioner knows nothing of their pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from edgeprism.cli.command import is_quiet
@@ -9,6 +10,29 @@ from edgeprism.cli.terminal import say
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import Manifest
+    from edgeprism.perceive.captioner import Captioner
+    from edgeprism.records import Caption
+
+
+def advise_on_captions(captioners: Iterable[Captioner], captions: Sequence[Caption]) -> None:
+    """Say that an answer has no basis where captions say nothing, and name better captioners.
+
+    A reasoner invents an answer where a description says nothing, and its text does not show that.
+    """
+    silent, empty = [], 0
+    for captioner in captioners:
+        manifest, digest = captioner.bundle.manifest, captioner.bundle.digest
+        own = [caption for caption in captions if caption.model.digest == digest]
+        unknown = sum(manifest.says_nothing(caption.text) for caption in own)
+        empty += unknown
+        if 2 * unknown > len(own):
+            silent.append(manifest)
+    if captions and empty == len(captions) and not is_quiet():
+        what = "The description says" if empty == 1 else "The descriptions say"
+        shown = "the picture" if empty == 1 else "the pictures"
+        say(f"{what} nothing of {shown}: an answer from that is a guess.")
+    for manifest in silent:
+        advise_captioner(manifest, says_nothing=True)
 
 
 def advise_captioner(manifest: Manifest, *, says_nothing: bool) -> None:

@@ -12,6 +12,7 @@ import click
 
 from edgeprism.choices import DEFAULT_MODEL, INSTRUCTION_MODES, STAGES
 from edgeprism.cli import completion
+from edgeprism.cli.advice import advise_on_captions
 from edgeprism.cli.command import OLD_NAMES, Command, with_examples
 from edgeprism.cli.options import (
     answering_options,
@@ -32,6 +33,7 @@ from edgeprism.files.regular import read_limited
 from edgeprism.files.safe_text import printable, printable_line
 
 if TYPE_CHECKING:
+    from edgeprism.perceive.captioner import Captioner
     from edgeprism.prism import Prism
     from edgeprism.reason.shape import Shape
     from edgeprism.records import Answer
@@ -100,7 +102,7 @@ def command(
     check_stdin(images)
     _check_order(images, question)
     shape = _shape(choices, schema_file)
-    prism = _open_prism(**options)
+    prism, captioners = _open_prism(**options)
     with working("looking and thinking…"):
         answer = prism.ask(
             stdin_as_file(images),
@@ -115,6 +117,7 @@ def command(
             evidence=as_json or show_captions,
         )
     _show(answer, as_json, show_captions)
+    advise_on_captions(captioners, answer.captions)
     if shape is not None and not answer.text:
         raise EdgePrismError(
             f"The reasoner finished no answer of that shape within {options['answer_tokens']} "
@@ -141,8 +144,13 @@ def _check_order(images: Sequence[str], question: str) -> None:
     )
 
 
-def _open_prism(models: tuple[str, ...], reasoner: str, stages: str, **options: Any) -> Prism:
-    """Open both stages as the options name them; the models load when needed."""
+def _open_prism(
+    models: tuple[str, ...], reasoner: str, stages: str, **options: Any
+) -> tuple[Prism, list[Captioner]]:
+    """Open both stages as the options name them; the models load when needed.
+
+    The captioners are also returned without the caption store before them.
+    """
     from edgeprism.machine.device import stages_apart
     from edgeprism.machine.facts import memory_bytes
     from edgeprism.prism import Prism
@@ -158,11 +166,12 @@ def _open_prism(models: tuple[str, ...], reasoner: str, stages: str, **options: 
     models = models or (default_captioner(),)
     captioners = [open_captioner(model, **perception) for model in dict.fromkeys(models)]
     model_bytes = sum(c.engines.model_bytes() for c in captioners) + opened_reasoner.model_bytes()
-    return Prism(
+    prism = Prism(
         perceiving(captioners, use_store=not options["no_cache"]),
         opened_reasoner,
         apart=stages_apart(stages, model_bytes, memory_bytes()),
     )
+    return prism, captioners
 
 
 def _shape(choices: str | None, schema_file: str | None) -> Shape | None:

@@ -13,6 +13,7 @@ import click
 
 from edgeprism.choices import DEFAULT_MODEL, INSTRUCTION_MODES
 from edgeprism.cli import completion
+from edgeprism.cli.advice import advise_on_captions
 from edgeprism.cli.command import OLD_NAMES, Command, with_examples
 from edgeprism.cli.errors import show_error
 from edgeprism.cli.options import (
@@ -128,7 +129,9 @@ def command(
         "generic" if own_focus else instruction_mode,
     )  # fmt: skip
     with working("describing…"):
-        chat.conversation.tell(looking.first(focus))
+        captions = looking.first(focus)
+        chat.conversation.tell(captions)
+    advise_on_captions([captioner], captions)
     if sys.stdin.isatty():
         click.echo(_HELP, err=True)
     return EXIT_DONE if _answer_all(chat) else EXIT_SOME_FAILED

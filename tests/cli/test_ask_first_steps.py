@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -165,3 +167,29 @@ def test_help_and_captions(chat: Any, photo: Path, capsys: Any) -> None:
     assert len(lines) == 1 + 2
     assert len(set(lines)) == 2
     assert "nothing new" in printed.err
+
+
+# ---- a captioner that does not know the picture
+
+
+def test_an_answer_without_a_basis_says_so(
+    scripted_gguf: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """nano says "nothing here" of a photograph, and a reasoner answers all the same."""
+    words = ("says nothing of the picture:", "nano knows drawn pictures, not photographs")
+    options = ["--reasoner", str(scripted_gguf), "--model", "nano"]
+    for form in ([], ["--json"]):
+        assert run(["ask", str(photo), "Who is there?", *options, *form]) == 0
+        err = capsys.readouterr().err
+        assert all(err.count(word) == 1 for word in words), err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Who is there?\n"))
+    assert run(["chat", str(photo), *options]) == 0
+    err = capsys.readouterr().err
+    assert all(err.count(word) == 1 for word in words), err
+    assert run(["--quiet", "ask", str(photo), "Who is there?", *options]) == 0
+    assert not any(word in capsys.readouterr().err for word in words)
+
+
+def test_an_answer_with_a_basis_says_nothing_of_it(ask: Any, photo: Path, capsys: Any) -> None:
+    assert ask(str(photo), "Who is there?") == 0
+    assert "guess" not in capsys.readouterr().err
