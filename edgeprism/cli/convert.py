@@ -189,7 +189,7 @@ def mmproj_pair(
     if encoder == "onnx":
         _require_packages(_NEEDED_FOR_PAIRS, "pairs")
     write_pair(
-        lm, mmproj, out, chat_format=lm_chat_format, name=name, copy=copy, overwrite=overwrite
+        lm, mmproj, out, lm_chat_format=lm_chat_format, name=name, copy=copy, overwrite=overwrite
     )
     if encoder != "mtmd":
         from edgeprism.convert.mmproj.speed_up import speed_up_pair

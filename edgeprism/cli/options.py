@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 import click
+from click.core import ParameterSource
 
 from edgeprism.choices import DEVICES, VISION_QUANTS, is_reference
 from edgeprism.cli import completion
 from edgeprism.cli.command import is_quiet
+from edgeprism.cli.settings import was_set
 from edgeprism.cli.terminal import say
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.safe_text import printable_line
 
 if TYPE_CHECKING:
+    from edgeprism.bundle.defaults import Kind
     from edgeprism.bundle.open import Bundle
     from edgeprism.perceive.captioner import Captioner
     from edgeprism.perceive.looking import Perceiver
@@ -117,7 +120,10 @@ def open_captioner(
         is_pair = is_reference(model) or model.endswith(".gguf")  # which may have to be tried
         waiting = working("trying the pair…") if is_pair else contextlib.nullcontext()
         with told_to_pull(model), waiting:
-            bundle = open_model(model, chat_format=lm_chat_format)
+            by_setting = was_set(click.get_current_context(), "lm_chat_format")
+            if by_setting and (_is_named("captioner") or not is_pair):
+                lm_chat_format = None  # the setting is for the default captioner, if it is a pair
+            bundle = open_model(model, lm_chat_format=lm_chat_format)
     captioner = Captioner(bundle, **options)
     info = captioner.model
     summary = (
@@ -150,16 +156,28 @@ def told_to_pull(name: str) -> Iterator[None]:
         raise
 
 
+# kind of model → the parameters of commands that name one
+_PARAMETERS = {
+    "captioner": ("model", "models", "captioners"),
+    "reasoner": ("reasoner", "reasoners"),
+}
+
+
+def _is_named(kind: Kind) -> bool:
+    """Return whether the command line, not a default, names the models of a kind."""
+    source = click.get_current_context().get_parameter_source
+    return ParameterSource.COMMANDLINE in map(source, _PARAMETERS[kind])
+
+
 def _pair(lm: str | None, mmproj: str | None, chat_format: str | None) -> Bundle:
     from edgeprism.vision.pair import open_pair
 
     if not lm or not mmproj:
         raise UsageError("--lm and --mmproj belong together.", "Name both files of the pair.")
-    source = click.get_current_context().get_parameter_source
-    if click.core.ParameterSource.COMMANDLINE in (source("model"), source("models")):
+    if _is_named("captioner"):
         raise UsageError("A bundle and a pair exclude each other.", "Name one of them.")
     with working("trying the pair…"):
-        return open_pair(lm, mmproj, chat_format=chat_format)
+        return open_pair(lm, mmproj, lm_chat_format=chat_format)
 
 
 def reasoner_options(function: Callable[..., Any]) -> Callable[..., Any]:

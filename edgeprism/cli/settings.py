@@ -17,7 +17,16 @@ from click.core import ParameterSource
 from edgeprism.errors import UsageError
 from edgeprism.files.config import find_config, read_config
 
-_CAPTIONER = ("model", "device", "threads", "gpu-layers", "vision-quant", "quiet", "no-color")
+_CAPTIONER = (
+    "model",
+    "device",
+    "threads",
+    "gpu-layers",
+    "vision-quant",
+    "lm-chat-format",
+    "quiet",
+    "no-color",
+)
 _EVERYWHERE = (*_CAPTIONER, "reasoner")
 _STAGES = ("max-tokens", "answer-tokens", "instruction", "instruction-mode", "no-cache")
 # command → its settings. What is meant for one run has none: outputs, consents, and all of `eval`,

@@ -232,7 +232,7 @@ def mend_leftovers(name: str) -> None:
 def _install_pair(plan: Plan, files: Path, target: Path, chat_format: str | None) -> None:
     lm, mmproj = files / plan.choice.lm[0], files / plan.choice.mmproj
     write_pair(
-        lm, mmproj, target, chat_format=chat_format, name=plan.name, overwrite=target.exists(),
+        lm, mmproj, target, lm_chat_format=chat_format, name=plan.name, overwrite=target.exists(),
         origin=Origin(f"{plan.listing.repo}@{plan.listing.revision}", plan.listing.license),
     )  # fmt: skip
     # the trial of the pair has just run each of its files

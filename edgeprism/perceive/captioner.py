@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Unpack
 
-from edgeprism.arguments import check_path
+from edgeprism.arguments import check_path, check_text
 from edgeprism.bundle.open import Bundle
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.errors import UsageError
@@ -48,13 +48,19 @@ class Captioner(CaptionSteps):
 
     @classmethod
     def load(
-        cls, model: str | os.PathLike[str] = DEFAULT_MODEL, **options: Unpack[CaptionerOptions]
+        cls,
+        model: str | os.PathLike[str] = DEFAULT_MODEL,
+        *,
+        lm_chat_format: str | None = None,
+        **options: Unpack[CaptionerOptions],
     ) -> Captioner:
         """Open a captioner; its engines load at the first picture.
 
         Args:
             model: A model's name; the path of a bundle's folder, or of a GGUF file beside its
                 mmproj; or a reference to a pair that another program keeps ("ollama:NAME:TAG").
+            lm_chat_format: For a pair of GGUF files: llama.cpp's name of its chat format, where
+                llama.cpp does not know the file's own template.
             **options: See `CaptionerOptions`: device, threads, gpu_layers, vision_quant, kv_type,
                 flash_attention, isolate_decoding.
 
@@ -64,10 +70,13 @@ class Captioner(CaptionSteps):
         Raises:
             ModelError: No such model, or files of it are missing.
             ManifestError: The bundle's manifest has faults; all of them are listed.
+            TemplateError: llama.cpp does not know a pair's chat template, or `lm_chat_format`.
             DeviceError, UsageError: An option has a value that no machine can take.
         """
         check_path("model", model)
-        return cls(open_model(model), **options)
+        if lm_chat_format is not None:
+            check_text("lm_chat_format", lm_chat_format)
+        return cls(open_model(model, lm_chat_format=lm_chat_format), **options)
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self._options.items())

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -151,8 +152,9 @@ class Reasoner(BaseReasoner):
         self, messages: Sequence[Message], max_tokens: int, shape: Shape | None
     ) -> Completion:
         self.cancel_token.clear()
-        generator, lm, load_ms = self._load()
-        segments = chat_to_segments(lambda m: lm.render_chat(m, self.chat_format), messages)
+        with self._naming():
+            generator, lm, load_ms = self._load()
+            segments = chat_to_segments(lambda m: lm.render_chat(m, self.chat_format), messages)
         parts = _to_parts(lm, segments, split_last=not self.warm)
         sampling = Sampling(max_tokens=max_tokens, grammar=shape.gbnf if shape else "")
         events = generator.run([Request(parts, sampling)])
@@ -195,6 +197,14 @@ class Reasoner(BaseReasoner):
         keep_for_ever(self._lm)
         self.cancel_token.start_anew()
         self._lm = self._generator = self._in_use = None
+
+    def _naming(self) -> AbstractContextManager[None]:
+        """Let errors name the reference that the reasoner was named by, not its file."""
+        if not is_reference(self.name):
+            return nullcontext()
+        from edgeprism.bundle.elsewhere.references import naming
+
+        return naming(self.name, self.path)
 
     def _load(self) -> tuple[Generator, LanguageModel, float]:
         if self._generator is not None and self._lm is not None:

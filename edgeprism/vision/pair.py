@@ -66,15 +66,15 @@ class Origin:
 
 
 def open_pair(
-    lm: str | os.PathLike[str], mmproj: str | os.PathLike[str], *, chat_format: str | None = None
+    lm: str | os.PathLike[str], mmproj: str | os.PathLike[str], *, lm_chat_format: str | None = None
 ) -> Bundle:
     """Return the two files as a bundle, without writing it anywhere.
 
     Raises ModelError if the files are damaged or do not belong together, TemplateError if
-    llama.cpp does not know the model's chat template and `chat_format` names none.
+    llama.cpp does not know the model's chat template and `lm_chat_format` names none.
     """
     places = _places(Path(lm), Path(mmproj))
-    manifest = _pair_to_manifest(places, chat_format, "")
+    manifest = _pair_to_manifest(places, lm_chat_format, "")
     # raises ManifestError for values that no bundle may have
     manifest_from_json(manifest.to_json(), f"{lm} with {mmproj}")
     digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()
@@ -88,7 +88,7 @@ def write_pair(
     mmproj: Path,
     out: Path,
     *,
-    chat_format: str | None = None,
+    lm_chat_format: str | None = None,
     name: str = "",
     overwrite: bool = False,
     copy: bool = False,
@@ -104,7 +104,7 @@ def write_pair(
 
     places = _places(lm, mmproj)
     with BundleWriter(out, overwrite, places.values()) as writer:
-        manifest = _pair_to_manifest(places, chat_format, name)
+        manifest = _pair_to_manifest(places, lm_chat_format, name)
         if origin is not None:
             manifest = _with_origin(manifest, origin)
         for file, source in places.items():
@@ -142,7 +142,7 @@ def _put(source: Path, target: Path, copy: bool, *, symbolic: bool) -> None:
         ) from error
 
 
-def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: str) -> Manifest:
+def _pair_to_manifest(places: dict[str, Path], lm_chat_format: str | None, name: str) -> Manifest:
     lm_file = next(iter(places))
     lm, mmproj = places[lm_file], places[MMPROJ_FILE]
     for file, path in places.items():
@@ -159,7 +159,7 @@ def _pair_to_manifest(places: dict[str, Path], chat_format: str | None, name: st
     # rows may be several times as wide as the model, if they carry values that later layers add
     check_mmproj(mmproj, row_width(header))
     digests = {file: file_digest(path) for file, path in places.items()}
-    facts = try_pair(lm, mmproj, chat_format)
+    facts = try_pair(lm, mmproj, lm_chat_format)
     # the facts may be remembered from an earlier version, which did not check this
     check_positions(mmproj, mmproj_header, lm, facts.multi_axis)
     own_name = str(header.metadata.get("general.name") or lm.stem)

@@ -73,9 +73,15 @@ def _run_pair(request: dict[str, Any]) -> dict[str, Any]:
     threads = request["threads"]
     lm = LanguageModel(lm_path, threads=threads)
     mark = "\x02"
-    pieces = chat_to_segments(
-        lambda messages: lm.render_chat(messages, request["chat_format"]), [Message("user", mark)]
-    )
+    try:
+        pieces = chat_to_segments(
+            lambda messages: lm.render_chat(messages, request["chat_format"]),
+            [Message("user", mark)],
+        )
+    except TemplateError as error:
+        # a pair's keyword; that of a reasoner, which may be named beside it, is `chat_format`
+        hint = error.hint.replace("`chat_format`", "`lm_chat_format`")
+        raise TemplateError(error.summary, hint) from error
     texts = [piece.text if isinstance(piece, Text) else "" for piece in pieces]
     if texts.count(mark) != 1:
         raise TemplateError(f"{lm_path}: its chat template does not hold one question.")

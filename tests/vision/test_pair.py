@@ -259,11 +259,11 @@ def test_a_chat_that_llama_cpp_does_not_know(files: tuple[Path, Path], tmp_path:
     path = lm.write(tmp_path / "lm.gguf")
     with pytest.raises(TemplateError) as caught:
         open_pair(path, files[1])
-    assert "`chat_format`" in caught.value.hint
-    prompts = open_pair(path, files[1], chat_format="vicuna").manifest.prompts
+    assert "`lm_chat_format`" in caught.value.hint
+    prompts = open_pair(path, files[1], lm_chat_format="vicuna").manifest.prompts
     assert prompts.before_image.endswith("USER: ")
     with pytest.raises(TemplateError, match="does not know"):
-        open_pair(path, files[1], chat_format="nonsense")
+        open_pair(path, files[1], lm_chat_format="nonsense")
 
 
 def test_nothing_is_left_of_a_pair_that_is_refused(

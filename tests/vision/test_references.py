@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from edgeprism import Captioner, Reasoner
 from edgeprism.bundle.elsewhere.chat_formats import chat_format_of
 from edgeprism.bundle.open import find_model
 from edgeprism.cli.main import run
-from edgeprism.errors import ModelError, UsageError
+from edgeprism.errors import ModelError, TemplateError, UsageError
 from edgeprism.install.discover import discover
 from edgeprism.language.chat import Message
 from edgeprism.language.model import LanguageModel
@@ -243,7 +244,43 @@ def test_the_mmproj_beside_a_file(
 
 def test_a_chat_format_is_a_pairs(random_bundle: Path) -> None:
     with pytest.raises(UsageError, match="A bundle knows its chat format"):
-        open_model(random_bundle, chat_format="chatml")
+        open_model(random_bundle, lm_chat_format="chatml")
+
+
+@pytest.fixture
+def odd(store: Path, tmp_path: Path, models: elsewhere.Models) -> str:
+    """A pair whose chat template nobody knows, and Ollama's own for it neither."""
+    lm = mmprojs.with_marks(bundles.lm_parts(2, chat_template="{{ surprise }}"))
+    path = lm.write(tmp_path / "odd.gguf")
+    name = f"{LIBRARY}/odd/1b"
+    elsewhere.ollama_model(store, name, template="odd", model=path, projector=models.mmproj)
+    return "ollama:odd:1b"
+
+
+def test_an_unknown_template_and_its_way_out(odd: str, photo: Path, capsys: Any) -> None:
+    """The hint names what helps: a captioner's keyword and option, not those of a reasoner."""
+    with pytest.raises(TemplateError) as caught:
+        Captioner.load(odd)
+    assert caught.value.summary.startswith(f"{odd}: ")
+    assert "`lm_chat_format`" in caught.value.hint
+    assert Captioner.load(odd, lm_chat_format="vicuna").model.name == odd
+    with pytest.raises(UsageError, match="lm_chat_format must be"):
+        Captioner.load(odd, lm_chat_format=1)  # type: ignore[arg-type]
+    ask = ["ask", str(photo), "What is it?", "--reasoner", odd, "-m"]
+    for captioner, option in ((odd, "--lm-chat-format"), ("nano", "--chat-format")):
+        assert run([*ask, captioner]) == 2
+        printed = capsys.readouterr().err
+        assert f"error: {odd}: " in printed
+        assert f" {option}: " in printed
+
+
+def test_the_chat_format_of_the_default_captioner(odd: str, photo: Path) -> None:
+    caption = ["caption", str(photo), "--max-tokens", "3", "--no-cache"]
+    assert run(["config", "set", "lm-chat-format", "vicuna"]) == 0
+    assert run(caption) == 0  # a bundle has no use for it
+    assert run([*caption, "-m", odd]) == 2  # nor has a captioner that is named
+    assert run(["use", odd]) == 0
+    assert run(caption) == 0
 
 
 # ---- the commands about models

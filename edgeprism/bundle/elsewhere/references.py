@@ -6,6 +6,7 @@ environment, and never to the current folder. The files are used where they are.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_parts import read_model_header
 from edgeprism.bundle.gguf_purpose import no_language_model
 from edgeprism.choices import PROGRAM_PREFIXES
-from edgeprism.errors import ModelError
+from edgeprism.errors import EdgePrismError, ModelError
 from edgeprism.files.digests import file_digest
 
 _SHOWN = 8  # names of models that an error offers
@@ -104,6 +105,26 @@ def chat_format(kept: Kept, header: GgufHeader) -> str | None:
     if header.chat_template is not None or kept.template is None:
         return None
     return chat_format_of(kept.template)
+
+
+@contextlib.contextmanager
+def naming(reference: str, lm: Path, mmproj: Path | None = None) -> Iterator[None]:
+    """Let errors inside the block name the reference where they would name its files.
+
+    A program may keep files under names that say nothing; the error's details still have the path.
+    """
+    try:
+        yield
+    except EdgePrismError as error:
+        summary = error.summary.replace(f"{mmproj} with {lm}", reference)
+        summary = summary.replace(str(lm), reference)
+        if mmproj is not None:
+            summary = summary.replace(str(mmproj), f"the mmproj of {reference}")
+        if summary != error.summary:
+            files = " and ".join(str(path) for path in (lm, mmproj) if path is not None)
+            error.details = (*error.details, f"{reference} is {files}")
+            error.summary = summary
+        raise
 
 
 def check_recorded(path: Path, recorded: str) -> None:
