@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edgeprism.cli.command import Command, with_examples
+from edgeprism.cli.named_models import model_to_default
 from edgeprism.cli.settings import (
     SETTINGS,
     Setting,
@@ -134,6 +135,21 @@ def _from_text(setting: Setting, values: tuple[str, ...]) -> object:
         raise UsageError(f"{setting.name}: {error.message.replace(' range', '')}") from error
     value = list(cast) if option.multiple else cast
     checked_value(ctx, option, Setting(setting.section, setting.key, value))
+    return _checked_models(setting.key, value)
+
+
+def _checked_models(key: str, value: object) -> object:
+    """Return the value with a model's name as `edgeprism use` writes it; others unchanged.
+
+    Raises ModelError for a model that is not here, or is of the other kind.
+    """
+    from edgeprism.bundle.defaults import SETTINGS as DEFAULTS
+
+    for kind, setting in DEFAULTS.items():
+        if key == setting:
+            names = value if isinstance(value, list) else [value]
+            checked = [model_to_default(str(name), kind)[1] for name in names]
+            return checked if isinstance(value, list) else checked[0]
     return value
 
 

@@ -13,7 +13,7 @@ import click
 from edgeprism.choices import VISION_QUANTS, is_reference
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
-from edgeprism.cli.options import told_to_pull
+from edgeprism.cli.named_models import told_to_pull
 from edgeprism.cli.stdin import stdin_as_file
 from edgeprism.cli.terminal import (
     StderrProgress,

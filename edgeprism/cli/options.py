@@ -9,18 +9,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 import click
-from click.core import ParameterSource
 
 from edgeprism.choices import DEVICES, VISION_QUANTS, is_reference
 from edgeprism.cli import completion
 from edgeprism.cli.command import is_quiet
+from edgeprism.cli.named_models import (
+    is_named,
+    told_of_origin,
+    told_of_similar,
+    told_to_pull,
+)
 from edgeprism.cli.settings import was_set
 from edgeprism.cli.terminal import say
-from edgeprism.errors import ModelError, UsageError
+from edgeprism.errors import UsageError
 from edgeprism.files.safe_text import printable_line
 
 if TYPE_CHECKING:
-    from edgeprism.bundle.defaults import Kind
     from edgeprism.bundle.open import Bundle
     from edgeprism.perceive.captioner import Captioner
     from edgeprism.perceive.looking import Perceiver
@@ -119,9 +123,9 @@ def open_captioner(
     else:
         is_pair = is_reference(model) or model.endswith(".gguf")  # which may have to be tried
         waiting = working("trying the pair…") if is_pair else contextlib.nullcontext()
-        with told_to_pull(model), waiting:
+        with told_of_origin("captioner", model), told_to_pull(model, "captioner"), waiting:
             by_setting = was_set(click.get_current_context(), "lm_chat_format")
-            if by_setting and (_is_named("captioner") or not is_pair):
+            if by_setting and (is_named("captioner") or not is_pair):
                 lm_chat_format = None  # the setting is for the default captioner, if it is a pair
             bundle = open_model(model, lm_chat_format=lm_chat_format)
     captioner = Captioner(bundle, **options)
@@ -139,42 +143,12 @@ def open_captioner(
     return captioner
 
 
-@contextlib.contextmanager
-def told_to_pull(name: str) -> Iterator[None]:
-    """Say of a catalogue's model that is not installed how to get it, inside the block."""
-    try:
-        yield
-    except ModelError as error:
-        from edgeprism.install.inventory import list_models
-
-        if name in {entry.name for entry in list_models() if entry.state == "available"}:
-            raise ModelError(
-                f"{name} is not installed yet.",
-                f"Get it with `edgeprism pull {name}`; `edgeprism models show {name}` says what it "
-                "needs.",
-            ) from error
-        raise
-
-
-# kind of model → the parameters of commands that name one
-_PARAMETERS = {
-    "captioner": ("model", "models", "captioners"),
-    "reasoner": ("reasoner", "reasoners"),
-}
-
-
-def _is_named(kind: Kind) -> bool:
-    """Return whether the command line, not a default, names the models of a kind."""
-    source = click.get_current_context().get_parameter_source
-    return ParameterSource.COMMANDLINE in map(source, _PARAMETERS[kind])
-
-
 def _pair(lm: str | None, mmproj: str | None, chat_format: str | None) -> Bundle:
     from edgeprism.vision.pair import open_pair
 
     if not lm or not mmproj:
         raise UsageError("--lm and --mmproj belong together.", "Name both files of the pair.")
-    if _is_named("captioner"):
+    if is_named("captioner"):
         raise UsageError("A bundle and a pair exclude each other.", "Name one of them.")
     with working("trying the pair…"):
         return open_pair(lm, mmproj, lm_chat_format=chat_format)
@@ -257,28 +231,9 @@ def open_reasoners(
             for model in dict.fromkeys(served_models) or (None,):
                 reasoners.append(RemoteReasoner.load(name, model, allow_network=allow_network))
         else:
-            with _told_of_similar(name):
+            with told_of_origin("reasoner", name), told_of_similar(name):
                 reasoners.append(Reasoner.load(name, **options))
     return reasoners
-
-
-@contextlib.contextmanager
-def _told_of_similar(name: str) -> Iterator[None]:
-    """Name the reasoners, installed or to be pulled, that are spelt like a name of none."""
-    try:
-        yield
-    except ModelError as error:
-        import difflib
-
-        from edgeprism.install.inventory import list_models
-
-        known = [entry.name for entry in list_models() if entry.kind == "reasoner"]
-        close = difflib.get_close_matches(name.lower(), known)
-        if not close or name in known or is_reference(name) or os.path.lexists(name):
-            raise
-        raise ModelError(
-            error.summary, f"Did you mean {' or '.join(close)}? `edgeprism models list` shows all."
-        ) from error
 
 
 @contextlib.contextmanager

@@ -34,17 +34,18 @@ def _any_of(*names: str) -> Callable[[Values], bool]:
     return lambda values: any(values.get(name) for name in names)
 
 
-def _is_url(value: object) -> bool:
+def is_url(value: object) -> bool:
+    """Return whether a model's name is the address of a server."""
     return str(value).lower().startswith(("http://", "https://"))
 
 
 def _has_server(values: Values) -> bool:
     names = [values.get("reasoner"), values.get("judge"), *(values.get("reasoners") or ())]
-    return any(map(_is_url, names))
+    return any(map(is_url, names))
 
 
 def _has_local_reasoner(values: Values) -> bool:
-    return not _is_url(values.get("reasoner"))
+    return not is_url(values.get("reasoner"))
 
 
 # command → rules; `*` holds for every command that has the option

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
-from edgeprism.choices import is_reference
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
-from edgeprism.cli.options import told_to_pull
+from edgeprism.cli.named_models import model_to_default
 from edgeprism.cli.terminal import print_line
 from edgeprism.errors import UsageError
 
 
 @with_examples("edgeprism use", "edgeprism use my-bundle", "edgeprism use nano")
 @click.command("use", cls=Command)
-@click.argument("name", default="", metavar="[NAME|REFERENCE]", shell_complete=completion.models)
+@click.argument(
+    "name", default="", metavar="[NAME|REFERENCE|URL]", shell_complete=completion.models
+)
 def command(name: str) -> None:
     """Make a model the default of its kind; without NAME, print both defaults.
 
@@ -22,22 +25,13 @@ def command(name: str) -> None:
     first. The choice is the setting `model` or `reasoner` (`edgeprism config`).
     """
     from edgeprism.bundle.defaults import BUILT_IN, choose_model, default_model
-    from edgeprism.bundle.open import find_model, known_name
 
-    if is_reference(name):
-        from edgeprism.install.discover import usable_facts
-
-        facts = usable_facts(name)
-        choose_model(
-            "captioner" if facts["kind"] == "captioner" else "reasoner", facts["reference"]
-        )
-    elif name:
-        with told_to_pull(name):
-            path = find_model(name)
-        if known_name(path) is None:
+    if name:
+        kind, chosen = model_to_default(name)
+        if os.path.isabs(chosen):  # its file may be moved, as an installed model's is not
             raise UsageError(
                 f"{name} is not an installed model.", f"Install it: edgeprism models add {name}"
             )
-        choose_model("captioner" if path.is_dir() else "reasoner", known_name(path))
+        choose_model(kind, chosen)
     for each in BUILT_IN:
         print_line(f"{each}: {default_model(each)}")

@@ -199,6 +199,69 @@ def test_a_value_in_the_place_of_a_table(capfd: Captured) -> None:
     assert path.read_text() == "caption = 5\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model", "nosuch"], "'nosuch'"),
+        (["model", "smollm2-135m"], "smollm2-135m is a reasoner, not a captioner"),
+        (["model", "smolvlm-256m"], "not installed yet"),
+        (["model", "http://127.0.0.1:1/v1"], "not a captioner"),
+        (["caption.model", "talker"], "talker is a reasoner, not a captioner"),
+        (["ask.model", "nano", "talker"], "talker is a reasoner, not a captioner"),
+        (["reasoner", "nano"], "nano is a captioner, not a reasoner"),
+        (["chat.reasoner", "smolvlm-256m"], "smolvlm-256m is a captioner, not a reasoner"),
+        (["reasoner", "ollama:nosuch"], "ollama:nosuch"),
+    ],
+)
+def test_a_model_that_is_not_here_is_no_setting(
+    arguments: list[str], words: str, scripted_gguf: Path, capfd: Captured
+) -> None:
+    assert run(["models", "add", str(scripted_gguf), "talker"]) == 0
+    capfd.readouterr()
+    assert run(["config", "set", *arguments]) == 4
+    assert words in capfd.readouterr().err
+    assert not config_file().exists()
+
+
+def test_models_that_are_settings(
+    scripted_gguf: Path, scripted_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scripted_bundle.parent)
+    assert run(["models", "add", str(scripted_gguf), "talker"]) == 0
+    url, here = "http://127.0.0.1:8080/v1", f".{os.sep}{scripted_bundle.name}"
+    for arguments in (["model", "nano"], ["reasoner", "talker"], ["chat.reasoner", url],
+                      ["caption.model", here], ["ask.model", "nano", here]):  # fmt: skip
+        assert run(["config", "set", *arguments]) == 0
+    monkeypatch.chdir(tmp_path)
+    folder = str(scripted_bundle)  # a path holds wherever a command is started
+    assert read_config() == {
+        "model": "nano", "reasoner": "talker", "chat": {"reasoner": url},
+        "caption": {"model": folder}, "ask": {"model": ["nano", folder]},
+    }  # fmt: skip
+    assert run(["use", url]) == 0
+    assert read_config()["reasoner"] == url
+
+
+def test_an_error_says_that_the_settings_name_the_model(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    def error(*arguments: str) -> str:
+        assert run(list(arguments)) == 4
+        return capfd.readouterr().err
+
+    written('model = "gone"\nreasoner = "ollama:gone"\n[caption]\nmodel = "lost"\n')
+    caption = ["caption", str(photo)]
+    assert f"lost is the setting caption.model in {config_file()}" in error(*caption)
+    ask = ["ask", str(photo), "What is it?"]
+    assert f"ollama:gone is the setting reasoner in {config_file()}" in error(*ask)
+    assert "setting" not in error(*caption, "--model", "lost")
+    assert "smollm2-135m is a reasoner" in error(*caption, "--model", "smollm2-135m")
+    assert "nano is a captioner" in error(*ask, "--reasoner", "nano")
+    written("")
+    monkeypatch.setenv("EDGEPRISM_MODEL", "away")
+    assert "EDGEPRISM_MODEL" in error(*caption)
+
+
 def test_a_damaged_file_is_not_written_over(capfd: Captured) -> None:
     path = written("device = \n")
     assert run(["config", "set", "device", "cpu"]) == 2

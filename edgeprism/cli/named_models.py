@@ -1,0 +1,163 @@
+"""Models as people name them: what a name means as a default, and what to say where it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from edgeprism.choices import is_reference
+from edgeprism.cli.rules import is_url
+from edgeprism.errors import EdgePrismError, ModelError
+
+if TYPE_CHECKING:
+    from edgeprism.bundle.defaults import Kind
+
+# kind of model → the parameters of commands that name one
+_PARAMETERS: dict[Kind, tuple[str, ...]] = {
+    "captioner": ("model", "models", "captioners"),
+    "reasoner": ("reasoner", "reasoners"),
+}
+
+
+def model_to_default(name: str, kind: Kind | None = None) -> tuple[Kind, str]:
+    """Return the kind of a model that is here, and the name by which settings hold it.
+
+    Args:
+        name: An installed model's name, a reference, a path, or a server's URL for a reasoner.
+        kind: What the model shall be; None: what it is.
+
+    Raises:
+        ModelError: It is not here, cannot be read, or is of the other kind.
+    """
+    if is_url(name):
+        if kind == "captioner":
+            raise _wrong_kind(name, "reasoner")
+        return "reasoner", name
+    if is_reference(name):
+        from edgeprism.install.discover import usable_facts
+
+        facts = usable_facts(name)
+        found: Kind = "captioner" if facts["kind"] == "captioner" else "reasoner"
+        if kind == "captioner" and found == "reasoner":
+            raise _wrong_kind(name, "reasoner")
+        return kind or found, facts["reference"]  # a captioner's language model answers, too
+    from edgeprism.bundle.open import find_model, known_name
+
+    with told_to_pull(name, kind):
+        path = find_model(name)
+    kinds = _kinds_of_path(path)
+    if kind is not None and kind not in kinds:
+        raise _wrong_kind(name, kinds[0])
+    return kind or kinds[0], known_name(path) or os.path.abspath(path)
+
+
+def _kinds_of_path(path: Path) -> list[Kind]:
+    """Return what a model can be; raises ModelError for one that cannot be read."""
+    from edgeprism.bundle.elsewhere.kept import mmproj_beside
+    from edgeprism.bundle.gguf_parts import read_model_header
+    from edgeprism.bundle.gguf_purpose import no_language_model
+    from edgeprism.bundle.open import open_bundle
+
+    if path.is_dir():
+        open_bundle(path)
+        return ["captioner"]
+    if reason := no_language_model(read_model_header(path)):
+        raise ModelError(f"{path}: cannot be used: {reason}.", "Name another model.")
+    return ["reasoner", "captioner"] if mmproj_beside(path) else ["reasoner"]
+
+
+@contextlib.contextmanager
+def told_to_pull(name: str, kind: Kind | None = None) -> Iterator[None]:
+    """Say of a catalogue's model that is not installed how to get it, inside the block.
+
+    Of one that is not of the `kind` that is needed, getting it would not help.
+    """
+    try:
+        yield
+    except ModelError as error:
+        from edgeprism.install.inventory import list_models
+
+        for entry in list_models():
+            if entry.name == name and entry.state == "available":
+                if kind is not None and entry.kind != kind:
+                    raise _wrong_kind(name, entry.kind) from error
+                raise ModelError(
+                    f"{name} is not installed yet.",
+                    f"Get it with `edgeprism pull {name}`; `edgeprism models show {name}` says "
+                    "what it needs.",
+                ) from error
+        raise
+
+
+def _wrong_kind(name: str, kind: str) -> ModelError:
+    other = "reasoner" if kind == "captioner" else "captioner"
+    return ModelError(
+        f"{name} is a {kind}, not a {other}.",
+        f"`edgeprism models list` shows every {other}, and which is here.",
+    )
+
+
+@contextlib.contextmanager
+def told_of_similar(name: str) -> Iterator[None]:
+    """Name the reasoners, installed or to be pulled, that are spelt like a name of none."""
+    try:
+        yield
+    except ModelError as error:
+        import difflib
+
+        from edgeprism.install.inventory import list_models
+
+        models = list_models()
+        if any(e.name == name and e.kind != "reasoner" for e in models):
+            raise _wrong_kind(name, "captioner") from error
+        known = [entry.name for entry in models if entry.kind == "reasoner"]
+        close = difflib.get_close_matches(name.lower(), known)
+        if not close or name in known or is_reference(name) or os.path.lexists(name):
+            raise
+        raise ModelError(
+            error.summary, f"Did you mean {' or '.join(close)}? `edgeprism models list` shows all."
+        ) from error
+
+
+def is_named(kind: Kind) -> bool:
+    """Return whether the command line, not a default, names the running command's models."""
+    context = click.get_current_context()
+    sources = map(context.get_parameter_source, _PARAMETERS[kind])
+    return ParameterSource.COMMANDLINE in sources
+
+
+@contextlib.contextmanager
+def told_of_origin(kind: Kind, name: str) -> Iterator[None]:
+    """Say of a model that the command line does not name where its name came from."""
+    try:
+        yield
+    except EdgePrismError as error:
+        if origin := _origin(kind, name):
+            error.details = (*error.details, origin)
+        raise
+
+
+def _origin(kind: Kind, name: str) -> str:
+    """Return what names a default model, in words; "" for EdgePrism's own and for a named one."""
+    from edgeprism.bundle.defaults import SETTINGS, chosen_model
+    from edgeprism.files.config import find_config
+
+    context = click.get_current_context()
+    sources = [context.get_parameter_source(parameter) for parameter in _PARAMETERS[kind]]
+    if ParameterSource.COMMANDLINE in sources:
+        return ""
+    if ParameterSource.DEFAULT_MAP in sources:
+        setting = f"{context.info_name}.{SETTINGS[kind]}"
+    elif kind == "captioner" and os.environ.get("EDGEPRISM_MODEL") == name:
+        return f"{name} is what the environment's EDGEPRISM_MODEL names."
+    elif chosen_model(kind) == name:
+        setting = SETTINGS[kind]
+    else:
+        return ""
+    return f"{name} is the setting {setting} in {find_config()}; another: edgeprism use NAME"
