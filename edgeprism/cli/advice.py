@@ -45,10 +45,11 @@ def advise_captioner(manifest: Manifest, *, says_nothing: bool) -> None:
     start = f"{manifest.name} knows drawn pictures, not photographs."
     if offer is None:
         say(f"{start} `edgeprism setup` says how to get a captioner for this machine.")
-    elif offer.here:
+    elif offer.installed:
         say(f"{start} For these: edgeprism use {offer.name}")
     else:
+        size = f"{offer.fetch_bytes / 1e9:.1f} GB"
         say(
-            f"{start} For these: edgeprism pull {offer.name} ({offer.fetch / 1e9:.1f} GB), then "
-            f"edgeprism use {offer.name}; or `edgeprism setup`."
+            f"{start} For these: edgeprism pull {offer.name} ({size}), then edgeprism use "
+            f"{offer.name}; or `edgeprism setup`."
         )

@@ -116,7 +116,7 @@ def _from_text(setting: Setting, values: tuple[str, ...]) -> object:
     """Return the value that the file shall hold, as the option's type has it."""
     name = setting.section or sections_with(setting.key)[1]
     target = importlib.import_module(f"edgeprism.cli.{name}").command
-    ctx = click.Context(target, info_name=name)
+    ctx = click.Context(target, parent=click.get_current_context().find_root(), info_name=name)
     option = find_option(ctx, setting.key)
     assert option is not None  # a test compares SETTINGS with the commands
     if not option.multiple and len(values) > 1:

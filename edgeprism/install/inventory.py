@@ -121,7 +121,7 @@ def _to_entry(name: str, path: Path, state: str, catalogue: Catalogue) -> ModelE
             bundle = open_bundle(path)
             size = sum(entry.size for entry in bundle.manifest.files.values())
             made = catalogue.captioners.get(name) or catalogue.gguf.get(name)
-            text = bundle.manifest.notice or (made.description if made else "")
+            text = made.description if made else bundle.manifest.notice
             return ModelEntry(
                 name, "captioner", state, size, bundle.manifest.license, text, str(path)
             )

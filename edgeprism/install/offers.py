@@ -1,0 +1,129 @@
+"""Choose models that fit a machine, and foretell how long they take.
+
+How long a model would take follows from two rates of the machine (`edgeprism.machine.rates`) and
+from how much work the model is, which the catalogue knows. The factors between a rate and what the
+engines reach were measured with a captioner of PrismCaptioner-2B's dimensions on two cores, where
+the same minutes gave 125 GFLOP/s and 23 GB/s: encoding with libmtmd 6.5 s and with an int8 graph
+2.9 s, prefill of 768 rows 17 s, 14 tokens a second.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edgeprism.choices import DEFAULT_MODEL
+from edgeprism.install.inventory import ModelEntry
+from edgeprism.machine import facts
+from edgeprism.machine.available_memory import available_memory
+from edgeprism.machine.rates import Rates
+from edgeprism.models.catalogue import Work
+
+# parts of the two rates that the engines reach
+ENCODE, ENCODE_GRAPH, PREFILL, DECODE = 0.8, 1.8, 1.2, 0.65
+CAPTION_TOKENS, ANSWER_TOKENS = 80, 30
+QUESTION_TOKENS = 400  # the captions, the question and the examples of its prompt
+PATIENCE_S = 20.0  # for one picture, or one answer; above it a faster model is recommended
+OFFERED = 3
+_MEMORY_SHARE = 0.8  # of what the machine has, for one model
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One model that fits this machine."""
+
+    name: str  # as commands take it
+    kind: str  # captioner | reasoner
+    installed: bool  # it can be used as it is; else `pull` gets it
+    fetch_bytes: int  # 0 if all of it is on this disk
+    memory_bytes: int | None  # estimated
+    seconds: float | None  # estimated for a picture, or an answer; None if nothing is known
+    license: str
+    description: str
+
+    @property
+    def here(self) -> bool:
+        """Whether nothing needs to be fetched."""
+        return self.fetch_bytes == 0
+
+
+def choose_offers(
+    kind: str,
+    entries: Sequence[ModelEntry],
+    work: Mapping[str, Work],
+    rates: Rates,
+    *,
+    offline: bool,
+    cached: frozenset[str] = frozenset(),
+) -> list[Offer]:
+    """Return at most three models of a kind that fit, the recommended one first.
+
+    What is on the disk goes before what must be fetched. Among models to fetch, the recommended
+    one is the largest that takes no longer than `PATIENCE_S`; a larger and a faster one follow.
+    `cached` names models of the catalogue whose files lie in the hub's cache.
+    """
+    fitting = [
+        _to_offer(entry, work.get(entry.name), rates, cached)
+        for entry in entries
+        if entry.kind == kind
+        and entry.name != DEFAULT_MODEL  # it is made for drawn scenes
+        and entry.state != "damaged"
+        and _fits(entry.memory)
+    ]
+    here = sorted((offer for offer in fitting if offer.here), key=_impatience)
+    known = [o for o in fitting if not o.here and o.seconds is not None and not offline]
+    known.sort(key=lambda offer: offer.seconds or 0.0)
+    return [*here, *_around_best(known)][:OFFERED]
+
+
+def has_module(name: str) -> bool:
+    """Return whether a package is installed, without importing it."""
+    return importlib.util.find_spec(name) is not None
+
+
+def _impatience(offer: Offer) -> tuple[bool, float]:
+    """Order what is here: the largest that is fast enough, then the rest, the fastest first."""
+    if offer.seconds is None or offer.seconds <= PATIENCE_S:
+        return False, -(offer.memory_bytes or 0)
+    return True, offer.seconds
+
+
+def _around_best(by_seconds: list[Offer]) -> list[Offer]:
+    if not by_seconds:
+        return []
+    quick = [i for i, offer in enumerate(by_seconds) if (offer.seconds or 0.0) <= PATIENCE_S]
+    best = quick[-1] if quick else 0
+    places = [best, best + 1, best - 1, best + 2, best - 2]
+    return [by_seconds[i] for i in places if 0 <= i < len(by_seconds)]
+
+
+def _fits(memory: int | None) -> bool:
+    limits = [limit for limit in (facts.memory_bytes(), available_memory()) if limit is not None]
+    return memory is None or not limits or memory <= _MEMORY_SHARE * min(limits)
+
+
+def _to_offer(entry: ModelEntry, work: Work | None, rates: Rates, cached: frozenset[str]) -> Offer:
+    installed = entry.state != "available"
+    return Offer(
+        name=entry.name,
+        kind=entry.kind,
+        installed=installed,
+        fetch_bytes=0 if installed or entry.name in cached else (entry.size or 0),
+        memory_bytes=entry.memory,
+        seconds=None if work is None else _seconds(entry, work, rates),
+        license=entry.license,
+        description=entry.description,
+    )
+
+
+def _seconds(entry: ModelEntry, work: Work, rates: Rates) -> float:
+    answers = entry.kind == "reasoner"
+    rows, tokens = (QUESTION_TOKENS, ANSWER_TOKENS) if answers else (work.rows, CAPTION_TOKENS)
+    # `pull` makes the graph where the extra `pairs` is installed
+    share = ENCODE_GRAPH if work.graph and has_module("onnx") else ENCODE
+    encode = work.encode_gflop / (rates.gflops * share)
+    prefill = 2 * work.parameters_b * rows / (rates.gflops * PREFILL)
+    # each token reads the language model's weights once, and none of the encoder's
+    read = max(0.0, (entry.disk or entry.size or 0) - work.vision_gb * 1e9)
+    return encode + prefill + tokens * read / (rates.read_gbs * 1e9 * DECODE)
