@@ -119,6 +119,8 @@ def _from_text(setting: Setting, values: tuple[str, ...]) -> object:
     ctx = click.Context(target, parent=click.get_current_context().find_root(), info_name=name)
     option = find_option(ctx, setting.key)
     assert option is not None  # a test compares SETTINGS with the commands
+    if any(_is_no_text(value) for value in values):
+        raise UsageError(f"{setting.name}: the value is not UTF-8.", "The file holds text alone.")
     if not option.multiple and len(values) > 1:
         raise UsageError(f"{setting.name} takes one value.", "Put it in quotation marks.")
     if option.multiple and len(values) == 1 and values[0].startswith("["):
@@ -151,6 +153,11 @@ def _checked_models(key: str, value: object) -> object:
             checked = [model_to_default(str(name), kind)[1] for name in names]
             return checked if isinstance(value, list) else checked[0]
     return value
+
+
+def _is_no_text(text: str) -> bool:
+    """Return whether a word of the command line holds bytes that are no text."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _from_toml_list(setting: Setting, text: str) -> tuple[str, ...]:

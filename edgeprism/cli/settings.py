@@ -6,7 +6,9 @@ commands know them too; everything else reaches click as its map of defaults.
 
 from __future__ import annotations
 
+import math
 import os
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -93,9 +95,16 @@ def checked_value(ctx: click.Context, option: click.Option, setting: Setting) ->
         raise _wrong(setting, f"must be {wanted}")
     if isinstance(value, list) and not option.multiple:
         raise _wrong(setting, f"must be {wanted}")
+    numbers = [one for one in several if isinstance(one, float)]
+    if not all(map(math.isfinite, numbers)):
+        raise _wrong(setting, "must be a finite number")
+    if numbers and isinstance(option.type, click.types.IntParamType):
+        raise _wrong(setting, "must be a whole number")
     value = several if option.multiple else value
     try:
         option.type_cast_value(ctx, value)
+    except OverflowError as error:
+        raise _wrong(setting, "is too large a number") from error
     except click.BadParameter as error:
         raise _wrong(setting, error.message.rstrip(".").replace(" range", "")) from error
     return value
@@ -144,7 +153,7 @@ def describe_known(name: str) -> str:
 
 def _wrong(setting: Setting, reason: str) -> UsageError:
     return UsageError(
-        f"{find_config()}: {setting.name} = {setting.value!r}: {reason}.",
+        f"{find_config()}: {setting.name} = {reprlib.repr(setting.value)}: {reason}.",
         f"Mend it (edgeprism config set {setting.name} VALUE), or take it away "
         f"(edgeprism config unset {setting.name}).",
     )

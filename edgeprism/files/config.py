@@ -68,12 +68,13 @@ def change_config(section: str, key: str, value: object) -> Path:
         UsageError: The file is no TOML, or writes this setting in a form that is left to an editor.
         OutputError: The file cannot be written, or this user has no folder for it.
     """
-    path = find_config()
-    if path is None:
+    found = find_config()
+    if found is None:
         raise OutputError(
             "There is no folder for settings: this user has no home folder.",
             "Set EDGEPRISM_HOME to a folder that you may write to.",
         )
+    path = Path(os.path.realpath(found))  # where it is a link, the link stays
     text = _read_text(path)
     config = _parsed(text, path)
     if not isinstance(config.get(section, {}), dict):
@@ -82,7 +83,7 @@ def change_config(section: str, key: str, value: object) -> Path:
     new = _changed_text(text, section, key, value)
     try:
         right = _parsed(new, path) == wanted
-    except UsageError:
+    except (UsageError, RecursionError):  # what is nested very deeply cannot be compared
         right = False
     if not right:
         name = f"{section}.{key}" if section else key
@@ -95,7 +96,7 @@ def change_config(section: str, key: str, value: object) -> Path:
     except OSError as error:
         raise output_error(path, error) from error
     write_atomically(path, new.encode())
-    return path
+    return found
 
 
 def _read_text(path: Path) -> str:
@@ -104,7 +105,7 @@ def _read_text(path: Path) -> str:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise UsageError(f"{path}: more than {_MAX_BYTES:,} bytes.", "Shorten or remove it.")
-        return data.decode()
+        return data.decode("utf-8-sig")
     except OSError as error:
         if not os.path.lexists(path):  # none, or in a folder that this user may not even enter
             return ""
@@ -120,7 +121,7 @@ def _parsed(text: str, path: Path | None) -> dict[str, Any]:
 
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also for very long numbers
         raise UsageError(f"{path}: is no TOML: {error}.", "Mend that line.") from error
 
 
@@ -142,7 +143,8 @@ def _changed_text(text: str, section: str, key: str, value: object) -> str:
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
     start, end = _table_lines(lines, section)
-    new = [] if value is None else [f"{key} = {json.dumps(value, ensure_ascii=False)}\n"]
+    end_of_line = "\r\n" if "\r\n" in text else "\n"
+    new = [] if value is None else [f"{key} = {_to_toml(value)}{end_of_line}"]
     setting = re.compile(rf"\s*{re.escape(key)}\s*=")
     for number in range(start, end):
         if setting.match(lines[number]):
@@ -150,10 +152,15 @@ def _changed_text(text: str, section: str, key: str, value: object) -> str:
     if not new:
         return text
     if section and start == len(lines) and not _is_header(lines[-1:], section):
-        new = [*(["\n"] if lines else []), f"[{section}]\n", *new]
+        new = [*([end_of_line] if lines else []), f"[{section}]{end_of_line}", *new]
     while end > start and not lines[end - 1].strip():
         end -= 1  # blank lines stay in front of the next table
     return "".join([*lines[:end], *new, *lines[end:]])
+
+
+def _to_toml(value: object) -> str:
+    """Return a value in TOML, which differs from JSON in one character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _is_header(lines: list[str], section: str) -> bool:

@@ -117,6 +117,13 @@ def test_every_setting_is_an_option_of_its_command(capfd: Captured) -> None:
         ("[caption]\nexclude = [1.5, {a = 1}]\n", "caption.exclude"),
         ("[caption]\nmax-tokens = 2024-01-01\n", "caption.max-tokens"),
         ("model = 7\n", "model"),
+        ("[caption]\nmax-tokens = inf\n", "caption.max-tokens"),
+        ("[caption]\nmax-tokens = 3.7\n", "caption.max-tokens"),
+        (f"[caption]\ntemperature = 1{'0' * 400}\n", "caption.temperature"),
+        ("[caption]\ntemperature = nan\n", "caption.temperature"),
+        (f"[caption]\nmax-tokens = {'1' * 5000}\n", "TOML"),
+        ("[caption]\nexclude = [{" + "x." * 5000 + "x = 1}]\n", "caption.exclude"),
+        ("[[caption]]\n", "caption"),
         ("model =\n", "TOML"),
         ("a = " + "[" * 5000, "TOML"),
         ("\udcff", "UTF-8"),
@@ -183,6 +190,8 @@ def test_set_get_list_unset(capfd: Captured) -> None:
         (["caption.exclude", "[1"], "caption.exclude"),
         (["caption.txt", "perhaps"], "true or false"),
         (["caption.overwrite", "true"], "caption.overwrite"),
+        (["caption.instruction", "a\udcffb"], "UTF-8"),
+        (["caption.temperature", "nan"], "finite"),
     ],
 )
 def test_a_wrong_set_writes_nothing(arguments: list[str], named: str, capfd: Captured) -> None:
@@ -311,6 +320,16 @@ def test_other_forms_are_changed_rightly_or_left(text: str) -> None:
         assert error.hint.startswith("Open the file")  # noqa: PT017
     else:
         assert tomllib.loads(path.read_text()) == {"caption": {**before["caption"], "txt": False}}
+
+
+def test_the_file_may_be_a_link_have_a_mark_and_other_line_ends(tmp_path: Path) -> None:
+    real = tmp_path / "dotfiles.toml"
+    real.write_bytes(b"\xef\xbb\xbfmodel = 'a'\r\n# mine\r\n")
+    config_file().symlink_to(real)
+    change_config("caption", "instruction", "a\x7fb")
+    assert config_file().is_symlink()
+    assert b"\n" not in real.read_bytes().replace(b"\r\n", b"")
+    assert read_config() == {"model": "a", "caption": {"instruction": "a\x7fb"}}
 
 
 def test_without_a_home(monkeypatch: pytest.MonkeyPatch, capfd: Captured) -> None:

@@ -150,7 +150,7 @@ IDLE = [
     ("caption {photo} --together --batch 4", "--batch", "one caption"),
     ("caption {photo} --together --limit 4", "--limit", "one caption"),
     ("caption {photo} --together --on-error stop", "--on-error", "one caption"),
-    ("caption {photo} --lm-chat-format chatml", "chat format", "--lm and --mmproj"),
+    ("caption {photo} --lm-chat-format chatml", "chat format", "a pair of GGUF files"),
     ("ask {photo} What? --merge-captions", "--merge-captions", "several captioners"),
     ("ask {photo} What? --merge-captions -m nano", "--merge-captions", "several captioners"),
     ("ask {photo} What? --choices a,b --schema x", "--choices", "--schema"),
