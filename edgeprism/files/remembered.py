@@ -9,6 +9,7 @@ from typing import Any
 from edgeprism.errors import OutputError
 from edgeprism.files.atomic import write_atomically
 from edgeprism.files.home import find_data_dir
+from edgeprism.files.locks import locked
 from edgeprism.files.regular import read_limited
 
 _MAX_BYTES = 64 << 20
@@ -41,12 +42,16 @@ class Remembered:
         if folder is None:
             return
         path = folder / self._name
+        with contextlib.suppress(OSError, OutputError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(path):  # else of two processes one would write over the other's fact
+                write_atomically(path, self._with(key, fact), durable=False)
+
+    def _with(self, key: str, fact: object) -> bytes:
+        """Return the file's content with one more fact."""
         facts = self.read()
         facts.pop(key, None)  # the latest fact comes last
         facts[key] = fact
         if self._limit is not None:
             facts = dict(list(facts.items())[-self._limit :])
-        data = json.dumps(facts, indent=1).encode()
-        with contextlib.suppress(OSError, OutputError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, data, durable=False)
+        return json.dumps(facts, indent=1).encode()
