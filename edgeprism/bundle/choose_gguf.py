@@ -184,7 +184,7 @@ def _named(models: list[_Model], wanted: str, names: Mapping[str, int]) -> _Mode
     fitting = [m for m in models if wanted in (m.name, PurePosixPath(m.name).name)]
     if not fitting:
         raise UsageError(
-            f"No language model {wanted} is there.", "Name one of these files, or none:",
+            f"No language model {wanted} is there, only:", "Name one of these files, or none.",
             _listed(m.name for m in models),
         )  # fmt: skip
     return _only(fitting)
@@ -246,8 +246,8 @@ def _no_model(names: Mapping[str, int]) -> ModelError:
     present = _gguf_names(names)
     if not present:
         return ModelError(
-            "No GGUF file is there.", "Name a repository or folder of GGUF files. There is:",
-            _listed(names),
+            "No GGUF file is there, only:" if names else "No GGUF file is there.",
+            "Name a repository or folder of GGUF files.", _listed(names),
         )  # fmt: skip
     broken = _broken(names)
     return ModelError(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from edgeprism.cli.command import is_quiet
-from edgeprism.cli.terminal import say
+from edgeprism.cli.terminal import is_quiet, say
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import Manifest

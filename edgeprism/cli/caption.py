@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.cli import completion
 from edgeprism.cli.advice import advise_captioner
-from edgeprism.cli.command import Command, is_quiet, with_examples
+from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.options import (
     cache_option,
     captioner_options,
@@ -25,7 +25,7 @@ from edgeprism.cli.options import (
 )  # fmt: skip
 from edgeprism.cli.settings import was_set
 from edgeprism.cli.stdin import check_stdin, saved_stdin, stdin_as_file
-from edgeprism.cli.terminal import print_json, say
+from edgeprism.cli.terminal import is_quiet, print_json, say
 from edgeprism.errors import EXIT_DONE, UsageError
 from edgeprism.files.safe_text import printable
 

@@ -17,7 +17,7 @@ import click
 from edgeprism.cli.errors import colour_choice
 from edgeprism.cli.rules import check_rules
 from edgeprism.cli.settings import use_settings
-from edgeprism.cli.terminal import say
+from edgeprism.cli.terminal import be_quiet, say
 
 # heading → the parameters below it, by their names in Python
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -44,7 +44,6 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 _SECTION_OF = {name: title for title, names in SECTIONS.items() for name in names}
 # options that had another name before → what they are called now
 OLD_NAMES = {"--captioner": "--model"}
-_QUIET = "edgeprism.quiet"
 
 
 class Command(click.Command):
@@ -141,15 +140,9 @@ def common_options() -> tuple[click.Option, ...]:
     )  # fmt: skip
 
 
-def is_quiet() -> bool:
-    """Return whether the command that runs now was given --quiet, before or after its name."""
-    context = click.get_current_context(silent=True)
-    return context is not None and bool(context.find_root().meta.get(_QUIET))
-
-
 def _be_quiet(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
     if value:
-        ctx.find_root().meta[_QUIET] = True
+        be_quiet(ctx)
 
 
 def _be_verbose(_ctx: click.Context, _option: click.Parameter, value: bool) -> None:

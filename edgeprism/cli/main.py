@@ -67,14 +67,28 @@ class LazyGroup(click.Group):
         name = args[0]
         if name in COMMANDS or ctx.resilient_parsing or name.startswith("-"):
             return super().resolve_command(ctx, args)
-        import difflib
-
         hint = "`edgeprism --help` lists the commands."
-        if close := difflib.get_close_matches(name, COMMANDS):
+        if close := _groups_with(self, ctx, name) or _similar(name):
             hint = f"Did you mean {' or '.join(f'`edgeprism {word}`' for word in close)}?"
         elif os.path.lexists(name):
             hint = f"To describe a picture: edgeprism caption {shlex.quote(name)}"
         raise UsageError(f"There is no command {name!r}.", hint)
+
+
+def _similar(name: str) -> list[str]:
+    import difflib
+
+    return difflib.get_close_matches(name, COMMANDS)
+
+
+def _groups_with(cli: click.Group, ctx: click.Context, name: str) -> list[str]:
+    """Return the commands below which `name` stands, as in `models discover`."""
+    groups = ((word, cli.get_command(ctx, word)) for word in COMMANDS)
+    return [
+        f"{word} {name}"
+        for word, group in groups
+        if isinstance(group, click.Group) and name in group.commands
+    ]
 
 
 def _with_common_options(command: click.Group) -> click.Group:

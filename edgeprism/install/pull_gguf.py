@@ -60,6 +60,7 @@ class Plan:
     choice: Choice
     verified: bool  # the project has run this very commit
     to_fetch: int  # bytes that the hub's cache does not hold yet
+    replaces: str = ""  # the file and commit of the installed model that goes; "" if none does
 
     @property
     def memory(self) -> int:
@@ -85,10 +86,12 @@ class Plan:
             )
         cached = choice.size - self.to_fetch
         lines.append(
-            f"  {_size(self.to_fetch)} to fetch"
-            f"{f', {_size(cached)} in the cache' if cached else ''}; to run it takes about "
-            f"{_size(self.memory)} of memory"
+            f"  {size_text(self.to_fetch)} to fetch"
+            f"{f', {size_text(cached)} in the cache' if cached else ''}; to run it takes about "
+            f"{size_text(self.memory)} of memory"
         )
+        if self.replaces:
+            lines.append(f"  It will replace the installed {self.replaces}, once it is complete.")
         if listing.renamed:
             lines.append(f"  The hub calls this repository {listing.renamed} now.")
         return lines
@@ -129,11 +132,20 @@ def plan_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) -> Pl
     kind = "captioner" if choice.mmproj else "reasoner"
     verified = entry.verified and listing.revision == entry.revision
     missing = bytes_to_fetch(listing, choice.files)
-    return Plan(name, kind, listing, choice, verified, missing)
+    return Plan(name, kind, listing, choice, verified, missing, _replaced(name, listing, choice))
+
+
+def _replaced(name: str, listing: Listing, choice: Choice) -> str:
+    """Return what is installed under a name, if `pull` put it there and it is another model."""
+    origin = pulled_from(name)
+    if origin is None or not any(place.exists() for place in places_of(name)):
+        return ""
+    same = (origin.source, origin.lm) == (f"{listing.repo}@{listing.revision}", choice.lm[0])
+    return "" if same else f"{origin.lm} of {origin.source}"
 
 
 def installed_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) -> Path | None:
-    """Return where the model is installed, if it is intact and the wanted one; say why not.
+    """Return where the model is installed, if it is the wanted one and intact; say if it is not.
 
     Raises UsageError if something else is installed under this name.
     """
@@ -153,10 +165,7 @@ def installed_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) 
         progress.say(f"{error.summary} It is pulled again.")
         return None
     moved = entry.revision not in ("main", origin.commit)
-    if origin.has(quant or entry.quant) and not moved:
-        return path
-    progress.say(f"{name} is installed from {origin.lm} of {origin.source}; it is replaced.")
-    return None
+    return path if origin.has(quant or entry.quant) and not moved else None
 
 
 def pull_gguf(
@@ -295,15 +304,16 @@ def _warn_of_memory(plan: Plan, progress: Progress) -> None:
     limit = memory_limit()
     if limit is not None and plan.memory > limit.size:
         progress.say(
-            f"{plan.name} takes about {_size(plan.memory)} of memory, and {limit.source} allows "
-            f"{_size(limit.size)}: it may fail or be slow. A smaller quantization takes less: "
-            f"hf:{plan.listing.repo}:QUANT"
+            f"{plan.name} takes about {size_text(plan.memory)} of memory, and {limit.source} "
+            f"allows {size_text(limit.size)}: it may fail or be slow. A smaller quantization takes "
+            f"less: hf:{plan.listing.repo}:QUANT"
         )
 
 
 def _described(listing: Listing, name: str, quant: str) -> str:
-    return f"{name}, {f'{quant}, ' if quant else ''}{_size(listing.sizes[name])}"
+    return f"{name}, {f'{quant}, ' if quant else ''}{size_text(listing.sizes[name])}"
 
 
-def _size(size: int) -> str:
+def size_text(size: int) -> str:
+    """Return a number of bytes as a person reads it."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -183,8 +183,7 @@ def _pip_failed(requirement: str, lines: list[str]) -> PullError:
     broken = [line for line in lines if "connection broken" in line or "Retrying" in line]
     if broken:
         return PullError(
-            f"pip cannot reach its package index for {requirement}: "
-            f"{broken[-1].removeprefix('WARNING:').strip()}",
+            f"pip cannot reach its package index for {requirement}: {_cause(broken[-1])}.",
             "Check the network, the proxy and `pip config list`; or fetch the wheel elsewhere and "
             "pass it as `given`.",
         )
@@ -193,6 +192,15 @@ def _pip_failed(requirement: str, lines: list[str]) -> PullError:
         "Check `pip config list` and the index; or fetch the wheel elsewhere and pass it as "
         "`given`.",
     )
+
+
+def _cause(line: str) -> str:
+    """Return why a connection broke, without the Python objects that pip prints around it."""
+    found = re.search(r"connection broken by [\"'](.*)[\"'](?:: \S*)?$", line)
+    text = found[1] if found else line.removeprefix("WARNING:").strip()
+    text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>[:,]?\s*", "", text)
+    text = re.sub(r"\b\w+(?:Error|Exception)\(", "", text)
+    return text.strip("'\"(). ") or "it gave no reason"
 
 
 def empty_but_wheels(work: Path) -> None:

@@ -141,7 +141,7 @@ def test_several_towers_that_fit_equally() -> None:
     ("names", "summary", "listed"),
     [
         ({}, "No GGUF file", ()),
-        ({"model.safetensors": MB, "a.gguf.part1of2": MB}, "No GGUF file",
+        ({"model.safetensors": MB, "a.gguf.part1of2": MB}, "No GGUF file is there, only:",
          ("a.gguf.part1of2", "model.safetensors")),
         ({"mmproj-a-F16.gguf": MB}, "No complete language model", ("mmproj-a-F16.gguf",)),
         ({"imatrix.gguf": MB}, "No complete language model", ("imatrix.gguf",)),

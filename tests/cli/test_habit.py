@@ -198,7 +198,8 @@ def test_the_same_options_are_taken_where_they_do_something(
 
 
 def test_misspelt_commands_and_options(capfd: Captured, photo: Path) -> None:
-    for wrong, right in (("captoin", "caption"), ("model", "models"), ("asc", "ask")):
+    for wrong, right in (("captoin", "caption"), ("model", "models"), ("asc", "ask"),
+                         ("discover", "models discover"), ("prune", "cache prune")):  # fmt: skip
         assert run([wrong, "x"]) == 2
         assert f"Did you mean `edgeprism {right}`" in capfd.readouterr().err
     assert run([str(photo)]) == 2

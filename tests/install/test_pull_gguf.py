@@ -189,7 +189,8 @@ def test_what_is_installed_needs_no_network_and_another_quantization_replaces_it
     assert len(hub.requests) == n_requests
     progress = Said(hub)
     assert not pull(f"{REFERENCE}:F16", progress=progress).was_there
-    assert "it is replaced" in progress.text
+    commit = commit_of(hub.repositories[PAIR])
+    assert f"replace the installed {LM} of {PAIR}@{commit}, once" in progress.text
     check_whole(hub.repositories[PAIR], "tiny-eyes-F16.gguf")
     # what was in the cache is not fetched again, also not for a model that was damaged
     (data_dir() / "models" / NAME / "lm.gguf").unlink()
@@ -197,6 +198,49 @@ def test_what_is_installed_needs_no_network_and_another_quantization_replaces_it
     pull(f"{REFERENCE}:F16")
     assert not [path for _, path, _ in hub.requests[n_requests:] if path.endswith(".gguf")]
     check_whole(hub.repositories[PAIR], "tiny-eyes-F16.gguf")
+
+
+def test_nothing_is_called_replaced_by_a_model_that_is_not_there(hub: StandInHub) -> None:
+    pull(REFERENCE)
+    progress = Said(hub)
+    with pytest.raises(UsageError, match="No language model in Q3_K"):
+        pull(f"{REFERENCE}:Q3_K", progress=progress)
+    assert "replace" not in progress.text
+    check_whole(hub.repositories[PAIR])
+
+
+def test_quiet_says_nothing(hub: StandInHub, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["pull", "-q", f"hf:{CHAT}"]) == 0
+    assert capfd.readouterr() == (f"{data_dir() / 'models' / 'tiny-chat.gguf'}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("gemma3", "Did you mean gemma3-4b"),
+        ("Smolvlm-256m", "Did you mean smolvlm-256m?"),
+        ("smollm2-135", "Did you mean smollm2-135m"),
+        ("smolvlm-256m:f16", "edgeprism pull smolvlm-256m --lm-quant F16"),
+        ("someone/Tiny-Chat-GGUF", "write hf:someone/Tiny-Chat-GGUF"),
+        ("someone/Tiny-Chat-GGUF:Q8_0", "write hf:someone/Tiny-Chat-GGUF:Q8_0"),
+        ("https://huggingface.co/someone/Tiny-Chat-GGUF", "Write hf:someone/Tiny-Chat-GGUF"),
+        ("https://huggingface.co/a/b/tree/main?x=1", "Write hf:a/b"),
+        ("https://huggingface.co/a/b/resolve/main/sub/c-Q4_0.gguf?download=true",
+         "Write hf:a/b:sub/c-Q4_0.gguf"),
+        ("hf.co/a/b:Q4_K_M", "Write hf:a/b:Q4_K_M"),
+        ("ollama:llava:7b", "It is used where it lies, and is not pulled: edgeprism use "
+         "ollama:llava:7b"),
+        ("hub:a/b", "It is used where it lies, and is not pulled: edgeprism use hub:a/b, or "
+         "edgeprism pull hf:a/b"),
+        ("zzz", "Known: "),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_nearly_right(name: str, hint: str) -> None:
+    for call in (pull, plan_pull):
+        with pytest.raises(ModelError) as caught:
+            call(name)
+        assert hint in caught.value.hint
+        assert caught.value.hint.startswith(hint) or hint[0].islower()
 
 
 def test_a_language_model_alone_becomes_a_reasoner(
@@ -286,8 +330,15 @@ def test_a_dry_run_fetches_nothing(hub: StandInHub, capfd: pytest.CaptureFixture
     assert "licence: apache-2.0" in printed.err
     assert not [path for _, path, _ in hub.requests if "resolve" in path]
     assert models_folder() == []
+    for name, words in (
+        ("smollm2-135m", ("reasoner", "licence: Apache-2.0", "98.4 MB", "the wheel of")),
+        ("prismcaptioner-2b", ("captioner", "captioner: Yuxuan-Qiao/", "GB of memory")),
+    ):
+        assert run(["pull", name, "--dry-run"]) == 0
+        printed = capfd.readouterr()
+        assert all(word in printed.err for word in words), printed.err
     with pytest.raises(UsageError, match="does not come in GGUF"):
-        plan_pull("smollm2-135m")
+        plan_pull("smollm2-135m", options=GgufOptions(name="x"))
 
 
 # ---- a hub that misbehaves, and the pull is complete
