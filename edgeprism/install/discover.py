@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
 from edgeprism.bundle.gguf_parts import part_paths, read_model_header
 from edgeprism.bundle.gguf_purpose import no_language_model
 from edgeprism.errors import ModelError, UsageError
+from edgeprism.files.home import installed_models_dirs
 from edgeprism.vision.mmproj_checks import check_mmproj, projector_of, row_width
 
 FOLDER = "folder"
@@ -90,7 +91,32 @@ def discover(folders: Iterable[Path] = ()) -> list[Discovered]:
             raise UsageError(f"{folder} is not a folder.", "Name a folder that holds GGUF files.")
     order = {"captioner": 0, "reasoner": 1, "unusable": 2}
     candidates = _without_twins(_in_folders(given) if given else _in_stores())
-    return sorted((_describe(*found) for found in candidates), key=lambda m: order[m.kind])
+    own = _installed_files()
+    described = (_with_own_name(_describe(*found), own) for found in candidates)
+    return sorted(described, key=lambda m: order[m.kind])
+
+
+def _installed_files() -> dict[tuple[int, int], str]:
+    """Return {device and inode: name} of the GGUF files of installed models, where links lead."""
+    names = {}
+    for place in installed_models_dirs():
+        for path in (*place.glob("*.gguf"), *place.glob("*/*.gguf")):
+            with contextlib.suppress(OSError):  # a link that leads nowhere
+                status = path.stat()
+                name = path.stem if path.parent == place else path.parent.name
+                names[status.st_dev, status.st_ino] = name
+    return names
+
+
+def _with_own_name(model: Discovered, own: Mapping[tuple[int, int], str]) -> Discovered:
+    """Note the name of the installed model that `pull` links to the very same file."""
+    with contextlib.suppress(OSError):
+        status = os.stat(model.paths[0]) if model.paths else None
+        name = own.get((status.st_dev, status.st_ino)) if status else None
+        if name and not model.problem:
+            notes = (f"installed here as {name}", model.note)
+            return replace(model, note="; ".join(filter(None, notes)))
+    return model
 
 
 def reference_facts(reference: str) -> dict[str, Any]:

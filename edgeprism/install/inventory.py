@@ -176,8 +176,10 @@ def model_facts(name: str, catalogue: Catalogue | None = None) -> dict[str, Any]
     except ModelError as error:
         if name in catalogue.names():
             entry = catalogue.find(name)
-            kind = _available(name, entry).kind
-            return {**asdict(entry), "name": name, "kind": kind, "state": "available"}
+            line = _with_needs(_available(name, entry))
+            memory = None if line.memory is None else round(line.memory / 1e9, 1)
+            first = {"name": name, "kind": line.kind, "state": line.state}
+            return {**first, **asdict(entry), "memory_gb": memory}
         raise error
     return _gguf_facts(path, catalogue) if path.is_file() else _bundle_facts(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -108,6 +109,9 @@ def test_show_what_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert "google/siglip-so400m-patch14-384" in out
     assert "verified: no" in out
+    code, out, _ = printed(capsys, "show", "gemma3-4b")
+    assert out.startswith("name: gemma3-4b\nkind: captioner\nstate: available\n")
+    assert re.search(r"^memory_gb: [0-9.]+$", out, re.MULTILINE)
     code, out, err = printed(capsys, "show", "nosuch")
     assert (code, out) == (ModelError.exit_code, "")
     assert "models list" in err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 
 from edgeprism.bundle.elsewhere import kept, ollama
 from edgeprism.cli.main import run
+from edgeprism.files.home import data_dir
 from edgeprism.install.discover import Discovered, discover, looked_in, reference_facts
 from tests.helpers import bundles, elsewhere, mmprojs, ordinary_user
 
@@ -48,6 +51,48 @@ def only(found: list[Discovered]) -> Discovered:
 
 
 # ---- healthy stores
+
+
+@linux
+def test_a_default_that_another_program_keeps(
+    store: Path, models: elsewhere.Models, photo: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere.ollama_store(store, models)
+    assert run(["use", "ollama:llava:7b"]) == 0
+    assert run(["use", "ollama:qwen2.5:3b"]) == 0
+    capfd.readouterr()
+    assert run(["models", "show", "ollama:llava:7b"]) == 0
+    shown = capfd.readouterr().out
+    assert re.search(r"^paths:\n  /\S+\n  /\S+\n", shown, re.MULTILINE)
+    assert "problem:" not in shown
+    assert "note:" not in shown
+    assert run(["models", "list"]) == 0
+    assert "The default captioner is ollama:llava:7b, which" in capfd.readouterr().err
+    shutil.rmtree(store)
+    assert run(["caption", str(photo)]) == 4
+    said = capfd.readouterr().err
+    assert "Your settings name this captioner; back to EdgePrism's own: edgeprism use nano" in said
+    assert run(["ask", str(photo), "What?", "-m", "nano"]) == 4
+    assert "Your settings name this reasoner" in capfd.readouterr().err
+    assert run(["caption", str(photo), "-m", "ollama:llava:7b"]) == 4  # named by the caller
+    assert "Your settings" not in capfd.readouterr().err
+    assert run(["use"]) == 0
+    assert "ollama:llava:7b: Ollama keeps no such model" in capfd.readouterr().err
+
+
+@linux
+def test_what_pull_installed_is_told_to_be_that(home: Path, models: elsewhere.Models) -> None:
+    elsewhere.all_stores(home, models)
+    found = by_reference(discover())
+    [lm] = found["hub:owner/words-GGUF:Q4_K_M"].paths
+    installed = data_dir() / "models"
+    installed.mkdir(parents=True, exist_ok=True)
+    (installed / "mine.gguf").symlink_to(lm)
+    found = by_reference(discover())
+    assert found["hub:owner/words-GGUF:Q4_K_M"].note == "installed here as mine"
+    assert [model.reference for model in found.values() if "installed" in model.note] == [
+        "hub:owner/words-GGUF:Q4_K_M"
+    ]
 
 
 @linux
