@@ -3,7 +3,8 @@
 #     docker build -t local/edgeprism .
 #     docker run --rm --network none -v "$PWD:/pictures:ro" local/edgeprism caption /pictures/photo.jpg
 #
-# Models and captions stay in a volume: -v edgeprism:/data
+# Models and captions stay in a volume: -v edgeprism:/data. The model hub's cache is there as well, because installed
+# models link to it.
 
 FROM python:3.11-slim-bookworm AS build
 RUN apt-get update \
@@ -30,7 +31,7 @@ RUN apt-get update \
     && useradd --create-home edgeprism \
     && install --directory --owner edgeprism /data
 COPY --from=build /opt/edgeprism /opt/edgeprism
-ENV PATH="/opt/edgeprism/bin:$PATH" EDGEPRISM_HOME=/data
+ENV PATH="/opt/edgeprism/bin:$PATH" EDGEPRISM_HOME=/data HF_HOME=/data/huggingface
 USER edgeprism
 VOLUME /data
 ENTRYPOINT ["edgeprism"]

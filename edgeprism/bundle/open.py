@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -97,6 +98,12 @@ def find_model(model: str | os.PathLike[str]) -> Path:
             f"Model {text!r} is a repository of a model hub, not a model of this machine.",
             f"`edgeprism pull {text}` gets it. If it is in the hub's cache, name it hub:{text[3:]}",
         )
+    for place in model_places():
+        if os.path.islink(link := place / f"{text}.gguf"):
+            raise ModelError(
+                f"{link}: its link leads to no file: the hub's cache no longer has it.",
+                f"Pull {text} again.",
+            )
     raise ModelError(
         f"Model {text!r} is neither a bundle nor a GGUF file nor an installed model.",
         f"{_similar(text)}`edgeprism models list` shows what there is, `edgeprism pull NAME` gets "
@@ -205,8 +212,18 @@ def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
         if (problem := _size_problem(path / name, entry.size))
     ]
     if wrong:
-        raise ModelError(f"{path}: incomplete:", "Copy or convert it again.", wrong)
+        raise ModelError(f"{path}: incomplete:", _made_again(path, manifest), wrong)
     return Bundle(path, manifest, digest)
+
+
+def _made_again(path: Path, manifest: Manifest) -> str:
+    """Return how to get a model again of which files are missing."""
+    name, source = known_name(path), manifest.sources[0].name if manifest.sources else ""
+    # as `pull` writes it of files that stay in the hub's cache: OWNER/REPO@COMMIT: FILE
+    found = re.fullmatch(r"([\w.-]+/[\w.-]+)@[0-9a-f]+: (\S+)", source, re.ASCII)
+    if found is None or name is None or manifest.family != "mmproj":
+        return "Copy or convert it again."
+    return f"Pull it again: edgeprism pull hf:{found[1]}:{found[2]} --name {name}"
 
 
 def choose_vision(

@@ -46,6 +46,7 @@ def list_(limit: str | None, as_json: bool) -> None:
     With --fits, also print the disk and memory that each needs; both are estimates for one
     picture at a time.
     """
+    from edgeprism.bundle.defaults import BUILT_IN, default_model
     from edgeprism.install.inventory import list_models
 
     entries = list_models()
@@ -63,10 +64,14 @@ def list_(limit: str | None, as_json: bool) -> None:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
         click.echo("  ".join([*cells, row[-1]]).rstrip())
+    for kind in BUILT_IN:
+        if is_reference(name := default_model(kind)):
+            say(f"The default {kind} is {name}, which another program keeps.")
 
 
 def _row(entry: ModelEntry) -> tuple[str, ...]:
-    about = (entry.problem or entry.description).partition("\n")[0]
+    first, _, rest = (entry.problem or entry.description).partition("\n")
+    about = f"{first} {rest.partition(chr(10))[0].strip()}" if first.endswith(":") else first
     about = f"(default) {about}" if entry.default else about
     cells = (entry.name, entry.kind, entry.state, size_text(entry.size), about)
     return tuple(map(printable_line, cells))
@@ -85,7 +90,8 @@ def discover(folders: tuple[Path, ...], as_json: bool) -> None:
 
     Looks where Ollama, LM Studio, the hub's cache, llama.cpp, Jan and GPT4All keep models, or in
     each FOLDER instead, and reads headers alone. What stands under REFERENCE is a model's name for
-    every command: a captioner's for --model, a reasoner's for --reasoner.
+    every command: a captioner's for --model, a reasoner's for --reasoner. Only `use` takes no path:
+    `models add` gives the model of a folder a name.
     """
     from edgeprism.cli.discovered import lines
     from edgeprism.install.discover import discover as find
@@ -107,15 +113,19 @@ def discover(folders: tuple[Path, ...], as_json: bool) -> None:
 @command.command("add", cls=Command)
 @click.argument("source", metavar="BUNDLE|FILE.gguf", type=click.Path(path_type=Path))
 @click.argument("name", default="", metavar="[NAME]")
-def add(source: Path, name: str) -> None:
-    """Copy a bundle or a chat model's GGUF file into the data folder, under NAME.
+@click.option("--lm-chat-format", metavar="NAME",
+              help="llama.cpp's name of a pair's chat format, for a file whose own template "
+              "llama.cpp does not know.")  # fmt: skip
+def add(source: Path, name: str, lm_chat_format: str | None) -> None:
+    """Copy a bundle or a language model's GGUF file into the data folder, under NAME.
 
-    From then on every command knows it by that name. Without NAME, a bundle is called as its
-    manifest says and a file as it is, without .gguf.
+    A language model with its mmproj beside it becomes a captioner, one alone a reasoner. From then
+    on every command knows it by that name. Without NAME, a bundle is called as its manifest says
+    and a file as it is, without .gguf.
     """
     from edgeprism.install.own_models import add_model
 
-    added, path = add_model(source, name)
+    added, path = add_model(source, name, chat_format=lm_chat_format)
     say(f"{added} is installed.")
     print_path(path)
 
@@ -128,6 +138,7 @@ def remove(name: str, yes: bool) -> None:
 
     What was pulled in GGUF files stays in the model hub's cache, which other programs share.
     """
+    from edgeprism.bundle.defaults import BUILT_IN, chosen_model, default_model
     from edgeprism.bundle.open import find_model
     from edgeprism.install.own_models import remove_model
     from edgeprism.install.pulled_models import kept_in_cache
@@ -137,7 +148,10 @@ def remove(name: str, yes: bool) -> None:
     if not yes and not confirm(f"Delete {find_model(name)}?"):
         raise UsageError("Nothing was deleted.", "Give --yes to delete without asking.")
     cache = kept_in_cache(name)
+    was_default = [kind for kind in BUILT_IN if chosen_model(kind) == name]
     say(f"{remove_model(name)}: deleted")
+    for kind in was_default:
+        say(f"It was the default {kind}. That is {default_model(kind)} now.")
     if cache is not None:
         say(f"Its files stay in the model hub's cache, and take room there: {cache}")
 
@@ -158,7 +172,7 @@ def show(name: str, sizes: tuple[str, ...], images: tuple[Path, ...], as_json: b
     if as_json:
         _print_json(model_facts(name) if cost is None else cost)
         return
-    for line in _lines(model_facts(name) if cost is None else {**cost, **_in_words(cost)}):
+    for line in _lines(_shown(model_facts(name)) if cost is None else {**cost, **_in_words(cost)}):
         click.echo(line)
 
 
@@ -284,6 +298,11 @@ def _in_words(cost: dict[str, Any]) -> dict[str, str]:
     return {"size": f"{width} × {height}", "grid": grid}
 
 
+def _shown(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return facts without remarks that say nothing, for a person."""
+    return {key: value for key, value in facts.items() if value or key not in ("problem", "note")}
+
+
 def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
     """Return nested facts as lines of indented text."""
     lines = []
@@ -291,6 +310,8 @@ def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
         label = f"{indent}{printable_line(key)}:"
         if isinstance(value, dict):
             lines += [label, *_lines(value, indent + "  ")] if value else [f"{label} –"]
+        elif key == "paths":
+            lines += [label, *(f"{indent}  {_text(path)}" for path in value)]
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for item in value:
                 lines += [label, *_lines(item, indent + "  ")]

@@ -8,9 +8,11 @@ import click
 
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
-from edgeprism.cli.named_models import model_to_default
-from edgeprism.cli.terminal import print_line
-from edgeprism.errors import UsageError
+from edgeprism.cli.errors import with_options
+from edgeprism.cli.named_models import model_to_default, told_to_pull
+from edgeprism.cli.rules import is_url
+from edgeprism.cli.terminal import print_line, say
+from edgeprism.errors import ModelError, UsageError
 
 
 @with_examples("edgeprism use", "edgeprism use my-bundle", "edgeprism use nano")
@@ -35,3 +37,17 @@ def command(name: str) -> None:
         choose_model(kind, chosen)
     for each in BUILT_IN:
         print_line(f"{each}: {default_model(each)}")
+    for each in BUILT_IN:
+        _warn_if_missing(default_model(each))
+
+
+def _warn_if_missing(name: str) -> None:
+    from edgeprism.bundle.open import find_model
+
+    if is_url(name):  # a server's reasoner
+        return
+    try:
+        with told_to_pull(name):
+            find_model(name)
+    except ModelError as error:
+        say(f"note: {error.summary} {with_options(error.hint)}")

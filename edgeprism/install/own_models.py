@@ -9,7 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgeprism.bundle.defaults import BUILT_IN, choose_model, chosen_model
+from edgeprism.bundle.elsewhere.kept import mmproj_beside
 from edgeprism.bundle.gguf import read_gguf_header
+from edgeprism.bundle.gguf_purpose import no_language_model
 from edgeprism.bundle.manifest import FILE_NAME
 from edgeprism.bundle.open import Bundle, find_model, open_bundle
 from edgeprism.errors import ModelError, UsageError
@@ -17,24 +19,33 @@ from edgeprism.files.atomic import output_error
 from edgeprism.files.home import data_dir
 from edgeprism.install.pulled_models import remember_pulled
 from edgeprism.models.catalogue import read_catalogue
+from edgeprism.vision.pair import write_pair
+
+_SIDE_FILES = ("adapter", "imatrix", "mmproj")  # what a header calls a file that is no model
 
 # Names stand on command lines and in file names on every system.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def add_model(source: Path, name: str = "") -> tuple[str, Path]:
-    """Copy a bundle's folder, or a chat model's GGUF file, into the data folder.
+def add_model(source: Path, name: str = "", *, chat_format: str | None = None) -> tuple[str, Path]:
+    """Copy a bundle's folder, or a language model's GGUF file, into the data folder.
+
+    A language model whose mmproj lies beside it (`mmproj_beside`) becomes a captioner's bundle.
 
     Args:
         source: The bundle's folder or the GGUF file, which stays as it is.
         name: The name to add it under; by default the manifest's, or the file's without suffix.
+        chat_format: For such a pair: llama.cpp's name of its chat format.
 
     Returns:
         The name, and where the model now lies.
 
     Raises:
-        ModelError: There is no such model, or its files are not what its manifest says.
-        UsageError: The name is taken, or cannot be a name.
+        ModelError: There is no such model, its files are not what its manifest says, or the file
+            is no language model, such as an mmproj alone.
+        TemplateError: llama.cpp does not know the pair's chat template.
+        UsageError: The name is taken, or cannot be a name; `chat_format` of a model that is no
+            pair.
         OutputError: The data folder cannot be written.
     """
     bundle = open_bundle(source) if source.is_dir() else None
@@ -44,14 +55,18 @@ def add_model(source: Path, name: str = "") -> tuple[str, Path]:
             with suppress(ModelError):
                 hint = f"A model of this name is there already: {find_model(str(source))}"
             raise ModelError(f"{source}: no such file or folder.", hint)
-        read_gguf_header(source)
-        if re.search(r"-[0-9]{5}-of-[0-9]{5}\.gguf$", source.name):
-            raise UsageError(
-                f"{source}: one of several parts.", "Name it by its path, or join the parts first."
-            )
+        _require_language_model(source)
     name = name or (bundle.manifest.name if bundle else source.stem)
     _check_name(name)
     models = data_dir() / "models"
+    mmproj = mmproj_beside(source) if bundle is None else None
+    if mmproj is not None:
+        write_pair(source, mmproj, models / name, chat_format=chat_format, name=name, copy=True)
+        return name, models / name
+    if chat_format is not None:
+        raise UsageError(
+            f"{source} is no language model with an mmproj beside it.", "Drop `lm_chat_format`."
+        )
     target = models / (name if bundle else f"{name}.gguf")
     partial = models / f".{target.name}.partial-{os.getpid()}"
     try:
@@ -66,6 +81,22 @@ def add_model(source: Path, name: str = "") -> tuple[str, Path]:
     finally:
         _delete(partial)
     return name, target
+
+
+def _require_language_model(path: Path) -> None:
+    """Raise ModelError if a GGUF file holds something else, UsageError for one of several parts."""
+    header = read_gguf_header(path)
+    if header.architecture == "clip" or header.metadata.get("general.type") in _SIDE_FILES:
+        raise ModelError(
+            f"{path}: {no_language_model(header)}.",
+            "Name its language model: an mmproj file beside it is added with it."
+            if header.architecture == "clip"
+            else "Name a language model.",
+        )
+    if re.search(r"-[0-9]{5}-of-[0-9]{5}\.gguf$", path.name):
+        raise UsageError(
+            f"{path}: one of several parts.", "Name it by its path, or join the parts first."
+        )
 
 
 def remove_model(name: str) -> Path:

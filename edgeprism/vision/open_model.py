@@ -11,7 +11,10 @@ from edgeprism.choices import is_reference
 from edgeprism.errors import ModelError, UsageError
 
 _ALONE = "a language model alone, which sees no pictures"
-_HINT = "It can be a `reasoner`. A captioner of two files has an mmproj file as well."
+_HINT = (
+    "It can be a `reasoner`. A captioner of two files has an mmproj file as well, beside it and "
+    "with mmproj in its name, or named: `lm` and `mmproj`."
+)
 
 
 def open_model(model: str | os.PathLike[str], *, lm_chat_format: str | None = None) -> Bundle:

@@ -12,6 +12,7 @@ import pytest
 from edgeprism.cli.main import run
 from edgeprism.files.home import data_dir
 from tests.helpers import bundles
+from tests.helpers.gguf_repositories import LM, MMPROJ, pair_files
 
 Captured = pytest.CaptureFixture[str]
 SAID = bundles.SAID_TEXT
@@ -42,6 +43,34 @@ def test_add_use_and_remove(
     assert not {"mine", "talker"} & listed(capfd).keys()
     assert [p.name for p in (data_dir() / "models").iterdir()] == ["tiny"]
     assert run(["caption", str(photo), "-m", "mine"]) == 4
+
+
+def test_a_pair_in_a_folder_is_added_as_a_captioner(
+    tmp_path: Path, photo: Path, capfd: Captured
+) -> None:
+    files = pair_files(tmp_path)
+    pair = tmp_path / "pair"
+    pair.mkdir()
+    for name in (LM, MMPROJ):
+        (pair / name).write_bytes(files[name])
+    assert run(["models", "add", str(pair / MMPROJ), "mine"]) == 4
+    said = capfd.readouterr().err
+    assert "an mmproj file, not a language model" in said
+    assert "Name its language model" in said
+    assert not list(data_dir().glob("models/*"))
+    assert run(["models", "add", str(pair / LM), "mine"]) == 0
+    shutil.rmtree(pair)
+    assert listed(capfd)["mine"]["kind"] == "captioner"
+    assert run(["use", "mine"]) == 0
+    assert capfd.readouterr().out.startswith("captioner: mine\n")
+    assert run(["caption", str(photo), "--max-tokens", "3"]) == 0
+    assert run(["models", "remove", "mine", "--yes"]) == 0
+    assert not list(data_dir().glob("models/*"))
+
+
+def test_a_chat_format_is_a_pairs(scripted_gguf: Path, capfd: Captured) -> None:
+    assert run(["models", "add", str(scripted_gguf), "mine", "--lm-chat-format", "chatml"]) == 2
+    assert "Drop --lm-chat-format" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -96,7 +125,10 @@ def test_the_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     assert run(["use"]) == 0
-    assert capfd.readouterr().out == "captioner: nano\nreasoner: smollm2-135m\n"
+    printed = capfd.readouterr()
+    assert printed.out == "captioner: nano\nreasoner: smollm2-135m\n"
+    assert "smollm2-135m is not installed yet. Get it with `edgeprism pull" in printed.err
+    assert "nano" not in printed.err
     assert run(["models", "add", str(scripted_bundle), "mine"]) == 0
     assert run(["models", "add", str(scripted_gguf), "talker"]) == 0
     assert run(["use", "mine"]) == 0
@@ -114,6 +146,7 @@ def test_the_default(
     assert capfd.readouterr().out.startswith("captioner: nano\n")
     monkeypatch.delenv("EDGEPRISM_MODEL")
     assert run(["models", "remove", "mine", "--yes"]) == 0
+    assert "It was the default captioner. That is nano now." in capfd.readouterr().err
     assert run(["use"]) == 0
     assert capfd.readouterr().out.startswith("captioner: nano\n")
     assert run(["use", str(scripted_bundle)]) == 2

@@ -214,6 +214,26 @@ def test_quiet_says_nothing(hub: StandInHub, capfd: pytest.CaptureFixture[str]) 
     assert capfd.readouterr() == (f"{data_dir() / 'models' / 'tiny-chat.gguf'}\n", "")
 
 
+def test_links_into_a_cache_that_was_deleted(
+    hub: StandInHub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pair, chat = pull(REFERENCE).path, pull(f"hf:{CHAT}", options=GgufOptions(name="talker")).path
+    for link in (pair / "lm.gguf", chat):
+        link.unlink()
+        link.symlink_to(link.parent / "gone")
+    with pytest.raises(ModelError) as caught:
+        open_bundle(NAME)
+    again = f"edgeprism pull hf:{PAIR}:{LM} --name {NAME}"
+    assert caught.value.hint == f"Pull it again: {again}"
+    with pytest.raises(ModelError, match="leads to no file"):
+        find_model("talker")
+    assert run(["models", "list"]) == 0
+    assert "incomplete: lm.gguf: cannot be read" in capfd.readouterr().out
+    assert run(again.split()[1:]) == 0
+    assert run(["pull", f"hf:{CHAT}", "--name", "talker"]) == 0
+    assert not any(check.problem for name in (NAME, "talker") for check in verify_model(name))
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
