@@ -175,6 +175,10 @@ def _similar(name: str) -> str:
             present += [path.name.removesuffix(".gguf") for path in place.iterdir()]
     known = sorted({word for word in present if _model_named(word) is not None})
     close = difflib.get_close_matches(name, known)
+    if not close and name:
+        from edgeprism.bundle.elsewhere.references import similar_references
+
+        close = similar_references(name)
     return f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
 
 

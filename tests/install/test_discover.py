@@ -16,7 +16,9 @@ import gguf
 import pytest
 
 from edgeprism.bundle.elsewhere import kept, ollama
+from edgeprism.bundle.open import find_model
 from edgeprism.cli.main import run
+from edgeprism.errors import ModelError
 from edgeprism.files.home import data_dir
 from edgeprism.install.discover import Discovered, discover, looked_in, reference_facts
 from tests.helpers import bundles, elsewhere, mmprojs, ordinary_user
@@ -78,6 +80,22 @@ def test_a_default_that_another_program_keeps(
     assert "Your settings" not in capfd.readouterr().err
     assert run(["use"]) == 0
     assert "ollama:llava:7b: Ollama keeps no such model" in capfd.readouterr().err
+
+
+@linux
+def test_a_name_similar_to_what_another_program_keeps(
+    store: Path, models: elsewhere.Models, photo: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere.ollama_store(store, models)
+    for name in ("llava:7b", "llava", "olama:llava:7b", "ollama-llava:7b"):
+        with pytest.raises(ModelError) as caught:
+            find_model(name)
+        assert "Did you mean 'ollama:llava:7b'?" in caught.value.hint, name
+    with pytest.raises(ModelError) as caught:
+        find_model("wholly-different")
+    assert "Did you mean" not in caught.value.hint
+    assert run(["caption", str(photo), "-m", "llava:7b"]) == 4
+    assert "ollama:llava:7b" in capfd.readouterr().err
 
 
 @linux

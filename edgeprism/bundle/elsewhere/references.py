@@ -148,6 +148,26 @@ def names_of(prefix: str, *, pairs_only: bool = False) -> list[str]:
     return list(dict.fromkeys(f"{prefix}:{kept.name}" for kept in fitting))
 
 
+def similar_references(name: str) -> list[str]:
+    """Return references that a name without one of the prefixes probably means, at most three.
+
+    It is the whole name in a store, such as "llava:7b", or its part before the colon, or it is
+    misspelt, as its prefix may be.
+    """
+    import difflib
+
+    there = {
+        each: {each, tail, tail.partition(":")[0]}
+        for prefix in PROGRAMS
+        for each in names_of(prefix)
+        for tail in [each.partition(":")[2]]
+    }
+    exact = [each for each, forms in there.items() if name in forms]
+    forms = [form for each in there for form in (each, each.partition(":")[2])]
+    close = difflib.get_close_matches(name, forms, cutoff=0.75)
+    return (exact or [each for each in there if there[each] & {*close}])[:3]
+
+
 def unusable(reference: str, problem: str) -> ModelError:
     """Return the error for a model that is there and cannot be used."""
     return ModelError(
