@@ -61,6 +61,10 @@ def add_model(source: Path, name: str = "", *, chat_format: str | None = None) -
     models = data_dir() / "models"
     mmproj = mmproj_beside(source) if bundle is None else None
     if mmproj is not None:
+        try:
+            models.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise output_error(models, error) from error
         write_pair(source, mmproj, models / name, chat_format=chat_format, name=name, copy=True)
         return name, models / name
     if chat_format is not None:
