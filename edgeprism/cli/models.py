@@ -125,7 +125,7 @@ def add(source: Path, name: str, lm_chat_format: str | None) -> None:
     """
     from edgeprism.install.own_models import add_model
 
-    added, path = add_model(source, name, chat_format=lm_chat_format)
+    added, path = add_model(source, name, lm_chat_format=lm_chat_format)
     say(f"{added} is installed.")
     print_path(path)
 

@@ -27,7 +27,9 @@ _SIDE_FILES = ("adapter", "imatrix", "mmproj")  # what a header calls a file tha
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def add_model(source: Path, name: str = "", *, chat_format: str | None = None) -> tuple[str, Path]:
+def add_model(
+    source: Path, name: str = "", *, lm_chat_format: str | None = None
+) -> tuple[str, Path]:
     """Copy a bundle's folder, or a language model's GGUF file, into the data folder.
 
     A language model whose mmproj lies beside it (`mmproj_beside`) becomes a captioner's bundle.
@@ -35,7 +37,7 @@ def add_model(source: Path, name: str = "", *, chat_format: str | None = None) -
     Args:
         source: The bundle's folder or the GGUF file, which stays as it is.
         name: The name to add it under; by default the manifest's, or the file's without suffix.
-        chat_format: For such a pair: llama.cpp's name of its chat format.
+        lm_chat_format: For such a pair: llama.cpp's name of its chat format.
 
     Returns:
         The name, and where the model now lies.
@@ -44,7 +46,7 @@ def add_model(source: Path, name: str = "", *, chat_format: str | None = None) -
         ModelError: There is no such model, its files are not what its manifest says, or the file
             is no language model, such as an mmproj alone.
         TemplateError: llama.cpp does not know the pair's chat template.
-        UsageError: The name is taken, or cannot be a name; `chat_format` of a model that is no
+        UsageError: The name is taken, or cannot be a name; `lm_chat_format` of a model that is no
             pair.
         OutputError: The data folder cannot be written.
     """
@@ -65,9 +67,11 @@ def add_model(source: Path, name: str = "", *, chat_format: str | None = None) -
             models.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise output_error(models, error) from error
-        write_pair(source, mmproj, models / name, chat_format=chat_format, name=name, copy=True)
+        write_pair(
+            source, mmproj, models / name, lm_chat_format=lm_chat_format, name=name, copy=True
+        )
         return name, models / name
-    if chat_format is not None:
+    if lm_chat_format is not None:
         raise UsageError(
             f"{source} is no language model with an mmproj beside it.", "Drop `lm_chat_format`."
         )

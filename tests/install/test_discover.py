@@ -73,11 +73,11 @@ def test_a_default_that_another_program_keeps(
     shutil.rmtree(store)
     assert run(["caption", str(photo)]) == 4
     said = capfd.readouterr().err
-    assert "Your settings name this captioner; back to EdgePrism's own: edgeprism use nano" in said
+    assert "ollama:llava:7b is the setting model in" in said
     assert run(["ask", str(photo), "What?", "-m", "nano"]) == 4
-    assert "Your settings name this reasoner" in capfd.readouterr().err
+    assert "ollama:qwen2.5:3b is the setting reasoner in" in capfd.readouterr().err
     assert run(["caption", str(photo), "-m", "ollama:llava:7b"]) == 4  # named by the caller
-    assert "Your settings" not in capfd.readouterr().err
+    assert "is the setting" not in capfd.readouterr().err
     assert run(["use"]) == 0
     assert "ollama:llava:7b: Ollama keeps no such model" in capfd.readouterr().err
 
