@@ -63,13 +63,7 @@ def add_model(
     models = data_dir() / "models"
     mmproj = mmproj_beside(source) if bundle is None else None
     if mmproj is not None:
-        try:
-            models.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise output_error(models, error) from error
-        write_pair(
-            source, mmproj, models / name, lm_chat_format=lm_chat_format, name=name, copy=True
-        )
+        _add_pair(source, mmproj, models / name, lm_chat_format)
         return name, models / name
     if lm_chat_format is not None:
         raise UsageError(
@@ -89,6 +83,14 @@ def add_model(
     finally:
         _delete(partial)
     return name, target
+
+
+def _add_pair(lm: Path, mmproj: Path, target: Path, lm_chat_format: str | None) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(target, error) from error
+    write_pair(lm, mmproj, target, lm_chat_format=lm_chat_format, name=target.name, copy=True)
 
 
 def _require_language_model(path: Path) -> None:
