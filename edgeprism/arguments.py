@@ -56,6 +56,21 @@ def check_can(name: str, value: object, method: str, example: str) -> None:
         )
 
 
+def check_keywords(function: str, given: Collection[str], options: type) -> None:
+    """Refuse keywords that the options, a TypedDict, do not have, as Python does: by TypeError."""
+    import difflib
+
+    known = options.__annotations__
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known)
+            meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise TypeError(
+                f"{function}() got an unexpected keyword argument {name!r}.{meant} "
+                f"Its options are {', '.join(known)}."
+            )
+
+
 def check_choice(name: str, value: object, known: Collection[str]) -> None:
     """Refuse what is not among `known`."""
     if not isinstance(value, str) or value not in known:

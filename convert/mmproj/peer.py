@@ -68,16 +68,16 @@ def encode_by_mtmd(
     Parameters:
         manifest: of the bundle to be, with libmtmd's rules, see `as_mtmd`.
 
-    Returns the pictures that were encoded, and a sentence for each layout that differs.
+    Returns the pictures that were encoded, and a sentence on the layouts that differ.
     """
     encoder = MtmdEncoder(mmproj, lm, threads=lm.threads)
     try:
-        laid_out, faults = [], []
+        laid_out, differing = [], []
         for wide, high in SHAPES:
             size = (max(1, wide * shape.size // 2), max(1, high * shape.size // 2))
             layout = picture_to_layout(size, manifest)
             if segments_to_ids(encoder.layout(size), lm) != segments_to_ids(layout.segments, lm):
-                faults.append(f"a picture of {size[0]} × {size[1]} pixels is laid out differently")
+                differing.append(f"{size[0]} × {size[1]}")
             else:
                 laid_out.append((size, layout))
         laid_out.sort(key=lambda item: item[1].n_tiles)
@@ -87,7 +87,8 @@ def encode_by_mtmd(
             left -= layout.n_tiles * shape.grid**2
             if left >= 0 or not encoded:
                 encoded.append(_encode(encoder, size, layout, manifest, shape))
-        return encoded, faults
+        sizes = ", ".join(differing)
+        return encoded, [f"pictures of {sizes} pixels are laid out differently"] if sizes else []
     finally:
         encoder.close()
 

@@ -51,8 +51,8 @@ def speed_up_pair(bundle: Path, progress: Progress, options: PairOptions | None 
         stays = isinstance(error, NoGraphError | ParityError) or type(error) is EdgePrismError
         if options.always or not stays:
             raise
-        lines = [error.summary, *error.details]
-        return f"llama.cpp's own encoder stays: {' '.join(lines)}"
+        reason = " ".join(filter(None, (error.summary, "; ".join(error.details))))
+        return f"llama.cpp's own encoder stays: {reason}"
     return f"The encoder is an ONNX graph: a tile takes {1 / ratio:.2f} of llama.cpp's time."
 
 

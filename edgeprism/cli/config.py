@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import Any
 
@@ -15,7 +14,7 @@ from edgeprism.cli.settings import (
     Setting,
     checked_value,
     describe_known,
-    find_option,
+    option_of,
     sections_with,
     settings_of_file,
 )
@@ -114,11 +113,7 @@ def _setting(name: str) -> Setting:
 
 def _from_text(setting: Setting, values: tuple[str, ...]) -> object:
     """Return the value that the file shall hold, as the option's type has it."""
-    name = setting.section or sections_with(setting.key)[1]
-    target = importlib.import_module(f"edgeprism.cli.{name}").command
-    ctx = click.Context(target, parent=click.get_current_context().find_root(), info_name=name)
-    option = find_option(ctx, setting.key)
-    assert option is not None  # a test compares SETTINGS with the commands
+    ctx, option = option_of(setting)
     if any(_is_no_text(value) for value in values):
         raise UsageError(f"{setting.name}: the value is not UTF-8.", "The file holds text alone.")
     if not option.multiple and len(values) > 1:

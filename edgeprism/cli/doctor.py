@@ -8,6 +8,7 @@ import click
 
 from edgeprism.cli.command import Command
 from edgeprism.cli.errors import with_options
+from edgeprism.cli.settings import check_settings
 from edgeprism.cli.terminal import print_json
 from edgeprism.errors import UsageError
 from edgeprism.files.safe_text import printable_line
@@ -32,7 +33,7 @@ def command(context: click.Context, lm: str | None, mmproj: str | None, as_json:
 
     if bool(lm) != bool(mmproj):
         raise UsageError("--lm and --mmproj belong together.", "Name both files of the pair.")
-    diagnosis = examine(pair=(lm, mmproj) if lm and mmproj else None)
+    diagnosis = examine(pair=(lm, mmproj) if lm and mmproj else None, check_settings=check_settings)
     diagnosis.findings = [replace(f, fix=with_options(f.fix)) for f in diagnosis.findings]
     if as_json:
         print_json(diagnosis.to_dict(), indent=2)

@@ -6,6 +6,7 @@ commands know them too; everything else reaches click as its map of defaults.
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import reprlib
@@ -60,6 +61,23 @@ class Setting:
 def settings_of_file() -> list[Setting]:
     """Return every setting of the user's file; UsageError names the first that is not known."""
     return list(_checked_names(read_config()))
+
+
+def check_settings() -> None:
+    """Raise the UsageError of the first setting that a command would refuse."""
+    for setting in settings_of_file():
+        checked_value(*option_of(setting), setting)
+
+
+def option_of(setting: Setting) -> tuple[click.Context, click.Option]:
+    """Return the option that a known setting is for, and a context of its command."""
+    name = setting.section or sections_with(setting.key)[1]
+    command = importlib.import_module(f"edgeprism.cli.{name}").command
+    root = click.get_current_context().find_root()
+    context = click.Context(command, parent=root, info_name=name)
+    option = find_option(context, setting.key)
+    assert option is not None  # a test compares SETTINGS with the commands
+    return context, option
 
 
 def use_settings(ctx: click.Context) -> None:

@@ -10,17 +10,16 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import edgeprism
 from edgeprism.bundle.defaults import BUILT_IN, chosen_model
+from edgeprism.bundle.open import find_model
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.errors import (
-    EXIT_DONE,
     EXIT_MODEL,
     EXIT_UNAVAILABLE,
     EXIT_USAGE,
@@ -31,12 +30,12 @@ from edgeprism.errors import (
 )
 from edgeprism.files.config import find_config
 from edgeprism.files.home import find_data_dir
-from edgeprism.install.extras import install_extra, missing_for_convert
+from edgeprism.install.diagnosis import BAD, OK, WARN, Diagnosis
+from edgeprism.install.extras import install_extra, missing_for
 from edgeprism.install.inventory import check_captioner, list_models
 from edgeprism.machine import cgroup, child, device, facts
+from edgeprism.reason.remote import is_url
 
-OK, WARN, BAD = "ok", "warn", "bad"
-REPORT_SCHEMA = 1
 # Each of these distributions installs the module `onnxruntime`.
 ONNXRUNTIME_BUILDS = (
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino",
@@ -52,50 +51,15 @@ _LANGUAGE_FIX = (
 )
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The state of one topic; `fix` is a command that mends it, if there is one."""
-
-    topic: str
-    state: str  # ok | warn | bad
-    text: str
-    fix: str = ""
-    exit_code: int = EXIT_DONE
-
-
-@dataclass
-class Diagnosis:
-    """All findings, in the order of the report."""
-
-    findings: list[Finding] = field(default_factory=list)
-
-    def add(
-        self, topic: str, state: str, text: str, fix: str = "", exit_code: int = EXIT_DONE
-    ) -> None:
-        """Add a finding."""
-        self.findings.append(Finding(topic, state, text, fix, exit_code))
-
-    @property
-    def exit_code(self) -> int:
-        """5 if an engine is faulty, else 4 if the default model is, else 0."""
-        return max((finding.exit_code for finding in self.findings), default=EXIT_DONE)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as `--json` prints it."""
-        return {
-            "schema": REPORT_SCHEMA,
-            "usable": self.exit_code == EXIT_DONE,
-            "exit_code": self.exit_code,
-            "findings": [asdict(finding) for finding in self.findings],
-        }
-
-
 def examine(
-    environment: Mapping[str, str] = os.environ, pair: tuple[str, str] | None = None
+    environment: Mapping[str, str] = os.environ,
+    pair: tuple[str, str] | None = None,
+    check_settings: Callable[[], object] | None = None,
 ) -> Diagnosis:
     """Examine engines, machine, data folder and models, without a network or any change.
 
-    `pair` adds a language model's GGUF and its mmproj.
+    `pair` adds a language model's GGUF and its mmproj. `check_settings` raises UsageError for a
+    setting that a command would refuse.
     """
     diagnosis = Diagnosis()
     diagnosis.add("edgeprism", OK, edgeprism.__version__)
@@ -108,9 +72,9 @@ def examine(
     _examine_device(diagnosis, providers, offload, environment)
     _examine_machine(diagnosis)
     _examine_data_dir(diagnosis)
-    if _examine_settings(diagnosis):  # else nobody knows which models are meant
+    if _examine_settings(diagnosis, check_settings):  # else nobody knows which models are meant
         _examine_models(diagnosis, environment)
-    _examine_convert(diagnosis)
+    _examine_extras(diagnosis)
     if pair is not None:
         _examine_pair(diagnosis, *pair)
     return diagnosis
@@ -309,12 +273,14 @@ def _examine_data_dir(diagnosis: Diagnosis) -> None:
         diagnosis.add("data folder", OK, text)
 
 
-def _examine_settings(diagnosis: Diagnosis) -> bool:
-    """Return whether the user's settings can be read."""
+def _examine_settings(diagnosis: Diagnosis, check: Callable[[], object] | None) -> bool:
+    """Return whether the user's settings can be read, and commands take them all."""
     path = find_config()
     try:
         for kind in BUILT_IN:
             chosen_model(kind)
+        if check is not None:
+            check()
     except UsageError as error:
         diagnosis.add("settings", BAD, error.message.strip(), f"mend {path}", EXIT_USAGE)
         return False
@@ -344,22 +310,36 @@ def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> Non
         elif entry.state != "available":
             diagnosis.add(f"model {entry.name}", OK, f"{entry.kind}, {entry.state}: {entry.path}")
             reasoners += entry.kind == "reasoner"
-    if not reasoners:
+    if chosen := chosen_model("reasoner"):
+        _examine_chosen_reasoner(diagnosis, chosen)
+    elif not reasoners:
         diagnosis.add(
             "reasoner", WARN, "none is installed: `edgeprism ask` needs one",
             "edgeprism pull smollm2-135m",
         )  # fmt: skip
 
 
-def _examine_convert(diagnosis: Diagnosis) -> None:
-    missing = missing_for_convert()
-    if missing:
-        text = (
-            f"not complete (only `convert` and `pull` of captioners need it): {', '.join(missing)}"
-        )
-        diagnosis.add("convert extra", OK, text, install_extra("convert"))
-    else:
-        diagnosis.add("convert extra", OK, "installed")
+def _examine_chosen_reasoner(diagnosis: Diagnosis, name: str) -> None:
+    if is_url(name):
+        diagnosis.add("reasoner", OK, f"{name} (a server, which was not asked)")
+        return
+    try:
+        diagnosis.add("reasoner", OK, f"{name} ({find_model(name)})")
+    except ModelError as error:
+        fix = "edgeprism config unset reasoner"
+        diagnosis.add("reasoner", WARN, error.message, fix)
+
+
+def _examine_extras(diagnosis: Diagnosis) -> None:
+    """Report the extras that some commands need; nobody misses them without those."""
+    uses = {"pairs": "`pull` of GGUF models and their faster encoders",
+            "convert": "`convert` and `pull` of checkpoints"}  # fmt: skip
+    for extra, use in uses.items():
+        if missing := missing_for(extra):
+            text = f"not complete (only {use} need it): {', '.join(missing)}"
+            diagnosis.add(f"{extra} extra", OK, text, install_extra(extra))
+        else:
+            diagnosis.add(f"{extra} extra", OK, "installed")
 
 
 def _examine_pair(diagnosis: Diagnosis, lm: str, mmproj: str) -> None:

@@ -9,16 +9,22 @@ from importlib import metadata
 
 def missing_for_convert() -> list[str]:
     """Return the requirements of the `convert` extra that are not installed, in pip's form."""
+    return missing_for("convert")
+
+
+def missing_for(extra: str) -> list[str]:
+    """Return the requirements of an extra that are not installed, in pip's form."""
     try:
         required = metadata.requires("edgeprism") or []
     except metadata.PackageNotFoundError:
         return []  # EdgePrism runs from source without metadata, so they are unknown
-    extra = [
+    belongs = re.compile(rf"extra\s*==\s*['\"]{re.escape(extra)}['\"]")
+    needed = [
         requirement.partition(";")[0].strip()
         for requirement in required
-        if re.search(r"extra\s*==\s*['\"]convert['\"]", requirement)
+        if belongs.search(requirement)
     ]
-    return [r for r in extra if not _is_installed(re.split(r"[^A-Za-z0-9._-]", r, maxsplit=1)[0])]
+    return [r for r in needed if not _is_installed(re.split(r"[^A-Za-z0-9._-]", r, maxsplit=1)[0])]
 
 
 def install_extra(extra: str) -> str:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Unpack
 
-from edgeprism.arguments import check_path, check_text
+from edgeprism.arguments import check_keywords, check_path, check_text
 from edgeprism.bundle.open import Bundle
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.errors import UsageError
@@ -73,6 +73,7 @@ class Captioner(CaptionSteps):
             TemplateError: llama.cpp does not know a pair's chat template, or `lm_chat_format`.
             DeviceError, UsageError: An option has a value that no machine can take.
         """
+        check_keywords("Captioner.load", options, CaptionerOptions)
         check_path("model", model)
         if lm_chat_format is not None:
             check_text("lm_chat_format", lm_chat_format)
@@ -108,6 +109,7 @@ class Captioner(CaptionSteps):
             DeviceError: The requested device does not start.
             Interrupted: `cancel` was called.
         """
+        check_keywords("Captioner.caption", options, CaptionOptions)
         return self.stream(image, **options).finished().caption
 
     def caption_many(
@@ -128,6 +130,7 @@ class Captioner(CaptionSteps):
             ImageError: A picture cannot be read; the message names it. The iterator ends.
             UsageError, DeviceError: As `caption`.
         """
+        check_keywords("Captioner.caption_many", options, CaptionOptions)
         plan = self.plan(**options)
         if isinstance(images, (str, bytes, os.PathLike)):
             raise UsageError("caption_many needs several pictures.", "Use `caption()` for one.")
@@ -148,6 +151,7 @@ class Captioner(CaptionSteps):
         Raises:
             ImageError, UsageError, DeviceError: As `caption`.
         """
+        check_keywords("Captioner.stream", options, CaptionOptions)
         return self.start(image, self.plan(**options))
 
     def start(self, image: Pictures, plan: Plan) -> CaptionStream:
@@ -208,6 +212,7 @@ class Captioner(CaptionSteps):
         Raises:
             UsageError: Several sizes for a model that takes one picture at a time.
         """
+        check_keywords("Captioner.cost", options, CaptionOptions)
         with self._turns.turn():
             return self._cost(sizes, self.plan(**options))
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Unpack
 
-from edgeprism.arguments import check_flag, check_integer, check_path, check_text
+from edgeprism.arguments import check_flag, check_integer, check_keywords, check_path, check_text
 from edgeprism.bundle.gguf_parts import model_bytes, model_digest, part_paths, parts_to_digest
 from edgeprism.bundle.open import find_model, known_name
 from edgeprism.choices import is_reference
@@ -118,6 +118,7 @@ class Reasoner(BaseReasoner):
             ModelError: There is no such file or installed reasoner.
             UsageError: It is a server's address, or no name or path.
         """
+        check_keywords("Reasoner.load", options, ReasonerOptions)
         check_path("model", model)
         name = os.fspath(model)
         if _ADDRESS.match(name):

@@ -15,7 +15,7 @@ import pytest
 from edgeprism.cli.main import run
 from edgeprism.files.home import data_dir
 from edgeprism.install import doctor
-from edgeprism.install.doctor import Diagnosis, Finding
+from edgeprism.install.diagnosis import BAD, WARN, Diagnosis, Finding
 
 GOOD: dict[str, dict[str, Any]] = {
     "vision": {"providers": {"CPUExecutionProvider": ""}},
@@ -94,7 +94,7 @@ def test_a_missing_engine(
     diagnosis = doctor.examine()
     assert diagnosis.exit_code == 5
     result = finding(diagnosis, topic)
-    assert result.state == doctor.BAD
+    assert result.state == BAD
     assert f"no {module} here" in result.text
     assert package in result.fix
 
@@ -212,12 +212,12 @@ def test_a_data_folder_that_cannot_be_written(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDGEPRISM_HOME", str(tmp_path / "file" / "home"))
     result = finding(doctor.examine(), "data folder")
-    assert result.state == doctor.WARN
+    assert result.state == WARN
     assert "EDGEPRISM_HOME" in result.fix
     monkeypatch.setenv("EDGEPRISM_HOME", str(tmp_path / "not" / "yet"))
     assert "not created yet" in finding(doctor.examine(), "data folder").text
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
-    assert finding(doctor.examine(), "data folder").state == doctor.WARN
+    assert finding(doctor.examine(), "data folder").state == WARN
 
 
 @pytest.mark.usefixtures("usable", "engines")
@@ -232,11 +232,36 @@ def test_damaged_models_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("usable", "engines")
 def test_without_the_convert_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "missing_for_convert", lambda: ["torch>=2.8", "gguf"])
+    monkeypatch.setattr(doctor, "missing_for", lambda _extra: ["torch>=2.8", "gguf"])
     diagnosis = doctor.examine()
     assert diagnosis.exit_code == 0
-    cure = f'{sys.executable} -m pip install "edgeprism[convert]"'
-    assert finding(diagnosis, "convert extra").fix == cure
+    for extra in ("convert", "pairs"):
+        cure = f'{sys.executable} -m pip install "edgeprism[{extra}]"'
+        assert finding(diagnosis, f"{extra} extra").fix == cure
+
+
+@pytest.mark.usefixtures("usable", "engines")
+@pytest.mark.parametrize("text", ['device = "gpu"', "lens = 3", "[caption]\nmax-tokens = 0"])
+def test_settings_that_every_command_refuses(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (data_dir() / "config.toml").write_text(text + "\n")
+    assert run(["doctor"]) == 2
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "  settings" in line]
+    assert line.startswith("BAD")
+    assert text.split()[-3] in line
+
+
+@pytest.mark.usefixtures("usable", "engines")
+def test_the_default_reasoner(scripted_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = data_dir() / "config.toml"
+    for name, state in ((str(scripted_gguf), "ok"), ("http://127.0.0.1:8080/v1", "ok"),
+                        ("ollama:nosuch", "warn"), ("nosuch", "warn")):  # fmt: skip
+        config.write_text(f'reasoner = "{name}"\n')
+        found = finding(doctor.examine(), "reasoner")
+        assert found.state == state
+        assert name.removeprefix("ollama:") in found.text
+    config.write_text('model = "ollama:nosuch"\nreasoner = "ollama:nosuch"\n')
+    assert run(["doctor"]) == 0  # EDGEPRISM_MODEL goes before the setting
+    assert "\\n" not in capsys.readouterr().out
 
 
 def test_telemetry_is_off_in_the_process_that_loads_the_engine(tmp_path: Path,

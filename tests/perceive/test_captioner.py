@@ -361,6 +361,22 @@ def test_an_unknown_keyword_is_an_error(
         call(captioner, photo)
 
 
+def test_an_unknown_keyword_is_told_by_the_function_that_got_it(captioner: Captioner) -> None:
+    calls: dict[str, Callable[[], object]] = {
+        "caption": lambda: captioner.caption("x", max_tokens=3),  # type: ignore[call-arg]
+        "caption_many": lambda: captioner.caption_many(["x"], max_tokens=3),  # type: ignore[call-arg]
+        "stream": lambda: captioner.stream("x", max_tokens=3),  # type: ignore[call-arg]
+        "cost": lambda: captioner.cost((9, 9), max_tokens=3),  # type: ignore[call-arg]
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=rf"^Captioner\.{name}\(\) got .*caption_tokens"):
+            call()
+    with pytest.raises(TypeError, match=r"^Captioner\.load\(\) got .*Did you mean 'device'"):
+        Captioner.load("nano", devise="cpu")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^Reasoner\.load\(\) got .*chat_format"):
+        Reasoner.load("x", lm_chat_format="vicuna")  # type: ignore[call-arg]
+
+
 def test_encode_takes_one_picture(captioner: Captioner, photo: Path) -> None:
     with pytest.raises(ImageError, match="cannot be read from list"):
         captioner.encode([photo])  # type: ignore[arg-type]  # the mistake is the test
