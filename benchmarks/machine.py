@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 
 def spread(values: list[float]) -> str:
     """Format `values` as minimum / median / maximum."""
@@ -17,45 +15,15 @@ def spread(values: list[float]) -> str:
     return f"{ordered[0]:.3g} / {ordered[len(ordered) // 2]:.3g} / {ordered[-1]:.3g}"
 
 
-def matmul_gflops(threads: int, edge: int = 2048, runs: int = 5) -> float:
-    """Measure fp32 GFLOP/s of a square matrix product in ONNX Runtime: the best of `runs`.
+def cpu_limits() -> tuple[float, float]:
+    """Measure fp32 GFLOP/s of a matrix product and GB/s of reading memory, with all cores.
 
-    ONNX Runtime's kernel sets the limit because numpy's BLAS may be built for another CPU.
+    What is read is larger than the caches.
     """
-    import onnxruntime as ort
-    from onnx import TensorProto, helper
+    from edgeprism.bench.limits import measure_limits
 
-    shape = [edge, edge]
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["a", "b"], ["c"])],
-        "limit",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "ab"],
-        [helper.make_tensor_value_info("c", TensorProto.FLOAT, shape)],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    rng = np.random.default_rng(0)
-    feed = {name: rng.standard_normal(shape, dtype=np.float32) for name in "ab"}
-    session.run(None, feed)
-    best = min(_seconds(lambda: session.run(None, feed)) for _ in range(runs))
-    return 2 * edge**3 / best / 1e9
-
-
-def read_gbytes_per_s(size: int = 1 << 30, runs: int = 5) -> float:
-    """Measure GB/s of reading `size` bytes with one thread per core: the best of `runs`."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from edgeprism.machine.facts import available_cores
-
-    cores = available_cores()
-    parts = np.array_split(np.ones(size // 8), cores)
-    with ThreadPoolExecutor(cores) as pool:
-        best = min(_seconds(lambda: list(pool.map(np.sum, parts))) for _ in range(runs))
-    return size / best / 1e9
+    rates = measure_limits(1 << 30, seconds=3)
+    return rates.float32_gflops, rates.read_gbs
 
 
 def gpu_limits(edge: int = 8192, size: int = 1 << 30, runs: int = 10) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.machine import ThreadClock, matmul_gflops, read_gbytes_per_s, spread
+from benchmarks.machine import ThreadClock, cpu_limits, spread
 from benchmarks.operations import picture_operations
 from edgeprism import Caption, Captioner
 from edgeprism.folder.batch import Batch
@@ -109,7 +109,7 @@ def floors(captioner: Captioner, record: Caption, width: int, best: float) -> No
         t for t in GGUFReader(lm).tensors if len(t.shape) == 2 and "token_embd" not in t.name
     ]
     weights, size = (sum(int(getattr(t, n)) for t in tensors) for n in ("n_elements", "n_bytes"))
-    gflops, bandwidth = matmul_gflops(available_cores()), read_gbytes_per_s()
+    gflops, bandwidth = cpu_limits()
     tokens, encode = record.tokens, picture_operations(captioner, record.image_size)
     rows = tokens.visual + tokens.prompt
     # the sequences of a batch share one reading of the weights

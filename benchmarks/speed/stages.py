@@ -20,7 +20,7 @@ import sys
 
 import numpy as np
 
-from benchmarks.machine import gpu_limits, matmul_gflops, read_gbytes_per_s, spread
+from benchmarks.machine import cpu_limits, gpu_limits, spread
 from benchmarks.operations import picture_operations
 from edgeprism import Caption, Captioner
 from edgeprism.machine.facts import available_cores, cpu_name
@@ -57,7 +57,7 @@ def main() -> None:
     print(f"device: {captioner.device}")
     on_gpu = captioner.device == "cuda"
     kind = "fp16" if on_gpu else "fp32"
-    gflops, bandwidth = gpu_limits() if on_gpu else (matmul_gflops(cores), read_gbytes_per_s())
+    gflops, bandwidth = gpu_limits() if on_gpu else cpu_limits()
     if gflops:
         print(
             f"limits: {gflops:.0f} GFLOP/s {kind} matrix product, {bandwidth:.1f} GB/s memory read"

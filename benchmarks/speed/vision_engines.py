@@ -40,9 +40,10 @@ import numpy as np
 from safetensors import safe_open
 
 from benchmarks.checkpoints.true_dimensions import SIZES, checkpoint_folders
-from benchmarks.machine import matmul_gflops, spread
+from benchmarks.machine import spread
 from benchmarks.operations import picture_operations
 from edgeprism import Captioner
+from edgeprism.bench.limits import product_rate
 from edgeprism.cli.terminal import StderrProgress
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.supervise import convert_in_child
@@ -240,7 +241,7 @@ def vision_tensors(folders: dict[str, Path]) -> dict[str, Any]:
 
 
 def report_times(times: dict[str, Times], operations: float, threads: int) -> None:
-    gflops = matmul_gflops(threads)
+    gflops = product_rate("float32", 1.0, threads)
     print(f"{cpu_name()}, {threads} threads, {len(next(iter(times.values())))} rounds; limit: "
           f"{gflops:.0f} GFLOP/s fp32 matrix product; a picture: {operations / 1e9:.0f} GFLOP, at "
           f"least {operations / gflops / 1e9:.2f} s at that rate")  # fmt: skip

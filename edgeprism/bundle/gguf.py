@@ -7,6 +7,7 @@ file with a reason. Format: the GGUF specification (ggml's docs/gguf.md), versio
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -80,6 +81,11 @@ class GgufHeader:
         """The width of the model's token embeddings; 0 if the file does not say."""
         value = self.metadata.get(f"{self.architecture}.embedding_length")
         return value if isinstance(value, int) else 0
+
+    def tensor_bytes(self, name: str) -> int:
+        """Return the bytes of a tensor's data; 0 for a type whose size is not known."""
+        per_block, block_bytes = _BLOCKS.get(self.tensor_types[name], (1, 0))
+        return math.prod(self.tensors[name]) // per_block * block_bytes
 
     @property
     def n_vocab(self) -> int:

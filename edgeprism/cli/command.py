@@ -21,7 +21,7 @@ from edgeprism.cli.terminal import be_quiet, say
 
 # heading → the parameters below it, by their names in Python
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Pictures": ("together", "example", "files_from", "null", "limit", "exclude"),
+    "Pictures": ("images", "together", "example", "files_from", "null", "limit", "exclude"),
     "Questions": ("data", "pictures", "splits", "sample", "judge", "options"),
     "Captioner": (
         "model", "models", "captioners", "merge_captions", "modes", "instruction_mode",
@@ -34,9 +34,12 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Results": (
         "as_json", "jsonl", "as_csv", "output", "txt", "xmp", "out_dir", "out", "sidecar_name",
-        "append", "overwrite", "show_captions", "errors_file",
+        "append", "overwrite", "show_captions", "errors_file", "json_file", "html_file", "compare",
     ),
-    "Run": ("dry_run", "yes", "seed", "parallel", "no_cache", "on_error"),
+    "Run": (
+        "runs", "no_run", "no_reasoner", "no_folder", "dry_run", "yes", "seed", "parallel",
+        "no_cache", "on_error",
+    ),
     "Machine": ("device", "threads", "gpu_layers"),
     "Options": (),
     "General": ("quiet", "verbose", "no_color"),

@@ -31,6 +31,7 @@ COMMANDS = (
     "ask",
     "chat",
     "eval",
+    "bench",
     "cache",
     "sidecars",
     "models",

@@ -27,6 +27,30 @@ def busy_cores(window_s: float = _WINDOW_S, stat: Path = _STAT) -> int:
     return max(0, round(busy / window_s))
 
 
+class LoadMeter:
+    """Measures how many cores other programs keep busy, from when it is made."""
+
+    def __init__(self, stat: Path = _STAT) -> None:
+        self._stat = stat
+        self._ticks, self._own, self._start = _busy_ticks(stat), _own_seconds(), time.monotonic()
+
+    def others(self) -> float | None:
+        """Return the mean number of cores that others kept busy; None without `/proc/stat`.
+
+        The time of this process's children counts as its own once they have ended.
+        """
+        ticks = _busy_ticks(self._stat)
+        if self._ticks is None or ticks is None:
+            return None
+        busy = (ticks - self._ticks) / os.sysconf("SC_CLK_TCK") - (_own_seconds() - self._own)
+        return max(0.0, busy) / max(time.monotonic() - self._start, 1e-9)
+
+
+def _own_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
 def _busy_ticks(stat: Path) -> int | None:
     """Return the clock ticks that the cores of this process have been busy; None if not told."""
     try:

@@ -34,17 +34,20 @@ def assumed_rates() -> Rates:
     return Rates(50.0 * cores, min(10.0 * cores, 25.0), measured=False)
 
 
-def measure_rates(seconds: float = 2.0) -> Rates:
-    """Measure both rates, each for half of `seconds`, on the cores that this process may use."""
+def measure_rates(seconds: float = 2.0, block_bytes: int = _BLOCK_BYTES) -> Rates:
+    """Measure both rates, each for half of `seconds`, on the cores that this process may use.
+
+    Each core reads `block_bytes` again and again; what fits into a cache is read faster.
+    """
     import numpy as np
 
     rng = np.random.default_rng(0)
     cores = available_cores()
     matrices = [rng.random((_EDGE, _EDGE), dtype=np.float32) for _ in range(cores)]
-    blocks = [rng.random(_BLOCK_BYTES // 4, dtype=np.float32) for _ in range(cores)]
+    blocks = [rng.random(block_bytes // 4, dtype=np.float32) for _ in range(cores)]
     products = _rate([partial(np.matmul, m, m) for m in matrices], seconds / 2)
     reads = _rate([partial(np.dot, b, b) for b in blocks], seconds / 2)
-    return Rates(products * 2 * _EDGE**3 / 1e9, reads * _BLOCK_BYTES / 1e9)
+    return Rates(products * 2 * _EDGE**3 / 1e9, reads * block_bytes / 1e9)
 
 
 def _rate(calls: list[Callable[[], object]], seconds: float) -> float:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
+import tempfile
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +84,42 @@ def _obstacle(ort: Any, provider: str) -> str:
         return ""
     first, *_ = [*printed.getvalue().splitlines(), "no GPU that it can use"]
     return first.strip()
+
+
+def time_graph(graph: bytes, inputs: dict[str, np.ndarray], threads: int, seconds: float) -> float:
+    """Run a small graph of EdgePrism's own again and again; return the seconds of the best run."""
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(graph, options, providers=[_CPU])
+    session.run(None, inputs)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        session.run(None, inputs)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def profile_graph(path: Path, tiles: np.ndarray) -> list[dict[str, Any]]:
+    """Run a vision graph once as it is written, and return what ONNX Runtime says of each node.
+
+    Each dict has `op_name`, and the types and shapes of inputs and outputs; see
+    `bench.work.nodes_to_operations`. Raises ModelError for a graph that does not run.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = _FATAL_ONLY
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = os.path.join(folder, "profile")
+        try:
+            session = ort.InferenceSession(str(path), options, providers=[_CPU])
+            session.run(None, {session.get_inputs()[0].name: tiles})
+        except Exception as error:  # its exception types share no public base class
+            raise ModelError(f"{path}: not a vision graph that can run: {error}.", _HINT) from error
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return [event["args"] for event in events if event["name"].endswith("_kernel_time")]
 
 
 class VisionEncoder:
