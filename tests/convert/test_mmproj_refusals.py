@@ -12,7 +12,7 @@ import pytest
 
 from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.cli.main import run
-from edgeprism.convert.mmproj import build, peer
+from edgeprism.convert.mmproj import build, peer, speed_up
 from edgeprism.convert.mmproj.build import build_bundle
 from edgeprism.convert.mmproj.shape import why_no_graph
 from edgeprism.convert.mmproj.speed_up import speed_up_pair
@@ -176,3 +176,15 @@ def test_converted_on_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixt
     assert "vision fp32 against libmtmd: relative_error" in captured.err
     assert (out / "vision.fp32.onnx").is_file()
     assert run(made) == 2  # it exists already
+
+
+def test_the_reasons_why_an_encoder_stays_are_separated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> float:
+        raise ParityError("It does not agree:", details=["vision fp32: a", "vision int8: b"])
+
+    monkeypatch.setattr(speed_up, "_replaced", refused)
+    monkeypatch.setattr(speed_up, "_has_gpu", lambda: False)
+    said = speed_up_pair(tmp_path, Progress())
+    assert said.endswith("encoder stays: It does not agree: vision fp32: a; vision int8: b")
