@@ -14,9 +14,9 @@ from click.core import ParameterSource
 
 from edgeprism.choices import DEFAULT_MODEL, VISION_QUANTS
 from edgeprism.cli import completion
-from edgeprism.cli.command import Command, is_quiet, with_examples
+from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.options import default_captioner, default_reasoner, engine_options, told_to_pull
-from edgeprism.cli.terminal import StderrProgress, print_json, say
+from edgeprism.cli.terminal import StderrProgress, is_quiet, print_json, say
 from edgeprism.errors import EXIT_DONE, ModelError, UsageError
 from edgeprism.files.safe_text import json_text
 
