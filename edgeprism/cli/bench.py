@@ -15,7 +15,8 @@ from click.core import ParameterSource
 from edgeprism.choices import DEFAULT_MODEL, VISION_QUANTS
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
-from edgeprism.cli.options import default_captioner, default_reasoner, engine_options, told_to_pull
+from edgeprism.cli.named_models import told_to_pull
+from edgeprism.cli.options import default_captioner, default_reasoner, engine_options
 from edgeprism.cli.terminal import StderrProgress, is_quiet, print_json, say
 from edgeprism.errors import EXIT_DONE, ModelError, UsageError
 from edgeprism.files.safe_text import json_text
