@@ -96,8 +96,8 @@ def test_what_is_no_file_with_a_schema(
 
 
 @pytest.mark.parametrize(("name", "hint"), [
-    ("smolm2", "Did you mean smollm2-135m?"),
-    ("SmolLM2-135M", "Did you mean smollm2-135m?"),
+    ("smolm2", "smollm2-135m"),
+    ("SmolLM2-135M", "Did you mean smollm2-135m"),
     ("smollm2-135m", "edgeprism pull smollm2-135m"),
     ("127.0.0.1:9", "http://127.0.0.1:9/v1"),
     ("localhost:8080/v1", "http://localhost:8080/v1"),

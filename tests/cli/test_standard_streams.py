@@ -295,7 +295,7 @@ def test_without_a_home_folder(variables: dict[str, str], photo: Path, tmp_path:
     for arguments in (("--help",), ("models", "list"), ("doctor",), ("models", "show", "nano")):
         done = homeless(*arguments, **variables)
         assert done.returncode == 0, done.stderr
-    caption = homeless("caption", photo, **variables)
+    caption = homeless("caption", photo, "-q", **variables)
     assert (caption.returncode, bool(caption.stdout)) == (0, True), caption.stderr
     assert caption.stderr == ""
     needing_one: tuple[tuple[str | Path, ...], ...] = (
