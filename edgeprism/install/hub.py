@@ -23,6 +23,13 @@ from edgeprism.files.atomic import write_atomically
 from edgeprism.install.cache_folder import cache_folder, repository_folder
 from edgeprism.install.extras import install_extra
 from edgeprism.install.hub_errors import asked_to_wait, explained, is_final
+from edgeprism.install.hub_trust import (
+    HubFile,
+    checked_commit,
+    checked_files,
+    checked_transfer,
+    require_inside,
+)
 from edgeprism.models.catalogue import Repository
 from edgeprism.progress import Progress
 
@@ -51,15 +58,6 @@ class Fetched:
     revision: str  # the commit to which the hub resolved the catalogue's revision
     folder: Path
     files: tuple[FetchedFile, ...]
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """What the hub's records say of one file: of large ones the sha256, of small ones git's id."""
-
-    size: int
-    sha256: str = ""
-    git_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,17 +151,13 @@ def list_repository(
             lambda: api.model_info(repo, revision=revision, files_metadata=True),
             repo, progress, _PAUSES_S[:2],
         )  # fmt: skip
-        files = {s.rfilename: _to_hub_file(s) for s in info.siblings or []}
+        commit = checked_commit(repo, info.sha)
+        files = checked_files(repo, info.siblings or [])
         return Listing(
-            repo, str(info.sha), _license(info), bool(getattr(info, "gated", False)), files,
-            endpoint, cache, branch=revision if revision != info.sha else "",
+            repo, commit, _license(info), bool(getattr(info, "gated", False)), files,
+            endpoint, cache, branch=revision if revision != commit else "",
             renamed=info.id if info.id.lower() != repo.lower() else "",
         )  # fmt: skip
-
-
-def _to_hub_file(sibling: Any) -> HubFile:
-    sha256 = sibling.lfs.sha256 if sibling.lfs is not None else ""
-    return HubFile(sibling.size or 0, sha256, sibling.blob_id or "")
 
 
 def _branches(api: Any, repo: str) -> list[str]:
@@ -177,7 +171,7 @@ def _license(info: Any) -> str:
         name = str(getattr(card, "license_name", None) or name)
     tags = [str(tag) for tag in getattr(info, "tags", None) or []]
     tagged = [tag.removeprefix("license:") for tag in tags if tag.startswith("license:")]
-    return name or ", ".join(tagged)
+    return (name or ", ".join(tagged))[:200]
 
 
 def fetch_files(
@@ -221,7 +215,9 @@ def _note_branch(listing: Listing) -> None:
     if listing.offline or not listing.branch:
         return
     ref = repository_cache(listing) / "refs" / listing.branch
-    with contextlib.suppress(OSError, OutputError):  # the files are there all the same
+    # the files are there all the same
+    with contextlib.suppress(OSError, OutputError, PullError):
+        require_inside(listing.repo, repository_cache(listing) / "refs", ref)
         ref.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(ref, listing.revision.encode(), durable=False)
 
@@ -237,6 +233,7 @@ def _fetch_sound(
             if listing.offline
             else _fetch_file(hub, listing, name, progress)
         )
+        require_inside(listing.repo, repository_cache(listing), path)
         file, fault = _check(listing, path, name, progress)
         if not fault:
             return path, file
@@ -289,16 +286,21 @@ def import_hub(extra: str) -> Any:
 
 
 def _fetch_file(hub: Any, listing: Listing, name: str, progress: Progress) -> Path:
-    progress.stage(f"Fetching {listing.repo}: {name}", listing.files[name].size)
     blobs = repository_cache(listing) / "blobs"
-    with explained(hub, listing.repo, listing.revision, name), _watching(blobs, progress):
+    what, size = f"{listing.repo}: {name}", listing.files[name].size
+    progress.stage(f"Fetching {what}", size)
+    with (
+        explained(hub, listing.repo, listing.revision, name),
+        _watching(blobs, progress),
+        checked_transfer(hub, what, listing.revision, size),
+    ):
         path = _patiently(
             hub,
             lambda: hub.hf_hub_download(
                 listing.repo, name, revision=listing.revision, endpoint=listing.endpoint,
                 cache_dir=listing.cache or cache_folder(),
             ),
-            f"{listing.repo}: {name}", progress, _PAUSES_S,
+            what, progress, _PAUSES_S,
         )  # fmt: skip
     return Path(path)
 

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from edgeprism.errors import PullError
-from edgeprism.install.hub import HubFile, Listing, repository_cache, snapshot_path
+from edgeprism.install.hub import Listing, repository_cache, snapshot_path
+from edgeprism.install.hub_trust import HubFile
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -77,6 +77,8 @@ def explained(
     errors = hub.errors
     try:
         yield
+    except PullError:
+        raise
     except errors.GatedRepoError as error:
         raise PullError(
             f"{what}: access to the repository must be granted.",

@@ -30,8 +30,10 @@ class StandInHub:
     `cards` has model cards as JSON by repository. `sizes` and `digests` replace what the hub says
     of files, `lengths` what a download's headers say. Repositories that were `renamed` ({old: new})
     and downloads with `redirects` answer with a redirect, the latter to another host name. `branch`
-    is the only one. The first requests are answered with the HTTP statuses in `refusals`, with
-    `retry_after` if it is set; a status of 0 drops the connection.
+    is the only one. `info` replaces entries of every listing and `headers` those of every file's
+    answer; a download of a file in `surplus` has so many bytes more than its HEAD says. The first
+    requests are answered with the HTTP statuses in `refusals`, with `retry_after` if it is set; a
+    status of 0 drops the connection.
     """
 
     repositories: dict[str, dict[str, bytes]]
@@ -47,6 +49,9 @@ class StandInHub:
     digests: dict[str, str] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    surplus: dict[str, int] = field(default_factory=dict)
     redirects: bool = False
     branch: str = "main"
     refusals: list[int] = field(default_factory=list)
@@ -157,6 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
             siblings.append(sibling)
         card = self.hub.cards.get(repo)
         info = {"id": repo, "sha": commit_of(files), "siblings": siblings, "cardData": card}
+        info |= self.hub.info
         self._send_json({"siblings": [3]} if repo in self.hub.garbled else info)
 
     def _send_json(self, data: object) -> None:
@@ -172,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         if files is None:
             return
         if name not in files or name in self.hub.lost:
-            self._refuse(404, "EntryNotFound")
+            self._refuse(404, "EntryNotFound", self.hub.headers)
             return
         host, port = self.headers["Host"].split(":")
         if self.hub.redirects and host == "127.0.0.1":
@@ -184,10 +190,15 @@ class _Handler(BaseHTTPRequestHandler):
             data = data[:-1] + bytes([data[-1] ^ 1])
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
         self.send_response(206 if start else 200)
-        self.send_header("ETag", f'"{etag}"')
-        self.send_header("X-Repo-Commit", commit_of(files))
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(self.hub.lengths.get(name, len(data) - start)))
+        headers = {
+            "ETag": f'"{etag}"', "X-Repo-Commit": commit_of(files), "Accept-Ranges": "bytes",
+            "Content-Length": str(self.hub.lengths.get(name, len(data) - start)),
+        }  # fmt: skip
+        if self.command == "GET" and name in self.hub.surplus:
+            data += bytes(self.hub.surplus[name])
+            del headers["Content-Length"]
+        for header, value in (headers | self.hub.headers).items():
+            self.send_header(header, value)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.end_headers()
@@ -197,7 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, name: str, data: bytes) -> None:
         budgets = self.hub.budgets.get(name)
         if not budgets:
-            self.wfile.write(data)
+            with contextlib.suppress(ConnectionError):  # the client may have had enough
+                self.wfile.write(data)
             return
         self.wfile.write(data[: budgets.pop(0)])
         self.wfile.flush()
@@ -236,9 +248,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         return True
 
-    def _refuse(self, status: int, code: str) -> None:
+    def _refuse(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         self.send_header("X-Error-Code", code)
+        for header, value in (headers or {}).items():
+            self.send_header(header, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
 

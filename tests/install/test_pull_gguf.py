@@ -470,8 +470,8 @@ def breaking(hub: StandInHub) -> None:
     [
         (damaged, f"{PAIR}: {MMPROJ} arrived damaged", "removed"),
         (false_digest, f"{LM} arrived damaged .*the hub announced 000000000000", "removed"),
-        (false_size, "the hub announced 1000", "removed"),
-        (false_length, LM, "same command again"),
+        (false_size, f"{LM}: listed with 1000 bytes", "HF_ENDPOINT"),
+        (false_length, f"{LM}: listed with", "HF_ENDPOINT"),
         (lost, f"{MMPROJ}: the repository has no such file", "layout"),
         (gated, "access to the repository must be granted", "HF_TOKEN"),
         (gone, "no such repository, or it is private", "HF_TOKEN"),
