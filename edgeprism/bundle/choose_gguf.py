@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from edgeprism.bundle.gguf_parts import is_first_part, part_names
+from edgeprism.bundle.gguf_parts import MAX_PARTS, missing_parts, parts_by_model
 from edgeprism.errors import ModelError, UsageError
 
 SMALL = 1_000_000_000  # bytes; up to here a model is taken at Q8_0
@@ -37,7 +37,7 @@ _QUANT = re.compile(
     r"|(BF|FP|F)(16|32))(?![A-Za-z0-9])",
     re.IGNORECASE,
 )
-_PART = re.compile(r"-\d{5}-of-\d{5}$")
+_PART = re.compile(r"-([0-9]{5})-of-([0-9]{5})\Z")
 _SIDE_ROLE = re.compile(r"(?<![a-z0-9])(lora|adapter|draft|mtp|vocab|vocoder)(?![a-z0-9])")
 _SEPARATORS = re.compile(r"[-._ ]+")
 
@@ -83,12 +83,29 @@ def choose_files(names: Mapping[str, int], quant: str = "") -> Choice:
         ModelError: No model is there, or several fit; its details list the files.
         UsageError: `quant` is neither a quantization nor a file that is there.
     """
-    models = language_models(names)
-    if not models:
-        raise _no_model(names)
-    chosen = _choose_model(models, quant, names)
-    towers = [_to_model([name], names) for name in _gguf_names(names) if is_mmproj(name)]
-    tower = _choose_mmproj(towers, chosen) if towers else None
+    return Candidates(names).choose(quant)
+
+
+class Candidates:
+    """The models among a folder's or repository's names, sorted out once for many choices."""
+
+    def __init__(self, names: Mapping[str, int]) -> None:
+        self._names = names
+        self.models = language_models(names)
+        self._by_name = {model.name: model for model in self.models}
+        towers = [_to_model([name], names) for name in _gguf_names(names) if is_mmproj(name)]
+        self._towers = towers
+
+    def choose(self, quant: str = "") -> Choice:
+        """Choose one model as `choose_files`."""
+        if not self.models:
+            raise _no_model(self._names)
+        chosen = self._by_name.get(quant) or _choose_model(self.models, quant, self._names)
+        tower = _choose_mmproj(self._towers, chosen) if self._towers else None
+        return _to_choice(chosen, tower)
+
+
+def _to_choice(chosen: _Model, tower: _Model | None) -> Choice:
     return Choice(
         chosen.parts,
         tower.name if tower else "",
@@ -121,7 +138,8 @@ def model_stem(name: str) -> str:
 def language_models(names: Mapping[str, int]) -> list[_Model]:
     """Return the complete language models among the names, without those that have a side role."""
     candidates = [n for n in _gguf_names(names) if not is_mmproj(n) and not _is_imatrix(n)]
-    models = [_to_model(parts, names) for parts in _complete(candidates)]
+    whole = filter(_is_whole, parts_by_model(candidates))
+    models = [_to_model(parts, names) for parts in whole]
     plain = [m for m in models if not _SIDE_ROLE.search(PurePosixPath(m.name).name.lower())]
     return plain or models
 
@@ -204,19 +222,12 @@ def _is_imatrix(name: str) -> bool:
     )
 
 
-def _complete(names: list[str]) -> list[list[str]]:
-    """Return the parts of each model whose parts are all there."""
-    there = set(names)
-    groups = [_parts_of(name) for name in names if is_first_part(PurePosixPath(name).name)]
-    return [parts for parts in groups if parts and there.issuperset(parts)]
-
-
-def _parts_of(first: str) -> list[str]:
-    path = PurePosixPath(first)
-    try:
-        return [str(path.with_name(part)) for part in part_names(path.name)]
-    except ModelError:  # a name that counts no parts, such as x-00001-of-00000.gguf
-        return []
+def _is_whole(parts: list[str]) -> bool:
+    """Return whether these are all parts of a model, of which there are not too many."""
+    counted = _PART.search(parts[0].removesuffix(".gguf"))
+    if counted is None:
+        return True
+    return len(parts) == int(counted[2]) <= MAX_PARTS and not missing_parts(parts)
 
 
 def _to_model(parts: list[str], names: Mapping[str, int]) -> _Model:
@@ -269,17 +280,13 @@ def _several(fitting: list[_Model]) -> ModelError:
 
 def _broken(names: Mapping[str, int], quant: str = "") -> list[str]:
     """Return a line for each model of which parts are missing."""
-    lines = []
-    for name in _gguf_names(names):
-        base = PurePosixPath(name)
-        if not _PART.search(base.name[: -len(".gguf")]) or quant not in ("", quant_in_name(name)):
-            continue
-        count = base.name[-len("00000.gguf") : -len(".gguf")]
-        first = str(base.with_name(re.sub(r"-\d{5}-of-\d{5}\.gguf$", f"-00001-of-{count}.gguf",
-                                          base.name)))  # fmt: skip
-        missing = [part for part in _parts_of(first) if part not in names]
-        if missing:
-            lines.append(f"{name}: without {', '.join(missing[:3])}")
+    lines: list[str] = []
+    for parts in parts_by_model(_gguf_names(names)):
+        missing = missing_parts(parts)
+        if missing and quant in ("", quant_in_name(parts[0])):
+            lines += [f"{name}: without {', '.join(missing)}" for name in parts]
+        if len(lines) >= _SHOWN:
+            break
     return lines[:_SHOWN]
 
 

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
 from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest
 
-_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+MAX_PARTS = 1_000  # the largest published models have fewer than 200
+_NAME = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
 _HINT = "Keep all parts in one folder, under the names that they were published with."
 
 
 def part_names(name: str) -> list[str]:
     """Return the names of a model's parts in order, from the first one's; most have one part.
 
-    Raises ModelError if `name` is not the first part's.
+    Raises ModelError if `name` is not the first part's, or announces over a thousand parts.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -33,7 +35,38 @@ def part_names(name: str) -> list[str]:
         raise ModelError(
             f"{name}: not the first part of its model.", f"Name {stem}-00001-of-{match[3]}.gguf."
         )
+    if count > MAX_PARTS:
+        raise ModelError(
+            f"{name}: announces {count:,} parts, and at most {MAX_PARTS:,} are read.",
+            "Get the model in fewer parts, or join them with llama.cpp's llama-gguf-split.",
+        )
     return [f"{stem}-{i:05}-of-{match[3]}.gguf" for i in range(1, count + 1)]
+
+
+def parts_by_model(names: Iterable[str]) -> list[list[str]]:
+    """Return the given names by model, each model's in order, whether all its parts are there.
+
+    The time is that of sorting the names, whatever number of parts they announce.
+    """
+    models: dict[tuple[str, str], list[str]] = {}
+    for name in sorted(names):
+        match = _NAME.fullmatch(name)
+        models.setdefault((match[1], match[3]) if match else (name, ""), []).append(name)
+    return list(models.values())
+
+
+def missing_parts(parts: Sequence[str], most: int = 3) -> list[str]:
+    """Return up to `most` names of parts that are not among one model's of `parts_by_model`.
+
+    A model that announces over a thousand parts always lacks one.
+    """
+    match = _NAME.fullmatch(parts[0])
+    if match is None:
+        return []
+    count, there = int(match[3]), set(parts)
+    wanted = (f"{match[1]}-{i:05}-of-{match[3]}.gguf" for i in range(1, count + 1))
+    missing = list(itertools.islice((name for name in wanted if name not in there), most))
+    return missing or ([f"a count of at most {MAX_PARTS:,} parts"] if count > MAX_PARTS else [])
 
 
 def is_first_part(name: str) -> bool:

@@ -17,6 +17,11 @@ _LOCAL = frozenset(
 _KEEP_CHANGE_TIMES = _LOCAL | {"ceph", "nfs", "nfs4"}
 # NTFS keeps a time of change too, but Windows' `stat` gives the time of creation in its place.
 _SHARE_MEMORY = _LOCAL | {"ntfs", "ntfs3"}
+# What the kernel makes up as it is read: no files of anybody, and links that lead anywhere.
+_PSEUDO = frozenset(
+    {"binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "efivarfs",
+     "mqueue", "nsfs", "proc", "pstore", "securityfs", "selinuxfs", "sysfs", "tracefs"}
+)  # fmt: skip
 _MOUNTS = Path("/proc/self/mountinfo")
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 _WINDOWS_REMOTE = 4
@@ -38,6 +43,11 @@ def shares_memory(folder: Path) -> bool:
     Network file systems cannot: two machines would not see each other's writes.
     """
     return file_system_of(os.fspath(folder)) in _SHARE_MEMORY
+
+
+def is_pseudo(folder: Path) -> bool:
+    """Return whether a folder, such as /proc, is the kernel's view of itself and holds no files."""
+    return file_system_of(os.fspath(folder)) in _PSEUDO
 
 
 @lru_cache(maxsize=64)

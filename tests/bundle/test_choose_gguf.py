@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from edgeprism.bundle.choose_gguf import Choice, choose_files, quant_in_name
+from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.errors import ModelError, UsageError
 
 MB, GB = 10**6, 10**9
@@ -171,3 +174,26 @@ def test_a_long_list_is_cut() -> None:
 )  # fmt: skip
 def test_quantizations_in_names(name: str, quant: str) -> None:
     assert quant_in_name(name) == quant
+
+
+def test_names_that_announce_very_many_parts_cost_nothing() -> None:
+    """Each of these names would stand for 99,999 or 1,000 names, if anything built them."""
+    names = {f"m{i}-00001-of-99999.gguf": MB for i in range(1000)}
+    names |= {f"n{i}-00001-of-01000.gguf": MB for i in range(5000)}
+    start = time.process_time()
+    with pytest.raises(ModelError, match="No complete language model") as caught:
+        choose_files(names)
+    assert time.process_time() - start < 3
+    assert len(caught.value.details) == 20
+    assert "m0-00001-of-99999.gguf: without m0-00002-of-99999.gguf" in caught.value.details[0]
+
+
+def test_at_most_a_thousand_parts() -> None:
+    whole = {f"x-Q8_0-{i:05}-of-01000.gguf": MB for i in range(1, 1001)}
+    assert choose_files(whole).lm == tuple(whole)
+    longer = {f"x-Q8_0-{i:05}-of-01001.gguf": MB for i in range(1, 1002)}
+    with pytest.raises(ModelError, match="No complete language model") as caught:
+        choose_files(longer)
+    assert "at most 1,000 parts" in caught.value.details[0]
+    with pytest.raises(ModelError, match="announces 1,001 parts"):
+        part_names(next(iter(longer)))

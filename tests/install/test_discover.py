@@ -242,7 +242,78 @@ def test_links_that_lead_round_and_names_without_number(
     assert time.process_time() - start < 2
     assert [m.kind for m in found] == ["reasoner", "unusable"]
     monkeypatch.setattr(kept, "MAX_ENTRIES", 100)
-    assert any("names; the rest is left" in m.problem for m in discover([folder]))
+    assert any("not searched to its end" in m.problem for m in discover([folder]))
+
+
+def test_links_that_lead_back_make_no_endless_store(home: Path, models: elsewhere.Models) -> None:
+    """Followed one by one, these links are thousands of millions of folders in a store."""
+    for store in (".lmstudio/models", "jan/models", ".ollama/models/manifests", "models--x/y"):
+        for i in range(20):
+            link = home / store / f"l{i}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(".")
+    elsewhere.copy(models.lm, home / "jan/m.gguf")
+    record = home / "jan/models/m/model.yml"
+    record.parent.mkdir()
+    record.write_text("model_path: m.gguf\n")
+    start = time.process_time()
+    found = discover()
+    assert time.process_time() - start < 5
+    assert [m.reference for m in found] == ["jan:m"]
+
+
+def test_a_store_is_read_to_a_bound_and_says_so(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders that lead to one another in turn are no loop that can be seen from one of them."""
+    monkeypatch.setattr(kept, "MAX_ENTRIES", 100)
+    for store in (".lmstudio/models", ".ollama/models/manifests"):
+        for i in range(20):
+            (home / store / f"f{i}").mkdir(parents=True)
+            for j in range(20):
+                (home / store / f"f{i}" / f"l{j}").symlink_to(f"../f{j}")
+    found = discover()
+    ends = [m.program for m in found if "not searched to its end" in m.problem]
+    assert ends == ["Ollama", "LM Studio"]
+    assert len(found) < 300
+
+
+def test_the_kernels_own_files_are_not_searched() -> None:
+    if not Path("/proc/self/mountinfo").exists():
+        pytest.skip("no /proc")
+    start = time.process_time()
+    assert "system's own" in only(discover([Path("/proc")])).problem
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("folder", ["/tmp/\0x", "/tmp/\ud800x", "~a\0b", "~nobody-of-this-name"])
+def test_settings_that_name_no_path(
+    home: Path, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {
+        ".lmstudio/settings.json": json.dumps({"downloadsFolder": folder}),
+        ".lmstudio-home-pointer": folder,
+        ".local/share/Jan/settings.json": json.dumps({"data_folder": folder}),
+        ".config/nomic.ai/GPT4All.ini": f"modelPath={folder}\n",
+    }
+    for name, text in settings.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert discover() == []
+    for reference in ("lmstudio:a/b", "jan:a", "gpt4all:a"):
+        assert run(["models", "show", reference]) == 4
+        assert "keeps no such model" in capsys.readouterr().err
+
+
+def test_a_misspelt_name_among_very_many(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(1500):
+        file = home / f".cache/gpt4all/some-model-{i:04}-instruct-Q8_0.gguf"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    start = time.process_time()
+    assert run(["models", "show", "gpt4all:some-model-1234-instrukt-Q8_0.gguf"]) == 4
+    assert time.process_time() - start < 10
+    assert "Did you mean gpt4all:some-model-1234-instruct-Q8_0.gguf" in capsys.readouterr().err
 
 
 # ---- what cannot be used, and why

@@ -15,14 +15,15 @@ from pathlib import Path
 
 from edgeprism.bundle.choose_gguf import quant_in_name
 from edgeprism.bundle.elsewhere.kept import (
+    MAX_DEPTH,
     UNFINISHED,
     Kept,
+    Reader,
     environment_path,
     home,
     list_gguf,
     models_of_repository,
     read_record,
-    subfolders,
     unreadable,
 )
 
@@ -54,19 +55,21 @@ def canonical(name: str) -> str:
 
 def kept_in(place: Path, only: str = "") -> Iterator[Kept]:
     """Yield the GGUF models of a cache; with `only`, those of that name's repository alone."""
-    for folder in subfolders(place):
+    reader = Reader()
+    for folder in reader.subfolders(place):
         repository = folder.name.removeprefix(_FOLDER).replace("--", "/")
         if not folder.name.startswith(_FOLDER):
             continue
         if only and not f"{only}/".replace(":", "/").startswith(f"{repository}/"):
             continue
-        yield from _repository(folder, repository, only)
+        yield from _repository(folder, repository, only, reader)
     if not only:
         yield from unreadable(place)
+        yield from reader.early_end(place)
 
 
-def _repository(folder: Path, repository: str, only: str) -> Iterator[Kept]:
-    listings = map(list_gguf, _snapshots(folder))
+def _repository(folder: Path, repository: str, only: str, reader: Reader) -> Iterator[Kept]:
+    listings = (list_gguf(path, MAX_DEPTH, reader) for path in _snapshots(folder, reader))
     listing = next((found for found in listings if found.sizes or found.problems), None)
     # a repository of other files is no concern of anybody here, whole or not
     if listing or "gguf" in repository.lower():
@@ -90,9 +93,9 @@ def _repository(folder: Path, repository: str, only: str) -> Iterator[Kept]:
         yield dataclasses.replace(kept, name=name, digests=_digests(files))
 
 
-def _snapshots(folder: Path) -> list[Path]:
+def _snapshots(folder: Path, reader: Reader) -> list[Path]:
     """Return a repository's snapshots, that of its main branch first, then from the newest."""
-    there = {path.name: path for path in subfolders(folder / "snapshots")}
+    there = {path.name: path for path in reader.subfolders(folder / "snapshots")}
     try:
         main = there.get(read_record(folder / "refs" / "main").decode("ascii").strip())
     except (OSError, ValueError):

@@ -17,12 +17,12 @@ from pathlib import Path
 from edgeprism.bundle.elsewhere.kept import (
     MAX_DEPTH,
     Kept,
+    Reader,
     absolute_path,
     environment_path,
     home,
     read_record,
     reason,
-    subfolders,
     unreadable,
 )
 
@@ -53,18 +53,16 @@ def canonical(name: str) -> str:
 
 def kept_in(place: Path, only: str = "") -> Iterator[Kept]:
     """Yield the models of a data folder; with `only`, that name's alone."""
+    reader = Reader()
     for folder in (place / "llamacpp" / "models", place / "models"):
-        waiting = [(folder, 0)]
-        while waiting:
-            current, level = waiting.pop()
-            if level < MAX_DEPTH:
-                waiting += [(inner, level + 1) for inner in reversed(subfolders(current))]
-            for record in _records(current):
+        for current, entries in reader.walk(folder, MAX_DEPTH, {}):
+            for record in _records(folder / current, [entry.name for entry in entries]):
                 name = _name(record.relative_to(folder))
                 if name and only in ("", name):
                     yield _to_kept(name, record, place)
     if not only:
         yield from unreadable(place)
+        yield from reader.early_end(place)
 
 
 def _application_folders() -> list[Path]:
@@ -87,11 +85,7 @@ def _data_folder(settings: Path) -> Path | None:
     return absolute_path(folder) if isinstance(folder, str) and folder else None
 
 
-def _records(folder: Path) -> list[Path]:
-    try:
-        names = sorted(entry.name for entry in folder.iterdir())
-    except OSError:
-        return []
+def _records(folder: Path, names: list[str]) -> list[Path]:
     if found := [name for name in _RECORDS if name in names]:
         return [folder / found[0]]
     return [folder / name for name in names if name.endswith((".yml", ".yaml"))]

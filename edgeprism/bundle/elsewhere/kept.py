@@ -6,14 +6,16 @@ a damaged one yields a model with a `problem` instead of an error.
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeprism.bundle.choose_gguf import choose_files, is_mmproj, language_models, model_stem
+from edgeprism.bundle.choose_gguf import Candidates, is_mmproj, language_models, model_stem
 from edgeprism.errors import EdgePrismError, ModelError
+from edgeprism.files.file_systems import is_pseudo
 from edgeprism.files.regular import open_regular
 
 MAX_ENTRIES = 200_000  # names that are read below one folder; a disk of pictures has more
@@ -25,6 +27,7 @@ _UNFINISHED = (
     ".aria2",
 )  # fmt: skip
 UNFINISHED = "a download that did not end"
+_TOO_MANY = "not searched to its end: it holds over {:,} names"
 
 
 @dataclass(frozen=True)
@@ -91,13 +94,16 @@ def home() -> Path | None:
 
 
 def absolute_path(text: str) -> Path | None:
-    """Return a folder that a setting names; None for a relative one.
+    """Return a folder that a setting names; None for a relative one, or a text that is no path.
 
     A relative one would lie in the current folder, which may be a stranger's.
     """
     try:
+        os.fsencode(text)  # a lone surrogate of JSON is in no path
         path = Path(text).expanduser()
-    except RuntimeError:  # no such user
+    except (RuntimeError, ValueError):  # no such user, or a user's name with a null character
+        return None
+    if "\0" in text:
         return None
     return path if path.is_absolute() else None
 
@@ -108,13 +114,76 @@ def environment_path(name: str) -> Path | None:
     return absolute_path(text) if text else None
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, links to folders too, in order of their names."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(Path(entry.path) for entry in entries if _is_folder(entry))
-    except OSError:
-        return []
+class Reader:
+    """Reads the folders of one store, and ends after MAX_ENTRIES names in all.
+
+    Links are followed, so a few of them that lead back could make a store of endless folders.
+    """
+
+    def __init__(self) -> None:
+        self._left = MAX_ENTRIES
+        self._pseudo: dict[int, bool] = {}  # by device
+        self.ended_early = False
+
+    def entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        """Return what is in a folder, in order of the names; raises OSError."""
+        with os.scandir(folder) as scanned:
+            found = list(itertools.islice(scanned, self._left + 1))
+        if len(found) > self._left:
+            self.ended_early = True
+            del found[self._left :]
+        self._left -= len(found)
+        return sorted(found, key=lambda entry: entry.name)
+
+    def subfolders(self, folder: Path) -> list[Path]:
+        """Return the folders in a folder in order of their names.
+
+        Links to folders count too, but for those that lead back to where they are in.
+        """
+        try:
+            inner = [entry for entry in self.entries(folder) if _is_folder(entry)]
+            if any(entry.is_symlink() for entry in inner):
+                above = {_identity(os.stat(place)) for place in (folder, *folder.parents)}
+                inner = [entry for entry in inner if _identity(entry.stat()) not in above]
+        except OSError:
+            return []
+        return [Path(entry.path) for entry in inner]
+
+    def walk(
+        self, folder: Path, depth: int, problems: dict[str, str]
+    ) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+        """Yield (name below `folder`, entries) of it and the folders in it; none is read twice.
+
+        What cannot be read is put into `problems` by its name, with the reason.
+        """
+        seen: set[tuple[int, int]] = set()
+        waiting = [("", 0)]
+        while waiting and not self.ended_early:
+            name, level = waiting.pop()
+            try:
+                status = os.stat(folder / name)
+                if _identity(status) in seen:
+                    continue  # a link that leads back
+                seen.add(_identity(status))
+                if status.st_dev not in self._pseudo:
+                    self._pseudo[status.st_dev] = is_pseudo(folder / name)
+                if self._pseudo[status.st_dev]:
+                    problems[name] = "not searched: the system's own files, which no disk holds"
+                    continue
+                entries = self.entries(folder / name)
+            except OSError as error:
+                problems[name] = f"cannot be read: {reason(error)}"
+                continue
+            if level < depth:
+                inner = [entry.name for entry in entries if _is_folder(entry)]
+                waiting += [(f"{name}/{each}" if name else each, level + 1)
+                            for each in reversed(inner)]  # fmt: skip
+            yield name, entries
+
+    def early_end(self, place: Path) -> Iterator[Kept]:
+        """Yield the store's folder itself if it was not read to its end."""
+        if self.ended_early:
+            yield Kept("", place, problem=_TOO_MANY.format(MAX_ENTRIES))
 
 
 def unreadable(place: Path) -> Iterator[Kept]:
@@ -127,34 +196,24 @@ def unreadable(place: Path) -> Iterator[Kept]:
         yield Kept("", place, problem=f"cannot be read: {reason(error)}")
 
 
-def list_gguf(folder: Path, depth: int = MAX_DEPTH) -> Listing:
-    """List the GGUF files below `folder`; links are followed, but no folder is read twice."""
+def list_gguf(folder: Path, depth: int = MAX_DEPTH, reader: Reader | None = None) -> Listing:
+    """List the GGUF files below `folder`; links are followed, but no folder is read twice.
+
+    A `reader` is the store's, of which this folder is a part: the store says if it ends early.
+    """
     listing = Listing(folder)
-    seen: set[tuple[int, int]] = set()
-    waiting = [("", 0)]
-    left = MAX_ENTRIES
-    while waiting:
-        name, level = waiting.pop()
-        try:
-            status = os.stat(folder / name)
-            if (status.st_dev, status.st_ino) in seen:
-                continue  # a link that leads back
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(folder / name) as entries:
-                for entry in entries:
-                    left -= 1
-                    if left < 0:
-                        listing.problems[""] = f"holds over {MAX_ENTRIES:,} names; the rest is left"
-                        return listing
-                    inside = f"{name}/{entry.name}" if name else entry.name
-                    if _is_folder(entry):
-                        if level < depth:
-                            waiting.append((inside, level + 1))
-                    else:
-                        _add(listing, inside, entry)
-        except OSError as error:
-            listing.problems[name] = f"cannot be read: {reason(error)}"
+    own = reader or Reader()
+    for name, entries in own.walk(folder, depth, listing.problems):
+        for entry in entries:
+            if not _is_folder(entry):
+                _add(listing, f"{name}/{entry.name}" if name else entry.name, entry)
+    if own.ended_early and reader is None:
+        listing.problems[""] = _TOO_MANY.format(MAX_ENTRIES)
     return listing
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -191,16 +250,18 @@ def models_of_repository(listing: Listing) -> Iterator[tuple[str, Kept]]:
     """
     sizes = listing.sizes
     used: set[str] = set()
-    models = language_models(sizes)
-    for file in ["", *(model.name for model in models)]:
+    candidates = Candidates(sizes)
+    models = candidates.models
+    parts_of = {model.name: model.parts for model in models}
+    for file in ["", *parts_of]:
         try:
-            choice = choose_files(sizes, file)
+            choice = candidates.choose(file)
             mmproj = listing.folder / choice.mmproj if choice.mmproj else None
             lm, parts, note = choice.lm[0], choice.lm, ""
         except EdgePrismError:
             if not file:
                 continue  # several models that differ in more than quantization
-            parts = next(model.parts for model in models if model.name == file)
+            parts = parts_of[file]
             lm, mmproj = file, None
             note = "several mmproj files fit: name the right one with --lm and --mmproj"
         used |= {*parts}
@@ -239,10 +300,14 @@ def _by_stem(listing: Listing) -> Iterator[tuple[str, Kept]]:
         yield from models_of_repository(listing)
         return
     rest = dict(listing.sizes)
+    names: dict[str, list[str]] = {stem: [] for stem in stems}
+    for model in models:
+        names[model.stem] += model.parts
+    for name in filter(is_mmproj, listing.sizes):
+        if (stem := model_stem(name)) in names and name not in names[stem]:
+            names[stem].append(name)
     for stem in stems:
-        names = {part for model in models if model.stem == stem for part in model.parts}
-        names |= {name for name in listing.sizes if is_mmproj(name) and model_stem(name) == stem}
-        part = Listing(listing.folder, {name: rest.pop(name) for name in names})
+        part = Listing(listing.folder, {name: rest.pop(name) for name in names[stem]})
         yield from models_of_repository(part)
     others = {name: size for name, size in rest.items() if not is_mmproj(name)}
     yield from models_of_repository(Listing(listing.folder, others, listing.problems))

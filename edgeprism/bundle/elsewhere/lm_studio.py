@@ -13,12 +13,12 @@ from pathlib import Path
 
 from edgeprism.bundle.elsewhere.kept import (
     Kept,
+    Reader,
     absolute_path,
     home,
     list_gguf,
     models_of_repository,
     read_record,
-    subfolders,
     unreadable,
 )
 
@@ -47,15 +47,20 @@ def canonical(name: str) -> str:
 def kept_in(place: Path, only: str = "") -> Iterator[Kept]:
     """Yield the models of a store; with `only`, those of that name's repository alone."""
     wanted = only.split("/")[:2]
-    for publisher in subfolders(place):
-        for repository in subfolders(publisher):
+    reader = Reader()
+    for publisher in reader.subfolders(place):
+        if only and publisher.name != wanted[0]:
+            continue
+        for repository in reader.subfolders(publisher):
             if only and [publisher.name, repository.name] != wanted:
                 continue
-            for file, kept in models_of_repository(list_gguf(repository, _REPOSITORY_DEPTH)):
+            listing = list_gguf(repository, _REPOSITORY_DEPTH, reader)
+            for file, kept in models_of_repository(listing):
                 name = f"{publisher.name}/{repository.name}" + (f"/{file}" if file else "")
                 yield dataclasses.replace(kept, name=name)
     if not only:
         yield from unreadable(place)
+        yield from reader.early_end(place)
 
 
 def _pointed(path: Path) -> Path | None:

@@ -15,11 +15,11 @@ from pathlib import Path
 from edgeprism.bundle.elsewhere.kept import (
     UNFINISHED,
     Kept,
+    Reader,
     environment_path,
     home,
     read_record,
     reason,
-    subfolders,
     unreadable,
 )
 
@@ -51,19 +51,21 @@ def canonical(name: str) -> str:
 def kept_in(place: Path, only: str = "") -> Iterator[Kept]:
     """Yield the models of a store; with `only`, that name's alone."""
     manifests = place / "manifests"
-    for host in subfolders(manifests):
-        for namespace in subfolders(host):
-            for model in subfolders(namespace):
-                yield from _tags(place, model, only)
+    reader = Reader()
+    for host in reader.subfolders(manifests):
+        for namespace in reader.subfolders(host):
+            for model in reader.subfolders(namespace):
+                yield from _tags(place, model, only, reader)
     if not only:
         yield from unreadable(manifests)
+        yield from reader.early_end(manifests)
         yield from _unfinished(place / "blobs")
 
 
-def _tags(place: Path, model: Path, only: str) -> Iterator[Kept]:
+def _tags(place: Path, model: Path, only: str, reader: Reader) -> Iterator[Kept]:
     folder = model.relative_to(place / "manifests").as_posix()
     try:
-        tags = sorted(model.iterdir())
+        tags = [model / entry.name for entry in reader.entries(model)]
     except OSError as error:
         yield Kept("", model, problem=f"cannot be read: {reason(error)}")
         return

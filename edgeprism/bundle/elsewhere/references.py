@@ -7,6 +7,7 @@ environment, and never to the current folder. The files are used where they are.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from edgeprism.choices import PROGRAM_PREFIXES
 from edgeprism.errors import EdgePrismError, ModelError
 from edgeprism.files.digests import file_digest
 
+_COMPARED = 200  # names that a misspelt one is compared with; each takes about a millisecond
+_LONGEST = 200  # characters of such a name
+_WORD = re.compile(r"[^\W_]+")
 _SHOWN = 8  # names of models that an error offers
 
 
@@ -182,11 +186,9 @@ def _missing(reference: str, prefix: str, name: str) -> ModelError:
             f"{reference}: {title} keeps no such model.",
             f"For a server, write its whole address: http://{reference}/v1",
         )
-    import difflib
-
     there = names_of(prefix)
     names = [each.partition(":")[2] for each in there]
-    close = [f"{prefix}:{each}" for each in difflib.get_close_matches(name, names)]
+    close = [f"{prefix}:{each}" for each in _similar(name, names)]
     hint = "`edgeprism models discover` shows what all programs keep."
     if prefix == "hub":
         hint = f"`edgeprism pull hf:{name}` gets it. {hint}"
@@ -195,3 +197,20 @@ def _missing(reference: str, prefix: str, name: str) -> ModelError:
     more = [f"and {len(there) - _SHOWN} more"] if len(there) > _SHOWN else []
     details = ["there is:", *there[:_SHOWN], *more] if there else [f"{title} keeps none here"]
     return ModelError(f"{reference}: {title} keeps no such model.", hint, details)
+
+
+def _similar(name: str, names: list[str]) -> list[str]:
+    """Return up to three names that are spelt like `name`; of very many, those of like words."""
+    import difflib
+    import heapq
+
+    words = set(_WORD.findall(name.lower()))
+
+    def likeness(other: str) -> tuple[int, int]:
+        pairs = enumerate(zip(name, other, strict=False))
+        same_start = next((place for place, (mine, its) in pairs if mine != its), len(other))
+        return len(words.intersection(_WORD.findall(other.lower()))), same_start
+
+    short = [each for each in names if max(len(each), len(name)) <= _LONGEST]
+    likely = heapq.nlargest(_COMPARED, short, likeness) if len(short) > _COMPARED else short
+    return difflib.get_close_matches(name, likely)
