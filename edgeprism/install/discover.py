@@ -100,7 +100,10 @@ def _installed_files() -> dict[tuple[int, int], str]:
     """Return {device and inode: name} of the GGUF files of installed models, where links lead."""
     names = {}
     for place in installed_models_dirs():
-        for path in (*place.glob("*.gguf"), *place.glob("*/*.gguf")):
+        paths: list[Path] = []
+        with contextlib.suppress(OSError):  # a folder that this user may not enter
+            paths = [*place.glob("*.gguf"), *place.glob("*/*.gguf")]
+        for path in paths:
             with contextlib.suppress(OSError):  # a link that leads nowhere
                 status = path.stat()
                 name = path.stem if path.parent == place else path.parent.name
