@@ -28,6 +28,8 @@ def asked_to_wait(error: BaseException) -> float | None:
 
 def is_final(hub: ModuleType, error: BaseException) -> bool:
     """Return whether another try would end in the same way, or has to wait too long."""
+    if isinstance(error, RecursionError):  # the client follows redirects by calling itself
+        return True
     status = _status_of(error)
     if status is not None:
         wait_s = asked_to_wait(error)
@@ -79,6 +81,8 @@ def explained(
         yield
     except PullError:
         raise
+    except RecursionError as error:
+        raise PullError(f"{what}: the hub redirects without end.", "Check HF_ENDPOINT.") from error
     except errors.GatedRepoError as error:
         raise PullError(
             f"{what}: access to the repository must be granted.",

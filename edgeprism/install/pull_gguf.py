@@ -16,7 +16,7 @@ from edgeprism.bundle.open import find_model, open_bundle
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.mmproj.speed_up import speed_up_pair
 from edgeprism.convert.options import PairOptions
-from edgeprism.errors import EdgePrismError, ModelError, OutputError, UsageError
+from edgeprism.errors import EdgePrismError, ModelError, OutputError, PullError, UsageError
 from edgeprism.files.home import data_dir
 from edgeprism.files.links import link_or_copy, links_work
 from edgeprism.files.remembered import Remembered
@@ -203,11 +203,14 @@ def speed_up(bundle: Path, encoder: str, progress: Progress) -> None:
         return
     options = PairOptions(always=encoder == "onnx")
     try:
-        progress.say(speed_up_pair(bundle, progress, options))
-    except (ModelError, OutputError) as error:
+        with written_safely(bundle):
+            progress.say(speed_up_pair(bundle, progress, options))
+    except (ModelError, OutputError, PullError) as error:
         if options.always:
             raise
         progress.say(f"llama.cpp's own encoder stays: {error.summary}")
+        if not isinstance(error, ModelError):
+            return  # the disk was full, and may have room when the next pull tries
     _encoders_tried.remember(_encoder_key(bundle), True)
 
 

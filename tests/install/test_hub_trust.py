@@ -171,3 +171,17 @@ def test_other_users_of_the_library_are_left_alone(tmp_path: Path, hub: StandInH
         REPO, NAME, endpoint=hub.endpoint, cache_dir=tmp_path / "other"
     )
     assert Path(path).read_bytes() == FILES[NAME]
+
+
+def test_redirects_without_end_are_followed_once(
+    tmp_path: Path, hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def redirected(*_: object, **__: object) -> str:
+        calls.append(1)
+        raise RecursionError
+
+    monkeypatch.setattr(file_download, "_request_wrapper", redirected)
+    assert "redirects without end" in refused(hub, tmp_path).summary
+    assert len(calls) == 1

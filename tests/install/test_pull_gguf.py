@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -176,6 +177,24 @@ def test_an_encoder_that_cannot_be_built_leaves_a_whole_pair(
     assert pull(REFERENCE, progress=progress).was_there
     assert "encoder stays" in progress.text
     check_whole(hub.repositories[PAIR])
+
+
+def test_an_encoder_for_which_the_disk_had_no_room_is_built_by_the_next_pull(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pull_gguf, "speed_up_pair", fail)
+    progress = Said(hub)
+    pull(REFERENCE, progress=progress)
+    assert "encoder stays" in progress.text
+    assert "No space left" in progress.text
+    check_whole(hub.repositories[PAIR])
+    monkeypatch.setattr(pull_gguf, "speed_up_pair", lambda *_: "The encoder is an ONNX graph")
+    progress = Said(hub)
+    assert pull(REFERENCE, progress=progress).was_there
+    assert "ONNX graph" in progress.text
 
 
 def test_what_is_installed_needs_no_network_and_another_quantization_replaces_it(
