@@ -319,7 +319,7 @@ def _patiently(
     for pause_s in pauses:
         try:
             return request()
-        except (OSError, RuntimeError, hub.errors.XetError) as error:
+        except (OSError, RuntimeError, getattr(hub.errors, "XetError", OSError)) as error:
             wait_s = asked_to_wait(error)
             if is_final(hub, error):
                 raise
