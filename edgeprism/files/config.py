@@ -25,6 +25,7 @@ import platformdirs
 
 from edgeprism.errors import OutputError, UsageError
 from edgeprism.files.atomic import output_error, write_atomically
+from edgeprism.files.locks import locked
 from edgeprism.files.regular import open_regular
 
 FILE_NAME = "config.toml"
@@ -75,6 +76,17 @@ def change_config(section: str, key: str, value: object) -> Path:
             "Set EDGEPRISM_HOME to a folder that you may write to.",
         )
     path = Path(os.path.realpath(found))  # where it is a link, the link stays
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(path, error) from error
+    with locked(path):  # two commands at a time must not lose each other's change
+        write_atomically(path, _text_with(path, section, key, value).encode())
+    return found
+
+
+def _text_with(path: Path, section: str, key: str, value: object) -> str:
+    """Return the file's text with one setting changed; UsageError if that cannot be done."""
     text = _read_text(path)
     config = _parsed(text, path)
     if not isinstance(config.get(section, {}), dict):
@@ -91,12 +103,7 @@ def change_config(section: str, key: str, value: object) -> Path:
             f"{path}: {name} is written in a form that only an editor can change.",
             f"Open the file and set {name} there.",
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(path, error) from error
-    write_atomically(path, new.encode())
-    return found
+    return new
 
 
 def _read_text(path: Path) -> str:

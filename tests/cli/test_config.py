@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -330,6 +332,16 @@ def test_the_file_may_be_a_link_have_a_mark_and_other_line_ends(tmp_path: Path) 
     assert config_file().is_symlink()
     assert b"\n" not in real.read_bytes().replace(b"\r\n", b"")
     assert read_config() == {"model": "a", "caption": {"instruction": "a\x7fb"}}
+
+
+def test_two_processes_at_a_time_lose_nothing() -> None:
+    code = (
+        "import sys; from edgeprism.files.config import change_config\n"
+        "for n in range(20): change_config('', f'{sys.argv[1]}{n}', n)"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "ab"]
+    assert [process.wait(60) for process in running] == [0, 0]
+    assert read_config() == {f"{name}{n}": n for name in "ab" for n in range(20)}
 
 
 def test_without_a_home(monkeypatch: pytest.MonkeyPatch, capfd: Captured) -> None:
