@@ -27,9 +27,9 @@ _NAMES_BY_MODULE = {
     ),
     "edgeprism.errors": (
         "CheckpointError", "DataFolderError", "DeviceError", "EdgePrismError", "ImageError",
-        "Interrupted", "ManifestError", "ModelError", "NoAnswerError", "OutputError",
-        "ParityError", "PromptTooLongError", "PullError", "RepetitionError", "ReplyError",
-        "ServerError", "TemplateError", "UsageError",
+        "Interrupted", "ManifestError", "ModelError", "NoAnswerError", "NoGraphError",
+        "OutputError", "ParityError", "PromptTooLongError", "PullError", "RepetitionError",
+        "ReplyError", "ServerError", "TemplateError", "UsageError",
     ),
 }  # fmt: skip
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "ModelError",
     "ModelInfo",
     "NoAnswerError",
+    "NoGraphError",
     "OutputError",
     "ParityError",
     "Prism",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
         ManifestError,
         ModelError,
         NoAnswerError,
+        NoGraphError,
         OutputError,
         ParityError,
         PromptTooLongError,
