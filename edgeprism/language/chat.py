@@ -24,6 +24,7 @@ class Message:
 
     role: str  # "system", "user" or "assistant"
     content: str
+    is_example: bool = False  # of a worked example, which stands before other questions, too
 
 
 def chat_to_segments(

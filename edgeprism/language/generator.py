@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edgeprism.errors import PromptTooLongError, UsageError
+from edgeprism.language.context import Context
 from edgeprism.language.kv_memory import fits_memory
 from edgeprism.language.kv_reuse import Key, common_opening, part_to_key
-from edgeprism.language.model import Context, LanguageModel
+from edgeprism.language.model import LanguageModel
+from edgeprism.language.prefix_states import LARGEST, PrefixStates
 from edgeprism.language.repetition import repeats_at_limit, repeats_for_good
-from edgeprism.language.request import Request, Rows, advance
+from edgeprism.language.request import Part, Request, Rows, advance
 from edgeprism.language.sampler import Sampler
 from edgeprism.language.stop_text import StoppingText
 from edgeprism.machine.fork import keep_for_ever
@@ -59,8 +61,9 @@ class Generator:
         kv_type: str = "f16",
         flash_attention: bool | None = None,
         warm: bool = False,
+        prefixes: PrefixStates | None = None,
     ) -> None:
-        self.lm, self.parallel, self.warm = lm, parallel, warm
+        self.lm, self.parallel, self.warm, self._prefixes = lm, parallel, warm, prefixes
         self.kv_type, self.flash_attention = kv_type, flash_attention
         self._context: Context | None = None
         self._cells = 0  # KV cache cells of each sequence
@@ -231,6 +234,9 @@ class Generator:
         position = sum(map(advance, parts[:same])) + tokens
         if not context.keep(slot, position):
             same = tokens = position = 0
+        if same == 0 and self._prefixes is not None and sequence.request.keep_first:
+            position = self._open_prefix(slot, parts[0], self._prefixes)
+            same, tokens = int(position > 0), 0
         for i, part in enumerate(parts[same:], same):
             last = i == len(parts) - 1
             if isinstance(part, list):
@@ -243,6 +249,23 @@ class Generator:
                 )
                 position += advance(part)
         self._held[slot] = keys if self.warm else keys[:-1]
+
+    def _open_prefix(self, slot: int, ids: Part, prefixes: PrefixStates) -> int:
+        """Fill `slot` with the kept state after `ids`; return the position where it then ends."""
+        context = self._open
+        context.keep(slot, 0)
+        if not isinstance(ids, list):
+            return 0
+        state = prefixes.find(context.form, ids)
+        if state is None:
+            context.prefill_tokens(slot, ids, 0, logits=False)
+            state = context.state(slot, limit=LARGEST)
+            if state is None:
+                return len(ids)
+            prefixes.keep(context.form, ids, state)
+        # also where it was just computed: this run then goes on from what later ones find, and
+        # its text is theirs even where a cache keeps less than it held (sliding windows)
+        return len(ids) if context.restore(slot, state) else 0
 
     def _lowest_slot(self) -> int:
         slot = min(self._free)

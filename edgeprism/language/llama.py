@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import functools
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from edgeprism.errors import DeviceError
@@ -84,6 +86,16 @@ def has_amx() -> bool:
     multiplication faults.
     """
     return b"AMX_INT8 = 1" in import_llama().llama_print_system_info()
+
+
+@functools.cache
+def engine_build() -> str:
+    """Return what tells this build of llama.cpp from others, whose results differ by rounding."""
+    llama = import_llama()
+    folder = Path(llama.__file__).parent / "lib"
+    files = sorted(file for file in folder.iterdir() if "ggml" in file.name or "llama" in file.name)
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return repr((llama.llama_print_system_info(), stamps))
 
 
 def last_words(lines: int = 1) -> str:

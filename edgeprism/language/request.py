@@ -50,6 +50,7 @@ class Request:
 
     parts: tuple[Part | np.ndarray, ...]
     sampling: Sampling
+    keep_first: bool = False  # the first part begins other prompts, too: keep its state
     prompt: tuple[Part, ...] = field(init=False)
 
     def __post_init__(self) -> None:

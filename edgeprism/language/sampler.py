@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from edgeprism.errors import ModelError
+from edgeprism.language.context import Context
 from edgeprism.language.llama import import_llama, last_words
-from edgeprism.language.model import Context, LanguageModel
+from edgeprism.language.model import LanguageModel
 
 _LIKELIEST = (1, 32, 512)  # numbers of likeliest tokens to check with a grammar, before all
 

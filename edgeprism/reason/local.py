@@ -21,6 +21,7 @@ from edgeprism.language.chat import Message, chat_to_segments
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.llama import supports_offload
 from edgeprism.language.model import LanguageModel
+from edgeprism.language.prefix_states import PrefixStates
 from edgeprism.language.repetition import REPETITION_NOTE
 from edgeprism.language.request import Part, Request, Sampling, segments_to_parts
 from edgeprism.language.trial import try_reasoner
@@ -81,8 +82,10 @@ class Reasoner(BaseReasoner):
         self.cancel_token = Cancel()
         self._threads, self._requested = threads, (device, gpu_layers)
         self._lm: LanguageModel | None = None
-        self._generator: Generator | None = None
+        # for prompts without worked examples, and for those that begin with them
+        self._generators: tuple[Generator, Generator] | None = None
         self._in_use: FilesInUse | None = None
+        self._prefixes: PrefixStates | None = None
         self._model: ModelInfo | None = None
         forget_natives_after_fork(self)
 
@@ -154,18 +157,32 @@ class Reasoner(BaseReasoner):
     ) -> Completion:
         self.cancel_token.clear()
         with self._naming():
-            generator, lm, load_ms = self._load()
+            generators, lm, load_ms = self._load()
             segments = chat_to_segments(lambda m: lm.render_chat(m, self.chat_format), messages)
-        parts = _to_parts(lm, segments, split_last=not self.warm)
+        has_examples = len(messages) > 1 and all(m.is_example for m in messages[:-1])
+        parts = _to_parts(lm, segments, split_last=has_examples or not self.warm)
         sampling = Sampling(max_tokens=max_tokens, grammar=shape.gbnf if shape else "")
-        events = generator.run([Request(parts, sampling)])
-        done = next(event for event in events if isinstance(event, Finished))
-        if self._in_use is not None:
-            self._in_use.check()
+        request = Request(parts, sampling, keep_first=has_examples and len(parts) > 1)
+        done = self._finished(generators[has_examples], request)
         text, thinking = cut_thinking(done.text) if shape is None else (done.text, "")
         timings = Timings(load=load_ms, prefill=done.prefill_ms, decode=done.decode_ms)
         notes = (REPETITION_NOTE,) if done.finish_reason == "repetition" else ()
         return Completion(text, done.finish_reason, done.tokens, timings, thinking, notes)
+
+    def _finished(self, generator: Generator, request: Request) -> Finished:
+        """Run a request. Raises ModelError if the model's files have changed meanwhile."""
+        try:
+            events = generator.run([request])
+            done = next(event for event in events if isinstance(event, Finished))
+            if self._in_use is not None:
+                self._in_use.check()
+        except BaseException:
+            if self._prefixes is not None:
+                self._prefixes.forget()  # nobody knows by which weights they were computed
+            raise
+        if self._prefixes is not None:
+            self._prefixes.save()
+        return done
 
     @property
     def model(self) -> ModelInfo:
@@ -185,19 +202,19 @@ class Reasoner(BaseReasoner):
     def close(self) -> None:
         """Free the weights; they load again when needed. Waits for answers of other threads."""
         with self._turns.turn():
-            if self._generator is not None:
-                self._generator.close()
+            for generator in self._generators or ():
+                generator.close()
             if self._lm is not None:
                 self._lm.close()
-            self._lm = self._generator = self._in_use = None
+            self._lm = self._generators = self._in_use = self._prefixes = None
 
     def forget_natives(self) -> None:
         """Free nothing, and load anew when needed: for a process that was forked."""
-        if self._generator is not None:
-            self._generator.forget_natives()
+        for generator in self._generators or ():
+            generator.forget_natives()
         keep_for_ever(self._lm)
         self.cancel_token.start_anew()
-        self._lm = self._generator = self._in_use = None
+        self._lm = self._generators = self._in_use = self._prefixes = None
 
     def _naming(self) -> AbstractContextManager[None]:
         """Let errors name the reference that the reasoner was named by, not its file."""
@@ -207,9 +224,9 @@ class Reasoner(BaseReasoner):
 
         return naming(self.name, self.path)
 
-    def _load(self) -> tuple[Generator, LanguageModel, float]:
-        if self._generator is not None and self._lm is not None:
-            return self._generator, self._lm, 0.0
+    def _load(self) -> tuple[tuple[Generator, Generator], LanguageModel, float]:
+        if self._generators is not None and self._lm is not None:
+            return self._generators, self._lm, 0.0
         start = time.perf_counter()
         device, requested = self._requested
         gpu_layers = choose_gpu_layers(device, supports_offload(), requested)
@@ -223,8 +240,13 @@ class Reasoner(BaseReasoner):
             threads=choose_threads(self._threads, self.model_bytes()),
             cancel=self.cancel_token,
         )
-        self._generator = Generator(self._lm, warm=self.warm)
-        return self._generator, self._lm, (time.perf_counter() - start) * 1000
+        if not supports_offload():  # on a GPU prefill is short, and its driver decides numbers too
+            self._prefixes = PrefixStates(self._model.digest)
+        one = Generator(self._lm, warm=self.warm, prefixes=self._prefixes)
+        # in one KV cache, examples would drive out a conversation, which is nowhere else
+        other = Generator(self._lm, prefixes=self._prefixes) if self.warm else one
+        self._generators = one, other
+        return self._generators, self._lm, (time.perf_counter() - start) * 1000
 
 
 def _open_again(path: Path, name: str, options: ReasonerOptions) -> Reasoner:

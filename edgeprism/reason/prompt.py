@@ -82,7 +82,7 @@ def focus_messages(question: Question) -> list[Message]:
     texts[0] = f"Name what must be looked at to answer; do not answer.\n\n{texts[0]}"
     turns = []
     for text, (_, focus) in zip(texts, FOCUS_EXAMPLES, strict=False):
-        turns += [Message("user", text), Message("assistant", focus)]
+        turns += [Message("user", text, True), Message("assistant", focus, True)]
     return [*turns, Message("user", texts[-1])]
 
 

@@ -15,7 +15,7 @@ import pytest
 from edgeprism.cli.main import run
 from edgeprism.errors import PromptTooLongError, UsageError
 from edgeprism.language.chat import Message
-from edgeprism.language.model import Context
+from edgeprism.language.context import Context
 from edgeprism.reason.base import BaseReasoner, Completion
 from edgeprism.reason.conversation import Conversation
 from edgeprism.reason.local import Reasoner

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from edgeprism.errors import ModelError, PromptTooLongError, UsageError
+from edgeprism.language.context import Context
 from edgeprism.language.generator import Finished, Generator, Piece
-from edgeprism.language.model import Context, LanguageModel
+from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Request, Rows, Sampling, segments_to_parts
 from edgeprism.language.stop_text import StoppingText
 from edgeprism.segments import ImageRows, Segment, Text, Tokens

@@ -18,7 +18,8 @@ from edgeprism.errors import (
     UsageError,
 )
 from edgeprism.files.home import data_dir
-from edgeprism.language.model import Context, LanguageModel
+from edgeprism.language.context import Context
+from edgeprism.language.model import LanguageModel
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
 from edgeprism.reason.local import Reasoner
