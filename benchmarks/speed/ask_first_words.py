@@ -42,7 +42,12 @@ class Run:
 
 
 def run(command: list[str], home: Path) -> Run:
-    environment = {**os.environ, "EDGEPRISM_HOME": str(home)}
+    environment = {
+        **os.environ,
+        "EDGEPRISM_HOME": str(home),
+        "PYTHONDONTWRITEBYTECODE": "",  # as where it is installed, modules are compiled once
+        "PYTHONPYCACHEPREFIX": str(home / "bytecode"),
+    }
     start = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment

@@ -16,15 +16,7 @@ def busy_cores(window_s: float = _WINDOW_S, stat: Path = _STAT) -> int:
     It waits for `window_s` seconds and compares the kernel's counts of idle time before and after,
     less what this process has used itself. Returns 0 on systems without `/proc/stat`.
     """
-    before, own = _busy_ticks(stat), time.process_time()
-    if before is None:
-        return 0
-    time.sleep(window_s)
-    after, own = _busy_ticks(stat), time.process_time() - own
-    if after is None:
-        return 0
-    busy = (after - before) / os.sysconf("SC_CLK_TCK") - own
-    return max(0, round(busy / window_s))
+    return LoadMeter(stat).busy_cores(window_s)
 
 
 class LoadMeter:
@@ -33,6 +25,13 @@ class LoadMeter:
     def __init__(self, stat: Path = _STAT) -> None:
         self._stat = stat
         self._ticks, self._own, self._start = _busy_ticks(stat), _own_seconds(), time.monotonic()
+
+    def busy_cores(self, window_s: float = _WINDOW_S) -> int:
+        """Return `others`, rounded; waits until the meter has run for `window_s` seconds."""
+        if self._ticks is None:
+            return 0
+        time.sleep(max(0.0, self._start + window_s - time.monotonic()))
+        return round(self.others() or 0.0)
 
     def others(self) -> float | None:
         """Return the mean number of cores that others kept busy; None without `/proc/stat`.

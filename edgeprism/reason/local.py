@@ -33,6 +33,7 @@ from edgeprism.machine.device import (
     choose_threads,
 )
 from edgeprism.machine.fork import forget_natives_after_fork, keep_for_ever
+from edgeprism.machine.load import LoadMeter
 from edgeprism.machine.turns import Turns
 from edgeprism.reason.base import BaseReasoner, Completion
 from edgeprism.reason.shape import Shape
@@ -234,12 +235,9 @@ class Reasoner(BaseReasoner):
         digests = {part: file_digest(part) for part in part_paths(self.path)}
         self._in_use = FilesInUse(digests)
         self._model = ModelInfo(self.name, parts_to_digest(list(digests.values())))
-        self._lm = LanguageModel(
-            self.path,
-            gpu_layers=gpu_layers,
-            threads=choose_threads(self._threads, self.model_bytes()),
-            cancel=self.cancel_token,
-        )
+        meter = LoadMeter()  # looks at the cores while the model loads
+        self._lm = LanguageModel(self.path, gpu_layers=gpu_layers, cancel=self.cancel_token)
+        self._lm.threads = choose_threads(self._threads, self.model_bytes(), meter)
         if not supports_offload():  # on a GPU prefill is short, and its driver decides numbers too
             self._prefixes = PrefixStates(self._model.digest)
         one = Generator(self._lm, warm=self.warm, prefixes=self._prefixes)
