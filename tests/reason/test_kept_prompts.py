@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from edgeprism.language.chat import Message
 from edgeprism.language.context import Context
 from edgeprism.language.prefix_states import FOLDER
 from edgeprism.machine import child
+from edgeprism.reason.conversation import Conversation
 from edgeprism.reason.local import Reasoner
 from edgeprism.reason.prompt import focus_messages
 from edgeprism.reason.question import to_question
@@ -121,6 +123,23 @@ def test_an_answer_does_not_drive_the_examples_out(
         read_tokens()
         reasoner.draw_focus(question)
         assert read_tokens() < 60
+    reasoner.close()
+
+
+def test_a_focus_does_not_drive_a_conversation_out(
+    lm: Path, read_tokens: Callable[[], int]
+) -> None:
+    reasoner = Reasoner.load(lm, threads=1, warm=True)
+    conversation = Conversation(reasoner)
+    conversation.tell([replace(CAPTION, text=CAPTION.text * 3)])
+    conversation.ask("What is it?", answer_tokens=4)
+    whole = read_tokens()
+    reasoner.draw_focus(QUESTIONS[0])
+    assert read_tokens() > 300
+    conversation.ask("Where?", answer_tokens=4)
+    assert read_tokens() < whole / 2
+    reasoner.draw_focus(QUESTIONS[1])
+    assert read_tokens() < 60
     reasoner.close()
 
 
