@@ -113,7 +113,7 @@ class Generator:
                     yield from self.step()
                     self._must_be_latest(run)
                 self.add(index, request)
-                yield from self._new_events()
+                yield from self.new_events()
                 self._must_be_latest(run)
             while self.busy:
                 yield from self.step()
@@ -168,13 +168,19 @@ class Generator:
             tokens = [s.sampler.sample(self._open, i) for i, s in enumerate(active)]
             for sequence, token in zip(active, tokens, strict=True):
                 self._take(sequence, token)
-        return self._new_events()
+        return self.new_events()
 
     def drop(self) -> None:
         """Drop all running requests and their events."""
         for sequence in list(self._active):
             self._release(sequence)
         self._events = []
+
+    def discard(self, index: int) -> None:
+        """Drop the running request `index` and its events; the others go on."""
+        for sequence in [each for each in self._active if each.index == index]:
+            self._release(sequence)
+        self._events = [event for event in self._events if event.index != index]
 
     def _take(self, sequence: _Sequence, token: int) -> None:
         """Give a sampled token to its sequence; release the sequence if it has ended."""
@@ -183,7 +189,8 @@ class Generator:
             self._events.append(sequence.finished())
             self._release(sequence)
 
-    def _new_events(self) -> list[Piece | Finished]:
+    def new_events(self) -> list[Piece | Finished]:
+        """Return the events since they were last returned; `add` makes the first of a request."""
         events, self._events = self._events, []
         return events
 
