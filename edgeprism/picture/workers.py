@@ -6,6 +6,7 @@ A worker is `main` in a child process; `child_decoder.py` speaks to it.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeprism.bundle.manifest import ImagePolicy
+    from edgeprism.picture.source import ImageSource
 
 TIMEOUT_S = MOST_S
 _LEAST_CPU_S = 30
@@ -65,7 +67,14 @@ class DecodePool:
 
     def submit(self, path: str) -> Future[Decoded]:
         """Decode the picture at `path` in a worker."""
-        return self._threads.submit(self._decode, path)
+        return self._threads.submit(self._decode, {"path": path}, b"", path)
+
+    def decode(self, data: bytes, name: str) -> Decoded:
+        """Decode a file's bytes in the calling thread's own worker; errors call it `name`.
+
+        Raises ImageError, even if the picture killed the worker.
+        """
+        return self._decode({"name": name}, data, name)
 
     def close(self) -> None:
         """End the workers at once and cancel what is queued."""
@@ -80,7 +89,7 @@ class DecodePool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _decode(self, path: str) -> Decoded:
+    def _decode(self, request: dict[str, Any], payload: bytes, name: str) -> Decoded:
         import numpy as np
 
         worker: ChildDecoder | None = getattr(self._local, "worker", None)
@@ -89,7 +98,7 @@ class DecodePool:
             self._local.worker = worker
             with self._lock:
                 self._workers = [w for w in self._workers if not w.ended()] + [worker]
-        answer, data = worker.ask({"path": path}, b"", path, self._timeout_s)
+        answer, data = worker.ask(request, payload, name, self._timeout_s)
         return Decoded(
             tiles=np.frombuffer(data, np.uint8).reshape(answer["shape"]),
             sha256=answer["sha256"],
@@ -169,7 +178,7 @@ def _answer(request: _Request, policy: ImagePolicy | None) -> tuple[dict[str, An
     try:
         if policy is None:
             return _pixels(request)
-        return _tiles(request.fields["path"], policy)
+        return _tiles(request, policy)
     except ImageError as error:
         return {"error": error.message, "hint": error.hint}, b""
     except MemoryError:
@@ -188,15 +197,30 @@ def _pixels(request: _Request) -> tuple[dict[str, Any], bytes]:
     return answer, decoded.rgb.tobytes()
 
 
-def _tiles(path: str, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
-    """Read the file at `path` and cut it into tiles."""
+class _NamedFile(io.BytesIO):
+    """A file's bytes under a name, which notes and errors use."""
+
+    name: str
+
+
+def _source(request: _Request) -> ImageSource:
+    """Return the path that a request names, or the file that it brings."""
+    if "path" in request.fields:
+        return str(request.fields["path"])
+    source = _NamedFile(request.payload)
+    source.name = request.fields["name"]
+    return source
+
+
+def _tiles(request: _Request, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
+    """Read the request's picture and cut it into tiles."""
     import time
 
     from edgeprism.picture.layout import choose_grid
     from edgeprism.picture.read import enough_for, read_picture
     from edgeprism.picture.tile import picture_to_tiles
 
-    picture = read_picture(path, enough=enough_for(policy), isolate=False)
+    picture = read_picture(_source(request), enough=enough_for(policy), isolate=False)
     start = time.perf_counter()
     tiles = picture_to_tiles(picture, policy, choose_grid(picture.size, policy))
     answer = {
