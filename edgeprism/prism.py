@@ -197,21 +197,7 @@ class Prism:
         options: Mapping[str, str] | None = None,
     ) -> tuple[str, tuple[str, ...]]:
         """Return the focus for the captioner ("" for the generic instruction) and notes on it."""
-        if instruction_mode not in INSTRUCTION_MODES:
-            raise UsageError(
-                f"Instruction mode {instruction_mode!r} is not known.",
-                f"Known: {', '.join(INSTRUCTION_MODES)}.",
-            )
-        self.reasoner.focus_timings = Timings()
-        if focus is not None and focus.strip():
-            return focus.strip(), ()
-        if instruction_mode == "generic":
-            return "", ()
-        drawn, why_not = self.reasoner.draw_focus(question, options=options)
-        notes = tuple(f"focus: {note}" for note in self.reasoner.focus_notes)
-        if not drawn:
-            notes += (f"no focus: {why_not}; the generic instruction was used",)
-        return drawn, notes
+        return question_to_focus(self.reasoner, question, instruction_mode, focus, options)
 
     def answer(
         self,
@@ -236,6 +222,31 @@ class Prism:
         for captioner in self.captioners:
             captioner.close()
         self.reasoner.close()
+
+
+def question_to_focus(
+    reasoner: BaseReasoner,
+    question: str,
+    instruction_mode: str = "question",
+    focus: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> tuple[str, tuple[str, ...]]:
+    """Return what the captioner should observe for a question, and notes: `Prism.focus_for`."""
+    if instruction_mode not in INSTRUCTION_MODES:
+        raise UsageError(
+            f"Instruction mode {instruction_mode!r} is not known.",
+            f"Known: {', '.join(INSTRUCTION_MODES)}.",
+        )
+    reasoner.focus_timings = Timings()
+    if focus is not None and focus.strip():
+        return focus.strip(), ()
+    if instruction_mode == "generic":
+        return "", ()
+    drawn, why_not = reasoner.draw_focus(question, options=options)
+    notes = tuple(f"focus: {note}" for note in reasoner.focus_notes)
+    if not drawn:
+        notes += (f"no focus: {why_not}; the generic instruction was used",)
+    return drawn, notes
 
 
 def repetition_notes(captions: Sequence[Caption]) -> tuple[str, ...]:
