@@ -40,7 +40,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "runs", "no_run", "no_reasoner", "no_folder", "dry_run", "yes", "seed", "parallel",
         "no_cache", "on_error",
     ),
-    "Machine": ("device", "threads", "gpu_layers"),
+    "Clients": ("host", "port", "fd", "api_key_file", "allow_hosts", "allow_origins"),
+    "Limits": (
+        "waiting", "max_body", "max_pictures", "max_pixels", "max_tokens", "answer_seconds",
+    ),
+    "Machine": ("device", "threads", "gpu_layers", "keep_alive"),
     "Options": (),
     "General": ("quiet", "verbose", "no_color"),
 }  # fmt: skip

@@ -30,6 +30,7 @@ COMMANDS = (
     "caption",
     "ask",
     "chat",
+    "serve",
     "eval",
     "bench",
     "cache",
@@ -105,7 +106,8 @@ def cli(ctx: click.Context) -> None:
     """Understand pictures on your own machine.
 
     A small captioner perceives, a text model reasons over what it says. No network is used but
-    by `setup` and `pull`, which fetch models, and a reasoner given as a URL.
+    by `setup` and `pull`, which fetch models, a reasoner given as a URL, and `serve`, which
+    answers this machine.
     """
     ctx.color = colour_choice()
 

@@ -39,6 +39,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
                 "append", "sidecar-name", "exclude", "batch", "on-error", "no-cache"),
     "ask": (*_EVERYWHERE, *_STAGES, "stages", "show-captions"),
     "chat": (*_EVERYWHERE, *_STAGES),
+    "serve": ("model", "reasoner", "device", "threads", "gpu-layers", "quiet", "no-color", "host",
+              "port", "keep-alive"),
 }  # fmt: skip
 _BY_DEFAULT_CALLABLE = ("model", "reasoner")  # at the top
 _VARIABLE_OF = {"model": "EDGEPRISM_MODEL"}

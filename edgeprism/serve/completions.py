@@ -1,0 +1,228 @@
+"""`POST /v1/chat/completions`, as OpenAI's API defines it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from edgeprism.reason.shape import Shape
+from edgeprism.serve.bodies import Checker, read_json
+from edgeprism.serve.chat import Chat, Delta, Ended, Message, answer_chat
+from edgeprism.serve.dialect import (
+    ANY_OBJECT,
+    SEED,
+    TEMPERATURE,
+    TOKENS,
+    Pictures,
+    check_length,
+    new_id,
+    to_seed,
+    to_shape,
+    to_temperature,
+)
+from edgeprism.serve.options import Limits
+from edgeprism.serve.replies import EVENT_STREAM, stream_reply, to_event, while_present
+from edgeprism.serve.service import Service
+
+_PART = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+            "required": ["type", "text"],
+        },
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "image_url"},
+                "image_url": {
+                    "type": "object",
+                    "properties": {"url": {"type": "string", "description": "A data URL."}},
+                    "required": ["url"],
+                },
+            },
+            "required": ["type", "image_url"],
+        },
+    ]
+}
+_MESSAGE = {
+    "type": "object",
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant"]},
+        "content": {
+            "anyOf": [{"type": "string"}, {"type": "array", "items": _PART, "maxItems": 200}]
+        },
+    },
+    "required": ["role", "content"],
+}
+_FORMAT = {
+    "anyOf": [
+        {"type": "null"},
+        {
+            "type": "object",
+            "properties": {"type": {"enum": ["text", "json_object"]}},
+            "required": ["type"],
+        },
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "json_schema"},
+                "json_schema": {
+                    "type": "object",
+                    "properties": {"name": {"type": "string"}, "schema": ANY_OBJECT},
+                    "required": ["schema"],
+                },
+            },
+            "required": ["type", "json_schema"],
+        },
+    ]
+}
+
+
+def completions_schema() -> dict[str, Any]:
+    """Return the schema of the body; what it does not name is passed over, as sampling is ours."""
+    return {
+        "type": "object",
+        "properties": {
+            "model": {"type": ["string", "null"]},
+            "messages": {"type": "array", "items": _MESSAGE, "minItems": 1, "maxItems": 200},
+            "max_tokens": TOKENS,
+            "max_completion_tokens": TOKENS,
+            "temperature": TEMPERATURE,
+            "seed": SEED,
+            "n": {"enum": [1, None]},
+            "stream": {"type": ["boolean", "null"]},
+            "stream_options": {
+                "type": ["object", "null"],
+                "properties": {"include_usage": {"type": ["boolean", "null"]}},
+            },
+            "response_format": _FORMAT,
+            "tools": {"type": ["array", "null"], "maxItems": 0},
+        },
+        "required": ["messages"],
+    }
+
+
+class CompletionRoutes:
+    """The request, for one server."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._limits = service, service.limits
+        self._checker = Checker(completions_schema())
+
+    async def completions(self, request: Request) -> Response:
+        """Answer the last message of a chat."""
+        body = await read_json(request, self._checker)
+        chat = Chat(
+            await self._service.models.resolve(body.get("model")),
+            to_messages(body["messages"], self._limits),
+            tokens=body.get("max_completion_tokens") or body.get("max_tokens"),
+            temperature=to_temperature(body.get("temperature")),
+            seed=to_seed(body.get("seed")),
+            shape=_to_shape(body.get("response_format")),
+            streams=bool(body.get("stream")),
+        )
+        head = {
+            "id": new_id("chatcmpl-"),
+            "created": int(time.time()),
+            "model": str(chat.model),
+        }
+        if chat.streams:
+            with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+            parts = _to_chunks(answer_chat(self._service, chat), head, with_usage)
+            return await stream_reply(
+                request, self._limits, parts, media_type=EVENT_STREAM,
+                to_failure=lambda error: to_event({"error": error}),
+            )  # fmt: skip
+        ended = await while_present(request, self._limits, last_of(self._service, chat))
+        return JSONResponse(_to_completion(ended, head))
+
+
+async def last_of(service: Service, chat: Chat) -> Ended:
+    """Return the end of a chat's answer."""
+    async with aclosing(answer_chat(service, chat)) as events:
+        async for event in events:
+            if isinstance(event, Ended):
+                return event
+    raise RuntimeError("a chat ended without an answer")
+
+
+def to_messages(messages: list[Mapping[str, Any]], limits: Limits) -> tuple[Message, ...]:
+    """Return the messages of a chat with their pictures. Raises Refusal."""
+    pictures, read = Pictures(limits), []
+    for message in messages:
+        content = message["content"]
+        parts: list[Mapping[str, Any]] = (
+            [{"type": "text", "text": content}] if isinstance(content, str) else content
+        )
+        texts = [part["text"] for part in parts if part["type"] == "text"]
+        images = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+        role = "system" if message["role"] == "developer" else message["role"]
+        text = check_length("\n".join(texts), limits)
+        read.append(Message(role, text, tuple(map(pictures.take, images))))
+    return tuple(read)
+
+
+def _to_shape(response_format: Mapping[str, Any] | None) -> Shape | None:
+    kind = (response_format or {"type": "text"})["type"]
+    if response_format is None or kind == "text":
+        return None
+    schema = response_format["json_schema"]["schema"] if kind == "json_schema" else None
+    return to_shape(schema, "response_format.json_schema.schema")
+
+
+def _to_usage(ended: Ended) -> dict[str, int]:
+    return {
+        "prompt_tokens": ended.prompt_tokens,
+        "completion_tokens": ended.new_tokens,
+        "total_tokens": ended.prompt_tokens + ended.new_tokens,
+    }
+
+
+def _to_extension(ended: Ended) -> dict[str, Any]:
+    return {**ended.extension, "timings_ms": ended.timings_ms}
+
+
+def _to_completion(ended: Ended, head: Mapping[str, Any]) -> dict[str, Any]:
+    message = {"role": "assistant", "content": ended.text, "refusal": None}
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": None,
+        "finish_reason": ended.finish_reason,
+    }
+    return {
+        **head,
+        "object": "chat.completion",
+        "choices": [choice],
+        "usage": _to_usage(ended),
+        "edgeprism": _to_extension(ended),
+    }
+
+
+async def _to_chunks(
+    events: AsyncGenerator[Delta | Ended], head: Mapping[str, Any], with_usage: bool
+) -> AsyncGenerator[bytes]:
+    def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        data = {**head, "object": "chat.completion.chunk", "choices": [choice], **more}
+        return to_event(data)
+
+    first = True
+    async with aclosing(events):
+        async for event in events:
+            start = {"role": "assistant"} if first else {}
+            first = False
+            if isinstance(event, Delta):
+                yield chunk({**start, "content": event.text})
+                continue
+            yield chunk(start, event.finish_reason, edgeprism=_to_extension(event))
+            if with_usage:
+                usage = {"choices": [], "usage": _to_usage(event)}
+                yield to_event({**head, "object": "chat.completion.chunk", **usage})
+    yield b"data: [DONE]\n\n"

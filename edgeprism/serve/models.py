@@ -1,0 +1,247 @@
+"""The models that a server offers: each loads when first asked for and leaves when it is idle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, cast
+
+from edgeprism.errors import ModelError
+from edgeprism.install.inventory import list_models
+from edgeprism.machine.facts import memory_bytes
+from edgeprism.perceive.captioner import Captioner
+from edgeprism.reason.local import Reasoner
+from edgeprism.serve.engine import CaptionEngine
+from edgeprism.serve.options import ServeOptions
+from edgeprism.serve.reasoning import ReasonerThread
+from edgeprism.serve.refusals import Refusal
+
+_LIST_S = 5.0  # that the list of installed models is believed
+_SHARE = 0.5  # of the machine's memory for all models; the rest is for caches and pictures
+_TAG = ":latest"  # Ollama's clients add it to names without a tag
+_Engine = TypeVar("_Engine", CaptionEngine, ReasonerThread)
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """The models of one request: a captioner, and a reasoner or none."""
+
+    captioner: str
+    reasoner: str | None = None
+
+    def __str__(self) -> str:
+        return self.captioner + (f"+{self.reasoner}" if self.reasoner else "")
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that clients may name."""
+
+    name: str
+    size: int  # bytes of its files
+    license: str
+    digest: str  # "" until it is loaded
+
+
+@dataclass
+class _Loaded(Generic[_Engine]):
+    """A model in memory."""
+
+    engine: _Engine
+    size: int
+    users: int = 0
+    last_used: float = field(default_factory=time.monotonic)
+    keep_alive_s: float | None = None  # None: as the server's options say
+
+
+class Models:
+    """Loads and frees models. Use it in one event loop; `close` frees all."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        self._options = options
+        self._loaded: dict[str, _Loaded[Any]] = {}  # "captioner nano" → what is in memory
+        self._loading: dict[str, asyncio.Task[_Loaded[Any]]] = {}
+        self._one_at_a_time = asyncio.Lock()
+        self._installed: dict[str, dict[str, Offer]] = {}
+        self._listed = float("-inf")
+
+    # ---- names
+
+    async def offers(self) -> list[Offer]:
+        """Return every captioner, alone and with every reasoner."""
+        installed = await self._list()
+        offers = []
+        for captioner in installed["captioner"].values():
+            offers.append(captioner)
+            for reasoner in installed["reasoner"].values():
+                name = str(ModelName(captioner.name, reasoner.name))
+                size = captioner.size + reasoner.size
+                licenses = dict.fromkeys((captioner.license, reasoner.license))
+                offers.append(Offer(name, size, " and ".join(filter(None, licenses)), ""))
+        return offers
+
+    async def resolve(self, name: str | None) -> ModelName:
+        """Return the models that a request names; the server's own captioner without a name.
+
+        Raises Refusal for a model that is not installed.
+        """
+        name = (name or self._options.model).removesuffix(_TAG)
+        installed = await self._list()
+        if name in installed["captioner"]:
+            return ModelName(name)
+        captioner, plus, reasoner = name.partition("+")
+        if name in installed["reasoner"]:
+            both = ModelName(self._options.model, name)
+            raise Refusal(
+                400, "no_captioner", f"{name} is a reasoner, which sees no picture.",
+                f"Name a captioner before it: {both}",
+            )  # fmt: skip
+        known = {"captioner": captioner, **({"reasoner": reasoner} if plus else {})}
+        for kind, part in known.items():
+            if part not in installed[kind]:
+                raise Refusal(
+                    404, "model_not_found", f"There is no {kind} {part!r} here.",
+                    "GET /v1/models lists what there is; `edgeprism pull` adds models.",
+                )  # fmt: skip
+        return ModelName(captioner, reasoner if plus else None)
+
+    async def resolve_both(self, name: str | None) -> ModelName:
+        """Return the models of a question: with the server's own reasoner if none is named."""
+        models = await self.resolve(name)
+        if models.reasoner is not None:
+            return models
+        return await self.resolve(f"{models.captioner}+{self._options.reasoner}")
+
+    async def _list(self) -> dict[str, dict[str, Offer]]:
+        if time.monotonic() - self._listed > _LIST_S:
+            self._installed = await asyncio.to_thread(_installed, self._options)
+            self._listed = time.monotonic()
+        return self._installed
+
+    # ---- using
+
+    @contextlib.asynccontextmanager
+    async def captioner(self, name: str) -> AsyncIterator[CaptionEngine]:
+        """Hold a captioner inside the block; it loads if it is not there. Raises ModelError."""
+
+        def load() -> CaptionEngine:
+            captioner = Captioner.load(name, **self._options.engines)
+            try:
+                return CaptionEngine(captioner)
+            except BaseException:
+                captioner.close()
+                raise
+
+        async with self._using(f"captioner {name}", load) as engine:
+            yield engine
+
+    @contextlib.asynccontextmanager
+    async def reasoner(self, name: str) -> AsyncIterator[ReasonerThread]:
+        """Hold a reasoner inside the block, as `captioner` does."""
+
+        def load() -> ReasonerThread:
+            return ReasonerThread(Reasoner.load(name, **self._options.engines))
+
+        async with self._using(f"reasoner {name}", load) as engine:
+            yield engine
+
+    @contextlib.asynccontextmanager
+    async def _using(self, key: str, load: Callable[[], _Engine]) -> AsyncIterator[_Engine]:
+        while (loaded := self._loaded.get(key)) is None:
+            task = self._loading.get(key)
+            if task is None:
+                task = asyncio.create_task(self._load(key, load))
+                self._loading[key] = task
+                task.add_done_callback(lambda _: self._loading.pop(key, None))
+            # A client that leaves does not end the load that others may wait for.
+            await asyncio.shield(task)
+        loaded.users += 1
+        try:
+            yield cast("_Engine", loaded.engine)
+        finally:
+            loaded.users -= 1
+            loaded.last_used = time.monotonic()
+
+    async def _load(self, key: str, load: Callable[[], _Engine]) -> _Loaded[_Engine]:
+        async with self._one_at_a_time:
+            kind, _, name = key.partition(" ")
+            size = (await self._list())[kind][name].size
+            await self._make_room(size)
+            engine = await asyncio.to_thread(load)
+            self._loaded[key] = loaded = _Loaded(engine, size)
+            self._options.on_log(f"loaded {key}")
+            return loaded
+
+    async def _make_room(self, size: int) -> None:
+        """Free idle models, the longest idle first, while all together would be too large."""
+        idle = sorted(
+            (key for key, loaded in self._loaded.items() if not loaded.users),
+            key=lambda key: self._loaded[key].last_used,
+        )
+        for key in idle:
+            total, memory = size + sum(each.size for each in self._loaded.values()), memory_bytes()
+            if memory is None or total <= _SHARE * memory:
+                return
+            await self._free(key)
+
+    # ---- leaving
+
+    def keep(self, model: ModelName, seconds: float) -> None:
+        """Let the models of a request stay for so long after their last use."""
+        for key in (f"captioner {model.captioner}", f"reasoner {model.reasoner}"):
+            if key in self._loaded:
+                self._loaded[key].keep_alive_s = seconds
+
+    def in_memory(self) -> list[str]:
+        """Return what is loaded, as "captioner nano"."""
+        return list(self._loaded)
+
+    async def free_idle(self) -> None:
+        """Free the models that nobody has used for their time."""
+        now = time.monotonic()
+        for key, loaded in list(self._loaded.items()):
+            stays = loaded.keep_alive_s
+            stays = self._options.keep_alive_s if stays is None else stays
+            if now - loaded.last_used >= stays:
+                await self._free(key)
+
+    async def close(self) -> None:
+        """Free all models."""
+        for task in list(self._loading.values()):
+            with contextlib.suppress(Exception):
+                await task
+        for key in list(self._loaded):
+            await self._free(key)
+
+    async def _free(self, key: str) -> None:
+        """Free a model, unless it was freed or taken into use meanwhile."""
+        if key not in self._loaded or self._loaded[key].users:
+            return
+        loaded = self._loaded.pop(key)
+        await asyncio.to_thread(loaded.engine.close)
+        self._options.on_log(f"freed {key}")
+
+
+def _installed(options: ServeOptions) -> dict[str, dict[str, Offer]]:
+    """Return the installed models by kind and name, and those that the options name."""
+    found: dict[str, dict[str, Offer]] = {"captioner": {}, "reasoner": {}}
+    for entry in list_models():
+        if entry.state in ("built-in", "installed"):
+            offer = Offer(entry.name, entry.size or 0, entry.license, "")
+            found[entry.kind][entry.name] = offer
+    for kind, name in (("captioner", options.model), ("reasoner", options.reasoner)):
+        if name not in found[kind]:
+            with contextlib.suppress(ModelError):
+                found[kind][name] = Offer(name, _size_of(kind, name), "", "")
+    return found
+
+
+def _size_of(kind: str, name: str) -> int:
+    """Return the bytes of a model that is named by path or reference. Raises ModelError."""
+    if kind == "reasoner":
+        return Reasoner.load(name).model_bytes()
+    captioner = Captioner.load(name)
+    return captioner.engines.model_bytes()

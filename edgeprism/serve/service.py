@@ -1,0 +1,201 @@
+"""What the server does, without HTTP: captions and answers as streams of events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from edgeprism.perceive.options import CaptionOptions, Plan
+from edgeprism.prism import question_to_focus, repetition_notes
+from edgeprism.reason.base import DEFAULT_ANSWER_TOKENS, BaseReasoner
+from edgeprism.reason.shape import Shape
+from edgeprism.records import Answer, Caption
+from edgeprism.serve.engine import CaptionEngine, Work
+from edgeprism.serve.events import (
+    Answered,
+    CaptionEvent,
+    Channel,
+    Described,
+    Event,
+    Failed,
+    Focused,
+)
+from edgeprism.serve.metrics import Metrics
+from edgeprism.serve.models import ModelName, Models
+from edgeprism.serve.options import ServeOptions
+from edgeprism.serve.places import Held, Places
+from edgeprism.serve.reasoning import Turn, answer_in_conversation
+from edgeprism.serve.refusals import Refusal
+from edgeprism.serve.uploads import Upload
+
+_REAP_S = 1.0
+
+
+@dataclass(frozen=True)
+class Description:
+    """Pictures to caption: each by itself, or `together` in one prompt."""
+
+    model: ModelName
+    pictures: tuple[Upload, ...]
+    options: CaptionOptions = field(default_factory=lambda: CaptionOptions())
+    shape: Shape | None = None
+    together: bool = False
+    streams: bool = False
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question about pictures."""
+
+    description: Description
+    question: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    hint: str | None = None
+    instruction_mode: str = "question"
+    answer_tokens: int = DEFAULT_ANSWER_TOKENS
+    shape: Shape | None = None
+    evidence: bool = True
+    turns: tuple[Turn, ...] = ()  # their pictures come first in the description
+
+
+class Service:
+    """Captions and answers for many clients; all of it runs in one event loop."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        self.options, self.limits = options, options.limits
+        self.models = Models(options)
+        self.places = Places(options.limits.waiting)
+        self.metrics = Metrics()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Free idle models inside the block, and all models at its end."""
+        reaper = asyncio.create_task(self._reap())
+        try:
+            yield
+        finally:
+            reaper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reaper
+            await self.models.close()
+
+    async def _reap(self) -> None:
+        while True:
+            await asyncio.sleep(_REAP_S)
+            await self.models.free_idle()
+
+    async def takes_several(self, model: ModelName) -> bool:
+        """Return whether a captioner sees several pictures in one prompt; it loads for that."""
+        async with self.models.captioner(model.captioner) as engine:
+            return engine.captioner.bundle.manifest.prompts.several is not None
+
+    async def describe(self, job: Description) -> AsyncGenerator[CaptionEvent]:
+        """Yield the captions of pictures as they come; close it to give them up.
+
+        Raises Refusal if the queue is full, EdgePrismError if the model cannot be used.
+        """
+        with self.places.take(1 if job.together else len(job.pictures)) as held:
+            async with aclosing(self._describe(job, held)) as events:
+                async for event in events:
+                    yield event
+
+    async def _describe(self, job: Description, held: Held) -> AsyncGenerator[CaptionEvent]:
+        groups = [job.pictures] if job.together else [(picture,) for picture in job.pictures]
+        works: list[Work] = []
+        async with self.models.captioner(job.model.captioner) as engine:
+            plan, channel = self._plan(engine, job), Channel(held.leave)
+            try:
+                for index, pictures in enumerate(groups):
+                    works.append(Work(index, pictures, plan, channel.put, job.streams))
+                    engine.submit(works[-1])
+                left = len(works)
+                while left:
+                    event = await channel.get()
+                    left -= isinstance(event, (Described, Failed))
+                    self.metrics.count(job.model.captioner, event)
+                    if isinstance(event, Described):
+                        self._log(f"caption of {event.caption.image}", event.caption.text)
+                    yield event
+            finally:
+                for work in works:
+                    work.cancel()
+
+    def _plan(self, engine: CaptionEngine, job: Description) -> Plan:
+        plan = engine.captioner.plan(**job.options)
+        sampling = plan.sampling
+        tokens = min(sampling.max_tokens, self.limits.tokens)
+        grammar = job.shape.gbnf if job.shape else ""
+        return replace(plan, sampling=replace(sampling, max_tokens=tokens, grammar=grammar))
+
+    async def ask(self, query: Query) -> AsyncGenerator[Event]:
+        """Yield the focus, then captions as they come, then the answer.
+
+        Raises Refusal and EdgePrismError, of a picture that cannot be read too.
+        """
+        description, reasoner = query.description, query.description.model.reasoner or ""
+        captions: dict[int, Caption] = {}  # in the pictures' order, whichever is finished first
+        with self.places.take(1 + len(description.pictures)) as held:
+            focus, notes = await self._focus(query, reasoner)
+            yield Focused(focus)
+            options = CaptionOptions(**{**description.options, "focus": focus})
+            job = replace(description, options=options)
+            if job.pictures:
+                async with aclosing(self._describe(job, held)) as events:
+                    async for event in events:
+                        if isinstance(event, Failed):
+                            raise event.error
+                        if isinstance(event, Described):
+                            captions[event.index] = event.caption
+                        yield event
+            in_order = [captions[index] for index in sorted(captions)]
+            yield Answered(await self._answer(query, reasoner, in_order, focus, notes))
+
+    async def _focus(self, query: Query, name: str) -> tuple[str, tuple[str, ...]]:
+        given = query.description.options.get("focus")
+        if query.instruction_mode == "generic" and not given:
+            return "", ()
+
+        def draw(reasoner: BaseReasoner) -> tuple[str, tuple[str, ...]]:
+            mode = query.instruction_mode
+            return question_to_focus(reasoner, query.question, mode, given, query.options)
+
+        async with self.models.reasoner(name) as thread:
+            return await thread.run(draw)
+
+    async def _answer(
+        self, query: Query, name: str, captions: Sequence[Caption], focus: str,
+        notes: tuple[str, ...],
+    ) -> Answer:  # fmt: skip
+        tokens = min(query.answer_tokens, self.limits.tokens)
+        notes += repetition_notes(captions)
+
+        def answer(reasoner: BaseReasoner) -> Answer:
+            if query.turns:
+                return answer_in_conversation(
+                    reasoner, query.turns, captions, query.question, hint=query.hint, focus=focus,
+                    notes=notes, answer_tokens=tokens,
+                )  # fmt: skip
+            return reasoner.answer(
+                captions, query.question, options=query.options, hint=query.hint, focus=focus,
+                notes=notes, shape=query.shape, answer_tokens=tokens, evidence=query.evidence,
+            )  # fmt: skip
+
+        async with self.models.reasoner(name) as thread:
+            answered = await thread.run(answer)
+        if query.shape is not None and not answered.text:
+            raise Refusal(
+                502, "answer_too_long",
+                f"The answer did not end within {tokens} tokens.",
+                "Allow more tokens.",
+            )  # fmt: skip
+        self.metrics.answers += 1
+        self._log(f"answer to {query.question}", answered.text)
+        return answered
+
+    def _log(self, what: str, text: str) -> None:
+        """Log content, if that was asked for at the start."""
+        if self.options.log_content:
+            self.options.on_log(f"{what}: {text}")

@@ -1,0 +1,151 @@
+"""`/v1/captions` and `/v1/ask`: JSON and forms, whole and streamed, many clients at a time."""
+
+from __future__ import annotations
+
+import io
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from edgeprism.models.nano.recipe.world import plain_scene
+from edgeprism.perceive.captioner import Captioner
+from tests.helpers.bundles import SAID_TEXT
+from tests.helpers.serving import Running, as_base64, as_data_url, as_form
+
+
+def test_json_gives_what_python_gives(
+    server: Running, scenes: list[bytes], texts: list[str]
+) -> None:
+    images = [as_base64(scenes[0]), {"data": as_data_url(scenes[1]), "name": "C:\\x\\two.png"}]
+    reply = server.post("/v1/captions", {"images": images})
+    assert reply.status == 200
+    assert reply.data["model"] == "nano"
+    first, second = reply.data["captions"]
+    assert [first["caption"], second["caption"]] == texts[:2]
+    assert [first["image"], second["image"]] == ["picture 1", "two.png"]
+    assert first["tokens"]["generated"] > 0
+    assert first["timings_ms"]["encode"] > 0
+
+
+def test_a_form_gives_the_same(server: Running, scenes: list[bytes], texts: list[str]) -> None:
+    body, headers = as_form({"seed": "3"}, {"a.png": scenes[2], "b.png": scenes[3]})
+    reply = server.request("POST", "/v1/captions", body, headers)
+    assert reply.status == 200
+    assert [record["caption"] for record in reply.data["captions"]] == texts[2:4]
+    assert [record["image"] for record in reply.data["captions"]] == ["a.png", "b.png"]
+
+
+def test_a_stream_brings_every_caption_piece_by_piece(
+    server: Running, scenes: list[bytes], texts: list[str]
+) -> None:
+    images = [as_base64(data) for data in scenes]
+    reply = server.post("/v1/captions", {"images": images, "stream": True})
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    events = reply.events()
+    pieces = [[d["text"] for name, d in events if name == "caption.delta" and d["index"] == i]
+              for i in range(len(scenes))]  # fmt: skip
+    assert ["".join(own) for own in pieces] == texts
+    assert all(len(own) > 3 for own in pieces)
+    done = {d["index"]: d["caption"] for name, d in events if name == "caption.done"}
+    assert [done[i]["caption"] for i in range(len(scenes))] == texts
+    assert events[-1] == ("done", {"model": "nano"})
+
+
+def test_a_picture_that_cannot_be_read_fails_alone(
+    server: Running, scenes: list[bytes], texts: list[str]
+) -> None:
+    images = [as_base64(b"no picture"), as_base64(scenes[0]), as_base64(scenes[0][:200])]
+    reply = server.post("/v1/captions", {"images": images})
+    assert reply.status == 200
+    bad, good, cut = reply.data["captions"]
+    assert bad["error"]["code"] == cut["error"]["code"] == "unreadable_picture"
+    assert "picture 1" in bad["error"]["message"]
+    assert good["caption"] == texts[0]
+    events = server.post("/v1/captions", {"images": images, "stream": True}).events()
+    assert sorted(d["index"] for name, d in events if name == "caption.failed") == [0, 2]
+
+
+def test_options_reach_the_captioner(server: Running, scenes: list[bytes]) -> None:
+    body = {"images": [as_base64(scenes[0])], "caption_tokens": 3, "instruction": "Describe it."}
+    (record,) = server.post("/v1/captions", body).data["captions"]
+    assert record["finish_reason"] == "length"
+    assert record["tokens"]["generated"] == 3
+    assert record["instruction"] == "Describe it."
+
+
+def picture_of(seed: int) -> bytes:
+    """A scene of nano's renderer."""
+    file = io.BytesIO()
+    scene = plain_scene.sample_scene(random.Random(seed))
+    plain_scene.scene_to_image(scene).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_every_client_gets_its_own_pictures_caption(server: Running) -> None:
+    pictures = [picture_of(seed) for seed in range(24)]
+    with Captioner.load("nano") as captioner:
+        expected = [captioner.caption(data).text for data in pictures]
+    assert len(set(expected)) > 12
+
+    def ask(number: int) -> str:
+        body = {"images": [as_base64(pictures[number])], "stream": bool(number % 2)}
+        reply = server.post("/v1/captions", body)
+        if not number % 2:
+            return str(reply.data["captions"][0]["caption"])
+        return "".join(data["text"] for name, data in reply.events() if name == "caption.delta")
+
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(ask, range(24))) == expected
+
+
+# ---- questions
+
+
+def test_an_answer_comes_with_its_captions(
+    server: Running, scenes: list[bytes], texts: list[str]
+) -> None:
+    body = {"images": [as_base64(scenes[0])], "question": "What is on the left?",
+            "instruction_mode": "generic"}  # fmt: skip
+    reply = server.post("/v1/ask", body)
+    assert reply.status == 200, reply.body
+    assert reply.data["answer"] == SAID_TEXT
+    assert [record["caption"] for record in reply.data["captions"]] == texts[:1]
+    assert reply.data["focus"] == ""
+
+
+def test_an_answer_streams_focus_captions_answer(server: Running, scenes: list[bytes]) -> None:
+    body = {"images": [as_base64(scenes[0])], "question": "What colour is the star?",
+            "stream": True, "choices": ["red", "blue"], "evidence": False}  # fmt: skip
+    events = server.post("/v1/ask", body).events()
+    names = list(dict.fromkeys(name for name, _ in events))
+    assert names == ["focus", "caption.delta", "caption.done", "answer.done", "done"]
+    answer = dict(events)["answer.done"]["answer"]
+    assert answer["answer"] in ("red", "blue")
+    assert answer["focus"] == dict(events)["focus"]["focus"]
+
+
+def test_a_question_about_a_broken_picture_is_an_error(server: Running) -> None:
+    body = {"images": [as_base64(b"nothing")], "question": "What is it?",
+            "instruction_mode": "generic"}  # fmt: skip
+    reply = server.post("/v1/ask", body)
+    assert (reply.status, reply.code) == (400, "unreadable_picture")
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({}, "images"),
+        ({"images": [], "question": "?"}, "images"),
+        ({"images": ["eA=="], "question": " "}, "question"),
+        ({"images": ["eA=="]}, "question"),
+        ({"images": ["eA=="], "question": "?", "colour": 1}, "colour"),
+        ({"images": ["eA=="], "question": "?", "answer_tokens": 0}, "answer_tokens"),
+        ({"images": ["eA=="], "question": "?", "choices": ["a", "b"], "schema": {}}, "exclude"),
+        ({"images": ["eA=="], "question": "?", "schema": {"type": "tower"}}, "tower"),
+    ],
+)
+def test_faulty_questions_are_told(server: Running, body: object, told: str) -> None:
+    reply = server.post("/v1/ask", body)
+    assert reply.status == 400
+    assert told in reply.data["error"]["message"]

@@ -1,0 +1,214 @@
+"""Whatever clients do, the next honest request is answered within a second."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeprism.serve.options import Limits
+from tests.helpers.serving import Running, as_base64, serving
+
+PROMPT_S = 1.0
+# The machine of the tests has other work too; what is not prompt takes minutes.
+SLACK = float(os.environ.get("EDGEPRISM_TEST_SLACK", "3"))
+
+
+@pytest.fixture(scope="module")
+def hurried(scenes: list[bytes]) -> Iterator[Running]:
+    """A server with short time limits, and few connections."""
+    limits = Limits(head_seconds=1.0, body_seconds=1.0, write_seconds=1.0, connections=100)
+    with serving(limits, keep_alive_s=float("inf")) as running:
+        honest(running, scenes)
+        yield running
+
+
+def honest(server: Running, scenes: list[bytes]) -> float:
+    """Ask for a caption; return the seconds until it came."""
+    start = time.monotonic()
+    reply = server.post("/v1/captions", {"images": [as_base64(scenes[0])]})
+    assert reply.status == 200
+    assert reply.data["captions"][0]["caption"]
+    return time.monotonic() - start
+
+
+@contextlib.contextmanager
+def open_to(server: Running, count: int) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(server.raw()) for _ in range(count)]
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Wait for the server to end a connection."""
+    connection.settimeout(10)
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_slow_heads_and_idle_connections_end(hurried: Running, scenes: list[bytes]) -> None:
+    with open_to(hurried, 60) as connections:
+        for number, connection in enumerate(connections):
+            if number % 3:
+                connection.sendall(b"POST /v1/captions HTTP/1.1\r\nHost: localhost\r\nX-A: ")
+        assert honest(hurried, scenes) < PROMPT_S * SLACK
+        for _ in range(3):  # a byte now and then does not prolong it
+            time.sleep(0.4)
+            for connection in connections[1::3]:
+                with contextlib.suppress(OSError):
+                    connection.sendall(b"a")
+        assert all(map(is_closed, connections))
+
+
+def test_five_hundred_idle_connections_keep_nobody_out(
+    hurried: Running, scenes: list[bytes]
+) -> None:
+    with open_to(hurried, 500):
+        assert honest(hurried, scenes) < PROMPT_S * SLACK
+
+
+def test_half_bodies_end(hurried: Running, scenes: list[bytes]) -> None:
+    head = (b"POST /v1/captions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n{")  # fmt: skip
+    chunked = head.replace(b"Content-Length: 100000", b"Transfer-Encoding: chunked")
+    with open_to(hurried, 40) as connections:
+        for number, connection in enumerate(connections):
+            connection.sendall(head if number % 2 else chunked[:-1] + b"5\r\n{")
+        assert honest(hurried, scenes) < PROMPT_S * SLACK
+        answer = b""
+        connections[1].settimeout(10)
+        while part := connections[1].recv(65536):
+            answer += part
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert all(map(is_closed, connections))
+
+
+def test_a_flood_of_headers_is_refused(hurried: Running, scenes: list[bytes]) -> None:
+    with open_to(hurried, 4) as connections:
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
+                for number in range(20_000):
+                    connection.sendall(b"X-%d: %s\r\n" % (number, b"a" * 100))
+            assert is_closed(connection)
+        assert honest(hurried, scenes) < PROMPT_S * SLACK
+
+
+@pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"\0" * 5000,
+                                     b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+                                     b"POST /v1/ask HTTP/1.1\r\nHost: localhost\r\n"
+                                     b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
+                                     b"POST /v1/ask HTTP/1.1\r\nHost: localhost\r\n"
+                                     b"Content-Length: -1\r\n\r\n"])  # fmt: skip
+def test_garbage_ends_the_connection(hurried: Running, scenes: list[bytes], garbage: bytes) -> None:
+    with hurried.raw() as connection:
+        connection.sendall(garbage)
+        assert is_closed(connection)
+    assert honest(hurried, scenes) < PROMPT_S * SLACK
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG of one colour that unpacks to very much."""
+    packer = zlib.compressobj(9)
+    row = b"\0" + bytes(width // 8 + 1)
+    data = b"".join(packer.compress(row * 100) for _ in range(height // 100)) + packer.flush()
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", data), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+def test_costly_pictures_hold_nobody_up(hurried: Running, scenes: list[bytes]) -> None:
+    """They have a worker process of their own."""
+    bomb = as_base64(png(6000, 5000))
+    threads = [
+        threading.Thread(target=hurried.post, args=("/v1/captions", {"images": [bomb]}))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    seconds = [honest(hurried, scenes) for _ in range(3)]
+    for thread in threads:
+        thread.join()
+    assert max(seconds) < PROMPT_S * SLACK
+
+
+def decoders() -> list[int]:
+    """The worker processes of this process's servers."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes()
+            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            if b"picture.workers" in words and int(parent) == os.getpid():
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_a_picture_that_kills_its_decoder_costs_one_picture(
+    hurried: Running, scenes: list[bytes]
+) -> None:
+    for pid in decoders():
+        os.kill(pid, signal.SIGKILL)
+    reply = hurried.post("/v1/captions", {"images": [as_base64(scenes[0])]})
+    record = reply.data["captions"][0]
+    assert "caption" in record or record["error"]["code"] == "unreadable_picture"
+    assert honest(hurried, scenes) < PROMPT_S * SLACK
+
+
+def request_bytes(scenes: list[bytes], count: int, *, stream: bool) -> bytes:
+    body = (
+        b'{"images":["' + b'","'.join(as_base64(data).encode() for data in scenes[:1] * count)
+        + b'"],"stream":' + (b"true" if stream else b"false") + b"}"
+    )  # fmt: skip
+    return (
+        b"POST /v1/captions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_clients_that_vanish_free_their_places(
+    hurried: Running, scenes: list[bytes], stream: bool
+) -> None:
+    with open_to(hurried, 8) as connections:
+        for connection in connections:
+            connection.sendall(request_bytes(scenes, 16, stream=stream))
+        deadline = time.monotonic() + 10
+        while hurried.taken() < 40 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    start = time.monotonic()
+    while hurried.taken() and time.monotonic() - start < 10:
+        time.sleep(0.02)
+    assert time.monotonic() - start < PROMPT_S * SLACK
+    assert honest(hurried, scenes) < PROMPT_S * SLACK
+
+
+def test_a_reader_that_reads_nothing_holds_up_nobody(hurried: Running, scenes: list[bytes]) -> None:
+    with open_to(hurried, 3) as connections:
+        for connection in connections[:2]:
+            connection.sendall(request_bytes(scenes, 8, stream=True))
+        with contextlib.suppress(OSError):
+            connections[2].sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400)
+        assert honest(hurried, scenes) < 2 * SLACK  # behind the captions that were asked for before
+        time.sleep(2.0)  # twice what a client may take to read on
+        assert is_closed(connections[2])
+        assert hurried.taken() == 0
