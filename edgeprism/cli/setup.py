@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import click
@@ -12,8 +13,8 @@ import click
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.errors import show_error
 from edgeprism.cli.options import working
-from edgeprism.cli.terminal import StderrProgress, print_json, print_line, say
-from edgeprism.errors import EXIT_DONE, EdgePrismError, ModelError
+from edgeprism.cli.terminal import StderrProgress, in_columns, print_json, print_line, say
+from edgeprism.errors import EXIT_DONE, EdgePrismError, Interrupted, ModelError, TemplateError
 
 if TYPE_CHECKING:
     from edgeprism.install.offers import Offer
@@ -21,7 +22,18 @@ if TYPE_CHECKING:
 
 _KINDS = ("captioner", "reasoner")
 _UNIT = {"captioner": "a picture", "reasoner": "an answer"}
+# what a person should know of a licence besides its name
+_TERMS = {"own terms": ": the publisher's own terms", "restricted": ": restricts its use"}
 _SCHEMA = 1  # of --json
+
+
+@dataclass
+class _Outcome:
+    """What became of the models that were chosen."""
+
+    chosen: dict[str, str] = field(default_factory=dict)  # kind → the new default
+    failed: list[dict[str, str]] = field(default_factory=list)  # kind, name and error
+    exit_code: int = EXIT_DONE
 
 
 @with_examples(
@@ -29,7 +41,9 @@ _SCHEMA = 1  # of --json
 )
 @click.command("setup", cls=Command)
 @click.option("--only", type=click.Choice(_KINDS), help="Offer models of this kind alone.")
-@click.option("--yes", is_flag=True, help="Take the first of each kind, without asking.")
+@click.option("--yes", is_flag=True,
+              help="Take, without asking, the first of each kind that runs here and whose licence "
+              "does not restrict its use.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True,
               help="Print the machine and the offers as one JSON object; ask nothing.")  # fmt: skip
 def command(only: str | None, yes: bool, as_json: bool) -> int:
@@ -38,6 +52,7 @@ def command(only: str | None, yes: bool, as_json: bool) -> int:
     Looks at processor, memory and GPU, measures for two seconds, and offers up to three models of
     each kind, those on the disk first. Times and memory are estimates. Nothing is fetched or
     changed before you choose; without a terminal and without --yes, nothing is changed at all.
+    A chosen model is tried before it becomes the default; if it cannot be run, the next is taken.
     """
     from edgeprism.install.setup import survey_machine
 
@@ -47,13 +62,22 @@ def command(only: str | None, yes: bool, as_json: bool) -> int:
     if not as_json:
         _describe(survey, kinds)
     asks = sys.stdin.isatty() and sys.stderr.isatty() and not as_json
-    chosen = [
-        offer for kind in kinds if (offer := _choose(kind, survey.offers[kind], yes=yes, asks=asks))
-    ]
+    chosen = {kind: _choose(kind, survey.offers[kind], yes=yes, asks=asks) for kind in kinds}
+    outcome = _Outcome()
+    for kind, offer in chosen.items():
+        if offer is not None:
+            _install_or_next(offer, survey.offers[kind], outcome, yes=yes, asks=asks)
     if as_json:
-        print_json(_as_data(survey, kinds, chosen), indent=2)
-    if chosen:
-        return _install_all(chosen)
+        print_json(_as_data(survey, kinds, outcome), indent=2)
+    restricted = [o for kind in kinds if yes and not chosen[kind] for o in survey.offers[kind]]
+    if any(chosen.values()):
+        if restricted:
+            say(f"note: {_not_taken(restricted).summary}")
+        if outcome.exit_code == EXIT_DONE:
+            _say_what_to_try()
+        return outcome.exit_code
+    if restricted:
+        raise _not_taken(restricted)
     if not any(survey.offers[kind] for kind in kinds):
         raise ModelError(
             f"No {' and no '.join(kinds)} can be offered.",
@@ -66,17 +90,29 @@ def command(only: str | None, yes: bool, as_json: bool) -> int:
     return EXIT_DONE
 
 
+def _not_taken(offers: Sequence[Offer]) -> ModelError:
+    """Return the error of --yes where all that can be offered has a licence that restricts it."""
+    names = ", ".join(f"{offer.name} ({offer.license})" for offer in offers)
+    first = offers[0]
+    get = "" if first.installed else f"edgeprism pull {first.name}, then "
+    return ModelError(
+        f"--yes takes no model whose licence restricts its use: {names}.",
+        f"If your use is allowed, name one: {get}edgeprism use {first.name}",
+    )
+
+
 def _describe(survey: Survey, kinds: list[str]) -> None:
     for line in survey.lines:
         print_line(line)
     for kind in kinds:
         offers = survey.offers[kind]
         print_line(f"{kind.capitalize()}s that fit:" if offers else f"No {kind} to offer.")
-        rows = [_cells(number, offer) for number, offer in enumerate(offers, 1)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            print_line("  " + "  ".join(cells).rstrip())
+        _print_offers(offers)
+
+
+def _print_offers(offers: Sequence[Offer]) -> None:
+    for line in in_columns(_cells(number, offer) for number, offer in enumerate(offers, 1)):
+        print_line(f"  {line}")
 
 
 def _cells(number: int, offer: Offer) -> tuple[str, ...]:
@@ -85,66 +121,100 @@ def _cells(number: int, offer: Offer) -> tuple[str, ...]:
     seconds = "time unknown"
     if offer.seconds is not None:
         seconds = f"about {_rounded(offer.seconds)} s {_UNIT[offer.kind]}"
-    about = f"{offer.description} ({offer.license})" if offer.license else offer.description
-    return f"{number}.", offer.name, fetch, memory, seconds, about
+    license_ = f"{offer.license or 'licence unknown'}{_TERMS.get(offer.terms, '')}"
+    return f"{number}.", offer.name, fetch, memory, seconds, f"{offer.description} ({license_})"
 
 
 def _rounded(seconds: float) -> str:
     return f"{seconds:.1f}" if seconds < 2 else f"{seconds:.0f}"
 
 
-def _as_data(survey: Survey, kinds: list[str], chosen: list[Offer]) -> dict[str, object]:
+def _as_data(survey: Survey, kinds: list[str], outcome: _Outcome) -> dict[str, object]:
     return {
         "schema": _SCHEMA,
         "machine": asdict(survey.machine),
         "obstacle": survey.obstacle,
         **{f"{kind}s": [asdict(offer) for offer in survey.offers[kind]] for kind in kinds},
-        "chosen": {offer.kind: offer.name for offer in chosen},
+        "chosen": outcome.chosen,
+        "failed": outcome.failed,
     }
 
 
-def _choose(kind: str, offers: list[Offer], *, yes: bool, asks: bool) -> Offer | None:
-    if not offers or not (yes or asks):
-        return None
-    if yes:
-        return offers[0]
+def _choose(kind: str, offers: Sequence[Offer], *, yes: bool, asks: bool) -> Offer | None:
+    """Return the offer to take; without a person, the first whose use no licence restricts."""
+    free = next((offer for offer in offers if offer.terms != "restricted"), None)
+    if yes or not asks or not offers:
+        return free if yes else None
     numbers = [str(number) for number in range(len(offers) + 1)]
     answer = click.prompt(
-        f"Which {kind}? (0 for none)", default="1", type=click.Choice(numbers), err=True,
-        show_choices=False,
+        f"Which {kind}? (0 for none)", default=str(offers.index(free) + 1) if free else "0",
+        type=click.Choice(numbers), err=True, show_choices=False,
     )  # fmt: skip
     return offers[int(answer) - 1] if answer != "0" else None
 
 
-def _install_all(chosen: list[Offer]) -> int:
-    """Install the models, each by itself: if one fails, the other is still wanted."""
-    from edgeprism.bundle.open import find_model
+def _install_or_next(
+    first: Offer, offers: Sequence[Offer], outcome: _Outcome, *, yes: bool, asks: bool
+) -> None:
+    """Make an offer the default; where its model cannot be run, go on to another of its kind.
 
-    code = EXIT_DONE
-    for offer in chosen:
+    What keeps a model from being fetched (the network, the disk) ends it: another would be fetched
+    in its place, and the next `setup` continues this one. The other kind is wanted all the same.
+    """
+    offer: Offer | None = first
+    left = list(offers)
+    while offer is not None:
         try:
             _install(offer)
         except EdgePrismError as error:
+            if isinstance(error, Interrupted):
+                raise
             show_error(error)
-            code = code or error.exit_code
-    if code == EXIT_DONE:
-        tries = ["edgeprism caption photo.jpg"]
-        try:
-            find_model(_default("reasoner"))
-            tries.append('edgeprism ask photo.jpg "What is this?"')
-        except ModelError:
-            pass  # nobody chose a reasoner, and none is there
-        say(f"Try it: {' or '.join(tries)}")
-    return code
+            outcome.failed.append({"kind": offer.kind, "name": offer.name, "error": error.summary})
+            left.remove(offer)
+            ends = not isinstance(error, ModelError | TemplateError)
+            code = error.exit_code
+        else:
+            outcome.chosen[offer.kind] = offer.name
+            return
+        offer = None if ends else _choose_next(left, yes=yes, asks=asks)
+    outcome.exit_code = outcome.exit_code or code
+
+
+def _choose_next(left: Sequence[Offer], *, yes: bool, asks: bool) -> Offer | None:
+    if not left:
+        return None
+    if asks:
+        _print_offers(left)
+    offer = _choose(left[0].kind, left, yes=yes, asks=asks)
+    if offer is not None and not asks:
+        say(f"Taking {offer.name} instead.")
+    return offer
+
+
+def _say_what_to_try() -> None:
+    from edgeprism.bundle.open import find_model
+
+    tries = ["edgeprism caption photo.jpg"]
+    try:
+        find_model(_default("reasoner"))
+        tries.append('edgeprism ask photo.jpg "What is this?"')
+    except ModelError:
+        pass  # nobody chose a reasoner, and none is there
+    say(f"Try it: {' or '.join(tries)}")
 
 
 def _install(offer: Offer) -> None:
+    """Get a model, try it, and make it the default."""
     from edgeprism.bundle.defaults import choose_model
     from edgeprism.install.pull import pull
+    from edgeprism.install.setup import try_model
 
     if not offer.installed:
         with StderrProgress().shown() as progress:
             pull(offer.name, progress=progress)
+    with working(f"trying {offer.name}…"):
+        try_model(offer.kind, offer.name)
     choose_model("captioner" if offer.kind == "captioner" else "reasoner", offer.name)
     say(f"{offer.name} is now the {offer.kind} that commands use.")
     if (now := _default(offer.kind)) != offer.name:

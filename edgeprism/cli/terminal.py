@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,15 @@ def confirm(question: str) -> bool:
 def print_line(text: str) -> None:
     """Print one line on stdout, with the escapes of `printable_line`."""
     click.echo(printable_line(text))
+
+
+def in_columns(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield each row as a line whose cells stand below those of the others, two spaces apart."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        yield "  ".join(cells).rstrip()
 
 
 def print_json(value: object, *, indent: int | None = None) -> None:

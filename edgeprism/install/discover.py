@@ -23,11 +23,12 @@ from edgeprism.bundle.elsewhere.references import (
     find_kept,
     unusable,
 )
-from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
+from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_parts import part_paths, read_model_header
 from edgeprism.bundle.gguf_purpose import no_language_model
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.home import installed_models_dirs
+from edgeprism.install.licenses import license_in_header
 from edgeprism.vision.mmproj_checks import check_mmproj, projector_of, row_width
 
 FOLDER = "folder"
@@ -47,6 +48,7 @@ class Discovered:
         projector: of a captioner, llama.cpp's name of what joins its vision tower to it.
         quant: the language model's quantization.
         size: bytes of all its files.
+        license: as its headers name it; "" if they do not.
         paths: its files, the language model's first.
         problem: why it is unusable.
         note: what to know otherwise.
@@ -60,6 +62,7 @@ class Discovered:
     projector: str = ""
     quant: str = ""
     size: int = 0
+    license: str = ""
     paths: tuple[str, ...] = ()
     problem: str = ""
     note: str = ""
@@ -132,13 +135,8 @@ def reference_facts(reference: str) -> dict[str, Any]:
     candidate = _Candidate(canonical_reference(reference), PROGRAMS[prefix].TITLE, kept)
     facts = asdict(_describe(candidate, ()))
     del facts["also"]
-    licenses = []
-    for path in (kept.model, kept.mmproj):
-        with contextlib.suppress(ModelError):  # told as its problem, or its note
-            header = read_gguf_header(path) if path else GgufHeader({}, {}, {})
-            licenses.append(str(header.metadata.get("general.license", "")))
     recorded = {str(path): digest for path, digest in kept.digests.items()}
-    return {**facts, "license": next(filter(None, licenses), ""), "recorded_sha256": recorded}
+    return {**facts, "recorded_sha256": recorded}
 
 
 def usable_facts(reference: str) -> dict[str, Any]:
@@ -244,9 +242,12 @@ def _describe(candidate: _Candidate, also: tuple[str, ...]) -> Discovered:
     except ModelError as error:
         header, problem = GgufHeader({}, {}, {}), _in_words(error, paths)
     projector, note = "", kept.note
+    license_ = license_in_header(header)
     if kept.mmproj and not problem:
         try:
-            projector = projector_of(check_mmproj(kept.mmproj, row_width(header)))
+            tower = check_mmproj(kept.mmproj, row_width(header))
+            projector = projector_of(tower)
+            license_ = license_ or license_in_header(tower)
             paths = [*paths, kept.mmproj]
         except ModelError as error:
             note = f"its mmproj cannot be used: {_in_words(error, [kept.mmproj])}"
@@ -261,6 +262,7 @@ def _describe(candidate: _Candidate, also: tuple[str, ...]) -> Discovered:
         projector=projector,
         quant=header.quant or quant_in_name(kept.lm.name),
         size=sum(map(_size, paths)),
+        license=license_,
         paths=tuple(map(str, paths)),
         problem=problem,
         note="" if problem else note,

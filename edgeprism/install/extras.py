@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from importlib import metadata
@@ -30,6 +31,14 @@ def missing_for(extra: str) -> list[str]:
 def install_extra(extra: str) -> str:
     """Return the command that installs an extra of EdgePrism into this very Python."""
     return f'{sys.executable} -m pip install "edgeprism[{extra}]"'
+
+
+def has_module(name: str) -> bool:
+    """Return whether a module can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # a package above it is missing
+        return False
 
 
 def _is_installed(distribution: str) -> bool:

@@ -33,6 +33,7 @@ from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest
 from edgeprism.files.home import installed_models_dirs
 from edgeprism.install.discover import reference_facts
+from edgeprism.install.licenses import license_in_header
 from edgeprism.install.memory_needs import needed_memory
 from edgeprism.install.pulled_models import PulledFrom, pulled_from
 from edgeprism.models.catalogue import (
@@ -142,7 +143,7 @@ def _to_entry(name: str, path: Path, state: str, catalogue: Catalogue) -> ModelE
 def _license(name: str, header: GgufHeader) -> str:
     """Return the licence that was published with a pulled reasoner, else what its file says."""
     origin = pulled_from(name)
-    return (origin.license if origin else "") or str(header.metadata.get("general.license", ""))
+    return (origin.license if origin else "") or license_in_header(header)
 
 
 def _available(name: str, entry: Entry) -> ModelEntry:

@@ -9,12 +9,13 @@ the same minutes gave 125 GFLOP/s and 23 GB/s: encoding with libmtmd 6.5 s and w
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeprism.choices import DEFAULT_MODEL
+from edgeprism.install.extras import has_module
 from edgeprism.install.inventory import ModelEntry
+from edgeprism.install.licenses import ORDER, Terms, license_terms
 from edgeprism.machine import facts
 from edgeprism.machine.available_memory import available_memory
 from edgeprism.machine.rates import Rates
@@ -40,6 +41,7 @@ class Offer:
     memory_bytes: int | None  # estimated
     seconds: float | None  # estimated for a picture, or an answer; None if nothing is known
     license: str
+    terms: Terms  # how far the licence lets it be used
     description: str
 
     @property
@@ -59,8 +61,10 @@ def choose_offers(
 ) -> list[Offer]:
     """Return at most three models of a kind that fit, the recommended one first.
 
-    What is on the disk goes before what must be fetched. Among models to fetch, the recommended
-    one is the largest that takes no longer than `PATIENCE_S`; a larger and a faster one follow.
+    What is on the disk goes before what must be fetched, and among both a licence of freer terms
+    before others. Among models to fetch, the recommended one is the largest of the freest terms
+    that takes no longer than `PATIENCE_S`; a larger and a faster one of any terms follow. What a
+    licence restricts, to research for example, comes last, wherever it lies.
     `cached` names models of the catalogue whose files lie in the hub's cache.
     """
     fitting = [
@@ -72,14 +76,14 @@ def choose_offers(
         and _fits(entry.memory)
     ]
     here = sorted((offer for offer in fitting if offer.here), key=_impatience)
+    here.sort(key=lambda offer: ORDER.index(offer.terms))
     known = [o for o in fitting if not o.here and o.seconds is not None and not offline]
     known.sort(key=lambda offer: offer.seconds or 0.0)
-    return [*here, *_around_best(known)][:OFFERED]
-
-
-def has_module(name: str) -> bool:
-    """Return whether a package is installed, without importing it."""
-    return importlib.util.find_spec(name) is not None
+    offers = [*here, *_around_best(known)]
+    free = [offer for offer in offers if offer.terms != "restricted"]
+    restricted = [offer for offer in offers if offer.terms == "restricted"]
+    room = OFFERED - bool(restricted and restricted[0].here)  # what is here is worth a mention
+    return [*free[:room], *restricted][:OFFERED]
 
 
 def _impatience(offer: Offer) -> tuple[bool, float]:
@@ -90,12 +94,15 @@ def _impatience(offer: Offer) -> tuple[bool, float]:
 
 
 def _around_best(by_seconds: list[Offer]) -> list[Offer]:
+    """Return the best of the freest terms that there are, then larger and faster ones."""
     if not by_seconds:
         return []
-    quick = [i for i, offer in enumerate(by_seconds) if (offer.seconds or 0.0) <= PATIENCE_S]
-    best = quick[-1] if quick else 0
-    places = [best, best + 1, best - 1, best + 2, best - 2]
-    return [by_seconds[i] for i in places if 0 <= i < len(by_seconds)]
+    freest = min(ORDER.index(offer.terms) for offer in by_seconds)
+    places = [i for i, offer in enumerate(by_seconds) if ORDER.index(offer.terms) == freest]
+    quick = [i for i in places if (by_seconds[i].seconds or 0.0) <= PATIENCE_S]
+    best = quick[-1] if quick else places[0]
+    around = [best, best + 1, best - 1, best + 2, best - 2]
+    return [by_seconds[i] for i in around if 0 <= i < len(by_seconds)]
 
 
 def _fits(memory: int | None) -> bool:
@@ -113,6 +120,7 @@ def _to_offer(entry: ModelEntry, work: Work | None, rates: Rates, cached: frozen
         memory_bytes=entry.memory,
         seconds=None if work is None else _seconds(entry, work, rates),
         license=entry.license,
+        terms=license_terms(entry.license),
         description=entry.description,
     )
 

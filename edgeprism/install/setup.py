@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeprism.errors import NoAnswerError
 from edgeprism.install.discover import Discovered, discover
-from edgeprism.install.extras import install_extra
+from edgeprism.install.extras import has_module, install_extra
 from edgeprism.install.inventory import ModelEntry, list_models
 from edgeprism.install.memory_needs import needed_memory
-from edgeprism.install.offers import Offer, choose_offers, has_module
+from edgeprism.install.offers import Offer, choose_offers
 from edgeprism.install.work_folder import offline_switch
 from edgeprism.machine import facts
 from edgeprism.machine.available_memory import available_memory
@@ -94,12 +95,13 @@ def survey_machine(seconds: float = 2.0, catalogue: Catalogue | None = None) -> 
 def suggest_captioner(catalogue: Catalogue | None = None) -> Offer | None:
     """Return a captioner of photographs for this machine, without measuring it; None if none fits.
 
-    It does not look for the models of other programs, which takes longer.
+    It does not look for the models of other programs, which takes longer, and names none whose
+    licence restricts its use.
     """
     catalogue = catalogue or read_catalogue()
     entries, offline = list_models(catalogue), bool(obstacle_to_fetching())
     offers = choose_offers("captioner", entries, catalogue.work, assumed_rates(), offline=offline)
-    return offers[0] if offers else None
+    return next((offer for offer in offers if offer.terms != "restricted"), None)
 
 
 def obstacle_to_fetching() -> str:
@@ -109,6 +111,26 @@ def obstacle_to_fetching() -> str:
     if not has_module("huggingface_hub"):
         return f"Fetching models needs huggingface_hub: {install_extra('pairs')}."
     return ""
+
+
+def try_model(kind: str, name: str) -> None:
+    """Run an installed model, or one that another program keeps, once in a child process.
+
+    A reasoner is then loaded and writes one token, so that its chat template is tried as well.
+    Raises ModelError or TemplateError if the model cannot be run as it is, DeviceError if this
+    machine's device does not start.
+    """
+    if kind == "captioner":
+        from edgeprism.perceive.captioner import Captioner
+
+        with Captioner.load(name) as captioner:
+            captioner.engines.try_first()
+        return
+    from edgeprism.language.chat import Message
+    from edgeprism.reason.local import Reasoner
+
+    with contextlib.closing(Reasoner.load(name)) as reasoner, contextlib.suppress(NoAnswerError):
+        reasoner.complete([Message("user", "Hello")], max_tokens=1)
 
 
 def _others_models(
@@ -122,7 +144,7 @@ def _others_models(
     repositories = {model.repo for model in catalogue.gguf.values()}
     return [
         ModelEntry(
-            model.reference, model.kind, "installed", model.size, "",
+            model.reference, model.kind, "installed", model.size, model.license,
             " ".join(filter(None, (model.architecture, model.quant, f"of {model.program}"))),
             memory=needed_memory(model.size), disk=model.size,
         )

@@ -113,8 +113,11 @@ class Engines:
 
     # ---- loading
 
-    def _try_first(self) -> None:
-        """Run the files once in a child process before they are loaded into this one."""
+    def try_first(self) -> None:
+        """Run the files once in a child process before they are loaded into this one.
+
+        Raises ModelError if a file is damaged or cannot be run, Interrupted if it was cancelled.
+        """
         if self._tried:
             return
         start = time.perf_counter()
@@ -127,7 +130,7 @@ class Engines:
     def vision(self) -> VisionEngine:
         """The vision engine, loaded."""
         if self._vision is None:
-            self._try_first()
+            self.try_first()
             start, before = time.perf_counter(), self.load_ms
             self._vision = open_vision(
                 self._file(self.vision_variant().file),
@@ -146,7 +149,7 @@ class Engines:
     def lm(self) -> LanguageModel:
         """The language model, loaded."""
         if self._lm is None:
-            self._try_first()
+            self.try_first()
             start = time.perf_counter()
             spec = self.bundle.manifest.lm
             self._lm = LanguageModel(

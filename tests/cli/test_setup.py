@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,14 @@ from edgeprism.cli.main import run
 from edgeprism.install import hub as install_hub
 from edgeprism.install import setup
 from edgeprism.install.inventory import ModelEntry
+from edgeprism.install.licenses import license_terms
 from edgeprism.install.offers import PATIENCE_S, choose_offers
 from edgeprism.install.setup import suggest_captioner
 from edgeprism.machine import facts
 from edgeprism.machine.rates import Rates, measure_rates
 from edgeprism.models.catalogue import Work, read_catalogue
-from tests.helpers.elsewhere import ollama_model
+from tests.helpers import bundles
+from tests.helpers.elsewhere import ollama_model, other_lm
 from tests.helpers.gguf_repositories import LM, MMPROJ, chat_files, pair_files
 from tests.helpers.hub import StandInHub
 
@@ -45,8 +49,28 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]
         yield hub
 
 
-def entry(name: str, size: int, *, kind: str = "captioner", state: str = "available") -> ModelEntry:
-    return ModelEntry(name, kind, state, size, "MIT", "", memory=int(1.25 * size), disk=size)
+@pytest.fixture
+def ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ollama's models, no network, and a machine that need not be measured."""
+    monkeypatch.setattr(setup, "measure_rates", lambda _seconds: FAST)
+    monkeypatch.setenv("EDGEPRISM_OFFLINE", "1")
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
+    return tmp_path / "ollama"
+
+
+def add_to(ollama: Path, name: str, model: Path) -> None:
+    ollama_model(ollama, f"registry.ollama.ai/library/{name}/latest", model=model)
+
+
+def entry(
+    name: str,
+    size: int,
+    *,
+    kind: str = "captioner",
+    state: str = "available",
+    license: str = "MIT",
+) -> ModelEntry:
+    return ModelEntry(name, kind, state, size, license, "", memory=int(1.25 * size), disk=size)
 
 
 # ---- from nothing to captions
@@ -126,22 +150,80 @@ def test_without_the_extra_that_fetches(
 
 
 def test_what_another_program_keeps_is_used_where_it_is(
-    tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+    ollama: Path, tmp_path: Path, photo: Path, capfd: Captured
 ) -> None:
-    monkeypatch.setenv("EDGEPRISM_OFFLINE", "1")
-    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
     files = pair_files(tmp_path)
     lm, mmproj = tmp_path / "lm.gguf", tmp_path / "mmproj.gguf"
     lm.write_bytes(files[LM])
     mmproj.write_bytes(files[MMPROJ])
-    ollama_model(
-        tmp_path / "ollama", "registry.ollama.ai/library/eyes/latest", model=lm, projector=mmproj
-    )
+    ollama_model(ollama, "registry.ollama.ai/library/eyes/latest", model=lm, projector=mmproj)
     assert run(["setup", "--yes"]) == 0
     assert default_model("captioner").startswith("ollama:eyes")
     capfd.readouterr()
     assert run(["caption", str(photo)]) == 0
     assert capfd.readouterr().out.strip()
+
+
+@pytest.fixture
+def mute_and_talker(ollama: Path, tmp_path: Path) -> None:
+    """Two reasoners: llama.cpp does not know the template of the one that is offered first."""
+    mute = other_lm(tmp_path / "mute.gguf", general__license=("string", "mit"),
+                    tokenizer__chat_template=("string", "{{ unheard of }}"))  # fmt: skip
+    add_to(ollama, "mute", mute)
+    add_to(ollama, "talker", bundles.lm_parts(4).write(tmp_path / "talker.gguf"))
+
+
+@pytest.mark.usefixtures("mute_and_talker")
+def test_a_model_that_cannot_be_run_is_not_the_default(capfd: Captured) -> None:
+    assert run(["setup", "--only", "reasoner", "--yes", "--json"]) == 0
+    said = capfd.readouterr()
+    told = json.loads(said.out)
+    assert [offer["name"] for offer in told["reasoners"]] == [
+        "ollama:mute:latest", "ollama:talker:latest"
+    ]  # fmt: skip
+    assert told["chosen"] == {"reasoner": "ollama:talker:latest"}
+    assert [failure["name"] for failure in told["failed"]] == ["ollama:mute:latest"]
+    assert "template" in told["failed"][0]["error"]
+    assert "ollama:mute" in said.err
+    assert "Taking ollama:talker:latest instead." in said.err
+    assert default_model("reasoner") == "ollama:talker:latest"
+
+
+@pytest.mark.usefixtures("mute_and_talker")
+def test_a_person_is_asked_again(monkeypatch: pytest.MonkeyPatch, capfd: Captured) -> None:
+    typed = io.StringIO("1\n1\n")
+    monkeypatch.setattr(typed, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", typed)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    assert run(["setup", "--only", "reasoner"]) == 0
+    assert capfd.readouterr().out.count("1.  ollama:talker:latest") == 1
+    assert default_model("reasoner") == "ollama:talker:latest"
+
+
+def test_where_nothing_runs_the_default_stays(
+    ollama: Path, tmp_path: Path, capfd: Captured
+) -> None:
+    mute = other_lm(tmp_path / "m.gguf", tokenizer__chat_template=("string", "{{ unheard of }}"))
+    add_to(ollama, "mute", mute)
+    before = default_model("reasoner")
+    assert run(["setup", "--only", "reasoner", "--yes"]) == 2
+    assert "is now" not in capfd.readouterr().err
+    assert default_model("reasoner") == before
+
+
+def test_a_licence_that_restricts_use_is_not_taken_without_a_person(
+    ollama: Path, tmp_path: Path, capfd: Captured
+) -> None:
+    lm = other_lm(tmp_path / "lm.gguf", general__license=("string", "other"),
+                  general__license__name=("string", "qwen-research"))  # fmt: skip
+    add_to(ollama, "q", lm)
+    before = default_model("reasoner")
+    assert run(["setup", "--only", "reasoner", "--yes"]) == 4
+    said = capfd.readouterr()
+    assert "qwen-research: restricts its use" in said.out
+    assert "edgeprism use ollama:q:latest" in said.err
+    assert default_model("reasoner") == before
 
 
 def test_a_half_fetched_captioner_is_no_reasoner(
@@ -199,6 +281,43 @@ def test_what_is_here_goes_first_and_what_does_not_fit_is_left_out(
                entry("broken", GB // 9, state="damaged")]  # fmt: skip
     offers = choose_offers("captioner", entries, work, FAST, offline=False)
     assert [(offer.name, offer.fetch_bytes) for offer in offers] == [("mine", 0), ("far", GB // 4)]
+
+
+@pytest.mark.parametrize(
+    ("name", "terms"),
+    [
+        ("Apache-2.0", "permissive"), ("apache-2.0", "permissive"), ("MIT License", "permissive"),
+        ("bsd-3-clause", "permissive"), ("CC-BY-4.0", "permissive"), ("CC0-1.0", "permissive"),
+        ("a-research/eyes: Apache-2.0; b/words: MIT", "permissive"),
+        ("gemma", "own terms"), ("llama3.2", "own terms"), ("creativeml-openrail-m", "own terms"),
+        ("qwen-research", "restricted"), ("cc-by-nc-4.0", "restricted"),
+        ("MIT, for non-commercial use", "restricted"), ("a/b: MIT; c/d: amlr", "restricted"),
+        ("", "unknown"), ("other", "unknown"), ("not recorded: see the model page", "unknown"),
+        ("mit-lab/eyes", "unknown"), ("cc-by-sa-4.0", "unknown"),
+    ],
+)  # fmt: skip
+def test_what_a_licence_allows(name: str, terms: str) -> None:
+    assert license_terms(name) == terms
+
+
+def test_a_licence_of_freer_terms_goes_first() -> None:
+    work = {n: Work(200, 300, p, 0.2) for n, p in (("a", 0.1), ("b", 0.3), ("c", 0.5), ("d", 0.7))}
+    free, gemma = entry("a", GB // 4), entry("b", GB // 3, license="gemma")
+    unknown = entry("c", GB // 2, license="")
+    research = entry("d", GB, license="qwen-research")
+
+    def names(*entries: ModelEntry) -> list[str]:
+        offers = choose_offers("captioner", entries, work, FAST, offline=False)
+        return [offer.name for offer in offers]
+
+    assert names(research, unknown, gemma, free)[0] == "a"
+    assert names(research, unknown, gemma) == ["b", "c", "d"]
+    assert names(research, unknown) == ["c", "d"]
+    assert names(research) == ["d"]
+    # what is here goes first, unless its licence restricts it
+    here = replace(gemma, state="installed"), replace(research, state="installed")
+    assert names(*here, free) == ["b", "a", "d"]
+    assert names(replace(unknown, state="installed"), here[0]) == ["b", "c"]
 
 
 def test_times_follow_the_rates() -> None:
