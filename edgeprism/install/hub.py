@@ -22,6 +22,7 @@ from edgeprism.errors import OutputError, PullError, UsageError
 from edgeprism.files.atomic import write_atomically
 from edgeprism.install.cache_folder import cache_folder, repository_folder
 from edgeprism.install.extras import install_extra
+from edgeprism.install.hub_bounds import ask_within, bounded_refusals
 from edgeprism.install.hub_errors import asked_to_wait, explained, is_final
 from edgeprism.install.hub_trust import (
     HubFile,
@@ -36,6 +37,7 @@ from edgeprism.progress import Progress
 _CHUNK = 1 << 20
 _MAIN_HUB = "https://huggingface.co"
 _WATCH_EVERY_S = 0.25
+_BRANCHES_S = 10.0  # the names of branches only complete an error's hint
 _PAUSES_S = (0.5, 1, 2, 4, 8)  # before each new try of a broken transfer
 _Result = TypeVar("_Result")
 
@@ -145,10 +147,12 @@ def list_repository(
     endpoint = endpoint or os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     progress.stage(f"Asking for {repo}")
     api = hub.HfApi(endpoint=endpoint)
-    with explained(hub, repo, revision, branches=lambda: _branches(api, repo)):
+    with explained(hub, repo, revision, branches=lambda: _branches(hub, api, repo)):
         info = _patiently(
             hub,
-            lambda: api.model_info(repo, revision=revision, files_metadata=True),
+            lambda: ask_within(
+                hub, repo, lambda: api.model_info(repo, revision=revision, files_metadata=True)
+            ),
             repo, progress, _PAUSES_S[:2],
         )  # fmt: skip
         commit = checked_commit(repo, info.sha)
@@ -160,8 +164,9 @@ def list_repository(
         )  # fmt: skip
 
 
-def _branches(api: Any, repo: str) -> list[str]:
-    return [ref.name for ref in api.list_repo_refs(repo).branches]
+def _branches(hub: Any, api: Any, repo: str) -> list[str]:
+    refs = ask_within(hub, repo, lambda: api.list_repo_refs(repo), _BRANCHES_S)
+    return [ref.name for ref in refs.branches]
 
 
 def _license(info: Any) -> str:
@@ -293,6 +298,7 @@ def _fetch_file(hub: Any, listing: Listing, name: str, progress: Progress) -> Pa
         explained(hub, listing.repo, listing.revision, name),
         _watching(blobs, progress),
         checked_transfer(hub, what, listing.revision, size),
+        bounded_refusals(hub, what),
     ):
         path = _patiently(
             hub,

@@ -82,7 +82,10 @@ def explained(
     except PullError:
         raise
     except RecursionError as error:
-        raise PullError(f"{what}: the hub redirects without end.", "Check HF_ENDPOINT.") from error
+        raise PullError(
+            f"{what}: the hub redirects without end, or its answer is nested without end.",
+            "Check HF_ENDPOINT.",
+        ) from error
     except errors.GatedRepoError as error:
         raise PullError(
             f"{what}: access to the repository must be granted.",

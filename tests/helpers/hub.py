@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,8 +31,10 @@ class StandInHub:
     `cards` has model cards as JSON by repository. `sizes` and `digests` replace what the hub says
     of files, `lengths` what a download's headers say. Repositories that were `renamed` ({old: new})
     and downloads with `redirects` answer with a redirect, the latter to another host name. `branch`
-    is the only one. `info` replaces entries of every listing and `headers` those of every file's
-    answer; a download of a file in `surplus` has so many bytes more than its HEAD says. The first
+    is the only one. `listing` replaces every listing, `info` entries of it, and `headers` those of
+    every file's answer; a download of a file in `surplus` has so many bytes more than its HEAD
+    says. With `endless` bytes, listings and refusals repeat these after what they have to say, with
+    a `pause` in seconds before each, until the client leaves; `sent` counts them. The first
     requests are answered with the HTTP statuses in `refusals`, with `retry_after` if it is set; a
     status of 0 drops the connection.
     """
@@ -49,6 +52,9 @@ class StandInHub:
     digests: dict[str, str] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
+    listing: bytes = b""
+    endless: bytes = b""
+    pause: float = 0.0
     info: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     surplus: dict[str, int] = field(default_factory=dict)
@@ -57,6 +63,7 @@ class StandInHub:
     refusals: list[int] = field(default_factory=list)
     retry_after: str = ""
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
+    sent: int = 0
     agents: list[str] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
 
@@ -163,15 +170,29 @@ class _Handler(BaseHTTPRequestHandler):
         card = self.hub.cards.get(repo)
         info = {"id": repo, "sha": commit_of(files), "siblings": siblings, "cardData": card}
         info |= self.hub.info
-        self._send_json({"siblings": [3]} if repo in self.hub.garbled else info)
+        if self.hub.listing:
+            self._send_body(self.hub.listing)
+        else:
+            self._send_json({"siblings": [3]} if repo in self.hub.garbled else info)
 
     def _send_json(self, data: object) -> None:
-        body = json.dumps(data).encode()
+        self._send_body(json.dumps(data).encode())
+
+    def _send_body(self, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
+        if not self.hub.endless:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+        self._send_endlessly()
+
+    def _send_endlessly(self) -> None:
+        with contextlib.suppress(OSError):  # the client has had enough
+            while self.hub.endless:
+                time.sleep(self.hub.pause)
+                self.wfile.write(self.hub.endless)
+                self.hub.sent += len(self.hub.endless)
 
     def _answer_file(self, repo: str, revision: str, name: str) -> None:
         files = self._files_of(repo, revision)
@@ -244,8 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         if self.hub.retry_after:
             self.send_header("Retry-After", self.hub.retry_after)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        self._end_refusal()
         return True
 
     def _refuse(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
@@ -253,8 +273,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Error-Code", code)
         for header, value in (headers or {}).items():
             self.send_header(header, value)
-        self.send_header("Content-Length", "0")
+        self._end_refusal()
+
+    def _end_refusal(self) -> None:
+        if not self.hub.endless:
+            self.send_header("Content-Length", "0")
         self.end_headers()
+        if self.command == "GET":
+            self._send_endlessly()
 
 
 def _git_blob(data: bytes) -> str:

@@ -15,11 +15,9 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from huggingface_hub import constants
 
 from edgeprism.errors import PullError, UsageError
 from edgeprism.files.home import data_dir
-from edgeprism.install import hub as install_hub
 from edgeprism.install import pull as pull_module
 from edgeprism.install import verify_published
 from edgeprism.install.hub import Fetched, fetch_repository, needed_files
@@ -46,13 +44,7 @@ FILES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _plain_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
-    monkeypatch.setattr(install_hub, "_PAUSES_S", (0, 0))
+pytestmark = pytest.mark.usefixtures("plain_client")
 
 
 def fetch(hub: StandInHub, cache: Path, source: Repository = SOURCE) -> Fetched:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants, file_download
+from huggingface_hub import file_download
 
 from edgeprism.errors import PullError
-from edgeprism.install import hub as install_hub
+from edgeprism.install import hub_bounds
 from edgeprism.install.cache_folder import repository_folder
 from edgeprism.install.hub import Fetched, fetch_files, list_repository
 from edgeprism.progress import Progress
@@ -22,13 +23,7 @@ REPO, NAME = "maker/model", "weights.gguf"
 FILES = {NAME: bytes(range(256)) * 200}
 
 
-@pytest.fixture(autouse=True)
-def _plain_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
-    monkeypatch.setattr(install_hub, "_PAUSES_S", (0, 0))
+pytestmark = pytest.mark.usefixtures("plain_client")
 
 
 @pytest.fixture(name="hub")
@@ -172,6 +167,51 @@ def test_other_users_of_the_library_are_left_alone(tmp_path: Path, hub: StandInH
         REPO, NAME, endpoint=hub.endpoint, cache_dir=tmp_path / "other"
     )
     assert Path(path).read_bytes() == FILES[NAME]
+
+
+# ---- answers without end
+
+
+def test_a_listing_without_end(tmp_path: Path, hub: StandInHub) -> None:
+    hub.endless = b" " * (1 << 20)
+    assert "exceeds 32 MB" in refused(hub, tmp_path).summary
+    assert len(hub.requests) == 1  # another try would be the same
+    assert hub.sent < 48 << 20
+
+
+def test_a_listing_in_drips_ends_in_time(
+    tmp_path: Path, hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_bounds, "ANSWER_S", 0.5)
+    hub.endless, hub.pause = b" ", 0.05
+    start = time.monotonic()
+    assert "not complete after 0.5 s" in refused(hub, tmp_path).summary
+    assert time.monotonic() - start < 5
+    hub.endless = b""
+
+
+@pytest.mark.parametrize("of_a_file", [False, True])
+def test_a_refusal_without_end_is_told_as_the_refusal(
+    tmp_path: Path, hub: StandInHub, of_a_file: bool
+) -> None:
+    cache, progress = tmp_path / "cache", Progress()
+    listing = list_repository(
+        REPO, "main", progress, extra="pairs", endpoint=hub.endpoint, cache=cache
+    )
+    hub.endless = b"x" * 1000
+    if of_a_file:
+        hub.refusals = [200, 403]  # its HEAD is answered
+        with pytest.raises(PullError, match="HTTP 403"):
+            fetch_files(listing, [NAME], progress)
+    else:
+        hub.gated.add(REPO)
+        assert "access" in refused(hub, tmp_path).summary
+    assert hub.sent < 16 << 20
+
+
+def test_a_listing_nested_without_end(tmp_path: Path, hub: StandInHub) -> None:
+    hub.listing = b"[" * 200_000
+    assert "nested without end" in refused(hub, tmp_path).summary
 
 
 def test_redirects_without_end_are_followed_once(
