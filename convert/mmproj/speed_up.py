@@ -34,7 +34,8 @@ def speed_up_pair(bundle: Path, progress: Progress, options: PairOptions | None 
     Returns one line for a person: how much faster it is, or why libmtmd stays.
 
     Raises Interrupted after Ctrl-C; ModelError if a file is damaged; NoGraphError, ParityError, or
-    EdgePrismError if the work was ended from outside, only with `always`.
+    EdgePrismError if the work was ended from outside, only with `always`. Each says that the bundle
+    is as it was.
     """
     options = options or PairOptions()
     try:
@@ -50,6 +51,8 @@ def speed_up_pair(bundle: Path, progress: Progress, options: PairOptions | None 
         # the base class itself: the child was ended, most often because memory ran out
         stays = isinstance(error, NoGraphError | ParityError) or type(error) is EdgePrismError
         if options.always or not stays:
+            stays_so = f"{bundle} is as it was: llama.cpp encodes its pictures."
+            error.details = (*error.details, stays_so)
             raise
         reason = " ".join(filter(None, (error.summary, "; ".join(error.details))))
         return f"llama.cpp's own encoder stays: {reason}"

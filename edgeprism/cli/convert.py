@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprism.choices import ENCODERS, VISION_QUANTS
+from edgeprism.choices import ENCODERS, VISION_QUANTS, is_reference
+from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
+from edgeprism.cli.named_models import told_to_pull
 from edgeprism.cli.terminal import StderrProgress, print_path
 from edgeprism.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeprism.convert.family import Family, Option, Value
     from edgeprism.convert.options import ConvertOptions
+    from edgeprism.vision.open_model import PairFiles
 
 _NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "gguf", "safetensors",
            "sentencepiece", "google.protobuf")  # fmt: skip
 _NEEDED_FOR_PAIRS = ("gguf", "onnx", "onnxruntime")
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -143,6 +146,7 @@ def _click_option(option: Option) -> click.Option:
 @with_examples(
     "edgeprism convert mmproj model.gguf mmproj.gguf my-bundle",
     "edgeprism convert mmproj model.gguf mmproj.gguf my-bundle --encoder mtmd",
+    "edgeprism convert mmproj ollama:gemma3:4b my-bundle",
     old_names={"--chat-format": "--lm-chat-format"},
 )
 @click.command(
@@ -150,8 +154,8 @@ def _click_option(option: Option) -> click.Option:
     cls=Command,
     short_help="Any pair of GGUF and mmproj that llama.cpp's mtmd runs, faster where possible.",
 )
-@click.argument("lm", metavar="MODEL.gguf", type=_FILE)
-@click.argument("mmproj", metavar="MMPROJ.gguf", type=_FILE)
+@click.argument("pair", nargs=-1, required=True, metavar="MODEL.gguf MMPROJ.gguf|NAME|REFERENCE",
+                shell_complete=completion.captioners)  # fmt: skip
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--encoder", type=click.Choice(ENCODERS), default="auto", show_default=True,
               help="Who encodes pictures: an ONNX graph built from MMPROJ.gguf (onnx), llama.cpp "
@@ -168,8 +172,7 @@ def _click_option(option: Option) -> click.Option:
 @click.option("--copy", is_flag=True, help="Copy the files even if hard links are possible.")
 @click.option("--overwrite", is_flag=True, help="Replace the bundle OUT if it exists.")
 def mmproj_pair(
-    lm: Path,
-    mmproj: Path,
+    pair: tuple[str, ...],
     out: Path,
     encoder: str,
     vision_quants: tuple[str, ...],
@@ -180,17 +183,15 @@ def mmproj_pair(
 ) -> None:
     """Make any pair that llama.cpp's mtmd runs a bundle, with a faster encoder where possible.
 
-    Both files go into OUT unchanged. For SmolVLM, Idefics3, LLaVA-1.5, Gemma 3 and InternVL an
-    ONNX graph is built from MMPROJ.gguf, compared with llama.cpp, quantized to int8 behind a
-    parity gate, and kept if it is faster. That needs the extra `pairs`, and no torch.
+    The pair is two files, an installed captioner made of such files, or one that another program
+    keeps (`models discover`). Both files go into OUT unchanged. For SmolVLM, Idefics3, LLaVA-1.5,
+    Gemma 3 and InternVL an ONNX graph is built from MMPROJ.gguf, compared with llama.cpp,
+    quantized to int8 behind a parity gate, and kept if it is faster. That needs the extra `pairs`,
+    and no torch.
     """
-    from edgeprism.vision.pair import write_pair
-
     if encoder == "onnx":
         _require_packages(_NEEDED_FOR_PAIRS, "pairs")
-    write_pair(
-        lm, mmproj, out, lm_chat_format=lm_chat_format, name=name, copy=copy, overwrite=overwrite
-    )
+    _write_pair(pair, out, lm_chat_format, name, copy, overwrite)
     if encoder != "mtmd":
         from edgeprism.convert.mmproj.speed_up import speed_up_pair
         from edgeprism.convert.options import PairOptions
@@ -199,6 +200,51 @@ def mmproj_pair(
         with StderrProgress().shown() as progress:
             progress.say(speed_up_pair(out, progress, options))
     print_path(out)
+
+
+def _write_pair(
+    pair: tuple[str, ...],
+    out: Path,
+    lm_chat_format: str | None,
+    name: str,
+    copy: bool,
+    overwrite: bool,
+) -> None:
+    from edgeprism.bundle.elsewhere.references import naming
+    from edgeprism.vision.pair import write_pair
+
+    files, naming_it = _pair_files(pair), contextlib.ExitStack()
+    if is_reference(pair[0]):
+        naming_it.enter_context(naming(files.name, files.lm, files.mmproj))
+        # without the prefix, with which a name is a reference
+        name = name or files.name.partition(":")[2]
+    with naming_it:
+        write_pair(
+            files.lm, files.mmproj, out, lm_chat_format=lm_chat_format or files.chat_format,
+            name=name or files.name, copy=copy, overwrite=overwrite, origin=files.origin,
+        )  # fmt: skip
+
+
+def _pair_files(pair: tuple[str, ...]) -> PairFiles:
+    """Return the two files that the command line names, or that a model's name or reference has."""
+    from edgeprism.vision.open_model import PairFiles, find_pair
+
+    if len(pair) == 1:
+        with told_to_pull(pair[0], "captioner"):
+            return find_pair(pair[0])
+    if len(pair) > 2:
+        raise UsageError(
+            f"`convert mmproj` takes one pair, and {len(pair)} files or names stand before OUT.",
+            "Name MODEL.gguf and MMPROJ.gguf, or one captioner. Of a model in several files name "
+            "the first.",
+        )
+    for path in pair:
+        if not os.path.isfile(path):
+            raise UsageError(
+                f"{path}: no such file.",
+                "Name MODEL.gguf, MMPROJ.gguf and OUT; or one captioner and OUT.",
+            )
+    return PairFiles(Path(pair[0]), Path(pair[1]))
 
 
 def _convert(
@@ -217,17 +263,10 @@ def _convert(
 
 
 def _require_packages(names: Sequence[str], extra: str) -> None:
-    from edgeprism.install.extras import install_extra
+    from edgeprism.install.extras import has_module, install_extra
 
-    if missing := [name for name in names if not _is_installed(name)]:
+    if missing := [name for name in names if not has_module(name)]:
         raise UsageError(
             f"Converting needs packages that are not installed: {', '.join(missing)}.",
             install_extra(extra),
         )
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # a parent package is missing
-        return False

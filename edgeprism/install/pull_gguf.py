@@ -23,6 +23,7 @@ from edgeprism.files.remembered import Remembered
 from edgeprism.install.cache_folder import cache_folder
 from edgeprism.install.hub import Fetched, Listing, fetch_files, list_repository
 from edgeprism.install.hub_cache import bytes_to_fetch, cached_listing
+from edgeprism.install.licenses import license_in_header
 from edgeprism.install.memory_needs import needed_memory
 from edgeprism.install.pulled_models import (
     PulledFrom,
@@ -243,9 +244,11 @@ def mend_leftovers(name: str) -> None:
 
 def _install_pair(plan: Plan, files: Path, target: Path, chat_format: str | None) -> None:
     lm, mmproj = files / plan.choice.lm[0], files / plan.choice.mmproj
+    source = f"{plan.listing.repo}@{plan.listing.revision}"
+    origin = Origin(f"{source}: {lm.name}", f"{source}: {mmproj.name}", plan.listing.license)
     write_pair(
         lm, mmproj, target, lm_chat_format=chat_format, name=plan.name, overwrite=target.exists(),
-        origin=Origin(f"{plan.listing.repo}@{plan.listing.revision}", plan.listing.license),
+        symbolic=True, origin=origin,
     )  # fmt: skip
     # the trial of the pair has just run each of its files
     remember_captioner(open_bundle(target))
@@ -258,7 +261,7 @@ def _install_reasoner(plan: Plan, fetched: Fetched, folder: Path, single: Path) 
     parts = part_paths(first)
     several = part_names(f"{plan.name}-00001-of-{len(parts):05}.gguf")
     names = [single.name] if len(parts) == 1 else several
-    license_ = plan.listing.license or str(header.metadata.get("general.license", ""))
+    license_ = plan.listing.license or license_in_header(header)
     digests = dict(zip(names, (file.sha256 for file in fetched.files), strict=True))
     source = f"{plan.listing.repo}@{plan.listing.revision}"
     target = single if len(parts) == 1 else folder

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeprism.bundle.open import Bundle, find_model, open_bundle
 from edgeprism.choices import is_reference
 from edgeprism.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from edgeprism.vision.pair import Origin
 
 _ALONE = "a language model alone, which sees no pictures"
 _HINT = (
     "It can be a `reasoner`. A captioner of two files has an mmproj file as well, beside it and "
     "with mmproj in its name, or named: `lm` and `mmproj`."
 )
+
+
+@dataclass(frozen=True)
+class PairFiles:
+    """The two files of a captioner that is a pair."""
+
+    lm: Path  # the first of several parts
+    mmproj: Path
+    chat_format: str | None = None  # llama.cpp's name, where only the program that keeps it knows
+    name: str = ""  # what it was asked for by; "" for a GGUF file
+    origin: Origin | None = None  # where an installed one was published
 
 
 def open_model(model: str | os.PathLike[str], *, lm_chat_format: str | None = None) -> Bundle:
@@ -31,37 +48,63 @@ def open_model(model: str | os.PathLike[str], *, lm_chat_format: str | None = No
         ManifestError, TemplateError: As `open_bundle` and `open_pair`.
         UsageError: `lm_chat_format` with a bundle.
     """
-    if is_reference(model):
-        from edgeprism.bundle.elsewhere.references import canonical_reference, naming, open_kept
-
-        reference = os.fspath(model)
-        found = open_kept(reference, with_mmproj=True)
-        name, own_format = canonical_reference(reference), lm_chat_format or found.chat_format
-        with naming(reference, found.lm, found.mmproj):
-            return _open_files(reference, found.lm, found.mmproj, own_format, name)
-    path = find_model(model)
-    if path.suffix.lower() == ".gguf" and path.is_file():
-        from edgeprism.bundle.elsewhere.kept import mmproj_beside
-
-        return _open_files(str(path), path, mmproj_beside(path), lm_chat_format)
-    if lm_chat_format:
-        raise UsageError(
-            "A bundle knows its chat format.",
-            "Leave out `lm_chat_format`, or name a pair of GGUF files.",
-        )
-    return open_bundle(path)
-
-
-def _open_files(
-    asked: str, lm: Path, mmproj: Path | None, lm_chat_format: str | None, name: str = ""
-) -> Bundle:
+    if not is_reference(model) and not _is_gguf(path := find_model(model)):
+        if lm_chat_format:
+            raise UsageError(
+                "A bundle knows its chat format.",
+                "Leave out `lm_chat_format`, or name a pair of GGUF files.",
+            )
+        return open_bundle(path)
+    from edgeprism.bundle.elsewhere.references import naming
     from edgeprism.vision.pair import open_pair
 
-    if mmproj is None:
-        raise ModelError(f"{asked}: {_ALONE}.", _HINT)
-    bundle = open_pair(lm, mmproj, lm_chat_format=lm_chat_format)
-    if not name:
+    pair = find_pair(model)
+    with naming(pair.name, pair.lm, pair.mmproj) if pair.name else contextlib.nullcontext():
+        bundle = open_pair(pair.lm, pair.mmproj, lm_chat_format=lm_chat_format or pair.chat_format)
+    if not pair.name:
         return bundle
     # the digest stays that of the two files, so captions of the same files by another name count
-    manifest = dataclasses.replace(bundle.manifest, name=name)
+    manifest = dataclasses.replace(bundle.manifest, name=pair.name)
     return dataclasses.replace(bundle, manifest=manifest)
+
+
+def find_pair(model: str | os.PathLike[str]) -> PairFiles:
+    """Return the two files of a pair; `model` as for `open_model`, or the bundle of a pair.
+
+    Raises ModelError if there is no such model, it is no pair, or a file is not what was recorded.
+    """
+    asked = os.fspath(model)
+    if is_reference(model):
+        from edgeprism.bundle.elsewhere.references import canonical_reference, open_kept
+
+        found = open_kept(asked, with_mmproj=True)
+        name = canonical_reference(asked)
+        return PairFiles(found.lm, _required(found.mmproj, asked), found.chat_format, name)
+    path = find_model(model)
+    if _is_gguf(path):
+        from edgeprism.bundle.elsewhere.kept import mmproj_beside
+
+        return PairFiles(path, _required(mmproj_beside(path), str(path)))
+    from edgeprism.vision.pair import MMPROJ_FILE, Origin
+
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    if MMPROJ_FILE not in manifest.files:
+        raise ModelError(
+            f"{asked}: no pair: its pictures are not encoded from an mmproj file.",
+            "Name a pair of GGUF and mmproj.",
+        )
+    lm, mmproj = bundle.file(manifest.lm.file), bundle.file(MMPROJ_FILE)
+    names = [source.name for source in manifest.sources]
+    origin = Origin(names[0], names[1], manifest.license) if len(names) == 2 else None
+    return PairFiles(lm, mmproj, name=bundle.name, origin=origin)
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf" and path.is_file()
+
+
+def _required(mmproj: Path | None, asked: str) -> Path:
+    if mmproj is None:
+        raise ModelError(f"{asked}: {_ALONE}.", _HINT)
+    return mmproj

@@ -61,7 +61,8 @@ _NOT_GATED = "a GGUF pair run by llama.cpp's mtmd as it is, without a parity gat
 class Origin:
     """Where a pair's files were published."""
 
-    source: str  # such as OWNER/REPO@COMMIT
+    lm: str  # such as "OWNER/REPO@COMMIT: FILE"
+    mmproj: str
     license: str  # "" if none was published
 
 
@@ -92,11 +93,12 @@ def write_pair(
     name: str = "",
     overwrite: bool = False,
     copy: bool = False,
+    symbolic: bool = False,
     origin: Origin | None = None,
 ) -> None:
     """Write a bundle to the folder `out`: hard links to the files, or copies if links fail.
 
-    `copy` makes copies in any case. With an `origin`, whose files stay where they are, symbolic
+    `copy` makes copies in any case. With `symbolic`, for files that stay where they are, symbolic
     links go before copies. Raises the errors of `open_pair`, UsageError or OutputError, and then
     leaves nothing half-written.
     """
@@ -108,7 +110,7 @@ def write_pair(
         if origin is not None:
             manifest = _with_origin(manifest, origin)
         for file, source in places.items():
-            _put(source, writer.folder / file, copy, symbolic=origin is not None)
+            _put(source, writer.folder / file, copy, symbolic=symbolic)
         writer.finish(manifest)
 
 
@@ -124,8 +126,8 @@ def _with_origin(manifest: Manifest, origin: Origin) -> Manifest:
     """Say where the files came from, and the licence that was published with them."""
     license_ = origin.license or manifest.license
     sources = [
-        dataclasses.replace(source, name=f"{origin.source}: {source.name}", license=license_)
-        for source in manifest.sources
+        dataclasses.replace(source, name=name, license=license_)
+        for source, name in zip(manifest.sources, (origin.lm, origin.mmproj), strict=True)
     ]
     return dataclasses.replace(manifest, license=license_, sources=sources)
 

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.cli import convert as convert_command
 from edgeprism.errors import UsageError
+from edgeprism.install import extras
 from tests.helpers.checkpoints import Folders, Spec
 
 SPEC = Spec(container="single", seed=6)
@@ -132,7 +133,7 @@ def _is_alive(pid: int) -> bool:
 def test_missing_packages_are_named(
     checkpoint_of: Callable[[Spec], Folders], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert_command, "_is_installed", lambda name: name != "onnxscript")
+    monkeypatch.setattr(extras, "has_module", lambda name: name != "onnxscript")
     arguments = command(checkpoint_of(SPEC), tmp_path / "out")[4:]
     with pytest.raises(UsageError, match="not installed: onnxscript") as caught:
         CliRunner().invoke(convert_command.command, arguments, catch_exceptions=False)

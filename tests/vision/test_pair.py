@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.cli.main import run
 from edgeprism.errors import ModelError, TemplateError
 from edgeprism.files.home import data_dir
@@ -20,6 +22,7 @@ from edgeprism.vision.pair import open_pair
 from edgeprism.vision.pair_trial import try_pair
 from tests.helpers import bundles, mmprojs
 from tests.helpers.children import in_child
+from tests.helpers.elsewhere import ollama_model
 from tests.language.test_generator import multi_axis_lm
 
 LONG = mmprojs.IDEFICS
@@ -104,6 +107,51 @@ def test_made_a_bundle(
     assert run([*made, str(out)]) == 2
     assert run([*made, str(out), "--overwrite", "--copy"]) == 0
     assert (out / "lm.gguf").stat().st_ino != files[0].stat().st_ino
+
+
+def test_a_bundle_from_a_reference_and_from_an_installed_pair(
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
+    name = "registry.ollama.ai/library/eyes/latest"
+    ollama_model(tmp_path / "ollama", name, model=files[0], projector=files[1])
+    first, second = tmp_path / "first", tmp_path / "second"
+    end = ["--encoder", "mtmd"]
+    assert run(["convert", "mmproj", "ollama:eyes", str(first), *end]) == 0
+    assert manifest_from_bundle(first).name == "eyes:latest"
+    manifest = manifest_from_bundle(first)
+    source = dataclasses.replace(manifest.sources[0], name="owner/repo@0123: eyes.gguf")
+    changed = dataclasses.replace(
+        manifest, license="mine", sources=[source, manifest.sources[1]], name="installed"
+    )
+    (first / "manifest.json").write_text(changed.to_json())
+    assert run(["models", "add", str(first)]) == 0
+    assert run(["convert", "mmproj", "installed", str(second), *end]) == 0
+    again = manifest_from_bundle(second)
+    assert (again.name, again.license) == ("installed", "mine")
+    assert [s.name for s in again.sources] == [s.name for s in changed.sources]
+    for own, theirs in zip(("lm.gguf", "mmproj.gguf"), files, strict=True):
+        assert (second / own).read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("pair", "code", "words"),
+    [
+        (["nano"], 4, "no pair"), (["smolvlm-256m"], 4, "edgeprism pull smolvlm-256m"),
+        (["qwen2.5-0.5b"], 4, "is a reasoner"), (["ollama:gone"], 4, "ollama:gone"),
+        (["a.gguf", "b.gguf"], 2, "a.gguf: no such file"), (["a", "b", "c"], 2, "takes one pair"),
+        ([], 2, "Missing argument"),
+    ],
+)  # fmt: skip
+def test_what_is_no_pair_to_convert(
+    pair: list[str], code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["convert", "mmproj", *pair, str(tmp_path / "out")]) == code
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_asked(
