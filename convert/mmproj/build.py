@@ -39,7 +39,7 @@ from edgeprism.progress import Progress
 from edgeprism.vision.mmproj_checks import check_mmproj
 from edgeprism.vision.pair import MMPROJ_FILE
 
-LEAST_GAIN = 1.1  # times libmtmd's speed: less is within what two measurements differ
+LEAST_GAIN = 1.1  # times libmtmd's speed: less is within what two such measurements differ
 _MANY_PATCHES = 2048  # of a tile: then the gate takes every other picture
 
 

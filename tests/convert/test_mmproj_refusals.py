@@ -110,7 +110,9 @@ def test_an_encoder_without_a_graph_stays_as_it_is(
     assert contents(out) == before
     files = [str(tmp_path / "lm"), str(tmp_path / "mm"), str(tmp_path / "b")]
     assert run(["convert", "mmproj", *files, "--encoder", "onnx"]) == 4
-    assert "--encoder mtmd" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "--encoder mtmd" in told
+    assert f"{tmp_path / 'b'} is as it was: llama.cpp encodes its pictures." in told
     assert contents(tmp_path / "b").keys() == before.keys()
 
 
@@ -188,3 +190,25 @@ def test_the_reasons_why_an_encoder_stays_are_separated(
     monkeypatch.setattr(speed_up, "_has_gpu", lambda: False)
     said = speed_up_pair(tmp_path, Progress())
     assert said.endswith("encoder stays: It does not agree: vision fp32: a; vision int8: b")
+
+
+def test_two_engines_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, turns = [0.0], []
+
+    def call(name: str, *seconds: float) -> Callable[[], None]:
+        left = list(seconds)
+
+        def run_once() -> None:
+            turns.append(name)
+            clock[0] += left.pop(0) if len(left) > 1 else left[0]
+
+        return run_once
+
+    monkeypatch.setattr("edgeprism.convert.mmproj.peer.time.perf_counter", lambda: clock[0])
+    # another program slows the first rounds of one, and one round of the other
+    medians = peer.alternate(call("a", 0.9, 0.9, 0.2), call("b", 0.1, 2.0, 0.1))
+    assert medians == pytest.approx((0.2, 0.1))
+    assert turns == ["a", "b"] * 7
+    turns.clear()
+    assert peer.alternate(call("a", 40), call("b", 20)) == pytest.approx((40, 20))
+    assert turns == ["a", "b"]  # a round took longer than the patience
