@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import re
 import stat
@@ -99,16 +100,37 @@ def find_model(model: str | os.PathLike[str]) -> Path:
             f"`edgeprism pull {text}` gets it. If it is in the hub's cache, name it hub:{text[3:]}",
         )
     for place in model_places():
-        if os.path.islink(link := place / f"{text}.gguf"):
+        if (link := dead_link(place, text)) is not None:
             raise ModelError(
                 f"{link}: its link leads to no file: the hub's cache no longer has it.",
-                f"Pull {text} again.",
+                f"Pull {text} again, or remove it: edgeprism models remove {text}",
             )
+    if kind := _kind_in_catalogue(text):
+        raise ModelError(
+            f"{text} is not installed yet.",
+            f"It is a {kind}: get it with `edgeprism pull {text}`; `edgeprism models show {text}` "
+            "says what it needs.",
+        )
     raise ModelError(
         f"Model {text!r} is neither a bundle nor a GGUF file nor an installed model.",
         f"{_similar(text)}`edgeprism models list` shows what there is, `edgeprism pull NAME` gets "
         "more.",
     )
+
+
+def _kind_in_catalogue(name: str) -> str:
+    """Return the kind of a model that `pull` knows by this name, "" for a name of none.
+
+    The whole catalogue is `edgeprism.models.catalogue`'s, which this room does not import.
+    """
+    for place in builtin_models_dir():
+        with contextlib.suppress(OSError, ValueError):  # a stripped install has no catalogue
+            catalogue = json.loads((place / "catalogue.json").read_text(encoding="utf-8"))
+            if name in catalogue["gguf"]:
+                return str(catalogue["gguf"][name]["kind"])
+            kinds = {"captioner": "captioners", "reasoner": "reasoners"}
+            return next((kind for kind, table in kinds.items() if name in catalogue[table]), "")
+    return ""
 
 
 def known_name(path: Path) -> str | None:
@@ -157,6 +179,15 @@ def _model_named(name: str) -> Path | None:
         if (first := first_part_in(place / name)) is not None:
             return first
     return None
+
+
+def dead_link(place: Path, name: str) -> Path | None:
+    """Return the link of a reasoner in a folder of models that leads to no file, if it is one."""
+    links = [place / f"{name}.gguf"]
+    if os.path.isdir(place / name):
+        links += sorted((place / name).glob("*-00001-of-*.gguf"))
+    dead = (link for link in links if os.path.islink(link) and not os.path.exists(link))
+    return next(dead, None)
 
 
 def first_part_in(folder: Path) -> Path | None:

@@ -18,6 +18,7 @@ from edgeprism.cli.stdin import stdin_as_file
 from edgeprism.cli.terminal import (
     StderrProgress,
     confirm,
+    in_columns,
     print_json,
     print_line,
     print_path,
@@ -60,10 +61,8 @@ def list_(limit: str | None, as_json: bool) -> None:
     if limit is not None:
         needs = [("DISK", "MEMORY"), *((size_text(e.disk), size_text(e.memory)) for e in entries)]
         rows = [(*row[:4], *need, row[4]) for row, need in zip(rows, needs, strict=True)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
-        click.echo("  ".join([*cells, row[-1]]).rstrip())
+    for line in in_columns(rows):
+        click.echo(line)
     for kind in BUILT_IN:
         if is_reference(name := default_model(kind)):
             say(f"The default {kind} is {name}, which another program keeps.")
@@ -139,13 +138,12 @@ def remove(name: str, yes: bool) -> None:
     What was pulled in GGUF files stays in the model hub's cache, which other programs share.
     """
     from edgeprism.bundle.defaults import BUILT_IN, chosen_model, default_model
-    from edgeprism.bundle.open import find_model
-    from edgeprism.install.own_models import remove_model
+    from edgeprism.install.own_models import installed_entry, remove_model
     from edgeprism.install.pulled_models import kept_in_cache
 
     if is_reference(name):
         raise UsageError(f"{name} belongs to another program.", "Delete it with that program.")
-    if not yes and not confirm(f"Delete {find_model(name)}?"):
+    if not yes and not confirm(f"Delete {installed_entry(name)}?"):
         raise UsageError("Nothing was deleted.", "Give --yes to delete without asking.")
     cache = kept_in_cache(name)
     was_default = [kind for kind in BUILT_IN if chosen_model(kind) == name]

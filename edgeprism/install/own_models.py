@@ -13,7 +13,7 @@ from edgeprism.bundle.elsewhere.kept import mmproj_beside
 from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.bundle.gguf_purpose import no_language_model
 from edgeprism.bundle.manifest import FILE_NAME
-from edgeprism.bundle.open import Bundle, find_model, open_bundle
+from edgeprism.bundle.open import Bundle, dead_link, find_model, open_bundle
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.atomic import output_error
 from edgeprism.files.home import data_dir
@@ -115,15 +115,8 @@ def remove_model(name: str) -> Path:
     A default that names it goes back to EdgePrism's own. Raises ModelError if no model of this
     name is installed, UsageError for a built-in model, OutputError if it cannot be deleted.
     """
-    path = find_model(name)
-    models = data_dir() / "models"
-    if not path.resolve().is_relative_to(models.resolve()):
-        raise UsageError(
-            f"{name} is not an installed model, so it is not removed.",
-            "`edgeprism models list` shows which models are installed.",
-        )
-    entry = models / path.relative_to(models).parts[0]
-    hidden = models / f".{entry.name}.partial-{os.getpid()}"
+    entry = installed_entry(name)
+    hidden = entry.with_name(f".{entry.name}.partial-{os.getpid()}")
     try:
         os.rename(entry, hidden)  # from here on no command finds a half-deleted model
     except OSError as error:
@@ -134,6 +127,23 @@ def remove_model(name: str) -> Path:
         if chosen_model(kind) == name:
             choose_model(kind, None)
     return entry
+
+
+def installed_entry(name: str) -> Path:
+    """Return the folder or file of an installed model, even if its links lead to no file.
+
+    Raises ModelError if there is no model of this name, UsageError if it is not an installed one.
+    """
+    models = data_dir() / "models"
+    link = dead_link(models, name) if _NAME.fullmatch(name) else None
+    path = link or find_model(name)
+    place = path.parent.resolve() / path.name  # a link's own place, not where it leads
+    if not place.is_relative_to(models.resolve()):
+        raise UsageError(
+            f"{name} is not an installed model, so it is not removed.",
+            "`edgeprism models list` shows which models are installed.",
+        )
+    return models / place.relative_to(models.resolve()).parts[0]
 
 
 def check_name_form(name: str) -> None:

@@ -100,6 +100,6 @@ def kept_in_cache(name: str) -> Path | None:
     """
     origin, (folder, single) = pulled_from(name), places_of(name)
     files = list(folder.iterdir()) if folder.is_dir() else [single]
-    if origin is None or not any(os.path.lexists(path) and is_shared(path) for path in files):
+    if origin is None or not any(os.path.exists(path) and is_shared(path) for path in files):
         return None
     return repository_folder(origin.repo)

@@ -32,6 +32,18 @@ def strangers_folder(
     return folder
 
 
+@pytest.mark.parametrize("name", ["smolvlm-256m", "prismcaptioner-2b", "qwen2.5-0.5b"])
+def test_a_model_of_the_catalogue_is_told_how_to_get(name: str) -> None:
+    kind = "reasoner" if name.startswith("qwen") else "captioner"
+    load = Reasoner.load if kind == "reasoner" else Captioner.load
+    with pytest.raises(ModelError, match="not installed") as missing:
+        load(name)
+    assert f"edgeprism pull {name}" in missing.value.hint
+    with pytest.raises(ModelError, match="not installed yet") as missing:
+        find_model(name)
+    assert f"It is a {kind}" in missing.value.hint
+
+
 @pytest.mark.usefixtures("strangers_folder")
 def test_the_default_captioner_is_the_built_in_one(capfd: Captured) -> None:
     assert run(["caption", "--example", "--json"]) == 0

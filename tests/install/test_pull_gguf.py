@@ -251,6 +251,22 @@ def test_links_into_a_cache_that_was_deleted(
     assert run(again.split()[1:]) == 0
     assert run(["pull", f"hf:{CHAT}", "--name", "talker"]) == 0
     assert not any(check.problem for name in (NAME, "talker") for check in verify_model(name))
+    chat.unlink()
+    chat.symlink_to(chat.parent / "gone")
+    capfd.readouterr()
+    assert run(["models", "remove", "talker", "--yes"]) == 0
+    assert not chat.is_symlink()
+    assert "stay" not in capfd.readouterr().err  # the cache no longer has them
+    assert run(["models", "remove", "talker", "--yes"]) == 4
+
+
+def test_a_link_across_disks_is_removed(hub: StandInHub, tmp_path: Path) -> None:
+    chat = pull(f"hf:{CHAT}", options=GgufOptions(name="talker")).path
+    elsewhere = chat.rename(tmp_path / "blob")
+    chat.symlink_to(elsewhere)
+    assert run(["models", "remove", "talker", "--yes"]) == 0
+    assert not chat.is_symlink()
+    assert elsewhere.is_file()
 
 
 @pytest.mark.parametrize(
