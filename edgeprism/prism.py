@@ -85,6 +85,8 @@ class Prism:
             raise UsageError("No captioner.", "Name at least one.")
         self.reasoner, self.apart = reasoner, apart
         self.turns = Turns()
+        # what the last `ask` got from the captioners, before the reasoner merged any of it
+        self.described: tuple[Caption, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Prism {list(self.captioners)!r} and {self.reasoner!r}, apart={self.apart}>"
@@ -159,7 +161,7 @@ class Prism:
         """Return the captions that the reasoner sees, and notes on them."""
         if self.apart:
             self.reasoner.close()
-        captions = self._captions(pictures, **caption_options)
+        captions = self.described = self._captions(pictures, **caption_options)
         notes = repetition_notes(captions)
         if merge:
             captions, merge_notes = merge_captions(self.reasoner, captions)

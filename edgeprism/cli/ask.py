@@ -117,7 +117,7 @@ def command(
             evidence=as_json or show_captions,
         )
     _show(answer, as_json, show_captions)
-    advise_on_captions(captioners, answer.captions)
+    advise_on_captions(captioners, prism.described)
     if shape is not None and not answer.text:
         raise EdgePrismError(
             f"The reasoner finished no answer of that shape within {options['answer_tokens']} "

@@ -193,3 +193,14 @@ def test_an_answer_without_a_basis_says_so(
 def test_an_answer_with_a_basis_says_nothing_of_it(ask: Any, photo: Path, capsys: Any) -> None:
     assert ask(str(photo), "Who is there?") == 0
     assert "guess" not in capsys.readouterr().err
+
+
+def test_merged_descriptions_are_advised_on_as_the_captioners_wrote_them(
+    random_bundle: Path, scripted_gguf: Path, photo: Path, capsys: Any
+) -> None:
+    models = ["--model", "nano", "--model", str(random_bundle), "--merge-captions", "--json"]
+    assert run(["ask", str(photo), "Who?", *models, "--reasoner", str(scripted_gguf)]) == 0
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)["captions"]) == 1  # merged
+    assert printed.err.count("nano knows drawn pictures, not photographs") == 1
+    assert "guess" not in printed.err  # the other captioner described the picture
