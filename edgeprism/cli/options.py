@@ -218,6 +218,8 @@ def open_reasoners(
     from edgeprism.reason.local import Reasoner
     from edgeprism.reason.remote import RemoteReasoner, is_url
 
+    if was_set(click.get_current_context(), "chat_format") and is_named("reasoner"):
+        options["chat_format"] = None  # the setting is for the default reasoner
     reasoners: list[BaseReasoner] = []
     names = list(dict.fromkeys(names))
     if served_models and not any(map(is_url, names)):

@@ -30,7 +30,7 @@ _CAPTIONER = (
     "quiet",
     "no-color",
 )
-_EVERYWHERE = (*_CAPTIONER, "reasoner")
+_EVERYWHERE = (*_CAPTIONER, "reasoner", "chat-format")
 _STAGES = ("max-tokens", "answer-tokens", "instruction", "instruction-mode", "no-cache")
 # command → its settings. What is meant for one run has none: outputs, consents, and all of `eval`,
 # whose figures must not depend on a file that nobody sees.

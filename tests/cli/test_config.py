@@ -15,6 +15,7 @@ from edgeprism.cli.main import run
 from edgeprism.cli.settings import SETTINGS
 from edgeprism.errors import UsageError
 from edgeprism.files.config import change_config, find_config, read_config
+from tests.helpers import bundles
 from tests.helpers.bundles import SAID_TEXT
 
 Captured = pytest.CaptureFixture[str]
@@ -251,6 +252,23 @@ def test_models_that_are_settings(
     }  # fmt: skip
     assert run(["use", url]) == 0
     assert read_config()["reasoner"] == url
+
+
+def test_a_chat_format_is_the_default_reasoners(
+    photo: Path, tmp_path: Path, capfd: Captured
+) -> None:
+    script = bundles.piece_ids("▁a", "▁dog", bundles.IM_END)
+    odd = bundles.write_lm(tmp_path / "odd.gguf", script=script, chat_template="{{ own_dialect }}")
+    assert run(["models", "add", str(odd)]) == 0
+    ask = ["ask", str(photo), "What is it?", "--instruction-mode", "generic", "--no-cache"]
+    written('reasoner = "odd"\n')
+    assert run(ask) == 2  # llama.cpp does not know its template
+    assert run(["config", "set", "chat-format", "chatml"]) == 0
+    capfd.readouterr()
+    assert run(ask) == 0
+    assert "a dog" in capfd.readouterr().out
+    assert run([*ask, "--reasoner", "odd"]) == 2  # one that is named goes by its own template
+    assert run([*ask, "--reasoner", "odd", "--chat-format", "chatml"]) == 0
 
 
 def test_an_error_says_that_the_settings_name_the_model(
