@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest
 from edgeprism.bundle.read_manifest import manifest_from_bundle, manifest_from_json
@@ -79,12 +78,7 @@ class BundleWriter:
         self.folder.mkdir()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         clean_up(self.out, os.getpid())
 
     def file_entries(self) -> dict[str, FileEntry]:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from edgeprism.cli.terminal import size_text
+from edgeprism.cli.terminal import in_columns, size_text
 
 if TYPE_CHECKING:
     from edgeprism.install.discover import Discovered
@@ -18,11 +18,10 @@ def lines(found: Sequence[Discovered]) -> Iterator[str]:
     """Yield the lines, unescaped; a name of a file may hold anything."""
     usable = [model for model in found if not model.problem]
     if usable:
-        rows = [_HEAD, *map(_row, usable)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-        yield _joined(_HEAD, widths)
-        for model, row in zip(usable, rows[1:], strict=True):
-            yield _joined(row, widths)
+        head, *rows = in_columns([_HEAD, *map(_row, usable)])
+        yield head
+        for model, row in zip(usable, rows, strict=True):
+            yield row
             for reference in model.also:
                 yield f"    also {shlex.quote(reference)}"
             if model.note:
@@ -39,7 +38,3 @@ def _row(model: Discovered) -> tuple[str, ...]:
     what = f"{model.architecture}/{model.projector}" if model.projector else model.architecture
     reference = shlex.quote(model.reference) if model.reference else "–"
     return (reference, model.kind, what, model.quant or "?", size_text(model.size), model.program)
-
-
-def _joined(row: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
