@@ -92,9 +92,10 @@ def has_amx() -> bool:
 def engine_build() -> str:
     """Return what tells this build of llama.cpp from others, whose results differ by rounding."""
     llama = import_llama()
-    folder = Path(llama.__file__).parent / "lib"
-    files = sorted(file for file in folder.iterdir() if "ggml" in file.name or "llama" in file.name)
-    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    # where llama_cpp looks for its libraries
+    folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(llama.__file__).parent / "lib")
+    files = sorted([*folder.glob("*ggml*"), *folder.glob("*llama*")])
+    stamps = [(file.name, file.lstat().st_size, file.lstat().st_mtime_ns) for file in files]
     return repr((llama.llama_print_system_info(), stamps))
 
 

@@ -14,6 +14,7 @@ import pytest
 from edgeprism.language import prefix_states
 from edgeprism.language.context import Context
 from edgeprism.language.generator import Finished, Generator
+from edgeprism.language.llama import engine_build
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.prefix_states import PrefixStates
 from edgeprism.language.request import Request, Sampling
@@ -210,6 +211,24 @@ def test_what_changes_the_numbers_changes_the_key(
     monkeypatch.setattr("edgeprism.language.context.engine_build", lambda: "another build")
     assert not is_found()
     assert n == 300
+
+
+def test_builds_are_told_from_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> str:
+        engine_build.cache_clear()
+        return engine_build()
+
+    own = build()
+    assert "ggml" in own
+    library = tmp_path / "libggml-cpu.so"
+    library.write_bytes(b"one")
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    first = build()
+    library.write_bytes(b"another")
+    assert len({own, first, build()}) == 3
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path / "none"))
+    assert build()
+    engine_build.cache_clear()
 
 
 def test_nothing_is_kept_of_other_prompts(
