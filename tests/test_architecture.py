@@ -25,6 +25,7 @@ FLOORS = [
     {"files", "machine", "records"},
     {"bundle"},
     {"language", "picture"},
+    {"memory"},
     {"output", "reason", "vision"},
     {"perceive"},
     {"prism"},

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from edgeprism.cli.main import run
-from edgeprism.errors import ImageError, UsageError
+from edgeprism.errors import ImageError
 from edgeprism.language.model import LanguageModel
-from edgeprism.machine.device import stages_apart
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.prism import Prism
 from edgeprism.reason.local import Reasoner
@@ -121,13 +120,3 @@ def test_how_many_language_models_are_in_memory(
     assert len(answers[0].captions) == 2
     prism.close()
     assert open_now == set()
-
-
-def test_which_way_auto_takes() -> None:
-    assert stages_apart("apart", 1, 10**12)
-    assert not stages_apart("together", 10**12, 1)
-    assert stages_apart("auto", 5 << 30, 8 << 30)
-    assert not stages_apart("auto", 3 << 30, 8 << 30)
-    assert not stages_apart("auto", 5 << 30, None)
-    with pytest.raises(UsageError, match="'sideways'"):
-        stages_apart("sideways", 1, 1)

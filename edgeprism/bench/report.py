@@ -132,14 +132,16 @@ class Memory:
     encoded: int | None
     captioned: int | None
     reasoner: int | None  # of the process that answers
+    device: int | None = None  # of a GPU's memory, that the captioner took; None: on the CPU
 
 
 @dataclass(frozen=True)
 class Energy:
-    """Joules a warm caption, of the whole processor package; None with the reason."""
+    """Joules a warm caption, of all that the machine's sensors count; None with the reason."""
 
     joules_per_caption: float | None
     reason: str
+    counted: str = ""  # what the sensors count
 
 
 @dataclass(frozen=True)

@@ -274,6 +274,6 @@ def _report(
         tokens=found.tokens,
         stages=found.stages,
         memory=r.Memory(**warm["memory"], reasoner=answers["memory"] if answers else None),
-        energy=r.Energy(warm["joules_per_caption"], warm["energy_reason"]),
+        energy=r.Energy(warm["joules_per_caption"], warm["energy_reason"], warm["energy_counted"]),
         notes=found.notes,
     )

@@ -104,8 +104,8 @@ def facts(report: Report) -> list[str]:
             f"{name} {'not told here' if size is None else f'{size / 1e6:.0f} MB'}"
             for name, size in (("captioner", memory.captioned), ("reasoner", memory.reasoner))
             if name == "captioner" or report.reasoner
-        ),
-        f"energy: {energy.joules_per_caption:.3g} J a caption, the whole processor"
+        ) + (f"; of the GPU's memory {memory.device / 1e6:.0f} MB" if memory.device else ""),
+        f"energy: {energy.joules_per_caption:.3g} J a caption, {energy.counted or 'the processor'}"
         if energy.joules_per_caption is not None
         else f"energy: not measurable here: {energy.reason}",
         *conditions_to_lines(report),

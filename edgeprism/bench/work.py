@@ -99,11 +99,12 @@ def _number(header: GgufHeader, key: str) -> int:
 
 
 def nodes_to_operations(nodes: Sequence[Mapping[str, Any]]) -> Operations:
-    """Count the matrix products of a vision graph from a profile of ONNX Runtime.
+    """Count the matrix products and convolutions of a vision graph from a profile.
 
     Parameters:
-        nodes: `args` of each node that ran, with `op_name`, `input_type_shape` and
-            `output_type_shape`; constants do not stand among the inputs.
+        nodes: of ONNX Runtime's profile, `args` of each node that ran: `op_name`,
+            `input_type_shape` and `output_type_shape`; constants do not stand among the inputs
+            but, by their shapes, in `weights`.
     """
     counted = Operations()
     for node in nodes:
@@ -114,6 +115,11 @@ def nodes_to_operations(nodes: Sequence[Mapping[str, Any]]) -> Operations:
             counted += Operations(float32=2.0 * math.prod(outputs[0]) * inputs[0][-1])
         elif kind == "MatMulInteger":
             counted += Operations(int8=2.0 * math.prod(outputs[0]) * inputs[0][-1])
+        elif kind in ("Conv", "ConvInteger") and node.get("weights"):
+            # each number of the output is a product with one filter [channels, *kernel]
+            products = 2.0 * math.prod(outputs[0]) * math.prod(node["weights"][0][1:])
+            is_float = kind == "Conv"
+            counted += Operations(products) if is_float else Operations(int8=products)
         elif kind == "MultiHeadAttention" and len(inputs) > 1 and len(inputs[1]) == 3:
             counted += Operations(float32=4.0 * math.prod(inputs[0]) * inputs[1][1])
     return counted

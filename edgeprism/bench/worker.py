@@ -52,11 +52,12 @@ def caption(
     model: str, engine: dict[str, Any], images: list[str], runs: int, caption_tokens: int | None
 ) -> dict[str, Any]:
     """Caption the pictures in turn until there are `runs` captions, after one that loads."""
-    from edgeprism.machine.sensors import EnergyMeter
+    from edgeprism.machine.energy import EnergyMeter
     from edgeprism.perceive.captioner import Captioner
 
     memory: dict[str, int | None] = {}
     with Captioner.load(model, **engine) as captioner:
+        before = free_device_memory(captioner)
         memory["imports"] = peak_bytes()
         encoded = captioner.encode(images[0])
         memory["encoded"] = peak_bytes()
@@ -69,16 +70,29 @@ def caption(
             with energy.counting():
                 made.append(timed_caption(captioner, image, caption_tokens))
         memory["captioned"] = peak_bytes()
+        after = free_device_memory(captioner)
+        memory["device"] = None if before is None or after is None else max(0, before - after)
         engines = captioner.engines
         return {
             "made": made,
             "memory": memory,
             "joules_per_caption": None if energy.reason else energy.joules / runs,
             "energy_reason": energy.reason,
+            "energy_counted": energy.names,
             "device": captioner.device,
             "threads": max(engines.vision_threads(), engines.lm_threads()),
             "vision_file": engines.vision_variant().file,
         }
+
+
+def free_device_memory(captioner: Captioner) -> int | None:
+    """Return the free bytes of the GPU that the captioner uses; None if it uses none."""
+    if captioner.device == "cpu":
+        return None
+    from edgeprism.language.gpu import find_gpu
+
+    gpu = find_gpu()
+    return gpu.free if gpu else None
 
 
 def each_of(images: list[str], runs: int) -> Iterator[str]:

@@ -46,6 +46,10 @@ class Bundle:
         """
         for path, entry in self.opened_with(name).items():
             check_file(path, entry.sha256, entry.size)
+        return self.path_of(name)
+
+    def path_of(self, name: str) -> Path:
+        """Return the path of a file of the bundle, without checking it."""
         return self.places.get(name, self.path / name)
 
     def opened_with(self, name: str) -> dict[Path, FileEntry]:
@@ -57,7 +61,7 @@ class Bundle:
         names = part_names(name) if name == self.manifest.lm.file else [name]
         beside = f"{name}.data"
         names += [beside] if beside in files else []
-        return {self.places.get(each, self.path / each): files[each] for each in names}
+        return {self.path_of(each): files[each] for each in names}
 
 
 def find_model(model: str | os.PathLike[str]) -> Path:

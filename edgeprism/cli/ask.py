@@ -76,7 +76,7 @@ _MAX_SCHEMA_BYTES = 1 << 20
               help="Answer in JSON that validates against this JSON schema.")  # fmt: skip
 @click.option("--stages", type=click.Choice(STAGES), default="auto",
               show_default=True, help="apart: only one of the two models is in memory at a time. "
-              "auto: apart if both would need half of the machine's memory.")  # fmt: skip
+              "auto: apart if both do not fit into the memory that is free.")  # fmt: skip
 @cache_option
 @click.option(
     "--show-captions",
@@ -151,8 +151,8 @@ def _open_prism(
 
     The captioners are also returned without the caption store before them.
     """
-    from edgeprism.machine.device import stages_apart
-    from edgeprism.machine.facts import memory_bytes
+    from edgeprism.language.gpu import find_gpu
+    from edgeprism.memory.plan import Plan, machine_memory
     from edgeprism.prism import Prism
 
     def settings(*names: str) -> dict[str, Any]:
@@ -165,11 +165,15 @@ def _open_prism(
     perception = settings("vision_quant", "lm", "mmproj", "lm_chat_format")
     models = models or (default_captioner(),)
     captioners = [open_captioner(model, **perception) for model in dict.fromkeys(models)]
-    model_bytes = sum(c.engines.model_bytes() for c in captioners) + opened_reasoner.model_bytes()
+    apart = stages == "apart"
+    if stages == "auto":
+        parts = tuple(captioner.engines.memory_parts() for captioner in captioners)
+        plan = Plan(parts, opened_reasoner.memory_parts(), machine_memory(find_gpu()))
+        apart = plan.stages()[0] == "apart"
     prism = Prism(
         perceiving(captioners, use_store=not options["no_cache"]),
         opened_reasoner,
-        apart=stages_apart(stages, model_bytes, memory_bytes()),
+        apart=apart,
     )
     return prism, captioners
 

@@ -14,6 +14,7 @@ from edgeprism.choices import VISION_QUANTS, is_reference
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.named_models import told_to_pull
+from edgeprism.cli.sizes import text_to_bytes
 from edgeprism.cli.stdin import stdin_as_file
 from edgeprism.cli.terminal import (
     StderrProgress,
@@ -52,7 +53,7 @@ def list_(limit: str | None, as_json: bool) -> None:
 
     entries = list_models()
     if limit is not None:
-        most = _to_bytes(limit)
+        most = text_to_bytes("--fits", limit)
         entries = [entry for entry in entries if entry.memory is not None and entry.memory <= most]
     if as_json:
         _print_json([asdict(entry) for entry in entries])
@@ -262,14 +263,6 @@ def _cost(name: str, sizes: tuple[str, ...], images: tuple[Path, ...]) -> dict[s
     ] or map(_to_size, sizes)
     with told_to_pull(name), Captioner.load(name, device="cpu") as captioner:
         return {"name": captioner.bundle.name, **asdict(captioner.cost(*pictures))}
-
-
-def _to_bytes(text: str) -> int:
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kKmMgGtT])(i?)[bB]?)?\s*", text)
-    if match is None:
-        raise UsageError(f"--fits {text} is not a size.", "Give one such as 8GB or 900MB.")
-    power = " KMGT".index((match[2] or "G").upper())
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def _to_size(text: str) -> tuple[int, int]:

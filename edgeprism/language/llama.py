@@ -16,6 +16,13 @@ from edgeprism.machine.cancel import uninterrupted
 from edgeprism.machine.shortage import shortage_hint
 
 _LEVEL_WARN = 2
+_FEATURES = {"repack": "REPACK", "avx2": "AVX2", "avx512": "AVX512", "dotprod": "DOTPROD"}
+_Q2_K, _Q4_0, _Q8_0, _Q4_K, _Q5_K, _Q6_K, _IQ4_NL, _MXFP4 = 10, 2, 8, 12, 13, 14, 20, 39
+_REPACKED = {
+    "avx2": (_Q4_0, _Q4_K, _IQ4_NL, _MXFP4),
+    "avx512": (_Q2_K,),
+    "dotprod": (_Q4_0, _Q4_K, _Q5_K, _Q6_K, _IQ4_NL, _MXFP4, _Q8_0),
+}
 _llama: Any = None
 _mtmd: Any = None
 _log_lines: collections.deque[str] = collections.deque(maxlen=8)
@@ -41,6 +48,17 @@ def import_llama() -> Any:
         llama.llama_backend_init()
         _llama = llama
     return _llama
+
+
+def import_ggml() -> ctypes.CDLL | None:
+    """Return the library under llama.cpp, which knows the devices; None where it is not found."""
+    import_llama()
+    try:
+        from llama_cpp._ggml import libggml
+    except (ImportError, OSError):  # an older or a differently built binding
+        return None
+    library: ctypes.CDLL = libggml
+    return library
 
 
 def import_mtmd() -> Any:
@@ -97,6 +115,20 @@ def engine_build() -> str:
     files = sorted([*folder.glob("*ggml*"), *folder.glob("*llama*")])
     stamps = [(file.name, file.lstat().st_size, file.lstat().st_mtime_ns) for file in files]
     return repr((llama.llama_print_system_info(), stamps))
+
+
+def repacked_types() -> frozenset[int]:
+    """Return ggml's numbers of the types whose matrices the CPU's engine copies when it loads them.
+
+    The copies are laid out for the CPU's instructions. Source: ggml-cpu/repack.cpp of llama.cpp.
+    """
+    info = bytes(import_llama().llama_print_system_info()).decode("utf-8", "replace")
+    has = {name for name, text in _FEATURES.items() if f"{text} = 1" in info}
+    if "repack" not in has or has_amx():
+        return frozenset()
+    return frozenset(
+        kind for feature, kinds in _REPACKED.items() if feature in has for kind in kinds
+    )
 
 
 def last_words(lines: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""Which device each engine runs on, with how many threads, and whether both fit into memory."""
+"""Which device each engine runs on, and with how many threads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 from edgeprism.arguments import check_integer
-from edgeprism.choices import DEVICES, STAGES
-from edgeprism.errors import DeviceError, UsageError
+from edgeprism.choices import DEVICES
+from edgeprism.errors import DeviceError
 from edgeprism.machine.facts import available_cores
 from edgeprism.machine.load import LoadMeter, busy_cores
 
@@ -21,7 +21,7 @@ class EngineOptions(TypedDict, total=False):
     threads: int | None
     """CPU threads; None: the cores that this process may use."""
     gpu_layers: int | None
-    """Layers of the language model that go to the GPU; None: all."""
+    """Layers of the language model that go to the GPU; None: as many as it has memory for."""
 
 
 ALL_LAYERS = 999  # more than any model has
@@ -145,17 +145,3 @@ def choose_threads(requested: int | None, model_bytes: int, meter: LoadMeter | N
     if cores == 1:
         return 1
     return max(1, cores - (meter.busy_cores() if meter else busy_cores()))
-
-
-def stages_apart(requested: str, model_bytes: int, memory: int | None) -> bool:
-    """Return whether captioner and reasoner take turns in memory (`stages`).
-
-    `model_bytes` is the size of both models' files, `memory` the machine's memory in bytes. "auto"
-    lets the models fill half of it; the rest is for KV caches, pictures and other programs. If the
-    memory is not known, both models stay loaded.
-    """
-    if requested not in STAGES:
-        raise UsageError(f"Stages {requested!r} are not known.", f"Known: {', '.join(STAGES)}.")
-    if requested == "auto":
-        return memory is not None and 2 * model_bytes > memory
-    return requested == "apart"

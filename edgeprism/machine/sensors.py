@@ -1,55 +1,15 @@
-"""What the machine's sensors say while something is measured: energy, clocks, heat.
+"""What the machine's sensors say while something is measured: clocks and heat.
 
 Linux tells them in sysfs; elsewhere, and in most containers and virtual machines, there are none.
 """
 
 from __future__ import annotations
 
-import re
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-_POWERCAP = Path("/sys/class/powercap")
-_PACKAGE = re.compile(r"intel-rapl:\d+")  # the kernel's name on AMD's processors too
 _CPUS, _ZONES = Path("/sys/devices/system/cpu"), Path("/sys/class/thermal")
 _CPUINFO = Path("/proc/cpuinfo")
-
-
-class EnergyMeter:
-    """Counts the joules of all processor packages by RAPL's counters.
-
-    `reason` says why it cannot; "" if it can.
-    """
-
-    def __init__(self, root: Path = _POWERCAP) -> None:
-        self.joules = 0.0
-        self.reason = ""
-        self._zones = [zone for zone in _entries(root) if _PACKAGE.fullmatch(zone.name)]
-        if not self._zones:
-            self.reason = f"the system has no energy counters in {root}"
-        try:
-            self._read()
-        except (OSError, ValueError) as error:
-            named = getattr(error, "filename", None) or root
-            self.reason = f"{named}: {getattr(error, 'strerror', None) or error}"
-
-    def _read(self) -> list[int]:
-        return [int((zone / "energy_uj").read_text(encoding="ascii")) for zone in self._zones]
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Add the energy that is used inside the block to `joules`."""
-        before = [] if self.reason else self._read()
-        yield
-        if self.reason:
-            return
-        for zone, start, end in zip(self._zones, before, self._read(), strict=True):
-            used = end - start
-            if used < 0:  # the counter has begun anew
-                used += int((zone / "max_energy_range_uj").read_text(encoding="ascii"))
-            self.joules += used / 1e6
 
 
 def clock_mhz(cpus: Path = _CPUS, cpuinfo: Path = _CPUINFO) -> float | None:

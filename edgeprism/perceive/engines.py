@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import VisionVariant
@@ -14,7 +15,7 @@ from edgeprism.bundle.open import Bundle, choose_vision
 from edgeprism.errors import UsageError
 from edgeprism.files.in_use import FilesInUse
 from edgeprism.language.generator import Generator
-from edgeprism.language.llama import supports_offload
+from edgeprism.language.llama import repacked_types, supports_offload
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import (
@@ -28,6 +29,10 @@ from edgeprism.machine.facts import has_int8_dot
 from edgeprism.machine.fork import forget_natives_after_fork, keep_for_ever
 from edgeprism.vision.engine import VisionEngine, open_vision, vision_providers
 from edgeprism.vision.trial import Settings, try_captioner
+
+if TYPE_CHECKING:
+    from edgeprism.memory.parts import ModelParts
+    from edgeprism.perceive.footprint import CaptionerFootprint
 
 
 class Engines:
@@ -74,11 +79,33 @@ class Engines:
             device, layers = self._requested
             # Trying a GPU takes time and may fail, so device="cpu" tries none.
             providers = {} if device == "cpu" else vision_providers(self.bundle.manifest)
-            self._placement = (
-                choose_provider(device, providers),
-                choose_gpu_layers(device, supports_offload(), layers),
-            )
+            provider = choose_provider(device, providers)
+            gpu_layers = choose_gpu_layers(device, supports_offload(), layers)
+            if gpu_layers and layers is None:  # as many as the GPU has memory for
+                from edgeprism.language.gpu import find_gpu
+
+                gpu_layers = self._footprint(provider, gpu_layers).choose_layers(find_gpu())
+            self._placement = (provider, gpu_layers)
         return self._placement
+
+    def _footprint(self, provider: str, gpu_layers: int) -> CaptionerFootprint:
+        # a plain caption needs none of this
+        from edgeprism.memory.language import LanguageUse
+        from edgeprism.perceive.footprint import CaptionerFootprint
+
+        variant = self._variant_for(provider)
+        use = LanguageUse(
+            0,
+            kv_type=self.kv_type,
+            flash_attention=self._flash_attention is not False,
+            gpu_layers=gpu_layers,
+            repacked=repacked_types(),
+        )
+        return CaptionerFootprint(self.bundle, variant, use, vision_on_gpu=provider != CPU_PROVIDER)
+
+    def memory_parts(self) -> ModelParts:
+        """Return what both engines take in memory for a caption, counted before they load."""
+        return self._footprint(*self.placement()).parts()
 
     @property
     def device(self) -> str:
@@ -87,7 +114,10 @@ class Engines:
 
     def vision_variant(self) -> VisionVariant:
         """Return the vision graph to run on this device."""
-        on_cpu = self.placement()[0] == CPU_PROVIDER
+        return self._variant_for(self.placement()[0])
+
+    def _variant_for(self, provider: str) -> VisionVariant:
+        on_cpu = provider == CPU_PROVIDER
         return choose_vision(
             self.bundle, self._vision_quant, on_cpu=on_cpu, int8_dot=has_int8_dot()
         )

@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from edgeprism.errors import EdgePrismError, Interrupted, ModelError, NoAnswerError
 from edgeprism.language.chat import Message
@@ -24,6 +25,9 @@ from edgeprism.reason.question import to_question
 from edgeprism.reason.shape import Shape, numbers_to_shape, phrases_to_shape
 from edgeprism.records import Answer, Caption, Evidence, ModelInfo, Timings, TokenCounts
 from edgeprism.version import __version__
+
+if TYPE_CHECKING:
+    from edgeprism.memory.parts import ModelParts
 
 DEFAULT_ANSWER_TOKENS = 256
 FOCUS_TOKENS = 48
@@ -91,6 +95,10 @@ class BaseReasoner(ABC):
     def model_bytes(self) -> int:
         """Return the bytes of weights in this machine's memory; 0 for a reasoner on a server."""
         return 0
+
+    def memory_parts(self) -> ModelParts | None:
+        """Return what the reasoner takes in this machine's memory; None if it is on a server."""
+        return None
 
     @abstractmethod
     def cancel(self) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from edgeprism.arguments import check_flag, check_integer, check_keywords, check_path, check_text
 from edgeprism.bundle.gguf_parts import model_bytes, model_digest, part_paths, parts_to_digest
@@ -19,7 +19,7 @@ from edgeprism.files.digests import file_digest
 from edgeprism.files.in_use import FilesInUse
 from edgeprism.language.chat import Message, chat_to_segments
 from edgeprism.language.generator import Finished, Generator
-from edgeprism.language.llama import supports_offload
+from edgeprism.language.llama import repacked_types, supports_offload
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.prefix_states import PrefixStates
 from edgeprism.language.repetition import REPETITION_NOTE
@@ -40,6 +40,9 @@ from edgeprism.reason.shape import Shape
 from edgeprism.reason.thinking import cut_thinking
 from edgeprism.records import ModelInfo, Timings
 from edgeprism.segments import Segment, Text
+
+if TYPE_CHECKING:
+    from edgeprism.memory.parts import ModelParts
 
 DEFAULT_REASONER = "smollm2-135m"
 _ADDRESS = re.compile(r"https?://", re.I)
@@ -196,6 +199,12 @@ class Reasoner(BaseReasoner):
         """Return the size of the GGUF file, or of all its parts, in bytes."""
         return model_bytes(self.path)
 
+    def memory_parts(self) -> ModelParts:
+        """Return what the reasoner takes in memory for a question, counted before it loads."""
+        from edgeprism.reason.footprint import reasoner_parts
+
+        return reasoner_parts(self.path, self.name, self._gpu_layers(), repacked_types())
+
     def cancel(self) -> None:
         """Stop a call that runs in another thread; that call raises Interrupted."""
         self.cancel_token.set()
@@ -225,12 +234,22 @@ class Reasoner(BaseReasoner):
 
         return naming(self.name, self.path)
 
+    def _gpu_layers(self) -> int:
+        """Return the layers that go to the GPU: as asked for, or as many as it has memory for."""
+        device, requested = self._requested
+        layers = choose_gpu_layers(device, supports_offload(), requested)
+        if layers and requested is None:
+            from edgeprism.language.gpu import find_gpu
+            from edgeprism.reason.footprint import reasoner_layers
+
+            return reasoner_layers(self.path, find_gpu())
+        return layers
+
     def _load(self) -> tuple[tuple[Generator, Generator], LanguageModel, float]:
         if self._generators is not None and self._lm is not None:
             return self._generators, self._lm, 0.0
         start = time.perf_counter()
-        device, requested = self._requested
-        gpu_layers = choose_gpu_layers(device, supports_offload(), requested)
+        gpu_layers = self._gpu_layers()
         try_reasoner(self.path, gpu_layers=gpu_layers, cancel=self.cancel_token)
         digests = {part: file_digest(part) for part in part_paths(self.path)}
         self._in_use = FilesInUse(digests)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _CPU = "CPUExecutionProvider"
 _FATAL_ONLY = 4
 _TILES_AT_ONCE = 8  # on accelerators
+_KERNEL = "_kernel_time"  # the end of an event's name in a profile
 _HINT = "Copy or convert the model again."
 # a graph of one Identity node, to try a provider with; a test reads it with the package onnx
 _SMALLEST_GRAPH = (
@@ -103,9 +104,13 @@ def time_graph(graph: bytes, inputs: dict[str, np.ndarray], threads: int, second
 def profile_graph(path: Path, tiles: np.ndarray) -> list[dict[str, Any]]:
     """Run a vision graph once as it is written, and return what ONNX Runtime says of each node.
 
-    Each dict has `op_name`, and the types and shapes of inputs and outputs; see
-    `bench.work.nodes_to_operations`. Raises ModelError for a graph that does not run.
+    Each dict has `op_name`, the types and shapes of inputs and outputs, and the shapes of its
+    `weights`, which the file holds; see `bench.work.nodes_to_operations`.
+
+    Raises ModelError for a graph that does not run.
     """
+    from edgeprism.vision.graph_memory import weights_of_nodes
+
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -119,7 +124,12 @@ def profile_graph(path: Path, tiles: np.ndarray) -> list[dict[str, Any]]:
         except Exception as error:  # its exception types share no public base class
             raise ModelError(f"{path}: not a vision graph that can run: {error}.", _HINT) from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return [event["args"] for event in events if event["name"].endswith("_kernel_time")]
+    weights = weights_of_nodes(path)
+    return [
+        event["args"] | {"weights": weights.get(event["name"].removesuffix(_KERNEL), [])}
+        for event in events
+        if event["name"].endswith(_KERNEL)
+    ]
 
 
 class VisionEncoder:

@@ -17,7 +17,7 @@ from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.bundle.open import open_bundle
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.machine.load import LoadMeter
-from edgeprism.machine.sensors import EnergyMeter, clock_mhz, temperature_c, throttle_count
+from edgeprism.machine.sensors import clock_mhz, temperature_c, throttle_count
 from edgeprism.vision.onnx import profile_graph, time_graph
 from tests.helpers import bundles
 
@@ -162,30 +162,6 @@ def test_the_slow_end_of_a_rate_is_low() -> None:
 def write(path: Path, text: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{text}\n", encoding="ascii")
-
-
-def test_energy_of_all_packages(tmp_path: Path) -> None:
-    for zone, joules in (("intel-rapl:0", 5), ("intel-rapl:1", 9), ("intel-rapl:0:0", 1)):
-        write(tmp_path / zone / "energy_uj", joules * 1_000_000)
-        write(tmp_path / zone / "max_energy_range_uj", 10_000_000)
-    meter = EnergyMeter(tmp_path)
-    with meter.counting():
-        write(tmp_path / "intel-rapl:0" / "energy_uj", 7_500_000)
-        write(tmp_path / "intel-rapl:0:0" / "energy_uj", 3_000_000)  # a part of the package
-        write(tmp_path / "intel-rapl:1" / "energy_uj", 1_000_000)  # it has begun anew
-    write(tmp_path / "intel-rapl:0" / "energy_uj", 9_000_000)  # outside the block
-    assert meter.reason == ""
-    assert meter.joules == pytest.approx(2.5 + 2.0)
-
-
-def test_energy_that_cannot_be_read(tmp_path: Path) -> None:
-    assert str(tmp_path / "none") in EnergyMeter(tmp_path / "none").reason
-    (tmp_path / "intel-rapl:0" / "energy_uj").mkdir(parents=True)  # unreadable, even for root
-    meter = EnergyMeter(tmp_path)
-    assert "energy_uj: " in meter.reason
-    with meter.counting():
-        pass
-    assert meter.joules == 0
 
 
 def test_clocks_and_heat(tmp_path: Path) -> None:

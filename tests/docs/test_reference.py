@@ -135,6 +135,7 @@ def test_an_answer(scripted_captioner: Captioner, photos: Path) -> None:
     [
         ("What a picture costs", ("models", "show", "nano", "--size", "40x30", "--json")),
         ("A diagnosis", ("doctor", "--json")),
+        ("A memory plan", ("doctor", "--plan", "nano", "--json")),
         ("The models", ("models", "list", "--json")),
     ],
 )

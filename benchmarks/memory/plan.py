@@ -1,0 +1,137 @@
+"""Compare the memory that `edgeprism doctor --plan` counts with what is really taken.
+
+    python -m benchmarks.memory.plan [--model nano] [--reasoner smollm2-135m] [--runs 1] [--json]
+
+Each engine is loaded and used in a process of its own, step by step: the libraries, the vision
+encoder, one encoded picture, the language model, a caption; then the reasoner with a question. The
+peak of resident memory after each step is compared with the plan's parts up to there, and at the
+end the plan for both models together with the peak of one process that captions and answers.
+Needs Linux (/proc).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from edgeprism.machine.peak_memory import peak_bytes
+from edgeprism.perceive.footprint import PICTURE
+
+if TYPE_CHECKING:
+    from edgeprism.memory.parts import ModelParts
+
+QUESTION = "How many objects are on the left side?"
+_VISION = "vision"  # the parts of an encoder begin with this word
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was counted and what was taken, in bytes."""
+
+    what: str
+    planned: int
+    taken: int
+
+    @property
+    def error(self) -> float:
+        """How far the plan is off, as a share of what was taken."""
+        return self.planned / self.taken - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--reasoner", default="smollm2-135m")
+    parser.add_argument("--no-reasoner", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--child", metavar="PHOTO", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    reasoner = None if arguments.no_reasoner else arguments.reasoner
+    if arguments.child:
+        steps = measure_steps(arguments.model, reasoner, Path(arguments.child))
+        print(json.dumps([asdict(step) for step in steps]))
+        return
+    steps = compare(arguments.model, reasoner)
+    if arguments.json:
+        print(json.dumps([asdict(step) | {"error": round(step.error, 4)} for step in steps]))
+        return
+    print(f"{'resident MB after':28}{'planned':>10}{'taken':>10}{'error':>9}")
+    for step in steps:
+        print(f"{step.what:28}{step.planned / 1e6:10.0f}{step.taken / 1e6:10.0f}{step.error:+9.1%}")
+
+
+def compare(model: str, reasoner: str | None) -> list[Comparison]:
+    """Measure in a child process, so that nothing but the models is in its memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        photo = Path(folder, "photo.png")
+        shape = (PICTURE[1], PICTURE[0], 3)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(photo)
+        command = [sys.executable, "-m", "benchmarks.memory.plan", "--model", model, "--child",
+                   str(photo)]  # fmt: skip
+        command += ["--reasoner", reasoner] if reasoner else ["--no-reasoner"]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(f"the process that measures ended with {ended.returncode}")
+    return [Comparison(**step) for step in json.loads(ended.stdout.splitlines()[-1])]
+
+
+def measure_steps(model: str, reasoner: str | None, photo: Path) -> list[Comparison]:
+    """Load and use one engine after another in this process; compare after each."""
+    from edgeprism import Captioner, Reasoner
+    from edgeprism.language.llama import import_llama
+    from edgeprism.memory.plan import MachineMemory, Plan
+    from edgeprism.vision.onnx import import_onnxruntime
+
+    import_onnxruntime()
+    import_llama()
+    captioner = Captioner.load(model)
+    parts = captioner.engines.memory_parts()
+    answering = Reasoner.load(reasoner) if reasoner else None
+    plan = Plan(
+        (parts,), answering.memory_parts() if answering else None, MachineMemory(None, None)
+    )
+    process = sum(part.size for part in plan.process.parts)
+    steps = [Comparison("libraries", process, _peak())]
+
+    def after(what: str, chosen: Callable[[str], bool], act: Callable[[], object]) -> None:
+        act()
+        planned = process + _resident(parts, chosen)
+        steps.append(Comparison(what, planned, _peak()))
+
+    engines = captioner.engines
+    engines.vision()
+    after("encoding", lambda what: what.startswith(_VISION), lambda: captioner.encode(photo))
+    after("a caption", lambda _: True, lambda: captioner.caption(photo))
+    if answering is not None:
+        caption = captioner.caption(photo, caption_tokens=64)
+        answering.draw_focus(QUESTION)
+        answering.answer([caption], QUESTION)
+        both = plan.peak("cpu", apart=False, resident=True)
+        steps.append(Comparison("an answer, both in memory", both, _peak()))
+    return steps
+
+
+def _resident(parts: ModelParts, chosen: Callable[[str], bool]) -> int:
+    return sum(p.size for p in parts.parts if p.place == "cpu" and chosen(p.what))
+
+
+def _peak() -> int:
+    peak = peak_bytes()
+    if peak is None:
+        raise SystemExit("This system does not tell the peak of resident memory.")
+    return peak
+
+
+if __name__ == "__main__":
+    main()

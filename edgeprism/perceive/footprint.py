@@ -1,0 +1,109 @@
+"""What a captioner takes in memory, counted from its manifest and the headers of its files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgeprism.bundle.gguf import read_gguf_header
+from edgeprism.bundle.gguf_parts import part_names, read_model_header
+from edgeprism.bundle.manifest import Manifest, VisionVariant
+from edgeprism.bundle.open import Bundle
+from edgeprism.language.gpu import Gpu
+from edgeprism.machine.device import ALL_LAYERS
+from edgeprism.memory.language import (
+    ROWS_AT_ONCE,
+    LanguageUse,
+    cells_for,
+    language_parts,
+)
+from edgeprism.memory.layers import choose_layers
+from edgeprism.memory.parts import GPU, ModelParts, Part, parts_size
+from edgeprism.memory.vision import EncoderUse, graph_parts, mmproj_parts
+from edgeprism.picture.layout import picture_to_layout
+from edgeprism.segments import ImageRows, Text
+from edgeprism.vision.graph_memory import working_bytes
+
+PICTURE = (1024, 768)  # the picture that a plan is made for: width and height in pixels
+_CHARACTERS = 3  # of a token of a prompt, at the least
+
+
+class CaptionerFootprint:
+    """The memory of a bundle's two engines, with the options that they run with."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: VisionVariant,
+        use: LanguageUse,
+        *,
+        vision_on_gpu: bool = False,
+    ) -> None:
+        """Read the headers of the bundle's files.
+
+        Args:
+            bundle: The bundle.
+            variant: The vision graph that runs.
+            use: How the language model runs; its cells and rows are replaced by the bundle's.
+            vision_on_gpu: Whether the vision encoder runs on the GPU.
+        """
+        self._bundle, self._variant, self._on_gpu = bundle, variant, vision_on_gpu
+        manifest = bundle.manifest
+        self._header = read_model_header(bundle.path_of(manifest.lm.file))
+        self._lm_bytes = sum(manifest.files[part].size for part in part_names(manifest.lm.file))
+        rows, text = _prompt(manifest)
+        cells = cells_for(rows + text, manifest.prompts.max_tokens, manifest.lm.context_length)
+        whole = rows if manifest.lm.image_attention == "both-ways" else 0
+        self._use = replace(use, cells=cells, rows_at_once=max(whole, ROWS_AT_ONCE))
+
+    def parts(self) -> ModelParts:
+        """Return what the captioner takes."""
+        language = language_parts(self._header, self._lm_bytes, self._use)
+        return ModelParts(self._bundle.name, "captioner", (*self._vision(), *language))
+
+    def choose_layers(self, gpu: Gpu | None) -> int:
+        """Return the layers of the language model that fit on the GPU beside the encoder."""
+        use = replace(self._use, gpu_layers=ALL_LAYERS)
+        taken = parts_size(self._vision(), GPU)
+        return choose_layers(self._header, self._lm_bytes, use, gpu, taken)
+
+    def _vision(self) -> tuple[Part, ...]:
+        name = self._variant.file
+        path, files = self._bundle.path_of(name), self._bundle.manifest.files
+        manifest = self._bundle.manifest
+        vision = manifest.vision
+        if vision.mmproj is not None:
+            use = EncoderUse(
+                vision.tokens_per_tile,
+                together=vision.mmproj.tiles_together,
+                in_one=vision.mmproj.multi_axis,
+                flash_attention=self._use.flash_attention,
+            )
+            return mmproj_parts(name, read_gguf_header(path), use, on_gpu=self._on_gpu)
+        beside = files.get(f"{name}.data")
+        size = files[name].size + (beside.size if beside else 0)
+        return graph_parts(
+            name, size, working_bytes(path), _picture_bytes(manifest), on_gpu=self._on_gpu
+        )
+
+
+def _picture_bytes(manifest: Manifest) -> int:
+    """Return the bytes of `PICTURE` as it is read, and of its tiles as it is resized and cut."""
+    tile = manifest.image.size**2 * 3 * len(manifest.image.fills)
+    tiles = picture_to_layout(PICTURE, manifest).n_tiles * tile
+    return 2 * tiles + 2 * 3 * PICTURE[0] * PICTURE[1]
+
+
+def _prompt(manifest: Manifest) -> tuple[int, int]:
+    """Return the visual tokens and about the text tokens of the prompt for `PICTURE`."""
+    prompts = manifest.prompts
+    text = "".join(
+        (prompts.before_image, prompts.after_image, prompts.default_instruction,
+         prompts.after_instruction, prompts.before_caption)
+    )  # fmt: skip
+    if manifest.vision.mmproj is not None:
+        rows = manifest.vision.tokens_per_tile
+    else:
+        segments = picture_to_layout(PICTURE, manifest).segments
+        rows = sum(s.stop - s.start for s in segments if isinstance(s, ImageRows))
+        text += "".join(s.text for s in segments if isinstance(s, Text))
+    return rows, -(-len(text) // _CHARACTERS)
