@@ -145,7 +145,7 @@ class CaptionRoutes:
 
     async def _stream(self, request: Request, parts: AsyncGenerator[bytes]) -> Response:
         return await stream_reply(
-            request, self._limits, parts, media_type=EVENT_STREAM,
+            request, self._service, parts, media_type=EVENT_STREAM,
             to_failure=lambda error: to_event({"error": error}, "error"),
         )  # fmt: skip
 

@@ -55,6 +55,13 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """A picture was described, on the way to an answer."""
+
+    caption: Caption
+
+
+@dataclass(frozen=True)
 class Ended:
     """The end of an answer."""
 
@@ -67,8 +74,11 @@ class Ended:
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
-async def answer_chat(service: Service, chat: Chat) -> AsyncGenerator[Delta | Ended]:
-    """Yield the answer's text as it comes, then its end.
+ChatEvent = Delta | Seen | Ended
+
+
+async def answer_chat(service: Service, chat: Chat) -> AsyncGenerator[ChatEvent]:
+    """Yield the answer's text as it comes, and what was seen on the way to it, then its end.
 
     Raises Refusal for a chat that cannot be answered, and EdgePrismError as the models do.
     """
@@ -91,7 +101,7 @@ def _system(chat: Chat) -> str:
 
 async def _captioned(
     service: Service, chat: Chat, users: list[Message]
-) -> AsyncGenerator[Delta | Ended]:
+) -> AsyncGenerator[ChatEvent]:
     pictures = next((message.pictures for message in reversed(users) if message.pictures), ())
     if not pictures:
         raise Refusal(
@@ -188,7 +198,7 @@ def _prompt_tokens(captions: list[Caption] | tuple[Caption, ...]) -> int:
 
 async def _reasoned(
     service: Service, chat: Chat, _users: list[Message]
-) -> AsyncGenerator[Delta | Ended]:
+) -> AsyncGenerator[ChatEvent]:
     turns, last = _to_turns(chat.messages)
     if not last.text:
         raise Refusal(
@@ -208,7 +218,9 @@ async def _reasoned(
         query = replace(query, answer_tokens=chat.tokens)
     async with aclosing(service.ask(query)) as events:
         async for event in events:
-            if isinstance(event, Answered):
+            if isinstance(event, Described) and chat.streams:
+                yield Seen(event.caption)
+            elif isinstance(event, Answered):
                 answer = event.answer
                 record = answer.to_dict()
                 if chat.streams:

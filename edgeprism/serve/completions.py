@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from edgeprism.reason.shape import Shape
 from edgeprism.serve.bodies import Checker, read_json
-from edgeprism.serve.chat import Chat, Delta, Ended, Message, answer_chat
+from edgeprism.serve.chat import Chat, ChatEvent, Delta, Ended, Message, Seen, answer_chat
 from edgeprism.serve.dialect import (
     ANY_OBJECT,
     SEED,
@@ -136,7 +136,7 @@ class CompletionRoutes:
             with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
             parts = _to_chunks(answer_chat(self._service, chat), head, with_usage)
             return await stream_reply(
-                request, self._limits, parts, media_type=EVENT_STREAM,
+                request, self._service, parts, media_type=EVENT_STREAM,
                 to_failure=lambda error: to_event({"error": error}),
             )  # fmt: skip
         ended = await while_present(request, self._limits, last_of(self._service, chat))
@@ -206,7 +206,7 @@ def _to_completion(ended: Ended, head: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def _to_chunks(
-    events: AsyncGenerator[Delta | Ended], head: Mapping[str, Any], with_usage: bool
+    events: AsyncGenerator[ChatEvent], head: Mapping[str, Any], with_usage: bool
 ) -> AsyncGenerator[bytes]:
     def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
@@ -220,6 +220,10 @@ async def _to_chunks(
             first = False
             if isinstance(event, Delta):
                 yield chunk({**start, "content": event.text})
+                continue
+            if isinstance(event, Seen):
+                seen = {"caption": event.caption.to_dict()}
+                yield chunk({**start, "content": ""}, edgeprism=seen)
                 continue
             yield chunk(start, event.finish_reason, edgeprism=_to_extension(event))
             if with_usage:

@@ -16,14 +16,13 @@ import contextlib
 import hmac
 import ipaddress
 import time
-import traceback
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from edgeprism.files.safe_text import printable_line, short_line
+from edgeprism.files.safe_text import short_line
 from edgeprism.serve.refusals import ClientLeft, Refusal, to_error, to_refusal
 
 if TYPE_CHECKING:
@@ -76,8 +75,7 @@ class Guard:
         except HTTPException as error:  # of the router: an unknown path or method
             await exchange.refuse(_of_router(error))
         except Exception as error:
-            if not isinstance(error, Refusal) and to_refusal(error).code == "internal_error":
-                self._log_failure(error)
+            self._service.log_failure(error)
             if not exchange.status:  # else the connection breaks off: the client has the head
                 await exchange.refuse(to_refusal(error))
         finally:
@@ -172,15 +170,6 @@ class Guard:
         self._service.metrics.observe(method, route, exchange.status, seconds)
         told = f"{exchange.status} {exchange.code}".strip()
         self._service.options.on_log(f"{method} {route} {told} {1000 * seconds:.0f} ms")
-
-    def _log_failure(self, error: Exception) -> None:
-        """Log where an unforeseen error happened, without its message: that may hold content."""
-        places = [
-            f"{f.name} {f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)
-        ]
-        told = f": {error}" if self._service.options.log_content else ""
-        text = f"{type(error).__name__}{told} in {' < '.join(reversed(places[-6:]))}"
-        self._service.options.on_log(printable_line(text))
 
 
 class _Exchange:

@@ -155,7 +155,7 @@ class Models:
             if task is None:
                 task = asyncio.create_task(self._load(key, load))
                 self._loading[key] = task
-                task.add_done_callback(lambda _: self._loading.pop(key, None))
+                task.add_done_callback(lambda ended: self._loaded_or_not(key, ended))
             # A client that leaves does not end the load that others may wait for.
             await asyncio.shield(task)
         loaded.users += 1
@@ -164,6 +164,11 @@ class Models:
         finally:
             loaded.users -= 1
             loaded.last_used = time.monotonic()
+
+    def _loaded_or_not(self, key: str, ended: asyncio.Task[_Loaded[Any]]) -> None:
+        self._loading.pop(key, None)
+        if not ended.cancelled():
+            ended.exception()  # else asyncio complains where every client has left
 
     async def _load(self, key: str, load: Callable[[], _Engine]) -> _Loaded[_Engine]:
         async with self._one_at_a_time:

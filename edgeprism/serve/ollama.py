@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from edgeprism.reason.shape import Shape
 from edgeprism.serve.bodies import Checker, read_json
-from edgeprism.serve.chat import Chat, Delta, Ended, Message, answer_chat
+from edgeprism.serve.chat import Chat, ChatEvent, Delta, Ended, Message, answer_chat
 from edgeprism.serve.completions import last_of
 from edgeprism.serve.dialect import (
     SEED,
@@ -186,7 +186,7 @@ class OllamaRoutes:
         if chat.streams:
             parts = _to_lines(answer_chat(self._service, chat), line, started)
             return await stream_reply(
-                request, self._limits, parts, media_type=NDJSON,
+                request, self._service, parts, media_type=NDJSON,
                 to_failure=lambda error: to_line({"error": error["message"]}),
             )  # fmt: skip
         ended = await while_present(request, self._limits, last_of(self._service, chat))
@@ -277,11 +277,11 @@ def _to_end(ended: Ended, started: float) -> dict[str, Any]:
 
 
 async def _to_lines(
-    events: AsyncGenerator[Delta | Ended], line: Callable[..., dict[str, Any]], started: float
+    events: AsyncGenerator[ChatEvent], line: Callable[..., dict[str, Any]], started: float
 ) -> AsyncGenerator[bytes]:
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Delta):
                 yield to_line(line(event.text))
-            else:
+            elif isinstance(event, Ended):
                 yield to_line(line("", **_to_end(event, started)))

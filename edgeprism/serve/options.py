@@ -24,7 +24,7 @@ class Limits:
     """How much one client, and all of them together, may ask for."""
 
     body_bytes: int = 32 * MIB
-    bodies_bytes: int = 512 * MIB  # of all requests that are being received or answered
+    bodies_bytes: int = 256 * MIB  # of all requests that are being received or answered
     pictures: int = 16  # in one request
     pixels: int = 100_000_000  # of one picture
     text_chars: int = 20_000  # instruction, question, hint

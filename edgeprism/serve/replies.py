@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
@@ -14,6 +14,9 @@ from starlette.responses import StreamingResponse
 from edgeprism.files.safe_text import json_text
 from edgeprism.serve.options import Limits
 from edgeprism.serve.refusals import ClientLeft, Refusal, to_error, to_refusal
+
+if TYPE_CHECKING:
+    from edgeprism.serve.service import Service
 
 Result = TypeVar("Result")
 EVENT_STREAM, NDJSON = "text/event-stream", "application/x-ndjson"
@@ -68,7 +71,7 @@ def to_line(data: Any) -> bytes:
 
 async def stream_reply(
     request: Request,
-    limits: Limits,
+    service: Service,
     parts: AsyncGenerator[bytes],
     *,
     media_type: str,
@@ -79,6 +82,7 @@ async def stream_reply(
     It waits for the first part, so that what fails before it is answered with a status. A later
     error is a last part, `to_failure(error)`.
     """
+    limits = service.limits
     first = await while_present(request, limits, anext(parts, b""))
 
     async def all_parts() -> AsyncIterator[bytes]:
@@ -91,6 +95,7 @@ async def stream_reply(
             except TimeoutError:
                 yield to_failure(to_error(too_slow(limits)))
             except Exception as error:
+                service.log_failure(error)
                 yield to_failure(to_error(to_refusal(error)))
 
     return StreamingResponse(all_parts(), media_type=media_type)

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from edgeprism.reason.shape import Shape
 from edgeprism.serve.bodies import Checker, read_json
-from edgeprism.serve.chat import Chat, Delta, Ended, Message, answer_chat
+from edgeprism.serve.chat import Chat, ChatEvent, Delta, Ended, Message, Seen, answer_chat
 from edgeprism.serve.completions import last_of
 from edgeprism.serve.dialect import (
     ANY_OBJECT,
@@ -125,7 +125,7 @@ class ResponseRoutes:
         head = _head(body, str(chat.model))
         if chat.streams:
             return await stream_reply(
-                request, self._limits, _to_events(answer_chat(self._service, chat), head),
+                request, self._service, _to_events(answer_chat(self._service, chat), head),
                 media_type=EVENT_STREAM,
                 to_failure=lambda error: to_event({"type": "error", **error}, "error"),
             )  # fmt: skip
@@ -217,7 +217,7 @@ def _to_response(ended: Ended, head: Mapping[str, Any], item_id: str) -> dict[st
 
 
 async def _to_events(
-    events: AsyncGenerator[Delta | Ended], head: Mapping[str, Any]
+    events: AsyncGenerator[ChatEvent], head: Mapping[str, Any]
 ) -> AsyncGenerator[bytes]:
     numbers, item_id = itertools.count(), new_id("msg_")
     running = {**head, "status": "in_progress", "output": [], "usage": None}
@@ -240,6 +240,8 @@ async def _to_events(
                 yield told(kind, **data)
             if isinstance(event, Delta):
                 yield told("response.output_text.delta", **place, delta=event.text, logprobs=[])
+                continue
+            if isinstance(event, Seen):
                 continue
             response = _to_response(event, head, item_id)
             done = response["output"][0]

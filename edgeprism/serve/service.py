@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import traceback
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from edgeprism.serve.models import ModelName, Models
 from edgeprism.serve.options import ServeOptions
 from edgeprism.serve.places import Held, Places
 from edgeprism.serve.reasoning import Turn, answer_in_conversation
-from edgeprism.serve.refusals import Refusal
+from edgeprism.serve.refusals import Refusal, to_refusal
 from edgeprism.serve.uploads import Upload
 
 _REAP_S = 1.0
@@ -199,3 +200,12 @@ class Service:
         """Log content, if that was asked for at the start."""
         if self.options.log_content:
             self.options.on_log(f"{what}: {text}")
+
+    def log_failure(self, error: Exception) -> None:
+        """Log where an unforeseen error happened, without its message: that may hold content."""
+        if to_refusal(error).code != "internal_error":
+            return
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [f"{frame.name} {frame.filename}:{frame.lineno}" for frame in frames[-6:]]
+        told = f": {error}" if self.options.log_content else ""
+        self.options.on_log(f"{type(error).__name__}{told} in {' < '.join(reversed(places))}")

@@ -19,7 +19,9 @@ KEY = "a-key-of-the-tests-0123456789"
 @pytest.fixture(scope="module")
 def strict() -> Iterator[Running]:
     """A server with a key, a foreign name, a foreign origin, and small limits."""
-    limits = Limits(body_bytes=200_000, pictures=2, pixels=1_000_000, text_chars=100)
+    limits = Limits(
+        body_bytes=200_000, bodies_bytes=150_000, pictures=2, pixels=1_000_000, text_chars=100
+    )
     with serving(
         limits, api_key=KEY, allow_hosts=("photos.lan",), allow_origins=("https://app.lan",)
     ) as running:
@@ -115,6 +117,8 @@ def test_sizes_are_limited(strict: Running) -> None:
     key = {"Authorization": f"Bearer {KEY}"}
     large = strict.post("/v1/captions", {"images": ["A" * 300_000]}, **key)
     assert (large.status, large.code) == (413, "body_too_large")
+    full = strict.post("/v1/captions", {"images": ["A" * 170_000]}, **key)
+    assert (full.status, full.code, full.headers["retry-after"]) == (429, "too_many_bytes", "1")
     many = strict.post("/v1/captions", {"images": ["AAAA"] * 3}, **key)
     assert (many.status, many.code) == (400, "invalid_request")
     body, headers = as_form({}, {f"{i}.png": b"x" for i in range(3)})

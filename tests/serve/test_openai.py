@@ -90,6 +90,10 @@ def test_two_stages_behind_one_name(
     extension = reply.model_dump()["edgeprism"]
     assert len(extension["captions"]) == 1
     assert "evidence" in extension
+    messages = with_picture("What colour is the star?", scenes[0])
+    chunks = list(client.chat.completions.create(model=model, messages=messages, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == SAID_TEXT
+    assert chunks[0].model_dump()["edgeprism"]["caption"]["image"] == "picture 1"
     talk = with_picture("", scenes[0])
     talk += [{"role": "assistant", "content": texts[0]}, {"role": "user", "content": "Where?"}]
     later = client.chat.completions.create(model=model, messages=talk)
