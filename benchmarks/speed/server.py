@@ -102,19 +102,20 @@ async def read_reply(reader: asyncio.StreamReader) -> tuple[int, dict[str, str],
     return int(head[0].split()[1]), headers, body
 
 
-def memory_mib(pid: int) -> float:
-    """Return the memory of a process and its children, in MiB (proc(5): VmRSS)."""
-    total = 0.0
+def family(pid: int) -> tuple[float, float]:
+    """Return memory in MiB and processor seconds of a process and its children (proc(5))."""
+    memory = seconds = 0.0
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
             status = (entry / "status").read_text()
         except OSError:
             continue
-        if int(entry.name) == pid or parent == pid:
+        if int(entry.name) == pid or int(fields[1]) == pid:
             lines = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-            total += int(lines[0].split()[1]) / 1024 if lines else 0
-    return total
+            memory += int(lines[0].split()[1]) / 1024 if lines else 0
+            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return memory, seconds
 
 
 def many(arguments: argparse.Namespace) -> None:
@@ -134,13 +135,14 @@ def many(arguments: argparse.Namespace) -> None:
 
         def watch() -> None:
             while not ended.wait(1):
-                memory.append(memory_mib(process.pid))
+                memory.append(family(process.pid)[0])
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        start = time.monotonic()
+        start, spent = time.monotonic(), family(process.pid)[1]
         tally = asyncio.run(clients(port, arguments.clients, requests, texts, arguments.seconds))
         took = time.monotonic() - start
+        spent = family(process.pid)[1] - spent
         ended.set()
         watcher.join()
         process.terminate()
@@ -157,9 +159,11 @@ def many(arguments: argparse.Namespace) -> None:
     third = max(1, len(memory) // 3)
     print(f"  memory, MiB: first third at most {max(memory[:third]):.0f}, "
           f"last third at most {max(memory[-third:]):.0f}")  # fmt: skip
-    print(f"  {rate:.1f} captions/s")
-    folder = folder_rate(pictures, arguments)
-    print(f"  the folder engine: {folder:.1f} captions/s; the server reached {rate / folder:.2f}")
+    print(f"  {rate:.1f} captions/s, {1000 * spent / len(times):.1f} ms of a core for each")
+    folder, folder_ms = folder_rate(pictures, arguments)
+    print(f"  the folder engine: {folder:.1f} captions/s, {folder_ms:.1f} ms of a core for each")
+    print(f"  the server reached {rate / folder:.2f} of its rate, and "
+          f"{folder_ms * len(times) / 1000 / spent:.2f} by processor time")  # fmt: skip
 
 
 async def clients(
@@ -173,17 +177,19 @@ async def clients(
     return tally
 
 
-def folder_rate(pictures: list[bytes], arguments: argparse.Namespace) -> float:
-    """Return the captions/s of the folder engine on the same pictures, the median of three."""
-    rates = []
+def folder_rate(pictures: list[bytes], arguments: argparse.Namespace) -> tuple[float, float]:
+    """Return captions/s of the folder engine on the same pictures, and ms of a core for each."""
+    rates, spent = [], []
     with tempfile.TemporaryDirectory() as name, Captioner.load(arguments.model) as captioner:
-        for number in range(max(len(pictures), 1000)):
+        for number in range(max(len(pictures), arguments.folder)):
             path = Path(name) / f"{number:05}.jpg"
             path.write_bytes(pictures[number % len(pictures)])
-        for _ in range(4):
+        for _ in range(3):
+            start = sum(os.times()[:4])
             result = caption_folder(name, captioner, use_store=False)
             rates.append(result.captioned / result.seconds)
-    return sorted(rates[1:])[1]
+            spent.append(1000 * (sum(os.times()[:4]) - start) / result.captioned)
+    return sorted(rates)[1], sorted(spent)[1]
 
 
 def cost(arguments: argparse.Namespace) -> None:
@@ -257,6 +263,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--folder", type=int, default=500, help="pictures of the folder")
     parser.add_argument("--rounds", type=int, default=200)
     arguments = parser.parse_args()
     {"many": many, "cost": cost}[arguments.what](arguments)

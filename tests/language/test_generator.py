@@ -98,6 +98,30 @@ def test_together_they_say_what_each_says_alone(random_lm: LanguageModel, parall
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("dropped", [0, 1, 2])
+def test_one_of_several_is_dropped_and_its_place_taken(
+    random_lm: LanguageModel, dropped: int
+) -> None:
+    requests = [request(number, rows_of=bundles.N_TOKENS) for number in range(4)]
+    alone = {}
+    for number, each in enumerate(requests):
+        generator = make(random_lm)
+        alone[number] = finished(generator, [each])[0].ids
+        generator.close()
+    generator = make(random_lm, parallel=3)
+    for number in range(3):
+        generator.add(number, requests[number])
+    events = [*generator.new_events(), *generator.step()]
+    generator.discard(dropped)
+    assert generator.has_room(requests[3])
+    generator.add(3, requests[3])
+    while generator.busy:
+        events += generator.step()
+    generator.close()
+    done = {event.index: event.ids for event in events if isinstance(event, Finished)}
+    assert done == {number: alone[number] for number in range(4) if number != dropped}
+
+
 def test_requests_may_come_from_a_lazy_source(random_lm: LanguageModel) -> None:
     generator = make(random_lm, parallel=2)
     requested: list[int] = []
