@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -21,6 +21,12 @@ from edgeprism.serve.replies import EVENT_STREAM, stream_reply, to_event, while_
 from edgeprism.serve.service import Description, Query, Service
 from edgeprism.serve.uploads import Upload, text_to_bytes, to_name, to_upload
 
+# type in JSON → how a form's text is read as it
+_READERS: dict[str, Callable[[str], object]] = {
+    "integer": int,
+    "number": float,
+    "boolean": {"true": True, "false": False}.__getitem__,
+}
 _IMAGE = {
     "description": "A picture's file in base64, or as a data URL; or an object with its name.",
     "anyOf": [
@@ -204,13 +210,8 @@ def _typed(fields: Mapping[str, str], schema: Mapping[str, Any]) -> dict[str, An
     values: dict[str, Any] = {}
     for name, text in fields.items():
         kind = schema["properties"].get(name, {}).get("type")
-        readers = {
-            "integer": int,
-            "number": float,
-            "boolean": {"true": True, "false": False}.__getitem__,
-        }
         try:
-            values[name] = readers[kind](text) if kind in readers else text
+            values[name] = _READERS[kind](text) if kind in _READERS else text
         except (ValueError, KeyError) as error:
             raise Refusal(
                 400, "invalid_request", f"The form's field {name} is no {kind}.",

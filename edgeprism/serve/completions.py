@@ -55,7 +55,10 @@ _MESSAGE = {
     "properties": {
         "role": {"enum": ["system", "developer", "user", "assistant"]},
         "content": {
-            "anyOf": [{"type": "string"}, {"type": "array", "items": _PART, "maxItems": 200}]
+            "anyOf": [
+                {"type": ["string", "null"]},
+                {"type": "array", "items": _PART, "maxItems": 200},
+            ]
         },
     },
     "required": ["role", "content"],
@@ -156,7 +159,7 @@ def to_messages(messages: list[Mapping[str, Any]], limits: Limits) -> tuple[Mess
     """Return the messages of a chat with their pictures. Raises Refusal."""
     pictures, read = Pictures(limits), []
     for message in messages:
-        content = message["content"]
+        content = message["content"] or ""
         parts: list[Mapping[str, Any]] = (
             [{"type": "text", "text": content}] if isinstance(content, str) else content
         )

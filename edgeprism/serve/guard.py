@@ -51,6 +51,7 @@ class Guard:
         """
         self._app, self._service = app, service
         options = service.options
+        self._origins = {origin.lower() for origin in options.allow_origins}
         self._names = {"localhost", *(name.lower() for name in options.allow_hosts)}
         if not _is_ip(options.host):
             self._names.add(options.host.lower())
@@ -118,7 +119,7 @@ class Guard:
         if origin is not None:
             own = f"{scope['scheme']}://{host}".lower()
             text = origin.decode("latin-1").lower()
-            if text == own or text in self._service.options.allow_origins:
+            if text == own or text in self._origins:
                 return
             site = short_line(text, 80)
         else:

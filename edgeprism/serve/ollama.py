@@ -60,7 +60,7 @@ def chat_schema() -> dict[str, Any]:
         "type": "object",
         "properties": {
             "role": {"enum": ["system", "user", "assistant"]},
-            "content": {"type": "string"},
+            "content": {"type": ["string", "null"]},
             "images": _IMAGES,
         },
         "required": ["role"],
@@ -76,7 +76,8 @@ def chat_schema() -> dict[str, Any]:
 
 def generate_schema() -> dict[str, Any]:
     """Return the schema of the body of /api/generate."""
-    own = {"prompt": {"type": "string"}, "system": {"type": "string"}, "images": _IMAGES}
+    text = {"type": ["string", "null"]}
+    own = {"prompt": text, "system": text, "images": _IMAGES}
     return {"type": "object", "properties": {**_COMMON, **own}, "required": ["model"]}
 
 
@@ -140,7 +141,7 @@ class OllamaRoutes:
         messages = tuple(
             Message(
                 message["role"],
-                check_length(message.get("content", ""), self._limits),
+                check_length(message.get("content") or "", self._limits),
                 tuple(map(pictures.take, message.get("images") or ())),
             )
             for message in body.get("messages") or ()
@@ -153,10 +154,10 @@ class OllamaRoutes:
         pictures = Pictures(self._limits)
         prompt = Message(
             "user",
-            check_length(body.get("prompt", ""), self._limits),
+            check_length(body.get("prompt") or "", self._limits),
             tuple(map(pictures.take, body.get("images") or ())),
         )
-        system = Message("system", check_length(body.get("system", ""), self._limits))
+        system = Message("system", check_length(body.get("system") or "", self._limits))
         messages = (system, prompt) if prompt.text or prompt.pictures else ()
         return await self._reply(request, body, messages, _to_generate_text)
 

@@ -26,7 +26,7 @@ def test_schemathesis_runs_clean(server: Running, tmp_path: Path) -> None:
     program = "import sys; from schemathesis.cli import schemathesis; sys.exit(schemathesis())"
     done = subprocess.run(
         [sys.executable, "-c", program, "--config-file", str(config), "run",
-         f"{server.address}/openapi.json", "--max-examples", "6" if WHOLE else "3", "--seed", "1",
+         f"{server.address}/openapi.json", "--max-examples", "6" if WHOLE else "2", "--seed", "1",
          "--phases", "coverage,fuzzing" if WHOLE else "fuzzing", "--no-color"],
         capture_output=True, text=True, timeout=300, cwd=tmp_path,
     )  # fmt: skip
