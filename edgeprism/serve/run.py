@@ -39,10 +39,10 @@ def open_socket(options: ServeOptions) -> socket.socket:
             listener = socket.socket(fileno=options.fd)
             address = listener.getsockname()
         except OSError as error:
-            raise UsageError(
-                f"File descriptor {options.fd} is no socket: {error.strerror}.",
-                "systemd's first one is 3; without `fd` the server opens one itself.",
-            ) from error
+            raise _no_listener(options.fd, f"is no socket: {error.strerror}") from error
+        if not _listens(listener):
+            listener.detach()  # it belongs to whoever handed it over
+            raise _no_listener(options.fd, "is a socket that does not listen")
         if listener.family != getattr(socket, "AF_UNIX", None):
             check_address(address[0], options.api_key)
         return listener
@@ -59,6 +59,20 @@ def open_socket(options: ServeOptions) -> socket.socket:
             "Give another `port`; 0 takes a free one.",
         ) from error
     return listener
+
+
+def _listens(listener: socket.socket) -> bool:
+    if listener.type != socket.SOCK_STREAM:
+        return False
+    accepts = getattr(socket, "SO_ACCEPTCONN", None)  # not told on every system
+    return accepts is None or bool(listener.getsockopt(socket.SOL_SOCKET, accepts))
+
+
+def _no_listener(fd: int, what: str) -> UsageError:
+    return UsageError(
+        f"File descriptor {fd} {what}.",
+        "systemd's first one is 3; without `fd` the server opens one itself.",
+    )
 
 
 def address_of(listener: socket.socket) -> str:

@@ -62,7 +62,8 @@ def test_a_socket_that_is_open_already() -> None:
 def test_usage_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("short\n")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with socket.create_server(("127.0.0.1", 0)) as taken, udp:
         port = str(taken.getsockname()[1])
         for options, code, told in (
             (["--host", "0.0.0.0"], 2, "--api-key-file"),
@@ -71,7 +72,8 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
             (["--keep-alive", "soon"], 2, "'soon' is no duration"),
             (["--allow-origin", "photos"], 2, "no origin"),
             (["--port", port], 1, "--port; 0 takes a free one"),
-            (["--fd", "99"], 2, "File descriptor 99"),
+            (["--fd", "99"], 2, "File descriptor 99 is no socket"),
+            (["--fd", str(udp.fileno())], 2, "does not listen"),
         ):
             assert run(["serve", *options]) == code, options
             assert told in capsys.readouterr().err

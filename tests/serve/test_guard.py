@@ -6,6 +6,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -210,3 +211,31 @@ def test_no_durations(text: str) -> None:
 def test_the_description_is_json(server: Running) -> None:
     description = server.get("/openapi.json").data
     assert json.dumps(description).count("/v1/captions") == 1
+
+
+def test_the_pages_files_load_nothing_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "page"
+    folder.mkdir()
+    (folder / "index.html").write_text("<title>page</title>")
+    (folder / "app.js").write_text("'use strict'")
+    (tmp_path / "secret").write_text("secret")
+    (folder / "link").symlink_to(tmp_path / "secret")
+    monkeypatch.setattr("edgeprism.serve.app.PAGE", folder)
+    with serving(api_key=KEY) as running:  # the page asks a person for the key
+        for path, kind in (("/", "text/html"), ("/app.js", "text/javascript")):
+            reply = running.get(path)
+            assert reply.status == 200
+            assert reply.headers["content-type"].startswith(kind)
+            policy = reply.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert reply.headers["x-content-type-options"] == "nosniff"
+        link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+        assert running.get("/", **link).status == 200
+        assert running.get("/v1/models", **link).status == 403
+        for path in ("/../secret", "/..%2fsecret", "/%2e%2e/secret", "/link", "/none"):
+            assert running.get(path).status == 404, path
+        assert running.request("POST", "/", b"").status == 405
+        assert running.get("/v1/captions", Authorization=f"Bearer {KEY}").status == 405
