@@ -82,8 +82,8 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
 def test_a_missing_extra_is_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delattr("edgeprism.serve.run")
+    monkeypatch.delitem(sys.modules, "edgeprism.serve.run")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    for name in [name for name in sys.modules if name.startswith("edgeprism.serve")]:
-        monkeypatch.delitem(sys.modules, name)
     assert run(["serve", "--port", "0"]) == 2
     assert 'pip install "edgeprism[serve]"' in capsys.readouterr().err
