@@ -11,7 +11,9 @@ from typing import Any, Generic, TypeVar, cast
 
 from edgeprism.errors import ModelError
 from edgeprism.install.inventory import list_models
-from edgeprism.machine.facts import memory_bytes
+from edgeprism.language.gpu import find_gpu
+from edgeprism.memory.parts import ModelParts
+from edgeprism.memory.plan import Plan, machine_memory
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.reason.local import Reasoner
 from edgeprism.serve.engine import CaptionEngine
@@ -20,9 +22,13 @@ from edgeprism.serve.reasoning import ReasonerThread
 from edgeprism.serve.refusals import Refusal
 
 _LIST_S = 5.0  # that the list of installed models is believed
-_SHARE = 0.5  # of the machine's memory for all models; the rest is for caches and pictures
+_BUSY_S = 5  # after which models in use may have become idle
 _TAG = ":latest"  # Ollama's clients add it to names without a tag
 _Engine = TypeVar("_Engine", CaptionEngine, ReasonerThread)
+
+
+# what a model takes in memory, and the function that makes its engine
+_Prepared = tuple[ModelParts, Callable[[], _Engine]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,6 @@ class _Loaded(Generic[_Engine]):
     """A model in memory."""
 
     engine: _Engine
-    size: int
     users: int = 0
     last_used: float = field(default_factory=time.monotonic)
     keep_alive_s: float | None = None  # None: as the server's options say
@@ -127,33 +132,32 @@ class Models:
     async def captioner(self, name: str) -> AsyncIterator[CaptionEngine]:
         """Hold a captioner inside the block; it loads if it is not there. Raises ModelError."""
 
-        def load() -> CaptionEngine:
+        def prepare() -> _Prepared[CaptionEngine]:
             captioner = Captioner.load(name, **self._options.engines)
-            try:
-                return CaptionEngine(captioner)
-            except BaseException:
-                captioner.close()
-                raise
+            return captioner.engines.memory_parts(), lambda: _to_engine(captioner)
 
-        async with self._using(f"captioner {name}", load) as engine:
+        async with self._using(f"captioner {name}", prepare) as engine:
             yield engine
 
     @contextlib.asynccontextmanager
     async def reasoner(self, name: str) -> AsyncIterator[ReasonerThread]:
-        """Hold a reasoner inside the block, as `captioner` does."""
+        """Hold a reasoner inside the block, as `captioner` does; it loads at its first question."""
 
-        def load() -> ReasonerThread:
-            return ReasonerThread(Reasoner.load(name, **self._options.engines))
+        def prepare() -> _Prepared[ReasonerThread]:
+            reasoner = Reasoner.load(name, **self._options.engines)
+            return reasoner.memory_parts(), lambda: ReasonerThread(reasoner)
 
-        async with self._using(f"reasoner {name}", load) as engine:
+        async with self._using(f"reasoner {name}", prepare) as engine:
             yield engine
 
     @contextlib.asynccontextmanager
-    async def _using(self, key: str, load: Callable[[], _Engine]) -> AsyncIterator[_Engine]:
+    async def _using(
+        self, key: str, prepare: Callable[[], _Prepared[_Engine]]
+    ) -> AsyncIterator[_Engine]:
         while (loaded := self._loaded.get(key)) is None:
             task = self._loading.get(key)
             if task is None:
-                task = asyncio.create_task(self._load(key, load))
+                task = asyncio.create_task(self._load(key, prepare))
                 self._loading[key] = task
                 task.add_done_callback(lambda ended: self._loaded_or_not(key, ended))
             # A client that leaves does not end the load that others may wait for.
@@ -170,27 +174,30 @@ class Models:
         if not ended.cancelled():
             ended.exception()  # else asyncio complains where every client has left
 
-    async def _load(self, key: str, load: Callable[[], _Engine]) -> _Loaded[_Engine]:
+    async def _load(self, key: str, prepare: Callable[[], _Prepared[_Engine]]) -> _Loaded[_Engine]:
         async with self._one_at_a_time:
-            kind, _, name = key.partition(" ")
-            size = (await self._list())[kind][name].size
-            await self._make_room(size)
+            parts, load = await asyncio.to_thread(prepare)
+            await self._make_room(parts)
             engine = await asyncio.to_thread(load)
-            self._loaded[key] = loaded = _Loaded(engine, size)
+            self._loaded[key] = loaded = _Loaded(engine)
             self._options.on_log(f"loaded {key}")
             return loaded
 
-    async def _make_room(self, size: int) -> None:
-        """Free idle models, the longest idle first, while all together would be too large."""
-        idle = sorted(
-            (key for key, loaded in self._loaded.items() if not loaded.users),
-            key=lambda key: self._loaded[key].last_used,
-        )
-        for key in idle:
-            total, memory = size + sum(each.size for each in self._loaded.values()), memory_bytes()
-            if memory is None or total <= _SHARE * memory:
-                return
-            await self._free(key)
+    async def _make_room(self, parts: ModelParts) -> None:
+        """Free idle models, the longest idle first, until another one fits into the memory.
+
+        Raises Refusal if it does not fit beside models that are in use. One that does not fit at
+        all is left to the engines, as by the commands.
+        """
+        while self._loaded and (lacking := await asyncio.to_thread(_lacking, parts)):
+            idle = [key for key, loaded in self._loaded.items() if not loaded.users]
+            if not idle:
+                raise Refusal(
+                    503, "memory_full", f"{parts.name} does not fit beside the models in use: "
+                    f"{lacking[0]}.", f"Try again in {_BUSY_S} s.",
+                    headers={"Retry-After": str(_BUSY_S)},
+                )  # fmt: skip
+            await self._free(min(idle, key=lambda key: self._loaded[key].last_used))
 
     # ---- leaving
 
@@ -228,6 +235,19 @@ class Models:
         loaded = self._loaded.pop(key)
         await asyncio.to_thread(loaded.engine.close)
         self._options.on_log(f"freed {key}")
+
+
+def _to_engine(captioner: Captioner) -> CaptionEngine:
+    try:
+        return CaptionEngine(captioner)
+    except BaseException:
+        captioner.close()
+        raise
+
+
+def _lacking(parts: ModelParts) -> tuple[str, ...]:
+    """Return what another model lacks beside what this process has in memory now, in words."""
+    return Plan((parts,), None, machine_memory(find_gpu())).shortages(apart=True)
 
 
 def _installed(options: ServeOptions) -> dict[str, dict[str, Offer]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from edgeprism.memory.plan import MachineMemory
 from edgeprism.serve.options import Limits
 from edgeprism.serve.places import Places
 from edgeprism.serve.refusals import Refusal
@@ -57,6 +59,23 @@ def test_idle_models_leave_and_come_back(scenes: list[bytes], texts: list[str]) 
             assert running.log[-1] == "freed captioner nano"
         assert running.log.count("loaded captioner nano") == 2
         assert running.log.count(f"caption of picture 1: {texts[0]}") == 2  # it was asked for
+
+
+def test_idle_models_make_room_for_others(
+    scenes: list[bytes], scripted_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine whose free memory holds one model at a time."""
+    with serving(reasoner=str(scripted_gguf), keep_alive_s=float("inf")) as running:
+        body = {"images": [as_base64(scenes[0])], "question": "What is it?"}
+        assert running.post("/v1/captions", {"images": body["images"]}).status == 200
+        monkeypatch.setattr(
+            "edgeprism.serve.models.machine_memory", lambda gpu: MachineMemory(1 << 30, 1000)
+        )
+        assert running.post("/v1/ask", body).status == 200
+        moves = [line.split()[:2] for line in running.log if line.startswith(("loaded", "freed"))]
+        assert moves == [["loaded", "captioner"], ["freed", "captioner"], ["loaded", "reasoner"],
+                         ["freed", "reasoner"], ["loaded", "captioner"], ["freed", "captioner"],
+                         ["loaded", "reasoner"]]  # fmt: skip
 
 
 def test_what_runs_is_finished_when_the_server_stops(scenes: list[bytes], texts: list[str]) -> None:
