@@ -18,6 +18,7 @@ from edgeprism.cli.named_models import (
     told_of_similar,
     told_to_pull,
 )
+from edgeprism.cli.rules import is_url
 from edgeprism.cli.settings import was_set
 from edgeprism.cli.terminal import is_quiet, say
 from edgeprism.errors import UsageError
@@ -216,7 +217,6 @@ def open_reasoners(
 ) -> list[BaseReasoner]:
     """Open reasoners by name, file or URL; for a URL, `served_models` or its first."""
     from edgeprism.reason.local import Reasoner
-    from edgeprism.reason.remote import RemoteReasoner, is_url
 
     if was_set(click.get_current_context(), "chat_format") and is_named("reasoner"):
         options["chat_format"] = None  # the setting is for the default reasoner
@@ -229,6 +229,8 @@ def open_reasoners(
         )
     for name in names:
         if is_url(name):
+            from edgeprism.reason.remote import RemoteReasoner  # HTTP and TLS take 30 ms to import
+
             for model in dict.fromkeys(served_models) or (None,):
                 reasoners.append(RemoteReasoner.load(name, model, allow_network=allow_network))
         else:
