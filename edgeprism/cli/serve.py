@@ -10,7 +10,9 @@ import click
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
+from edgeprism.cli.named_models import is_named, told_of_origin, told_of_similar, told_to_pull
 from edgeprism.cli.options import default_captioner, default_reasoner, engine_options
+from edgeprism.cli.rules import is_url
 from edgeprism.cli.terminal import is_quiet, print_line, say
 from edgeprism.errors import EXIT_DONE, UsageError
 
@@ -77,6 +79,7 @@ def command(**options: Any) -> int:
 
     run = _import_server()
     server_options = _to_options(**options)
+    _check_models(server_options.model, server_options.reasoner)
     with run.open_socket(server_options) as listener:
         run.allow_open_files(server_options)
         server = run.make_server(server_options)
@@ -99,6 +102,23 @@ def _import_server() -> Any:
             f"`serve` needs packages that are not installed ({error.name}).", install_extra("serve")
         ) from error
     return run
+
+
+def _check_models(model: str, reasoner: str) -> None:
+    """Refuse a captioner that is not here, and a reasoner that the command line names in vain."""
+    from edgeprism.reason.local import Reasoner
+    from edgeprism.vision.open_model import open_model
+
+    with told_of_origin("captioner", model), told_to_pull(model, "captioner"):
+        open_model(model)
+    if is_named("reasoner"):
+        if is_url(reasoner):
+            raise UsageError(
+                f"{reasoner}: `serve` runs its reasoner itself, and asks no other server.",
+                "Name an installed reasoner or a GGUF file.",
+            )
+        with told_of_similar(reasoner):
+            Reasoner.load(reasoner)
 
 
 def _to_options(api_key_file: str | None, keep_alive: str, **options: Any) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
-from edgeprism.errors import ModelError
+from edgeprism.errors import EdgePrismError
 from edgeprism.install.inventory import list_models
 from edgeprism.language.gpu import find_gpu
 from edgeprism.memory.parts import ModelParts
@@ -259,7 +259,7 @@ def _installed(options: ServeOptions) -> dict[str, dict[str, Offer]]:
             found[entry.kind][entry.name] = offer
     for kind, name in (("captioner", options.model), ("reasoner", options.reasoner)):
         if name not in found[kind]:
-            with contextlib.suppress(ModelError):
+            with contextlib.suppress(EdgePrismError):  # a default that is not here, or a server
                 found[kind][name] = Offer(name, _size_of(kind, name), "", "")
     return found
 
