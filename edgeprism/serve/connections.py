@@ -8,7 +8,7 @@ it takes any number of connections. This class adds those limits.
 from __future__ import annotations
 
 import asyncio
-import time
+from dataclasses import dataclass, field
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -16,23 +16,32 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from edgeprism.serve.options import Limits
 
 
-class GuardedConnection(H11Protocol):
-    """uvicorn's connection, with time limits; `limits` is set on a subclass for each server."""
+@dataclass
+class Crowd:
+    """All connections of one server."""
 
-    limits = Limits()
+    limits: Limits
+    count: int = 0
+    # those without a request, the longest waiting first
+    waiting: dict[GuardedConnection, None] = field(default_factory=dict)
+
+
+class GuardedConnection(H11Protocol):
+    """uvicorn's connection, with time limits; `crowd` is set on a subclass for each server."""
+
+    crowd = Crowd(Limits())
 
     _timer: asyncio.TimerHandle | None = None  # until the head has arrived, or the client reads
-    _idle_since = 0.0
+    _counts = False  # among the crowd
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin a connection; where there are too many, one that waits for a request ends."""
+        """Begin a connection; where there are too many, the longest waiting one ends."""
         super().connection_made(transport)
-        self._idle_since = time.monotonic()
-        if len(self.connections) > self.limits.connections:
-            waiting = [c for c in self.connections if isinstance(c, GuardedConnection)]
-            waiting = [c for c in waiting if c.awaits_request()]
-            min(waiting, key=lambda c: c._idle_since, default=self).transport.abort()
+        self._counts = True
+        self.crowd.count += 1
         self._watch_head()
+        if self.crowd.count > self.crowd.limits.connections:
+            next(iter(self.crowd.waiting)).give_up()
 
     def data_received(self, data: bytes) -> None:
         """Take data, and limit the time for the rest of a request's head."""
@@ -41,18 +50,20 @@ class GuardedConnection(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Let the client begin another request."""
-        self._idle_since = time.monotonic()
         super().on_response_complete()
+        self.crowd.waiting.pop(self, None)  # it waits from now on
+        if self._counts and self.awaits_request():
+            self.crowd.waiting[self] = None
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection, also if its client has not read the last answer."""
         super().timeout_keep_alive_handler()
-        self._abort_later(self.limits.write_seconds)
+        self._give_up_later(self.crowd.limits.write_seconds)
 
     def pause_writing(self) -> None:
         """Wait for a client that reads slowly, but not for ever."""
         super().pause_writing()
-        self._abort_later(self.limits.write_seconds)
+        self._give_up_later(self.crowd.limits.write_seconds)
 
     def resume_writing(self) -> None:
         """Go on: the client reads."""
@@ -61,24 +72,40 @@ class GuardedConnection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
-        self._cancel_timer()
+        self._leave()
         super().connection_lost(exc)
 
     def awaits_request(self) -> bool:
         """Return whether no request is being received or answered."""
         return self.conn.their_state is h11.IDLE
 
+    def give_up(self) -> None:
+        """End the connection at once."""
+        self._leave()
+        self.transport.abort()
+
     def _watch_head(self) -> None:
+        if not self._counts:
+            return
         if not self.awaits_request():
+            self.crowd.waiting.pop(self, None)
             if not self.flow.write_paused:
                 self._cancel_timer()
-        elif self._timer is None:
-            self._abort_later(self.limits.head_seconds)
+            return
+        self.crowd.waiting.setdefault(self)
+        if self._timer is None:
+            self._give_up_later(self.crowd.limits.head_seconds)
 
-    def _abort_later(self, seconds: float) -> None:
+    def _leave(self) -> None:
         self._cancel_timer()
-        if self.transport is not None:
-            self._timer = self.loop.call_later(seconds, self.transport.abort)
+        self.crowd.waiting.pop(self, None)
+        self.crowd.count -= self._counts
+        self._counts = False
+
+    def _give_up_later(self, seconds: float) -> None:
+        self._cancel_timer()
+        if self._counts:
+            self._timer = self.loop.call_later(seconds, self.give_up)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

@@ -11,11 +11,14 @@ import uvicorn
 
 from edgeprism.errors import EdgePrismError, UsageError
 from edgeprism.serve.app import make_app
-from edgeprism.serve.connections import GuardedConnection
+from edgeprism.serve.connections import Crowd, GuardedConnection
 from edgeprism.serve.options import Limits, ServeOptions, check_address
 
-_BACKLOG = 512
-_FILES = 200  # that are open besides connections
+_BACKLOG = 1024  # connections that wait in the system until they are accepted
+# Accepted at once. asyncio would accept as many as may wait, and run out of open files, before
+# `GuardedConnection` gets to end one of those that do nothing.
+_ACCEPTED = 64
+_FILES = 600  # that are open besides connections, those that are just ending among them
 _IDLE_S = 15  # that a connection stays open between two requests
 
 
@@ -26,6 +29,12 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone: `machine.cancel` watches them."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)  # asyncio has set it to the number that it accepts at once
 
     def stop(self) -> None:
         """Take no more requests, and finish those in progress. Safe from any thread."""
@@ -110,6 +119,7 @@ def make_server(options: ServeOptions) -> Server:
         access_log=False,
         proxy_headers=False,  # nobody may claim another address
         server_header=False,
+        backlog=_ACCEPTED,
         timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=int(options.stop_seconds),
     )
@@ -135,17 +145,21 @@ def run_server(server: Server, listener: socket.socket) -> None:
 
 
 def _connection_with(limits: Limits) -> type[GuardedConnection]:
-    return type("Connection", (GuardedConnection,), {"limits": limits})
+    return type("Connection", (GuardedConnection,), {"crowd": Crowd(limits)})
 
 
 def _silence(on_log: Callable[[str], object]) -> None:
-    """Let uvicorn tell only of errors, in one line each: its warnings come from hostile clients."""
+    """Let uvicorn and asyncio tell only of errors, in one line each.
+
+    Their warnings come from hostile clients.
+    """
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            on_log(f"uvicorn: {record.getMessage().strip()}")
+            on_log(f"{record.name}: {record.getMessage().strip().splitlines()[0]}")
 
-    logger = logging.getLogger("uvicorn.error")
-    logger.handlers = [Handler(logging.ERROR)]
-    logger.setLevel(logging.ERROR)
-    logger.propagate = False
+    for name in ("uvicorn.error", "asyncio"):
+        logger = logging.getLogger(name)
+        logger.handlers = [Handler(logging.ERROR)]
+        logger.setLevel(logging.ERROR)
+        logger.propagate = False

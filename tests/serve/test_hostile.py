@@ -79,6 +79,7 @@ def test_five_hundred_idle_connections_keep_nobody_out(
 ) -> None:
     with open_to(hurried, 500):
         assert honest(hurried, scenes) < PROMPT_S * SLACK
+        assert len(hurried.server.server_state.connections) <= 100
 
 
 def test_half_bodies_end(hurried: Running, scenes: list[bytes]) -> None:
