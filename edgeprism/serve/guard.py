@@ -11,34 +11,25 @@ A web page that a person visits can send requests to this machine. Three checks 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hmac
 import ipaddress
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 
 from edgeprism.files.safe_text import short_line
-from edgeprism.serve.refusals import ClientLeft, Refusal, to_error, to_refusal
+from edgeprism.serve.exchange import Bodies, Exchange, too_large
+from edgeprism.serve.refusals import ClientLeft, Refusal, to_refusal
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from edgeprism.serve.service import Service
 
 _OPEN_PATHS = {"/healthz"}  # and the page, which asks a person for the key
-_DRAIN_S, _DRAIN_BYTES = 3.0, 64 << 20  # of a refused body, read and dropped
 _API = ("/v1/", "/api/")
-_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-]
 
 
 class Guard:
@@ -56,14 +47,14 @@ class Guard:
         if not _is_ip(options.host):
             self._names.add(options.host.lower())
         self._api_paths = set(api_paths) - _OPEN_PATHS
-        self._bodies = 0  # bytes of bodies of all requests in progress
+        self._bodies = Bodies(service.limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; pass lifespan events on."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(self, scope, receive, send)
+        exchange = Exchange(self._bodies, scope, receive, send)
         started = time.monotonic()
         try:
             if scope["type"] != "http":
@@ -80,7 +71,7 @@ class Guard:
             if not exchange.status:  # else the connection breaks off: the client has the head
                 await exchange.refuse(to_refusal(error))
         finally:
-            self._bodies -= exchange.received
+            self._bodies.release(exchange)
             self._note(scope, exchange, time.monotonic() - started)
 
     # ---- checks
@@ -108,7 +99,7 @@ class Guard:
                 )  # fmt: skip
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._service.limits.body_bytes:
-            raise self._too_large()
+            raise too_large(self._service.limits)
 
     def _is_own(self, host: str) -> bool:
         name = _without_port(host).lower()
@@ -136,113 +127,15 @@ class Guard:
     def _needs_key(self, path: str) -> bool:
         return path in self._api_paths or path.startswith(_API)
 
-    # ---- bodies
-
-    def _too_large(self) -> Refusal:
-        most = self._service.limits.body_bytes >> 20
-        return Refusal(
-            413, "body_too_large", f"The request is larger than {most} MiB.",
-            "Send fewer pictures at a time, or smaller copies.",
-        )  # fmt: skip
-
-    def count_bytes(self, received: int, more: int) -> None:
-        """Count more bytes of a body; raises Refusal if it, or all together, are too large."""
-        limits = self._service.limits
-        self._bodies += more
-        if received > limits.body_bytes:
-            raise self._too_large()
-        if self._bodies > limits.bodies_bytes:
-            raise Refusal(
-                429, "too_many_bytes", "Other requests fill the memory for pictures.",
-                "Try again in 1 s.", headers={"Retry-After": "1"},
-            )  # fmt: skip
-
-    @property
-    def body_seconds(self) -> float:
-        """Seconds that a body may take to arrive."""
-        return self._service.limits.body_seconds
-
     # ---- notes
 
-    def _note(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
+    def _note(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
         route = scope["path"] if scope["path"] in self._api_paths | _OPEN_PATHS else "page"
         method = scope.get("method", "?")
         method = method if method in ("GET", "POST", "HEAD", "OPTIONS") else "other"
         self._service.metrics.observe(method, route, exchange.status, seconds)
         told = f"{exchange.status} {exchange.code}".strip()
         self._service.options.on_log(f"{method} {route} {told} {1000 * seconds:.0f} ms")
-
-
-class _Exchange:
-    """One request's two directions, with their limits."""
-
-    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
-        self._guard, self._receive, self._send = guard, receive, send
-        self._path = scope.get("path", "")
-        self._deadline = time.monotonic() + guard.body_seconds
-        names = {name for name, _ in scope["headers"]} if scope["type"] == "http" else set()
-        # the body has arrived, or there is none
-        self._complete = not names & {b"content-length", b"transfer-encoding"}
-        self.received = 0
-        self.status = 0  # 0: no answer has begun
-        self.code = ""  # the word of an error
-
-    async def receive(self) -> Message:
-        """Return the next part of the body, within its limits of size and time."""
-        if self._complete:
-            return await self._receive()  # which comes when the client leaves
-        try:
-            async with asyncio.timeout(self._deadline - time.monotonic()):
-                message = await self._receive()
-        except TimeoutError:
-            raise Refusal(
-                408, "body_too_slow",
-                f"The request did not arrive within {self._guard.body_seconds:.0f} s.",
-            ) from None  # fmt: skip
-        if message["type"] == "http.request":
-            more = len(message.get("body", b""))
-            self.received += more
-            self._guard.count_bytes(self.received, more)
-            self._complete = not message.get("more_body", False)
-        return message
-
-    async def send(self, message: Message) -> None:
-        """Send a part of the answer, with the headers that every answer has."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            given = {name for name, _ in message["headers"]}
-            headers = [*message["headers"], *(h for h in _HEADERS if h[0] not in given)]
-            if not self._complete:  # what is left of the body would be taken for a new request
-                headers.append((b"connection", b"close"))
-            message = {**message, "headers": headers}
-        await self._send(message)
-
-    async def refuse(self, refusal: Refusal) -> None:
-        """Answer with an error, after what the client is still sending.
-
-        Else the end of the connection could reach the client before the answer does.
-        """
-        if refusal.status != 408:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_DRAIN_S):
-                    await self._drain()
-        error: dict[str, Any] = to_error(refusal)
-        self.code = refusal.code
-        # Ollama's clients take the error for a text
-        told = error["message"] if self._path.startswith("/api/") else error
-        response = JSONResponse({"error": told}, refusal.status, headers=refusal.headers)
-        await self.send(
-            {"type": "http.response.start", "status": refusal.status,
-             "headers": response.raw_headers}
-        )  # fmt: skip
-        await self._send({"type": "http.response.body", "body": response.body})
-
-    async def _drain(self) -> None:
-        passed = 0
-        while not self._complete and passed < _DRAIN_BYTES:
-            message = await self._receive()
-            passed += len(message.get("body", b""))
-            self._complete = not message.get("more_body", False)
 
 
 def _of_router(error: HTTPException) -> Refusal:

@@ -26,7 +26,10 @@ SLACK = float(os.environ.get("EDGEPRISM_TEST_SLACK", "3"))
 @pytest.fixture(scope="module")
 def hurried(scenes: list[bytes]) -> Iterator[Running]:
     """A server with short time limits, and few connections."""
-    limits = Limits(head_seconds=1.0, body_seconds=1.0, write_seconds=1.0, connections=100)
+    limits = Limits(
+        head_seconds=1.0, body_seconds=2.0, write_seconds=1.0, connections=100,
+        body_bytes=1_000_000, bodies_bytes=4_000_000,
+    )  # fmt: skip
     with serving(limits, keep_alive_s=float("inf")) as running:
         honest(running, scenes)
         yield running
@@ -96,6 +99,18 @@ def test_half_bodies_end(hurried: Running, scenes: list[bytes]) -> None:
             answer += part
         assert answer.startswith(b"HTTP/1.1 408")
         assert all(map(is_closed, connections))
+
+
+def test_half_bodies_give_way_where_memory_is_short(hurried: Running, scenes: list[bytes]) -> None:
+    head = (b"POST /v1/captions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 900000\r\n\r\n{")  # fmt: skip
+    with open_to(hurried, 40) as connections:
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.sendall(head + b" " * 200_000)
+        assert honest(hurried, scenes) < PROMPT_S * SLACK
+        assert all(map(is_closed, connections))
+    assert any("429 too_many_bytes" in line for line in hurried.log)
 
 
 def test_a_flood_of_headers_is_refused(hurried: Running, scenes: list[bytes]) -> None:
