@@ -19,10 +19,10 @@ ROWS_AT_ONCE = 512  # of a prompt, at least
 _FLOAT = 4
 _REPACKED_ROWS = 8  # a matrix is laid out anew where its rows are a multiple of this
 _BLOCK = re.compile(r"blk\.(\d+)\.")
-_TOKEN_BYTES = 400  # of one token in llama.cpp's vocabulary: two maps and the text
-_MERGE_BYTES = 250  # of one merge of a byte-pair vocabulary
+_TOKEN_BYTES = 200  # of one token in llama.cpp's vocabulary: two maps and the text
+_MERGE_BYTES = 180  # of one merge of a byte-pair vocabulary
 _QUANTIZED_ROW = 1.1  # bytes of one number of a row that is quantized for a product
-_ENGINE_BYTES = 6 << 20  # graphs, schedules and buffers whose size hardly depends on the model
+_ENGINE_BYTES = 4_400_000  # graphs, schedules and buffers whose size hardly depends on the model
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class LanguageUse:
     Parameters:
         cells: of the KV cache, for all sequences together.
         rows_at_once: how many rows of a prompt go through the model at once.
+        prompt: rows of the prompt, if these are fewer: of the buffer no more is touched. 0: more.
         sequences: how many texts are written at once.
         kv_type: number type of the KV cache.
         flash_attention: whether attention keeps no scores.
@@ -41,6 +42,7 @@ class LanguageUse:
 
     cells: int
     rows_at_once: int = ROWS_AT_ONCE
+    prompt: int = 0
     sequences: int = 1
     kv_type: str = "f16"
     flash_attention: bool = True
@@ -156,9 +158,12 @@ def _cache(header: GgufHeader, use: LanguageUse) -> list[Part]:
 
 
 def _buffers(header: GgufHeader, use: LanguageUse) -> list[Part]:
-    compute, place = _compute_bytes(header, use), GPU if use.gpu_layers else CPU
+    place = GPU if use.gpu_layers else CPU
+    rows = min(use.rows_at_once, use.prompt or use.rows_at_once)
+    on_cpu = _compute_bytes(header, use, rows)
+    # a GPU's memory is taken whether it is touched or not
+    compute = _compute_bytes(header, use, use.rows_at_once) if use.gpu_layers else on_cpu
     logits = header.n_vocab * use.sequences * _FLOAT
-    rows = use.rows_at_once
     quantized = int(rows * _feed_forward(header) * _QUANTIZED_ROW)
     parts = [
         Part("compute buffer", compute, f"{rows} rows of a prompt at once", place),
@@ -166,13 +171,13 @@ def _buffers(header: GgufHeader, use: LanguageUse) -> list[Part]:
         Part("engine", _ENGINE_BYTES + quantized, "graphs, and rows as they are multiplied"),
     ]
     if use.gpu_layers and use.gpu_layers <= layer_count(header):
-        parts.append(Part("compute buffer", compute, "for the layers that stay on the CPU"))
+        parts.append(Part("compute buffer", on_cpu, "for the layers that stay on the CPU"))
     return parts
 
 
-def _compute_bytes(header: GgufHeader, use: LanguageUse) -> int:
+def _compute_bytes(header: GgufHeader, use: LanguageUse, rows: int) -> int:
     """Return the bytes of the buffer in which a layer's numbers stand while it is computed."""
-    rows, width = use.rows_at_once, header.n_embd
+    width = header.n_embd
     cells = use.cells // max(1, use.sequences)
     heads = _largest(header, "attention.head_count")
     shared = _largest(header, "attention.head_count_kv") or heads

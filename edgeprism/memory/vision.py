@@ -9,30 +9,41 @@ from edgeprism.memory.parts import CPU, GPU, Part
 
 _FLOAT, _CHANNELS = 4, 3
 _TOKENS_AT_ONCE = 1024  # visual tokens of the tiles that libmtmd encodes together
-_SESSION_BYTES = 8 << 20  # of a session or a libmtmd context, without weights
+# without weights and activations: above all the pages of their code that are in use
+_SESSION_BYTES, _LIBMTMD_BYTES = 13_000_000, 5_000_000
 _TILES_ON_GPU = 8
-# ONNX Runtime keeps the weights of the file and a copy laid out for its products
+# ONNX Runtime keeps weights that stand in the graph's file twice: as they are read, and laid out
+# for its products; of those in a file beside it, it keeps only the latter
 _COPIES = 2
-# its arena of memory grows by doubling, so about a third of it is in use
-_ARENA = 3
+# its first run allocates each tensor by itself, the second one block for all of them
+_ARENA = 2.4
 
 
 def graph_parts(
-    file: str, weight_bytes: int, working_bytes: int, picture_bytes: int, *, on_gpu: bool = False
+    file: str,
+    weight_bytes: int,
+    beside_bytes: int,
+    working_bytes: int,
+    picture_bytes: int,
+    *,
+    on_gpu: bool = False,
 ) -> tuple[Part, ...]:
     """Return what ONNX Runtime takes for a vision graph.
 
     Parameters:
-        weight_bytes: the size of the graph's file, and of the weights beside it.
+        weight_bytes: the size of the graph's file.
+        beside_bytes: the size of the file with weights beside it.
         working_bytes: what stands between its nodes at the most while one tile is encoded.
         picture_bytes: the picture and its tiles, as they are cut.
     """
     place = GPU if on_gpu else CPU
     tiles = _TILES_ON_GPU if on_gpu else 1
+    weights = _COPIES * weight_bytes + beside_bytes
+    working = int(_ARENA * working_bytes * tiles)
     return (
-        Part("vision weights", _COPIES * weight_bytes, f"{file}, twice in ONNX Runtime", place),
-        Part("vision activations", _ARENA * working_bytes * tiles, f"{tiles} at a time", place),
-        Part("vision session", _SESSION_BYTES, "graph and threads"),
+        Part("vision weights", weights, f"{file}, copied by ONNX Runtime", place),
+        Part("vision activations", working, f"{tiles} at a time", place),
+        Part("vision session", _SESSION_BYTES, "code, graph and threads"),
         Part("vision input", picture_bytes, "the picture and its tiles"),
     )
 
@@ -65,7 +76,7 @@ def mmproj_parts(
     return (
         Part("vision weights", weights, f"{file}, read by libmtmd", place),
         Part("vision activations", working, f"{patches} patches at once", place),
-        Part("vision session", _SESSION_BYTES, "graph and threads"),
+        Part("vision session", _LIBMTMD_BYTES, "code, graph and threads"),
         Part("vision input", _input_bytes(header, use), "the picture's tiles, as float numbers"),
     )
 

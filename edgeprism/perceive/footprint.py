@@ -24,6 +24,8 @@ from edgeprism.segments import ImageRows, Text
 from edgeprism.vision.graph_memory import working_bytes
 
 PICTURE = (1024, 768)  # the picture that a plan is made for: width and height in pixels
+# bytes of a pixel: Pillow keeps four of each picture, a tile has three, and both are copied
+_READ_PIXEL, _CUT_PIXEL = 8, 13
 _CHARACTERS = 3  # of a token of a prompt, at the least
 
 
@@ -53,7 +55,9 @@ class CaptionerFootprint:
         rows, text = _prompt(manifest)
         cells = cells_for(rows + text, manifest.prompts.max_tokens, manifest.lm.context_length)
         whole = rows if manifest.lm.image_attention == "both-ways" else 0
-        self._use = replace(use, cells=cells, rows_at_once=max(whole, ROWS_AT_ONCE))
+        self._use = replace(
+            use, cells=cells, rows_at_once=max(whole, ROWS_AT_ONCE), prompt=rows + text
+        )
 
     def parts(self) -> ModelParts:
         """Return what the captioner takes."""
@@ -80,17 +84,21 @@ class CaptionerFootprint:
             )
             return mmproj_parts(name, read_gguf_header(path), use, on_gpu=self._on_gpu)
         beside = files.get(f"{name}.data")
-        size = files[name].size + (beside.size if beside else 0)
         return graph_parts(
-            name, size, working_bytes(path), _picture_bytes(manifest), on_gpu=self._on_gpu
+            name,
+            files[name].size,
+            beside.size if beside else 0,
+            working_bytes(path),
+            _picture_bytes(manifest),
+            on_gpu=self._on_gpu,
         )
 
 
 def _picture_bytes(manifest: Manifest) -> int:
-    """Return the bytes of `PICTURE` as it is read, and of its tiles as it is resized and cut."""
-    tile = manifest.image.size**2 * 3 * len(manifest.image.fills)
-    tiles = picture_to_layout(PICTURE, manifest).n_tiles * tile
-    return 2 * tiles + 2 * 3 * PICTURE[0] * PICTURE[1]
+    """Return the bytes of `PICTURE` as it is read, resized and cut."""
+    tile = manifest.image.size**2 * len(manifest.image.fills)
+    tiles = picture_to_layout(PICTURE, manifest).n_tiles
+    return tiles * tile * _CUT_PIXEL + PICTURE[0] * PICTURE[1] * _READ_PIXEL
 
 
 def _prompt(manifest: Manifest) -> tuple[int, int]:

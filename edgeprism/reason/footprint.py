@@ -12,9 +12,9 @@ from edgeprism.memory.language import LanguageUse, cells_for, language_parts
 from edgeprism.memory.layers import choose_layers
 from edgeprism.memory.parts import ModelParts, Part
 
-PROMPT_TOKENS = 512  # worked examples of a focus, or a caption with a question
+PROMPT_TOKENS = 200  # a caption of a hundred words, and a question
 ANSWER_TOKENS = 256
-_EXAMPLE_TOKENS = 300  # of the worked examples of a focus
+_EXAMPLE_TOKENS = 300  # of the worked examples of a focus, which get a short answer
 _CONTEXT = "context_length"
 
 
@@ -37,4 +37,4 @@ def reasoner_layers(path: Path, gpu: Gpu | None) -> int:
 def _use(context_length: object, gpu_layers: int, repacked: frozenset[int]) -> LanguageUse:
     limit = context_length if isinstance(context_length, int) else 0
     cells = cells_for(PROMPT_TOKENS, ANSWER_TOKENS, limit)
-    return LanguageUse(cells, gpu_layers=gpu_layers, repacked=repacked)
+    return LanguageUse(cells, prompt=_EXAMPLE_TOKENS, gpu_layers=gpu_layers, repacked=repacked)
