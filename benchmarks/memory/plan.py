@@ -30,8 +30,10 @@ from edgeprism.perceive.footprint import PICTURE
 if TYPE_CHECKING:
     from edgeprism.memory.parts import ModelParts
 
+_ROOT = Path(__file__).parents[2]  # of the repository
 QUESTION = "How many objects are on the left side?"
 _VISION = "vision"  # the parts of an encoder begin with this word
+_LOADED = ("language weights", "repacked weights", "file mapped while loading", "vocabulary")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def compare(model: str, reasoner: str | None) -> list[Comparison]:
         command = [sys.executable, "-m", "benchmarks.memory.plan", "--model", model, "--child",
                    str(photo)]  # fmt: skip
         command += ["--reasoner", reasoner] if reasoner else ["--no-reasoner"]
-        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=_ROOT)
     if ended.returncode:
         raise SystemExit(f"the process that measures ended with {ended.returncode}")
     return [Comparison(**step) for step in json.loads(ended.stdout.splitlines()[-1])]
@@ -111,7 +113,13 @@ def measure_steps(model: str, reasoner: str | None, photo: Path) -> list[Compari
 
     engines = captioner.engines
     engines.vision()
-    after("encoding", lambda what: what.startswith(_VISION), lambda: captioner.encode(photo))
+    # libmtmd cannot encode without the language model's weights
+    early = _LOADED if captioner.bundle.manifest.vision.mmproj else ()
+    after(
+        "encoding",
+        lambda what: what.startswith(_VISION) or what in early,
+        lambda: captioner.encode(photo),
+    )
     # the first word is enough: the cache has room for all of them from the start
     after("a caption", lambda _: True, lambda: next(iter(captioner.stream(photo))))
     if answering is not None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.memory.plan import compare
 from edgeprism.bundle.gguf_parts import read_model_header
 from edgeprism.language.llama import import_llama, repacked_types
 from edgeprism.memory.language import LanguageUse, language_parts
@@ -89,3 +92,13 @@ def test_buffers_are_those_of_llama_cpp(hollow: dict[str, Path], name: str, use:
     assert ours["compute buffer"] == pytest.approx(theirs["compute"], rel=0.1)
     whole = weights + ours["KV cache"] + ours["compute buffer"] + ours["scores"]
     assert whole == pytest.approx(sum(theirs.values()), rel=0.03)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64",
+    reason="what libraries take was measured there",
+)
+def test_a_caption_takes_what_the_plan_says() -> None:
+    """Everything together, in a process of its own: Python, libraries, both engines."""
+    for step in compare("nano", None):
+        assert abs(step.error) < 0.1, step
