@@ -220,12 +220,12 @@ def cost(arguments: argparse.Namespace) -> None:
 
 async def _turns(port: int, captioner: Captioner, pictures: list[bytes], rounds: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    http, python, pairs = [], [], []
+    http, python, pairs, outside = [], [], [], []
     for number in range(rounds + 10):
         picture = pictures[number % len(pictures)]
         start = time.perf_counter()
         writer.write(to_request(picture))
-        await read_reply(reader)
+        _, _, body = await read_reply(reader)
         between = time.perf_counter()
         captioner.caption(picture)
         end = time.perf_counter()
@@ -233,9 +233,12 @@ async def _turns(port: int, captioner: Captioner, pictures: list[bytes], rounds:
             http.append(1000 * (between - start))
             python.append(1000 * (end - between))
             pairs.append(http[-1] - python[-1])
+            stages = json.loads(body)["captions"][0]["timings_ms"]["total"]
+            outside.append(http[-1] - stages)
     writer.close()
     print(f"one warm caption, ms (min / median / max), load {os.getloadavg()[0]:.1f}")
     print(f"  over HTTP {spread(http)}\n  in Python {spread(python)}\n  more      {spread(pairs)}")
+    print(f"  over HTTP, outside the caption's own stages {spread(outside)}")
 
 
 async def _first_bytes(

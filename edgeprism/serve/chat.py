@@ -136,7 +136,22 @@ async def _captioned(
             if chat.streams and (text := order.new_text()):
                 yield Delta(text)
     captions = order.captions()
+    _check_shape(chat, captions[0])
     yield _end_of_captions(captions)
+
+
+def _check_shape(chat: Chat, caption: Caption) -> None:
+    """Refuse a finished text that a grammar could not bind to the whole of its schema.
+
+    A text that was cut off is told as that, by its `finish_reason`.
+    """
+    if chat.shape is None or caption.finish_reason != "stop" or chat.shape.accepts(caption.text):
+        return
+    fault = chat.shape.fault(caption.text) if chat.shape.fault else "it has another shape"
+    raise Refusal(
+        502, "no_answer", f"{chat.model} wrote JSON that is not valid against the schema: {fault}.",
+        "Simplify the schema, or name a reasoner too.",
+    )  # fmt: skip
 
 
 class _InOrder:

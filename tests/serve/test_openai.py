@@ -78,6 +78,19 @@ def test_a_schema_binds_the_text(client: openai.OpenAI, scenes: list[bytes]) -> 
     assert isinstance(seen["sure"], bool)
 
 
+def test_a_text_that_breaks_its_schema_is_an_error(
+    client: openai.OpenAI, scenes: list[bytes]
+) -> None:
+    """A grammar cannot forbid that two items are alike, and nano writes one three times."""
+    items = {"enum": ["a", "b", "c"]}
+    schema = {"type": "array", "items": items, "minItems": 3, "maxItems": 3, "uniqueItems": True}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    messages = with_picture("", scenes[0])
+    with pytest.raises(openai.InternalServerError, match="has the same item twice") as error:
+        client.chat.completions.create(model="nano", messages=messages, response_format=form)
+    assert error.value.status_code == 502
+
+
 def test_two_stages_behind_one_name(
     client: openai.OpenAI, scripted_gguf: object, scenes: list[bytes], texts: list[str]
 ) -> None:
