@@ -38,7 +38,8 @@ SHAPES = ((3, 3), (4, 3), (3, 4), (12, 1), (1, 12), (6, 4))
 LIMIT = VisionLimit(0.05, 0.998)
 # patches that libmtmd encodes for the comparison: a small tower's six pictures, a large one's first
 _MOST_PATCHES = 8192
-_ROUNDS, _PATIENCE_S = 7, 10.0  # of the measurement; a large tower's round takes longer than that
+# of the measurement (rounds, seconds): seven if they take little, three unless a tower is large
+_ROUNDS = ((7, 10.0), (3, 40.0))
 _GREY = (122, 116, 104)  # libmtmd's fill for LLaVA's pictures
 
 
@@ -210,12 +211,14 @@ def _seconds_without_flash(lm: LanguageModel, mmproj: Path, rgb: np.ndarray) -> 
 def alternate(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
     """Run two calls in turns; return the median of each one's seconds.
 
-    It ends after `_ROUNDS` of both, or earlier, after the round in which `_PATIENCE_S` are over.
+    It goes on while any of `_ROUNDS` has room for another round, in rounds and in seconds.
     """
     began = time.perf_counter()
     times: list[tuple[float, float]] = []
-    while len(times) < _ROUNDS and (not times or time.perf_counter() - began < _PATIENCE_S):
+    spent = 0.0
+    while not times or any(len(times) < rounds and spent < most_s for rounds, most_s in _ROUNDS):
         times.append((_seconds(first), _seconds(second)))
+        spent = time.perf_counter() - began
     return median(a for a, _ in times), median(b for _, b in times)
 
 

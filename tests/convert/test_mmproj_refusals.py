@@ -211,4 +211,7 @@ def test_two_engines_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> N
     assert turns == ["a", "b"] * 7
     turns.clear()
     assert peer.alternate(call("a", 40), call("b", 20)) == pytest.approx((40, 20))
-    assert turns == ["a", "b"]  # a round took longer than the patience
+    assert turns == ["a", "b"]  # a round took longer than all are worth
+    turns.clear()
+    peer.alternate(call("a", 9), call("b", 4))
+    assert turns == ["a", "b"] * 3
