@@ -31,6 +31,7 @@ COMMANDS = (
     "ask",
     "chat",
     "serve",
+    "desktop",
     "eval",
     "bench",
     "cache",
@@ -106,8 +107,8 @@ def cli(ctx: click.Context) -> None:
     """Understand pictures on your own machine.
 
     A small captioner perceives, a text model reasons over what it says. No network is used but
-    by `setup` and `pull`, which fetch models, a reasoner given as a URL, and `serve`, which
-    answers this machine.
+    by `setup` and `pull`, which fetch models, a reasoner given as a URL, and `serve` and `desktop`,
+    which answer this machine.
     """
     ctx.color = colour_choice()
 

@@ -77,7 +77,7 @@ def command(**options: Any) -> int:
 
     from edgeprism.machine.cancel import finishing_first
 
-    run = _import_server()
+    run = import_server("serve")
     server_options = _to_options(**options)
     _check_models(server_options.model, server_options.reasoner)
     with run.open_socket(server_options) as listener:
@@ -91,15 +91,16 @@ def command(**options: Any) -> int:
     return EXIT_DONE
 
 
-def _import_server() -> Any:
-    """Import the server; UsageError where its extra is missing."""
+def import_server(command: str) -> Any:
+    """Import the server for a command; UsageError where its extra is missing."""
     try:
         from edgeprism.serve import run
     except ModuleNotFoundError as error:
         from edgeprism.install.extras import install_extra
 
         raise UsageError(
-            f"`serve` needs packages that are not installed ({error.name}).", install_extra("serve")
+            f"`{command}` needs packages that are not installed ({error.name}).",
+            install_extra("serve"),
         ) from error
     return run
 

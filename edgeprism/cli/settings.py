@@ -41,6 +41,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "chat": (*_EVERYWHERE, *_STAGES),
     "serve": ("model", "reasoner", "device", "threads", "gpu-layers", "quiet", "no-color", "host",
               "port", "keep-alive"),
+    "desktop": ("model", "reasoner", "device", "threads", "gpu-layers", "quiet", "no-color",
+                "port"),
 }  # fmt: skip
 _BY_DEFAULT_CALLABLE = ("model", "reasoner")  # at the top
 _VARIABLE_OF = {"model": "EDGEPRISM_MODEL"}

@@ -80,7 +80,7 @@ def _operations(options: ServeOptions) -> Iterable[_Operation]:
         _Operation("get", "/healthz", "Whether the server answers", ("status", "version")),
         _Operation("get", "/metrics", "Counters for Prometheus", media_type=text),
         _Operation("get", "/openapi.json", "This description", ("openapi", "paths")),
-        _Operation("get", "/v1/models", "The models that are here", ("object", "data")),
+        _Operation("get", "/v1/models", "The models that are here", ("object", "data", "defaults")),
         _Operation("get", "/v1/models/{name}", "One model", ("id", "object"), parameters=[name]),
         _Operation("post", "/v1/captions", "Describe pictures", ("model", "captions"), captions,
                    form_schema(captions), EVENT_STREAM),

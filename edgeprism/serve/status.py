@@ -30,10 +30,12 @@ class StatusRoutes:
         return Response(text, media_type=CONTENT_TYPE)
 
     async def models(self, _request: Request) -> Response:
-        """List the models as OpenAI's API does."""
+        """List the models as OpenAI's API does, and say which are taken where none is named."""
         offers = await self._service.models.offers()
         data = [_to_model(offer.name) for offer in offers]
-        return JSONResponse({"object": "list", "data": data})
+        options = self._service.options
+        defaults = {"captioner": options.model, "reasoner": options.reasoner}
+        return JSONResponse({"object": "list", "data": data, "defaults": defaults})
 
     async def model(self, request: Request) -> Response:
         """Describe one model. Raises Refusal for one that is not here."""
