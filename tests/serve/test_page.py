@@ -121,10 +121,10 @@ def test_settings_reach_the_captioner(visit: Visit, scenes: list[bytes]) -> None
     page.get_by_role("button", name="Done").click()
     page.reload()  # the browser remembers them
     page.wait_for_selector("html.ready")
-    with page.expect_response("**/v1/captions") as response:
-        choose(page, scene=scenes[0])
-    assert '"Describe it."' in response.value.text()
+    choose(page, scene=scenes[0])
     expect(page.get_by_text("The caption was cut at its longest length.")).to_be_visible()
+    (record,) = map(json.loads, saved(page, "JSON lines", "#pictures-downloads")[1].splitlines())
+    assert (record["instruction"], record["tokens"]["generated"]) == ("Describe it.", 3)
 
 
 def test_a_broken_picture_and_a_strange_caption(visit: Visit, scenes: list[bytes]) -> None:
@@ -184,10 +184,10 @@ def folder(tmp_path: Path, scenes: list[bytes]) -> Path:
     return root
 
 
-def saved(page: Page, name: str) -> tuple[str, str]:
+def saved(page: Page, name: str, place: str = "#run") -> tuple[str, str]:
     """The name and text of what a button saves."""
     with page.expect_download() as download:
-        page.locator("#run").get_by_role("button", name=name).click()
+        page.locator(place).get_by_role("button", name=name).click()
     text = Path(download.value.path()).read_bytes().decode("utf-8")
     return download.value.suggested_filename, text
 
