@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class GgufHeader:
     tensors: dict[str, tuple[int, ...]]  # name → shape, fastest dimension first
     tensor_types: dict[str, int]  # name → ggml type
     tokens: tuple[bytes, ...] = ()  # the vocabulary; empty unless read with `tokens=True`
+    starts: dict[str, int] = field(default_factory=dict)  # name → where its data begins in the file
 
     @property
     def architecture(self) -> str:
@@ -145,23 +146,27 @@ class _Reader:
                 raise ValueError(f"{key} stands twice")
             keep = self.tokens if self.keep_tokens and key == "tokenizer.ggml.tokens" else None
             metadata[key] = self.value(self.scalar("I"), keep)
-        tensors, types, ends = self.tensors(n_tensors)
+        tensors, types, extents = self.tensors(n_tensors)
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"alignment {alignment!r}")
         start = -(-self.offset // alignment) * alignment
-        for name, end in ends.items():
+        for name, (_, end) in extents.items():
             if start + end > len(self.data):
                 raise ValueError(f"cut short: {name} ends after the file's {len(self.data)} bytes")
-        return GgufHeader(metadata, tensors, types, tuple(self.tokens))
+        starts = {name: start + begin for name, (begin, _) in extents.items()}
+        return GgufHeader(metadata, tensors, types, tuple(self.tokens), starts)
 
     def tensors(
         self, count: int
-    ) -> tuple[dict[str, tuple[int, ...]], dict[str, int], dict[str, int]]:
-        """Return three dicts by tensor name: shape, type, and end of its data after the header."""
+    ) -> tuple[dict[str, tuple[int, ...]], dict[str, int], dict[str, tuple[int, int]]]:
+        """Return three dicts by tensor name: shape, type, and extent of its data.
+
+        Extents [begin, end) count from the first byte after the header.
+        """
         shapes: dict[str, tuple[int, ...]] = {}
         types: dict[str, int] = {}
-        ends: dict[str, int] = {}
+        extents: dict[str, tuple[int, int]] = {}
         for _ in range(count):
             name = self.string()
             n_dimensions = self.scalar("I")
@@ -176,8 +181,8 @@ class _Reader:
             if shape[0] % per_block or not elements:
                 raise ValueError(f"tensor {name!r} has shape {shape}, impossible for its type")
             shapes[name], types[name] = shape, kind
-            ends[name] = offset + elements // per_block * block_bytes
-        return shapes, types, ends
+            extents[name] = offset, offset + elements // per_block * block_bytes
+        return shapes, types, extents
 
     def value(self, kind: int, keep: list[bytes] | None = None) -> Any:
         """Read a value of GGUF type `kind`; append the strings of an array to `keep`."""

@@ -106,6 +106,7 @@ def model_bytes(path: Path) -> int:
 def read_model_header(path: Path, *, tokens: bool = False) -> GgufHeader:
     """Read the headers of all parts; return the first one's with the tensors of all.
 
+    Its `starts` are those of the first part's own tensors.
     `tokens` as for `read_gguf_header`. Raises ModelError if a part is missing, damaged, or belongs
     to another model.
     """

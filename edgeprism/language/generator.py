@@ -341,7 +341,7 @@ class _Sequence:
         return any(map(str.isalpha, text))
 
     def finished(self) -> Finished:
-        visual = sum(len(p) for p in self.request.prompt if isinstance(p, Rows))
+        visual = sum(len(p) - p.n_text for p in self.request.prompt if isinstance(p, Rows))
         return Finished(
             index=self.index,
             text=self.text.whole,

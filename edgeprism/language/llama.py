@@ -91,6 +91,14 @@ def _on_log(level: int, text: bytes, _: object) -> None:
         sys.stderr.write(printable(line))
 
 
+def ggml_function(name: str) -> Any:
+    """Return a function of ggml's library by its C name; None where this build exports none."""
+    import_llama()
+    import llama_cpp._ggml as ggml
+
+    return getattr(ggml.libggml, name, None)
+
+
 def supports_offload() -> bool:
     """Return whether this build of llama.cpp can put layers on a GPU."""
     return bool(import_llama().llama_supports_gpu_offload())

@@ -20,6 +20,7 @@ from edgeprism.bundle.manifest import LanguageModelFile
 from edgeprism.errors import Interrupted, ModelError, TemplateError
 from edgeprism.language.chat import Message
 from edgeprism.language.context import Context
+from edgeprism.language.embeddings import token_rows
 from edgeprism.language.kv_memory import kv_bytes
 from edgeprism.language.llama import forget_words, has_amx, import_llama, last_words
 from edgeprism.machine.cancel import Cancel
@@ -106,6 +107,15 @@ class LanguageModel:
                 self._vocab, data, len(data), buffer, -count, False, parse_special
             )
         return list(buffer[:count])
+
+    def embed(self, ids: Sequence[int]) -> np.ndarray | None:
+        """Return the rows float32 [n, n_embd] as which `ids` enter the model, if known.
+
+        See `embeddings.token_rows`; visual tokens of this model must have the same width.
+        """
+        if self.row_axes > 1 or self.n_embd_row != self.n_embd:
+            return None
+        return token_rows(self.path, self.header, ids)
 
     def token_to_bytes(self, token: int) -> bytes:
         """Return a token's bytes, which may be part of a character; empty for a special token."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import numpy as np
 
@@ -33,12 +34,14 @@ class Rows:
     values: np.ndarray
     causal: bool = True
     positions: np.ndarray | None = None
+    n_text: int = 0  # how many of the rows are embeddings of text between visual tokens
 
     def __len__(self) -> int:
         return len(self.values)
 
 
 Part = list[int] | Rows
+_MARK_TOKENS = 16  # between two tiles; a longer text may be a turn of a conversation
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,46 @@ def segments_to_parts(
             elif isinstance(segment, ImageRows) and rows is not None:
                 values = rows[segment.start : segment.stop]
                 parts.append(Rows(values, segment.causal, segment.positions))
-    return tuple(part for part in parts if len(part))
+    return tuple(_join_tiles(lm, [part for part in parts if len(part)]))
+
+
+def _join_tiles(lm: LanguageModel, parts: Sequence[Part]) -> Iterator[Part]:
+    """Yield `parts` with short texts between causal visual tokens as rows, all in one part.
+
+    The tiles of a picture with their marks then go through the model together, in few long calls.
+    """
+    joined: list[Rows] = []
+    for part, following in itertools.zip_longest(parts, parts[1:]):
+        if _is_plain_run(part, lm.n_embd):
+            joined.append(part)
+            continue
+        is_mark = joined and len(part) <= _MARK_TOKENS and _is_plain_run(following, lm.n_embd)
+        rows = lm.embed(part) if is_mark and isinstance(part, list) else None
+        if rows is not None:
+            joined.append(Rows(rows, n_text=len(rows)))
+            continue
+        yield from _as_one(joined)
+        joined = []
+        yield part
+    yield from _as_one(joined)
+
+
+def _is_plain_run(part: Part | None, n_embd: int) -> TypeGuard[Rows]:
+    """Return whether `part` is rows of width `n_embd`, each one position after the previous."""
+    if not isinstance(part, Rows) or part.values.ndim != 2:
+        return False
+    return part.causal and part.positions is None and part.values.shape[1] == n_embd
+
+
+def _as_one(run: Sequence[Rows]) -> Iterator[Rows]:
+    """Yield the rows of `run` as one part; nothing for an empty run."""
+    if run:
+        values = [rows.values for rows in run]
+        yield (
+            run[0]
+            if len(run) == 1
+            else Rows(np.concatenate(values), n_text=sum(rows.n_text for rows in run))
+        )
 
 
 def _last_ids(parts: list[Part]) -> list[int]:
