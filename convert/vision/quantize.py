@@ -13,6 +13,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import numpy as np
 import onnx
 
+from edgeprism.convert.vision.pack_onnx import move_weights_out
+
 INPUT, OUTPUT, NEWLINE = "pixels", "visual_tokens", "newline"
 # The patch embedding reads raw pixels and is 0.2 % of the work: int8 would only cost accuracy.
 _ALWAYS_FLOAT = ".patch.weight"
@@ -34,6 +36,7 @@ def quantizable_nodes(graph_path: Path) -> dict[str, str]:
 def quantize_int8(graph_path: Path, out: Path, full_range: bool, keep_float: set[str]) -> None:
     """Quantize `graph_path` to dynamic int8: weights signed per channel, activations unsigned.
 
+    Writes `out` and its weights beside it, as `out`.data.
     Without `full_range`, weights use 7 bits so that sums cannot saturate on CPUs without VNNI.
     `keep_float` names the nodes that stay in float.
     """
@@ -57,7 +60,8 @@ def quantize_int8(graph_path: Path, out: Path, full_range: bool, keep_float: set
             # shape inference does not know ONNX Runtime's own operators, such as its attention
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
-    scratch.replace(out)
+    move_weights_out(scratch, out)
+    scratch.unlink()
 
 
 @contextlib.contextmanager

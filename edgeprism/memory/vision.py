@@ -15,8 +15,8 @@ _TILES_ON_GPU = 8
 # ONNX Runtime keeps weights that stand in the graph's file twice: as they are read, and laid out
 # for its products; of those in a file beside it, it keeps only the latter
 _COPIES = 2
-# its first run allocates each tensor by itself, the second one block for all of them
-_ARENA = 2.4
+# its arena of memory grows by doubling
+_ARENA = 2.0
 
 
 def graph_parts(

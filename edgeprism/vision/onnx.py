@@ -162,6 +162,8 @@ class VisionEncoder:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL_ONLY
+        # its plan of memory for a second run lies beside the memory of the first
+        options.enable_mem_pattern = False
         # waiting threads must not spin, because the language model needs the cores
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = list(dict.fromkeys([provider, _CPU]))

@@ -155,7 +155,8 @@ def test_the_gate_records_what_it_saw(name: str, case_of: Callable[[str], Case])
     case = case_of(name)
     files = {path.name for path in case.bundle.iterdir()}
     graphs = {"vision.fp32.onnx", "vision.int8.onnx"}
-    assert files == {"lm.gguf", "mmproj.gguf", "manifest.json", *graphs}
+    weights = {f"{graph}.data" for graph in graphs}
+    assert files == {"lm.gguf", "mmproj.gguf", "manifest.json", *graphs, *weights}
     assert (case.bundle / "lm.gguf").stat().st_ino == case.lm.stat().st_ino
     parity = json.loads((case.bundle / "manifest.json").read_text())["parity"]
     assert parity["passed"]
