@@ -53,19 +53,20 @@ def measure_rates(seconds: float = 2.0, block_bytes: int = _BLOCK_BYTES) -> Rate
 def _rate(calls: list[Callable[[], object]], seconds: float) -> float:
     """Return how many calls a second all threads make together on a quiet machine.
 
-    Each thread counts the time that it computes, so that what other programs take at the moment
-    does not count. numpy lets the threads run at once.
+    Counts the processor time of the whole process, so that what other programs take at the moment
+    does not count, and that of threads which numpy's own library starts for a call does.
     """
 
-    def repeat(call: Callable[[], object]) -> float:
-        count, begin = 0, time.thread_time()
+    def repeat(call: Callable[[], object]) -> int:
+        count = 0
         while time.perf_counter() < end:
             call()
             count += 1
-        return count / max(time.thread_time() - begin, 1e-9)
+        return count
 
     for call in calls:
         call()  # touches the memory, and wakes the library's threads
-    with ThreadPoolExecutor(len(calls)) as pool:
-        end = time.perf_counter() + seconds
-        return sum(pool.map(repeat, calls))
+    with ThreadPoolExecutor(len(calls)) as pool:  # numpy lets the threads run at once
+        begin, end = time.process_time(), time.perf_counter() + seconds
+        count = sum(pool.map(repeat, calls))
+        return count / max(time.process_time() - begin, 1e-9) * len(calls)
