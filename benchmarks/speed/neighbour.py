@@ -5,7 +5,8 @@
 Runs the same command in turns with EdgePrism's own choice of threads, with all cores, with one
 thread, and with all cores whose waiting threads do not spin: first on the machine as it is, then
 beside processes that compute without end. Prints minimum / median / maximum in seconds, and the
-ratio to the first row. Needs an installed reasoner (`edgeprism pull smollm2-135m`).
+ratio to the first row; at the end, EdgePrism's choice beside neighbours over one thread alone.
+Needs an installed reasoner (`edgeprism pull smollm2-135m`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -59,6 +61,7 @@ def main() -> None:
         "all cores, passive": (all_cores, PASSIVE),
         "one thread": (["--threads", "1"], {}),
     }
+    medians = {}
     for count in (0, arguments.neighbours):
         times: dict[str, list[float]] = {way: [] for way in ways}
         with neighbours(count):
@@ -71,6 +74,9 @@ def main() -> None:
         for way, measured in times.items():
             ratios = [a / b for a, b in zip(measured, own, strict=True)]
             print(f"  {way:20} {spread(measured):24} {spread(ratios)}")
+            medians[way, count] = statistics.median(measured)
+    alone, beside = medians["one thread", 0], medians["EdgePrism's choice", arguments.neighbours]
+    print(f"EdgePrism's choice beside them over one thread alone: {beside / alone:.2f}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ resident memory. libmtmd runs with and without flash attention; its better media
 
 Times are the record's own: preparing, encoding, prefill, and all until the first token. They
 exclude loading and the first picture. A row that misses its aim is printed with the stage that
-takes most of the graph's time.
+takes most of the graph's time. The last lines say how near the graph is to what this machine can
+do: its multiplications and additions, counted, over the rates of products of large matrices.
 
 The language models of `gemma3-4b` and `internvl-2b` have their width but fewer layers, because
 4 and 2 billion parameters would not be made here in minutes; the script prints what the prefill
@@ -32,10 +33,17 @@ import gguf
 import numpy as np
 
 from benchmarks.machine import spread
+from edgeprism.bench.limits import measure_limits, operations_ms
+from edgeprism.bench.report import Rates
+from edgeprism.bench.work import language_work, nodes_to_operations
+from edgeprism.bundle.gguf import read_gguf_header
+from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.mmproj.speed_up import speed_up_pair
 from edgeprism.convert.options import PairOptions
 from edgeprism.machine.facts import available_cores, cpu_name, has_int8_dot
+from edgeprism.picture.layout import picture_to_layout
 from edgeprism.progress import Progress
+from edgeprism.vision.onnx import profile_graph
 from edgeprism.vision.pair import write_pair
 from tests.helpers import bundles, mmprojs
 
@@ -87,7 +95,10 @@ def main() -> None:
     print(f"{arguments.size}, {arguments.picture} pixels, {arguments.rounds} rounds, "
           f"{arguments.threads} threads, {cpu_name()}")  # fmt: skip
     print(f"8-bit dot products: {has_int8_dot()}", flush=True)
-    report(measure(arguments), size)
+    rates = measure_limits((arguments.work / arguments.size / "lm.gguf").stat().st_size)
+    said = measure(arguments)
+    report(said, size)
+    report_floors(said, arguments, rates)
 
 
 # ---- the files
@@ -207,7 +218,8 @@ def answer(arguments: argparse.Namespace) -> None:
                        "prefill": timings.prefill}  # fmt: skip
             seconds["first token"] = timings.total - timings.load
             seconds = {stage: value / 1000 for stage, value in seconds.items()}
-            said = {"seconds": seconds, "visual": tokens.visual, "peak": peak_bytes()}
+            said = {"seconds": seconds, "visual": tokens.visual, "prompt": tokens.prompt,
+                    "peak": peak_bytes()}  # fmt: skip
             print(json.dumps(said), flush=True)
 
 
@@ -265,6 +277,35 @@ def report(said: dict[str, list[dict[str, Any]]], size: Size) -> None:
         stage = max(("preprocess", "encode", "prefill"), key=lambda s: median(said[GRAPH], s))
         share = median(said[GRAPH], stage) / median(said[GRAPH], "first token")
         print(f"missed: the aim is {size.aim} times; {stage} takes {share:.0%} of the graph's time")
+
+
+def report_floors(
+    said: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace, rates: Rates
+) -> None:
+    """Print what the graph's work would take at the rates of products of large matrices."""
+    folder = arguments.work / arguments.size / "graph"
+    manifest = manifest_from_bundle(folder)
+    width, height = map(int, arguments.picture.split("x"))
+    edge = manifest.image.size
+    tile = np.zeros((1, edge, edge, 3), np.uint8)
+    encode = nodes_to_operations(profile_graph(folder / manifest.vision.variants[0].file, tile))
+    tokens = said[GRAPH][0]["visual"] + said[GRAPH][0]["prompt"]
+    language = language_work(read_gguf_header(folder / manifest.lm.file))
+    tiles = picture_to_layout((width, height), manifest).n_tiles
+    floors = {
+        "encode": operations_ms(encode * tiles, rates) / 1000,
+        "prefill": operations_ms(language.prefill(tokens), rates) / 1000,
+    }
+    print(f"rates: float32 {rates.float32_gflops:.0f} GFLOP/s, int8 {rates.int8_gops:.0f} GOP/s; "
+          f"a tile has {encode.float32 / 1e9:.0f} GFLOP and {encode.int8 / 1e9:.0f} GOP of int8, "
+          f"{tiles} tiles")  # fmt: skip
+    for stage, floor in floors.items():
+        share = floor / median(said[GRAPH], stage)
+        print(f"floor of {stage}: {floor:.2f} s; the graph's engine reaches {share:.0%} of it")
+    whole = min(median(said[engine], "first token") for engine in (FLASH, NO_FLASH))
+    prefill = median(said[GRAPH], "prefill")
+    print(f"were encoding at its floor, the first token would come "
+          f"{whole / (floors['encode'] + prefill):.2f} times as fast as libmtmd's")  # fmt: skip
 
 
 def median(turns: list[dict[str, Any]], stage: str) -> float:
