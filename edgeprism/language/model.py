@@ -11,7 +11,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_checks import gguf_faults
@@ -24,6 +24,9 @@ from edgeprism.language.embeddings import token_rows
 from edgeprism.language.kv_memory import kv_bytes
 from edgeprism.language.llama import forget_words, has_amx, import_llama, last_words
 from edgeprism.machine.cancel import Cancel
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _HINT = "Copy or convert the model again."
 _AXES = 4  # positions of a row with M-RoPE: time, down, across, unused
