@@ -55,8 +55,8 @@ _KEY_VARIABLE = "EDGEPRISM_SERVE_API_KEY"
               metavar="N", help="Most pictures in one request.")  # fmt: skip
 @click.option("--max-pixels", type=click.IntRange(min=1), default=100, show_default=True,
               metavar="MEGAPIXELS", help="Largest picture.")  # fmt: skip
-@click.option("--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True,
-              metavar="N", help="Longest caption or answer.")  # fmt: skip
+@click.option("--max-text", "max_tokens", type=click.IntRange(min=1), default=1024,
+              show_default=True, metavar="TOKENS", help="Longest caption or answer.")  # fmt: skip
 @click.option("--timeout", "answer_seconds", type=click.FloatRange(min=1), default=600,
               show_default=True, metavar="SECONDS", help="Longest wait for an answer.")  # fmt: skip
 @click.option("--stop-timeout", "stop_seconds", type=click.IntRange(min=0), default=20,
