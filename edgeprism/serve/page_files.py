@@ -26,6 +26,16 @@ POLICY = "; ".join(
 )
 
 
+# Python takes types from the system's tables, and some Windows calls JavaScript plain text there,
+# which no browser runs.
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+
 class PageFiles(StaticFiles):
     """Serves a folder's files at `/`; `/` itself is index.html."""
 
@@ -37,6 +47,9 @@ class PageFiles(StaticFiles):
     ) -> Response:
         """Return a file, or 304 if the browser has it."""
         response = super().file_response(full_path, stat_result, scope, status_code)
+        kind = _TYPES.get(os.path.splitext(full_path)[1])
+        if kind and response.status_code == 200:
+            response.headers["Content-Type"] = kind
         response.headers["Content-Security-Policy"] = POLICY
         response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
         response.headers["Cache-Control"] = "no-cache"  # asks each time whether it has changed

@@ -73,3 +73,11 @@ def test_it_converts_in_the_root_of_a_clone(installed: Path, clone: Path, tmp_pa
                   "--captioner", folders.captioner, "--llm", folders.llm,
                   "--vision", folders.vision, "--vision-quant", "fp32", out)  # fmt: skip
     assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+
+
+def test_it_holds_the_files_of_the_page(installed: Path, tmp_path: Path) -> None:
+    python = [str(installed.with_name("python")), "-P", "-c"]
+    list_them = "import edgeprism, os; print(*os.listdir(edgeprism.__path__[0] + '/serve/page'))"
+    there = set(run_in(tmp_path, python, list_them).stdout.split())
+    assert there == {path.name for path in (REPOSITORY / "edgeprism/serve/page").iterdir()}
+    assert "index.html" in there

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, FilePayload, Page, Route, expect
+from playwright.sync_api import Browser, Dialog, FilePayload, Page, Route, expect
 
 from edgeprism.output.streams import CSV_COLUMNS
 from edgeprism.reason.evidence import caption_to_sentences
@@ -219,6 +219,30 @@ def test_a_folder_is_described_and_saved(visit: Visit, folder: Path, texts: list
     in_csv = {("'" if name[0] == "=" else "") + name: text for name, text in expected.items()}
     assert {row["image"]: row["caption"] for row in rows} == in_csv
     assert {row["model"] for row in rows} == {"nano"}
+
+
+def test_unsaved_captions_are_not_lost_to_another_folder(visit: Visit, folder: Path) -> None:
+    run_folder(visit, folder)
+    page, asked = visit.page, []
+
+    def refuse(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.dismiss()
+
+    page.once("dialog", refuse)
+    page.set_input_files("#folder-files", folder / "sea")
+    expect(page.locator("#run h2")).to_have_text("Holiday 2026")
+    assert asked == ["The captions of Holiday 2026 are not saved. Open sea all the same?"]
+    saved(page, "JSON lines")
+    page.set_input_files("#folder-files", folder / "sea")
+    expect(page.locator("#run h2")).to_have_text("sea")
+
+
+def test_scripts_are_called_scripts(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the system's tables say: some Windows calls them plain text."""
+    monkeypatch.setattr("starlette.responses.guess_type", lambda *_: ("text/plain", None))
+    for name, kind in (("main.js", "text/javascript"), ("page.css", "text/css"), ("", "text/html")):
+        assert served.get(f"/{name}").headers["content-type"] == f"{kind}; charset=utf-8"
 
 
 def test_text_files_are_written_and_none_replaced(

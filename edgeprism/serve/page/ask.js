@@ -38,7 +38,7 @@ export function questions(file) {
 /** Ask, and return the list item that the answer comes into. */
 function ask(file, question) {
   const state = make("p", { class: "state", text: "Thinking …" });
-  const answer = make("p", { class: "answer", "aria-live": "polite" });
+  const answer = make("p", { class: "answer" });
   const account = make("p", { class: "account" });
   const focus = make("p", { class: "help" });
   const details = make("details", {}, make("summary", { text: "What it looked at" }), focus, account);

@@ -11,8 +11,10 @@ const AT_A_TIME = 4;
 const HOLDS_FOR_ALL = new Set([401, 403, 404]); // of the server, not of one picture
 let run = null;
 
-/** Show a folder's files [{ path, file }], ready to be described. */
+/** Show a folder's files [{ path, file }], ready to be described; ask before captions get lost. */
 export function openFolder(name, files) {
+  const question = `The captions of ${run?.name} are not saved. Open ${name || "the pictures"} all the same?`;
+  if (run?.isUnsaved && !window.confirm(question)) return;
   run?.stop();
   run = new Run(name, files);
   byId("run").hidden = false;
@@ -61,7 +63,7 @@ class Run {
     this.begin = button("Describe them", () => this.start(), { class: "primary" });
     if (!this.pictures.length) this.begin.hidden = true;
     this.progress = make("progress", { max: this.pictures.length || 1, value: 0, "aria-label": "Pictures described" });
-    this.state = make("p", { class: "state", role: "status" });
+    this.state = make("p", { class: "state" }); // not read aloud at each picture, but at the end
     this.image = make("img", { alt: "", hidden: true, onerror: () => (this.image.hidden = true) });
     this.latest = make("p", { class: "caption" });
     this.now = make("div", { class: "now", hidden: true, "aria-hidden": "true" }, this.image, this.latest);
