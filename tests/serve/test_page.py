@@ -285,7 +285,6 @@ def test_without_access_to_files_the_texts_are_one_file(
     visit: Visit, folder: Path, texts: list[str]
 ) -> None:
     visit.context.add_init_script("delete window.showDirectoryPicker")
-    visit.open(f"{visit.origin}/#folder")
     visit.page.reload()
     run_folder(visit, folder)
     name, text = saved(visit.page, "Text")
@@ -368,7 +367,7 @@ def test_a_phone(browser: Browser, served: Running, scenes: list[bytes]) -> None
         for view in ("Pictures", "Folder"):
             page.get_by_role("link", name=view, exact=True).click()
             assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
-            assert visit.faults() == []
+        assert visit.faults() == []
 
 
 # ---- edgeprism desktop
