@@ -17,7 +17,7 @@ from edgeprism.bundle.open import Bundle, dead_link, find_model, open_bundle
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.atomic import output_error
 from edgeprism.files.home import data_dir
-from edgeprism.install.pulled_models import remember_pulled
+from edgeprism.install.pulled_models import forget_pulled
 from edgeprism.models.catalogue import read_catalogue
 from edgeprism.vision.pair import write_pair
 
@@ -122,7 +122,7 @@ def remove_model(name: str) -> Path:
     except OSError as error:
         raise output_error(entry, error) from error
     _delete(hidden)
-    remember_pulled(name, None)
+    forget_pulled(name)
     for kind in BUILT_IN:
         if chosen_model(kind) == name:
             choose_model(kind, None)

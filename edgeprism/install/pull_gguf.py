@@ -13,13 +13,11 @@ from pathlib import Path
 from edgeprism.bundle.choose_gguf import Choice, choose_files
 from edgeprism.bundle.gguf_parts import part_names, part_paths, read_model_header
 from edgeprism.bundle.open import find_model, open_bundle
-from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.mmproj.speed_up import speed_up_pair
 from edgeprism.convert.options import PairOptions
 from edgeprism.errors import EdgePrismError, ModelError, OutputError, PullError, UsageError
 from edgeprism.files.home import data_dir
 from edgeprism.files.links import link_or_copy, links_work
-from edgeprism.files.remembered import Remembered
 from edgeprism.install.cache_folder import cache_folder
 from edgeprism.install.hub import Fetched, Listing, fetch_files, list_repository
 from edgeprism.install.hub_cache import bytes_to_fetch, cached_listing
@@ -28,8 +26,10 @@ from edgeprism.install.memory_needs import needed_memory
 from edgeprism.install.pulled_models import (
     PulledFrom,
     check_intact,
+    encoder_is_chosen,
     places_of,
     pulled_from,
+    remember_encoder_choice,
     remember_pulled,
 )
 from edgeprism.install.work_folder import (
@@ -48,7 +48,6 @@ from edgeprism.vision.pair import Origin, write_pair
 from edgeprism.vision.trial import remember_captioner
 
 EXTRA = "pairs"
-_encoders_tried = Remembered("encoders.json", limit=100)
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ def speed_up(bundle: Path, encoder: str, progress: Progress) -> None:
         progress.say(f"llama.cpp's own encoder stays: {error.summary}")
         if not isinstance(error, ModelError):
             return  # the disk was full, and may have room when the next pull tries
-    _encoders_tried.remember(_encoder_key(bundle), True)
+    remember_encoder_choice(bundle)
 
 
 def finish_installed(path: Path, name: str, encoder: str, progress: Progress) -> None:
@@ -222,14 +221,9 @@ def finish_installed(path: Path, name: str, encoder: str, progress: Progress) ->
     """
     if not path.is_dir() or open_bundle(path).manifest.vision.mmproj is None:
         return
-    if encoder == "onnx" or _encoder_key(path) not in _encoders_tried.read():
+    if encoder == "onnx" or not encoder_is_chosen(path):
         with written_safely(path), work_folder(name):
             speed_up(path, encoder, progress)
-
-
-def _encoder_key(bundle: Path) -> str:
-    """Return the digests of a pair's two files, as its manifest records them."""
-    return " ".join(source.sha256 for source in manifest_from_bundle(bundle).sources)
 
 
 def mend_leftovers(name: str) -> None:

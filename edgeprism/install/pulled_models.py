@@ -23,6 +23,7 @@ from edgeprism.files.strict_json import record_from_data
 from edgeprism.install.cache_folder import repository_folder
 
 _pulled = Remembered("pulled.json")
+_encoder_choices = Remembered("encoders.json", limit=100)
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,32 @@ def pulled_from(name: str) -> PulledFrom | None:
         return None
 
 
-def remember_pulled(name: str, origin: PulledFrom | None) -> None:
-    """Remember a reasoner's origin; None forgets it."""
-    if origin is not None or name in _pulled.read():
-        _pulled.remember(name, asdict(origin) if origin else None)
+def remember_pulled(name: str, origin: PulledFrom) -> None:
+    """Remember a reasoner's origin."""
+    _pulled.remember(name, asdict(origin))
+
+
+def forget_pulled(name: str) -> None:
+    """Forget all that is remembered of a model, which was removed."""
+    for memory in (_pulled, _encoder_choices):
+        if name in memory.read():
+            memory.remember(name, None)
+
+
+def remember_encoder_choice(bundle: Path) -> None:
+    """Remember that the encoder of an installed pair was chosen; the manifest says which."""
+    _encoder_choices.remember(bundle.name, _stamp(bundle))
+
+
+def encoder_is_chosen(bundle: Path) -> bool:
+    """Return whether the encoder of an installed pair was chosen since it was installed."""
+    return bool(_encoder_choices.read().get(bundle.name) == _stamp(bundle))
+
+
+def _stamp(bundle: Path) -> list[int]:
+    """Return what tells an installation from another of the same files under the same name."""
+    status = (bundle / FILE_NAME).stat()
+    return [status.st_mtime_ns, status.st_ino]
 
 
 def check_intact(path: Path, origin: PulledFrom) -> None:

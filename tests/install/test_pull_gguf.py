@@ -23,6 +23,7 @@ from edgeprism.install import hub as install_hub
 from edgeprism.install import pull_gguf
 from edgeprism.install.gguf_request import GgufOptions, parse_reference, repository_to_name
 from edgeprism.install.inventory import list_models, model_facts, verify_model
+from edgeprism.install.own_models import remove_model
 from edgeprism.install.pull import plan_pull, pull
 from edgeprism.machine.facts import MemoryLimit
 from edgeprism.models.catalogue import SCHEMA, Catalogue, GgufModel
@@ -177,6 +178,36 @@ def test_an_encoder_that_cannot_be_built_leaves_a_whole_pair(
     assert pull(REFERENCE, progress=progress).was_there
     assert "encoder stays" in progress.text
     check_whole(hub.repositories[PAIR])
+
+
+def test_the_encoder_is_chosen_for_each_installation(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[object] = []
+
+    def stop(*_: object) -> str:
+        tried.append("stopped")
+        raise KeyboardInterrupt
+
+    def choose(*_: object) -> str:
+        tried.append("chosen")
+        return "llama.cpp's own encoder stays"
+
+    monkeypatch.setattr(pull_gguf, "speed_up_pair", choose)
+    pull(REFERENCE)
+    # the same files, installed anew: by another program's deletion, by `remove`, by `again`
+    for n, remove in enumerate(
+        (lambda: shutil.rmtree(data_dir() / "models" / NAME), lambda: remove_model(NAME), str)
+    ):
+        remove()
+        tried.clear()
+        monkeypatch.setattr(pull_gguf, "speed_up_pair", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pull(REFERENCE, again=n == 2)
+        monkeypatch.setattr(pull_gguf, "speed_up_pair", choose)
+        assert pull(REFERENCE).was_there
+        assert pull(REFERENCE).was_there
+        assert tried == ["stopped", "chosen"]
 
 
 def test_an_encoder_for_which_the_disk_had_no_room_is_built_by_the_next_pull(
