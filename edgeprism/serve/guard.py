@@ -81,7 +81,7 @@ class Guard:
         if not self._is_own(host):
             raise Refusal(
                 403, "host_refused", f"This server is not {short_line(host, 80)!r}.",
-                "Call it by its address, or start it with --allow-host NAME.",
+                "Call it by its address, or start `edgeprism serve --allow-host NAME`.",
             )  # fmt: skip
         self._check_origin(headers, host, scope)
         key = self._service.options.api_key
@@ -121,7 +121,7 @@ class Guard:
                 return
         raise Refusal(
             403, "origin_refused", f"A web page of another origin ({site}) may not ask.",
-            "Start it with --allow-origin ORIGIN for a page that you trust.",
+            "Start `edgeprism serve --allow-origin ORIGIN` for a page that you trust.",
         )  # fmt: skip
 
     def _needs_key(self, path: str) -> bool:
