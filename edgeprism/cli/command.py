@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import click
 
+from edgeprism.cli.chat_format import told_of_setting
 from edgeprism.cli.errors import colour_choice
 from edgeprism.cli.rules import check_rules
 from edgeprism.cli.settings import use_settings
@@ -78,6 +79,11 @@ class Command(click.Command):
         if not ctx.resilient_parsing:
             check_rules(ctx)
         return rest
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; an error about a setting's chat format says whose it is."""
+        with told_of_setting(ctx):
+            return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under headings."""

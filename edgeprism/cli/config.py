@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgeprism.cli.command import Command, with_examples
-from edgeprism.cli.named_models import model_to_default
+from edgeprism.cli.named_models import model_to_default, say_what_still_holds
 from edgeprism.cli.settings import (
     SETTINGS,
     Setting,
@@ -76,9 +76,15 @@ def get(name: str) -> None:
 @click.argument("values", metavar="VALUE...", nargs=-1, required=True)
 def set_(name: str, values: tuple[str, ...]) -> None:
     """Set NAME, for every command that has such an option, or COMMAND.NAME for one of them."""
+    from edgeprism.bundle.defaults import SETTINGS as DEFAULTS
+
     setting = _setting(name)
     value = _from_text(setting, values)
+    before = read_config().get(name)
     say(f"{name} = {_shown(value)} in {change_config(setting.section, setting.key, value)}")
+    for kind, key in DEFAULTS.items():
+        if name == key and value != before:
+            say_what_still_holds(kind, str(value))
 
 
 @command.command("unset", cls=Command)

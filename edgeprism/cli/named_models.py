@@ -13,7 +13,9 @@ from click.core import ParameterSource
 
 from edgeprism.choices import is_reference
 from edgeprism.cli.rules import is_url
+from edgeprism.cli.terminal import say
 from edgeprism.errors import EdgePrismError, ModelError
+from edgeprism.files.config import read_config
 
 if TYPE_CHECKING:
     from edgeprism.bundle.defaults import Kind
@@ -23,6 +25,8 @@ _PARAMETERS: dict[Kind, tuple[str, ...]] = {
     "captioner": ("model", "models", "captioners"),
     "reasoner": ("reasoner", "reasoners"),
 }
+# kind of model → the setting of the default model's chat format
+_FORMAT_OF: dict[Kind, str] = {"captioner": "lm-chat-format", "reasoner": "chat-format"}
 
 
 def model_to_default(name: str, kind: Kind | None = None) -> tuple[Kind, str]:
@@ -70,6 +74,32 @@ def _kinds_of_path(path: Path) -> list[Kind]:
     if reason := no_language_model(read_model_header(path)):
         raise ModelError(f"{path}: cannot be used: {reason}.", "Name another model.")
     return ["reasoner", "captioner"] if mmproj_beside(path) else ["reasoner"]
+
+
+def make_default(kind: Kind, name: str) -> None:
+    """Make a model the default of its kind; say which setting of the old one holds for it, too."""
+    from edgeprism.bundle.defaults import SETTINGS, choose_model
+
+    before = read_config().get(SETTINGS[kind])
+    choose_model(kind, name)
+    if name != before:
+        say_what_still_holds(kind, name)
+
+
+def say_what_still_holds(kind: Kind, name: str) -> None:
+    """Say that a chat format, which was set for another default, holds for `name` as well."""
+    key = _FORMAT_OF[kind]
+    # a bundle and a server know their chat formats, so that the setting is idle
+    if is_url(name) or (kind == "captioner" and not is_reference(name)):
+        return
+    config = read_config()
+    commands = {name: table for name, table in config.items() if isinstance(table, dict)}
+    for command, table in {"": config, **commands}.items():
+        if key in table:
+            setting = f"{command}.{key}" if command else key
+            say(
+                f"{setting} = {table[key]} still holds; `edgeprism config unset {setting}` ends it."
+            )
 
 
 @contextlib.contextmanager

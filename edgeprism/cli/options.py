@@ -12,6 +12,7 @@ import click
 
 from edgeprism.choices import DEVICES, VISION_QUANTS, is_reference
 from edgeprism.cli import completion
+from edgeprism.cli.chat_format import ChatFormat
 from edgeprism.cli.named_models import (
     is_named,
     told_of_origin,
@@ -94,7 +95,7 @@ def captioner_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def pair_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--lm, --mmproj and --lm-chat-format, for a captioner of two GGUF files."""
     for option in (
-        click.option("--lm-chat-format", metavar="NAME",
+        click.option("--lm-chat-format", type=ChatFormat(), metavar="NAME",
                      help="llama.cpp's name of the pair's chat format, for a file whose own "
                      "template llama.cpp does not know."),
         click.option("--mmproj", type=click.Path(dir_okay=False), metavar="MMPROJ.gguf",
@@ -173,7 +174,7 @@ def answering_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--answer-tokens", type=click.IntRange(min=1), default=256, show_default=True,
                      metavar="N", help="Longest answer."),
         reasoner_options,
-        click.option("--chat-format", metavar="NAME",
+        click.option("--chat-format", type=ChatFormat(), metavar="NAME",
                      help="llama.cpp's name of the reasoner's chat format, for a file whose own "
                      "template llama.cpp does not know."),
         click.option("--reasoner", shell_complete=completion.reasoners, default=default_reasoner,

@@ -12,6 +12,7 @@ import click
 
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.errors import show_error
+from edgeprism.cli.named_models import make_default
 from edgeprism.cli.options import working
 from edgeprism.cli.terminal import StderrProgress, in_columns, print_json, print_line, say
 from edgeprism.errors import EXIT_DONE, EdgePrismError, Interrupted, ModelError, TemplateError
@@ -206,7 +207,6 @@ def _say_what_to_try() -> None:
 
 def _install(offer: Offer) -> None:
     """Get a model, try it, and make it the default."""
-    from edgeprism.bundle.defaults import choose_model
     from edgeprism.install.pull import pull
     from edgeprism.install.setup import try_model
 
@@ -215,7 +215,7 @@ def _install(offer: Offer) -> None:
             pull(offer.name, progress=progress)
     with working(f"trying {offer.name}…"):
         try_model(offer.kind, offer.name)
-    choose_model("captioner" if offer.kind == "captioner" else "reasoner", offer.name)
+    make_default("captioner" if offer.kind == "captioner" else "reasoner", offer.name)
     say(f"{offer.name} is now the {offer.kind} that commands use.")
     if (now := _default(offer.kind)) != offer.name:
         variable = "EDGEPRISM_MODEL" if os.environ.get("EDGEPRISM_MODEL") else "the environment"

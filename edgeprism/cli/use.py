@@ -9,7 +9,7 @@ import click
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.errors import with_options
-from edgeprism.cli.named_models import model_to_default, told_to_pull
+from edgeprism.cli.named_models import make_default, model_to_default, told_to_pull
 from edgeprism.cli.rules import is_url
 from edgeprism.cli.terminal import print_line, say
 from edgeprism.errors import ModelError, UsageError
@@ -26,7 +26,7 @@ def command(name: str) -> None:
     Commands use the default captioner and reasoner when none is named. EDGEPRISM_MODEL goes
     first. The choice is the setting `model` or `reasoner` (`edgeprism config`).
     """
-    from edgeprism.bundle.defaults import BUILT_IN, choose_model, default_model
+    from edgeprism.bundle.defaults import BUILT_IN, default_model
 
     if name:
         kind, chosen = model_to_default(name)
@@ -34,7 +34,7 @@ def command(name: str) -> None:
             raise UsageError(
                 f"{name} is not an installed model.", f"Install it: edgeprism models add {name}"
             )
-        choose_model(kind, chosen)
+        make_default(kind, chosen)
     for each in BUILT_IN:
         print_line(f"{each}: {default_model(each)}")
     for each in BUILT_IN:

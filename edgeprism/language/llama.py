@@ -104,6 +104,13 @@ def supports_offload() -> bool:
     return bool(import_llama().llama_supports_gpu_offload())
 
 
+def chat_formats() -> list[str]:
+    """Return the names of the chat formats that this build of llama.cpp knows, in order."""
+    names = (ctypes.c_char_p * 256)()
+    count = import_llama().llama_chat_builtin_templates(names, len(names))
+    return sorted(name.decode() for name in names[:count] if name)
+
+
 def has_amx() -> bool:
     """Return whether this build of llama.cpp multiplies with Intel's AMX instructions.
 

@@ -22,7 +22,7 @@ from edgeprism.language.chat import Message
 from edgeprism.language.context import Context
 from edgeprism.language.embeddings import token_rows
 from edgeprism.language.kv_memory import kv_bytes
-from edgeprism.language.llama import forget_words, has_amx, import_llama, last_words
+from edgeprism.language.llama import chat_formats, forget_words, has_amx, import_llama, last_words
 from edgeprism.machine.cancel import Cancel
 
 if TYPE_CHECKING:
@@ -168,9 +168,7 @@ class LanguageModel:
             room = length
 
     def _template_error(self, message: str) -> TemplateError:
-        names = (ctypes.c_char_p * 256)()
-        count = self._llama.llama_chat_builtin_templates(names, len(names))
-        known = ", ".join(sorted(name.decode() for name in names[:count] if name))
+        known = ", ".join(chat_formats())
         return TemplateError(message, f"Name its format with `chat_format`: {known}.")
 
     def context(

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from edgeprism.cli import chat_format
 from edgeprism.cli.main import run
 from edgeprism.cli.settings import SETTINGS
 from edgeprism.errors import UsageError
 from edgeprism.files.config import change_config, find_config, read_config
-from tests.helpers import bundles
+from edgeprism.language.llama import chat_formats
+from tests.helpers import bundles, elsewhere
 from tests.helpers.bundles import SAID_TEXT
 
 Captured = pytest.CaptureFixture[str]
@@ -121,6 +123,8 @@ def test_every_setting_is_an_option_of_its_command(capfd: Captured) -> None:
         ("[caption]\nmax-tokens = 2024-01-01\n", "caption.max-tokens"),
         ("model = 7\n", "model"),
         ("[caption]\nmax-tokens = inf\n", "caption.max-tokens"),
+        ('lm-chat-format = "nope"\n', "config unset lm-chat-format"),
+        ('[caption]\nlm-chat-format = "nope"\n', "config unset caption.lm-chat-format"),
         ("[caption]\nmax-tokens = 3.7\n", "caption.max-tokens"),
         (f"[caption]\ntemperature = 1{'0' * 400}\n", "caption.temperature"),
         ("[caption]\ntemperature = nan\n", "caption.temperature"),
@@ -195,6 +199,9 @@ def test_set_get_list_unset(capfd: Captured) -> None:
         (["caption.overwrite", "true"], "caption.overwrite"),
         (["caption.instruction", "a\udcffb"], "UTF-8"),
         (["caption.temperature", "nan"], "finite"),
+        (["chat-format", "nonsense"], "chatml"),
+        (["lm-chat-format", "nope"], "lm-chat-format"),
+        (["ask.chat-format", "nope"], "vicuna"),
     ],
 )
 def test_a_wrong_set_writes_nothing(arguments: list[str], named: str, capfd: Captured) -> None:
@@ -269,6 +276,53 @@ def test_a_chat_format_is_the_default_reasoners(
     assert "a dog" in capfd.readouterr().out
     assert run([*ask, "--reasoner", "odd"]) == 2  # one that is named goes by its own template
     assert run([*ask, "--reasoner", "odd", "--chat-format", "chatml"]) == 0
+
+
+def test_chat_formats_are_llama_cpps() -> None:
+    assert set(chat_formats()) >= chat_format.LONG_KNOWN
+    assert "nonsense" not in chat_formats()
+
+
+def test_an_error_at_use_names_the_setting_of_the_chat_format(
+    photo: Path, scripted_gguf: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    """Another build of llama.cpp may know fewer formats than the one that was asked."""
+    assert run(["models", "add", str(scripted_gguf), "talker"]) == 0
+    monkeypatch.setattr(chat_format, "LONG_KNOWN", frozenset({"bygone"}))
+    written('reasoner = "talker"\nchat-format = "bygone"\n')
+    ask = ["ask", str(photo), "What is it?", "--instruction-mode", "generic", "--no-cache"]
+    assert run(ask) == 2
+    said = capfd.readouterr().err
+    assert f"chat-format = bygone is a setting in {config_file()}" in said
+    assert "edgeprism config unset chat-format" in said
+    assert run([*ask, "--reasoner", "talker", "--chat-format", "bygone"]) == 2
+    said = capfd.readouterr().err
+    assert "setting" not in said
+    assert "Name its format with --chat-format" in said
+
+
+def test_use_says_which_chat_format_still_holds(
+    scripted_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
+    models = elsewhere.write_models(tmp_path)
+    for name in ("eyes", "more"):
+        elsewhere.ollama_model(tmp_path / "ollama", f"registry.ollama.ai/library/{name}/latest",
+                               model=models.lm, projector=models.mmproj)  # fmt: skip
+    assert run(["models", "add", str(scripted_gguf), "talker"]) == 0
+    written('lm-chat-format = "vicuna"\n[ask]\nchat-format = "chatml"\n')
+
+    def said(*arguments: str) -> str:
+        capfd.readouterr()
+        assert run(list(arguments)) == 0
+        return capfd.readouterr().err
+
+    line = "lm-chat-format = vicuna still holds; `edgeprism config unset lm-chat-format`"
+    assert said("use", "ollama:eyes").count(line) == 1
+    assert line not in said("use", "ollama:eyes")  # the same model
+    assert line in said("config", "set", "model", "ollama:more")
+    assert "holds" not in said("use", "nano")  # a bundle knows its chat format
+    assert "`edgeprism config unset ask.chat-format`" in said("use", "talker")
 
 
 def test_an_error_says_that_the_settings_name_the_model(
