@@ -49,31 +49,45 @@ def model_to_default(name: str, kind: Kind | None = None) -> tuple[Kind, str]:
         facts = usable_facts(name)
         found: Kind = "captioner" if facts["kind"] == "captioner" else "reasoner"
         if kind == "captioner" and found == "reasoner":
-            raise _wrong_kind(name, "reasoner")
+            raise _wrong_kind(name, "reasoner", facts["note"])
+        if kind is None and found == "reasoner" and facts["note"]:
+            say(f"note: {name} is taken as a reasoner: {facts['note']}.")
         return kind or found, facts["reference"]  # a captioner's language model answers, too
     from edgeprism.bundle.open import find_model, known_name
 
     with told_to_pull(name, kind):
         path = find_model(name)
-    kinds = _kinds_of_path(path)
+    kinds, note = _kinds_of_path(path)
     if kind is not None and kind not in kinds:
-        raise _wrong_kind(name, kinds[0])
+        raise _wrong_kind(name, kinds[0], note)
     return kind or kinds[0], known_name(path) or os.path.abspath(path)
 
 
-def _kinds_of_path(path: Path) -> list[Kind]:
-    """Return what a model can be; raises ModelError for one that cannot be read."""
+def _kinds_of_path(path: Path) -> tuple[list[Kind], str]:
+    """Return what a model can be, and why it is no captioner where it looks like one.
+
+    Raises ModelError for one that cannot be read.
+    """
     from edgeprism.bundle.elsewhere.kept import mmproj_beside
     from edgeprism.bundle.gguf_parts import read_model_header
     from edgeprism.bundle.gguf_purpose import no_language_model
     from edgeprism.bundle.open import open_bundle
+    from edgeprism.vision.mmproj_checks import check_mmproj, row_width
 
     if path.is_dir():
         open_bundle(path)
-        return ["captioner"]
-    if reason := no_language_model(read_model_header(path)):
+        return ["captioner"], ""
+    header = read_model_header(path)
+    if reason := no_language_model(header):
         raise ModelError(f"{path}: cannot be used: {reason}.", "Name another model.")
-    return ["reasoner", "captioner"] if mmproj_beside(path) else ["reasoner"]
+    mmproj = mmproj_beside(path)
+    if mmproj is None:
+        return ["reasoner"], ""
+    try:
+        check_mmproj(mmproj, row_width(header))
+    except ModelError as error:
+        return ["reasoner"], f"its mmproj cannot be used: {error.summary.rstrip('.')}"
+    return ["reasoner", "captioner"], ""
 
 
 def make_default(kind: Kind, name: str) -> None:
@@ -125,11 +139,13 @@ def told_to_pull(name: str, kind: Kind | None = None) -> Iterator[None]:
         raise
 
 
-def _wrong_kind(name: str, kind: str) -> ModelError:
+def _wrong_kind(name: str, kind: str, note: str = "") -> ModelError:
+    """Return the error for a model of the other kind; `note` says why it is of this one."""
     other = "reasoner" if kind == "captioner" else "captioner"
     return ModelError(
         f"{name} is a {kind}, not a {other}.",
         f"`edgeprism models list` shows every {other}, and which is here.",
+        [note] if note else [],
     )
 
 

@@ -82,6 +82,30 @@ def test_a_default_that_another_program_keeps(
     assert "ollama:llava:7b: Ollama keeps no such model" in capfd.readouterr().err
 
 
+def test_a_pair_whose_mmproj_cannot_be_used_is_a_reasoner_and_says_why(
+    store: Path, tmp_path: Path, models: elsewhere.Models, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wide = mmprojs.mmproj_parts(mmprojs.IDEFICS, n_embd=96).write(tmp_path / "mmproj-wide.gguf")
+    short = tmp_path / "short.gguf"
+    short.write_bytes(models.mmproj.read_bytes()[:-9000])
+    library = "registry.ollama.ai/library"
+    elsewhere.ollama_model(store, f"{library}/wide/1b", model=models.lm, projector=wide)
+    elsewhere.ollama_model(store, f"{library}/short/1b", model=models.lm, projector=short)
+    for name in ("ollama:wide:1b", "ollama:short:1b"):
+        assert run(["use", name]) == 0
+        said = capfd.readouterr()
+        assert f"{name} is taken as a reasoner: its mmproj cannot be used: " in said.err
+        assert f"reasoner: {name}\n" in said.out
+        assert run(["config", "set", "model", name]) == 4
+        said = capfd.readouterr()
+        assert f"{name} is a reasoner, not a captioner" in said.err
+        assert "its mmproj cannot be used: " in said.err
+    lm = elsewhere.copy(models.lm, tmp_path / "pair" / "eyes.gguf")
+    elsewhere.copy(wide, tmp_path / "pair" / "mmproj-eyes.gguf")
+    assert run(["config", "set", "model", str(lm)]) == 4
+    assert "width 96" in capfd.readouterr().err
+
+
 @linux
 def test_a_name_similar_to_what_another_program_keeps(
     store: Path, models: elsewhere.Models, photo: Path, capfd: pytest.CaptureFixture[str]
