@@ -18,7 +18,7 @@ LONG_KNOWN = frozenset((
     "exaone3", "falcon3", "gemma", "gigachat", "glmedge", "granite", "llama2", "llama2-sys",
     "llama2-sys-bos", "llama2-sys-strip", "llama3", "llama4", "megrez", "minicpm", "mistral-v1",
     "mistral-v3", "mistral-v3-tekken", "mistral-v7", "monarch", "openchat", "orion", "phi3",
-    "phi4", "rwkv-world", "smolvlm", "vicuna", "vicuna-orca", "zephyr",
+    "phi4", "rwkv-world", "vicuna", "vicuna-orca", "zephyr",
 ))  # fmt: skip
 _PARAMETERS = ("chat_format", "lm_chat_format")
 
