@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
 import os
-import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +12,12 @@ from pathlib import Path
 
 from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest, VisionVariant
+from edgeprism.bundle.places import find_catalogued, model_places
+from edgeprism.bundle.pulled import pull_command
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.choices import is_reference
 from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest, sha256_of_file
-from edgeprism.files.home import installed_models_dirs
 
 
 @dataclass(frozen=True)
@@ -103,38 +101,19 @@ def find_model(model: str | os.PathLike[str]) -> Path:
             f"Model {text!r} is a repository of a model hub, not a model of this machine.",
             f"`edgeprism pull {text}` gets it. If it is in the hub's cache, name it hub:{text[3:]}",
         )
-    for place in model_places():
-        if (link := dead_link(place, text)) is not None:
-            raise ModelError(
-                f"{link}: its link leads to no file: the hub's cache no longer has it.",
-                f"Pull {text} again, or remove it: edgeprism models remove {text}",
-            )
-    if kind := _kind_in_catalogue(text):
+    if (link := find_dead_link(text)) is not None:
+        raise dead_link_error(link, text)
+    if (catalogued := find_catalogued(text)) is not None:
         raise ModelError(
             f"{text} is not installed yet.",
-            f"It is a {kind}: get it with `edgeprism pull {text}`; `edgeprism models show {text}` "
-            "says what it needs.",
+            f"It is a {catalogued.kind}: get it with `edgeprism pull {text}`; "
+            f"`edgeprism models show {text}` says what it needs.",
         )
     raise ModelError(
         f"Model {text!r} is neither a bundle nor a GGUF file nor an installed model.",
         f"{_similar(text)}`edgeprism models list` shows what there is, `edgeprism pull NAME` gets "
         "more.",
     )
-
-
-def _kind_in_catalogue(name: str) -> str:
-    """Return the kind of a model that `pull` knows by this name, "" for a name of none.
-
-    The whole catalogue is `edgeprism.models.catalogue`'s, which this room does not import.
-    """
-    for place in builtin_models_dir():
-        with contextlib.suppress(OSError, ValueError):  # a stripped install has no catalogue
-            catalogue = json.loads((place / "catalogue.json").read_text(encoding="utf-8"))
-            if name in catalogue["gguf"]:
-                return str(catalogue["gguf"][name]["kind"])
-            kinds = {"captioner": "captioners", "reasoner": "reasoners"}
-            return next((kind for kind, table in kinds.items() if name in catalogue[table]), "")
-    return ""
 
 
 def known_name(path: Path) -> str | None:
@@ -185,19 +164,48 @@ def _model_named(name: str) -> Path | None:
     return None
 
 
+def find_dead_link(name: str) -> Path | None:
+    """Return the link that keeps the reasoner `name` from being found; None if it has none."""
+    if not name or _is_path(name) or _model_named(name) is not None:
+        return None
+    return next(filter(None, (dead_link(place, name) for place in model_places())), None)
+
+
 def dead_link(place: Path, name: str) -> Path | None:
-    """Return the link of a reasoner in a folder of models that leads to no file, if it is one."""
-    links = [place / f"{name}.gguf"]
-    if os.path.isdir(place / name):
-        links += sorted((place / name).glob("*-00001-of-*.gguf"))
-    dead = (link for link in links if os.path.islink(link) and not os.path.exists(link))
-    return next(dead, None)
+    """Return the link of a reasoner in a folder of models that leads to no file, if it has one."""
+    return next(filter(is_dead_link, (place / f"{name}.gguf", *_parts_in(place / name))), None)
+
+
+def is_dead_link(path: Path) -> bool:
+    """Return whether a path is a link that leads to no file."""
+    return os.path.islink(path) and not os.path.exists(path)
+
+
+def dead_link_error(link: Path, name: str) -> ModelError:
+    """Return the error for an installed reasoner of which a link leads to no file."""
+    if command := pull_command(name):
+        why = "its link leads to no file: the hub's cache no longer has it."
+        return ModelError(f"{link}: {why}", f"Pull it again: {command}")
+    return ModelError(
+        f"{link}: its link leads to no file.",
+        f"Mend the link, or remove it: edgeprism models remove {name}",
+    )
 
 
 def first_part_in(folder: Path) -> Path | None:
-    """Return the first part of the language model in several parts that a folder holds alone."""
-    parts = sorted(folder.glob("*-00001-of-*.gguf")) if os.path.isdir(folder) else []
-    return parts[0] if len(parts) == 1 and os.path.isfile(parts[0]) else None
+    """Return the first part of the language model in several parts that a folder holds alone.
+
+    None, too, if a part is a link that leads to no file.
+    """
+    parts = _parts_in(folder)
+    first = [part for part in parts if part.match("*-00001-of-*.gguf")]
+    if len(first) != 1 or any(map(is_dead_link, parts)):
+        return None
+    return first[0] if os.path.isfile(first[0]) else None
+
+
+def _parts_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*-of-*.gguf")) if os.path.isdir(folder) else []
 
 
 def _similar(name: str) -> str:
@@ -215,17 +223,6 @@ def _similar(name: str) -> str:
 
         close = similar_references(name)
     return f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
-
-
-def model_places() -> list[Path]:
-    """Return the folders in which names are looked up, in order: the data folder's comes first."""
-    return [*installed_models_dirs(), *builtin_models_dir()]
-
-
-def builtin_models_dir() -> list[Path]:
-    """Return the folder of the models that ship with the package; none in a stripped install."""
-    spec = importlib.util.find_spec("edgeprism.models")
-    return [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
 
 
 def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
@@ -251,18 +248,14 @@ def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
         if (problem := _size_problem(path / name, entry.size))
     ]
     if wrong:
-        raise ModelError(f"{path}: incomplete:", _made_again(path, manifest), wrong)
+        raise ModelError(f"{path}: incomplete:", _made_again(path), wrong)
     return Bundle(path, manifest, digest)
 
 
-def _made_again(path: Path, manifest: Manifest) -> str:
+def _made_again(path: Path) -> str:
     """Return how to get a model again of which files are missing."""
-    name, source = known_name(path), manifest.sources[0].name if manifest.sources else ""
-    # as `pull` writes it of files that stay in the hub's cache: OWNER/REPO@COMMIT: FILE
-    found = re.fullmatch(r"([\w.-]+/[\w.-]+)@[0-9a-f]+: (\S+)", source, re.ASCII)
-    if found is None or name is None or manifest.family != "mmproj":
-        return "Copy or convert it again."
-    return f"Pull it again: edgeprism pull hf:{found[1]}:{found[2]} --name {name}"
+    command = pull_command(known_name(path) or "")
+    return f"Pull it again: {command}" if command else "Copy or convert it again."
 
 
 def choose_vision(

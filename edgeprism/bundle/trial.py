@@ -215,7 +215,7 @@ def comes_with_package(path: Path) -> bool:
 
     Who can write there can change the code too, so a trial would protect from nothing.
     """
-    from edgeprism.bundle.open import builtin_models_dir
+    from edgeprism.bundle.places import builtin_models_dir
 
     own = path.resolve()
     return any(own.is_relative_to(place.resolve()) for place in builtin_models_dir())

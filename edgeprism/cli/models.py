@@ -190,6 +190,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     is recorded of a file that is named by its path.
     """
     from edgeprism.bundle.open import find_model, known_name
+    from edgeprism.bundle.pulled import pull_command
     from edgeprism.install.inventory import list_models, verify_model
 
     chosen = names or tuple(e.name for e in list_models() if e.state != "available")
@@ -200,9 +201,12 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
         _print_json([asdict(check) for check in checks])
     for check in () if as_json else checks:
         verdict = f"WRONG {check.problem}" if check.problem else "intact"
-        if not check.recorded:
+        if not check.recorded and not check.problem:
             verdict = f"no digest is recorded; its sha256 is {check.sha256}"
         click.echo(printable_line(f"{check.model}: {check.file}: {verdict}"))
+    for name in dict.fromkeys(check.model for check in checks if check.problem):
+        if command := pull_command(name):
+            say(f"Pull {name} again: {command}")
     if any(check.problem for check in checks):
         return EXIT_MODEL
     # The caller named a file that nobody vouches for: nothing was verified.

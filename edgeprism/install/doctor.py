@@ -17,7 +17,8 @@ from typing import Any
 
 import edgeprism
 from edgeprism.bundle.defaults import BUILT_IN, chosen_model
-from edgeprism.bundle.open import find_model
+from edgeprism.bundle.open import find_dead_link, find_model
+from edgeprism.bundle.pulled import places_of, pull_command
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.errors import (
     EXIT_MODEL,
@@ -295,7 +296,9 @@ def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> Non
         where = check_captioner(default)
     except ModelError as error:
         fix = 'pip install --force-reinstall --no-deps "edgeprism"'
-        if environment.get("EDGEPRISM_MODEL"):
+        if (command := pull_command(default)) and places_of(default)[0].is_dir():
+            fix = command
+        elif environment.get("EDGEPRISM_MODEL"):
             fix = "unset EDGEPRISM_MODEL"
         elif default != DEFAULT_MODEL:
             fix = f"edgeprism use {DEFAULT_MODEL}"
@@ -305,8 +308,7 @@ def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> Non
     reasoners = 0
     for entry in list_models():
         if entry.state == "damaged":
-            fix = f"edgeprism pull {entry.name}" if entry.kind == "reasoner" else ""
-            diagnosis.add(f"model {entry.name}", WARN, entry.problem, fix)
+            diagnosis.add(f"model {entry.name}", WARN, entry.problem, pull_command(entry.name))
         elif entry.state != "available":
             diagnosis.add(f"model {entry.name}", OK, f"{entry.kind}, {entry.state}: {entry.path}")
             reasoners += entry.kind == "reasoner"
@@ -326,7 +328,8 @@ def _examine_chosen_reasoner(diagnosis: Diagnosis, name: str) -> None:
     try:
         diagnosis.add("reasoner", OK, f"{name} ({find_model(name)})")
     except ModelError as error:
-        fix = "edgeprism config unset reasoner"
+        pull = pull_command(name) if find_dead_link(name) else ""
+        fix = pull or "edgeprism config unset reasoner"
         diagnosis.add("reasoner", WARN, error.message, fix)
 
 

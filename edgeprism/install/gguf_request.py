@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from edgeprism.bundle.open import builtin_models_dir
+from edgeprism.bundle.places import builtin_models_dir
 from edgeprism.errors import UsageError
 from edgeprism.install.own_models import check_name_form
 from edgeprism.models.catalogue import Catalogue, GgufModel

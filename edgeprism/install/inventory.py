@@ -20,13 +20,18 @@ from edgeprism.bundle.gguf_parts import (
 )
 from edgeprism.bundle.manifest import FILE_NAME
 from edgeprism.bundle.open import (
-    builtin_models_dir,
     check_file,
+    dead_link,
+    dead_link_error,
+    find_dead_link,
     find_model,
     first_part_in,
+    is_dead_link,
     known_name,
     open_bundle,
 )
+from edgeprism.bundle.places import builtin_models_dir
+from edgeprism.bundle.pulled import PulledFrom, pulled_from
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.choices import is_reference
 from edgeprism.errors import ModelError
@@ -35,7 +40,6 @@ from edgeprism.files.home import installed_models_dirs
 from edgeprism.install.discover import reference_facts
 from edgeprism.install.licenses import license_in_header
 from edgeprism.install.memory_needs import needed_memory
-from edgeprism.install.pulled_models import PulledFrom, pulled_from
 from edgeprism.models.catalogue import (
     Catalogue,
     Entry,
@@ -89,7 +93,10 @@ def _with_needs(entry: ModelEntry) -> ModelEntry:
 
 
 def models_in(place: Path) -> list[tuple[str, Path]]:
-    """Return name and path of the bundles and GGUF files in a folder of models."""
+    """Return name and path of the bundles and GGUF files in a folder of models.
+
+    The path of a reasoner may be a link that leads to no file.
+    """
     models = []
     try:
         paths = sorted(place.iterdir())
@@ -108,6 +115,8 @@ def models_in(place: Path) -> list[tuple[str, Path]]:
                 models.append((path.name, first))
             elif path.suffix == ".gguf" and os.path.isfile(path) and is_first_part(path.name):
                 models.append((path.stem, path))
+            elif (link := dead_link(place, path.name.removesuffix(".gguf"))) is not None:
+                models.append((path.name.removesuffix(".gguf"), link))
     return models
 
 
@@ -126,6 +135,8 @@ def _to_entry(name: str, path: Path, state: str, catalogue: Catalogue) -> ModelE
             return ModelEntry(
                 name, "captioner", state, size, bundle.manifest.license, text, str(path)
             )
+        if is_dead_link(path):
+            raise dead_link_error(path, name)
         header = read_model_header(path)
         reasoner = catalogue.reasoners.get(name)
         if reasoner and path.stat().st_size != reasoner.size:
@@ -175,7 +186,7 @@ def model_facts(name: str, catalogue: Catalogue | None = None) -> dict[str, Any]
     try:
         path = find_model(name)
     except ModelError as error:
-        if name in catalogue.names():
+        if name in catalogue.names() and find_dead_link(name) is None:
             entry = catalogue.find(name)
             line = _with_needs(_available(name, entry))
             memory = None if line.memory is None else round(line.memory / 1e9, 1)
@@ -263,6 +274,8 @@ def verify_model(name: str, catalogue: Catalogue | None = None) -> list[FileChec
     catalogue = catalogue or read_catalogue()
     if is_reference(name):
         return _verify_reference(name)
+    if (link := find_dead_link(name)) is not None:
+        return [_dead(name, link)]
     path = find_model(name)
     if path.is_file():
         read_model_header(path)
@@ -310,6 +323,14 @@ def _checked(name: str, path: Path, sha256: str, size: int) -> FileCheck:
     except ModelError as error:
         return FileCheck(name, path.name, sha256, True, error.message)
     return FileCheck(name, path.name, sha256, True, "")
+
+
+def _dead(name: str, link: Path) -> FileCheck:
+    """Return the check of a reasoner's link that leads to no file."""
+    origin = pulled_from(name)
+    recorded = origin.sha256.get(link.name) if origin else None
+    problem = dead_link_error(link, name).message
+    return FileCheck(name, link.name, recorded or "", recorded is not None, problem)
 
 
 def _checked_part(name: str, part: Path) -> FileCheck:

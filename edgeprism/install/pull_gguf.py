@@ -13,6 +13,7 @@ from pathlib import Path
 from edgeprism.bundle.choose_gguf import Choice, choose_files
 from edgeprism.bundle.gguf_parts import part_names, part_paths, read_model_header
 from edgeprism.bundle.open import find_model, open_bundle
+from edgeprism.bundle.pulled import PulledFrom, places_of, pulled_from, remember_pulled
 from edgeprism.convert.mmproj.speed_up import speed_up_pair
 from edgeprism.convert.options import PairOptions
 from edgeprism.errors import EdgePrismError, ModelError, OutputError, PullError, UsageError
@@ -24,13 +25,9 @@ from edgeprism.install.hub_cache import bytes_to_fetch, cached_listing
 from edgeprism.install.licenses import license_in_header
 from edgeprism.install.memory_needs import needed_memory
 from edgeprism.install.pulled_models import (
-    PulledFrom,
     check_intact,
     encoder_is_chosen,
-    places_of,
-    pulled_from,
     remember_encoder_choice,
-    remember_pulled,
 )
 from edgeprism.install.work_folder import (
     mend_interrupted,

@@ -1,90 +1,28 @@
-"""Which installed models `pull` made from GGUF files of a hub, and from which files.
-
-A bundle's manifest says it. Of a reasoner, which is a bare GGUF file, the data folder remembers it.
-"""
+"""What `pull` remembers of the models that it made from GGUF files of a hub."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edgeprism.bundle.choose_gguf import quant_in_name
 from edgeprism.bundle.gguf_parts import part_paths
 from edgeprism.bundle.manifest import FILE_NAME
 from edgeprism.bundle.open import check_file, open_bundle
-from edgeprism.bundle.read_manifest import manifest_from_bundle
-from edgeprism.errors import ManifestError, ModelError
+from edgeprism.bundle.pulled import PulledFrom, forget_origin, places_of, pulled_from
+from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest
-from edgeprism.files.home import data_dir
 from edgeprism.files.links import is_shared
 from edgeprism.files.remembered import Remembered
-from edgeprism.files.strict_json import record_from_data
 from edgeprism.install.cache_folder import repository_folder
 
-_pulled = Remembered("pulled.json")
 _encoder_choices = Remembered("encoders.json", limit=100)
-
-
-@dataclass(frozen=True)
-class PulledFrom:
-    """The origin of an installed model."""
-
-    source: str  # OWNER/REPO@COMMIT
-    lm: str  # the language model's first file, as the repository names it
-    license: str
-    sha256: dict[str, str]  # by installed file; empty for a bundle, whose manifest has them
-
-    @property
-    def repo(self) -> str:
-        """The repository."""
-        return self.source.partition("@")[0]
-
-    @property
-    def commit(self) -> str:
-        """The repository's commit."""
-        return self.source.partition("@")[2]
-
-    def has(self, wanted: str) -> bool:
-        """Return whether the language model is the wanted one: a quantization, a file, or ""."""
-        names = (self.lm, self.lm.rpartition("/")[2], quant_in_name(self.lm))
-        return not wanted or wanted.lower() in [name.lower() for name in names]
-
-
-def places_of(name: str) -> tuple[Path, Path]:
-    """Return where a model of this name is installed: as a folder, or as a single GGUF file."""
-    models = data_dir() / "models"
-    return models / name, models / f"{name}.gguf"
-
-
-def pulled_from(name: str) -> PulledFrom | None:
-    """Return the origin of the installed model `name`; None if `pull` did not make it from GGUF."""
-    folder, _ = places_of(name)
-    if (folder / FILE_NAME).is_file():
-        try:
-            manifest = manifest_from_bundle(folder)
-        except (ManifestError, OSError):
-            return None
-        source, separator, lm = manifest.sources[0].name.partition(": ")
-        if manifest.family != "mmproj" or not separator or "@" not in source:
-            return None
-        return PulledFrom(source, lm, manifest.license, {})
-    try:
-        return record_from_data(PulledFrom, _pulled.read().get(name), "pulled.json")
-    except ManifestError:  # nothing is remembered, or it was changed
-        return None
-
-
-def remember_pulled(name: str, origin: PulledFrom) -> None:
-    """Remember a reasoner's origin."""
-    _pulled.remember(name, asdict(origin))
 
 
 def forget_pulled(name: str) -> None:
     """Forget all that is remembered of a model, which was removed."""
-    for memory in (_pulled, _encoder_choices):
-        if name in memory.read():
-            memory.remember(name, None)
+    forget_origin(name)
+    if name in _encoder_choices.read():
+        _encoder_choices.remember(name, None)
 
 
 def remember_encoder_choice(bundle: Path) -> None:

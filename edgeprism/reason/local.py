@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from edgeprism.arguments import check_flag, check_integer, check_keywords, check_path, check_text
 from edgeprism.bundle.gguf_parts import model_bytes, model_digest, part_paths, parts_to_digest
-from edgeprism.bundle.open import find_model, known_name
+from edgeprism.bundle.open import find_dead_link, find_model, known_name
 from edgeprism.choices import is_reference
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.digests import file_digest
@@ -278,7 +278,7 @@ def _missing(name: str, error: ModelError) -> ModelError:
         return ModelError(
             f"{name}: no such reasoner.", f"For a server, write its whole address: http://{server}"
         )
-    if name.startswith("hf:"):
+    if name.startswith("hf:") or find_dead_link(name) is not None:
         return error  # it says how to get it
     if os.path.basename(name) != name:
         return ModelError(f"{name}: no such reasoner.", "Name a chat model's GGUF file.")

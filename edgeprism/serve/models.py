@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
+from edgeprism.bundle.open import dead_link_error, find_dead_link
 from edgeprism.errors import EdgePrismError
 from edgeprism.install.inventory import list_models
 from edgeprism.language.gpu import find_gpu
@@ -107,10 +108,10 @@ class Models:
         known = {"captioner": captioner, **({"reasoner": reasoner} if plus else {})}
         for kind, part in known.items():
             if part not in installed[kind]:
-                raise Refusal(
-                    404, "model_not_found", f"There is no {kind} {part!r} here.",
-                    "GET /v1/models lists what there is; `edgeprism pull` adds models.",
-                )  # fmt: skip
+                hint = "GET /v1/models lists what there is; `edgeprism pull` adds models."
+                if (link := find_dead_link(part)) is not None:
+                    hint = dead_link_error(link, part).hint
+                raise Refusal(404, "model_not_found", f"There is no {kind} {part!r} here.", hint)
         return ModelName(captioner, reasoner if plus else None)
 
     async def resolve_both(self, name: str | None) -> ModelName:

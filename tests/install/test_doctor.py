@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from edgeprism.bundle.pulled import PulledFrom, remember_pulled
 from edgeprism.cli.main import run
 from edgeprism.files.home import data_dir
 from edgeprism.install import doctor
 from edgeprism.install.diagnosis import BAD, WARN, Diagnosis, Finding
+from edgeprism.models.catalogue import read_catalogue
 
 GOOD: dict[str, dict[str, Any]] = {
     "vision": {"providers": {"CPUExecutionProvider": ""}},
@@ -228,6 +230,25 @@ def test_damaged_models_are_told(tmp_path: Path) -> None:
     diagnosis = doctor.examine()
     assert diagnosis.exit_code == 0
     assert finding(diagnosis, "model smollm2-135m").fix == "edgeprism pull smollm2-135m"
+
+
+@pytest.mark.usefixtures("usable", "engines")
+def test_models_whose_links_lead_nowhere_are_pulled_again() -> None:
+    models = data_dir() / "models"
+    models.mkdir()
+    for name, repo in (("talker", "someone/Chat-GGUF"), ("llama3.2-1b", "")):
+        (models / f"{name}.gguf").symlink_to(models / "gone")
+        repo = repo or read_catalogue().gguf[name].repo
+        remember_pulled(name, PulledFrom(f"{repo}@{'0' * 40}", "chat-Q8_0.gguf", "", {}))
+    cures = {
+        "talker": "edgeprism pull hf:someone/Chat-GGUF:chat-Q8_0.gguf --name talker",
+        "llama3.2-1b": "edgeprism pull llama3.2-1b",
+    }
+    for name, cure in cures.items():
+        (data_dir() / "config.toml").write_text(f'reasoner = "{name}"\n')
+        diagnosis = doctor.examine()
+        assert finding(diagnosis, "reasoner").fix == cure
+        assert finding(diagnosis, f"model {name}").fix == cure
 
 
 @pytest.mark.usefixtures("usable", "engines")

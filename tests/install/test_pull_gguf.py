@@ -19,8 +19,8 @@ from edgeprism.cli.main import run
 from edgeprism.errors import EdgePrismError, ModelError, PullError, UsageError
 from edgeprism.files import links
 from edgeprism.files.home import data_dir
+from edgeprism.install import doctor, pull_gguf
 from edgeprism.install import hub as install_hub
-from edgeprism.install import pull_gguf
 from edgeprism.install.gguf_request import GgufOptions, parse_reference, repository_to_name
 from edgeprism.install.inventory import list_models, model_facts, verify_model
 from edgeprism.install.own_models import remove_model
@@ -265,7 +265,7 @@ def test_quiet_says_nothing(hub: StandInHub, capfd: pytest.CaptureFixture[str]) 
 
 
 def test_links_into_a_cache_that_was_deleted(
-    hub: StandInHub, capfd: pytest.CaptureFixture[str]
+    hub: StandInHub, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair, chat = pull(REFERENCE).path, pull(f"hf:{CHAT}", options=GgufOptions(name="talker")).path
     for link in (pair / "lm.gguf", chat):
@@ -279,6 +279,10 @@ def test_links_into_a_cache_that_was_deleted(
         find_model("talker")
     assert run(["models", "list"]) == 0
     assert "incomplete: lm.gguf: cannot be read" in capfd.readouterr().out
+    monkeypatch.setattr(doctor, "probe", lambda _: {"error": "not asked", "hint": ""})
+    (data_dir() / "config.toml").write_text(f'model = "{NAME}"\n')
+    [default] = [f for f in doctor.examine({}).findings if f.topic == "default model"]
+    assert default.fix == again
     assert run(again.split()[1:]) == 0
     assert run(["pull", f"hf:{CHAT}", "--name", "talker"]) == 0
     assert not any(check.problem for name in (NAME, "talker") for check in verify_model(name))
@@ -289,6 +293,47 @@ def test_links_into_a_cache_that_was_deleted(
     assert not chat.is_symlink()
     assert "stay" not in capfd.readouterr().err  # the cache no longer has them
     assert run(["models", "remove", "talker", "--yes"]) == 4
+
+
+def test_a_reasoner_whose_link_leads_nowhere_says_everywhere_how_to_pull_it(
+    hub: StandInHub, photo: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chat = pull(f"hf:{CHAT}", options=GgufOptions(name="talker")).path
+    second = pull("hf:someone/Big-GGUF").path.with_name("big-00002-of-00003.gguf")
+    own = data_dir() / "models" / "own.gguf"
+    for link in (chat, second, own):
+        link.unlink(missing_ok=True)
+        link.symlink_to(link.parent / "gone")
+    capfd.readouterr()
+    pulls = {
+        "talker": f"edgeprism pull hf:{CHAT}:{CHAT_LM} --name talker",
+        "big": "edgeprism pull hf:someone/Big-GGUF:Q4_K_M/big-Q4_K_M-00001-of-00003.gguf "
+        "--name big",
+    }
+    hints = {**{name: f"Pull it again: {again}" for name, again in pulls.items()},
+             "own": "remove it: edgeprism models remove own"}  # fmt: skip
+    for name, hint in hints.items():
+        for command in (["models", "show", name], ["use", name],
+                        ["ask", str(photo), "What?", "--reasoner", name]):  # fmt: skip
+            assert run(command) == 4
+            printed = capfd.readouterr().err
+            assert "leads to no file" in printed, command
+            assert hint in " ".join(printed.split()), command
+        assert run(["models", "verify", name]) == 4
+        printed = capfd.readouterr().out
+        assert "WRONG" in printed
+        assert "leads to no file" in printed
+    assert {e.name: e.state for e in list_models() if e.name in hints} == dict.fromkeys(
+        hints, "damaged"
+    )
+    # one wrong model does not keep the others from being verified
+    assert run(["models", "verify"]) == 4
+    printed = capfd.readouterr()
+    assert "nano: lm.gguf: intact" in printed.out
+    for name, again in pulls.items():
+        assert f"Pull {name} again: {again}" in printed.err
+        assert run(again.split()[1:]) == 0
+        assert not any(check.problem for check in verify_model(name))
 
 
 def test_a_link_across_disks_is_removed(hub: StandInHub, tmp_path: Path) -> None:

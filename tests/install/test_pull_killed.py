@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from edgeprism.bundle.open import check_file, open_bundle
+from edgeprism.bundle.pulled import pulled_from
 from edgeprism.errors import ModelError
 from edgeprism.files.home import data_dir
-from edgeprism.install.pulled_models import pulled_from
 from tests.helpers.gguf_repositories import LM, MMPROJ, PAIR, pair_files
 from tests.helpers.hub import StandInHub
 
