@@ -300,6 +300,8 @@ def _shown(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
     """Return nested facts as lines of indented text."""
+    from edgeprism.install.licenses import restriction
+
     lines = []
     for key, value in facts.items():
         label = f"{indent}{printable_line(key)}:"
@@ -311,7 +313,8 @@ def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
             for item in value:
                 lines += [label, *_lines(item, indent + "  ")]
         else:
-            lines.append(f"{label} {_text(value)}")
+            note = restriction(value) if key == "license" else ""
+            lines.append(f"{label} {_text(value)}{note}")
     return lines
 
 

@@ -35,10 +35,19 @@ def command(name: str) -> None:
                 f"{name} is not an installed model.", f"Install it: edgeprism models add {name}"
             )
         make_default(kind, chosen)
+        _say_restriction(chosen)
     for each in BUILT_IN:
         print_line(f"{each}: {default_model(each)}")
     for each in BUILT_IN:
         _warn_if_missing(default_model(each))
+
+
+def _say_restriction(name: str) -> None:
+    from edgeprism.install.inventory import license_of
+    from edgeprism.install.licenses import restriction
+
+    if not is_url(name) and restriction(license_ := license_of(name)):
+        say(f"note: the licence of {name}, {license_}, restricts its use.")
 
 
 def _warn_if_missing(name: str) -> None:

@@ -68,7 +68,7 @@ class Listing:
 
     repo: str
     revision: str  # the commit
-    license: str  # as the model card says; "" if it does not
+    license: str  # as the model card, or the catalogue, says; "" if neither does
     gated: bool
     files: Mapping[str, HubFile]
     endpoint: str | None = None  # replaces HF_ENDPOINT

@@ -196,6 +196,20 @@ def model_facts(name: str, catalogue: Catalogue | None = None) -> dict[str, Any]
     return _gguf_facts(path, catalogue) if path.is_file() else _bundle_facts(path)
 
 
+def license_of(name: str) -> str:
+    """Return the licence of a model that is here, without hashing it; "" if none is recorded.
+
+    Raises ModelError if there is no such model, or it cannot be read.
+    """
+    if is_reference(name):
+        return str(reference_facts(name)["license"])
+    path = find_model(name)
+    if path.is_dir():
+        return manifest_from_bundle(path).license
+    known = read_catalogue().reasoners.get(name)
+    return known.license if known else _license(name, read_model_header(path))
+
+
 def _bundle_facts(path: Path) -> dict[str, Any]:
     bundle = open_bundle(path)
     m = bundle.manifest

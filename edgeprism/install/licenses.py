@@ -43,6 +43,23 @@ def _terms_of_one(name: str) -> Terms:
     return "own terms" if _OWN_TERMS.search(name) else "unknown"
 
 
+def restriction(license_: str) -> str:
+    """Return what stands behind a licence's name where it restricts the use, "" where not."""
+    return ": restricts its use" if license_terms(license_) == "restricted" else ""
+
+
+def published_license(page: str, catalogued: str) -> str:
+    """Return a model's licence from its page and from the catalogue; "" is one that says none.
+
+    Where they differ it is the one that restricts more, for one of them is out of date. A page may
+    be silent (offline nobody asks it), and the catalogue may refer to the page.
+    """
+    stated = [name for name in (catalogued, page) if license_terms(name) != "unknown"]
+    if not stated:
+        return page or catalogued
+    return max(stated, key=lambda name: ORDER.index(license_terms(name)))
+
+
 def license_in_header(header: GgufHeader) -> str:
     """Return the licence that a GGUF file names, "" if it names none."""
     name = str(header.metadata.get("general.license") or "")

@@ -20,6 +20,7 @@ from edgeprism.files.home import data_dir
 from edgeprism.install.extras import install_extra, missing_for_convert
 from edgeprism.install.gguf_request import GgufOptions, GgufRequest, gguf_request
 from edgeprism.install.hub import Fetched, fetch_repository
+from edgeprism.install.licenses import restriction
 from edgeprism.install.near_misses import unknown_model
 from edgeprism.install.pull_gguf import (
     Plan,
@@ -196,11 +197,13 @@ def _pull_request(request: GgufRequest, again: bool, progress: Progress) -> Pull
 def _origins(entry: WheelReasoner | HubCaptioner) -> list[str]:
     """Return a line on origin and licence for each repository or wheel."""
     if isinstance(entry, WheelReasoner):
-        return [f"  {entry.origin} {entry.version}; licence: {entry.license}"]
+        return [
+            f"  {entry.origin} {entry.version}; licence: {entry.license}{restriction(entry.license)}"
+        ]
     return [
         f"  {repository.role}: {repository.repo} at {repository.revision}"
         f"{'' if repository.verified else ', unverified: this project has not run it'}"
-        f"; licence: {repository.license}"
+        f"; licence: {repository.license}{restriction(repository.license)}"
         for repository in entry.repositories
     ]
 

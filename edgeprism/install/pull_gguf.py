@@ -5,6 +5,7 @@ The files stay in the hub's cache, which other programs share; the data folder g
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from edgeprism.files.links import link_or_copy, links_work
 from edgeprism.install.cache_folder import cache_folder
 from edgeprism.install.hub import Fetched, Listing, fetch_files, list_repository
 from edgeprism.install.hub_cache import bytes_to_fetch, cached_listing
-from edgeprism.install.licenses import license_in_header
+from edgeprism.install.licenses import license_in_header, published_license, restriction
 from edgeprism.install.memory_needs import needed_memory
 from edgeprism.install.pulled_models import (
     check_intact,
@@ -71,7 +72,7 @@ class Plan:
         unknown = "the hub's cache does not say it" if listing.offline else "the page names none"
         lines = [
             f"  {where}{'' if self.verified else ', unverified: this project has not run it'}",
-            f"  licence: {listing.license or unknown}",
+            f"  licence: {listing.license or unknown}{restriction(listing.license)}",
             *(f"  language model: {_described(listing, name, choice.quant)}" for name in choice.lm),
         ]
         if choice.mmproj:
@@ -112,6 +113,8 @@ def plan_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) -> Pl
         listing = cached_listing(entry.repo, entry.revision, switch)
     else:
         listing = list_repository(entry.repo, entry.revision, progress, extra=EXTRA)
+    license_ = published_license(listing.license, entry.license)
+    listing = dataclasses.replace(listing, license=license_)
     try:
         choice = choose_files(listing.sizes, quant or entry.quant)
     except EdgePrismError as error:

@@ -23,6 +23,7 @@ from edgeprism.install import doctor, pull_gguf
 from edgeprism.install import hub as install_hub
 from edgeprism.install.gguf_request import GgufOptions, parse_reference, repository_to_name
 from edgeprism.install.inventory import list_models, model_facts, verify_model
+from edgeprism.install.licenses import published_license
 from edgeprism.install.own_models import remove_model
 from edgeprism.install.pull import plan_pull, pull
 from edgeprism.machine.facts import MemoryLimit
@@ -429,6 +430,54 @@ def test_a_name_of_the_catalogue(hub: StandInHub) -> None:
     deaf = GgufModel("", "reasoner", "", PAIR, "main", False, None)
     path = pull("deaf", catalogue=Catalogue(SCHEMA, {}, {}, {"deaf": deaf})).path
     assert path.name == "deaf.gguf"
+
+
+def test_the_licence_of_the_catalogue_is_kept_and_a_restriction_is_told(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    eyes = GgufModel("", "captioner", "Apache-2.0", PAIR, "main", False, 0.1)
+    talker = GgufModel("", "reasoner", "qwen-research", CHAT, "main", False, 0.1)
+    catalogue = Catalogue(SCHEMA, {}, {}, {NAME: eyes, "talker": talker})
+    told = "licence: qwen-research: restricts its use"
+    assert told in "\n".join(plan_pull("talker", catalogue=catalogue).lines())
+    for name in (NAME, "talker"):
+        pull(name, catalogue=catalogue)
+    shutil.rmtree(data_dir() / "models")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    progress = Said(hub)
+    for name in (NAME, "talker"):
+        pull(name, catalogue=catalogue, progress=progress)
+    assert told in progress.text
+    assert "licence: Apache-2.0\n" in progress.text
+    assert {e.name: e.license for e in list_models() if e.name in catalogue.gguf} == {
+        NAME: "Apache-2.0", "talker": "qwen-research"
+    }  # fmt: skip
+    capfd.readouterr()
+    assert run(["models", "show", "talker"]) == 0
+    assert "license: qwen-research: restricts its use\n" in capfd.readouterr().out
+    assert run(["use", "talker"]) == 0
+    assert "the licence of talker, qwen-research, restricts its use" in capfd.readouterr().err
+    assert run(["use", NAME]) == 0
+    assert "restricts" not in capfd.readouterr().err
+    assert run(["models", "show", "qwen2.5-vl-3b"]) == 0  # of the catalogue
+    assert "license: qwen-research: restricts its use\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("page", "catalogued", "kept"),
+    [
+        ("apache-2.0", "Apache-2.0", "Apache-2.0"),
+        ("", "gemma", "gemma"),
+        ("other", "qwen-research", "qwen-research"),
+        ("mit", "not recorded: see the model page", "mit"),
+        ("somebodys-terms", "not recorded: see the model page", "somebodys-terms"),
+        ("cc-by-nc-4.0", "Apache-2.0", "cc-by-nc-4.0"),
+        ("apache-2.0", "qwen-research", "qwen-research"),
+        ("apache-2.0", "", "apache-2.0"),
+    ],
+)
+def test_of_two_licences_the_stricter_is_kept(page: str, catalogued: str, kept: str) -> None:
+    assert published_license(page, catalogued) == kept
 
 
 def test_names() -> None:
