@@ -26,6 +26,7 @@ ENCODE, ENCODE_GRAPH, PREFILL, DECODE = 0.8, 1.8, 1.2, 0.65
 CAPTION_TOKENS, ANSWER_TOKENS = 80, 30
 QUESTION_TOKENS = 400  # the captions, the question and the examples of its prompt
 PATIENCE_S = 20.0  # for one picture, or one answer; above it a faster model is recommended
+FASTER = 0.7  # of the recommended one's time; less of a difference the estimates do not tell
 OFFERED = 3
 _MEMORY_SHARE = 0.8  # of what the machine has, for one model
 
@@ -63,8 +64,9 @@ def choose_offers(
 
     What is on the disk goes before what must be fetched, and among both a licence of freer terms
     before others. Among models to fetch, the recommended one is the largest of the freest terms
-    that takes no longer than `PATIENCE_S`; a larger and a faster one of any terms follow. What a
-    licence restricts, to research for example, comes last, wherever it lies.
+    that takes no longer than `PATIENCE_S`; a larger one and one that takes at most `FASTER` of its
+    time, of any terms, follow where there are such. What a licence restricts, to research for
+    example, comes last, wherever it lies.
     `cached` names models of the catalogue whose files lie in the hub's cache.
     """
     fitting = [
@@ -78,7 +80,7 @@ def choose_offers(
     here = sorted((offer for offer in fitting if offer.here), key=_impatience)
     here.sort(key=lambda offer: ORDER.index(offer.terms))
     known = [o for o in fitting if not o.here and o.seconds is not None and not offline]
-    known.sort(key=lambda offer: offer.seconds or 0.0)
+    known.sort(key=lambda offer: (offer.seconds or 0.0, offer.name))
     offers = [*here, *_around_best(known)]
     free = [offer for offer in offers if offer.terms != "restricted"]
     restricted = [offer for offer in offers if offer.terms == "restricted"]
@@ -86,23 +88,28 @@ def choose_offers(
     return [*free[:room], *restricted][:OFFERED]
 
 
-def _impatience(offer: Offer) -> tuple[bool, float]:
+def _impatience(offer: Offer) -> tuple[bool, float, str]:
     """Order what is here: the largest that is fast enough, then the rest, the fastest first."""
     if offer.seconds is None or offer.seconds <= PATIENCE_S:
-        return False, -(offer.memory_bytes or 0)
-    return True, offer.seconds
+        return False, -(offer.memory_bytes or 0), offer.name
+    return True, offer.seconds, offer.name
 
 
 def _around_best(by_seconds: list[Offer]) -> list[Offer]:
-    """Return the best of the freest terms that there are, then larger and faster ones."""
+    """Return the best of the freest terms that there are, then a larger and a faster one."""
     if not by_seconds:
         return []
     freest = min(ORDER.index(offer.terms) for offer in by_seconds)
     places = [i for i, offer in enumerate(by_seconds) if ORDER.index(offer.terms) == freest]
     quick = [i for i in places if (by_seconds[i].seconds or 0.0) <= PATIENCE_S]
-    best = quick[-1] if quick else places[0]
-    around = [best, best + 1, best - 1, best + 2, best - 2]
-    return [by_seconds[i] for i in around if 0 <= i < len(by_seconds)]
+    place = quick[-1] if quick else places[0]
+    best = by_seconds[place]
+    larger = [
+        o for o in by_seconds[place + 1 :] if (o.memory_bytes or 0) > (best.memory_bytes or 0)
+    ]
+    limit = FASTER * (best.seconds or 0.0)
+    faster = [o for o in by_seconds[:place] if (o.seconds or 0.0) <= limit]
+    return [best, *larger[:1], *faster[-1:]]
 
 
 def _fits(memory: int | None) -> bool:

@@ -11,13 +11,14 @@ from edgeprism.errors import NoAnswerError
 from edgeprism.install.discover import Discovered, discover
 from edgeprism.install.extras import has_module, install_extra
 from edgeprism.install.inventory import ModelEntry, list_models
+from edgeprism.install.known_rates import best_rates, known_rates
 from edgeprism.install.memory_needs import needed_memory
 from edgeprism.install.offers import Offer, choose_offers
 from edgeprism.install.work_folder import offline_switch
 from edgeprism.machine import facts
 from edgeprism.machine.available_memory import available_memory
 from edgeprism.machine.load import busy_cores
-from edgeprism.machine.rates import Rates, assumed_rates, measure_rates
+from edgeprism.machine.rates import Rates, measure_rates
 from edgeprism.models.catalogue import KINDS, Catalogue, read_catalogue
 
 _HUB = "hub:"
@@ -53,7 +54,7 @@ class Survey:
         lines = [
             f"{m.cpu}: {m.cores} core{'s' * (m.cores != 1)}, {memory}, "
             f"{'a GPU that llama.cpp uses' if m.gpu else 'no GPU that llama.cpp uses'}; "
-            f"measured {m.rates.gflops:.0f} GFLOP/s and {m.rates.read_gbs:.0f} GB/s"
+            f"measured {m.rates.gflops:.0f} GFLOP/s and {m.rates.read_gbs:.0f} GB/s at best"
         ]
         if m.busy_cores:
             lines.append("Other programs are busy; the times below hold for a quiet machine.")
@@ -65,7 +66,10 @@ class Survey:
 
 
 def survey_machine(seconds: float = 2.0, catalogue: Catalogue | None = None) -> Survey:
-    """Measure the machine for `seconds` and choose the models to offer."""
+    """Measure the machine for `seconds` and choose the models to offer.
+
+    The rates are the best of this run and of earlier ones.
+    """
     from edgeprism.language.llama import supports_offload
 
     catalogue = catalogue or read_catalogue()
@@ -77,7 +81,7 @@ def survey_machine(seconds: float = 2.0, catalogue: Catalogue | None = None) -> 
         memory_bytes=facts.memory_bytes(),
         free_memory_bytes=available_memory(),
         gpu=supports_offload(),
-        rates=measure_rates(seconds),
+        rates=best_rates(measure_rates(seconds)),
     )
     obstacle = obstacle_to_fetching()
     listed = list_models(catalogue)
@@ -93,14 +97,14 @@ def survey_machine(seconds: float = 2.0, catalogue: Catalogue | None = None) -> 
 
 
 def suggest_captioner(catalogue: Catalogue | None = None) -> Offer | None:
-    """Return a captioner of photographs for this machine, without measuring it; None if none fits.
+    """Return a captioner of photographs for this machine; None if none fits.
 
-    It does not look for the models of other programs, which takes longer, and names none whose
-    licence restricts its use.
+    It goes by what `setup` measured here, else by a usual machine. It does not look for the models
+    of other programs, which takes longer, and names none whose licence restricts its use.
     """
     catalogue = catalogue or read_catalogue()
     entries, offline = list_models(catalogue), bool(obstacle_to_fetching())
-    offers = choose_offers("captioner", entries, catalogue.work, assumed_rates(), offline=offline)
+    offers = choose_offers("captioner", entries, catalogue.work, known_rates(), offline=offline)
     return next((offer for offer in offers if offer.terms != "restricted"), None)
 
 

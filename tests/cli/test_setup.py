@@ -13,14 +13,16 @@ from huggingface_hub import constants
 
 from edgeprism.bundle.defaults import default_model
 from edgeprism.cli.main import run
+from edgeprism.files.home import data_dir
 from edgeprism.install import hub as install_hub
 from edgeprism.install import setup
 from edgeprism.install.inventory import ModelEntry
+from edgeprism.install.known_rates import best_rates, known_rates
 from edgeprism.install.licenses import license_terms
 from edgeprism.install.offers import PATIENCE_S, choose_offers
 from edgeprism.install.setup import suggest_captioner
 from edgeprism.machine import facts
-from edgeprism.machine.rates import Rates, measure_rates
+from edgeprism.machine.rates import Rates, assumed_rates, measure_rates
 from edgeprism.models.catalogue import Work, read_catalogue
 from tests.helpers import bundles
 from tests.helpers.elsewhere import ollama_model, other_lm
@@ -311,13 +313,58 @@ def test_a_licence_of_freer_terms_goes_first() -> None:
         return [offer.name for offer in offers]
 
     assert names(research, unknown, gemma, free)[0] == "a"
-    assert names(research, unknown, gemma) == ["b", "c", "d"]
+    assert names(research, unknown, gemma) == ["b", "c"]
     assert names(research, unknown) == ["c", "d"]
     assert names(research) == ["d"]
     # what is here goes first, unless its licence restricts it
     here = replace(gemma, state="installed"), replace(research, state="installed")
     assert names(*here, free) == ["b", "a", "d"]
     assert names(replace(unknown, state="installed"), here[0]) == ["b", "c"]
+
+
+def test_a_neighbour_that_is_hardly_faster_is_left_out() -> None:
+    work = {n: Work(g, 300, 0.5, 0.2) for n, g in (("tie", 900), ("best", 900), ("near", 800))}
+    work["quick"] = Work(100, 300, 0.1, 0.2)
+    near, *two = [entry(name, GB // 2) for name in ("near", "tie", "best")]
+    quick = entry("quick", GB // 4)
+
+    def names(*entries: ModelEntry) -> list[str]:
+        offers = choose_offers("captioner", entries, work, FAST, offline=False)
+        return [offer.name for offer in offers]
+
+    assert names(near, *two) == ["tie"]
+    assert names(quick, near, *two) == ["tie", "quick"]
+    assert names(*reversed(two), near, quick) == ["tie", "quick"]  # ties by name
+
+
+def test_the_best_rates_of_all_runs_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert known_rates() == assumed_rates()
+    assert best_rates(Rates(100.0, 9.0)) == Rates(100.0, 9.0)
+    assert best_rates(Rates(80.0, 12.0)) == Rates(100.0, 12.0)
+    assert known_rates() == Rates(100.0, 12.0)
+    monkeypatch.setattr(facts, "cpu_name", lambda: "another")
+    assert not known_rates().measured
+    assert best_rates(Rates(5.0, 5.0)) == Rates(5.0, 5.0)
+    for damage in ("5", '{"gflops": true}', '{"gflops": -1, "read_gbs": 1e999}', '{"gflops": []}'):
+        key = f"another, cores: {facts.available_cores()}"
+        (data_dir() / "machine.json").write_text(f"{{{json.dumps(key)}: {damage}}}")
+        assert not known_rates().measured
+    assert best_rates(Rates(6.0, 6.0)) == Rates(6.0, 6.0)
+
+
+def test_nano_names_what_setup_proposes(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    proposed: list[str] = []
+    for speed in (1.0, 20.0, 3.0):
+        rates = Rates(30.0 * speed, 3.0 * speed)
+        monkeypatch.setattr(setup, "measure_rates", lambda _seconds, rates=rates: rates)
+        assert run(["setup", "--only", "captioner", "--json"]) == 0
+        (first, *_) = json.loads(capfd.readouterr().out)["captioners"]
+        assert run(["caption", str(photo)]) == 0
+        assert f"edgeprism pull {first['name']} " in capfd.readouterr().err
+        proposed.append(first["name"])
+    assert proposed[0] != proposed[1] == proposed[2]
 
 
 def test_times_follow_the_rates() -> None:
