@@ -39,9 +39,11 @@ def model_to_default(name: str, kind: Kind | None = None) -> tuple[Kind, str]:
     Raises:
         ModelError: It is not here, cannot be read, or is of the other kind.
     """
+    from edgeprism.bundle.kinds import no_reasoner, wrong_kind
+
     if is_url(name):
         if kind == "captioner":
-            raise _wrong_kind(name, "reasoner")
+            raise wrong_kind(name, "reasoner")
         return "reasoner", name
     if is_reference(name):
         from edgeprism.install.discover import usable_facts
@@ -49,7 +51,7 @@ def model_to_default(name: str, kind: Kind | None = None) -> tuple[Kind, str]:
         facts = usable_facts(name)
         found: Kind = "captioner" if facts["kind"] == "captioner" else "reasoner"
         if kind == "captioner" and found == "reasoner":
-            raise _wrong_kind(name, "reasoner", facts["note"])
+            raise wrong_kind(name, "reasoner", [facts["note"]] if facts["note"] else [])
         if kind is None and found == "reasoner" and facts["note"]:
             say(f"note: {name} is taken as a reasoner: {facts['note']}.")
         return kind or found, facts["reference"]  # a captioner's language model answers, too
@@ -58,8 +60,10 @@ def model_to_default(name: str, kind: Kind | None = None) -> tuple[Kind, str]:
     with told_to_pull(name, kind):
         path = find_model(name)
     kinds, note = _kinds_of_path(path)
+    if kind == "reasoner" and kind not in kinds:
+        raise no_reasoner(path)
     if kind is not None and kind not in kinds:
-        raise _wrong_kind(name, kinds[0], note)
+        raise wrong_kind(name, kinds[0], [note] if note else [])
     return kind or kinds[0], known_name(path) or os.path.abspath(path)
 
 
@@ -125,28 +129,19 @@ def told_to_pull(name: str, kind: Kind | None = None) -> Iterator[None]:
     try:
         yield
     except ModelError as error:
+        from edgeprism.bundle.kinds import wrong_kind
         from edgeprism.install.inventory import list_models
 
         for entry in list_models():
             if entry.name == name and entry.state == "available":
                 if kind is not None and entry.kind != kind:
-                    raise _wrong_kind(name, entry.kind) from error
+                    raise wrong_kind(name, entry.kind) from error
                 raise ModelError(
                     f"{name} is not installed yet.",
                     f"Get it with `edgeprism pull {name}`; `edgeprism models show {name}` says "
                     "what it needs.",
                 ) from error
         raise
-
-
-def _wrong_kind(name: str, kind: str, note: str = "") -> ModelError:
-    """Return the error for a model of the other kind; `note` says why it is of this one."""
-    other = "reasoner" if kind == "captioner" else "captioner"
-    return ModelError(
-        f"{name} is a {kind}, not a {other}.",
-        f"`edgeprism models list` shows every {other}, and which is here.",
-        [note] if note else [],
-    )
 
 
 @contextlib.contextmanager
@@ -161,7 +156,7 @@ def told_of_similar(name: str) -> Iterator[None]:
 
         models = list_models()
         if any(e.name == name and e.kind != "reasoner" for e in models):
-            raise _wrong_kind(name, "captioner") from error
+            raise  # it says so
         known = [entry.name for entry in models if entry.kind == "reasoner"]
         close = difflib.get_close_matches(name.lower(), known)
         if not close or name in known or is_reference(name) or os.path.lexists(name):

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from edgeprism.arguments import check_flag, check_integer, check_keywords, check_path, check_text
 from edgeprism.bundle.gguf_parts import model_bytes, model_digest, part_paths, parts_to_digest
+from edgeprism.bundle.kinds import no_reasoner, wrong_kind
 from edgeprism.bundle.open import find_dead_link, find_model, known_name
+from edgeprism.bundle.places import find_catalogued
 from edgeprism.choices import is_reference
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.digests import file_digest
@@ -145,7 +147,7 @@ class Reasoner(BaseReasoner):
         except ModelError as error:
             raise _missing(name, error) from error
         if path.is_dir():
-            raise ModelError(f"{path}: a folder, not a reasoner.", "Give a chat model's GGUF file.")
+            raise no_reasoner(path)
         return cls(path, known_name(path) or path.stem, **options)
 
     def complete(
@@ -280,6 +282,9 @@ def _missing(name: str, error: ModelError) -> ModelError:
         )
     if name.startswith("hf:") or find_dead_link(name) is not None:
         return error  # it says how to get it
+    catalogued = find_catalogued(name)
+    if catalogued is not None and catalogued.kind == "captioner":
+        return wrong_kind(name, "captioner")
     if os.path.basename(name) != name:
         return ModelError(f"{name}: no such reasoner.", "Name a chat model's GGUF file.")
     if os.path.lexists(name):

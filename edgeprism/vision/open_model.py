@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprism.bundle.open import Bundle, find_model, open_bundle
+from edgeprism.bundle.kinds import wrong_kind
+from edgeprism.bundle.open import Bundle, find_model, known_name, open_bundle
+from edgeprism.bundle.places import find_catalogued
 from edgeprism.choices import is_reference
 from edgeprism.errors import ModelError, UsageError
 
@@ -48,7 +50,7 @@ def open_model(model: str | os.PathLike[str], *, lm_chat_format: str | None = No
         ManifestError, TemplateError: As `open_bundle` and `open_pair`.
         UsageError: `lm_chat_format` with a bundle.
     """
-    if not is_reference(model) and not _is_gguf(path := find_model(model)):
+    if not is_reference(model) and not _is_gguf(path := _find(model)):
         if lm_chat_format:
             raise UsageError(
                 "A bundle knows its chat format.",
@@ -80,11 +82,14 @@ def find_pair(model: str | os.PathLike[str]) -> PairFiles:
         found = open_kept(asked, with_mmproj=True)
         name = canonical_reference(asked)
         return PairFiles(found.lm, _required(found.mmproj, asked), found.chat_format, name)
-    path = find_model(model)
+    path = _find(model)
     if _is_gguf(path):
         from edgeprism.bundle.elsewhere.kept import mmproj_beside
 
-        return PairFiles(path, _required(mmproj_beside(path), str(path)))
+        mmproj = mmproj_beside(path)
+        if mmproj is None and (name := known_name(path)):
+            raise wrong_kind(name, "reasoner")
+        return PairFiles(path, _required(mmproj, str(path)))
     from edgeprism.vision.pair import MMPROJ_FILE, Origin
 
     bundle = open_bundle(path)
@@ -98,6 +103,17 @@ def find_pair(model: str | os.PathLike[str]) -> PairFiles:
     names = [source.name for source in manifest.sources]
     origin = Origin(names[0], names[1], manifest.license) if len(names) == 2 else None
     return PairFiles(lm, mmproj, name=bundle.name, origin=origin)
+
+
+def _find(model: str | os.PathLike[str]) -> Path:
+    """Return the path of a model; of a reasoner that `pull` could get, say that it is one."""
+    try:
+        return find_model(model)
+    except ModelError as error:
+        catalogued = find_catalogued(model) if isinstance(model, str) else None
+        if catalogued is not None and catalogued.kind == "reasoner":
+            raise wrong_kind(os.fspath(model), "reasoner") from error
+        raise
 
 
 def _is_gguf(path: Path) -> bool:

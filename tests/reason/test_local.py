@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edgeprism.cli.main import run
 from edgeprism.errors import (
     DeviceError,
     ImageError,
@@ -25,7 +26,7 @@ from edgeprism.prism import Prism
 from edgeprism.reason.local import Reasoner
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
 from edgeprism.vision.onnx import VisionEncoder
-from tests.helpers import bundles
+from tests.helpers import bundles, elsewhere
 from tests.helpers.bundles import SAID_TEXT
 from tests.helpers.calls import count_calls
 
@@ -112,9 +113,37 @@ def test_missing(tmp_path: Path) -> None:
     assert "edgeprism pull none" in caught.value.hint
 
 
-def test_a_bundle_is_no_reasoner(scripted_bundle: Path) -> None:
+def test_a_captioner_is_no_reasoner(scripted_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="a folder, not a reasoner"):
+        Reasoner.load(tmp_path)
+    for name in ("smolvlm-256m", "nano", scripted_bundle):  # to be pulled, built in, a folder
+        with pytest.raises(ModelError) as caught:
+            Reasoner.load(name)
+        assert caught.value.summary == f"{name} is a captioner, not a reasoner."
+    (scripted_bundle / "manifest.json").write_text("{}")
+    with pytest.raises(ModelError, match="is a captioner, not a reasoner"):
         Reasoner.load(scripted_bundle)
+
+
+def test_the_way_round_a_captioner(tmp_path: Path) -> None:
+    """The language model of a pair can chat, and its file is no captioner."""
+    files = elsewhere.write_models(tmp_path)
+    lm = elsewhere.copy(files.lm, tmp_path / "eyes" / "eyes.gguf")
+    elsewhere.copy(files.mmproj, tmp_path / "eyes" / "mmproj-eyes.gguf")
+    assert run(["models", "add", str(lm), "mine"]) == 0
+    with pytest.raises(ModelError, match=r"^mine is a captioner, not a reasoner") as caught:
+        Reasoner.load("mine")
+    path = caught.value.hint.partition("name its file ")[2]
+    assert Reasoner.load(path).path == Path(path)
+
+
+def test_a_reasoner_is_no_captioner(scripted_gguf: Path) -> None:
+    assert run(["models", "add", str(scripted_gguf), "talker"]) == 0
+    for name in ("talker", "smollm2-360m"):
+        with pytest.raises(ModelError) as told:
+            Captioner.load(name)
+        assert told.value.summary == f"{name} is a reasoner, not a captioner."
+        assert "models list" in told.value.hint
 
 
 def test_a_damaged_file(tmp_path: Path) -> None:
