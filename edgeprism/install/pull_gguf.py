@@ -20,6 +20,7 @@ from edgeprism.convert.options import PairOptions
 from edgeprism.errors import EdgePrismError, ModelError, OutputError, PullError, UsageError
 from edgeprism.files.home import data_dir
 from edgeprism.files.links import link_or_copy, links_work
+from edgeprism.files.size_text import size_text
 from edgeprism.install.cache_folder import cache_folder
 from edgeprism.install.hub import Fetched, Listing, fetch_files, list_repository
 from edgeprism.install.hub_cache import bytes_to_fetch, cached_listing
@@ -84,7 +85,7 @@ class Plan:
             )
         cached = choice.size - self.to_fetch
         lines.append(
-            f"  {size_text(self.to_fetch)} to fetch"
+            f"  {size_text(self.to_fetch) if self.to_fetch else 'nothing'} to fetch"
             f"{f', {size_text(cached)} in the cache' if cached else ''}; to run it takes about "
             f"{size_text(self.memory)} of memory"
         )
@@ -312,8 +313,3 @@ def _warn_of_memory(plan: Plan, progress: Progress) -> None:
 
 def _described(listing: Listing, name: str, quant: str) -> str:
     return f"{name}, {f'{quant}, ' if quant else ''}{size_text(listing.sizes[name])}"
-
-
-def size_text(size: int) -> str:
-    """Return a number of bytes as a person reads it."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

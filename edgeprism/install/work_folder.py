@@ -10,9 +10,8 @@ from pathlib import Path
 
 from edgeprism.errors import PullError
 from edgeprism.files.home import data_dir
+from edgeprism.files.size_text import size_text
 from edgeprism.install.wheel import empty_but_wheels
-
-_GB = 1_000_000_000
 
 
 def refuse_when_offline() -> None:
@@ -89,7 +88,7 @@ def require_space(folder: Path, needed: int, variable: str = "EDGEPRISM_HOME") -
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise PullError(
-            f"{folder}: {free / _GB:.1f} GB are free, {needed / _GB:.1f} GB are needed.",
+            f"{folder}: {size_text(free)} are free, {size_text(needed)} are needed.",
             f"Free some room, or point {variable} to another disk.",
         )
 

@@ -157,6 +157,9 @@ def test_what_is_no_file(photo: Path, capfd: Captured) -> None:
 
 
 def test_set_get_list_unset(capfd: Captured) -> None:
+    assert run(["config", "list"]) == 0
+    printed = capfd.readouterr()
+    assert (printed.out, "config list --all" in printed.err) == ("", True)
     for arguments in (["device", "cpu"], ["caption.max-tokens", "60"], ["caption.txt", "yes"],
                       ["caption.exclude", "*.gif", "old/"], ["caption.temperature", "0.5"],
                       ["ask.instruction", 'Say "it" \\ plainly, ü']):  # fmt: skip

@@ -192,6 +192,16 @@ def test_the_reasons_why_an_encoder_stays_are_separated(
     assert said.endswith("encoder stays: It does not agree: vision fp32: a; vision int8: b")
 
 
+@pytest.mark.parametrize(
+    ("ratio", "share"), [(2.5, "takes 0.40 of"), (400.0, "takes less than a hundredth of")]
+)
+def test_how_much_faster_a_graph_is_stands_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, share: str
+) -> None:
+    monkeypatch.setattr(speed_up, "_replaced", lambda *_: ratio)
+    assert share in speed_up_pair(tmp_path, Progress(), PairOptions(always=True))
+
+
 def test_two_engines_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, turns = [0.0], []
 

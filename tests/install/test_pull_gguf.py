@@ -294,6 +294,9 @@ def test_links_into_a_cache_that_was_deleted(
     assert not chat.is_symlink()
     assert "stay" not in capfd.readouterr().err  # the cache no longer has them
     assert run(["models", "remove", "talker", "--yes"]) == 4
+    capfd.readouterr()
+    assert run(["models", "remove", "smolvlm-256m", "--yes"]) == 4
+    assert "not installed, so there is nothing to remove" in capfd.readouterr().err
 
 
 def test_a_reasoner_whose_link_leads_nowhere_says_everywhere_how_to_pull_it(
@@ -449,6 +452,7 @@ def test_the_licence_of_the_catalogue_is_kept_and_a_restriction_is_told(
         pull(name, catalogue=catalogue, progress=progress)
     assert told in progress.text
     assert "licence: Apache-2.0\n" in progress.text
+    assert "  nothing to fetch, 1." in progress.text
     assert {e.name: e.license for e in list_models() if e.name in catalogue.gguf} == {
         NAME: "Apache-2.0", "talker": "qwen-research"
     }  # fmt: skip
@@ -768,14 +772,14 @@ def test_too_little_room_is_told_before_the_first_byte(
     hub: StandInHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 10**6))
-    with pytest.raises(PullError, match="GB are needed") as caught:
+    with pytest.raises(PullError, match="MB are needed") as caught:
         pull(REFERENCE)
     assert "HF_HOME" in caught.value.hint
     assert not [path for _, path, _ in hub.requests if path.endswith(".gguf")]
     # there is enough for the cache; without links the data folder needs as much again
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 2 * 10**6))
     monkeypatch.setattr(pull_gguf, "links_work", lambda *_: False)
-    with pytest.raises(PullError, match="GB are needed") as caught:
+    with pytest.raises(PullError, match="MB are needed") as caught:
         pull(REFERENCE)
     assert "EDGEPRISM_HOME" in caught.value.hint
     assert models_folder() == []
