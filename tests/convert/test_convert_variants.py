@@ -102,10 +102,13 @@ def test_matrices_that_int8_hurts_stay_in_float(
 def test_weights_lie_beside_the_graph(bundle: Path) -> None:
     """ONNX Runtime maps that file, so that loading needs little more memory than the weights."""
     manifest = manifest_from_bundle(bundle)
-    graph = onnx.load(str(bundle / "vision.fp32.onnx"), load_external_data=False)
-    inside = [t for t in graph.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
-    assert set(manifest.files) == {"vision.fp32.onnx", "vision.fp32.onnx.data", "lm.gguf"}
-    assert sum(tensor.ByteSize() for tensor in inside) < 100_000
+    graphs = {f"vision.{quant}.onnx" for quant in VISION_QUANTS}
+    assert set(manifest.files) == {"lm.gguf", *graphs, *(f"{graph}.data" for graph in graphs)}
+    for name in graphs:
+        graph = onnx.load(str(bundle / name), load_external_data=False).graph
+        inside = [t for t in graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
+        assert max(tensor.ByteSize() for tensor in inside) < 2000
+        assert (bundle / f"{name}.data").stat().st_mode == (bundle / name).stat().st_mode
 
 
 @pytest.mark.parametrize("quant", ["Q8_0", "Q6_K", "Q4_K_M", "Q4_0"])
