@@ -58,6 +58,10 @@ def _make_again(
     return error
 
 
+# the hint about a damaged model; one that another program keeps is got again with that program
+COPY_AGAIN = "Copy or convert the model again."
+
+
 class UsageError(EdgePrismError):
     """An argument or option has a value that makes no sense."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeprism.errors import ModelError
+from edgeprism.errors import COPY_AGAIN, ModelError
 from edgeprism.files.regular import open_regular
 
 _SCALARS = {
@@ -47,7 +47,6 @@ _QUANTS = {
     11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S",
     17: "Q5_K_M", 18: "Q6_K", 32: "BF16",
 }  # fmt: skip
-_HINT = "Copy or convert the model again."
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def read_gguf_header(path: Path, *, tokens: bool = False) -> GgufHeader:
             return _Reader(data, tokens).header()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ModelError(f"{path}: not a whole GGUF model: {reason}.", _HINT) from error
+        raise ModelError(f"{path}: not a whole GGUF model: {reason}.", COPY_AGAIN) from error
 
 
 class _Reader:

@@ -16,7 +16,7 @@ from edgeprism.bundle.places import find_catalogued, model_places
 from edgeprism.bundle.pulled import pull_command
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.choices import is_reference
-from edgeprism.errors import ModelError
+from edgeprism.errors import COPY_AGAIN, ModelError
 from edgeprism.files.digests import file_digest, sha256_of_file
 
 
@@ -289,7 +289,7 @@ def check_file(
     """Compare a file with its digest; raises ModelError if they differ. See `file_digest`."""
     problem = _size_problem(path, size)
     if problem:
-        raise ModelError(f"{path}: {problem}.", "Copy or convert the model again.")
+        raise ModelError(f"{path}: {problem}.", COPY_AGAIN)
     actual = file_digest(path, again=again, remember=remember)
     if actual != sha256:
         raise ModelError(

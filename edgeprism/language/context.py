@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeprism.errors import Interrupted, ModelError, PromptTooLongError
+from edgeprism.errors import COPY_AGAIN, Interrupted, ModelError, PromptTooLongError
 from edgeprism.language.kv_memory import check_kv_memory, kv_bytes
 from edgeprism.language.llama import engine_build, forget_words, last_words
 from edgeprism.language.llama_batch import LlamaBatch
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
-_HINT = "Copy or convert the model again."
 
 
 class Context:
@@ -226,4 +225,4 @@ class Context:
                 f"The context of {self.n_ctx} tokens is full.",
                 "Lower `caption_tokens` or `answer_tokens`.",
             )
-        raise ModelError(f"llama.cpp failed with code {code}: {last_words()}.", _HINT)
+        raise ModelError(f"llama.cpp failed with code {code}: {last_words()}.", COPY_AGAIN)

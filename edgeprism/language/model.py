@@ -17,7 +17,7 @@ from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_checks import gguf_faults
 from edgeprism.bundle.gguf_parts import read_model_header
 from edgeprism.bundle.manifest import LanguageModelFile
-from edgeprism.errors import Interrupted, ModelError, TemplateError
+from edgeprism.errors import COPY_AGAIN, Interrupted, ModelError, TemplateError
 from edgeprism.language.chat import Message
 from edgeprism.language.context import Context
 from edgeprism.language.embeddings import token_rows
@@ -28,7 +28,6 @@ from edgeprism.machine.cancel import Cancel
 if TYPE_CHECKING:
     import numpy as np
 
-_HINT = "Copy or convert the model again."
 _AXES = 4  # positions of a row with M-RoPE: time, down, across, unused
 
 
@@ -54,7 +53,7 @@ class LanguageModel:
         if expected is not None:
             _check_dimensions(path, header, expected)
         if faults := gguf_faults(header):
-            raise ModelError(f"{path}: cannot be run: it has {'; '.join(faults)}.", _HINT)
+            raise ModelError(f"{path}: cannot be run: it has {'; '.join(faults)}.", COPY_AGAIN)
         self.header = dataclasses.replace(header, tokens=())  # frees up to 92,544 strings
         self._llama = llama = import_llama()
         params = llama.llama_model_default_params()
@@ -68,7 +67,7 @@ class LanguageModel:
         if not self._model:
             if self.cancel.is_set():
                 raise Interrupted()
-            raise ModelError(f"{path}: llama.cpp cannot load it: {last_words(2)}.", _HINT)
+            raise ModelError(f"{path}: llama.cpp cannot load it: {last_words(2)}.", COPY_AGAIN)
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         self.n_embd: int = llama.llama_model_n_embd(self._model)
@@ -209,4 +208,4 @@ def _check_dimensions(path: Path, header: GgufHeader, expected: LanguageModelFil
     ]
     wrong = [f"{name} is {own!r}, not {other!r}" for name, own, other in pairs if own != other]
     if wrong:
-        raise ModelError(f"{path}: not the manifest's model: {', '.join(wrong)}.", _HINT)
+        raise ModelError(f"{path}: not the manifest's model: {', '.join(wrong)}.", COPY_AGAIN)

@@ -205,7 +205,8 @@ class Reasoner(BaseReasoner):
         """Return what the reasoner takes in memory for a question, counted before it loads."""
         from edgeprism.reason.footprint import reasoner_parts
 
-        return reasoner_parts(self.path, self.name, self._gpu_layers(), repacked_types())
+        with self._naming():
+            return reasoner_parts(self.path, self.name, self._gpu_layers(), repacked_types())
 
     def cancel(self) -> None:
         """Stop a call that runs in another thread; that call raises Interrupted."""

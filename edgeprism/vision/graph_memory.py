@@ -13,7 +13,7 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgeprism.errors import ModelError
+from edgeprism.errors import COPY_AGAIN, ModelError
 from edgeprism.files.regular import open_regular
 from edgeprism.vision.operators import ELEMENT_BYTES, FLOAT, INT32, UINT8
 from edgeprism.vision.protobuf import Message
@@ -65,9 +65,7 @@ def _reading(path: Path) -> Iterator[Message]:
         yield Message(memoryview(data)).message(_MODEL_GRAPH)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ModelError(
-            f"{path}: not a vision graph: {reason}.", "Copy or convert the model again."
-        ) from error
+        raise ModelError(f"{path}: not a vision graph: {reason}.", COPY_AGAIN) from error
 
 
 def _most_at_once(graph: Message) -> int:

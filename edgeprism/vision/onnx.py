@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeprism.errors import DeviceError, Interrupted, ModelError
+from edgeprism.errors import COPY_AGAIN, DeviceError, Interrupted, ModelError
 from edgeprism.machine.cancel import Cancel, uninterrupted
 from edgeprism.machine.shortage import shortage_hint
 from edgeprism.picture.layout import PictureLayout
@@ -29,7 +29,6 @@ _CPU = "CPUExecutionProvider"
 _FATAL_ONLY = 4
 _TILES_AT_ONCE = 8  # on accelerators
 _KERNEL = "_kernel_time"  # the end of an event's name in a profile
-_HINT = "Copy or convert the model again."
 # a graph of one Identity node, to try a provider with; a test reads it with the package onnx
 _SMALLEST_GRAPH = (
     b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04'
@@ -122,7 +121,9 @@ def profile_graph(path: Path, tiles: np.ndarray) -> list[dict[str, Any]]:
             session = ort.InferenceSession(str(path), options, providers=[_CPU])
             session.run(None, {session.get_inputs()[0].name: tiles})
         except Exception as error:  # its exception types share no public base class
-            raise ModelError(f"{path}: not a vision graph that can run: {error}.", _HINT) from error
+            raise ModelError(
+                f"{path}: not a vision graph that can run: {error}.", COPY_AGAIN
+            ) from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     weights = weights_of_nodes(path)
     return [
@@ -176,7 +177,9 @@ class VisionEncoder:
             # a provider that cannot start raises these two; faults of the graph have other types
             if provider != _CPU and isinstance(error, (ValueError, RuntimeError)):
                 raise _did_not_start(provider, error) from error
-            raise ModelError(f"{path}: not a vision graph that can run: {error}.", _HINT) from error
+            raise ModelError(
+                f"{path}: not a vision graph that can run: {error}.", COPY_AGAIN
+            ) from error
         if provider not in self._session.get_providers():
             raise _did_not_start(provider, "")
         self._check_interface(path, manifest.image)
@@ -197,7 +200,7 @@ class VisionEncoder:
                 raise ModelError(
                     f"{path}: its {what} is {_described(actual)}, "
                     f"but the manifest says {_described(expected)}.",
-                    _HINT,
+                    COPY_AGAIN,
                 )
 
     def close(self) -> None:
@@ -224,7 +227,7 @@ class VisionEncoder:
                 except Exception as error:  # its exception types share no public base class
                     if self.cancel.is_set():
                         raise Interrupted() from error
-                    raise ModelError(f"The vision graph failed: {error}.", _HINT) from error
+                    raise ModelError(f"The vision graph failed: {error}.", COPY_AGAIN) from error
                 self._check(output, (len(part), self.tokens_per_tile, self.n_embd))
                 for newline in newlines:
                     self._check(newline, (len(part), self.n_embd))
@@ -245,7 +248,7 @@ class VisionEncoder:
             raise ModelError(
                 f"The vision graph gave {list(output.shape)} or values that are not finite; "
                 f"expected finite {list(expected)}.",
-                _HINT,
+                COPY_AGAIN,
             )
 
 

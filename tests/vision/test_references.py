@@ -169,11 +169,34 @@ def test_a_file_that_is_not_what_ollama_recorded(store: Path) -> None:
     with pytest.raises(ModelError, match="damaged: its sha256"):
         Reasoner.load("ollama:qwen2.5:3b")
     os.truncate(blob, 5000)
-    with pytest.raises(ModelError, match="not a whole GGUF"):
+    with pytest.raises(ModelError, match="not a whole GGUF") as caught:
         Reasoner.load("ollama:qwen2.5:3b")
+    assert caught.value.summary.startswith("ollama:qwen2.5:3b: ")
+    assert caught.value.hint == "Get the model again with that program."
+    assert str(blob) in caught.value.details[0]
     blob.unlink()
     with pytest.raises(ModelError, match="is missing"):
         Reasoner.load("ollama:qwen2.5:3b")
+
+
+def test_a_model_that_is_cut_short_is_named_as_it_was_asked_for(
+    store: Path, tmp_path: Path, models: elsewhere.Models
+) -> None:
+    """Ollama recorded the digest of what it keeps, so only the trial can tell."""
+    cut = {}
+    for path in (models.lm, models.mmproj):
+        cut[path] = tmp_path / path.name
+        cut[path].write_bytes(path.read_bytes()[:-9000])
+    elsewhere.ollama_model(store, f"{LIBRARY}/short/1b", model=cut[models.lm])
+    elsewhere.ollama_model(
+        store, f"{LIBRARY}/half/1b", model=models.lm, projector=cut[models.mmproj]
+    )
+    with pytest.raises(ModelError, match=r"^ollama:short:1b: ") as caught:
+        Reasoner.load("ollama:short:1b").complete([Message("user", "Hello")], max_tokens=1)
+    assert caught.value.hint == "Get the model again with that program."
+    with pytest.raises(ModelError, match=r"^the mmproj of ollama:half:1b: ") as caught:
+        Captioner.load("ollama:half:1b")
+    assert caught.value.hint == "Get the model again with that program."
 
 
 def test_a_model_that_only_ollama_runs(store: Path, tmp_path: Path) -> None:

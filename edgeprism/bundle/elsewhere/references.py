@@ -20,12 +20,13 @@ from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_parts import read_model_header
 from edgeprism.bundle.gguf_purpose import no_language_model
 from edgeprism.choices import PROGRAM_PREFIXES
-from edgeprism.errors import EdgePrismError, ModelError
+from edgeprism.errors import COPY_AGAIN, EdgePrismError, ModelError
 from edgeprism.files.digests import file_digest
 
 _COMPARED = 200  # names that a misspelt one is compared with; each takes about a millisecond
 _LONGEST = 200  # characters of such a name
 _WORD = re.compile(r"[^\W_]+")
+_GET_AGAIN = "Get the model again with that program."
 _SHOWN = 8  # names of models that an error offers
 
 
@@ -95,12 +96,13 @@ def open_kept(reference: str, *, with_mmproj: bool) -> Opened:
     llama.cpp runs; or if a file's sha256 is not the one that its program recorded.
     """
     kept = find_kept(reference)
-    header = read_model_header(kept.model)
-    if reason := no_language_model(header):
-        raise unusable(reference, reason)
-    for path in (kept.model, kept.mmproj if with_mmproj else None):
-        if path is not None:
-            check_recorded(path, kept.digests.get(path, ""))
+    with naming(canonical_reference(reference), kept.model, kept.mmproj):
+        header = read_model_header(kept.model)
+        if reason := no_language_model(header):
+            raise unusable(reference, reason)
+        for path in (kept.model, kept.mmproj if with_mmproj else None):
+            if path is not None:
+                check_recorded(path, kept.digests.get(path, ""))
     return Opened(kept.model, kept.mmproj, chat_format(kept, header))
 
 
@@ -116,6 +118,7 @@ def naming(reference: str, lm: Path, mmproj: Path | None = None) -> Iterator[Non
     """Let errors inside the block name the reference where they would name its files.
 
     A program may keep files under names that say nothing; the error's details still have the path.
+    The hint to copy a damaged model again names the program, because its files are not ours.
     """
     try:
         yield
@@ -128,6 +131,8 @@ def naming(reference: str, lm: Path, mmproj: Path | None = None) -> Iterator[Non
             files = " and ".join(str(path) for path in (lm, mmproj) if path is not None)
             error.details = (*error.details, f"{reference} is {files}")
             error.summary = summary
+        if error.hint == COPY_AGAIN:
+            error.hint = _GET_AGAIN
         raise
 
 
@@ -140,7 +145,7 @@ def check_recorded(path: Path, recorded: str) -> None:
         raise ModelError(
             f"{path}: damaged: its sha256 is {actual[:12]}…, and the program that keeps it "
             f"recorded {recorded[:12]}….",
-            "Get the model again with that program.",
+            _GET_AGAIN,
         )
 
 
