@@ -197,14 +197,17 @@ def test_the_encoder_is_chosen_for_each_installation(
     monkeypatch.setattr(pull_gguf, "speed_up_pair", choose)
     pull(REFERENCE)
     # the same files, installed anew: by another program's deletion, by `remove`, by `again`
-    for n, remove in enumerate(
-        (lambda: shutil.rmtree(data_dir() / "models" / NAME), lambda: remove_model(NAME), str)
-    ):
+    removals: dict[str, Callable[[], object]] = {
+        "by hand": lambda: shutil.rmtree(data_dir() / "models" / NAME),
+        "remove": lambda: remove_model(NAME),
+        "again": lambda: None,
+    }
+    for way, remove in removals.items():
         remove()
         tried.clear()
         monkeypatch.setattr(pull_gguf, "speed_up_pair", stop)
         with pytest.raises(KeyboardInterrupt):
-            pull(REFERENCE, again=n == 2)
+            pull(REFERENCE, again=way == "again")
         monkeypatch.setattr(pull_gguf, "speed_up_pair", choose)
         assert pull(REFERENCE).was_there
         assert pull(REFERENCE).was_there
@@ -332,10 +335,10 @@ def test_a_reasoner_whose_link_leads_nowhere_says_everywhere_how_to_pull_it(
     )
     # one wrong model does not keep the others from being verified
     assert run(["models", "verify"]) == 4
-    printed = capfd.readouterr()
-    assert "nano: lm.gguf: intact" in printed.out
+    out, err = capfd.readouterr()
+    assert "nano: lm.gguf: intact" in out
     for name, again in pulls.items():
-        assert f"Pull {name} again: {again}" in printed.err
+        assert f"Pull {name} again: {again}" in err
         assert run(again.split()[1:]) == 0
         assert not any(check.problem for check in verify_model(name))
 
