@@ -138,6 +138,10 @@ class PullError(EdgePrismError):
     """A download failed; the next try continues with the part that arrived."""
 
 
+class HubUnreachableError(PullError):
+    """Nobody answers where the model hub should be, so every other download would fail as well."""
+
+
 class PromptTooLongError(EdgePrismError):
     """A prompt does not fit the language model's context."""
 

@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.errors import show_error
 from edgeprism.cli.named_models import make_default
 from edgeprism.cli.options import working
 from edgeprism.cli.terminal import StderrProgress, in_columns, print_json, print_line, say
-from edgeprism.errors import EXIT_DONE, EdgePrismError, Interrupted, ModelError, TemplateError
+from edgeprism.errors import (
+    EXIT_DONE,
+    EdgePrismError,
+    HubUnreachableError,
+    Interrupted,
+    ModelError,
+    TemplateError,
+)
 
 if TYPE_CHECKING:
+    from edgeprism.bundle.defaults import Kind
     from edgeprism.install.offers import Offer
     from edgeprism.install.setup import Survey
 
@@ -32,6 +41,7 @@ _SCHEMA = 1  # of --json
 class _Outcome:
     """What became of the models that were chosen."""
 
+    unreachable: bool = False  # the hub: what must be fetched is left out
     chosen: dict[str, str] = field(default_factory=dict)  # kind → the new default
     failed: list[dict[str, str]] = field(default_factory=list)  # kind, name and error
     exit_code: int = EXIT_DONE
@@ -66,7 +76,9 @@ def command(only: str | None, yes: bool, as_json: bool) -> int:
     chosen = {kind: _choose(kind, survey.offers[kind], yes=yes, asks=asks) for kind in kinds}
     outcome = _Outcome()
     for kind, offer in chosen.items():
-        if offer is not None:
+        if offer is not None and outcome.unreachable and not offer.installed:
+            say(f"{offer.name} was not tried: the hub cannot be reached.")
+        elif offer is not None:
             _install_or_next(offer, survey.offers[kind], outcome, yes=yes, asks=asks)
     if as_json:
         print_json(_as_data(survey, kinds, outcome), indent=2)
@@ -94,12 +106,12 @@ def command(only: str | None, yes: bool, as_json: bool) -> int:
 def _not_taken(offers: Sequence[Offer]) -> ModelError:
     """Return the error of --yes where all that can be offered has a licence that restricts it."""
     names = ", ".join(f"{offer.name} ({offer.license})" for offer in offers)
-    first = offers[0]
-    get = "" if first.installed else f"edgeprism pull {first.name}, then "
-    return ModelError(
-        f"--yes takes no model whose licence restricts its use: {names}.",
-        f"If your use is allowed, name one: {get}edgeprism use {first.name}",
-    )
+    first = next((offer for offer in offers if offer.name != _default(offer.kind)), None)
+    hint = f"{offers[0].name} is the default {offers[0].kind} already, and stays."
+    if first is not None:
+        get = "" if first.installed else f"edgeprism pull {first.name}, then "
+        hint = f"If your use is allowed, name one: {get}edgeprism use {first.name}"
+    return ModelError(f"--yes takes no model whose licence restricts its use: {names}.", hint)
 
 
 def _describe(survey: Survey, kinds: list[str]) -> None:
@@ -160,7 +172,8 @@ def _install_or_next(
     """Make an offer the default; where its model cannot be run, go on to another of its kind.
 
     What keeps a model from being fetched (the network, the disk) ends it: another would be fetched
-    in its place, and the next `setup` continues this one. The other kind is wanted all the same.
+    in its place, and the next `setup` continues this one. The other kind is wanted all the same,
+    unless the hub cannot be reached.
     """
     offer: Offer | None = first
     left = list(offers)
@@ -174,6 +187,7 @@ def _install_or_next(
             outcome.failed.append({"kind": offer.kind, "name": offer.name, "error": error.summary})
             left.remove(offer)
             ends = not isinstance(error, ModelError | TemplateError)
+            outcome.unreachable |= isinstance(error, HubUnreachableError)
             code = error.exit_code
         else:
             outcome.chosen[offer.kind] = offer.name
@@ -196,10 +210,12 @@ def _choose_next(left: Sequence[Offer], *, yes: bool, asks: bool) -> Offer | Non
 def _say_what_to_try() -> None:
     from edgeprism.bundle.open import find_model
 
-    tries = ["edgeprism caption photo.jpg"]
+    # nano, which stays where no captioner is chosen, knows nothing of photographs
+    picture = "drawing.png" if _default("captioner") == DEFAULT_MODEL else "photo.jpg"
+    tries = [f"edgeprism caption {picture}"]
     try:
         find_model(_default("reasoner"))
-        tries.append('edgeprism ask photo.jpg "What is this?"')
+        tries.append(f'edgeprism ask {picture} "What is this?"')
     except ModelError:
         pass  # nobody chose a reasoner, and none is there
     say(f"Try it: {' or '.join(tries)}")
@@ -207,6 +223,7 @@ def _say_what_to_try() -> None:
 
 def _install(offer: Offer) -> None:
     """Get a model, try it, and make it the default."""
+    from edgeprism.bundle.defaults import chosen_model
     from edgeprism.install.pull import pull
     from edgeprism.install.setup import try_model
 
@@ -215,8 +232,11 @@ def _install(offer: Offer) -> None:
             pull(offer.name, progress=progress)
     with working(f"trying {offer.name}…"):
         try_model(offer.kind, offer.name)
-    make_default("captioner" if offer.kind == "captioner" else "reasoner", offer.name)
-    say(f"{offer.name} is now the {offer.kind} that commands use.")
+    kind: Kind = "captioner" if offer.kind == "captioner" else "reasoner"
+    before = chosen_model(kind)
+    make_default(kind, offer.name)
+    instead = f" instead of {before}" if before not in (None, offer.name) else ""
+    say(f"{offer.name} is now the {offer.kind} that commands use{instead}.")
     if (now := _default(offer.kind)) != offer.name:
         variable = "EDGEPRISM_MODEL" if os.environ.get("EDGEPRISM_MODEL") else "the environment"
         say(f"note: {variable} goes before it and names {now}.")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 
-from edgeprism.errors import PullError
+from edgeprism.errors import HubUnreachableError, PullError
 
 _AGAIN = "Run the same command again: it continues where this one stopped."
 _NETWORK = f"Check the network, the proxy and HF_ENDPOINT. {_AGAIN}"
@@ -103,7 +103,7 @@ def explained(
     except errors.LocalEntryNotFoundError as error:
         if (status := _status_of(error)) is not None:
             raise _refusal(what, status, error) from error
-        raise PullError(f"{what}: the hub cannot be reached.", _NETWORK) from error
+        raise HubUnreachableError(f"{what}: the hub cannot be reached.", _NETWORK) from error
     except errors.EntryNotFoundError as error:
         raise PullError(
             f"{what}: the repository has no such file at {revision} (404).",
@@ -116,9 +116,11 @@ def explained(
         unreachable = re.search(r"(Failed to |timed out|Connection refused)[^\"()]*", first)
         if getattr(error, "errno", None) is not None:
             raise PullError(f"{what}: {first}.", "Check the disk and HF_HOME.") from error
-        reason = unreachable[0].replace("\\", "").strip() if unreachable else ""
-        message = f"the hub cannot be reached ({reason})" if reason else first
-        raise PullError(f"{what}: {message}.", _NETWORK) from error
+        if unreachable:
+            reason = unreachable[0].replace("\\", "").strip()
+            message = f"{what}: the hub cannot be reached ({reason})."
+            raise HubUnreachableError(message, _NETWORK) from error
+        raise PullError(f"{what}: {first}.", _NETWORK) from error
 
 
 def _refusal(what: str, status: int | None, error: BaseException) -> PullError:

@@ -129,6 +129,18 @@ def test_a_hub_that_breaks_off(hub: StandInHub, capfd: Captured) -> None:
     assert default_model("captioner") == "nano"
 
 
+def test_a_hub_that_cannot_be_reached_is_asked_once(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert run(["setup", "--yes", "--json"]) == 1
+    said = capfd.readouterr()
+    assert [failure["kind"] for failure in json.loads(said.out)["failed"]] == ["captioner"]
+    assert said.err.count("error: ") == 1
+    assert "was not tried: the hub cannot be reached." in said.err
+    assert "Try it" not in said.err
+
+
 def test_offline_offers_what_is_here(
     hub: StandInHub, monkeypatch: pytest.MonkeyPatch, scripted_gguf: Path, capfd: Captured
 ) -> None:
@@ -136,9 +148,19 @@ def test_offline_offers_what_is_here(
     assert run(["setup", "--yes"]) == 4
     assert "EDGEPRISM_OFFLINE is set" in capfd.readouterr().err
     assert run(["models", "add", str(scripted_gguf), "talker"]) == 0
+    capfd.readouterr()
     assert run(["setup", "--yes"]) == 0
+    said = capfd.readouterr().err
+    assert "talker is now the reasoner that commands use.\n" in said
+    assert "Try it: edgeprism caption drawing.png" in said  # nano stays
     assert default_model("reasoner") == "talker"
     assert hub.requests == []
+    assert run(["use", "http://127.0.0.1:1/v1"]) == 0
+    capfd.readouterr()
+    assert run(["setup", "--yes"]) == 0
+    assert "talker is now the reasoner that commands use instead of http://127" in (
+        capfd.readouterr().err
+    )
 
 
 def test_without_the_extra_that_fetches(
@@ -226,6 +248,12 @@ def test_a_licence_that_restricts_use_is_not_taken_without_a_person(
     assert "qwen-research: restricts its use" in said.out
     assert "edgeprism use ollama:q:latest" in said.err
     assert default_model("reasoner") == before
+    assert run(["use", "ollama:q"]) == 0
+    capfd.readouterr()
+    assert run(["setup", "--only", "reasoner", "--yes"]) == 4
+    said = capfd.readouterr()
+    assert "edgeprism use" not in said.err
+    assert "ollama:q:latest is the default reasoner already" in said.err
 
 
 def test_a_half_fetched_captioner_is_no_reasoner(
