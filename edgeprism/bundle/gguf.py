@@ -122,6 +122,14 @@ def read_gguf_header(path: Path, *, tokens: bool = False) -> GgufHeader:
         raise ModelError(f"{path}: not a whole GGUF model: {reason}.", COPY_AGAIN) from error
 
 
+def license_in_header(header: GgufHeader) -> str:
+    """Return the licence that a GGUF file names, "" if it names none."""
+    name = str(header.metadata.get("general.license") or "")
+    if name == "other":
+        name = str(header.metadata.get("general.license.name") or name)
+    return name[:200]
+
+
 class _Reader:
     """A cursor over the file; raises ValueError, with the position, instead of leaving the file."""
 

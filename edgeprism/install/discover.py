@@ -23,12 +23,11 @@ from edgeprism.bundle.elsewhere.references import (
     find_kept,
     unusable,
 )
-from edgeprism.bundle.gguf import GgufHeader
+from edgeprism.bundle.gguf import GgufHeader, license_in_header
 from edgeprism.bundle.gguf_parts import part_paths, read_model_header
 from edgeprism.bundle.gguf_purpose import no_language_model
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.home import installed_models_dirs
-from edgeprism.install.licenses import license_in_header
 from edgeprism.vision.mmproj_checks import check_mmproj, projector_of, row_width
 
 FOLDER = "folder"

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeprism.bundle.defaults import BUILT_IN, default_model
 from edgeprism.bundle.elsewhere.references import find_kept
-from edgeprism.bundle.gguf import GgufHeader
+from edgeprism.bundle.gguf import GgufHeader, license_in_header
 from edgeprism.bundle.gguf_parts import (
     is_first_part,
     model_bytes,
@@ -38,7 +38,6 @@ from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest
 from edgeprism.files.home import installed_models_dirs
 from edgeprism.install.discover import reference_facts
-from edgeprism.install.licenses import license_in_header
 from edgeprism.install.memory_needs import needed_memory
 from edgeprism.models.catalogue import (
     Catalogue,

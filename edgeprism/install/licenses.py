@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from edgeprism.bundle.gguf import GgufHeader
-
 Terms = Literal["permissive", "own terms", "unknown", "restricted"]
 ORDER: tuple[Terms, ...] = ("permissive", "own terms", "unknown", "restricted")
 
@@ -58,11 +56,3 @@ def published_license(page: str, catalogued: str) -> str:
     if not stated:
         return page or catalogued
     return max(stated, key=lambda name: ORDER.index(license_terms(name)))
-
-
-def license_in_header(header: GgufHeader) -> str:
-    """Return the licence that a GGUF file names, "" if it names none."""
-    name = str(header.metadata.get("general.license") or "")
-    if name == "other":
-        name = str(header.metadata.get("general.license.name") or name)
-    return name[:200]

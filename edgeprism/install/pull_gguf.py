@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprism.bundle.choose_gguf import Choice, choose_files
+from edgeprism.bundle.gguf import license_in_header
 from edgeprism.bundle.gguf_parts import part_names, part_paths, read_model_header
 from edgeprism.bundle.open import find_model, open_bundle
 from edgeprism.bundle.pulled import PulledFrom, places_of, pulled_from, remember_pulled
@@ -24,7 +25,7 @@ from edgeprism.files.size_text import size_text
 from edgeprism.install.cache_folder import cache_folder
 from edgeprism.install.hub import Fetched, Listing, fetch_files, list_repository
 from edgeprism.install.hub_cache import bytes_to_fetch, cached_listing
-from edgeprism.install.licenses import license_in_header, published_license, restriction
+from edgeprism.install.licenses import published_license, restriction
 from edgeprism.install.memory_needs import needed_memory
 from edgeprism.install.pulled_models import (
     check_intact,

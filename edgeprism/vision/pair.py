@@ -13,7 +13,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
+from edgeprism.bundle.gguf import GgufHeader, license_in_header, read_gguf_header
 from edgeprism.bundle.gguf_parts import (
     model_digest,
     part_names,
@@ -224,4 +224,4 @@ def _prompts(facts: PairFacts) -> Prompts:
 
 
 def _license(header: GgufHeader) -> str:
-    return str(header.metadata.get("general.license") or "not stated in the file")
+    return license_in_header(header) or "not stated in the file"

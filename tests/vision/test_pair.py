@@ -34,6 +34,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     lm = mmprojs.with_marks(bundles.lm_parts(2))
     lm.metadata["general.name"] = ("string", "Tiny")
     lm.metadata["general.file_type"] = ("uint32", 0)
+    lm.metadata["general.license"] = ("string", "other")
+    lm.metadata["general.license.name"] = ("string", "qwen-research")
     return lm.write(folder / "lm.gguf"), mmprojs.mmproj_parts(LONG).write(folder / "mm.gguf")
 
 
@@ -49,6 +51,14 @@ def pictures(tmp_path: Path) -> Path:
 
 def flags(files: tuple[Path, Path]) -> list[str]:
     return ["--lm", str(files[0]), "--mmproj", str(files[1])]
+
+
+def test_a_licence_of_a_name_of_its_own(files: tuple[Path, Path]) -> None:
+    manifest = open_pair(*files).manifest
+    assert manifest.license == "qwen-research"
+    assert [source.license for source in manifest.sources] == [
+        "qwen-research", "not stated in the file"
+    ]  # fmt: skip
 
 
 def test_one_picture_and_a_folder(
