@@ -159,12 +159,9 @@ class BaseReasoner(ABC):
         """
         parsed = to_question(question, options, hint)
         start = time.perf_counter()
-        reply = self._shaped_completion(
-            answer_messages(captions_by_picture(captions), parsed), answer_tokens, shape
-        )
-        if not reply.text and (shape is None or reply.thinking):
-            raise no_answer(self.name, reply)
-        text = reply.text if shape is None else self._shaped_text(reply, shape)
+        messages = answer_messages(captions_by_picture(captions), parsed)
+        reply = self.complete_in_shape(messages, max_tokens=answer_tokens, shape=shape)
+        text = reply.text
         sentences: tuple[Evidence, ...] | None = None
         evidence_notes: tuple[str, ...] = ()
         if evidence and text:
@@ -187,6 +184,18 @@ class BaseReasoner(ABC):
             thinking=reply.thinking,
             evidence=sentences,
         )
+
+    def complete_in_shape(
+        self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None
+    ) -> Completion:
+        """Complete a chat; the reply's text is valid against `shape`, or "" if it was cut off.
+
+        Raises NoAnswerError for a reply without text, and for one that is not valid.
+        """
+        reply = self._shaped_completion(messages, max_tokens, shape)
+        if not reply.text and (shape is None or reply.thinking):
+            raise no_answer(self.name, reply)
+        return reply if shape is None else replace(reply, text=self._shaped_text(reply, shape))
 
     def _shaped_completion(
         self, messages: Sequence[Message], max_tokens: int, shape: Shape | None

@@ -11,10 +11,10 @@ from edgeprism.reason.base import (
     BaseReasoner,
     Completion,
     captions_by_picture,
-    no_answer,
 )
 from edgeprism.reason.prompt import Turn, conversation_messages
 from edgeprism.reason.question import to_question
+from edgeprism.reason.shape import Shape
 from edgeprism.records import Caption
 
 
@@ -36,18 +36,25 @@ class Conversation:
         """Add captions of all pictures; the next question's turn begins with them."""
         self._looks += (captions_by_picture(captions),)
 
-    def ask(self, question: str, *, answer_tokens: int = DEFAULT_ANSWER_TOKENS) -> Completion:
-        """Answer `question` at temperature 0.
+    def ask(
+        self,
+        question: str,
+        *,
+        answer_tokens: int = DEFAULT_ANSWER_TOKENS,
+        shape: Shape | None = None,
+    ) -> Completion:
+        """Answer `question` at temperature 0, in `shape` if there is one.
 
         If the prompt exceeds the model's context, the conversation drops its oldest questions,
         but never a caption. Raises PromptTooLongError when that is not enough, and NoAnswerError
-        for a reply without text; the conversation then stays as it was.
+        for a reply without text; the conversation then stays as it was. So it does after an answer
+        in a shape that was cut off, whose text is "".
         """
         turns = [*self.turns, Turn(self._looks, to_question(question))]
         while True:
             try:
-                reply = self.reasoner.complete(
-                    conversation_messages(turns), max_tokens=answer_tokens
+                reply = self.reasoner.complete_in_shape(
+                    conversation_messages(turns), max_tokens=answer_tokens, shape=shape
                 )
                 break
             except PromptTooLongError:
@@ -56,7 +63,7 @@ class Conversation:
                 oldest, second, *rest = turns
                 turns = [replace(second, looks=oldest.looks + second.looks), *rest]
         if not reply.text:
-            raise no_answer(self.reasoner.name, reply)
+            return reply
         turns[-1] = replace(turns[-1], answer=reply.text)
         self.turns, self._looks = turns, ()
         return reply

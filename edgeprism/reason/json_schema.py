@@ -14,7 +14,7 @@ from typing import Any
 
 from edgeprism.errors import UsageError
 from edgeprism.reason.schema_check import Validator
-from edgeprism.reason.schema_faults import MAX_REPEAT, schema_faults
+from edgeprism.reason.schema_faults import MAX_REPEAT, bulk_faults, schema_faults
 from edgeprism.reason.schema_formats import format_pattern
 from edgeprism.reason.schema_numbers import integer_gbnf, number_bounds, number_gbnf
 from edgeprism.reason.schema_pattern import MAX_COST, UnboundPattern, pattern_to_gbnf
@@ -24,6 +24,7 @@ from edgeprism.reason.shape import Shape, literal
 
 MAX_DEPTH = 16
 MAX_NODES = 5000  # schemas within the schema; one counts again at each reference to it
+MAX_COMPARISONS = 10_000_000  # of the values of enums with one another
 MAX_GRAMMAR = 1_000_000  # characters; llama.cpp writes out repeats, so each counts as ten
 _MOST_ENTRIES = 50  # of an object with names of the model's choice
 _LONGEST_NAME = 60  # characters of such a name
@@ -69,6 +70,8 @@ def schema_to_shape(schema: Any, where: str = "the schema") -> Shape:
 
     Raises UsageError that lists all faults, each with its path.
     """
+    if faults := bulk_faults(schema):
+        raise _unusable(where, faults)
     try:
         references = References(schema)
         grammar = _Grammar(references)
@@ -78,12 +81,7 @@ def schema_to_shape(schema: Any, where: str = "the schema") -> Shape:
         faults, root = [f"$: {_TOO_LARGE}"], "fault"
     faults = list(dict.fromkeys(faults or grammar.faults))
     if faults:
-        raise UsageError(
-            f"{where} cannot be used:",
-            "Most of JSON Schema 2020-12 is kept to; leave out what is named here, or say it in "
-            "the question.",
-            faults[:20],
-        )
+        raise _unusable(where, faults)
     rules = [f"root ::= {root}", *(f"{name} ::= {body}" for name, body in grammar.rules.items())]
     validator = Validator(schema, references)
 
@@ -99,6 +97,15 @@ def schema_to_shape(schema: Any, where: str = "the schema") -> Shape:
         schema=_as_object(schema),
         unwrap=_unwrapped(schema),
         fault=fault,
+    )
+
+
+def _unusable(where: str, faults: list[str]) -> UsageError:
+    return UsageError(
+        f"{where} cannot be used:",
+        "Most of JSON Schema 2020-12 is kept to; leave out what is named here, or say it in "
+        "the question.",
+        faults[:20],
     )
 
 
@@ -127,7 +134,8 @@ class _Grammar:
         self.rules: dict[str, str] = {}
         self.faults: list[str] = []
         self.names: dict[str, str] = {}  # body → rule
-        self.nodes = self.size = 0
+        self.patterns: dict[str, str | None] = {}  # → its body
+        self.nodes = self.size = self.comparisons = 0
 
     def root(self) -> str:
         """Return the name of the rule that writes the whole schema."""
@@ -291,19 +299,30 @@ class _Grammar:
                 raise NothingFits(path, "maxLength is below minLength")
             high = min(high, MAX_REPEAT)
         for pattern in (*filter(None, map(format_pattern, view.formats)), *view.patterns):
-            try:
-                body = pattern_to_gbnf(pattern)
-            except UnboundPattern:
+            body = self._pattern(pattern)
+            if body is None:
                 continue  # checked once the text is there
             return self._add(f'"\\"" {body} "\\""', repeats=min(MAX_COST, 10 * len(body)) // 10)
         char = self._basic("char")
         body = f'"\\"" {char}{{{low},{"" if high is None else high}}} "\\""'
         return self._add(body, repeats=low if high is None else high)
 
+    def _pattern(self, pattern: str) -> str | None:
+        """Return a pattern's rule, None if it has none; many schemas may refer to one pattern."""
+        if pattern not in self.patterns:
+            try:
+                self.patterns[pattern] = pattern_to_gbnf(pattern)
+            except UnboundPattern:
+                self.patterns[pattern] = None
+        return self.patterns[pattern]
+
     def _constants(self, view: View, places: tuple[Placed, ...], path: str) -> str:
         values = view.enum or []
         alone = len(places) == 1 and set(places[0].schema) <= {"enum", "const", "type", "title"}
         if not alone:
+            self.comparisons += len(values) ** 2
+            if self.comparisons > MAX_COMPARISONS:
+                return self._fault(path, _TOO_LARGE)
             validator = Validator(self.references.whole, self.references)
             values = [v for v in values if not any(validator.fault(v, p) for p in places)]
         if not values:
@@ -319,6 +338,7 @@ class _Grammar:
 
     def _add(self, body: str, *, repeats: int = 0) -> str:
         if body in self.names:
+            self.size += len(body)  # making it took time again
             return self.names[body]
         self.size += len(body) + 10 * repeats
         if self.size > MAX_GRAMMAR:

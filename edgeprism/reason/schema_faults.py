@@ -15,6 +15,8 @@ from edgeprism.reason.schema_refs import Placed, References
 MAX_REPEAT = 1000  # items, properties, values of an enum, least characters
 MAX_DEPTH = 32  # schemas in one another, as they are written
 MAX_SCHEMAS = 20_000  # as they are written
+MAX_CHARS = 65_536  # of a schema's texts and names, with two for each value
+MAX_PATTERN = 2000  # characters of one regular expression
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 
 # Keywords that demand nothing of a value. `discriminator` is OpenAPI's, as Pydantic writes it.
@@ -61,6 +63,30 @@ def schema_faults(references: References) -> list[str]:
             for inner, inner_path in _inner(schema, path)
         ]
     return faults
+
+
+def bulk_faults(schema: Any) -> list[str]:
+    """Return the fault of a schema that is too large to be looked at; [] for any other.
+
+    Compiling a schema takes time that grows with it, and sooner with its patterns.
+    """
+    left, pending = MAX_CHARS, [schema]
+    while pending:
+        value = pending.pop()
+        left -= 2
+        if isinstance(value, str):
+            left -= len(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            left -= value.bit_length() // 3
+        elif isinstance(value, list):
+            left -= len(value)
+            pending += value[: max(0, left)]
+        elif isinstance(value, dict):
+            left -= sum(map(len, map(str, value)))
+            pending += value.values() if left >= 0 else ()
+        if left < 0:
+            return [f"$: holds more than {MAX_CHARS:,} characters"]
+    return []
 
 
 def _inner(schema: dict[str, Any], path: str) -> Iterator[tuple[Any, str]]:
@@ -168,7 +194,9 @@ def _text_faults(schema: dict[str, Any], path: str) -> Iterator[str]:
     if _is_map(schema.get("patternProperties")):
         patterns += schema["patternProperties"]
     for pattern in patterns:
-        if not isinstance(pattern, str) or not _compiles(pattern):
+        if isinstance(pattern, str) and len(pattern) > MAX_PATTERN:
+            yield _fault(path, f"a pattern of {len(pattern):,} characters; at most {MAX_PATTERN:,}")
+        elif not isinstance(pattern, str) or not _compiles(pattern):
             yield _fault(path, f"pattern {_short(pattern)} is no regular expression")
         elif may_take_forever(pattern):
             yield _fault(path, f"pattern {_short(pattern)} may take forever to check")

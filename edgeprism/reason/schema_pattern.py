@@ -13,6 +13,7 @@ from dataclasses import dataclass
 Ranges = tuple[tuple[int, int], ...]
 
 MAX_COST = 20_000  # characters of a grammar once llama.cpp has written out its repeats
+_COST_OF_SKIPS = 5  # times the square of a sequence's parts that may be left out
 _MOST_REPEATS = 1000
 _MOST_STEPS = 10**8  # of a search, a few seconds
 _CLASS = re.compile(r"\[\^?\]?[^\]]*\]")
@@ -65,20 +66,26 @@ def pattern_to_gbnf(pattern: str) -> str:
 
     Raises UnboundPattern for syntax that has no grammar, and for one that would be too large.
     """
-    options = []
-    parser = _Parser(pattern)
+    # The alternatives with the same anchors share what may stand around them: else llama.cpp
+    # would follow that once for each of them.
+    bodies: dict[tuple[bool, bool], list[str]] = {}
+    parser, cost = _Parser(pattern), 0
     while True:
         begins, node, ends = parser.anchored()
-        cost, body = _cost(node), _gbnf(node)
+        cost += _cost(node)
         if cost > MAX_COST:
             raise UnboundPattern("too large")
-        around = f"{_class_gbnf(PLAIN)}{{0,60}}"
-        options.append(" ".join(filter(None, ["" if begins else around, body,
-                                              "" if ends else around])))  # fmt: skip
+        bodies.setdefault((begins, ends), []).append(_gbnf(node))
         if not parser.take("|"):
             break
     if parser.rest:
         raise UnboundPattern(parser.rest)
+    around = f"{_class_gbnf(PLAIN)}{{0,60}}"
+    options = []
+    for (begins, ends), own in bodies.items():
+        inner = own[0] if len(own) == 1 else _choice(own)
+        parts = ["" if begins else around, inner, "" if ends else around]
+        options.append(" ".join(filter(None, parts)))
     return _choice(options)
 
 
@@ -276,8 +283,12 @@ def _cost(node: _Node) -> int:
     match node:
         case _Class(ranges):
             return 10 + 10 * len(ranges)
-        case _Sequence(parts) | _Either(parts):
-            return 5 + sum(map(_cost, parts))
+        case _Sequence(parts):
+            # llama.cpp follows all parts that may come next, each with all that may follow it
+            skips = sum(not _least(part) for part in parts)
+            return 5 + sum(map(_cost, parts)) + _COST_OF_SKIPS * skips**2
+        case _Either(options):
+            return 5 + sum(map(_cost, options))
         case _Repeat(part, low, high):
             return 10 + _cost(part) * max(1, low + 1 if high is None else high)
 
@@ -300,8 +311,7 @@ def _repeats_unclearly(part: _Node) -> bool:
     if isinstance(part, _Class):
         return False
     if isinstance(part, _Either):
-        firsts = [_first(option) for option in part.options]
-        alike = any(_common(a, b) for i, a in enumerate(firsts) for b in firsts[:i])
+        alike = _overlap([_first(option) for option in part.options])
         return alike or any(map(_repeats_unclearly, part.options))
     if isinstance(part, _Repeat):
         return part.low != part.high or _repeats_unclearly(part.part)
@@ -311,6 +321,18 @@ def _repeats_unclearly(part: _Node) -> bool:
     edges = [p for p in (part.parts[0], part.parts[-1]) if isinstance(p, _Class)]
     rest = tuple(r for p in inner for r in _all(p))
     return not any(not _common(edge.ranges, rest) for edge in edges)
+
+
+def _overlap(sets: list[Ranges]) -> bool:
+    """Return whether two of several sets of characters have one in common."""
+    ranges = sorted((a, b, i) for i, own in enumerate(sets) for a, b in own)
+    last, owner = -1, -1
+    for low, high, i in ranges:
+        if low <= last and owner != i:
+            return True
+        if high > last:
+            last, owner = high, i
+    return False
 
 
 def _first(node: _Node) -> Ranges:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from edgeprism.reason.schema_check import is_of, same
+from edgeprism.reason.schema_check import is_among, is_of
 from edgeprism.reason.schema_refs import Placed, References
 
 MAX_VIEWS = 400
@@ -186,7 +186,7 @@ def _merged(a: View, b: View) -> View | None:
     types = a.types if b.types is None else b.types if a.types is None else _common(a, b)
     enum = a.enum if b.enum is None else b.enum
     if a.enum is not None and b.enum is not None:
-        enum = [value for value in a.enum if any(same(value, other) for other in b.enum)]
+        enum = [value for value in a.enum if is_among(value, b.enum)]
     if enum is not None and types is not None:
         enum = [value for value in enum if any(is_of(value, kind) for kind in types)]
     if types == frozenset() or enum == []:

@@ -11,9 +11,9 @@ from starlette.responses import JSONResponse, Response
 
 from edgeprism.choices import INSTRUCTION_MODES
 from edgeprism.perceive.options import CaptionOptions
-from edgeprism.reason.json_schema import schema_to_shape
 from edgeprism.reason.shape import Shape, choices_to_shape
 from edgeprism.serve.bodies import Checker, is_form, read_form, read_json
+from edgeprism.serve.dialect import to_shape
 from edgeprism.serve.events import Answered, Described, Event, Failed, Focused, Piece
 from edgeprism.serve.options import Limits
 from edgeprism.serve.refusals import Refusal, to_error, to_refusal
@@ -140,7 +140,7 @@ class CaptionRoutes:
             hint=body.get("hint"),
             instruction_mode=body.get("instruction_mode", "question"),
             answer_tokens=body.get("answer_tokens", 256),
-            shape=_to_shape(body),
+            shape=await _to_shape(body),
             evidence=body.get("evidence", True),
         )
         if body.get("stream"):
@@ -220,12 +220,12 @@ def _typed(fields: Mapping[str, str], schema: Mapping[str, Any]) -> dict[str, An
     return values
 
 
-def _to_shape(body: Mapping[str, Any]) -> Shape | None:
+async def _to_shape(body: Mapping[str, Any]) -> Shape | None:
     if "choices" in body and "schema" in body:
         raise Refusal(400, "invalid_request", "choices and schema exclude each other.", "Send one.")
     if "choices" in body:
         return choices_to_shape(body["choices"])
-    return schema_to_shape(body["schema"]) if "schema" in body else None
+    return await to_shape(body["schema"], "the schema") if "schema" in body else None
 
 
 def _told(event: Failed) -> dict[str, Any]:

@@ -7,6 +7,7 @@ message from the descriptions and the turns before it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -136,7 +137,7 @@ async def _captioned(
             if chat.streams and (text := order.new_text()):
                 yield Delta(text)
     captions = order.captions()
-    _check_shape(chat, captions[0])
+    await asyncio.to_thread(_check_shape, chat, captions[0])
     yield _end_of_captions(captions)
 
 

@@ -127,7 +127,7 @@ class CompletionRoutes:
             tokens=body.get("max_completion_tokens") or body.get("max_tokens"),
             temperature=to_temperature(body.get("temperature")),
             seed=to_seed(body.get("seed")),
-            shape=_to_shape(body.get("response_format")),
+            shape=await _to_shape(body.get("response_format")),
             streams=bool(body.get("stream")),
         )
         head = {
@@ -171,12 +171,12 @@ def to_messages(messages: list[Mapping[str, Any]], limits: Limits) -> tuple[Mess
     return tuple(read)
 
 
-def _to_shape(response_format: Mapping[str, Any] | None) -> Shape | None:
+async def _to_shape(response_format: Mapping[str, Any] | None) -> Shape | None:
     kind = (response_format or {"type": "text"})["type"]
     if response_format is None or kind == "text":
         return None
     schema = response_format["json_schema"]["schema"] if kind == "json_schema" else None
-    return to_shape(schema, "response_format.json_schema.schema")
+    return await to_shape(schema, "response_format.json_schema.schema")
 
 
 def _to_usage(ended: Ended) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from typing import Any
 
@@ -47,9 +48,13 @@ def to_temperature(temperature: float | None) -> float:
     return float(temperature or 0.0)
 
 
-def to_shape(schema: Any, where: str) -> Shape:
-    """Return the shape of answers that match a JSON schema. Raises UsageError."""
-    return schema_to_shape({"type": "object"} if schema is None else schema, where)
+async def to_shape(schema: Any, where: str) -> Shape:
+    """Return the shape of answers that match a JSON schema; None stands for any object.
+
+    It is compiled in a thread, so that other clients do not wait for it. Raises UsageError.
+    """
+    schema = {"type": "object"} if schema is None else schema
+    return await asyncio.to_thread(schema_to_shape, schema, where)
 
 
 def check_length(text: str, limits: Limits) -> str:

@@ -177,7 +177,7 @@ class OllamaRoutes:
             tokens=tokens if tokens is not None and tokens > 0 else None,
             temperature=to_temperature(options.get("temperature")),
             seed=to_seed(options.get("seed")),
-            shape=_to_shape(body.get("format")),
+            shape=await _to_shape(body.get("format")),
             streams=body.get("stream") is not False,
         )  # fmt: skip
 
@@ -247,10 +247,10 @@ def _to_generate_text(text: str) -> dict[str, Any]:
     return {"response": text}
 
 
-def _to_shape(given: Any) -> Shape | None:
+async def _to_shape(given: Any) -> Shape | None:
     if given is None or given == "":
         return None
-    return to_shape(None if given == "json" else given, "format")
+    return await to_shape(None if given == "json" else given, "format")
 
 
 def _to_seconds(keep_alive: str | float) -> float:

@@ -15,6 +15,7 @@ from edgeprism.reason.conversation import Conversation
 from edgeprism.reason.local import Reasoner
 from edgeprism.reason.prompt import Turn as PromptTurn
 from edgeprism.reason.question import to_question
+from edgeprism.reason.shape import Shape
 from edgeprism.records import Answer, Caption
 from edgeprism.version import __version__
 
@@ -85,6 +86,7 @@ def answer_in_conversation(
     focus: str,
     notes: tuple[str, ...],
     answer_tokens: int,
+    shape: Shape | None,
 ) -> Answer:
     """Answer a question after earlier turns; `captions` are of all pictures in their order."""
     conversation, rest = Conversation(reasoner), list(captions)
@@ -95,7 +97,7 @@ def answer_in_conversation(
     if rest:
         conversation.tell(rest)
     asked = f"{hint}\n\n{question}" if hint else question
-    reply = conversation.ask(asked, answer_tokens=answer_tokens)
+    reply = conversation.ask(asked, answer_tokens=answer_tokens, shape=shape)
     return Answer(
         text=reply.text,
         question=question,

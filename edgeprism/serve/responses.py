@@ -119,7 +119,7 @@ class ResponseRoutes:
             _to_messages(body, self._limits),
             tokens=body.get("max_output_tokens"),
             temperature=to_temperature(body.get("temperature")),
-            shape=_to_shape(body.get("text")),
+            shape=await _to_shape(body.get("text")),
             streams=bool(body.get("stream")),
         )
         head = _head(body, str(chat.model))
@@ -152,11 +152,11 @@ def _to_messages(body: Mapping[str, Any], limits: Limits) -> tuple[Message, ...]
     return tuple(read)
 
 
-def _to_shape(text: Mapping[str, Any] | None) -> Shape | None:
+async def _to_shape(text: Mapping[str, Any] | None) -> Shape | None:
     given = (text or {}).get("format") or {"type": "text"}
     if given["type"] == "text":
         return None
-    return to_shape(given.get("schema"), "text.format.schema")
+    return await to_shape(given.get("schema"), "text.format.schema")
 
 
 def _head(body: Mapping[str, Any], model: str) -> dict[str, Any]:

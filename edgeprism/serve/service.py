@@ -177,7 +177,7 @@ class Service:
             if query.turns:
                 return answer_in_conversation(
                     reasoner, query.turns, captions, query.question, hint=query.hint, focus=focus,
-                    notes=notes, answer_tokens=tokens,
+                    notes=notes, answer_tokens=tokens, shape=query.shape,
                 )  # fmt: skip
             return reasoner.answer(
                 captions, query.question, options=query.options, hint=query.hint, focus=focus,

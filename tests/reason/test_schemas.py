@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -420,3 +421,32 @@ def test_formats_that_are_checked(name: str, good: str, bad: str | None) -> None
     shape = schema_to_shape({"type": "string", "format": name})
     assert shape.accepts(json.dumps(good))
     assert bad is None or not shape.accepts(json.dumps(bad))
+
+
+def test_schemas_that_cost_much_are_refused_before_they_are_compiled() -> None:
+    """Each of these would take from seconds to minutes, or hold up the sampler."""
+    start = time.perf_counter()
+    values = [f"v{i}" for i in range(900)]
+    references = {f"p{i}": {"$ref": "#/$defs/e"} for i in range(900)}
+    for schema, fault in (
+        ({"type": "string", "pattern": "a" * 2001}, "at most 2,000"),
+        ({"patternProperties": {"(a|b)?" * 9000: {}}}, "at most 2,000|more than 65,536"),
+        ({"const": 10**100_000}, "more than 65,536 characters"),
+        ({"enum": ["x" * 70] * 1000}, "more than 65,536 characters"),
+        ({"$defs": {"e": {"enum": values}}, "type": "object", "properties": references},
+         "too large"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=fault):
+            schema_to_shape(schema)
+    assert time.perf_counter() - start < 10
+
+
+def test_alternatives_of_a_pattern_share_what_stands_around_them() -> None:
+    pattern = "|".join(f"a{i}b" for i in range(100))
+    shape = schema_to_shape({"type": "string", "pattern": pattern})
+    assert shape.gbnf.count("{0,60}") == 2
+    # where llama.cpp would have to follow very many ways at once, the finished text is checked
+    optional = schema_to_shape({"type": "string", "pattern": "^" + "(a|b)?" * 300 + "$"})
+    assert optional.accepts('"ab"')
+    assert not optional.accepts('"c"')
+    assert len(optional.gbnf) < 500
