@@ -23,7 +23,7 @@ LONG_KNOWN = frozenset((
 _PARAMETERS = ("chat_format", "lm_chat_format")
 
 
-class ChatFormat(click.ParamType):
+class ChatFormat(click.types.StringParamType):
     """A name that llama.cpp knows; where llama.cpp cannot be loaded, any name."""
 
     name = "chat format"

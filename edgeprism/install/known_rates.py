@@ -42,4 +42,4 @@ def _remembered() -> Rates | None:
         return None
     values = [fact.get("gflops"), fact.get("read_gbs")]
     numbers = [float(v) for v in values if isinstance(v, int | float) and 0 < v < _LARGEST]
-    return Rates(*numbers) if len(numbers) == len(values) else None
+    return Rates(numbers[0], numbers[1]) if len(numbers) == len(values) else None

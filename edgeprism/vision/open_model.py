@@ -87,8 +87,8 @@ def find_pair(model: str | os.PathLike[str]) -> PairFiles:
         from edgeprism.bundle.elsewhere.kept import mmproj_beside
 
         mmproj = mmproj_beside(path)
-        if mmproj is None and (name := known_name(path)):
-            raise wrong_kind(name, "reasoner")
+        if mmproj is None and (installed := known_name(path)):
+            raise wrong_kind(installed, "reasoner")
         return PairFiles(path, _required(mmproj, str(path)))
     from edgeprism.vision.pair import MMPROJ_FILE, Origin
 
