@@ -11,7 +11,9 @@ import typing
 from typing import Any
 
 from edgeprism.errors import ManifestError
+from edgeprism.files.safe_text import short_line
 
+_NAME_CHARS = 80  # of a name or number that an error repeats
 _MAX_NAMES = 10  # fields given twice that an error names
 Record = typing.TypeVar("Record")
 
@@ -54,7 +56,7 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) != len(pairs):
         counts = collections.Counter(name for name, _ in pairs)
-        twice = sorted(name for name, count in counts.items() if count > 1)
+        twice = sorted(short_line(name, _NAME_CHARS) for name, count in counts.items() if count > 1)
         rest = f" and {len(twice) - _MAX_NAMES} more" if len(twice) > _MAX_NAMES else ""
         raise ValueError(f"field given twice: {', '.join(twice[:_MAX_NAMES])}{rest}")
     return data
@@ -63,7 +65,7 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number")
+        raise ValueError(f"{text[:_NAME_CHARS]} is not a finite number")
     return number
 
 

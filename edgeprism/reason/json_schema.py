@@ -163,7 +163,9 @@ class _Grammar:
         for view in found:
             kinds = sorted(view.kinds(or_any=depth > 0), key=_simplest_last)
             if view.enum is None and not kinds:
-                return self._fault(path, "type None is none of the known types")
+                return self._fault(
+                    path, "says nothing of the value: give it a type, an enum or properties"
+                )
             for kind in kinds if view.enum is None else ["enum"]:
                 try:
                     options.append(self._rule(view, kind, places, path, depth))

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgeprism.serve.captions import CaptionRoutes
 from edgeprism.serve.completions import CompletionRoutes
-from edgeprism.serve.guard import Guard
+from edgeprism.serve.guard import API_FOLDERS, EXPOSED_HEADERS, Guard
 from edgeprism.serve.ollama import OllamaRoutes
 from edgeprism.serve.options import ServeOptions
 from edgeprism.serve.page_files import PageFiles
@@ -30,20 +30,27 @@ def make_app(options: ServeOptions) -> ASGIApp:
     service = Service(options)
     routes = _api_routes(service)
     paths = [route.path for route in routes]
-    page = PageFiles(PAGE) if PAGE.is_dir() else _nothing
+    page: ASGIApp = PageFiles(PAGE) if PAGE.is_dir() else _nothing
+
+    async def file_or_nothing(scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a path of no route; the page has no files where the APIs are."""
+        await (_nothing if scope["path"].startswith(API_FOLDERS) else page)(scope, receive, send)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Any) -> AsyncIterator[None]:
         async with service.running():
             yield
 
-    app: ASGIApp = Router(routes, redirect_slashes=False, default=page, lifespan=lifespan)
+    app: ASGIApp = Router(
+        routes, redirect_slashes=False, default=file_or_nothing, lifespan=lifespan
+    )
     if options.allow_origins:
         app = CORSMiddleware(
             app,
             allow_origins=options.allow_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
+            expose_headers=EXPOSED_HEADERS,
         )
     return Guard(app, service, paths)
 

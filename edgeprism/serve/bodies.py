@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import json
+import re
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.formparsers import (
+    MultiPartException,
+    MultiPartParser,
+    parse_options_header,  # type: ignore[attr-defined]  # python-multipart's, of either name
+)
 from starlette.requests import ClientDisconnect, Request
 
 from edgeprism.errors import EdgePrismError
+from edgeprism.files.safe_text import short_line
 from edgeprism.files.strict_json import json_without_duplicates
 from edgeprism.reason.schema_check import Validator
 from edgeprism.reason.schema_refs import References
@@ -21,6 +28,7 @@ from edgeprism.serve.refusals import ClientLeft, Refusal, one_line
 
 _LARGE = 1 << 18  # bytes from which parsing goes to a thread
 _MOST_FIELDS = 40
+_NAME_CHARS = 80  # of a name that a message repeats
 Result = TypeVar("Result")
 
 
@@ -34,17 +42,22 @@ class Checker:
     def check(self, value: Any) -> None:
         """Raise Refusal for a value that the schema does not allow."""
         if fault := self._validator.fault(value):
+            name = re.split(r"[.:\[]", fault.removeprefix("$."), maxsplit=1)[0]
+            about = self.schema["properties"].get(name, {}).get("description", "")
             raise Refusal(
                 400, "invalid_request", f"The request is not as it should be: {fault}.",
-                "GET /openapi.json describes every request.",
+                f"{about} GET /openapi.json describes every request.".strip(),
             )  # fmt: skip
 
 
-async def read_json(request: Request, checker: Checker) -> dict[str, Any]:
-    """Return the JSON object of a request's body. Raises Refusal."""
+async def read_json(request: Request, checker: Checker, *others: str) -> dict[str, Any]:
+    """Return the JSON object of a request's body; `others` are types that it could have too.
+
+    Raises Refusal.
+    """
     kind = _content_type(request)
     if kind != "application/json":
-        raise wrong_type(kind, "application/json")
+        raise wrong_type(kind, "application/json", *others)
     data = await read_body(request)
     value = await _aside(len(data), lambda: _parse(data))
     checker.check(value)
@@ -59,10 +72,23 @@ async def read_body(request: Request) -> bytes:
         raise ClientLeft from error
 
 
+class _WholeFormParser(MultiPartParser):
+    """Starlette's parser, which by itself takes a form that breaks off for a whole one."""
+
+    has_ended = False  # the last boundary was read
+
+    def on_end(self) -> None:
+        self.has_ended = True
+
+
 async def read_form(
     request: Request, limits: Limits
 ) -> tuple[dict[str, str], list[tuple[str | None, bytes]]]:
-    """Return the fields of a multipart form, and its files as (name, bytes), all in memory."""
+    """Return the fields of a multipart form, and its files as (name, bytes), all in memory.
+
+    Raises Refusal, of a form in another charset than UTF-8 too.
+    """
+    _check_charset(request)
 
     async def stream() -> AsyncGenerator[bytes]:
         try:
@@ -71,7 +97,7 @@ async def read_form(
         except ClientDisconnect as error:
             raise ClientLeft from error
 
-    parser = MultiPartParser(
+    parser = _WholeFormParser(
         request.headers, stream(),
         max_files=limits.pictures, max_fields=_MOST_FIELDS, max_part_size=limits.body_bytes,
     )  # fmt: skip
@@ -80,11 +106,16 @@ async def read_form(
     files: list[tuple[str | None, bytes]] = []
     try:
         form = await parser.parse()
+        if not parser.has_ended:
+            raise MultiPartException("it breaks off before its last boundary.")
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 files.append((value.filename, await value.read()))
+            elif not _is_text(name + value):
+                raise Refusal(400, "invalid_form", "The form holds half of a character.")
             elif name in fields:
-                raise Refusal(400, "invalid_form", f"The form's field {name!r} is given twice.")
+                short = short_line(name, _NAME_CHARS)
+                raise Refusal(400, "invalid_form", f"The form's field {short!r} is given twice.")
             else:
                 fields[name] = value
     except MultiPartException as error:
@@ -93,6 +124,28 @@ async def read_form(
             "Send multipart/form-data, each picture as a file.",
         ) from error  # fmt: skip
     return fields, files
+
+
+def _check_charset(request: Request) -> None:
+    """Refuse a form in another charset than UTF-8: Python knows many, some of them for no text."""
+    options = parse_options_header(request.headers.get("content-type", ""))[1]
+    charset = options.get(b"charset", b"utf-8").decode("latin-1")
+    with contextlib.suppress(LookupError, ValueError):
+        if codecs.lookup(charset).name == "utf-8":
+            return
+    raise Refusal(
+        400, "invalid_form", f"The form's charset is {short_line(charset, _NAME_CHARS)!r}.",
+        "Send it in UTF-8, and leave charset out of Content-Type.",
+    )  # fmt: skip
+
+
+def _is_text(text: str) -> bool:
+    """Return whether a text can be written in UTF-8: without half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _content_type(request: Request) -> str:
@@ -106,8 +159,9 @@ def is_form(request: Request) -> bool:
 
 def wrong_type(given: str, *expected: str) -> Refusal:
     """Return the refusal of a body of another type."""
+    short = short_line(given, _NAME_CHARS) or "not given"
     return Refusal(
-        415, "wrong_content_type", f"The body's type is {given or 'not given'}.",
+        415, "wrong_content_type", f"The body's type is {short}.",
         f"Send {' or '.join(expected)}, and say so in Content-Type.",
     )  # fmt: skip
 
@@ -119,10 +173,7 @@ def _parse(data: bytes) -> Any:
         detail = one_line(error).removeprefix("the body is refused: ")
         raise Refusal(400, "invalid_json", f"The body is {detail}.") from error
     # a lone surrogate in an escape is no text: it could not be sent back
-    if b"\\u" in data:
-        with contextlib.suppress(UnicodeEncodeError):
-            json.dumps(value, ensure_ascii=False).encode()
-            return value
+    if b"\\u" in data and not _is_text(json.dumps(value, ensure_ascii=False)):
         raise Refusal(400, "invalid_json", "The body holds half of a character (\\ud800…\\udfff).")
     return value
 

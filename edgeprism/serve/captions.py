@@ -179,7 +179,7 @@ class CaptionRoutes:
         self, request: Request, checker: Checker
     ) -> tuple[dict[str, Any], tuple[Upload, ...]]:
         if not is_form(request):
-            body = await read_json(request, checker)
+            body = await read_json(request, checker, "multipart/form-data")
             return body, tuple(
                 self._to_upload(number, image) for number, image in enumerate(body["images"], 1)
             )

@@ -46,6 +46,7 @@ class Chat:
     seed: int = 0
     shape: Shape | None = None
     streams: bool = False
+    keep_alive_s: float | None = None  # that the models stay afterwards; None: as they would
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,13 @@ async def answer_chat(service: Service, chat: Chat) -> AsyncGenerator[ChatEvent]
     if not users:
         raise Refusal(400, "no_user_message", "The chat holds no user message.", "Add one.")
     answered = _reasoned if chat.model.reasoner else _captioned
-    async with aclosing(answered(service, chat, users)) as events:
-        async for event in events:
-            yield event
+    try:
+        async with aclosing(answered(service, chat, users)) as events:
+            async for event in events:
+                yield event
+    finally:
+        if chat.keep_alive_s is not None:  # now the models are in memory
+            service.models.keep(chat.model, chat.keep_alive_s)
 
 
 def _system(chat: Chat) -> str:

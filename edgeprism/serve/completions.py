@@ -18,9 +18,10 @@ from edgeprism.serve.dialect import (
     SEED,
     TEMPERATURE,
     TOKENS,
+    TOOLS,
     Pictures,
-    check_length,
     new_id,
+    to_message,
     to_seed,
     to_shape,
     to_temperature,
@@ -98,14 +99,14 @@ def completions_schema() -> dict[str, Any]:
             "max_completion_tokens": TOKENS,
             "temperature": TEMPERATURE,
             "seed": SEED,
-            "n": {"enum": [1, None]},
+            "n": {"enum": [1, None], "description": "One answer is given; leave n out."},
             "stream": {"type": ["boolean", "null"]},
             "stream_options": {
                 "type": ["object", "null"],
                 "properties": {"include_usage": {"type": ["boolean", "null"]}},
             },
             "response_format": _FORMAT,
-            "tools": {"type": ["array", "null"], "maxItems": 0},
+            "tools": TOOLS,
         },
         "required": ["messages"],
     }
@@ -165,9 +166,7 @@ def to_messages(messages: list[Mapping[str, Any]], limits: Limits) -> tuple[Mess
         )
         texts = [part["text"] for part in parts if part["type"] == "text"]
         images = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
-        role = "system" if message["role"] == "developer" else message["role"]
-        text = check_length("\n".join(texts), limits)
-        read.append(Message(role, text, tuple(map(pictures.take, images))))
+        read.append(to_message(message["role"], "\n".join(texts), images, pictures, limits))
     return tuple(read)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Iterable
 from typing import Any
 
 from edgeprism.reason.json_schema import schema_to_shape
 from edgeprism.reason.shape import Shape
+from edgeprism.serve.chat import Message
 from edgeprism.serve.options import Limits
 from edgeprism.serve.refusals import Refusal
 from edgeprism.serve.uploads import Upload, text_to_bytes, to_upload
@@ -16,7 +18,26 @@ ANY_OBJECT = {"type": "object"}  # the schema of any JSON object
 TEMPERATURE = {"type": ["number", "null"], "minimum": 0, "maximum": 2}
 SEED = {"type": ["integer", "null"], "minimum": -(2**63), "maximum": 2**63 - 1}
 TOKENS = {"type": ["integer", "null"], "minimum": 1}
+TOOLS = {
+    "type": ["array", "null"],
+    "maxItems": 0,
+    "description": "The models here call no tools; leave them out.",
+}
 _SEEDS = 2**32
+
+
+def to_message(
+    role: str, text: str, images: Iterable[str], pictures: Pictures, limits: Limits
+) -> Message:
+    """Return one message of a chat with its pictures. Raises Refusal."""
+    role = "system" if role == "developer" else role
+    uploads = tuple(map(pictures.take, images))
+    if uploads and role != "user":
+        raise Refusal(
+            400, "misplaced_picture", f"A message of the {role} holds a picture; pictures are "
+            "read in user messages only.", "Move it to a user message.",
+        )  # fmt: skip
+    return Message(role, check_length(text, limits), uploads)
 
 
 class Pictures:

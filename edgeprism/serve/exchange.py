@@ -7,8 +7,9 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
+from edgeprism.files.safe_text import json_text
 from edgeprism.serve.refusals import Refusal, to_error
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Exchange:
         self.received = 0  # bytes that count among the bodies
         self.status = 0  # 0: no answer has begun
         self.code = ""  # the word of an error
+        self.refusal_headers: dict[str, str] = {}  # sent with every refusal
 
     async def receive(self) -> Message:
         """Return the next part of the body, within its limits of size and time."""
@@ -123,7 +125,10 @@ class Exchange:
         self.code = refusal.code
         # Ollama's clients take the error for a text
         told = error["message"] if self._path.startswith("/api/") else error
-        response = JSONResponse({"error": told}, refusal.status, headers=refusal.headers)
+        body = json_text({"error": told}).encode()  # whatever characters the message repeats
+        response = Response(
+            body, refusal.status, {**refusal.headers, **self.refusal_headers}, "application/json"
+        )
         await self.send(
             {"type": "http.response.start", "status": refusal.status,
              "headers": response.raw_headers}

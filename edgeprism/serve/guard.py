@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from edgeprism.serve.service import Service
 
 _OPEN_PATHS = {"/healthz"}  # and the page, which asks a person for the key
-_API = ("/v1/", "/api/")
+API_FOLDERS = ("/v1/", "/api/")
+EXPOSED_HEADERS = ("Retry-After",)  # that pages of allowed origins may read
 
 
 class Guard:
@@ -59,7 +60,9 @@ class Guard:
         try:
             if scope["type"] != "http":
                 raise Refusal(400, "no_websocket", "This server speaks HTTP alone.")
-            self._check(dict(scope["headers"]), scope)
+            headers = dict(scope["headers"])
+            exchange.refusal_headers = self._reading_headers(headers)
+            self._check(headers, scope)
             scope["app"] = self._app  # so that the router raises, and does not answer by itself
             await self._app(scope, exchange.receive, exchange.send)
         except ClientLeft:
@@ -73,6 +76,17 @@ class Guard:
         finally:
             self._bodies.release(exchange)
             self._note(scope, exchange, time.monotonic() - started)
+
+    def _reading_headers(self, headers: dict[bytes, bytes]) -> dict[str, str]:
+        """Return the headers that let a page of an allowed origin read why it was refused."""
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if origin.lower() not in self._origins:
+            return {}
+        return {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": ", ".join(EXPOSED_HEADERS),
+            "Vary": "Origin",
+        }
 
     # ---- checks
 
@@ -125,7 +139,7 @@ class Guard:
         )  # fmt: skip
 
     def _needs_key(self, path: str) -> bool:
-        return path in self._api_paths or path.startswith(_API)
+        return path in self._api_paths or path.startswith(API_FOLDERS)
 
     # ---- notes
 

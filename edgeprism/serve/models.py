@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from edgeprism.bundle.open import dead_link_error, find_dead_link
 from edgeprism.errors import EdgePrismError
+from edgeprism.files.safe_text import short_line
 from edgeprism.install.inventory import list_models
 from edgeprism.language.gpu import find_gpu
 from edgeprism.memory.parts import ModelParts
@@ -24,6 +25,7 @@ from edgeprism.serve.refusals import Refusal
 
 _LIST_S = 5.0  # that the list of installed models is believed
 _BUSY_S = 5  # after which models in use may have become idle
+_NAME_CHARS = 120  # of an unknown name that a message repeats
 _TAG = ":latest"  # Ollama's clients add it to names without a tag
 _Engine = TypeVar("_Engine", CaptionEngine, ReasonerThread)
 
@@ -109,9 +111,11 @@ class Models:
         for kind, part in known.items():
             if part not in installed[kind]:
                 hint = "GET /v1/models lists what there is; `edgeprism pull` adds models."
-                if (link := find_dead_link(part)) is not None:
+                link = find_dead_link(part) if len(part) <= _NAME_CHARS else None
+                if link is not None:
                     hint = dead_link_error(link, part).hint
-                raise Refusal(404, "model_not_found", f"There is no {kind} {part!r} here.", hint)
+                short = short_line(part, _NAME_CHARS)
+                raise Refusal(404, "model_not_found", f"There is no {kind} {short!r} here.", hint)
         return ModelName(captioner, reasoner if plus else None)
 
     async def resolve_both(self, name: str | None) -> ModelName:

@@ -22,8 +22,10 @@ from edgeprism.serve.completions import last_of
 from edgeprism.serve.dialect import (
     SEED,
     TEMPERATURE,
+    TOOLS,
     Pictures,
     check_length,
+    to_message,
     to_seed,
     to_shape,
     to_temperature,
@@ -66,10 +68,9 @@ def chat_schema() -> dict[str, Any]:
         "required": ["role"],
     }
     messages = {"type": ["array", "null"], "items": message, "maxItems": 200}
-    tools = {"type": ["array", "null"], "maxItems": 0}
     return {
         "type": "object",
-        "properties": {**_COMMON, "messages": messages, "tools": tools},
+        "properties": {**_COMMON, "messages": messages, "tools": TOOLS},
         "required": ["model"],
     }
 
@@ -139,10 +140,12 @@ class OllamaRoutes:
         body = await read_json(request, self._chat)
         pictures = Pictures(self._limits)
         messages = tuple(
-            Message(
+            to_message(
                 message["role"],
-                check_length(message.get("content") or "", self._limits),
-                tuple(map(pictures.take, message.get("images") or ())),
+                message.get("content") or "",
+                message.get("images") or (),
+                pictures,
+                self._limits,
             )
             for message in body.get("messages") or ()
         )
@@ -169,8 +172,7 @@ class OllamaRoutes:
         started, name = time.perf_counter(), body["model"]
         if not messages:
             return await self._load_or_free(request, model, body, to_text)
-        self._keep(model, body.get("keep_alive"))
-        options = body.get("options") or {}
+        keep, options = body.get("keep_alive"), body.get("options") or {}
         tokens = options.get("num_predict")
         chat = Chat(
             model, messages,
@@ -179,6 +181,7 @@ class OllamaRoutes:
             seed=to_seed(options.get("seed")),
             shape=await _to_shape(body.get("format")),
             streams=body.get("stream") is not False,
+            keep_alive_s=None if keep is None else _to_seconds(keep),
         )  # fmt: skip
 
         def line(text: str, **more: Any) -> dict[str, Any]:

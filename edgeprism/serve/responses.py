@@ -19,9 +19,11 @@ from edgeprism.serve.dialect import (
     ANY_OBJECT,
     TEMPERATURE,
     TOKENS,
+    TOOLS,
     Pictures,
     check_length,
     new_id,
+    to_message,
     to_shape,
     to_temperature,
 )
@@ -97,8 +99,11 @@ def responses_schema() -> dict[str, Any]:
             "temperature": TEMPERATURE,
             "stream": {"type": ["boolean", "null"]},
             "text": {"type": ["object", "null"], "properties": {"format": _FORMAT}},
-            "tools": {"type": ["array", "null"], "maxItems": 0},
-            "previous_response_id": {"type": "null"},
+            "tools": TOOLS,
+            "previous_response_id": {
+                "type": "null",
+                "description": "Answers are not kept; send the whole conversation as input.",
+            },
         },
         "required": ["input"],
     }
@@ -146,9 +151,7 @@ def _to_messages(body: Mapping[str, Any], limits: Limits) -> tuple[Message, ...]
         )
         texts = [part["text"] for part in parts if part["type"] != "input_image"]
         images = [part["image_url"] for part in parts if part["type"] == "input_image"]
-        role = "system" if message["role"] == "developer" else message["role"]
-        text = check_length("\n".join(texts), limits)
-        read.append(Message(role, text, tuple(map(pictures.take, images))))
+        read.append(to_message(message["role"], "\n".join(texts), images, pictures, limits))
     return tuple(read)
 
 

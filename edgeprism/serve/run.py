@@ -63,6 +63,12 @@ def open_socket(options: ServeOptions) -> socket.socket:
         listener = socket.create_server(
             place[:2], family=socket.AddressFamily(family), backlog=_BACKLOG
         )
+    except socket.gaierror as error:
+        raise UsageError(
+            f"{options.host}: there is no such address on this machine.",
+            "Give its IP address or a name that leads to it as `host`; without it the server "
+            "answers this machine alone.",
+        ) from error
     except OSError as error:
         raise EdgePrismError(
             f"{options.host}:{options.port}: cannot listen there: {error.strerror or error}.",

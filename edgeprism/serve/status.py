@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -39,7 +40,9 @@ class StatusRoutes:
 
     async def model(self, request: Request) -> Response:
         """Describe one model. Raises Refusal for one that is not here."""
-        model = await self._service.models.resolve(request.path_params["name"])
+        if not (name := request.path_params["name"]):
+            raise HTTPException(404)
+        model = await self._service.models.resolve(name)
         return JSONResponse(_to_model(str(model)))
 
     async def openapi(self, _request: Request) -> Response:
