@@ -118,7 +118,7 @@ def test_only_short_texts_between_plain_rows_are_joined(tmp_path: Path) -> None:
     rows = ImageRows(0, 4), ImageRows(4, 8)
     seen = ImageRows(4, 8, causal=False)
     for between, second in ((Tokens((5,) * 17), rows[1]), (Tokens((5,)), seen)):
-        segments = [rows[0], between, second, Tokens((9,))]
+        segments: list[Segment] = [rows[0], between, second, Tokens((9,))]
         assert len(segments_to_parts(lm, segments, visual_tokens(), add_bos=False)) == 4
     wider = np.zeros((12, SHAPE.n_embd + 1), np.float32)
     assert len(segments_to_parts(lm, tiles(), wider, add_bos=False)) == 7
