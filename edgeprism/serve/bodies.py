@@ -10,12 +10,9 @@ import re
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
-from starlette.formparsers import (
-    MultiPartException,
-    MultiPartParser,
-    parse_options_header,  # type: ignore[attr-defined]  # python-multipart's, of either name
-)
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from edgeprism.errors import EdgePrismError
