@@ -13,7 +13,7 @@ from dataclasses import dataclass
 Ranges = tuple[tuple[int, int], ...]
 
 MAX_COST = 20_000  # characters of a grammar once llama.cpp has written out its repeats
-_COST_OF_SKIPS = 5  # times the square of a sequence's parts that may be left out
+_COST_OF_SKIPS = 20  # times the square of a sequence's parts that may be left out
 _MOST_REPEATS = 1000
 _MOST_STEPS = 10**8  # of a search, a few seconds
 _CLASS = re.compile(r"\[\^?\]?[^\]]*\]")
