@@ -120,9 +120,10 @@ def test_a_captioner_is_no_reasoner(scripted_bundle: Path, tmp_path: Path) -> No
         with pytest.raises(ModelError) as caught:
             Reasoner.load(name)
         assert caught.value.summary == f"{name} is a captioner, not a reasoner."
-    (scripted_bundle / "manifest.json").write_text("{}")
+    damaged = shutil.copytree(scripted_bundle, tmp_path / "damaged")
+    (damaged / "manifest.json").write_text("{}")
     with pytest.raises(ModelError, match="is a captioner, not a reasoner"):
-        Reasoner.load(scripted_bundle)
+        Reasoner.load(damaged)
 
 
 def test_the_way_round_a_captioner(tmp_path: Path) -> None:
