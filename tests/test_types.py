@@ -76,8 +76,8 @@ caption_folder(["a", "b/*.png"], captioner).failures
 """
 # What other rooms call: a folder's threads between two steps of a caption, with values that only
 # they have, and a forked child
-FOR_OTHER_ROOMS = {"forget_natives", "in_use", "memory_parts", "record", "request", "steps",
-                   "tiles_to_encoded"}  # fmt: skip
+FOR_OTHER_ROOMS = {"complete_in_shape", "forget_natives", "in_use", "memory_parts", "record",
+                   "request", "steps", "tiles_to_encoded"}  # fmt: skip
 
 
 @dataclass(frozen=True)
