@@ -41,12 +41,17 @@ def token_rows(path: Path, header: GgufHeader, ids: Sequence[int]) -> np.ndarray
     if not row_bytes or not all(0 <= token < count for token in ids):
         return None
     rows = np.empty((len(ids), width), np.float32)
-    with path.open("rb") as file:
-        for row, token in zip(rows, ids, strict=True):
-            file.seek(start + token * row_bytes)
-            data = file.read(row_bytes)
-            if len(data) != row_bytes or not _dequantize(header.tensor_types[_TENSOR], data, row):
-                return None
+    try:
+        with path.open("rb") as file:
+            for row, token in zip(rows, ids, strict=True):
+                file.seek(start + token * row_bytes)
+                data = file.read(row_bytes)
+                if len(data) != row_bytes or not _dequantize(
+                    header.tensor_types[_TENSOR], data, row
+                ):
+                    return None
+    except OSError:  # removed while it is in use, which llama.cpp's mapping outlives
+        return None
     return rows
 
 

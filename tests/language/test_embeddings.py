@@ -113,6 +113,13 @@ def test_embeddings_that_are_scaled_stay_with_llama_cpp(tmp_path: Path) -> None:
     lm.close()
 
 
+def test_a_file_that_is_removed_in_use_leaves_tokens_to_llama_cpp(tmp_path: Path) -> None:
+    lm = model(tmp_path)
+    lm.path.unlink()
+    assert lm.embed(IDS) is None
+    lm.close()
+
+
 def test_only_short_texts_between_plain_rows_are_joined(tmp_path: Path) -> None:
     lm = model(tmp_path)
     rows = ImageRows(0, 4), ImageRows(4, 8)
