@@ -21,11 +21,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from edgeprism.errors import OutputError, UsageError
-from edgeprism.files.atomic import output_error, write_atomically
-from edgeprism.files.locks import locked
 from edgeprism.files.regular import open_regular
 
 FILE_NAME = "config.toml"
@@ -41,6 +37,8 @@ def find_config() -> Path | None:
     home = os.environ.get("EDGEPRISM_HOME")
     if home:
         return Path(home) / FILE_NAME
+    import platformdirs  # not at the top: help reads no settings
+
     try:
         return Path(platformdirs.user_config_dir("edgeprism")) / FILE_NAME
     except RuntimeError:  # platformdirs found no home folder
@@ -69,6 +67,9 @@ def change_config(section: str, key: str, value: object) -> Path:
         UsageError: The file is no TOML, or writes this setting in a form that is left to an editor.
         OutputError: The file cannot be written, or this user has no folder for it.
     """
+    from edgeprism.files.atomic import output_error, write_atomically  # only `config set` writes
+    from edgeprism.files.locks import locked
+
     found = find_config()
     if found is None:
         raise OutputError(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import platformdirs
-
 from edgeprism.errors import DataFolderError
 
 
@@ -20,6 +18,8 @@ def find_data_dir() -> Path | None:
     home = os.environ.get("EDGEPRISM_HOME")
     if home:
         return Path(home)
+    import platformdirs  # not at the top: help needs no folder
+
     try:
         return Path(platformdirs.user_data_dir("edgeprism"))
     except RuntimeError:  # platformdirs found no home folder
