@@ -13,6 +13,7 @@ import click
 
 from edgeprism.choices import ENCODERS, VISION_QUANTS, is_reference
 from edgeprism.cli import completion
+from edgeprism.cli.chat_format import ChatFormat
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.named_models import told_to_pull
 from edgeprism.cli.terminal import StderrProgress, print_path
@@ -164,7 +165,7 @@ def _click_option(option: Option) -> click.Option:
               type=click.Choice([quant for quant in VISION_QUANTS if quant != "fp16"]),
               default=("int8",), show_default=True,
               help="Variant of the ONNX graph; repeatable.")  # fmt: skip
-@click.option("--lm-chat-format", metavar="NAME",
+@click.option("--lm-chat-format", type=ChatFormat(), metavar="NAME",
               help="llama.cpp's name of the model's chat format, for a file whose own template "
               "llama.cpp does not know.")  # fmt: skip
 @click.option("--name", default="", metavar="NAME",

@@ -12,6 +12,7 @@ import click
 
 from edgeprism.choices import VISION_QUANTS, is_reference
 from edgeprism.cli import completion
+from edgeprism.cli.chat_format import ChatFormat
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.named_models import told_to_pull
 from edgeprism.cli.sizes import text_to_bytes
@@ -113,7 +114,7 @@ def discover(folders: tuple[Path, ...], as_json: bool) -> None:
 @command.command("add", cls=Command)
 @click.argument("source", metavar="BUNDLE|FILE.gguf", type=click.Path(path_type=Path))
 @click.argument("name", default="", metavar="[NAME]")
-@click.option("--lm-chat-format", metavar="NAME",
+@click.option("--lm-chat-format", type=ChatFormat(), metavar="NAME",
               help="llama.cpp's name of a pair's chat format, for a file whose own template "
               "llama.cpp does not know.")  # fmt: skip
 def add(source: Path, name: str, lm_chat_format: str | None) -> None:

@@ -8,6 +8,7 @@ import click
 
 from edgeprism.choices import ENCODERS, VISION_QUANTS
 from edgeprism.cli import completion
+from edgeprism.cli.chat_format import ChatFormat
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.terminal import StderrProgress, print_path, say
 
@@ -31,7 +32,7 @@ from edgeprism.cli.terminal import StderrProgress, print_path, say
               "repository's]")  # fmt: skip
 @click.option("--revision", default="", metavar="BRANCH|COMMIT",
               help="Revision of a repository of GGUF files.  [default: main]")  # fmt: skip
-@click.option("--lm-chat-format", default="", metavar="NAME",
+@click.option("--lm-chat-format", type=ChatFormat(), metavar="NAME",
               help="llama.cpp's name of a pair's chat template, where it does not recognise "
               "it.")  # fmt: skip
 @click.option("--encoder", type=click.Choice(ENCODERS), default="auto", show_default=True,
@@ -48,7 +49,7 @@ def command(
     lm_quant: str,
     as_name: str,
     revision: str,
-    lm_chat_format: str,
+    lm_chat_format: str | None,
     encoder: str,
     given: Path | None,
     dry_run: bool,
@@ -65,7 +66,7 @@ def command(
     from edgeprism.install.gguf_request import GgufOptions
     from edgeprism.install.pull import plan_pull, pull
 
-    options = GgufOptions(as_name, revision, lm_chat_format, encoder)
+    options = GgufOptions(as_name, revision, lm_chat_format or "", encoder)
     if dry_run:
         with StderrProgress().shown() as progress:
             plan = plan_pull(name, lm_quant=lm_quant, options=options, progress=progress)

@@ -74,6 +74,28 @@ def test_a_chat_format_is_a_pairs(scripted_gguf: Path, capfd: Captured) -> None:
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ["pull", "smolvlm-256m"],
+        ["pull", "hf:someone/Tiny-Eyes-GGUF", "--dry-run"],
+        ["convert", "mmproj", "lm.gguf", "mmproj.gguf", "out"],
+        ["models", "add", "lm.gguf", "mine"],
+    ],
+)
+def test_a_chat_format_that_llama_cpp_does_not_know_is_refused_at_once(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # who asked it would be told of that
+    monkeypatch.chdir(tmp_path)  # nor is there any of the files that the command names
+    assert run([*command, "--lm-chat-format", "chatlm"]) == 2
+    said = capfd.readouterr().err
+    assert "'chatlm' is no chat format of llama.cpp: " in said
+    assert "chatml" in said
+    assert not list(tmp_path.iterdir())
+    assert not list(data_dir().glob("models/*"))
+
+
+@pytest.mark.parametrize(
     ("name", "fault"),
     [
         ("mine", "already"),
