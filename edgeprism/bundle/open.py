@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest, VisionVariant
-from edgeprism.bundle.places import find_catalogued, model_places
+from edgeprism.bundle.places import catalogued_models, find_catalogued, model_places
 from edgeprism.bundle.pulled import pull_command
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.choices import is_reference
@@ -208,20 +208,30 @@ def _parts_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("*-of-*.gguf")) if os.path.isdir(folder) else []
 
 
-def _similar(name: str) -> str:
-    """Return a question that names models of this machine which are spelt like `name`."""
+def similar_models(name: str, kind: str = "") -> list[str]:
+    """Return names that are spelt like `name`: models of this machine and of the catalogue.
+
+    Parameters:
+        kind: "captioner" or "reasoner", for names of this kind alone. References to what other
+            programs keep are always among them: a captioner's language model answers, too.
+    """
     import difflib
 
-    present: list[str] = []
-    for place in model_places():
-        with contextlib.suppress(OSError):  # a folder that cannot be listed has no name to offer
-            present += [path.name.removesuffix(".gguf") for path in place.iterdir()]
-    known = sorted({word for word in present if _model_named(word) is not None})
-    close = difflib.get_close_matches(name, known)
-    if not close and name:
-        from edgeprism.bundle.elsewhere.references import similar_references
+    from edgeprism.bundle.elsewhere.references import similar_references
 
-        close = similar_references(name)
+    kinds = {known: entry.kind for known, entry in catalogued_models().items()}
+    for place in reversed(model_places()):
+        with contextlib.suppress(OSError):  # a folder that cannot be listed has no name to offer
+            for word in {path.name.removesuffix(".gguf") for path in place.iterdir()}:
+                if (path := _model_named(word)) is not None:
+                    kinds[word] = "captioner" if path.is_dir() else "reasoner"
+    known = {each.lower(): each for each in sorted(kinds) if kind in ("", kinds[each])}
+    close = [known[each] for each in difflib.get_close_matches(name.lower(), known)]
+    return [*close, *(similar_references(name) if name else [])]
+
+
+def _similar(name: str) -> str:
+    close = similar_models(name)
     return f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
 
 

@@ -31,17 +31,24 @@ class Catalogued:
 
 
 def find_catalogued(name: str) -> Catalogued | None:
-    """Return what `pull` knows by this name; None for a name of none.
+    """Return what `pull` knows by this name; None for a name of none."""
+    return catalogued_models().get(name)
+
+
+def catalogued_models() -> dict[str, Catalogued]:
+    """Return what the catalogue says of each of its names.
 
     The whole catalogue is `edgeprism.models.catalogue`'s, which this room does not import.
     """
     for place in builtin_models_dir():
         with contextlib.suppress(OSError, ValueError):  # a stripped install has no catalogue
             catalogue = json.loads((place / "catalogue.json").read_text(encoding="utf-8"))
-            if name in catalogue["gguf"]:
-                entry = catalogue["gguf"][name]
-                return Catalogued(str(entry["kind"]), str(entry["repo"]))
-            for kind in ("captioner", "reasoner"):
-                if name in catalogue[f"{kind}s"]:
-                    return Catalogued(kind, "")
-    return None
+            models = {
+                name: Catalogued(kind, "")
+                for kind in ("captioner", "reasoner")
+                for name in catalogue[f"{kind}s"]
+            }
+            for name, entry in catalogue["gguf"].items():
+                models[name] = Catalogued(str(entry["kind"]), str(entry["repo"]))
+            return models
+    return {}

@@ -144,28 +144,6 @@ def told_to_pull(name: str, kind: Kind | None = None) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def told_of_similar(name: str) -> Iterator[None]:
-    """Name the reasoners, installed or to be pulled, that are spelt like a name of none."""
-    try:
-        yield
-    except ModelError as error:
-        import difflib
-
-        from edgeprism.install.inventory import list_models
-
-        models = list_models()
-        if any(e.name == name and e.kind != "reasoner" for e in models):
-            raise  # it says so
-        known = [entry.name for entry in models if entry.kind == "reasoner"]
-        close = difflib.get_close_matches(name.lower(), known)
-        if not close or name in known or is_reference(name) or os.path.lexists(name):
-            raise
-        raise ModelError(
-            error.summary, f"Did you mean {' or '.join(close)}? `edgeprism models list` shows all."
-        ) from error
-
-
 def is_named(kind: Kind) -> bool:
     """Return whether the command line, not a default, names the running command's models."""
     context = click.get_current_context()

@@ -16,7 +16,6 @@ from edgeprism.cli.chat_format import ChatFormat
 from edgeprism.cli.named_models import (
     is_named,
     told_of_origin,
-    told_of_similar,
     told_to_pull,
 )
 from edgeprism.cli.rules import is_url
@@ -235,7 +234,7 @@ def open_reasoners(
             for model in dict.fromkeys(served_models) or (None,):
                 reasoners.append(RemoteReasoner.load(name, model, allow_network=allow_network))
         else:
-            with told_of_origin("reasoner", name), told_of_similar(name):
+            with told_of_origin("reasoner", name):
                 reasoners.append(Reasoner.load(name, **options))
     return reasoners
 

@@ -10,7 +10,7 @@ import click
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
-from edgeprism.cli.named_models import is_named, told_of_origin, told_of_similar, told_to_pull
+from edgeprism.cli.named_models import is_named, told_of_origin, told_to_pull
 from edgeprism.cli.options import default_captioner, default_reasoner, engine_options
 from edgeprism.cli.rules import is_url
 from edgeprism.cli.terminal import is_quiet, print_line, say
@@ -118,8 +118,7 @@ def _check_models(model: str, reasoner: str) -> None:
                 f"{reasoner}: `serve` runs its reasoner itself, and asks no other server.",
                 "Name an installed reasoner or a GGUF file.",
             )
-        with told_of_similar(reasoner):
-            Reasoner.load(reasoner)
+        Reasoner.load(reasoner)
 
 
 def _to_options(api_key_file: str | None, keep_alive: str, **options: Any) -> Any:

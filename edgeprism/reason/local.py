@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from edgeprism.arguments import check_flag, check_integer, check_keywords, check_path, check_text
 from edgeprism.bundle.gguf_parts import model_bytes, model_digest, part_paths, parts_to_digest
 from edgeprism.bundle.kinds import no_reasoner, wrong_kind
-from edgeprism.bundle.open import find_dead_link, find_model, known_name
+from edgeprism.bundle.open import find_dead_link, find_model, known_name, similar_models
 from edgeprism.bundle.places import find_catalogued
 from edgeprism.choices import is_reference
 from edgeprism.errors import ModelError, UsageError
@@ -290,10 +290,18 @@ def _missing(name: str, error: ModelError) -> ModelError:
         return ModelError(f"{name}: no such reasoner.", "Name a chat model's GGUF file.")
     if os.path.lexists(name):
         return error  # it says how to name a file of the current folder
+    if catalogued is not None:
+        return ModelError(
+            f"Reasoner {name!r} is not installed.",
+            f"Get it with `edgeprism pull {name}`, or name a GGUF file as `reasoner`. "
+            "`edgeprism models list` shows what there is.",
+        )
+    close = similar_models(name, "reasoner")
+    meant = f"Did you mean {' or '.join(close)}? " if close else ""
     return ModelError(
-        f"Reasoner {name!r} is not installed.",
-        f"Get it with `edgeprism pull {name}`, or name a GGUF file as `reasoner`. "
-        "`edgeprism models list` shows what there is.",
+        f"There is no reasoner {name!r}.",
+        f"{meant}`edgeprism models list` shows the reasoners that are here and those that `pull` "
+        "can add; a GGUF file is named by its path.",
     )
 
 

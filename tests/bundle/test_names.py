@@ -119,7 +119,14 @@ def test_paths_are_paths(strangers_folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("wrong", "right"), [("nan", "nano"), ("nnao", "nano"), ("mien", "mine"), ("talkr", "talker")]
+    ("wrong", "right"),
+    [
+        ("nan", "nano"),
+        ("nnao", "nano"),
+        ("mien", "mine"),
+        ("talkr", "talker"),
+        ("SmolVLM-256", "smolvlm-256m"),
+    ],
 )
 def test_a_misspelt_name(
     wrong: str, right: str, scripted_bundle: Path, scripted_gguf: Path

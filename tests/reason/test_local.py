@@ -107,10 +107,34 @@ def test_by_name_from_the_data_folder(scripted_gguf: Path) -> None:
 
 
 def test_missing(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="'none' is not installed") as caught:
+    with pytest.raises(ModelError, match="no reasoner 'none'") as caught:
         Reasoner.load("none")
     assert caught.value.exit_code == 4
-    assert "edgeprism pull none" in caught.value.hint
+    assert caught.value.hint.startswith("`edgeprism models list` shows")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("smolm2-135m", "smollm2-135m"),
+        ("Qwen2.5-1.5B", "qwen2.5-1.5b"),
+        ("talkr", "Talker"),
+        ("smolvlm-256", ""),  # a captioner's
+    ],
+)
+def test_a_misspelt_name_hints_at_reasoners_alone(
+    name: str, meant: str, scripted_gguf: Path, scripted_bundle: Path
+) -> None:
+    models = data_dir() / "models"
+    shutil.copytree(scripted_bundle, models / "talkr-eyes")
+    shutil.copy(scripted_gguf, models / "Talker.gguf")
+    with pytest.raises(ModelError, match=f"no reasoner '{name}'") as caught:
+        Reasoner.load(name)
+    hint = caught.value.hint
+    assert f"Did you mean {meant}" in hint if meant else "smolvlm-256m" not in hint
+    assert "talkr-eyes" not in hint
+    assert "edgeprism models list" in hint
+    assert f"pull {name}" not in hint
 
 
 def test_a_captioner_is_no_reasoner(scripted_bundle: Path, tmp_path: Path) -> None:
