@@ -43,9 +43,14 @@ class PulledFrom:
         """The repository's commit."""
         return self.source.partition("@")[2]
 
+    @property
+    def quant(self) -> str:
+        """The language model's quantization, as its file's name says it; "" if it says none."""
+        return quant_in_name(self.lm)
+
     def has(self, wanted: str) -> bool:
         """Return whether the language model is the wanted one: a quantization, a file, or ""."""
-        names = (self.lm, self.lm.rpartition("/")[2], quant_in_name(self.lm))
+        names = (self.lm, self.lm.rpartition("/")[2], self.quant)
         return not wanted or wanted.lower() in [name.lower() for name in names]
 
 

@@ -79,6 +79,7 @@ def command(
             progress=progress,
         )  # fmt: skip
         if pulled.was_there:
-            progress.say(f"{pulled.name} is installed already, and intact.")
+            quant = f" in {pulled.quant}" if pulled.quant else ""
+            progress.say(f"{pulled.name} is installed already{quant}, and intact.")
         progress.say(f"`edgeprism use {pulled.name}` makes it the default.")
     print_path(pulled.path)

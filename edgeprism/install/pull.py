@@ -12,7 +12,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeprism.bundle.manifest import Manifest
 from edgeprism.bundle.open import check_file, find_model, open_bundle
+from edgeprism.bundle.pulled import pulled_from
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.supervise import convert_in_child
 from edgeprism.errors import ModelError, UsageError
@@ -61,6 +63,7 @@ class Pulled:
     name: str
     path: Path
     was_there: bool
+    quant: str = ""  # the language model's, if it was there and another can be pulled
     fetched: tuple[Fetched, ...] = ()
 
 
@@ -178,7 +181,8 @@ def _pull_request(request: GgufRequest, again: bool, progress: Progress) -> Pull
     path = installed_gguf(name, entry, request.quant, progress)
     if path is not None and not again:
         finish_installed(path, name, request.encoder, progress)
-        return Pulled(name, path, was_there=True)
+        origin = pulled_from(name)
+        return Pulled(name, path, was_there=True, quant=origin.quant if origin else "")
     plan = plan_gguf(name, entry, request.quant, progress)
     for line in (f"{name}: {entry.description or plan.kind}", *plan.lines(), *entry.notes):
         progress.say(line)
@@ -258,14 +262,22 @@ def _pull_captioner(
     again: bool,
     progress: Progress,
 ) -> Pulled:
+    target = data_dir() / "models" / name
+    there = None if again or not target.exists() else _intact_bundle(target, progress)
+    if there is not None:  # what the caller leaves open stays as it is
+        vision_there = tuple(variant.quant for variant in there.vision.variants)
+        if set(vision_quants) <= set(vision_there) and lm_quant in ("", there.lm.quant):
+            return Pulled(name, target, was_there=True, quant=there.lm.quant)
+        progress.say(
+            f"{name} is installed with {', '.join(vision_there)} and {there.lm.quant}: it is made "
+            "again, and replaced once it is complete."
+        )
+        vision_quants, lm_quant = vision_quants or vision_there, lm_quant or there.lm.quant
     options = ConvertOptions(
         vision_quants=vision_quants or DEFAULT_VISION_QUANTS,
         lm_quant=lm_quant or DEFAULT_LM_QUANT,
         name=name,
     )
-    target = data_dir() / "models" / name
-    if not again and target.exists() and _serves(target, options, progress):
-        return Pulled(name, target, was_there=True)
     refuse_when_offline()
     missing = missing_for_convert()
     if missing:
@@ -287,17 +299,13 @@ def _pull_captioner(
     return Pulled(name, target, was_there=False, fetched=fetched)
 
 
-def _serves(target: Path, options: ConvertOptions, progress: Progress) -> bool:
-    """Return whether the bundle is intact and has the requested quantizations; say why not."""
+def _intact_bundle(target: Path, progress: Progress) -> Manifest | None:
+    """Return the manifest of a bundle whose files are as it says; say what is wrong with others."""
     try:
         bundle = open_bundle(target)
         for file, entry in bundle.manifest.files.items():
             check_file(bundle.path / file, entry.sha256, entry.size, again=True)
     except ModelError as error:
         progress.say(f"{error.message} It is made again.")
-        return False
-    quants = {variant.quant for variant in bundle.manifest.vision.variants}
-    if set(options.vision_quants) <= quants and bundle.manifest.lm.quant == options.lm_quant:
-        return True
-    progress.say(f"{target} holds other quantizations: it is made again.")
-    return False
+        return None
+    return bundle.manifest

@@ -60,7 +60,7 @@ class Plan:
     choice: Choice
     verified: bool  # the project has run this very commit
     to_fetch: int  # bytes that the hub's cache does not hold yet
-    replaces: str = ""  # the file and commit of the installed model that goes; "" if none does
+    replaces: PulledFrom | None = None  # the installed model that goes
 
     @property
     def memory(self) -> int:
@@ -88,12 +88,23 @@ class Plan:
         lines.append(
             f"  {size_text(self.to_fetch) if self.to_fetch else 'nothing'} to fetch"
             f"{f', {size_text(cached)} in the cache' if cached else ''}; to run it takes about "
-            f"{size_text(self.memory)} of memory"
+            f"{size_text(self.memory)} of memory, estimated from the files' size"
         )
-        if self.replaces:
-            lines.append(f"  It will replace the installed {self.replaces}, once it is complete.")
+        lines += self._lines_on_replaced()
         if listing.renamed:
             lines.append(f"  The hub calls this repository {listing.renamed} now.")
+        return lines
+
+    def _lines_on_replaced(self) -> list[str]:
+        """Return what goes, and how to keep it where only its quantization is another."""
+        old, new = self.replaces, self.choice.lm[0]
+        if old is None:
+            return []
+        lines = [f"  It will replace the installed {old.lm} of {old.source}, once it is complete."]
+        if not old.has(new):
+            apart = f"{self.name}-{self.choice.quant.lower() or 'other'}"
+            wanted = f"hf:{self.listing.repo}:{self.choice.quant or new}"
+            lines.append(f"  To keep both: edgeprism pull {wanted} --name {apart}")
         return lines
 
 
@@ -137,13 +148,13 @@ def plan_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) -> Pl
     return Plan(name, kind, listing, choice, verified, missing, _replaced(name, listing, choice))
 
 
-def _replaced(name: str, listing: Listing, choice: Choice) -> str:
+def _replaced(name: str, listing: Listing, choice: Choice) -> PulledFrom | None:
     """Return what is installed under a name, if `pull` put it there and it is another model."""
     origin = pulled_from(name)
     if origin is None or not any(place.exists() for place in places_of(name)):
-        return ""
+        return None
     same = (origin.source, origin.lm) == (f"{listing.repo}@{listing.revision}", choice.lm[0])
-    return "" if same else f"{origin.lm} of {origin.source}"
+    return None if same else origin
 
 
 def installed_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) -> Path | None:

@@ -16,6 +16,7 @@ from unittest import mock
 
 import pytest
 
+from edgeprism.convert.options import ConvertOptions
 from edgeprism.errors import PullError, UsageError
 from edgeprism.files.home import data_dir
 from edgeprism.install import pull as pull_module
@@ -228,10 +229,10 @@ def test_what_a_killed_conversion_left_is_mended(tmp_path: Path) -> None:
 def test_pull_converts_and_a_bundle_that_serves_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    converted: list[object] = []
+    converted: list[ConvertOptions] = []
 
     def convert(
-        family: str, out: Path, options: object, folders: dict[str, Path], _: Progress
+        family: str, out: Path, options: ConvertOptions, folders: dict[str, Path], _: Progress
     ) -> None:
         assert family == "prismcaptioner"
         assert sorted(folders) == ["captioner", "llm", "vision"]
@@ -251,11 +252,15 @@ def test_pull_converts_and_a_bundle_that_serves_is_kept(
         n_requests = len(hub.requests)
         assert pull(NAME, vision_quants=("fp32",), lm_quant="F32").was_there
         assert len(hub.requests) == n_requests, "an intact bundle needs no network"
-        # Another quantization, or a damaged file, makes `pull` convert again.
-        pull(NAME, vision_quants=("fp32",))
+        there = pull(NAME)  # what is left open stays as it is
+        assert (there.was_there, there.quant) == (True, "F32")
+        # another quantization, or a damaged file, makes `pull` convert again
+        pull(NAME, lm_quant="Q8_0")
         (pulled.path / "lm.gguf").write_bytes(b"damaged")
         pull(NAME, vision_quants=("fp32",), lm_quant="F32")
-    assert len(converted) == 3
+    assert [(o.vision_quants, o.lm_quant) for o in converted] == [
+        (("fp32",), "F32"), (("fp32",), "Q8_0"), (("fp32",), "F32")
+    ]  # fmt: skip
     assert not (data_dir() / "partial").exists()
 
 

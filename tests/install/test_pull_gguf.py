@@ -246,6 +246,16 @@ def test_what_is_installed_needs_no_network_and_another_quantization_replaces_it
     commit = commit_of(hub.repositories[PAIR])
     assert f"replace the installed {LM} of {PAIR}@{commit}, once" in progress.text
     check_whole(hub.repositories[PAIR], "tiny-eyes-F16.gguf")
+    # of the pair only the other language model was fetched, and what is installed stays so
+    fetched = [path for _, path, _ in hub.requests[n_requests:] if "/resolve/" in path]
+    assert {path.rpartition("/")[2] for path in fetched if path.endswith(".gguf")} == {
+        "tiny-eyes-F16.gguf"
+    }
+    there = pull(REFERENCE)
+    assert (there.was_there, there.quant) == (True, "F16")
+    both = f"hf:{PAIR}:Q8_0 --name {NAME}-q8_0"
+    plan = plan_pull(f"{REFERENCE}:Q8_0")
+    assert f"To keep both: edgeprism pull {both}" in "\n".join(plan.lines())
     # what was in the cache is not fetched again, also not for a model that was damaged
     (data_dir() / "models" / NAME / "lm.gguf").unlink()
     n_requests = len(hub.requests)
