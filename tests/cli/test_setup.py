@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -365,7 +366,7 @@ def test_a_neighbour_that_is_hardly_faster_is_left_out() -> None:
     assert names(*reversed(two), near, quick) == ["tie", "quick"]  # ties by name
 
 
-def test_the_best_rates_of_all_runs_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_rates_of_the_latest_runs_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     assert known_rates() == assumed_rates()
     assert best_rates(Rates(100.0, 9.0)) == Rates(100.0, 9.0)
     assert best_rates(Rates(80.0, 12.0)) == Rates(100.0, 12.0)
@@ -373,11 +374,26 @@ def test_the_best_rates_of_all_runs_hold(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(facts, "cpu_name", lambda: "another")
     assert not known_rates().measured
     assert best_rates(Rates(5.0, 5.0)) == Rates(5.0, 5.0)
-    for damage in ("5", '{"gflops": true}', '{"gflops": -1, "read_gbs": 1e999}', '{"gflops": []}'):
+    for damage in ("5", '{"gflops": 4}', "[]", "[[9, 8]]", "[[1e9, -1, 1e999]]", "[[1e9, 4, []]]"):
         key = f"another, cores: {facts.available_cores()}"
         (data_dir() / "machine.json").write_text(f"{{{json.dumps(key)}: {damage}}}")
         assert not known_rates().measured
     assert best_rates(Rates(6.0, 6.0)) == Rates(6.0, 6.0)
+
+
+def test_a_machine_that_became_slower_for_good_is_known_as_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fast, slow = Rates(100.0, 20.0), Rates(30.0, 9.0)
+    best_rates(fast)
+    for _ in range(4):
+        assert best_rates(slow) == known_rates() == fast
+    assert best_rates(slow) == known_rates() == slow  # the fast run is not among the latest five
+    best_rates(fast)
+    later = time.time() + 40 * 24 * 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert known_rates() == fast  # nothing newer is known
+    assert best_rates(slow) == known_rates() == slow
 
 
 def test_nano_names_what_setup_proposes(
