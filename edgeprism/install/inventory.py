@@ -38,6 +38,7 @@ from edgeprism.errors import ModelError
 from edgeprism.files.digests import file_digest
 from edgeprism.files.home import installed_models_dirs
 from edgeprism.install.discover import reference_facts
+from edgeprism.install.licenses import license_terms
 from edgeprism.install.memory_needs import needed_memory
 from edgeprism.models.catalogue import (
     Catalogue,
@@ -177,9 +178,18 @@ def _available(name: str, entry: Entry) -> ModelEntry:
 def model_facts(name: str, catalogue: Catalogue | None = None) -> dict[str, Any]:
     """Return facts on an installed model (name or path), or else on one in the catalogue.
 
-    Raises ModelError if there is neither, or if the installed model cannot be read.
+    Behind "license" stands "license_terms", how far the licence lets the model be used. Raises
+    ModelError if there is neither, or if the installed model cannot be read.
     """
-    catalogue = catalogue or read_catalogue()
+    facts: dict[str, Any] = {}
+    for key, value in _facts_without_terms(name, catalogue or read_catalogue()).items():
+        facts[key] = value
+        if key == "license":
+            facts["license_terms"] = license_terms(value)
+    return facts
+
+
+def _facts_without_terms(name: str, catalogue: Catalogue) -> dict[str, Any]:
     if is_reference(name):
         return reference_facts(name)
     try:
@@ -189,7 +199,7 @@ def model_facts(name: str, catalogue: Catalogue | None = None) -> dict[str, Any]
             entry = catalogue.find(name)
             line = _with_needs(_available(name, entry))
             memory = None if line.memory is None else round(line.memory / 1e9, 1)
-            first = {"name": name, "kind": line.kind, "state": line.state}
+            first = {"name": name, "kind": line.kind, "state": line.state, "license": line.license}
             return {**first, **asdict(entry), "memory_gb": memory}
         raise error
     return _gguf_facts(path, catalogue) if path.is_file() else _bundle_facts(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -472,6 +473,10 @@ def test_the_licence_of_the_catalogue_is_kept_and_a_restriction_is_told(
     capfd.readouterr()
     assert run(["models", "show", "talker"]) == 0
     assert "license: qwen-research: restricts its use\n" in capfd.readouterr().out
+    for name, terms in ((NAME, "permissive"), ("talker", "restricted"), ("gemma3-4b", "own terms"),
+                        ("prismcaptioner-2b", "unknown")):  # fmt: skip
+        assert run(["models", "show", name, "--json"]) == 0
+        assert json.loads(capfd.readouterr().out)["license_terms"] == terms, name
     assert run(["use", "talker"]) == 0
     assert "the licence of talker, qwen-research, restricts its use" in capfd.readouterr().err
     assert run(["use", NAME]) == 0
