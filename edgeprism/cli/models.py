@@ -46,13 +46,14 @@ def command() -> None:
 def list_(limit: str | None, as_json: bool) -> None:
     """List every model that a command can name.
 
-    With --fits, also print the disk and memory that each needs; both are estimates for one
-    picture at a time.
+    With --fits, also print the disk and memory that each needs for one picture at a time. The
+    memory of models that are here is counted from their files, as `doctor --plan` does; behind a ~
+    it is estimated from the size of what is to be fetched.
     """
     from edgeprism.bundle.defaults import BUILT_IN, default_model
     from edgeprism.install.inventory import list_models
 
-    entries = list_models()
+    entries = list_models(count_memory=as_json or limit is not None)
     if limit is not None:
         most = text_to_bytes("--fits", limit)
         entries = [entry for entry in entries if entry.memory is not None and entry.memory <= most]
@@ -61,13 +62,18 @@ def list_(limit: str | None, as_json: bool) -> None:
         return
     rows = [("NAME", "KIND", "STATE", "SIZE", "WHAT"), *map(_row, entries)]
     if limit is not None:
-        needs = [("DISK", "MEMORY"), *((size_text(e.disk), size_text(e.memory)) for e in entries)]
+        needs = [("DISK", "MEMORY"), *map(_needs, entries)]
         rows = [(*row[:4], *need, row[4]) for row, need in zip(rows, needs, strict=True)]
     for line in in_columns(rows):
         click.echo(line)
     for kind in BUILT_IN:
         if is_reference(name := default_model(kind)):
             say(f"The default {kind} is {name}, which another program keeps.")
+
+
+def _needs(entry: ModelEntry) -> tuple[str, str]:
+    estimated = "~" if entry.memory is not None and not entry.memory_counted else ""
+    return size_text(entry.disk), f"{estimated}{size_text(entry.memory)}"
 
 
 def _row(entry: ModelEntry) -> tuple[str, ...]:

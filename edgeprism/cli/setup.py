@@ -61,9 +61,10 @@ def command(only: str | None, yes: bool, as_json: bool) -> int:
     """Find a captioner and a reasoner for this machine, fetch them, and make them the default.
 
     Looks at processor, memory and GPU, measures for two seconds, and offers up to three models of
-    each kind, those on the disk first. Times and memory are estimates. Nothing is fetched or
-    changed before you choose; without a terminal and without --yes, nothing is changed at all.
-    A chosen model is tried before it becomes the default; if it cannot be run, the next is taken.
+    each kind, those on the disk first. Times are estimates, and so is the memory of models that
+    are not on the disk. Nothing is fetched or changed before you choose; without a terminal and
+    without --yes, nothing is changed at all. A chosen model is tried before it becomes the default;
+    if it cannot be run, the next is taken.
     """
     from edgeprism.install.setup import survey_machine
 
@@ -130,7 +131,8 @@ def _print_offers(offers: Sequence[Offer]) -> None:
 
 def _cells(number: int, offer: Offer) -> tuple[str, ...]:
     fetch = "on this disk" if offer.here else f"{offer.fetch_bytes / 1e9:.1f} GB to fetch"
-    memory = f"{offer.memory_bytes / 1e9:.1f} GB memory" if offer.memory_bytes else ""
+    about = "" if offer.memory_counted else "about "
+    memory = f"{about}{offer.memory_bytes / 1e9:.1f} GB memory" if offer.memory_bytes else ""
     seconds = "time unknown"
     if offer.seconds is not None:
         seconds = f"about {_rounded(offer.seconds)} s {_UNIT[offer.kind]}"

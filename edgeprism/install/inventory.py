@@ -34,12 +34,12 @@ from edgeprism.bundle.places import builtin_models_dir
 from edgeprism.bundle.pulled import PulledFrom, pulled_from
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.choices import is_reference
-from edgeprism.errors import ModelError
+from edgeprism.errors import EdgePrismError, ModelError
 from edgeprism.files.digests import file_digest
 from edgeprism.files.home import installed_models_dirs
 from edgeprism.install.discover import reference_facts
 from edgeprism.install.licenses import license_terms
-from edgeprism.install.memory_needs import needed_memory
+from edgeprism.install.memory_needs import counted_memory, estimated_memory
 from edgeprism.models.catalogue import (
     Catalogue,
     Entry,
@@ -62,13 +62,20 @@ class ModelEntry:
     description: str
     path: str = ""
     problem: str = ""
-    memory: int | None = None  # estimated bytes of memory to run it
+    memory: int | None = None  # bytes of memory to run it
+    memory_counted: bool = False  # from its files; else estimated from their size
     disk: int | None = None  # bytes on disk once it is installed
     default: bool = False  # whether commands use it when none is named
 
 
-def list_models(catalogue: Catalogue | None = None) -> list[ModelEntry]:
-    """List built-in models, then installed ones, then those that `pull` can add."""
+def list_models(
+    catalogue: Catalogue | None = None, *, count_memory: bool = False
+) -> list[ModelEntry]:
+    """List built-in models, then installed ones, then those that `pull` can add.
+
+    With `count_memory`, the memory of those that are here is counted from their files. That loads
+    llama.cpp and reads each header; without it their memory is None.
+    """
     catalogue = catalogue or read_catalogue()
     present: dict[str, ModelEntry] = {}
     # A name means the data folder's model if both have it, as in `find_model`.
@@ -82,14 +89,19 @@ def list_models(catalogue: Catalogue | None = None) -> list[ModelEntry]:
         if name not in present:
             entries.append(_available(name, catalogue.find(name)))
     defaults = {(kind, default_model(kind)) for kind in BUILT_IN}
-    return [replace(e, default=(e.kind, e.name) in defaults) for e in map(_with_needs, entries)]
+    if count_memory:
+        entries = [_with_memory(entry) for entry in entries]
+    return [replace(e, default=(e.kind, e.name) in defaults) for e in entries]
 
 
-def _with_needs(entry: ModelEntry) -> ModelEntry:
-    """Complete an entry with the disk and memory that it needs, where they follow from its size."""
-    if entry.size is None or entry.memory is not None:
+def _with_memory(entry: ModelEntry) -> ModelEntry:
+    """Complete an entry of a model that is here with the memory that it needs."""
+    if entry.state not in ("built-in", "installed") or entry.size is None:
         return entry
-    return replace(entry, disk=entry.size, memory=needed_memory(entry.size))
+    try:
+        return replace(entry, memory=counted_memory(Path(entry.path)), memory_counted=True)
+    except EdgePrismError:  # a file that no engine will read, or there is no llama.cpp
+        return replace(entry, memory=estimated_memory(entry.size))
 
 
 def models_in(place: Path) -> list[tuple[str, Path]]:
@@ -132,9 +144,8 @@ def _to_entry(name: str, path: Path, state: str, catalogue: Catalogue) -> ModelE
             size = sum(entry.size for entry in bundle.manifest.files.values())
             made = catalogue.captioners.get(name) or catalogue.gguf.get(name)
             text = made.description if made else bundle.manifest.notice
-            return ModelEntry(
-                name, "captioner", state, size, bundle.manifest.license, text, str(path)
-            )
+            license_ = bundle.manifest.license
+            return ModelEntry(name, "captioner", state, size, license_, text, str(path), disk=size)
         if is_dead_link(path):
             raise dead_link_error(path, name)
         header = read_model_header(path)
@@ -144,7 +155,8 @@ def _to_entry(name: str, path: Path, state: str, catalogue: Catalogue) -> ModelE
         known = reasoner or catalogue.gguf.get(name)
         license_ = reasoner.license if reasoner else _license(name, header)
         text = known.description if known else str(header.metadata.get("general.name", ""))
-        return ModelEntry(name, "reasoner", state, model_bytes(path), license_, text, str(path))
+        size = model_bytes(path)
+        return ModelEntry(name, "reasoner", state, size, license_, text, str(path), disk=size)
     except ModelError as error:
         kind = "captioner" if path.is_dir() else "reasoner"
         problem = error.message.strip()
@@ -160,16 +172,24 @@ def _license(name: str, header: GgufHeader) -> str:
 def _available(name: str, entry: Entry) -> ModelEntry:
     if isinstance(entry, GgufModel):
         fetched = None if entry.download_gb is None else int(entry.download_gb * 1e9)
-        return ModelEntry(name, entry.kind, "available", fetched, entry.license, entry.description)
+        return _to_fetch(name, entry.kind, fetched, entry)
     if isinstance(entry, WheelReasoner):
-        return ModelEntry(
-            name, "reasoner", "available", entry.size, entry.license, entry.description
-        )
+        return _to_fetch(name, "reasoner", entry.size, entry)
     size = entry.download_gb * 10**9
     return ModelEntry(
         name, "captioner", "available", size, entry.license, entry.description,
         memory=int(entry.memory_gb * 1e9), disk=int(entry.disk_gb * 1e9),
     )  # fmt: skip
+
+
+def _to_fetch(
+    name: str, kind: str, size: int | None, entry: GgufModel | WheelReasoner
+) -> ModelEntry:
+    """Describe a model that is used as it is fetched."""
+    memory = None if size is None else estimated_memory(size)
+    return ModelEntry(
+        name, kind, "available", size, entry.license, entry.description, memory=memory, disk=size
+    )
 
 
 # ---- one model
@@ -197,7 +217,7 @@ def _facts_without_terms(name: str, catalogue: Catalogue) -> dict[str, Any]:
     except ModelError as error:
         if name in catalogue.names() and find_dead_link(name) is None:
             entry = catalogue.find(name)
-            line = _with_needs(_available(name, entry))
+            line = _available(name, entry)
             memory = None if line.memory is None else round(line.memory / 1e9, 1)
             first = {"name": name, "kind": line.kind, "state": line.state, "license": line.license}
             return {**first, **asdict(entry), "memory_gb": memory}

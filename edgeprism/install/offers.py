@@ -16,9 +16,8 @@ from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.install.extras import has_module
 from edgeprism.install.inventory import ModelEntry
 from edgeprism.install.licenses import ORDER, Terms, license_terms
-from edgeprism.machine import facts
-from edgeprism.machine.available_memory import available_memory
 from edgeprism.machine.rates import Rates
+from edgeprism.memory.plan import machine_memory
 from edgeprism.models.catalogue import Work
 
 # parts of the two rates that the engines reach
@@ -28,7 +27,6 @@ QUESTION_TOKENS = 400  # the captions, the question and the examples of its prom
 PATIENCE_S = 20.0  # for one picture, or one answer; above it a faster model is recommended
 FASTER = 0.7  # of the recommended one's time; less of a difference the estimates do not tell
 OFFERED = 3
-_MEMORY_SHARE = 0.8  # of what the machine has, for one model
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,8 @@ class Offer:
     kind: str  # captioner | reasoner
     installed: bool  # it can be used as it is; else `pull` gets it
     fetch_bytes: int  # 0 if all of it is on this disk
-    memory_bytes: int | None  # estimated
+    memory_bytes: int | None  # to run it
+    memory_counted: bool  # from its files; else estimated from their size
     seconds: float | None  # estimated for a picture, or an answer; None if nothing is known
     license: str
     terms: Terms  # how far the licence lets it be used
@@ -69,13 +68,14 @@ def choose_offers(
     example, comes last, wherever it lies.
     `cached` names models of the catalogue whose files lie in the hub's cache.
     """
+    memory = machine_memory(None)
     fitting = [
         _to_offer(entry, work.get(entry.name), rates, cached)
         for entry in entries
         if entry.kind == kind
         and entry.name != DEFAULT_MODEL  # it is made for drawn scenes
         and entry.state != "damaged"
-        and _fits(entry.memory)
+        and not memory.lacks(entry.memory or 0)
     ]
     here = sorted((offer for offer in fitting if offer.here), key=_impatience)
     here.sort(key=lambda offer: ORDER.index(offer.terms))
@@ -112,11 +112,6 @@ def _around_best(by_seconds: list[Offer]) -> list[Offer]:
     return [best, *larger[:1], *faster[-1:]]
 
 
-def _fits(memory: int | None) -> bool:
-    limits = [limit for limit in (facts.memory_bytes(), available_memory()) if limit is not None]
-    return memory is None or not limits or memory <= _MEMORY_SHARE * min(limits)
-
-
 def _to_offer(entry: ModelEntry, work: Work | None, rates: Rates, cached: frozenset[str]) -> Offer:
     installed = entry.state != "available"
     return Offer(
@@ -125,6 +120,7 @@ def _to_offer(entry: ModelEntry, work: Work | None, rates: Rates, cached: frozen
         installed=installed,
         fetch_bytes=0 if installed or entry.name in cached else (entry.size or 0),
         memory_bytes=entry.memory,
+        memory_counted=entry.memory_counted,
         seconds=None if work is None else _seconds(entry, work, rates),
         license=entry.license,
         terms=license_terms(entry.license),

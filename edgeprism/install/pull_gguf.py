@@ -26,7 +26,7 @@ from edgeprism.install.cache_folder import cache_folder
 from edgeprism.install.hub import Fetched, Listing, fetch_files, list_repository
 from edgeprism.install.hub_cache import bytes_to_fetch, cached_listing
 from edgeprism.install.licenses import published_license, restriction
-from edgeprism.install.memory_needs import needed_memory
+from edgeprism.install.memory_needs import estimated_memory
 from edgeprism.install.pulled_models import (
     check_intact,
     encoder_is_chosen,
@@ -41,7 +41,7 @@ from edgeprism.install.work_folder import (
 )
 from edgeprism.language.trial import try_reasoner
 from edgeprism.machine.cancel import Cancel
-from edgeprism.machine.facts import memory_limit
+from edgeprism.memory.plan import machine_memory
 from edgeprism.models.catalogue import GgufModel
 from edgeprism.progress import Progress
 from edgeprism.vision.pair import Origin, write_pair
@@ -65,7 +65,7 @@ class Plan:
     @property
     def memory(self) -> int:
         """Estimated bytes of memory to run it."""
-        return needed_memory(self.choice.size)
+        return estimated_memory(self.choice.size)
 
     def lines(self) -> list[str]:
         """Return what a person should know before a byte is fetched."""
@@ -314,11 +314,9 @@ def _require_room(plan: Plan, models: Path) -> None:
 
 
 def _warn_of_memory(plan: Plan, progress: Progress) -> None:
-    limit = memory_limit()
-    if limit is not None and plan.memory > limit.size:
+    if shortage := machine_memory(None).lacks(plan.memory):
         progress.say(
-            f"{plan.name} takes about {size_text(plan.memory)} of memory, and {limit.source} "
-            f"allows {size_text(limit.size)}: it may fail or be slow. A smaller quantization takes "
+            f"{plan.name} may fail or be slow: about {shortage}. A smaller quantization takes "
             f"less: hf:{plan.listing.repo}:QUANT"
         )
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeprism.errors import NoAnswerError
+from edgeprism.errors import EdgePrismError, NoAnswerError
 from edgeprism.install.discover import Discovered, discover
 from edgeprism.install.extras import has_module, install_extra
 from edgeprism.install.inventory import ModelEntry, list_models
 from edgeprism.install.known_rates import best_rates, known_rates
-from edgeprism.install.memory_needs import needed_memory
+from edgeprism.install.memory_needs import counted_memory, counted_pair_memory, estimated_memory
 from edgeprism.install.offers import Offer, choose_offers
 from edgeprism.install.work_folder import offline_switch
 from edgeprism.machine import facts
@@ -84,7 +84,7 @@ def survey_machine(seconds: float = 2.0, catalogue: Catalogue | None = None) -> 
         rates=best_rates(measure_rates(seconds)),
     )
     obstacle = obstacle_to_fetching()
-    listed = list_models(catalogue)
+    listed = list_models(catalogue, count_memory=True)
     found = discover()
     entries = [*listed, *_others_models(found, listed, catalogue)]
     cached = _cached_names(found, catalogue) if has_module("huggingface_hub") else frozenset()
@@ -103,7 +103,8 @@ def suggest_captioner(catalogue: Catalogue | None = None) -> Offer | None:
     of other programs, which takes longer, and names none whose licence restricts its use.
     """
     catalogue = catalogue or read_catalogue()
-    entries, offline = list_models(catalogue), bool(obstacle_to_fetching())
+    entries = list_models(catalogue, count_memory=True)
+    offline = bool(obstacle_to_fetching())
     offers = choose_offers("captioner", entries, catalogue.work, known_rates(), offline=offline)
     return next((offer for offer in offers if offer.terms != "restricted"), None)
 
@@ -147,17 +148,28 @@ def _others_models(
     own = {key for entry in listed if entry.path for key in _file_keys(Path(entry.path))}
     repositories = {model.repo for model in catalogue.gguf.values()}
     return [
-        ModelEntry(
-            model.reference, model.kind, "installed", model.size, model.license,
-            " ".join(filter(None, (model.architecture, model.quant, f"of {model.program}"))),
-            memory=needed_memory(model.size), disk=model.size,
-        )
+        _to_entry(model)
         for model in found
         if model.kind in KINDS
         and not model.note
         and _repository(model) not in repositories
         and not own.intersection(_file_keys(*map(Path, model.paths)))
-    ]  # fmt: skip
+    ]
+
+
+def _to_entry(model: Discovered) -> ModelEntry:
+    first, last = Path(model.paths[0]), Path(model.paths[-1])
+    counted = True
+    try:
+        pair = model.kind == "captioner"  # the mmproj comes last
+        memory = counted_pair_memory(first, last) if pair else counted_memory(first)
+    except EdgePrismError:  # it went away, or there is no llama.cpp
+        memory, counted = estimated_memory(model.size), False
+    return ModelEntry(
+        model.reference, model.kind, "installed", model.size, model.license,
+        " ".join(filter(None, (model.architecture, model.quant, f"of {model.program}"))),
+        memory=memory, memory_counted=counted, disk=model.size,
+    )  # fmt: skip
 
 
 def _cached_names(found: Sequence[Discovered], catalogue: Catalogue) -> frozenset[str]:

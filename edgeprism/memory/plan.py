@@ -30,6 +30,15 @@ class MachineMemory:
     source: str = ""  # what sets the limit
     gpu: Gpu | None = None
 
+    @property
+    def room(self) -> int | None:
+        """What is free for this process of the memory that it may use."""
+        return min((room for room in (self.size, self.free) if room is not None), default=None)
+
+    def lacks(self, needed: int) -> str:
+        """Return why `needed` bytes do not fit, in words; "" if they do, or nothing is known."""
+        return _shortage(CPU, needed, self.room)
+
 
 def machine_memory(gpu: Gpu | None, *, size: int | None = None) -> MachineMemory:
     """Return this machine's memory, or that of a like machine with `size` bytes, all of it free."""
@@ -73,20 +82,15 @@ class Plan:
 
     def shortages(self, *, apart: bool) -> tuple[str, ...]:
         """Return what does not fit, in words; empty if all fits or the system says nothing."""
-        return tuple(
-            f"{_size_text(needed)} of {_PLACES[place]} are needed, {_size_text(room)} are free"
-            for place, needed, room in self._against_room(apart)
-            if room is not None and needed > room * _USABLE
-        )
+        return tuple(filter(None, (_shortage(*row) for row in self._against_room(apart))))
 
     def _against_room(self, apart: bool) -> list[tuple[str, int, int | None]]:
         """Return (place, bytes needed, bytes free) of each kind of memory."""
         cpu, gpu = (self.peak(place, apart=apart) for place in (CPU, GPU))
-        known = [room for room in (self.machine.size, self.machine.free) if room is not None]
-        device = self.machine.gpu
+        device, room = self.machine.gpu, self.machine.room
         if device is None or device.shared:
-            return [(CPU, cpu + gpu, min(known, default=None))]
-        return [(CPU, cpu, min(known, default=None)), (GPU, gpu, device.free)]
+            return [(CPU, cpu + gpu, room)]
+        return [(CPU, cpu, room), (GPU, gpu, device.free)]
 
     def stages(self, requested: str = "auto") -> tuple[str, str]:
         """Return "together" or "apart", and why; `requested` is one of `choices.STAGES`."""
@@ -125,6 +129,13 @@ class Plan:
             "stages_reason": why,
             "fits": self.fits(),
         }
+
+
+def _shortage(place: str, needed: int, room: int | None) -> str:
+    """Return in words what is missing at a place; "" if nothing is, or the room is not known."""
+    if room is None or needed <= room * _USABLE:
+        return ""
+    return f"{_size_text(needed)} of {_PLACES[place]} are needed, {_size_text(room)} are free"
 
 
 def _size_text(size: int) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
+from pathlib import Path
 
-from edgeprism.bundle.gguf import read_gguf_header
-from edgeprism.bundle.gguf_parts import part_names, read_model_header
+from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
+from edgeprism.bundle.gguf_parts import model_bytes, part_names, read_model_header
 from edgeprism.bundle.manifest import Manifest, VisionVariant
 from edgeprism.bundle.open import Bundle
 from edgeprism.language.gpu import Gpu
+from edgeprism.language.llama import repacked_types
 from edgeprism.machine.device import ALL_LAYERS
 from edgeprism.memory.language import (
     ROWS_AT_ONCE,
@@ -18,15 +21,21 @@ from edgeprism.memory.language import (
 )
 from edgeprism.memory.layers import choose_layers
 from edgeprism.memory.parts import GPU, ModelParts, Part, parts_size
+from edgeprism.memory.remembered_parts import remembered_parts
 from edgeprism.memory.vision import EncoderUse, graph_parts, mmproj_parts
 from edgeprism.picture.layout import picture_to_layout
 from edgeprism.segments import ImageRows, Text
 from edgeprism.vision.graph_memory import working_bytes
+from edgeprism.vision.pair import MAX_TOKENS
 
 PICTURE = (1024, 768)  # the picture that a plan is made for: width and height in pixels
 # bytes of a pixel: Pillow keeps four of each picture, a tile has three, and both are copied
 _READ_PIXEL, _CUT_PIXEL = 8, 13
 _CHARACTERS = 3  # of a token of a prompt, at the least
+# visual tokens of `PICTURE` for a pair that nobody ran here; the catalogue's captioners make 256 to
+# about 1,100 of it
+_PAIR_ROWS = 1000
+_PAIR_TEXT = 40  # tokens of a pair's template and instruction
 
 
 class CaptionerFootprint:
@@ -40,7 +49,7 @@ class CaptionerFootprint:
         *,
         vision_on_gpu: bool = False,
     ) -> None:
-        """Read the headers of the bundle's files.
+        """Keep what the count follows from; headers are read when they are needed.
 
         Args:
             bundle: The bundle.
@@ -50,7 +59,6 @@ class CaptionerFootprint:
         """
         self._bundle, self._variant, self._on_gpu = bundle, variant, vision_on_gpu
         manifest = bundle.manifest
-        self._header = read_model_header(bundle.path_of(manifest.lm.file))
         self._lm_bytes = sum(manifest.files[part].size for part in part_names(manifest.lm.file))
         rows, text = _prompt(manifest)
         cells = cells_for(rows + text, manifest.prompts.max_tokens, manifest.lm.context_length)
@@ -61,8 +69,18 @@ class CaptionerFootprint:
 
     def parts(self) -> ModelParts:
         """Return what the captioner takes."""
+        names = (*part_names(self._bundle.manifest.lm.file), self._variant.file)
+        use = (self._bundle.digest, self._variant.file, self._on_gpu, self._use)
+        parts = remembered_parts(map(self._bundle.path_of, names), use, self._count)
+        return ModelParts(self._bundle.name, "captioner", parts)
+
+    def _count(self) -> tuple[Part, ...]:
         language = language_parts(self._header, self._lm_bytes, self._use)
-        return ModelParts(self._bundle.name, "captioner", (*self._vision(), *language))
+        return (*self._vision(), *language)
+
+    @functools.cached_property
+    def _header(self) -> GgufHeader:
+        return read_model_header(self._bundle.path_of(self._bundle.manifest.lm.file))
 
     def choose_layers(self, gpu: Gpu | None) -> int:
         """Return the layers of the language model that fit on the GPU beside the encoder."""
@@ -92,6 +110,21 @@ class CaptionerFootprint:
             _picture_bytes(manifest),
             on_gpu=self._on_gpu,
         )
+
+
+def pair_parts(name: str, lm: Path, mmproj: Path) -> ModelParts:
+    """Return what two GGUF files take on the CPU as a captioner, from their headers alone.
+
+    How many visual tokens a picture becomes shows only when the pair runs, which makes it a
+    bundle; until then a usual number stands for it.
+    """
+    header, prompt = read_model_header(lm), _PAIR_ROWS + _PAIR_TEXT
+    context = header.metadata.get(f"{header.architecture}.context_length")
+    cells = cells_for(prompt, MAX_TOKENS, context if isinstance(context, int) else 0)
+    use = LanguageUse(cells, prompt=prompt, repacked=repacked_types())
+    vision = mmproj_parts(mmproj.name, read_gguf_header(mmproj), EncoderUse(_PAIR_ROWS))
+    language = language_parts(header, model_bytes(lm), use)
+    return ModelParts(name, "captioner", (*vision, *language))
 
 
 def _picture_bytes(manifest: Manifest) -> int:

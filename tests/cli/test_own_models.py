@@ -193,6 +193,21 @@ def test_what_fits(capfd: Captured) -> None:
     capfd.readouterr()
 
 
+def test_the_list_counts_as_the_plan_does(scripted_gguf: Path, capfd: Captured) -> None:
+    assert run(["models", "add", str(scripted_gguf), "talker"]) == 0
+    assert run(["models", "list", "--fits", "8GB"]) == 0
+    memory = {line.split()[0]: line for line in capfd.readouterr().out.splitlines()}
+    assert "~" in memory["gemma3-1b"]  # only the size of what is to be fetched is known
+    entries = listed(capfd)
+    for name, plan in (("nano", ["nano"]), ("talker", ["nano", "--reasoner", "talker"])):
+        assert "~" not in memory[name]
+        assert run(["doctor", "--plan", *plan, "--json"]) == 0
+        models = json.loads(capfd.readouterr().out)["models"]
+        needed = [sum(p["size"] for p in m["parts"] if p["needed"]) for m in models]
+        assert entries[name]["memory_counted"]
+        assert entries[name]["memory"] == needed[0] + needed[-1]  # the process and the model
+
+
 def test_a_model_that_is_not_installed_says_what_it_needs(capfd: Captured, photo: Path) -> None:
     assert run(["models", "show", "prismcaptioner-2b"]) == 0
     out = capfd.readouterr().out

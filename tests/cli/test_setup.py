@@ -24,6 +24,7 @@ from edgeprism.install.offers import PATIENCE_S, choose_offers
 from edgeprism.install.setup import suggest_captioner
 from edgeprism.machine import facts
 from edgeprism.machine.rates import Rates, assumed_rates, measure_rates
+from edgeprism.memory import plan as memory_plan
 from edgeprism.models.catalogue import Work, read_catalogue
 from tests.helpers import bundles
 from tests.helpers.elsewhere import ollama_model, other_lm
@@ -305,7 +306,7 @@ def test_the_largest_that_is_quick_enough_then_a_larger_and_a_faster_one() -> No
 def test_what_is_here_goes_first_and_what_does_not_fit_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(facts, "memory_bytes", lambda: 2 * GB)
+    monkeypatch.setattr(memory_plan, "memory_limit", lambda: facts.MemoryLimit(2 * GB, "a test"))
     work = {"far": Work(200, 300, 0.1, 0.2)}
     entries = [entry("far", GB // 4), entry("mine", GB // 2, state="installed"),
                entry("huge", 9 * GB, state="installed"), entry("nano", GB // 99, state="built-in"),

@@ -28,6 +28,7 @@ from edgeprism.install.licenses import published_license
 from edgeprism.install.own_models import remove_model
 from edgeprism.install.pull import plan_pull, pull
 from edgeprism.machine.facts import MemoryLimit
+from edgeprism.memory import plan as memory_plan
 from edgeprism.models.catalogue import SCHEMA, Catalogue, GgufModel
 from edgeprism.progress import Progress
 from tests.helpers import bundles
@@ -807,10 +808,11 @@ def test_a_model_that_needs_more_memory_than_there_is(
     hub: StandInHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = MemoryLimit(200_000_000, "the machine's memory")
-    monkeypatch.setattr(pull_gguf, "memory_limit", lambda: limit)
+    monkeypatch.setattr(memory_plan, "memory_limit", lambda: limit)
     progress = Said(hub)
     pull(f"hf:{CHAT}", progress=progress)
-    assert "the machine's memory allows 200.0 MB: it may fail or be slow" in progress.text
+    assert "tiny-chat may fail or be slow: about " in progress.text
+    assert "of memory are needed, 200 MB are free" in progress.text
 
 
 @pytest.mark.parametrize("symbolic", [True, False])

@@ -16,7 +16,10 @@ from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.cli.main import run
 from edgeprism.errors import ModelError, TemplateError
 from edgeprism.files.home import data_dir
+from edgeprism.install.memory_needs import counted_pair_memory
 from edgeprism.machine import child
+from edgeprism.memory.plan import PROCESS_BYTES
+from edgeprism.perceive import footprint
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.vision.pair import open_pair
 from edgeprism.vision.pair_trial import try_pair
@@ -59,6 +62,25 @@ def test_a_licence_of_a_name_of_its_own(files: tuple[Path, Path]) -> None:
     assert [source.license for source in manifest.sources] == [
         "qwen-research", "not stated in the file"
     ]  # fmt: skip
+
+
+def test_what_a_pair_takes_is_counted_before_it_runs(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From both headers; but for the picture's tokens, which are guessed, as its bundle is."""
+    bundle = open_pair(*files)
+    with Captioner(bundle, device="cpu") as captioner:
+        counted = captioner.engines.memory_parts()
+    guessed = counted_pair_memory(*files)
+    monkeypatch.setattr(footprint, "_PAIR_ROWS", bundle.manifest.vision.tokens_per_tile)
+    parts = footprint.pair_parts("Tiny", *files)
+    exact = {part.what: part.size for part in counted.parts}
+    assert {part.what for part in parts.parts} == exact.keys()
+    for part in parts.parts:
+        if "weights" in part.what or part.what in ("vocabulary", "vision activations"):
+            assert part.size == exact[part.what], part
+    assert parts.size("cpu") == pytest.approx(counted.size("cpu"), rel=0.1)
+    assert parts.size("cpu") < guessed - PROCESS_BYTES < 3 * parts.size("cpu")
 
 
 def test_one_picture_and_a_folder(
