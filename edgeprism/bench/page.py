@@ -19,10 +19,10 @@ from edgeprism.bench.table import (
 )
 from edgeprism.files.atomic import write_atomically
 from edgeprism.files.regular import open_regular
+from edgeprism.output.html import SERIES, legend_to_html, table_to_html
 
 _TITLE = "EdgePrism bench"
 _HEAD_BYTES = 1000  # of a page; its title is within them
-SERIES = 8  # number of colours in the style sheet
 _WIDTH, _LEFT, _RIGHT, _BAR, _GAP = 760, 170, 90, 16, 14
 _HEADER = ("stage", "median", "min .. max", "p95", "floor", "of the machine")
 
@@ -50,13 +50,13 @@ def to_page(reports: Sequence[Report], names: Sequence[str]) -> str:
     """
     first = reports[0]
     title = f"{_TITLE}: {escape(first.title)}"
-    sections = [_legend(names)] if len(reports) > 1 else []
+    sections = [legend_to_html(enumerate(names))] if len(reports) > 1 else []
     for group, keys in by_group(reports):
         plots = _plots(keys, reports, names)
         sections.append(f"<section><h2>{escape(group)}</h2>{plots}</section>")
     if len(reports) > 1:
         rows = [comparison_row(key, reports) for _, keys in by_group(reports) for key in keys]
-        table = _table(("stage", *names), rows)
+        table = table_to_html(("stage", *names), rows)
         sections.append(f"<section><h2>Side by side</h2>{table}</section>")
     for name, report in zip(names, reports, strict=True):
         sections.append(_details(name, report))
@@ -91,26 +91,10 @@ def _details(name: str, report: Report) -> str:
     )
     data = escape(json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
     return (
-        f"<section><h2>{escape(name)}: {escape(report.title)}</h2>{_table(_HEADER, rows)}"
+        f"<section><h2>{escape(name)}: {escape(report.title)}</h2>{table_to_html(_HEADER, rows)}"
         f"<ul>{lines}</ul><details><summary>What the floors rest on</summary><ul>{bases}</ul>"
         f"</details><details><summary>All values</summary><pre>{data}</pre></details></section>"
     )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="wide">{table}</div>'
-
-
-def _legend(names: Sequence[str]) -> str:
-    items = "".join(
-        f'<li class="s{i % SERIES}">{escape(name)}</li>' for i, name in enumerate(names)
-    )
-    return f'<ul class="legend">{items}</ul>'
 
 
 def _plots(keys: Sequence[tuple[str, str]], reports: Sequence[Report], names: Sequence[str]) -> str:

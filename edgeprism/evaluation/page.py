@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from edgeprism.errors import ImageError
 from edgeprism.evaluation.analysis import CHANCE, AnswerOutcome
-from edgeprism.evaluation.plots import SERIES, Mark, Point, dot_plot, scatter
+from edgeprism.evaluation.plots import Mark, Point, dot_plot, scatter
 from edgeprism.evaluation.questions import PictureRef, QuestionFile
 from edgeprism.evaluation.report import (
     ReportInput,
@@ -22,6 +21,7 @@ from edgeprism.evaluation.report import (
     percent,
 )
 from edgeprism.files.atomic import write_atomically
+from edgeprism.output.html import SERIES, legend_to_html, table_to_html
 from edgeprism.picture.read import read_picture
 
 PAGE_QUESTIONS = 500  # questions that the page shows with their pictures
@@ -39,7 +39,7 @@ def to_page(inputs: ReportInput, report: dict[str, Any]) -> str:
     parts = {
         "TITLE": escape(f"EdgePrism on {report['data']['file']}"),
         "LEAD": escape(" ".join([_lead(report), *left_out(report)])),
-        "SCORES": _table(
+        "SCORES": table_to_html(
             ("perception → reasoning", "right", "95 % interval", "scored", "failed", "unmatched",
              "s/question", "memory"),
             [cell_to_texts(cell) for cell in report["cells"]],
@@ -90,7 +90,7 @@ def _perception(report: dict[str, Any]) -> str:
             series = reasoners.index(cell["reasoner"]) if cell["reasoner"] else SERIES - 1
             rows.setdefault(name, []).append(_mark(cell, series, cell["reasoner"] or CHANCE))
     plot = dot_plot(list(rows.items()), "Accuracy by perception and reasoner")
-    return _legend(list(enumerate(reasoners))) + plot
+    return legend_to_html(enumerate(reasoners)) + plot
 
 
 def _categories(report: dict[str, Any]) -> str:
@@ -99,7 +99,7 @@ def _categories(report: dict[str, Any]) -> str:
     The plot of the second level of categories is folded.
     """
     cells = report["cells"][-SERIES:]
-    parts = [_legend([(i, cell["name"]) for i, cell in enumerate(cells)])]
+    parts = [legend_to_html([(i, cell["name"]) for i, cell in enumerate(cells)])]
     if len(cells) < len(report["cells"]):
         parts.append(f"<p>The last {len(cells)} combinations; the JSON report has all.</p>")
     for level in ("category", "l2-category"):
@@ -127,28 +127,14 @@ def _cost(report: dict[str, Any], to_cost: Any, name: str) -> str:
     if not points:
         return "<p>Not measured.</p>"
     names = [(p.mark.series, f"{n}  {p.mark.name}") for n, p in enumerate(points, 1)]
-    return scatter(points, name, f"Accuracy against {name}") + _legend(names)
+    return scatter(points, name, f"Accuracy against {name}") + legend_to_html(names)
 
 
 def _megabytes(cell: dict[str, Any]) -> float | None:
     return cell["memory_bytes"] / 1e6 if cell["memory_bytes"] else None
 
 
-def _legend(names: Sequence[tuple[int, str]]) -> str:
-    items = "".join(f'<li class="s{i % SERIES}">{escape(name)}</li>' for i, name in names)
-    return f'<ul class="legend">{items}</ul>'
-
-
 # ---- tables
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="wide">{table}</div>'
 
 
 def _pairs(report: dict[str, Any]) -> str:
@@ -167,7 +153,7 @@ def _pairs(report: dict[str, Any]) -> str:
     ]
     header = ("cells", "difference", "95 % interval", "questions", "only one right",
               "McNemar p", "Holm")  # fmt: skip
-    table = _table(header, rows)
+    table = table_to_html(header, rows)
     return f"<details><summary>{len(rows)} comparisons</summary>{table}</details>"
 
 
@@ -179,7 +165,7 @@ def _provenance(report: dict[str, Any]) -> str:
     ]
     text = f"<pre>{escape(json.dumps(facts, indent=2, ensure_ascii=False))}</pre>"
     if skipped:
-        rows = _table(("line", "index", "reason"), skipped[:1000])
+        rows = table_to_html(("line", "index", "reason"), skipped[:1000])
         text += f"<details><summary>{len(skipped)} rows skipped</summary>{rows}</details>"
     return text
 

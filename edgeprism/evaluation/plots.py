@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-SERIES = 8  # number of colours in the style sheet
+from edgeprism.output.html import SERIES
+
 _WIDTH, _LEFT, _RIGHT, _TOP = 760, 190, 24, 16
 _ROW, _BAND = 18, 14  # pixels of a mark's row, and around a group of rows
 _SCATTER_WIDTH = 500
