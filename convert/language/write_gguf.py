@@ -72,9 +72,6 @@ def _write_direct(path: Path, quant: str, parts: LmParts, name: str, progress: P
     for tensor, kind in zip(tensors, types, strict=True):
         writer.write_tensor_data(_encoded(tensor.name, tensor.shape, tensor.make(parts.read), kind))
         progress.advance()
-    writer.flush()
-    for file in writer.fout or ():
-        os.fsync(file.fileno())
     writer.close()
 
 
@@ -146,5 +143,3 @@ def quantize_gguf(source: Path, out: Path, quant: str) -> None:
             f"llama.cpp could not quantize the language model to {quant}: {last_words()}.",
             "Try another `lm_quant`, e.g. Q8_0.",
         )
-    with out.open("rb+") as file:
-        os.fsync(file.fileno())

@@ -7,7 +7,6 @@ makes of them.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import BinaryIO
@@ -40,8 +39,6 @@ def pack_onnx(graph_path: Path, out_path: Path) -> list[Path]:
                 ("length", str(length)),
             ):
                 tensor.external_data.add(key=key, value=value)
-        data.flush()
-        os.fsync(data.fileno())
     out_path.write_bytes(model.SerializeToString())
     return [out_path, data_path]
 

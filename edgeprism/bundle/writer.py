@@ -11,7 +11,7 @@ from pathlib import Path
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest
 from edgeprism.bundle.read_manifest import manifest_from_bundle, manifest_from_json
 from edgeprism.errors import ManifestError, UsageError
-from edgeprism.files.atomic import output_error
+from edgeprism.files.atomic import flush_to_disk, output_error
 from edgeprism.files.digests import sha256_of_file
 
 
@@ -93,15 +93,13 @@ class BundleWriter:
         text = manifest.to_json()
         # raises ManifestError if the runtime would refuse the manifest
         manifest_from_json(text, str(self.out / FILE_NAME))
-        with (self.folder / FILE_NAME).open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(self.folder)
+        (self.folder / FILE_NAME).write_text(text, encoding="utf-8")
+        for path in (*self.folder.iterdir(), self.folder):
+            flush_to_disk(path)
         if self.out.exists():
             self.out.rename(self._old)
         self.folder.rename(self.out)
-        _sync_folder(self.out.parent)
+        flush_to_disk(self.out.parent)
 
 
 def clean_up(out: Path, pid: int) -> None:
@@ -120,13 +118,3 @@ def clean_up(out: Path, pid: int) -> None:
 def _temporary_names(out: Path, pid: int) -> tuple[Path, Path]:
     """Return two paths: the unfinished bundle's, and the old one's while it is being replaced."""
     return out.with_name(f".{out.name}.partial-{pid}"), out.with_name(f".{out.name}.old-{pid}")
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # other systems cannot open folders
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

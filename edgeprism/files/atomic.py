@@ -88,7 +88,7 @@ class AtomicFile:
             file.close()
             _replace(self._partial, self.path)
             if self._durable:
-                _fsync_folder(self.path.parent)
+                flush_to_disk(self.path.parent)
         except OSError as error:
             self.discard()
             raise output_error(self.path, error) from error
@@ -275,11 +275,12 @@ def _fsync(descriptor: int) -> None:
             raise
 
 
-def _fsync_folder(folder: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on the disk."""
     if sys.platform == "win32":
         return  # Windows cannot open folders, and NTFS journals renames
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:
         return  # a user may be allowed to write to a folder but not to read it
     try:
