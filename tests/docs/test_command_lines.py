@@ -46,7 +46,9 @@ def quoted(text: str, page: str) -> list[Quoted]:
 def faults(words: tuple[str, ...]) -> list[str]:
     """What is wrong with a command line: a command or an option that is not there."""
     command: click.Command = cli
-    context = click.Context(cli, info_name="edgeprism")
+    # with the program's own settings: click keeps the help option that the first context asks for,
+    # and later tests of this process would know no -h
+    context = click.Context(cli, info_name="edgeprism", **cli.context_settings)
     wrong = []
     rest = list(words)
     while rest:
