@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -265,23 +266,38 @@ def test_pythonioencoding_is_respected(encoding: str, shown: bytes, tmp_path: Pa
 # ---- no home folder
 
 HOMELESS = """
-import os, pwd, sys
+import json, os, pwd, sys
 def unknown(_):
     raise KeyError("this user is in no list")
 pwd.getpwuid = unknown
-from edgeprism.cli.main import main
-main(sys.argv[1:])
+from edgeprism.cli.main import run
+for arguments in json.loads(sys.argv[1]):
+    code = run(arguments)
+    print(end=f"\\0{code}\\0", flush=True)
+    print(end="\\0", file=sys.stderr, flush=True)
 """
 
 
-def homeless(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line for a user without HOME and without an entry in passwd."""
+def homeless(
+    *command_lines: tuple[str | Path, ...], **variables: str
+) -> list[tuple[int, str, str]]:
+    """Run command lines, one after another, for a user without HOME and an entry in passwd.
+
+    Returns of each the exit code, and what it printed on standard output and error.
+    """
     environment = {n: v for n, v in os.environ.items()
                    if n not in ("HOME", "EDGEPRISM_HOME") and not n.startswith("XDG_")}  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-c", HOMELESS, *map(str, arguments)], env={**environment, **variables},
+    lines = json.dumps([[*map(str, line)] for line in command_lines])
+    done = subprocess.run(
+        [sys.executable, "-c", HOMELESS, lines], env={**environment, **variables},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    printed, errors = done.stdout.split("\0"), done.stderr.split("\0")
+    assert len(printed) == 2 * len(command_lines) + 1
+    return [
+        (int(c), out, e) for out, c, e in zip(printed[::2], printed[1::2], errors, strict=False)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -292,23 +308,20 @@ def homeless(*arguments: str | Path, **variables: str) -> subprocess.CompletedPr
 )  # fmt: skip
 def test_without_a_home_folder(variables: dict[str, str], photo: Path, tmp_path: Path) -> None:
     """The built-in model needs none; what needs one says so in a line."""
-    for arguments in (("--help",), ("models", "list"), ("doctor",), ("models", "show", "nano")):
-        done = homeless(*arguments, **variables)
-        assert done.returncode == 0, done.stderr
-    caption = homeless("caption", photo, "-q", **variables)
-    assert (caption.returncode, bool(caption.stdout)) == (0, True), caption.stderr
-    assert caption.stderr == ""
-    needing_one: tuple[tuple[str | Path, ...], ...] = (
-        ("cache", "info"), ("ask", photo, "What is it?")
-    )  # fmt: skip
-    for needing in needing_one:
-        done = homeless(*needing, **variables)
-        assert done.returncode in (1, 4)
-        assert done.stderr.count("error: ") == 1, done.stderr
-        assert "Traceback" not in done.stderr
+    needing_none = [("--help",), ("models", "list"), ("doctor",), ("models", "show", "nano"),
+                    ("caption", photo, "-q")]  # fmt: skip
+    needing_one = [("cache", "info"), ("ask", photo, "What is it?")]
+    outcomes = homeless(*needing_none, *needing_one, **variables)
+    for code, printed, errors in outcomes[: len(needing_none)]:
+        assert (code, bool(printed)) == (0, True), errors
+    assert outcomes[len(needing_none) - 1][2] == ""
+    for code, _, errors in outcomes[len(needing_none) :]:
+        assert code in (1, 4)
+        assert errors.count("error: ") == 1, errors
+        assert "Traceback" not in errors
     assert not list(Path().glob("relative*"))
 
 
 def test_xdg_data_home_is_used(tmp_path: Path) -> None:
-    done = homeless("doctor", XDG_DATA_HOME=str(tmp_path / "data"))
-    assert str(tmp_path / "data" / "edgeprism") in done.stdout
+    [(_, printed, _)] = homeless(("doctor",), XDG_DATA_HOME=str(tmp_path / "data"))
+    assert str(tmp_path / "data" / "edgeprism") in printed

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeprism.cli.main import run
 from edgeprism.errors import EdgePrismError
 from edgeprism.files.safe_text import json_text, printable, printable_line
 from tests.helpers import bundles
@@ -33,6 +34,8 @@ HOSTILE = {
     "dash": "-a --b",
     "long": "é" * 125,
 }
+NAMES = [f"{name}.png" for name in HOSTILE.values()]
+NAMED = 3  # pictures that failed are named at the end, no more than this
 RAW = ("\x1b]0;", "\x07", "\x9b", "\x9d", "\x85", "\u202e", "\u2066", "\u2028", "\u2029",
        "\nerror: fake", "\n  hint: fake", "\rerror: fake")  # fmt: skip
 
@@ -68,7 +71,7 @@ def assert_harmless(output: str) -> None:
 
 def put(photo: Path, path: Path, folder: Path) -> Path:
     """Copy `photo` to `path`, and return `folder`; a name with a slash makes a folder too."""
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(photo, path)
     return folder
 
@@ -79,6 +82,14 @@ def name(request: pytest.FixtureRequest) -> str:
     return f"{request.param}.png"
 
 
+@pytest.fixture
+def folder(photo: Path, tmp_path: Path) -> Path:
+    """A folder that holds a picture of each such name, for commands that are worth a process."""
+    for name in NAMES:
+        put(photo, tmp_path / "in" / name, tmp_path / "in")
+    return tmp_path / "in"
+
+
 def test_a_pictures_name_on_a_terminal(
     scripted_bundle: Path, photo: Path, tmp_path: Path, name: str
 ) -> None:
@@ -86,54 +97,76 @@ def test_a_pictures_name_on_a_terminal(
     code, output = on_terminal("caption", "--model", scripted_bundle, "--", name, cwd=folder)
     assert (code, bundles.SAID_TEXT in output) == (0, True)
     assert_harmless(output)
-    (folder / name).with_name(f"bad {Path(name).name}"[-60:]).write_bytes(b"nope")
+
+
+@pytest.mark.parametrize("first", range(0, len(NAMES), NAMED))
+def test_names_in_a_folder_on_a_terminal(
+    scripted_bundle: Path, photo: Path, tmp_path: Path, first: int
+) -> None:
+    for name in NAMES[first : first + NAMED]:
+        folder = put(photo, tmp_path / "in" / name, tmp_path / "in")
+        (folder / name).with_name(f"bad {Path(name).name}"[-60:]).write_bytes(b"nope")
     for options in (["--txt"], ["--csv"], []):
         code, output = on_terminal("caption", "--model", scripted_bundle, folder, *options)
         assert code == 3
+        assert "more\n" not in output  # the last line names every picture that failed
         assert_harmless(output)
 
 
-def test_a_pictures_name_in_a_log(
-    scripted_bundle: Path, photo: Path, tmp_path: Path, name: str
-) -> None:
-    folder = put(photo, tmp_path / "in" / name, tmp_path / "in")
+def test_names_in_a_log(scripted_bundle: Path, folder: Path) -> None:
     for _ in range(2):
         done = piped("caption", "--model", scripted_bundle, folder, "--xmp")
         assert done.returncode == 0, done.stderr
         assert_harmless(done.stderr.decode("utf-8"))
-    (folder / name).write_bytes(b"nope")
-    done = piped("caption", "--model", scripted_bundle, "--", name, cwd=folder)
-    lines = done.stderr.decode("utf-8").splitlines()
-    assert (done.returncode, len(lines)) == (1, 2), "an error is a line, and its hint another"
 
 
-def test_json_holds_the_name_and_harms_nothing(
-    scripted_bundle: Path, photo: Path, tmp_path: Path, name: str
+def test_an_error_is_a_line_whatever_the_name(
+    scripted_bundle: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"nope")
+    monkeypatch.chdir(tmp_path)
+    assert run(["caption", "--model", str(scripted_bundle), "--", name]) == 1
+    said = capfd.readouterr().err
+    assert len(said.splitlines()) == 2, "an error is a line, and its hint another"
+    assert_harmless(said)
+
+
+def test_json_holds_the_names_and_harms_nothing(
+    scripted_bundle: Path, folder: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    folder = put(photo, tmp_path / "in" / name, tmp_path / "in")
-    path = os.path.join(folder, name)
-    for options in (["--json"], ["--jsonl"]):
-        done = piped("caption", "--model", scripted_bundle, folder, *options)
-        record = json.loads(done.stdout.decode("utf-8"))
-        record = record[0] if isinstance(record, list) else record
-        assert os.fsencode(record["image"]) == os.fsencode(path)
-        assert_harmless(done.stdout.decode("utf-8"))
-    done = piped("caption", "--model", scripted_bundle, "--json", "--", name, cwd=folder)
-    assert json.loads(done.stdout.decode("utf-8"))["image"] == name
-    (folder / name).write_bytes(b"nope")
+    caption = ["caption", "--model", str(scripted_bundle), str(folder)]
+    paths = {os.fsencode(os.path.join(folder, name)) for name in NAMES}
+    for option in ("--json", "--jsonl"):
+        assert run([*caption, option]) == 0
+        printed = capfdbinary.readouterr().out.decode("utf-8")
+        assert_harmless(printed)
+        lines = printed.splitlines()
+        records = json.loads(printed) if option == "--json" else map(json.loads, lines)
+        assert {os.fsencode(record["image"]) for record in records} == paths
+    for name in NAMES:
+        (folder / name).write_bytes(b"nope")
     errors = tmp_path / "errors.jsonl"
-    piped("caption", "--model", scripted_bundle, folder, "--errors", errors)
-    assert json.loads(errors.read_bytes().decode("utf-8"))["image"] == path
+    run([*caption, "--errors", str(errors)])
+    lines = errors.read_bytes().decode("utf-8").splitlines()
+    assert {os.fsencode(json.loads(line)["image"]) for line in lines} == paths
 
 
-def test_a_table_holds_the_name(
-    scripted_bundle: Path, photo: Path, tmp_path: Path, name: str
-) -> None:
-    folder = put(photo, tmp_path / "in" / name, tmp_path / "in")
+def test_one_record_holds_the_name(
+    scripted_bundle: Path, photo: Path, tmp_path: Path, name: str,
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(put(photo, tmp_path / "in" / name, tmp_path / "in"))
+    assert run(["caption", "--model", str(scripted_bundle), "--json", "--", name]) == 0
+    assert json.loads(capfdbinary.readouterr().out.decode("utf-8"))["image"] == name
+
+
+def test_a_table_holds_the_names(scripted_bundle: Path, folder: Path) -> None:
     done = piped("caption", "--model", scripted_bundle, folder, "--csv")
-    rows = list(csv.DictReader(io.StringIO(done.stdout.decode("utf-8"), newline="")))
-    escaped = name.encode("utf-8", "backslashreplace").decode()
-    assert [f"{folder}/{escaped}"] == [row["image"] for row in rows]
+    rows = csv.DictReader(io.StringIO(done.stdout.decode("utf-8"), newline=""))
+    escaped = {name.encode("utf-8", "backslashreplace").decode() for name in NAMES}
+    assert {row["image"] for row in rows} == {f"{folder}/{name}" for name in escaped}
 
 
 def test_a_models_words_on_a_terminal(tmp_path: Path, photo: Path) -> None:
@@ -167,10 +200,13 @@ def test_the_default_models_name_in_a_diagnosis(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [["{}"], ["caption", "--{}"], ["caption", "a", "--device", "{}"]]
 )
-def test_what_click_refuses(arguments: list[str], name: str) -> None:
-    done = piped(*(argument.format(name) for argument in arguments))
-    assert done.returncode == 2
-    assert_harmless(done.stderr.decode("utf-8"))
+def test_what_click_refuses(
+    arguments: list[str], name: str, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert run([argument.format(name) for argument in arguments]) == 2
+    said = capfdbinary.readouterr().err.decode("utf-8")
+    assert said
+    assert_harmless(said)
 
 
 def test_escapes() -> None:
