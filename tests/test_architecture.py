@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 import tomllib
@@ -74,21 +75,30 @@ class Import:
         return self.target.removeprefix("edgeprism.")
 
 
-def sources(folder: Path = PACKAGE) -> Iterator[tuple[str, ast.Module]]:
+def modules(folder: Path = PACKAGE) -> Iterator[tuple[str, Path]]:
     """Every module of a folder of the repository, named as it is within the package."""
     for path in sorted(folder.rglob("*.py")):
         name = ".".join(path.relative_to(folder.parent).with_suffix("").parts)
-        name = name.removesuffix(".__init__").removeprefix("edgeprism.")
+        yield name.removesuffix(".__init__").removeprefix("edgeprism."), path
+
+
+def sources(folder: Path = PACKAGE) -> Iterator[tuple[str, ast.Module]]:
+    for name, path in modules(folder):
         yield name, ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(folder: Path = PACKAGE) -> list[Import]:
-    found = []
+def imports(folder: Path = PACKAGE) -> tuple[Import, ...]:
+    return imports_of(folder)
+
+
+@functools.cache
+def imports_of(folder: Path) -> tuple[Import, ...]:
+    found: list[Import] = []
     for name, tree in sources(folder):
         only_types = {
             id(inner)
             for node in ast.walk(tree)
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            if isinstance(node, ast.If) and is_name(node.test, "TYPE_CHECKING")
             for inner in ast.walk(node)
         }
         for node in ast.walk(tree):
@@ -99,7 +109,11 @@ def imports(folder: Path = PACKAGE) -> list[Import]:
                 assert node.level == 0, f"{name}: relative imports hide where they lead"
                 targets = [_module_of(node.module or "", alias.name) for alias in node.names]
             found += [Import(name, target, id(node) in only_types) for target in targets]
-    return found
+    return tuple(found)
+
+
+def is_name(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
 
 
 def _module_of(home: str, name: str) -> str:
@@ -128,7 +142,7 @@ def test_the_rule_sees_the_imports() -> None:
             ("cli.caption", "perceive.captioner"),
             ("install.doctor", "machine.device")} <= seen  # fmt: skip
     assert {i.target.split(".")[0] for i in imports()} >= {"onnxruntime", "llama_cpp", "numpy"}
-    assert {room_of(name) for name, _ in sources()} <= FLOOR_OF.keys()
+    assert {room_of(name) for name, _ in modules()} <= FLOOR_OF.keys()
     beside = {(i.importer, i.inner) for i in imports(REPOSITORY / "convert")}
     assert ("convert.language.model", "convert.read.checkpoint") in beside
 
@@ -206,7 +220,7 @@ def test_child_processes_are_started_in_one_place() -> None:
         importers |= {i.importer for i in imports(folder) if i.target.startswith(libraries)}
         for name, tree in sources(folder):
             for node in ast.walk(tree):
-                if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "os":
+                if isinstance(node, ast.Attribute) and is_name(node.value, "os"):
                     assert not node.attr.startswith(starters), name
     assert importers == {"machine.child"}
 
@@ -246,8 +260,9 @@ def test_no_family_by_name() -> None:
                 words = node.id
             elif isinstance(node, ast.Attribute):
                 words = node.attr
-            if (name, words) not in FOREIGN_NAMES:
-                named += [(name, family, words) for family in families if family in words.lower()]
+            if words and (name, words) not in FOREIGN_NAMES:
+                lower = words.lower()
+                named += [(name, family, words) for family in families if family in lower]
     assert named == []
 
 
