@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from edgeprism import Captioner
 from edgeprism.bench.work import nodes_to_operations
+from edgeprism.picture.layout import picture_to_layout
 from edgeprism.vision.onnx import profile_graph
 
 
@@ -15,6 +18,9 @@ def picture_operations(captioner: Captioner, size: tuple[int, int]) -> float:
     The products of weights, attention and patches all count. Quantization changes nothing.
     """
     bundle, image = captioner.bundle, captioner.bundle.manifest.image
-    tile = np.zeros((1, image.size, image.size, 3 * len(image.fills)), np.uint8)
-    nodes = profile_graph(bundle.file(captioner.engines.vision_variant().file), tile)
-    return nodes_to_operations(nodes).total * captioner.cost(size).tiles
+    graph = bundle.file(captioner.engines.vision_variant().file)
+    total = 0.0
+    for shape, n_tiles in Counter(picture_to_layout(size, bundle.manifest).shapes).items():
+        tile = np.zeros((1, *shape, 3 * len(image.fills)), np.uint8)
+        total += nodes_to_operations(profile_graph(graph, tile)).total * n_tiles
+    return total

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import math
 import platform
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,14 +28,14 @@ from edgeprism.bench.measure import (
     run_worker,
     warm_samples,
 )
-from edgeprism.bench.work import language_work, nodes_to_operations
+from edgeprism.bench.work import Operations, language_work, nodes_to_operations
 from edgeprism.bundle.gguf_parts import model_bytes, read_model_header
 from edgeprism.errors import ModelError
 from edgeprism.machine.facts import available_cores, cpu_name, memory_bytes
 from edgeprism.machine.load import LoadMeter
 from edgeprism.machine.sensors import clock_mhz, temperature_c, throttle_count
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.picture.layout import picture_to_layout
+from edgeprism.picture.layout import PictureLayout, picture_to_layout
 from edgeprism.picture.read import read_picture
 from edgeprism.reason.local import Reasoner
 from edgeprism.version import __version__
@@ -178,15 +180,25 @@ def _count_work(opened: _Opened, vision_file: str, notes: list[str]) -> Work:
     if manifest.vision.mmproj is not None:
         notes.append("No floor of encode: llama.cpp's encoder does not say what it computes.")
         return Work(None, language)
-    size = manifest.image.size
-    tile = np.zeros((1, size, size, 3 * len(manifest.image.fills)), np.uint8)
+    layouts = [picture_to_layout(each, manifest) for each in opened.sizes]
+    # where tiles differ in shape, the picture with the middle number of pixels counts
+    layouts.sort(key=_pixels)
+    middle = layouts[len(layouts) // 2]
+    share = statistics.median(map(_pixels, layouts)) / _pixels(middle)
+    work = Operations()
     try:
-        nodes = profile_graph(bundle.file(vision_file), tile)
+        for shape, n_tiles in Counter(middle.shapes).items():
+            tile = np.zeros((1, *shape, 3 * len(manifest.image.fills)), np.uint8)
+            nodes = profile_graph(bundle.file(vision_file), tile)
+            work += nodes_to_operations(nodes) * (n_tiles * share)
     except ModelError as error:
         notes.append(f"No floor of encode: {error.summary}")
         return Work(None, language)
-    tiles = statistics.median(picture_to_layout(each, manifest).n_tiles for each in opened.sizes)
-    return Work(nodes_to_operations(nodes) * tiles, language)
+    return Work(work, language)
+
+
+def _pixels(layout: PictureLayout) -> int:
+    return sum(map(math.prod, layout.shapes))
 
 
 # ---- the machine

@@ -15,7 +15,7 @@ SCHEMA = 1
 FILE_NAME = "manifest.json"
 
 RESAMPLINGS = ("bicubic", "bilinear", "lanczos", "nearest")
-MODES = ("pad", "letterbox", "crop", "center-crop", "stretch", "shrink")
+MODES = ("pad", "letterbox", "crop", "center-crop", "stretch", "shrink", "free")
 MAX_EDGE = 4096  # pixels, of a tile; also the largest "longest-edge" of upstream models
 
 
@@ -60,6 +60,25 @@ class Tiling:
     longest_edge: int  # pixels; 0 for the other two choices
     overview: str  # "first" or "last"
     order: str
+    # with `ImagePolicy.free`: a picture is cut only if it has more pixels, after both edges were
+    # rounded to whole units; 0: every picture is
+    uncut_pixels: int = 0
+
+
+@dataclass(frozen=True)
+class FreeShape:
+    """How a tile gets a height and a width of its own, both multiples of `unit` pixels.
+
+    `choose` says how: "smart-resize" rounds both edges to the nearest multiple. If the tile then
+    has more than `most_pixels`, both edges are divided by the square root of the share that is too
+    much and rounded down; if it has fewer than `least_pixels`, they are multiplied and rounded up.
+    A picture so long that it still has more than `most_pixels` loses length until it has not.
+    """
+
+    choose: str
+    unit: int  # pixels along an edge of what becomes one visual token
+    least_pixels: int
+    most_pixels: int
 
 
 @dataclass(frozen=True)
@@ -76,16 +95,21 @@ class ImagePolicy:
       torchvision's transforms.
     - "letterbox": equal borders of `fill` on both sides, so that the canvas is one pixel short of a
       square if the edges differ by an odd number; then "center-crop". Also as in torchvision.
+    - "free": resized to a shape that depends on the picture's, as `free` says. With `tiling` that
+      is the overview; the tiles that a picture is cut into are squares all the same.
     """
 
     mode: str
-    size: int  # edge of a tile in pixels; with "shrink" the longest edge that the engine gets
+    # edge of a tile in pixels; with "shrink" the longest edge that the engine gets, with "free" the
+    # edge of the largest square tile
+    size: int
     fill: list[int]  # [r, g, b]
     resample: str
     max_tiles: int  # of one picture, with the overview
     tiling: Tiling | None = None
     # [r, g, b], the background of the picture for a second tower; empty without a second tower
     second_fill: list[int] = dataclasses.field(default_factory=list)
+    free: FreeShape | None = None
 
     @property
     def fills(self) -> list[list[int]]:
@@ -118,6 +142,10 @@ class Mmproj:
 class Vision:
     """The graph: uint8 pixels [n, size, size, 3 or 6] → float32 visual tokens [n, tokens, n_embd].
 
+    With `ImagePolicy.free` the pixels are [n, height, width, 3], and a tile has a visual token for
+    each unit [height / unit, width / unit]. Then `grid` is that of the largest square tile, and
+    tokens_per_tile counts the most that any tile has.
+
     With `mmproj` there is no graph: input, output and grid are empty; n_embd may be several times
     the language model's, if the rows also carry values that later layers add; and tokens_per_tile
     counts the tokens of a whole picture of 1024 × 768 pixels.
@@ -147,6 +175,9 @@ class LanguageModelFile:
     n_vocab: int
     context_length: int
     image_attention: str  # "causal": image rows attend to earlier positions only; or "both-ways"
+    # "one-by-one": each image row is one position after the previous; or "down-across": all rows of
+    # a picture have one position in time, and one each for their place down and across (M-RoPE)
+    image_positions: str = "one-by-one"
 
 
 @dataclass(frozen=True)
@@ -245,4 +276,10 @@ class Manifest:
             del data["photographs"]
         if not self.prompts.unknown:
             del data["prompts"]["unknown"]
+        if self.image.free is None:
+            del data["image"]["free"]
+        if self.image.tiling is not None and not self.image.tiling.uncut_pixels:
+            del data["image"]["tiling"]["uncut_pixels"]
+        if self.lm.image_positions == LanguageModelFile.image_positions:
+            del data["lm"]["image_positions"]
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

@@ -24,6 +24,8 @@ from edgeprism.files.strict_json import json_without_duplicates, record_from_dat
 MAX_MANIFEST_BYTES = 1 << 20
 _FILLED = ("pad", "letterbox")
 IMAGE_ATTENTIONS = ("causal", "both-ways")
+IMAGE_POSITIONS = ("one-by-one", "down-across")
+FREE_SHAPES = ("smart-resize",)
 CHOICES = ("best-fit", "closest-ratio", "longest-edge")
 OVERVIEWS = ("first", "last")
 ORDERS = ("tiles", "rows", "rows-unpadded")
@@ -82,6 +84,17 @@ def _value_faults(m: Manifest) -> list[str]:
             f"{m.lm.image_attention!r}; known: {', '.join(IMAGE_ATTENTIONS)}",
         ),
         (
+            "lm.image_positions",
+            m.lm.image_positions in IMAGE_POSITIONS,
+            f"{m.lm.image_positions!r}; known: {', '.join(IMAGE_POSITIONS)}",
+        ),
+        (
+            "lm.image_positions",
+            m.lm.image_positions != "down-across"
+            or (m.vision.mmproj is None and m.image.tiling is None),
+            "down-across needs one tile and a graph",
+        ),
+        (
             "prompts.focus_instruction",
             m.prompts.focus_instruction.count("{focus}") == 1,
             'must hold "{focus}" exactly once',
@@ -94,7 +107,8 @@ def _value_faults(m: Manifest) -> list[str]:
     faults += _marker_faults(m)
     if m.vision.mmproj is not None:
         return faults + _mmproj_faults(m) + _file_faults(m, ())
-    return faults + _tiling_faults(m) + _graph_faults(m) + _file_faults(m, VISION_QUANTS)
+    faults += _tiling_faults(m) + _free_faults(m) + _graph_faults(m)
+    return faults + _file_faults(m, VISION_QUANTS)
 
 
 def _marker_faults(m: Manifest) -> list[str]:
@@ -118,6 +132,7 @@ def _mmproj_faults(m: Manifest) -> list[str]:
     checks = [
         ("image.mode", m.image.mode == "shrink", "must be shrink with vision.mmproj"),
         ("image.tiling", m.image.tiling is None, "libmtmd makes the tiles of vision.mmproj"),
+        ("image.free", m.image.free is None, "libmtmd shapes the tiles of vision.mmproj"),
         ("image.max_tiles", m.image.max_tiles == 1, "must be 1 with vision.mmproj"),
         ("prompts.markers", m.prompts.markers is None, "libmtmd writes those of vision.mmproj"),
         ("vision.variants", len(vision.variants) < 2, "more than one with vision.mmproj"),
@@ -158,6 +173,8 @@ def _tiling_faults(m: Manifest) -> list[str]:
          m.image.size < tiling.longest_edge <= MAX_EDGE if by_edge else tiling.longest_edge == 0),
         ("order: rows-unpadded needs best-fit, which pads",
          tiling.order != "rows-unpadded" or tiling.choose == "best-fit"),
+        ("uncut_pixels: needs image.free, and must not be negative",
+         tiling.uncut_pixels == 0 or (tiling.uncut_pixels > 0 and m.image.free is not None)),
     ]  # fmt: skip
     faults = [f"image.tiling.{text}" for text, holds in checks if not holds]
     if not faults and m.image.size >= 1:
@@ -187,6 +204,57 @@ def _max_tiles(size: int, tiling: Tiling) -> int:
     return 1 if largest == 1 and tiling.choose == "closest-ratio" else 1 + largest
 
 
+def _free_faults(m: Manifest) -> list[str]:
+    free, image, vision = m.image.free, m.image, m.vision
+    if free is None:
+        return ["image.free: is missing for the mode free"] if image.mode == "free" else []
+    checks = [
+        ("free", image.mode == "free", "is for the mode free"),
+        (
+            "free.choose",
+            free.choose in FREE_SHAPES,
+            f"{free.choose!r}; known: {', '.join(FREE_SHAPES)}",
+        ),
+        ("free.unit", 1 <= free.unit <= MAX_EDGE, f"must lie in 1…{MAX_EDGE}"),
+        (
+            "free.most_pixels",
+            free.unit**2 <= free.most_pixels <= MAX_EDGE**2,
+            f"must have room for a unit, and be at most {MAX_EDGE}²",
+        ),
+        (
+            "free.least_pixels",
+            1 <= free.least_pixels <= free.most_pixels,
+            "must be positive and at most most_pixels",
+        ),
+        (
+            "tiling",
+            image.tiling is None
+            or (image.tiling.choose == "closest-ratio" and image.tiling.order == "tiles"),
+            "needs the choice closest-ratio and the order tiles for the mode free",
+        ),
+    ]
+    faults = [f"image.{path}: {text}" for path, holds, text in checks if not holds]
+    if vision.drop_first_patch:
+        faults.append("vision.drop_first_patch: not for the mode free")
+    if faults:
+        return faults
+    edge = math.isqrt(free.most_pixels) // free.unit
+    if image.size != edge * free.unit:
+        faults.append(
+            f"image.size: {image.size}, but the largest square tile has {edge * free.unit}"
+        )
+    if vision.grid != [edge, edge]:
+        faults.append(f"vision.grid: {vision.grid}, but the largest square tile has {[edge, edge]}")
+    return faults
+
+
+def _tokens_of_tile(m: Manifest) -> int:
+    """Return the visual tokens of a tile, or of the largest one where shapes are free."""
+    if m.image.free is not None:
+        return m.image.free.most_pixels // max(1, m.image.free.unit) ** 2
+    return m.vision.grid[0] * m.vision.grid[1] - int(m.vision.drop_first_patch)
+
+
 def _graph_faults(m: Manifest) -> list[str]:
     vision, faults = m.vision, []
     if m.image.mode == "shrink":
@@ -195,10 +263,11 @@ def _graph_faults(m: Manifest) -> list[str]:
         faults.append("vision.n_embd: differs from lm.n_embd")
     if len(vision.grid) != 2 or not all(1 <= v <= 1024 for v in vision.grid):
         return [*faults, "vision.grid: must be two numbers in 1…1024"]
-    expected = vision.grid[0] * vision.grid[1] - int(vision.drop_first_patch)
+    expected = _tokens_of_tile(m)
     if vision.tokens_per_tile != expected:
+        source = "grid makes" if m.image.free is None else "largest tile has"
         faults.append(
-            f"vision.tokens_per_tile: {vision.tokens_per_tile}, but the grid makes {expected}"
+            f"vision.tokens_per_tile: {vision.tokens_per_tile}, but the {source} {expected}"
         )
     return faults
 

@@ -77,6 +77,13 @@ class LanguageModel:
         rope = llama.llama_model_rope_type(self._model)
         self.row_axes = _AXES if rope in multi_axis else 1  # positions per visual token
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
+        if expected is not None and self.row_axes == 1 and expected.image_positions != "one-by-one":
+            self.close()
+            raise ModelError(
+                f"{path}: counts positions one by one, but the manifest places image rows down and "
+                "across (M-RoPE).",
+                COPY_AGAIN,
+            )
 
     @property
     def native(self) -> Any:

@@ -27,6 +27,7 @@ def graph_parts(
     picture_bytes: int,
     *,
     on_gpu: bool = False,
+    largest: bool = False,
 ) -> tuple[Part, ...]:
     """Return what ONNX Runtime takes for a vision graph.
 
@@ -35,14 +36,16 @@ def graph_parts(
         beside_bytes: the size of the file with weights beside it.
         working_bytes: what stands between its nodes at the most while one tile is encoded.
         picture_bytes: the picture and its tiles, as they are cut.
+        largest: whether tiles differ in shape and these are the figures of the largest.
     """
     place = GPU if on_gpu else CPU
-    tiles = _TILES_ON_GPU if on_gpu else 1
+    tiles = _TILES_ON_GPU if on_gpu and not largest else 1
+    at_a_time = "the largest tile" if largest else f"{tiles} at a time"
     weights = _COPIES * weight_bytes + beside_bytes
     working = int(_ARENA * working_bytes * tiles)
     return (
         Part("vision weights", weights, f"{file}, copied by ONNX Runtime", place),
-        Part("vision activations", working, f"{tiles} at a time", place),
+        Part("vision activations", working, at_a_time, place),
         Part("vision session", _SESSION_BYTES, "code, graph and threads"),
         Part("vision input", picture_bytes, "the picture and its tiles"),
     )

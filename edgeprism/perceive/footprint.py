@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from edgeprism.segments import ImageRows, Text
 from edgeprism.vision.graph_memory import working_bytes
 from edgeprism.vision.pair import MAX_TOKENS
 
-PICTURE = (1024, 768)  # the picture that a plan is made for: width and height in pixels
+# the picture that a plan is made for where all tiles are alike: width and height in pixels
+PICTURE = (1024, 768)
 # bytes of a pixel: Pillow keeps four of each picture, a tile has three, and both are copied
 _READ_PIXEL, _CUT_PIXEL = 8, 13
 _CHARACTERS = 3  # of a token of a prompt, at the least
@@ -106,9 +108,10 @@ class CaptionerFootprint:
             name,
             files[name].size,
             beside.size if beside else 0,
-            working_bytes(path),
+            working_bytes(path, _largest_lengths(manifest)),
             _picture_bytes(manifest),
             on_gpu=self._on_gpu,
+            largest=manifest.image.free is not None,
         )
 
 
@@ -127,15 +130,33 @@ def pair_parts(name: str, lm: Path, mmproj: Path) -> ModelParts:
     return ModelParts(name, "captioner", (*vision, *language))
 
 
+def planned_picture(manifest: Manifest) -> tuple[int, int]:
+    """Return the size (width, height) of the picture that a plan is made for.
+
+    Where a picture is one tile of its own shape, it is the largest one, as most photographs make.
+    """
+    edge, image = manifest.image.size, manifest.image
+    return PICTURE if image.free is None or image.tiling is not None else (edge, edge)
+
+
+def _largest_lengths(manifest: Manifest) -> dict[str, int]:
+    """Return what a graph's lengths are for the largest tile, where tiles have free shapes."""
+    if manifest.image.free is None:
+        return {}
+    edge = manifest.image.size
+    return {"height": edge, "width": edge, "tokens": manifest.vision.tokens_per_tile}
+
+
 def _picture_bytes(manifest: Manifest) -> int:
-    """Return the bytes of `PICTURE` as it is read, resized and cut."""
-    tile = manifest.image.size**2 * len(manifest.image.fills)
-    tiles = picture_to_layout(PICTURE, manifest).n_tiles
-    return tiles * tile * _CUT_PIXEL + PICTURE[0] * PICTURE[1] * _READ_PIXEL
+    """Return the bytes of the picture that is planned for, as it is read, resized and cut."""
+    picture = planned_picture(manifest)
+    pixels = sum(math.prod(shape) for shape in picture_to_layout(picture, manifest).shapes)
+    tiles = pixels * len(manifest.image.fills)
+    return tiles * _CUT_PIXEL + picture[0] * picture[1] * _READ_PIXEL
 
 
 def _prompt(manifest: Manifest) -> tuple[int, int]:
-    """Return the visual tokens and about the text tokens of the prompt for `PICTURE`."""
+    """Return the visual tokens and about the text tokens of a prompt with the planned picture."""
     prompts = manifest.prompts
     text = "".join(
         (prompts.before_image, prompts.after_image, prompts.default_instruction,
@@ -144,7 +165,7 @@ def _prompt(manifest: Manifest) -> tuple[int, int]:
     if manifest.vision.mmproj is not None:
         rows = manifest.vision.tokens_per_tile
     else:
-        segments = picture_to_layout(PICTURE, manifest).segments
+        segments = picture_to_layout(planned_picture(manifest), manifest).segments
         rows = sum(s.stop - s.start for s in segments if isinstance(s, ImageRows))
         text += "".join(s.text for s in segments if isinstance(s, Text))
     return rows, -(-len(text) // _CHARACTERS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,10 @@ from edgeprism.bundle.manifest import Markers
 from edgeprism.segments import ImageRows, Segment, Text
 
 if TYPE_CHECKING:
-    from edgeprism.bundle.manifest import ImagePolicy, Manifest
+    from edgeprism.bundle.manifest import FreeShape, ImagePolicy, Manifest
 
 Size = tuple[int, int]  # (width, height)
+_RGB = 3  # channels
 NEWLINE = -1  # index of the model's newline row in `PictureLayout.rows`
 
 _NO_MARKERS = Markers("", "", "", "", "", "")
@@ -29,22 +31,32 @@ class PictureLayout:
     """One picture's tiles for the vision graph, and its rows in the prompt."""
 
     grid: tuple[int, int] | None  # tiles [down, across]; None: the whole picture is one tile
-    n_tiles: int  # with the overview
-    rows: np.ndarray  # [n_rows] int32: indices into the tiles' tokens [n_tiles · tokens_per_tile]
+    shapes: tuple[tuple[int, int], ...]  # (height, width) of each tile, with the overview
+    rows: np.ndarray  # [n_rows] int32: indices into the tokens of all tiles, one after another
     segments: tuple[Segment, ...]
+
+    @property
+    def n_tiles(self) -> int:
+        """How many tiles there are, with the overview."""
+        return len(self.shapes)
 
 
 def picture_to_layout(size: Size, manifest: Manifest) -> PictureLayout:
     """Return the layout of an upright picture of `size` (width, height) pixels."""
-    vision, tiling = manifest.vision, manifest.image.tiling
-    per_tile, grid = vision.tokens_per_tile, choose_grid(size, manifest.image)
+    vision, image, tiling = manifest.vision, manifest.image, manifest.image.tiling
+    grid = choose_grid(size, image)
     if tiling is None or grid is None:
-        rows = np.arange(per_tile, dtype=np.int32)
-        return PictureLayout(None, 1, rows, _segments([], manifest))
+        return _layout_of_one(size, manifest)
     n_cut = grid[0] * grid[1]
+    whole_shape = (image.size, image.size)
+    whole = per_tile = vision.tokens_per_tile
+    if image.free is not None:
+        width, height = free_size(size, image.free)
+        whole_shape, whole = (height, width), _tokens_of(width, height, image.free)
+        per_tile = vision.grid[0] * vision.grid[1]
     first = tiling.overview == "first"
-    overview = np.arange(per_tile, dtype=np.int32) + (0 if first else n_cut * per_tile)
-    cut: np.ndarray = np.arange(n_cut * per_tile, dtype=np.int32) + (per_tile if first else 0)
+    overview = np.arange(whole, dtype=np.int32) + (0 if first else n_cut * per_tile)
+    cut: np.ndarray = np.arange(n_cut * per_tile, dtype=np.int32) + (whole if first else 0)
     if tiling.order != "tiles":
         # [down, across, patches down, patches across] → rows of patches across all tiles
         cut = cut.reshape(*grid, *vision.grid).transpose(0, 2, 1, 3)
@@ -57,7 +69,27 @@ def picture_to_layout(size: Size, manifest: Manifest) -> PictureLayout:
     else:
         lengths = [[per_tile] * grid[1]] * grid[0]
     parts = (overview, cut.ravel()) if first else (cut.ravel(), overview)
-    return PictureLayout(grid, n_cut + 1, np.concatenate(parts), _segments(lengths, manifest))
+    shapes = [(image.size, image.size)] * n_cut
+    shapes.insert(0 if first else n_cut, whole_shape)
+    segments = _segments(whole, lengths, manifest)
+    return PictureLayout(grid, tuple(shapes), np.concatenate(parts), segments)
+
+
+def _layout_of_one(size: Size, manifest: Manifest) -> PictureLayout:
+    """Return the layout of a picture that is not cut."""
+    vision, image = manifest.vision, manifest.image
+    width, height = tile_size(size, image)
+    n_rows = vision.tokens_per_tile
+    if image.free is not None:
+        n_rows = _tokens_of(width, height, image.free)
+    positions = None
+    if manifest.lm.image_positions == "down-across":
+        n_across = vision.grid[1] if image.free is None else width // image.free.unit
+        down, across = np.divmod(np.arange(n_rows, dtype=np.int32), np.int32(n_across))
+        positions = np.stack([np.zeros_like(down), down, across, np.zeros_like(down)])
+    rows = np.arange(n_rows, dtype=np.int32)
+    segments = _segments(n_rows, [], manifest, positions)
+    return PictureLayout(None, ((height, width),), rows, segments)
 
 
 def most_visual_tokens(manifest: Manifest) -> int:
@@ -73,11 +105,16 @@ def choose_grid(size: Size, policy: ImagePolicy) -> tuple[int, int] | None:
     """Return the tiles [down, across] for a picture of `size`, without the overview.
 
     None: the picture is not cut. The rules follow the models' own preprocessing: LLaVA-NeXT
-    (best-fit), InternVL 1.5 (closest-ratio) and Idefics3 (longest-edge).
+    (best-fit), InternVL 1.5 (closest-ratio), LFM2-VL (the same, if the picture has more than
+    uncut_pixels) and Idefics3 (longest-edge).
     """
-    tiling = policy.tiling
+    tiling, free = policy.tiling, policy.free
     if tiling is None:
         return None
+    if free is not None:
+        width, height = (round(edge / free.unit) * free.unit for edge in size)
+        if width * height <= tiling.uncut_pixels:
+            return None
     if tiling.choose == "best-fit":
         return _best_fit(size, policy.size, tiling.grids)
     if tiling.choose == "closest-ratio":
@@ -85,6 +122,56 @@ def choose_grid(size: Size, policy: ImagePolicy) -> tuple[int, int] | None:
         return None if grid == (1, 1) else grid
     width, height = canvas_size(size, policy.size, tiling.longest_edge)
     return height // policy.size, width // policy.size
+
+
+def _tokens_of(width: int, height: int, free: FreeShape) -> int:
+    return width // free.unit * (height // free.unit)
+
+
+def tiles_by_shape(tiles: np.ndarray, shapes: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+    """Yield a picture's tiles, uint8 [n, height, width, channels]; those of one shape together.
+
+    Parameters:
+        tiles: as `picture_to_tiles` makes them: such an array, or flat if shapes differ.
+        shapes: (height, width) of each tile.
+    """
+    if tiles.ndim > 1:
+        yield tiles
+        return
+    start = 0
+    for (height, width), run in itertools.groupby(shapes):
+        stop = start + len(list(run)) * height * width * _RGB
+        yield tiles[start:stop].reshape(-1, height, width, _RGB)
+        start = stop
+
+
+def tile_size(size: Size, policy: ImagePolicy) -> Size:
+    """Return the (width, height) of the one tile of a picture of `size` that is not cut."""
+    if policy.free is not None:
+        return free_size(size, policy.free)
+    return policy.size, policy.size
+
+
+def free_size(size: Size, free: FreeShape) -> Size:
+    """Return the size (width, height) of a tile whose shape follows the picture's.
+
+    This is the rule of Qwen2-VL's processors ("smart-resize"). They refuse edges that differ by
+    more than 200 times; here such a picture gets at least one unit along its shorter edge.
+    """
+    unit, area = free.unit, size[0] * size[1]
+    width, height = (max(1, round(edge / unit)) for edge in size)
+    if width * height * unit**2 > free.most_pixels:
+        share = math.sqrt(area / free.most_pixels)
+        width, height = (max(1, math.floor(edge / share / unit)) for edge in size)
+    elif width * height * unit**2 < free.least_pixels:
+        share = math.sqrt(free.least_pixels / area)
+        width, height = (math.ceil(edge * share / unit) for edge in size)
+    most = free.most_pixels // unit**2
+    if width * height > most:
+        shorter = min(width, height, most)
+        longer = most // shorter
+        width, height = (longer, shorter) if width > height else (shorter, longer)
+    return width * unit, height * unit
 
 
 def shrunk_size(size: Size, longest: int) -> Size:
@@ -169,10 +256,18 @@ def _unpadded(rows: np.ndarray, size: Size) -> np.ndarray:
     return rows[:, padding : across - padding]
 
 
-def _segments(lengths: list[list[int]], manifest: Manifest) -> tuple[Segment, ...]:
-    """Return the rows and the text between them; `lengths` counts each tile's rows, by tile row."""
+def _segments(
+    whole: int, lengths: list[list[int]], manifest: Manifest, positions: np.ndarray | None = None
+) -> tuple[Segment, ...]:
+    """Return the rows and the text between them.
+
+    Parameters:
+        whole: the rows of the tile that shows the whole picture.
+        lengths: those of each other tile, by row of tiles.
+        positions: of the rows of a picture that is one tile, see `ImageRows`.
+    """
     markers = manifest.prompts.markers or _NO_MARKERS
-    overview: list[str | int] = [markers.before_overview, manifest.vision.tokens_per_tile]
+    overview: list[str | int] = [markers.before_overview, whole]
     cut: list[str | int] = []
     for down, tiles in enumerate(lengths, 1):
         for across, length in enumerate(tiles, 1):
@@ -183,10 +278,12 @@ def _segments(lengths: list[list[int]], manifest: Manifest) -> tuple[Segment, ..
     if manifest.image.tiling is not None and manifest.image.tiling.overview == "last":
         parts.reverse()
     causal = manifest.lm.image_attention == "causal"
-    return _joined([markers.begin, *itertools.chain(*parts), markers.end], causal)
+    return _joined([markers.begin, *itertools.chain(*parts), markers.end], causal, positions)
 
 
-def _joined(pieces: list[str | int], causal: bool) -> tuple[Segment, ...]:
+def _joined(
+    pieces: list[str | int], causal: bool, positions: np.ndarray | None
+) -> tuple[Segment, ...]:
     """Return texts and counts of rows as segments; neighbours of the same kind become one."""
     segments: list[Segment] = []
     stop = 0
@@ -195,5 +292,5 @@ def _joined(pieces: list[str | int], causal: bool) -> tuple[Segment, ...]:
             segments.append(Text("".join(map(str, run)), template=True))
         else:
             start, stop = stop, stop + sum(map(int, run))
-            segments.append(ImageRows(start, stop, causal))
+            segments.append(ImageRows(start, stop, causal, positions))
     return tuple(segments)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from edgeprism.picture.layout import edge_size, fitted_size, shrunk_size
+from edgeprism.picture.layout import edge_size, fitted_size, shrunk_size, tile_size
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import ImagePolicy
@@ -33,21 +33,36 @@ def picture_to_tiles(
 
     `grid` is [down, across] from `choose_grid` for the picture's size; None cuts nothing.
 
-    The mode "shrink" gives one tile [1, height, width, 3] of the picture's own aspect ratio. With
-    a second fill there are six channels: the picture on the first colour and on the second.
+    The mode "shrink" gives one tile [1, height, width, 3] of the picture's own aspect ratio, and
+    "free" one of about that ratio. With a second fill there are six channels: the picture on the
+    first colour and on the second. If a picture is cut in the mode "free", its overview has another
+    shape than its tiles: then all pixels stand in one flat array, see `tiles_by_shape`.
     """
     size, tiling = policy.size, policy.tiling
     if tiling is None or grid is None:
+        if policy.free is not None:
+            return _free_tile(picture, policy)[None]  # [1, height, width, 3]
         views = [np.asarray(picture_to_tile(picture.rgb, policy, fill)) for fill in policy.fills]
         return np.concatenate(views, axis=-1)[None]  # [1, size, size, 3 · n_views]
     canvas = _canvas(picture, policy, grid)
     # the overview of "longest-edge" models is made from the stretched canvas
     by_edge = tiling.choose == "longest-edge"
     whole = canvas if by_edge else picture.rgb
-    overview = np.asarray(picture_to_tile(whole, policy, policy.fill), dtype=np.uint8)[None]
+    if policy.free is None:
+        overview = np.asarray(picture_to_tile(whole, policy, policy.fill), dtype=np.uint8)[None]
+    else:
+        overview = _free_tile(picture, policy).ravel()
     cut = np.asarray(canvas, dtype=np.uint8).reshape(grid[0], size, grid[1], size, 3)
     cut = cut.swapaxes(1, 2).reshape(-1, size, size, 3)  # one row of tiles after another
+    cut = cut if policy.free is None else cut.ravel()
     return np.concatenate((overview, cut) if tiling.overview == "first" else (cut, overview))
+
+
+def _free_tile(picture: Picture, policy: ImagePolicy) -> np.ndarray:
+    """Return the whole picture [height, width, 3] in the shape of the mode "free"."""
+    # of the picture's own size: a decoder may have reduced its pixels
+    size = tile_size(picture.size, policy)
+    return np.asarray(picture.rgb.resize(size, RESAMPLING[policy.resample]))
 
 
 def _canvas(picture: Picture, policy: ImagePolicy, grid: tuple[int, int]) -> Image.Image:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from edgeprism.errors import COPY_AGAIN, ModelError
@@ -24,7 +24,7 @@ _GRAPH_VALUES = 13
 _NODE_INPUTS, _NODE_OUTPUTS, _NODE_NAME, _NODE_OPERATOR = 1, 2, 3, 4
 _TENSOR_DIMS, _TENSOR_NAME = 1, 8
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR = 1, 2, 1
-_TYPE_ELEMENT, _TYPE_SHAPE, _SHAPE_DIM, _DIM_VALUE = 1, 2, 1, 1
+_TYPE_ELEMENT, _TYPE_SHAPE, _SHAPE_DIM, _DIM_VALUE, _DIM_NAME = 1, 2, 1, 1, 2
 _PRODUCTS = ("MatMul", "MatMulInteger", "Gemm")
 _SAME_MEMORY = ("Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten")
 _OF_TYPE = {"MatMulInteger": INT32, "DynamicQuantizeLinear": UINT8}
@@ -32,13 +32,17 @@ _OF_TYPE = {"MatMulInteger": INT32, "DynamicQuantizeLinear": UINT8}
 _Shape = tuple[int, ...]
 
 
-def working_bytes(path: Path) -> int:
+def working_bytes(path: Path, lengths: Mapping[str, int] | None = None) -> int:
     """Return the most bytes that stand between the nodes of a graph while it encodes one tile.
+
+    Parameters:
+        lengths: {name in the graph: value} of lengths that differ from tile to tile; the graph may
+            also note multiples of them, such as "4*tokens".
 
     Raises ModelError, which names the file, for one that is no ONNX graph.
     """
     with _reading(path) as graph:
-        return _most_at_once(graph)
+        return _most_at_once(graph, lengths or {})
 
 
 def weights_of_nodes(path: Path) -> dict[str, list[tuple[int, ...]]]:
@@ -68,9 +72,9 @@ def _reading(path: Path) -> Iterator[Message]:
         raise ModelError(f"{path}: not a vision graph: {reason}.", COPY_AGAIN) from error
 
 
-def _most_at_once(graph: Message) -> int:
+def _most_at_once(graph: Message, lengths: Mapping[str, int]) -> int:
     constants = _constants(graph)
-    shapes, kinds = _known_shapes(graph)
+    shapes, kinds = _known_shapes(graph, lengths)
     nodes = [
         (node.text(_NODE_OPERATOR), node.texts(_NODE_INPUTS), node.texts(_NODE_OUTPUTS))
         for node in graph.messages(_GRAPH_NODES)
@@ -102,7 +106,9 @@ def _constants(graph: Message) -> dict[str, _Shape]:
     }
 
 
-def _known_shapes(graph: Message) -> tuple[dict[str, _Shape], dict[str, int]]:
+def _known_shapes(
+    graph: Message, lengths: Mapping[str, int]
+) -> tuple[dict[str, _Shape], dict[str, int]]:
     """Return the shapes that the graph notes, for one tile, and the types of their elements."""
     shapes: dict[str, _Shape] = {}
     kinds: dict[str, int] = {}
@@ -111,19 +117,28 @@ def _known_shapes(graph: Message) -> tuple[dict[str, _Shape], dict[str, int]]:
             tensor = value.message(_VALUE_TYPE).message(_TYPE_TENSOR)
             if _TYPE_SHAPE not in tensor:
                 continue
-            # a length that is not noted is the number of tiles
-            dims = [dim.number(_DIM_VALUE, 1) for dim in
-                    tensor.message(_TYPE_SHAPE).messages(_SHAPE_DIM)]  # fmt: skip
+            # any other length that is not noted is the number of tiles
+            dims = [dim.number(_DIM_VALUE) or _named_length(dim.text(_DIM_NAME), lengths)
+                    for dim in tensor.message(_TYPE_SHAPE).messages(_SHAPE_DIM)]  # fmt: skip
             name = value.text(_VALUE_NAME)
             shapes[name] = tuple(max(1, length) for length in dims)
             kinds[name] = tensor.number(_TYPE_ELEMENT)
     return shapes, kinds
 
 
+def _named_length(text: str, lengths: Mapping[str, int]) -> int:
+    """Return the length that a graph calls "name" or "4*name", or 1 for other names."""
+    factor, _, name = text.rpartition("*")
+    times = int(factor) if factor.isdecimal() else 1
+    return times * lengths.get(name.strip(), 1)
+
+
 def _guessed(
     operator: str, inputs: list[str], shapes: dict[str, _Shape], constants: dict[str, _Shape]
 ) -> _Shape:
     """Return the shape of a node's first output where the graph does not note it."""
+    if operator == "Shape":
+        return ()  # a few numbers
     known = [shapes.get(name, constants.get(name, ())) for name in inputs]
     if operator in _PRODUCTS and len(known) > 1 and known[0] and known[1]:
         return (*known[0][:-1], known[1][-1])

@@ -17,7 +17,7 @@ import numpy as np
 from edgeprism.errors import COPY_AGAIN, DeviceError, Interrupted, ModelError
 from edgeprism.machine.cancel import Cancel, uninterrupted
 from edgeprism.machine.shortage import shortage_hint
-from edgeprism.picture.layout import PictureLayout
+from edgeprism.picture.layout import PictureLayout, tiles_by_shape
 
 # since 1.29 official builds report usage by default; the library reads this when it loads
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -155,6 +155,7 @@ class VisionEncoder:
         self._input, self._output = manifest.vision.input, manifest.vision.output
         self._newline = manifest.vision.newline
         self.tokens_per_tile, self.n_embd = manifest.vision.tokens_per_tile, manifest.vision.n_embd
+        self._free = manifest.image.free
         self._newline_row = np.empty((0, self.n_embd), np.float32)  # set by the first `encode`
         # On a CPU one tile at a time: more are not faster, and take more memory. Also an int8
         # graph computes its scales over a batch, so alone a tile always gets the same tokens.
@@ -185,17 +186,27 @@ class VisionEncoder:
         self._check_interface(path, manifest.image)
 
     def _check_interface(self, path: Path, image: ImagePolicy) -> None:
-        shape = [image.size, image.size, 3 * len(image.fills)]
+        shape: list[int | None] = [image.size, image.size, 3 * len(image.fills)]
+        tokens: list[int | None] = [self.tokens_per_tile, self.n_embd]
+        if self._free is not None:
+            shape[:2], tokens[:1] = [None, None], [None]
         inputs = {self._input: ("tensor(uint8)", shape)}
-        outputs = {self._output: ("tensor(float)", [self.tokens_per_tile, self.n_embd])}
+        outputs = {self._output: ("tensor(float)", tokens)}
         if self._newline:
             outputs[self._newline] = ("tensor(float)", [self.n_embd])
         for what, values, expected in (
             ("input", self._session.get_inputs(), inputs),
             ("output", self._session.get_outputs(), outputs),
         ):
-            # without the first dimension, which is the batch and may be anything
-            actual = {value.name: (value.type, list(value.shape[1:])) for value in values}
+            # without the first dimension, which is the batch and may be anything; a length that
+            # differs from tile to tile has a name or nothing
+            actual = {
+                value.name: (
+                    value.type,
+                    [length if isinstance(length, int) else None for length in value.shape[1:]],
+                )
+                for value in values
+            }
             if actual != expected:
                 raise ModelError(
                     f"{path}: its {what} is {_described(actual)}, "
@@ -207,7 +218,7 @@ class VisionEncoder:
         """Do nothing; ONNX Runtime frees the session with its last reference."""
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """Encode tiles uint8 [n, size, size, 3] → float32 [n, tokens_per_tile, n_embd].
+        """Encode tiles uint8 [n, height, width, 3] → float32 [n, tokens, n_embd].
 
         Raises Interrupted when `cancel` is set.
         """
@@ -218,7 +229,8 @@ class VisionEncoder:
         def terminate() -> None:
             options.terminate = True
 
-        tokens = np.empty((len(pixels), self.tokens_per_tile, self.n_embd), np.float32)
+        n_tokens = self._tokens_of(pixels)
+        tokens = np.empty((len(pixels), n_tokens, self.n_embd), np.float32)
         with self.cancel.calling(terminate):
             for start in range(0, len(pixels), self._tiles_at_once):
                 part = pixels[start : start + self._tiles_at_once]
@@ -228,18 +240,24 @@ class VisionEncoder:
                     if self.cancel.is_set():
                         raise Interrupted() from error
                     raise ModelError(f"The vision graph failed: {error}.", COPY_AGAIN) from error
-                self._check(output, (len(part), self.tokens_per_tile, self.n_embd))
+                self._check(output, (len(part), n_tokens, self.n_embd))
                 for newline in newlines:
                     self._check(newline, (len(part), self.n_embd))
                     self._newline_row = newline[:1]
                 tokens[start : start + len(part)] = output
         return tokens
 
+    def _tokens_of(self, pixels: np.ndarray) -> int:
+        """Return the visual tokens of each of some tiles [n, height, width, 3]."""
+        if self._free is None:
+            return self.tokens_per_tile
+        return pixels.shape[1] * pixels.shape[2] // self._free.unit**2
+
     def encode_picture(self, tiles: np.ndarray, layout: PictureLayout) -> np.ndarray:
         """Encode a picture's tiles; return its rows in the prompt's order, [n_rows, n_embd]."""
-        rows = self.encode(tiles).reshape(-1, self.n_embd)
+        each = [self.encode(part) for part in tiles_by_shape(tiles, layout.shapes)]
         # the newline comes last, because its index NEWLINE is -1
-        rows = np.concatenate([rows, self._newline_row])
+        rows = np.concatenate([*(r.reshape(-1, self.n_embd) for r in each), self._newline_row])
         in_order: np.ndarray = rows[layout.rows]
         return in_order
 
@@ -257,7 +275,8 @@ def _did_not_start(provider: str, reason: object) -> DeviceError:
     return DeviceError(f"{provider} did not start{why}.", "`edgeprism doctor` says more.")
 
 
-def _described(interface: dict[str, tuple[str, list[Any]]]) -> str:
+def _described(interface: dict[str, tuple[str, list[int | None]]]) -> str:
     return ", ".join(
-        f"{name}: {kind} [n, {str(shape)[1:]}" for name, (kind, shape) in interface.items()
+        f"{name}: {kind} [n, {', '.join('any' if n is None else str(n) for n in shape)}]"
+        for name, (kind, shape) in interface.items()
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.bundle.gguf_parts import model_bytes, part_names
-from edgeprism.bundle.manifest import VisionVariant
+from edgeprism.bundle.manifest import MAX_EDGE, VisionVariant
 from edgeprism.bundle.open import Bundle
 from edgeprism.bundle.read_manifest import manifest_from_json
 from edgeprism.bundle.trial import (
@@ -39,6 +39,8 @@ _FEW_ROWS = 32  # that a large language model takes in
 # pictures that libmtmd encodes, and those that it only lays out; (width, height). The first is
 # flat: a model that enlarges every picture makes 5 tiles of it, and 13 of a nearly square one.
 _ENCODED = ((64, 16), (40, 90))
+# pictures whose tiles a graph encodes where each has a shape of its own
+_FREE = ((1024, 16), (16, 1024), (200, 150))
 _LAID_OUT = ((1024, 768), (768, 1024), (4096, 256), (256, 4096), (4096, 4096), (32, 32))
 
 
@@ -133,7 +135,7 @@ def _run(request: dict[str, Any]) -> None:
 def _prompt_of_graph(
     path: Path, manifest: Manifest, lm: LanguageModel, settings: Settings
 ) -> tuple[Part, ...]:
-    """Encode tiles of noise; return a prompt with the rows of one."""
+    """Encode tiles of noise; return a prompt with rows of the last one."""
     import numpy as np
 
     from edgeprism.language.request import segments_to_parts
@@ -141,11 +143,9 @@ def _prompt_of_graph(
     from edgeprism.vision.onnx import VisionEncoder
 
     engine = VisionEncoder(path, manifest, provider=settings.provider, threads=lm.threads)
-    size, n_views = manifest.image.size, len(manifest.image.fills)
     on_cpu = settings.provider == CPU_PROVIDER
     rows = np.empty((0, manifest.vision.n_embd), np.float32)
-    for n_tiles in (1,) if on_cpu else (_TILES_AT_ONCE, 1):
-        shape = (n_tiles, size, size, 3 * n_views)
+    for shape in _tile_shapes(manifest, is_small=_is_small(path), together=not on_cpu):
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         rows = engine.encode(pixels)[0]
     most = len(rows) if _is_small(lm.path) else _FEW_ROWS
@@ -154,6 +154,27 @@ def _prompt_of_graph(
     before, after = (Text(text) for text in _TEXTS)
     segments: list[Segment] = [before, ImageRows(0, len(rows), causal), after]
     return segments_to_parts(lm, segments, rows, add_bos=True)
+
+
+def _tile_shapes(
+    manifest: Manifest, *, is_small: bool, together: bool
+) -> list[tuple[int, int, int, int]]:
+    """Return shapes [n, height, width, channels] of tiles to encode.
+
+    Parameters:
+        is_small: whether the largest tile takes no long time either, where shapes are free.
+        together: whether several tiles are encoded at once.
+    """
+    from edgeprism.picture.layout import tile_size
+
+    image = manifest.image
+    if image.free is None:
+        fixed = (image.size, image.size, 3 * len(image.fills))
+        return [*([(_TILES_AT_ONCE, *fixed)] if together else []), (1, *fixed)]
+    pictures = [*_FREE, *([(MAX_EDGE, MAX_EDGE)] if is_small else [])]
+    sizes = [tile_size(size, image) for size in pictures]
+    sizes += [(image.size, image.size)] if image.tiling is not None else []
+    return [(1, height, width, 3) for width, height in dict.fromkeys(sizes)]
 
 
 def prompt_of_mmproj(path: Path, lm: LanguageModel, settings: Settings) -> tuple[Part, ...]:

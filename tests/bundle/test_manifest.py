@@ -43,8 +43,27 @@ def tiled() -> dict[str, Any]:
     return data
 
 
-OPTIONAL = ("image/tiling", "image/second_fill", "vision/mmproj", "vision/newline",
-            "prompts/markers", "prompts/after_instruction", "prompts/several")  # fmt: skip
+def free() -> dict[str, Any]:
+    """A manifest of a graph whose tiles have a shape of their own."""
+    data = good()
+    shape = {"choose": "smart-resize", "unit": 14, "least_pixels": 196, "most_pixels": 40 * 196}
+    data["image"] |= {"mode": "free", "size": 84, "free": shape}
+    data["vision"] |= {"grid": [6, 6], "tokens_per_tile": 40}
+    data["lm"]["image_positions"] = "down-across"
+    return data
+
+
+OPTIONAL = (
+    "image/tiling",
+    "image/second_fill",
+    "image/free",
+    "lm/image_positions",
+    "vision/mmproj",
+    "vision/newline",
+    "prompts/markers",
+    "prompts/after_instruction",
+    "prompts/several",
+)
 
 
 def faults_of(data: Any) -> list[str]:
@@ -79,6 +98,8 @@ def test_fields_that_earlier_versions_refuse_stand_only_where_they_are_needed() 
     data = good()
     assert "photographs" not in data
     assert "unknown" not in data["prompts"]
+    assert "free" not in data["image"]
+    assert "image_positions" not in data["lm"]
     data["photographs"], data["prompts"]["unknown"] = False, ["I see nothing."]
     manifest = manifest_from_json(json.dumps(data), "m")
     assert json.loads(manifest.to_json()) == data
@@ -88,6 +109,30 @@ def test_fields_that_earlier_versions_refuse_stand_only_where_they_are_needed() 
     data["prompts"]["unknown"] = [" "]
     with pytest.raises(ManifestError, match=r"prompts\.unknown"):
         manifest_from_json(json.dumps(data), "m")
+
+
+def test_shapes_that_are_free() -> None:
+    manifest = manifest_from_json(json.dumps(free()), "m")
+    assert json.loads(manifest.to_json()) == free()
+    for path, value, fault in (
+        ("image/free", None, "image.free: is missing"),
+        ("image/mode", "stretch", "image.free: is for the mode free"),
+        ("image/free/choose", "any", "image.free.choose: 'any'"),
+        ("image/tiling", EDGE, "image.tiling: needs the choice closest-ratio"),
+        ("image/free/unit", 0, "image.free.unit"),
+        ("image/free/unit", 400, "image.free.most_pixels: must have room for a unit"),
+        ("image/free/most_pixels", 1 << 40, "image.free.most_pixels"),
+        ("image/free/least_pixels", 0, "image.free.least_pixels"),
+        ("image/free/least_pixels", 41 * 196, "image.free.least_pixels"),
+        ("image/size", 98, "image.size: 98, but the largest square tile has 84"),
+        ("vision/grid", [5, 8], "vision.grid: [5, 8], but the largest square"),
+        ("vision/tokens_per_tile", 36, "vision.tokens_per_tile: 36, but the largest tile has 40"),
+        ("vision/drop_first_patch", True, "vision.drop_first_patch: not for"),
+        ("lm/image_positions", "up", "lm.image_positions: 'up'; known: one-by-one, down-across"),
+    ):
+        assert any(fault in each for each in faults_of(put(free(), path, value))), fault
+    tiles = put(tiled(), "lm/image_positions", "down-across")
+    assert faults_of(tiles) == ["lm.image_positions: down-across needs one tile and a graph"]
 
 
 def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
@@ -100,6 +145,11 @@ def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
     return [(path, value)]
 
 
+def fields() -> list[tuple[dict[str, Any], str, Any]]:
+    """Return each field of manifests that use every mechanism: manifest, path, value."""
+    return [(data, *leaf) for data in (tiled(), free()) for leaf in leaves(data)]
+
+
 def dotted(path: str) -> str:
     steps = path.strip("/").split("/")
     return "".join(f"[{s}]" if s.isdigit() else f".{s}" for s in steps).lstrip(".")
@@ -107,7 +157,7 @@ def dotted(path: str) -> str:
 
 def test_every_field_refuses_every_other_type() -> None:
     samples: list[Any] = [None, True, 3, 2.5, "text", [], {}, [None], {"x": None}]
-    for path, value in leaves(tiled()):
+    for manifest, path, value in fields():
         for wrong in samples:
             if wrong is None and path.strip("/") in (
                 "image/tiling",
@@ -120,7 +170,7 @@ def test_every_field_refuses_every_other_type() -> None:
             if type(wrong) is type(value) or whole_number_for_a_figure or not path:
                 continue
             assert not holds_anything
-            faults = faults_of(put(tiled(), path.strip("/"), wrong))
+            faults = faults_of(put(manifest, path.strip("/"), wrong))
             lead = dotted(path)
             if path != "/schema":
                 assert any(f.startswith((f"{lead}: ", f"{lead}.")) for f in faults), (
@@ -131,14 +181,14 @@ def test_every_field_refuses_every_other_type() -> None:
 
 
 def test_every_missing_field_is_named() -> None:
-    for path, value in leaves(tiled()):
-        free = ("/files", "/parity/figures")  # objects with any field names
-        if not isinstance(value, dict) or path.startswith(free):
+    for manifest, path, value in fields():
+        any_names = ("/files", "/parity/figures")  # objects with any field names
+        if not isinstance(value, dict) or path.startswith(any_names):
             continue
         for name in value:
             if f"{path}/{name}".strip("/") in OPTIONAL:
                 continue
-            data = put(tiled(), f"{path}/x".strip("/"), 0) if path else tiled()
+            data = put(manifest, f"{path}/x".strip("/"), 0) if path else copy.deepcopy(manifest)
             parent: Any = data
             for step in filter(None, path.split("/")):
                 parent = parent[int(step) if step.isdigit() else step]
@@ -151,9 +201,9 @@ def test_every_missing_field_is_named() -> None:
 
 
 def test_every_unknown_field_is_named() -> None:
-    for path, value in leaves(tiled()):
+    for manifest, path, value in fields():
         if isinstance(value, dict) and not path.startswith(("/files", "/parity/figures")):
-            data = put(tiled(), f"{path}/surplus".strip("/"), 1)
+            data = put(manifest, f"{path}/surplus".strip("/"), 1)
             assert faults_of(data) == [f"{dotted(f'{path}/surplus')}: unknown field"]
 
 
@@ -235,7 +285,7 @@ def test_mechanisms_that_are_not_used_may_be_left_out() -> None:
     assert manifest_from_json(json.dumps(data), "m").image.tiling is not None
     for path in OPTIONAL:
         part, name = path.split("/")
-        del data[part][name]
+        data[part].pop(name, None)
     data["image"]["max_tiles"] = 1
     assert manifest_from_json(json.dumps(data), "m") == bundles.make_manifest(
         FILES, parity=manifest_from_json(json.dumps(good()), "m").parity
