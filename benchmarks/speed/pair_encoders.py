@@ -13,9 +13,9 @@ exclude loading and the first picture. A row that misses its aim is printed with
 takes most of the graph's time. The last lines say how near the graph is to what this machine can
 do: its multiplications and additions, counted, over the rates of products of large matrices.
 
-The language models of `gemma3-4b` and `internvl-2b` have their width but fewer layers, because
-4 and 2 billion parameters would not be made here in minutes; the script prints what the prefill
-of all layers would take, and the ratio with it.
+The language models of `gemma3-4b`, `internvl-2b` and `qwen2.5-vl-3b` have their width but fewer
+layers, because billions of parameters would not be made here in minutes; the script prints what the
+prefill of all layers would take, and the ratio with it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ import numpy as np
 from benchmarks.machine import spread
 from edgeprism.bench.limits import measure_limits, operations_ms
 from edgeprism.bench.report import Rates
-from edgeprism.bench.work import language_work, nodes_to_operations
+from edgeprism.bench.work import Operations, language_work, nodes_to_operations
 from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.mmproj.speed_up import speed_up_pair
@@ -46,6 +47,7 @@ from edgeprism.progress import Progress
 from edgeprism.vision.onnx import profile_graph
 from edgeprism.vision.pair import write_pair
 from tests.helpers import bundles, mmprojs
+from tests.language.test_generator import multi_axis
 
 STAGES = ("preprocess", "encode", "prefill", "first token")
 GRAPH, FLASH, NO_FLASH = "graph", "libmtmd, flash attention", "libmtmd"
@@ -74,6 +76,8 @@ SIZES = {
                       bundles.LmShape(2560, 20, 3, 10240, 8192), 34, 2.0),
     "internvl-2b": Size("internvl", (24, 1024, 16, 4096), 448, 14, 2,
                         bundles.LmShape(2048, 16, 3, 8192, 8192), 24, 2.0),
+    "qwen2.5-vl-3b": Size(mmprojs.QWEN25.projector, (32, 1280, 16, 3420), 560, 14, 2,
+                          bundles.LmShape(2048, 16, 3, 11008, 8192), 36, 2.0),
 }  # fmt: skip
 
 
@@ -111,6 +115,8 @@ def make_files(folder: Path, size: Size) -> None:
     folder.mkdir(exist_ok=True)
     lm, mmproj = folder / "lm.gguf", folder / "mmproj.gguf"
     parts = bundles.lm_parts(shape=size.lm)
+    if size.projector in mmprojs.ROTATING:
+        parts = multi_axis(parts, (16, 24, 24, 0))
     parts.metadata["tokenizer.ggml.add_space_prefix"] = ("bool", False)
     marks = [mark for mark in mmprojs.MARKS if mark != "\n"]
     packed(mmprojs.with_marks(parts, marks=marks), gguf.GGMLQuantizationType.Q8_0).write(lm)
@@ -138,61 +144,86 @@ def packed(parts: bundles.GgufParts, kind: gguf.GGMLQuantizationType) -> bundles
     return result
 
 
+class RandomTensors(dict[str, np.ndarray]):
+    """The tensors of an mmproj file; small values, as norms keep them in real towers."""
+
+    def __init__(self, norm_biases: bool) -> None:
+        super().__init__()
+        self.rng, self._norm_biases = np.random.default_rng(0), norm_biases
+
+    def linear(self, name: str, rows: int, columns: int, bias: bool = True) -> None:
+        scale = np.sqrt(columns)
+        self[f"{name}.weight"] = self.rng.standard_normal((rows, columns), np.float32) / scale
+        if bias:
+            self[f"{name}.bias"] = np.zeros(rows, np.float32)
+
+    def norm(self, name: str, n: int) -> None:
+        self[f"{name}.weight"] = np.ones(n, np.float32)
+        if self._norm_biases:
+            self[f"{name}.bias"] = np.zeros(n, np.float32)
+
+
 def mmproj_parts(size: Size) -> bundles.GgufParts:
-    """Return an mmproj of `size`'s dimensions; small values, as norms keep them in real towers."""
-    rng = np.random.default_rng(0)
+    """Return an mmproj of `size`'s dimensions."""
     layers, e, heads, ffn = size.tower
-    n_embd, merged = size.lm.n_embd, e * size.merge**2
+    rotates = size.projector == mmprojs.QWEN25.projector
     parts = bundles.GgufParts(architecture="clip")
     parts.metadata = mmprojs.header(
         size.projector, image_size=size.size, patch_size=size.patch, embedding_length=e,
-        feed_forward_length=ffn, block_count=layers, projection_dim=n_embd,
+        feed_forward_length=ffn, block_count=layers, projection_dim=size.lm.n_embd,
         attention__head_count=heads, projector__scale_factor=size.merge,
     )  # fmt: skip
-    parts.metadata["clip.use_gelu"] = ("bool", True)
+    parts.metadata["clip.use_silu" if rotates else "clip.use_gelu"] = ("bool", True)
+    if rotates:
+        parts.metadata["clip.vision.n_wa_pattern"] = ("uint32", 8)
     if size.projector == "idefics3":
         parts.metadata["clip.vision.preproc_image_size"] = ("uint32", 4 * size.size)
-    t = parts.tensors
-
-    def linear(name: str, rows: int, columns: int, bias: bool = True) -> None:
-        t[f"{name}.weight"] = (
-            rng.standard_normal((rows, columns), np.float32) / np.sqrt(columns)
-        )  # fmt: skip
-        if bias:
-            t[f"{name}.bias"] = np.zeros(rows, np.float32)
-
-    def norm(name: str, n: int) -> None:
-        t[f"{name}.weight"], t[f"{name}.bias"] = np.ones(n, np.float32), np.zeros(n, np.float32)
-
-    linear("v.patch_embd", e, 3 * size.patch**2)
-    t["v.patch_embd.weight"] = t["v.patch_embd.weight"].reshape(e, 3, size.patch, size.patch)
+    t = RandomTensors(norm_biases=not rotates)
+    t.linear("v.patch_embd", e, 3 * size.patch**2, bias=not rotates)
+    kernel = t["v.patch_embd.weight"].reshape(e, 3, size.patch, size.patch)
+    t["v.patch_embd.weight"] = kernel
     internvl = size.projector == "internvl"
     n_rows = (size.size // size.patch) ** 2 + internvl
-    t["v.position_embd.weight"] = rng.standard_normal((n_rows, e), np.float32) * 0.1
+    if rotates:
+        t["v.patch_embd.weight.1"] = kernel[::-1].copy()
+    else:
+        t["v.position_embd.weight"] = t.rng.standard_normal((n_rows, e), np.float32) * 0.1
     for i in range(layers):
         p = f"v.blk.{i}."
         for name, rows, columns in (
             ("attn_q", e, e), ("attn_k", e, e), ("attn_v", e, e), ("attn_out", e, e),
-            ("ffn_up", ffn, e), ("ffn_down", e, ffn),
+            ("ffn_up", ffn, e), ("ffn_down", e, ffn), *([("ffn_gate", ffn, e)] if rotates else []),
         ):  # fmt: skip
-            linear(p + name, rows, columns)
-        norm(f"{p}ln1", e)
-        norm(f"{p}ln2", e)
+            t.linear(p + name, rows, columns)
+        t.norm(f"{p}ln1", e)
+        t.norm(f"{p}ln2", e)
         if internvl:
             t |= {f"{p}ls{k}.weight": np.full(e, 0.5, np.float32) for k in (1, 2)}
     if internvl:
-        t["v.class_embd"] = rng.standard_normal(e).astype(np.float32)
-        norm("mm.model.mlp.0", merged)
-        linear("mm.model.mlp.1", n_embd, merged)
-        linear("mm.model.mlp.3", n_embd, n_embd)
-    elif size.projector == "gemma3":
-        norm("v.post_ln", e)
-        linear("mm.input_projection", e, n_embd, bias=False)
-        t["mm.soft_emb_norm.weight"] = np.ones(e, np.float32)
-    else:
-        norm("v.post_ln", e)
-        linear("mm.model.fc", n_embd, merged, bias=False)
+        t["v.class_embd"] = t.rng.standard_normal(e).astype(np.float32)
+    add_projector(t, size)
+    parts.tensors = t
     return parts
+
+
+def add_projector(t: RandomTensors, size: Size) -> None:
+    e, n_embd = size.tower[1], size.lm.n_embd
+    merged = e * size.merge**2
+    match size.projector:
+        case "internvl":
+            t.norm("mm.model.mlp.0", merged)
+            t.linear("mm.model.mlp.1", n_embd, merged)
+            t.linear("mm.model.mlp.3", n_embd, n_embd)
+            return
+        case "gemma3":
+            t.linear("mm.input_projection", e, n_embd, bias=False)
+            t["mm.soft_emb_norm.weight"] = np.ones(e, np.float32)
+        case mmprojs.QWEN25.projector:
+            t.linear("mm.0", merged, merged)
+            t.linear("mm.2", n_embd, merged)
+        case _:
+            t.linear("mm.model.fc", n_embd, merged, bias=False)
+    t.norm("v.post_ln", e)
 
 
 # ---- measuring
@@ -286,19 +317,21 @@ def report_floors(
     folder = arguments.work / arguments.size / "graph"
     manifest = manifest_from_bundle(folder)
     width, height = map(int, arguments.picture.split("x"))
-    edge = manifest.image.size
-    tile = np.zeros((1, edge, edge, 3), np.uint8)
-    encode = nodes_to_operations(profile_graph(folder / manifest.vision.variants[0].file, tile))
+    shapes = picture_to_layout((width, height), manifest).shapes
+    encode = Operations()
+    for shape, n_tiles in Counter(shapes).items():
+        tile = np.zeros((1, *shape, 3), np.uint8)
+        nodes = profile_graph(folder / manifest.vision.variants[0].file, tile)
+        encode += nodes_to_operations(nodes) * n_tiles
     tokens = said[GRAPH][0]["visual"] + said[GRAPH][0]["prompt"]
     language = language_work(read_gguf_header(folder / manifest.lm.file))
-    tiles = picture_to_layout((width, height), manifest).n_tiles
     floors = {
-        "encode": operations_ms(encode * tiles, rates) / 1000,
+        "encode": operations_ms(encode, rates) / 1000,
         "prefill": operations_ms(language.prefill(tokens), rates) / 1000,
     }
     print(f"rates: float32 {rates.float32_gflops:.0f} GFLOP/s, int8 {rates.int8_gops:.0f} GOP/s; "
-          f"a tile has {encode.float32 / 1e9:.0f} GFLOP and {encode.int8 / 1e9:.0f} GOP of int8, "
-          f"{tiles} tiles")  # fmt: skip
+          f"{len(shapes)} tiles have {encode.float32 / 1e9:.0f} GFLOP and "
+          f"{encode.int8 / 1e9:.0f} GOP of int8")  # fmt: skip
     for stage, floor in floors.items():
         share = floor / median(said[GRAPH], stage)
         print(f"floor of {stage}: {floor:.2f} s; the graph's engine reaches {share:.0%} of it")

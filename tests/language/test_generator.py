@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -539,18 +539,25 @@ def test_a_model_that_spells_the_end_token_has_not_ended(
 
 def multi_axis_lm(seed: int) -> bundles.GgufParts:
     """Return a language model with M-RoPE: each row has a position in time, down and across."""
-    parts = bundles.lm_parts(seed)
+    return multi_axis(bundles.lm_parts(seed), (4, 6, 6, 0), seed)
+
+
+def multi_axis(
+    parts: bundles.GgufParts, sections: Sequence[int], seed: int = 0
+) -> bundles.GgufParts:
+    """Give a language model M-RoPE; `sections` are the pairs of a head for each axis."""
     parts.architecture = "qwen2vl"
     parts.metadata = {
         key.replace("llama.", "qwen2vl.", 1) if key.startswith("llama.") else key: value
         for key, value in parts.metadata.items()
     }
     del parts.metadata["qwen2vl.rope.dimension_count"]
-    parts.metadata["qwen2vl.rope.dimension_sections"] = ("array", [4, 6, 6, 0])
+    parts.metadata["qwen2vl.rope.dimension_sections"] = ("array", list(sections))
     rng = np.random.default_rng(seed)
-    for i in range(bundles.LmShape().n_layer):
+    for i in range(parts.metadata["qwen2vl.block_count"][1]):
         for name in ("attn_q", "attn_k", "attn_v"):
-            bias = rng.standard_normal(bundles.N_EMBD).astype(np.float32)
+            width = len(parts.tensors[f"blk.{i}.{name}.weight"])
+            bias = rng.standard_normal(width).astype(np.float32)
             parts.tensors[f"blk.{i}.{name}.bias"] = bias
     return parts
 
