@@ -15,15 +15,15 @@ from edgeprism.progress import Progress
 _FLOAT_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
 
-def measure_vision(path: Path, quant: str, pixels: np.ndarray, reference: np.ndarray,
+def measure_vision(path: Path, quant: str, pixels: judge.Pixels, reference: np.ndarray,
                    progress: Progress) -> tuple[dict[str, float], list[str]]:  # fmt: skip
     """Return figures and failures of a graph's visual tokens against `reference`."""
-    progress.stage(f"Measuring vision {quant}", len(pixels))
+    progress.stage(f"Measuring vision {quant}", sum(map(len, judge.batches(pixels))))
     tokens = judge.run_vision(path, pixels, quant == "int8-full", progress)
     return judge.judge_vision(quant, tokens, reference)
 
 
-def write_int8(graph: Path, out: Path, quant: str, pixels: np.ndarray, reference: np.ndarray,
+def write_int8(graph: Path, out: Path, quant: str, pixels: judge.Pixels, reference: np.ndarray,
                progress: Progress) -> tuple[dict[str, float], list[str]]:  # fmt: skip
     """Quantize; while the gate fails, keep more of the most damaged matrices in float."""
     full_range = quant == "int8-full"
@@ -33,7 +33,7 @@ def write_int8(graph: Path, out: Path, quant: str, pixels: np.ndarray, reference
     for share in (0.0, *_FLOAT_SHARES):
         if share and not worst:
             progress.stage("Finding the matrices that int8 damages most")
-            worst = int8_damage(graph, pixels, full_range)
+            worst = int8_damage(graph, judge.batches(pixels)[0][:1], full_range)
         n_float = round(share * n_nodes)
         progress.stage(f"Quantizing vision to {quant}")
         out.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ reference's. The figures go into the manifest whether they pass or not.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,8 +88,23 @@ class Verdict:
         self.failures += [f"{check}: {failure}" for failure in failures]
 
 
-def run_vision(path: Path, pixels: np.ndarray, full_range: bool, progress: Progress) -> np.ndarray:
-    """Return a graph's visual tokens [n, n_tokens, n_embd]; the last two pictures as one batch."""
+# tiles [n, height, width, channels], or an array of them for each shape
+Pixels = np.ndarray | Sequence[np.ndarray]
+
+
+def batches(pixels: Pixels) -> list[np.ndarray]:
+    """Return what a graph runs on at a time: one tile, but the last two of one array together."""
+    if not isinstance(pixels, np.ndarray):
+        return list(pixels)
+    starts = [*range(len(pixels) - 2), len(pixels) - 2] if len(pixels) > 1 else [0]
+    return [pixels[i:j] for i, j in zip(starts, [*starts[1:], len(pixels)], strict=True)]
+
+
+def run_vision(path: Path, pixels: Pixels, full_range: bool, progress: Progress) -> np.ndarray:
+    """Return a graph's visual tokens [n, n_tokens, n_embd]; with tiles of several shapes [1, all].
+
+    The last two tiles of one shape run as one batch.
+    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -100,11 +116,12 @@ def run_vision(path: Path, pixels: np.ndarray, full_range: bool, progress: Progr
         options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     outputs = []
-    starts = [*range(len(pixels) - 2), len(pixels) - 2] if len(pixels) > 1 else [0]
-    for start, stop in zip(starts, [*starts[1:], len(pixels)], strict=True):
-        outputs.append(session.run(None, {INPUT: pixels[start:stop]})[0])
-        progress.advance(stop - start)
-    return np.concatenate(outputs)
+    for batch in batches(pixels):
+        outputs.append(session.run(None, {INPUT: np.ascontiguousarray(batch)})[0])
+        progress.advance(len(batch))
+    if isinstance(pixels, np.ndarray):
+        return np.concatenate(outputs)
+    return np.concatenate([rows.reshape(1, -1, rows.shape[-1]) for rows in outputs], axis=1)
 
 
 def judge_vision(

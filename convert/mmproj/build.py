@@ -34,6 +34,7 @@ from edgeprism.convert.vision.quantize import INPUT, OUTPUT
 from edgeprism.errors import ModelError, NoGraphError, OutputError, ParityError
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.facts import available_cores
+from edgeprism.picture.layout import picture_to_layout
 from edgeprism.picture.read import Picture
 from edgeprism.progress import Progress
 from edgeprism.vision.mmproj_checks import check_mmproj
@@ -134,12 +135,36 @@ def _bundle_manifest(pair: Manifest, shape: EncoderShape) -> Manifest:
             output=OUTPUT,
             grid=[side, side],
             drop_first_patch=False,
-            tokens_per_tile=side**2,
+            tokens_per_tile=shape.free_tokens[1] if shape.is_free else side**2,
             n_embd=pair.vision.n_embd,
+        ),
+        lm=dataclasses.replace(
+            pair.lm, image_positions="down-across" if _is_multi_axis(pair) else "one-by-one"
         ),
         prompts=dataclasses.replace(pair.prompts, markers=picture_markers(shape)),
         notice="",
     )
+
+
+def _is_multi_axis(pair: Manifest) -> bool:
+    """Return whether the rows of a pair have positions in time, down and across."""
+    return pair.vision.mmproj is not None and pair.vision.mmproj.multi_axis
+
+
+def _gate_tiles(shape: EncoderShape, manifest: Manifest) -> judge.Pixels:
+    """Return the tiles that variants are measured on: one array, or one for each shape of tile."""
+    if not shape.is_free:
+        step = 2 if shape.grid**2 > _MANY_PATCHES else 1
+        return gate_pictures(shape.size)[::step]
+    layouts = [picture_to_layout(size, manifest) for size in peer.picture_sizes(shape)]
+    sizes = [layout.shapes[0] for layout in layouts]
+    pictures = gate_pictures(max(map(max, sizes)))
+    alone = [
+        picture[None, :height, :width]
+        for picture, (height, width) in zip(pictures, sizes, strict=False)
+    ]
+    height, width = sizes[1]
+    return [*alone, pictures[len(alone) :, :height, :width]]  # the last ones as one batch
 
 
 def _compare_with_mtmd(job: _Job, lm: LanguageModel) -> list[peer.MtmdRows]:
@@ -170,8 +195,8 @@ def _write_variants(job: _Job, folder: Path, quants: tuple[str, ...]) -> list[Vi
     progress.stage("Building the graph")
     graph = write_graph(job.tensors, shape, job.manifest.vision.n_embd, job.work / "graph.onnx")
     give_memory_back()
-    pixels = gate_pictures(shape.size)[:: 2 if shape.grid**2 > _MANY_PATCHES else 1]
-    progress.stage("Computing the vision reference", len(pixels))
+    pixels = _gate_tiles(shape, job.manifest)
+    progress.stage("Computing the vision reference", sum(map(len, judge.batches(pixels))))
     reference = judge.run_vision(graph, pixels, False, progress)
     if not np.isfinite(reference).all():
         job.verdict.add("vision fp32", {}, ["it gives values that are not finite"])
@@ -215,7 +240,8 @@ def _measure_speed(
     """Measure both engines on a few tiles; record and say the figures, return their ratio."""
     job.progress.stage("Measuring both encoders")
     manifest = peer.as_mtmd(job.manifest, job.shape)
-    theirs, ours = peer.seconds_per_tile(lm, job.mmproj, graph, manifest, encoded[0])
+    picture = encoded[-1 if job.shape.is_free else 0]
+    theirs, ours = peer.seconds_per_tile(lm, job.mmproj, graph, manifest, picture)
     figures = {"libmtmd_seconds_per_tile": theirs, "graph_seconds_per_tile": ours,
                "times_as_fast": theirs / ours, "threads": float(lm.threads)}  # fmt: skip
     job.verdict.add("speed on the converting machine", figures, [])

@@ -4,15 +4,15 @@ The rules are those of the models' authors, as `convert/families` reads them fro
 folders. libmtmd has its own rules for some projectors; they are here too, because the gate
 compares the two engines on what both can take.
 
-Sources: transformers' Idefics3, InternVL, Gemma 3 and LLaVA processors; llama.cpp's
-`tools/mtmd/mtmd.cpp` and `mtmd-image.cpp`.
+Sources: transformers' Idefics3, InternVL, Gemma 3, LLaVA, Qwen2-VL and LFM2-VL processors;
+llama.cpp's `tools/mtmd/mtmd.cpp` and `mtmd-image.cpp`.
 """
 
 from __future__ import annotations
 
 import math
 
-from edgeprism.bundle.manifest import ImagePolicy, Markers, Tiling
+from edgeprism.bundle.manifest import FreeShape, ImagePolicy, Markers, Tiling
 from edgeprism.bundle.read_manifest import MAX_TILES
 from edgeprism.convert.mmproj.shape import EncoderShape
 
@@ -25,6 +25,15 @@ _IDEFICS3 = Markers(
     between="\n",
     end=_FAKE,
 )
+_LFM2 = Markers(
+    begin="<|image_start|>",
+    before_overview="",
+    before_tile="<|img_row_{row}_col_{column}|>",
+    after_row="",
+    between="<|img_thumbnail|>",  # before the overview of a picture that is cut
+    end="<|image_end|>",
+)
+_UNCUT_TILES = 2  # a picture of LFM2-VL's is cut if it has more pixels than so many tiles
 _NONE = Markers("", "", "", "", "", "")
 
 
@@ -39,10 +48,35 @@ def image_policy(shape: EncoderShape) -> ImagePolicy:
             return _tiles(shape, "closest-ratio")
         case "gemma3":
             return ImagePolicy("stretch", shape.size, [0, 0, 0], "bilinear", 1)
+        case "qwen2vl_merger" | "qwen2.5vl_merger":
+            free = _free_shape(shape)
+            return ImagePolicy("free", shape.size, [0, 0, 0], "bicubic", 1, free=free)
+        case "lfm2":
+            free, grids = _free_shape(shape), _grids_by_size(shape.tiles)
+            most = 1 + shape.tiles[1]
+            uncut = _UNCUT_TILES * free.most_pixels
+            tiling = Tiling("closest-ratio", grids, 0, "last", "tiles", uncut)
+            return ImagePolicy("free", shape.size, [0, 0, 0], "bilinear", most, tiling, free=free)
         case _:
             # LLaVA pads a picture to a square of its mean colour, then resizes
             fill = [int(mean * 255) for mean in shape.mean]
             return ImagePolicy("pad", shape.size, fill, "bicubic", 1)
+
+
+def _free_shape(shape: EncoderShape) -> FreeShape:
+    least, most = (tokens * shape.unit**2 for tokens in shape.free_tokens)
+    return FreeShape("smart-resize", shape.unit, least, most)
+
+
+def _grids_by_size(tiles: tuple[int, int]) -> list[list[int]]:
+    """Return the grids [down, across] of the least to the most tiles, those of few tiles first."""
+    least, most = tiles
+    counts = range(1, most + 1)
+    grids = [[down, across] for across in counts for down in counts]
+    return sorted(
+        (grid for grid in grids if least <= grid[0] * grid[1] <= most),
+        key=lambda grid: grid[0] * grid[1],
+    )
 
 
 def _tiles(shape: EncoderShape, choose: str) -> ImagePolicy:
@@ -72,6 +106,10 @@ def _markers_of_both(shape: EncoderShape) -> Markers:
             return _IDEFICS3
         case "internvl":
             return Markers("<img>", "", "", "", "", "</img>")
+        case "qwen2vl_merger" | "qwen2.5vl_merger":
+            return Markers("<|vision_start|>", "", "", "", "", "<|vision_end|>")
+        case "lfm2":
+            return _LFM2
         case _:
             return _NONE
 
@@ -82,8 +120,9 @@ def _markers_of_both(shape: EncoderShape) -> Markers:
 def mtmd_image_policy(shape: EncoderShape) -> ImagePolicy:
     """Return how libmtmd prepares a picture that is larger than a tile.
 
-    InternVL's is cut by LLaVA-NeXT's rule. Gemma 3's and LLaVA's are scaled and then padded, which
-    no policy says: `peer.mtmd_tiles` does it.
+    InternVL's is cut by LLaVA-NeXT's rule. LFM2-VL's is cut by the authors' rule, but padded. Gemma
+    3's, LLaVA's and Qwen's are scaled and then
+    padded, which no policy says: `peer.mtmd_tiles` does it.
     """
     return _tiles(shape, "best-fit") if shape.projector == "internvl" else image_policy(shape)
 

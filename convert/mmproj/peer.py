@@ -23,14 +23,14 @@ from edgeprism.convert.gate.judge import VisionLimit
 from edgeprism.convert.mmproj.layout import mtmd_image_policy, mtmd_markers
 from edgeprism.convert.mmproj.shape import EncoderShape
 from edgeprism.language.model import LanguageModel
-from edgeprism.picture.layout import PictureLayout, picture_to_layout
+from edgeprism.picture.layout import PictureLayout, picture_to_layout, tiles_by_shape
 from edgeprism.picture.read import Picture
 from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.segments import ImageRows, Segment, Text, Tokens
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.onnx import VisionEncoder
 
-# (width, height) in halves of a tile's edge
+# (width, height) in halves of a tile's edge, or in `_STEP` visual tokens where shapes are free
 SHAPES = ((3, 3), (4, 3), (3, 4), (12, 1), (1, 12), (6, 4))
 # libmtmd takes GELU from a table in half precision and rounds the activations to the weights' type:
 # two dozen layers of F16 give 0.002 to 0.01, of Q8_0 0.02. A shifted row or a transposed matrix
@@ -40,7 +40,20 @@ LIMIT = VisionLimit(0.05, 0.998)
 _MOST_PATCHES = 8192
 # of the measurement (rounds, seconds): seven if they take little, three unless a tower is large
 _ROUNDS = ((7, 10.0), (3, 40.0))
+_STEP = 3  # so that pictures end within a window of attention
 _GREY = (122, 116, 104)  # libmtmd's fill for LLaVA's pictures
+
+
+def picture_sizes(shape: EncoderShape) -> list[tuple[int, int]]:
+    """Return the sizes (width, height) of the pictures that are compared."""
+    if shape.is_free:
+        step = _STEP * shape.unit
+        sizes = [(wide * step, high * step) for wide, high in SHAPES]
+        if shape.tiles[1] > 1:  # one that becomes two tiles and an overview
+            sizes[-1] = (5 * shape.size // 2, 5 * shape.size // 4)
+        return sizes
+    size = shape.size
+    return [(max(1, wide * size // 2), max(1, high * size // 2)) for wide, high in SHAPES]
 
 
 @dataclass(frozen=True)
@@ -48,9 +61,9 @@ class MtmdRows:
     """What libmtmd makes of a picture."""
 
     size: tuple[int, int]
-    tiles: np.ndarray  # [n, size, size, 3] uint8, which libmtmd's rows are those of
+    tiles: np.ndarray  # uint8, as `picture_to_tiles` makes them; libmtmd's rows are those of them
     rows: np.ndarray  # [n_rows, n_embd], in the prompt's order
-    order: np.ndarray  # their indices into the tiles' tokens
+    layout: PictureLayout
     seconds: float  # for all tiles
 
 
@@ -76,18 +89,17 @@ def encode_by_mtmd(
     encoder = MtmdEncoder(mmproj, lm, threads=lm.threads)
     try:
         laid_out, differing = [], []
-        for wide, high in SHAPES:
-            size = (max(1, wide * shape.size // 2), max(1, high * shape.size // 2))
+        for size in picture_sizes(shape):
             layout = picture_to_layout(size, manifest)
-            if segments_to_ids(encoder.layout(size), lm) != segments_to_ids(layout.segments, lm):
-                differing.append(f"{size[0]} × {size[1]}")
-            else:
+            if is_same_layout(encoder.layout(size), layout.segments, lm):
                 laid_out.append((size, layout))
-        laid_out.sort(key=lambda item: item[1].n_tiles)
+            else:
+                differing.append(f"{size[0]} × {size[1]}")
+        laid_out.sort(key=lambda item: _pixels(item[1]))
         encoded: list[MtmdRows] = []
         left = _MOST_PATCHES
         for size, layout in laid_out:
-            left -= layout.n_tiles * shape.grid**2
+            left -= _pixels(layout) // shape.patch**2
             if left >= 0 or not encoded:
                 encoded.append(_encode(encoder, size, layout, manifest, shape))
         sizes = ", ".join(differing)
@@ -96,38 +108,63 @@ def encode_by_mtmd(
         encoder.close()
 
 
+def _pixels(layout: PictureLayout) -> int:
+    return sum(height * width for height, width in layout.shapes)
+
+
 def _encode(encoder: MtmdEncoder, size: tuple[int, int], layout: PictureLayout,
             manifest: Manifest, shape: EncoderShape) -> MtmdRows:  # fmt: skip
     rgb = Image.fromarray(gate_pictures(max(size))[4, : size[1], : size[0]])
     began = time.perf_counter()
     rows, _ = encoder.encode_picture(np.asarray(rgb)[None])
     seconds = time.perf_counter() - began
-    return MtmdRows(size, mtmd_tiles(rgb, layout, manifest, shape), rows, layout.rows, seconds)
+    return MtmdRows(size, mtmd_tiles(rgb, layout, manifest, shape), rows, layout, seconds)
 
 
 def mtmd_tiles(
     rgb: Image.Image, layout: PictureLayout, manifest: Manifest, shape: EncoderShape
 ) -> np.ndarray:
-    """Return the tiles [n, size, size, 3] that libmtmd makes of a picture."""
+    """Return the tiles [n, height, width, 3] that libmtmd makes of a picture."""
     if manifest.image.tiling is None:
         fill = _GREY if shape.projector == "mlp" else (0, 0, 0)
         resample = Image.Resampling[manifest.image.resample.upper()]
-        return np.asarray(_fitted(rgb, shape.size, resample, fill))[None]
+        ((height, width),) = layout.shapes
+        return np.asarray(_fitted(rgb, (width, height), resample, fill))[None]
     picture = Picture(rgb, "", "", rgb.size, (), 0.0)
     return picture_to_tiles(picture, manifest.image, layout.grid)
 
 
 def _fitted(
-    rgb: Image.Image, edge: int, resample: Image.Resampling, fill: tuple[int, int, int]
+    rgb: Image.Image,
+    size: tuple[int, int],
+    resample: Image.Resampling,
+    fill: tuple[int, int, int],
 ) -> Image.Image:
-    """Scale into edge × edge with the same ratio, centred on `fill`."""
-    if rgb.size == (edge, edge):
+    """Scale into a tile of `size` (width, height) with the same ratio, centred on `fill`."""
+    if rgb.size == size:
         return rgb
-    scale = min(edge / rgb.width, edge / rgb.height)
-    width, height = (min(math.ceil(n * scale), edge) for n in rgb.size)
-    canvas = Image.new("RGB", (edge, edge), fill)
-    canvas.paste(rgb.resize((width, height), resample), ((edge - width) // 2, (edge - height) // 2))
+    # in single precision, as libmtmd computes it
+    scale = min(np.float32(tile) / np.float32(n) for tile, n in zip(size, rgb.size, strict=True))
+    width, height = (
+        min(math.ceil(np.float32(n) * scale), tile) for tile, n in zip(size, rgb.size, strict=True)
+    )
+    canvas = Image.new("RGB", size, fill)
+    place = ((size[0] - width) // 2, (size[1] - height) // 2)
+    canvas.paste(rgb.resize((width, height), resample), place)
     return canvas
+
+
+def is_same_layout(theirs: Sequence[Segment], ours: Sequence[Segment], lm: LanguageModel) -> bool:
+    """Return whether two layouts have the same tokens, rows and positions of rows."""
+    positions = [
+        [s.positions for s in segments if isinstance(s, ImageRows) and s.positions is not None]
+        for segments in (theirs, ours)
+    ]
+    if [it.shape for it in positions[0]] != [it.shape for it in positions[1]]:
+        return False
+    if any((a != b).any() for a, b in zip(*positions, strict=True)):
+        return False
+    return segments_to_ids(theirs, lm) == segments_to_ids(ours, lm)
 
 
 def segments_to_ids(
@@ -160,7 +197,7 @@ def judge_rows(encoded: Sequence[MtmdRows], graph: Path, manifest: Manifest,
         graph: float32, and written with `as_mtmd`.
     """
     encoder = VisionEncoder(graph, manifest, threads=threads)
-    ours = [encoder.encode(it.tiles).reshape(-1, encoder.n_embd)[it.order] for it in encoded]
+    ours = [encoder.encode_picture(it.tiles, it.layout) for it in encoded]
     ours_, theirs = np.concatenate(ours), np.concatenate([it.rows for it in encoded])
     error = float(np.linalg.norm(ours_ - theirs) / np.linalg.norm(theirs))
     lengths = np.linalg.norm(ours_, axis=-1) * np.linalg.norm(theirs, axis=-1)
@@ -180,23 +217,27 @@ def seconds_per_tile(
 ) -> tuple[float, float]:
     """Return the seconds for a tile of `picture`, of libmtmd and of the graph.
 
+    Where shapes are free, the picture should be the largest one: attention grows with its square.
+
     The two encode it in turns, so that another program that runs for a while slows both, and the
     medians count. libmtmd is taken with or without flash attention, whichever is faster.
     """
     blank = np.zeros((1, picture.size[1], picture.size[0], 3), np.uint8)
     encoder = VisionEncoder(graph, manifest, threads=lm.threads)
-    encoder.encode(picture.tiles[:1])  # the first run also lays out memory
+    (first, *_) = tiles_by_shape(picture.tiles, picture.layout.shapes)
+    encoder.encode(first[:1])  # the first run also lays out memory
     with_flash = picture.seconds <= _seconds_without_flash(lm, mmproj, blank)
     # None: as libmtmd decides, which is how `picture` was encoded
     flash = None if with_flash else False
     mtmd = MtmdEncoder(mmproj, lm, threads=lm.threads, flash_attention=flash)
     try:
         theirs, ours = alternate(
-            lambda: mtmd.encode_picture(blank), lambda: encoder.encode(picture.tiles)
+            lambda: mtmd.encode_picture(blank),
+            lambda: encoder.encode_picture(picture.tiles, picture.layout),
         )
     finally:
         mtmd.close()
-    n_tiles = len(picture.tiles)
+    n_tiles = picture.layout.n_tiles
     return theirs / n_tiles, ours / n_tiles
 
 

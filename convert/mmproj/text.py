@@ -15,7 +15,7 @@ from edgeprism.convert.gate import judge
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Request, Sampling, segments_to_parts
-from edgeprism.picture.layout import picture_to_layout
+from edgeprism.picture.layout import picture_to_layout, tiles_by_shape
 from edgeprism.picture.read import Picture
 from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.progress import Progress
@@ -44,7 +44,9 @@ def compare_text(
     ]
     said = []
     for graph in graphs:
-        rows = judge.run_vision(graph, tiles, False, Progress())
+        # one at a time, as a caption has them encoded
+        parts = [tile[None] for part in tiles_by_shape(tiles, layout.shapes) for tile in part]
+        rows = judge.run_vision(graph, parts, False, Progress())
         rows = rows.reshape(-1, rows.shape[-1])[layout.rows]
         said.append(_greedy(lm, segments, rows, prompts.add_bos))
     same = 0

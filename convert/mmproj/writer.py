@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 # From opset 20 on, Gelu is a single operator; every onnxruntime since 1.17 runs it.
 _OPSET = 20
@@ -26,6 +26,7 @@ class GraphWriter:
         self._data = path.with_name(f"{path.name}.data").open("wb")
         self._nodes: list[NodeProto] = []
         self._constants: dict[str, TensorProto] = {}
+        self._notes: list[ValueInfoProto] = []
 
     def __enter__(self) -> GraphWriter:
         return self
@@ -54,6 +55,12 @@ class GraphWriter:
         name = f"integers_{'_'.join(map(str, values))}".replace("-", "minus")
         array = np.array(values, np.int64)
         self._constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def whole(self, value: int) -> str:
+        """Add a scalar constant of type int64."""
+        name = f"whole_{value}".replace("-", "minus")
+        self._constants[name] = numpy_helper.from_array(np.array(value, np.int64), name)
         return name
 
     def number(self, value: float) -> str:
@@ -103,14 +110,35 @@ class GraphWriter:
         """Take x[start:stop] along `axis`."""
         return self.add("Slice", x, *(self.integers(n) for n in (start, stop, axis)))
 
+    def shape_of(self, *lengths: int | str) -> str:
+        """Return a shape from lengths that are known and names of one-element tensors."""
+        parts = [self.integers(n) if isinstance(n, int) else n for n in lengths]
+        return self.add("Concat", *parts, axis=0)
+
+    def shaped(self, x: str, *lengths: int | str, order: Sequence[int] = ()) -> str:
+        """Reshape to lengths as `shape_of` takes them, and then transpose to `order`, if any."""
+        y = self.add("Reshape", x, self.shape_of(*lengths))
+        return self.add("Transpose", y, perm=list(order)) if order else y
+
+    def note(self, x: str, *lengths: int | str) -> None:
+        """Note the shape of a float tensor without the batch; `graph_memory` reads it.
+
+        A length that differs from picture to picture has a name, or is a multiple: "4*tokens".
+        """
+        shape = ["n", *lengths]
+        self._notes.append(helper.make_tensor_value_info(x, TensorProto.FLOAT, shape))
+
     def finish(
-        self, source: tuple[str, Sequence[int]], result: tuple[str, str, Sequence[int]]
+        self,
+        source: tuple[str, Sequence[int | str]],
+        result: tuple[str, str, Sequence[int | str]],
     ) -> Path:
         """Write the graph.
 
         Parameters:
             source: name of the uint8 input, and its shape without the batch.
             result: what the output is made from, the output's name, its shape without the batch.
+                A length that differs from picture to picture has a name.
         """
         made_from, output, shape = result
         self._nodes.append(helper.make_node("Identity", [made_from], [output], name=output))
@@ -120,6 +148,7 @@ class GraphWriter:
             [helper.make_tensor_value_info(source[0], TensorProto.UINT8, ["n", *source[1]])],
             [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", *shape])],
             list(self._constants.values()),
+            value_info=self._notes,
         )
         model = helper.make_model(
             graph,

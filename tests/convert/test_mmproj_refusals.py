@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -71,6 +72,36 @@ REFUSED = {
 }
 
 
+# of towers whose tiles have a shape of their own
+REFUSED_FREE: dict[str, tuple[str, int]] = {
+    "takes patches of 40 pixels": ("patch_size", 40),
+    "joins 3 patches along an edge": ("spatial_merge_size", 3),
+    "cannot be shared by 16 heads": ("attention.head_count", 16),
+    "more weights than an ONNX file": ("feed_forward_length", 1 << 28),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED_FREE)
+def test_no_graph_of_free_shapes_and_why(reason: str, tmp_path: Path) -> None:
+    parts = mmprojs.mmproj_parts(mmprojs.QWEN25)
+    name, value = REFUSED_FREE[reason]
+    parts.metadata[f"clip.vision.{name}"] = ("uint32", value)
+    assert reason in why_no_graph(read_gguf_header(parts.write(tmp_path / "mm")))
+
+
+def test_tiles_of_other_tokens_than_the_authors(tmp_path: Path) -> None:
+    parts = mmprojs.mmproj_parts(dataclasses.replace(mmprojs.LFM2, patch=32))
+    why = why_no_graph(read_gguf_header(parts.write(tmp_path / "mm")))
+    assert "join 2 × 2 patches of 32 pixels, of which a tile of 512 pixels has no 256" in why
+
+
+def test_a_tensor_too_many_in_a_tower_of_free_shapes(tmp_path: Path) -> None:
+    parts = mmprojs.mmproj_parts(mmprojs.QWEN25)
+    parts.tensors["v.post_ln.bias"] = np.ones(mmprojs.WIDTH, np.float32)
+    with pytest.raises(NoGraphError, match=r"v\.post_ln\.bias, which the graph has no place for"):
+        graph_rows(parts.write(tmp_path / "mm"), tmp_path / "g.onnx", noise(56, 56)[None])
+
+
 @pytest.mark.parametrize("reason", REFUSED)
 def test_no_graph_and_why(reason: str, tmp_path: Path) -> None:
     path = changed(REFUSED[reason]).write(tmp_path / "mm")
@@ -87,7 +118,7 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("projector", "reason"), [
-    ("qwen2vl_merger", "positions in time"), ("lfm2", "shape of its own"),
+    ("qwen3vl_merger", "shape of its own"), ("glm4v", "shape of its own"),
     ("resampler", "shape of its own"), ("ldp", "convolutions"), ("cogvlm", "none that a graph"),
 ])  # fmt: skip
 def test_projectors_that_stay_with_libmtmd(projector: str, reason: str, tmp_path: Path) -> None:

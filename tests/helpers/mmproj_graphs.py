@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,22 @@ from edgeprism.convert.mmproj.shape import read_shape
 from edgeprism.convert.mmproj.tensors import MmprojTensors
 from edgeprism.vision.graph_checks import check_graph
 from tests.helpers import bundles, mmprojs
+from tests.language.test_generator import multi_axis_lm
 
 
-def tiny_lm() -> bundles.GgufParts:
+def tiny_lm(marks: Sequence[str] = ()) -> bundles.GgufParts:
     """Return a language model in which the markers are tokens, as they are in published ones."""
     parts = bundles.lm_parts(4)
     parts.metadata["tokenizer.ggml.add_space_prefix"] = ("bool", False)
     # its line feed is a byte's piece
+    both = [*mmprojs.MARKS, *marks]
+    return mmprojs.with_marks(parts, marks=[mark for mark in both if mark != "\n"])
+
+
+def tiny_multi_axis_lm() -> bundles.GgufParts:
+    """Return one whose rows have positions in time, down and across (M-RoPE)."""
+    parts = multi_axis_lm(4)
+    parts.metadata["tokenizer.ggml.add_space_prefix"] = ("bool", False)
     return mmprojs.with_marks(parts, marks=[mark for mark in mmprojs.MARKS if mark != "\n"])
 
 

@@ -60,6 +60,7 @@ class Kind:
     merge: int = 1  # a visual token joins merge × merge patches
     has_class: bool = False
     layers_used: int = LAYERS
+    patch: int = PATCH
 
 
 CLIP_MLP = Kind("mlp", has_class=True, layers_used=LAYERS - 1)
@@ -67,9 +68,14 @@ SIGLIP_MLP = Kind("mlp", layers_used=LAYERS - 1)
 INTERN = Kind("internvl", merge=2, has_class=True)
 IDEFICS = Kind("idefics3", merge=2)
 QWEN = Kind("qwen2vl_merger", size=56, merge=2)
+# tiles of 512 pixels, or a shape of the picture's own; `size` is that of its learned positions
+LFM2 = Kind("lfm2", size=128, merge=2, patch=16)
+QWEN25 = Kind("qwen2.5vl_merger", size=56, merge=2)  # windows of 8 × 8 visual tokens
+ROTATING = (QWEN.projector, QWEN25.projector)  # rotary positions, down and across
+FULL_EVERY = 2  # of the layers, where the others attend in windows
 GEMMA = Kind("gemma3", size=56, merge=2)
 # these also have a patch bias; others use quick GELU
-GELU_TANH = ("internvl", "idefics3", "gemma3")
+GELU_TANH = ("internvl", "idefics3", "gemma3", "lfm2")
 
 
 def mmproj_parts(  # noqa: C901, PLR0912 - one case for each projector
@@ -87,19 +93,22 @@ def mmproj_parts(  # noqa: C901, PLR0912 - one case for each projector
 
     parts = bundles.GgufParts(architecture="clip")
     parts.metadata = header(
-        kind.projector, image_size=kind.size, patch_size=PATCH, embedding_length=WIDTH,
+        kind.projector, image_size=kind.size, patch_size=kind.patch, embedding_length=WIDTH,
         feed_forward_length=FF, block_count=LAYERS, projection_dim=n_embd,
         attention__head_count=HEADS,
     )  # fmt: skip
     parts.metadata["clip.use_gelu"] = ("bool", kind.projector in GELU_TANH)
-    if kind.merge > 1 and kind.projector != "qwen2vl_merger":
+    if kind == QWEN25:
+        parts.metadata["clip.use_silu"] = ("bool", True)
+        parts.metadata["clip.vision.n_wa_pattern"] = ("uint32", FULL_EVERY)
+    if kind.merge > 1 and kind.projector not in ROTATING:
         parts.metadata["clip.vision.projector.scale_factor"] = ("uint32", kind.merge)
     if kind.projector == "idefics3":
         parts.metadata["clip.vision.preproc_image_size"] = ("uint32", 3 * kind.size)
     t = parts.tensors
-    t["v.patch_embd.weight"] = weight(WIDTH, 3, PATCH, PATCH)
-    grid = (kind.size // PATCH) ** 2
-    if kind.projector == "qwen2vl_merger":
+    t["v.patch_embd.weight"] = weight(WIDTH, 3, kind.patch, kind.patch)
+    grid = (kind.size // kind.patch) ** 2
+    if kind.projector in ROTATING:
         t["v.patch_embd.weight.1"] = weight(WIDTH, 3, PATCH, PATCH)
     else:
         t["v.position_embd.weight"] = weight(grid + kind.has_class, WIDTH) * 3
@@ -107,7 +116,8 @@ def mmproj_parts(  # noqa: C901, PLR0912 - one case for each projector
         t["v.patch_embd.bias"] = vector(WIDTH)
     if kind.has_class:
         t["v.class_embd"] = vector(WIDTH)
-    norms = ["v.post_ln"] if kind.projector in ("idefics3", "qwen2vl_merger", "gemma3") else []
+    with_last = ("idefics3", "gemma3", "lfm2", *ROTATING)
+    norms = ["v.post_ln"] if kind.projector in with_last else []
     norms += ["v.pre_ln"] if kind == CLIP_MLP else []
     for i in range(LAYERS):
         norms += [f"v.blk.{i}.ln1", f"v.blk.{i}.ln2"]
@@ -117,6 +127,9 @@ def mmproj_parts(  # noqa: C901, PLR0912 - one case for each projector
         ):  # fmt: skip
             t[f"v.blk.{i}.{name}.weight"] = weight(rows, columns)
             t[f"v.blk.{i}.{name}.bias"] = vector(rows)
+        if kind == QWEN25:
+            t[f"v.blk.{i}.ffn_gate.weight"] = weight(FF, WIDTH)
+            t[f"v.blk.{i}.ffn_gate.bias"] = vector(FF)
         if kind.projector == "internvl":
             t[f"v.blk.{i}.ls1.weight"], t[f"v.blk.{i}.ls2.weight"] = (
                 vector(WIDTH, 0.8), vector(WIDTH, 0.8)
@@ -126,7 +139,8 @@ def mmproj_parts(  # noqa: C901, PLR0912 - one case for each projector
         "mlp": [("mm.0", n_embd, WIDTH), ("mm.2", n_embd, n_embd)],
         "internvl": [("mm.model.mlp.1", n_embd, merged), ("mm.model.mlp.3", n_embd, n_embd)],
         "idefics3": [("mm.model.fc", n_embd, merged)],
-        "qwen2vl_merger": [("mm.0", merged, merged), ("mm.2", n_embd, merged)],
+        "lfm2": [("mm.1", FF, merged), ("mm.2", n_embd, FF)],
+        **{name: [("mm.0", merged, merged), ("mm.2", n_embd, merged)] for name in ROTATING},
         "gemma3": [("mm.input_projection", WIDTH, n_embd)],  # this matrix multiplies from the left
     }[kind.projector]
     for name, rows, columns in linear:
@@ -135,11 +149,12 @@ def mmproj_parts(  # noqa: C901, PLR0912 - one case for each projector
             t[f"{name}.bias"] = vector(rows)
     if kind.projector == "gemma3":
         t["mm.soft_emb_norm.weight"] = vector(WIDTH, 1.0)
-    if kind.projector == "internvl":
-        norms.append("mm.model.mlp.0")
+    norms += {"internvl": ["mm.model.mlp.0"], "lfm2": ["mm.input_norm"]}.get(kind.projector, [])
     for name in norms:
         n = merged if name.startswith("mm.") else WIDTH
-        t[f"{name}.weight"], t[f"{name}.bias"] = vector(n, 1.0), vector(n)
+        t[f"{name}.weight"] = vector(n, 1.0)
+        if kind != QWEN25:  # its norms are root-mean-square norms
+            t[f"{name}.bias"] = vector(n)
     return parts
 
 
