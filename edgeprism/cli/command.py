@@ -45,7 +45,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Limits": (
         "waiting", "max_body", "max_pictures", "max_pixels", "max_tokens", "answer_seconds",
     ),
-    "Machine": ("device", "threads", "gpu_layers", "keep_alive"),
+    "Machine": ("device", "threads", "gpu_layers", "keep_alive", "preload"),
     "Options": (),
     "General": ("quiet", "verbose", "no_color"),
 }  # fmt: skip

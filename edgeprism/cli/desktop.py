@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import click
 
-from edgeprism.choices import DEFAULT_MODEL
-from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
-from edgeprism.cli.options import default_captioner, default_reasoner, engine_options
-from edgeprism.cli.serve import import_server
+from edgeprism.cli.options import engine_options
+from edgeprism.cli.serving import import_extra, served_models_options
 from edgeprism.cli.terminal import is_quiet, print_line, say
 from edgeprism.errors import EXIT_DONE
 
@@ -21,13 +19,7 @@ from edgeprism.errors import EXIT_DONE
 @click.option("--no-browser", is_flag=True, help="Print the page's address, and open nothing.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="PORT",
               help="Where the page is served.  [default: a free port]")  # fmt: skip
-@click.option("-m", "--model", default=default_captioner, shell_complete=completion.captioners,
-              metavar="NAME|BUNDLE|REFERENCE",
-              help="The captioner.  [default: $EDGEPRISM_MODEL, `edgeprism use`, or "
-              f"{DEFAULT_MODEL}]")  # fmt: skip
-@click.option("--reasoner", default=default_reasoner, shell_complete=completion.reasoners,
-              show_default="`edgeprism use`, or smollm2-135m", metavar="NAME|FILE.gguf|REFERENCE",
-              help="The reasoner for questions.")  # fmt: skip
+@served_models_options
 @engine_options
 def command(
     no_browser: bool, port: int, model: str, reasoner: str,
@@ -43,7 +35,7 @@ def command(
     from edgeprism.machine.cancel import finishing_first
     from edgeprism.machine.device import EngineOptions
 
-    run = import_server("desktop")
+    run = import_extra("serve", "edgeprism.serve.run")
     from edgeprism.serve.options import ServeOptions
 
     options = ServeOptions(

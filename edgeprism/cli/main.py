@@ -32,6 +32,7 @@ COMMANDS = (
     "chat",
     "serve",
     "desktop",
+    "mcp",
     "eval",
     "bench",
     "cache",

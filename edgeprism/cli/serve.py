@@ -7,14 +7,17 @@ from typing import Any
 
 import click
 
-from edgeprism.choices import DEFAULT_MODEL
-from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
-from edgeprism.cli.named_models import is_named, told_of_origin, told_to_pull
-from edgeprism.cli.options import default_captioner, default_reasoner, engine_options
-from edgeprism.cli.rules import is_url
+from edgeprism.cli.options import engine_options
+from edgeprism.cli.serving import (
+    check_models,
+    import_extra,
+    keep_alive_option,
+    log_content_option,
+    served_models_options,
+)
 from edgeprism.cli.terminal import is_quiet, print_line, say
-from edgeprism.errors import EXIT_DONE, UsageError
+from edgeprism.errors import EXIT_DONE
 
 _KEY_VARIABLE = "EDGEPRISM_SERVE_API_KEY"
 
@@ -38,15 +41,8 @@ _KEY_VARIABLE = "EDGEPRISM_SERVE_API_KEY"
               help="A name by which clients may call the server, besides its address.")  # fmt: skip
 @click.option("--allow-origin", "allow_origins", multiple=True, metavar="ORIGIN",
               help="A web page's origin that may use the server: https://photos.lan")  # fmt: skip
-@click.option("-m", "--model", default=default_captioner, shell_complete=completion.captioners,
-              metavar="NAME|BUNDLE|REFERENCE",
-              help="The captioner for requests that name none.  [default: $EDGEPRISM_MODEL, "
-              f"`edgeprism use`, or {DEFAULT_MODEL}]")  # fmt: skip
-@click.option("--reasoner", default=default_reasoner, shell_complete=completion.reasoners,
-              show_default="`edgeprism use`, or smollm2-135m", metavar="NAME|FILE.gguf|REFERENCE",
-              help="The reasoner for questions that name none.")  # fmt: skip
-@click.option("--keep-alive", default="5m", show_default=True, metavar="TIME",
-              help="How long an idle model stays: 90s, 1h, 0, or -1 for ever.")  # fmt: skip
+@served_models_options
+@keep_alive_option
 @click.option("--queue", "waiting", type=click.IntRange(min=1), default=128, show_default=True,
               metavar="N", help="Pictures and questions that may wait.")  # fmt: skip
 @click.option("--max-body", type=click.IntRange(1, 1024), default=32, show_default=True,
@@ -62,8 +58,7 @@ _KEY_VARIABLE = "EDGEPRISM_SERVE_API_KEY"
 @click.option("--stop-timeout", "stop_seconds", type=click.IntRange(min=0), default=20,
               show_default=True, metavar="SECONDS",
               help="What is running may take so long after SIGTERM or Ctrl-C.")  # fmt: skip
-@click.option("--log-content", is_flag=True,
-              help="Let the log hold instructions, questions, captions and answers.")  # fmt: skip
+@log_content_option
 @engine_options
 def command(**options: Any) -> int:
     """Serve captions and answers over HTTP, on this machine alone.
@@ -77,9 +72,9 @@ def command(**options: Any) -> int:
 
     from edgeprism.machine.cancel import finishing_first
 
-    run = import_server("serve")
+    run = import_extra("serve", "edgeprism.serve.run")
     server_options = _to_options(**options)
-    _check_models(server_options.model, server_options.reasoner)
+    check_models(server_options.model, server_options.reasoner)
     with run.open_socket(server_options) as listener:
         run.allow_open_files(server_options)
         server = run.make_server(server_options)
@@ -89,36 +84,6 @@ def command(**options: Any) -> int:
         with finishing_first(server.stop):
             run.run_server(server, listener)
     return EXIT_DONE
-
-
-def import_server(command: str) -> Any:
-    """Import the server for a command; UsageError where its extra is missing."""
-    try:
-        from edgeprism.serve import run
-    except ModuleNotFoundError as error:
-        from edgeprism.install.extras import install_extra
-
-        raise UsageError(
-            f"`{command}` needs packages that are not installed ({error.name}).",
-            install_extra("serve"),
-        ) from error
-    return run
-
-
-def _check_models(model: str, reasoner: str) -> None:
-    """Refuse a captioner that is not here, and a reasoner that the command line names in vain."""
-    from edgeprism.reason.local import Reasoner
-    from edgeprism.vision.open_model import open_model
-
-    with told_of_origin("captioner", model), told_to_pull(model, "captioner"):
-        open_model(model)
-    if is_named("reasoner"):
-        if is_url(reasoner):
-            raise UsageError(
-                f"{reasoner}: `serve` runs its reasoner itself, and asks no other server.",
-                "Name an installed reasoner or a GGUF file.",
-            )
-        Reasoner.load(reasoner)
 
 
 def _to_options(api_key_file: str | None, keep_alive: str, **options: Any) -> Any:

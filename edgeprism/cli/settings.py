@@ -43,6 +43,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
               "port", "keep-alive"),
     "desktop": ("model", "reasoner", "device", "threads", "gpu-layers", "quiet", "no-color",
                 "port"),
+    "mcp": ("model", "reasoner", "device", "threads", "gpu-layers", "quiet", "no-color",
+            "keep-alive"),
 }  # fmt: skip
 _BY_DEFAULT_CALLABLE = ("model", "reasoner")  # at the top
 _VARIABLE_OF = {"model": "EDGEPRISM_MODEL"}

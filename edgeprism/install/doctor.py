@@ -338,7 +338,8 @@ def _examine_extras(diagnosis: Diagnosis) -> None:
     """Report the extras that some commands need; nobody misses them without those."""
     uses = {"pairs": "`pull` of GGUF models and their faster encoders",
             "convert": "`convert` and `pull` of checkpoints",
-            "serve": "`serve` and its page"}  # fmt: skip
+            "serve": "`serve` and its page",
+            "mcp": "`mcp`"}  # fmt: skip
     for extra, use in uses.items():
         if missing := missing_for(extra):
             text = f"not complete (only {use} need it): {', '.join(missing)}"
