@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -92,6 +92,17 @@ class BaseReasoner(ABC):
         A reply that ended at `max_tokens` may lack its shape.
         """
 
+    def stream(
+        self, messages: Sequence[Message], *, max_tokens: int, on_text: Callable[[str], object]
+    ) -> Completion:
+        """Complete a chat as `complete` does; `on_text` gets parts of the text as it is written.
+
+        They are the beginning of the text; what follows them, or all of it where a reasoner hands
+        on no parts, is in the result alone. A reply whose thoughts could not be told from its
+        answer while it was written may begin otherwise than the parts.
+        """
+        return self.complete(messages, max_tokens=max_tokens)
+
     def model_bytes(self) -> int:
         """Return the bytes of weights in this machine's memory; 0 for a reasoner on a server."""
         return 0
@@ -146,6 +157,7 @@ class BaseReasoner(ABC):
         answer_tokens: int = DEFAULT_ANSWER_TOKENS,
         shape: Shape | None = None,
         evidence: bool = False,
+        on_text: Callable[[str], object] | None = None,
     ) -> Answer:
         """Answer `question` from the captions' text alone, at temperature 0.
 
@@ -154,13 +166,16 @@ class BaseReasoner(ABC):
         reasoner sees the question alone. `shape` (choices_to_shape, schema_to_shape) binds the
         answer; one that exceeds `answer_tokens` then has an empty `text` and the `finish_reason`
         "length". The record holds `focus`, `instruction_mode` and `notes`. `evidence` asks, in a
-        second completion, which sentences support the answer. Raises NoAnswerError where the
-        reasoner only thought, declined or wrote nothing.
+        second completion, which sentences support the answer. `on_text` gets parts of the answer as
+        it is written, as `stream` hands them on, unless it has a shape: that is checked first.
+        Raises NoAnswerError where the reasoner only thought, declined or wrote nothing.
         """
         parsed = to_question(question, options, hint)
         start = time.perf_counter()
         messages = answer_messages(captions_by_picture(captions), parsed)
-        reply = self.complete_in_shape(messages, max_tokens=answer_tokens, shape=shape)
+        reply = self.complete_in_shape(
+            messages, max_tokens=answer_tokens, shape=shape, on_text=on_text
+        )
         text = reply.text
         sentences: tuple[Evidence, ...] | None = None
         evidence_notes: tuple[str, ...] = ()
@@ -186,13 +201,22 @@ class BaseReasoner(ABC):
         )
 
     def complete_in_shape(
-        self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        shape: Shape | None,
+        on_text: Callable[[str], object] | None = None,
     ) -> Completion:
         """Complete a chat; the reply's text is valid against `shape`, or "" if it was cut off.
 
-        Raises NoAnswerError for a reply without text, and for one that is not valid.
+        `on_text` is as for `answer`. Raises NoAnswerError for a reply without text, and for one
+        that is not valid.
         """
-        reply = self._shaped_completion(messages, max_tokens, shape)
+        if shape is None and on_text is not None:
+            reply = self.stream(messages, max_tokens=max_tokens, on_text=on_text)
+        else:
+            reply = self._shaped_completion(messages, max_tokens, shape)
         if not reply.text and (shape is None or reply.thinking):
             raise no_answer(self.name, reply)
         return reply if shape is None else replace(reply, text=self._shaped_text(reply, shape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from edgeprism.errors import PromptTooLongError
@@ -42,8 +42,11 @@ class Conversation:
         *,
         answer_tokens: int = DEFAULT_ANSWER_TOKENS,
         shape: Shape | None = None,
+        on_text: Callable[[str], object] | None = None,
     ) -> Completion:
         """Answer `question` at temperature 0, in `shape` if there is one.
+
+        `on_text` gets parts of the answer as it is written, as for `BaseReasoner.answer`.
 
         If the prompt exceeds the model's context, the conversation drops its oldest questions,
         but never a caption. Raises PromptTooLongError when that is not enough, and NoAnswerError
@@ -54,7 +57,10 @@ class Conversation:
         while True:
             try:
                 reply = self.reasoner.complete_in_shape(
-                    conversation_messages(turns), max_tokens=answer_tokens, shape=shape
+                    conversation_messages(turns),
+                    max_tokens=answer_tokens,
+                    shape=shape,
+                    on_text=on_text,
                 )
                 break
             except PromptTooLongError:

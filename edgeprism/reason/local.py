@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -20,7 +20,7 @@ from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.digests import file_digest
 from edgeprism.files.in_use import FilesInUse
 from edgeprism.language.chat import Message, chat_to_segments
-from edgeprism.language.generator import Finished, Generator
+from edgeprism.language.generator import Finished, Generator, Piece
 from edgeprism.language.llama import repacked_types, supports_offload
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.prefix_states import PrefixStates
@@ -39,7 +39,7 @@ from edgeprism.machine.load import LoadMeter
 from edgeprism.machine.turns import Turns
 from edgeprism.reason.base import BaseReasoner, Completion
 from edgeprism.reason.shape import Shape
-from edgeprism.reason.thinking import cut_thinking
+from edgeprism.reason.thinking import AnswerText, cut_thinking, opens_thinking
 from edgeprism.records import ModelInfo, Timings
 from edgeprism.segments import Segment, Text
 
@@ -158,8 +158,20 @@ class Reasoner(BaseReasoner):
         with self._turns.turn():
             return self._complete(messages, max_tokens, shape)
 
+    def stream(
+        self, messages: Sequence[Message], *, max_tokens: int, on_text: Callable[[str], object]
+    ) -> Completion:
+        """As `BaseReasoner.stream`, token by token, without thoughts."""
+        check_integer("max_tokens", max_tokens, least=1)
+        with self._turns.turn():
+            return self._complete(messages, max_tokens, None, on_text)
+
     def _complete(
-        self, messages: Sequence[Message], max_tokens: int, shape: Shape | None
+        self,
+        messages: Sequence[Message],
+        max_tokens: int,
+        shape: Shape | None,
+        on_text: Callable[[str], object] | None = None,
     ) -> Completion:
         self.cancel_token.clear()
         with self._naming():
@@ -169,17 +181,19 @@ class Reasoner(BaseReasoner):
         parts = _to_parts(lm, segments, split_last=has_examples or not self.warm)
         sampling = Sampling(max_tokens=max_tokens, grammar=shape.gbnf if shape else "")
         request = Request(parts, sampling, keep_first=has_examples and len(parts) > 1)
-        done = self._finished(generators[has_examples], request)
+        thinks = opens_thinking("".join(s.text for s in segments[-1:] if isinstance(s, Text)))
+        done = self._finished(generators[has_examples], request, _handing_on(on_text, thinks))
         text, thinking = cut_thinking(done.text) if shape is None else (done.text, "")
         timings = Timings(load=load_ms, prefill=done.prefill_ms, decode=done.decode_ms)
         notes = (REPETITION_NOTE,) if done.finish_reason == "repetition" else ()
         return Completion(text, done.finish_reason, done.tokens, timings, thinking, notes)
 
-    def _finished(self, generator: Generator, request: Request) -> Finished:
+    def _finished(
+        self, generator: Generator, request: Request, on_piece: Callable[[str], object]
+    ) -> Finished:
         """Run a request. Raises ModelError if the model's files have changed meanwhile."""
         try:
-            events = generator.run([request])
-            done = next(event for event in events if isinstance(event, Finished))
+            done = _hand_on(generator.run([request]), on_piece)
             if self._in_use is not None:
                 self._in_use.check()
         except BaseException:
@@ -272,6 +286,28 @@ class Reasoner(BaseReasoner):
 def _open_again(path: Path, name: str, options: ReasonerOptions) -> Reasoner:
     """Open a reasoner that was pickled."""
     return Reasoner(path, name, **options)
+
+
+def _hand_on(events: Iterable[Piece | Finished], on_piece: Callable[[str], object]) -> Finished:
+    """Call `on_piece` for the pieces of one request; return its result."""
+    for event in events:
+        if isinstance(event, Finished):
+            return event
+        on_piece(event.text)
+    raise RuntimeError("a request ended without its result")
+
+
+def _handing_on(on_text: Callable[[str], object] | None, thinks: bool) -> Callable[[str], object]:
+    """Return what takes a reply's pieces, and hands on those of its answer."""
+    if on_text is None:
+        return lambda _: None
+    answer = AnswerText(thinks=thinks)
+
+    def take(piece: str) -> None:
+        if text := answer.feed(piece):
+            on_text(text)
+
+    return take
 
 
 def _missing(name: str, error: ModelError) -> ModelError:

@@ -9,6 +9,9 @@ _NAMES = "think|thinking|thought|reasoning|reflection|seed:think"
 # <think>, [THINK] and ◁think▷ open a block of thoughts; a slash before the name closes it.
 _TAG = re.compile(rf"(?:<(/?)({_NAMES})>|\[(/?)(THINK)\]|◁(/?)(think)▷)", re.IGNORECASE)
 
+_LONGEST_TAG = len("</reflection>")
+_ANY = "any"  # block: the prompt opened it
+
 
 def cut_thinking(text: str) -> tuple[str, str]:
     """Split a reply into (answer, thinking); thinking is what blocks such as <think> hold.
@@ -25,6 +28,67 @@ def cut_thinking(text: str) -> tuple[str, str]:
         thoughts.append(text[start.end() :].strip())
         text = text[: start.start()]
     return text.strip(), "\n".join(filter(None, thoughts))
+
+
+def opens_thinking(text: str) -> bool:
+    """Return whether a prompt ends inside of a block of thoughts: the reply then begins there."""
+    tags = list(_TAG.finditer(text))
+    return bool(tags) and not _closes(tags[-1])
+
+
+class AnswerText:
+    """Takes a reply piece by piece, and returns what belongs to its answer as soon as that is sure.
+
+    Thoughts are dropped. A tag may come in several pieces, so what may be the beginning of one is
+    held back; so are blanks, because an answer ends without them. What it returns is the beginning
+    of what `cut_thinking` makes of the whole reply, unless a tag closes a block that none opened.
+    """
+
+    def __init__(self, *, thinks: bool) -> None:
+        """`thinks`: the reply begins inside of a block of thoughts."""
+        self._block = _ANY if thinks else ""  # the tag that opened it; "": the answer
+        self._held = ""
+        self._blanks = ""  # between what was returned and what comes next
+        self._began = False
+
+    def feed(self, piece: str) -> str:
+        """Take a piece; return new text of the answer."""
+        self._held += piece
+        parts = []
+        while tag := self._next_tag():
+            if not self._block:
+                parts.append(self._held[: tag.start()] if not _closes(tag) else "")
+                self._block = "" if _closes(tag) else _kind(tag)
+            elif _closes(tag):
+                self._block = ""
+            self._held = self._held[tag.end() :]
+        keep = _start_of_tag(self._held)
+        if not self._block:
+            parts.append(self._held[:keep])
+        self._held = self._held[keep:]
+        return self._without_ends("".join(parts))
+
+    def _next_tag(self) -> re.Match[str] | None:
+        """Return the next tag that means something here: in a block, the one that closes it."""
+        for tag in _TAG.finditer(self._held):
+            ends = _closes(tag) and self._block in (_ANY, _kind(tag))
+            if ends or not self._block:
+                return tag
+        return None
+
+    def _without_ends(self, text: str) -> str:
+        text = self._blanks + text
+        text = text if self._began else text.lstrip()
+        solid = text.rstrip()
+        self._blanks = text[len(solid) :]
+        self._began = self._began or bool(solid)
+        return solid
+
+
+def _start_of_tag(text: str) -> int:
+    """Return where the beginning of a tag may stand at the end of a text; else its length."""
+    last = max(map(text.rfind, "<[◁"))
+    return last if last >= 0 and len(text) - last < _LONGEST_TAG else len(text)
 
 
 def _without_blocks(text: str) -> tuple[str, list[str]]:

@@ -14,7 +14,7 @@ from edgeprism.perceive.options import CaptionOptions
 from edgeprism.reason.shape import Shape, choices_to_shape
 from edgeprism.serve.bodies import Checker, is_form, read_form, read_json
 from edgeprism.serve.dialect import to_shape
-from edgeprism.serve.events import Answered, Described, Event, Failed, Focused, Piece
+from edgeprism.serve.events import Answered, Described, Event, Failed, Focused, Piece, Written
 from edgeprism.serve.options import Limits
 from edgeprism.serve.refusals import Refusal, to_error, to_refusal
 from edgeprism.serve.replies import EVENT_STREAM, stream_reply, to_event, while_present
@@ -142,6 +142,7 @@ class CaptionRoutes:
             answer_tokens=body.get("answer_tokens", 256),
             shape=await _to_shape(body),
             evidence=body.get("evidence", True),
+            streams=job.streams,
         )
         if body.get("stream"):
             parts = _to_parts(self._service.ask(query), job, str(model))
@@ -249,6 +250,8 @@ async def _to_parts(
                     yield to_event({**data, "error": _told(event)}, "caption.failed")
                 case Focused(focus):
                     yield to_event({"focus": focus}, "focus")
+                case Written(text):
+                    yield to_event({"text": text}, "answer.delta")
                 case Answered(answer):
                     yield to_event({"answer": answer.to_dict()}, "answer.done")
         yield to_event({"model": model}, "done")

@@ -16,7 +16,7 @@ from typing import Any
 from edgeprism.perceive.options import CaptionOptions
 from edgeprism.reason.shape import Shape
 from edgeprism.records import Caption, rounded
-from edgeprism.serve.events import Answered, Described, Failed, Piece
+from edgeprism.serve.events import Answered, Described, Failed, Piece, Written
 from edgeprism.serve.models import ModelName
 from edgeprism.serve.reasoning import Turn
 from edgeprism.serve.refusals import Refusal
@@ -234,18 +234,23 @@ async def _reasoned(
         turns=turns,
         shape=chat.shape,
         evidence=not turns,
+        streams=chat.streams,
     )
     if chat.tokens is not None:
         query = replace(query, answer_tokens=chat.tokens)
+    sent = ""
     async with aclosing(service.ask(query)) as events:
         async for event in events:
             if isinstance(event, Described) and chat.streams:
                 yield Seen(event.caption)
+            elif isinstance(event, Written):
+                sent += event.text
+                yield Delta(event.text)
             elif isinstance(event, Answered):
                 answer = event.answer
                 record = answer.to_dict()
-                if chat.streams:
-                    yield Delta(answer.text)
+                if chat.streams and (rest := _unsent(answer.text, sent)):
+                    yield Delta(rest)
                 extension = {
                     name: record[name]
                     for name in ("captions", "focus", "evidence", "thinking", "notes")
@@ -258,6 +263,15 @@ async def _reasoned(
                     extension,
                     record["timings_ms"],
                 )
+
+
+def _unsent(text: str, sent: str) -> str:
+    """Return what is to be sent after `sent`, so that a client has read the whole answer.
+
+    Where thoughts were sent, because nothing told them from an answer until they ended, that is the
+    answer, in a paragraph of its own.
+    """
+    return text[len(sent) :] if text.startswith(sent) else f"\n\n{text}"
 
 
 def _to_turns(messages: tuple[Message, ...]) -> tuple[tuple[Turn, ...], Message]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from edgeprism.records import Answer, Caption
@@ -43,6 +43,13 @@ class Focused:
 
 
 @dataclass(frozen=True)
+class Written:
+    """New text of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Answered:
     """The reasoner has answered."""
 
@@ -50,7 +57,7 @@ class Answered:
 
 
 CaptionEvent = Piece | Described | Failed
-Event = CaptionEvent | Focused | Answered
+Event = CaptionEvent | Focused | Written | Answered
 
 
 class Channel:
@@ -88,3 +95,41 @@ class Channel:
         else:
             self._events.append(event)
         self._filled.set()
+
+
+class TextChannel:
+    """Carries text from an engine's thread to one request's task, without making it wait.
+
+    What is not read yet is one text.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._filled = asyncio.Event()
+        self._text = ""
+        self._ended = False
+
+    def put(self, text: str) -> None:
+        """Add text; from any thread."""
+        with contextlib.suppress(RuntimeError):  # the server has ended, and its loop is closed
+            self._loop.call_soon_threadsafe(self._add, text)
+
+    def end(self) -> None:
+        """Let the texts end, after those that were put before; in the loop."""
+        self._ended = True
+        self._filled.set()
+
+    def _add(self, text: str) -> None:
+        self._text += text
+        self._filled.set()
+
+    async def texts(self) -> AsyncGenerator[str]:
+        """Yield what was put, until the end."""
+        while self._text or not self._ended:
+            await self._filled.wait()
+            self._filled.clear()
+            text, self._text = self._text, ""
+            if text:
+                yield text
+            if self._ended:
+                self._filled.set()

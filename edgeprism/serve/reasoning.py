@@ -87,6 +87,7 @@ def answer_in_conversation(
     notes: tuple[str, ...],
     answer_tokens: int,
     shape: Shape | None,
+    on_text: Callable[[str], object] | None = None,
 ) -> Answer:
     """Answer a question after earlier turns; `captions` are of all pictures in their order."""
     conversation, rest = Conversation(reasoner), list(captions)
@@ -97,7 +98,7 @@ def answer_in_conversation(
     if rest:
         conversation.tell(rest)
     asked = f"{hint}\n\n{question}" if hint else question
-    reply = conversation.ask(asked, answer_tokens=answer_tokens, shape=shape)
+    reply = conversation.ask(asked, answer_tokens=answer_tokens, shape=shape, on_text=on_text)
     return Answer(
         text=reply.text,
         question=question,

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from edgeprism.perceive.options import CaptionOptions, Plan
 from edgeprism.prism import question_to_focus, repetition_notes
@@ -23,6 +24,8 @@ from edgeprism.serve.events import (
     Event,
     Failed,
     Focused,
+    TextChannel,
+    Written,
 )
 from edgeprism.serve.metrics import Metrics
 from edgeprism.serve.models import ModelName, Models
@@ -60,6 +63,7 @@ class Query:
     shape: Shape | None = None
     evidence: bool = True
     turns: tuple[Turn, ...] = ()  # their pictures come first in the description
+    streams: bool = False  # the answer is told as it is written, where it has no shape
 
 
 class Service:
@@ -132,7 +136,7 @@ class Service:
         return replace(plan, sampling=replace(sampling, max_tokens=tokens, grammar=grammar))
 
     async def ask(self, query: Query) -> AsyncGenerator[Event]:
-        """Yield the focus, then captions as they come, then the answer.
+        """Yield the focus, then captions as they come, then the answer: its text, then the whole.
 
         Raises Refusal and EdgePrismError, of a picture that cannot be read too.
         """
@@ -152,7 +156,10 @@ class Service:
                             captions[event.index] = event.caption
                         yield event
             in_order = [captions[index] for index in sorted(captions)]
-            yield Answered(await self._answer(query, reasoner, in_order, focus, notes))
+            answer = self._answer(query, reasoner, in_order, focus, notes)
+            async with aclosing(answer) as written:
+                async for part in written:
+                    yield part
 
     async def _focus(self, query: Query, name: str) -> tuple[str, tuple[str, ...]]:
         given = query.description.options.get("focus")
@@ -169,23 +176,33 @@ class Service:
     async def _answer(
         self, query: Query, name: str, captions: Sequence[Caption], focus: str,
         notes: tuple[str, ...],
-    ) -> Answer:  # fmt: skip
+    ) -> AsyncGenerator[Written | Answered]:  # fmt: skip
         tokens = min(query.answer_tokens, self.limits.tokens)
         notes += repetition_notes(captions)
+        channel = TextChannel()
+        on_text = channel.put if query.streams else None
 
         def answer(reasoner: BaseReasoner) -> Answer:
             if query.turns:
                 return answer_in_conversation(
                     reasoner, query.turns, captions, query.question, hint=query.hint, focus=focus,
-                    notes=notes, answer_tokens=tokens, shape=query.shape,
+                    notes=notes, answer_tokens=tokens, shape=query.shape, on_text=on_text,
                 )  # fmt: skip
             return reasoner.answer(
                 captions, query.question, options=query.options, hint=query.hint, focus=focus,
                 notes=notes, shape=query.shape, answer_tokens=tokens, evidence=query.evidence,
+                on_text=on_text,
             )  # fmt: skip
 
         async with self.models.reasoner(name) as thread:
-            answered = await thread.run(answer)
+            task = asyncio.create_task(thread.run(answer))
+            task.add_done_callback(partial(_end, channel))
+            try:
+                async for text in channel.texts():
+                    yield Written(text)
+                answered = await task
+            finally:  # a request that is given up stops the reasoner
+                task.cancel()
         if query.shape is not None and not answered.text:
             raise Refusal(
                 502, "answer_too_long",
@@ -194,7 +211,7 @@ class Service:
             )  # fmt: skip
         self.metrics.answers += 1
         self._log(f"answer to {query.question}", answered.text)
-        return answered
+        yield Answered(answered)
 
     def _log(self, what: str, text: str) -> None:
         """Log content, if that was asked for at the start."""
@@ -209,3 +226,9 @@ class Service:
         places = [f"{frame.name} {frame.filename}:{frame.lineno}" for frame in frames[-6:]]
         told = f": {error}" if self.options.log_content else ""
         self.options.on_log(f"{type(error).__name__}{told} in {' < '.join(reversed(places))}")
+
+
+def _end(channel: TextChannel, ended: asyncio.Task[Answer]) -> None:
+    channel.end()
+    if not ended.cancelled():
+        ended.exception()  # else asyncio complains where the client has left

@@ -99,9 +99,8 @@ class Tools:
             options["instruction"] = instruction
         if focus := arguments.get("focus", "").strip():
             options["focus"] = focus
-        async with aclosing(
-            self._service.describe(Description(model, pictures, options))
-        ) as events:
+        job = Description(model, pictures, options)
+        async with aclosing(self._service.describe(job)) as events:
             async for event in events:
                 if isinstance(event, Failed):
                     raise event.error

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from edgeprism.models.nano.recipe.world import plain_scene
 from edgeprism.perceive.captioner import Captioner
+from tests.helpers import bundles
 from tests.helpers.bundles import SAID_TEXT
-from tests.helpers.serving import Running, as_base64, as_data_url, as_form
+from tests.helpers.serving import Running, as_base64, as_data_url, as_form, serving
 
 
 def test_json_gives_what_python_gives(
@@ -112,6 +115,36 @@ def test_an_answer_comes_with_its_captions(
     assert reply.data["answer"] == SAID_TEXT
     assert [record["caption"] for record in reply.data["captions"]] == texts[:1]
     assert reply.data["focus"] == ""
+
+
+def test_an_answer_streams_word_by_word(server: Running, scenes: list[bytes]) -> None:
+    body = {"images": [as_base64(scenes[0])], "question": "What is it?", "stream": True}
+    events = server.post("/v1/ask", body).events()
+    names = list(dict.fromkeys(name for name, _ in events))
+    assert names == [
+        "focus",
+        "caption.delta",
+        "caption.done",
+        "answer.delta",
+        "answer.done",
+        "done",
+    ]
+    parts = [data["text"] for name, data in events if name == "answer.delta"]
+    assert "".join(parts) == dict(events)["answer.done"]["answer"]["answer"] == SAID_TEXT
+    assert len(parts) > 1
+
+
+def test_thoughts_that_nothing_announced_do_not_hide_the_answer(
+    server: Running, scenes: list[bytes], tmp_path: Path
+) -> None:
+    """A tag closes a block that none opened: what came before it was sent already."""
+    script = bundles.piece_ids("▁red", *"</think>", "▁a", "▁dog", bundles.IM_END)
+    with serving(reasoner=str(bundles.write_lm(tmp_path / "lm.gguf", script=script))) as running:
+        message = {"role": "user", "content": "What?", "images": [as_base64(scenes[0])]}
+        model = f"nano+{tmp_path / 'lm.gguf'}"
+        reply = running.post("/api/chat", {"model": model, "messages": [message]})
+    lines = [json.loads(line) for line in reply.body.splitlines()]
+    assert "".join(line["message"]["content"] for line in lines) == "red\n\na dog"
 
 
 def test_an_answer_streams_focus_captions_answer(server: Running, scenes: list[bytes]) -> None:

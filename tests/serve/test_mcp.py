@@ -245,7 +245,8 @@ def test_a_signal_ends_it_in_the_middle_of_calls(place: Path, number: signal.Sig
         talk.greet()
         told = ""
         while "loaded reasoner" not in told:  # before anything was asked for
-            assert (line := talk.errors.readline()), told
+            line = talk.errors.readline()
+            assert line, told
             told += line
         for call in range(2, 40):
             talk.describe(call)

@@ -66,6 +66,9 @@ async function follow(file, question, shown, signal) {
       } else if (name === "caption.done") {
         account.textContent = data.caption.caption;
         state.textContent = "Reasoning …";
+      } else if (name === "answer.delta") {
+        answer.append(data.text);
+        state.textContent = "Answering …";
       } else if (name === "answer.done") {
         showAnswer(data.answer, shown);
       }
