@@ -136,7 +136,18 @@ class Generator:
         """
         return bool(self._free) and (not self.busy or self._fits(request))
 
-    def add(self, index: int, request: Request) -> None:
+    def sampler(self, request: Request) -> Sampler:
+        """Return a request's sampler for `add`; whoever does not hand it there closes it.
+
+        To read a long grammar takes a while, and nothing of the context. Raises ModelError for one
+        that llama.cpp cannot read.
+        """
+        sampling = request.sampling
+        return Sampler(
+            sampling.temperature, seed=sampling.seed, grammar=sampling.grammar, lm=self.lm
+        )
+
+    def add(self, index: int, request: Request, sampler: Sampler | None = None) -> None:
         """Begin a request; its events carry `index`. Raises UsageError if there is no room."""
         start = time.perf_counter()
         cells = self._needs(request)
@@ -146,7 +157,8 @@ class Generator:
             )
         if not self._fits(request):
             self._make_context(cells, request.longest_whole_run())
-        sequence = _Sequence(index, self._lowest_slot(), request, self.lm, cells)
+        sampler = self.sampler(request) if sampler is None else sampler
+        sequence = _Sequence(index, self._lowest_slot(), request, self.lm, cells, sampler)
         self._active.append(sequence)
         try:
             self._prefill(sequence)
@@ -298,15 +310,14 @@ class _Sequence:
     request: Request
     lm: LanguageModel
     cells: int
+    sampler: Sampler
     ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     prefill_ms: float = 0.0
     began: float = 0.0
 
     def __post_init__(self) -> None:
-        s = self.request.sampling
-        self.sampler = Sampler(s.temperature, seed=s.seed, grammar=s.grammar, lm=self.lm)
-        self.text = StoppingText(s.stop)
+        self.text = StoppingText(self.request.sampling.stop)
 
     def position(self) -> int:
         """Return the position of the newest token."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from edgeprism.errors import EdgePrismError
 from edgeprism.language.generator import Finished, Generator, Piece
 from edgeprism.language.request import Request
+from edgeprism.language.sampler import Sampler
 
 if TYPE_CHECKING:
     from edgeprism.serve.engine import Work
@@ -69,20 +70,21 @@ class Lane(threading.Thread):
                 continue
             try:
                 request = self._to_request(work)
-                has_room = self._generator.has_room(request)
+                if not self._generator.has_room(request):
+                    self._waiting = work
+                    return
+                # before the cores are taken, because a long grammar takes a while
+                sampler = self._generator.sampler(request)
             except EdgePrismError as error:  # such as a prompt that is too long
                 self._fail(work, error)
                 continue
-            if not has_room:
-                self._waiting = work
-                return
-            self._begin(work, request)
+            self._begin(work, request, sampler)
 
-    def _begin(self, work: Work, request: Request) -> None:
+    def _begin(self, work: Work, request: Request, sampler: Sampler) -> None:
         index = next(self._numbers)
         self._works[index] = work
         with self._cores:
-            self._generator.add(index, request)
+            self._generator.add(index, request, sampler)
         self._hand_on(self._generator.new_events())  # the first token goes out at once
 
     def _next(self) -> Work | None:
