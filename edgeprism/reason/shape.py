@@ -6,6 +6,7 @@ grammar that llama.cpp cannot read, or in which a text can get stuck, would end 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,30 @@ def choices_to_shape(choices: Sequence[str]) -> Shape:
         schema=_object("answer", {"type": "string", "enum": texts}),
         unwrap=lambda value: str(value["answer"]),
     )
+
+
+def object_shape() -> Shape:
+    """Return the shape of any JSON object, as "JSON mode" of other APIs has it."""
+    return Shape(gbnf=_ANY_OBJECT, accepts=_is_object, schema={"type": "object"})
+
+
+# without free blanks, which a model may write for ever
+_ANY_OBJECT = r"""root ::= object
+object ::= "{" (pair (", " pair)*)? "}"
+pair ::= string ": " value
+value ::= object | array | string | number | "true" | "false" | "null"
+array ::= "[" (value (", " value)*)? "]"
+string ::= "\"" char* "\""
+char ::= [\x20-\x21\x23-\x5B\x5D-\x7E\u00A0-\uD7FF\uE000-\uFFFD] | "\\" ["\\/bfnrt]
+number ::= "-"? ("0" | [1-9] [0-9]{0,15}) ("." [0-9]{1,15})? ([eE] [-+]? [0-9]{1,2})?
+"""
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def phrases_to_shape(

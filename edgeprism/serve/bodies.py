@@ -32,13 +32,18 @@ Result = TypeVar("Result")
 class Checker:
     """Checks values against one JSON schema, which is also in the OpenAPI description."""
 
-    def __init__(self, schema: dict[str, Any]) -> None:
-        self.schema = schema
+    def __init__(
+        self, schema: dict[str, Any], explain: Callable[[Any], Refusal | None] = lambda _: None
+    ) -> None:
+        """`explain` may find a better refusal of a value than the schema's fault."""
+        self.schema, self._explain = schema, explain
         self._validator = Validator(schema, References(schema))
 
     def check(self, value: Any) -> None:
         """Raise Refusal for a value that the schema does not allow."""
         if fault := self._validator.fault(value):
+            if refusal := self._explain(value):
+                raise refusal
             name = re.split(r"[.:\[]", fault.removeprefix("$."), maxsplit=1)[0]
             about = self.schema["properties"].get(name, {}).get("description", "")
             raise Refusal(

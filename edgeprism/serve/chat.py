@@ -71,9 +71,13 @@ class Ended:
     finish_reason: str  # "stop" or "length"
     prompt_tokens: int
     new_tokens: int
-    # what EdgePrism adds to other APIs' answers: captions, evidence, notes, times
+    # what EdgePrism adds to other APIs' answers: captions, evidence, notes
     extension: dict[str, Any] = field(default_factory=dict)
     timings_ms: dict[str, float] = field(default_factory=dict)
+
+    def to_extension(self) -> dict[str, Any]:
+        """Return what stands in the field `edgeprism` of other APIs' answers."""
+        return {**self.extension, "timings_ms": self.timings_ms}
 
 
 ChatEvent = Delta | Seen | Ended

@@ -8,11 +8,12 @@ from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from edgeprism.reason.shape import Shape
 from edgeprism.serve.bodies import Checker, read_json
-from edgeprism.serve.chat import Chat, ChatEvent, Delta, Ended, Message, Seen, answer_chat
+from edgeprism.serve.chat import ChatEvent, Delta, Ended, Message, Seen
+from edgeprism.serve.chat_requests import Form, read_chat, reply_to_chat
 from edgeprism.serve.dialect import (
     ANY_OBJECT,
     SEED,
@@ -20,14 +21,13 @@ from edgeprism.serve.dialect import (
     TOKENS,
     TOOLS,
     Pictures,
+    content_to_message,
+    explain_parts,
     new_id,
-    to_message,
-    to_seed,
     to_shape,
-    to_temperature,
 )
 from edgeprism.serve.options import Limits
-from edgeprism.serve.replies import EVENT_STREAM, stream_reply, to_event, while_present
+from edgeprism.serve.replies import EVENT_STREAM, to_event
 from edgeprism.serve.service import Service
 
 _PART = {
@@ -116,58 +116,44 @@ class CompletionRoutes:
     """The request, for one server."""
 
     def __init__(self, service: Service) -> None:
-        self._service, self._limits = service, service.limits
-        self._checker = Checker(completions_schema())
+        self._service = service
+        self._checker = Checker(completions_schema(), explain_parts("messages", _PART))
 
     async def completions(self, request: Request) -> Response:
         """Answer the last message of a chat."""
         body = await read_json(request, self._checker)
-        chat = Chat(
-            await self._service.models.resolve(body.get("model")),
-            to_messages(body["messages"], self._limits),
+        chat = await read_chat(
+            self._service, body, _to_messages(body["messages"], self._service.limits),
             tokens=body.get("max_completion_tokens") or body.get("max_tokens"),
-            temperature=to_temperature(body.get("temperature")),
-            seed=to_seed(body.get("seed")),
             shape=await _to_shape(body.get("response_format")),
-            streams=bool(body.get("stream")),
-        )
+            sampling=body,
+            streams=body.get("stream"),
+        )  # fmt: skip
         head = {
             "id": new_id("chatcmpl-"),
             "created": int(time.time()),
             "model": str(chat.model),
         }
-        if chat.streams:
-            with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            parts = _to_chunks(answer_chat(self._service, chat), head, with_usage)
-            return await stream_reply(
-                request, self._service, parts, media_type=EVENT_STREAM,
-                to_failure=lambda error: to_event({"error": error}),
-            )  # fmt: skip
-        ended = await while_present(request, self._limits, last_of(self._service, chat))
-        return JSONResponse(_to_completion(ended, head))
-
-
-async def last_of(service: Service, chat: Chat) -> Ended:
-    """Return the end of a chat's answer."""
-    async with aclosing(answer_chat(service, chat)) as events:
-        async for event in events:
-            if isinstance(event, Ended):
-                return event
-    raise RuntimeError("a chat ended without an answer")
-
-
-def to_messages(messages: list[Mapping[str, Any]], limits: Limits) -> tuple[Message, ...]:
-    """Return the messages of a chat with their pictures. Raises Refusal."""
-    pictures, read = Pictures(limits), []
-    for message in messages:
-        content = message["content"] or ""
-        parts: list[Mapping[str, Any]] = (
-            [{"type": "text", "text": content}] if isinstance(content, str) else content
+        with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        form = Form(
+            to_whole=lambda ended: _to_completion(ended, head),
+            to_parts=lambda events: _to_chunks(events, head, with_usage),
+            to_failure=lambda error: to_event({"error": error}),
+            media_type=EVENT_STREAM,
         )
-        texts = [part["text"] for part in parts if part["type"] == "text"]
-        images = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
-        read.append(to_message(message["role"], "\n".join(texts), images, pictures, limits))
-    return tuple(read)
+        return await reply_to_chat(request, self._service, chat, form)
+
+
+def _to_messages(messages: list[Mapping[str, Any]], limits: Limits) -> tuple[Message, ...]:
+    pictures = Pictures(limits)
+    return tuple(
+        content_to_message(each["role"], each["content"], _picture_in, pictures, limits)
+        for each in messages
+    )
+
+
+def _picture_in(part: Mapping[str, Any]) -> str | None:
+    return part["image_url"]["url"] if part["type"] == "image_url" else None
 
 
 async def _to_shape(response_format: Mapping[str, Any] | None) -> Shape | None:
@@ -186,10 +172,6 @@ def _to_usage(ended: Ended) -> dict[str, int]:
     }
 
 
-def _to_extension(ended: Ended) -> dict[str, Any]:
-    return {**ended.extension, "timings_ms": ended.timings_ms}
-
-
 def _to_completion(ended: Ended, head: Mapping[str, Any]) -> dict[str, Any]:
     message = {"role": "assistant", "content": ended.text, "refusal": None}
     choice = {
@@ -203,7 +185,7 @@ def _to_completion(ended: Ended, head: Mapping[str, Any]) -> dict[str, Any]:
         "object": "chat.completion",
         "choices": [choice],
         "usage": _to_usage(ended),
-        "edgeprism": _to_extension(ended),
+        "edgeprism": ended.to_extension(),
     }
 
 
@@ -227,7 +209,7 @@ async def _to_chunks(
                 seen = {"caption": event.caption.to_dict()}
                 yield chunk({**start, "content": ""}, edgeprism=seen)
                 continue
-            yield chunk(start, event.finish_reason, edgeprism=_to_extension(event))
+            yield chunk(start, event.finish_reason, edgeprism=event.to_extension())
             if with_usage:
                 usage = {"choices": [], "usage": _to_usage(event)}
                 yield to_event({**head, "object": "chat.completion.chunk", **usage})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from edgeprism.files.safe_text import short_line
 from edgeprism.reason.json_schema import schema_to_shape
-from edgeprism.reason.shape import Shape
+from edgeprism.reason.shape import Shape, object_shape
 from edgeprism.serve.chat import Message
 from edgeprism.serve.options import Limits
 from edgeprism.serve.refusals import Refusal
@@ -24,6 +25,56 @@ TOOLS = {
     "description": "The models here call no tools; leave them out.",
 }
 _SEEDS = 2**32
+
+
+def content_to_message(
+    role: str,
+    content: str | list[Mapping[str, Any]] | None,
+    picture_in: Callable[[Mapping[str, Any]], str | None],
+    pictures: Pictures,
+    limits: Limits,
+) -> Message:
+    """Return one message of OpenAI's APIs, whose content is a text or a list of parts.
+
+    `picture_in` returns the picture that a part holds; None for a part of text. Raises Refusal.
+    """
+    if not isinstance(content, list):
+        return to_message(role, content or "", (), pictures, limits)
+    texts = [part["text"] for part in content if picture_in(part) is None]
+    images = [picture for part in content if (picture := picture_in(part)) is not None]
+    return to_message(role, "\n".join(texts), images, pictures, limits)
+
+
+def explain_parts(name: str, part: Mapping[str, Any]) -> Callable[[Any], Refusal | None]:
+    """Return a function that says which part of a body's messages is of a kind not read here.
+
+    `name` is the field of the messages, `part` the schema of those parts that are read.
+    """
+    known: list[str] = []
+    for form in part["anyOf"]:
+        rule = form["properties"]["type"]
+        known += rule.get("enum") or [rule["const"]]
+
+    def explain(body: Any) -> Refusal | None:
+        messages = body.get(name) if isinstance(body, dict) else None
+        for index, message in enumerate(messages if isinstance(messages, list) else ()):
+            content = message.get("content") if isinstance(message, dict) else None
+            for number, each in enumerate(content if isinstance(content, list) else ()):
+                kind = each.get("type") if isinstance(each, dict) else None
+                if isinstance(kind, str) and kind not in known:
+                    return _unread(f"{name}[{index}].content[{number}]", kind, known)
+        return None
+
+    return explain
+
+
+def _unread(where: str, kind: str, known: Iterable[str]) -> Refusal:
+    what = next((word for word in ("audio", "video", "file") if word in kind), "it")
+    return Refusal(
+        400, "part_not_understood",
+        f"{where} is of type {short_line(kind, 40)!r}: {what} is not understood here.",
+        f"Send texts and pictures alone ({', '.join(known)}).",
+    )  # fmt: skip
 
 
 def to_message(
@@ -64,17 +115,13 @@ def to_seed(seed: int | None) -> int:
     return (seed or 0) % _SEEDS
 
 
-def to_temperature(temperature: float | None) -> float:
-    """Return the temperature to sample at; 0 if none is given, so that answers are the same."""
-    return float(temperature or 0.0)
-
-
 async def to_shape(schema: Any, where: str) -> Shape:
-    """Return the shape of answers that match a JSON schema; None stands for any object.
+    """Return the shape of answers that match a JSON schema; None and {} stand for any object.
 
     It is compiled in a thread, so that other clients do not wait for it. Raises UsageError.
     """
-    schema = {"type": "object"} if schema is None else schema
+    if schema in (None, {}):
+        return object_shape()
     return await asyncio.to_thread(schema_to_shape, schema, where)
 
 

@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, Response
 
 from edgeprism.reason.shape import Shape
 from edgeprism.serve.bodies import Checker, read_json
-from edgeprism.serve.chat import Chat, ChatEvent, Delta, Ended, Message, answer_chat
-from edgeprism.serve.completions import last_of
+from edgeprism.serve.chat import ChatEvent, Delta, Ended, Message
+from edgeprism.serve.chat_requests import Form, read_chat, reply_to_chat
 from edgeprism.serve.dialect import (
     SEED,
     TEMPERATURE,
@@ -26,13 +26,11 @@ from edgeprism.serve.dialect import (
     Pictures,
     check_length,
     to_message,
-    to_seed,
     to_shape,
-    to_temperature,
 )
 from edgeprism.serve.models import ModelName, Offer
 from edgeprism.serve.options import to_seconds
-from edgeprism.serve.replies import NDJSON, stream_reply, to_line, while_present
+from edgeprism.serve.replies import NDJSON, to_line, while_present
 from edgeprism.serve.service import Service
 
 _VERSION = "0.12.0"  # of Ollama's API as it is answered here; clients compare it
@@ -168,18 +166,17 @@ class OllamaRoutes:
         self, request: Request, body: Mapping[str, Any], messages: tuple[Message, ...],
         to_text: Callable[[str], dict[str, Any]],
     ) -> Response:  # fmt: skip
-        model = await self._service.models.resolve(body["model"])
         started, name = time.perf_counter(), body["model"]
         if not messages:
+            model = await self._service.models.resolve(name)
             return await self._load_or_free(request, model, body, to_text)
         keep, options = body.get("keep_alive"), body.get("options") or {}
         tokens = options.get("num_predict")
-        chat = Chat(
-            model, messages,
+        chat = await read_chat(
+            self._service, body, messages,
             tokens=tokens if tokens is not None and tokens > 0 else None,
-            temperature=to_temperature(options.get("temperature")),
-            seed=to_seed(options.get("seed")),
             shape=await _to_shape(body.get("format")),
+            sampling=options,
             streams=body.get("stream") is not False,
             keep_alive_s=None if keep is None else _to_seconds(keep),
         )  # fmt: skip
@@ -187,14 +184,13 @@ class OllamaRoutes:
         def line(text: str, **more: Any) -> dict[str, Any]:
             return {"model": name, "created_at": _now(), **to_text(text), "done": False, **more}
 
-        if chat.streams:
-            parts = _to_lines(answer_chat(self._service, chat), line, started)
-            return await stream_reply(
-                request, self._service, parts, media_type=NDJSON,
-                to_failure=lambda error: to_line({"error": error["message"]}),
-            )  # fmt: skip
-        ended = await while_present(request, self._limits, last_of(self._service, chat))
-        return JSONResponse(line(ended.text, **_to_end(ended, started)))
+        form = Form(
+            to_whole=lambda ended: line(ended.text, **_to_end(ended, started)),
+            to_parts=lambda events: _to_lines(events, line, started),
+            to_failure=lambda error: to_line({"error": error["message"]}),
+            media_type=NDJSON,
+        )
+        return await reply_to_chat(request, self._service, chat, form)
 
     async def _load_or_free(
         self, request: Request, model: ModelName, body: Mapping[str, Any],
@@ -276,7 +272,7 @@ def _to_end(ended: Ended, started: float) -> dict[str, Any]:
         "prompt_eval_duration": times["encode"] + times["prefill"],
         "eval_count": ended.new_tokens,
         "eval_duration": times["decode"],
-        "edgeprism": {**ended.extension, "timings_ms": ended.timings_ms},
+        "edgeprism": ended.to_extension(),
     }
 
 

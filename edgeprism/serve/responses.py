@@ -9,12 +9,12 @@ from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from edgeprism.reason.shape import Shape
 from edgeprism.serve.bodies import Checker, read_json
-from edgeprism.serve.chat import Chat, ChatEvent, Delta, Ended, Message, Seen, answer_chat
-from edgeprism.serve.completions import last_of
+from edgeprism.serve.chat import Chat, ChatEvent, Delta, Ended, Message, Seen
+from edgeprism.serve.chat_requests import Form, read_chat, reply_to_chat
 from edgeprism.serve.dialect import (
     ANY_OBJECT,
     TEMPERATURE,
@@ -22,13 +22,13 @@ from edgeprism.serve.dialect import (
     TOOLS,
     Pictures,
     check_length,
+    content_to_message,
+    explain_parts,
     new_id,
-    to_message,
     to_shape,
-    to_temperature,
 )
 from edgeprism.serve.options import Limits
-from edgeprism.serve.replies import EVENT_STREAM, stream_reply, to_event, while_present
+from edgeprism.serve.replies import EVENT_STREAM, to_event
 from edgeprism.serve.service import Service
 
 _PART = {
@@ -113,29 +113,27 @@ class ResponseRoutes:
     """The request, for one server."""
 
     def __init__(self, service: Service) -> None:
-        self._service, self._limits = service, service.limits
-        self._checker = Checker(responses_schema())
+        self._service = service
+        self._checker = Checker(responses_schema(), explain_parts("input", _PART))
 
     async def responses(self, request: Request) -> Response:
         """Answer the last message of the input."""
         body = await read_json(request, self._checker)
-        chat = Chat(
-            await self._service.models.resolve(body.get("model")),
-            _to_messages(body, self._limits),
+        chat = await read_chat(
+            self._service, body, _to_messages(body, self._service.limits),
             tokens=body.get("max_output_tokens"),
-            temperature=to_temperature(body.get("temperature")),
             shape=await _to_shape(body.get("text")),
-            streams=bool(body.get("stream")),
+            sampling=body,
+            streams=body.get("stream"),
+        )  # fmt: skip
+        head = _head(body, chat)
+        form = Form(
+            to_whole=lambda ended: _to_response(ended, head, new_id("msg_")),
+            to_parts=lambda events: _to_events(events, head),
+            to_failure=lambda error: to_event({"type": "error", **error}, "error"),
+            media_type=EVENT_STREAM,
         )
-        head = _head(body, str(chat.model))
-        if chat.streams:
-            return await stream_reply(
-                request, self._service, _to_events(answer_chat(self._service, chat), head),
-                media_type=EVENT_STREAM,
-                to_failure=lambda error: to_event({"type": "error", **error}, "error"),
-            )  # fmt: skip
-        ended = await while_present(request, self._limits, last_of(self._service, chat))
-        return JSONResponse(_to_response(ended, head, new_id("msg_")))
+        return await reply_to_chat(request, self._service, chat, form)
 
 
 def _to_messages(body: Mapping[str, Any], limits: Limits) -> tuple[Message, ...]:
@@ -144,15 +142,14 @@ def _to_messages(body: Mapping[str, Any], limits: Limits) -> tuple[Message, ...]
         read.append(Message("system", check_length(body["instructions"], limits)))
     if isinstance(given, str):
         return (*read, Message("user", check_length(given, limits)))
-    for message in given:
-        content = message["content"]
-        parts: list[Mapping[str, Any]] = (
-            [{"type": "input_text", "text": content}] if isinstance(content, str) else content
-        )
-        texts = [part["text"] for part in parts if part["type"] != "input_image"]
-        images = [part["image_url"] for part in parts if part["type"] == "input_image"]
-        read.append(to_message(message["role"], "\n".join(texts), images, pictures, limits))
+    for each in given:
+        role, content = each["role"], each["content"]
+        read.append(content_to_message(role, content, _picture_in, pictures, limits))
     return tuple(read)
+
+
+def _picture_in(part: Mapping[str, Any]) -> str | None:
+    return part["image_url"] if part["type"] == "input_image" else None
 
 
 async def _to_shape(text: Mapping[str, Any] | None) -> Shape | None:
@@ -162,16 +159,16 @@ async def _to_shape(text: Mapping[str, Any] | None) -> Shape | None:
     return await to_shape(given.get("schema"), "text.format.schema")
 
 
-def _head(body: Mapping[str, Any], model: str) -> dict[str, Any]:
+def _head(body: Mapping[str, Any], chat: Chat) -> dict[str, Any]:
     """Return what every state of a response says of it."""
     return {
         "id": new_id("resp_"),
         "object": "response",
         "created_at": int(time.time()),
-        "model": model,
+        "model": str(chat.model),
         "instructions": body.get("instructions"),
         "max_output_tokens": body.get("max_output_tokens"),
-        "temperature": to_temperature(body.get("temperature")),
+        "temperature": chat.temperature,
         "top_p": 1.0,
         "text": body.get("text") or {"format": {"type": "text"}},
         "parallel_tool_calls": False,
@@ -215,7 +212,7 @@ def _to_response(ended: Ended, head: Mapping[str, Any], item_id: str) -> dict[st
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         "output": [_to_item(ended.text, item_id, status)],
         "usage": usage,
-        "edgeprism": {**ended.extension, "timings_ms": ended.timings_ms},
+        "edgeprism": ended.to_extension(),
     }
 
 
