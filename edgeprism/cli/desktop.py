@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 import click
 
 from edgeprism.cli.command import Command, with_examples
@@ -29,6 +33,8 @@ def command(
 
     It starts `edgeprism serve` on a free port, with a key of its own that the page's address
     carries, and opens that address. Ctrl-C ends it. Pictures stay in memory and on this machine.
+    If the browser shows no page (one from a snap may not read the file that leads there), open the
+    printed address in it.
     """
     import secrets
 
@@ -53,20 +59,41 @@ def command(
         print_line(f"EdgePrism is at {address}")
         if not is_quiet():
             say("Ctrl-C ends it.", dim=True)
-        if not no_browser:
-            _open_browser(address)
-        with finishing_first(server.stop):
+        opened = contextlib.nullcontext() if no_browser else _browser_at(address)
+        with opened, finishing_first(server.stop):
             run.run_server(server, listener)
     return EXIT_DONE
 
 
-def _open_browser(address: str) -> None:
-    """Open the address beside the server: a browser in a terminal runs until it is closed."""
-    import threading
+@contextlib.contextmanager
+def _browser_at(address: str) -> Iterator[None]:
+    """Open the address in the browser, beside the block.
+
+    Other users can read the command line that a browser is started with. So it names a file that
+    only this user can read, and that leads to the address.
+    """
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory(prefix="edgeprism-") as folder:  # for this user alone
+        page = Path(folder, "open.html")
+        page.write_text(_LEADS_TO.format(address=address), encoding="utf-8")
+        # beside the server, because a browser in a terminal runs until it is closed
+        threading.Thread(target=_show, args=(page.as_uri(),), name="browser", daemon=True).start()
+        yield
+
+
+_LEADS_TO = """<!doctype html>
+<meta charset="utf-8">
+<meta name="referrer" content="no-referrer">
+<meta http-equiv="refresh" content="0; url={address}">
+<title>EdgePrism</title>
+<p><a href="{address}">EdgePrism</a></p>
+"""
+
+
+def _show(address: str) -> None:
     import webbrowser
 
-    def show() -> None:
-        if not webbrowser.open(address):
-            say("No browser was found: open the address above in one.")
-
-    threading.Thread(target=show, name="browser", daemon=True).start()
+    if not webbrowser.open(address):
+        say("No browser was found: open the address above in one.")

@@ -88,7 +88,14 @@ def command(**options: Any) -> int:
 
 def _to_options(api_key_file: str | None, keep_alive: str, **options: Any) -> Any:
     from edgeprism.machine.device import EngineOptions
-    from edgeprism.serve.options import MIB, Limits, ServeOptions, read_key, to_seconds
+    from edgeprism.serve.options import (
+        MIB,
+        Limits,
+        ServeOptions,
+        is_open_to_others,
+        read_key,
+        to_seconds,
+    )
 
     limits = Limits(
         body_bytes=options.pop("max_body") * MIB,
@@ -104,6 +111,8 @@ def _to_options(api_key_file: str | None, keep_alive: str, **options: Any) -> An
         gpu_layers=options.pop("gpu_layers"),
     )
     key = read_key(api_key_file) if api_key_file else os.environ.get(_KEY_VARIABLE) or None
+    if api_key_file and is_open_to_others(api_key_file):
+        say(f"note: other users can read {api_key_file}: chmod 600 keeps them out.")
     return ServeOptions(
         api_key=key,
         keep_alive_s=to_seconds(keep_alive),

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from edgeprism.files.safe_text import json_text
 from edgeprism.serve.options import Limits
+from edgeprism.serve.refusals import Refusal, to_error
 
 
 @dataclass
@@ -74,6 +76,25 @@ class GuardedConnection(H11Protocol):
         """End."""
         self._leave()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP as every other refusal is answered, in JSON."""
+        refusal = Refusal(
+            400, "invalid_http", msg, "Send HTTP/1.1, with at most 64 KiB of headers."
+        )
+        body = json_text({"error": to_error(refusal)}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def awaits_request(self) -> bool:
         """Return whether no request is being received or answered."""

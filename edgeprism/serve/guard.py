@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _OPEN_PATHS = {"/healthz"}  # and the page, which asks a person for the key
 API_FOLDERS = ("/v1/", "/api/")
+_ONE_MODEL = "/v1/models/"
 EXPOSED_HEADERS = ("Retry-After",)  # that pages of allowed origins may read
 
 
@@ -144,12 +145,24 @@ class Guard:
     # ---- notes
 
     def _note(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
-        route = scope["path"] if scope["path"] in self._api_paths | _OPEN_PATHS else "page"
+        route = self._route(scope["path"], exchange.status)
         method = scope.get("method", "?")
         method = method if method in ("GET", "POST", "HEAD", "OPTIONS") else "other"
         self._service.metrics.observe(method, route, exchange.status, seconds)
         told = f"{exchange.status} {exchange.code}".strip()
         self._service.options.on_log(f"{method} {route} {told} {1000 * seconds:.0f} ms")
+
+
+    def _route(self, path: str, status: int) -> str:
+        """Return what the log and the counters call a path: those that nobody offers have no name.
+
+        A client may ask for any number of them, and put into them what it likes.
+        """
+        if path in self._api_paths | _OPEN_PATHS:
+            return path
+        if path.startswith(_ONE_MODEL):
+            return f"{_ONE_MODEL}{{name}}"
+        return "unknown" if status == 404 or path.startswith(API_FOLDERS) else "page"
 
 
 def _of_router(error: HTTPException) -> Refusal:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +109,15 @@ def read_key(path: str) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"{path}: cannot be read: {reason}.", "Name the key's file.") from error
+
+
+def is_open_to_others(path: str) -> bool:
+    """Return whether other users of this machine can read a file; False where that is not known."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return os.name == "posix" and stat.S_ISREG(mode) and bool(mode & (stat.S_IRGRP | stat.S_IROTH))
 
 
 def to_seconds(text: str) -> float:

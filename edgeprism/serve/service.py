@@ -108,6 +108,9 @@ class Service:
                     yield event
 
     async def _describe(self, job: Description, held: Held) -> AsyncGenerator[CaptionEvent]:
+        for name in ("instruction", "focus"):
+            if given := job.options.get(name):
+                self._log(name, str(given))
         groups = [job.pictures] if job.together else [(picture,) for picture in job.pictures]
         works: list[Work] = []
         async with self.models.captioner(job.model.captioner) as engine:
@@ -143,6 +146,8 @@ class Service:
         description, reasoner = query.description, query.description.model.reasoner or ""
         captions: dict[int, Caption] = {}  # in the pictures' order, whichever is finished first
         with self.places.take(1 + len(description.pictures)) as held:
+            if query.hint:
+                self._log("hint", query.hint)
             focus, notes = await self._focus(query, reasoner)
             yield Focused(focus)
             options = CaptionOptions(**{**description.options, "focus": focus})
