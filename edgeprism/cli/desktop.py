@@ -10,7 +10,7 @@ import click
 
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.options import engine_options
-from edgeprism.cli.serving import import_extra, served_models_options
+from edgeprism.cli.serving import check_models, import_extra, only_one, served_models_options
 from edgeprism.cli.terminal import is_quiet, print_line, say
 from edgeprism.errors import EXIT_DONE
 
@@ -26,8 +26,8 @@ from edgeprism.errors import EXIT_DONE
 @served_models_options
 @engine_options
 def command(
-    no_browser: bool, port: int, model: str, reasoner: str,
-    device: str, threads: int | None, gpu_layers: int | None,
+    no_browser: bool, port: int, model: str, reasoner: str, served_models: tuple[str, ...],
+    allow_network: bool, device: str, threads: int | None, gpu_layers: int | None,
 ) -> int:  # fmt: skip
     """Look at pictures in the browser: captions, questions, whole folders.
 
@@ -49,8 +49,11 @@ def command(
         api_key=secrets.token_urlsafe(32),
         model=model,
         reasoner=reasoner,
+        served_model=only_one(served_models),
+        allow_network=allow_network,
         engines=EngineOptions(device=device, threads=threads, gpu_layers=gpu_layers),
     )
+    check_models(options)
     with run.open_socket(options) as listener:
         run.allow_open_files(options)
         server = run.make_server(options)

@@ -13,6 +13,7 @@ from edgeprism.cli.serving import (
     import_extra,
     keep_alive_option,
     log_content_option,
+    only_one,
     served_models_options,
 )
 from edgeprism.cli.terminal import is_quiet, say
@@ -32,8 +33,9 @@ from edgeprism.errors import EXIT_DONE
 @log_content_option
 @engine_options
 def command(
-    folders: tuple[str, ...], model: str, reasoner: str, keep_alive: str, preload: bool,
-    log_content: bool, device: str, threads: int | None, gpu_layers: int | None,
+    folders: tuple[str, ...], model: str, reasoner: str, served_models: tuple[str, ...],
+    allow_network: bool, keep_alive: str, preload: bool, log_content: bool,
+    device: str, threads: int | None, gpu_layers: int | None,
 ) -> int:  # fmt: skip
     """Let an assistant look at pictures in these folders: an MCP server on stdin and stdout.
 
@@ -51,13 +53,15 @@ def command(
     options = ServeOptions(
         model=model,
         reasoner=reasoner,
+        served_model=only_one(served_models),
+        allow_network=allow_network,
         keep_alive_s=to_seconds(keep_alive),
         log_content=log_content,
         engines=EngineOptions(device=device, threads=threads, gpu_layers=gpu_layers),
         on_log=(lambda _: None) if is_quiet() else (lambda line: say(line, dim=True)),
     )
     server = module.PictureServer(options, Folders(folders), preload=preload)
-    check_models(model, reasoner)
+    check_models(options)
     if sys.stdin.isatty() and not is_quiet():
         say("It speaks to a program on standard input and output. Ctrl-C ends it.", dim=True)
     with finishing_first(server.stop):

@@ -14,6 +14,7 @@ from edgeprism.cli.serving import (
     import_extra,
     keep_alive_option,
     log_content_option,
+    only_one,
     served_models_options,
 )
 from edgeprism.cli.terminal import is_quiet, print_line, say
@@ -74,7 +75,7 @@ def command(**options: Any) -> int:
 
     run = import_extra("serve", "edgeprism.serve.run")
     server_options = _to_options(**options)
-    check_models(server_options.model, server_options.reasoner)
+    check_models(server_options)
     with run.open_socket(server_options) as listener:
         run.allow_open_files(server_options)
         server = run.make_server(server_options)
@@ -110,6 +111,7 @@ def _to_options(api_key_file: str | None, keep_alive: str, **options: Any) -> An
         threads=options.pop("threads"),
         gpu_layers=options.pop("gpu_layers"),
     )
+    options["served_model"] = only_one(options.pop("served_models"))
     key = read_key(api_key_file) if api_key_file else os.environ.get(_KEY_VARIABLE) or None
     if api_key_file and is_open_to_others(api_key_file):
         say(f"note: other users can read {api_key_file}: chmod 600 keeps them out.")

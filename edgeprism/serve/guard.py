@@ -152,7 +152,6 @@ class Guard:
         told = f"{exchange.status} {exchange.code}".strip()
         self._service.options.on_log(f"{method} {route} {told} {1000 * seconds:.0f} ms")
 
-
     def _route(self, path: str, status: int) -> str:
         """Return what the log and the counters call a path: those that nobody offers have no name.
 

@@ -17,7 +17,9 @@ from edgeprism.language.gpu import find_gpu
 from edgeprism.memory.parts import ModelParts
 from edgeprism.memory.plan import Plan, machine_memory
 from edgeprism.perceive.captioner import Captioner
+from edgeprism.reason.base import BaseReasoner
 from edgeprism.reason.local import Reasoner
+from edgeprism.reason.remote import RemoteReasoner, is_url
 from edgeprism.serve.engine import CaptionEngine
 from edgeprism.serve.options import ServeOptions
 from edgeprism.serve.reasoning import ReasonerThread
@@ -30,8 +32,8 @@ _TAG = ":latest"  # Ollama's clients add it to names without a tag
 _Engine = TypeVar("_Engine", CaptionEngine, ReasonerThread)
 
 
-# what a model takes in memory, and the function that makes its engine
-_Prepared = tuple[ModelParts, Callable[[], _Engine]]
+# what a model takes in memory (None: nothing here), and the function that makes its engine
+_Prepared = tuple[ModelParts | None, Callable[[], _Engine]]
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class Models:
         """Hold a reasoner inside the block, as `captioner` does; it loads at its first question."""
 
         def prepare() -> _Prepared[ReasonerThread]:
-            reasoner = Reasoner.load(name, **self._options.engines)
+            reasoner = _to_reasoner(name, self._options)
             return reasoner.memory_parts(), lambda: ReasonerThread(reasoner)
 
         async with self._using(f"reasoner {name}", prepare) as engine:
@@ -182,7 +184,8 @@ class Models:
     async def _load(self, key: str, prepare: Callable[[], _Prepared[_Engine]]) -> _Loaded[_Engine]:
         async with self._one_at_a_time:
             parts, load = await asyncio.to_thread(prepare)
-            await self._make_room(parts)
+            if parts is not None:
+                await self._make_room(parts)
             engine = await asyncio.to_thread(load)
             self._loaded[key] = loaded = _Loaded(engine)
             self._options.on_log(f"loaded {key}")
@@ -250,6 +253,13 @@ def _to_engine(captioner: Captioner) -> CaptionEngine:
         raise
 
 
+def _to_reasoner(name: str, options: ServeOptions) -> BaseReasoner:
+    """Return a reasoner of this machine; only a URL that the server was started with is asked."""
+    if not is_url(name):
+        return Reasoner.load(name, **options.engines)
+    return RemoteReasoner.load(name, options.served_model, allow_network=options.allow_network)
+
+
 def _lacking(parts: ModelParts) -> tuple[str, ...]:
     """Return what another model lacks beside what this process has in memory now, in words."""
     return Plan((parts,), None, machine_memory(find_gpu())).shortages(apart=True)
@@ -264,7 +274,7 @@ def _installed(options: ServeOptions) -> dict[str, dict[str, Offer]]:
             found[entry.kind][entry.name] = offer
     for kind, name in (("captioner", options.model), ("reasoner", options.reasoner)):
         if name not in found[kind]:
-            with contextlib.suppress(EdgePrismError):  # a default that is not here, or a server
+            with contextlib.suppress(EdgePrismError):  # a default that is not here
                 found[kind][name] = Offer(name, _size_of(kind, name), "", "")
     return found
 
@@ -272,6 +282,6 @@ def _installed(options: ServeOptions) -> dict[str, dict[str, Offer]]:
 def _size_of(kind: str, name: str) -> int:
     """Return the bytes of a model that is named by path or reference. Raises ModelError."""
     if kind == "reasoner":
-        return Reasoner.load(name).model_bytes()
+        return 0 if is_url(name) else Reasoner.load(name).model_bytes()
     captioner = Captioner.load(name)
     return captioner.engines.model_bytes()

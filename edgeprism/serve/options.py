@@ -50,7 +50,9 @@ class ServeOptions:
     allow_hosts: tuple[str, ...] = ()  # further names by which clients may call this server
     allow_origins: tuple[str, ...] = ()  # web pages of other origins that may use it
     model: str = "nano"
-    reasoner: str = "smollm2-135m"
+    reasoner: str = "smollm2-135m"  # or the URL of another server, which then gets captions
+    served_model: str | None = None  # of that server; None: the first that it lists
+    allow_network: bool = False  # that server may be on another machine
     keep_alive_s: float = 300  # infinity: models stay
     stop_seconds: float = 20  # that running requests may take once the server is told to stop
     log_content: bool = False

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TypeVar
 from edgeprism.errors import Interrupted
 from edgeprism.reason.base import BaseReasoner, captions_by_picture
 from edgeprism.reason.conversation import Conversation
-from edgeprism.reason.local import Reasoner
 from edgeprism.reason.prompt import Turn as PromptTurn
 from edgeprism.reason.question import to_question
 from edgeprism.reason.shape import Shape
@@ -28,13 +27,13 @@ Result = TypeVar("Result")
 class ReasonerThread:
     """Runs a reasoner's work in a thread of its own; a request that is given up stops it."""
 
-    def __init__(self, reasoner: Reasoner) -> None:
+    def __init__(self, reasoner: BaseReasoner) -> None:
         self.reasoner = reasoner
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reasoner")
         self._lock = threading.Lock()
         self._current: object = None
 
-    async def run(self, work: Callable[[Reasoner], Result]) -> Result:
+    async def run(self, work: Callable[[BaseReasoner], Result]) -> Result:
         """Return what `work` returns, once earlier works have ended.
 
         If the awaiting task is cancelled, the work is dropped, or stopped if it has begun.

@@ -158,6 +158,33 @@ def test_an_answer_streams_focus_captions_answer(server: Running, scenes: list[b
     assert answer["focus"] == dict(events)["focus"]["focus"]
 
 
+def test_a_reasoner_of_another_server_answers(
+    server: Running, scripted_gguf: Path, scenes: list[bytes]
+) -> None:
+    """The other server is one of ours; clients cannot name a third."""
+    served = f"nano+{scripted_gguf}"
+    address = f"{server.address}/v1"
+    with serving(reasoner=address, served_model=served) as running:
+        body = {"images": [as_base64(scenes[0])], "question": "What is it?",
+                "instruction_mode": "generic", "evidence": False}  # fmt: skip
+        for model in ({}, {"model": f"nano+{address}"}):
+            reply = running.post("/v1/ask", {**body, **model})
+            assert reply.data["answer"] == SAID_TEXT
+            assert reply.data["reasoner"] == {**reply.data["reasoner"], "name": served}
+        other = running.post("/v1/ask", {**body, "model": "nano+http://127.0.0.1:1/v1"})
+        assert (other.status, other.code) == (404, "model_not_found")
+        assert running.get("/v1/models").data["defaults"]["reasoner"] == address
+
+
+def test_a_reasoner_elsewhere_needs_consent(scenes: list[bytes]) -> None:
+    with serving(reasoner="http://192.0.2.1/v1") as running:
+        body = {"images": [as_base64(scenes[0])], "question": "What is it?",
+                "instruction_mode": "generic"}  # fmt: skip
+        reply = running.post("/v1/ask", body)
+    assert reply.status == 400
+    assert "is not on this machine" in reply.data["error"]["message"]
+
+
 def test_a_question_about_a_broken_picture_is_an_error(server: Running) -> None:
     body = {"images": [as_base64(b"nothing")], "question": "What is it?",
             "instruction_mode": "generic"}  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -11,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from edgeprism.errors import UsageError
-from edgeprism.serve.options import Limits, ServeOptions, check_address, to_seconds
+from edgeprism.serve.options import (
+    Limits,
+    ServeOptions,
+    check_address,
+    is_open_to_others,
+    read_key,
+    to_seconds,
+)
 from tests.helpers.serving import Running, as_base64, as_form, serving
 
 KEY = "a-key-of-the-tests-0123456789"
@@ -103,6 +111,18 @@ def test_listening_to_others_needs_a_key() -> None:
             ServeOptions(api_key=key)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
+@pytest.mark.parametrize(("mode", "is_open"), [(0o600, False), (0o400, False), (0o644, True),
+                                               (0o640, True), (0o604, True)])  # fmt: skip
+def test_a_key_that_others_can_read_is_told(tmp_path: Path, mode: int, is_open: bool) -> None:
+    key = tmp_path / "key"
+    key.write_text(KEY)
+    key.chmod(mode)
+    assert is_open_to_others(str(key)) is is_open
+    assert read_key(str(key)) == KEY
+    assert not is_open_to_others(str(tmp_path / "none"))
+
+
 @pytest.mark.parametrize(
     "image",
     ["https://example.org/a.png", "HTTP://127.0.0.1:1/x", "file:///etc/passwd", "/etc/passwd",
@@ -189,9 +209,15 @@ def test_the_log_holds_no_content(server: Running, scenes: list[bytes]) -> None:
     secret = "a secret instruction"
     server.post("/v1/captions", {"images": [as_base64(scenes[0])], "instruction": secret})
     server.post("/v1/captions?question=" + "very-secret", {"images": [secret]})
+    server.get("/very-secret")
+    server.get("/v1/secret")
+    server.get("/v1/models/secret")
     told = "\n".join(server.log)
     assert "POST /v1/captions 200" in told
+    assert "GET unknown 404" in told
+    assert "GET /v1/models/{name} 404" in told
     assert "secret" not in told
+    assert "secret" not in server.get("/metrics").body.decode()
 
 
 @pytest.mark.parametrize(

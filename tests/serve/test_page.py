@@ -416,7 +416,8 @@ def test_desktop_opens_a_page_with_its_own_key(browser: Browser, scenes: list[by
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in for a browser is a shell script")
-def test_desktop_opens_the_browser(tmp_path: Path) -> None:
+def test_desktop_opens_the_browser(tmp_path: Path, browser: Browser) -> None:
+    """With a file of this user's alone: others can read what a program is started with."""
     program = tmp_path / "browser"
     write = f'printf %s "$1" > {tmp_path}/part && mv {tmp_path}/part {tmp_path}/opened'
     program.write_text(f"#!/bin/sh\n{write}\n")
@@ -427,6 +428,19 @@ def test_desktop_opens_the_browser(tmp_path: Path) -> None:
         while not (tmp_path / "opened").exists():
             assert time.monotonic() < patience, "no browser was opened"
             time.sleep(0.05)
-        assert (tmp_path / "opened").read_text() == address
+        opened = (tmp_path / "opened").read_text()
+        assert opened.startswith("file:///")
+        assert address.partition("#key=")[2] not in opened
+        file = Path(opened.removeprefix("file://"))
+        assert file.parent.stat().st_mode & 0o077 == 0
+        origin = address.split("/#")[0]
+        with visiting(browser, origin) as visit:
+            visit.page.goto(opened)
+            visit.page.wait_for_url(f"{origin}/")
+            visit.page.wait_for_selector("html.ready")
+            expect(visit.page.get_by_role("alert")).to_be_hidden()  # it has its key
+            visit.foreign.clear()
+            assert visit.errors == []
     finally:
         assert ended(process) == ""
+    assert not file.exists()

@@ -59,6 +59,9 @@ def test_idle_models_leave_and_come_back(scenes: list[bytes], texts: list[str]) 
             assert running.log[-1] == "freed captioner nano"
         assert running.log.count("loaded captioner nano") == 2
         assert running.log.count(f"caption of picture 1: {texts[0]}") == 2  # it was asked for
+        told = {"instruction": "Describe it.", "focus": "the colours", "caption_tokens": 1}
+        running.post("/v1/captions", {"images": [as_base64(scenes[0])], **told})
+        assert {"instruction: Describe it.", "focus: the colours"} <= set(running.log)
 
 
 def test_idle_models_make_room_for_others(

@@ -127,6 +127,28 @@ def test_what_is_not_offered_is_told_in_words(
     assert words in reply.body.decode()
 
 
+@pytest.mark.parametrize(
+    ("path", "part", "told"),
+    [
+        ("/v1/chat/completions", {"type": "input_audio", "input_audio": {"data": "AA=="}}, "audio"),
+        ("/v1/chat/completions", {"type": "file", "file": {"file_id": "x"}}, "file"),
+        ("/v1/chat/completions", {"type": "hologram"}, "hologram"),
+        ("/v1/responses", {"type": "input_audio", "input_audio": {"data": "AA=="}}, "audio"),
+        ("/v1/responses", {"type": "input_file", "file_id": "x"}, "file"),
+    ],
+)
+def test_parts_that_are_no_text_and_no_picture_are_told(
+    server: Running, path: str, part: dict[str, Any], told: str
+) -> None:
+    talk = [{"role": "user", "content": "Hello"}, {"role": "user", "content": [part]}]
+    reply = server.post(path, {"messages": talk, "input": talk})
+    assert (reply.status, reply.code) == (400, "part_not_understood")
+    message = reply.data["error"]["message"]
+    assert "[1].content[0]" in message
+    assert told in message
+    assert "pictures alone" in message
+
+
 def test_bodies_that_cannot_be_read_say_why(server: Running, scenes: list[bytes]) -> None:
     body, headers = as_form({"focus": "a"}, {"a.png": scenes[0]})
     cut = server.request("POST", "/v1/captions", body[:-40], headers)

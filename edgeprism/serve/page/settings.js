@@ -88,8 +88,9 @@ function fillSelects() {
   }
 }
 
-/** Return a model's name without the folders of a path. */
-const shortName = (name) => name.split(/[\\/]/).pop() || name;
+/** Return a model's name without the folders of a path; an address stays as it is. */
+const shortName = (name) =>
+  (name.includes("://") ? name : name.split(/[\\/]/).pop()) || name;
 
 export function openSettings() {
   const dialog = byId("settings");
