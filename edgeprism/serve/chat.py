@@ -112,7 +112,8 @@ def _system(chat: Chat) -> str:
 async def _captioned(
     service: Service, chat: Chat, users: list[Message]
 ) -> AsyncGenerator[ChatEvent]:
-    pictures = next((message.pictures for message in reversed(users) if message.pictures), ())
+    turns, last = _to_turns(chat.messages)
+    pictures = last.pictures or next((t.pictures for t in reversed(turns) if t.pictures), ())
     if not pictures:
         raise Refusal(
             400, "no_picture", f"{chat.model} describes pictures, and the chat holds none.",
