@@ -79,6 +79,9 @@ class GuardedConnection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP as every other refusal is answered, in JSON."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()  # an answer has begun already
+            return
         refusal = Refusal(
             400, "invalid_http", msg, "Send HTTP/1.1, with at most 64 KiB of headers."
         )

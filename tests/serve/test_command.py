@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgeprism.cli.main import run
+from tests.helpers.serving import Reply, as_base64
 
 COMMAND = [sys.executable, "-m", "edgeprism", "serve"]
 
@@ -46,6 +47,24 @@ def test_it_answers_and_ends_in_order(number: signal.Signals) -> None:
     assert process.returncode == 0
     assert "Traceback" not in errors
     assert "GET /healthz 200" in errors
+
+
+def test_a_stream_is_finished_after_sigterm(scenes: list[bytes], texts: list[str]) -> None:
+    process, port = started("--port", "0", "-q")
+    body = json.dumps({"images": [as_base64(scenes[0])] * 16, "stream": True})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", "/v1/captions", body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    stream = response.readline()
+    process.send_signal(signal.SIGTERM)
+    stream += response.read()
+    connection.close()
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    reply = Reply(200, {}, stream)
+    done = [data["caption"]["caption"] for name, data in reply.events() if name == "caption.done"]
+    assert done == texts[:1] * 16
+    assert reply.events()[-1] == ("done", {"model": "nano"})
 
 
 def test_a_socket_that_is_open_already() -> None:

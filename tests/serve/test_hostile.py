@@ -124,6 +124,41 @@ def test_half_bodies_give_way_where_memory_is_short(hurried: Running, scenes: li
     assert any("429 too_many_bytes" in line for line in hurried.log)
 
 
+def test_chunks_without_end_are_refused(hurried: Running, scenes: list[bytes]) -> None:
+    """Fast ones at the limit of the size, slow ones at that of the time."""
+    head = (b"POST /v1/captions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")  # fmt: skip
+    answers: dict[int, bytes] = {}
+
+    def read(place: int, connection: socket.socket) -> None:
+        answers[place] = read_all(connection)
+
+    def flood(place: int, chunk: bytes, pause: float) -> None:
+        with hurried.raw() as connection:
+            connection.sendall(head)
+            reader = threading.Thread(target=read, args=(place, connection))
+            reader.start()
+            with contextlib.suppress(OSError):  # until the server has had enough
+                while reader.is_alive():
+                    connection.sendall(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+                    time.sleep(pause)
+            reader.join()
+
+    floods = [
+        threading.Thread(target=flood, args=(0, b" " * 100_000, 0.0)),
+        threading.Thread(target=flood, args=(1, b" ", 0.1)),
+    ]
+    for thread in floods:
+        thread.start()
+    assert honest(hurried, scenes) < PROMPT_S * SLACK
+    for thread in floods:
+        thread.join(30)
+    # a client that goes on sending may not get to read it
+    assert any("413 body_too_large" in line for line in hurried.log)
+    assert answers[1].startswith(b"HTTP/1.1 408")
+    assert honest(hurried, scenes) < PROMPT_S * SLACK
+
+
 def test_a_flood_of_headers_is_refused(hurried: Running, scenes: list[bytes]) -> None:
     with open_to(hurried, 4) as connections:
         for connection in connections:
@@ -140,7 +175,10 @@ def test_a_flood_of_headers_is_refused(hurried: Running, scenes: list[bytes]) ->
                                      b"POST /v1/ask HTTP/1.1\r\nHost: localhost\r\n"
                                      b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
                                      b"POST /v1/ask HTTP/1.1\r\nHost: localhost\r\n"
-                                     b"Content-Length: -1\r\n\r\n"])  # fmt: skip
+                                     b"Content-Length: -1\r\n\r\n",
+                                     b"POST /v1/ask HTTP/1.1\r\nHost: localhost\r\n"
+                                     b"Content-Type: application/json\r\n"
+                                     b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"])  # fmt: skip
 def test_garbage_ends_the_connection(hurried: Running, scenes: list[bytes], garbage: bytes) -> None:
     with hurried.raw() as connection:
         connection.sendall(garbage)
