@@ -18,6 +18,7 @@ from edgeprism.reason.schema_refs import References
 from edgeprism.records import Answer, Caption
 from edgeprism.serve.events import Answered, Described, Failed
 from edgeprism.serve.folders import Folders
+from edgeprism.serve.models import ModelName
 from edgeprism.serve.options import Limits
 from edgeprism.serve.refusals import Refusal
 from edgeprism.serve.service import Description, Query, Service
@@ -111,13 +112,25 @@ class Tools:
     async def _ask(self, arguments: Mapping[str, Any]) -> Result:
         paths = arguments["paths"]
         pictures = await self._read(paths)
-        model = await self._service.models.resolve_both(None)
+        model = await self._reasoning()
         query = Query(Description(model, pictures), arguments["question"])
         async with aclosing(self._service.ask(query)) as events:
             async for event in events:
                 if isinstance(event, Answered):
                     return _answered(paths, event.answer)
         raise RuntimeError("a question ended without an answer")
+
+    async def _reasoning(self) -> ModelName:
+        """Return the server's captioner and reasoner; Refusal says how to get one."""
+        try:
+            return await self._service.models.resolve_both(None)
+        except Refusal as refusal:
+            if refusal.code != "model_not_found":
+                raise
+            raise Refusal(
+                404, refusal.code, f"{refusal.summary} Questions need a reasoner.",
+                "Let the user install one: `edgeprism pull smollm2-135m`",
+            ) from refusal  # fmt: skip
 
 
 # ---- schemas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 
 from edgeprism.errors import UsageError
 from edgeprism.serve.folders import Folders
+from edgeprism.serve.options import ServeOptions
 from edgeprism.serve.refusals import Refusal
+from edgeprism.serve.service import Service
+from edgeprism.serve.tools import Tools
 
 LIMIT = 1000
 
@@ -92,3 +96,14 @@ def test_folders_must_be_there(place: Path) -> None:
     for path in (place / "none", place / "one" / "a.png"):
         with pytest.raises(UsageError, match="no such folder"):
             Folders([str(path)])
+
+
+def test_a_question_without_a_reasoner_says_how_to_get_one(place: Path, folders: Folders) -> None:
+    async def ask() -> None:
+        tools = Tools(Service(ServeOptions(reasoner="none-such")), folders)
+        arguments = {"paths": ["a.png"], "question": "What is it?"}
+        await tools.call(tools.by_name["ask_picture"], arguments)
+
+    with pytest.raises(Refusal, match="There is no reasoner 'none-such'") as refused:
+        asyncio.run(ask())
+    assert "edgeprism pull" in refused.value.hint
