@@ -82,6 +82,19 @@ def test_a_request_moves_its_answer(generator: Generator) -> None:
     assert answers[2] == answers[4]
 
 
+def test_a_sampler_may_be_made_before(generator: Generator) -> None:
+    asked = request(1, temperature=1.0, seed=3, grammar="root ::= [a-z]{4}")
+    (*_, done) = generator.run([asked])
+    generator.add(0, asked, generator.sampler(asked))
+    events = generator.new_events()
+    while generator.busy:
+        events += generator.step()
+    assert isinstance(done, Finished)
+    assert [event.text for event in events if isinstance(event, Finished)] == [done.text]
+    with pytest.raises(ModelError, match="grammar"):
+        generator.sampler(request(1, grammar="no grammar"))
+
+
 @pytest.mark.parametrize("parallel", [2, 3, 8])
 def test_together_they_say_what_each_says_alone(random_lm: LanguageModel, parallel: int) -> None:
     alone = make(random_lm)

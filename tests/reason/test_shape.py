@@ -12,11 +12,13 @@ import pytest
 
 from edgeprism.cli.main import run
 from edgeprism.errors import ModelError, UsageError
+from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.model import LanguageModel
+from edgeprism.language.request import Request, Sampling
 from edgeprism.language.sampler import Sampler
 from edgeprism.reason.json_schema import schema_to_shape, text_to_shape
 from edgeprism.reason.local import Reasoner
-from edgeprism.reason.shape import choices_to_shape, literal, numbers_to_shape
+from edgeprism.reason.shape import choices_to_shape, literal, numbers_to_shape, object_shape
 from tests.helpers import bundles
 from tests.helpers.children import in_child
 
@@ -97,6 +99,25 @@ def test_sampling_at_a_temperature_keeps_to_the_grammar(scripted_lm: LanguageMod
         sampler.close()
     assert drawn == {b"a", b"b"}
     context.close()
+
+
+def test_any_object_is_any_json_object(scripted_lm: LanguageModel) -> None:
+    generator = Generator(scripted_lm)
+    prompt = (scripted_lm.tokenize("x"),)
+    found = []
+    for seed in range(60):
+        sampling = Sampling(temperature=9.0, seed=seed, max_tokens=90, grammar=object_shape().gbnf)
+        (*_, done) = generator.run([Request(prompt, sampling)])
+        assert isinstance(done, Finished)
+        if done.finish_reason == "stop":
+            assert object_shape().accepts(done.text)
+            found.append(json.loads(done.text))
+    generator.close()
+    assert all(isinstance(value, dict) for value in found)
+    kinds = {type(inner) for value in found for inner in value.values()}
+    assert len(kinds) > 3
+    for text in ("", "3", "[]", '{"a": 1', "{" + '"a": {' * 100_000):
+        assert not object_shape().accepts(text)
 
 
 # ---- schemas

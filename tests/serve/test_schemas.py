@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,22 @@ def test_a_schema_binds_later_answers_of_a_chat(
     first = {"role": "user", "content": "How many?", "images": [as_base64(scenes[0])]}
     body = {"model": model, "messages": [first, *chat[1:]], "format": COLOURS, "stream": False}
     assert server.post("/api/chat", body).data["message"]["content"] in ('"red"', '"green"')
+
+
+def test_json_mode_and_an_empty_schema_allow_any_object(
+    server: Running, scenes: list[bytes]
+) -> None:
+    """A model that was not made for JSON may go on to the limit; what it writes is an object's."""
+    url = {"type": "image_url", "image_url": {"url": as_data_url(scenes[0])}}
+    empty = {"type": "json_schema", "json_schema": {"name": "any", "schema": {}}}
+    for form in ({"type": "json_object"}, empty):
+        body = {"model": "nano", "messages": [{"role": "user", "content": [url]}],
+                "response_format": form, "max_tokens": 60}  # fmt: skip
+        (choice,) = server.post("/v1/chat/completions", body).data["choices"]
+        text = choice["message"]["content"]
+        assert text.startswith("{")
+        assert text != "{}"  # which was all that was allowed once
+        assert choice["finish_reason"] == "length" or isinstance(json.loads(text), dict)
 
 
 def hostile_schemas() -> dict[str, dict[str, Any]]:
