@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import click
 
@@ -62,6 +63,7 @@ def command(
         print_line(f"EdgePrism is at {address}")
         if not is_quiet():
             say("Ctrl-C ends it.", dim=True)
+        opened: AbstractContextManager[None]
         opened = contextlib.nullcontext() if no_browser else _browser_at(address)
         with opened, finishing_first(server.stop):
             run.run_server(server, listener)

@@ -41,7 +41,8 @@ class AnswerText:
 
     Thoughts are dropped. A tag may come in several pieces, so what may be the beginning of one is
     held back; so are blanks, because an answer ends without them. What it returns is the beginning
-    of what `cut_thinking` makes of the whole reply, unless a tag closes a block that none opened.
+    of what `cut_thinking` makes of the whole reply, unless a tag closes a block that none opened
+    after text was returned; then it returns nothing more.
     """
 
     def __init__(self, *, thinks: bool) -> None:
@@ -50,23 +51,26 @@ class AnswerText:
         self._held = ""
         self._blanks = ""  # between what was returned and what comes next
         self._began = False
+        self._lost = False  # thoughts were returned as the answer: nothing may follow them
 
     def feed(self, piece: str) -> str:
         """Take a piece; return new text of the answer."""
         self._held += piece
-        parts = []
+        parts: list[str] = []
         while tag := self._next_tag():
-            if not self._block:
-                parts.append(self._held[: tag.start()] if not _closes(tag) else "")
-                self._block = "" if _closes(tag) else _kind(tag)
-            elif _closes(tag):
+            if self._block:
                 self._block = ""
+            elif _closes(tag):  # all before it were thoughts, and some may be out already
+                parts, self._lost = [], self._began
+            else:
+                parts.append(self._held[: tag.start()])
+                self._block = _kind(tag)
             self._held = self._held[tag.end() :]
         keep = _start_of_tag(self._held)
         if not self._block:
             parts.append(self._held[:keep])
         self._held = self._held[keep:]
-        return self._without_ends("".join(parts))
+        return "" if self._lost else self._without_ends("".join(parts))
 
     def _next_tag(self) -> re.Match[str] | None:
         """Return the next tag that means something here: in a block, the one that closes it."""

@@ -60,17 +60,19 @@ class Folders:
         """Return the folder that a path leads into, and where it leads there."""
         if not _is_plain(path):
             raise self._refused(path)
-        found = None
+        missing, leads_out = None, False
         for root in self.roots:
             resolved = Path(os.path.realpath(root / path))  # an absolute path stays as it is
-            for own in self.roots:
-                if resolved.is_relative_to(own):
-                    found = found or (own, resolved.relative_to(own))
-                    if resolved.exists():
-                        return own, resolved.relative_to(own)
-        if found is None:
+            own = next((each for each in self.roots if resolved.is_relative_to(each)), None)
+            if own is None:
+                leads_out = True
+            elif os.path.exists(resolved):
+                return own, resolved.relative_to(own)
+            else:
+                missing = missing or (own, resolved.relative_to(own))
+        if missing is None or leads_out:
             raise self._refused(path)
-        return found
+        return missing
 
     def _refused(self, path: str) -> Refusal:
         return Refusal(

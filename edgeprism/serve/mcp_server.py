@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, cast
 
 from mcp import types
@@ -79,7 +80,7 @@ class PictureServer:
                 writer.close()
 
     @contextlib.asynccontextmanager
-    async def _loading(self, service: Service) -> Any:
+    async def _loading(self, service: Service) -> AsyncGenerator[None]:
         """Load the models beside the block, if that was asked for."""
         task = asyncio.create_task(_load(service)) if self._preload else None
         try:

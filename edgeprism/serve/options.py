@@ -54,6 +54,7 @@ class ServeOptions:
     served_model: str | None = None  # of that server; None: the first that it lists
     allow_network: bool = False  # that server may be on another machine
     keep_alive_s: float = 300  # infinity: models stay
+    idle_look_s: float = 1.0  # between two looks for models that nobody has used for so long
     stop_seconds: float = 20  # that running requests may take once the server is told to stop
     log_content: bool = False
     engines: EngineOptions = field(default_factory=lambda: EngineOptions())

@@ -35,8 +35,6 @@ from edgeprism.serve.reasoning import Turn, answer_in_conversation
 from edgeprism.serve.refusals import Refusal, to_refusal
 from edgeprism.serve.uploads import Upload
 
-_REAP_S = 1.0
-
 
 @dataclass(frozen=True)
 class Description:
@@ -89,7 +87,7 @@ class Service:
 
     async def _reap(self) -> None:
         while True:
-            await asyncio.sleep(_REAP_S)
+            await asyncio.sleep(self.options.idle_look_s)
             await self.models.free_idle()
 
     async def takes_several(self, model: ModelName) -> bool:

@@ -77,7 +77,7 @@ class Writer(threading.Thread):
 
     def __init__(self, target: int, on_broken: Callable[[], object]) -> None:
         super().__init__(name="standard output", daemon=True)
-        self._target, self._on_broken = target, on_broken
+        self._descriptor, self._on_broken = target, on_broken
         self._texts: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def run(self) -> None:
@@ -86,7 +86,7 @@ class Writer(threading.Thread):
             data = memoryview(text.encode())
             try:
                 while data:
-                    data = data[os.write(self._target, data) :]
+                    data = data[os.write(self._descriptor, data) :]
             except OSError:
                 self._on_broken()
                 return

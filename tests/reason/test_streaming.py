@@ -15,7 +15,7 @@ from edgeprism.reason.shape import choices_to_shape
 from edgeprism.reason.thinking import AnswerText, cut_thinking
 from edgeprism.records import ModelInfo, Timings, TokenCounts
 from tests.helpers import bundles
-from tests.helpers.bundles import CHATML, IM_END, SAID_TEXT
+from tests.helpers.bundles import IM_END, SAID_TEXT
 
 CHAT = [Message("user", "What is it?")]
 WORDS = ["<", "[", "</", "◁", "<thin", "[/THIN", " ", "\n\n", "a red dog", "one", "<b>", "é", "k>"]
@@ -59,7 +59,7 @@ def test_parts_are_the_beginning_of_the_answer() -> None:
     ("text", "answer"),
     [
         ("<think>It is a dog.</think>\n\nA dog.", "A dog."),
-        ("  A dog < 3, no <b>cat</b>. [1]", "A dog < 3, no <b>cat</b>. [1]"),
+        ("  A dog < 3, no <b>cat</b>. [1] and so on ", "A dog < 3, no <b>cat</b>. [1] and so on"),
         ("◁think▷x◁/think▷One [THINK]y[/THINK] two", "One  two"),
         ("<think>a [THINK] b [/THINK] c</think>A dog.", "A dog."),
         ("A dog.<think>never ends", "A dog."),
@@ -78,20 +78,24 @@ def test_a_reply_may_begin_with_thoughts_that_its_prompt_opened() -> None:
     assert streamed("no end", random.Random(0), thinks=True) == ""
 
 
-def write_thinker(path: Path, *, by_prompt: bool) -> Path:
-    """A model that thinks before it answers; the block is opened by its template, or by itself."""
-    opening = [] if by_prompt else [*"<think>"]
-    script = bundles.piece_ids(*opening, "▁red", *"</think>", "▁a", "▁small", "▁dog", IM_END)
-    template = CHATML.replace("assistant\n' }}", "assistant\n<think>' }}") if by_prompt else CHATML
-    return bundles.write_lm(path, script=script, chat_template=template)
+def write_thinker(path: Path, opening: str) -> Path:
+    """A model that thinks after `opening`, and then answers."""
+    # each token of a script follows from the one before it, so no token may come twice
+    closing = [bundles.IDS[f"<0x{ord(letter):02X}>"] for letter in "</think>"]
+    script = bundles.piece_ids(*opening, "▁red", *closing, "▁a", "▁small", "▁dog", IM_END)
+    return bundles.write_lm(path, script=script)
 
 
-@pytest.mark.parametrize("by_prompt", [False, True])
-def test_a_model_that_thinks_streams_its_answer(tmp_path: Path, by_prompt: bool) -> None:
-    with_thoughts = Reasoner.load(write_thinker(tmp_path / "lm.gguf", by_prompt=by_prompt))
+@pytest.mark.parametrize(("opening", "chat_format"), [("<think>", None), (">", "bailing-think")])
+def test_a_model_that_thinks_streams_its_answer(
+    tmp_path: Path, opening: str, chat_format: str | None
+) -> None:
+    """It opens the block itself, or its chat format does (that of Ling's thinking models)."""
+    path = write_thinker(tmp_path / "lm.gguf", opening)
+    thinker = Reasoner.load(path, chat_format=chat_format)
     parts: list[str] = []
-    reply = with_thoughts.stream(CHAT, max_tokens=40, on_text=parts.append)
-    with_thoughts.close()
+    reply = thinker.stream(CHAT, max_tokens=40, on_text=parts.append)
+    thinker.close()
     assert (reply.text, reply.thinking) == ("a small dog", "red")
     assert "".join(parts) == "a small dog"
     assert len(parts) == 3

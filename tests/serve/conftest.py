@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from edgeprism.models import nano
 from edgeprism.perceive.captioner import Captioner
+from edgeprism.reason.thinking import AnswerText
 from tests.helpers.serving import Running, serving
 
 
@@ -31,3 +33,18 @@ def texts(scenes: list[bytes]) -> list[str]:
     """What nano says of them, without a server."""
     with Captioner.load("nano") as captioner:
         return [captioner.caption(data).text for data in scenes]
+
+
+@pytest.fixture
+def slow_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a reasoner of this process take a moment for each word of an answer.
+
+    The tiny ones here write all of it before a server's thread gets its turn to send a word.
+    """
+    feed = AnswerText.feed
+
+    def feed_slowly(answer: AnswerText, piece: str) -> str:
+        time.sleep(0.03)
+        return feed(answer, piece)
+
+    monkeypatch.setattr(AnswerText, "feed", feed_slowly)

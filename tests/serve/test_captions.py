@@ -86,10 +86,10 @@ def picture_of(seed: int) -> bytes:
 
 
 def test_every_client_gets_its_own_pictures_caption(server: Running) -> None:
-    pictures = [picture_of(seed) for seed in range(24)]
+    pictures = [picture_of(seed) for seed in range(14)]
     with Captioner.load("nano") as captioner:
         expected = [captioner.caption(data).text for data in pictures]
-    assert len(set(expected)) > 12
+    assert len(set(expected)) > 8
 
     def ask(number: int) -> str:
         body = {"images": [as_base64(pictures[number])], "stream": bool(number % 2)}
@@ -99,7 +99,7 @@ def test_every_client_gets_its_own_pictures_caption(server: Running) -> None:
         return "".join(data["text"] for name, data in reply.events() if name == "caption.delta")
 
     with ThreadPoolExecutor(12) as pool:
-        assert list(pool.map(ask, range(24))) == expected
+        assert list(pool.map(ask, range(14))) == expected
 
 
 # ---- questions
@@ -117,7 +117,9 @@ def test_an_answer_comes_with_its_captions(
     assert reply.data["focus"] == ""
 
 
-def test_an_answer_streams_word_by_word(server: Running, scenes: list[bytes]) -> None:
+def test_an_answer_streams_word_by_word(
+    server: Running, scenes: list[bytes], slow_words: None
+) -> None:
     body = {"images": [as_base64(scenes[0])], "question": "What is it?", "stream": True}
     events = server.post("/v1/ask", body).events()
     names = list(dict.fromkeys(name for name, _ in events))
@@ -131,7 +133,7 @@ def test_an_answer_streams_word_by_word(server: Running, scenes: list[bytes]) ->
     ]
     parts = [data["text"] for name, data in events if name == "answer.delta"]
     assert "".join(parts) == dict(events)["answer.done"]["answer"]["answer"] == SAID_TEXT
-    assert len(parts) > 1
+    assert len(parts) > 4
 
 
 def test_thoughts_that_nothing_announced_do_not_hide_the_answer(

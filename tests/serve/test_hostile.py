@@ -28,7 +28,7 @@ SLACK = float(os.environ.get("EDGEPRISM_TEST_SLACK", "3"))
 def hurried(scenes: list[bytes]) -> Iterator[Running]:
     """A server with short time limits, and few connections."""
     limits = Limits(
-        head_seconds=1.0, body_seconds=2.0, write_seconds=1.0, connections=100,
+        head_seconds=0.6, body_seconds=1.2, write_seconds=0.6, connections=100,
         body_bytes=1_000_000, bodies_bytes=4_000_000,
     )  # fmt: skip
     with serving(limits, keep_alive_s=float("inf")) as running:
@@ -81,7 +81,7 @@ def test_slow_heads_and_idle_connections_end(hurried: Running, scenes: list[byte
                 connection.sendall(b"POST /v1/captions HTTP/1.1\r\nHost: localhost\r\nX-A: ")
         assert honest(hurried, scenes) < PROMPT_S * SLACK
         for _ in range(3):  # a byte now and then does not prolong it
-            time.sleep(0.4)
+            time.sleep(0.25)
             for connection in connections[1::3]:
                 with contextlib.suppress(OSError):
                     connection.sendall(b"a")
@@ -298,6 +298,6 @@ def test_a_reader_that_reads_nothing_holds_up_nobody(hurried: Running, scenes: l
         with contextlib.suppress(OSError):
             connections[2].sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400)
         assert honest(hurried, scenes) < 2 * SLACK  # behind the captions that were asked for before
-        time.sleep(2.0)  # twice what a client may take to read on
+        time.sleep(1.2)  # twice what a client may take to read on
         assert is_closed(connections[2])
         assert hurried.taken() == 0

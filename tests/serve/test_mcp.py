@@ -64,7 +64,8 @@ class Caller:
     client: Client
 
     def call(self, tool: str, **arguments: Any) -> CallToolResult:
-        return self.portal.call(self.client.call_tool, tool, arguments)
+        result: CallToolResult = self.portal.call(self.client.call_tool, tool, arguments)
+        return result
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ class Talk:
         self.errors = piped(self.process.stderr)
 
     def send(self, method: str, number: int | None = None, **params: Any) -> None:
-        message = {"jsonrpc": "2.0", "method": method, "params": params}
+        message: dict[str, Any] = {"jsonrpc": "2.0", "method": method, "params": params}
         message |= {} if number is None else {"id": number}
         self.input.write(json.dumps(message) + "\n")
         self.input.flush()
@@ -257,7 +258,7 @@ def test_a_signal_ends_it_in_the_middle_of_calls(place: Path, number: signal.Sig
         assert time.monotonic() - start < 10
         assert talk.process.returncode == 0
         for line in output.splitlines():
-            assert "result" in json.loads(line)
+            assert json.loads(line)["jsonrpc"] == "2.0"
         assert "Traceback" not in errors
 
 

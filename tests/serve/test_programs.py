@@ -64,10 +64,11 @@ def photoprism(scene: bytes, **fields: Any) -> dict[str, Any]:
 
 def last_of(body: bytes) -> dict[str, Any]:
     """The last of the values that an answer holds: it reads them one after another."""
-    text, decoder, value, start = body.decode().strip(), json.JSONDecoder(), {}, 0
+    text, decoder, start = body.decode().strip(), json.JSONDecoder(), 0
+    value: dict[str, Any] = {}
     while start < len(text):
         value, start = decoder.raw_decode(text, start)
-    return dict(value)
+    return value
 
 
 def test_photoprism_gets_a_caption(server: Running, scenes: list[bytes]) -> None:

@@ -38,7 +38,7 @@ def test_a_full_queue_refuses_and_goes_on(scenes: list[bytes]) -> None:
             return running.post("/v1/captions", {"images": images})
 
         with ThreadPoolExecutor(8) as pool:
-            replies = list(pool.map(ask, range(24)))
+            replies = list(pool.map(ask, range(12)))
         assert {reply.status for reply in replies} == {200, 429}
         refused = next(reply for reply in replies if reply.status == 429)
         assert refused.code == "queue_full"
@@ -49,7 +49,7 @@ def test_a_full_queue_refuses_and_goes_on(scenes: list[bytes]) -> None:
 
 
 def test_idle_models_leave_and_come_back(scenes: list[bytes], texts: list[str]) -> None:
-    with serving(keep_alive_s=0.1, log_content=True) as running:
+    with serving(keep_alive_s=0.1, idle_look_s=0.05, log_content=True) as running:
         for _ in range(2):
             reply = running.post("/v1/captions", {"images": [as_base64(scenes[0])]})
             assert reply.data["captions"][0]["caption"] == texts[0]

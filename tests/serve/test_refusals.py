@@ -63,14 +63,14 @@ def test_pictures_are_read_in_user_messages_only(
 
 
 def test_keep_alive_holds_for_the_request_that_loads_the_model(scenes: list[bytes]) -> None:
-    for streams in (False, True):
-        with serving(keep_alive_s=float("inf")) as running:
+    with serving(keep_alive_s=float("inf"), idle_look_s=0.05) as running:
+        for streams in (False, True):
             body = {"model": "nano", "images": [as_base64(scenes[0])], "keep_alive": "0.1s",
                     "stream": streams}  # fmt: skip
             assert running.post("/api/generate", body).status == 200
             deadline = time.monotonic() + 10
             while running.get("/api/ps").data["models"] and time.monotonic() < deadline:
-                time.sleep(0.1)
+                time.sleep(0.05)
             assert running.get("/api/ps").data["models"] == []
 
 
