@@ -336,8 +336,8 @@ def _missing(name: str, error: ModelError) -> ModelError:
     meant = f"Did you mean {' or '.join(close)}? " if close else ""
     return ModelError(
         f"There is no reasoner {name!r}.",
-        f"{meant}`edgeprism models list` shows the reasoners that are here and those that `pull` "
-        "can add; a GGUF file is named by its path.",
+        f"{meant}`edgeprism models list` shows the reasoners that are here and those that "
+        "`edgeprism pull` can add; a GGUF file is named by its path.",
     )
 
 
