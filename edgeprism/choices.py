@@ -21,6 +21,10 @@ INSTRUCTION_MODES = ("generic", "question")
 # "bound": the answer is bound to their texts.
 OPTION_FORMS = ("letters", "free", "bound")
 
+# the limit of visual tokens that follows the picture: one in AUTO_SHARE, and AUTO_LEAST at least
+AUTO = "auto"
+AUTO_SHARE, AUTO_LEAST = 4, 64
+
 # what begins a reference to a model that another program keeps (`bundle/elsewhere/`)
 PROGRAM_PREFIXES = ("ollama", "lmstudio", "hub", "llamacpp", "jan", "gpt4all")
 

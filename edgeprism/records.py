@@ -47,13 +47,23 @@ class Pictured:
 
 
 @dataclass(frozen=True)
+class Reduction:
+    """How a picture's visual tokens were made fewer, as `Captioner.load(visual_tokens=…)` asks."""
+
+    limit: int | str  # as it was given: the most that stay, or "auto"
+    encoded: int  # how many there were, of which `TokenCounts.visual` stayed
+    method: str
+
+
+@dataclass(frozen=True)
 class EncodedImage:
     """Visual tokens of one picture; it can be captioned many times without encoding it again.
 
     `visual_tokens` is [n_tokens, n_embd] float32 and belongs to the model with `model_digest`.
     `layout` says how they stand in the prompt: rows, and the model's own text between them.
     For several pictures in one prompt `together` lists each of them; `image` then holds their
-    names, `image_sha256` is a digest of their digests, and `size` is (0, 0).
+    names, `image_sha256` is a digest of their digests, and `size` is (0, 0). `reduction` says how
+    the visual tokens were made fewer; None: they are all there.
     """
 
     visual_tokens: np.ndarray
@@ -65,6 +75,7 @@ class EncodedImage:
     layout: tuple[Segment, ...]
     timings: Timings = field(default_factory=Timings)
     together: tuple[Pictured, ...] = ()
+    reduction: Reduction | None = None
 
 
 @dataclass(frozen=True)
@@ -110,9 +121,11 @@ class Caption:
     image_size: tuple[int, int] = (0, 0)  # (width, height), upright
     notes: tuple[str, ...] = ()
     together: tuple[Pictured, ...] = ()  # each of several pictures, as in EncodedImage
+    reduction: Reduction | None = None  # of the visual tokens, as in EncodedImage
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `edgeprism caption --json` prints."""
+        reduction = {"reduction": asdict(self.reduction)} if self.reduction else {}
         return {
             "schema": RECORD_SCHEMA,
             "image": self.image,
@@ -127,6 +140,7 @@ class Caption:
             "instruction": self.instruction,
             "notes": list(self.notes),
             "together": [{**asdict(p), "image_size": list(p.image_size)} for p in self.together],
+            **reduction,
             "version": self.version,
         }
 

@@ -20,6 +20,7 @@ from typing import Any
 from edgeprism.errors import EdgePrismError
 from edgeprism.machine import child
 from edgeprism.machine.device import EngineOptions
+from edgeprism.vision.token_reduction import TokenLimit
 
 _FOLDER_S = 4.0  # a folder should take about so long
 _LEAST_PICTURES, _MOST_PICTURES = 4, 200
@@ -40,6 +41,7 @@ class Order:
         folder: whether to measure a folder too.
         engine: device, threads, gpu_layers, for both models.
         vision_quant: the variant of the vision graph; None: the best for the device.
+        visual_tokens: the most that the language model gets of a picture; None: all.
     """
 
     model: str
@@ -50,6 +52,7 @@ class Order:
     folder: bool = True
     engine: EngineOptions = field(default_factory=EngineOptions)
     vision_quant: str | None = None
+    visual_tokens: TokenLimit | None = None
 
     def command(self, *what: str) -> list[str]:
         """Return `edgeprism caption …` with this captioner, without the caption store."""
@@ -57,6 +60,7 @@ class Order:
         for name, value in (
             ("--max-tokens", self.caption_tokens),
             ("--vision-quant", self.vision_quant),
+            ("--visual-tokens", self.visual_tokens),
             ("--device", self.engine.get("device")),
             ("--threads", self.engine.get("threads")),
             ("--gpu-layers", self.engine.get("gpu_layers")),

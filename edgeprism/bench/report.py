@@ -77,6 +77,7 @@ class Settings:
     images: list[str]
     caption_tokens: int | None
     folder_pictures: int
+    visual_tokens: str | None = None  # the most of a picture that the language model gets
 
 
 @dataclass(frozen=True)

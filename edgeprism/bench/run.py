@@ -99,6 +99,8 @@ def bench(order: Order, progress: Progress = lambda *_: lambda: None) -> r.Repor
     conditions = _conditions(before, meter, throttled)
     tokens = r.Tokens(**median_tokens(measured.warm["made"]))
     stages, notes = _stages(measured), list[str]()
+    if order.visual_tokens is not None:
+        notes.append(f"With visual_tokens={order.visual_tokens} a picture had {tokens.visual}.")
     if (device := measured.warm["device"]) == "cpu":
         progress("counting operations", 0)
         work = _count_work(opened, measured.warm["vision_file"], notes)
@@ -112,7 +114,12 @@ def bench(order: Order, progress: Progress = lambda *_: lambda: None) -> r.Repor
 
 def _open(order: Order) -> _Opened:
     """Open what the order names, so that a wrong name or picture is told before the work."""
-    captioner = Captioner.load(order.model, **order.engine, vision_quant=order.vision_quant)
+    captioner = Captioner.load(
+        order.model,
+        **order.engine,
+        vision_quant=order.vision_quant,
+        visual_tokens=order.visual_tokens,
+    )
     reasoner = None if order.reasoner is None else Reasoner.load(order.reasoner, **order.engine)
     return _Opened(captioner, reasoner, [read_picture(image).size for image in order.images])
 
@@ -124,7 +131,11 @@ def _measure(order: Order, progress: Progress) -> _Measured:
         {
             "work": "caption",
             "model": order.model,
-            "engine": {**order.engine, "vision_quant": order.vision_quant},
+            "engine": {
+                **order.engine,
+                "vision_quant": order.vision_quant,
+                "visual_tokens": order.visual_tokens,
+            },
             "images": list(order.images),
             "runs": order.runs,
             "caption_tokens": order.caption_tokens,
@@ -276,6 +287,7 @@ def _report(
             [Path(image).name for image in order.images],
             order.caption_tokens,
             measured.folder_pictures,
+            None if order.visual_tokens is None else str(order.visual_tokens),
         ),
         model=r.Model(
             **asdict(opened.captioner.model), device=warm["device"], threads=warm["threads"]

@@ -162,7 +162,7 @@ def _open_prism(
     opened_reasoner = open_reasoner(
         reasoner, **settings("chat_format", "served_models", "allow_network")
     )
-    perception = settings("vision_quant", "lm", "mmproj", "lm_chat_format")
+    perception = settings("vision_quant", "visual_tokens", "lm", "mmproj", "lm_chat_format")
     models = models or (default_captioner(),)
     captioners = [open_captioner(model, **perception) for model in dict.fromkeys(models)]
     apart = stages == "apart"

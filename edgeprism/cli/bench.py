@@ -16,7 +16,12 @@ from edgeprism.choices import DEFAULT_MODEL, VISION_QUANTS
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.named_models import told_to_pull
-from edgeprism.cli.options import default_captioner, default_reasoner, engine_options
+from edgeprism.cli.options import (
+    default_captioner,
+    default_reasoner,
+    engine_options,
+    visual_tokens_option,
+)
 from edgeprism.cli.terminal import StderrProgress, is_quiet, print_json, say
 from edgeprism.errors import EXIT_DONE, ModelError, UsageError
 from edgeprism.files.safe_text import json_text
@@ -44,6 +49,7 @@ _PIPE_WIDTH = 10_000  # columns
               metavar="NAME|BUNDLE|REFERENCE", help="The captioner.")  # fmt: skip
 @click.option("--vision-quant", type=click.Choice(VISION_QUANTS),
               help="Variant of the vision graph.  [default: the best for the device]")  # fmt: skip
+@visual_tokens_option
 @click.option("--max-tokens", "caption_tokens", type=click.IntRange(min=1), metavar="N",
               help="Longest caption.  [default: the model's]")  # fmt: skip
 @click.option("--reasoner", metavar="NAME|FILE.gguf|REFERENCE", default=default_reasoner,
@@ -156,6 +162,7 @@ def _order(options: dict[str, Any]) -> tuple[Order, list[str]]:
         folder=not options["no_folder"],
         engine=engine,
         vision_quant=options["vision_quant"],
+        visual_tokens=options["visual_tokens"],
     )
     return order, notes
 

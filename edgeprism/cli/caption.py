@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 @with_examples(
     "edgeprism caption photo.jpg",
     'edgeprism caption photo.jpg --focus "the number of boats"',
+    "edgeprism caption photo.jpg --model ./my-bundle --visual-tokens auto",
     "edgeprism caption Photos --output captions.jsonl --errors failed.jsonl",
     "edgeprism caption Photos --txt --out-dir Texts",
     "curl -s https://example.org/a.jpg | edgeprism caption -",
@@ -211,6 +212,7 @@ def command(
 # Parameters that open_captioner takes.
 _CAPTIONER_OPTIONS = (
     "lm", "mmproj", "lm_chat_format", "device", "threads", "gpu_layers", "vision_quant",
+    "visual_tokens",
 )  # fmt: skip
 # Parameters whose options only make sense for a run over many pictures.
 _FOR_MANY = ("as_csv", "output", "txt", "xmp", "files_from", "dry_run", "errors_file", "exclude")

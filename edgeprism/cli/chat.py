@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from edgeprism.prism import Prism
     from edgeprism.reason.conversation import Conversation
     from edgeprism.records import Caption
+    from edgeprism.vision.token_reduction import TokenLimit
 
 _HELP = (
     "/focus TEXT describes the pictures again with that focus, /captions prints all captions, "
@@ -88,6 +89,7 @@ def command(
     mmproj: str | None,
     lm_chat_format: str | None,
     vision_quant: str | None,
+    visual_tokens: TokenLimit | None,
     instruction: str | None,
     focus: str | None,
     caption_tokens: int | None,
@@ -113,7 +115,8 @@ def command(
         chat_format=chat_format, warm=True, **engine,
     )  # fmt: skip
     captioner = open_captioner(model, lm=lm, mmproj=mmproj, lm_chat_format=lm_chat_format,
-                               vision_quant=vision_quant, **engine)  # fmt: skip
+                               vision_quant=vision_quant, visual_tokens=visual_tokens,
+                               **engine)  # fmt: skip
     perceiver = perceiving([captioner], use_store=not no_cache)[0]
     prism = Prism(perceiver, opened_reasoner)
     looking = Looking(

@@ -26,8 +26,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Questions": ("data", "pictures", "splits", "sample", "judge", "options"),
     "Captioner": (
         "model", "models", "captioners", "merge_captions", "modes", "instruction_mode",
-        "instruction", "focus", "caption_tokens", "temperature", "vision_quant", "lm", "mmproj",
-        "lm_chat_format",
+        "instruction", "focus", "caption_tokens", "temperature", "visual_tokens", "vision_quant",
+        "lm", "mmproj", "lm_chat_format",
     ),
     "Reasoner": (
         "reasoner", "reasoners", "served_models", "allow_network", "chat_format", "choices",

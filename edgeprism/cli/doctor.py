@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
 from edgeprism.cli import completion
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.errors import with_options
+from edgeprism.cli.options import visual_tokens_option
 from edgeprism.cli.settings import check_settings
 from edgeprism.cli.sizes import text_to_bytes
 from edgeprism.cli.terminal import print_json
 from edgeprism.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from edgeprism.files.safe_text import printable_line
+
+if TYPE_CHECKING:
+    from edgeprism.vision.token_reduction import TokenLimit
 
 _MARKS = {"ok": ("ok  ", "green"), "warn": ("note", "yellow"), "bad": ("BAD ", "red")}
 
@@ -30,6 +35,7 @@ _MARKS = {"ok": ("ok  ", "green"), "warn": ("note", "yellow"), "bad": ("BAD ", "
 @click.option("--reasoner", metavar="NAME|FILE.gguf|REFERENCE",
               shell_complete=completion.reasoners,
               help="With --plan: the reasoner that answers from its captions.")  # fmt: skip
+@visual_tokens_option
 @click.option("--memory", metavar="SIZE",
               help="With --plan: for a machine of so much memory, e.g. 8G.")  # fmt: skip
 @click.option("--lm", type=click.Path(dir_okay=False), metavar="MODEL.gguf",
@@ -42,6 +48,7 @@ def command(
     context: click.Context,
     model: str | None,
     reasoner: str | None,
+    visual_tokens: TokenLimit | None,
     memory: str | None,
     lm: str | None,
     mmproj: str | None,
@@ -58,9 +65,11 @@ def command(
     if model is not None:
         if lm or mmproj:
             raise UsageError("--plan names the captioner.", "Leave out --lm and --mmproj.")
-        return _plan(model, reasoner, memory, as_json)
-    if reasoner or memory:
-        raise UsageError("--reasoner and --memory belong to --plan.", "Name a captioner: --plan")
+        return _plan(model, reasoner, visual_tokens, memory, as_json)
+    if reasoner or memory or visual_tokens:
+        raise UsageError(
+            "--reasoner, --visual-tokens and --memory belong to --plan.", "Name a captioner: --plan"
+        )
     from edgeprism.install.doctor import examine
 
     if bool(lm) != bool(mmproj):
@@ -83,7 +92,13 @@ def command(
     return diagnosis.exit_code
 
 
-def _plan(model: str, reasoner: str | None, memory: str | None, as_json: bool) -> int:
+def _plan(
+    model: str,
+    reasoner: str | None,
+    visual_tokens: TokenLimit | None,
+    memory: str | None,
+    as_json: bool,
+) -> int:
     """Print what the models take; return 1 if they do not fit even one at a time."""
     from edgeprism.cli.memory_plan import print_plan
     from edgeprism.cli.options import open_captioner, open_reasoner
@@ -92,7 +107,7 @@ def _plan(model: str, reasoner: str | None, memory: str | None, as_json: bool) -
 
     size = text_to_bytes("--memory", memory) if memory else None
     answering = open_reasoner(reasoner).memory_parts() if reasoner else None
-    captioner = open_captioner(model).engines.memory_parts()
+    captioner = open_captioner(model, visual_tokens=visual_tokens).engines.memory_parts()
     plan = Plan((captioner,), answering, machine_memory(find_gpu(), size=size))
     if as_json:
         print_json(plan.to_dict(), indent=2)

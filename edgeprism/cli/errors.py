@@ -56,6 +56,7 @@ OPTIONS = {
     "threads": "--threads",
     "use_store=False": "--no-cache",
     "vision": "--vision",
+    "visual_tokens": "--visual-tokens",
     "vision_quants": "--vision-quant",
 }
 _KEYWORD = re.compile(r"`(?P<name>\w+)(?:=(?P<value>[\w.]+|\"[^\"`]*\"))?`")

@@ -19,6 +19,7 @@ from edgeprism.cli.options import (
     engine_options,
     open_reasoners,
     reasoner_options,
+    visual_tokens_option,
     working,
 )
 from edgeprism.cli.terminal import print_json, say
@@ -69,6 +70,7 @@ _PIPE_WIDTH = 10_000  # columns
 @click.option("--judge", shell_complete=completion.reasoners, metavar="NAME|FILE.gguf|URL",
               help="A reasoner that interprets answers which no rule can match.")  # fmt: skip
 @click.option("--instruction", metavar="TEXT", help="The captioners' generic instruction.")
+@visual_tokens_option
 @click.option("--max-tokens", "caption_tokens", type=click.IntRange(min=1), metavar="N",
               help="Longest caption.  [default: the model's]")  # fmt: skip
 @click.option("--answer-tokens", type=click.IntRange(min=1), default=64, show_default=True,
@@ -111,7 +113,10 @@ def command(
     captioners = captioners or (default_captioner(),)
     # Models first, so that a missing one is reported before a large file is read.
     matrix = Matrix(
-        [Captioner.load(name, **engine) for name in dict.fromkeys(captioners)],
+        [
+            Captioner.load(name, visual_tokens=options["visual_tokens"], **engine)
+            for name in dict.fromkeys(captioners)
+        ],
         open_reasoners(reasoners, served_models=options["served_models"], **engine, **network),
         modes,
         Settings(

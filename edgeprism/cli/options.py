@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from edgeprism.choices import DEVICES, VISION_QUANTS, is_reference
+from edgeprism.choices import AUTO, AUTO_LEAST, DEVICES, VISION_QUANTS, is_reference
 from edgeprism.cli import completion
 from edgeprism.cli.chat_format import ChatFormat
 from edgeprism.cli.named_models import (
@@ -75,9 +75,34 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+class _TokenLimit(click.ParamType):
+    """A number of visual tokens, or "auto"."""
+
+    name = "N|auto"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        text = str(value)
+        if text == AUTO:
+            return AUTO
+        if not (text.isascii() and text.isdigit() and int(text)):
+            self.fail(f"{text!r} is neither a number of at least 1 nor {AUTO}.", param, ctx)
+        return int(text)
+
+
+visual_tokens_option = click.option(
+    "--visual-tokens", type=_TokenLimit(), metavar="N|auto",
+    help="Give the language model at most N of a picture's visual tokens, those that differ most: "
+    "sooner words that see less. auto: one in four, and "
+    f"{AUTO_LEAST} at least.  [default: all]",
+)  # fmt: skip
+
+
 def captioner_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--vision-quant, --instruction, --focus, --max-tokens."""
+    """--visual-tokens, --vision-quant, --instruction, --focus, --max-tokens."""
     for option in (
+        visual_tokens_option,
         click.option("--vision-quant", type=click.Choice(VISION_QUANTS),
                      help="Variant of the vision graph.  [default: the best for the device]"),
         click.option("--max-tokens", "caption_tokens", type=click.IntRange(min=1), metavar="N",

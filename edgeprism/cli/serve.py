@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgeprism.cli.command import Command, with_examples
-from edgeprism.cli.options import engine_options
+from edgeprism.cli.options import engine_options, visual_tokens_option
 from edgeprism.cli.serving import (
     check_models,
     import_extra,
@@ -59,6 +59,7 @@ _KEY_VARIABLE = "EDGEPRISM_SERVE_API_KEY"
 @click.option("--stop-timeout", "stop_seconds", type=click.IntRange(min=0), default=20,
               show_default=True, metavar="SECONDS",
               help="What is running may take so long after SIGTERM or Ctrl-C.")  # fmt: skip
+@visual_tokens_option
 @log_content_option
 @engine_options
 def command(**options: Any) -> int:

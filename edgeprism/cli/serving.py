@@ -72,10 +72,13 @@ def check_models(options: ServeOptions) -> None:
     """
     from edgeprism.reason.local import Reasoner
     from edgeprism.vision.open_model import open_model
+    from edgeprism.vision.token_reduction import check_reducible
 
     model, reasoner = options.model, options.reasoner
     with told_of_origin("captioner", model), told_to_pull(model, "captioner"):
-        open_model(model)
+        bundle = open_model(model)
+    if options.visual_tokens is not None:
+        check_reducible(bundle.manifest)
     if is_url(reasoner):
         try:
             _check_server(options)

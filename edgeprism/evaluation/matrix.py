@@ -14,6 +14,7 @@ from edgeprism.perceive.captioner import Captioner
 from edgeprism.reason.base import BaseReasoner
 from edgeprism.records import ModelInfo
 from edgeprism.version import __version__
+from edgeprism.vision.token_reduction import METHOD
 
 NO_CAPTION = "no caption"
 
@@ -111,7 +112,10 @@ class Matrix:
     def captioner_id(self, name: str) -> list[str]:
         """What tells two captioners apart: their files and how they run."""
         captioner = self.captioners[name]
-        return [captioner.model.digest, captioner.model.vision_quant, captioner.engines.kv_type]
+        limit = captioner.engines.visual_tokens
+        fewer = [] if limit is None else [f"{limit} visual tokens, {METHOD}"]
+        engines = captioner.engines
+        return [captioner.model.digest, captioner.model.vision_quant, engines.kv_type, *fewer]
 
     def reasoner_id(self, name: str) -> list[str]:
         """As `model_id`, by the reasoner's name in the matrix."""

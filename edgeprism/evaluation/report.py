@@ -76,7 +76,7 @@ def to_report(inputs: ReportInput) -> dict[str, Any]:
             "skipped": [asdict(skip) for skip in file.skipped],
             **inputs.options,
         },
-        "settings": asdict(matrix.settings),
+        "settings": asdict(matrix.settings) | _visual_tokens(matrix),
         "statistics": {
             "interval": f"{CONFIDENCE:.0%} percentile bootstrap over questions",
             "resamples": RESAMPLES,
@@ -97,6 +97,13 @@ def to_report(inputs: ReportInput) -> dict[str, Any]:
         "pairs": pairs(inputs.results, inputs.questions, seed),
         "failures": list(failures(inputs.results)),
     }
+
+
+def _visual_tokens(matrix: Matrix) -> dict[str, Any]:
+    """Return the limits of visual tokens, by captioner, where there are any."""
+    limits = {name: c.engines.visual_tokens for name, c in matrix.captioners.items()}
+    limited = {name: limit for name, limit in limits.items() if limit is not None}
+    return {"visual_tokens": limited} if limited else {}
 
 
 def write_json(report: dict[str, Any], path: Path) -> None:

@@ -20,6 +20,7 @@ from edgeprism.language.generator import Generator
 from edgeprism.language.request import Request, Sampling
 from edgeprism.machine.facts import available_cores, cpu_name, memory_bytes
 from edgeprism.picture.layout import most_visual_tokens
+from edgeprism.vision.token_reduction import most_rows
 
 if TYPE_CHECKING:
     from edgeprism.perceive.captioner import Captioner
@@ -56,13 +57,18 @@ def batch_shape(captioner: Captioner, width: int | None = None) -> BatchShape:
 
 
 def machine_key(captioner: Captioner) -> str:
-    """Return a key for facts that depend on the bundle, the device, its threads and cores."""
+    """Return a key for facts that depend on the bundle, the device, its threads and cores.
+
+    They also depend on the visual tokens, which take time and memory.
+    """
+    limit = captioner.engines.visual_tokens
     settings = (
         captioner.bundle.digest,
         captioner.device,
         captioner.engines.lm_threads(),
         cpu_name(),
         available_cores(),
+        *(() if limit is None else (f"{limit} visual tokens",)),
     )
     return ":".join(map(str, settings))
 
@@ -136,5 +142,6 @@ def _fits(captioner: Captioner, width: int) -> bool:
     if memory is None:
         return width <= WIDTHS[2]
     manifest = captioner.bundle.manifest
-    cells = most_visual_tokens(manifest) + manifest.prompts.max_tokens + 128
+    visual = most_rows(most_visual_tokens(manifest), captioner.engines.visual_tokens)
+    cells = visual + manifest.prompts.max_tokens + 128
     return width * cells * captioner.engines.kv_bytes_per_token() <= _KV_SHARE * memory

@@ -334,11 +334,20 @@ def _provenance(record: dict[str, Any]) -> dict[str, str]:
         "modelDigest": model.get("digest"),
         "visionQuant": model.get("vision_quant"),
         "lmQuant": model.get("lm_quant"),
+        "visualTokens": _kept_tokens(record),
         "instruction": record.get("instruction"),
         "version": record.get("version"),
         "imageSha256": record.get("image_sha256"),
     }
     return {name: str(value) for name, value in fields.items() if value}
+
+
+def _kept_tokens(record: dict[str, Any]) -> str | None:
+    """Return how many visual tokens stayed of how many, where some were left out."""
+    reduction, tokens = record.get("reduction"), record.get("tokens", {})
+    if not reduction:
+        return None
+    return f"{tokens.get('visual')} of {reduction['encoded']}, {reduction['method']}"
 
 
 def _own_text(path: Path, fact: str) -> OwnTextError:

@@ -28,6 +28,7 @@ from edgeprism.machine.device import (
 from edgeprism.machine.facts import has_int8_dot
 from edgeprism.machine.fork import forget_natives_after_fork, keep_for_ever
 from edgeprism.vision.engine import VisionEngine, open_vision, vision_providers
+from edgeprism.vision.token_reduction import TokenLimit, limit_for
 from edgeprism.vision.trial import Settings, try_captioner
 
 if TYPE_CHECKING:
@@ -49,9 +50,11 @@ class Engines:
         vision_quant: str | None = None,
         kv_type: str = "f16",
         flash_attention: bool | None = None,
+        visual_tokens: TokenLimit | None = None,
         isolate_decoding: bool = True,
     ) -> None:
         self.bundle, self.kv_type = bundle, kv_type
+        self.visual_tokens = limit_for(bundle.manifest, visual_tokens)
         self.isolate_decoding = isolate_decoding
         self._cancel, self._threads = cancel, threads
         self._requested = (device, gpu_layers)
@@ -101,7 +104,13 @@ class Engines:
             gpu_layers=gpu_layers,
             repacked=repacked_types(),
         )
-        return CaptionerFootprint(self.bundle, variant, use, vision_on_gpu=provider != CPU_PROVIDER)
+        return CaptionerFootprint(
+            self.bundle,
+            variant,
+            use,
+            vision_on_gpu=provider != CPU_PROVIDER,
+            visual_tokens=self.visual_tokens,
+        )
 
     def memory_parts(self) -> ModelParts:
         """Return what both engines take in memory for a caption, counted before they load."""

@@ -28,6 +28,7 @@ from edgeprism.picture.layout import picture_to_layout
 from edgeprism.segments import ImageRows, Text
 from edgeprism.vision.graph_memory import working_bytes
 from edgeprism.vision.pair import MAX_TOKENS
+from edgeprism.vision.token_reduction import TokenLimit, most_rows
 
 # the picture that a plan is made for where all tiles are alike: width and height in pixels
 PICTURE = (1024, 768)
@@ -50,6 +51,7 @@ class CaptionerFootprint:
         use: LanguageUse,
         *,
         vision_on_gpu: bool = False,
+        visual_tokens: TokenLimit | None = None,
     ) -> None:
         """Keep what the count follows from; headers are read when they are needed.
 
@@ -58,11 +60,13 @@ class CaptionerFootprint:
             variant: The vision graph that runs.
             use: How the language model runs; its cells and rows are replaced by the bundle's.
             vision_on_gpu: Whether the vision encoder runs on the GPU.
+            visual_tokens: The most that the language model gets of a picture; None: all.
         """
         self._bundle, self._variant, self._on_gpu = bundle, variant, vision_on_gpu
         manifest = bundle.manifest
         self._lm_bytes = sum(manifest.files[part].size for part in part_names(manifest.lm.file))
         rows, text = _prompt(manifest)
+        rows = most_rows(rows, visual_tokens)
         cells = cells_for(rows + text, manifest.prompts.max_tokens, manifest.lm.context_length)
         whole = rows if manifest.lm.image_attention == "both-ways" else 0
         self._use = replace(

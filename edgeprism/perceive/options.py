@@ -9,6 +9,7 @@ from edgeprism.arguments import check_choice, check_flag, check_integer, check_n
 from edgeprism.choices import KV_TYPES, VISION_QUANTS
 from edgeprism.language.request import Sampling
 from edgeprism.machine.device import EngineOptions, check_engine_options
+from edgeprism.vision.token_reduction import TokenLimit, check_token_limit
 
 
 class CaptionerOptions(EngineOptions, total=False):
@@ -20,6 +21,9 @@ class CaptionerOptions(EngineOptions, total=False):
     """Number type of the KV cache: f16, f32 or q8_0."""
     flash_attention: bool | None
     """None: as llama.cpp chooses."""
+    visual_tokens: TokenLimit | None
+    """The most visual tokens of a picture that the language model gets; "auto": a quarter of them,
+    and 64 at least; None: all. Fewer shorten the time to the first word and blur what is seen."""
     isolate_decoding: bool
     """Decode a picture in a process of its own, within a minute and 4 GB, where its header does
     not show that it takes less. False: decode every picture in this process, without limits."""
@@ -53,6 +57,7 @@ def check_captioner_options(
     vision_quant: str | None = None,
     kv_type: str = "f16",
     flash_attention: bool | None = None,
+    visual_tokens: TokenLimit | None = None,
     isolate_decoding: bool = True,
     device: str = "auto",
     threads: int | None = None,
@@ -68,6 +73,8 @@ def check_captioner_options(
     check_choice("kv_type", kv_type, KV_TYPES)
     if flash_attention is not None:
         check_flag("flash_attention", flash_attention)
+    if visual_tokens is not None:
+        check_token_limit(visual_tokens)
     check_flag("isolate_decoding", isolate_decoding)
 
 

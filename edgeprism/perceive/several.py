@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +35,8 @@ def pictures_together(each: Sequence[EncodedImage], several: Several) -> Encoded
     """Join pictures that one model encoded; the rows [n, n_embd] keep the pictures' order."""
     spent = [asdict(picture.timings) for picture in each]
     digests = "\n".join(picture.image_sha256 for picture in each)
+    reductions = [picture.reduction for picture in each if picture.reduction]
+    encoded = sum(reduction.encoded for reduction in reductions)
     return EncodedImage(
         visual_tokens=np.concatenate([picture.visual_tokens for picture in each]),
         image=", ".join(picture.image for picture in each),
@@ -47,4 +49,5 @@ def pictures_together(each: Sequence[EncodedImage], several: Several) -> Encoded
         together=tuple(
             Pictured(picture.image, picture.image_sha256, picture.size) for picture in each
         ),
+        reduction=replace(reductions[0], encoded=encoded) if reductions else None,
     )

@@ -32,11 +32,13 @@ from edgeprism.records import (
     EncodedImage,
     ModelInfo,
     PictureCost,
+    Reduction,
     Timings,
 )
 from edgeprism.segments import ImageRows, Segment
 from edgeprism.version import __version__
 from edgeprism.vision.engine import picture_segments, tiles_to_rows
+from edgeprism.vision.token_reduction import METHOD, reduce_rows, rows_to_tiles
 
 Pictures = ImageSource | EncodedImage | Sequence[ImageSource]
 
@@ -142,6 +144,11 @@ class CaptionSteps:
             vision = self.engines.vision()
             start = time.perf_counter()
             rows, segments = tiles_to_rows(vision, tiles, layout, image)
+            reduction = None
+            if (limit := self.engines.visual_tokens) is not None:
+                reduction = Reduction(limit, len(rows), METHOD)
+                tile_of_row = rows_to_tiles(self.bundle.manifest, layout, segments)
+                rows, segments = reduce_rows(rows, segments, tile_of_row, limit)
             encode_ms = _ms_since(start)
         return EncodedImage(
             visual_tokens=rows,
@@ -152,6 +159,7 @@ class CaptionSteps:
             model_digest=self.bundle.digest,
             layout=segments,
             timings=replace(timings, encode=encode_ms),
+            reduction=reduction,
         )
 
     def plan(
@@ -188,11 +196,18 @@ class CaptionSteps:
     def request(self, encoded: EncodedImage, plan: Plan) -> Request:
         """Return the tokenised prompt for one encoded picture.
 
-        Raises UsageError for a picture that another model encoded.
+        Raises UsageError for a picture that another model encoded, or with other `visual_tokens`.
         """
         if encoded.model_digest != self.bundle.digest:
             raise UsageError(
                 f"{encoded.image}: encoded by another model than {self.bundle.name}.",
+                "Encode it with the captioner that describes it.",
+            )
+        limit = encoded.reduction.limit if encoded.reduction else None
+        if limit != self.engines.visual_tokens:
+            raise UsageError(
+                f"{encoded.image}: encoded with visual_tokens={limit!r}, but the captioner has "
+                f"visual_tokens={self.engines.visual_tokens!r}.",
                 "Encode it with the captioner that describes it.",
             )
         return self._request(np.asarray(encoded.visual_tokens), encoded.layout, plan)
@@ -226,6 +241,7 @@ class CaptionSteps:
             image_size=encoded.size,
             notes=(*encoded.notes, REPETITION_NOTE) if repeats else encoded.notes,
             together=encoded.together,
+            reduction=encoded.reduction,
         )
 
     # ---- before a caption is made
@@ -234,7 +250,11 @@ class CaptionSteps:
         manifest = self.bundle.manifest
         vision = self.engines.vision() if manifest.vision.mmproj is not None else None
         grids, tiles, layouts = zip(
-            *(picture_segments(vision, size, manifest) for size in sizes), strict=True
+            *(
+                picture_segments(vision, size, manifest, self.engines.visual_tokens)
+                for size in sizes
+            ),
+            strict=True,
         )
         one = len(sizes) == 1
         segments = layouts[0] if one else pictures_to_segments(several_of(manifest), layouts)

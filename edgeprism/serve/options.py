@@ -14,6 +14,7 @@ from pathlib import Path
 from edgeprism.errors import UsageError
 from edgeprism.files.regular import read_limited
 from edgeprism.machine.device import EngineOptions
+from edgeprism.vision.token_reduction import TokenLimit
 
 MIB = 1 << 20
 _UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -58,6 +59,7 @@ class ServeOptions:
     stop_seconds: float = 20  # that running requests may take once the server is told to stop
     log_content: bool = False
     engines: EngineOptions = field(default_factory=lambda: EngineOptions())
+    visual_tokens: TokenLimit | None = None  # of a picture that a captioner's language model gets
     limits: Limits = field(default_factory=Limits)
     on_log: Callable[[str], object] = lambda _: None
 

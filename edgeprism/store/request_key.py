@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,15 @@ class RequestKey:
     reader: (
         int  # version of how pictures are read and resized (edgeprism.picture.read.READER_VERSION)
     )
+    visual_tokens: int | str | None = None  # limit of visual tokens; None: all of them
+    reduction: str | None = None  # the method that leaves visual tokens out
 
     def settings(self) -> str:
         """Everything that decides a caption's words, as text."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        settings: dict[str, Any] = asdict(self)
+        if self.visual_tokens is None:  # as keys were before there was a limit
+            del settings["visual_tokens"], settings["reduction"]
+        return json.dumps(settings, sort_keys=True, ensure_ascii=False)
 
     def id(self) -> str:
         """A digest of the settings."""

@@ -15,10 +15,19 @@ from edgeprism.files.stamps import status_to_stamp
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import CaptionOptions, Plan
 from edgeprism.picture.read import MAX_FILE_BYTES, READER_VERSION, ImageSource
-from edgeprism.records import Caption, EncodedImage, ModelInfo, Pictured, Timings, TokenCounts
+from edgeprism.records import (
+    Caption,
+    EncodedImage,
+    ModelInfo,
+    Pictured,
+    Reduction,
+    Timings,
+    TokenCounts,
+)
 from edgeprism.store.caption_store import CaptionStore
 from edgeprism.store.database import StoreError
 from edgeprism.store.request_key import RequestKey
+from edgeprism.vision.token_reduction import METHOD
 
 Result = TypeVar("Result")
 
@@ -34,6 +43,8 @@ def request_key(captioner: Captioner, plan: Plan) -> RequestKey:
         temperature=plan.sampling.temperature,
         seed=plan.sampling.seed,
         reader=READER_VERSION,
+        visual_tokens=captioner.engines.visual_tokens,
+        reduction=None if captioner.engines.visual_tokens is None else METHOD,
     )
 
 
@@ -152,4 +163,5 @@ def record_to_caption(record: Mapping[str, Any]) -> Caption:
             Pictured(p["image"], p["image_sha256"], tuple(p["image_size"]))
             for p in record.get("together", ())
         ),
+        reduction=Reduction(**record["reduction"]) if record.get("reduction") else None,
     )

@@ -17,6 +17,7 @@ from edgeprism.picture.layout import PictureLayout, Size, picture_to_layout, shr
 from edgeprism.segments import ImageRows, Segment
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.onnx import VisionEncoder, available_providers
+from edgeprism.vision.token_reduction import TokenLimit, reduce_segments, rows_to_tiles
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import Manifest
@@ -74,15 +75,20 @@ def tiles_to_rows(
 
 
 def picture_segments(
-    engine: VisionEngine | None, size: Size, manifest: Manifest
+    engine: VisionEngine | None, size: Size, manifest: Manifest, limit: TokenLimit | None = None
 ) -> tuple[tuple[int, int], int, tuple[Segment, ...]]:
     """Return grid, number of tiles and segments of a picture of `size`, without encoding.
 
-    The grid is [down, across], or (0, 0) if the picture is not cut or the grid is not known. Only
-    libmtmd is needed for this: for a graph `engine` may be None.
+    The grid is [down, across], or (0, 0) if the picture is not cut or the grid is not known. The
+    segments are those of at most `limit` visual tokens. Only libmtmd is needed for this: for a
+    graph `engine` may be None.
     """
     if isinstance(engine, MtmdEncoder):
         segments = engine.layout(shrunk_size(size, manifest.image.size))
-        return (0, 0), sum(isinstance(s, ImageRows) for s in segments), segments
+        n_tiles = sum(isinstance(s, ImageRows) for s in segments)
+        tile_of_row = rows_to_tiles(manifest, None, segments)
+        return (0, 0), n_tiles, reduce_segments(segments, tile_of_row, limit)
     layout = picture_to_layout(size, manifest)
-    return layout.grid or (0, 0), layout.n_tiles, layout.segments
+    tile_of_row = rows_to_tiles(manifest, layout, layout.segments)
+    segments = reduce_segments(layout.segments, tile_of_row, limit)
+    return layout.grid or (0, 0), layout.n_tiles, segments

@@ -43,6 +43,7 @@ def path(tmp_path: Path) -> Path:
         {"temperature": 0.5},
         {"seed": 1},
         {"reader": 2},
+        {"visual_tokens": 40, "reduction": "max-min-diversity"},
     ],
 )
 def test_whatever_decides_the_words_is_part_of_the_address(changed: dict[str, Any]) -> None:

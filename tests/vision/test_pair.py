@@ -14,7 +14,7 @@ from PIL import Image
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.cli.main import run
-from edgeprism.errors import ModelError, TemplateError
+from edgeprism.errors import ModelError, TemplateError, UsageError
 from edgeprism.files.home import data_dir
 from edgeprism.install.memory_needs import counted_pair_memory
 from edgeprism.machine import child
@@ -93,6 +93,10 @@ def test_one_picture_and_a_folder(
         "name": "Tiny", "digest": open_pair(*files).digest, "vision_quant": "F32", "lm_quant": "F32"
     }  # fmt: skip
     assert record["tokens"]["visual"] == 28
+    # 7 tiles, of which each keeps one row at least
+    assert run(["caption", one, *flags(files), "--json", "--visual-tokens", "9"]) == 0
+    reduced = json.loads(capsys.readouterr().out)
+    assert (reduced["tokens"]["visual"], reduced["reduction"]["encoded"]) == (9, 28)
     arguments = ["caption", str(pictures), *flags(files), "--max-tokens", "6", "--jsonl"]
     # the model cannot take a line of pixels: that picture fails, the others do not
     Image.new("RGB", (1, 4000)).save(pictures / "line.png")
@@ -329,9 +333,12 @@ def test_rows_in_time_down_and_across_over_a_text_model(
 def test_rows_in_time_down_and_across_over_their_own_model(tmp_path: Path) -> None:
     lm = mmprojs.with_marks(multi_axis_lm(1)).write(tmp_path / "lm.gguf")
     path = mmprojs.mmproj_parts(mmprojs.QWEN).write(tmp_path / "mm.gguf")
-    mmproj = open_pair(lm, path).manifest.vision.mmproj
+    bundle = open_pair(lm, path)
+    mmproj = bundle.manifest.vision.mmproj
     assert mmproj is not None
     assert mmproj.multi_axis
+    with pytest.raises(UsageError, match="M-RoPE"):  # none of its visual tokens can be left out
+        Captioner(bundle, visual_tokens=4)
 
 
 def test_a_chat_that_llama_cpp_does_not_know(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -158,10 +158,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reasoner", default="smollm2-135m", help="name or GGUF file")
     parser.add_argument("--instruction-mode", choices=("question", "generic"), default="question")
     parser.add_argument("--letters", action="store_true", help="show lettered options")
+    parser.add_argument("--visual-tokens", type=int, help="at most so many of a picture")
     parser.add_argument("--limit", type=int, default=10**9, help="the first N questions only")
     options = parser.parse_args(arguments)
     began = time.perf_counter()
-    prism = Prism(Captioner.load(options.bundle), Reasoner.load(options.reasoner))
+    captioner = Captioner.load(options.bundle, visual_tokens=options.visual_tokens)
+    prism = Prism(captioner, Reasoner.load(options.reasoner))
     counts = measure(
         prism, QuestionFile(options.data), mode=options.instruction_mode, shown=options.letters,
         limit=options.limit,
