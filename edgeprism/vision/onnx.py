@@ -251,7 +251,8 @@ class VisionEncoder:
         """Return the visual tokens of each of some tiles [n, height, width, 3]."""
         if self._free is None:
             return self.tokens_per_tile
-        return pixels.shape[1] * pixels.shape[2] // self._free.unit**2
+        n_tokens: int = pixels.shape[1] * pixels.shape[2] // self._free.unit**2
+        return n_tokens
 
     def encode_picture(self, tiles: np.ndarray, layout: PictureLayout) -> np.ndarray:
         """Encode a picture's tiles; return its rows in the prompt's order, [n_rows, n_embd]."""
