@@ -31,6 +31,17 @@ _ONNX_TYPES = {torch.float32: onnx_ir.DataType.FLOAT, torch.float16: onnx_ir.Dat
 
 def export_graph(module: VisionGraph, weights: VisionWeights, work: Path, stem: str) -> Path:
     """Export the graph as `work`/`stem`.onnx and its weights as `stem`.onnx.data."""
+    graph = trace_graph(module)
+    path = work / f"{stem}.onnx"
+    _write_weights(graph, module, weights, path.with_name(f"{path.name}.data"))
+    model = onnx_ir.to_proto(graph)
+    _strip_notes(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def trace_graph(module: VisionGraph) -> onnx_ir.Model:
+    """Return what the module computes, with its placeholders in the place of weights."""
     size = module.image_size
     # two pictures: torch would turn a batch size of one into a constant
     example = torch.zeros((2, size, size, 3 * module.n_views), dtype=torch.uint8)
@@ -48,12 +59,7 @@ def export_graph(module: VisionGraph, weights: VisionWeights, work: Path, stem: 
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no graph")
-    path = work / f"{stem}.onnx"
-    _write_weights(program.model, module, weights, path.with_name(f"{path.name}.data"))
-    model = onnx_ir.to_proto(program.model)
-    _strip_notes(model)
-    path.write_bytes(model.SerializeToString())
-    return path
+    return program.model
 
 
 def _write_weights(

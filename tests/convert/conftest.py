@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import onnx_ir
 import pytest
 
-from edgeprism.convert import pipeline
-from edgeprism.convert.vision import graph
-from edgeprism.convert.vision.export import export_graph
+from edgeprism.convert.vision import export, graph
+from edgeprism.convert.vision.export import trace_graph
 from edgeprism.convert.vision.graph import VisionGraph
-from edgeprism.convert.vision.weights import VisionWeights
 from tests.helpers.checkpoints import Folders, Spec, describe, write_checkpoint
 from tests.helpers.converting import convert
 
@@ -51,28 +47,23 @@ def bundle_of(
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _each_graph_exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Share exports of equal weights by equal code: export takes most of a tiny conversion."""
-    cached = tmp_path_factory.mktemp("exports")
-    with mock.patch.object(pipeline, "export_graph", partial(_export_once, cached)):
+def _each_graph_is_traced_once() -> Iterator[None]:
+    """Share what torch traces of equal modules: it takes most of a tiny conversion.
+
+    The weights are not shared: they are written into the graph for each export.
+    """
+    traced: dict[object, onnx_ir.Model] = {}
+
+    def trace_once(module: VisionGraph) -> onnx_ir.Model:
+        # the key includes the code, because tests plant mistakes in it, and keeps it alive
+        modules = (VisionGraph, graph.Projector, graph.Tower, graph.EncoderLayer, graph.Norm)
+        code = (graph.gelu, graph.join_cells, *(kind.forward for kind in modules))
+        parameters = [(name, *p.shape, p.dtype) for name, p in module.named_parameters()]
+        settings = (module.configs, module.drop_first_patch, module.dtype, module.n_views)
+        key = (repr((settings, parameters)), code)
+        if key not in traced:
+            traced[key] = trace_graph(module)
+        return traced[key]
+
+    with mock.patch.object(export, "trace_graph", trace_once):
         yield
-
-
-def _export_once(
-    cached: Path, module: VisionGraph, weights: VisionWeights, work: Path, _stem: str
-) -> Path:
-    """Run export_graph once for each key and copy its files afterwards."""
-    key = hashlib.sha256()
-    for name, _ in module.named_parameters():
-        key.update(weights.read(name, module.dtype).numpy().tobytes())
-    # the key includes the code, because tests plant mistakes in it
-    code = tuple(map(id, (VisionGraph.forward, graph.gelu, graph.join_cells,
-                          graph.Tower.forward)))  # fmt: skip
-    settings = (module.configs, module.drop_first_patch, module.dtype, module.n_views)
-    key.update(repr((settings, code)).encode())
-    stem = key.hexdigest()
-    if not (cached / f"{stem}.onnx").exists():
-        export_graph(module, weights, cached, stem)
-    for path in cached.glob(f"{stem}*"):
-        shutil.copy(path, work)
-    return work / f"{stem}.onnx"
