@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 from collections.abc import Iterator
@@ -54,8 +55,13 @@ def test_every_keyword_has_an_option_that_some_command_takes() -> None:
     assert set(OPTIONS.values()) <= set(options_of(cli))
 
 
-def library_texts() -> Iterator[tuple[str, str]]:
+@functools.cache
+def library_texts() -> list[tuple[str, str]]:
     """Every text that the library outside the command line may put into an error."""
+    return list(_texts_of_errors())
+
+
+def _texts_of_errors() -> Iterator[tuple[str, str]]:
     convert = Path(importlib.import_module("edgeprism.convert").__path__[0])
     for path in sorted([*PACKAGE.rglob("*.py"), *convert.rglob("*.py")]):
         name = path.relative_to(PACKAGE.parent).as_posix()
@@ -72,7 +78,7 @@ def library_texts() -> Iterator[tuple[str, str]]:
 
 
 def test_the_library_speaks_of_no_flags() -> None:
-    texts = list(library_texts())
+    texts = library_texts()
     assert len(texts) > 200
     assert [
         (name, text)

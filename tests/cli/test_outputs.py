@@ -162,26 +162,26 @@ EDITS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("name", ["out.txt", "out.json", "out.jsonl", "out.csv", "link.jsonl"])
 @pytest.mark.usefixtures("model")
-def test_an_edited_result_is_kept(photos: Path, name: str, edit: str, capfd: Captured) -> None:
+def test_an_edited_result_is_kept(photos: Path, name: str, capfd: Captured) -> None:
     (photos / "link.jsonl").symlink_to("real.jsonl")
     command = ["caption", "q1.jpg", "q2.jpg", "--output", name]
     assert run(command) == 0
     written = (photos / name).read_bytes()
-    edited = EDITS[edit](written)
-    assert edited != written
-    (photos / name).write_bytes(edited)
-    for pictures in (["q1.jpg", "q2.jpg"], ["q1.jpg"]):
-        capfd.readouterr()
-        assert run(["caption", *pictures, "-o", name]) == 1
-        out, err = capfd.readouterr()
-        assert out == ""
-        assert name in err
-        assert "--overwrite" in err
-        assert "captioned" not in err
-        assert (photos / name).read_bytes() == edited
+    for what, edit in EDITS.items():
+        edited = edit(written)
+        assert edited != written, what
+        (photos / name).write_bytes(edited)
+        for pictures in (["q1.jpg", "q2.jpg"], ["q1.jpg"]):
+            capfd.readouterr()
+            assert run(["caption", *pictures, "-o", name]) == 1, what
+            out, err = capfd.readouterr()
+            assert out == ""
+            assert name in err
+            assert "--overwrite" in err
+            assert "captioned" not in err
+            assert (photos / name).read_bytes() == edited, what
     assert run([*command, "--overwrite"]) == 0
     assert SAID.encode() in (photos / name).read_bytes()
     assert run(command) == 0  # it is EdgePrism's own again
