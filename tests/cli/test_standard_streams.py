@@ -53,18 +53,26 @@ def many(photo: Path, tmp_path: Path) -> Path:
 # ---- standard output
 
 
-@pytest.mark.parametrize(("redirection", "why"), [CLOSED, FULL])
+WRITING = [
+    ("--help",), ("--version",), ("caption", "--help"), ("models", "list"),
+    ("models", "list", "--json"), ("models", "show", "nano"), ("doctor",),
+    ("cache", "info"), ("caption", "PHOTO"), ("caption", "PHOTO", "--json"),
+    ("caption", "MANY"), ("caption", "MANY", "--jsonl", "--no-cache"),
+    ("caption", "MANY", "--csv"), ("caption", "MANY", "--dry-run"),
+]  # fmt: skip
+
+
+# a disk that is full is told when the stream is flushed, which every third command shows
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "redirection", "why"),
     [
-        ("--help",), ("--version",), ("caption", "--help"), ("models", "list"),
-        ("models", "list", "--json"), ("models", "show", "nano"), ("doctor",),
-        ("cache", "info"), ("caption", "PHOTO"), ("caption", "PHOTO", "--json"),
-        ("caption", "MANY"), ("caption", "MANY", "--jsonl", "--no-cache"),
-        ("caption", "MANY", "--csv"), ("caption", "MANY", "--dry-run"),
+        *(pytest.param(line, *CLOSED, id=f"{' '.join(line)}, closed") for line in WRITING),
+        *(
+            pytest.param(line, *FULL.values, marks=FULL.marks, id=f"{' '.join(line)}, full")
+            for line in WRITING[::3]
+        ),
     ],
-    ids=" ".join,
-)  # fmt: skip
+)
 def test_lost_output_is_an_error(
     redirection: str,
     why: str,

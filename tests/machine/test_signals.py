@@ -65,24 +65,30 @@ def end(process: subprocess.Popen[str], number: signal.Signals, pid: int = 0) ->
     return err
 
 
-@pytest.mark.parametrize("number", STOPPING)
+# where a command is when the signal comes: the function's module and name, the command line
+COMMANDS = [
+    ("edgeprism.perceive.captioner", "Captioner.start", "caption PHOTO --model BUNDLE"),
+    ("edgeprism.reason.local", "Reasoner.complete",
+     "ask PHOTO what? --captioner BUNDLE --reasoner LM --chat-format chatml"),
+    ("edgeprism.perceive.captioner", "Captioner.start",
+     "chat PHOTO --captioner BUNDLE --reasoner LM --chat-format chatml"),
+    ("edgeprism.cli.chat", "_lines",
+     "chat PHOTO --captioner BUNDLE --reasoner LM --chat-format chatml"),
+    ("edgeprism.install.doctor", "probe", "doctor"),
+    ("edgeprism.install.pull", "pull", "pull smollm2-135m"),
+    ("edgeprism.install.inventory", "list_models", "models list"),
+    ("edgeprism.store.caption_store", "CaptionStore.info", "cache info"),
+]  # fmt: skip
+# one place answers all signals: each comes to one command, and to several of the others in turn
+SIGNALS = [(number, *COMMANDS[0]) for number in STOPPING]
+SIGNALS += [(STOPPING[i % len(STOPPING)], *row) for i, row in enumerate(COMMANDS) if i]
+
+
 @pytest.mark.parametrize(
-    ("home", "name", "command"),
-    [
-        ("edgeprism.perceive.captioner", "Captioner.start", "caption PHOTO --model BUNDLE"),
-        ("edgeprism.reason.local", "Reasoner.complete",
-         "ask PHOTO what? --captioner BUNDLE --reasoner LM --chat-format chatml"),
-        ("edgeprism.perceive.captioner", "Captioner.start",
-         "chat PHOTO --captioner BUNDLE --reasoner LM --chat-format chatml"),
-        ("edgeprism.cli.chat", "_lines",
-         "chat PHOTO --captioner BUNDLE --reasoner LM --chat-format chatml"),
-        ("edgeprism.install.doctor", "probe", "doctor"),
-        ("edgeprism.install.pull", "pull", "pull smollm2-135m"),
-        ("edgeprism.install.inventory", "list_models", "models list"),
-        ("edgeprism.store.caption_store", "CaptionStore.info", "cache info"),
-    ],
-    ids=lambda value: value.split()[0] if " " in value else value,
-)  # fmt: skip
+    ("number", "home", "name", "command"),
+    SIGNALS,
+    ids=lambda value: value.split()[0] if isinstance(value, str) else value.name,
+)
 def test_every_command(
     number: signal.Signals,
     home: str,
