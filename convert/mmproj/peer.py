@@ -96,12 +96,19 @@ def encode_by_mtmd(
             else:
                 differing.append(f"{size[0]} × {size[1]}")
         laid_out.sort(key=lambda item: _pixels(item[1]))
-        encoded: list[MtmdRows] = []
+        cheap: list[tuple[tuple[int, int], PictureLayout]] = []
         left = _MOST_PATCHES
         for size, layout in laid_out:
             left -= _pixels(layout) // shape.patch**2
-            if left >= 0 or not encoded:
-                encoded.append(_encode(encoder, size, layout, manifest, shape))
+            if left >= 0 or not cheap:
+                cheap.append((size, layout))
+        # making the picture takes as long as encoding it, so all are parts of one
+        longest = max((max(size) for size, _ in cheap), default=1)
+        picture = gate_pictures(longest)[4].copy()
+        encoded = [
+            _encode(encoder, picture[: size[1], : size[0]], layout, manifest, shape)
+            for size, layout in cheap
+        ]
         sizes = ", ".join(differing)
         return encoded, [f"pictures of {sizes} pixels are laid out differently"] if sizes else []
     finally:
@@ -112,13 +119,13 @@ def _pixels(layout: PictureLayout) -> int:
     return sum(height * width for height, width in layout.shapes)
 
 
-def _encode(encoder: MtmdEncoder, size: tuple[int, int], layout: PictureLayout,
+def _encode(encoder: MtmdEncoder, pixels: np.ndarray, layout: PictureLayout,
             manifest: Manifest, shape: EncoderShape) -> MtmdRows:  # fmt: skip
-    rgb = Image.fromarray(gate_pictures(max(size))[4, : size[1], : size[0]])
+    rgb = Image.fromarray(pixels)
     began = time.perf_counter()
     rows, _ = encoder.encode_picture(np.asarray(rgb)[None])
     seconds = time.perf_counter() - began
-    return MtmdRows(size, mtmd_tiles(rgb, layout, manifest, shape), rows, layout, seconds)
+    return MtmdRows(rgb.size, mtmd_tiles(rgb, layout, manifest, shape), rows, layout, seconds)
 
 
 def mtmd_tiles(
