@@ -75,7 +75,7 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-class _TokenLimit(click.ParamType):
+class _TokenLimit(click.ParamType["int | str"]):
     """A number of visual tokens, or "auto"."""
 
     name = "N|auto"
