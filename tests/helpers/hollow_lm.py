@@ -41,11 +41,12 @@ def write_hollow_lm(path: Path, shape: Shape, architecture: str = "llama") -> Pa
     writer.add_value_length(shape.head)
     writer.add_rope_dimension_count(shape.head)
     writer.add_layer_norm_rms_eps(1e-5)
-    tokens = ["<unk>", "<s>", "</s>", *(f"t{i}" for i in range(3, shape.vocabulary))]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens += [f"t{i}" for i in range(len(tokens), shape.vocabulary)]
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
     writer.add_token_scores([0.0] * shape.vocabulary)
-    writer.add_token_types([2, 3, 3] + [1] * (shape.vocabulary - 3))
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (shape.vocabulary - 259))
     size = 0
     for name, dimensions, kind in _tensors(shape, architecture):
         per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
