@@ -80,7 +80,8 @@ def merge(rows: np.ndarray, _grid: tuple[int, int], count: int) -> np.ndarray:
 
 def diverse(rows: np.ndarray, _grid: tuple[int, int], count: int) -> np.ndarray:
     """Keep the rows that differ most, as EdgePrism does."""
-    return rows[diverse_rows(rows, count)]
+    kept: np.ndarray = rows[diverse_rows(rows, count)]
+    return kept
 
 
 def cluster(rows: np.ndarray, _grid: tuple[int, int], count: int) -> np.ndarray:
