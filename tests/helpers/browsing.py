@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _PATIENCE_MS = 20_000
@@ -47,6 +48,20 @@ class Visit:
     origin: str
     errors: list[str] = field(default_factory=list)  # of the console
     foreign: list[str] = field(default_factory=list)  # requests to other origins
+
+    @contextlib.contextmanager
+    def anew(self) -> Iterator[Visit]:
+        """Another visit by the same browser's user, who has forgotten everything at its end.
+
+        It takes a tenth of the time that a context of its own would.
+        """
+        visit = _visit(self.context, self.origin)
+        try:
+            yield visit
+        finally:
+            with contextlib.suppress(PlaywrightError):  # a page that was never opened
+                visit.page.evaluate("localStorage.clear()")
+            visit.page.close()
 
     def open(self, address: str = "") -> None:
         """Open the page and wait until it knows the models."""
@@ -88,6 +103,13 @@ def visiting(browser: Browser, origin: str, **settings: Any) -> Iterator[Visit]:
     """A page of `origin` inside the block; `settings` are those of a browser's context."""
     context = browser.new_context(**settings)
     context.set_default_timeout(_PATIENCE_MS)
+    try:
+        yield _visit(context, origin)
+    finally:
+        context.close()
+
+
+def _visit(context: BrowserContext, origin: str) -> Visit:
     page = context.new_page()
     visit = Visit(context, page, origin)
 
@@ -95,10 +117,7 @@ def visiting(browser: Browser, origin: str, **settings: Any) -> Iterator[Visit]:
         if not address.startswith((origin + "/", f"blob:{origin}/", "data:")):
             visit.foreign.append(address)
 
-    context.on("request", lambda request: note(request.url))
+    page.on("request", lambda request: note(request.url))
     page.on("console", lambda m: visit.errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: visit.errors.append(str(error)))
-    try:
-        yield visit
-    finally:
-        context.close()
+    return visit

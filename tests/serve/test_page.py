@@ -38,9 +38,25 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def guest(browser: Browser, served: Running) -> Iterator[Visit]:
+    with visiting(browser, served.address) as made:
+        yield made
+
+
 @pytest.fixture
-def visit(browser: Browser, served: Running) -> Iterator[Visit]:
+def visit(guest: Visit) -> Iterator[Visit]:
     """The page, open; it may write nothing to the console and ask nothing of other origins."""
+    with guest.anew() as made:
+        made.open()
+        yield made
+        assert made.errors == []
+        assert made.foreign == []
+
+
+@pytest.fixture
+def lone_visit(browser: Browser, served: Running) -> Iterator[Visit]:
+    """As `visit`, in a context of its own: keys open no dialog of files in a shared one."""
     with visiting(browser, served.address) as made:
         made.open()
         yield made
@@ -79,7 +95,6 @@ def test_a_chosen_picture_streams(visit: Visit, scenes: list[bytes], texts: list
     expect(card.locator(".remark")).to_contain_text("81 visual rows")
     assert card.locator("img").get_attribute("alt") == texts[0]
     assert card.locator("img").evaluate("image => image.naturalWidth") > 0
-    assert visit.faults() == []
     card.get_by_role("button", name="Remove").click()
     expect(page.get_by_role("article")).to_have_count(0)
 
@@ -284,7 +299,7 @@ def test_text_files_are_written_and_none_replaced(
 def test_without_access_to_files_the_texts_are_one_file(
     visit: Visit, folder: Path, texts: list[str]
 ) -> None:
-    visit.context.add_init_script("delete window.showDirectoryPicker")
+    visit.page.add_init_script("delete window.showDirectoryPicker")
     visit.page.reload()
     run_folder(visit, folder)
     name, text = saved(visit.page, "Text")
@@ -321,9 +336,9 @@ def test_light_and_dark(browser: Browser, served: Running, scenes: list[bytes]) 
 
 
 def test_the_keyboard_alone(
-    visit: Visit, tmp_path: Path, scenes: list[bytes], texts: list[str]
+    lone_visit: Visit, tmp_path: Path, scenes: list[bytes], texts: list[str]
 ) -> None:
-    page, picture = visit.page, tmp_path / "scene.png"
+    page, picture = lone_visit.page, tmp_path / "scene.png"
     picture.write_bytes(scenes[0])
 
     def tab_to(wanted: str) -> None:
@@ -393,21 +408,15 @@ def ended(process: subprocess.Popen[str]) -> str:
     return errors
 
 
-def test_desktop_opens_a_page_with_its_own_key(browser: Browser, scenes: list[bytes]) -> None:
+def test_desktop_has_a_key_of_its_own(browser: Browser) -> None:
     process, address = started("--no-browser")
     origin, key = address.split("/#key=")
     try:
-        with visiting(browser, origin) as visit:
-            visit.open(address)
-            page = visit.page
-            assert page.url == f"{origin}/"  # the key does not stay in the address
-            choose(page, scene=scenes[0])
-            expect(page.locator(".stages")).to_be_visible()
-            assert (visit.errors, visit.foreign) == ([], [])
         with visiting(browser, origin) as visit:  # another person of this machine has no key
             visit.page.goto(origin)
-            expect(visit.page.get_by_label("The server's API key")).to_be_visible()
-            visit.page.get_by_label("The server's API key").fill(key)
+            field = visit.page.get_by_label("The server's API key")
+            expect(field).to_be_visible()
+            field.fill(key)
             visit.page.get_by_role("button", name="Done").click()
             expect(visit.page.get_by_role("alert")).to_be_hidden()
     finally:
@@ -416,7 +425,7 @@ def test_desktop_opens_a_page_with_its_own_key(browser: Browser, scenes: list[by
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in for a browser is a shell script")
-def test_desktop_opens_the_browser(tmp_path: Path, browser: Browser) -> None:
+def test_desktop_opens_the_browser(tmp_path: Path, browser: Browser, scenes: list[bytes]) -> None:
     """With a file of this user's alone: others can read what a program is started with."""
     program = tmp_path / "browser"
     write = f'printf %s "$1" > {tmp_path}/part && mv {tmp_path}/part {tmp_path}/opened'
@@ -435,12 +444,11 @@ def test_desktop_opens_the_browser(tmp_path: Path, browser: Browser) -> None:
         assert file.parent.stat().st_mode & 0o077 == 0
         origin = address.split("/#")[0]
         with visiting(browser, origin) as visit:
-            visit.page.goto(opened)
-            visit.page.wait_for_url(f"{origin}/")
-            visit.page.wait_for_selector("html.ready")
-            expect(visit.page.get_by_role("alert")).to_be_hidden()  # it has its key
-            visit.foreign.clear()
-            assert visit.errors == []
+            visit.open(opened)
+            visit.page.wait_for_url(f"{origin}/")  # the key does not stay in the address
+            choose(visit.page, scene=scenes[0])
+            expect(visit.page.locator(".stages")).to_be_visible()
+            assert (visit.errors, visit.foreign) == ([], [opened])
     finally:
         assert ended(process) == ""
     assert not file.exists()
