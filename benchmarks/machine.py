@@ -9,6 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def has_bfloat16() -> bool:
+    """Return whether the CPU multiplies bfloat16; engines emulate it elsewhere, many times slower.
+
+    Only Linux says so.
+    """
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
+
+
 def spread(values: list[float]) -> str:
     """Format `values` as minimum / median / maximum."""
     ordered = sorted(values)

@@ -39,6 +39,7 @@ _INTERNVL = [
     (mmprojs.LAYER + r"ls([12])$", r"v.blk.\1.ls\2.weight"),
     (r"^mlp1\.", "mm.model.mlp."),
 ]
+_BLOCK = 32  # numbers of a row that share a scale in Q8_0
 _TABLE = "v.position_embd.weight"
 # the projector's matrices; the last one's outputs are the rows
 _LAST = re.compile(r"^mm\..*\.weight$")
@@ -51,6 +52,20 @@ def llava_mmproj(tensors: Tensors, config: Mapping[str, Any], size: int) -> bund
     parts = _parts("mlp", tensors, _LLAVA, vision, size, n_layers, _CLIP_COLOURS)
     parts.metadata["clip.vision.feature_layer"] = ("array", [n_layers])
     parts.metadata["clip.use_gelu"] = ("bool", False)  # CLIP uses quick GELU
+    return parts
+
+
+def siglip_mmproj(
+    tower: Tensors, projector: Tensors, vision: Mapping[str, Any]
+) -> bundles.GgufParts:
+    """Convert a SigLIP whose last layer is left out, and a projector of two layers (xtuner's)."""
+    names = [*mmprojs.SIGLIP_NAMES, (r"^model\.", "mm.")]
+    n_layers = vision["num_hidden_layers"] - 1
+    # the rows are taken before the norm, which libmtmd would apply if it found it
+    tensors = {name: t for name, t in tower.items() if "post_layernorm" not in name} | {**projector}
+    parts = _parts("mlp", tensors, names, vision, vision["image_size"], n_layers, _HALVES)
+    parts.metadata["clip.vision.feature_layer"] = ("array", [n_layers])
+    parts.metadata["clip.use_gelu"] = ("bool", True)
     return parts
 
 
@@ -108,7 +123,8 @@ def with_positions_turned(parts: bundles.GgufParts) -> bundles.GgufParts:
 def quantized(parts: bundles.GgufParts, kind: str) -> bundles.GgufParts:
     """Return float32 `parts` with matrices in "F16" or "Q8_0", the rest as llama.cpp stores it.
 
-    Source: `tensor_force_quant` and `prepare_tensors` of `conversion/base.py`.
+    A matrix whose rows are not whole blocks of Q8_0 stays F16. Source: `tensor_force_quant` and
+    `prepare_tensors` of `conversion/base.py`.
     """
     quant = gguf.GGMLQuantizationType[kind]
     file_type = gguf.LlamaFileType[f"MOSTLY_{kind}"]
@@ -117,16 +133,17 @@ def quantized(parts: bundles.GgufParts, kind: str) -> bundles.GgufParts:
     for name, values in parts.tensors.items():
         if values.ndim < 2 or name == _TABLE:
             result.tensors[name] = values
-        elif kind == "F16":
-            result.tensors[name] = values.astype(np.float16)
-        elif name.startswith("v.patch_embd"):
+        elif kind != "F16" and name.startswith("v.patch_embd"):
             result.tensors[name] = values
+        elif kind == "F16" or values.shape[-1] % _BLOCK:
+            result.tensors[name] = values.astype(np.float16)
         else:
             result.tensors[name], result.quants[name] = gguf.quants.quantize(values, quant), quant
     return result
 
 
 _CLIP_COLOURS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _IMAGENET_COLOURS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 

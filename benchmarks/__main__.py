@@ -1,0 +1,20 @@
+"""Run a comparison that has several parts: `python -m benchmarks peers --help`."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.peers import compare, table
+
+COMMANDS = {"peers": compare.main, "peers-table": table.main}
+
+
+def main() -> None:
+    name, *arguments = sys.argv[1:] or [""]
+    if name not in COMMANDS:
+        raise SystemExit(f"usage: python -m benchmarks {{{','.join(COMMANDS)}}} …")
+    COMMANDS[name](arguments)
+
+
+if __name__ == "__main__":
+    main()
