@@ -131,9 +131,8 @@ def quantized(parts: bundles.GgufParts, kind: str) -> bundles.GgufParts:
     metadata = {**parts.metadata, "general.file_type": ("uint32", int(file_type))}
     result = dataclasses.replace(parts, metadata=metadata, tensors={}, quants={})
     for name, values in parts.tensors.items():
-        if values.ndim < 2 or name == _TABLE:
-            result.tensors[name] = values
-        elif kind != "F16" and name.startswith("v.patch_embd"):
+        kept = kind != "F16" and name.startswith("v.patch_embd")
+        if values.ndim < 2 or name == _TABLE or kept:
             result.tensors[name] = values
         elif kind == "F16" or values.shape[-1] % _BLOCK:
             result.tensors[name] = values.astype(np.float16)
