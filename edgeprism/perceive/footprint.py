@@ -27,7 +27,6 @@ from edgeprism.memory.vision import EncoderUse, graph_parts, mmproj_parts
 from edgeprism.picture.layout import picture_to_layout
 from edgeprism.segments import ImageRows, Text
 from edgeprism.vision.graph_memory import working_bytes
-from edgeprism.vision.pair import MAX_TOKENS
 from edgeprism.vision.token_reduction import TokenLimit, most_rows
 
 # the picture that a plan is made for where all tiles are alike: width and height in pixels
@@ -125,6 +124,8 @@ def pair_parts(name: str, lm: Path, mmproj: Path) -> ModelParts:
     How many visual tokens a picture becomes shows only when the pair runs, which makes it a
     bundle; until then a usual number stands for it.
     """
+    from edgeprism.vision.pair import MAX_TOKENS  # a bundle's plan needs none of that module
+
     header, prompt = read_model_header(lm), _PAIR_ROWS + _PAIR_TEXT
     context = header.metadata.get(f"{header.architecture}.context_length")
     cells = cells_for(prompt, MAX_TOKENS, context if isinstance(context, int) else 0)
