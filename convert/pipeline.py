@@ -12,11 +12,11 @@ import torch
 
 from edgeprism.bundle.manifest import Manifest, Parity, VisionVariant
 from edgeprism.bundle.writer import BundleWriter
-from edgeprism.choices import VISION_QUANTS
+from edgeprism.choices import CONVERTED_QUANTS
 from edgeprism.convert.family import Family, Value
 from edgeprism.convert.gate import judge
 from edgeprism.convert.gate.data import TOKENIZER_TEXTS, gate_pictures
-from edgeprism.convert.gate.int8 import measure_vision, write_int8
+from edgeprism.convert.gate.int8 import measure_vision, write_auto, write_int8
 from edgeprism.convert.language.model import Tick
 from edgeprism.convert.language.write_gguf import LM_QUANTS, write_gguf
 from edgeprism.convert.memory import give_memory_back
@@ -85,7 +85,7 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
 def check_options(options: ConvertOptions) -> None:
     """Raise UsageError for an unknown quantization."""
     for chosen, known, what in (
-        (options.vision_quants, VISION_QUANTS, "vision quantization"),
+        (options.vision_quants, CONVERTED_QUANTS, "vision quantization"),
         ((options.lm_quant,), LM_QUANTS, "language-model quantization"),
     ):
         unknown = [quant for quant in chosen if quant not in known]
@@ -93,6 +93,11 @@ def check_options(options: ConvertOptions) -> None:
             raise UsageError(
                 f"The {what} {', '.join(unknown)} is not known.", f"Known: {', '.join(known)}."
             )
+    if "auto" in options.vision_quants and {"int8", "fp32"} & set(options.vision_quants):
+        raise UsageError(
+            "auto is int8, or fp32 where int8 is too coarse: it excludes both.",
+            "Leave them out of `vision_quants`.",
+        )
 
 
 def _require_parity(verdict: judge.Verdict, force: bool, progress: Progress) -> None:
@@ -136,7 +141,7 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
     reference = parts.reference_visual_tokens(pixels, progress.advance)
     graphs: dict[torch.dtype, Path] = {}
     variants = []
-    for quant in sorted(set(options.vision_quants), key=VISION_QUANTS.index):
+    for quant in sorted(set(options.vision_quants), key=CONVERTED_QUANTS.index):
         dtype = torch.float16 if quant == "fp16" else torch.float32
         if dtype not in graphs:
             progress.stage(f"Exporting the vision graph ({str(dtype).removeprefix('torch.')})")
@@ -144,7 +149,10 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
                 parts.vision(dtype), parts.vision_weights, work, f"graph-{quant}"
             )
         out = folder / f"vision.{quant}.onnx"
-        if quant.startswith("int8"):
+        if quant == "auto":
+            quant, measured = write_auto(graphs[dtype], folder, pixels, reference, progress)
+            out = folder / f"vision.{quant}.onnx"
+        elif quant.startswith("int8"):
             measured = write_int8(graphs[dtype], out, quant, pixels, reference, progress)
         else:
             pack_onnx(graphs[dtype], out)

@@ -7,6 +7,8 @@ This module imports nothing, so that `edgeprism --help` stays fast.
 DEFAULT_MODEL = "nano"
 # number types of the vision graph, from the most exact to the fastest on a CPU
 VISION_QUANTS = ("fp32", "fp16", "int8", "int8-full")
+# What a conversion can make. "auto": int8 for as many matrices as a bound of the error allows.
+CONVERTED_QUANTS = (*VISION_QUANTS, "auto")
 # Who encodes the pictures of a pair of GGUF and mmproj. "auto": an ONNX graph where it is faster.
 ENCODERS = ("auto", "onnx", "mtmd")
 DEVICES = ("auto", "cpu", "cuda", "metal")

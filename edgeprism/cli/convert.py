@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprism.choices import ENCODERS, VISION_QUANTS, is_reference
+from edgeprism.choices import CONVERTED_QUANTS, ENCODERS, VISION_QUANTS, is_reference
 from edgeprism.cli import completion
 from edgeprism.cli.chat_format import ChatFormat
 from edgeprism.cli.command import Command, with_examples
@@ -100,8 +100,9 @@ def _family_command(family: Family) -> click.Command:
     )
     @click.argument("out", type=click.Path(path_type=Path))
     @click.option("--vision-quant", "vision_quants", multiple=True,
-                  type=click.Choice(VISION_QUANTS), default=("int8",), show_default=True,
-                  help="Variant of the vision graph; repeatable.")  # fmt: skip
+                  type=click.Choice(CONVERTED_QUANTS), default=("int8",), show_default=True,
+                  help="Variant of the vision graph; repeatable. auto: int8 for as many matrices "
+                  "as a relative error of 0.04 allows.")  # fmt: skip
     @click.option("--lm-quant", default="Q4_K_M", show_default=True, metavar="QUANT",
                   help="F32, F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, …")  # fmt: skip
     @click.option("--name", default="", metavar="NAME",

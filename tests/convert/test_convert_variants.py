@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.choices import VISION_QUANTS
-from edgeprism.convert.gate import judge
+from edgeprism.convert.gate import int8, judge
 from edgeprism.convert.gate.data import gate_pictures
+from edgeprism.errors import UsageError
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.progress import Progress
 from edgeprism.vision.onnx import VisionEncoder
@@ -23,6 +26,7 @@ from tests.helpers.checkpoints import Folders, Spec
 from tests.helpers.converting import convert, convert_family
 
 SPEC = Spec(container="single", seed=6)
+OUTLIER = 500.0
 Bundles = Callable[..., Path]
 
 
@@ -97,6 +101,70 @@ def test_matrices_that_int8_hurts_stay_in_float(
     figures = manifest_from_bundle(out).parity.figures["vision int8"]
     assert 1 <= figures["float_matrices"] <= 7
     assert figures["relative_error"] <= limit.relative_error
+
+
+def plant_outliers(tower: Path) -> None:
+    """Make one channel of two inputs huge, and its weights small: the tower computes the same."""
+    path = tower / "model.safetensors"
+    tensors = load_file(path)
+    layer = "encoder.layers.1."
+    readers = {"layer_norm1": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+               "layer_norm2": ("mlp.fc1",)}  # fmt: skip
+    for name, tensor in tensors.items():
+        for norm, products in readers.items():
+            if f"{layer}{norm}." in name:
+                tensor[7] *= OUTLIER
+            if any(name.endswith(f"{layer}{product}.weight") for product in products):
+                tensor[:, 7] /= OUTLIER
+    save_file(tensors, path)
+
+
+@pytest.fixture(scope="module")
+def outlying(checkpoint_of: Callable[[Spec], Folders],
+             tmp_path_factory: pytest.TempPathFactory) -> Folders:  # fmt: skip
+    folders = checkpoint_of(SPEC)
+    vision = tmp_path_factory.mktemp("outliers") / "vision"
+    shutil.copytree(folders.vision, vision)
+    plant_outliers(vision)
+    return dataclasses.replace(folders, vision=vision)
+
+
+def test_auto_keeps_outliers_in_float(
+    outlying: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = manifest_from_bundle(convert(outlying, tmp_path / "auto", vision_quants=("auto",)))
+    assert [(v.file, v.quant) for v in auto.vision.variants] == [("vision.int8.onnx", "int8")]
+    figures = auto.parity.figures["vision int8"]
+    assert figures["relative_error"] <= figures["error_bound"] == int8.AUTO_ERROR
+    assert 1 <= figures["float_matrices"] <= 7
+    graph = onnx.load(str(tmp_path / "auto" / "vision.int8.onnx"), load_external_data=False).graph
+    assert "MatMulInteger" in {node.op_type for node in graph.node}
+    monkeypatch.setattr(int8, "_FLOAT_SHARES", ())
+    plain = convert(outlying, tmp_path / "plain", vision_quants=("int8",), force=True)
+    parity = manifest_from_bundle(plain).parity
+    assert (
+        parity.figures["vision int8"]["relative_error"]
+        > 2 * judge.VISION_LIMITS["int8"].relative_error
+    )
+    assert not parity.passed
+
+
+def test_auto_is_float_where_no_matrix_can_be_int8(
+    checkpoint_of: Callable[[Spec], Folders], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "AUTO_ERROR", 1e-7)
+    out = convert(checkpoint_of(SPEC), tmp_path / "out", vision_quants=("auto",))
+    manifest = manifest_from_bundle(out)
+    assert [(v.file, v.quant) for v in manifest.vision.variants] == [("vision.fp32.onnx", "fp32")]
+    assert {path.name for path in out.iterdir()} == {*manifest.files, "manifest.json"}
+
+
+def test_auto_excludes_what_it_may_become(
+    checkpoint_of: Callable[[Spec], Folders], tmp_path: Path
+) -> None:
+    for other in ("int8", "fp32"):
+        with pytest.raises(UsageError, match="excludes both"):
+            convert(checkpoint_of(SPEC), tmp_path / "out", vision_quants=("auto", other))
 
 
 def test_weights_lie_beside_the_graph(bundle: Path) -> None:
