@@ -68,7 +68,7 @@ def most_rows(n_rows: int, limit: TokenLimit | None) -> int:
     """Return how many of a picture's `n_rows` stay; all of them without a limit."""
     if limit is None:
         return n_rows
-    if limit == AUTO:
+    if isinstance(limit, str):  # "auto"
         return min(n_rows, max(AUTO_LEAST, -(-n_rows // AUTO_SHARE)))
     return min(n_rows, limit)
 
@@ -181,7 +181,7 @@ def _shares(counts: np.ndarray, total: int) -> np.ndarray:
     """Split `total` in proportion to `counts` by largest remainders; 1 each where that suffices."""
     total = min(total, int(counts.sum()))
     exact = counts * (total / counts.sum())
-    shares = np.maximum(np.floor(exact).astype(int), int(total >= len(counts)))
+    shares: np.ndarray = np.maximum(np.floor(exact).astype(int), int(total >= len(counts)))
     while shares.sum() > total:  # because some got one that were due less
         shares[np.where(shares > 1, shares - exact, -np.inf).argmax()] -= 1
     while shares.sum() < total:
