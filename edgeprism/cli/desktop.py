@@ -11,7 +11,13 @@ import click
 
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.options import engine_options
-from edgeprism.cli.serving import check_models, import_extra, only_one, served_models_options
+from edgeprism.cli.serving import (
+    check_models,
+    collect_as_usual,
+    import_extra,
+    only_one,
+    served_models_options,
+)
 from edgeprism.cli.terminal import is_quiet, print_line, say
 from edgeprism.errors import EXIT_DONE
 
@@ -55,6 +61,7 @@ def command(
         engines=EngineOptions(device=device, threads=threads, gpu_layers=gpu_layers),
     )
     check_models(options)
+    collect_as_usual()
     with run.open_socket(options) as listener:
         run.allow_open_files(options)
         server = run.make_server(options)

@@ -10,6 +10,7 @@ from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.options import engine_options
 from edgeprism.cli.serving import (
     check_models,
+    collect_as_usual,
     import_extra,
     keep_alive_option,
     log_content_option,
@@ -62,6 +63,7 @@ def command(
     )
     server = module.PictureServer(options, Folders(folders), preload=preload)
     check_models(options)
+    collect_as_usual()
     if sys.stdin.isatty() and not is_quiet():
         say("It speaks to a program on standard input and output. Ctrl-C ends it.", dim=True)
     with finishing_first(server.stop):

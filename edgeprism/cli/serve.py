@@ -11,6 +11,7 @@ from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.options import engine_options, visual_tokens_option
 from edgeprism.cli.serving import (
     check_models,
+    collect_as_usual,
     import_extra,
     keep_alive_option,
     log_content_option,
@@ -77,6 +78,7 @@ def command(**options: Any) -> int:
     run = import_extra("serve", "edgeprism.serve.run")
     server_options = _to_options(**options)
     check_models(server_options)
+    collect_as_usual()
     with run.open_socket(server_options) as listener:
         run.allow_open_files(server_options)
         server = run.make_server(server_options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Callable
 from types import ModuleType
@@ -20,6 +21,9 @@ from edgeprism.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeprism.serve.options import ServeOptions
+
+
+_USUAL_THRESHOLDS = (700, 10, 10)  # Python's own, see gc.get_threshold
 
 
 def served_models_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,6 +67,15 @@ def import_extra(extra: str, module: str) -> ModuleType:
             f"`{command}` needs packages that are not installed ({error.name}).",
             install_extra(extra),
         ) from error
+
+
+def collect_as_usual() -> None:
+    """Let Python look for reference cycles as often as it does by itself.
+
+    A short command spares these looks (`cli.main`). In a server an error and the frames that it
+    went through form such cycles, and these frames hold pictures.
+    """
+    gc.set_threshold(*_USUAL_THRESHOLDS)
 
 
 def check_models(options: ServeOptions) -> None:

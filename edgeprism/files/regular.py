@@ -36,6 +36,7 @@ def read_limited(path: Path, limit: int, *, pipe: bool = False) -> bytes:
     with open_regular(path, pipe=pipe) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        reason = f"holds more than {limit >> 20} MiB"
+        size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit:,} bytes"
+        reason = f"holds more than {size}"
         raise OSError(errno.EFBIG, reason, os.fspath(path))
     return data

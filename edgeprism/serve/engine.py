@@ -27,6 +27,7 @@ from edgeprism.picture.workers import Decoded, DecodePool
 from edgeprism.records import EncodedImage, Timings
 from edgeprism.serve.events import CaptionEvent, Described, Failed, Piece
 from edgeprism.serve.lane import Lane
+from edgeprism.serve.refusals import let_go
 
 if TYPE_CHECKING:
     from edgeprism.language.request import Request
@@ -216,6 +217,7 @@ class CaptionEngine:
         work.tell(Described(work.index, caption))
 
     def _fail(self, work: Work, error: Exception) -> None:
+        let_go(error)
         if not work.cancelled:
             work.tell(Failed(work.index, error))
 

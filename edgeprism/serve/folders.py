@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import BinaryIO
 
 from edgeprism.errors import UsageError
 from edgeprism.files.safe_text import short_line
@@ -37,24 +38,35 @@ class Folders:
         named = [short_line(path, _NAME_CHARS) for path in self._given[:_MOST_NAMED]]
         return ", ".join([*named, "…"] if len(self._given) > _MOST_NAMED else named)
 
+    def size(self, path: str) -> int:
+        """Return the bytes that a picture's file holds. Raises Refusal as `read` does."""
+        with self._opened(path) as file:
+            return os.fstat(file.fileno()).st_size
+
     def read(self, path: str, limit: int) -> bytes:
         """Return the bytes of a picture, at most `limit`.
 
         A relative path starts in the first folder that has such a file. Raises Refusal for a path
-        that leads out of the folders, and for what is no file.
+        that leads out of the folders, and for what is no file; nothing is read of a file that holds
+        more than `limit`.
         """
+        with self._opened(path) as file:
+            if os.fstat(file.fileno()).st_size > limit:
+                raise Refusal(
+                    413, "too_large", f"{_shown(path)}: larger than {limit >> 20} MiB.",
+                    "Name a smaller picture.",
+                )  # fmt: skip
+            try:
+                return file.read(limit)
+            except OSError as error:
+                raise self._unreadable(path, error) from error
+
+    def _opened(self, path: str) -> BinaryIO:
         root, inside = self._find(path)
         try:
-            with open(_open_below(root, inside), "rb") as file:
-                data = file.read(limit + 1)
+            return open(_open_below(root, inside), "rb")
         except OSError as error:
             raise self._unreadable(path, error) from error
-        if len(data) > limit:
-            raise Refusal(
-                413, "too_large", f"{_shown(path)}: larger than {limit >> 20} MiB.",
-                "Name a smaller picture.",
-            )  # fmt: skip
-        return data
 
     def _find(self, path: str) -> tuple[Path, PurePath]:
         """Return the folder that a path leads into, and where it leads there."""

@@ -106,14 +106,18 @@ def is_key(key: str) -> bool:
 def read_key(path: str) -> str:
     """Return the key in a file, without the blanks around it. Raises UsageError."""
     try:
-        return read_limited(Path(path), _MAX_KEY_BYTES, pipe=True).decode("ascii").strip()
+        key = read_limited(Path(path), _MAX_KEY_BYTES, pipe=True).decode("ascii").strip()
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{path}: holds no API key.", "Write one line of ASCII characters to it."
+            f"{path}: holds characters that are not ASCII.",
+            "Write a key of ASCII characters to it.",
         ) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"{path}: cannot be read: {reason}.", "Name the key's file.") from error
+    if not key:
+        raise UsageError(f"{path}: holds no API key.", "Write one line of ASCII to it.")
+    return key
 
 
 def is_open_to_others(path: str) -> bool:

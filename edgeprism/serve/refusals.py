@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,6 +75,20 @@ def to_refusal(error: BaseException) -> Refusal:
     if isinstance(error, MemoryError):
         return Refusal(503, "out_of_memory", "Memory ran out.", "Send less, or try again later.")
     return Refusal(500, "internal_error", "The server failed on this request.", "See its log.")
+
+
+def let_go(error: BaseException) -> None:
+    """Give back what the frames hold that an error went through, pictures among it.
+
+    An error and these frames refer to each other, so they would stay until Python looks for such
+    cycles. The places of the traceback stay.
+    """
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        traceback.clear_frames(each.__traceback__)
+        each = each.__cause__ or each.__context__
 
 
 def one_line(error: EdgePrismError) -> str:

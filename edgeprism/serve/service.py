@@ -32,7 +32,7 @@ from edgeprism.serve.models import ModelName, Models
 from edgeprism.serve.options import ServeOptions
 from edgeprism.serve.places import Held, Places
 from edgeprism.serve.reasoning import Turn, answer_in_conversation
-from edgeprism.serve.refusals import Refusal, to_refusal
+from edgeprism.serve.refusals import Refusal, let_go, to_refusal
 from edgeprism.serve.uploads import Upload
 
 
@@ -222,7 +222,11 @@ class Service:
             self.options.on_log(f"{what}: {text}")
 
     def log_failure(self, error: Exception) -> None:
-        """Log where an unforeseen error happened, without its message: that may hold content."""
+        """Log where an unforeseen error happened, without its message: that may hold content.
+
+        What the frames of any error hold is given back.
+        """
+        let_go(error)
         if to_refusal(error).code != "internal_error":
             return
         frames = traceback.extract_tb(error.__traceback__)

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 _AHEAD = 16  # lines that are read before they are asked for
 _CHUNK = 1 << 16
+LONGEST_LINE = 1 << 20  # bytes; a request with all its texts at their limits is shorter
 _LAST_WORDS_S = 2.0  # that a client may take to read the last answers
 
 
@@ -48,14 +49,16 @@ class Lines(threading.Thread):
         self._room = threading.Semaphore(_AHEAD)
 
     def run(self) -> None:
-        """Read until the end of the input."""
-        rest = b""
+        """Read until the end of the input. Of a line over the limit, the rest is left out."""
+        line = bytearray()
         with contextlib.suppress(OSError):
             while data := os.read(self._source, _CHUNK):
-                *lines, rest = (rest + data).split(b"\n")
-                for line in lines:
+                first, *others = data.split(b"\n")
+                line += first[: LONGEST_LINE - len(line)]
+                for other in others:
                     self._room.acquire()
                     self._put(line.decode("utf-8", "replace"))
+                    line = bytearray(other)
         self.end()
 
     def end(self) -> None:

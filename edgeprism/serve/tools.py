@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from edgeprism.serve.refusals import Refusal
 from edgeprism.serve.service import Description, Query, Service
 from edgeprism.serve.uploads import Upload, to_name, to_upload
 
+_NAME_CHARS = 200  # of a path that a message repeats
 _CAUTION = "A small model on this machine writes it from the pixels alone, and it may be wrong."
 
 
@@ -47,11 +48,33 @@ class Tool:
     call: Callable[[Mapping[str, Any]], Awaitable[Result]]
 
 
+class _Room:
+    """Bytes that the pictures of all calls may hold together; who finds too little room waits."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def taken(self, size: int) -> AsyncGenerator[None]:
+        """Hold `size` bytes of the room inside the block."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            self._free += size
+            async with self._changed:
+                self._changed.notify_all()
+
+
 class Tools:
     """The tools of one server."""
 
     def __init__(self, service: Service, folders: Folders) -> None:
         self._service, self._folders, self._limits = service, folders, service.limits
+        self._room = _Room(self._limits.bodies_bytes)
         describe = Tool(
             "describe_picture", "Describe a picture",
             f"Describe a picture in words. {_CAUTION} It reads pictures in {folders}.",
@@ -70,6 +93,7 @@ class Tools:
         fault = Validator(tool.arguments, References(tool.arguments)).fault(dict(arguments))
         if fault:
             names = ", ".join(tool.arguments["properties"])
+            fault = fault.removesuffix(".")
             raise Refusal(
                 400, "invalid_arguments", f"{tool.name} takes other arguments: {fault}.",
                 f"Its arguments: {names}; required: {', '.join(tool.arguments['required'])}.",
@@ -83,41 +107,50 @@ class Tools:
                 "Ask about fewer pictures at a time.",
             ) from error  # fmt: skip
 
-    async def _read(self, paths: list[str]) -> tuple[Upload, ...]:
-        """Read pictures in a thread, with one limit for all of them. Raises Refusal."""
-        left, uploads = self._limits.bodies_bytes, []
-        for number, path in enumerate(paths, 1):
-            data = await asyncio.to_thread(self._folders.read, path, left)
-            left -= len(data)
-            uploads.append(to_upload(to_name(path, number), data, self._limits))
-        return tuple(uploads)
+    @asynccontextmanager
+    async def _pictures(self, paths: list[str]) -> AsyncGenerator[tuple[Upload, ...]]:
+        """Read pictures, and hold their share of the room for all calls. Raises Refusal."""
+        sizes = await asyncio.to_thread(lambda: [self._folders.size(path) for path in paths])
+        most = self._limits.bodies_bytes
+        if sum(sizes) > most:
+            what = short_line(paths[0], _NAME_CHARS) if len(paths) == 1 else "Together the pictures"
+            raise Refusal(
+                413, "too_large", f"{what}: {sum(sizes) >> 20} MiB; at most {most >> 20} are read.",
+                "Name smaller pictures, or fewer at a time.",
+            )  # fmt: skip
+        async with self._room.taken(sum(sizes)):
+            uploads = []
+            for number, (path, size) in enumerate(zip(paths, sizes, strict=True), 1):
+                data = await asyncio.to_thread(self._folders.read, path, size)
+                uploads.append(to_upload(to_name(path, number), data, self._limits))
+            yield tuple(uploads)
 
     async def _describe(self, arguments: Mapping[str, Any]) -> Result:
-        pictures = await self._read([arguments["path"]])
-        model = await self._service.models.resolve(None)
         options = CaptionOptions()
         if instruction := arguments.get("instruction", "").strip():
             options["instruction"] = instruction
         if focus := arguments.get("focus", "").strip():
             options["focus"] = focus
-        job = Description(model, pictures, options)
-        async with aclosing(self._service.describe(job)) as events:
-            async for event in events:
-                if isinstance(event, Failed):
-                    raise event.error
-                if isinstance(event, Described):
-                    return _described(arguments["path"], event.caption)
+        async with self._pictures([arguments["path"]]) as pictures:
+            model = await self._service.models.resolve(None)
+            job = Description(model, pictures, options)
+            async with aclosing(self._service.describe(job)) as events:
+                async for event in events:
+                    if isinstance(event, Failed):
+                        raise event.error
+                    if isinstance(event, Described):
+                        return _described(arguments["path"], event.caption)
         raise RuntimeError("a picture got neither a caption nor an error")
 
     async def _ask(self, arguments: Mapping[str, Any]) -> Result:
         paths = arguments["paths"]
-        pictures = await self._read(paths)
-        model = await self._reasoning()
-        query = Query(Description(model, pictures), arguments["question"])
-        async with aclosing(self._service.ask(query)) as events:
-            async for event in events:
-                if isinstance(event, Answered):
-                    return _answered(paths, event.answer)
+        async with self._pictures(paths) as pictures:
+            model = await self._reasoning()
+            query = Query(Description(model, pictures), arguments["question"])
+            async with aclosing(self._service.ask(query)) as events:
+                async for event in events:
+                    if isinstance(event, Answered):
+                        return _answered(paths, event.answer)
         raise RuntimeError("a question ended without an answer")
 
     async def _reasoning(self) -> ModelName:
@@ -136,6 +169,10 @@ class Tools:
 # ---- schemas
 
 
+# as long as a path can be on Linux, in characters; longer ones take long to refuse
+_PATH = {"type": "string", "maxLength": 4096}
+
+
 def _text(description: str, limits: Limits) -> dict[str, Any]:
     return {"type": "string", "maxLength": limits.text_chars, "description": description}
 
@@ -144,7 +181,7 @@ def _describe_arguments(limits: Limits) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": {
-            "path": {"type": "string", "description": "The picture's file."},
+            "path": {**_PATH, "description": "The picture's file."},
             "focus": _text("What to look for, such as: the number of boats.", limits),
             "instruction": _text("What to write instead of a general description.", limits),
         },
@@ -159,7 +196,7 @@ def _ask_arguments(limits: Limits) -> dict[str, Any]:
         "properties": {
             "paths": {
                 "type": "array",
-                "items": {"type": "string"},
+                "items": _PATH,
                 "minItems": 1,
                 "maxItems": limits.pictures,
                 "description": "The pictures' files.",
@@ -226,7 +263,7 @@ def _answered(paths: list[str], answer: Answer) -> Result:
     lines = [answer.text]
     if sentences:
         lines.append("It rests on these sentences of the descriptions:")
-        lines += [f"- {short_line(s['path'], 200)}: {s['sentence']}" for s in sentences]
+        lines += [f"- {short_line(s['path'], _NAME_CHARS)}: {s['sentence']}" for s in sentences]
     elif sentences is not None:
         lines.append("No sentence of the descriptions supports it: it may be a guess.")
     data = {

@@ -107,3 +107,12 @@ def test_a_question_without_a_reasoner_says_how_to_get_one(place: Path, folders:
     with pytest.raises(Refusal, match="There is no reasoner 'none-such'") as refused:
         asyncio.run(ask())
     assert "edgeprism pull" in refused.value.hint
+
+
+def test_nothing_is_read_of_a_file_over_the_limit(folders: Folders, place: Path) -> None:
+    huge = place / "two" / "huge.png"
+    with open(huge, "wb") as file:
+        file.truncate(1 << 40)  # more than this machine could hold
+    assert folders.size("huge.png") == 1 << 40
+    with pytest.raises(Refusal, match="larger than"):
+        folders.read("huge.png", 1 << 40 >> 1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import weakref
 from typing import Any
 
 import pytest
 
 from edgeprism.errors import UsageError
 from edgeprism.serve.options import ServeOptions
+from edgeprism.serve.refusals import Refusal, let_go
 from edgeprism.serve.run import open_socket
 from tests.helpers.serving import Running, as_base64, as_data_url, as_form, serving
 
@@ -168,3 +170,30 @@ def test_a_host_that_is_no_address_is_told() -> None:
     options = ServeOptions(host="nosuch.invalid", port=0, api_key=KEY)
     with pytest.raises(UsageError, match="no such address"):
         open_socket(options)
+
+
+def test_an_error_that_was_told_holds_nothing_any_more() -> None:
+    class Data:
+        """Stands for a picture."""
+
+    held: list[weakref.ref[Data]] = []
+
+    def decode() -> None:
+        data = Data()
+        held.append(weakref.ref(data))
+        raise ValueError("inner")
+
+    def fail() -> None:
+        picture = Data()
+        held.append(weakref.ref(picture))
+        try:
+            decode()
+        except ValueError as error:
+            raise Refusal(400, "unreadable_picture", "It is broken.") from error
+
+    with pytest.raises(Refusal) as refused:
+        fail()
+    kept = refused.value
+    let_go(kept)
+    assert [reference() for reference in held] == [None, None]
+    assert kept.__traceback__ is not None
