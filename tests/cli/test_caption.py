@@ -226,7 +226,8 @@ def test_ask_without_the_reasoner(model: Path, photo: Path, capfd: Captured) -> 
     assert run(["ask", str(photo), "What?", "--reasoner", "not-installed"]) == 4
     out, err = capfd.readouterr()
     assert out == ""
-    assert "edgeprism pull not-installed" in err
+    assert "'not-installed'" in err
+    assert "edgeprism models list" in err
 
 
 def test_ask_with_a_strange_template(
