@@ -97,6 +97,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--picture", metavar="WxH", default="1024x768")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument(
+        "--search",
+        nargs="*",
+        metavar="FLAG",
+        help="try other values of these flags alone; default: of all",
+    )
     parser.add_argument("--json", type=Path, help="keep the figures in this file")
     arguments = parser.parse_args(argv)
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -106,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
     runners, left_out = _runners(weights, arguments.engines)
     rates = measure_limits(weights.language_model().stat().st_size)
     for runner in runners:
-        _search(weights, runner, size)
+        _search(weights, runner, size, arguments.search)
     _take_turns(weights, runners, size, arguments.rounds)
     result = {
         "schema": SCHEMA, "size": arguments.size, "picture": size, "rounds": arguments.rounds,
@@ -214,11 +220,12 @@ def _child(weights: Weights, runner: Runner, setting: Setting, size: Size) -> It
 # ---- the search, the turns
 
 
-def _search(weights: Weights, runner: Runner, size: Size) -> None:
+def _search(weights: Weights, runner: Runner, size: Size, only: list[str] | None) -> None:
     """Try each value of each flag, one flag after another; keep the fastest setting."""
     flags = ENGINES[runner.engine][0].settings(available_cores())
     runner.setting = {flag: values[0] for flag, values in flags.items()}
-    others = [(flag, value) for flag, values in flags.items() for value in values[1:]]
+    tried = [flag for flag in flags if only is None or flag in only]
+    others = [(flag, value) for flag in tried for value in flags[flag][1:]]
     if not others:
         return
     best = _try(weights, runner, runner.setting, size)
