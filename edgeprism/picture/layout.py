@@ -48,12 +48,9 @@ def picture_to_layout(size: Size, manifest: Manifest) -> PictureLayout:
     if tiling is None or grid is None:
         return _layout_of_one(size, manifest)
     n_cut = grid[0] * grid[1]
-    whole_shape = (image.size, image.size)
-    whole = per_tile = vision.tokens_per_tile
-    if image.free is not None:
-        width, height = free_size(size, image.free)
-        whole_shape, whole = (height, width), _tokens_of(width, height, image.free)
-        per_tile = vision.grid[0] * vision.grid[1]
+    width, height = tile_size(size, image)
+    whole_shape, tile_shape = (height, width), (image.size, image.size)
+    whole, per_tile = (tokens_of_tile(shape, manifest) for shape in (whole_shape, tile_shape))
     first = tiling.overview == "first"
     overview = np.arange(whole, dtype=np.int32) + (0 if first else n_cut * per_tile)
     cut: np.ndarray = np.arange(n_cut * per_tile, dtype=np.int32) + (whole if first else 0)
@@ -69,7 +66,7 @@ def picture_to_layout(size: Size, manifest: Manifest) -> PictureLayout:
     else:
         lengths = [[per_tile] * grid[1]] * grid[0]
     parts = (overview, cut.ravel()) if first else (cut.ravel(), overview)
-    shapes = [(image.size, image.size)] * n_cut
+    shapes = [tile_shape] * n_cut
     shapes.insert(0 if first else n_cut, whole_shape)
     segments = _segments(whole, lengths, manifest)
     return PictureLayout(grid, tuple(shapes), np.concatenate(parts), segments)
@@ -79,9 +76,7 @@ def _layout_of_one(size: Size, manifest: Manifest) -> PictureLayout:
     """Return the layout of a picture that is not cut."""
     vision, image = manifest.vision, manifest.image
     width, height = tile_size(size, image)
-    n_rows = vision.tokens_per_tile
-    if image.free is not None:
-        n_rows = _tokens_of(width, height, image.free)
+    n_rows = tokens_of_tile((height, width), manifest)
     positions = None
     if manifest.lm.image_positions == "down-across":
         n_across = vision.grid[1] if image.free is None else width // image.free.unit
@@ -124,8 +119,12 @@ def choose_grid(size: Size, policy: ImagePolicy) -> tuple[int, int] | None:
     return height // policy.size, width // policy.size
 
 
-def _tokens_of(width: int, height: int, free: FreeShape) -> int:
-    return width // free.unit * (height // free.unit)
+def tokens_of_tile(shape: tuple[int, int], manifest: Manifest) -> int:
+    """Return the visual tokens of a tile of `shape` (height, width)."""
+    free = manifest.image.free
+    if free is None:
+        return manifest.vision.tokens_per_tile
+    return shape[0] // free.unit * (shape[1] // free.unit)
 
 
 def tiles_by_shape(tiles: np.ndarray, shapes: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:

@@ -20,7 +20,7 @@ import numpy as np
 from edgeprism.arguments import check_integer
 from edgeprism.choices import AUTO, AUTO_LEAST, AUTO_SHARE
 from edgeprism.errors import UsageError
-from edgeprism.picture.layout import NEWLINE, PictureLayout
+from edgeprism.picture.layout import NEWLINE, PictureLayout, tokens_of_tile
 from edgeprism.segments import ImageRows, Segment
 
 if TYPE_CHECKING:
@@ -81,15 +81,7 @@ def rows_to_tiles(
     libmtmd, which makes its own layout, gives each tile a segment.
     """
     if manifest.vision.mmproj is None and layout is not None:
-        free = manifest.image.free
-        ends = np.cumsum(
-            [
-                manifest.vision.tokens_per_tile
-                if free is None
-                else height // free.unit * (width // free.unit)
-                for height, width in layout.shapes
-            ]
-        )
+        ends = np.cumsum([tokens_of_tile(shape, manifest) for shape in layout.shapes])
         tiles = np.searchsorted(ends, layout.rows, side="right")
         return np.where(layout.rows == NEWLINE, NEWLINE, tiles)
     lengths = [s.stop - s.start for s in segments if isinstance(s, ImageRows)]
