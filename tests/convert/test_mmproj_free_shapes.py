@@ -45,11 +45,17 @@ from edgeprism.segments import ImageRows, Text
 from edgeprism.vision import trial
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.onnx import VisionEncoder
-from edgeprism.vision.pair import open_pair, write_pair
+from edgeprism.vision.pair import write_pair
 from tests.helpers import bundles, mmprojs
 from tests.helpers.captions import caption_ids
 from tests.helpers.llama_reference import LlamaReference, Visual
-from tests.helpers.mmproj_graphs import noise, tiny_lm, tiny_multi_axis_lm
+from tests.helpers.mmproj_graphs import (
+    float32_captioner,
+    greedy_texts,
+    noise,
+    tiny_lm,
+    tiny_multi_axis_lm,
+)
 
 KINDS = {"qwen2-vl": mmprojs.QWEN, "qwen2.5-vl": mmprojs.QWEN25}
 UNIT = 2 * mmprojs.PATCH  # pixels along an edge of a visual token
@@ -72,11 +78,7 @@ class Case:
     bundle: Path
 
     def captioner(self) -> Captioner:
-        """Return a captioner that computes in float32 throughout."""
-        return Captioner.load(
-            self.bundle, device="cpu", threads=1, vision_quant="fp32", kv_type="f32",
-            flash_attention=False,
-        )  # fmt: skip
+        return float32_captioner(self.bundle)
 
     def reference(self, pixels: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """Return transformers' rows [n, n_embd] of a picture, and its patches [time, down, across].
@@ -304,17 +306,8 @@ def test_greedy_text_in_float32(name: str, case_of: Callable[[str], Case]) -> No
 def test_the_pair_says_the_same(case_of: Callable[[str], Case]) -> None:
     """The same greedy text in libmtmd and as a float32 graph, on three pictures."""
     case = case_of("qwen2.5-vl")
-    said = []
-    for captioner in (
-        case.captioner(),
-        Captioner(open_pair(case.lm, case.mmproj), threads=1, kv_type="f32", flash_attention=False),
-    ):
-        with captioner:
-            said.append([
-                caption_ids(captioner, noise(*size), stop_at_end=False, caption_tokens=N_TOKENS)
-                for size in WHOLE[:3]
-            ])  # fmt: skip
-    assert said[0] == said[1]
+    by_graph, by_mtmd = greedy_texts(case.captioner(), case.lm, case.mmproj, WHOLE[:3], N_TOKENS)
+    assert by_graph == by_mtmd
 
 
 def test_several_tiles_of_one_shape_at_once(case_of: Callable[[str], Case]) -> None:

@@ -27,11 +27,17 @@ from edgeprism.progress import Progress
 from edgeprism.records import EncodedImage
 from edgeprism.segments import ImageRows, Text
 from edgeprism.vision.mtmd import MtmdEncoder
-from edgeprism.vision.pair import open_pair, write_pair
+from edgeprism.vision.pair import write_pair
 from tests.helpers import bundles, mmprojs
 from tests.helpers.captions import caption_ids
 from tests.helpers.llama_reference import LlamaReference, Visual
-from tests.helpers.mmproj_graphs import graph_rows, noise, tiny_lm
+from tests.helpers.mmproj_graphs import (
+    float32_captioner,
+    graph_rows,
+    greedy_texts,
+    noise,
+    tiny_lm,
+)
 
 KINDS = {
     "idefics3": mmprojs.IDEFICS,
@@ -60,11 +66,7 @@ class Case:
             return captioner.encode(pixels)
 
     def captioner(self) -> Captioner:
-        """Return a captioner that computes in float32 throughout."""
-        return Captioner.load(
-            self.bundle, device="cpu", threads=1, vision_quant="fp32", kv_type="f32",
-            flash_attention=False,
-        )  # fmt: skip
+        return float32_captioner(self.bundle)
 
     def reference(self, tiles: np.ndarray) -> np.ndarray:
         """Return the model's own rows [n, n_embd] of tiles [n, size, size, 3]."""
@@ -272,14 +274,5 @@ def test_greedy_text_in_float32(name: str, case_of: Callable[[str], Case]) -> No
 def test_the_pair_says_the_same(case_of: Callable[[str], Case]) -> None:
     """Idefics3 in libmtmd and as a float32 graph: the same greedy text, on three pictures."""
     case = case_of("idefics3")
-    said = []
-    for captioner in (
-        case.captioner(),
-        Captioner(open_pair(case.lm, case.mmproj), threads=1, kv_type="f32", flash_attention=False),
-    ):
-        with captioner:
-            said.append([
-                caption_ids(captioner, noise(*size), stop_at_end=False, caption_tokens=N_TOKENS)
-                for size in SHAPES[:3]
-            ])  # fmt: skip
-    assert said[0] == said[1]
+    by_graph, by_mtmd = greedy_texts(case.captioner(), case.lm, case.mmproj, SHAPES[:3], N_TOKENS)
+    assert by_graph == by_mtmd

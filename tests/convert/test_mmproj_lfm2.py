@@ -39,11 +39,16 @@ from edgeprism.progress import Progress
 from edgeprism.segments import ImageRows, Text
 from edgeprism.vision import trial
 from edgeprism.vision.mtmd import MtmdEncoder
-from edgeprism.vision.pair import open_pair, write_pair
+from edgeprism.vision.pair import write_pair
 from tests.helpers import bundles, mmprojs
 from tests.helpers.captions import caption_ids
 from tests.helpers.llama_reference import LlamaReference, Visual
-from tests.helpers.mmproj_graphs import noise, tiny_lm
+from tests.helpers.mmproj_graphs import (
+    float32_captioner,
+    greedy_texts,
+    noise,
+    tiny_lm,
+)
 
 KIND = mmprojs.LFM2
 TILE, UNIT = 512, 32  # pixels along an edge of a tile and of a visual token
@@ -66,11 +71,7 @@ class Case:
     bundle: Path
 
     def captioner(self) -> Captioner:
-        """Return a captioner that computes in float32 throughout."""
-        return Captioner.load(
-            self.bundle, device="cpu", threads=1, vision_quant="fp32", kv_type="f32",
-            flash_attention=False,
-        )  # fmt: skip
+        return float32_captioner(self.bundle)
 
     def reference(self, pixels: np.ndarray) -> np.ndarray:
         """Return transformers' rows [n, n_embd] of a picture, in the prompt's order."""
@@ -282,17 +283,10 @@ def test_greedy_text_in_float32(case: Case) -> None:
 
 def test_the_pair_says_the_same(case: Case) -> None:
     """The same greedy text in libmtmd and as a float32 graph, on an uncut picture and a cut one."""
-    said = []
-    for captioner in (
-        case.captioner(),
-        Captioner(open_pair(case.lm, case.mmproj), threads=1, kv_type="f32", flash_attention=False),
-    ):
-        with captioner:
-            said.append([
-                caption_ids(captioner, noise(*size), stop_at_end=False, caption_tokens=N_TOKENS)
-                for size in ((288, 288), (1280, 640))
-            ])  # fmt: skip
-    assert said[0] == said[1]
+    by_graph, by_mtmd = greedy_texts(
+        case.captioner(), case.lm, case.mmproj, ((288, 288), (1280, 640)), N_TOKENS
+    )
+    assert by_graph == by_mtmd
 
 
 def test_a_folder_is_captioned_alike(case: Case, tmp_path: Path) -> None:

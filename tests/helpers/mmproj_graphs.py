@@ -12,8 +12,11 @@ from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.convert.mmproj.graph import write_graph
 from edgeprism.convert.mmproj.shape import read_shape
 from edgeprism.convert.mmproj.tensors import MmprojTensors
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.vision.graph_checks import check_graph
+from edgeprism.vision.pair import open_pair
 from tests.helpers import bundles, mmprojs
+from tests.helpers.captions import caption_ids
 from tests.language.test_generator import multi_axis_lm
 
 
@@ -31,6 +34,28 @@ def tiny_multi_axis_lm() -> bundles.GgufParts:
     parts = multi_axis_lm(4)
     parts.metadata["tokenizer.ggml.add_space_prefix"] = ("bool", False)
     return mmprojs.with_marks(parts, marks=[mark for mark in mmprojs.MARKS if mark != "\n"])
+
+
+def float32_captioner(bundle: Path) -> Captioner:
+    """Return a captioner that computes in float32 throughout."""
+    return Captioner.load(
+        bundle, device="cpu", threads=1, vision_quant="fp32", kv_type="f32", flash_attention=False
+    )
+
+
+def greedy_texts(
+    graph: Captioner, lm: Path, mmproj: Path, sizes: Sequence[tuple[int, int]], n_tokens: int
+) -> list[list[list[int]]]:
+    """Return the tokens said of pictures of noise, by a captioner with a graph and by libmtmd."""
+    pair = Captioner(open_pair(lm, mmproj), threads=1, kv_type="f32", flash_attention=False)
+    said = []
+    for captioner in (graph, pair):
+        with captioner:
+            said.append([
+                caption_ids(captioner, noise(*size), stop_at_end=False, caption_tokens=n_tokens)
+                for size in sizes
+            ])  # fmt: skip
+    return said
 
 
 def noise(width: int, height: int) -> np.ndarray:
