@@ -48,6 +48,7 @@ from benchmarks.peers.weights import (
     noise,
 )
 from edgeprism.bench.limits import measure_limits
+from edgeprism.files.atomic import write_atomically
 from edgeprism.machine.facts import available_cores, cpu_name, has_int8_dot
 
 SCHEMA = 1
@@ -111,20 +112,21 @@ def main(argv: Sequence[str]) -> None:
     size = (width, height)
     runners, left_out = _runners(weights, arguments.engines)
     rates = measure_limits(weights.language_model().stat().st_size)
-    for runner in runners:
-        _search(weights, runner, size, arguments.search)
-    _take_turns(weights, runners, size, arguments.rounds)
     result = {
-        "schema": SCHEMA, "size": arguments.size, "picture": size, "rounds": arguments.rounds,
-        "layers": weights.n_layers, "lm_quant": LANGUAGE[arguments.size][0],
-        "date": datetime.date.today().isoformat(),
+        "schema": SCHEMA, "size": arguments.size, "picture": size, "layers": weights.n_layers,
+        "lm_quant": LANGUAGE[arguments.size][0], "date": datetime.date.today().isoformat(),
         "machine": {"cpu": cpu_name(), "cores": available_cores(), "int8_dot": has_int8_dot(),
                     "rates": asdict(rates)},
-        "versions": _versions(), "engines": [asdict(r) for r in runners], "left_out": left_out,
+        "versions": _versions(), "left_out": left_out,
     }  # fmt: skip
+    for runner in runners:
+        _search(weights, runner, size, arguments.search)
+    for done in _rounds(weights, runners, size, arguments.rounds):
+        print(f"round {done} of {arguments.rounds} is done", flush=True)
+        if arguments.json:  # after each round, because a comparison may be cut short
+            kept = {**result, "rounds": done, "engines": [asdict(r) for r in runners]}
+            write_atomically(arguments.json, (json.dumps(kept, indent=1) + "\n").encode())
     _report(runners, left_out)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _runners(weights: Weights, engines: list[str]) -> tuple[list[Runner], dict[str, str]]:
@@ -249,7 +251,8 @@ def _try(weights: Weights, runner: Runner, setting: Setting, size: Size) -> floa
     return seconds
 
 
-def _take_turns(weights: Weights, runners: list[Runner], size: Size, rounds: int) -> None:
+def _rounds(weights: Weights, runners: list[Runner], size: Size, rounds: int) -> Iterator[int]:
+    """Let each engine look at one picture a round; yield how many rounds are done."""
     children = [_Child(weights, runner, runner.setting, size) for runner in runners]
     drops_first = weights.manifest().vision.drop_first_patch
     reference = np.empty(0)
@@ -263,6 +266,8 @@ def _take_turns(weights: Weights, runners: list[Runner], size: Size, rounds: int
             else:
                 runner.error = _difference(child.rows(), reference, drops_first)
             runner.peak = said["peak"]
+        if turn:
+            yield turn
     for child in children:
         child.close()
 

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, BrowserType, Page, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -30,13 +30,19 @@ def browser_program() -> str:
 @contextlib.contextmanager
 def browsing() -> Iterator[Browser]:
     """A browser inside the block."""
-    program = browser_program()
+    browser_program()
+    with sync_playwright() as playwright, launching(playwright.chromium) as browser:
+        yield browser
+
+
+@contextlib.contextmanager
+def launching(kind: BrowserType) -> Iterator[Browser]:
+    """A browser inside the block; `kind` is another's `browser_type`, of which a thread has one."""
     # Chromium's sandbox does not start as root
     arguments = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=arguments)
-        yield browser
-        browser.close()
+    browser = kind.launch(executable_path=browser_program(), args=arguments)
+    yield browser
+    browser.close()
 
 
 @dataclass

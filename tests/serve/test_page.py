@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Dialog, FilePayload, Page, Route, expec
 from edgeprism.output.streams import CSV_COLUMNS
 from edgeprism.reason.evidence import caption_to_sentences
 from tests.helpers import bundles
-from tests.helpers.browsing import Visit, browsing, visiting
+from tests.helpers.browsing import Visit, browsing, launching, visiting
 from tests.helpers.serving import Running, serving
 
 
@@ -56,8 +56,8 @@ def visit(guest: Visit) -> Iterator[Visit]:
 
 @pytest.fixture
 def lone_visit(browser: Browser, served: Running) -> Iterator[Visit]:
-    """As `visit`, in a context of its own: keys open no dialog of files in a shared one."""
-    with visiting(browser, served.address) as made:
+    """As `visit`, in a browser of its own: keys open a dialog of files in its first page alone."""
+    with launching(browser.browser_type) as own, visiting(own, served.address) as made:
         made.open()
         yield made
         assert made.errors == []
@@ -353,6 +353,7 @@ def test_the_keyboard_alone(
 
     tab_to(".skip")
     page.keyboard.press("Enter")
+    expect(page.locator("#content")).to_be_focused()
     tab_to("#files")
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Space")
