@@ -16,7 +16,7 @@ from edgeprism.choices import CONVERTED_QUANTS
 from edgeprism.convert.family import Family, Value
 from edgeprism.convert.gate import judge
 from edgeprism.convert.gate.data import TOKENIZER_TEXTS, gate_pictures
-from edgeprism.convert.gate.int8 import measure_vision, write_auto, write_int8
+from edgeprism.convert.gate.int8 import VisionGate, write_auto, write_int8
 from edgeprism.convert.language.model import Tick
 from edgeprism.convert.language.write_gguf import LM_QUANTS, write_gguf
 from edgeprism.convert.memory import give_memory_back
@@ -138,7 +138,7 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
     image = parts.manifest.image
     pixels = gate_pictures(image.size, len(image.fills))
     progress.stage("Computing the vision reference", parts.n_vision_layers)
-    reference = parts.reference_visual_tokens(pixels, progress.advance)
+    gate = VisionGate(pixels, parts.reference_visual_tokens(pixels, progress.advance), progress)
     graphs: dict[torch.dtype, Path] = {}
     variants = []
     for quant in sorted(set(options.vision_quants), key=CONVERTED_QUANTS.index):
@@ -150,13 +150,13 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
             )
         out = folder / f"vision.{quant}.onnx"
         if quant == "auto":
-            quant, measured = write_auto(graphs[dtype], folder, pixels, reference, progress)
+            quant, measured = write_auto(graphs[dtype], folder, gate)
             out = folder / f"vision.{quant}.onnx"
         elif quant.startswith("int8"):
-            measured = write_int8(graphs[dtype], out, quant, pixels, reference, progress)
+            measured = write_int8(graphs[dtype], out, quant, gate)
         else:
             pack_onnx(graphs[dtype], out)
-            measured = measure_vision(out, quant, pixels, reference, progress)
+            measured = gate.measure(out, quant)
         verdict.add(f"vision {quant}", *measured)
         variants.append(VisionVariant(out.name, quant))
     shutil.rmtree(work)

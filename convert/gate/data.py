@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 N_PICTURES = 8
+_MOSAIC = (2, 5, 6, 7)  # of the gate's pictures: noise, edges, writing and waves
 
 TEXTS = (
     "A wooden table stands in front of a window. On it are two red apples, a glass of water and "
@@ -58,6 +59,16 @@ def gate_pictures(size: int, n_views: int = 1) -> np.ndarray:
     ]
     pixels = np.stack([np.clip(p * 255, 0, 255).astype(np.uint8) for p in pictures])
     return np.concatenate([np.roll(pixels, i, axis=0) for i in range(n_views)], axis=-1)
+
+
+def gate_mosaic(size: int) -> np.ndarray:
+    """Return one picture [size, size, 3] whose quarters differ as much as the gate's pictures do.
+
+    It stands for them where a run of a graph takes long.
+    """
+    parts = gate_pictures(-(-size // 2))[list(_MOSAIC)]
+    halves = [np.concatenate(parts[i : i + 2], axis=1) for i in (0, 2)]
+    return np.concatenate(halves)[:size, :size]
 
 
 def _shapes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, count: int) -> np.ndarray:

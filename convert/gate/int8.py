@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,44 @@ from edgeprism.progress import Progress
 # If int8 fails the gate, keep the worst 1/16 of the matrices in float, then 1/8, 1/4 and 1/2.
 _FLOAT_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 AUTO_ERROR = 0.04  # relative error that "auto" allows: half of what the gate allows int8
+_NOTHING = judge.VisionRun(np.empty(0), ())
 Measured = tuple[dict[str, float], list[str]]  # figures, and failures as sentences
 
 
-def measure_vision(path: Path, quant: str, pixels: judge.Pixels, reference: np.ndarray,
-                   progress: Progress) -> tuple[dict[str, float], list[str]]:  # fmt: skip
-    """Return figures and failures of a graph's visual tokens against `reference`."""
-    progress.stage(f"Measuring vision {quant}", sum(map(len, judge.batches(pixels))))
-    tokens = judge.run_vision(path, pixels, quant == "int8-full", progress)
-    return judge.judge_vision(quant, tokens, reference)
+@dataclass
+class VisionGate:
+    """The tiles that variants of a graph are measured on, with the reference's visual tokens.
+
+    Parameters:
+        pixels: tiles, or an array of them for each shape.
+        reference: [n, n_tokens, n_embd]; with tiles of several shapes [1, all, n_embd].
+        progress: receives every stage.
+        last: what the graph made that was measured last; nothing before the first one.
+    """
+
+    pixels: judge.Pixels
+    reference: np.ndarray
+    progress: Progress
+    last: judge.VisionRun = _NOTHING
+
+    @property
+    def n_tiles(self) -> int:
+        """How many tiles there are."""
+        return sum(map(len, judge.batches(self.pixels)))
+
+    def measure(self, path: Path, quant: str) -> Measured:
+        """Return figures and failures of a graph's visual tokens against the reference."""
+        self.progress.stage(f"Measuring vision {quant}", self.n_tiles)
+        self.last = judge.run_vision(path, self.pixels, quant == "int8-full", self.progress)
+        return judge.judge_vision(quant, self.last.tokens, self.reference)
+
+    def int8_damage(self, graph: Path, full_range: bool) -> list[str]:
+        """Return the matrices of a float32 graph, first those that int8 damages most."""
+        self.progress.stage("Finding the matrices that int8 damages most")
+        return int8_damage(graph, judge.batches(self.pixels)[0][:1], full_range)
 
 
-def write_int8(graph: Path, out: Path, quant: str, pixels: judge.Pixels, reference: np.ndarray,
-               progress: Progress) -> tuple[dict[str, float], list[str]]:  # fmt: skip
+def write_int8(graph: Path, out: Path, quant: str, gate: VisionGate) -> Measured:
     """Quantize; while the gate fails, keep more of the most damaged matrices in float."""
     full_range = quant == "int8-full"
     n_nodes = len(quantizable_nodes(graph))
@@ -35,23 +61,21 @@ def write_int8(graph: Path, out: Path, quant: str, pixels: judge.Pixels, referen
     n_float = 0
     for share in (0.0, *_FLOAT_SHARES):
         if share and not worst:
-            progress.stage("Finding the matrices that int8 damages most")
-            worst = int8_damage(graph, judge.batches(pixels)[0][:1], full_range)
+            worst = gate.int8_damage(graph, full_range)
         n_float = round(share * n_nodes)
-        progress.stage(f"Quantizing vision to {quant}")
+        gate.progress.stage(f"Quantizing vision to {quant}")
         out.unlink(missing_ok=True)
         quantize_int8(graph, out, full_range, set(worst[:n_float]))
         give_memory_back()
-        figures, failures = measure_vision(out, quant, pixels, reference, progress)
+        figures, failures = gate.measure(out, quant)
         if not failures:
             break
     if n_float:
-        progress.say(f"vision {quant}: {n_float} of {n_nodes} matrices stay in float.")
+        gate.progress.say(f"vision {quant}: {n_float} of {n_nodes} matrices stay in float.")
     return {**figures, "float_matrices": float(n_float)}, failures
 
 
-def write_auto(graph: Path, folder: Path, pixels: np.ndarray, reference: np.ndarray,
-               progress: Progress) -> tuple[str, Measured]:  # fmt: skip
+def write_auto(graph: Path, folder: Path, gate: VisionGate) -> tuple[str, Measured]:
     """Quantize as many matrices to int8 as a relative error of AUTO_ERROR allows.
 
     The matrices that int8 damages most stay in float: as few as are enough, found by halving. If
@@ -61,7 +85,7 @@ def write_auto(graph: Path, folder: Path, pixels: np.ndarray, reference: np.ndar
         The quantization, "int8" or "fp32", of the graph `folder`/vision.QUANT.onnx, and what was
         measured of it.
     """
-    out = folder / "vision.int8.onnx"
+    out, progress = folder / "vision.int8.onnx", gate.progress
     n_nodes = len(quantizable_nodes(graph))
 
     def attempt(in_float: list[str]) -> Measured:
@@ -69,7 +93,7 @@ def write_auto(graph: Path, folder: Path, pixels: np.ndarray, reference: np.ndar
         out.unlink(missing_ok=True)
         quantize_int8(graph, out, full_range=False, keep_float=set(in_float))
         give_memory_back()
-        return measure_vision(out, "int8", pixels, reference, progress)
+        return gate.measure(out, "int8")
 
     def is_close(measured: Measured) -> bool:
         return not measured[1] and measured[0]["relative_error"] <= AUTO_ERROR
@@ -77,8 +101,7 @@ def write_auto(graph: Path, folder: Path, pixels: np.ndarray, reference: np.ndar
     found, worst = attempt([]), list[str]()
     too_few, enough = 0, 0 if is_close(found) else n_nodes
     if enough:
-        progress.stage("Finding the matrices that int8 damages most")
-        worst = int8_damage(graph, pixels, full_range=False)
+        worst = gate.int8_damage(graph, full_range=False)
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         measured = attempt(worst[:middle])
@@ -91,7 +114,7 @@ def write_auto(graph: Path, folder: Path, pixels: np.ndarray, reference: np.ndar
         out = folder / "vision.fp32.onnx"
         pack_onnx(graph, out)
         progress.say(f"vision: no matrix can be int8 within an error of {AUTO_ERROR:g}.")
-        return "fp32", measure_vision(out, "fp32", pixels, reference, progress)
+        return "fp32", gate.measure(out, "fp32")
     if enough:
         found = attempt(worst[:enough])  # the last attempt may have been another one
         progress.say(f"vision: {enough} of {n_nodes} matrices stay in float.")

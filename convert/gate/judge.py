@@ -8,6 +8,7 @@ reference's. The figures go into the manifest whether they pass or not.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeprism.convert.vision.quantize import INPUT
+from edgeprism.machine.facts import available_cores
 from edgeprism.progress import Progress
 
 
@@ -100,28 +102,42 @@ def batches(pixels: Pixels) -> list[np.ndarray]:
     return [pixels[i:j] for i, j in zip(starts, [*starts[1:], len(pixels)], strict=True)]
 
 
-def run_vision(path: Path, pixels: Pixels, full_range: bool, progress: Progress) -> np.ndarray:
-    """Return a graph's visual tokens [n, n_tokens, n_embd]; with tiles of several shapes [1, all].
+@dataclass(frozen=True)
+class VisionRun:
+    """What a graph made of some tiles.
 
-    The last two tiles of one shape run as one batch.
+    Parameters:
+        tokens: visual tokens [n, n_tokens, n_embd]; with tiles of several shapes [1, all, n_embd].
+        seconds: of each of `batches`, in their order.
     """
+
+    tokens: np.ndarray
+    seconds: tuple[float, ...]
+
+
+def run_vision(path: Path, pixels: Pixels, full_range: bool, progress: Progress) -> VisionRun:
+    """Run a graph on tiles with all cores; the last two tiles of one shape run as one batch."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = available_cores()  # by itself it counts those of others too
     if full_range:
         # A full-range graph is for CPUs with VNNI. On other CPUs this option makes the products
         # exact (and slow), so that the gate measures the graph and not this machine.
         options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    outputs = []
+    outputs, seconds = [], []
     for batch in batches(pixels):
+        began = time.perf_counter()
         outputs.append(session.run(None, {INPUT: np.ascontiguousarray(batch)})[0])
+        seconds.append(time.perf_counter() - began)
         progress.advance(len(batch))
     if isinstance(pixels, np.ndarray):
-        return np.concatenate(outputs)
-    return np.concatenate([rows.reshape(1, -1, rows.shape[-1]) for rows in outputs], axis=1)
+        return VisionRun(np.concatenate(outputs), tuple(seconds))
+    tokens = np.concatenate([rows.reshape(1, -1, rows.shape[-1]) for rows in outputs], axis=1)
+    return VisionRun(tokens, tuple(seconds))
 
 
 def judge_vision(

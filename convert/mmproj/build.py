@@ -19,15 +19,15 @@ from edgeprism.bundle.manifest import Manifest, Parity, Vision, VisionVariant
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.bundle.writer import BundleWriter
 from edgeprism.convert.gate import judge
-from edgeprism.convert.gate.data import gate_pictures
-from edgeprism.convert.gate.int8 import measure_vision, write_int8
+from edgeprism.convert.gate.data import gate_mosaic, gate_pictures
+from edgeprism.convert.gate.int8 import VisionGate, write_int8
 from edgeprism.convert.memory import give_memory_back
 from edgeprism.convert.mmproj import peer
-from edgeprism.convert.mmproj.graph import write_graph
+from edgeprism.convert.mmproj.graph import is_read_alike, write_graph
 from edgeprism.convert.mmproj.layout import image_policy, picture_markers
 from edgeprism.convert.mmproj.shape import LEAVE_IT, EncoderShape, read_shape
 from edgeprism.convert.mmproj.tensors import MmprojTensors
-from edgeprism.convert.mmproj.text import compare_text
+from edgeprism.convert.mmproj.text import compare_text, picture_rows
 from edgeprism.convert.options import PairOptions
 from edgeprism.convert.vision.pack_onnx import pack_onnx
 from edgeprism.convert.vision.quantize import INPUT, OUTPUT
@@ -40,8 +40,9 @@ from edgeprism.progress import Progress
 from edgeprism.vision.mmproj_checks import check_mmproj
 from edgeprism.vision.pair import MMPROJ_FILE
 
+_AGAINST_MTMD = "vision fp32 against libmtmd"
 LEAST_GAIN = 1.1  # times libmtmd's speed: less is within what two such measurements differ
-_MANY_PATCHES = 2048  # of a tile: then the gate takes every other picture
+_WORTH_SAYING_S = 45  # how long the gate may take without a word about it
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,31 @@ class _Job:
     work: Path
     progress: Progress
     verdict: judge.Verdict
+
+    @property
+    def is_large(self) -> bool:
+        """Whether a pass through the tower serves several checks, see `peer.is_large`."""
+        return peer.is_large(self.shape)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What the float32 graph made, as libmtmd runs it, of the pictures that libmtmd encoded."""
+
+    encoded: list[peer.MtmdRows]
+    rows: list[np.ndarray]  # [n_rows, n_embd] of each
+    graph: Path | None  # where the model itself is run in the same way
+
+
+@dataclass(frozen=True)
+class _Variants:
+    """The graphs that were written, and what the first one's gate saw."""
+
+    entries: list[VisionVariant]
+    first: Path
+    graph: Path  # the float32 graph that they are made of
+    reference: np.ndarray  # its visual tokens
+    run: judge.VisionRun  # the first one's
 
 
 def build_bundle(pair: Path, out: Path, options: PairOptions, progress: Progress) -> float:
@@ -88,13 +114,17 @@ def build_bundle(pair: Path, out: Path, options: PairOptions, progress: Progress
         model = LanguageModel(lm, threads=available_cores())
         try:
             # 2. libmtmd's layouts and rows, and the float32 graph's against them
-            encoded = _compare_with_mtmd(job, model)
+            encoded = _encode_by_mtmd(job, model)
+            pixels = _gate_tiles(job, encoded)
+            _say_how_long(job, encoded, pixels, len(options.vision_quants))
+            compared = _compare_rows(job, model, encoded)
             # 3. the variants against the float32 graph
-            variants = _write_variants(job, writer.folder, options.vision_quants)
+            gate, graph = _vision_gate(job, pixels, compared)
+            variants = _write_variants(job, gate, graph, writer.folder, options.vision_quants)
             _require_parity(job)
-            _compare_text(job, model, writer.folder / variants[0].file, encoded[0].size)
+            _compare_text(job, model, variants, encoded[0])
             # 4. is it worth it?
-            ratio = _measure_speed(job, model, writer.folder / variants[0].file, encoded)
+            ratio = _measure_speed(job, model, variants, encoded)
         finally:
             model.close()
         if ratio < LEAST_GAIN and not options.always:
@@ -108,7 +138,7 @@ def build_bundle(pair: Path, out: Path, options: PairOptions, progress: Progress
         shutil.rmtree(work)
         for name in base.files:
             _put(pair / name, writer.folder / name, writer.out)
-        writer.finish(_completed(manifest, variants, writer, verdict))
+        writer.finish(_completed(manifest, variants.entries, writer, verdict))
         return ratio
 
 
@@ -151,12 +181,30 @@ def _is_multi_axis(pair: Manifest) -> bool:
     return pair.vision.mmproj is not None and pair.vision.mmproj.multi_axis
 
 
-def _gate_tiles(shape: EncoderShape, manifest: Manifest) -> judge.Pixels:
-    """Return the tiles that variants are measured on: one array, or one for each shape of tile."""
+def _encode_by_mtmd(job: _Job, lm: LanguageModel) -> list[peer.MtmdRows]:
+    """Return the pictures that libmtmd encoded; raise ParityError if layouts differ."""
+    more = ": its time shows how long the rest takes" if job.is_large else ""
+    job.progress.stage(f"Encoding with llama.cpp{more}")
+    manifest = peer.as_mtmd(job.manifest, job.shape)
+    encoded, faults = peer.encode_by_mtmd(lm, job.mmproj, manifest, job.shape)
+    if faults:
+        job.verdict.add(_AGAINST_MTMD, {}, faults)
+        _require_parity(job)
+    return encoded
+
+
+def _gate_tiles(job: _Job, encoded: list[peer.MtmdRows]) -> judge.Pixels:
+    """Return the tiles that variants are measured on: one array, or one for each shape of tile.
+
+    Of a large tower they are those that libmtmd encoded, so that one pass through the graph serves
+    every check, and one in which all that the gate's pictures hold is side by side.
+    """
+    shape = job.shape
+    if job.is_large:
+        return [tile[None] for tile in (*encoded[0].tiles, gate_mosaic(shape.size))]
     if not shape.is_free:
-        step = 2 if shape.grid**2 > _MANY_PATCHES else 1
-        return gate_pictures(shape.size)[::step]
-    layouts = [picture_to_layout(size, manifest) for size in peer.picture_sizes(shape)]
+        return gate_pictures(shape.size)
+    layouts = [picture_to_layout(size, job.manifest) for size in peer.picture_sizes(shape)]
     sizes = [layout.shapes[0] for layout in layouts]
     pictures = gate_pictures(max(map(max, sizes)))
     alone = [
@@ -167,61 +215,107 @@ def _gate_tiles(shape: EncoderShape, manifest: Manifest) -> judge.Pixels:
     return [*alone, pictures[len(alone) :, :height, :width]]  # the last ones as one batch
 
 
-def _compare_with_mtmd(job: _Job, lm: LanguageModel) -> list[peer.MtmdRows]:
-    """Compare layouts and rows; return the pictures that libmtmd encoded."""
-    manifest = peer.as_mtmd(job.manifest, job.shape)
-    job.progress.stage("Encoding with llama.cpp")
-    encoded, faults = peer.encode_by_mtmd(lm, job.mmproj, manifest, job.shape)
-    figures: dict[str, float] = {}
-    if encoded:
-        job.progress.stage("Building the graph as llama.cpp runs it")
-        graph = write_graph(
-            job.tensors, job.shape, manifest.vision.n_embd, job.work / "peer.onnx", as_mtmd=True
+def _say_how_long(
+    job: _Job, encoded: list[peer.MtmdRows], pixels: judge.Pixels, n_variants: int
+) -> None:
+    """Say how long the gate will take if it is long, from the time that libmtmd took."""
+    done, first = sum(picture.pixels for picture in encoded), encoded[0].pixels
+    tiles = sum(batch.size // 3 for batch in judge.batches(pixels))
+    to_come = done + (1 + n_variants) * tiles
+    if not job.is_large:
+        to_come += 2 * first + 8 * _timed(job, encoded).pixels  # the text, and some rounds
+    elif is_read_alike(job.shape):
+        to_come -= first
+    seconds = to_come * sum(picture.seconds for picture in encoded) / done
+    if seconds >= _WORTH_SAYING_S:
+        minutes = max(1, round(seconds / 60))
+        job.progress.say(
+            f"Comparing a faster encoder with llama.cpp's takes about {minutes} "
+            f"{'minute' if minutes == 1 else 'minutes'} on this machine, once for this model."
         )
-        give_memory_back()
-        job.progress.stage("Comparing with llama.cpp")
-        figures, failures = peer.judge_rows(encoded, graph, manifest, lm.threads)
-        faults += failures
-        graph.unlink()
-        graph.with_name(f"{graph.name}.data").unlink()
-    job.verdict.add("vision fp32 against libmtmd", figures, faults)
-    _require_parity(job)
-    return encoded
 
 
-def _write_variants(job: _Job, folder: Path, quants: tuple[str, ...]) -> list[VisionVariant]:
-    """Write each variant as vision.<quant>.onnx, and measure it against the float32 graph."""
-    progress, shape = job.progress, job.shape
-    progress.stage("Building the graph")
-    graph = write_graph(job.tensors, shape, job.manifest.vision.n_embd, job.work / "graph.onnx")
+def _compare_rows(job: _Job, lm: LanguageModel, encoded: list[peer.MtmdRows]) -> _Compared:
+    """Compare the float32 graph's rows with libmtmd's; raise ParityError if they differ."""
+    job.progress.stage("Building the graph as llama.cpp runs it")
+    manifest = peer.as_mtmd(job.manifest, job.shape)
+    graph = write_graph(
+        job.tensors, job.shape, manifest.vision.n_embd, job.work / "peer.onnx", as_mtmd=True
+    )
     give_memory_back()
-    pixels = _gate_tiles(shape, job.manifest)
-    progress.stage("Computing the vision reference", sum(map(len, judge.batches(pixels))))
-    reference = judge.run_vision(graph, pixels, False, progress)
+    job.progress.stage("Comparing with llama.cpp")
+    rows = peer.graph_rows(encoded, graph, manifest, lm.threads)
+    job.verdict.add(_AGAINST_MTMD, *peer.judge_rows(encoded, rows))
+    _require_parity(job)
+    if is_read_alike(job.shape):
+        return _Compared(encoded, rows, graph)
+    graph.unlink()
+    graph.with_name(f"{graph.name}.data").unlink()
+    return _Compared(encoded, rows, None)
+
+
+def _vision_gate(job: _Job, pixels: judge.Pixels, compared: _Compared) -> tuple[VisionGate, Path]:
+    """Return the tiles with the float32 graph's visual tokens, and this graph."""
+    graph = compared.graph
+    if graph is None:
+        job.progress.stage("Building the graph")
+        n_embd = job.manifest.vision.n_embd
+        graph = write_graph(job.tensors, job.shape, n_embd, job.work / "graph.onnx")
+        give_memory_back()
+    known = None
+    picture, left = compared.encoded[0], pixels
+    if job.is_large and compared.graph is not None:
+        known = np.empty_like(compared.rows[0])
+        known[picture.layout.rows] = compared.rows[0]  # as the tiles have them
+        left = pixels[picture.layout.n_tiles :]
+    job.progress.stage("Computing the vision reference", sum(map(len, judge.batches(left))))
+    reference = judge.run_vision(graph, left, False, job.progress).tokens
+    if known is not None:
+        reference = np.concatenate([known[None], reference], axis=1)
     if not np.isfinite(reference).all():
         job.verdict.add("vision fp32", {}, ["it gives values that are not finite"])
-        return []
-    variants = []
+        _require_parity(job)
+    return VisionGate(pixels, reference, job.progress), graph
+
+
+def _write_variants(
+    job: _Job, gate: VisionGate, graph: Path, folder: Path, quants: tuple[str, ...]
+) -> _Variants:
+    """Write each variant as vision.<quant>.onnx, and measure it against the float32 graph."""
+    entries, runs = [], []
     for quant in quants:
         out = folder / f"vision.{quant}.onnx"
         if quant.startswith("int8"):
-            measured = write_int8(graph, out, quant, pixels, reference, progress)
+            measured = write_int8(graph, out, quant, gate)
         else:
             pack_onnx(graph, out)
-            measured = measure_vision(out, quant, pixels, reference, progress)
+            measured = gate.measure(out, quant)
         job.verdict.add(f"vision {quant}", *measured)
-        variants.append(VisionVariant(out.name, quant))
+        entries.append(VisionVariant(out.name, quant))
+        runs.append(gate.last)
         give_memory_back()
-    return variants
+    return _Variants(entries, folder / entries[0].file, graph, gate.reference, runs[0])
 
 
-def _compare_text(job: _Job, lm: LanguageModel, variant: Path, size: tuple[int, int]) -> None:
+def _compare_text(
+    job: _Job, lm: LanguageModel, variants: _Variants, picture: peer.MtmdRows
+) -> None:
     """Record how long the first variant's greedy text is the float32 graph's."""
     job.progress.stage("Comparing greedy text")
-    pixels = gate_pictures(max(size))[4, : size[1], : size[0]]
-    picture = Picture(Image.fromarray(pixels), "", "", size, (), 0.0)
-    graphs = job.work / "graph.onnx", variant
-    job.verdict.add("greedy text", compare_text(lm, job.manifest, graphs, picture), [])
+    size, layout = picture.size, picture.layout
+    if job.is_large:  # the gate's first tiles are this picture's
+        ours, theirs = (
+            tokens[0][layout.rows] for tokens in (variants.reference, variants.run.tokens)
+        )
+    else:
+        pixels = gate_pictures(max(size))[4, : size[1], : size[0]]
+        rgb = Picture(Image.fromarray(pixels), "", "", size, (), 0.0)
+        layout = picture_to_layout(size, job.manifest)
+        ours, theirs = (
+            picture_rows(graph, job.manifest, rgb, layout)
+            for graph in (variants.graph, variants.first)
+        )
+    job.verdict.add("greedy text", compare_text(lm, job.manifest, layout, (ours, theirs)), [])
 
 
 def _require_parity(job: _Job) -> None:
@@ -234,14 +328,23 @@ def _require_parity(job: _Job) -> None:
         )
 
 
+def _timed(job: _Job, encoded: list[peer.MtmdRows]) -> peer.MtmdRows:
+    """Return the picture that both engines are timed on."""
+    return encoded[-1 if job.shape.is_free else 0]
+
+
 def _measure_speed(
-    job: _Job, lm: LanguageModel, graph: Path, encoded: list[peer.MtmdRows]
+    job: _Job, lm: LanguageModel, variants: _Variants, encoded: list[peer.MtmdRows]
 ) -> float:
     """Measure both engines on a few tiles; record and say the figures, return their ratio."""
     job.progress.stage("Measuring both encoders")
-    manifest = peer.as_mtmd(job.manifest, job.shape)
-    picture = encoded[-1 if job.shape.is_free else 0]
-    theirs, ours = peer.seconds_per_tile(lm, job.mmproj, graph, manifest, picture)
+    picture = _timed(job, encoded)
+    # the gate runs "int8-full" so that its products are exact, which is slow
+    if job.is_large and variants.entries[0].quant != "int8-full":
+        theirs, ours = peer.seconds_of_passes(lm, job.mmproj, picture, variants.run.seconds)
+    else:
+        manifest = peer.as_mtmd(job.manifest, job.shape)
+        theirs, ours = peer.seconds_per_tile(lm, job.mmproj, variants.first, manifest, picture)
     figures = {"libmtmd_seconds_per_tile": theirs, "graph_seconds_per_tile": ours,
                "times_as_fast": theirs / ours, "threads": float(lm.threads)}  # fmt: skip
     job.verdict.add("speed on the converting machine", figures, [])

@@ -47,6 +47,13 @@ def write_graph(
         return graph.finish(tower.source(), (rows, OUTPUT, (tower.n_tokens, n_embd)))
 
 
+def is_read_alike(shape: EncoderShape) -> bool:
+    """Return whether `write_graph` writes the same graph with `as_mtmd` and without it."""
+    # the projectors of the others have a GELU of their own
+    one_matrix = shape.projector in ("gemma3", "idefics3")
+    return one_matrix and not shape.class_row and shape.activation != "gelu"
+
+
 def _shapes(tensors: MmprojTensors, s: EncoderShape, n_embd: int) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that the graph takes, by name."""
     e = s.width

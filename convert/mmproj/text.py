@@ -15,7 +15,7 @@ from edgeprism.convert.gate import judge
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Request, Sampling, segments_to_parts
-from edgeprism.picture.layout import picture_to_layout, tiles_by_shape
+from edgeprism.picture.layout import PictureLayout, tiles_by_shape
 from edgeprism.picture.read import Picture
 from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.progress import Progress
@@ -25,16 +25,17 @@ N_TOKENS = 32
 
 
 def compare_text(
-    lm: LanguageModel, manifest: Manifest, graphs: tuple[Path, Path], rgb: Picture
+    lm: LanguageModel,
+    manifest: Manifest,
+    layout: PictureLayout,
+    rows: tuple[np.ndarray, np.ndarray],
 ) -> dict[str, float]:
-    """Caption `rgb` with the rows of both graphs; return how many tokens they have in common.
+    """Caption a picture twice; return how many tokens the captions have in common.
 
     Parameters:
-        manifest: says how the picture is cut and what stands around it.
-        graphs: the float32 graph and the variant that is used.
+        manifest: says what stands around the picture.
+        rows: [n_rows, n_embd], the float32 graph's and those of the variant that is used.
     """
-    layout = picture_to_layout(rgb.size, manifest)
-    tiles = picture_to_tiles(rgb, manifest.image, layout.grid)
     prompts = manifest.prompts
     segments: list[Segment] = [
         Text(prompts.before_image, template=True),
@@ -42,17 +43,23 @@ def compare_text(
         Text(prompts.after_image + prompts.default_instruction + prompts.after_instruction),
         Text(prompts.before_caption, template=True),
     ]
-    said = []
-    for graph in graphs:
-        # one at a time, as a caption has them encoded
-        parts = [tile[None] for part in tiles_by_shape(tiles, layout.shapes) for tile in part]
-        rows = judge.run_vision(graph, parts, False, Progress())
-        rows = rows.reshape(-1, rows.shape[-1])[layout.rows]
-        said.append(_greedy(lm, segments, rows, prompts.add_bos))
+    said = [_greedy(lm, segments, each, prompts.add_bos) for each in rows]
     same = 0
     while same < min(map(len, said)) and said[0][same] == said[1][same]:
         same += 1
     return {"tokens": float(max(map(len, said))), "same_from_the_start": float(same)}
+
+
+def picture_rows(
+    graph: Path, manifest: Manifest, rgb: Picture, layout: PictureLayout
+) -> np.ndarray:
+    """Return a graph's rows [n_rows, n_embd] of a picture."""
+    tiles = picture_to_tiles(rgb, manifest.image, layout.grid)
+    # one at a time, as a caption has them encoded
+    parts = [tile[None] for part in tiles_by_shape(tiles, layout.shapes) for tile in part]
+    tokens = judge.run_vision(graph, parts, False, Progress()).tokens
+    rows: np.ndarray = tokens.reshape(-1, tokens.shape[-1])[layout.rows]
+    return rows
 
 
 def _greedy(
