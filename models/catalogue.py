@@ -95,14 +95,15 @@ class Work:
         rows: tokens of the prompt with such a picture; 0 for a reasoner.
         parameters_b: 10^9 parameters of the language model, without its table of embeddings.
         vision_gb: 10^9 bytes of the vision tower's file.
-        graph: `pull` makes a faster encoder from it.
+        projector: of the mmproj file, in llama.cpp's words; "" where nobody has read that file, and
+            for a reasoner. It decides whether `pull` makes a faster encoder from the file.
     """
 
     encode_gflop: float
     rows: int
     parameters_b: float
     vision_gb: float
-    graph: bool = False
+    projector: str = ""
 
 
 Entry = WheelReasoner | HubCaptioner | GgufModel

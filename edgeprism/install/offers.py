@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeprism.choices import DEFAULT_MODEL
+from edgeprism.convert.mmproj.shape import PROJECTORS
 from edgeprism.install.extras import has_module
 from edgeprism.install.inventory import ModelEntry
 from edgeprism.install.licenses import ORDER, Terms, license_terms
@@ -132,7 +133,8 @@ def _seconds(entry: ModelEntry, work: Work, rates: Rates) -> float:
     answers = entry.kind == "reasoner"
     rows, tokens = (QUESTION_TOKENS, ANSWER_TOKENS) if answers else (work.rows, CAPTION_TOKENS)
     # `pull` makes the graph where the extra `pairs` is installed
-    share = ENCODE_GRAPH if work.graph and has_module("onnx") else ENCODE
+    has_graph = work.projector in PROJECTORS and has_module("onnx")
+    share = ENCODE_GRAPH if has_graph else ENCODE
     encode = work.encode_gflop / (rates.gflops * share)
     prefill = 2 * work.parameters_b * rows / (rates.gflops * PREFILL)
     # each token reads the language model's weights once, and none of the encoder's

@@ -14,8 +14,10 @@ from huggingface_hub import constants
 
 from edgeprism.bundle.defaults import default_model
 from edgeprism.cli.main import run
+from edgeprism.convert.mmproj import shape
 from edgeprism.files.home import data_dir
 from edgeprism.install import hub as install_hub
+from edgeprism.install import offers as offers_module
 from edgeprism.install import setup
 from edgeprism.install.inventory import ModelEntry
 from edgeprism.install.known_rates import best_rates, known_rates
@@ -301,6 +303,19 @@ def test_the_largest_that_is_quick_enough_then_a_larger_and_a_faster_one() -> No
     assert slow[0].name == "s"  # nothing is quick enough here
     assert choose_offers("captioner", entries, work, FAST, offline=True) == []
     assert choose_offers("reasoner", entries, work, FAST, offline=False) == []
+
+
+def test_a_projector_with_a_graph_is_foretold_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(projector: str) -> float:
+        work = {"m": Work(9000, 300, 0.5, 0.2, projector)}
+        (offer,) = choose_offers("captioner", [entry("m", GB // 2)], work, FAST, offline=False)
+        return offer.seconds or 0.0
+
+    by_mtmd = seconds("glm4v")
+    assert all(seconds(projector) < by_mtmd for projector in shape.PROJECTORS)
+    assert seconds("") == by_mtmd
+    monkeypatch.setattr(offers_module, "has_module", lambda _module: False)  # nothing makes graphs
+    assert seconds("gemma3") == by_mtmd
 
 
 def test_what_is_here_goes_first_and_what_does_not_fit_is_left_out(

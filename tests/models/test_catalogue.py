@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeprism.cli.main import run
+from edgeprism.convert.mmproj import shape
 from edgeprism.errors import ManifestError, ModelError
 from edgeprism.models import catalogue as catalogue_module
 from edgeprism.models.catalogue import read_catalogue
@@ -36,6 +37,18 @@ def test_the_shipped_catalogue_is_whole() -> None:
     ]
     # nobody has run these models, so none may be marked as verified
     assert len(unverified) == 6
+
+
+def test_projectors_are_those_that_the_converter_knows() -> None:
+    """A captioner whose work is known also names its projector, from which its graph follows."""
+    catalogue = read_catalogue()
+    captioners = {n for n, model in catalogue.gguf.items() if model.kind == "captioner"}
+    named = {n: work.projector for n, work in catalogue.work.items() if n in captioners}
+    assert {n for n, projector in named.items() if not projector} == {"moondream2"}
+    unknown = set(named.values()) - {""} - {*shape.PROJECTORS, *shape._WHY_NOT}
+    assert not unknown, "no file has such a projector"
+    assert named["qwen2.5-vl-3b"] in shape.PROJECTORS
+    assert not [n for n, w in catalogue.work.items() if n not in captioners and w.projector]
 
 
 def test_a_faulty_catalogue_lists_every_fault(tmp_path: Path) -> None:
