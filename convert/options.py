@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from edgeprism.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -22,3 +25,22 @@ class PairOptions:
 
     vision_quants: tuple[str, ...] = ("int8",)
     always: bool = False
+
+
+def check_vision_quants(chosen: Sequence[str], known: Sequence[str]) -> None:
+    """Raise UsageError if `chosen` are not quantizations of a vision graph that go together."""
+    check_known(chosen, known, "vision quantization")
+    if "auto" in chosen and {"int8", "fp32"} & set(chosen):
+        raise UsageError(
+            "auto is int8, or fp32 where int8 is too coarse: it excludes both.",
+            "Leave them out of `vision_quants`.",
+        )
+
+
+def check_known(chosen: Sequence[str], known: Sequence[str], what: str) -> None:
+    """Raise UsageError unless `chosen` has values, all of them in `known`."""
+    unknown = [value for value in chosen if value not in known]
+    if unknown or not chosen:
+        raise UsageError(
+            f"The {what} {', '.join(unknown)} is not known.", f"Known: {', '.join(known)}."
+        )

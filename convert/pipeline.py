@@ -20,12 +20,12 @@ from edgeprism.convert.gate.int8 import VisionGate, write_auto, write_int8
 from edgeprism.convert.language.model import Tick
 from edgeprism.convert.language.write_gguf import LM_QUANTS, write_gguf
 from edgeprism.convert.memory import give_memory_back
-from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.options import ConvertOptions, check_known, check_vision_quants
 from edgeprism.convert.parts import FamilyParts, captioner_parts
 from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.vision.export import export_graph
 from edgeprism.convert.vision.pack_onnx import pack_onnx
-from edgeprism.errors import ParityError, UsageError
+from edgeprism.errors import ParityError
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.facts import available_cores
 from edgeprism.progress import Progress
@@ -84,20 +84,8 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
 
 def check_options(options: ConvertOptions) -> None:
     """Raise UsageError for an unknown quantization."""
-    for chosen, known, what in (
-        (options.vision_quants, CONVERTED_QUANTS, "vision quantization"),
-        ((options.lm_quant,), LM_QUANTS, "language-model quantization"),
-    ):
-        unknown = [quant for quant in chosen if quant not in known]
-        if unknown or not chosen:
-            raise UsageError(
-                f"The {what} {', '.join(unknown)} is not known.", f"Known: {', '.join(known)}."
-            )
-    if "auto" in options.vision_quants and {"int8", "fp32"} & set(options.vision_quants):
-        raise UsageError(
-            "auto is int8, or fp32 where int8 is too coarse: it excludes both.",
-            "Leave them out of `vision_quants`.",
-        )
+    check_vision_quants(options.vision_quants, CONVERTED_QUANTS)
+    check_known((options.lm_quant,), LM_QUANTS, "language-model quantization")
 
 
 def _require_parity(verdict: judge.Verdict, force: bool, progress: Progress) -> None:

@@ -9,6 +9,7 @@ DEFAULT_MODEL = "nano"
 VISION_QUANTS = ("fp32", "fp16", "int8", "int8-full")
 # What a conversion can make. "auto": int8 for as many matrices as a bound of the error allows.
 CONVERTED_QUANTS = (*VISION_QUANTS, "auto")
+PAIR_QUANTS = tuple(quant for quant in CONVERTED_QUANTS if quant != "fp16")  # from an mmproj file
 # Who encodes the pictures of a pair of GGUF and mmproj. "auto": an ONNX graph where it is faster.
 ENCODERS = ("auto", "onnx", "mtmd")
 DEVICES = ("auto", "cpu", "cuda", "metal")

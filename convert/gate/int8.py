@@ -114,7 +114,8 @@ def write_auto(graph: Path, folder: Path, gate: VisionGate) -> tuple[str, Measur
         out = folder / "vision.fp32.onnx"
         pack_onnx(graph, out)
         progress.say(f"vision: no matrix can be int8 within an error of {AUTO_ERROR:g}.")
-        return "fp32", gate.measure(out, "fp32")
+        figures, failures = gate.measure(out, "fp32")
+        return "fp32", ({**figures, "error_bound": AUTO_ERROR}, failures)
     if enough:
         found = attempt(worst[:enough])  # the last attempt may have been another one
         progress.say(f"vision: {enough} of {n_nodes} matrices stay in float.")

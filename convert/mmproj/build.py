@@ -18,9 +18,10 @@ from PIL import Image
 from edgeprism.bundle.manifest import Manifest, Parity, Vision, VisionVariant
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.bundle.writer import BundleWriter
+from edgeprism.choices import PAIR_QUANTS
 from edgeprism.convert.gate import judge
 from edgeprism.convert.gate.data import gate_mosaic, gate_pictures
-from edgeprism.convert.gate.int8 import VisionGate, write_int8
+from edgeprism.convert.gate.int8 import VisionGate, write_auto, write_int8
 from edgeprism.convert.memory import give_memory_back
 from edgeprism.convert.mmproj import peer
 from edgeprism.convert.mmproj.graph import is_read_alike, write_graph
@@ -28,7 +29,7 @@ from edgeprism.convert.mmproj.layout import image_policy, picture_markers
 from edgeprism.convert.mmproj.shape import LEAVE_IT, EncoderShape, read_shape
 from edgeprism.convert.mmproj.tensors import MmprojTensors
 from edgeprism.convert.mmproj.text import compare_text, picture_rows
-from edgeprism.convert.options import PairOptions
+from edgeprism.convert.options import PairOptions, check_vision_quants
 from edgeprism.convert.vision.pack_onnx import pack_onnx
 from edgeprism.convert.vision.quantize import INPUT, OUTPUT
 from edgeprism.errors import ModelError, NoGraphError, OutputError, ParityError
@@ -98,8 +99,10 @@ def build_bundle(pair: Path, out: Path, options: PairOptions, progress: Progress
     Raises:
         NoGraphError: The encoder has no graph; or, unless `options.always`, libmtmd is as fast.
         ParityError: The gate failed. Nothing is written then either.
+        UsageError: `options` names quantizations that are not known, or that exclude each other.
         ModelError: A file is damaged, or `pair` is another kind of bundle.
     """
+    check_vision_quants(options.vision_quants, PAIR_QUANTS)
     # 1. read the pair's manifest and the encoder's header
     base = manifest_from_bundle(pair)
     lm, mmproj = pair / base.lm.file, pair / MMPROJ_FILE
@@ -116,7 +119,7 @@ def build_bundle(pair: Path, out: Path, options: PairOptions, progress: Progress
             # 2. libmtmd's layouts and rows, and the float32 graph's against them
             encoded = _encode_by_mtmd(job, model)
             pixels = _gate_tiles(job, encoded)
-            _say_how_long(job, encoded, pixels, len(options.vision_quants))
+            _say_how_long(job, encoded, pixels, options.vision_quants)
             compared = _compare_rows(job, model, encoded)
             # 3. the variants against the float32 graph
             gate, graph = _vision_gate(job, pixels, compared)
@@ -216,12 +219,12 @@ def _gate_tiles(job: _Job, encoded: list[peer.MtmdRows]) -> judge.Pixels:
 
 
 def _say_how_long(
-    job: _Job, encoded: list[peer.MtmdRows], pixels: judge.Pixels, n_variants: int
+    job: _Job, encoded: list[peer.MtmdRows], pixels: judge.Pixels, quants: tuple[str, ...]
 ) -> None:
     """Say how long the gate will take if it is long, from the time that libmtmd took."""
     done, first = sum(picture.pixels for picture in encoded), encoded[0].pixels
     tiles = sum(batch.size // 3 for batch in judge.batches(pixels))
-    to_come = done + (1 + n_variants) * tiles
+    to_come = done + (1 + len(quants)) * tiles
     if not job.is_large:
         to_come += 2 * first + 8 * _timed(job, encoded).pixels  # the text, and some rounds
     elif is_read_alike(job.shape):
@@ -229,8 +232,9 @@ def _say_how_long(
     seconds = to_come * sum(picture.seconds for picture in encoded) / done
     if seconds >= _WORTH_SAYING_S:
         minutes = max(1, round(seconds / 60))
+        least = "at least" if "auto" in quants else "about"  # it searches by trying
         job.progress.say(
-            f"Comparing a faster encoder with llama.cpp's takes about {minutes} "
+            f"Comparing a faster encoder with llama.cpp's takes {least} {minutes} "
             f"{'minute' if minutes == 1 else 'minutes'} on this machine, once for this model."
         )
 
@@ -283,9 +287,13 @@ def _write_variants(
 ) -> _Variants:
     """Write each variant as vision.<quant>.onnx, and measure it against the float32 graph."""
     entries, runs = [], []
-    for quant in quants:
+    for chosen in quants:
+        quant = chosen
         out = folder / f"vision.{quant}.onnx"
-        if quant.startswith("int8"):
+        if quant == "auto":
+            quant, measured = write_auto(graph, folder, gate)
+            out = folder / f"vision.{quant}.onnx"
+        elif quant.startswith("int8"):
             measured = write_int8(graph, out, quant, gate)
         else:
             pack_onnx(graph, out)

@@ -9,7 +9,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprism.convert.options import PairOptions
+from edgeprism.choices import PAIR_QUANTS
+from edgeprism.convert.options import PairOptions, check_vision_quants
 from edgeprism.errors import EdgePrismError, NoGraphError, ParityError
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ def speed_up_pair(bundle: Path, progress: Progress, options: PairOptions | None 
 
     Returns one line for a person: how much faster it is, or why libmtmd stays.
 
-    Raises Interrupted after Ctrl-C; ModelError if a file is damaged; NoGraphError, ParityError, or
+    Raises UsageError for quantizations that are not known or exclude each other; Interrupted after
+    Ctrl-C; ModelError if a file is damaged; NoGraphError, ParityError, or
     EdgePrismError if the work was ended from outside, only with `always`. Each says that the bundle
     is as it was.
     """
     options = options or PairOptions()
+    check_vision_quants(options.vision_quants, PAIR_QUANTS)
     try:
         if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
             raise NoGraphError(

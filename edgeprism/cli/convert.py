@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprism.choices import CONVERTED_QUANTS, ENCODERS, VISION_QUANTS, is_reference
+from edgeprism.choices import CONVERTED_QUANTS, ENCODERS, PAIR_QUANTS, is_reference
 from edgeprism.cli import completion
 from edgeprism.cli.chat_format import ChatFormat
 from edgeprism.cli.command import Command, with_examples
@@ -163,9 +163,9 @@ def _click_option(option: Option) -> click.Option:
               help="Who encodes pictures: an ONNX graph built from MMPROJ.gguf (onnx), llama.cpp "
               "(mtmd), or a graph where one can be built and is faster (auto).")  # fmt: skip
 @click.option("--vision-quant", "vision_quants", multiple=True,
-              type=click.Choice([quant for quant in VISION_QUANTS if quant != "fp16"]),
-              default=("int8",), show_default=True,
-              help="Variant of the ONNX graph; repeatable.")  # fmt: skip
+              type=click.Choice(PAIR_QUANTS), default=("int8",), show_default=True,
+              help="Variant of the ONNX graph; repeatable. auto: int8 for as many matrices as a "
+              "relative error of 0.04 allows.")  # fmt: skip
 @click.option("--lm-chat-format", type=ChatFormat(), metavar="NAME",
               help="llama.cpp's name of the model's chat format, for a file whose own template "
               "llama.cpp does not know.")  # fmt: skip
@@ -191,12 +191,14 @@ def mmproj_pair(
     compared with llama.cpp, quantized to int8 behind a parity gate, and kept if it is faster. That
     needs the extra `pairs`, and no torch.
     """
+    from edgeprism.convert.options import PairOptions, check_vision_quants
+
+    check_vision_quants(vision_quants, PAIR_QUANTS)  # before a file is written
     if encoder == "onnx":
         _require_packages(_NEEDED_FOR_PAIRS, "pairs")
     _write_pair(pair, out, lm_chat_format, name, copy, overwrite)
     if encoder != "mtmd":
         from edgeprism.convert.mmproj.speed_up import speed_up_pair
-        from edgeprism.convert.options import PairOptions
 
         options = PairOptions(vision_quants, always=encoder == "onnx")
         with StderrProgress().shown() as progress:

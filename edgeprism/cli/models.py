@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprism.choices import VISION_QUANTS, is_reference
+from edgeprism.choices import CONVERTED_QUANTS, is_reference
 from edgeprism.cli import completion
 from edgeprism.cli.chat_format import ChatFormat
 from edgeprism.cli.command import Command, with_examples
@@ -229,7 +229,8 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
               help="Photographs to caption, preferably five or more; repeatable.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
               help="Folder of the report.  [default: ./edgeprism-NAME-report]")  # fmt: skip
-@click.option("--vision-quant", "vision_quants", multiple=True, type=click.Choice(VISION_QUANTS),
+@click.option("--vision-quant", "vision_quants", multiple=True,
+              type=click.Choice(CONVERTED_QUANTS),
               help="Quantization of the vision graph; repeatable.  [default: "
               "int8]")  # fmt: skip
 @click.option("--lm-quant", default="", metavar="QUANT",

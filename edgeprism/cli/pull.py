@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeprism.choices import ENCODERS, VISION_QUANTS
+from edgeprism.choices import CONVERTED_QUANTS, ENCODERS
 from edgeprism.cli import completion
 from edgeprism.cli.chat_format import ChatFormat
 from edgeprism.cli.command import Command, with_examples
@@ -21,9 +21,10 @@ from edgeprism.cli.terminal import StderrProgress, print_path, say
 )
 @click.command("pull", cls=Command)
 @click.argument("name", metavar="NAME|hf:OWNER/REPO[:QUANT]", shell_complete=completion.pullable)
-@click.option("--vision-quant", "vision_quants", multiple=True, type=click.Choice(VISION_QUANTS),
-              help="Quantization of a converted captioner's vision graph; repeatable.  [default: "
-              "int8]")  # fmt: skip
+@click.option("--vision-quant", "vision_quants", multiple=True,
+              type=click.Choice(CONVERTED_QUANTS),
+              help="Quantization of a captioner's vision graph; repeatable. auto: int8 for as many "
+              "matrices as a relative error of 0.04 allows.  [default: int8]")  # fmt: skip
 @click.option("--lm-quant", default="", metavar="QUANT",
               help="Quantization of the language model.  [default: Q8_0 up to 1 GB, "
               "else Q4_K_M]")  # fmt: skip

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, replace
 
 from edgeprism.bundle.places import builtin_models_dir
+from edgeprism.choices import PAIR_QUANTS
+from edgeprism.convert.options import check_vision_quants
 from edgeprism.errors import UsageError
 from edgeprism.install.own_models import check_name_form
 from edgeprism.models.catalogue import Catalogue, GgufModel
@@ -34,38 +36,51 @@ class GgufRequest:
     quant: str  # "" for the entry's, or the rule's
     chat_format: str | None
     encoder: str
+    vision_quants: tuple[str, ...] = ()  # of the encoder's graph; () for the usual ones
 
 
 def gguf_request(
-    reference: str, catalogue: Catalogue, quant: str, options: GgufOptions
+    reference: str,
+    catalogue: Catalogue,
+    quant: str,
+    options: GgufOptions,
+    vision_quants: tuple[str, ...] = (),
 ) -> GgufRequest | None:
     """Return what `reference` asks for; None if it is no model that comes in GGUF files.
 
-    Raises UsageError for a reference or name that cannot be one.
+    Raises UsageError for a reference or name that cannot be one, and for options that exclude each
+    other.
     """
     chat_format = options.lm_chat_format or None
     if options.revision and not _REVISION.fullmatch(options.revision):
         raise UsageError(
             f"{options.revision!r} cannot be a revision.", "Give a branch, a tag or a commit."
         )
+    if not reference.startswith("hf:") and reference not in catalogue.gguf:
+        return None
+    if vision_quants:
+        check_vision_quants(vision_quants, PAIR_QUANTS)
+        if options.encoder == "mtmd":
+            raise UsageError(
+                "llama.cpp's encoder has the mmproj file's own quantization.",
+                "Drop `vision_quants`, or let `encoder` be auto or onnx.",
+            )
     if not reference.startswith("hf:"):
-        known = catalogue.gguf.get(reference)
-        if known is None:
-            return None
+        known = catalogue.gguf[reference]
         if options.name:
             raise UsageError(
                 f"{reference} has its name from the catalogue.",
                 f"Drop `name`, or name the repository: hf:{known.repo}",
             )
         entry = replace(known, revision=options.revision or known.revision)
-        return GgufRequest(reference, entry, quant, chat_format, options.encoder)
+        return GgufRequest(reference, entry, quant, chat_format, options.encoder, vision_quants)
     repo, tag = parse_reference(reference)
     if tag and quant and tag != quant:
         raise UsageError(f"{reference} and `lm_quant` {quant} differ.", "Drop one of them.")
     name = options.name or repository_to_name(repo)
     _require_usable(name, repo, catalogue)
     entry = GgufModel("", "", "", repo, options.revision or "main", False, None)
-    return GgufRequest(name, entry, tag or quant, chat_format, options.encoder)
+    return GgufRequest(name, entry, tag or quant, chat_format, options.encoder, vision_quants)
 
 
 def _require_usable(name: str, repo: str, catalogue: Catalogue) -> None:

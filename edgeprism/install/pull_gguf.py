@@ -23,6 +23,7 @@ from edgeprism.files.home import data_dir
 from edgeprism.files.links import link_or_copy, links_work
 from edgeprism.files.size_text import size_text
 from edgeprism.install.cache_folder import cache_folder
+from edgeprism.install.gguf_request import GgufRequest
 from edgeprism.install.hub import Fetched, Listing, fetch_files, list_repository
 from edgeprism.install.hub_cache import bytes_to_fetch, cached_listing
 from edgeprism.install.licenses import published_license, restriction
@@ -30,6 +31,7 @@ from edgeprism.install.memory_needs import estimated_memory
 from edgeprism.install.pulled_models import (
     check_intact,
     encoder_is_chosen,
+    has_quants,
     remember_encoder_choice,
 )
 from edgeprism.install.work_folder import (
@@ -181,14 +183,12 @@ def installed_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) 
     return path if origin.has(quant or entry.quant) and not moved else None
 
 
-def pull_gguf(
-    plan: Plan, chat_format: str | None, encoder: str, progress: Progress
-) -> tuple[Path, Fetched]:
+def pull_gguf(plan: Plan, request: GgufRequest, progress: Progress) -> tuple[Path, Fetched]:
     """Fetch a planned model into the hub's cache, try it, and link it into the data folder.
 
     What was installed under its name is replaced when the new model is complete. Then a captioner
-    gets a faster encoder, as `encoder` says (`choices.ENCODERS`). Raises PullError, and ModelError
-    or TemplateError if the model does not run.
+    gets a faster encoder, as `request` says. Raises PullError, and ModelError or TemplateError if
+    the model does not run.
     """
     folder, single = places_of(plan.name)
     with written_safely(folder):
@@ -201,20 +201,22 @@ def pull_gguf(
             fetched = fetch_files(plan.listing, plan.choice.files, progress, extra=EXTRA)
             progress.stage(f"Trying {plan.name}")
             if plan.kind == "captioner":
-                _install_pair(plan, fetched.folder, folder, chat_format)
-                speed_up(folder, encoder, progress)
+                _install_pair(plan, fetched.folder, folder, request.chat_format)
+                speed_up(folder, request, progress)
                 return folder, fetched
             return _install_reasoner(plan, fetched, folder, single), fetched
 
 
-def speed_up(bundle: Path, encoder: str, progress: Progress) -> None:
+def speed_up(bundle: Path, request: GgufRequest, progress: Progress) -> None:
     """Give an installed pair a faster encoder, and say what became; "mtmd" leaves it as it is.
 
     With "auto" a fault leaves llama.cpp's encoder; with "onnx" it is raised.
     """
-    if encoder == "mtmd":
+    if request.encoder == "mtmd":
         return
-    options = PairOptions(always=encoder == "onnx")
+    options = PairOptions(always=request.encoder == "onnx")
+    if request.vision_quants:
+        options = dataclasses.replace(options, vision_quants=request.vision_quants)
     try:
         with written_safely(bundle):
             progress.say(speed_up_pair(bundle, progress, options))
@@ -227,16 +229,36 @@ def speed_up(bundle: Path, encoder: str, progress: Progress) -> None:
     remember_encoder_choice(bundle)
 
 
-def finish_installed(path: Path, name: str, encoder: str, progress: Progress) -> None:
+def has_encoder(path: Path, request: GgufRequest) -> bool:
+    """Return whether an installed model has the vision graphs that are asked for, or none yet.
+
+    `path` is the bundle, or a reasoner's file, which has none: UsageError where they are asked for.
+    """
+    if not path.is_dir():
+        require_no_vision_quants(request)
+        return True
+    manifest = open_bundle(path).manifest
+    return manifest.vision.mmproj is not None or has_quants(manifest, request.vision_quants)
+
+
+def require_no_vision_quants(request: GgufRequest) -> None:
+    """Raise UsageError if vision graphs are asked for, of a model that turned out to have none."""
+    if request.vision_quants:
+        raise UsageError(
+            f"{request.name} is a reasoner: it has no vision graph.", "Drop `vision_quants`."
+        )
+
+
+def finish_installed(path: Path, request: GgufRequest, progress: Progress) -> None:
     """Build the encoder of an installed pair, if it is asked for or a pull was stopped before it.
 
     `path` is the bundle, or a reasoner's file, which has no encoder.
     """
     if not path.is_dir() or open_bundle(path).manifest.vision.mmproj is None:
         return
-    if encoder == "onnx" or not encoder_is_chosen(path):
-        with written_safely(path), work_folder(name):
-            speed_up(path, encoder, progress)
+    if request.encoder == "onnx" or request.vision_quants or not encoder_is_chosen(path):
+        with written_safely(path), work_folder(request.name):
+            speed_up(path, request, progress)
 
 
 def mend_leftovers(name: str) -> None:

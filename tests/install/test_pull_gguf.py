@@ -17,6 +17,7 @@ from huggingface_hub import constants
 
 from edgeprism.bundle.open import find_model, open_bundle
 from edgeprism.cli.main import run
+from edgeprism.convert.options import PairOptions
 from edgeprism.errors import EdgePrismError, ModelError, PullError, UsageError
 from edgeprism.files import links
 from edgeprism.files.home import data_dir
@@ -160,6 +161,30 @@ def test_the_faster_encoder_is_built_at_the_end(
     assert pull(REFERENCE).was_there
     assert run(["caption", str(photo), "-m", NAME, "--max-tokens", "3"]) == 0
     capfd.readouterr()
+
+
+def test_quantizations_of_the_graph_are_asked_for(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def speed_up(_bundle: Path, _progress: Progress, options: PairOptions, *_: object) -> str:
+        asked.append(options.vision_quants)
+        return "llama.cpp's own encoder stays"
+
+    monkeypatch.setattr(pull_gguf, "speed_up_pair", speed_up)
+    pull(REFERENCE)
+    assert pull(REFERENCE, vision_quants=("auto",)).was_there  # its encoder is tried once more
+    assert asked == [("int8",), ("auto",)]
+    for quants, encoder in ((("auto", "int8"), "auto"), (("fp16",), "auto"), (("int8",), "mtmd")):
+        with pytest.raises(UsageError):
+            pull(REFERENCE, vision_quants=quants, options=GgufOptions(encoder=encoder))
+    with pytest.raises(UsageError, match="tiny-chat is a reasoner"):
+        pull(f"hf:{CHAT}", vision_quants=("auto",))
+    pull(f"hf:{CHAT}")
+    with pytest.raises(UsageError, match="tiny-chat is a reasoner"):
+        pull(f"hf:{CHAT}", vision_quants=("auto",))
+    assert len(asked) == 2
 
 
 def test_an_encoder_that_cannot_be_built_leaves_a_whole_pair(
@@ -436,8 +461,8 @@ def test_a_name_of_the_catalogue(hub: StandInHub) -> None:
     check_whole(hub.repositories[PAIR])
     with pytest.raises(UsageError, match="from the catalogue"):
         pull(NAME, options=GgufOptions(name="x"), catalogue=catalogue)
-    with pytest.raises(UsageError, match="comes as it is"):
-        pull(NAME, vision_quants=("int8",), catalogue=catalogue)
+    with pytest.raises(UsageError, match="no wheel holds it"):
+        pull(NAME, given=Path("a.whl"), catalogue=catalogue)
     with pytest.raises(UsageError, match="another model of EdgePrism"):
         pull(f"hf:{CHAT}", options=GgufOptions(name="chatty"), catalogue=catalogue)
     # a captioner's repository without an mmproj captions nothing
