@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from edgeprism.errors import UsageError
 
+LEAST_GAIN = 1.1  # times libmtmd's speed: less is within what two such measurements differ
+
 
 @dataclass(frozen=True)
 class ConvertOptions:

@@ -49,6 +49,7 @@ BESIDE = {
         "picture",
         "progress",
         "segments",
+        "version",
         "vision",
     },
     "models": {"errors", "files"},

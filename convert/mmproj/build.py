@@ -5,9 +5,7 @@ Everything that runs here needs the extra `pairs` and no torch. `supervise.py` r
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +24,14 @@ from edgeprism.convert.memory import give_memory_back
 from edgeprism.convert.mmproj import peer
 from edgeprism.convert.mmproj.graph import is_read_alike, write_graph
 from edgeprism.convert.mmproj.layout import image_policy, picture_markers
+from edgeprism.convert.mmproj.reuse import put_in_place
 from edgeprism.convert.mmproj.shape import LEAVE_IT, EncoderShape, read_shape
 from edgeprism.convert.mmproj.tensors import MmprojTensors
 from edgeprism.convert.mmproj.text import compare_text, picture_rows
-from edgeprism.convert.options import PairOptions, check_vision_quants
+from edgeprism.convert.options import LEAST_GAIN, PairOptions, check_vision_quants
 from edgeprism.convert.vision.pack_onnx import pack_onnx
 from edgeprism.convert.vision.quantize import INPUT, OUTPUT
-from edgeprism.errors import ModelError, NoGraphError, OutputError, ParityError
+from edgeprism.errors import ModelError, NoGraphError, ParityError
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.facts import available_cores
 from edgeprism.picture.layout import picture_to_layout
@@ -42,7 +41,6 @@ from edgeprism.vision.mmproj_checks import check_mmproj
 from edgeprism.vision.pair import MMPROJ_FILE
 
 _AGAINST_MTMD = "vision fp32 against libmtmd"
-LEAST_GAIN = 1.1  # times libmtmd's speed: less is within what two such measurements differ
 _WORTH_SAYING_S = 45  # how long the gate may take without a word about it
 
 
@@ -140,7 +138,7 @@ def build_bundle(pair: Path, out: Path, options: PairOptions, progress: Progress
         progress.stage("Finishing the bundle")
         shutil.rmtree(work)
         for name in base.files:
-            _put(pair / name, writer.folder / name, writer.out)
+            put_in_place(pair / name, writer.folder / name, writer.out)
         writer.finish(_completed(manifest, variants.entries, writer, verdict))
         return ratio
 
@@ -360,24 +358,3 @@ def _measure_speed(
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         job.progress.say(f"{check}: {shown}")
     return theirs / ours
-
-
-def _put(source: Path, target: Path, out: Path) -> None:
-    """Put a file of the pair into the bundle that becomes `out`: as a link where that is safe.
-
-    A symbolic link into the folder that `out` replaces would lead nowhere.
-    """
-    real = source.resolve()
-    with contextlib.suppress(OSError):
-        os.link(real, target)
-        return
-    if source.is_symlink() and not real.is_relative_to(out.resolve()):
-        with contextlib.suppress(OSError):
-            target.symlink_to(real)
-            return
-    try:
-        shutil.copyfile(real, target)
-    except OSError as error:
-        raise OutputError(
-            f"{target}: cannot be written: {error.strerror}.", "Free some space."
-        ) from error

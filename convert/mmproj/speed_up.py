@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 NEEDED = ("gguf", "onnx", "onnxruntime")  # packages of the extras `pairs` and `cpu`
 
 
-def speed_up_pair(bundle: Path, progress: Progress, options: PairOptions | None = None) -> str:
+def speed_up_pair(
+    bundle: Path,
+    progress: Progress,
+    options: PairOptions | None = None,
+    earlier: Path | None = None,
+) -> str:
     """Put an ONNX graph into the bundle of a pair if it is faster than libmtmd; say what became.
 
     `bundle` is a folder that `vision.pair.write_pair` wrote. It builds a graph from the mmproj's
@@ -31,6 +36,8 @@ def speed_up_pair(bundle: Path, progress: Progress, options: PairOptions | None 
         progress: receives every stage.
         options: by default an int8 graph, if it is faster. With `always` a graph that is not
             faster is kept too, and an encoder that has no graph is an error.
+        earlier: a folder of `reuse.keep_graph`, with the graph that was made of the same mmproj
+            file; it is taken where it fits the language model.
 
     Returns one line for a person: how much faster it is, or why libmtmd stays.
 
@@ -49,6 +56,8 @@ def speed_up_pair(bundle: Path, progress: Progress, options: PairOptions | None 
             )
         if not options.always and _has_gpu():
             raise NoGraphError(f"{bundle}: llama.cpp runs on this machine's GPU.")
+        if earlier is not None and _reused(bundle, earlier):
+            return "The encoder is the ONNX graph that was made of the same mmproj file before."
         ratio = _replaced(bundle, progress, options)
     except EdgePrismError as error:
         # the base class itself: the child was ended, most often because memory ran out
@@ -70,9 +79,22 @@ def _has_gpu() -> bool:
     return supports_offload()
 
 
+def _reused(bundle: Path, earlier: Path) -> bool:
+    from edgeprism.bundle.open import open_bundle
+    from edgeprism.convert.mmproj.reuse import reuse_graph
+    from edgeprism.vision.trial import remember_captioner
+
+    if not reuse_graph(bundle, earlier):
+        return False
+    # the pair has just been tried, and the graph was when it was made
+    remember_captioner(open_bundle(bundle))
+    return True
+
+
 def _replaced(bundle: Path, progress: Progress, options: PairOptions) -> float:
     from edgeprism.bundle.gguf import read_gguf_header
     from edgeprism.bundle.open import open_bundle
+    from edgeprism.convert.mmproj.reuse import remember_graph
     from edgeprism.convert.mmproj.shape import read_shape
     from edgeprism.convert.supervise import build_in_child
     from edgeprism.vision.pair import MMPROJ_FILE
@@ -83,4 +105,5 @@ def _replaced(bundle: Path, progress: Progress, options: PairOptions) -> float:
     ratio = build_in_child(bundle, bundle, options, progress)
     # the conversion has just run every file of the bundle, so no caption waits for a trial
     remember_captioner(open_bundle(bundle))
+    remember_graph(bundle)
     return ratio

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 SCHEMA = 1
@@ -263,6 +264,23 @@ class Manifest:
     parity: Parity
     notice: str  # one line shown with the model, e.g. what it is not made for; may be empty
     photographs: bool = True  # the model describes photographs
+
+    @property
+    def asked_quants(self) -> tuple[str, ...]:
+        """The quantizations of the vision graphs as a conversion was asked for them.
+
+        That is "auto" for a graph whose number of int8 matrices followed from a bound of the error.
+        """
+        figures = self.parity.figures
+        return tuple(
+            "auto" if "error_bound" in figures.get(f"vision {variant.quant}", {}) else variant.quant
+            for variant in self.vision.variants
+        )
+
+    def has_quants(self, asked: Iterable[str]) -> bool:
+        """Return whether the vision graphs that are asked for are there."""
+        there = {variant.quant for variant in self.vision.variants}
+        return set(asked) <= {*self.asked_quants, *there}
 
     def says_nothing(self, caption: str) -> bool:
         """Return whether a caption says nothing of its picture."""

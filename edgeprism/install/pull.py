@@ -36,7 +36,6 @@ from edgeprism.install.pull_gguf import (
     pull_gguf,
     require_no_vision_quants,
 )
-from edgeprism.install.pulled_models import has_quants, made_quants
 from edgeprism.install.wheel import wheel_to_file
 from edgeprism.install.work_folder import (
     mend_interrupted,
@@ -189,7 +188,7 @@ def _pull_request(request: GgufRequest, again: bool, progress: Progress) -> Pull
         require_no_vision_quants(request)
     for line in (f"{name}: {entry.description or plan.kind}", *plan.lines(), *entry.notes):
         progress.say(line)
-    path, fetched = pull_gguf(plan, request, progress)
+    path, fetched = pull_gguf(plan, request, progress, anew=again)
     return Pulled(name, path, was_there=False, fetched=(fetched,))
 
 
@@ -268,8 +267,8 @@ def _pull_captioner(
     target = data_dir() / "models" / name
     there = None if again or not target.exists() else _intact_bundle(target, progress)
     if there is not None:  # what the caller leaves open stays as it is
-        vision_there = made_quants(there)
-        if has_quants(there, vision_quants) and lm_quant in ("", there.lm.quant):
+        vision_there = there.asked_quants
+        if there.has_quants(vision_quants) and lm_quant in ("", there.lm.quant):
             return Pulled(name, target, was_there=True, quant=there.lm.quant)
         progress.say(
             f"{name} is installed with {', '.join(vision_there)} and {there.lm.quant}: it is made "

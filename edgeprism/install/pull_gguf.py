@@ -14,8 +14,10 @@ from pathlib import Path
 from edgeprism.bundle.choose_gguf import Choice, choose_files
 from edgeprism.bundle.gguf import license_in_header
 from edgeprism.bundle.gguf_parts import part_names, part_paths, read_model_header
+from edgeprism.bundle.manifest import FILE_NAME
 from edgeprism.bundle.open import find_model, open_bundle
 from edgeprism.bundle.pulled import PulledFrom, places_of, pulled_from, remember_pulled
+from edgeprism.convert.mmproj.reuse import keep_graph
 from edgeprism.convert.mmproj.speed_up import speed_up_pair
 from edgeprism.convert.options import PairOptions
 from edgeprism.errors import EdgePrismError, ModelError, OutputError, PullError, UsageError
@@ -31,7 +33,6 @@ from edgeprism.install.memory_needs import estimated_memory
 from edgeprism.install.pulled_models import (
     check_intact,
     encoder_is_chosen,
-    has_quants,
     remember_encoder_choice,
 )
 from edgeprism.install.work_folder import (
@@ -183,17 +184,20 @@ def installed_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) 
     return path if origin.has(quant or entry.quant) and not moved else None
 
 
-def pull_gguf(plan: Plan, request: GgufRequest, progress: Progress) -> tuple[Path, Fetched]:
+def pull_gguf(
+    plan: Plan, request: GgufRequest, progress: Progress, *, anew: bool = False
+) -> tuple[Path, Fetched]:
     """Fetch a planned model into the hub's cache, try it, and link it into the data folder.
 
     What was installed under its name is replaced when the new model is complete. Then a captioner
-    gets a faster encoder, as `request` says. Raises PullError, and ModelError or TemplateError if
+    gets a faster encoder, as `request` says: the one that an installed model has of the same mmproj
+    file, but for `anew`, or else a new one. Raises PullError, and ModelError or TemplateError if
     the model does not run.
     """
     folder, single = places_of(plan.name)
     with written_safely(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with work_folder(plan.name):
+        with work_folder(plan.name) as work:
             mend_interrupted(folder)
             mend_interrupted(single)
             _require_room(plan, folder.parent)
@@ -201,25 +205,41 @@ def pull_gguf(plan: Plan, request: GgufRequest, progress: Progress) -> tuple[Pat
             fetched = fetch_files(plan.listing, plan.choice.files, progress, extra=EXTRA)
             progress.stage(f"Trying {plan.name}")
             if plan.kind == "captioner":
+                earlier = None if anew else _earlier_graph(fetched, plan, request, work)
                 _install_pair(plan, fetched.folder, folder, request.chat_format)
-                speed_up(folder, request, progress)
+                speed_up(folder, request, progress, earlier)
                 return folder, fetched
             return _install_reasoner(plan, fetched, folder, single), fetched
 
 
-def speed_up(bundle: Path, request: GgufRequest, progress: Progress) -> None:
+def _earlier_graph(fetched: Fetched, plan: Plan, request: GgufRequest, work: Path) -> Path | None:
+    """Keep the graph that an installed model has of the fetched mmproj file, if one has it."""
+    digests = {file.name: file.sha256 for file in fetched.files}
+    installed = sorted((data_dir() / "models").glob(f"*/{FILE_NAME}"))
+    bundles = [path.parent for path in installed]
+    return keep_graph(bundles, digests[plan.choice.mmproj], _pair_options(request), work / "graph")
+
+
+def _pair_options(request: GgufRequest) -> PairOptions:
+    options = PairOptions(always=request.encoder == "onnx")
+    quants = request.vision_quants or options.vision_quants
+    return dataclasses.replace(options, vision_quants=quants)
+
+
+def speed_up(
+    bundle: Path, request: GgufRequest, progress: Progress, earlier: Path | None = None
+) -> None:
     """Give an installed pair a faster encoder, and say what became; "mtmd" leaves it as it is.
 
-    With "auto" a fault leaves llama.cpp's encoder; with "onnx" it is raised.
+    With "auto" a fault leaves llama.cpp's encoder; with "onnx" it is raised. `earlier` holds a
+    graph of the same mmproj file, see `keep_graph`.
     """
     if request.encoder == "mtmd":
         return
-    options = PairOptions(always=request.encoder == "onnx")
-    if request.vision_quants:
-        options = dataclasses.replace(options, vision_quants=request.vision_quants)
+    options = _pair_options(request)
     try:
         with written_safely(bundle):
-            progress.say(speed_up_pair(bundle, progress, options))
+            progress.say(speed_up_pair(bundle, progress, options, earlier))
     except (ModelError, OutputError, PullError) as error:
         if options.always:
             raise
@@ -238,7 +258,7 @@ def has_encoder(path: Path, request: GgufRequest) -> bool:
         require_no_vision_quants(request)
         return True
     manifest = open_bundle(path).manifest
-    return manifest.vision.mmproj is not None or has_quants(manifest, request.vision_quants)
+    return manifest.vision.mmproj is not None or manifest.has_quants(request.vision_quants)
 
 
 def require_no_vision_quants(request: GgufRequest) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from edgeprism.bundle.gguf_parts import part_paths
-from edgeprism.bundle.manifest import FILE_NAME, Manifest
+from edgeprism.bundle.manifest import FILE_NAME
 from edgeprism.bundle.open import check_file, open_bundle
 from edgeprism.bundle.pulled import PulledFrom, forget_origin, places_of, pulled_from
 from edgeprism.errors import ModelError
@@ -40,24 +39,6 @@ def _stamp(bundle: Path) -> list[int]:
     """Return what tells an installation from another of the same files under the same name."""
     status = (bundle / FILE_NAME).stat()
     return [status.st_mtime_ns, status.st_ino]
-
-
-def made_quants(manifest: Manifest) -> tuple[str, ...]:
-    """Return the quantizations of a bundle's vision graphs as they were asked for.
-
-    That is "auto" for a graph whose number of int8 matrices followed from a bound of the error.
-    """
-    figures = manifest.parity.figures
-    return tuple(
-        "auto" if "error_bound" in figures.get(f"vision {variant.quant}", {}) else variant.quant
-        for variant in manifest.vision.variants
-    )
-
-
-def has_quants(manifest: Manifest, asked: Sequence[str]) -> bool:
-    """Return whether a bundle has the vision graphs that are asked for."""
-    there = {variant.quant for variant in manifest.vision.variants}
-    return set(asked) <= {*made_quants(manifest), *there}
 
 
 def check_intact(path: Path, origin: PulledFrom) -> None:

@@ -16,7 +16,6 @@ from edgeprism.convert.mmproj.build import build_bundle
 from edgeprism.convert.mmproj.speed_up import speed_up_pair
 from edgeprism.convert.options import PairOptions
 from edgeprism.errors import ParityError, UsageError
-from edgeprism.install.pulled_models import has_quants, made_quants
 from edgeprism.progress import Progress
 from edgeprism.vision.pair import write_pair
 from tests.helpers import bundles, mmprojs
@@ -66,17 +65,17 @@ def test_auto_keeps_outliers_in_float(
     assert 1 <= figures["float_matrices"] <= 8
     graph = onnx.load(str(tmp_path / "auto" / "vision.int8.onnx"), load_external_data=False).graph
     assert "MatMulInteger" in {node.op_type for node in graph.node}
-    assert made_quants(auto) == ("auto",)
-    assert has_quants(auto, ("auto",))
-    assert has_quants(auto, ("int8",))
-    assert not has_quants(auto, ("int8-full",))
+    assert auto.asked_quants == ("auto",)
+    assert auto.has_quants(("auto",))
+    assert auto.has_quants(("int8",))
+    assert not auto.has_quants(("int8-full",))
     monkeypatch.setattr(int8, "_FLOAT_SHARES", ())
     with pytest.raises(ParityError, match="vision int8: relative error"):
         made(pair, tmp_path / "plain", "int8")
     monkeypatch.setattr(judge, "VISION_LIMITS", dict.fromkeys(judge.VISION_LIMITS, LOOSE))
     plain = made(pair, tmp_path / "plain", "int8")
-    assert made_quants(plain) == ("int8",)
-    assert not has_quants(plain, ("auto",))
+    assert plain.asked_quants == ("int8",)
+    assert not plain.has_quants(("auto",))
 
 
 LOOSE = judge.VisionLimit(9.0, -1.0)
@@ -88,7 +87,7 @@ def test_auto_is_float_where_no_matrix_can_be_int8(
     monkeypatch.setattr(int8, "AUTO_ERROR", 1e-7)
     manifest = made(pair, tmp_path / "out", "auto")
     assert [(v.file, v.quant) for v in manifest.vision.variants] == [("vision.fp32.onnx", "fp32")]
-    assert made_quants(manifest) == ("auto",)
+    assert manifest.asked_quants == ("auto",)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {*manifest.files, "manifest.json"}
 

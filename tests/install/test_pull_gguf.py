@@ -17,9 +17,11 @@ from huggingface_hub import constants
 
 from edgeprism.bundle.open import find_model, open_bundle
 from edgeprism.cli.main import run
+from edgeprism.convert.mmproj import reuse, speed_up
 from edgeprism.convert.options import PairOptions
-from edgeprism.errors import EdgePrismError, ModelError, PullError, UsageError
+from edgeprism.errors import EdgePrismError, ModelError, NoGraphError, PullError, UsageError
 from edgeprism.files import links
+from edgeprism.files.digests import sha256_of_file
 from edgeprism.files.home import data_dir
 from edgeprism.install import doctor, pull_gguf
 from edgeprism.install import hub as install_hub
@@ -185,6 +187,55 @@ def test_quantizations_of_the_graph_are_asked_for(
     with pytest.raises(UsageError, match="tiny-chat is a reasoner"):
         pull(f"hf:{CHAT}", vision_quants=("auto",))
     assert len(asked) == 2
+
+
+@pytest.mark.usefixtures("real_encoder")
+def test_a_graph_of_the_same_mmproj_is_taken_over(
+    hub: StandInHub, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = data_dir() / "models" / NAME / "vision.int8.onnx"
+    f16 = f"{REFERENCE}:F16"
+    built = []
+
+    def build(*_: object) -> float:
+        built.append(1)
+        raise NoGraphError("It is built anew.", "Wait.")
+
+    pull(REFERENCE, options=GgufOptions(encoder="onnx"))
+    made, digest = graph.stat().st_ino, sha256_of_file(graph)
+    monkeypatch.setattr(speed_up, "_replaced", build)
+    monkeypatch.setattr(reuse, "LEAST_GAIN", 0.0)  # the tiny graph may not be the faster one
+    progress = Said(hub)
+    assert not pull(f16, progress=progress).was_there
+    assert "made of the same mmproj file before" in progress.text
+    assert built == []
+    check_whole(hub.repositories[PAIR], "tiny-eyes-F16.gguf")
+    manifest = open_bundle(NAME).manifest
+    assert manifest.vision.mmproj is None
+    assert manifest.parity.figures.keys() >= {"vision int8", "vision fp32 against libmtmd"}
+    assert "greedy text" not in manifest.parity.figures  # another language model said it
+    assert (graph.stat().st_ino, sha256_of_file(graph)) == (made, digest)
+    assert run(["caption", str(photo), "-m", NAME, "--max-tokens", "3"]) == 0
+    # another name takes it over, too
+    pull(REFERENCE, options=GgufOptions(name="beside"))
+    assert sha256_of_file(graph.parent.parent / "beside" / graph.name) == digest
+    assert built == []
+    assert remove_model("beside")
+    # where anything differs it is built anew, and here nothing can be built
+    ways: dict[str, Callable[[], object]] = {
+        "quantization": lambda: pull(REFERENCE, vision_quants=("int8-full",)),
+        "again": lambda: pull(f16, again=True),
+        "damage": lambda: graph.write_bytes(graph.read_bytes()[:-1] + b"x") and pull(f16),
+        "version": lambda: monkeypatch.setattr(reuse, "_FORM", 0) or pull(f"{REFERENCE}:Q8_0"),
+    }
+    kept = {path.name: path.read_bytes() for path in graph.parent.iterdir()}
+    for n, (way, pull_it) in enumerate(ways.items(), 1):
+        for name, content in kept.items():
+            (graph.parent / name).unlink(missing_ok=True)
+            (graph.parent / name).write_bytes(content)
+        pull_it()
+        assert len(built) == n, way
+        assert open_bundle(NAME).manifest.vision.mmproj is not None
 
 
 def test_an_encoder_that_cannot_be_built_leaves_a_whole_pair(
