@@ -31,26 +31,23 @@ from edgeprism.bundle.manifest import FreeShape
 from edgeprism.bundle.open import open_bundle
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.mmproj import peer
-from edgeprism.convert.mmproj.build import build_bundle
-from edgeprism.convert.options import PairOptions
 from edgeprism.errors import ModelError
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Rows, segments_to_parts
 from edgeprism.memory.language import LanguageUse
-from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.footprint import CaptionerFootprint
 from edgeprism.picture.layout import free_size
-from edgeprism.progress import Progress
 from edgeprism.segments import ImageRows, Text
 from edgeprism.vision import trial
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.onnx import VisionEncoder
-from edgeprism.vision.pair import write_pair
 from tests.helpers import bundles, mmprojs
 from tests.helpers.captions import caption_ids
 from tests.helpers.llama_reference import LlamaReference, Visual
 from tests.helpers.mmproj_graphs import (
-    float32_captioner,
+    PairCase,
+    apart,
+    build_case,
     greedy_texts,
     noise,
     tiny_lm,
@@ -69,32 +66,21 @@ WHOLE = [(70, 56), (238, 182), (1400, 14), (28, 560), (112, 112), (126, 126)]
 N_TOKENS = 32
 
 
-@dataclasses.dataclass
-class Case:
-    kind: mmprojs.Kind
-    parts: bundles.GgufParts
-    lm: Path
-    mmproj: Path
-    bundle: Path
+def reference(case: PairCase, pixels: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Return transformers' rows [n, n_embd] of a picture, and its patches [time, down, across].
 
-    def captioner(self) -> Captioner:
-        return float32_captioner(self.bundle)
-
-    def reference(self, pixels: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """Return transformers' rows [n, n_embd] of a picture, and its patches [time, down, across].
-
-        transformers also resizes the picture and cuts it into patches.
-        """
-        processor = Qwen2VLImageProcessor(
-            patch_size=mmprojs.PATCH, image_mean=list(mmprojs.MEAN), image_std=list(mmprojs.STD),
-            min_pixels=LEAST * UNIT**2, max_pixels=MOST * UNIT**2,
-        )  # fmt: skip
-        made = processor(images=[Image.fromarray(pixels)], return_tensors="pt")
-        with torch.no_grad():
-            rows = tower(self.kind, self.parts)(
-                made["pixel_values"].double(), grid_thw=made["image_grid_thw"]
-            )
-        return rows.numpy(), made["image_grid_thw"][0].tolist()
+    transformers also resizes the picture and cuts it into patches.
+    """
+    processor = Qwen2VLImageProcessor(
+        patch_size=mmprojs.PATCH, image_mean=list(mmprojs.MEAN), image_std=list(mmprojs.STD),
+        min_pixels=LEAST * UNIT**2, max_pixels=MOST * UNIT**2,
+    )  # fmt: skip
+    made = processor(images=[Image.fromarray(pixels)], return_tensors="pt")
+    with torch.no_grad():
+        rows = tower(case.kind, case.parts)(
+            made["pixel_values"].double(), grid_thw=made["image_grid_thw"]
+        )
+    return rows.numpy(), made["image_grid_thw"][0].tolist()
 
 
 def tower(kind: mmprojs.Kind, parts: bundles.GgufParts) -> Any:
@@ -150,44 +136,31 @@ def published_names(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
-    cases: dict[str, Case] = {}
+def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], PairCase]:
+    cases: dict[str, PairCase] = {}
 
-    def case(name: str) -> Case:
+    def case(name: str) -> PairCase:
         if name not in cases:
-            folder = tmp_path_factory.mktemp("pair")
-            parts = mmprojs.mmproj_parts(KINDS[name], 3)
+            folder, parts = tmp_path_factory.mktemp("pair"), mmprojs.mmproj_parts(KINDS[name], 3)
             # transformers has this number in its code
             parts.metadata["clip.vision.attention.layer_norm_epsilon"] = ("float32", 1e-6)
-            lm = tiny_multi_axis_lm().write(folder / "lm")
-            mmproj, out = parts.write(folder / "mm"), folder / "bundle"
-            write_pair(lm, mmproj, out, name=name)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(peer, "_ROUNDS", ((1, 0.0),))  # how fast it is is not at issue
-                build_bundle(out, out, PairOptions(("fp32", "int8"), always=True), Progress())
-            cases[name] = Case(KINDS[name], parts, lm, mmproj, out)
+            cases[name] = build_case(folder, KINDS[name], parts, tiny_multi_axis_lm())
         return cases[name]
 
     return case
-
-
-def apart(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference as a share of the largest value."""
-    assert actual.shape == expected.shape
-    return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 # ---- rows and layouts
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_rows_are_transformers(name: str, case_of: Callable[[str], Case]) -> None:
+def test_rows_are_transformers(name: str, case_of: Callable[[str], PairCase]) -> None:
     """The whole way, from the picture's pixels to its rows, and the places of the rows."""
     case = case_of(name)
     with case.captioner() as captioner:
         for size in SHAPES:
             encoded = captioner.encode(noise(*size))
-            expected, (_, down, across) = case.reference(noise(*size))
+            expected, (_, down, across) = reference(case, noise(*size))
             assert apart(encoded.visual_tokens, expected) < RIGHT, size
             begin, rows, end = encoded.layout
             assert (begin, end) == (Text("<|vision_start|>", True), Text("<|vision_end|>", True))
@@ -198,7 +171,7 @@ def test_rows_are_transformers(name: str, case_of: Callable[[str], Case]) -> Non
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_rows_and_layout_are_libmtmds(name: str, case_of: Callable[[str], Case]) -> None:
+def test_rows_and_layout_are_libmtmds(name: str, case_of: Callable[[str], PairCase]) -> None:
     case = case_of(name)
     lm = LanguageModel(case.lm)
     encoder = MtmdEncoder(case.mmproj, lm, flash_attention=False)
@@ -259,7 +232,7 @@ def test_no_picture_has_more_pixels_than_the_largest_tile() -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_gate_records_what_it_saw(name: str, case_of: Callable[[str], Case]) -> None:
+def test_the_gate_records_what_it_saw(name: str, case_of: Callable[[str], PairCase]) -> None:
     data = json.loads((case_of(name).bundle / "manifest.json").read_text())
     assert data["image"]["free"] == {"choose": "smart-resize", "unit": UNIT,
                                      "least_pixels": LEAST * UNIT**2,
@@ -277,13 +250,13 @@ def test_the_gate_records_what_it_saw(name: str, case_of: Callable[[str], Case])
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_greedy_text_in_float32(name: str, case_of: Callable[[str], Case]) -> None:
+def test_greedy_text_in_float32(name: str, case_of: Callable[[str], PairCase]) -> None:
     """At each place the caption has the token that a language model in float64 finds likeliest.
 
     Its rows are transformers', with their places down and across.
     """
     case, pixels = case_of(name), noise(200, 90)
-    expected, (_, down, across) = case.reference(pixels)
+    expected, (_, down, across) = reference(case, pixels)
     y, x = np.mgrid[: down // 2, : across // 2].reshape(2, -1)
     places = np.stack([0 * y, y, x, 0 * y])
     with case.captioner() as captioner:
@@ -303,14 +276,14 @@ def test_greedy_text_in_float32(name: str, case_of: Callable[[str], Case]) -> No
     assert logits[-N_TOKENS - 1 : -1].argmax(axis=-1).tolist() == actual
 
 
-def test_the_pair_says_the_same(case_of: Callable[[str], Case]) -> None:
+def test_the_pair_says_the_same(case_of: Callable[[str], PairCase]) -> None:
     """The same greedy text in libmtmd and as a float32 graph, on three pictures."""
     case = case_of("qwen2.5-vl")
     by_graph, by_mtmd = greedy_texts(case.captioner(), case.lm, case.mmproj, WHOLE[:3], N_TOKENS)
     assert by_graph == by_mtmd
 
 
-def test_several_tiles_of_one_shape_at_once(case_of: Callable[[str], Case]) -> None:
+def test_several_tiles_of_one_shape_at_once(case_of: Callable[[str], PairCase]) -> None:
     case = case_of("qwen2.5-vl")
     encoder = VisionEncoder(
         case.bundle / "vision.fp32.onnx", manifest_from_bundle(case.bundle), threads=1
@@ -322,14 +295,14 @@ def test_several_tiles_of_one_shape_at_once(case_of: Callable[[str], Case]) -> N
     assert apart(together, encoder.encode(tiles)) < RIGHT
 
 
-def test_a_trial_takes_tiles_of_several_shapes(case_of: Callable[[str], Case]) -> None:
+def test_a_trial_takes_tiles_of_several_shapes(case_of: Callable[[str], PairCase]) -> None:
     manifest = manifest_from_bundle(case_of("qwen2-vl").bundle)
     shapes = trial._tile_shapes(manifest, is_small=True, together=False)
     assert len(shapes) == 4
     assert max(height * width for _, height, width, _ in shapes) == MOST * UNIT**2
 
 
-def test_the_plan_counts_the_largest_tile(case_of: Callable[[str], Case]) -> None:
+def test_the_plan_counts_the_largest_tile(case_of: Callable[[str], PairCase]) -> None:
     bundle = open_bundle(case_of("qwen2.5-vl").bundle)
     use = LanguageUse(cells=1)
     counted = CaptionerFootprint(bundle, bundle.manifest.vision.variants[0], use)
@@ -341,7 +314,7 @@ def test_the_plan_counts_the_largest_tile(case_of: Callable[[str], Case]) -> Non
 
 
 def test_a_language_model_without_such_positions_is_refused(
-    case_of: Callable[[str], Case], tmp_path: Path
+    case_of: Callable[[str], PairCase], tmp_path: Path
 ) -> None:
     manifest = manifest_from_bundle(case_of("qwen2-vl").bundle)
     parts = tiny_lm()

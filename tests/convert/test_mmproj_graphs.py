@@ -18,21 +18,17 @@ import pytest
 from PIL import Image
 
 from edgeprism.convert.mmproj import peer
-from edgeprism.convert.mmproj.build import build_bundle
-from edgeprism.convert.options import PairOptions
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Rows, segments_to_parts
-from edgeprism.perceive.captioner import Captioner
-from edgeprism.progress import Progress
-from edgeprism.records import EncodedImage
 from edgeprism.segments import ImageRows, Text
 from edgeprism.vision.mtmd import MtmdEncoder
-from edgeprism.vision.pair import write_pair
-from tests.helpers import bundles, mmprojs
+from tests.helpers import mmprojs
 from tests.helpers.captions import caption_ids
 from tests.helpers.llama_reference import LlamaReference, Visual
 from tests.helpers.mmproj_graphs import (
-    float32_captioner,
+    PairCase,
+    apart,
+    build_case,
     graph_rows,
     greedy_texts,
     noise,
@@ -53,49 +49,23 @@ SHAPES = [(28, 28), (60, 40), (40, 60), (90, 30), (280, 7), (7, 280)]
 N_TOKENS = 32
 
 
-@dataclasses.dataclass
-class Case:
-    kind: mmprojs.Kind
-    parts: bundles.GgufParts
-    lm: Path
-    mmproj: Path
-    bundle: Path
-
-    def encode(self, pixels: np.ndarray) -> EncodedImage:
-        with self.captioner() as captioner:
-            return captioner.encode(pixels)
-
-    def captioner(self) -> Captioner:
-        return float32_captioner(self.bundle)
-
-    def reference(self, tiles: np.ndarray) -> np.ndarray:
-        """Return the model's own rows [n, n_embd] of tiles [n, size, size, 3]."""
-        rows = [mmprojs.encoded(self.parts, self.kind, tile, exact=True) for tile in tiles]
-        return np.concatenate(rows)
-
-
 @pytest.fixture(scope="module")
-def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
-    cases: dict[str, Case] = {}
+def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], PairCase]:
+    cases: dict[str, PairCase] = {}
 
-    def case(name: str) -> Case:
+    def case(name: str) -> PairCase:
         if name not in cases:
-            folder = tmp_path_factory.mktemp("pair")
-            parts = mmprojs.mmproj_parts(KINDS[name], 3)
-            lm, mmproj = tiny_lm().write(folder / "lm"), parts.write(folder / "mm")
-            out = folder / "bundle"
-            write_pair(lm, mmproj, out, name=name)
-            build_bundle(out, out, PairOptions(("fp32", "int8"), always=True), Progress())
-            cases[name] = Case(KINDS[name], parts, lm, mmproj, out)
+            folder, kind = tmp_path_factory.mktemp("pair"), KINDS[name]
+            cases[name] = build_case(folder, kind, mmprojs.mmproj_parts(kind, 3), tiny_lm())
         return cases[name]
 
     return case
 
 
-def apart(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference as a share of the largest value."""
-    assert actual.shape == expected.shape
-    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+def reference(case: PairCase, tiles: np.ndarray) -> np.ndarray:
+    """Return the model's own rows [n, n_embd] of tiles [n, size, size, 3]."""
+    rows = [mmprojs.encoded(case.parts, case.kind, tile, exact=True) for tile in tiles]
+    return np.concatenate(rows)
 
 
 # ---- the graph
@@ -153,7 +123,7 @@ def test_older_and_newer_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_gate_records_what_it_saw(name: str, case_of: Callable[[str], Case]) -> None:
+def test_the_gate_records_what_it_saw(name: str, case_of: Callable[[str], PairCase]) -> None:
     case = case_of(name)
     files = {path.name for path in case.bundle.iterdir()}
     graphs = {"vision.fp32.onnx", "vision.int8.onnx"}
@@ -175,7 +145,7 @@ def test_the_gate_records_what_it_saw(name: str, case_of: Callable[[str], Case])
 
 @pytest.mark.parametrize("size", SHAPES)
 def test_idefics3_is_the_same_in_both(
-    size: tuple[int, int], case_of: Callable[[str], Case]
+    size: tuple[int, int], case_of: Callable[[str], PairCase]
 ) -> None:
     case, pixels = case_of("idefics3"), noise(*size)
     ours = case.encode(pixels)
@@ -195,7 +165,7 @@ def test_idefics3_is_the_same_in_both(
 @pytest.mark.parametrize("name", ["mlp", "mlp, class row", "gemma3", "internvl"])
 @pytest.mark.parametrize("size", SHAPES)
 def test_pictures_are_prepared_as_their_authors_do(
-    name: str, size: tuple[int, int], case_of: Callable[[str], Case]
+    name: str, size: tuple[int, int], case_of: Callable[[str], PairCase]
 ) -> None:
     case, pixels = case_of(name), noise(*size)
     edge = case.kind.size
@@ -208,7 +178,7 @@ def test_pictures_are_prepared_as_their_authors_do(
         square = Image.new("RGB", (max(size),) * 2, tuple(int(m * 255) for m in mmprojs.MEAN))
         square.paste(picture, ((max(size) - size[0]) // 2, (max(size) - size[1]) // 2))
         tiles = [square.resize((edge, edge), Image.Resampling.BICUBIC)]
-    expected = case.reference(np.stack([np.asarray(tile) for tile in tiles]))
+    expected = reference(case, np.stack([np.asarray(tile) for tile in tiles]))
     ours = case.encode(pixels)
     assert apart(ours.visual_tokens, expected) < RIGHT
     texts = {
@@ -245,7 +215,7 @@ def internvl_tiles(picture: Image.Image, edge: int) -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_greedy_text_in_float32(name: str, case_of: Callable[[str], Case]) -> None:
+def test_greedy_text_in_float32(name: str, case_of: Callable[[str], PairCase]) -> None:
     """At each place the caption has the token that the language model in float64 finds likeliest.
 
     Its rows are the numpy reference's.
@@ -258,7 +228,7 @@ def test_greedy_text_in_float32(name: str, case_of: Callable[[str], Case]) -> No
         )
     rows = encoded.visual_tokens
     if name != "idefics3":  # a picture of one tile is not resized
-        rows = case.reference(noise(size, size)[None]).astype(np.float32)
+        rows = reference(case, noise(size, size)[None]).astype(np.float32)
     lm = LanguageModel(case.lm)
     before, after = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
     segments = [Text(before, True), *encoded.layout, Text("what is it"), Text(after, True)]
@@ -271,7 +241,7 @@ def test_greedy_text_in_float32(name: str, case_of: Callable[[str], Case]) -> No
     assert logits[-N_TOKENS - 1 : -1].argmax(axis=-1).tolist() == actual
 
 
-def test_the_pair_says_the_same(case_of: Callable[[str], Case]) -> None:
+def test_the_pair_says_the_same(case_of: Callable[[str], PairCase]) -> None:
     """Idefics3 in libmtmd and as a float32 graph: the same greedy text, on three pictures."""
     case = case_of("idefics3")
     by_graph, by_mtmd = greedy_texts(case.captioner(), case.lm, case.mmproj, SHAPES[:3], N_TOKENS)

@@ -8,7 +8,6 @@ but pads a picture that it cuts.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -26,25 +25,22 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionModel
 from edgeprism.bundle.open import open_bundle
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.mmproj import peer
-from edgeprism.convert.mmproj.build import build_bundle
-from edgeprism.convert.options import PairOptions
 from edgeprism.folder.events import Outcome
 from edgeprism.folder.run import caption_folder
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Rows, segments_to_parts
 from edgeprism.machine.cancel import Cancel
-from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.layout import picture_to_layout
-from edgeprism.progress import Progress
 from edgeprism.segments import ImageRows, Text
 from edgeprism.vision import trial
 from edgeprism.vision.mtmd import MtmdEncoder
-from edgeprism.vision.pair import write_pair
 from tests.helpers import bundles, mmprojs
 from tests.helpers.captions import caption_ids
 from tests.helpers.llama_reference import LlamaReference, Visual
 from tests.helpers.mmproj_graphs import (
-    float32_captioner,
+    PairCase,
+    apart,
+    build_case,
     greedy_texts,
     noise,
     tiny_lm,
@@ -63,32 +59,22 @@ WHOLE = [(288, 288), (384, 288), (1152, 96), (96, 1152), (1280, 640), (512, 512)
 N_TOKENS = 32
 
 
-@dataclasses.dataclass
-class Case:
-    parts: bundles.GgufParts
-    lm: Path
-    mmproj: Path
-    bundle: Path
-
-    def captioner(self) -> Captioner:
-        return float32_captioner(self.bundle)
-
-    def reference(self, pixels: np.ndarray) -> np.ndarray:
-        """Return transformers' rows [n, n_embd] of a picture, in the prompt's order."""
-        tower, projector = models(self.parts)
-        rows = []
-        for tile in published_tiles(Image.fromarray(pixels)):
-            down, across = tile.shape[0] // KIND.patch, tile.shape[1] // KIND.patch
-            x = (tile / 255.0 - np.array(mmprojs.MEAN)) / np.array(mmprojs.STD)
-            x = x.reshape(down, KIND.patch, across, KIND.patch, 3).swapaxes(1, 2)
-            with torch.no_grad():
-                features = tower(
-                    torch.from_numpy(x.reshape(1, down * across, -1)),
-                    torch.ones(1, down * across),
-                    torch.tensor([[down, across]]),
-                ).last_hidden_state
-                rows.append(projector(features.reshape(1, down, across, -1)).flatten(0, -2))
-        return torch.cat(rows).numpy()
+def reference(case: PairCase, pixels: np.ndarray) -> np.ndarray:
+    """Return transformers' rows [n, n_embd] of a picture, in the prompt's order."""
+    tower, projector = models(case.parts)
+    rows = []
+    for tile in published_tiles(Image.fromarray(pixels)):
+        down, across = tile.shape[0] // KIND.patch, tile.shape[1] // KIND.patch
+        x = (tile / 255.0 - np.array(mmprojs.MEAN)) / np.array(mmprojs.STD)
+        x = x.reshape(down, KIND.patch, across, KIND.patch, 3).swapaxes(1, 2)
+        with torch.no_grad():
+            features = tower(
+                torch.from_numpy(x.reshape(1, down * across, -1)),
+                torch.ones(1, down * across),
+                torch.tensor([[down, across]]),
+            ).last_hidden_state
+            rows.append(projector(features.reshape(1, down, across, -1)).flatten(0, -2))
+    return torch.cat(rows).numpy()
 
 
 def models(parts: bundles.GgufParts) -> tuple[Any, Any]:
@@ -173,29 +159,17 @@ def published_tiles(picture: Image.Image) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    folder = tmp_path_factory.mktemp("pair")
+def case(tmp_path_factory: pytest.TempPathFactory) -> PairCase:
     parts = mmprojs.mmproj_parts(KIND, 3)
-    lm, mmproj, out = tiny_lm(MARKS).write(folder / "lm"), folder / "mm", folder / "bundle"
-    write_pair(lm, parts.write(mmproj), out, name="tiny")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peer, "_ROUNDS", ((1, 0.0),))  # how fast it is is not at issue
-        build_bundle(out, out, PairOptions(("fp32", "int8"), always=True), Progress())
-    return Case(parts, lm, mmproj, out)
+    return build_case(tmp_path_factory.mktemp("pair"), KIND, parts, tiny_lm(MARKS))
 
 
-def apart(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference as a share of the largest value."""
-    assert actual.shape == expected.shape
-    return float(np.abs(actual - expected).max() / np.abs(expected).max())
-
-
-def test_rows_are_transformers(case: Case) -> None:
+def test_rows_are_transformers(case: PairCase) -> None:
     """The whole way, from the picture's pixels to its rows, and the text between them."""
     with case.captioner() as captioner:
         for size in SHAPES:
             encoded = captioner.encode(noise(*size))
-            expected = case.reference(noise(*size))
+            expected = reference(case, noise(*size))
             assert apart(encoded.visual_tokens, expected) < RIGHT, size
             grid, said, rows = published_grid(*size), "", 0
             for segment in encoded.layout:
@@ -213,7 +187,7 @@ def test_rows_are_transformers(case: Case) -> None:
             assert rows == len(expected)
 
 
-def test_rows_and_layout_are_libmtmds(case: Case) -> None:
+def test_rows_and_layout_are_libmtmds(case: PairCase) -> None:
     lm = LanguageModel(case.lm)
     encoder = MtmdEncoder(case.mmproj, lm, flash_attention=False)
     with case.captioner() as captioner:
@@ -229,7 +203,7 @@ def test_rows_and_layout_are_libmtmds(case: Case) -> None:
     lm.close()
 
 
-def test_sizes_are_the_authors(case: Case) -> None:
+def test_sizes_are_the_authors(case: PairCase) -> None:
     manifest = manifest_from_bundle(case.bundle)
     rng = np.random.default_rng(0)
     cut = 0
@@ -246,7 +220,7 @@ def test_sizes_are_the_authors(case: Case) -> None:
     assert 50 < cut < 250
 
 
-def test_the_gate_records_what_it_saw(case: Case) -> None:
+def test_the_gate_records_what_it_saw(case: PairCase) -> None:
     data = json.loads((case.bundle / "manifest.json").read_text())
     assert data["image"]["max_tiles"] == 11
     assert data["image"]["tiling"]["uncut_pixels"] == 2 * TILE**2
@@ -260,7 +234,7 @@ def test_the_gate_records_what_it_saw(case: Case) -> None:
     assert figures["speed on the converting machine"]["graph_seconds_per_tile"] > 0
 
 
-def test_greedy_text_in_float32(case: Case) -> None:
+def test_greedy_text_in_float32(case: PairCase) -> None:
     """At each place the caption has the token that a language model in float64 finds likeliest."""
     pixels = noise(300, 200)
     with case.captioner() as captioner:
@@ -271,7 +245,7 @@ def test_greedy_text_in_float32(case: Case) -> None:
     lm = LanguageModel(case.lm)
     before, after = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
     segments = [Text(before, True), *encoded.layout, Text("what is it"), Text(after, True)]
-    rows = case.reference(pixels).astype(np.float32)
+    rows = reference(case, pixels).astype(np.float32)
     prompt: list[list[int] | Visual] = [
         Visual(part.values) if isinstance(part, Rows) else part
         for part in segments_to_parts(lm, segments, rows, add_bos=True)
@@ -281,7 +255,7 @@ def test_greedy_text_in_float32(case: Case) -> None:
     assert logits[-N_TOKENS - 1 : -1].argmax(axis=-1).tolist() == actual
 
 
-def test_the_pair_says_the_same(case: Case) -> None:
+def test_the_pair_says_the_same(case: PairCase) -> None:
     """The same greedy text in libmtmd and as a float32 graph, on an uncut picture and a cut one."""
     by_graph, by_mtmd = greedy_texts(
         case.captioner(), case.lm, case.mmproj, ((288, 288), (1280, 640)), N_TOKENS
@@ -289,7 +263,7 @@ def test_the_pair_says_the_same(case: Case) -> None:
     assert by_graph == by_mtmd
 
 
-def test_a_folder_is_captioned_alike(case: Case, tmp_path: Path) -> None:
+def test_a_folder_is_captioned_alike(case: PairCase, tmp_path: Path) -> None:
     """Worker processes hand on tiles of several shapes; the captions are those of one process."""
     paths = [tmp_path / "uncut.png", tmp_path / "cut.png"]
     for path, size in zip(paths, ((300, 200), (1280, 640)), strict=True):
@@ -307,7 +281,7 @@ def test_a_folder_is_captioned_alike(case: Case, tmp_path: Path) -> None:
     assert made == single
 
 
-def test_a_trial_takes_tiles_of_several_shapes(case: Case) -> None:
+def test_a_trial_takes_tiles_of_several_shapes(case: PairCase) -> None:
     bundle = open_bundle(case.bundle)
     shapes = trial._tile_shapes(bundle.manifest, is_small=True, together=False)
     assert (1, TILE, TILE, 3) in shapes

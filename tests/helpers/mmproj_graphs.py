@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnxruntime
 
 from edgeprism.bundle.gguf import read_gguf_header
+from edgeprism.convert.mmproj import peer
+from edgeprism.convert.mmproj.build import build_bundle
 from edgeprism.convert.mmproj.graph import write_graph
 from edgeprism.convert.mmproj.shape import read_shape
 from edgeprism.convert.mmproj.tensors import MmprojTensors
+from edgeprism.convert.options import PairOptions
 from edgeprism.perceive.captioner import Captioner
+from edgeprism.progress import Progress
+from edgeprism.records import EncodedImage
 from edgeprism.vision.graph_checks import check_graph
-from edgeprism.vision.pair import open_pair
+from edgeprism.vision.pair import open_pair, write_pair
 from tests.helpers import bundles, mmprojs
 from tests.helpers.captions import caption_ids
 from tests.language.test_generator import multi_axis_lm
@@ -68,3 +75,40 @@ def graph_rows(mmproj: Path, out: Path, tiles: np.ndarray, as_mtmd: bool = False
     check_graph(graph, [f"{graph.name}.data"])
     rows: np.ndarray = onnxruntime.InferenceSession(str(graph)).run(None, {"pixels": tiles})[0]
     return rows.reshape(-1, bundles.N_EMBD)
+
+
+@dataclass(frozen=True)
+class PairCase:
+    """A tiny pair, and its bundle with graphs in float32 and int8."""
+
+    kind: mmprojs.Kind
+    parts: bundles.GgufParts  # of the mmproj file
+    lm: Path
+    mmproj: Path
+    bundle: Path
+
+    def captioner(self) -> Captioner:
+        """Return one that computes in float32 throughout."""
+        return float32_captioner(self.bundle)
+
+    def encode(self, pixels: np.ndarray) -> EncodedImage:
+        with self.captioner() as captioner:
+            return captioner.encode(pixels)
+
+
+def build_case(
+    folder: Path, kind: mmprojs.Kind, parts: bundles.GgufParts, lm: bundles.GgufParts
+) -> PairCase:
+    """Write a pair into an empty folder and build its graphs; how fast they are is not at issue."""
+    case = PairCase(kind, parts, lm.write(folder / "lm"), parts.write(folder / "mm"), folder / "b")
+    write_pair(case.lm, case.mmproj, case.bundle, name="tiny")
+    with mock.patch.object(peer, "_ROUNDS", ((1, 0.0),)):
+        options = PairOptions(("fp32", "int8"), always=True)
+        build_bundle(case.bundle, case.bundle, options, Progress())
+    return case
+
+
+def apart(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference as a share of the largest value."""
+    assert actual.shape == expected.shape
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
