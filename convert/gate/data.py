@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 N_PICTURES = 8
-_MOSAIC = (2, 5, 6, 7)  # of the gate's pictures: noise, edges, writing and waves
+SHOWN = 4  # the one with many shapes, where a single picture stands for all
+_NOISE, _FEW = 2, 6  # the picture of noise; the shapes of the picture with few of them
+_MOSAIC = (_NOISE, 5, 6, 7)  # noise, edges, writing and waves
 
 TEXTS = (
     "A wooden table stands in front of a window. On it are two red apples, a glass of water and "
@@ -45,20 +47,39 @@ def gate_pictures(size: int, n_views: int = 1) -> np.ndarray:
     Shape [N_PICTURES, size, size, 3 · n_views], uint8. The views of one picture differ, so that a
     conversion that swaps two towers' views cannot pass.
     """
-    rng = np.random.default_rng(20240621)
-    y, x = np.mgrid[0:size, 0:size] / max(size - 1, 1)
-    pictures = [
-        np.stack([x, y, 1 - x], axis=-1),
-        np.stack([(x - 0.5) ** 2 + (y - 0.5) ** 2] * 3, axis=-1) * [2.0, 1.2, 0.4],
-        rng.random((size, size, 3)),
-        _shapes(rng, x, y, 6),
-        _shapes(rng, x, y, 25),
-        np.where(_checks(x, y)[..., None], 0.9, [0.1, 0.2, 0.5]),
-        _written(size),
-        0.5 + 0.5 * np.stack([np.sin(40 * x), np.sin(23 * y), np.sin(31 * (x + y))], axis=-1),
-    ]
-    pixels = np.stack([np.clip(p * 255, 0, 255).astype(np.uint8) for p in pictures])
+    pixels = np.stack([gate_picture(size, i) for i in range(N_PICTURES)])
     return np.concatenate([np.roll(pixels, i, axis=0) for i in range(n_views)], axis=-1)
+
+
+def gate_picture(size: int, i: int) -> np.ndarray:
+    """Return one of `gate_pictures`, [size, size, 3] uint8, without making the others."""
+    y, x = np.mgrid[0:size, 0:size] / max(size - 1, 1)
+    generator = np.random.PCG64(20240621)
+    rng = np.random.Generator(generator)
+    if i > _NOISE:  # the noise, a number for each value, is drawn before the shapes
+        generator.advance(3 * size**2)
+    match i:
+        case 0:
+            picture = np.stack([x, y, 1 - x], axis=-1)
+        case 1:
+            picture = np.stack([(x - 0.5) ** 2 + (y - 0.5) ** 2] * 3, axis=-1) * [2.0, 1.2, 0.4]
+        case 2:
+            picture = rng.random((size, size, 3))
+        case 3:
+            picture = _shapes(rng, x, y, _FEW)
+        case 4:
+            generator.advance(3 + 6 * _FEW)  # the numbers of the picture with few shapes
+            picture = _shapes(rng, x, y, 25)
+        case 5:
+            picture = np.where(_checks(x, y)[..., None], 0.9, [0.1, 0.2, 0.5])
+        case 6:
+            picture = _written(size)
+        case _:
+            picture = 0.5 + 0.5 * np.stack(
+                [np.sin(40 * x), np.sin(23 * y), np.sin(31 * (x + y))], axis=-1
+            )
+    pixels: np.ndarray = np.clip(picture * 255, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def gate_mosaic(size: int) -> np.ndarray:
@@ -66,7 +87,7 @@ def gate_mosaic(size: int) -> np.ndarray:
 
     It stands for them where a run of a graph takes long.
     """
-    parts = gate_pictures(-(-size // 2))[list(_MOSAIC)]
+    parts = [gate_picture(-(-size // 2), i) for i in _MOSAIC]
     halves = [np.concatenate(parts[i : i + 2], axis=1) for i in (0, 2)]
     return np.concatenate(halves)[:size, :size]
 
@@ -74,11 +95,14 @@ def gate_mosaic(size: int) -> np.ndarray:
 def _shapes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, count: int) -> np.ndarray:
     """Draw `count` discs and boxes in random colours on a random background."""
     picture = np.broadcast_to(rng.random(3), (*x.shape, 3)).copy()
+    last = x.shape[0] - 1
     for i in range(count):
         cx, cy, r = rng.random(), rng.random(), 0.05 + 0.15 * rng.random()
-        dx, dy = np.abs(x - cx), np.abs(y - cy)
+        # only where it lies, because most of a large picture is elsewhere
+        part = tuple(slice(max(0, int((c - r) * last)), int((c + r) * last) + 2) for c in (cy, cx))
+        dx, dy = np.abs(x[part] - cx), np.abs(y[part] - cy)
         inside = (dx**2 + dy**2 < r**2) if i % 2 else (np.maximum(dx, dy) < r)
-        picture[inside] = rng.random(3)
+        picture[part][inside] = rng.random(3)
     return picture
 
 

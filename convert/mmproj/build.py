@@ -18,7 +18,7 @@ from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.bundle.writer import BundleWriter
 from edgeprism.choices import PAIR_QUANTS
 from edgeprism.convert.gate import judge
-from edgeprism.convert.gate.data import gate_mosaic, gate_pictures
+from edgeprism.convert.gate.data import SHOWN, gate_mosaic, gate_picture, gate_pictures
 from edgeprism.convert.gate.int8 import VisionGate, write_auto, write_int8
 from edgeprism.convert.memory import give_memory_back
 from edgeprism.convert.mmproj import peer
@@ -314,7 +314,7 @@ def _compare_text(
             tokens[0][layout.rows] for tokens in (variants.reference, variants.run.tokens)
         )
     else:
-        pixels = gate_pictures(max(size))[4, : size[1], : size[0]]
+        pixels = gate_picture(max(size), SHOWN)[: size[1], : size[0]]
         rgb = Picture(Image.fromarray(pixels), "", "", size, (), 0.0)
         layout = picture_to_layout(size, job.manifest)
         ours, theirs = (

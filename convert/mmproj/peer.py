@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from edgeprism.bundle.manifest import Manifest
-from edgeprism.convert.gate.data import gate_pictures
+from edgeprism.convert.gate.data import SHOWN, gate_picture
 from edgeprism.convert.gate.judge import VisionLimit
 from edgeprism.convert.mmproj.layout import mtmd_image_policy, mtmd_markers
 from edgeprism.convert.mmproj.shape import EncoderShape
@@ -117,9 +117,8 @@ def encode_by_mtmd(
             left -= _pixels(layout) // shape.patch**2
             if left >= 0 or not cheap:
                 cheap.append((size, layout))
-        # making the picture takes as long as encoding it, so all are parts of one
-        longest = max((max(size) for size, _ in cheap), default=1)
-        picture = gate_pictures(longest)[4].copy()
+        # making a picture takes as long as encoding it, so all are parts of one
+        picture = gate_picture(max((max(size) for size, _ in cheap), default=1), SHOWN)
         encoded = [
             _encode(encoder, picture[: size[1], : size[0]], layout, manifest, shape)
             for size, layout in cheap
