@@ -18,7 +18,13 @@ from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.bundle.writer import BundleWriter
 from edgeprism.choices import PAIR_QUANTS
 from edgeprism.convert.gate import judge
-from edgeprism.convert.gate.data import SHOWN, gate_mosaic, gate_picture, gate_pictures
+from edgeprism.convert.gate.data import (
+    N_PICTURES,
+    SHOWN,
+    gate_mosaic,
+    gate_picture,
+    gate_pictures,
+)
 from edgeprism.convert.gate.int8 import VisionGate, write_auto, write_int8
 from edgeprism.convert.memory import give_memory_back
 from edgeprism.convert.mmproj import peer
@@ -200,20 +206,20 @@ def _gate_tiles(job: _Job, encoded: list[peer.MtmdRows]) -> judge.Pixels:
     Of a large tower they are those that libmtmd encoded, so that one pass through the graph serves
     every check, and one in which all that the gate's pictures hold is side by side.
     """
-    shape = job.shape
     if job.is_large:
-        return [tile[None] for tile in (*encoded[0].tiles, gate_mosaic(shape.size))]
-    if not shape.is_free:
-        return gate_pictures(shape.size)
-    layouts = [picture_to_layout(size, job.manifest) for size in peer.picture_sizes(shape)]
+        return [tile[None] for tile in (*encoded[0].tiles, gate_mosaic(job.shape.size))]
+    if not job.shape.is_free:
+        return gate_pictures(job.shape.size)
+    layouts = [picture_to_layout(size, job.manifest) for size in peer.picture_sizes(job.shape)]
     sizes = [layout.shapes[0] for layout in layouts]
-    pictures = gate_pictures(max(map(max, sizes)))
-    alone = [
-        picture[None, :height, :width]
-        for picture, (height, width) in zip(pictures, sizes, strict=False)
-    ]
-    height, width = sizes[1]
-    return [*alone, pictures[len(alone) :, :height, :width]]  # the last ones as one batch
+    together = range(len(sizes), N_PICTURES)  # the last ones, as one batch
+    tiles = [_gate_tile(i, shape)[None] for i, shape in enumerate(sizes)]
+    return [*tiles, np.stack([_gate_tile(i, sizes[1]) for i in together])]
+
+
+def _gate_tile(i: int, shape: tuple[int, int]) -> np.ndarray:
+    """Return a part [height, width, 3] of a picture of the gate."""
+    return gate_picture(max(shape), i)[: shape[0], : shape[1]]
 
 
 def _say_how_long(
