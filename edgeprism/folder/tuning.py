@@ -1,10 +1,11 @@
-"""Measures how many captions to decode at a time, and in how many lanes, once per machine.
+"""Measures how many captions to decode at a time, and in how many lanes, on this machine.
 
 A step spends most of its time reading weights, so a step for eight sequences costs little more
 than a step for one; how much more depends on the machine. This module times steps on short prompts
 of noise and remembers, for each bundle, the smallest width within a few percent of the best rate.
 If the language model leaves cores idle, it times concurrent lanes in the same way. Memory for the
-KV cache limits both.
+KV cache limits both. What was measured while other programs kept cores busy serves one run and is
+not remembered, because a slow shape would stay for good.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from edgeprism.files.remembered import Remembered
 from edgeprism.language.generator import Generator
 from edgeprism.language.request import Request, Sampling
 from edgeprism.machine.facts import available_cores, cpu_name, memory_bytes
+from edgeprism.machine.load import LoadMeter
 from edgeprism.picture.layout import most_visual_tokens
 from edgeprism.vision.token_reduction import most_rows
 
@@ -31,7 +33,8 @@ _MIN_STEPS, _MAX_STEPS = 6, 200
 _SECONDS = 0.05  # long enough that a short interruption does not change the result
 _PROMPT_ROWS = 8
 _KV_SHARE = 0.2  # largest share of the machine's memory for all sequences together
-_shapes = Remembered("tuning.json")
+_QUIET = 0.2  # cores that other programs may keep busy while a shape is measured
+_shapes = Remembered("batch_shapes.json")
 
 
 class BatchShape(NamedTuple):
@@ -42,17 +45,19 @@ class BatchShape(NamedTuple):
 
 
 def batch_shape(captioner: Captioner, width: int | None = None) -> BatchShape:
-    """Return the best batch shape for this bundle on this device; the first call measures it.
+    """Return the best batch shape for this bundle on this device; the first quiet call measures it.
 
     A given `width` is used as it is.
     """
     key = f"{machine_key(captioner)}:{width or 'best'}"
     if (shape := _as_shape(_shapes.read().get(key))) is not None:
         return shape
+    meter = LoadMeter()
     with captioner.in_use():
         width = width or best_width(decode_rates(captioner))
-        shape = BatchShape(width, best_width(lane_rates(captioner, width)))
-    _shapes.remember(key, shape)
+        shape = BatchShape(width, best_lanes(captioner, width))
+    if (meter.others() or 0.0) <= _QUIET:
+        _shapes.remember(key, shape)
     return shape
 
 
@@ -94,18 +99,23 @@ def decode_rates(captioner: Captioner) -> dict[int, float]:
         if width > 1 and not _fits(captioner, width):
             break
         rates[width] = _lanes_rate(captioner, width, 1)
+        if rates[width] < ENOUGH * max(rates.values()):  # it may be another program's doing
+            rates[width] = max(rates[width], _lanes_rate(captioner, width, 1))
         if rates[width] < ENOUGH * max(rates.values()):
             break
     return rates
 
 
-def lane_rates(captioner: Captioner, width: int) -> dict[int, float]:
-    """Measure tokens/s of all lanes together, for one lane and for as many as the cores allow."""
-    rates = {1: _lanes_rate(captioner, width, 1)}
-    limit = available_cores() // captioner.engines.lm_threads() if captioner.device == "cpu" else 1
-    if limit > 1 and _fits(captioner, width * limit):
-        rates[limit] = _lanes_rate(captioner, width, limit)
-    return rates
+def best_lanes(captioner: Captioner, width: int) -> int:
+    """Return 1 or as many concurrent lanes as the cores allow, whichever gives more tokens/s.
+
+    They take turns, and the best of each counts, because another program can only slow them.
+    """
+    most = available_cores() // captioner.engines.lm_threads() if captioner.device == "cpu" else 1
+    if most <= 1 or not _fits(captioner, width * most):
+        return 1
+    turns = [{lanes: _lanes_rate(captioner, width, lanes) for lanes in (1, most)} for _ in "ab"]
+    return best_width({lanes: max(rates[lanes] for rates in turns) for lanes in (1, most)})
 
 
 def _lanes_rate(captioner: Captioner, width: int, lanes: int) -> float:
