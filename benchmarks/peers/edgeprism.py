@@ -12,6 +12,8 @@ from benchmarks.peers.weights import Weights
 from edgeprism import Captioner
 from tests.helpers.captions import stream
 
+VISUAL_TOKENS = 196
+
 
 class EdgePrism(Engine):
     """The bundle that `convert` writes. Nothing is searched: a user has the defaults."""
@@ -23,7 +25,11 @@ class EdgePrism(Engine):
     def __init__(self, weights: Weights, quant: str, setting: Setting) -> None:
         threads = int(str(setting["threads"]))
         self._captioner = Captioner.load(
-            weights.bundle(), device="cpu", vision_quant=quant, threads=threads
+            weights.bundle(),
+            device="cpu",
+            vision_quant=quant,
+            threads=threads,
+            visual_tokens=_limit(setting),
         )
 
     def look(self, pixels: np.ndarray) -> tuple[Seconds, np.ndarray]:
@@ -42,3 +48,16 @@ class EdgePrism(Engine):
             prepared, prepared + times.prefill / 1000, times.decode / 1000 / DECODED
         )  # fmt: skip
         return seconds, encoded.visual_tokens
+
+
+class FewerRows(EdgePrism):
+    """EdgePrism that hands the language model `VISUAL_TOKENS` rows of a picture at most."""
+
+    @classmethod
+    def settings(cls, cores: int) -> Mapping[str, Sequence[object]]:
+        return {**super().settings(cores), "visual_tokens": [VISUAL_TOKENS]}
+
+
+def _limit(setting: Setting) -> int | None:
+    limit = setting.get("visual_tokens")
+    return None if limit is None else int(str(limit))

@@ -134,7 +134,7 @@ def silence() -> None:
 
 def _context_params(setting: Setting) -> Any:
     params = llama.llama_context_default_params()
-    params.n_ctx = params.n_batch = CONTEXT
+    params.n_ctx = params.n_batch = int(str(setting.get("context", CONTEXT)))
     params.n_ubatch = int(str(setting["micro_batch"]))
     params.n_threads = params.n_threads_batch = int(str(setting["threads"]))
     params.flash_attn_type = int(bool(setting["flash_attention"]))

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.machine import spread
+from benchmarks.machine import installed_environment, spread
 from benchmarks.speed.cold_start import EXAMPLES
 
 EDGEPRISM = [sys.executable, "-m", "edgeprism"]
@@ -30,7 +30,7 @@ def whole_captions(model: str, image: str, runs: int) -> list[float]:
     times = []
     for _ in range(runs):
         start = time.perf_counter()
-        subprocess.run(command, capture_output=True, check=True)
+        subprocess.run(command, env=installed_environment(), capture_output=True, check=True)
         times.append((time.perf_counter() - start) * 1000)
     return times
 
@@ -47,7 +47,8 @@ def main() -> None:
         report = Path(folder, "bench.json")
         options = ["--model", arguments.model, "--image", image, "--runs", str(arguments.runs),
                    "--no-folder", "--no-reasoner", "--json", str(report)]  # fmt: skip
-        subprocess.run([*EDGEPRISM, "bench", *options], stdout=subprocess.DEVNULL, check=True)
+        command = [*EDGEPRISM, "bench", *options]
+        subprocess.run(command, env=installed_environment(), stdout=subprocess.DEVNULL, check=True)
         result = json.loads(report.read_text(encoding="utf-8"))
     after = whole_captions(arguments.model, image, arguments.runs // 2)
     whole = next(s for s in result["stages"] if (s["group"], s["name"]) == ("cold", "whole"))

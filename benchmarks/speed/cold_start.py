@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.machine import spread
+from benchmarks.machine import installed_environment, spread
 from edgeprism.models import nano
 
 EXAMPLES = Path(nano.__file__).parent / "examples"
@@ -26,7 +26,9 @@ EXAMPLES = Path(nano.__file__).parent / "examples"
 
 def seconds(command: list[str]) -> tuple[float, str]:
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env=installed_environment(), capture_output=True, text=True, check=True
+    )
     return time.perf_counter() - start, done.stdout
 
 

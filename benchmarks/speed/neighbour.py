@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 
-from benchmarks.machine import spread
+from benchmarks.machine import installed_environment, spread
 from benchmarks.speed.cold_start import EXAMPLES
 from edgeprism.machine.facts import available_cores
 
@@ -44,7 +43,9 @@ def neighbours(count: int) -> Iterator[None]:
 def seconds(image: str, options: list[str], environment: dict[str, str]) -> float:
     command = [sys.executable, "-m", "edgeprism", "ask", image, "What is at the top?", *options]
     start = time.perf_counter()
-    subprocess.run(command, env={**os.environ, **environment}, capture_output=True, check=True)
+    subprocess.run(
+        command, env={**installed_environment(), **environment}, capture_output=True, check=True
+    )
     return time.perf_counter() - start
 
 

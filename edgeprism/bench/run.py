@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def bench(order: Order, progress: Progress = lambda *_: lambda: None) -> r.Repor
     measured = _measure(order, progress)
     conditions = _conditions(before, meter, throttled)
     tokens = r.Tokens(**median_tokens(measured.warm["made"]))
-    stages, notes = _stages(measured), list[str]()
+    stages, notes = _stages(measured), notes_of_cold_starts(cache_from_source(__file__))
     if order.visual_tokens is not None:
         notes.append(f"With visual_tokens={order.visual_tokens} a picture had {tokens.visual}.")
     if (device := measured.warm["device"]) == "cpu":
@@ -178,6 +179,17 @@ def _stages(measured: _Measured) -> list[r.Stage]:
         for name, values in samples.items()
         if values
     ]
+
+
+def notes_of_cold_starts(compiled: str) -> list[str]:
+    """Say so where Python does not keep what it compiles: `compiled` is this module's, if it does.
+
+    Then it compiles each module anew in each process, which takes longer than other imports.
+    """
+    if Path(compiled).is_file():
+        return []
+    return ["Python compiled EdgePrism anew in each cold process: PYTHONDONTWRITEBYTECODE is set, "
+            "or the package's folder cannot be written to."]  # fmt: skip
 
 
 # ---- floors

@@ -15,7 +15,7 @@ import pytest
 
 from edgeprism.bench.page import to_page
 from edgeprism.bench.report import read_report
-from edgeprism.bench.run import disturbances
+from edgeprism.bench.run import disturbances, notes_of_cold_starts
 from edgeprism.cli.main import run
 from tests.helpers.silence import __file__ as silence
 
@@ -168,3 +168,10 @@ def test_files_of_others_are_kept(
         assert run(["bench", option, str(target)]) == 2
         assert str(target) in capsys.readouterr().err
     assert mine.read_text() == "my own words"
+
+
+def test_a_run_says_that_modules_are_compiled_each_time(tmp_path: Path) -> None:
+    compiled = tmp_path / "run.cpython-311.pyc"
+    assert "PYTHONDONTWRITEBYTECODE" in notes_of_cold_starts(str(compiled))[0]
+    compiled.write_bytes(b"")
+    assert notes_of_cold_starts(str(compiled)) == []
