@@ -75,12 +75,15 @@ class Context:
     @property
     def form(self) -> str:
         """What decides the numbers in the KV cache, besides the weights and the tokens."""
+        from edgeprism.language.gpu import gpu_form  # not at the top: captions keep no state
+
         # some models turn positions otherwise in a context that is longer than they first learnt
         first = self.lm.header.metadata.get(
             f"{self.lm.header.architecture}.rope.scaling.original_context_length"
         )
         is_long = isinstance(first, int) and self.n_ctx // self.n_seq > first
-        return repr((engine_build(), *self._settings, self.n_seq, self.n_batch, is_long))
+        gpu = (self.lm.gpu_layers, form) if (form := gpu_form()) else ()
+        return repr((engine_build(), *self._settings, self.n_seq, self.n_batch, is_long, *gpu))
 
     def state(self, seq: int, *, limit: int) -> bytes | None:
         """Return the KV cache of `seq` as llama.cpp writes it; None if that exceeds `limit`."""

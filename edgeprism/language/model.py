@@ -47,7 +47,7 @@ class LanguageModel:
 
         Raises ModelError if the file is damaged or its dimensions differ.
         """
-        self.path, self.threads = path, threads
+        self.path, self.gpu_layers, self.threads = path, gpu_layers, threads
         self.cancel = cancel or Cancel()
         header = read_model_header(path, tokens=True)
         if expected is not None:

@@ -274,8 +274,7 @@ class Reasoner(BaseReasoner):
         meter = LoadMeter()  # looks at the cores while the model loads
         self._lm = LanguageModel(self.path, gpu_layers=gpu_layers, cancel=self.cancel_token)
         self._lm.threads = choose_threads(self._threads, self.model_bytes(), meter)
-        if not supports_offload():  # on a GPU prefill is short, and its driver decides numbers too
-            self._prefixes = PrefixStates(self._model.digest)
+        self._prefixes = PrefixStates(self._model.digest)
         one = Generator(self._lm, warm=self.warm, prefixes=self._prefixes)
         # in one KV cache, examples would drive out a conversation, which is nowhere else
         other = Generator(self._lm, prefixes=self._prefixes) if self.warm else one

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeprism.language import prefix_states
+from edgeprism.language import gpu, prefix_states
 from edgeprism.language.context import Context
 from edgeprism.language.generator import Finished, Generator
-from edgeprism.language.llama import engine_build
+from edgeprism.language.llama import engine_build, supports_offload
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.prefix_states import PrefixStates
 from edgeprism.language.request import Request, Sampling
@@ -211,6 +211,54 @@ def test_what_changes_the_numbers_changes_the_key(
     monkeypatch.setattr("edgeprism.language.context.engine_build", lambda: "another build")
     assert not is_found()
     assert n == 300
+
+
+def test_a_state_belongs_to_the_gpu_and_its_layers(
+    open_generator: Callable[..., Generator],
+    prefilled: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    random_lm: LanguageModel,
+) -> None:
+    """No GPU is here, so what it would say of itself stands in."""
+    path = save_one(open_generator)
+
+    def is_found(form: str, layers: int) -> bool:
+        prefilled.clear()
+        monkeypatch.setattr("edgeprism.language.gpu.gpu_form", lambda: form)
+        monkeypatch.setattr(random_lm, "gpu_layers", layers)
+        states = PrefixStates(DIGEST)
+        ids_of(open_generator(states), [request(0)])
+        states.save()
+        return len(EXAMPLES) not in prefilled
+
+    assert is_found("", 0)
+    assert is_found("", 8)  # without a GPU no layer lies there, whatever was asked for
+    assert not is_found("GPU one", 0)
+    assert is_found("GPU one", 0)
+    assert not is_found("GPU one", 8)
+    assert not is_found("GPU one, newer driver", 8)
+    assert len(set(saved_files()) - {path}) == 3
+
+
+def test_what_a_gpu_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["NVIDIA H200"]
+
+    def form() -> str:
+        gpu.gpu_form.cache_clear()
+        return gpu.gpu_form()
+
+    assert (form() == "") is not supports_offload()
+    monkeypatch.setattr(gpu, "supports_offload", lambda: True)
+    monkeypatch.setattr(gpu, "_gpus_of", lambda _: [gpu.Gpu(n, 1, 1, shared=False) for n in names])
+    forms = [form()]
+    names.append("NVIDIA H200")
+    forms.append(form())
+    monkeypatch.setattr("platform.release", lambda: "another kernel, with its drivers")
+    forms.append(form())
+    monkeypatch.setenv("GGML_CUDA_FORCE_MMQ", "1")
+    forms.append(form())
+    assert len({"", *forms}) == 5
+    gpu.gpu_form.cache_clear()
 
 
 def test_builds_are_told_from_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,16 @@ import pytest
 
 from edgeprism import Captioner
 from edgeprism.folder.batch import Batch
+from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.llama import supports_offload
-from edgeprism.machine.device import GPU_PROVIDERS
+from edgeprism.language.model import LanguageModel
+from edgeprism.language.prefix_states import PrefixStates
+from edgeprism.language.request import Request, Sampling
+from edgeprism.machine.device import ALL_LAYERS, GPU_PROVIDERS
 from edgeprism.models import nano as nano_package
 from edgeprism.picture.find import find_pictures
 from edgeprism.vision.onnx import available_providers
+from tests.helpers import bundles
 
 pytestmark = pytest.mark.skipif(
     available_providers(GPU_PROVIDERS).get("CUDAExecutionProvider") != "" or not supports_offload(),
@@ -77,3 +82,23 @@ def test_the_language_model_stays_on_the_cpu() -> None:
         caption = half.caption(EXAMPLES / KNOWN[0]["image"])
     assert caption.device == "cuda+cpu"
     assert caption.text == KNOWN[0]["caption"]
+
+
+def test_a_kept_state_gives_the_same_text(random_bundle: Path) -> None:
+    """The KV cache of a prompt's beginning is copied from the GPU, and into it again."""
+    examples = [int(i) for i in np.random.default_rng(7).integers(3, bundles.N_VOCAB, 300)]
+    lm = LanguageModel(random_bundle / "lm.gguf", gpu_layers=ALL_LAYERS)
+    states = PrefixStates("d" * 64)
+
+    def ids(prefixes: PrefixStates | None, number: int) -> list[int]:
+        sampling = Sampling(max_tokens=8, stop_at_end=False)
+        request = Request((examples, [5, 6 + number]), sampling, keep_first=True)
+        generator = Generator(lm, prefixes=prefixes)
+        (ended,) = (e for e in generator.run([request]) if isinstance(e, Finished))
+        generator.close()
+        return ended.ids
+
+    for number in range(8):
+        assert ids(None, number) == ids(states, number) == ids(states, number)
+    assert len(states._states) == 1
+    lm.close()
