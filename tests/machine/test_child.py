@@ -92,11 +92,11 @@ def test_a_pair_of_gguf_files(
     assert json.loads(done.stdout)["image"] == str(picture)
 
 
-def test_a_conversion(
-    edgeprism: list[str], work: Path, marks: Path, checkpoint: Folders, tmp_path: Path
-) -> None:
+def test_a_conversion(work: Path, marks: Path, checkpoint: Folders, tmp_path: Path) -> None:
+    """Its child is started alike whatever started the command, and a conversion takes seconds."""
     out = tmp_path / "out"
-    done = run_in(work, edgeprism, "convert", "prismcaptioner", "--captioner", checkpoint.captioner,
+    done = run_in(work, STARTS["script"], "convert", "prismcaptioner",
+                  "--captioner", checkpoint.captioner,
                   "--llm", checkpoint.llm, "--vision", checkpoint.vision,
                   "--vision-quant", "fp32", out)  # fmt: skip
     assert executed(marks) == []
