@@ -58,11 +58,11 @@ def check_can(name: str, value: object, method: str, example: str) -> None:
 
 def check_keywords(function: str, given: Collection[str], options: type) -> None:
     """Refuse keywords that the options, a TypedDict, do not have, as Python does: by TypeError."""
-    import difflib
-
     known = options.__annotations__
     for name in given:
         if name not in known:
+            import difflib  # not above: nearly every call has none to look for
+
             close = difflib.get_close_matches(name, known)
             meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise TypeError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, TextIO
 
 
@@ -27,6 +26,8 @@ class EventProgress(Progress):
 
     def send(self, **event: Any) -> None:
         """Write one event."""
+        import json  # not at the top: help writes none
+
         self._out.write(json.dumps(event) + "\n")
         self._out.flush()
 

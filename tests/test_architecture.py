@@ -315,14 +315,44 @@ def test_nothing_is_longer_than_one_can_read() -> None:
 
 # ---- what loading costs
 
+# what a caption of the built-in model does without, although its libraries would bring it along
+NOT_FOR_A_CAPTION = {
+    "concurrent", "diskcache", "difflib", "jinja2", "multiprocessing", "secrets", "shutil",
+    "socket", "sqlite3", "tempfile", "tomllib", "rich",
+}  # fmt: skip
+# the package's modules behind `edgeprism --help`, and what they need beyond click
+OF_HELP = {
+    "edgeprism", "edgeprism.cli", "edgeprism.cli.common_options", "edgeprism.cli.errors",
+    "edgeprism.cli.main", "edgeprism.cli.standard_streams", "edgeprism.cli.terminal",
+    "edgeprism.errors", "edgeprism.files", "edgeprism.files.safe_text",
+    "edgeprism.files.size_text", "edgeprism.machine", "edgeprism.machine.cancel",
+    "edgeprism.progress", "edgeprism.version",
+}  # fmt: skip
+HELP_NEEDS = {"atexit", "gc", "signal"}
+BARE_CLICK = """
+import click
+@click.group()
+@click.version_option("1")
+def cli(): pass
+@cli.command()
+def one(): pass
+cli.main(["--help"], standalone_mode=False)
+"""
+RUN = "from edgeprism.cli.main import run\nassert run({!r}) == 0"
 
-def loaded_after(code: str) -> set[str]:
-    """Top-level modules that a fresh process has loaded after `code`."""
+
+def modules_after(code: str) -> set[str]:
+    """The modules that a fresh process has loaded after `code`."""
     program = f"{code}\nimport sys\nprint('\\n'.join(sys.modules), file=sys.stderr)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    return {name.split(".")[0] for name in done.stderr.split()}
+    return set(done.stderr.split())
+
+
+def loaded_after(code: str) -> set[str]:
+    """The top-level packages and modules that a fresh process has loaded after `code`."""
+    return {name.split(".")[0] for name in modules_after(code)}
 
 
 def test_light_modules_stay_light() -> None:
@@ -344,9 +374,24 @@ def test_importing_the_public_names_loads_no_engine() -> None:
     assert not loaded & {"onnxruntime", "llama_cpp", *TRAINING}
 
 
-@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
-def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
-    arguments = [*command, "--help"]
-    loaded = loaded_after(f"from edgeprism.cli.main import run\nassert run({arguments!r}) == 0")
+def test_help_loads_little_beyond_click() -> None:
+    loaded, click = modules_after(RUN.format(["--help"])), modules_after(BARE_CLICK)
+    assert "click.core" in loaded & click
+    assert loaded - click == OF_HELP | HELP_NEEDS
+
+
+def test_each_commands_help_loads_nothing_heavy() -> None:
+    helps = "\n".join(
+        f"assert run([{name!r}, '--help']) == 0\nassert not {HEAVY!r} & set(sys.modules), {name!r}"
+        for name in COMMANDS
+    )
+    loaded = loaded_after(f"import sys\nfrom edgeprism.cli.main import run\n{helps}")
     assert "click" in loaded
-    assert not loaded & HEAVY
+
+
+def test_a_caption_loads_what_it_uses() -> None:
+    picture = PACKAGE.parent / "models" / "nano" / "examples" / "scene1.png"
+    arguments = ["caption", "--model", "nano", "--json", str(picture)]
+    loaded = loaded_after(RUN.format(arguments))
+    assert {"onnxruntime", "llama_cpp", "numpy", "PIL"} <= loaded
+    assert not loaded & NOT_FOR_A_CAPTION

@@ -13,7 +13,6 @@ from pathlib import Path
 from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest, VisionVariant
 from edgeprism.bundle.places import catalogued_models, find_catalogued, model_places
-from edgeprism.bundle.pulled import pull_command
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.choices import is_reference
 from edgeprism.errors import COPY_AGAIN, ModelError
@@ -183,6 +182,8 @@ def is_dead_link(path: Path) -> bool:
 
 def dead_link_error(link: Path, name: str) -> ModelError:
     """Return the error for an installed reasoner of which a link leads to no file."""
+    from edgeprism.bundle.pulled import pull_command  # not at the top: only errors need it
+
     if command := pull_command(name):
         why = "its link leads to no file: the hub's cache no longer has it."
         return ModelError(f"{link}: {why}", f"Pull it again: {command}")
@@ -264,6 +265,8 @@ def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
 
 def _made_again(path: Path) -> str:
     """Return how to get a model again of which files are missing."""
+    from edgeprism.bundle.pulled import pull_command
+
     command = pull_command(known_name(path) or "")
     return f"Pull it again: {command}" if command else "Copy or convert it again."
 

@@ -26,7 +26,6 @@ from typing import Any, NoReturn
 from edgeprism import errors
 from edgeprism.errors import EdgePrismError, Interrupted, ModelError
 from edgeprism.files.remembered import Remembered
-from edgeprism.machine import child
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.facts import available_cores
 
@@ -124,6 +123,8 @@ def _version(package: str) -> str:
 
 
 def _in_child(trial: Trial, cancel: Cancel) -> object:
+    from edgeprism.machine import child  # not at the top, as `metadata` above
+
     patience = _BUSY * trial.seconds
     limits = {"memory": trial.memory, "seconds": trial.seconds,
               "alarm": patience + _GRACE_SECONDS}  # fmt: skip

@@ -6,8 +6,6 @@ parameter that `SECTIONS` does not name stands under "Options", so a new option 
 
 from __future__ import annotations
 
-import functools
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -15,10 +13,10 @@ from types import MappingProxyType
 import click
 
 from edgeprism.cli.chat_format import told_of_setting
-from edgeprism.cli.errors import colour_choice
+from edgeprism.cli.common_options import common_options
 from edgeprism.cli.rules import check_rules
 from edgeprism.cli.settings import use_settings
-from edgeprism.cli.terminal import be_quiet, say
+from edgeprism.cli.terminal import say
 
 # heading → the parameters below it, by their names in Python
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -138,33 +136,3 @@ def with_examples(
         return command
 
     return decorate
-
-
-@functools.cache
-def common_options() -> tuple[click.Option, ...]:
-    """Return the options that stand before and after every command's name."""
-    return (
-        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_be_quiet,
-                     help="No progress and no summary; errors are still printed."),
-        click.Option(["-v", "--verbose"], is_flag=True, expose_value=False, callback=_be_verbose,
-                     help="Show the native libraries' logs."),
-        click.Option(["--no-color"], is_flag=True, expose_value=False, callback=_without_colour,
-                     help="Plain text (also: NO_COLOR=1)."),
-    )  # fmt: skip
-
-
-def _be_quiet(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
-    if value:
-        be_quiet(ctx)
-
-
-def _be_verbose(_ctx: click.Context, _option: click.Parameter, value: bool) -> None:
-    if value:
-        os.environ["EDGEPRISM_NATIVE_LOG"] = "1"
-
-
-def _without_colour(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
-    if value:
-        os.environ["NO_COLOR"] = "1"
-        os.environ.pop("FORCE_COLOR", None)
-        ctx.color = ctx.find_root().color = colour_choice()

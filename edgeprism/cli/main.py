@@ -6,12 +6,11 @@ import atexit
 import gc
 import importlib
 import os
-import shlex
 import sys
 
 import click
 
-from edgeprism.cli.command import common_options
+from edgeprism.cli.common_options import common_options
 from edgeprism.cli.errors import colour_choice, show_error, show_usage_error
 from edgeprism.cli.standard_streams import standard_streams
 from edgeprism.cli.terminal import say
@@ -26,36 +25,49 @@ from edgeprism.errors import (
 from edgeprism.machine.cancel import before_forced_end, interruptible, was_interrupted
 from edgeprism.version import __version__
 
-COMMANDS = (
-    "caption",
-    "ask",
-    "chat",
-    "serve",
-    "desktop",
-    "mcp",
-    "eval",
-    "bench",
-    "cache",
-    "sidecars",
-    "models",
-    "use",
-    "pull",
-    "convert",
-    "config",
-    "setup",
-    "doctor",
-)
+# command → what `edgeprism --help` says of it, which so loads no command's file
+COMMANDS = {
+    "caption": "Describe pictures in words.",
+    "ask": "Answer a question about pictures from their descriptions alone.",
+    "chat": "Answer questions about pictures, one per line of input.",
+    "serve": "Serve captions and answers over HTTP, on this machine alone.",
+    "desktop": "Look at pictures in the browser: captions, questions, whole folders.",
+    "mcp": "Let an assistant look at pictures in these folders: an MCP server on stdin and stdout.",
+    "eval": "Measure perception and reasoning separately.",
+    "bench": "Measure how fast models run on this machine, beside what it could do.",
+    "cache": "Show or clear the caption store, which keeps finished captions by picture content.",
+    "sidecars": "Take captions out of .txt and .xmp files again.",
+    "models": "List, describe and verify built-in and installed models, and those that `pull` can "
+    "add.",
+    "use": "Make a model the default of its kind; without NAME, print both defaults.",
+    "pull": "Fetch a model by NAME, check it and install it.",
+    "convert": "Convert a published checkpoint to a bundle.",
+    "config": "Read and write the settings that commands use where no option says otherwise.",
+    "setup": "Find a captioner and a reasoner for this machine, fetch them, and make them the "
+    "default.",
+    "doctor": "Check engines, machine, data folder and models, without a network.",
+}
 
 
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 
 class LazyGroup(click.Group):
-    """Imports a command's file when that command (or the help) is asked for."""
+    """Imports a command's file when that command is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands by name, without loading one."""
         return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a line for each command as click does, without loading one."""
+        limit = formatter.width - 6 - max(map(len, COMMANDS))
+        lines = [
+            (name, click.Command(name, help=line).get_short_help_str(limit))
+            for name, line in COMMANDS.items()
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(lines)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Load the command of this name."""
@@ -75,6 +87,8 @@ class LazyGroup(click.Group):
         if close := _groups_with(self, ctx, name) or _similar(name):
             hint = f"Did you mean {' or '.join(f'`edgeprism {word}`' for word in close)}?"
         elif os.path.lexists(name):
+            import shlex
+
             hint = f"To describe a picture: edgeprism caption {shlex.quote(name)}"
         raise UsageError(f"There is no command {name!r}.", hint)
 

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import io
 import os
-import select
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO, cast
@@ -100,6 +99,8 @@ class StandardInput(io.FileIO):
 def _write(raw: io.FileIO, data: ReadableBuffer) -> int:
     """Write once; wait where a non-blocking descriptor cannot take anything now."""
     while (written := io.FileIO.write(raw, data)) is None:
+        import select  # not at the top: few descriptors do not wait
+
         poll = select.poll()
         poll.register(raw.fileno(), select.POLLOUT)
         poll.poll()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
@@ -38,6 +36,9 @@ def saved_stdin() -> Path:
 
     The processes that decode pictures read files by path.
     """
+    import shutil
+    import tempfile
+
     from edgeprism.picture.source import MAX_FILE_BYTES
 
     folder = Path(tempfile.mkdtemp(prefix="edgeprism-"))

@@ -9,7 +9,6 @@ surrogate in Python; it becomes `\udcff`.
 
 from __future__ import annotations
 
-import json
 import re
 
 # All but tab and line feed: C0, DEL and C1, the characters with Unicode's property Bidi_Control,
@@ -44,6 +43,8 @@ def json_text(value: object, *, indent: int | None = None) -> str:
     they are. A byte of a name that is not UTF-8 thus comes back as the same lone surrogate, which
     `os.fsencode` turns into the byte.
     """
+    import json  # not at the top: help writes none
+
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 

@@ -7,7 +7,6 @@ picture or a model wrote never becomes a special token.
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,6 +34,8 @@ def chat_to_segments(
     It renders the template with placeholders in place of the contents. This separates the
     template's pieces from the contents, so that they can be tokenised differently.
     """
+    import secrets  # not at the top: a bundle's own template needs none
+
     contents = {f"[{secrets.token_hex(12)}]": message.content for message in messages}
     marks = list(contents)
     text = render([Message(m.role, mark) for m, mark in zip(messages, marks, strict=True)])

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeprism.errors import DeviceError
 from edgeprism.files.safe_text import printable
+from edgeprism.language.postponed import postponed
 from edgeprism.machine.cancel import uninterrupted
 from edgeprism.machine.shortage import shortage_hint
 
@@ -36,7 +37,7 @@ def import_llama() -> Any:
         # where an assertion fails, ggml would start the debugger that PATH names
         os.environ["GGML_NO_BACKTRACE"] = "1"
         try:
-            with uninterrupted():
+            with uninterrupted(), postponed("llama_cpp", after=_take_log):
                 import llama_cpp.llama_cpp as llama
         except (ImportError, OSError, RuntimeError) as error:
             raise DeviceError(
@@ -44,10 +45,16 @@ def import_llama() -> Any:
                 shortage_hint(error) or "pip install llama-cpp-python",
             ) from error
         _keep_alive.append(llama.llama_log_callback(_on_log))
-        llama.llama_log_set(_keep_alive[0], ctypes.c_void_p(0))
-        llama.llama_backend_init()
         _llama = llama
+        _take_log()
+        llama.llama_backend_init()
     return _llama
+
+
+def _take_log() -> None:
+    """Have llama.cpp's log go to `_on_log`; llama_cpp's high-level class sends it elsewhere."""
+    if _llama is not None:
+        _llama.llama_log_set(_keep_alive[0], ctypes.c_void_p(0))
 
 
 def import_ggml() -> ctypes.CDLL | None:

@@ -11,7 +11,6 @@ within milliseconds.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -32,6 +31,8 @@ class Cancel:
     """
 
     def __init__(self) -> None:
+        import ctypes  # not at the top: help stops no native code
+
         self.flag = ctypes.create_string_buffer(2)
         self.start_anew()
         _live.add(self)
@@ -76,6 +77,8 @@ def nonzero_when_set() -> Any:
     Native code calls it at every node of a graph, where taking Python's lock would cost more than
     the node. strlen of the two bytes gives 0 until the first byte is set, then 1.
     """
+    import ctypes
+
     return ctypes.CDLL("msvcrt" if os.name == "nt" else None).strlen
 
 

@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeprism.machine import child
 from edgeprism.machine.cgroup import OWN, ROOT, cgroup_cores, cgroup_memory
 
 _PHYSICAL = "the machine's memory"
@@ -129,5 +128,7 @@ def cpu_name() -> str:
     except OSError:
         pass  # only Linux has this file; the other systems follow
     if sys.platform == "darwin":
+        from edgeprism.machine import child  # with subprocess, which a caption does without
+
         return child.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]).output.strip()
     return platform.processor() or platform.machine()

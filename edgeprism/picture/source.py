@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from edgeprism.errors import ImageError
@@ -23,8 +22,8 @@ ImageSource = (
     | memoryview
     | IO[bytes]
     | Image.Image
-    | npt.NDArray[np.uint8]
-    | npt.NDArray[np.uint16]
+    | np.ndarray[Any, np.dtype[np.uint8]]
+    | np.ndarray[Any, np.dtype[np.uint16]]
 )
 
 MAX_FILE_BYTES = 1 << 30

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -15,14 +15,15 @@ from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER, GPU_PROVIDERS
 from edgeprism.picture.layout import PictureLayout, Size, picture_to_layout, shrunk_size
 from edgeprism.segments import ImageRows, Segment
-from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.onnx import VisionEncoder, available_providers
 from edgeprism.vision.token_reduction import TokenLimit, reduce_segments, rows_to_tiles
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import Manifest
+    from edgeprism.vision.mtmd import MtmdEncoder
 
-VisionEngine = VisionEncoder | MtmdEncoder
+# a string, because the module of libmtmd is imported where a pair needs it
+VisionEngine: TypeAlias = "VisionEncoder | MtmdEncoder"
 
 
 def vision_providers(manifest: Manifest) -> dict[str, str]:
@@ -48,6 +49,8 @@ def open_vision(
     """Load the engine from its file; `lm` is called only if the engine needs the language model."""
     if manifest.vision.mmproj is None:
         return VisionEncoder(path, manifest, provider=provider, threads=threads, cancel=cancel)
+    from edgeprism.vision.mtmd import MtmdEncoder
+
     return MtmdEncoder(
         path,
         lm(),
@@ -66,12 +69,12 @@ def tiles_to_rows(
     For a graph `layout` gives the segments of the prompt; libmtmd makes its own. Raises
     ImageError, which names the picture, for a shape that the engine cannot take.
     """
-    if isinstance(engine, MtmdEncoder):
-        try:
-            return engine.encode_picture(tiles)
-        except ImageError as error:
-            raise ImageError(f"{name}: {error.message}", error.hint) from error
-    return engine.encode_picture(tiles, layout), layout.segments
+    if isinstance(engine, VisionEncoder):
+        return engine.encode_picture(tiles, layout), layout.segments
+    try:
+        return engine.encode_picture(tiles)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error.message}", error.hint) from error
 
 
 def picture_segments(
@@ -83,7 +86,7 @@ def picture_segments(
     segments are those of at most `limit` visual tokens. Only libmtmd is needed for this: for a
     graph `engine` may be None.
     """
-    if isinstance(engine, MtmdEncoder):
+    if engine is not None and not isinstance(engine, VisionEncoder):
         segments = engine.layout(shrunk_size(size, manifest.image.size))
         n_tiles = sum(isinstance(s, ImageRows) for s in segments)
         tile_of_row = rows_to_tiles(manifest, None, segments)

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import tempfile
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -108,6 +107,8 @@ def profile_graph(path: Path, tiles: np.ndarray) -> list[dict[str, Any]]:
 
     Raises ModelError for a graph that does not run.
     """
+    import tempfile
+
     from edgeprism.vision.graph_memory import weights_of_nodes
 
     ort = import_onnxruntime()
