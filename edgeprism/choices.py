@@ -26,6 +26,7 @@ OPTION_FORMS = ("letters", "free", "bound")
 
 # the limit of visual tokens that follows the picture: one in AUTO_SHARE, and AUTO_LEAST at least
 AUTO = "auto"
+ALL = "all"  # no limit, where another one would hold
 AUTO_SHARE, AUTO_LEAST = 4, 64
 
 # what begins a reference to a model that another program keeps (`bundle/elsewhere/`)

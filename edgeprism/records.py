@@ -48,7 +48,7 @@ class Pictured:
 
 @dataclass(frozen=True)
 class Reduction:
-    """How a picture's visual tokens were made fewer, as `Captioner.load(visual_tokens=…)` asks."""
+    """How a picture's visual tokens were made fewer, as `visual_tokens` asks."""
 
     limit: int | str  # as it was given: the most that stay, or "auto"
     encoded: int  # how many there were, of which `TokenCounts.visual` stayed

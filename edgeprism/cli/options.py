@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from edgeprism.choices import AUTO, AUTO_LEAST, DEVICES, VISION_QUANTS, is_reference
+from edgeprism.choices import ALL, AUTO, AUTO_LEAST, DEVICES, VISION_QUANTS, is_reference
 from edgeprism.cli import completion
 from edgeprism.cli.chat_format import ChatFormat
 from edgeprism.cli.named_models import (
@@ -76,23 +76,25 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _TokenLimit(click.ParamType["int | str"]):
-    """A number of visual tokens, or "auto"."""
+    """A number of visual tokens, "auto" or "all"."""
 
-    name = "N|auto"
+    name = "N|auto|all"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | str:
         text = str(value)
-        if text == AUTO:
-            return AUTO
+        if text in (AUTO, ALL):
+            return text
         if not (text.isascii() and text.isdigit() and int(text)):
-            self.fail(f"{text!r} is neither a number of at least 1 nor {AUTO}.", param, ctx)
+            self.fail(
+                f"{text!r} is neither a number of at least 1 nor {AUTO} nor {ALL}.", param, ctx
+            )
         return int(text)
 
 
 visual_tokens_option = click.option(
-    "--visual-tokens", type=_TokenLimit(), metavar="N|auto",
+    "--visual-tokens", type=_TokenLimit(), metavar="N|auto|all",
     help="Give the language model at most N of a picture's visual tokens, those that differ most: "
     "sooner words that see less. auto: one in four, and "
     f"{AUTO_LEAST} at least.  [default: all]",

@@ -85,13 +85,12 @@ def check_models(options: ServeOptions) -> None:
     """
     from edgeprism.reason.local import Reasoner
     from edgeprism.vision.open_model import open_model
-    from edgeprism.vision.token_reduction import check_reducible
+    from edgeprism.vision.token_reduction import limit_for
 
     model, reasoner = options.model, options.reasoner
     with told_of_origin("captioner", model), told_to_pull(model, "captioner"):
         bundle = open_model(model)
-    if options.visual_tokens is not None:
-        check_reducible(bundle.manifest)
+    limit_for(bundle.manifest, options.visual_tokens)  # refuses one where a model needs all
     if is_url(reasoner):
         try:
             _check_server(options)

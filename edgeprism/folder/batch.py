@@ -275,12 +275,10 @@ class Batch:
             return self.captioner.tiles_to_encoded(
                 decoded.tiles,
                 picture_to_layout(decoded.size, self.captioner.bundle.manifest),
-                image=job.picture.name,
-                image_sha256=decoded.sha256,
-                size=decoded.size,
-                notes=decoded.notes,
+                image=job.picture.name, image_sha256=decoded.sha256, size=decoded.size,
+                notes=decoded.notes, visual_tokens=self.plan.visual_tokens,
                 timings=Timings(decode_image=decoded.decode_ms, preprocess=decoded.preprocess_ms),
-            )
+            )  # fmt: skip
 
     def _guarded(self, work: Callable[[], None], end_next: Callable[[], None]) -> None:
         """Do a thread's work, then end the thread after it.

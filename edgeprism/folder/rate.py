@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgeprism.choices import ALL
 from edgeprism.files.remembered import Remembered
 from edgeprism.folder.batch import Batch
 from edgeprism.folder.tuning import BatchShape, machine_key
@@ -124,4 +125,6 @@ def _spread(pictures: Sequence[PictureFile], number: int) -> Sequence[PictureFil
 
 
 def _key(captioner: Captioner, plan: Plan) -> str:
-    return f"{machine_key(captioner)}:{plan.sampling.max_tokens}"
+    limit = plan.visual_tokens
+    other = "" if limit == captioner.engines.visual_tokens else f":{limit or ALL} visual tokens"
+    return f"{machine_key(captioner)}:{plan.sampling.max_tokens}{other}"

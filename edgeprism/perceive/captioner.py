@@ -97,7 +97,8 @@ class Captioner(CaptionSteps):
                 of `encode`. An array is uint8 (or uint16 for 0…65535): grey [height, width], or
                 [height, width, 3 or 4] in RGB or RGBA order (OpenCV's are BGR). A list or tuple
                 of pictures gets one caption for all, from a model made for several.
-            **options: See `CaptionOptions`: instruction, focus, caption_tokens, temperature, seed.
+            **options: See `CaptionOptions`: instruction, focus, caption_tokens, temperature, seed,
+                visual_tokens.
 
         Returns:
             The caption, with everything needed to make it again.
@@ -175,7 +176,7 @@ class Captioner(CaptionSteps):
         if isinstance(image, (list, tuple)):
             raise unreadable(image)
         with self._turns.turn():
-            return self._encode(image)
+            return self._encode(image, self.plan())
 
     def encode_together(self, images: Sequence[ImageSource]) -> EncodedImage:
         """Turn several pictures into the visual tokens of one prompt, in the model's arrangement.
@@ -191,7 +192,7 @@ class Captioner(CaptionSteps):
             UsageError: The model takes one picture at a time, or `images` is empty.
         """
         with self._turns.turn():
-            return self._encode_together(images)
+            return self._encode_together(images, self.plan())
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:

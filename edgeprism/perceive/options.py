@@ -23,7 +23,8 @@ class CaptionerOptions(EngineOptions, total=False):
     """None: as llama.cpp chooses."""
     visual_tokens: TokenLimit | None
     """The most visual tokens of a picture that the language model gets; "auto": a quarter of them,
-    and 64 at least; None: all. Fewer shorten the time to the first word and blur what is seen."""
+    and 64 at least; None or "all": all. Fewer shorten the time to the first word and blur what is
+    seen."""
     isolate_decoding: bool
     """Decode a picture in a process of its own, within a minute and 4 GB, where its header does
     not show that it takes less. False: decode every picture in this process, without limits."""
@@ -42,14 +43,17 @@ class CaptionOptions(TypedDict, total=False):
     """0 gives the same text for the same picture."""
     seed: int
     """Random seed; has an effect at a temperature above 0."""
+    visual_tokens: TokenLimit | None
+    """As of `Captioner.load`, for this caption; "all": every one; None: the captioner's own."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The instruction of a caption, and how its tokens are sampled."""
+    """The instruction of a caption, how its tokens are sampled, and what it is made from."""
 
     instruction: str
     sampling: Sampling
+    visual_tokens: TokenLimit | None = None  # the most of a picture; None: all
 
 
 def check_captioner_options(
@@ -85,6 +89,7 @@ def check_caption_options(
     caption_tokens: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
+    visual_tokens: TokenLimit | None = None,
 ) -> None:
     """Refuse values of `CaptionOptions` of another type or out of range; raises UsageError."""
     for name, text in (("instruction", instruction), ("focus", focus)):
@@ -95,3 +100,5 @@ def check_caption_options(
         check_integer("caption_tokens", caption_tokens, least=1, hint=hint)
     check_number("temperature", temperature, least=0)
     check_integer("seed", seed)
+    if visual_tokens is not None:
+        check_token_limit(visual_tokens)

@@ -38,7 +38,13 @@ from edgeprism.records import (
 from edgeprism.segments import ImageRows, Segment
 from edgeprism.version import __version__
 from edgeprism.vision.engine import picture_segments, tiles_to_rows
-from edgeprism.vision.token_reduction import METHOD, reduce_rows, rows_to_tiles
+from edgeprism.vision.token_reduction import (
+    METHOD,
+    TokenLimit,
+    limit_for,
+    reduce_rows,
+    rows_to_tiles,
+)
 
 Pictures = ImageSource | EncodedImage | Sequence[ImageSource]
 
@@ -60,7 +66,7 @@ class CaptionSteps:
             # its encoding time was already reported by the caption that encoded it
             encoded, spent = image, Timings()
         elif isinstance(image, (list, tuple)):
-            encoded = self._encode_together(image)
+            encoded = self._encode_together(image, plan)
             spent = encoded.timings
         else:
             source = cast("ImageSource", image)  # a str is a sequence too, so mypy cannot tell
@@ -85,6 +91,7 @@ class CaptionSteps:
                 size=picture.size,
                 notes=picture.notes,
                 timings=Timings(decode_image=picture.decode_ms, preprocess=preprocess_ms),
+                visual_tokens=plan.visual_tokens,
             )
             load_ms = self.engines.load_ms - loaded
             spent = replace(encoded.timings, load=load_ms, total=_ms_since(start))
@@ -104,18 +111,18 @@ class CaptionSteps:
             return Ended(self.record(encoded, plan, event, timings), event.ids)
         raise RuntimeError("the generator ended without a caption")
 
-    def _encode_together(self, images: Sequence[ImageSource]) -> EncodedImage:
+    def _encode_together(self, images: Sequence[ImageSource], plan: Plan) -> EncodedImage:
         if not images:
             raise UsageError("No picture is given.", "Give two or more.")
         if len(images) == 1:
-            return self._encode(images[0])
+            return self._encode(images[0], plan)
         several = several_of(self.bundle.manifest)
-        return pictures_together([self._encode(image) for image in images], several)
+        return pictures_together([self._encode(image, plan) for image in images], several)
 
-    def _encode(self, image: ImageSource | EncodedImage) -> EncodedImage:
+    def _encode(self, image: ImageSource | EncodedImage, plan: Plan) -> EncodedImage:
         if isinstance(image, EncodedImage):
             return image
-        steps = self.steps(image, self.plan())
+        steps = self.steps(image, plan)
         encoded = next(steps)
         steps.close()
         if not isinstance(encoded, EncodedImage):
@@ -134,21 +141,22 @@ class CaptionSteps:
         size: tuple[int, int],
         notes: tuple[str, ...],
         timings: Timings,
+        visual_tokens: TokenLimit | None,
     ) -> EncodedImage:
         """Encode a picture's tiles, uint8 [n_tiles, size, size, 3], into visual tokens.
 
         `image`, `image_sha256`, `size` and `notes` go into the EncodedImage unchanged; `timings`
-        holds the time spent before this step.
+        holds the time spent before this step. At most `visual_tokens`, a plan's limit, stay.
         """
         with self.engines.encoding:
             vision = self.engines.vision()
             start = time.perf_counter()
             rows, segments = tiles_to_rows(vision, tiles, layout, image)
             reduction = None
-            if (limit := self.engines.visual_tokens) is not None:
-                reduction = Reduction(limit, len(rows), METHOD)
+            if visual_tokens is not None:
+                reduction = Reduction(visual_tokens, len(rows), METHOD)
                 tile_of_row = rows_to_tiles(self.bundle.manifest, layout, segments)
-                rows, segments = reduce_rows(rows, segments, tile_of_row, limit)
+                rows, segments = reduce_rows(rows, segments, tile_of_row, visual_tokens)
             encode_ms = _ms_since(start)
         return EncodedImage(
             visual_tokens=rows,
@@ -170,10 +178,12 @@ class CaptionSteps:
         caption_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int = 0,
+        visual_tokens: TokenLimit | None = None,
     ) -> Plan:
         """Return the instruction and the sampling that `caption` uses for the same options.
 
-        Raises UsageError where a value has another type or is out of range.
+        Raises UsageError where a value has another type or is out of range, and for a limit of
+        visual tokens where the model needs all of them.
         """
         prompts = self.bundle.manifest.prompts
         check_caption_options(
@@ -182,6 +192,7 @@ class CaptionSteps:
             caption_tokens=caption_tokens,
             temperature=temperature,
             seed=seed,
+            visual_tokens=visual_tokens,
         )
         if caption_tokens is None:
             caption_tokens = prompts.max_tokens
@@ -191,7 +202,10 @@ class CaptionSteps:
             seed=seed,
             stop=tuple(prompts.stop),
         )
-        return Plan(instruction_for(prompts, instruction, focus), sampling)
+        limit = self.engines.visual_tokens
+        if visual_tokens is not None:
+            limit = limit_for(self.bundle.manifest, visual_tokens)
+        return Plan(instruction_for(prompts, instruction, focus), sampling, limit)
 
     def request(self, encoded: EncodedImage, plan: Plan) -> Request:
         """Return the tokenised prompt for one encoded picture.
@@ -204,11 +218,11 @@ class CaptionSteps:
                 "Encode it with the captioner that describes it.",
             )
         limit = encoded.reduction.limit if encoded.reduction else None
-        if limit != self.engines.visual_tokens:
+        if limit != plan.visual_tokens:
             raise UsageError(
-                f"{encoded.image}: encoded with visual_tokens={limit!r}, but the captioner has "
-                f"visual_tokens={self.engines.visual_tokens!r}.",
-                "Encode it with the captioner that describes it.",
+                f"{encoded.image}: encoded with visual_tokens={limit!r}, but the caption needs "
+                f"visual_tokens={plan.visual_tokens!r}.",
+                "Encode it with the captioner that describes it, or give the picture itself.",
             )
         return self._request(np.asarray(encoded.visual_tokens), encoded.layout, plan)
 
@@ -250,10 +264,7 @@ class CaptionSteps:
         manifest = self.bundle.manifest
         vision = self.engines.vision() if manifest.vision.mmproj is not None else None
         grids, tiles, layouts = zip(
-            *(
-                picture_segments(vision, size, manifest, self.engines.visual_tokens)
-                for size in sizes
-            ),
+            *(picture_segments(vision, size, manifest, plan.visual_tokens) for size in sizes),
             strict=True,
         )
         one = len(sizes) == 1

@@ -13,7 +13,7 @@ from edgeprism.choices import INSTRUCTION_MODES
 from edgeprism.perceive.options import CaptionOptions
 from edgeprism.reason.shape import Shape, choices_to_shape
 from edgeprism.serve.bodies import Checker, is_form, read_form, read_json
-from edgeprism.serve.dialect import to_shape
+from edgeprism.serve.dialect import VISUAL_TOKENS, to_shape
 from edgeprism.serve.events import Answered, Described, Event, Failed, Focused, Piece, Written
 from edgeprism.serve.options import Limits
 from edgeprism.serve.refusals import Refusal, to_error, to_refusal
@@ -51,6 +51,7 @@ def _shared(limits: Limits) -> dict[str, Any]:
         "caption_tokens": {"type": "integer", "minimum": 1},
         "temperature": {"type": "number", "minimum": 0, "maximum": 2},
         "seed": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
+        "visual_tokens": VISUAL_TOKENS,
         "stream": {"type": "boolean", "description": "Answer with server-sent events."},
     }
 
@@ -99,6 +100,8 @@ def form_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
             fields[name] = {key: value for key, value in rule.items() if key != "type"}
         elif rule.get("type") in ("integer", "number", "boolean") or "enum" in rule:
             fields[name] = dict(rule)
+        elif isinstance(rule.get("type"), list):
+            fields[name] = {**rule, "type": [kind for kind in rule["type"] if kind != "null"]}
     files = schema["properties"]["images"]
     fields["images"] = {
         "type": "array",
@@ -211,6 +214,8 @@ def _typed(fields: Mapping[str, str], schema: Mapping[str, Any]) -> dict[str, An
     values: dict[str, Any] = {}
     for name, text in fields.items():
         kind = schema["properties"].get(name, {}).get("type")
+        if isinstance(kind, list):  # an integer or a word
+            kind = "integer" if text.isascii() and text.isdigit() else "string"
         try:
             values[name] = _READERS[kind](text) if kind in _READERS else text
         except (ValueError, KeyError) as error:

@@ -22,6 +22,7 @@ from edgeprism.serve.reasoning import Turn
 from edgeprism.serve.refusals import Refusal
 from edgeprism.serve.service import Description, Query, Service
 from edgeprism.serve.uploads import Upload
+from edgeprism.vision.token_reduction import TokenLimit
 
 _DESCRIBE = "What is in the picture?"  # stands for a turn's question that was only a picture
 
@@ -44,6 +45,7 @@ class Chat:
     tokens: int | None = None
     temperature: float = 0.0
     seed: int = 0
+    visual_tokens: TokenLimit | None = None  # the most of a picture; None: the server's own
     shape: Shape | None = None
     streams: bool = False
     keep_alive_s: float | None = None  # that the models stay afterwards; None: as they would
@@ -126,7 +128,9 @@ async def _captioned(
             400, "several_pictures", f"{chat.model} takes one picture at a time, so it writes one "
             "JSON text for each.", "Send one picture, or name a reasoner too.",
         )  # fmt: skip
-    options = CaptionOptions(temperature=chat.temperature, seed=chat.seed)
+    options = CaptionOptions(
+        temperature=chat.temperature, seed=chat.seed, visual_tokens=chat.visual_tokens
+    )
     if instruction:
         options["instruction"] = instruction
     if chat.tokens is not None:
@@ -233,7 +237,7 @@ async def _reasoned(
         )  # fmt: skip
     pictures = tuple(p for turn in turns for p in turn.pictures) + last.pictures
     query = Query(
-        Description(chat.model, pictures),
+        Description(chat.model, pictures, CaptionOptions(visual_tokens=chat.visual_tokens)),
         last.text,
         hint=_system(chat) or None,
         turns=turns,

@@ -38,7 +38,7 @@ async def read_chat(
     streams: bool | None,
     keep_alive_s: float | None = None,
 ) -> Chat:
-    """Return the chat of a request; `sampling` may hold a temperature and a seed.
+    """Return the chat of a request; `sampling` may hold temperature, seed and visual_tokens.
 
     Without a temperature it is 0, so that answers are the same. Raises Refusal for a model that is
     not here.
@@ -49,6 +49,7 @@ async def read_chat(
         tokens=tokens,
         temperature=float(sampling.get("temperature") or 0.0),
         seed=to_seed(sampling.get("seed")),
+        visual_tokens=sampling.get("visual_tokens"),
         shape=shape,
         streams=bool(streams),
         keep_alive_s=keep_alive_s,

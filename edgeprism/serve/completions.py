@@ -20,6 +20,7 @@ from edgeprism.serve.dialect import (
     TEMPERATURE,
     TOKENS,
     TOOLS,
+    VISUAL_TOKENS,
     Pictures,
     content_to_message,
     explain_parts,
@@ -99,6 +100,7 @@ def completions_schema() -> dict[str, Any]:
             "max_completion_tokens": TOKENS,
             "temperature": TEMPERATURE,
             "seed": SEED,
+            "visual_tokens": VISUAL_TOKENS,
             "n": {"enum": [1, None], "description": "One answer is given; leave n out."},
             "stream": {"type": ["boolean", "null"]},
             "stream_options": {

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from edgeprism.choices import ALL, AUTO
 from edgeprism.files.safe_text import short_line
 from edgeprism.reason.json_schema import schema_to_shape
 from edgeprism.reason.shape import Shape, object_shape
@@ -19,6 +20,13 @@ ANY_OBJECT = {"type": "object"}  # the schema of any JSON object
 TEMPERATURE = {"type": ["number", "null"], "minimum": 0, "maximum": 2}
 SEED = {"type": ["integer", "null"], "minimum": -(2**63), "maximum": 2**63 - 1}
 TOKENS = {"type": ["integer", "null"], "minimum": 1}
+VISUAL_TOKENS = {
+    "type": ["integer", "string", "null"],
+    "minimum": 1,
+    "pattern": f"^({AUTO}|{ALL})$",
+    "description": f'The most visual tokens of a picture: a number, "{AUTO}" or "{ALL}". Default: '
+    "the server's.",
+}
 TOOLS = {
     "type": ["array", "null"],
     "maxItems": 0,

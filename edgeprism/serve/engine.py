@@ -32,6 +32,7 @@ from edgeprism.serve.refusals import let_go
 if TYPE_CHECKING:
     from edgeprism.language.request import Request
     from edgeprism.serve.uploads import Upload
+    from edgeprism.vision.token_reduction import TokenLimit
 
 Named = tuple[str, Decoded]  # a picture's name, and its tiles
 _CLOSE_S = 10.0  # that threads may take to end
@@ -171,7 +172,7 @@ class CaptionEngine:
                 if work.cancelled:
                     self._window.release()
                     continue
-                work.encoded = self._encode(decoded)
+                work.encoded = self._encode(decoded, work.plan)
             except Exception as error:
                 self._window.release()
                 self._fail(work, error)
@@ -179,16 +180,16 @@ class CaptionEngine:
             work.pictures = ()
             self._ready.put(work)
 
-    def _encode(self, decoded: list[Named]) -> EncodedImage:
+    def _encode(self, decoded: list[Named], plan: Plan) -> EncodedImage:
         each = []
         for name, tiles in decoded:
             with self._cores:
-                each.append(self._to_tokens(name, tiles))
+                each.append(self._to_tokens(name, tiles, plan.visual_tokens))
         if len(each) == 1:
             return each[0]
         return pictures_together(each, several_of(self.captioner.bundle.manifest))
 
-    def _to_tokens(self, name: str, decoded: Decoded) -> EncodedImage:
+    def _to_tokens(self, name: str, decoded: Decoded, limit: TokenLimit | None) -> EncodedImage:
         return self.captioner.tiles_to_encoded(
             decoded.tiles,
             picture_to_layout(decoded.size, self.captioner.bundle.manifest),
@@ -197,6 +198,7 @@ class CaptionEngine:
             size=decoded.size,
             notes=decoded.notes,
             timings=Timings(decode_image=decoded.decode_ms, preprocess=decoded.preprocess_ms),
+            visual_tokens=limit,
         )
 
     # ---- the lanes' threads

@@ -140,8 +140,8 @@ class Models:
         """Hold a captioner inside the block; it loads if it is not there. Raises ModelError."""
 
         def prepare() -> _Prepared[CaptionEngine]:
-            limit = self._options.visual_tokens
-            captioner = Captioner.load(name, **self._options.engines, visual_tokens=limit)
+            # Each request limits its visual tokens; the memory is counted for all of them.
+            captioner = Captioner.load(name, **self._options.engines)
             return captioner.engines.memory_parts(), lambda: _to_engine(captioner)
 
         async with self._using(f"captioner {name}", prepare) as engine:

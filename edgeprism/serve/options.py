@@ -59,7 +59,7 @@ class ServeOptions:
     stop_seconds: float = 20  # that running requests may take once the server is told to stop
     log_content: bool = False
     engines: EngineOptions = field(default_factory=lambda: EngineOptions())
-    visual_tokens: TokenLimit | None = None  # of a picture that a captioner's language model gets
+    visual_tokens: TokenLimit | None = None  # of a picture, where a request says nothing of it
     limits: Limits = field(default_factory=Limits)
     on_log: Callable[[str], object] = lambda _: None
 

@@ -130,7 +130,10 @@ class Service:
                     work.cancel()
 
     def _plan(self, engine: CaptionEngine, job: Description) -> Plan:
-        plan = engine.captioner.plan(**job.options)
+        options = CaptionOptions(**job.options)
+        if options.get("visual_tokens") is None:
+            options["visual_tokens"] = self.options.visual_tokens
+        plan = engine.captioner.plan(**options)
         sampling = plan.sampling
         tokens = min(sampling.max_tokens, self.limits.tokens)
         grammar = job.shape.gbnf if job.shape else ""

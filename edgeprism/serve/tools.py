@@ -11,11 +11,13 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from edgeprism.choices import ALL, AUTO
 from edgeprism.files.safe_text import short_line
 from edgeprism.perceive.options import CaptionOptions
 from edgeprism.reason.schema_check import Validator
 from edgeprism.reason.schema_refs import References
 from edgeprism.records import Answer, Caption
+from edgeprism.serve.dialect import VISUAL_TOKENS
 from edgeprism.serve.events import Answered, Described, Failed
 from edgeprism.serve.folders import Folders
 from edgeprism.serve.models import ModelName
@@ -131,6 +133,7 @@ class Tools:
             options["instruction"] = instruction
         if focus := arguments.get("focus", "").strip():
             options["focus"] = focus
+        options["visual_tokens"] = arguments.get("visual_tokens")
         async with self._pictures([arguments["path"]]) as pictures:
             model = await self._service.models.resolve(None)
             job = Description(model, pictures, options)
@@ -146,7 +149,8 @@ class Tools:
         paths = arguments["paths"]
         async with self._pictures(paths) as pictures:
             model = await self._reasoning()
-            query = Query(Description(model, pictures), arguments["question"])
+            options = CaptionOptions(visual_tokens=arguments.get("visual_tokens"))
+            query = Query(Description(model, pictures, options), arguments["question"])
             async with aclosing(self._service.ask(query)) as events:
                 async for event in events:
                     if isinstance(event, Answered):
@@ -171,6 +175,11 @@ class Tools:
 
 # as long as a path can be on Linux, in characters; longer ones take long to refuse
 _PATH = {"type": "string", "maxLength": 4096}
+_VISUAL_TOKENS = {
+    **VISUAL_TOKENS,
+    "description": f'How much of a picture the model takes in: a number of rows, "{AUTO}" or '
+    f'"{ALL}", which is the default. Fewer are faster and see less.',
+}
 
 
 def _text(description: str, limits: Limits) -> dict[str, Any]:
@@ -184,6 +193,7 @@ def _describe_arguments(limits: Limits) -> dict[str, Any]:
             "path": {**_PATH, "description": "The picture's file."},
             "focus": _text("What to look for, such as: the number of boats.", limits),
             "instruction": _text("What to write instead of a general description.", limits),
+            "visual_tokens": _VISUAL_TOKENS,
         },
         "required": ["path"],
         "additionalProperties": False,
@@ -202,6 +212,7 @@ def _ask_arguments(limits: Limits) -> dict[str, Any]:
                 "description": "The pictures' files.",
             },
             "question": {**_text("The question.", limits), "pattern": r"\S"},
+            "visual_tokens": _VISUAL_TOKENS,
         },
         "required": ["paths", "question"],
         "additionalProperties": False,

@@ -43,8 +43,8 @@ def request_key(captioner: Captioner, plan: Plan) -> RequestKey:
         temperature=plan.sampling.temperature,
         seed=plan.sampling.seed,
         reader=READER_VERSION,
-        visual_tokens=captioner.engines.visual_tokens,
-        reduction=None if captioner.engines.visual_tokens is None else METHOD,
+        visual_tokens=plan.visual_tokens,
+        reduction=None if plan.visual_tokens is None else METHOD,
     )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from edgeprism.arguments import check_integer
-from edgeprism.choices import AUTO, AUTO_LEAST, AUTO_SHARE
+from edgeprism.choices import ALL, AUTO, AUTO_LEAST, AUTO_SHARE
 from edgeprism.errors import UsageError
 from edgeprism.picture.layout import NEWLINE, PictureLayout, tokens_of_tile
 from edgeprism.segments import ImageRows, Segment
@@ -29,24 +29,25 @@ if TYPE_CHECKING:
 # In the caption store's keys: it changes whenever the same rows would be reduced to others.
 METHOD = "max-min-diversity"
 
-TokenLimit = int | Literal["auto"]
+TokenLimit = int | Literal["auto", "all"]
 
 
 def check_token_limit(value: object) -> None:
-    """Refuse what is neither "auto" nor an integer of at least 1; raises UsageError."""
-    if not (isinstance(value, str) and value == AUTO):
-        hint = f'Give a number of them, or "{AUTO}" for one in {AUTO_SHARE}.'
+    """Refuse what is neither "auto" nor "all" nor an integer of at least 1; raises UsageError."""
+    if not (isinstance(value, str) and value in (AUTO, ALL)):
+        hint = f'Give a number of them, "{AUTO}" for one in {AUTO_SHARE}, or "{ALL}".'
         check_integer("visual_tokens", value, least=1, hint=hint)
 
 
 def limit_for(manifest: Manifest, limit: TokenLimit | None) -> TokenLimit | None:
-    """Return a valid limit as records hold it: numpy's integers become Python's.
+    """Return a valid limit as records hold it: numpy's integers become Python's, "all" None.
 
     Raises UsageError for a model none of whose visual tokens can be left out.
     """
-    if limit is not None:
-        check_reducible(manifest)
-    return limit if limit is None or isinstance(limit, str) else operator.index(limit)
+    if limit is None or (isinstance(limit, str) and limit == ALL):
+        return None
+    check_reducible(manifest)
+    return limit if isinstance(limit, str) else operator.index(limit)
 
 
 def check_reducible(manifest: Manifest) -> None:
@@ -60,7 +61,7 @@ def check_reducible(manifest: Manifest) -> None:
 def _bound_to_places(name: str) -> UsageError:
     return UsageError(
         f"{name}: its visual tokens have places down and across (M-RoPE), so none can be left out.",
-        "Leave out `visual_tokens`.",
+        f'Leave out `visual_tokens`, or give "{ALL}".',
     )
 
 
@@ -68,8 +69,8 @@ def most_rows(n_rows: int, limit: TokenLimit | None) -> int:
     """Return how many of a picture's `n_rows` stay; all of them without a limit."""
     if limit is None:
         return n_rows
-    if isinstance(limit, str):  # "auto"
-        return min(n_rows, max(AUTO_LEAST, -(-n_rows // AUTO_SHARE)))
+    if isinstance(limit, str):
+        return n_rows if limit == ALL else min(n_rows, max(AUTO_LEAST, -(-n_rows // AUTO_SHARE)))
     return min(n_rows, limit)
 
 

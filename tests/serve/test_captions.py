@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
-import random
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from edgeprism.models.nano.recipe.world import plain_scene
-from edgeprism.perceive.captioner import Captioner
 from tests.helpers import bundles
 from tests.helpers.bundles import SAID_TEXT
 from tests.helpers.serving import Running, as_base64, as_data_url, as_form, serving
@@ -75,31 +70,6 @@ def test_options_reach_the_captioner(server: Running, scenes: list[bytes]) -> No
     assert record["finish_reason"] == "length"
     assert record["tokens"]["generated"] == 3
     assert record["instruction"] == "Describe it."
-
-
-def picture_of(seed: int) -> bytes:
-    """A scene of nano's renderer."""
-    file = io.BytesIO()
-    scene = plain_scene.sample_scene(random.Random(seed))
-    plain_scene.scene_to_image(scene).save(file, "PNG")
-    return file.getvalue()
-
-
-def test_every_client_gets_its_own_pictures_caption(server: Running) -> None:
-    pictures = [picture_of(seed) for seed in range(14)]
-    with Captioner.load("nano") as captioner:
-        expected = [captioner.caption(data).text for data in pictures]
-    assert len(set(expected)) > 8
-
-    def ask(number: int) -> str:
-        body = {"images": [as_base64(pictures[number])], "stream": bool(number % 2)}
-        reply = server.post("/v1/captions", body)
-        if not number % 2:
-            return str(reply.data["captions"][0]["caption"])
-        return "".join(data["text"] for name, data in reply.events() if name == "caption.delta")
-
-    with ThreadPoolExecutor(12) as pool:
-        assert list(pool.map(ask, range(14))) == expected
 
 
 # ---- questions

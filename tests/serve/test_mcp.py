@@ -116,6 +116,16 @@ def test_focus_and_instruction_reach_the_captioner(caller: Caller, scenes: list[
     assert result.structured_content["caption"] == told
 
 
+def test_visual_tokens_reach_the_captioner(caller: Caller, scenes: list[bytes]) -> None:
+    with Captioner.load("nano", visual_tokens=9) as captioner:
+        fewer = captioner.caption(scenes[0]).text
+    result = caller.call("describe_picture", path="one.png", visual_tokens=9)
+    assert result.structured_content["caption"] == fewer
+    question = "How many numbers are there?"
+    result = caller.call("ask_picture", paths=["one.png"], question=question, visual_tokens="auto")
+    assert result.structured_content["answer"] == "2"
+
+
 def test_an_answer_comes_with_its_evidence(caller: Caller) -> None:
     paths = ["one.png", "sea/two.png"]
     result = caller.call("ask_picture", paths=paths, question="How many numbers are there?")
@@ -143,6 +153,7 @@ def test_an_answer_comes_with_its_evidence(caller: Caller) -> None:
         ("describe_picture", {"path": "sea"}, "not a file"),
         ("describe_picture", {"file": "one.png"}, "Its arguments: path, focus, instruction"),
         ("describe_picture", {"path": "one.png", "focus": "x" * 30_000}, "focus"),
+        ("describe_picture", {"path": "one.png", "visual_tokens": 0}, "visual_tokens"),
         ("ask_picture", {"paths": [], "question": "What?"}, "paths"),
         ("ask_picture", {"paths": ["one.png"] * 17, "question": "What?"}, "paths"),
         ("ask_picture", {"paths": ["one.png"], "question": " "}, "question"),

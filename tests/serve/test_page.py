@@ -142,6 +142,56 @@ def test_settings_reach_the_captioner(visit: Visit, scenes: list[bytes]) -> None
     assert (record["instruction"], record["tokens"]["generated"]) == ("Describe it.", 3)
 
 
+def choose_rows(page: Page, choice: str, number: str = "") -> None:
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Visual rows").select_option(label=choice)
+    own = page.get_by_label("Number of rows")
+    expect(own).to_be_visible(visible=bool(number))
+    if number:
+        page.get_by_role("button", name="Done").click()
+        expect(own).to_be_visible()  # it waits for a number
+        own.fill(number)
+    page.get_by_role("button", name="Done").click()
+    expect(page.locator("#settings")).to_be_hidden()
+
+
+def test_visual_rows_reach_the_captioner(visit: Visit, scenes: list[bytes], tmp_path: Path) -> None:
+    page = visit.page
+    choose_rows(page, "At most …", "9")
+    page.reload()  # the browser remembers it
+    page.wait_for_selector("html.ready")
+    page.get_by_role("button", name="Settings").click()
+    assert visit.faults() == []
+    expect(page.get_by_label("Number of rows")).to_have_value("9")
+    page.keyboard.press("Escape")
+    choose(page, scene=scenes[0])
+    remark = page.get_by_role("article").locator(".facts .remark")
+    expect(remark).to_contain_text(" 9 visual rows")
+    field = page.get_by_label("A question about scene.png")
+    field.fill("How many numbers are there?")
+    with page.expect_response("**/v1/ask") as asked:
+        field.press("Enter")
+        expect(page.locator(".answers .answer")).to_have_text("2")
+    assert '"visual":9' in asked.value.text().replace(" ", "")
+    for choice, rows in (("A quarter, 64 at least", 64), ("All", 81)):
+        choose_rows(page, choice)
+        page.get_by_role("button", name="Describe again").click()
+        expect(remark).to_contain_text(f" {rows} visual rows")
+    choose_rows(page, "At most …", "12")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.png").write_bytes(scenes[0])
+    page.get_by_role("link", name="Folder").click()
+    page.set_input_files("#folder-files", tmp_path / "photos")
+    page.get_by_role("button", name="Describe them").click()
+    (record,) = map(json.loads, saved(page, "JSON lines")[1].splitlines())
+    assert record["tokens"]["visual"] == 12
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("button", name="Reset").click()
+    expect(page.get_by_label("Visual rows")).to_have_value("")
+    expect(page.get_by_label("Number of rows")).to_be_hidden()
+    page.keyboard.press("Escape")
+
+
 def test_a_broken_picture_and_a_strange_caption(visit: Visit, scenes: list[bytes]) -> None:
     page = visit.page
     choose(page, broken=b"no picture")

@@ -26,6 +26,7 @@ from edgeprism.store.caption_store import CaptionStore, default_path
 from edgeprism.store.stored_captioner import StoredCaptioner, record_to_caption, request_key
 from edgeprism.vision.token_reduction import (
     METHOD,
+    TokenLimit,
     diverse_rows,
     limit_for,
     most_rows,
@@ -205,10 +206,29 @@ def test_rows_of_another_limit_are_refused(fewer: Captioner, whole: Captioner) -
             captioner.caption(encoded)
 
 
-@pytest.mark.parametrize("limit", [0, -3, 1.5, "all", "12", True, [4]], ids=str)
+def test_a_limit_of_one_caption(marked: Path, fewer: Captioner, whole: Captioner) -> None:
+    pixels = picture((300, 90))
+    each: list[tuple[TokenLimit | None, Captioner]] = [(40, fewer), ("all", whole), (None, whole)]
+    for limit, same in each:
+        caption = whole.caption(pixels, visual_tokens=limit)
+        plain = same.caption(pixels)
+        assert (caption.text, caption.reduction) == (plain.text, plain.reduction)
+        cost = whole.cost((300, 90), visual_tokens=limit)
+        assert cost.visual_tokens == caption.tokens.visual
+    assert fewer.caption(pixels, visual_tokens="all").text == whole.caption(pixels).text
+    limited = whole.plan(visual_tokens=40)
+    assert request_key(whole, limited) == request_key(fewer, fewer.plan())
+    assert request_key(fewer, fewer.plan(visual_tokens="all")) == request_key(whole, whole.plan())
+    with pytest.raises(UsageError, match="encoded with visual_tokens=None"):
+        whole.caption(whole.encode(pixels), visual_tokens=40)
+
+
+@pytest.mark.parametrize("limit", [0, -3, 1.5, "every", "12", True, [4]], ids=str)
 def test_no_number_of_rows(limit: Any, scripted_bundle: Path) -> None:
     with pytest.raises(UsageError, match="visual_tokens"):
         Captioner.load(scripted_bundle, visual_tokens=limit)
+    with Captioner.load(scripted_bundle) as it, pytest.raises(UsageError, match="visual_tokens"):
+        it.plan(visual_tokens=limit)
 
 
 def test_several_pictures_are_reduced_one_by_one(tmp_path: Path) -> None:
@@ -232,7 +252,7 @@ def test_places_down_and_across_are_refused() -> None:
     multi = Mmproj("qwen2vl_merger", multi_axis=True, tiles_together=False)
     vision = dataclasses.replace(manifest.vision, mmproj=multi)
     bound = dataclasses.replace(manifest, vision=vision)
-    assert limit_for(bound, None) is None
+    assert limit_for(bound, None) is limit_for(bound, "all") is None
     with pytest.raises(UsageError, match="M-RoPE") as caught:
         limit_for(bound, 9)
     assert "`visual_tokens`" in caught.value.hint
@@ -308,7 +328,9 @@ def test_the_option(marked: Path, photo: Path, capsys: Captured) -> None:
     assert record["reduction"]["limit"] == 7
     assert run([*command, "--visual-tokens", "auto"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"]["visual"] == 64
-    for wrong in ("0", "-1", "all", "2.5"):
+    assert run([*command, "--visual-tokens", "all"]) == 0
+    assert "reduction" not in json.loads(capsys.readouterr().out)
+    for wrong in ("0", "-1", "every", "2.5"):
         assert run([*command, "--visual-tokens", wrong]) == 2
         assert "neither a number of at least 1 nor auto" in capsys.readouterr().err
 

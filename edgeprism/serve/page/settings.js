@@ -1,10 +1,11 @@
-// The settings: which models, what the captioner is told. The browser remembers them.
+// The settings: which models, what the captioner is told, how much of a picture it takes in. The
+// browser remembers them.
 
 import { listModels } from "./api.js";
 import { announce, byId, make } from "./dom.js";
 import { apiKey, keepApiKey, recall, remember } from "./memory.js";
 
-const NONE = { captioner: "", reasoner: "", instruction: "", tokens: "", lookAgain: true };
+const NONE = { captioner: "", reasoner: "", instruction: "", tokens: "", rows: "", lookAgain: true };
 let chosen = { ...NONE, ...parsed(recall("settings")) };
 let models = { captioners: [], reasoners: [], defaults: { captioner: "", reasoner: "" } };
 const listeners = [];
@@ -23,6 +24,7 @@ export function captionFields() {
   if (chosen.captioner) fields.model = chosen.captioner;
   if (chosen.instruction.trim()) fields.instruction = chosen.instruction;
   if (chosen.tokens) fields.caption_tokens = chosen.tokens;
+  if (chosen.rows) fields.visual_tokens = chosen.rows;
   return fields;
 }
 
@@ -96,11 +98,27 @@ export function openSettings() {
   const dialog = byId("settings");
   byId("instruction").value = chosen.instruction;
   byId("tokens").value = chosen.tokens;
+  showRows(chosen.rows);
   byId("look-again").checked = chosen.lookAgain;
   byId("captioner").value = chosen.captioner;
   byId("reasoner").value = chosen.reasoner;
   byId("key").value = apiKey();
   if (!dialog.open) dialog.showModal();
+}
+
+/** Show "", "all", "auto" or a number of visual rows. */
+function showRows(rows) {
+  const isNumber = /^\d+$/.test(rows);
+  byId("rows").value = isNumber ? "number" : rows;
+  byId("rows-number").value = isNumber ? rows : "";
+  offerNumber();
+}
+
+/** Let a number be given, and ask for one, where one was chosen. */
+function offerNumber() {
+  const number = byId("rows-number");
+  number.hidden = byId("rows").value !== "number";
+  number.disabled = number.hidden; // else the form would wait for a number that nobody sees
 }
 
 function take() {
@@ -109,6 +127,7 @@ function take() {
     reasoner: byId("reasoner").value,
     instruction: byId("instruction").value,
     tokens: byId("tokens").value,
+    rows: byId("rows").value === "number" ? byId("rows-number").value : byId("rows").value,
     lookAgain: byId("look-again").checked,
   };
   remember("settings", JSON.stringify(chosen));
@@ -129,6 +148,7 @@ export function startSettings() {
     event.preventDefault();
     take();
   });
+  byId("rows").addEventListener("change", offerNumber);
   byId("reset-settings").addEventListener("click", () => {
     chosen = { ...NONE };
     openSettings();
