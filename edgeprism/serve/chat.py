@@ -122,7 +122,9 @@ async def _captioned(
             f"Add a picture as a data URL, or name a reasoner too: {chat.model}+smollm2-135m",
         )  # fmt: skip
     instruction = "\n".join(filter(None, (_system(chat), users[-1].text.strip())))
-    together = len(pictures) > 1 and await service.takes_several(chat.model)
+    together, load_ms = False, 0.0
+    if len(pictures) > 1:
+        together, load_ms = await service.takes_several(chat.model)
     if chat.shape is not None and len(pictures) > 1 and not together:
         raise Refusal(
             400, "several_pictures", f"{chat.model} takes one picture at a time, so it writes one "
@@ -136,8 +138,9 @@ async def _captioned(
     if chat.tokens is not None:
         options["caption_tokens"] = chat.tokens
     job = Description(
-        chat.model, pictures, options, shape=chat.shape, together=together, streams=chat.streams
-    )
+        chat.model, pictures, options, shape=chat.shape, together=together, streams=chat.streams,
+        load_ms=load_ms,
+    )  # fmt: skip
     count = 1 if together else len(pictures)
     order = _InOrder(count)
     async with aclosing(service.describe(job)) as events:

@@ -53,6 +53,7 @@ class Work:
     streams: bool
     cancelled: bool = False
     encoded: EncodedImage | None = None
+    load_ms: float = 0.0  # that its request has waited for the captioner to load
 
     def cancel(self) -> None:
         """Give the work up; from any thread."""
@@ -209,8 +210,9 @@ class CaptionEngine:
     def _finish(self, work: Work, done: Finished) -> None:
         encoded = _encoded(work)
         spent = encoded.timings
-        total = spent.decode_image + spent.preprocess + spent.encode
-        timings = replace(spent, total=total + done.prefill_ms + done.decode_ms)
+        total = work.load_ms + spent.decode_image + spent.preprocess + spent.encode
+        total += done.prefill_ms + done.decode_ms
+        timings = replace(spent, load=work.load_ms, total=total)
         try:
             caption = self.captioner.record(encoded, work.plan, done, timings)
         except Exception as error:  # a file of the model was changed

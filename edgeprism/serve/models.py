@@ -67,6 +67,14 @@ class _Loaded(Generic[_Engine]):
     keep_alive_s: float | None = None  # None: as the server's options say
 
 
+@dataclass(frozen=True)
+class InUse(Generic[_Engine]):
+    """A model that a request holds."""
+
+    engine: _Engine
+    load_ms: float  # that the request has waited until it was in memory; 0 if it was there
+
+
 class Models:
     """Loads and frees models. Use it in one event loop; `close` frees all."""
 
@@ -136,7 +144,7 @@ class Models:
     # ---- using
 
     @contextlib.asynccontextmanager
-    async def captioner(self, name: str) -> AsyncIterator[CaptionEngine]:
+    async def captioner(self, name: str) -> AsyncIterator[InUse[CaptionEngine]]:
         """Hold a captioner inside the block; it loads if it is not there. Raises ModelError."""
 
         def prepare() -> _Prepared[CaptionEngine]:
@@ -144,8 +152,8 @@ class Models:
             captioner = Captioner.load(name, **self._options.engines)
             return captioner.engines.memory_parts(), lambda: _to_engine(captioner)
 
-        async with self._using(f"captioner {name}", prepare) as engine:
-            yield engine
+        async with self._using(f"captioner {name}", prepare) as used:
+            yield used
 
     @contextlib.asynccontextmanager
     async def reasoner(self, name: str) -> AsyncIterator[ReasonerThread]:
@@ -155,14 +163,16 @@ class Models:
             reasoner = _to_reasoner(name, self._options)
             return reasoner.memory_parts(), lambda: ReasonerThread(reasoner)
 
-        async with self._using(f"reasoner {name}", prepare) as engine:
-            yield engine
+        async with self._using(f"reasoner {name}", prepare) as used:
+            yield used.engine
 
     @contextlib.asynccontextmanager
     async def _using(
         self, key: str, prepare: Callable[[], _Prepared[_Engine]]
-    ) -> AsyncIterator[_Engine]:
+    ) -> AsyncIterator[InUse[_Engine]]:
+        began: float | None = None
         while (loaded := self._loaded.get(key)) is None:
+            began = began or time.perf_counter()
             task = self._loading.get(key)
             if task is None:
                 task = asyncio.create_task(self._load(key, prepare))
@@ -171,8 +181,9 @@ class Models:
             # A client that leaves does not end the load that others may wait for.
             await asyncio.shield(task)
         loaded.users += 1
+        load_ms = 0.0 if began is None else (time.perf_counter() - began) * 1000
         try:
-            yield cast("_Engine", loaded.engine)
+            yield InUse(cast("_Engine", loaded.engine), load_ms)
         finally:
             loaded.users -= 1
             loaded.last_used = time.monotonic()

@@ -46,6 +46,7 @@ class Description:
     shape: Shape | None = None
     together: bool = False
     streams: bool = False
+    load_ms: float = 0.0  # that the request has waited for the captioner to load
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,14 @@ class Service:
             await asyncio.sleep(self.options.idle_look_s)
             await self.models.free_idle()
 
-    async def takes_several(self, model: ModelName) -> bool:
-        """Return whether a captioner sees several pictures in one prompt; it loads for that."""
-        async with self.models.captioner(model.captioner) as engine:
-            return engine.captioner.bundle.manifest.prompts.several is not None
+    async def takes_several(self, model: ModelName) -> tuple[bool, float]:
+        """Return whether a captioner sees several pictures in one prompt.
+
+        It loads for that; the second value is how many milliseconds that took.
+        """
+        async with self.models.captioner(model.captioner) as used:
+            manifest = used.engine.captioner.bundle.manifest
+            return manifest.prompts.several is not None, used.load_ms
 
     async def describe(self, job: Description) -> AsyncGenerator[CaptionEvent]:
         """Yield the captions of pictures as they come; close it to give them up.
@@ -111,12 +116,14 @@ class Service:
                 self._log(name, str(given))
         groups = [job.pictures] if job.together else [(picture,) for picture in job.pictures]
         works: list[Work] = []
-        async with self.models.captioner(job.model.captioner) as engine:
-            plan, channel = self._plan(engine, job), Channel(held.leave)
+        async with self.models.captioner(job.model.captioner) as used:
+            plan, channel = self._plan(used.engine, job), Channel(held.leave)
             try:
                 for index, pictures in enumerate(groups):
                     works.append(Work(index, pictures, plan, channel.put, job.streams))
-                    engine.submit(works[-1])
+                    if index == 0:  # the request waited once
+                        works[0].load_ms = job.load_ms + used.load_ms
+                    used.engine.submit(works[-1])
                 left = len(works)
                 while left:
                     event = await channel.get()

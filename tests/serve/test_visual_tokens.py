@@ -1,4 +1,4 @@
-"""A limit of visual tokens for each request."""
+"""A limit of visual tokens for each request, and what a request says of a model's loading."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_form_with_another_value_is_refused(server: Running, text: str) -> Non
     assert "visual_tokens" in reply.data["error"]["message"]
 
 
-def test_the_servers_own_limit(scenes: list[bytes]) -> None:
+def test_the_servers_own_limit_and_the_time_of_loading(scenes: list[bytes]) -> None:
     images = [as_base64(data) for data in scenes[:2]]
 
     def captions(reply: Reply) -> list[dict[str, Any]]:
@@ -127,13 +127,19 @@ def test_the_servers_own_limit(scenes: list[bytes]) -> None:
 
     with serving(visual_tokens=9) as running:
         body = chat(scenes[0])
-        body["messages"] *= 2
+        body["messages"] *= 2  # two pictures: whether nano takes several shows once it is loaded
         first = running.post("/v1/chat/completions", body).data["edgeprism"]
+        assert first["timings_ms"]["load"] > 10
+        assert [each["timings_ms"]["load"] > 10 for each in first["captions"]] == [True, False]
+        times = first["captions"][0]["timings_ms"]
+        stages = sum(ms for stage, ms in times.items() if stage != "total")
+        assert times["total"] == pytest.approx(stages, abs=0.1)
         assert [each["tokens"]["visual"] for each in first["captions"]] == [9, 9]
         for given, rows in (({}, 9), ({"visual_tokens": None}, 9), ({"visual_tokens": 12}, 12),
                             ({"visual_tokens": "all"}, ALL)):  # fmt: skip
             for record in captions(running.post("/v1/captions", {"images": images, **given})):
                 assert record["tokens"]["visual"] == rows
+                assert record["timings_ms"]["load"] == 0
 
 
 def test_a_model_that_needs_all_of_them(tmp_path: Path, scenes: list[bytes]) -> None:

@@ -3,6 +3,7 @@
 import { make } from "./dom.js";
 
 const STAGES = [
+  ["load", "Load", ["load"]],
   ["read", "Read", ["decode_image", "preprocess"]],
   ["see", "See", ["encode"]],
   ["prepare", "Prompt", ["prefill"]],
