@@ -20,6 +20,7 @@ from mcp.shared.exceptions import MCPError
 
 from edgeprism.language.chat import Message
 from edgeprism.serve.folders import Folders
+from edgeprism.serve.mcp_messages import Messages
 from edgeprism.serve.options import ServeOptions
 from edgeprism.serve.refusals import to_refusal
 from edgeprism.serve.service import Service
@@ -71,8 +72,9 @@ class PictureServer:
             writer.start()
             try:
                 async with service.running(), self._loading(service):
+                    messages = Messages(lines, writer, on_log=self._options.on_log)
                     streams = stdio_server(
-                        cast("AsyncFile[str]", lines), cast("AsyncFile[str]", writer)
+                        cast("AsyncFile[str]", messages), cast("AsyncFile[str]", writer)
                     )
                     async with streams as (read, write):
                         await server.run(read, write, server.create_initialization_options())

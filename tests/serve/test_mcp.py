@@ -26,6 +26,8 @@ from mcp.types import CallToolResult
 from edgeprism.cli.main import run
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.reason.evidence import caption_to_sentences
+from edgeprism.serve.mcp_messages import find_fault
+from edgeprism.serve.standard_pipes import LONGEST_LINE
 from tests.helpers import bundles
 
 SILENCE = Path(__file__).parents[1] / "helpers" / "silence.py"
@@ -239,8 +241,12 @@ def test_it_ends_with_its_input_and_writes_the_protocol_alone(
 ) -> None:
     with talking(place, "-v") as talk:  # -v: the engines' own logs
         talk.greet()
-        talk.input.write("no JSON\n")
+        talk.input.write("no JSON\n\n")
+        talk.input.write('{"jsonrpc": "2.0", "id": 7, "method": ["a secret"]}\n')
         talk.describe(2)
+        broken, strange = talk.receive(), talk.receive()
+        assert (broken["id"], broken["error"]["code"]) == (None, -32700)
+        assert (strange["id"], strange["error"]["code"]) == (7, -32600)
         reply = talk.receive()
         assert reply["id"] == 2
         assert reply["result"]["structuredContent"]["caption"] == texts[0]
@@ -248,6 +254,8 @@ def test_it_ends_with_its_input_and_writes_the_protocol_alone(
         assert talk.process.returncode == 0
         assert output == ""
         assert "freed captioner nano" in errors
+        assert errors.count("a line of standard input is no message: It is ") == 2
+        assert "secret" not in errors
         assert "Traceback" not in errors
 
 
@@ -290,6 +298,43 @@ print(" and on")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "an answer to a question and on\n"
     assert "of Python\nof a library" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "number"),
+    [
+        ("{", -32700, None),
+        ("[" * 100_000, -32700, None),
+        ('{"jsonrpc": "2.0", "id": 1, "method": "ping"} x', -32700, None),
+        ('"' + "x" * LONGEST_LINE, -32700, None),
+        ("[]", -32600, None),
+        ('[{"jsonrpc": "2.0", "id": 1, "method": "ping"}]', -32600, None),
+        ("null", -32600, None),
+        ('{"id": 3, "method": "ping"}', -32600, 3),
+        ('{"jsonrpc": "1.0", "id": "a", "method": "ping"}', -32600, "a"),
+        ('{"jsonrpc": "2.0", "id": true, "method": 1}', -32600, None),
+        ('{"jsonrpc": "2.0", "id": "' + "x" * 200 + '", "method": 1}', -32600, None),
+        ('{"jsonrpc": "2.0", "id": 4}', -32600, None),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_no_message_is_answered(line: str, code: int, number: str | int | None) -> None:
+    fault = find_fault(line)
+    assert fault is not None
+    assert (fault["jsonrpc"], fault["id"], fault["error"]["code"]) == ("2.0", number, code)
+    assert len(fault["error"]["message"]) < 200
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"jsonrpc": "2.0", "id": 1, "method": "ping"}',
+        '{"jsonrpc": "2.0", "method": "notifications/initialized", "params": {}}',
+        '{"jsonrpc": "2.0", "id": 1, "result": {}}',
+    ],
+)
+def test_messages_pass(line: str) -> None:
+    assert find_fault(line) is None
 
 
 # ---- the command
