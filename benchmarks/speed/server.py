@@ -6,8 +6,8 @@
 `many` lets clients ask a server process for captions, one picture at a time each, and compares each
 caption with the one that Python makes of that picture; then the folder engine captions the same
 pictures. The clients are one thin process: on two cores they, too, take time from the server.
-`cost` asks one by one, in turns over HTTP and in Python, and times the first byte of a stream after
-the engine's first token.
+`cost` asks a server process (`timed`) one by one, in turns over HTTP and in Python, and times the
+first byte of a stream after the engine's first token.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import PIPE
 
 from benchmarks.machine import spread
 from edgeprism import Captioner
@@ -195,27 +196,44 @@ def folder_rate(pictures: list[bytes], arguments: argparse.Namespace) -> tuple[f
 def cost(arguments: argparse.Namespace) -> None:
     """Print what HTTP adds to one warm caption, and the first byte after the first token."""
     pictures = render(16)
-    first_tokens: list[float] = []
-    tell = serving.Work.piece
-
-    def timed(self: serving.Work, text: str) -> None:
-        if self.streams:
-            first_tokens.append(time.perf_counter())
-        tell(self, text)
-
-    serving.Work.piece = timed  # type: ignore[method-assign]
-    options = ServeOptions(port=0, model=arguments.model, keep_alive_s=float("inf"))
-    listener = open_socket(options)
-    port, server = listener.getsockname()[1], make_server(options)
-    thread = threading.Thread(target=run_server, args=(server, listener))
-    thread.start()
-    try:
+    command = [sys.executable, "-m", "benchmarks.speed.server", "timed", "--model", arguments.model]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
         with Captioner.load(arguments.model) as captioner:
             asyncio.run(_turns(port, captioner, pictures, arguments.rounds))
-        asyncio.run(_first_bytes(port, pictures, arguments.rounds, first_tokens))
-    finally:
+        arrivals = asyncio.run(_first_bytes(port, pictures, arguments.rounds))
+        tokens = json.loads(process.communicate()[0])  # it ends with its input
+    later = sorted(1000 * (byte - token) for byte, token in zip(arrivals, tokens, strict=True))
+    print(f"first byte of a stream after the first token, ms: {spread(later)}, "
+          f"p95 {later[len(later) * 95 // 100]:.2f}")  # fmt: skip
+
+
+def timed(arguments: argparse.Namespace) -> None:
+    """Serve until standard input ends; then print when each stream had its first token.
+
+    It is a process of its own, because a client in the same one would wait for the same lock of
+    Python's. The times are of `time.perf_counter`, which all processes of a Linux system share.
+    """
+    first_tokens: dict[serving.Work, float] = {}
+    tell = serving.Work.piece
+
+    def piece(self: serving.Work, text: str) -> None:
+        if self.streams:
+            first_tokens.setdefault(self, time.perf_counter())
+        tell(self, text)
+
+    serving.Work.piece = piece  # type: ignore[method-assign]
+    options = ServeOptions(port=0, model=arguments.model, keep_alive_s=float("inf"))
+    with open_socket(options) as listener:
+        server = make_server(options)
+        thread = threading.Thread(target=run_server, args=(server, listener))
+        thread.start()
+        print(listener.getsockname()[1], flush=True)
+        sys.stdin.read()
         server.stop()
         thread.join()
+    print(json.dumps(list(first_tokens.values())))
 
 
 async def _turns(port: int, captioner: Captioner, pictures: list[bytes], rounds: int) -> None:
@@ -241,27 +259,23 @@ async def _turns(port: int, captioner: Captioner, pictures: list[bytes], rounds:
     print(f"  over HTTP, outside the caption's own stages {spread(outside)}")
 
 
-async def _first_bytes(
-    port: int, pictures: list[bytes], rounds: int, first_tokens: list[float]
-) -> None:
-    later = []
+async def _first_bytes(port: int, pictures: list[bytes], rounds: int) -> list[float]:
+    """Return when the first byte of each stream's text came."""
+    arrivals = []
     for number in range(rounds):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        first_tokens.clear()
         writer.write(to_request(pictures[number % len(pictures)], stream=True))
         await reader.readuntil(b"caption.delta")
-        later.append(1000 * (time.perf_counter() - first_tokens[0]))
+        arrivals.append(time.perf_counter())
         await reader.readuntil(b"event: done")
         writer.close()
-    later.sort()
-    print(f"first byte of a stream after the first token, ms: {spread(later)}, "
-          f"p95 {later[len(later) * 95 // 100]:.2f}")  # fmt: skip
+    return arrivals
 
 
 def main() -> None:
     """Run one measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("many", "cost"))
+    parser.add_argument("what", choices=("many", "cost", "timed"))
     parser.add_argument("--model", default="nano")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=120)
@@ -269,7 +283,7 @@ def main() -> None:
     parser.add_argument("--folder", type=int, default=500, help="pictures of the folder")
     parser.add_argument("--rounds", type=int, default=200)
     arguments = parser.parse_args()
-    {"many": many, "cost": cost}[arguments.what](arguments)
+    {"many": many, "cost": cost, "timed": timed}[arguments.what](arguments)
 
 
 if __name__ == "__main__":
