@@ -23,7 +23,6 @@ import numpy as np
 
 from benchmarks.machine import spread
 from benchmarks.peers.engine import DECODED, INSTRUCTION, Setting
-from benchmarks.peers.libmtmd import Libmtmd
 from benchmarks.peers.weights import LANGUAGE, Weights, noise
 from edgeprism import Captioner
 from edgeprism.machine.facts import available_cores
@@ -84,6 +83,9 @@ def _captioner(weights: Weights) -> Captioner:
 
 def _libmtmd(quant: str) -> Callable[[Weights, np.ndarray], None]:
     def run(weights: Weights, pixels: np.ndarray) -> None:
+        # here, so that EdgePrism's memory does not hold the high-level llama_cpp
+        from benchmarks.peers.libmtmd import Libmtmd
+
         manifest = weights.manifest()
         rows = manifest.vision.tokens_per_tile * manifest.image.max_tiles
         setting: Setting = {"flash_attention": True, "micro_batch": 512, "context": rows + TEXT}

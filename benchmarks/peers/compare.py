@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -37,33 +36,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import spread
-from benchmarks.peers import edgeprism, libmtmd, openvino_runtime, transformers_torch
-from benchmarks.peers.engine import Engine, Setting
+from benchmarks.peers.child import ENGINES, FEWER, OWN, engine_class
+from benchmarks.peers.engine import Setting
 from benchmarks.peers.pipelines import pipelines_left_out
-from benchmarks.peers.weights import (
-    GRAPH_QUANTS,
-    LANGUAGE,
-    MMPROJ_QUANTS,
-    Size,
-    Weights,
-    noise,
-)
+from benchmarks.peers.weights import LANGUAGE, Size, Weights
 from edgeprism.bench.limits import measure_limits
 from edgeprism.files.atomic import write_atomically
 from edgeprism.machine.facts import available_cores, cpu_name, has_int8_dot
 
 SCHEMA = 1
 STAGES = ("encode", "first_token", "decode")
-OWN, REFERENCE = "EdgePrism", "EdgePrism fp32"
-FEWER = f"EdgePrism, {edgeprism.VISUAL_TOKENS} rows"
-# the types of each engine's files
-ENGINES: dict[str, tuple[type[Engine], tuple[str, ...]]] = {
-    OWN: (edgeprism.EdgePrism, GRAPH_QUANTS),
-    FEWER: (edgeprism.FewerRows, GRAPH_QUANTS[1:]),
-    "libmtmd": (libmtmd.Libmtmd, MMPROJ_QUANTS),
-    "OpenVINO": (openvino_runtime.OpenVino, ("fp32", "int8 weights", "int8")),
-    "transformers": (transformers_torch.Transformers, ("float32", "bfloat16")),
-}
+REFERENCE = f"{OWN} fp32"
 PACKAGES = ("edgeprism", "llama-cpp-python", "onnxruntime", "openvino", "nncf", "torch",
             "transformers")  # fmt: skip
 
@@ -90,10 +73,7 @@ class Runner:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the comparison, or one of its children."""
-    if argv[:1] == ["--child"]:
-        _answer(json.loads(argv[1]))
-        return
+    """Run the comparison."""
     parser = argparse.ArgumentParser("python -m benchmarks peers", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--size", choices=LANGUAGE, default="smolvlm-256m")
@@ -136,7 +116,7 @@ def _runners(weights: Weights, engines: list[str]) -> tuple[list[Runner], dict[s
     """Return the engines that can hold the weights, and why others cannot."""
     runners, left_out = [], pipelines_left_out(weights)
     for name in engines:
-        engine, quants = ENGINES[name]
+        engine, quants = engine_class(name), ENGINES[name][2]
         for quant in quants:
             if why := engine.obstacle(weights, quant):
                 left_out[f"{name} {quant}"] = why
@@ -160,23 +140,6 @@ def _versions() -> dict[str, str]:
 # ---- the engines' processes
 
 
-def _answer(asked: dict[str, Any]) -> None:
-    """Look at the picture of each seed on standard input; print times, rows' file and memory."""
-    from edgeprism.machine.peak_memory import peak_bytes
-
-    # what libraries print on standard output must not stand between the answers
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    engine, _ = ENGINES[asked["engine"]]
-    weights = Weights(Path(asked["work"]), asked["size"])
-    ready = engine(weights, asked["quant"], asked["setting"])
-    for line in sys.stdin:
-        seconds, rows = ready.look(noise(int(line), tuple(asked["picture"])))
-        np.save(asked["rows"], rows)
-        answers.write(json.dumps({"seconds": asdict(seconds), "peak": peak_bytes()}) + "\n")
-        answers.flush()
-
-
 class _Child:
     """An engine in a process of its own."""
 
@@ -186,7 +149,7 @@ class _Child:
         asked = {"engine": runner.engine, "quant": runner.quant, "setting": setting,
                  "work": str(weights.work), "size": weights.size, "picture": size,
                  "rows": str(self._rows)}  # fmt: skip
-        command = [sys.executable, "-m", "benchmarks", "peers", "--child", json.dumps(asked)]
+        command = [sys.executable, "-m", "benchmarks.peers.child", json.dumps(asked)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -227,7 +190,7 @@ def _child(weights: Weights, runner: Runner, setting: Setting, size: Size) -> It
 
 def _search(weights: Weights, runner: Runner, size: Size, only: list[str] | None) -> None:
     """Try each value of each flag, one flag after another; keep the fastest setting."""
-    flags = ENGINES[runner.engine][0].settings(available_cores())
+    flags = engine_class(runner.engine).settings(available_cores())
     runner.setting = {flag: values[0] for flag, values in flags.items()}
     tried = [flag for flag in flags if only is None or flag in only]
     others = [(flag, value) for flag in tried for value in flags[flag][1:]]

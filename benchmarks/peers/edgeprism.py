@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.peers.engine import DECODED, INSTRUCTION, Engine, Seconds, Setting
+from benchmarks.peers.engine import (
+    DECODED,
+    INSTRUCTION,
+    VISUAL_TOKENS,
+    Engine,
+    Seconds,
+    Setting,
+)
 from benchmarks.peers.weights import Weights
 from edgeprism import Captioner
 from tests.helpers.captions import stream
-
-VISUAL_TOKENS = 196
 
 
 class EdgePrism(Engine):

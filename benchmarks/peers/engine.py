@@ -12,6 +12,7 @@ from benchmarks.peers.weights import Weights
 
 INSTRUCTION = "Describe this picture in detail."
 DECODED = 16  # tokens after the first
+VISUAL_TOKENS = 196  # of a picture at most, for EdgePrism with fewer rows
 Setting = dict[str, object]
 
 

@@ -1,4 +1,8 @@
-"""The same random weights, at true dimensions, in the files that each engine reads."""
+"""The same random weights, at true dimensions, in the files that each engine reads.
+
+What makes the files (torch and others) is imported when one is made, so that the memory of an
+engine's process is the engine's.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import safe_open
 
-from benchmarks.checkpoints.true_dimensions import SIZES, checkpoint_folders
 from edgeprism.bundle.manifest import Manifest
 from edgeprism.bundle.read_manifest import manifest_from_bundle
-from edgeprism.cli.terminal import StderrProgress
-from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.supervise import convert_in_child
 from edgeprism.machine.facts import has_int8_dot
-from tests.helpers import bundles, peer_mmproj
+
+if TYPE_CHECKING:
+    from tests.helpers import bundles
 
 # int8-full is for processors with 8-bit dot products
 GRAPH_QUANTS = ("fp32", "int8", *(["int8-full"] if has_int8_dot() else []))
@@ -45,21 +46,31 @@ class Weights:
 
     @property
     def family(self) -> str:
+        from benchmarks.checkpoints.true_dimensions import SIZES
+
         return SIZES[self.size].family
 
     @property
     def n_layers(self) -> int:
         """The layers of the language model that are made."""
+        from benchmarks.checkpoints.true_dimensions import SIZES
+
         return LANGUAGE[self.size][1] or SIZES[self.size].lm_layers
 
     def checkpoint(self) -> dict[str, Path]:
         """Return the published layout's folders."""
+        from benchmarks.checkpoints.true_dimensions import checkpoint_folders
+
         return checkpoint_folders(self.work, self.size, self.n_layers)
 
     def bundle(self) -> Path:
         """Return EdgePrism's bundle, whose lm.gguf llama.cpp reads too."""
         bundle = self.work / f"bundle-{self.size}"
         if not bundle.exists():
+            from edgeprism.cli.terminal import StderrProgress
+            from edgeprism.convert.options import ConvertOptions
+            from edgeprism.convert.supervise import convert_in_child
+
             options = ConvertOptions(vision_quants=GRAPH_QUANTS, lm_quant=LANGUAGE[self.size][0])
             with StderrProgress().shown() as progress:
                 convert_in_child(self.family, bundle, options, self.checkpoint(), progress)
@@ -80,6 +91,8 @@ class Weights:
         """Return the tower and projector as libmtmd's converters would write them."""
         path = self.work / f"mmproj-{self.size}-{quant}.gguf"
         if not path.exists():
+            from tests.helpers import peer_mmproj
+
             parts = _MMPROJS[self.family](self.checkpoint())
             unfinished = path.with_suffix(".partial")
             peer_mmproj.quantized(parts, quant).write(unfinished)
@@ -91,6 +104,8 @@ class Weights:
 
 
 def _prismcaptioner(folders: dict[str, Path]) -> bundles.GgufParts:
+    from tests.helpers import peer_mmproj
+
     config = _json(folders["vision"])["vision_config"]
     projector = _tensors([folders["captioner"] / "projector"], "")
     tower = _tensors([folders["vision"]], "vision_model.")
@@ -98,6 +113,8 @@ def _prismcaptioner(folders: dict[str, Path]) -> bundles.GgufParts:
 
 
 def _llava(folders: dict[str, Path]) -> bundles.GgufParts:
+    from tests.helpers import peer_mmproj
+
     vision, captioner = _json(folders["vision"]), _json(folders["captioner"])
     config = {"vision_config": vision, "vision_feature_layer": captioner["mm_vision_select_layer"]}
     tensors = _tensors(folders.values(), *_VISION_SIDE)
@@ -107,6 +124,8 @@ def _llava(folders: dict[str, Path]) -> bundles.GgufParts:
 
 
 def _internvl(folders: dict[str, Path]) -> bundles.GgufParts:
+    from tests.helpers import peer_mmproj
+
     tensors = _tensors(folders.values(), *_VISION_SIDE)
     return peer_mmproj.with_positions_turned(
         peer_mmproj.internvl_mmproj(tensors, _json(folders["captioner"]))
@@ -114,6 +133,8 @@ def _internvl(folders: dict[str, Path]) -> bundles.GgufParts:
 
 
 def _smolvlm(folders: dict[str, Path]) -> bundles.GgufParts:
+    from tests.helpers import peer_mmproj
+
     captioner = folders["captioner"]
     prepare = _json(captioner, "preprocessor_config.json")
     tensors = _tensors(folders.values(), *_VISION_SIDE)
@@ -132,6 +153,8 @@ def _json(folder: Path, name: str = "config.json") -> dict[str, Any]:
 
 def _tensors(folders: Iterable[Path], *words: str) -> dict[str, Any]:
     """Return the tensors in `folders` whose names hold one of `words`."""
+    from safetensors import safe_open
+
     tensors = {}
     for path in chain.from_iterable(sorted(folder.glob("*.safetensors")) for folder in folders):
         with safe_open(str(path), framework="pt") as file:
