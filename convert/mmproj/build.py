@@ -29,7 +29,7 @@ from edgeprism.convert.gate.int8 import VisionGate, write_auto, write_int8
 from edgeprism.convert.memory import give_memory_back
 from edgeprism.convert.mmproj import peer
 from edgeprism.convert.mmproj.graph import is_read_alike, write_graph
-from edgeprism.convert.mmproj.layout import image_policy, picture_markers
+from edgeprism.convert.mmproj.layout import image_policy, picture_index, picture_markers
 from edgeprism.convert.mmproj.reuse import put_in_place
 from edgeprism.convert.mmproj.shape import LEAVE_IT, EncoderShape, read_shape
 from edgeprism.convert.mmproj.tensors import MmprojTensors
@@ -162,7 +162,7 @@ def _completed(manifest: Manifest, variants: list[VisionVariant], writer: Bundle
 
 def _bundle_manifest(pair: Manifest, shape: EncoderShape) -> Manifest:
     """Return the pair's manifest with a graph's vision half, before anything is measured."""
-    side = shape.side
+    grid = [1, shape.queries] if shape.queries else [shape.side, shape.side]
     return dataclasses.replace(
         pair,
         image=image_policy(shape),
@@ -170,15 +170,20 @@ def _bundle_manifest(pair: Manifest, shape: EncoderShape) -> Manifest:
             variants=[],
             input=INPUT,
             output=OUTPUT,
-            grid=[side, side],
+            grid=grid,
             drop_first_patch=False,
-            tokens_per_tile=shape.free_tokens[1] if shape.is_free else side**2,
+            tokens_per_tile=shape.queries or shape.free_tokens[1] or shape.side**2,
             n_embd=pair.vision.n_embd,
         ),
         lm=dataclasses.replace(
             pair.lm, image_positions="down-across" if _is_multi_axis(pair) else "one-by-one"
         ),
-        prompts=dataclasses.replace(pair.prompts, markers=picture_markers(shape)),
+        prompts=dataclasses.replace(
+            pair.prompts,
+            markers=picture_markers(shape),
+            several=pair.prompts.several
+            and dataclasses.replace(pair.prompts.several, index=picture_index(shape)),
+        ),
         notice="",
     )
 

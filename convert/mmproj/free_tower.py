@@ -34,6 +34,7 @@ class FreeTower(Tower):
     ) -> None:
         super().__init__(graph, tensors, shape, as_mtmd)
         self.n_tokens = "tokens"
+        self.n_patches = f"{shape.merge**2}*tokens"
         unit = graph.integers(shape.patch * shape.merge)
         self._batch, height, width = (
             graph.add("Shape", INPUT, start=axis, end=axis + 1) for axis in range(3)
@@ -66,14 +67,14 @@ class FreeTower(Tower):
             order=(0, 1, 4, 2, 5, 3, 6),
         )
         x = graph.add("Cast", graph.shaped(x, self._batch, self._patches, 3 * p * p), to=_FLOAT)
-        graph.note(x, f"{m * m}*tokens", 3 * p * p)
+        graph.note(x, self.n_patches, 3 * p * p)
         matrix, offset = self._patch_matrix()
         x = graph.matmul(x, "tower.patch", matrix, offset)
-        return x if s.rotates else graph.add("Add", x, self._resized_table())
+        return x if s.rotates else graph.add("Add", x, self._positions())
 
     # ---- positions
 
-    def _resized_table(self) -> str:
+    def _positions(self) -> str:
         """Return the learned positions resized to the tile's patches, [1, patches, width]."""
         graph, s = self.graph, self.shape
         m = graph.integers(s.merge)
@@ -89,7 +90,7 @@ class FreeTower(Tower):
             x, s.width, self._down, s.merge, self._across, s.merge, order=(1, 3, 2, 4, 0)
         )
         x = graph.shaped(x, 1, self._patches, s.width)
-        graph.note(x, f"{s.merge**2}*tokens", s.width)
+        graph.note(x, self.n_patches, s.width)
         return x
 
     def _counted(self, length: str, *shape: int | str) -> str:

@@ -1,8 +1,8 @@
 """An mmproj file's tower and projector → one ONNX graph in float32.
 
 The graph takes uint8 pixels [n, size, size, 3] and gives visual tokens [n, tokens, n_embd]; where
-each picture has a shape of its own, it takes [n, height, width, 3]. `tower.py` and `free_tower.py`
-write its nodes; this file checks that the tensors are those that the nodes take.
+each picture has a shape of its own, it takes [n, height, width, 3]. `tower.py`, `free_tower.py`
+and `resampler_tower.py` write its nodes; this file checks that the tensors are those they take.
 
 Sources: the published models' code, as `convert/families` names it, and for the names of tensors
 and the order of the parts llama.cpp's `tools/mtmd/models`.
@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeprism.convert.mmproj.free_tower import FreeTower
+from edgeprism.convert.mmproj.resampler_tower import ResamplerTower, resampler_shapes
 from edgeprism.convert.mmproj.shape import EncoderShape
 from edgeprism.convert.mmproj.tensors import MmprojTensors
 from edgeprism.convert.mmproj.tower import (
@@ -41,8 +42,7 @@ def write_graph(
     """
     tensors.require(_shapes(tensors, shape, n_embd), _idle(shape))
     with GraphWriter(path) as graph:
-        kind = FreeTower if shape.is_free else Tower
-        tower = kind(graph, tensors, shape, as_mtmd)
+        tower = _kind(shape)(graph, tensors, shape, as_mtmd)
         rows = tower.projected(tower.features())
         return graph.finish(tower.source(), (rows, OUTPUT, (tower.n_tokens, n_embd)))
 
@@ -52,6 +52,12 @@ def is_read_alike(shape: EncoderShape) -> bool:
     # the projectors of the others have a GELU of their own
     one_matrix = shape.projector in ("gemma3", "idefics3")
     return one_matrix and not shape.class_row and shape.activation != "gelu"
+
+
+def _kind(shape: EncoderShape) -> type[Tower]:
+    if shape.queries:
+        return ResamplerTower
+    return FreeTower if shape.is_free else Tower
 
 
 def _shapes(tensors: MmprojTensors, s: EncoderShape, n_embd: int) -> dict[str, tuple[int, ...]]:
@@ -103,6 +109,8 @@ def _projector_shapes(
     tensors: MmprojTensors, s: EncoderShape, n_embd: int
 ) -> dict[str, tuple[int, ...]]:
     joined = s.width * s.merge**2
+    if s.queries:
+        return resampler_shapes(s, n_embd)
     if s.projector == "gemma3":
         return {POOLED[0]: (s.width, n_embd), POOLED[1]: (s.width,)}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -124,4 +132,5 @@ def _projector_shapes(
 def _idle(s: EncoderShape) -> str:
     """Return a pattern of tensors that a file may hold though they never run: later layers."""
     later = "|".join(str(s.n_layers + i) for i in range(_MOST_IDLE))
-    return rf"v\.blk\.({later})\..*"
+    # a table of positions that llama.cpp asks for and does not use
+    return rf"v\.blk\.({later})\..*|resampler\.pos_embed_k"

@@ -5,11 +5,13 @@ folders. libmtmd has its own rules for some projectors; they are here too, becau
 compares the two engines on what both can take.
 
 Sources: transformers' Idefics3, InternVL, Gemma 3, LLaVA, Qwen2-VL and LFM2-VL processors;
-llama.cpp's `tools/mtmd/mtmd.cpp` and `mtmd-image.cpp`.
+MiniCPM-V's published `image_processing_minicpmv.py`; llama.cpp's `tools/mtmd/mtmd.cpp` and
+`mtmd-image.cpp`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from edgeprism.bundle.manifest import FreeShape, ImagePolicy, Markers, Tiling
@@ -33,7 +35,23 @@ _LFM2 = Markers(
     between="<|img_thumbnail|>",  # before the overview of a picture that is cut
     end="<|image_end|>",
 )
+_MINICPM_25 = Markers(
+    begin="",
+    before_overview="<image>",
+    after_overview="</image>",
+    between="<slice>",
+    before_tile="<image>",
+    after_tile="</image>",
+    after_row="",
+    between_rows="\n",
+    after_tiles="</slice>",
+    end="",
+)
+_MINICPM_26 = dataclasses.replace(
+    _MINICPM_25, between="", before_tile="<slice>", after_tile="</slice>", after_tiles=""
+)
 _UNCUT_TILES = 2  # a picture of LFM2-VL's is cut if it has more pixels than so many tiles
+_OLD_MINICPM = 2  # llama.cpp's number of MiniCPM-V 2.5
 _NONE = Markers("", "", "", "", "", "")
 
 
@@ -57,6 +75,8 @@ def image_policy(shape: EncoderShape) -> ImagePolicy:
             uncut = _UNCUT_TILES * free.most_pixels
             tiling = Tiling("closest-ratio", grids, 0, "last", "tiles", uncut)
             return ImagePolicy("free", shape.size, [0, 0, 0], "bilinear", most, tiling, free=free)
+        case "resampler":
+            return _slices(shape)
         case _:
             # LLaVA pads a picture to a square of its mean colour, then resizes
             fill = [int(mean * 255) for mean in shape.mean]
@@ -66,6 +86,23 @@ def image_policy(shape: EncoderShape) -> ImagePolicy:
 def _free_shape(shape: EncoderShape) -> FreeShape:
     least, most = (tokens * shape.unit**2 for tokens in shape.free_tokens)
     return FreeShape("smart-resize", shape.unit, least, most)
+
+
+def _slices(shape: EncoderShape) -> ImagePolicy:
+    """Return MiniCPM-V's policy: an overview, then slices; all are free shapes of one area."""
+    patches, square = shape.free_tokens, shape.patch**2
+    free = FreeShape(
+        "equal-area", shape.patch, patches[0] * square, patches[1] * square, shape.queries
+    )
+    least, most = shape.tiles
+    grids = [
+        [count // across, across]
+        for count in range(least, most + 1)
+        for across in range(1, count + 1)
+        if count % across == 0
+    ]
+    tiling = Tiling("by-pixels", grids, 0, "first", "tiles")
+    return ImagePolicy("free", shape.size, [0, 0, 0], "bicubic", 1 + most, tiling, free=free)
 
 
 def _grids_by_size(tiles: tuple[int, int]) -> list[list[int]]:
@@ -97,7 +134,17 @@ def picture_markers(shape: EncoderShape) -> Markers:
     """Return the text that the model's authors put around a picture's rows."""
     if shape.projector == "gemma3":
         return Markers("\n\n<start_of_image>", "", "", "", "", "<end_of_image>\n\n")
-    return _markers_of_both(shape)
+    markers = _markers_of_both(shape)
+    if shape.projector == "resampler":  # a line of its own
+        begin = picture_index(shape).replace("{index}", "0")
+        return dataclasses.replace(markers, begin=begin, end="\n")
+    return markers
+
+
+def picture_index(shape: EncoderShape) -> str:
+    """Return the text by which the model's authors number the pictures of a prompt, or ""."""
+    is_numbered = shape.projector == "resampler" and shape.version != _OLD_MINICPM
+    return "<image_id>{index}</image_id>" if is_numbered else ""
 
 
 def _markers_of_both(shape: EncoderShape) -> Markers:
@@ -110,6 +157,8 @@ def _markers_of_both(shape: EncoderShape) -> Markers:
             return Markers("<|vision_start|>", "", "", "", "", "<|vision_end|>")
         case "lfm2":
             return _LFM2
+        case "resampler":
+            return _MINICPM_25 if shape.version == _OLD_MINICPM else _MINICPM_26
         case _:
             return _NONE
 
@@ -121,8 +170,8 @@ def mtmd_image_policy(shape: EncoderShape) -> ImagePolicy:
     """Return how libmtmd prepares a picture that is larger than a tile.
 
     InternVL's is cut by LLaVA-NeXT's rule. LFM2-VL's is cut by the authors' rule, but padded. Gemma
-    3's, LLaVA's and Qwen's are scaled and then
-    padded, which no policy says: `peer.mtmd_tiles` does it.
+    3's, LLaVA's and Qwen's are scaled and then padded, which no policy says: `peer.mtmd_tiles` does
+    it, and `mtmd_slices` cuts MiniCPM-V's.
     """
     return _tiles(shape, "best-fit") if shape.projector == "internvl" else image_policy(shape)
 

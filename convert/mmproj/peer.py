@@ -7,7 +7,6 @@ difference is a mistake in reading the file.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from edgeprism.bundle.manifest import Manifest
 from edgeprism.convert.gate.data import SHOWN, gate_picture
 from edgeprism.convert.gate.judge import VisionLimit
 from edgeprism.convert.mmproj.layout import mtmd_image_policy, mtmd_markers
+from edgeprism.convert.mmproj.mtmd_slices import fitted, slices_by_mtmd
 from edgeprism.convert.mmproj.shape import EncoderShape
 from edgeprism.language.model import LanguageModel
 from edgeprism.picture.layout import PictureLayout, picture_to_layout, tiles_by_shape
@@ -44,6 +44,9 @@ LARGE_TILE = 2048
 # of the measurement (rounds, seconds): seven if they take little, three unless they take long
 _ROUNDS = ((7, 10.0), (3, 40.0))
 _CLEAR_GAIN = 1.5  # times libmtmd's speed: more than other programs or its attention change
+# in quarters of the edge of a square tile: two that are not cut, and cut ones of each direction.
+# llama.cpp also cuts pictures that are long and have few pixels.
+_OF_SLICES = ((4, 4), (3, 2), (6, 4), (3, 12), (12, 3), (8, 8))
 _STEP = 3  # so that pictures end within a window of attention
 _GREY = (122, 116, 104)  # libmtmd's fill for LLaVA's pictures
 
@@ -52,6 +55,8 @@ def picture_sizes(shape: EncoderShape) -> list[tuple[int, int]]:
     """Return the sizes (width, height) of the pictures that are compared."""
     if shape.is_free:
         step = _STEP * shape.unit
+        if shape.queries:
+            return [(wide * shape.size // 4, high * shape.size // 4) for wide, high in _OF_SLICES]
         sizes = [(wide * step, high * step) for wide, high in SHAPES]
         if shape.tiles[1] > 1:  # one that becomes two tiles and an overview
             sizes[-1] = (5 * shape.size // 2, 5 * shape.size // 4)
@@ -139,7 +144,12 @@ def _encode(encoder: MtmdEncoder, pixels: np.ndarray, layout: PictureLayout,
     began = time.perf_counter()
     rows, _ = encoder.encode_picture(np.asarray(rgb)[None])
     seconds = time.perf_counter() - began
-    return MtmdRows(rgb.size, mtmd_tiles(rgb, layout, manifest, shape), rows, layout, seconds)
+    if shape.queries:
+        tiles, shapes = slices_by_mtmd(rgb, (shape.size, shape.patch), layout.grid)
+        layout = dataclasses.replace(layout, shapes=shapes)
+    else:
+        tiles = mtmd_tiles(rgb, layout, manifest, shape)
+    return MtmdRows(rgb.size, tiles, rows, layout, seconds)
 
 
 def mtmd_tiles(
@@ -150,29 +160,9 @@ def mtmd_tiles(
         fill = _GREY if shape.projector == "mlp" else (0, 0, 0)
         resample = Image.Resampling[manifest.image.resample.upper()]
         ((height, width),) = layout.shapes
-        return np.asarray(_fitted(rgb, (width, height), resample, fill))[None]
+        return np.asarray(fitted(rgb, (width, height), resample, fill))[None]
     picture = Picture(rgb, "", "", rgb.size, (), 0.0)
     return picture_to_tiles(picture, manifest.image, layout.grid)
-
-
-def _fitted(
-    rgb: Image.Image,
-    size: tuple[int, int],
-    resample: Image.Resampling,
-    fill: tuple[int, int, int],
-) -> Image.Image:
-    """Scale into a tile of `size` (width, height) with the same ratio, centred on `fill`."""
-    if rgb.size == size:
-        return rgb
-    # in single precision, as libmtmd computes it
-    scale = min(np.float32(tile) / np.float32(n) for tile, n in zip(size, rgb.size, strict=True))
-    width, height = (
-        min(math.ceil(np.float32(n) * scale), tile) for tile, n in zip(size, rgb.size, strict=True)
-    )
-    canvas = Image.new("RGB", size, fill)
-    place = ((size[0] - width) // 2, (size[1] - height) // 2)
-    canvas.paste(rgb.resize((width, height), resample), place)
-    return canvas
 
 
 def is_same_layout(theirs: Sequence[Segment], ours: Sequence[Segment], lm: LanguageModel) -> bool:

@@ -85,7 +85,9 @@ def reuse_graph(bundle: Path, kept: Path) -> bool:
         image=old.image,
         vision=old.vision,
         lm=dataclasses.replace(pair.lm, image_positions=old.lm.image_positions),
-        prompts=dataclasses.replace(pair.prompts, markers=old.prompts.markers),
+        prompts=dataclasses.replace(
+            pair.prompts, markers=old.prompts.markers, several=old.prompts.several
+        ),
         parity=dataclasses.replace(old.parity, figures=figures),
         notice="",
     )
@@ -145,7 +147,7 @@ def _is_same_prompt(pair: Manifest, old: Manifest) -> bool:
         (
             it.vision.n_embd,
             (it.lm.architecture, it.lm.n_embd, it.lm.n_vocab, it.lm.image_attention),
-            dataclasses.replace(it.prompts, markers=None),
+            dataclasses.replace(it.prompts, markers=None, several=None),
         )
         for it in (pair, old)
     ]

@@ -13,7 +13,7 @@ from edgeprism.convert.mmproj.shape import LEAVE_IT
 from edgeprism.errors import ModelError, NoGraphError
 
 _HINT = "Copy or download the mmproj file again."
-_VISION = ("v.", "mm.")
+_VISION = ("v.", "mm.", "resampler.")
 _NOT_VISION = "mm.a."  # the projector of a file's sound encoder
 _SHOWN = 5
 

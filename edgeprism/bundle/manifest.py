@@ -50,6 +50,10 @@ class Tiling:
       picture is stretched to it. If that is [1, 1], the picture is not cut.
     - "longest-edge": the picture's longer edge is resized to `longest_edge` pixels, then the
       picture is stretched to whole tiles; the overview is made from that.
+    - "by-pixels": as many tiles as squares of `ImagePolicy.size` hold the picture's pixels, or one
+      fewer or one more; of the `grids` of so many the one whose aspect ratio is closest, by its
+      logarithm. All tiles of a picture have one shape, which `ImagePolicy.free` chooses for one of
+      them, and the picture is stretched to them. A picture that one square holds is not cut.
 
     `order` is the order of the visual tokens: "tiles", one tile after another; "rows", one row of
     patches after another, each across all tiles; "rows-unpadded", the same without the rows and
@@ -58,7 +62,7 @@ class Tiling:
 
     choose: str
     grids: list[list[int]]  # empty for "longest-edge"
-    longest_edge: int  # pixels; 0 for the other two choices
+    longest_edge: int  # pixels; 0 for the other choices
     overview: str  # "first" or "last"
     order: str
     # with `ImagePolicy.free`: a picture is cut only if it has more pixels, after both edges were
@@ -73,13 +77,16 @@ class FreeShape:
     `choose` says how: "smart-resize" rounds both edges to the nearest multiple. If the tile then
     has more than `most_pixels`, both edges are divided by the square root of the share that is too
     much and rounded down; if it has fewer than `least_pixels`, they are multiplied and rounded up.
-    A picture so long that it still has more than `most_pixels` loses length until it has not.
+    "equal-area" scales both edges by the same share, so that the tile has `least_pixels`, cuts off
+    fractions of a pixel, and then rounds both edges to the nearest multiple. In both cases a
+    picture so long that the tile has more than `most_pixels` loses length until it has not.
     """
 
     choose: str
-    unit: int  # pixels along an edge of what becomes one visual token
+    unit: int  # pixels along an edge of what becomes one visual token, or one patch with `tokens`
     least_pixels: int
     most_pixels: int
+    tokens: int = 0  # visual tokens of a tile, whatever its shape; 0: one for each unit
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ class ImagePolicy:
     - "letterbox": equal borders of `fill` on both sides, so that the canvas is one pixel short of a
       square if the edges differ by an odd number; then "center-crop". Also as in torchvision.
     - "free": resized to a shape that depends on the picture's, as `free` says. With `tiling` that
-      is the overview; the tiles that a picture is cut into are squares all the same.
+      is the overview; the tiles that a picture is cut into are squares, but for "by-pixels".
     """
 
     mode: str
@@ -145,7 +152,8 @@ class Vision:
 
     With `ImagePolicy.free` the pixels are [n, height, width, 3], and a tile has a visual token for
     each unit [height / unit, width / unit]. Then `grid` is that of the largest square tile, and
-    tokens_per_tile counts the most that any tile has.
+    tokens_per_tile counts the most that any tile has. With `FreeShape.tokens` all tiles have that
+    many, in no order of place: `grid` is [1, tokens].
 
     With `mmproj` there is no graph: input, output and grid are empty; n_embd may be several times
     the language model's, if the rows also carry values that later layers add; and tokens_per_tile
@@ -185,9 +193,10 @@ class LanguageModelFile:
 class Markers:
     """The text around a picture's rows, in which special tokens are parsed; each may be empty.
 
-    A picture that is not cut: begin · before_overview · rows · end. If it is cut, before_tile
-    precedes the rows of each tile, after_row follows each row of tiles, and `between` separates
-    the tiles from the overview.
+    A picture that is not cut: begin · before_overview · rows · after_overview · end. If it is cut,
+    before_tile precedes the rows of each tile, after_tile follows them, after_row follows each row
+    of tiles, between_rows separates these, after_tiles follows all, and `between` separates the
+    tiles from the overview.
     """
 
     begin: str
@@ -196,17 +205,24 @@ class Markers:
     after_row: str
     between: str
     end: str
+    after_overview: str = ""
+    after_tile: str = ""
+    between_rows: str = ""
+    after_tiles: str = ""
 
 
 @dataclass(frozen=True)
 class Several:
-    """The text around several pictures in one prompt; special tokens are parsed, both may be empty.
+    """The text around several pictures in one prompt; special tokens are parsed, all may be empty.
 
     before · picture · between · before · picture … replaces the one picture of `Prompts`.
     """
 
     before: str  # {number} is replaced by the picture's place, counted from 1
     between: str
+    # what `Markers.begin` begins with, where it tells the picture's place: {index} counts from 0,
+    # which is the place of a picture alone
+    index: str = ""
 
 
 @dataclass(frozen=True)
@@ -296,8 +312,16 @@ class Manifest:
             del data["prompts"]["unknown"]
         if self.image.free is None:
             del data["image"]["free"]
+        elif not self.image.free.tokens:
+            del data["image"]["free"]["tokens"]
         if self.image.tiling is not None and not self.image.tiling.uncut_pixels:
             del data["image"]["tiling"]["uncut_pixels"]
         if self.lm.image_positions == LanguageModelFile.image_positions:
             del data["lm"]["image_positions"]
+        if self.prompts.several is not None and not self.prompts.several.index:
+            del data["prompts"]["several"]["index"]
+        if self.prompts.markers is not None:
+            for name in ("after_overview", "after_tile", "between_rows", "after_tiles"):
+                if not getattr(self.prompts.markers, name):
+                    del data["prompts"]["markers"][name]
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

@@ -25,11 +25,13 @@ MAX_MANIFEST_BYTES = 1 << 20
 _FILLED = ("pad", "letterbox")
 IMAGE_ATTENTIONS = ("causal", "both-ways")
 IMAGE_POSITIONS = ("one-by-one", "down-across")
-FREE_SHAPES = ("smart-resize",)
-CHOICES = ("best-fit", "closest-ratio", "longest-edge")
+# {how a free shape is chosen: how a picture is then cut}
+FREE_SHAPES = {"smart-resize": "closest-ratio", "equal-area": "by-pixels"}
+CHOICES = ("best-fit", "closest-ratio", "longest-edge", "by-pixels")
 OVERVIEWS = ("first", "last")
 ORDERS = ("tiles", "rows", "rows-unpadded")
 MAX_MARKER = 1000  # characters; published models need a few tokens
+MAX_GRID = 1024  # visual tokens along an edge of a tile
 MAX_TILES = 256  # of one picture; more would take too much memory and time
 
 
@@ -91,8 +93,8 @@ def _value_faults(m: Manifest) -> list[str]:
         (
             "lm.image_positions",
             m.lm.image_positions != "down-across"
-            or (m.vision.mmproj is None and m.image.tiling is None),
-            "down-across needs one tile and a graph",
+            or (m.vision.mmproj is None and m.image.tiling is None and not _is_unplaced(m)),
+            "down-across needs one tile, a graph, and a place for each visual token",
         ),
         (
             "prompts.focus_instruction",
@@ -121,6 +123,11 @@ def _marker_faults(m: Manifest) -> list[str]:
         for name, text in dataclasses.asdict(texts).items()
         if len(text) > MAX_MARKER
     ]
+
+
+def _is_unplaced(m: Manifest) -> bool:
+    """Return whether visual tokens stand for the whole tile, in no order of place."""
+    return m.image.free is not None and m.image.free.tokens != 0
 
 
 def _is_colour(values: list[int]) -> bool:
@@ -175,6 +182,8 @@ def _tiling_faults(m: Manifest) -> list[str]:
          tiling.order != "rows-unpadded" or tiling.choose == "best-fit"),
         ("uncut_pixels: needs image.free, and must not be negative",
          tiling.uncut_pixels == 0 or (tiling.uncut_pixels > 0 and m.image.free is not None)),
+        ("choose: by-pixels needs image.free, and no uncut_pixels",
+         tiling.choose != "by-pixels" or (m.image.free is not None and not tiling.uncut_pixels)),
     ]  # fmt: skip
     faults = [f"image.tiling.{text}" for text, holds in checks if not holds]
     if not faults and m.image.size >= 1:
@@ -187,8 +196,15 @@ def _tiling_faults(m: Manifest) -> list[str]:
     if m.vision.newline and tiling.order == "tiles":
         faults.append("vision.newline: needs image.tiling.order rows or rows-unpadded")
     markers = m.prompts.markers
-    if markers is not None and markers.before_tile + markers.after_row and tiling.order != "tiles":
-        faults.append("prompts.markers: before_tile and after_row need image.tiling.order tiles")
+    if (
+        markers is not None
+        and tiling.order != "tiles"
+        and any((markers.before_tile, markers.after_tile, markers.after_row, markers.between_rows))
+    ):
+        faults.append(
+            "prompts.markers: before_tile, after_tile, after_row and between_rows need "
+            "image.tiling.order tiles"
+        )
     if m.vision.newline == m.vision.output:
         faults.append("vision.newline: is vision.output")
     if m.vision.drop_first_patch and tiling.order != "tiles":
@@ -226,11 +242,16 @@ def _free_faults(m: Manifest) -> list[str]:
             1 <= free.least_pixels <= free.most_pixels,
             "must be positive and at most most_pixels",
         ),
+        ("free.tokens", 0 <= free.tokens <= MAX_GRID, f"must lie in 0…{MAX_GRID}"),
         (
             "tiling",
             image.tiling is None
-            or (image.tiling.choose == "closest-ratio" and image.tiling.order == "tiles"),
-            "needs the choice closest-ratio and the order tiles for the mode free",
+            or (
+                image.tiling.choose == FREE_SHAPES.get(free.choose, image.tiling.choose)
+                and image.tiling.order == "tiles"
+            ),
+            f"needs the choice {FREE_SHAPES.get(free.choose, 'of its own')} and the order tiles "
+            f"for the shapes {free.choose}",
         ),
     ]
     faults = [f"image.{path}: {text}" for path, holds, text in checks if not holds]
@@ -238,20 +259,22 @@ def _free_faults(m: Manifest) -> list[str]:
         faults.append("vision.drop_first_patch: not for the mode free")
     if faults:
         return faults
-    edge = math.isqrt(free.most_pixels) // free.unit
+    pixels = free.least_pixels if free.choose == "equal-area" else free.most_pixels
+    edge = math.isqrt(pixels) // free.unit
     if image.size != edge * free.unit:
         faults.append(
             f"image.size: {image.size}, but the largest square tile has {edge * free.unit}"
         )
-    if vision.grid != [edge, edge]:
-        faults.append(f"vision.grid: {vision.grid}, but the largest square tile has {[edge, edge]}")
+    grid = [1, free.tokens] if free.tokens else [edge, edge]
+    if vision.grid != grid:
+        faults.append(f"vision.grid: {vision.grid}, but the largest square tile has {grid}")
     return faults
 
 
 def _tokens_of_tile(m: Manifest) -> int:
     """Return the visual tokens of a tile, or of the largest one where shapes are free."""
     if m.image.free is not None:
-        return m.image.free.most_pixels // max(1, m.image.free.unit) ** 2
+        return m.image.free.tokens or m.image.free.most_pixels // max(1, m.image.free.unit) ** 2
     return m.vision.grid[0] * m.vision.grid[1] - int(m.vision.drop_first_patch)
 
 
@@ -261,8 +284,8 @@ def _graph_faults(m: Manifest) -> list[str]:
         faults.append("image.mode: shrink, but the graph takes squares")
     if vision.n_embd != m.lm.n_embd:
         faults.append("vision.n_embd: differs from lm.n_embd")
-    if len(vision.grid) != 2 or not all(1 <= v <= 1024 for v in vision.grid):
-        return [*faults, "vision.grid: must be two numbers in 1…1024"]
+    if len(vision.grid) != 2 or not all(1 <= v <= MAX_GRID for v in vision.grid):
+        return [*faults, f"vision.grid: must be two numbers in 1…{MAX_GRID}"]
     expected = _tokens_of_tile(m)
     if vision.tokens_per_tile != expected:
         source = "grid makes" if m.image.free is None else "largest tile has"

@@ -187,9 +187,9 @@ def mmproj_pair(
 
     The pair is two files, an installed captioner made of such files, or one that another program
     keeps (`models discover`). Both files go into OUT unchanged. For SmolVLM, Idefics3, LLaVA-1.5,
-    Gemma 3, InternVL, Qwen2-VL, Qwen2.5-VL and LFM2-VL an ONNX graph is built from MMPROJ.gguf,
-    compared with llama.cpp, quantized to int8 behind a parity gate, and kept if it is faster. That
-    needs the extra `pairs`, and no torch.
+    Gemma 3, InternVL, Qwen2-VL, Qwen2.5-VL, LFM2-VL and MiniCPM-V an ONNX graph is built from
+    MMPROJ.gguf, compared with llama.cpp, quantized to int8 behind a parity gate, and kept if it is
+    faster. That needs the extra `pairs`, and no torch.
     """
     from edgeprism.convert.options import PairOptions, check_vision_quants
 

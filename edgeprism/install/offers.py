@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeprism.choices import DEFAULT_MODEL
-from edgeprism.convert.mmproj.shape import PROJECTORS
+from edgeprism.convert.mmproj.obstacles import PROJECTORS
 from edgeprism.install.extras import has_module
 from edgeprism.install.inventory import ModelEntry
 from edgeprism.install.licenses import ORDER, Terms, license_terms

@@ -146,10 +146,12 @@ def planned_picture(manifest: Manifest) -> tuple[int, int]:
 
 def _largest_lengths(manifest: Manifest) -> dict[str, int]:
     """Return what a graph's lengths are for the largest tile, where tiles have free shapes."""
-    if manifest.image.free is None:
+    free = manifest.image.free
+    if free is None:
         return {}
-    edge = manifest.image.size
-    return {"height": edge, "width": edge, "tokens": manifest.vision.tokens_per_tile}
+    edge, tokens = manifest.image.size, manifest.vision.tokens_per_tile
+    patches = free.most_pixels // free.unit**2
+    return {"height": edge, "width": edge, "tokens": tokens, "patches": patches}
 
 
 def _picture_bytes(manifest: Manifest) -> int:

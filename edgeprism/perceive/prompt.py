@@ -35,9 +35,19 @@ def pictures_to_segments(several: Several, pictures: Sequence[Sequence[Segment]]
         between = several.between if joined else ""
         before = between + several.before.replace("{number}", str(number))
         joined += [Text(before, template=True)] if before else []
-        joined += [_shifted(segment, n_rows) for segment in picture]
+        placed = _placed(picture, several.index, number - 1)
+        joined += [_shifted(segment, n_rows) for segment in placed]
         n_rows += sum(s.stop - s.start for s in picture if isinstance(s, ImageRows))
     return joined
+
+
+def _placed(picture: Sequence[Segment], index: str, place: int) -> Sequence[Segment]:
+    """Return a picture's segments with its place, from 0, in the text that tells a place."""
+    alone = index.replace("{index}", "0")
+    if not index or not isinstance(picture[0], Text) or not picture[0].text.startswith(alone):
+        return picture
+    text = index.replace("{index}", str(place)) + picture[0].text.removeprefix(alone)
+    return [replace(picture[0], text=text), *picture[1:]]
 
 
 def _shifted(segment: Segment, rows: int) -> Segment:

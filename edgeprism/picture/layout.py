@@ -49,7 +49,8 @@ def picture_to_layout(size: Size, manifest: Manifest) -> PictureLayout:
         return _layout_of_one(size, manifest)
     n_cut = grid[0] * grid[1]
     width, height = tile_size(size, image)
-    whole_shape, tile_shape = (height, width), (image.size, image.size)
+    across, down = cut_size(size, image, grid)
+    whole_shape, tile_shape = (height, width), (down, across)
     whole, per_tile = (tokens_of_tile(shape, manifest) for shape in (whole_shape, tile_shape))
     first = tiling.overview == "first"
     overview = np.arange(whole, dtype=np.int32) + (0 if first else n_cut * per_tile)
@@ -101,11 +102,13 @@ def choose_grid(size: Size, policy: ImagePolicy) -> tuple[int, int] | None:
 
     None: the picture is not cut. The rules follow the models' own preprocessing: LLaVA-NeXT
     (best-fit), InternVL 1.5 (closest-ratio), LFM2-VL (the same, if the picture has more than
-    uncut_pixels) and Idefics3 (longest-edge).
+    uncut_pixels), Idefics3 (longest-edge) and MiniCPM-V (by-pixels).
     """
     tiling, free = policy.tiling, policy.free
     if tiling is None:
         return None
+    if tiling.choose == "by-pixels":
+        return _by_pixels(size, policy.size, tiling.grids)
     if free is not None:
         width, height = (round(edge / free.unit) * free.unit for edge in size)
         if width * height <= tiling.uncut_pixels:
@@ -124,7 +127,7 @@ def tokens_of_tile(shape: tuple[int, int], manifest: Manifest) -> int:
     free = manifest.image.free
     if free is None:
         return manifest.vision.tokens_per_tile
-    return shape[0] // free.unit * (shape[1] // free.unit)
+    return free.tokens or shape[0] // free.unit * (shape[1] // free.unit)
 
 
 def tiles_by_shape(tiles: np.ndarray, shapes: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
@@ -151,12 +154,42 @@ def tile_size(size: Size, policy: ImagePolicy) -> Size:
     return policy.size, policy.size
 
 
+def cut_size(size: Size, policy: ImagePolicy, grid: tuple[int, int]) -> Size:
+    """Return the (width, height) of each tile [down, across] that a picture is cut into."""
+    if policy.free is None or policy.tiling is None or policy.tiling.choose != "by-pixels":
+        return policy.size, policy.size
+    parts = zip(size, reversed(grid), strict=True)
+    width, height = (max(1, round(edge / count)) for edge, count in parts)
+    return free_size((width, height), policy.free)
+
+
 def free_size(size: Size, free: FreeShape) -> Size:
     """Return the size (width, height) of a tile whose shape follows the picture's.
 
-    This is the rule of Qwen2-VL's processors ("smart-resize"). They refuse edges that differ by
-    more than 200 times; here such a picture gets at least one unit along its shorter edge.
+    These are the rules of Qwen2-VL's processors ("smart-resize") and of MiniCPM-V's ("equal-area").
+    The former refuse edges that differ by more than 200 times; here such a picture gets at least
+    one unit along its shorter edge. The latter take any length, which is bounded here.
     """
+    unit = free.unit
+    width, height = _equal_area(size, free) if free.choose == "equal-area" else _smart(size, free)
+    most = free.most_pixels // unit**2
+    if width * height > most:
+        shorter = min(width, height, most)
+        longer = most // shorter
+        width, height = (longer, shorter) if width > height else (shorter, longer)
+    return width * unit, height * unit
+
+
+def _equal_area(size: Size, free: FreeShape) -> Size:
+    """Return how many units wide and high a picture is that has `least_pixels`."""
+    ratio = size[0] / size[1]
+    height = int(math.isqrt(free.least_pixels) / math.sqrt(ratio))
+    width = int(height * ratio)
+    return max(1, round(width / free.unit)), max(1, round(height / free.unit))
+
+
+def _smart(size: Size, free: FreeShape) -> Size:
+    """Return how many units wide and high a picture of "smart-resize" is."""
     unit, area = free.unit, size[0] * size[1]
     width, height = (max(1, round(edge / unit)) for edge in size)
     if width * height * unit**2 > free.most_pixels:
@@ -165,12 +198,7 @@ def free_size(size: Size, free: FreeShape) -> Size:
     elif width * height * unit**2 < free.least_pixels:
         share = math.sqrt(free.least_pixels / area)
         width, height = (math.ceil(edge * share / unit) for edge in size)
-    most = free.most_pixels // unit**2
-    if width * height > most:
-        shorter = min(width, height, most)
-        longer = most // shorter
-        width, height = (longer, shorter) if width > height else (shorter, longer)
-    return width * unit, height * unit
+    return width, height
 
 
 def shrunk_size(size: Size, longest: int) -> Size:
@@ -242,6 +270,23 @@ def _closest_ratio(size: Size, tile: int, grids: list[list[int]]) -> tuple[int, 
     return best
 
 
+def _by_pixels(size: Size, tile: int, grids: list[list[int]]) -> tuple[int, int] | None:
+    """Return the grid of about as many tiles as the picture has room for, closest in its ratio.
+
+    None: a single square of `tile` pixels holds the picture's pixels. Of equally close grids the
+    first one wins.
+    """
+    width, height = size
+    count = -(-width * height // tile**2)
+    if count <= 1:
+        return None
+    count = min(count, max(down * across for down, across in grids))
+    near = [grid for grid in grids if abs(grid[0] * grid[1] - count) <= 1] or grids
+    ratio = math.log(width / height)
+    down, across = min(near, key=lambda grid: abs(ratio - math.log(grid[1] / grid[0])))
+    return down, across
+
+
 def _unpadded(rows: np.ndarray, size: Size) -> np.ndarray:
     """Return `rows` [down, across] without the rows or columns of patches that hold only padding.
 
@@ -266,13 +311,15 @@ def _segments(
         positions: of the rows of a picture that is one tile, see `ImageRows`.
     """
     markers = manifest.prompts.markers or _NO_MARKERS
-    overview: list[str | int] = [markers.before_overview, whole]
+    overview: list[str | int] = [markers.before_overview, whole, markers.after_overview]
     cut: list[str | int] = []
     for down, tiles in enumerate(lengths, 1):
+        cut += [markers.between_rows] if down > 1 else []
         for across, length in enumerate(tiles, 1):
             place = markers.before_tile.replace("{row}", str(down))
-            cut += [place.replace("{column}", str(across)), length]
+            cut += [place.replace("{column}", str(across)), length, markers.after_tile]
         cut.append(markers.after_row)
+    cut += [markers.after_tiles] if cut else []
     parts = [overview, [markers.between], cut] if cut else [overview]
     if manifest.image.tiling is not None and manifest.image.tiling.overview == "last":
         parts.reverse()

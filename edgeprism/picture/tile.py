@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from edgeprism.picture.layout import edge_size, fitted_size, shrunk_size, tile_size
+from edgeprism.picture.layout import cut_size, edge_size, fitted_size, shrunk_size, tile_size
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import ImagePolicy
@@ -38,7 +38,7 @@ def picture_to_tiles(
     first colour and on the second. If a picture is cut in the mode "free", its overview has another
     shape than its tiles: then all pixels stand in one flat array, see `tiles_by_shape`.
     """
-    size, tiling = policy.size, policy.tiling
+    tiling = policy.tiling
     if tiling is None or grid is None:
         if policy.free is not None:
             return _free_tile(picture, policy)[None]  # [1, height, width, 3]
@@ -52,8 +52,9 @@ def picture_to_tiles(
         overview = np.asarray(picture_to_tile(whole, policy, policy.fill), dtype=np.uint8)[None]
     else:
         overview = _free_tile(picture, policy).ravel()
-    cut = np.asarray(canvas, dtype=np.uint8).reshape(grid[0], size, grid[1], size, 3)
-    cut = cut.swapaxes(1, 2).reshape(-1, size, size, 3)  # one row of tiles after another
+    width, height = cut_size(picture.size, policy, grid)
+    cut = np.asarray(canvas, dtype=np.uint8).reshape(grid[0], height, grid[1], width, 3)
+    cut = cut.swapaxes(1, 2).reshape(-1, height, width, 3)  # one row of tiles after another
     cut = cut if policy.free is None else cut.ravel()
     return np.concatenate((overview, cut) if tiling.overview == "first" else (cut, overview))
 
@@ -68,12 +69,13 @@ def _free_tile(picture: Picture, policy: ImagePolicy) -> np.ndarray:
 def _canvas(picture: Picture, policy: ImagePolicy, grid: tuple[int, int]) -> Image.Image:
     """Return the picture at the size of `grid` tiles [down, across], fitted as the policy says."""
     resample, tiling = RESAMPLING[policy.resample], policy.tiling
-    size = (grid[1] * policy.size, grid[0] * policy.size)
+    tile = cut_size(picture.size, policy, grid)
+    size = (grid[1] * tile[0], grid[0] * tile[1])
     if tiling is not None and tiling.choose == "longest-edge":
         # upstream resizes twice: first it keeps the ratio, then it stretches to whole tiles
         rgb = picture.rgb.resize(edge_size(picture.size, tiling.longest_edge), resample)
         return rgb.resize(size, resample)
-    if tiling is not None and tiling.choose == "closest-ratio":
+    if tiling is not None and tiling.choose in ("closest-ratio", "by-pixels"):
         return picture.rgb.resize(size, resample)
     width, height = fitted_size(picture.size, size)
     canvas = Image.new("RGB", size, tuple(policy.fill))

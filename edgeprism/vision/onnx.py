@@ -190,7 +190,7 @@ class VisionEncoder:
         shape: list[int | None] = [image.size, image.size, 3 * len(image.fills)]
         tokens: list[int | None] = [self.tokens_per_tile, self.n_embd]
         if self._free is not None:
-            shape[:2], tokens[:1] = [None, None], [None]
+            shape[:2], tokens[:1] = [None, None], [self._free.tokens or None]
         inputs = {self._input: ("tensor(uint8)", shape)}
         outputs = {self._output: ("tensor(float)", tokens)}
         if self._newline:
@@ -252,8 +252,8 @@ class VisionEncoder:
         """Return the visual tokens of each of some tiles [n, height, width, 3]."""
         if self._free is None:
             return self.tokens_per_tile
-        n_tokens: int = pixels.shape[1] * pixels.shape[2] // self._free.unit**2
-        return n_tokens
+        n_units: int = pixels.shape[1] * pixels.shape[2] // self._free.unit**2
+        return self._free.tokens or n_units
 
     def encode_picture(self, tiles: np.ndarray, layout: PictureLayout) -> np.ndarray:
         """Encode a picture's tiles; return its rows in the prompt's order, [n_rows, n_embd]."""

@@ -53,16 +53,39 @@ def free() -> dict[str, Any]:
     return data
 
 
+def sliced() -> dict[str, Any]:
+    """A manifest of a graph with queries, whose pictures are cut into tiles of a free shape."""
+    data = free()
+    shape = {"choose": "equal-area", "unit": 14, "least_pixels": 84 * 84, "most_pixels": 54 * 196}
+    data["image"] |= {"free": {**shape, "tokens": 8}, "max_tiles": 4, "tiling": {
+        "choose": "by-pixels", "grids": [[2, 1], [1, 2], [3, 1], [1, 3]], "longest_edge": 0,
+        "overview": "first", "order": "tiles",
+    }}  # fmt: skip
+    data["vision"] |= {"grid": [1, 8], "tokens_per_tile": 8}
+    del data["lm"]["image_positions"]
+    data["prompts"]["several"] = {"before": "", "between": "", "index": "<{index}>"}
+    names = ("begin", "before_overview", "before_tile", "after_row", "between", "end",
+             "after_overview", "after_tile", "between_rows", "after_tiles")  # fmt: skip
+    data["prompts"]["markers"] = {name: f"<{name}>" for name in names}
+    return data
+
+
 OPTIONAL = (
     "image/tiling",
     "image/second_fill",
     "image/free",
+    "image/free/tokens",
     "lm/image_positions",
     "vision/mmproj",
     "vision/newline",
     "prompts/markers",
+    "prompts/markers/after_overview",
+    "prompts/markers/after_tile",
+    "prompts/markers/after_tiles",
+    "prompts/markers/between_rows",
     "prompts/after_instruction",
     "prompts/several",
+    "prompts/several/index",
 )
 
 
@@ -132,7 +155,36 @@ def test_shapes_that_are_free() -> None:
     ):
         assert any(fault in each for each in faults_of(put(free(), path, value))), fault
     tiles = put(tiled(), "lm/image_positions", "down-across")
-    assert faults_of(tiles) == ["lm.image_positions: down-across needs one tile and a graph"]
+    (fault,) = faults_of(tiles)
+    assert fault.startswith("lm.image_positions: down-across needs one tile, a graph, and")
+
+
+def test_slices_with_a_fixed_number_of_visual_tokens() -> None:
+    manifest = manifest_from_json(json.dumps(sliced()), "m")
+    assert json.loads(manifest.to_json()) == sliced()
+    without = sliced()
+    for name in ("after_overview", "after_tile", "between_rows", "after_tiles"):
+        del without["prompts"]["markers"][name]
+    read = manifest_from_json(json.dumps(without), "m")
+    assert json.loads(read.to_json()) == without  # as earlier versions write and read it
+    for path, value, fault in (
+        ("image/free/tokens", -1, "image.free.tokens: must lie in 0…1024"),
+        ("image/free/tokens", 1025, "image.free.tokens: must lie in 0…1024"),
+        ("image/free/tokens", 9, "vision.grid: [1, 8], but the largest square tile has [1, 9]"),
+        ("image/free/choose", "smart-resize", "needs the choice closest-ratio"),
+        ("image/tiling/choose", "closest-ratio", "needs the choice by-pixels"),
+        ("image/tiling/order", "rows", "and the order tiles"),
+        ("image/tiling/order", "rows", "between_rows need image.tiling.order tiles"),
+        ("image/tiling/uncut_pixels", 1, "image.tiling.choose: by-pixels needs"),
+        ("image/size", 98, "image.size: 98, but the largest square tile has 84"),
+        ("image/max_tiles", 5, "image.max_tiles: 5, but the tiling makes 4"),
+        ("vision/tokens_per_tile", 36, "vision.tokens_per_tile: 36, but the largest tile has 8"),
+        ("lm/image_positions", "down-across", "and a place for each visual token"),
+        ("prompts/markers/after_tiles", "x" * 1001, "after_tiles: longer than"),
+    ):
+        assert any(fault in each for each in faults_of(put(sliced(), path, value))), fault
+    squares = put(tiled(), "image/tiling/choose", "by-pixels")
+    assert any("by-pixels needs image.free" in fault for fault in faults_of(squares))
 
 
 def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
@@ -147,7 +199,7 @@ def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
 
 def fields() -> list[tuple[dict[str, Any], str, Any]]:
     """Return each field of manifests that use every mechanism: manifest, path, value."""
-    return [(data, *leaf) for data in (tiled(), free()) for leaf in leaves(data)]
+    return [(data, *leaf) for data in (tiled(), free(), sliced()) for leaf in leaves(data)]
 
 
 def dotted(path: str) -> str:
@@ -284,8 +336,11 @@ def test_mechanisms_that_are_not_used_may_be_left_out() -> None:
     data = tiled()
     assert manifest_from_json(json.dumps(data), "m").image.tiling is not None
     for path in OPTIONAL:
-        part, name = path.split("/")
-        data[part].pop(name, None)
+        *lead, name = path.split("/")
+        parent = data
+        for step in lead:
+            parent = parent.get(step) or {}
+        parent.pop(name, None)
     data["image"]["max_tiles"] = 1
     assert manifest_from_json(json.dumps(data), "m") == bundles.make_manifest(
         FILES, parity=manifest_from_json(json.dumps(good()), "m").parity

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 from edgeprism.bundle.defaults import default_model
 from edgeprism.cli.main import run
-from edgeprism.convert.mmproj import shape
+from edgeprism.convert.mmproj import obstacles
 from edgeprism.files.home import data_dir
 from edgeprism.install import hub as install_hub
 from edgeprism.install import offers as offers_module
@@ -313,7 +313,7 @@ def test_a_projector_with_a_graph_is_foretold_to_be_faster(monkeypatch: pytest.M
         return offer.seconds or 0.0
 
     by_mtmd = seconds("glm4v")
-    assert all(seconds(projector) < by_mtmd for projector in shape.PROJECTORS)
+    assert all(seconds(projector) < by_mtmd for projector in obstacles.PROJECTORS)
     assert seconds("") == by_mtmd
     monkeypatch.setattr(offers_module, "has_module", lambda _module: False)  # nothing makes graphs
     assert seconds("gemma3") == by_mtmd

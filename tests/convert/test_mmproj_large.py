@@ -17,12 +17,13 @@ import pytest
 from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.convert.gate import int8
 from edgeprism.convert.gate.data import gate_mosaic, gate_pictures
-from edgeprism.convert.mmproj import build, peer
+from edgeprism.convert.mmproj import build, mtmd_slices, peer
 from edgeprism.convert.mmproj.build import build_bundle
 from edgeprism.convert.mmproj.graph import is_read_alike, write_graph
 from edgeprism.convert.mmproj.shape import read_shape
 from edgeprism.convert.mmproj.tensors import MmprojTensors
 from edgeprism.convert.options import PairOptions
+from edgeprism.convert.vision.quantize import quantize_int8
 from edgeprism.errors import ParityError
 from edgeprism.picture.layout import PictureLayout
 from edgeprism.progress import Progress
@@ -130,18 +131,18 @@ def shifted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def misplaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a picture into its tile's corner instead of the middle."""
-    fitted = peer._fitted
+    fitted = mtmd_slices.fitted
 
     def planted(*args: Any) -> Any:
         tile = np.asarray(fitted(*args))
         return np.roll(tile, -np.flatnonzero(tile.any(axis=(1, 2)))[0], axis=0)
 
-    monkeypatch.setattr(peer, "_fitted", planted)
+    monkeypatch.setattr(peer, "fitted", planted)
 
 
 def coarser(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give half of a matrix's columns scales that are too large, in every int8 graph."""
-    quantize = int8.quantize_int8
+    quantize = quantize_int8
 
     def planted(graph: Path, out: Path, *args: Any, **options: Any) -> None:
         quantize(graph, out, *args, **options)

@@ -15,7 +15,7 @@ from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.cli.main import run
 from edgeprism.convert.mmproj import build, peer, speed_up
 from edgeprism.convert.mmproj.build import build_bundle
-from edgeprism.convert.mmproj.shape import why_no_graph
+from edgeprism.convert.mmproj.obstacles import why_no_graph
 from edgeprism.convert.mmproj.speed_up import speed_up_pair
 from edgeprism.convert.mmproj.tensors import MmprojTensors
 from edgeprism.convert.options import PairOptions
@@ -119,7 +119,7 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("projector", "reason"), [
     ("qwen3vl_merger", "shape of its own"), ("glm4v", "shape of its own"),
-    ("resampler", "shape of its own"), ("ldp", "convolutions"), ("cogvlm", "none that a graph"),
+    ("pixtral", "shape of its own"), ("ldp", "convolutions"), ("cogvlm", "none that a graph"),
 ])  # fmt: skip
 def test_projectors_that_stay_with_libmtmd(projector: str, reason: str, tmp_path: Path) -> None:
     parts = changed(lambda p: p.metadata.update({"clip.projector_type": ("string", projector)}))

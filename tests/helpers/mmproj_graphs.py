@@ -27,9 +27,9 @@ from tests.helpers.captions import caption_ids
 from tests.language.test_generator import multi_axis_lm
 
 
-def tiny_lm(marks: Sequence[str] = ()) -> bundles.GgufParts:
+def tiny_lm(marks: Sequence[str] = (), shape: bundles.LmShape | None = None) -> bundles.GgufParts:
     """Return a language model in which the markers are tokens, as they are in published ones."""
-    parts = bundles.lm_parts(4)
+    parts = bundles.lm_parts(4, shape=shape)
     parts.metadata["tokenizer.ggml.add_space_prefix"] = ("bool", False)
     # its line feed is a byte's piece
     both = [*mmprojs.MARKS, *marks]
@@ -69,12 +69,18 @@ def noise(width: int, height: int) -> np.ndarray:
     return np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def graph_rows(mmproj: Path, out: Path, tiles: np.ndarray, as_mtmd: bool = False) -> np.ndarray:
+def graph_rows(
+    mmproj: Path,
+    out: Path,
+    tiles: np.ndarray,
+    as_mtmd: bool = False,
+    n_embd: int = bundles.N_EMBD,
+) -> np.ndarray:
     shape = read_shape(mmproj, read_gguf_header(mmproj))
-    graph = write_graph(MmprojTensors(mmproj), shape, bundles.N_EMBD, out, as_mtmd)
+    graph = write_graph(MmprojTensors(mmproj), shape, n_embd, out, as_mtmd)
     check_graph(graph, [f"{graph.name}.data"])
     rows: np.ndarray = onnxruntime.InferenceSession(str(graph)).run(None, {"pixels": tiles})[0]
-    return rows.reshape(-1, bundles.N_EMBD)
+    return rows.reshape(-1, n_embd)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeprism.cli.main import run
-from edgeprism.convert.mmproj import shape
+from edgeprism.convert.mmproj import obstacles
 from edgeprism.errors import ManifestError, ModelError
 from edgeprism.models import catalogue as catalogue_module
 from edgeprism.models.catalogue import read_catalogue
@@ -45,9 +45,9 @@ def test_projectors_are_those_that_the_converter_knows() -> None:
     captioners = {n for n, model in catalogue.gguf.items() if model.kind == "captioner"}
     named = {n: work.projector for n, work in catalogue.work.items() if n in captioners}
     assert {n for n, projector in named.items() if not projector} == {"moondream2"}
-    unknown = set(named.values()) - {""} - {*shape.PROJECTORS, *shape._WHY_NOT}
+    unknown = set(named.values()) - {""} - {*obstacles.PROJECTORS, *obstacles._WHY_NOT}
     assert not unknown, "no file has such a projector"
-    assert named["qwen2.5-vl-3b"] in shape.PROJECTORS
+    assert named["qwen2.5-vl-3b"] in obstacles.PROJECTORS
     assert not [n for n, w in catalogue.work.items() if n not in captioners and w.projector]
 
 
