@@ -45,7 +45,8 @@ class VisionGate:
         """Return figures and failures of a graph's visual tokens against the reference."""
         self.progress.stage(f"Measuring vision {quant}", self.n_tiles)
         self.last = judge.run_vision(path, self.pixels, quant == "int8-full", self.progress)
-        return judge.judge_vision(quant, self.last.tokens, self.reference)
+        figures, failures = judge.judge_vision(quant, self.last.tokens, self.reference)
+        return {**figures, "pictures": float(self.n_tiles)}, failures
 
     def int8_damage(self, graph: Path, full_range: bool) -> list[str]:
         """Return the matrices of a float32 graph, first those that int8 damages most."""

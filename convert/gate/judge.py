@@ -154,7 +154,6 @@ def judge_vision(
         "relative_error": float(error),
         "mean_cosine": float(cosines.mean()),
         "min_cosine": float(cosines.min()),
-        "pictures": float(len(tokens)),
     }
     failures = []
     # `not … <=` rather than `>`: a NaN must fail
