@@ -9,6 +9,7 @@ from unittest import mock
 import onnx_ir
 import pytest
 
+from edgeprism.convert import memory
 from edgeprism.convert.vision import export, graph
 from edgeprism.convert.vision.export import trace_graph
 from edgeprism.convert.vision.graph import VisionGraph
@@ -44,6 +45,16 @@ def bundle_of(
         return cached[key]
 
     return get
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_memory_is_collected() -> Iterator[None]:
+    """Spare the collections between the steps of a conversion.
+
+    Tiny models leave nothing to collect, and beside torch each collection takes half a second.
+    """
+    with mock.patch.object(memory, "gc"):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

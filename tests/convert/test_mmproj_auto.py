@@ -12,7 +12,7 @@ from edgeprism.bundle.manifest import Manifest
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.cli.main import run
 from edgeprism.convert.gate import int8
-from edgeprism.convert.mmproj import build, peer
+from edgeprism.convert.mmproj import peer
 from edgeprism.convert.mmproj.build import build_bundle
 from edgeprism.convert.mmproj.speed_up import speed_up_pair
 from edgeprism.convert.options import PairOptions
@@ -49,8 +49,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _speed_is_not_at_issue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer, "_ROUNDS", ((1, 0.0),))
-    for module in (build, int8):
-        monkeypatch.setattr(module, "give_memory_back", lambda: None)  # tiny graphs leave nothing
 
 
 def made(pair: Path, out: Path, quant: str) -> Manifest:

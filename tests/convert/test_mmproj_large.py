@@ -66,8 +66,6 @@ def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def _all_towers_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer, "LARGE_TILE", 1)
     monkeypatch.setattr(peer, "_CLEAR_GAIN", 0.0)  # how fast it is is not at issue
-    for module in (build, int8):
-        monkeypatch.setattr(module, "give_memory_back", lambda: None)  # tiny graphs leave nothing
 
 
 class Told(Progress):

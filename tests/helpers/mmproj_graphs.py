@@ -11,8 +11,7 @@ import numpy as np
 import onnxruntime
 
 from edgeprism.bundle.gguf import read_gguf_header
-from edgeprism.convert.gate import int8
-from edgeprism.convert.mmproj import build, peer
+from edgeprism.convert.mmproj import peer
 from edgeprism.convert.mmproj.build import build_bundle
 from edgeprism.convert.mmproj.graph import write_graph
 from edgeprism.convert.mmproj.shape import read_shape
@@ -109,12 +108,7 @@ def build_case(
     """Write a pair into an empty folder and build its graphs; how fast they are is not at issue."""
     case = PairCase(kind, parts, lm.write(folder / "lm"), parts.write(folder / "mm"), folder / "b")
     write_pair(case.lm, case.mmproj, case.bundle, name="tiny")
-    with (
-        mock.patch.object(peer, "_ROUNDS", ((1, 0.0),)),
-        # tiny graphs leave nothing worth half a second for each collection beside torch
-        mock.patch.object(build, "give_memory_back"),
-        mock.patch.object(int8, "give_memory_back"),
-    ):
+    with mock.patch.object(peer, "_ROUNDS", ((1, 0.0),)):
         options = PairOptions(("fp32", "int8"), always=True)
         build_bundle(case.bundle, case.bundle, options, Progress())
     return case
