@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +51,21 @@ def place(tmp_path_factory: pytest.TempPathFactory, scenes: list[bytes]) -> Path
     return place
 
 
+def documented() -> dict[str, Any]:
+    """How the documentation tells a program to start it, in JSON and in TOML alike."""
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "mcp.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"```(json|toml)\n(.*?)```", page, re.DOTALL))
+    told: dict[str, Any] = json.loads(blocks["json"])["mcpServers"]["edgeprism"]
+    assert told == tomllib.loads(blocks["toml"])["mcp_servers"]["edgeprism"]
+    return told
+
+
 def command(place: Path, *options: str) -> list[str]:
-    reasoner = ["--reasoner", str(place / "two.gguf")]
-    return [sys.executable, "-m", "edgeprism", "mcp", *reasoner, *options, str(place / "photos")]
+    """The documented command, with a folder and a reasoner of the tests."""
+    told, reasoner = documented(), ["--reasoner", str(place / "two.gguf")]
+    assert Path(told["command"]).name == "edgeprism"
+    *words, _folder = told["args"]
+    return [sys.executable, "-m", "edgeprism", *words, *reasoner, *options, str(place / "photos")]
 
 
 def environment(place: Path) -> dict[str, str]:
