@@ -344,7 +344,7 @@ def report_floors(
     for stage, floor in floors.items():
         share = floor / median(said[GRAPH], stage)
         print(f"floor of {stage}: {floor:.2f} s; the graph's engine reaches {share:.0%} of it")
-    whole = min(median(said[engine], "first token") for engine in (FLASH, NO_FLASH))
+    whole = min(median(said[engine], "first token") for engine in said.keys() - {GRAPH})
     prefill = median(said[GRAPH], "prefill")
     print(f"were encoding at its floor, the first token would come "
           f"{whole / (floors['encode'] + prefill):.2f} times as fast as libmtmd's")  # fmt: skip
