@@ -86,11 +86,15 @@ class _TokenLimit(click.ParamType["int | str"]):
         text = str(value)
         if text in (AUTO, ALL):
             return text
-        if not (text.isascii() and text.isdigit() and int(text)):
+        try:
+            number = int(text) if text.isascii() and text.isdigit() else 0
+        except ValueError:  # Python reads no number of thousands of digits
+            number = 0
+        if not number:
             self.fail(
                 f"{text!r} is neither a number of at least 1 nor {AUTO} nor {ALL}.", param, ctx
             )
-        return int(text)
+        return number
 
 
 visual_tokens_option = click.option(

@@ -330,7 +330,7 @@ def test_the_option(marked: Path, photo: Path, capsys: Captured) -> None:
     assert json.loads(capsys.readouterr().out)["tokens"]["visual"] == 64
     assert run([*command, "--visual-tokens", "all"]) == 0
     assert "reduction" not in json.loads(capsys.readouterr().out)
-    for wrong in ("0", "-1", "every", "2.5"):
+    for wrong in ("0", "-1", "every", "2.5", "9" * 5000):
         assert run([*command, "--visual-tokens", wrong]) == 2
         assert "neither a number of at least 1 nor auto" in capsys.readouterr().err
 
