@@ -153,7 +153,7 @@ class Prism:
             captions, question, options=options, hint=hint, focus=focus, notes=notes + more,
             answer_tokens=answer_tokens, shape=shape, evidence=evidence,
         )  # fmt: skip
-        return _with_times(answer, loaded, started)
+        return with_times(answer, loaded, started)
 
     def _describe(
         self, pictures: Sequence[Picture], merge: bool, **caption_options: Unpack[CaptionOptions]
@@ -260,7 +260,7 @@ def repetition_notes(captions: Sequence[Caption]) -> tuple[str, ...]:
     )
 
 
-def _with_times(answer: Answer, load_ms: float, started: float) -> Answer:
+def with_times(answer: Answer, load_ms: float, started: float) -> Answer:
     """Add what was loaded before the answer, and the time since `started`."""
     total = (time.perf_counter() - started) * 1000
     timings = replace(answer.timings, load=answer.timings.load + load_ms, total=total)

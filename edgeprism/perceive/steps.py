@@ -222,7 +222,8 @@ class CaptionSteps:
             raise UsageError(
                 f"{encoded.image}: encoded with visual_tokens={limit!r}, but the caption needs "
                 f"visual_tokens={plan.visual_tokens!r}.",
-                "Encode it with the captioner that describes it, or give the picture itself.",
+                "Encode it with a captioner that was loaded with this `visual_tokens`, or give the "
+                "picture itself.",
             )
         return self._request(np.asarray(encoded.visual_tokens), encoded.layout, plan)
 

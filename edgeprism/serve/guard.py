@@ -11,6 +11,7 @@ A web page that a person visits can send requests to this machine. Three checks 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import time
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
 
+from edgeprism.errors import Interrupted
 from edgeprism.files.safe_text import short_line
 from edgeprism.serve.exchange import Bodies, Exchange, too_large
 from edgeprism.serve.refusals import ClientLeft, Refusal, to_refusal
@@ -68,6 +70,11 @@ class Guard:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientLeft:
             exchange.status = exchange.status or 499
+        except asyncio.CancelledError:  # the server ends, and gives up what still runs
+            if exchange.status:  # the client has the head: the connection breaks off
+                exchange.code = "stopped"
+            else:
+                await exchange.refuse(to_refusal(Interrupted("The server is stopping.")))
         except HTTPException as error:  # of the router: an unknown path or method
             await exchange.refuse(_of_router(error))
         except Exception as error:

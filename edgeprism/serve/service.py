@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import traceback
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from edgeprism.perceive.options import CaptionOptions, Plan
-from edgeprism.prism import question_to_focus, repetition_notes
+from edgeprism.prism import question_to_focus, repetition_notes, with_times
 from edgeprism.reason.base import DEFAULT_ANSWER_TOKENS, BaseReasoner
 from edgeprism.reason.shape import Shape
 from edgeprism.records import Answer, Caption
@@ -151,12 +152,13 @@ class Service:
 
         Raises Refusal and EdgePrismError, of a picture that cannot be read too.
         """
+        started = time.perf_counter()
         description, reasoner = query.description, query.description.model.reasoner or ""
         captions: dict[int, Caption] = {}  # in the pictures' order, whichever is finished first
         with self.places.take(1 + len(description.pictures)) as held:
             if query.hint:
                 self._log("hint", query.hint)
-            focus, notes = await self._focus(query, reasoner)
+            focus, notes, load_ms = await self._focus(query, reasoner)
             yield Focused(focus)
             options = CaptionOptions(**{**description.options, "focus": focus})
             job = replace(description, options=options)
@@ -172,16 +174,20 @@ class Service:
             answer = self._answer(query, reasoner, in_order, focus, notes)
             async with aclosing(answer) as written:
                 async for part in written:
+                    if isinstance(part, Answered):
+                        part = Answered(with_times(part.answer, load_ms, started))
                     yield part
 
-    async def _focus(self, query: Query, name: str) -> tuple[str, tuple[str, ...]]:
+    async def _focus(self, query: Query, name: str) -> tuple[str, tuple[str, ...], float]:
+        """Return the focus, notes, and how many milliseconds the reasoner took to load for it."""
         given = query.description.options.get("focus")
         if query.instruction_mode == "generic" and not given:
-            return "", ()
+            return "", (), 0.0
 
-        def draw(reasoner: BaseReasoner) -> tuple[str, tuple[str, ...]]:
-            mode = query.instruction_mode
-            return question_to_focus(reasoner, query.question, mode, given, query.options)
+        def draw(reasoner: BaseReasoner) -> tuple[str, tuple[str, ...], float]:
+            mode, options = query.instruction_mode, query.options
+            focus, notes = question_to_focus(reasoner, query.question, mode, given, options)
+            return focus, notes, reasoner.focus_timings.load
 
         async with self.models.reasoner(name) as thread:
             return await thread.run(draw)

@@ -99,6 +99,42 @@ def test_what_runs_is_finished_when_the_server_stops(scenes: list[bytes], texts:
     assert [record["caption"] for record in replies[0].data["captions"]] == texts[:1] * 8
 
 
+def test_what_runs_longer_than_the_stop_timeout_is_told(scenes: list[bytes]) -> None:
+    replies: list[Reply] = []
+    with serving(stop_seconds=0) as running:
+
+        def ask(path: str) -> None:
+            images = [as_base64(scenes[0])] * 16
+            body = {"images": images, "model": "nano", "prompt": "Describe it.", "stream": False}
+            replies.append(running.post(path, body if "api" in path else {"images": images}))
+
+        paths = "/v1/captions", "/api/generate"
+        threads = [threading.Thread(target=ask, args=(path,)) for path in paths]
+        for thread in threads:
+            thread.start()
+        while running.taken() < 2:
+            time.sleep(0.005)
+        running.server.stop()
+        for thread in threads:
+            thread.join(30)
+    assert [reply.status for reply in replies] == [503, 503]
+    for reply in replies:
+        error = reply.data["error"]
+        assert "The server is stopping." in (error if isinstance(error, str) else error["message"])
+    assert not [line for line in running.log if "Exception in ASGI" in line]
+
+
+def test_an_answer_tells_what_was_waited_for(scenes: list[bytes], scripted_gguf: Path) -> None:
+    with serving(reasoner=str(scripted_gguf)) as running:
+        body = {"images": [as_base64(scenes[0])], "question": "What is it?"}
+        first, second = (running.post("/v1/ask", body).data for _ in "ab")
+    for said in (first, second):
+        caption, answer = said["captions"][0]["timings_ms"], said["timings_ms"]
+        assert answer["total"] > answer["prefill"] + answer["decode"] + caption["total"]
+    assert first["timings_ms"]["load"] > 0
+    assert second["timings_ms"]["load"] == 0
+
+
 def test_metrics_are_prometheus_text(server: Running, scenes: list[bytes]) -> None:
     server.post("/v1/captions", {"images": [as_base64(scenes[0])]})
     reply = server.get("/metrics")
