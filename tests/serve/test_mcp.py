@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Iterator
@@ -207,15 +208,19 @@ HELLO = {
 
 
 class Talk:
-    """A server, spoken to without a library."""
+    """A server, spoken to without a library; a thread reads its log, which else would fill up."""
 
     def __init__(self, words: list[str], env: dict[str, str]) -> None:
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env,
-            text=True,
+            text=True, errors="replace",
         )  # fmt: skip
         self.input, self.output = piped(self.process.stdin), piped(self.process.stdout)
-        self.errors = piped(self.process.stderr)
+        self.log: list[str] = []  # the lines so far
+        self._reader = threading.Thread(
+            target=self.log.extend, args=(piped(self.process.stderr),), daemon=True
+        )
+        self._reader.start()
 
     def send(self, method: str, number: int | None = None, **params: Any) -> None:
         message: dict[str, Any] = {"jsonrpc": "2.0", "method": method, "params": params}
@@ -225,6 +230,15 @@ class Talk:
 
     def receive(self) -> Any:
         return json.loads(self.output.readline())
+
+    def end(self, *, closes_input: bool = True) -> tuple[str, str]:
+        """What the server still writes until it has ended, and its whole log."""
+        if closes_input:
+            self.input.close()
+        output = self.output.read()
+        self.process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        return output, "".join(self.log)
 
     def greet(self) -> None:
         self.send("initialize", 1, **HELLO)
@@ -247,7 +261,7 @@ def talking(place: Path, *options: str) -> Iterator[Talk]:
         yield talk
     finally:
         talk.process.kill()
-        talk.process.communicate()
+        talk.end(closes_input=False)
 
 
 def test_it_ends_with_its_input_and_writes_the_protocol_alone(
@@ -264,7 +278,7 @@ def test_it_ends_with_its_input_and_writes_the_protocol_alone(
         reply = talk.receive()
         assert reply["id"] == 2
         assert reply["result"]["structuredContent"]["caption"] == texts[0]
-        output, errors = talk.process.communicate(timeout=PATIENCE_S)  # closes its input
+        output, errors = talk.end()
         assert talk.process.returncode == 0
         assert output == ""
         assert "freed captioner nano" in errors
@@ -277,17 +291,16 @@ def test_a_signal_ends_it_in_the_middle_of_calls(place: Path) -> None:
     """By SIGTERM; `tests/machine/test_signals.py` has Ctrl-C do the same to every command."""
     with talking(place, "--preload") as talk:
         talk.greet()
-        told = ""
-        while "loaded reasoner" not in told:  # before anything was asked for
-            line = talk.errors.readline()
-            assert line, told
-            told += line
+        deadline = time.monotonic() + PATIENCE_S
+        while not any("loaded reasoner" in line for line in talk.log):  # before anything is asked
+            assert time.monotonic() < deadline, talk.log
+            time.sleep(0.01)
         for call in range(2, 40):
             talk.describe(call)
         talk.receive()
         talk.process.send_signal(signal.SIGTERM)
         start = time.monotonic()
-        output, errors = talk.process.communicate(timeout=PATIENCE_S)
+        output, errors = talk.end(closes_input=False)
         assert time.monotonic() - start < 10
         assert talk.process.returncode == 0
         for line in output.splitlines():
