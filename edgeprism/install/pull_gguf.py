@@ -11,15 +11,17 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeprism.bundle.choose_gguf import Choice, choose_files
+from edgeprism.bundle.choose_gguf import (
+    Choice,
+    choose_files,
+    language_models,
+    quant_in_name,
+)
 from edgeprism.bundle.gguf import license_in_header
 from edgeprism.bundle.gguf_parts import part_names, part_paths, read_model_header
-from edgeprism.bundle.manifest import FILE_NAME
 from edgeprism.bundle.open import find_model, open_bundle
 from edgeprism.bundle.pulled import PulledFrom, places_of, pulled_from, remember_pulled
-from edgeprism.convert.mmproj.reuse import keep_graph
 from edgeprism.convert.mmproj.speed_up import speed_up_pair
-from edgeprism.convert.options import PairOptions
 from edgeprism.errors import EdgePrismError, ModelError, OutputError, PullError, UsageError
 from edgeprism.files.home import data_dir
 from edgeprism.files.links import link_or_copy, links_work
@@ -30,6 +32,7 @@ from edgeprism.install.hub import Fetched, Listing, fetch_files, list_repository
 from edgeprism.install.hub_cache import bytes_to_fetch, cached_listing
 from edgeprism.install.licenses import published_license, restriction
 from edgeprism.install.memory_needs import estimated_memory
+from edgeprism.install.pair_graph import earlier_graph, pair_options, with_installed_quants
 from edgeprism.install.pulled_models import (
     check_intact,
     encoder_is_chosen,
@@ -117,7 +120,8 @@ def plan_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) -> Pl
     Args:
         name: The name to install it under.
         entry: Where it is; its kind may be "" for what the repository holds.
-        quant: The wanted quantization or file; "" for the entry's, or the rule's.
+        quant: The wanted quantization or file; "" for the installed model's, where there is one,
+            else the entry's, or the rule's.
         progress: Is told what is asked for.
 
     Raises:
@@ -132,7 +136,8 @@ def plan_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) -> Pl
     license_ = published_license(listing.license, entry.license)
     listing = dataclasses.replace(listing, license=license_)
     try:
-        choice = choose_files(listing.sizes, quant or entry.quant)
+        wanted = quant or _installed_lm(name, listing) or entry.quant
+        choice = choose_files(listing.sizes, wanted)
     except EdgePrismError as error:
         place = "the cache" if listing.offline else listing.repo
         raise type(error)(f"{place}: {error.summary}", error.hint, error.details) from error
@@ -149,6 +154,23 @@ def plan_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) -> Pl
     verified = entry.verified and listing.revision == entry.revision
     missing = bytes_to_fetch(listing, choice.files)
     return Plan(name, kind, listing, choice, verified, missing, _replaced(name, listing, choice))
+
+
+def _installed_lm(name: str, listing: Listing) -> str:
+    """Return the language model that stays where none is named: its file, else its quantization.
+
+    "" if this repository's model is not installed under the name, or has no such language model
+    any more.
+    """
+    origin = pulled_from(name)
+    if origin is None or not any(map(os.path.lexists, places_of(name))):
+        return ""
+    if origin.repo != listing.repo:
+        return ""
+    files = [model.name for model in language_models(listing.sizes)]
+    if origin.lm in files:
+        return origin.lm
+    return origin.quant if origin.quant in map(quant_in_name, files) else ""
 
 
 def _replaced(name: str, listing: Listing, choice: Choice) -> PulledFrom | None:
@@ -181,7 +203,7 @@ def installed_gguf(name: str, entry: GgufModel, quant: str, progress: Progress) 
         progress.say(f"{error.summary} It is pulled again.")
         return None
     moved = entry.revision not in ("main", origin.commit)
-    return path if origin.has(quant or entry.quant) and not moved else None
+    return path if origin.has(quant) and not moved else None
 
 
 def pull_gguf(
@@ -205,25 +227,14 @@ def pull_gguf(
             fetched = fetch_files(plan.listing, plan.choice.files, progress, extra=EXTRA)
             progress.stage(f"Trying {plan.name}")
             if plan.kind == "captioner":
-                earlier = None if anew else _earlier_graph(fetched, plan, request, work)
+                request = with_installed_quants(request, folder)
+                digests = {file.name: file.sha256 for file in fetched.files}
+                mmproj = digests[plan.choice.mmproj]
+                earlier = None if anew else earlier_graph(folder, mmproj, request, work / "graph")
                 _install_pair(plan, fetched.folder, folder, request.chat_format)
                 speed_up(folder, request, progress, earlier)
                 return folder, fetched
             return _install_reasoner(plan, fetched, folder, single), fetched
-
-
-def _earlier_graph(fetched: Fetched, plan: Plan, request: GgufRequest, work: Path) -> Path | None:
-    """Keep the graph that an installed model has of the fetched mmproj file, if one has it."""
-    digests = {file.name: file.sha256 for file in fetched.files}
-    installed = sorted((data_dir() / "models").glob(f"*/{FILE_NAME}"))
-    bundles = [path.parent for path in installed]
-    return keep_graph(bundles, digests[plan.choice.mmproj], _pair_options(request), work / "graph")
-
-
-def _pair_options(request: GgufRequest) -> PairOptions:
-    options = PairOptions(always=request.encoder == "onnx")
-    quants = request.vision_quants or options.vision_quants
-    return dataclasses.replace(options, vision_quants=quants)
 
 
 def speed_up(
@@ -236,7 +247,7 @@ def speed_up(
     """
     if request.encoder == "mtmd":
         return
-    options = _pair_options(request)
+    options = pair_options(request)
     try:
         with written_safely(bundle):
             progress.say(speed_up_pair(bundle, progress, options, earlier))

@@ -238,6 +238,44 @@ def test_a_graph_of_the_same_mmproj_is_taken_over(
         assert open_bundle(NAME).manifest.vision.mmproj is not None
 
 
+@pytest.mark.usefixtures("real_encoder")
+@pytest.mark.parametrize("quant", ["fp32", "auto"])
+def test_what_a_pull_leaves_open_stays(
+    quant: str, hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_: object) -> float:
+        raise AssertionError("a graph is built anew")
+
+    whole = hub.repositories[PAIR]
+    pull(f"{REFERENCE}:F16", options=GgufOptions(encoder="mtmd"))
+    # the vision graph alone is named: the language model stays
+    assert "language model: tiny-eyes-F16.gguf" in "\n".join(plan_pull(REFERENCE).lines())
+    chosen = GgufOptions(encoder="onnx")
+    assert not pull(REFERENCE, vision_quants=(quant,), again=True, options=chosen).was_there
+    check_whole(whole, "tiny-eyes-F16.gguf")
+    assert open_bundle(NAME).manifest.asked_quants == (quant,)
+    # the language model alone is named: the graph stays, whether it is the faster encoder or not
+    monkeypatch.setattr(speed_up, "_replaced", build)
+    monkeypatch.setattr(reuse, "LEAST_GAIN", 1e9)
+    progress = Said(hub)
+    pull(f"{REFERENCE}:Q8_0", progress=progress)
+    assert "made of the same mmproj file before" in progress.text
+    check_whole(whole)
+    assert open_bundle(NAME).manifest.asked_quants == (quant,)
+
+
+def test_a_damaged_model_is_pulled_again_as_it_was(hub: StandInHub) -> None:
+    pull(f"{REFERENCE}:F16")
+    (data_dir() / "models" / NAME / "lm.gguf").unlink()
+    pull(REFERENCE)
+    check_whole(hub.repositories[PAIR], "tiny-eyes-F16.gguf")
+    # what the repository no longer holds, by the rule
+    files = hub.repositories[PAIR]
+    hub.repositories[PAIR] = {n: files[n] for n in files if n != "tiny-eyes-F16.gguf"}
+    pull(REFERENCE, again=True)
+    check_whole(files)
+
+
 def test_an_encoder_that_cannot_be_built_leaves_a_whole_pair(
     hub: StandInHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
