@@ -233,7 +233,8 @@ def test_no_training_library_in_the_runtime() -> None:
 
 # llama.cpp's names of projectors and architectures, as GGUF files hold them, and one of Ollama's
 FOREIGN_NAMES = {("vision.mmproj_checks", name) for name in
-                 ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger")}  # fmt: skip
+                 ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger",
+                  "internvl")}  # fmt: skip
 FOREIGN_NAMES |= {("bundle.gguf_purpose", "qwen25vl")}
 FOREIGN_NAMES |= {("language.embeddings", name) for name in ("qwen2", "qwen3", "internlm2")}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,11 +113,11 @@ def read_gguf_header(path: Path, *, tokens: bool = False) -> GgufHeader:
     Raises ModelError, which names the file, for anything that is not a whole GGUF file.
     """
     try:
-        with (
-            open_regular(path) as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            return _Reader(data, tokens).header()
+        with open_regular(path) as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise ValueError("the file is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Reader(data, tokens).header()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(f"{path}: not a whole GGUF model: {reason}.", COPY_AGAIN) from error

@@ -303,7 +303,11 @@ def _in_words(cost: dict[str, Any]) -> dict[str, str]:
 
 def _shown(facts: dict[str, Any]) -> dict[str, Any]:
     """Return facts without remarks that say nothing, for a person."""
-    return {key: value for key, value in facts.items() if value or key not in ("problem", "note")}
+    shown = {key: value for key, value in facts.items() if value or key not in ("problem", "note")}
+    parity = facts.get("parity")
+    if parity and not (parity["passed"] or parity["figures"] or parity["failures"]):
+        shown["parity"] = "no gate has run"  # `passed: no` would read as failed
+    return shown
 
 
 def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:

@@ -30,7 +30,14 @@ _LIMITS = {
 # counts the rows one by one, without an error.
 _MULTI_AXIS = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger", "glm4v",
                "paddleocr")  # fmt: skip
+# Projectors whose published language models count the rows one by one.
+_ONE_AXIS = ("adapter", "gemma3", "idefics3", "internvl", "ldp", "ldpv2", "lfm2", "llama4", "mlp",
+             "pixtral", "resampler")  # fmt: skip
+# MiniCPM-V's projector, its queries [queries, width] by one name, and their number in the header,
+# where 0 stands for the number that follows from the version
+_RESAMPLER, _QUERY, _QUERY_COUNT = "resampler", "resampler.query", "clip.minicpmv_query_num"
 _F32, _INTEGERS = 0, {24, 25, 26, 27}
+_OF_ANOTHER = "Use the mmproj file that was made for this language model."
 _HINT = "Copy or download the mmproj file again."
 
 
@@ -51,14 +58,20 @@ def check_mmproj(path: Path, n_embd: int) -> GgufHeader:
         raise ModelError(f"{path}: does not name its projector.", _HINT)
     if faults := list(_faults(header)):
         raise ModelError(f"{path}: cannot be run: it has {'; '.join(faults)}.", _HINT)
+    _check_width(path, header, n_embd)
+    return header
+
+
+def _check_width(path: Path, header: GgufHeader, n_embd: int) -> None:
     width = header.metadata.get("clip.vision.projection_dim")
     widths = {shape[1] for shape in header.tensors.values() if len(shape) == 2}
+    if shape := _query_shape(header):  # llama.cpp's converter writes a width of 0 beside it
+        width, widths = shape[0], set()
     if width != n_embd and n_embd not in widths:
         raise ModelError(
             f"{path}: makes visual tokens of width {width}, but the language model takes {n_embd}.",
-            "Use the mmproj file that was made for this language model.",
+            _OF_ANOTHER,
         )
-    return header
 
 
 def check_positions(path: Path, header: GgufHeader, lm: Path, multi_axis: bool) -> None:
@@ -76,6 +89,21 @@ def check_positions(path: Path, header: GgufHeader, lm: Path, multi_axis: bool) 
         )
 
 
+def unknown_positions(path: Path, lm: Path) -> ModelError:
+    """Return the error for rows that get no positions as M-RoPE has them, which `lm` needs."""
+    projector = projector_of(read_gguf_header(path))
+    if projector in _ONE_AXIS:
+        return ModelError(
+            f"{path}: its projector {projector} places visual tokens one by one, but {lm} counts "
+            "positions in time, down and across (M-RoPE).",
+            _OF_ANOTHER,
+        )
+    return ModelError(
+        f"{path}: places rows in a way that EdgePrism does not know.",
+        "Run it with llama.cpp's own tools.",
+    )
+
+
 def row_width(header: GgufHeader) -> int:
     """Return the width of the rows that a language model takes; later layers may add some."""
     layers = header.metadata.get(f"{header.architecture}.n_deepstack_layers", 0)
@@ -91,12 +119,19 @@ def projector_of(header: GgufHeader) -> str:
     return ""
 
 
+def _query_shape(header: GgufHeader) -> tuple[int, ...]:
+    """Return (width, queries) of MiniCPM-V's learned queries; () if there are none."""
+    shape = header.tensors.get(_QUERY, ())
+    return shape if projector_of(header) == _RESAMPLER and len(shape) == 2 else ()
+
+
 def _faults(header: GgufHeader) -> Iterator[str]:
     numbers: dict[str, int] = {}
     for name, limit in _LIMITS.items():
         value: Any = header.metadata.get(f"clip.vision.{name}")
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= limit:
-            yield f"{name} {value!r} (known: 0…{limit})"
+        least = 1 if name == "block_count" else 0
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= limit:
+            yield f"{name} {value!r} (known: {least}…{limit})"
         else:
             numbers[name] = value
     width, heads = numbers.get("embedding_length", 0), numbers.get("attention.head_count", 0)
@@ -106,6 +141,9 @@ def _faults(header: GgufHeader) -> Iterator[str]:
     if numbers.get("patch_size") == 0:
         yield "patches of no size"
     yield from _grid_faults(header, numbers.get("image_size", 0))
+    said, shape = header.metadata.get(_QUERY_COUNT), _query_shape(header)
+    if shape and said not in (None, 0, shape[1]):
+        yield f"{shape[1]} rows in {_QUERY}, {said} in the header"
     for name in ("image_mean", "image_std"):
         values = header.metadata.get(f"clip.vision.{name}")
         if not isinstance(values, Array) or len(values.items) < 3:

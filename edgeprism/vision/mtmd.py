@@ -23,7 +23,7 @@ from edgeprism.language.model import LanguageModel
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.fork import use_team
 from edgeprism.segments import ImageRows, Segment, Tokens
-from edgeprism.vision.mmproj_checks import check_mmproj, check_positions
+from edgeprism.vision.mmproj_checks import check_mmproj, check_positions, unknown_positions
 
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
 _NODES = 8  # nodes of the graph between two checks of `cancel`
@@ -175,10 +175,7 @@ class MtmdEncoder:
         moved = positions_from(_FAR) - positions
         advance = mtmd.mtmd_input_chunk_get_n_pos(chunk)
         if (moved[:3] != _FAR).any() or moved[3].any() or positions.max() + 1 != advance:
-            raise ModelError(
-                f"{self.path}: places rows in a way that EdgePrism does not know.",
-                "Run it with llama.cpp's own tools.",
-            )
+            raise unknown_positions(self.path, self.lm.path)
         return positions
 
     # ---- encoding

@@ -30,7 +30,7 @@ from edgeprism.convert.mmproj.resampler_tower import ResamplerTower
 from edgeprism.convert.mmproj.shape import read_shape
 from edgeprism.convert.mmproj.tensors import MmprojTensors
 from edgeprism.convert.options import PairOptions
-from edgeprism.errors import NoGraphError, ParityError
+from edgeprism.errors import ModelError, NoGraphError, ParityError
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Rows, segments_to_parts
 from edgeprism.memory.language import LanguageUse
@@ -38,6 +38,7 @@ from edgeprism.perceive.footprint import CaptionerFootprint
 from edgeprism.picture.layout import most_visual_tokens, picture_to_layout
 from edgeprism.progress import Progress
 from edgeprism.segments import ImageRows, Text
+from edgeprism.vision.mmproj_checks import check_mmproj
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.pair import write_pair
 from tests.helpers import minicpm, mmprojs
@@ -314,6 +315,24 @@ def test_no_graph_and_why(reason: str, tmp_path: Path) -> None:
     key, value = REFUSED[reason]
     parts.metadata[key] = (parts.metadata[key][0], value)
     assert reason in why_no_graph(read_gguf_header(parts.write(tmp_path / "mm")))
+
+
+@pytest.mark.parametrize("count", [1, 63, 65, 1024])
+def test_another_number_of_queries_than_there_are(count: int, tmp_path: Path) -> None:
+    parts = minicpm.minicpm_parts()
+    parts.metadata["clip.minicpmv_query_num"] = ("uint32", count)
+    with pytest.raises(ModelError, match=f"64 rows in resampler.query, {count} in the header"):
+        check_mmproj(parts.write(tmp_path / "mm"), minicpm.N_EMBD)
+
+
+def test_a_language_model_of_another_width(tmp_path: Path) -> None:
+    """The header's width is 0, and the language model's is that of the tower."""
+    mmproj = minicpm.minicpm_parts().write(tmp_path / "mm")
+    assert check_mmproj(mmproj, minicpm.N_EMBD).metadata["clip.vision.projection_dim"] == 0
+    for width in (128, mmprojs.WIDTH):
+        words = f"visual tokens of width {minicpm.N_EMBD}, but the language model takes {width}"
+        with pytest.raises(ModelError, match=words):
+            check_mmproj(mmproj, width)
 
 
 def test_tensors_that_the_graph_has_no_place_for(tmp_path: Path) -> None:

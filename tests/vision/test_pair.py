@@ -133,6 +133,9 @@ def test_made_a_bundle(
     assert facts["vision"]["mmproj"] == {
         "projector": "idefics3", "multi_axis": False, "tiles_together": False
     }  # fmt: skip
+    assert facts["parity"]["passed"] is False
+    assert run(["models", "show", str(out)]) == 0
+    assert "parity: no gate has run\n" in capsys.readouterr().out
     # 84 × 63 pixels: 3 × 3 tiles and the overview, 4 rows each
     assert facts["visual_tokens_per_picture"] == 40
     assert run(["models", "show", str(out), "--size", "90x40", "--json"]) == 0
@@ -260,6 +263,7 @@ def cut(path: Path) -> Path:
 HOSTILE = {
     "cut short": (cut, "cut short"),
     "not a GGUF": (lambda path: path.write_bytes(b"no model") and path, "not a whole GGUF"),
+    "empty": (lambda path: path.touch() or path, "model: the file is empty."),
     "a language model": (lambda path: bundles.write_lm(path), "not an mmproj file"),
     "unknown projector": (meta("clip.projector_type", "string", "new"), "unknown projector"),
     "no projector": (meta("clip.projector_type", "string", ""), "does not name its projector"),
@@ -272,6 +276,7 @@ HOSTILE = {
     "no patches": (meta("clip.vision.patch_size", "uint32", 0), "patches of no size"),
     "patches too large": (meta("clip.vision.patch_size", "uint32", 300), ""),
     "too many layers": (meta("clip.vision.block_count", "uint32", 9), "attn_out"),
+    "no layers": (meta("clip.vision.block_count", "uint32", 0), "block_count 0 (known: 1…512)"),
     "a huge number of layers": (meta("clip.vision.block_count", "uint32", 1 << 31), "block_count"),
     "no mean": (changed(lambda p: p.metadata.pop("clip.vision.image_mean")), "image_mean"),
     "a merge that does not divide": (meta("clip.vision.projector.scale_factor", "uint32", 3), ""),
@@ -339,6 +344,18 @@ def test_rows_in_time_down_and_across_over_their_own_model(tmp_path: Path) -> No
     assert mmproj.multi_axis
     with pytest.raises(UsageError, match="M-RoPE"):  # none of its visual tokens can be left out
         Captioner(bundle, visual_tokens=4)
+
+
+def test_rows_one_by_one_over_a_model_of_positions_in_time_down_and_across(tmp_path: Path) -> None:
+    marks = [*mmprojs.MARKS, "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"]
+    lm = mmprojs.with_marks(multi_axis_lm(1), marks=marks)
+    path = mmprojs.mmproj_parts(mmprojs.LFM2).write(tmp_path / "mm.gguf")
+    with pytest.raises(
+        ModelError, match="its projector lfm2 places visual tokens one by"
+    ) as caught:
+        open_pair(lm.write(tmp_path / "lm.gguf"), path)
+    assert f"{tmp_path / 'lm.gguf'} counts positions in time" in caught.value.message
+    assert caught.value.hint == "Use the mmproj file that was made for this language model."
 
 
 def test_a_chat_that_llama_cpp_does_not_know(files: tuple[Path, Path], tmp_path: Path) -> None:
