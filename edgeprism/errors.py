@@ -59,6 +59,7 @@ def _make_again(
 
 
 # the hint about a damaged model; one that another program keeps is got again with that program
+TOO_MANY_FILES = "This process may not open more files at once: raise `ulimit -n`."
 COPY_AGAIN = "Copy or convert the model again."
 
 

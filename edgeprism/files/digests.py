@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgeprism.errors import ModelError
-from edgeprism.files.regular import open_regular
+from edgeprism.files.regular import open_regular, reading_hint
 from edgeprism.files.remembered import Remembered
 from edgeprism.files.stamps import status_to_stamp
 
@@ -36,7 +36,8 @@ def file_digest(path: Path, *, again: bool = False, remember: bool = True) -> st
         digest = sha256_of_file(path)
     except OSError as error:
         raise ModelError(
-            f"{path}: cannot be read: {error.strerror}.", "Check its permissions."
+            f"{path}: cannot be read: {error.strerror}.",
+            reading_hint(error),
         ) from error
     if remember and stamp.settled:  # else a change that follows at once might not show
         _digests.remember(key, [digest, stamp.text()])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgeprism.errors import ModelError
 from edgeprism.files.digests import sha256_of_open_file
-from edgeprism.files.regular import open_regular
+from edgeprism.files.regular import open_regular, reading_hint
 from edgeprism.files.stamps import status_to_stamp
 
 
@@ -37,7 +37,8 @@ class FilesInUse:
                     self._files[path] = os.dup(file.fileno()), sha256
             except OSError as error:
                 raise ModelError(
-                    f"{path}: cannot be read: {error.strerror}.", "Check its permissions."
+                    f"{path}: cannot be read: {error.strerror}.",
+                    reading_hint(error),
                 ) from error
             self._stamps[path] = self._stamp(path)
 

@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from edgeprism.errors import TOO_MANY_FILES
+
 
 def open_regular(path: Path, *, pipe: bool = False) -> BinaryIO:
     """Open a regular file for reading bytes; with `pipe` also a pipe, as of `<(command)`.
@@ -40,3 +42,8 @@ def read_limited(path: Path, limit: int, *, pipe: bool = False) -> bytes:
         reason = f"holds more than {size}"
         raise OSError(errno.EFBIG, reason, os.fspath(path))
     return data
+
+
+def reading_hint(error: OSError) -> str:
+    """Return what to do about a file that cannot be read."""
+    return TOO_MANY_FILES if error.errno == errno.EMFILE else "Check its permissions."

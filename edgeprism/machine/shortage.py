@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 
+from edgeprism.errors import TOO_MANY_FILES
 from edgeprism.machine.facts import memory_limit
 
 _HINTS = {
-    errno.EMFILE: "This process may not open more files at once: raise `ulimit -n`.",
+    errno.EMFILE: TOO_MANY_FILES,
     errno.ENFILE: "The system has too many files open: end other programs.",
     errno.EFBIG: "This process may not write files of this size: raise `ulimit -f`.",
     errno.ENOSPC: "The disk is full: free some room.",

@@ -18,7 +18,7 @@ _USABLE = 0.9
 _PLACES = {CPU: "memory", GPU: "the GPU's memory"}
 # Python with numpy, Pillow and both engines, without a model: resident bytes measured with
 # CPython 3.11, onnxruntime 1.31 and llama-cpp-python 0.3.36 on Linux, x86-64
-PROCESS_BYTES = 71_000_000
+PROCESS_BYTES = 65_000_000
 
 
 @dataclass(frozen=True)

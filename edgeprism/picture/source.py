@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from edgeprism.errors import ImageError
+from edgeprism.machine.shortage import shortage_hint
 from edgeprism.picture.address import address_error
 from edgeprism.picture.kinds import kind_of
 
@@ -121,7 +122,9 @@ def _source_error(name: str, error: OSError | ValueError) -> ImageError:
     if isinstance(error, FileNotFoundError):
         return ImageError(f"{name}: no such file.", "Check the path.")
     reason = getattr(error, "strerror", None) or str(error)
-    return ImageError(f"{name}: cannot be read: {reason}.", "Check its permissions.")
+    return ImageError(
+        f"{name}: cannot be read: {reason}.", shortage_hint(error) or "Check its permissions."
+    )
 
 
 def _read_stream(stream: IO[bytes]) -> tuple[str, bytes]:

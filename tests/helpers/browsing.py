@@ -12,11 +12,12 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, BrowserType, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, BrowserType, Page, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _PATIENCE_MS = 20_000
+expect.set_options(timeout=_PATIENCE_MS)
 
 
 def browser_program() -> str:

@@ -104,7 +104,8 @@ def test_a_missing_engine(
 def test_an_engine_that_kills_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A build for another processor dies with SIGILL."""
     (tmp_path / "llama_cpp").mkdir()
-    (tmp_path / "llama_cpp" / "__init__.py").write_text(
+    (tmp_path / "llama_cpp" / "__init__.py").touch()
+    (tmp_path / "llama_cpp" / "llama_cpp.py").write_text(
         "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
     )
     (tmp_path / "onnxruntime.py").write_text("import sys; print('hello'); sys.exit(3)")
