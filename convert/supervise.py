@@ -44,7 +44,9 @@ def convert_in_child(
     _run(job, out, progress)
 
 
-def build_in_child(pair: Path, out: Path, options: PairOptions, progress: Progress) -> float:
+def build_in_child(
+    pair: Path, out: Path, options: PairOptions, progress: Progress, digest: str | None = None
+) -> float:
     """Run `mmproj.build.build_bundle` in a child process; return what it returns.
 
     Raises the errors of `build_bundle`, or Interrupted after Ctrl-C; both leave no files.
@@ -52,6 +54,7 @@ def build_in_child(pair: Path, out: Path, options: PairOptions, progress: Progre
     out = Path(os.path.abspath(out))
     job = {
         "pair": os.path.abspath(pair),
+        "digest": digest,
         "out": str(out),
         "options": {**options.__dict__, "vision_quants": list(options.vision_quants)},
     }

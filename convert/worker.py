@@ -15,7 +15,8 @@ from typing import Any
 
 from edgeprism.bundle.writer import clean_up
 from edgeprism.convert.options import ConvertOptions, PairOptions
-from edgeprism.errors import EdgePrismError
+from edgeprism.errors import EdgePrismError, OutputError
+from edgeprism.files.atomic import is_disk_full
 from edgeprism.progress import EventProgress
 
 
@@ -30,15 +31,24 @@ def main() -> None:
     try:
         result = (_build if "pair" in job else _convert)(job, out, events)
     except EdgePrismError as error:
-        events.send(
-            event="error",
-            kind=type(error).__name__,
-            summary=error.summary,
-            details=error.details,
-            hint=error.hint,
-        )
+        _send_error(events, error)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        reason = (error.strerror or str(error)).rstrip(".")
+        _send_error(events, OutputError(f"{out} cannot be written: {reason}.", "Free some space."))
     else:
         events.send(event="done", result=result)
+
+
+def _send_error(events: EventProgress, error: EdgePrismError) -> None:
+    events.send(
+        event="error",
+        kind=type(error).__name__,
+        summary=error.summary,
+        details=error.details,
+        hint=error.hint,
+    )
 
 
 def _convert(job: dict[str, Any], out: Path, events: EventProgress) -> None:
@@ -59,7 +69,7 @@ def _build(job: dict[str, Any], out: Path, events: EventProgress) -> float:
     options = PairOptions(
         **{**job["options"], "vision_quants": tuple(job["options"]["vision_quants"])}
     )
-    return build_bundle(Path(job["pair"]), out, options, events)
+    return build_bundle(Path(job["pair"]), out, options, events, job.get("digest"))
 
 
 def _leave_with_parent(out: Path) -> None:

@@ -5,8 +5,10 @@ Everything that runs here needs the extra `pairs` and no torch. `supervise.py` r
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from PIL import Image
 
 from edgeprism.bundle.manifest import Manifest, Parity, Vision, VisionVariant
 from edgeprism.bundle.read_manifest import manifest_from_bundle
-from edgeprism.bundle.writer import BundleWriter
+from edgeprism.bundle.writer import BundleWriter, manifest_digest
 from edgeprism.choices import PAIR_QUANTS
 from edgeprism.convert.gate import judge
 from edgeprism.convert.gate.data import (
@@ -30,14 +32,14 @@ from edgeprism.convert.memory import give_memory_back
 from edgeprism.convert.mmproj import peer
 from edgeprism.convert.mmproj.graph import is_read_alike, write_graph
 from edgeprism.convert.mmproj.layout import image_policy, picture_index, picture_markers
-from edgeprism.convert.mmproj.reuse import put_in_place
+from edgeprism.convert.mmproj.reuse import take_files
 from edgeprism.convert.mmproj.shape import LEAVE_IT, EncoderShape, read_shape
 from edgeprism.convert.mmproj.tensors import MmprojTensors
 from edgeprism.convert.mmproj.text import compare_text, picture_rows
 from edgeprism.convert.options import LEAST_GAIN, PairOptions, check_vision_quants
 from edgeprism.convert.vision.pack_onnx import pack_onnx
 from edgeprism.convert.vision.quantize import INPUT, OUTPUT
-from edgeprism.errors import ModelError, NoGraphError, ParityError
+from edgeprism.errors import EdgePrismError, ModelError, NoGraphError, OutputError, ParityError
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.facts import available_cores
 from edgeprism.picture.layout import picture_to_layout
@@ -88,7 +90,9 @@ class _Variants:
     run: judge.VisionRun  # the first one's
 
 
-def build_bundle(pair: Path, out: Path, options: PairOptions, progress: Progress) -> float:
+def build_bundle(
+    pair: Path, out: Path, options: PairOptions, progress: Progress, digest: str | None = None
+) -> float:
     """Write a bundle with an ONNX graph in the place of a pair's encoder.
 
     Args:
@@ -96,6 +100,7 @@ def build_bundle(pair: Path, out: Path, options: PairOptions, progress: Progress
         out: The new bundle; it may be `pair`, which it then replaces when it is complete.
         options: Which graphs to write.
         progress: Receives every stage.
+        digest: Of the pair's manifest when it was written; by default now.
 
     Returns:
         How many times as fast as libmtmd the first graph encodes a tile on this machine.
@@ -105,15 +110,19 @@ def build_bundle(pair: Path, out: Path, options: PairOptions, progress: Progress
         ParityError: The gate failed. Nothing is written then either.
         UsageError: `options` names quantizations that are not known, or that exclude each other.
         ModelError: A file is damaged, or `pair` is another kind of bundle.
+        OutputError: Another program has changed `pair` or `out` meanwhile; what it wrote stays.
     """
     check_vision_quants(options.vision_quants, PAIR_QUANTS)
     # 1. read the pair's manifest and the encoder's header
-    base = manifest_from_bundle(pair)
-    lm, mmproj = pair / base.lm.file, pair / MMPROJ_FILE
+    digest = digest or manifest_digest(pair)
+    base, mmproj = manifest_from_bundle(pair), pair / MMPROJ_FILE
     if base.vision.mmproj is None or not mmproj.is_file():
         raise ModelError(f"{pair}: not the bundle of a pair.", "Name one that has an mmproj file.")
     shape = read_shape(mmproj, check_mmproj(mmproj, base.vision.n_embd))
-    with BundleWriter(out, overwrite=True) as writer:
+    with BundleWriter(out, overwrite=True) as writer, _named_after(pair, writer):
+        # the files as they are now: what another program puts at `pair` later is not mixed in
+        take_files(pair, digest, base.files, writer)
+        lm, mmproj = writer.folder / base.lm.file, writer.folder / MMPROJ_FILE
         work = writer.folder / "work"
         work.mkdir()
         manifest, verdict = _bundle_manifest(base, shape), judge.Verdict()
@@ -134,19 +143,34 @@ def build_bundle(pair: Path, out: Path, options: PairOptions, progress: Progress
             ratio = _measure_speed(job, model, variants, encoded)
         finally:
             model.close()
-        if ratio < LEAST_GAIN and not options.always:
-            raise NoGraphError(
-                f"{mmproj}: a graph gains nothing on this CPU: a tile takes it "
-                f"{1 / ratio:.2f} times as long as llama.cpp.",
-                LEAVE_IT,
-            )
-        # 5. the two files, the manifest, and the bundle's own name
+        _require_gain(job, ratio, options)
+        # 5. the manifest, and the bundle's own name
         progress.stage("Finishing the bundle")
         shutil.rmtree(work)
-        for name in base.files:
-            put_in_place(pair / name, writer.folder / name, writer.out)
         writer.finish(_completed(manifest, variants.entries, writer, verdict))
         return ratio
+
+
+def _require_gain(job: _Job, ratio: float, options: PairOptions) -> None:
+    """Raise NoGraphError if the graph is not faster, and only a faster one is wanted."""
+    if ratio < LEAST_GAIN and not options.always:
+        raise NoGraphError(
+            f"{job.mmproj}: a graph gains nothing on this CPU: a tile takes it "
+            f"{1 / ratio:.2f} times as long as llama.cpp.",
+            LEAVE_IT,
+        )
+
+
+@contextlib.contextmanager
+def _named_after(pair: Path, writer: BundleWriter) -> Iterator[None]:
+    """Let errors name a file by its place in the bundle, not in the writer's temporary folder."""
+    try:
+        yield
+    except EdgePrismError as error:
+        named = str(writer.out if isinstance(error, OutputError) else pair)
+        error.summary = error.summary.replace(str(writer.folder), named)
+        error.details = tuple(text.replace(str(writer.folder), named) for text in error.details)
+        raise
 
 
 def _completed(manifest: Manifest, variants: list[VisionVariant], writer: BundleWriter,

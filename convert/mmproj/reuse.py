@@ -18,7 +18,7 @@ from pathlib import Path
 from edgeprism.bundle.manifest import FILE_NAME, Manifest
 from edgeprism.bundle.open import check_file
 from edgeprism.bundle.read_manifest import manifest_from_bundle
-from edgeprism.bundle.writer import BundleWriter
+from edgeprism.bundle.writer import BundleWriter, manifest_digest, require_unchanged
 from edgeprism.convert.options import LEAST_GAIN, PairOptions
 from edgeprism.errors import EdgePrismError, OutputError
 from edgeprism.files.links import link_or_copy
@@ -70,12 +70,16 @@ def keep_graph(
     return None
 
 
-def reuse_graph(bundle: Path, kept: Path) -> bool:
+def reuse_graph(bundle: Path, kept: Path, digest: str | None = None) -> bool:
     """Put a graph that `keep_graph` kept into the bundle of a pair, in the encoder's place.
 
+    `digest` is that of the bundle's manifest when it was written, by default now.
+
     Returns whether it was done; not where the language model takes rows in another way. Raises
-    OutputError if the bundle cannot be written; then it is as it was.
+    OutputError if the bundle cannot be written, or another program has changed it; then it is as
+    it was.
     """
+    digest = digest or manifest_digest(bundle)
     pair, old = manifest_from_bundle(bundle), manifest_from_bundle(kept)
     if not _is_same_prompt(pair, old):
         return False
@@ -92,12 +96,26 @@ def reuse_graph(bundle: Path, kept: Path) -> bool:
         notice="",
     )
     with BundleWriter(bundle, overwrite=True) as writer:
-        for name in pair.files:
-            put_in_place(bundle / name, writer.folder / name, writer.out)
+        take_files(bundle, digest, pair.files, writer)
         for name in _graph_files(old):
             put_in_place(kept / name, writer.folder / name, writer.out)
         writer.finish(dataclasses.replace(manifest, files=writer.file_entries()))
     return True
+
+
+def take_files(pair: Path, digest: str | None, names: Iterable[str], writer: BundleWriter) -> None:
+    """Link files of the bundle `pair`, whose manifest had this digest, into a writer's folder.
+
+    From then on they stay what they are, whatever another program puts at `pair`. Raises
+    OutputError if one has done so already.
+    """
+    try:
+        for name in names:
+            put_in_place(pair / name, writer.folder / name, writer.out)
+    except OutputError:
+        require_unchanged(pair, digest)
+        raise
+    require_unchanged(pair, digest)
 
 
 def put_in_place(source: Path, target: Path, out: Path) -> None:

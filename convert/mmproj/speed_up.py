@@ -9,6 +9,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeprism.bundle.writer import manifest_digest, require_unchanged
 from edgeprism.choices import PAIR_QUANTS
 from edgeprism.convert.options import PairOptions, check_vision_quants
 from edgeprism.errors import EdgePrismError, NoGraphError, ParityError
@@ -24,6 +25,7 @@ def speed_up_pair(
     progress: Progress,
     options: PairOptions | None = None,
     earlier: Path | None = None,
+    digest: str | None = None,
 ) -> str:
     """Put an ONNX graph into the bundle of a pair if it is faster than libmtmd; say what became.
 
@@ -38,16 +40,19 @@ def speed_up_pair(
             faster is kept too, and an encoder that has no graph is an error.
         earlier: a folder of `reuse.keep_graph`, with the graph that was made of the same mmproj
             file; it is taken where it fits the language model.
+        digest: of the bundle's manifest, which `write_pair` returned; by default of the one that
+            is there. A bundle that another program put in its place is left alone.
 
     Returns one line for a person: how much faster it is, or why libmtmd stays.
 
     Raises UsageError for quantizations that are not known or exclude each other; Interrupted after
-    Ctrl-C; ModelError if a file is damaged; NoGraphError, ParityError, or
-    EdgePrismError if the work was ended from outside, only with `always`. Each says that the bundle
-    is as it was.
+    Ctrl-C; ModelError if a file is damaged; OutputError if the disk is full or another program has
+    changed the bundle; NoGraphError, ParityError, or EdgePrismError if the work was ended from
+    outside, only with `always`. Each says that the bundle has no graph, while it is this one.
     """
     options = options or PairOptions()
     check_vision_quants(options.vision_quants, PAIR_QUANTS)
+    digest = digest or manifest_digest(bundle)
     try:
         if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
             raise NoGraphError(
@@ -56,16 +61,18 @@ def speed_up_pair(
             )
         if not options.always and _has_gpu():
             raise NoGraphError(f"{bundle}: llama.cpp runs on this machine's GPU.")
-        if earlier is not None and _reused(bundle, earlier):
+        if earlier is not None and _reused(bundle, earlier, digest):
             return "The encoder is the ONNX graph that was made of the same mmproj file before."
-        ratio = _replaced(bundle, progress, options)
+        ratio = _replaced(bundle, progress, options, digest)
     except EdgePrismError as error:
         # the base class itself: the child was ended, most often because memory ran out
         stays = isinstance(error, NoGraphError | ParityError) or type(error) is EdgePrismError
         if options.always or not stays:
-            stays_so = f"{bundle} is as it was: llama.cpp encodes its pictures."
-            error.details = (*error.details, stays_so)
+            if manifest_digest(bundle) == digest:
+                holds = f"{bundle} holds the pair without a graph: llama.cpp encodes its pictures."
+                error.details = (*error.details, holds)
             raise
+        require_unchanged(bundle, digest)
         reason = " ".join(filter(None, (error.summary, "; ".join(error.details))))
         return f"llama.cpp's own encoder stays: {reason}"
     share = f"{1 / ratio:.2f}" if ratio <= 100 else "less than a hundredth"
@@ -79,19 +86,19 @@ def _has_gpu() -> bool:
     return supports_offload()
 
 
-def _reused(bundle: Path, earlier: Path) -> bool:
+def _reused(bundle: Path, earlier: Path, digest: str | None) -> bool:
     from edgeprism.bundle.open import open_bundle
     from edgeprism.convert.mmproj.reuse import reuse_graph
     from edgeprism.vision.trial import remember_captioner
 
-    if not reuse_graph(bundle, earlier):
+    if not reuse_graph(bundle, earlier, digest):
         return False
     # the pair has just been tried, and the graph was when it was made
     remember_captioner(open_bundle(bundle))
     return True
 
 
-def _replaced(bundle: Path, progress: Progress, options: PairOptions) -> float:
+def _replaced(bundle: Path, progress: Progress, options: PairOptions, digest: str | None) -> float:
     from edgeprism.bundle.gguf import read_gguf_header
     from edgeprism.bundle.open import open_bundle
     from edgeprism.convert.mmproj.reuse import remember_graph
@@ -102,7 +109,7 @@ def _replaced(bundle: Path, progress: Progress, options: PairOptions) -> float:
 
     # a look at the header alone: most encoders without a graph are told at once
     read_shape(bundle / MMPROJ_FILE, read_gguf_header(bundle / MMPROJ_FILE))
-    ratio = build_in_child(bundle, bundle, options, progress)
+    ratio = build_in_child(bundle, bundle, options, progress, digest)
     # the conversion has just run every file of the bundle, so no caption waits for a trial
     remember_captioner(open_bundle(bundle))
     remember_graph(bundle)

@@ -46,7 +46,7 @@ class GraphWriter:
             ("length", str(values.nbytes)),
         ):
             tensor.external_data.add(key=key, value=value)
-        values.tofile(self._data)
+        self._data.write(values.data)  # `tofile` would not say that the disk is full
         self._constants[name] = tensor
         return name
 

@@ -92,7 +92,8 @@ def _write_weights(
                 name=name,
                 base_dir=data_path.parent,
             )
-            tensor.numpy().tofile(data)
+            # `tofile` would not say that the disk is full
+            data.write(tensor.contiguous().numpy().data)
 
 
 def _strip_notes(model: onnx.ModelProto) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest
 from edgeprism.bundle.read_manifest import manifest_from_bundle, manifest_from_json
-from edgeprism.errors import ManifestError, UsageError
+from edgeprism.errors import ManifestError, OutputError, UsageError
 from edgeprism.files.atomic import flush_to_disk, output_error
 from edgeprism.files.digests import sha256_of_file
 
@@ -63,14 +64,34 @@ def _require_bundle_alone(out: Path) -> None:
         )
 
 
+def manifest_digest(bundle: Path) -> str | None:
+    """Return the SHA-256 of a bundle's manifest, which names every file; None if there is none."""
+    try:
+        return hashlib.sha256((bundle / FILE_NAME).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def require_unchanged(bundle: Path, digest: str | None) -> None:
+    """Raise OutputError if the manifest of `bundle` has another digest than it had."""
+    if manifest_digest(bundle) != digest:
+        raise OutputError(
+            f"{bundle} was changed by another program meanwhile; nothing was written.",
+            "Let only one program write to it, or choose another name.",
+        )
+
+
 class BundleWriter:
     """A context manager with a temporary `folder` next to `out`; `finish` renames it to `out`.
 
-    If the block ends without `finish` (after an error or Ctrl-C), it removes the folder.
+    If the block ends without `finish` (after an error or Ctrl-C), it removes the folder. A bundle
+    that another program wrote to `out` meanwhile is never replaced, with `overwrite` neither: who
+    allowed to replace a bundle meant the one that was there.
     """
 
     def __init__(self, out: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
         self.out = Path(os.path.abspath(out))
+        self._replaced = manifest_digest(self.out)
         check_out(self.out, overwrite, inputs)
         self.folder, self._old = _temporary_names(self.out, os.getpid())
 
@@ -88,18 +109,39 @@ class BundleWriter:
             for path in sorted(self.folder.iterdir())
         }
 
-    def finish(self, manifest: Manifest) -> None:
-        """Write the manifest, flush everything to the disk, and rename the folder to `out`."""
+    def finish(self, manifest: Manifest) -> str | None:
+        """Write the manifest, flush everything to the disk, and rename the folder to `out`.
+
+        Returns the manifest's digest. Raises UsageError or OutputError if another program has
+        written to `out` since this writer was made; what it wrote stays.
+        """
         text = manifest.to_json()
         # raises ManifestError if the runtime would refuse the manifest
         manifest_from_json(text, str(self.out / FILE_NAME))
         (self.folder / FILE_NAME).write_text(text, encoding="utf-8")
         for path in (*self.folder.iterdir(), self.folder):
             flush_to_disk(path)
-        if self.out.exists():
-            self.out.rename(self._old)
-        self.folder.rename(self.out)
+        digest = manifest_digest(self.folder)
+        self._take_place()
         flush_to_disk(self.out.parent)
+        return digest
+
+    def _take_place(self) -> None:
+        """Rename the folder to `out`, but only in the place of what was there at the beginning."""
+        if self._replaced is not None:
+            require_unchanged(self.out, self._replaced)
+            self.out.rename(self._old)
+            # Another program may have been as fast. `clean_up` gives its bundle the name back.
+            require_unchanged(self._old, self._replaced)
+        try:
+            self.folder.rename(self.out)
+        except OSError as error:  # a folder with files is not replaced by renaming
+            if not self.out.exists():
+                raise
+            raise UsageError(
+                f"{self.out} exists already: another program wrote it meanwhile.",
+                "Choose another name.",
+            ) from error
 
 
 def clean_up(out: Path, pid: int) -> None:

@@ -196,13 +196,13 @@ def mmproj_pair(
     check_vision_quants(vision_quants, PAIR_QUANTS)  # before a file is written
     if encoder == "onnx":
         _require_packages(_NEEDED_FOR_PAIRS, "pairs")
-    _write_pair(pair, out, lm_chat_format, name, copy, overwrite)
+    written = _write_pair(pair, out, lm_chat_format, name, copy, overwrite)
     if encoder != "mtmd":
         from edgeprism.convert.mmproj.speed_up import speed_up_pair
 
         options = PairOptions(vision_quants, always=encoder == "onnx")
         with StderrProgress().shown() as progress:
-            progress.say(speed_up_pair(out, progress, options))
+            progress.say(speed_up_pair(out, progress, options, digest=written))
     print_path(out)
 
 
@@ -213,7 +213,8 @@ def _write_pair(
     name: str,
     copy: bool,
     overwrite: bool,
-) -> None:
+) -> str | None:
+    """Write the bundle of a pair; return the digest of its manifest."""
     from edgeprism.bundle.elsewhere.references import naming
     from edgeprism.vision.pair import write_pair
 
@@ -223,7 +224,7 @@ def _write_pair(
         # without the prefix, with which a name is a reference
         name = name or files.name.partition(":")[2]
     with naming_it:
-        write_pair(
+        return write_pair(
             files.lm, files.mmproj, out, lm_chat_format=lm_chat_format or files.chat_format,
             name=name or files.name, copy=copy, overwrite=overwrite, origin=files.origin,
         )  # fmt: skip

@@ -88,8 +88,17 @@ def colour_choice() -> bool | None:
 
 def show_error(error: EdgePrismError) -> None:
     """Print what happened, a line for each detail, then what to do, on stderr."""
+    _show(click.style("error: ", fg="red", bold=True), error)
+
+
+def show_interrupted(error: EdgePrismError) -> None:
+    """Print like `show_error` what an interrupted command leaves, which is no error."""
+    _show("", error)
+
+
+def _show(beginning: str, error: EdgePrismError) -> None:
     colour = colour_choice()
-    summary = click.style("error: ", fg="red", bold=True) + printable_line(error.summary)
+    summary = beginning + printable_line(error.summary)
     lines = [summary, *(f"    {printable_line(detail)}" for detail in error.details)]
     if error.hint:
         lines.append(click.style("  hint: ", fg="cyan") + printable_line(with_options(error.hint)))

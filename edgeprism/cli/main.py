@@ -11,7 +11,7 @@ import sys
 import click
 
 from edgeprism.cli.common_options import common_options
-from edgeprism.cli.errors import colour_choice, show_error, show_usage_error
+from edgeprism.cli.errors import colour_choice, show_error, show_interrupted, show_usage_error
 from edgeprism.cli.standard_streams import standard_streams
 from edgeprism.cli.terminal import say
 from edgeprism.errors import (
@@ -188,7 +188,7 @@ def _run(arguments: list[str], ends_process: bool) -> int:
         say("Interrupted.")
         return EXIT_INTERRUPTED
     except Interrupted as error:
-        say(str(error))
+        show_interrupted(error)
         return EXIT_INTERRUPTED
     except click.ClickException as error:
         show_usage_error(error)

@@ -180,6 +180,11 @@ def output_error(path: Path, error: OSError | ValueError) -> OutputError:
     return OutputError(f"{path}: cannot be written: {reason}.", "Choose another place.")
 
 
+def is_disk_full(error: OSError) -> bool:
+    """Return whether a disk, a quota or the limit of a file's size left no room to write."""
+    return error.errno in _NO_SPACE
+
+
 def shortened(name: str, limit: int) -> str:
     """Return `name` in at most `limit` bytes: as it is, or as beginning, hash and suffix."""
     data = os.fsencode(name)

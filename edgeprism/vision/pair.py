@@ -95,12 +95,12 @@ def write_pair(
     copy: bool = False,
     symbolic: bool = False,
     origin: Origin | None = None,
-) -> None:
+) -> str | None:
     """Write a bundle to the folder `out`: hard links to the files, or copies if links fail.
 
     `copy` makes copies in any case. With `symbolic`, for files that stay where they are, symbolic
     links go before copies. Raises the errors of `open_pair`, UsageError or OutputError, and then
-    leaves nothing half-written.
+    leaves nothing half-written. Returns the digest of the bundle's manifest.
     """
     from edgeprism.bundle.writer import BundleWriter
 
@@ -111,7 +111,7 @@ def write_pair(
             manifest = _with_origin(manifest, origin)
         for file, source in places.items():
             _put(source, writer.folder / file, copy, symbolic=symbolic)
-        writer.finish(manifest)
+        return writer.finish(manifest)
 
 
 def _places(lm: Path, mmproj: Path) -> dict[str, Path]:

@@ -143,7 +143,7 @@ def test_an_encoder_without_a_graph_stays_as_it_is(
     assert run(["convert", "mmproj", *files, "--encoder", "onnx"]) == 4
     told = capfd.readouterr().err
     assert "--encoder mtmd" in told
-    assert f"{tmp_path / 'b'} is as it was: llama.cpp encodes its pictures." in told
+    assert f"{tmp_path / 'b'} holds the pair without a graph: llama.cpp encodes" in told
     assert contents(tmp_path / "b").keys() == before.keys()
 
 
