@@ -33,7 +33,6 @@ from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.mmproj import peer
 from edgeprism.errors import ModelError
 from edgeprism.language.model import LanguageModel
-from edgeprism.language.request import Rows, segments_to_parts
 from edgeprism.memory.language import LanguageUse
 from edgeprism.perceive.footprint import CaptionerFootprint
 from edgeprism.picture.layout import free_size
@@ -42,12 +41,11 @@ from edgeprism.vision import trial
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.onnx import VisionEncoder
 from tests.helpers import bundles, mmprojs
-from tests.helpers.captions import caption_ids
-from tests.helpers.llama_reference import LlamaReference, Visual
 from tests.helpers.mmproj_graphs import (
     PairCase,
     apart,
     build_case,
+    float64_text,
     greedy_texts,
     noise,
     tiny_lm,
@@ -259,21 +257,9 @@ def test_greedy_text_in_float32(name: str, case_of: Callable[[str], PairCase]) -
     expected, (_, down, across) = reference(case, pixels)
     y, x = np.mgrid[: down // 2, : across // 2].reshape(2, -1)
     places = np.stack([0 * y, y, x, 0 * y])
-    with case.captioner() as captioner:
-        encoded = captioner.encode(pixels)
-        actual = caption_ids(
-            captioner, encoded, stop_at_end=False, instruction="what is it", caption_tokens=N_TOKENS
-        )
-    lm = LanguageModel(case.lm)
-    before, after = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-    segments = [Text(before, True), *encoded.layout, Text("what is it"), Text(after, True)]
-    prompt: list[list[int] | Visual] = [
-        Visual(part.values, True, places) if isinstance(part, Rows) else part
-        for part in segments_to_parts(lm, segments, expected.astype(np.float32), add_bos=True)
-    ]
-    lm.close()
-    logits = LlamaReference(tiny_multi_axis_lm()).logits([*prompt, actual])
-    assert logits[-N_TOKENS - 1 : -1].argmax(axis=-1).tolist() == actual
+    lm = tiny_multi_axis_lm()
+    actual, likeliest = float64_text(case, pixels, expected, lm, N_TOKENS, places)
+    assert likeliest == actual
 
 
 def test_the_pair_says_the_same(case_of: Callable[[str], PairCase]) -> None:

@@ -28,19 +28,17 @@ from edgeprism.convert.mmproj import peer
 from edgeprism.folder.events import Outcome
 from edgeprism.folder.run import caption_folder
 from edgeprism.language.model import LanguageModel
-from edgeprism.language.request import Rows, segments_to_parts
 from edgeprism.machine.cancel import Cancel
 from edgeprism.picture.layout import picture_to_layout
 from edgeprism.segments import ImageRows, Text
 from edgeprism.vision import trial
 from edgeprism.vision.mtmd import MtmdEncoder
 from tests.helpers import bundles, mmprojs
-from tests.helpers.captions import caption_ids
-from tests.helpers.llama_reference import LlamaReference, Visual
 from tests.helpers.mmproj_graphs import (
     PairCase,
     apart,
     build_case,
+    float64_text,
     greedy_texts,
     noise,
     tiny_lm,
@@ -237,22 +235,9 @@ def test_the_gate_records_what_it_saw(case: PairCase) -> None:
 def test_greedy_text_in_float32(case: PairCase) -> None:
     """At each place the caption has the token that a language model in float64 finds likeliest."""
     pixels = noise(300, 200)
-    with case.captioner() as captioner:
-        encoded = captioner.encode(pixels)
-        actual = caption_ids(
-            captioner, encoded, stop_at_end=False, instruction="what is it", caption_tokens=N_TOKENS
-        )
-    lm = LanguageModel(case.lm)
-    before, after = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-    segments = [Text(before, True), *encoded.layout, Text("what is it"), Text(after, True)]
-    rows = reference(case, pixels).astype(np.float32)
-    prompt: list[list[int] | Visual] = [
-        Visual(part.values) if isinstance(part, Rows) else part
-        for part in segments_to_parts(lm, segments, rows, add_bos=True)
-    ]
-    lm.close()
-    logits = LlamaReference(tiny_lm(MARKS)).logits([*prompt, actual])
-    assert logits[-N_TOKENS - 1 : -1].argmax(axis=-1).tolist() == actual
+    rows = reference(case, pixels)
+    actual, expected = float64_text(case, pixels, rows, tiny_lm(MARKS), N_TOKENS)
+    assert expected == actual
 
 
 def test_the_pair_says_the_same(case: PairCase) -> None:

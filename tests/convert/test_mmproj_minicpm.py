@@ -32,7 +32,6 @@ from edgeprism.convert.mmproj.tensors import MmprojTensors
 from edgeprism.convert.options import PairOptions
 from edgeprism.errors import ModelError, NoGraphError, ParityError
 from edgeprism.language.model import LanguageModel
-from edgeprism.language.request import Rows, segments_to_parts
 from edgeprism.memory.language import LanguageUse
 from edgeprism.perceive.footprint import CaptionerFootprint
 from edgeprism.picture.layout import most_visual_tokens, picture_to_layout
@@ -42,14 +41,13 @@ from edgeprism.vision.mmproj_checks import check_mmproj
 from edgeprism.vision.mtmd import MtmdEncoder
 from edgeprism.vision.pair import write_pair
 from tests.helpers import minicpm, mmprojs
-from tests.helpers.captions import caption_ids
-from tests.helpers.llama_reference import LlamaReference, Visual
 from tests.helpers.minicpm import EDGE, PATCH
 from tests.helpers.mmproj_graphs import (
     PairCase,
     apart,
     build_case,
     float32_captioner,
+    float64_text,
     graph_rows,
     greedy_texts,
     noise,
@@ -200,22 +198,11 @@ def test_pictures_of_one_prompt_are_numbered(case_of: Callable[[str], PairCase])
 def test_greedy_text_in_float32(case_of: Callable[[str], PairCase]) -> None:
     """At each place the caption has the token that a language model in float64 finds likeliest."""
     case, pixels = case_of("2.6"), noise(300, 90)
-    with case.captioner() as captioner:
-        encoded = captioner.encode(pixels)
-        actual = caption_ids(
-            captioner, encoded, stop_at_end=False, instruction="what is it", caption_tokens=N_TOKENS
-        )
-    lm = LanguageModel(case.lm)
-    before, after = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-    segments = [Text(before, True), *encoded.layout, Text("what is it"), Text(after, True)]
-    rows = reference(case, pixels).astype(np.float32)
-    prompt: list[list[int] | Visual] = [
-        Visual(part.values) if isinstance(part, Rows) else part
-        for part in segments_to_parts(lm, segments, rows, add_bos=True)
-    ]
-    lm.close()
-    logits = LlamaReference(tiny_lm(minicpm.MARKS, minicpm.LM)).logits([*prompt, actual])
-    assert logits[-N_TOKENS - 1 : -1].argmax(axis=-1).tolist() == actual
+    rows = reference(case, pixels)
+    actual, expected = float64_text(
+        case, pixels, rows, tiny_lm(minicpm.MARKS, minicpm.LM), N_TOKENS
+    )
+    assert expected == actual
 
 
 def test_the_pair_says_the_same(case_of: Callable[[str], PairCase], tmp_path: Path) -> None:

@@ -17,13 +17,17 @@ from edgeprism.convert.mmproj.graph import write_graph
 from edgeprism.convert.mmproj.shape import read_shape
 from edgeprism.convert.mmproj.tensors import MmprojTensors
 from edgeprism.convert.options import PairOptions
+from edgeprism.language.model import LanguageModel
+from edgeprism.language.request import Rows, segments_to_parts
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.progress import Progress
 from edgeprism.records import EncodedImage
+from edgeprism.segments import Text
 from edgeprism.vision.graph_checks import check_graph
 from edgeprism.vision.pair import open_pair, write_pair
 from tests.helpers import bundles, mmprojs
 from tests.helpers.captions import caption_ids
+from tests.helpers.llama_reference import LlamaReference, Visual
 from tests.language.test_generator import multi_axis_lm
 
 
@@ -63,6 +67,39 @@ def greedy_texts(
                 for size in sizes
             ])  # fmt: skip
     return said
+
+
+def float64_text(
+    case: PairCase,
+    pixels: np.ndarray,
+    rows: np.ndarray,
+    lm: bundles.GgufParts,
+    n_tokens: int,
+    places: np.ndarray | None = None,
+) -> tuple[list[int], list[int]]:
+    """Return the tokens that a graph's captioner says of a picture, and the likeliest in float64.
+
+    Parameters:
+        rows: the authors' rows of the picture, [n_rows, n_embd].
+        lm: what the pair's language model was written of.
+        places: of the rows in time, down and across, for a model that has them.
+    """
+    instruction = "what is it"
+    with case.captioner() as captioner:
+        encoded = captioner.encode(pixels)
+        said = caption_ids(
+            captioner, encoded, stop_at_end=False, instruction=instruction, caption_tokens=n_tokens
+        )
+    before, after = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    segments = [Text(before, True), *encoded.layout, Text(instruction), Text(after, True)]
+    model = LanguageModel(case.lm)
+    prompt: list[list[int] | Visual] = [
+        Visual(part.values, True, places) if isinstance(part, Rows) else part
+        for part in segments_to_parts(model, segments, rows.astype(np.float32), add_bos=True)
+    ]
+    model.close()
+    logits = LlamaReference(lm).logits([*prompt, said])
+    return said, logits[-n_tokens - 1 : -1].argmax(axis=-1).tolist()
 
 
 def noise(width: int, height: int) -> np.ndarray:
