@@ -25,7 +25,7 @@ from edgeprism.convert.read.card import CaptionerCard
 from edgeprism.convert.read.checkpoint import Requirements
 from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.read.sources import SourceFiles, source_of
-from edgeprism.convert.vision.graph import VisionGraph
+from edgeprism.convert.vision.graph import GraphModule
 from edgeprism.convert.vision.quantize import INPUT, NEWLINE, OUTPUT
 from edgeprism.convert.vision.side import VisionSide
 from edgeprism.convert.vision.weights import VisionWeights
@@ -59,9 +59,9 @@ class PublishedCaptioner:
 class FamilyParts:
     """The parts that the pipeline writes and measures; nothing runs before it calls them."""
 
-    vision: Callable[[torch.dtype], VisionGraph]
+    vision: Callable[[torch.dtype], GraphModule]
     vision_weights: VisionWeights
-    n_vision_layers: int  # how often the vision reference calls its Tick
+    n_vision_ticks: int  # how often the vision reference calls its Tick
     reference_visual_tokens: Callable[[np.ndarray, Tick], np.ndarray]
     lm: LmParts
     gate_texts: Sequence[str]
@@ -102,16 +102,9 @@ def captioner_parts(
         photographs=card.photographs,
     )
     return FamilyParts(
-        vision=lambda dtype: VisionGraph(
-            vision.towers,
-            vision.projector,
-            vision.drop_first_patch,
-            dtype,
-            vision.newline,
-            len(captioner.image.fills),
-        ),
+        vision=vision.graph,
         vision_weights=vision.weights,
-        n_vision_layers=sum(tower.n_layers for tower in vision.towers),
+        n_vision_ticks=vision.n_ticks,
         reference_visual_tokens=vision.reference,
         lm=lm,
         gate_texts=card.parity_texts or data.TEXTS,
@@ -120,14 +113,14 @@ def captioner_parts(
 
 
 def _vision(vision: VisionSide, n_embd: int) -> Vision:
-    side = vision.projector.side(vision.towers[0].grid)
+    down, across = vision.grid
     return Vision(
         variants=[],
         input=INPUT,
         output=OUTPUT,
-        grid=[side, side],
+        grid=[down, across],
         drop_first_patch=vision.drop_first_patch,
-        tokens_per_tile=side**2 - int(vision.drop_first_patch),
+        tokens_per_tile=down * across - int(vision.drop_first_patch),
         n_embd=n_embd,
         newline=NEWLINE if vision.newline else "",
     )
@@ -149,6 +142,7 @@ def _prompts(
         stop=list(conversation.stop),
         max_tokens=card.max_tokens,
         after_instruction=conversation.after_instruction,
+        repetition_penalty=conversation.repetition_penalty,
         markers=markers,
         several=conversation.several,
         unknown=list(card.unknown),

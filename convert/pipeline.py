@@ -125,7 +125,7 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
     work.mkdir()
     image = parts.manifest.image
     pixels = gate_pictures(image.size, len(image.fills))
-    progress.stage("Computing the vision reference", parts.n_vision_layers)
+    progress.stage("Computing the vision reference", parts.n_vision_ticks)
     gate = VisionGate(pixels, parts.reference_visual_tokens(pixels, progress.advance), progress)
     graphs: dict[torch.dtype, Path] = {}
     variants = []

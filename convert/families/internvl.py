@@ -75,11 +75,11 @@ def _tower_and_mlp(tower: TowerConfig, weights: Weights, features: Features,
     `features` and `transposed` serve the gate's reference alone.
     """
     from edgeprism.convert.gate import towers as reference
-    from edgeprism.convert.vision.side import VisionSide
+    from edgeprism.convert.vision.side import tower_side
     from edgeprism.convert.vision.weights import VisionWeights, projector_weights
 
     connector = reference.mlp(checkpoint.files, linears, norm, 2, transposed)
-    return VisionSide(
+    return tower_side(
         [tower],
         projector,
         VisionWeights(

@@ -78,14 +78,15 @@ def read(
             "Pass `vision`, and `second_vision` where there are two (DINOv2 is the first).",
         )
     towers = [Checkpoint(folder, "vision model") for folder in folders]
+    image = _image_policy(config)
     return PublishedCaptioner(
         captioner,
         [
             SourceFiles("captioner", captioner, checkpoint.files),
             *(SourceFiles("vision", tower.folder, tower.files) for tower in towers),
         ],
-        _image_policy(config),
-        _vision_side(checkpoint, config, towers, lm.config.n_embd),
+        image,
+        _vision_side(checkpoint, config, towers, lm.config.n_embd, len(image.fills)),
         lm,
         form,
         name=str(config.get("model_id") or ""),
@@ -214,11 +215,15 @@ def _language_model(
 
 
 def _vision_side(
-    checkpoint: Checkpoint, config: dict[str, Any], checkpoints: list[Checkpoint], n_out: int
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    checkpoints: list[Checkpoint],
+    n_out: int,
+    n_views: int,
 ) -> VisionSide:
     from edgeprism.convert.gate import towers as reference
     from edgeprism.convert.vision.config import ProjectorConfig
-    from edgeprism.convert.vision.side import VisionSide
+    from edgeprism.convert.vision.side import tower_side
     from edgeprism.convert.vision.timm import ARCHITECTURES, timm_tower
     from edgeprism.convert.vision.weights import VisionWeights, projector_weights
 
@@ -245,10 +250,11 @@ def _vision_side(
         for tower, facts in pairs
     ]
     connector = reference.mlp(checkpoint.files, endings)
-    return VisionSide(
+    return tower_side(
         [tower.config for tower in towers],
         projector,
         VisionWeights(parts),
         lambda pixels, tick: reference.visual_tokens(features, connector, pixels, tick),
         [(source, tower.unused) for source, tower in zip(checkpoints, towers, strict=True)],
+        n_views=n_views,
     )

@@ -186,7 +186,7 @@ def _vision_side(
     from edgeprism.convert.gate import towers as reference
     from edgeprism.convert.read.fields import image_processor_fields
     from edgeprism.convert.vision.config import ProjectorConfig
-    from edgeprism.convert.vision.side import VisionSide
+    from edgeprism.convert.vision.side import tower_side
     from edgeprism.convert.vision.weights import (
         VisionWeights,
         projector_weights,
@@ -213,7 +213,7 @@ def _vision_side(
         checkpoint.files, config.get("vision_config") or {}, captioner
     )
     connector = reference.mlp(checkpoint.files, [_PROJECTOR], cell=cell)
-    return VisionSide(
+    return tower_side(
         [tower],
         projector,
         weights,

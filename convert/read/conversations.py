@@ -18,8 +18,8 @@ class Conversation:
     """before_image · picture · after_image + instruction + after_instruction · before_caption.
 
     The tokenizer reads `after_image`, the instruction and `after_instruction` as one text. Special
-    tokens are parsed in `before_image` and `before_caption` alone; the tokenizer must know the
-    special tokens of `needed`.
+    tokens are parsed in `before_image`, `picture_begin`, `picture_end` and `before_caption` alone;
+    the tokenizer must know the special tokens of `needed`.
     """
 
     before_image: str
@@ -33,6 +33,7 @@ class Conversation:
     picture_begin: str = ""
     picture_end: str = ""
     several: Several | None = None  # for models trained on several pictures in one turn
+    repetition_penalty: float = 1.0  # with which the published model is used; 1: none
 
 
 _CHAT = "A chat between a curious {0} and an artificial intelligence assistant. The assistant "

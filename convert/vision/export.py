@@ -15,11 +15,10 @@ import onnx
 import onnx_ir
 import torch
 
-from edgeprism.convert.vision.quantize import INPUT, NEWLINE, OUTPUT
 from edgeprism.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from edgeprism.convert.vision.graph import VisionGraph
+    from edgeprism.convert.vision.graph import GraphModule
     from edgeprism.convert.vision.weights import VisionWeights
 
 # From opset 20 on, Gelu and LayerNormalization are single operators; every onnxruntime since 1.17
@@ -29,7 +28,7 @@ _ALIGNMENT = 4096  # a memory page: runtimes memory-map the weights
 _ONNX_TYPES = {torch.float32: onnx_ir.DataType.FLOAT, torch.float16: onnx_ir.DataType.FLOAT16}
 
 
-def export_graph(module: VisionGraph, weights: VisionWeights, work: Path, stem: str) -> Path:
+def export_graph(module: GraphModule, weights: VisionWeights, work: Path, stem: str) -> Path:
     """Export the graph as `work`/`stem`.onnx and its weights as `stem`.onnx.data."""
     graph = trace_graph(module)
     path = work / f"{stem}.onnx"
@@ -40,20 +39,18 @@ def export_graph(module: VisionGraph, weights: VisionWeights, work: Path, stem: 
     return path
 
 
-def trace_graph(module: VisionGraph) -> onnx_ir.Model:
+def trace_graph(module: GraphModule) -> onnx_ir.Model:
     """Return what the module computes, with its placeholders in the place of weights."""
-    size = module.image_size
-    # two pictures: torch would turn a batch size of one into a constant
-    example = torch.zeros((2, size, size, 3 * module.n_views), dtype=torch.uint8)
+    inputs = module.inputs()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module.eval(),
-            (example,),
+            tuple(example for example, _ in inputs.values()),
             dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT, NEWLINE] if module.newline_row is not None else [OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("n", min=1, max=1024)},),
+            input_names=list(inputs),
+            output_names=list(module.outputs),
+            dynamic_shapes=tuple(lengths for _, lengths in inputs.values()),
             opset_version=_OPSET,
             verbose=False,
         )
@@ -63,7 +60,7 @@ def trace_graph(module: VisionGraph) -> onnx_ir.Model:
 
 
 def _write_weights(
-    model: onnx_ir.Model, module: VisionGraph, weights: VisionWeights, data_path: Path
+    model: onnx_ir.Model, module: GraphModule, weights: VisionWeights, data_path: Path
 ) -> None:
     """Write the checkpoint's weights, one at a time, in place of the module's placeholders."""
     initializers = model.graph.initializers

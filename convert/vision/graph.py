@@ -8,13 +8,15 @@ the exported graph has plain MatMuls with constant weights: the int8 quantizer r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from edgeprism.convert.vision.config import ProjectorConfig, TowerConfig
+from edgeprism.convert.vision.quantize import INPUT, NEWLINE, OUTPUT
 
 _counter = itertools.count(1)
 
@@ -23,6 +25,23 @@ def placeholder(dtype: torch.dtype, *shape: int) -> nn.Parameter:
     """Return a parameter of one repeated value; values differ, so export merges no parameters."""
     value = torch.full((1,), next(_counter) % 2000 + 1, dtype=dtype)
     return nn.Parameter(value.expand(shape), requires_grad=False)
+
+
+class GraphModule(nn.Module):
+    """A module that `export_graph` writes as an ONNX graph.
+
+    Its parameters are placeholders, and `forward` takes the inputs in their order.
+    """
+
+    dtype: torch.dtype
+    outputs: tuple[str, ...] = (OUTPUT,)
+
+    def inputs(self) -> Mapping[str, tuple[torch.Tensor, dict[int, Any]]]:
+        """Return {name: (an example, {axis: its torch.export.Dim, if its length may differ})}.
+
+        An example's length along such an axis is more than 1, which torch would take for constant.
+        """
+        raise NotImplementedError
 
 
 class Affine(nn.Module):
@@ -154,7 +173,7 @@ class Projector(nn.Module):
         return x
 
 
-class VisionGraph(nn.Module):
+class VisionGraph(GraphModule):
     """uint8 pixels [n, size, size, 3] → visual tokens [n, n_tokens, n_embd of the LM], float32.
 
     The graph does everything between: each tower's normalisation, patches and layers, the
@@ -180,6 +199,13 @@ class VisionGraph(nn.Module):
         self.towers = nn.ModuleList(Tower(config, dtype) for config in towers)
         self.projector = Projector(projector, dtype)
         self.newline_row = placeholder(dtype, 1, projector.widths[-1]) if newline else None
+        self.outputs = (OUTPUT, NEWLINE) if newline else (OUTPUT,)
+
+    def inputs(self) -> Mapping[str, tuple[torch.Tensor, dict[int, Any]]]:
+        """Pixels of any number of tiles."""
+        size = self.image_size
+        pixels = torch.zeros((2, size, size, 3 * self.n_views), dtype=torch.uint8)
+        return {INPUT: (pixels, {0: torch.export.Dim("n", min=1, max=1024)})}
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Pixels [n, size, size, 3 · views] → visual tokens, and the newline's row if any."""

@@ -6,22 +6,65 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from edgeprism.convert.gate.towers import Tick
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision.config import ProjectorConfig, TowerConfig
+from edgeprism.convert.vision.graph import GraphModule, VisionGraph
 from edgeprism.convert.vision.weights import VisionWeights
+
+Reference = Callable[[np.ndarray, Tick], np.ndarray]  # pixels → visual tokens, in torch
+# (checkpoint, patterns of the tensors that it may hold and that never run)
+Unused = Sequence[tuple[Checkpoint, tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
 class VisionSide:
-    """Towers, whose features are concatenated, and the projector that follows them."""
+    """What computes a captioner's visual tokens, and the weights for it.
 
-    towers: Sequence[TowerConfig]
-    projector: ProjectorConfig
+    Args:
+        graph: Makes the module that is exported, with placeholders of a dtype for weights.
+        grid: Visual tokens of a tile [down, across]; [1, n] for n of them in no order of place.
+        weights: The weights of the module.
+        reference: Computes the gate's expected visual tokens.
+        n_ticks: How often `reference` calls its Tick.
+        unused: The tensors that the checkpoints may hold and that never run.
+        drop_first_patch: Whether the graph leaves out the first patch.
+        newline: Whether the weights hold a "newline_row".
+    """
+
+    graph: Callable[[torch.dtype], GraphModule]
+    grid: tuple[int, int]
     weights: VisionWeights
-    reference: Callable[[np.ndarray, Tick], np.ndarray]  # pixels → visual tokens, in torch
-    # (checkpoint, patterns of the tensors that it may hold and that never run)
-    unused: Sequence[tuple[Checkpoint, tuple[str, ...]]] = ()
+    reference: Reference
+    n_ticks: int
+    unused: Unused = ()
     drop_first_patch: bool = False
-    newline: bool = False  # the weights hold a "newline_row"
+    newline: bool = False
+
+
+def tower_side(
+    towers: Sequence[TowerConfig],
+    projector: ProjectorConfig,
+    weights: VisionWeights,
+    reference: Reference,
+    unused: Unused = (),
+    drop_first_patch: bool = False,
+    newline: bool = False,
+    n_views: int = 1,
+) -> VisionSide:
+    """Return the usual vision half: towers, whose features are concatenated, and a projector.
+
+    With `n_views`, each tower has a view of the picture of its own. `reference` calls its Tick for
+    each layer.
+    """
+    side = projector.side(towers[0].grid)
+
+    def graph(dtype: torch.dtype) -> GraphModule:
+        return VisionGraph(towers, projector, drop_first_patch, dtype, newline, n_views)
+
+    n_ticks = sum(tower.n_layers for tower in towers)
+    return VisionSide(
+        graph, (side, side), weights, reference, n_ticks, unused, drop_first_patch, newline
+    )

@@ -17,7 +17,7 @@ from edgeprism.convert.vision.config import (
     preparation_from_folder,
     tower_config_from_dict,
 )
-from edgeprism.convert.vision.side import VisionSide
+from edgeprism.convert.vision.side import VisionSide, tower_side
 from edgeprism.convert.vision.weights import (
     UNUSED,
     VisionWeights,
@@ -92,7 +92,7 @@ def stock_vision_side(
     connector = reference.mlp(
         projector.checkpoint.files, projector.layers, projector.norm, projector.downsample
     )
-    side = VisionSide(
+    side = tower_side(
         [used],
         shape,
         weights,

@@ -42,7 +42,7 @@ Weights = dict[str, Weight]  # by the parameter's name in its module
 
 
 class VisionWeights:
-    """The weights of a VisionGraph by parameter name, read from the checkpoints on demand."""
+    """The weights of a GraphModule by parameter name, read from the checkpoints on demand."""
 
     def __init__(self, parts: Mapping[str, Weights]) -> None:
         """`parts`: {module: weights}, e.g. {"towers.0": …, "projector": …}; "" is the graph."""

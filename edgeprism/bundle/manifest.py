@@ -153,7 +153,8 @@ class Vision:
     With `ImagePolicy.free` the pixels are [n, height, width, 3], and a tile has a visual token for
     each unit [height / unit, width / unit]. Then `grid` is that of the largest square tile, and
     tokens_per_tile counts the most that any tile has. With `FreeShape.tokens` all tiles have that
-    many, in no order of place: `grid` is [1, tokens].
+    many, in no order of place: `grid` is [1, tokens]; so it is too where tiles are squares and
+    their visual tokens have no places.
 
     With `mmproj` there is no graph: input, output and grid are empty; n_embd may be several times
     the language model's, if the rows also carry values that later layers add; and tokens_per_tile
@@ -248,6 +249,9 @@ class Prompts:
     several: Several | None = None  # None: the model was made for one picture at a time
     # captions by which the model says that it recognises nothing in a picture
     unknown: list[str] = dataclasses.field(default_factory=list)
+    # by which the logit of a token that the caption holds already is divided if it is positive, and
+    # multiplied if it is negative, as in transformers; 1: not at all
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -310,6 +314,8 @@ class Manifest:
             del data["photographs"]
         if not self.prompts.unknown:
             del data["prompts"]["unknown"]
+        if self.prompts.repetition_penalty == 1:
+            del data["prompts"]["repetition_penalty"]
         if self.image.free is None:
             del data["image"]["free"]
         elif not self.image.free.tokens:

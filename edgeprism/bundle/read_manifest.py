@@ -32,6 +32,7 @@ OVERVIEWS = ("first", "last")
 ORDERS = ("tiles", "rows", "rows-unpadded")
 MAX_MARKER = 1000  # characters; published models need a few tokens
 MAX_GRID = 1024  # visual tokens along an edge of a tile
+MAX_PENALTY = 10  # of repetition; published models are used with 1.5 at most
 MAX_TILES = 256  # of one picture; more would take too much memory and time
 
 
@@ -103,6 +104,11 @@ def _value_faults(m: Manifest) -> list[str]:
         ),
         ("prompts.unknown", all(text.strip() for text in m.prompts.unknown), "holds an empty text"),
         ("prompts.stop", all(m.prompts.stop), "holds an empty string"),
+        (
+            "prompts.repetition_penalty",
+            1 <= m.prompts.repetition_penalty <= MAX_PENALTY,
+            f"must lie in 1…{MAX_PENALTY}",
+        ),
         ("prompts.max_tokens", 1 <= m.prompts.max_tokens <= 1 << 16, "must lie in 1…65536"),
     ]
     faults = [f"{path}: {text}" for path, holds, text in checks if not holds]
@@ -127,7 +133,9 @@ def _marker_faults(m: Manifest) -> list[str]:
 
 def _is_unplaced(m: Manifest) -> bool:
     """Return whether visual tokens stand for the whole tile, in no order of place."""
-    return m.image.free is not None and m.image.free.tokens != 0
+    if m.image.free is not None:
+        return m.image.free.tokens != 0
+    return m.vision.grid[:1] == [1] and m.vision.grid != [1, 1]
 
 
 def _is_colour(values: list[int]) -> bool:

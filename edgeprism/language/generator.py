@@ -144,7 +144,12 @@ class Generator:
         """
         sampling = request.sampling
         return Sampler(
-            sampling.temperature, seed=sampling.seed, grammar=sampling.grammar, lm=self.lm
+            sampling.temperature,
+            seed=sampling.seed,
+            grammar=sampling.grammar,
+            lm=self.lm,
+            repetition_penalty=sampling.repetition_penalty,
+            max_tokens=sampling.max_tokens,
         )
 
     def add(self, index: int, request: Request, sampler: Sampler | None = None) -> None:

@@ -24,6 +24,8 @@ class Sampling:
     seed: int = 0
     stop: tuple[str, ...] = ()
     grammar: str = ""  # GBNF from `edgeprism.reason.shape`; the text must match it
+    # of a token that the text holds already; see the manifest's `Prompts`; 1: none
+    repetition_penalty: float = 1.0
     stop_at_end: bool = True  # False: go on past the vocabulary's end tokens, for comparisons
 
 

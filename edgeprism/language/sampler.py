@@ -19,6 +19,8 @@ class Sampler:
     """llama.cpp's sampler chain: greedy at temperature 0, else top-p then a seeded draw.
 
     With a grammar (from `edgeprism.reason.shape`) it draws only tokens that the grammar allows.
+    `repetition_penalty` makes each token less likely that is among the `max_tokens` drawn last; it
+    does not count the prompt, as transformers' does not where a picture's rows are in the prompt.
     """
 
     def __init__(
@@ -29,6 +31,8 @@ class Sampler:
         *,
         grammar: str = "",
         lm: LanguageModel | None = None,
+        repetition_penalty: float = 1.0,
+        max_tokens: int = 0,
     ) -> None:
         self._llama = llama = import_llama()
         self._greedy = temperature <= 0
@@ -43,6 +47,9 @@ class Sampler:
                 # never 0xFFFFFFFF, which tells llama.cpp to take a seed from the clock
                 llama.llama_sampler_init_dist(seed % 0xFFFFFFFF),
             ]
+        if repetition_penalty != 1 and lm:
+            penalties = (lm.n_vocab, max_tokens, repetition_penalty, 0.0, 0.0)
+            links.insert(0, llama.llama_sampler_init_penalties(*penalties))
         for link in links:
             llama.llama_sampler_chain_add(self._chain, link)
 
@@ -71,6 +78,7 @@ class Sampler:
             )
         # only a token that the grammar allows: at any other llama.cpp ends the process
         self._llama.llama_sampler_accept(self._grammar, token)
+        self._llama.llama_sampler_accept(self._chain, token)
         return token
 
     def _draw(self, ids: np.ndarray, logits: np.ndarray) -> int | None:

@@ -201,6 +201,7 @@ class CaptionSteps:
             temperature=temperature,
             seed=seed,
             stop=tuple(prompts.stop),
+            repetition_penalty=prompts.repetition_penalty,
         )
         limit = self.engines.visual_tokens
         if visual_tokens is not None:

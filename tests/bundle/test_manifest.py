@@ -123,14 +123,16 @@ def test_fields_that_earlier_versions_refuse_stand_only_where_they_are_needed() 
     assert "unknown" not in data["prompts"]
     assert "free" not in data["image"]
     assert "image_positions" not in data["lm"]
+    assert "repetition_penalty" not in data["prompts"]
+    data["prompts"]["repetition_penalty"] = 1.5
     data["photographs"], data["prompts"]["unknown"] = False, ["I see nothing."]
     manifest = manifest_from_json(json.dumps(data), "m")
     assert json.loads(manifest.to_json()) == data
     assert manifest.says_nothing(" I see nothing.\n")
     assert manifest.says_nothing("")
     assert not manifest.says_nothing("I see nothing but a dog.")
-    data["prompts"]["unknown"] = [" "]
-    with pytest.raises(ManifestError, match=r"prompts\.unknown"):
+    data["prompts"]["unknown"], data["prompts"]["repetition_penalty"] = [" "], 0.5
+    with pytest.raises(ManifestError, match=r"(?s)prompts\.unknown.*prompts\.repetition_penalty"):
         manifest_from_json(json.dumps(data), "m")
 
 

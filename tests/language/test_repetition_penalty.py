@@ -1,0 +1,71 @@
+"""The penalty on what a text says already: transformers' processor chooses the same tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import RepetitionPenaltyLogitsProcessor
+
+from edgeprism.language.generator import Finished, Generator
+from edgeprism.language.model import LanguageModel
+from edgeprism.language.request import Request, Sampling
+from edgeprism.perceive.captioner import Captioner
+from tests.helpers import bundles
+from tests.helpers.llama_reference import LlamaReference, Visual
+
+N_TOKENS = 24
+
+
+def expected_ids(reference: LlamaReference, rows: np.ndarray, penalty: float) -> list[int]:
+    """Return the likeliest tokens; the processor sees those of the answer, as behind embeddings."""
+    processor = RepetitionPenaltyLogitsProcessor(penalty)
+    ids: list[int] = []
+    for _ in range(N_TOKENS):
+        prompt: list[list[int] | Visual] = [[1], Visual(rows), [7, 8], ids]
+        logits = torch.from_numpy(reference.logits([part for part in prompt if len_of(part)])[-1:])
+        if ids:
+            logits = processor(torch.tensor([ids]), logits)
+        ids.append(int(logits[0].argmax()))
+    return ids
+
+
+def len_of(part: list[int] | Visual) -> int:
+    return len(part if isinstance(part, list) else part.values)
+
+
+def test_as_transformers_counts_it(tmp_path: Path) -> None:
+    model = bundles.lm_parts(5)
+    lm = LanguageModel(model.write(tmp_path / "lm.gguf"))
+    rows = np.random.default_rng(5).standard_normal((6, bundles.N_EMBD)).astype(np.float32)
+    sampling = Sampling(max_tokens=N_TOKENS, stop_at_end=False)
+    penalties = (1.0, 1.3, 1.5)
+    requests = [
+        Request(([1], rows, [7, 8]), dataclasses.replace(sampling, repetition_penalty=penalty))
+        for penalty in penalties
+    ]
+    generator = Generator(lm, kv_type="f32", flash_attention=False, parallel=2)
+    events = generator.run(requests)
+    made = {event.index: event.ids for event in events if isinstance(event, Finished)}
+    generator.close()
+    lm.close()
+    reference = LlamaReference(model)
+    assert [made[i] for i in range(3)] == [expected_ids(reference, rows, p) for p in penalties]
+    assert len(set(made[2])) > len(set(made[0]))
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_a_captioner_takes_its_models(penalty: float, tmp_path: Path) -> None:
+    plain = bundles.write_bundle(tmp_path / "plain")
+    prompts = bundles.make_manifest({}).prompts
+    changed = dataclasses.replace(prompts, repetition_penalty=penalty)
+    other = bundles.write_bundle(tmp_path / "other", prompts=changed)
+    picture = np.random.default_rng(1).integers(0, 256, (40, 40, 3), np.uint8)
+    texts = []
+    for bundle in (plain, other):
+        with Captioner.load(bundle, device="cpu") as captioner:
+            texts.append(captioner.caption(picture, caption_tokens=40).text)
+    assert (texts[0] == texts[1]) == (penalty == 1)
