@@ -44,7 +44,7 @@ class TowerConfig:
     rescale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    n_prefix: int = 0  # class and register rows before the patches; the features leave them out
+    n_prefix: int = 0  # class and register rows before the patches; see `keeps_prefix`
     patch_bias: bool = True
     norm_first: bool = False  # a norm between the embeddings and the first layer
     layer_scale: bool = False  # a learned scale per channel on each branch's output
@@ -52,6 +52,9 @@ class TowerConfig:
     rms: bool = False  # norms divide by the root mean square: no mean, no bias
     qk_norm: bool = False  # RMS norms on queries and keys, over all heads together
     qkv_bias: bool = True
+    k_bias: bool = True  # with `qkv_bias`: whether keys have one; it changes no attention weight
+    keeps_prefix: bool = False  # the features include the class and register rows
+    eps_last: float | None = None  # of the last norm, where it differs from `eps`
 
     @property
     def grid(self) -> int:

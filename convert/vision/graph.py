@@ -83,7 +83,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         e, f = config.n_embd, config.n_ffn
         self.norm1, self.norm2 = (Norm(dtype, e, config.eps, config.rms) for _ in range(2))
-        self.q, self.k, self.v = (Affine(dtype, e, e, config.qkv_bias) for _ in range(3))
+        self.q, self.v = (Affine(dtype, e, e, config.qkv_bias) for _ in range(2))
+        self.k = Affine(dtype, e, e, config.qkv_bias and config.k_bias)
         self.q_norm, self.k_norm = (
             Norm(dtype, e, config.eps, rms=True) if config.qk_norm else None for _ in range(2)
         )
@@ -124,10 +125,11 @@ class Tower(nn.Module):
         self.prefix = placeholder(dtype, config.n_prefix, e) if config.n_prefix else None
         self.norm_first = Norm(dtype, e, config.eps) if config.norm_first else None
         self.layers = nn.ModuleList(EncoderLayer(config, dtype) for _ in range(config.n_layers))
-        self.norm_last = Norm(dtype, e, config.eps, config.rms) if config.norm_last else None
+        eps_last = config.eps if config.eps_last is None else config.eps_last
+        self.norm_last = Norm(dtype, e, eps_last, config.rms) if config.norm_last else None
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels [n, size, size, 3] → features [n, patches, n_embd]."""
+        """Pixels [n, size, size, 3] → features [n, patches (and rows of the prefix), n_embd]."""
         c = self.config
         n, g, p = pixels.shape[0], c.grid, c.patch_size
         # drop the pixels beyond the last whole patch, as a strided convolution does
@@ -143,7 +145,7 @@ class Tower(nn.Module):
             x = layer(x)
         if self.norm_last is not None:
             x = self.norm_last(x)
-        return x[:, c.n_prefix :] if c.n_prefix else x
+        return x[:, c.n_prefix :] if c.n_prefix and not c.keeps_prefix else x
 
 
 class Projector(nn.Module):
