@@ -214,6 +214,9 @@ def _load_bin(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     if path.suffix == ".pt" and isinstance(tensors, dict):
         tensors = dict(_flattened(tensors, ""))
+    if path.suffix == ".pth" and isinstance(tensors, dict):
+        # LAVIS and MiniGPT-4 save the model beside the state of its training
+        tensors = tensors.get("model", tensors)
     if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
         raise CheckpointError(
             f"{path} is not a table of tensors by name.", "Use the published weight file."

@@ -1,10 +1,9 @@
 """EVA-ViT-g, the tower of BLIP-2, InstructBLIP, MiniGPT-4 and InternLM-XComposer, as published.
 
-It is a pre-norm ViT with a class row that stays among the features, and a norm `ln_vision` after the
-last block whose epsilon differs between layouts. Queries and values have biases, keys have none.
-EVA-g has 40 blocks; the captioners run 39, and the file eva_vit_g.pth may hold more tensors.
+It is a pre-norm ViT with a class row that stays among the features, and a norm after its last block
+whose epsilon differs between layouts. Queries and values have biases, keys have none.
 
-Sources: LAVIS' `eva_vit.py` and `blip2.py`, transformers' InstructBlipVisionModel (names, defaults).
+Sources: LAVIS' `eva_vit.py` and `blip2.py`, and transformers' InstructBlipVisionModel.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from edgeprism.convert.vision.weights import (
 from edgeprism.errors import CheckpointError
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-N_BLOCKS = 39  # of EVA-g's 40, those that every captioner runs
-HEAD_WIDTH = 88  # LAVIS' code divides the width by this; transformers' config.json tells the heads
+N_HEADS = 16  # of EVA-g; LAVIS' layout does not tell it
+N_BLOCKS = 39  # that captioners run of EVA-g's 40
 _EPS = 1e-6
 
 
@@ -72,15 +71,21 @@ class EvaTensors:
 
 
 def eva_vit_config(
-    tensors: EvaTensors, eps_last: float, n_heads: int = 0, image_size: int = 0
+    tensors: EvaTensors,
+    eps_last: float,
+    n_heads: int = N_HEADS,
+    image_size: int = 0,
+    whole: bool = False,
 ) -> TowerConfig:
     """Return the tower whose sizes the tensors' shapes tell; CheckpointError if there is none.
 
     Args:
         tensors: Where they lie.
         eps_last: The epsilon of the norm after the last block.
-        n_heads: The number of heads; 0 for heads of HEAD_WIDTH.
+        n_heads: The number of heads.
         image_size: The side of a picture in pixels, if it differs from that of the positions.
+        whole: The file is EVA-CLIP's own (eva_vit_g.pth): captioners leave its last block out. One
+            that holds just the blocks of a captioner has been cut already.
     """
     checkpoint, names = tensors.checkpoint, tensors.names
     patch, position = f"{tensors.lead}{names.patch}.weight", f"{tensors.lead}{names.position}"
@@ -94,15 +99,15 @@ def eva_vit_config(
         )
     e, _, p, _ = (*checkpoint.shape(patch), 0, 0, 0)[:4]
     grid = round((checkpoint.shape(position)[-2] - 1) ** 0.5)
-    n_heads = n_heads or e // HEAD_WIDTH
-    if p < 1 or n_heads < 1 or e % n_heads:
+    if p < 1 or e % n_heads:
         raise CheckpointError(
             f"{checkpoint.folder} ({checkpoint.role}): an EVA-ViT of width {e} with {n_heads} "
             f"heads and patches of {p} pixels is not understood.",
             "Use the files as they were published.",
         )
+    n_layers = count_layers(checkpoint.names, f"{tensors.lead}{names.layers}")
     return TowerConfig(
-        n_layers=min(N_BLOCKS, count_layers(checkpoint.names, f"{tensors.lead}{names.layers}")),
+        n_layers=n_layers - int(whole and n_layers != N_BLOCKS),
         n_embd=e,
         n_heads=n_heads,
         n_ffn=checkpoint.shape(inner)[0],

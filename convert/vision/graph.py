@@ -44,6 +44,12 @@ class GraphModule(nn.Module):
         raise NotImplementedError
 
 
+def tile_inputs(size: int, n_views: int = 1) -> Mapping[str, tuple[torch.Tensor, dict[int, Any]]]:
+    """Return GraphModule's inputs for any number of tiles, pixels [n, size, size, 3 · n_views]."""
+    pixels = torch.zeros((2, size, size, 3 * n_views), dtype=torch.uint8)
+    return {INPUT: (pixels, {0: torch.export.Dim("n", min=1, max=1024)})}
+
+
 class Affine(nn.Module):
     """x @ weight [in, out] + bias."""
 
@@ -205,9 +211,7 @@ class VisionGraph(GraphModule):
 
     def inputs(self) -> Mapping[str, tuple[torch.Tensor, dict[int, Any]]]:
         """Pixels of any number of tiles."""
-        size = self.image_size
-        pixels = torch.zeros((2, size, size, 3 * self.n_views), dtype=torch.uint8)
-        return {INPUT: (pixels, {0: torch.export.Dim("n", min=1, max=1024)})}
+        return tile_inputs(self.image_size, self.n_views)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Pixels [n, size, size, 3 · views] → visual tokens, and the newline's row if any."""

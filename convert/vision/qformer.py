@@ -9,7 +9,9 @@ Sources: LAVIS' `Qformer.py`, transformers' Blip2QFormerModel and InstructBlipQF
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +19,19 @@ from torch import nn
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision.config import TowerConfig
 from edgeprism.convert.vision.eva_vit import count_layers
-from edgeprism.convert.vision.graph import Affine, Norm, Tower, gelu, placeholder
+from edgeprism.convert.vision.graph import (
+    Affine,
+    GraphModule,
+    Norm,
+    Tower,
+    gelu,
+    placeholder,
+    tile_inputs,
+)
 from edgeprism.convert.vision.weights import Weight, Weights, linear_weights, norm_weights, same
 from edgeprism.errors import CheckpointError
 
-HEAD_WIDTH = 64  # BERT-base's
+N_HEADS = 12  # BERT-base's; LAVIS' layout does not tell it
 # Tensors that never run when queries come without text, and buffers
 UNUSED_TEXT = (
     r"(^|\.)embeddings\.(word|position)_embeddings\.",
@@ -148,11 +158,11 @@ class QFormer(nn.Module):
         return x
 
 
-class QueryGraph(nn.Module):
+class QueryGraph(GraphModule):
     """uint8 pixels [n, size, size, 3] → visual tokens [n, n_tokens, width of the LM], float32.
 
-    A tower, a Q-Former without text and one Linear layer. With `framed`, a learned row stands before
-    and one behind the queries' rows.
+    A tower, a Q-Former without text and one Linear layer. With `framed`, a learned row stands
+    before the queries' rows, and another behind them.
     """
 
     def __init__(
@@ -169,6 +179,10 @@ class QueryGraph(nn.Module):
         self.projector = Affine(dtype, queries.n_embd, n_out)
         self.first_row = placeholder(dtype, 1, n_out) if framed else None
         self.last_row = placeholder(dtype, 1, n_out) if framed else None
+
+    def inputs(self) -> Mapping[str, tuple[torch.Tensor, dict[int, Any]]]:
+        """Pixels of any number of tiles."""
+        return tile_inputs(self.image_size)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels [n, size, size, 3] → visual tokens [n, n_tokens, width of the LM]."""
@@ -204,13 +218,15 @@ class QFormerTensors:
     names: Names = LAVIS
 
 
-def qformer_config(tensors: QFormerTensors, reads_text: bool, n_heads: int = 0) -> QFormerConfig:
+def qformer_config(
+    tensors: QFormerTensors, reads_text: bool, n_heads: int = N_HEADS
+) -> QFormerConfig:
     """Return the Q-Former whose sizes the tensors' shapes tell; CheckpointError if there is none.
 
     Args:
         tensors: Where they lie.
         reads_text: Whether the queries attend to an instruction.
-        n_heads: The number of heads; 0 for heads of HEAD_WIDTH.
+        n_heads: The number of heads.
     """
     checkpoint, names = tensors.checkpoint, tensors.names
     layer = f"{names.lead}encoder.layer."
@@ -231,11 +247,10 @@ def qformer_config(tensors: QFormerTensors, reads_text: bool, n_heads: int = 0) 
         )
     shapes = {part: checkpoint.shape(name) for part, name in probes.items()}
     e = shapes["queries"][-1]
-    n_heads = n_heads or e // HEAD_WIDTH
-    if n_heads < 1 or e % n_heads:
+    if e % n_heads:
         raise CheckpointError(
-            f"{checkpoint.folder} ({checkpoint.role}): a Q-Former of width {e} with {n_heads} heads "
-            "is not understood.",
+            f"{checkpoint.folder} ({checkpoint.role}): a Q-Former of width {e} with {n_heads} "
+            "heads is not understood.",
             "Use the files as they were published.",
         )
     return QFormerConfig(
@@ -251,7 +266,7 @@ def qformer_config(tensors: QFormerTensors, reads_text: bool, n_heads: int = 0) 
 
 
 def qformer_weights(config: QFormerConfig, tensors: QFormerTensors) -> Weights:
-    """Return QFormer's parameters; see `qformer_unused` for what the checkpoint may hold besides."""
+    """Return QFormer's parameters."""
     checkpoint, names, e = tensors.checkpoint, tensors.names, config.n_embd
     queries = {names.queries: (1, config.n_queries, e)}
     weights: Weights = {"query_rows": Weight(checkpoint, queries, lambda rows: rows[0])}

@@ -56,7 +56,7 @@ class VisionWeights:
         """Return parameter `name`, contiguous and in the module's layout."""
         weight = self._weights[name]
         tensors = (weight.checkpoint.read(source).to(dtype) for source in weight.shapes)
-        return weight.turn(*tensors).contiguous()
+        return weight.turn(*tensors).to(dtype).contiguous()
 
     def requirements(self) -> Iterable[tuple[Checkpoint, Mapping[str, tuple[int, ...]]]]:
         """Return the checkpoints and the shapes of the tensors that each must hold."""
