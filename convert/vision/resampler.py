@@ -7,16 +7,28 @@ MiniCPM-Llama3-V 2.5, and Qwen-VL's `visual.py`, whose layout of tensors they sh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from edgeprism.convert.gate.data import N_PICTURES
 from edgeprism.convert.read.checkpoint import Checkpoint
-from edgeprism.convert.vision.graph import Affine, Norm, placeholder
-from edgeprism.convert.vision.weights import Weight, Weights, norm_weights, same
+from edgeprism.convert.vision.config import TowerConfig
+from edgeprism.convert.vision.eager import module_reference
+from edgeprism.convert.vision.graph import Affine, GraphModule, Norm, Tower, placeholder
+from edgeprism.convert.vision.quantize import INPUT
+from edgeprism.convert.vision.side import VisionSide
+from edgeprism.convert.vision.weights import (
+    VisionWeights,
+    Weight,
+    Weights,
+    norm_weights,
+    same,
+)
 from edgeprism.errors import CheckpointError
 
 _BASE = 10000.0  # of the wavelengths of positions
@@ -81,6 +93,37 @@ class Resampler(nn.Module):
         y = self.out(y.transpose(1, 2).reshape(n, c.n_queries, c.n_embd))
         tokens: torch.Tensor = self.proj(self.norm_post(y))
         return tokens
+
+
+class ResamplerGraph(GraphModule):
+    """uint8 pixels [n, size, size, 3] → visual tokens [n, n_queries, n_embd], float32.
+
+    A tower for squares, and a resampler of its grid.
+    """
+
+    def __init__(self, tower: TowerConfig, resampler: ResamplerConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype, self.image_size = dtype, tower.image_size
+        self.tower = Tower(tower, dtype)
+        self.resampler = Resampler(resampler, dtype)
+
+    def inputs(self) -> Mapping[str, tuple[torch.Tensor, dict[int, Any]]]:
+        """Pixels of any number of tiles."""
+        pixels = torch.zeros((2, self.image_size, self.image_size, 3), dtype=torch.uint8)
+        return {INPUT: (pixels, {0: torch.export.Dim("n", min=1, max=1024)})}
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels [n, size, size, 3] → visual tokens [n, n_queries, n_embd]."""
+        tokens: torch.Tensor = self.resampler(self.tower(pixels))
+        return tokens.float()
+
+
+def resampler_side(
+    graph: Callable[[torch.dtype], GraphModule], config: ResamplerConfig, weights: VisionWeights
+) -> VisionSide:
+    """Return the vision half of a graph that ends with a resampler; torch runs the same module."""
+    reference = module_reference(graph, weights)
+    return VisionSide(graph, (1, config.n_queries), weights, reference, n_ticks=N_PICTURES)
 
 
 def waves(down: torch.Tensor, across: torch.Tensor, n: int) -> torch.Tensor:
