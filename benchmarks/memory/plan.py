@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,33 +106,37 @@ def measure_steps(model: str, reasoner: str | None, photo: Path) -> list[Compari
     process = sum(part.size for part in plan.process.parts)
     steps = [Comparison("libraries", process, _peak())]
 
-    def after(what: str, chosen: Callable[[str], bool], act: Callable[[], object]) -> None:
-        act()
-        planned = process + _resident(parts, chosen)
-        steps.append(Comparison(what, planned, _peak()))
+    def after(what: str, planned: int, act: Callable[[], object]) -> None:
+        act()  # a peak may be that of an earlier step
+        steps.append(Comparison(what, max(steps[-1].planned, process + planned), _peak()))
 
     engines = captioner.engines
     engines.vision()
     # libmtmd cannot encode without the language model's weights
     early = _LOADED if captioner.bundle.manifest.vision.mmproj else ()
-    after(
-        "encoding",
-        lambda what: what.startswith(_VISION) or what in early,
-        lambda: captioner.encode(photo),
-    )
+    after("encoding", _vision(parts) + _loaded(parts, early), lambda: captioner.encode(photo))
     # the first word is enough: the cache has room for all of them from the start
-    after("a caption", lambda _: True, lambda: next(iter(captioner.stream(photo))))
-    if answering is not None:
-        caption = captioner.caption(photo, caption_tokens=64)
-        answering.draw_focus(QUESTION)
-        answering.answer([caption], QUESTION)
-        both = plan.peak("cpu", apart=False, resident=True)
-        steps.append(Comparison("an answer, both in memory", both, _peak()))
+    most = max(_vision(parts) + _loaded(parts, _LOADED), parts.size("cpu"))
+    after("a caption", most, lambda: next(iter(captioner.stream(photo))))
+    if answering is not None and plan.reasoner is not None:
+
+        def answer() -> None:
+            caption = captioner.caption(photo, caption_tokens=64)
+            answering.draw_focus(QUESTION)
+            answering.answer([caption], QUESTION)
+
+        most = max(_loaded(plan.reasoner, _LOADED), plan.reasoner.size("cpu"))
+        after("an answer, both in memory", parts.size("cpu") + most, answer)
     return steps
 
 
-def _resident(parts: ModelParts, chosen: Callable[[str], bool]) -> int:
-    return sum(p.size for p in parts.parts if p.place == "cpu" and chosen(p.what))
+def _vision(parts: ModelParts) -> int:
+    return sum(p.size for p in parts.parts if p.place == "cpu" and p.what.startswith(_VISION))
+
+
+def _loaded(parts: ModelParts, names: Collection[str]) -> int:
+    """Return the bytes of a language model that has just been read, with the pages of its file."""
+    return sum(p.size for p in parts.parts if p.place == "cpu" and p.what in names)
 
 
 def _peak() -> int:

@@ -66,9 +66,9 @@ def _summary(plan: Plan) -> Iterator[str]:
 
 def _needs(plan: Plan, *, apart: bool) -> str:
     needed = plan.peak("cpu", apart=apart)
-    resident = plan.peak("cpu", apart=apart, resident=True)
+    loading = plan.peak("cpu", apart=apart, loading=True)
     text = size_text(needed)
-    if resident > needed:
-        text += f" (up to {size_text(resident)} resident while memory is free)"
+    if loading > needed:
+        text += f" (up to {size_text(loading)} while it loads, where memory is free)"
     on_gpu = plan.peak("gpu", apart=apart)
     return f"{text}, and {size_text(on_gpu)} of the GPU's" if on_gpu else text

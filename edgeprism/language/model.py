@@ -15,15 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_checks import gguf_faults
-from edgeprism.bundle.gguf_parts import read_model_header
+from edgeprism.bundle.gguf_parts import part_paths, read_model_header
 from edgeprism.bundle.manifest import LanguageModelFile
 from edgeprism.errors import COPY_AGAIN, Interrupted, ModelError, TemplateError
 from edgeprism.language.chat import Message
 from edgeprism.language.context import Context
 from edgeprism.language.embeddings import token_rows
 from edgeprism.language.kv_memory import kv_bytes
-from edgeprism.language.llama import chat_formats, forget_words, has_amx, import_llama, last_words
+from edgeprism.language.llama import (
+    chat_formats,
+    forget_words,
+    has_amx,
+    import_llama,
+    last_words,
+    repacked_types,
+)
 from edgeprism.machine.cancel import Cancel
+from edgeprism.machine.mapped_files import drop_mapped_pages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +76,7 @@ class LanguageModel:
             if self.cancel.is_set():
                 raise Interrupted()
             raise ModelError(f"{path}: llama.cpp cannot load it: {last_words(2)}.", COPY_AGAIN)
+        self._drop_copied_pages()
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         self.n_embd: int = llama.llama_model_n_embd(self._model)
@@ -84,6 +93,12 @@ class LanguageModel:
                 "across (M-RoPE).",
                 COPY_AGAIN,
             )
+
+    def _drop_copied_pages(self) -> None:
+        """Give back the file's pages after loading, if llama.cpp has copied weights from them."""
+        if self.gpu_layers or repacked_types():
+            for part in part_paths(self.path):
+                drop_mapped_pages(part)
 
     @property
     def native(self) -> Any:

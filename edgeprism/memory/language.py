@@ -105,7 +105,7 @@ def _weights(header: GgufHeader, file_bytes: int, use: LanguageUse) -> list[Part
         Part("repacked weights", copied, "copies in the layout that this CPU multiplies fastest"),
         Part(
             "file mapped while loading", max(0, file_bytes - used),
-            "its weights were copied, so the system may drop these pages", needed=False,
+            "its weights are copied, and then these pages are dropped", needed=False,
         ),
     ]  # fmt: skip
 

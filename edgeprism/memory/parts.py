@@ -17,7 +17,7 @@ class Part:
     why: str  # what it follows from, in words
     place: str = CPU
     # False: pages of a file that is only read while a model loads; the system drops them where
-    # memory is short, although they count as resident as long as it is not
+    # memory is short, and EdgePrism when the model is loaded (on Linux)
     needed: bool = True
 
 
@@ -29,11 +29,11 @@ class ModelParts:
     role: str  # "process" | "captioner" | "reasoner"
     parts: tuple[Part, ...]
 
-    def size(self, place: str, *, resident: bool = False) -> int:
-        """Return the bytes that it takes at a place; `resident` counts what may be dropped, too."""
-        return parts_size(self.parts, place, resident=resident)
+    def size(self, place: str, *, loading: bool = False) -> int:
+        """Return the bytes that it takes at a place; `loading` counts what is dropped then, too."""
+        return parts_size(self.parts, place, loading=loading)
 
 
-def parts_size(parts: Iterable[Part], place: str, *, resident: bool = False) -> int:
-    """Return the sum of the parts at a place; `resident` counts what may be dropped, too."""
-    return sum(p.size for p in parts if p.place == place and (p.needed or resident))
+def parts_size(parts: Iterable[Part], place: str, *, loading: bool = False) -> int:
+    """Return the sum of the parts at a place; `loading` counts what is dropped then, too."""
+    return sum(p.size for p in parts if p.place == place and (p.needed or loading))

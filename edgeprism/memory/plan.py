@@ -69,16 +69,18 @@ class Plan:
         """Captioners and reasoner."""
         return (*self.captioners, *([self.reasoner] if self.reasoner else []))
 
-    def peak(self, place: str, *, apart: bool, resident: bool = False) -> int:
+    def peak(self, place: str, *, apart: bool, loading: bool = False) -> int:
         """Return the most bytes that stand at a place at once.
 
         Parameters:
             apart: whether one model at a time is in memory.
-            resident: whether pages count that the system may drop.
+            loading: whether pages count that are dropped when a model is loaded.
         """
-        sizes = [model.size(place, resident=resident) for model in self.models]
-        models = (max if apart else sum)([*sizes, 0])
-        return self.process.size(place, resident=resident) + models
+        sizes = [model.size(place) for model in self.models]
+        whole = [model.size(place, loading=loading) for model in self.models]
+        dropped = [most - size for most, size in zip(whole, sizes, strict=True)]
+        models = max([*whole, 0]) if apart else sum(sizes) + max([*dropped, 0])
+        return self.process.size(place) + models
 
     def shortages(self, *, apart: bool) -> tuple[str, ...]:
         """Return what does not fit, in words; empty if all fits or the system says nothing."""
@@ -120,7 +122,7 @@ class Plan:
                 name: {
                     "memory_bytes": self.peak(CPU, apart=apart),
                     "gpu_bytes": self.peak(GPU, apart=apart),
-                    "resident_bytes": self.peak(CPU, apart=apart, resident=True),
+                    "resident_bytes": self.peak(CPU, apart=apart, loading=True),
                     "shortages": list(self.shortages(apart=apart)),
                 }
                 for name, apart in (("together", False), ("apart", True))

@@ -74,8 +74,8 @@ def test_repacked_weights_stand_beside_the_file() -> None:
     assert by_name["repacked weights"] == LAYERS * BLOCK_BYTES
     assert by_name["language weights"] == 2 * TABLE  # Q8_0 stays as it is
     assert by_name["file mapped while loading"] == LAYERS * BLOCK_BYTES + 1000
-    needed, resident = parts_size(parts, CPU), parts_size(parts, CPU, resident=True)
-    assert resident - needed == LAYERS * BLOCK_BYTES + 1000
+    needed, loading = parts_size(parts, CPU), parts_size(parts, CPU, loading=True)
+    assert loading - needed == LAYERS * BLOCK_BYTES + 1000
 
 
 def test_an_output_that_is_the_embeddings_is_copied_if_its_type_is() -> None:
@@ -156,7 +156,8 @@ def test_peaks_together_and_apart() -> None:
     base = made.process.size(CPU)
     assert made.peak(CPU, apart=False) == base + 5 * GB
     assert made.peak(CPU, apart=True) == base + 3 * GB
-    assert made.peak(CPU, apart=True, resident=True) == base + 4 * GB
+    assert made.peak(CPU, apart=True, loading=True) == base + 4 * GB
+    assert made.peak(CPU, apart=False, loading=True) == base + 6 * GB
     assert (made.peak(GPU, apart=False), made.peak(GPU, apart=True)) == (2 * GB, GB)
 
 
