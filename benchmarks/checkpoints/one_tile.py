@@ -152,7 +152,8 @@ def write_shards(
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         write_file(folder / file, shapes, dtype, generator)
         weight_map |= dict.fromkeys(shapes, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    index = {"metadata": {}, "weight_map": weight_map}  # transformers looks for both
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def write_file(path: Path, shapes: Shapes, dtype: torch.dtype, generator: torch.Generator) -> None:
