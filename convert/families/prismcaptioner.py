@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgeprism.convert.parts import PublishedCaptioner
     from edgeprism.convert.read.checkpoint import Checkpoint
     from edgeprism.convert.read.lora import LoraAdapter
-    from edgeprism.convert.vision.config import Preparation, ProjectorConfig
+    from edgeprism.convert.vision.config import Preparation
     from edgeprism.convert.vision.side import VisionSide
     from edgeprism.progress import Progress
 
@@ -49,8 +49,7 @@ def read(
     tower_config = _read_tower_config(vision / "config.json")
     tower = Checkpoint(vision, "vision model")
     projector = Checkpoint(captioner / "projector", "projector")
-    side, preparation = _vision_side(projector, tower, tower_config, keep_first_patch)
-    _require_fit(projector.folder, side.projector, lm)
+    side, preparation = _vision_side(projector, tower, tower_config, keep_first_patch, lm)
     adapter = _open_adapter(captioner, lm, progress)
     adapter_files = adapter.checkpoint.files if adapter else []
     return PublishedCaptioner(
@@ -165,7 +164,11 @@ def _read_tower_config(path: Path) -> dict[str, Any]:
 
 
 def _vision_side(
-    projector: Checkpoint, vision: Checkpoint, config: dict[str, Any], keep_first: bool
+    projector: Checkpoint,
+    vision: Checkpoint,
+    config: dict[str, Any],
+    keep_first: bool,
+    lm: LmParts,
 ) -> tuple[VisionSide, Preparation]:
     from edgeprism.convert.vision.stock import StockProjector, StockTower, stock_vision_side
 
@@ -174,7 +177,9 @@ def _vision_side(
     width = (config.get("vision_config") or config).get("hidden_size", 768)
     depth, n_out = _projector_shape(projector.folder / "config.json", width)
     layers = [f"model.{2 * i}" for i in range(depth)]  # the GELUs between them have the odd numbers
-    return stock_vision_side(tower, StockProjector(projector, layers), n_out)
+    side = stock_vision_side(tower, StockProjector(projector, layers), n_out)
+    _require_fit(projector.folder, n_out, lm)
+    return side
 
 
 def _projector_shape(path: Path, n_in: int) -> tuple[int, int]:
@@ -209,10 +214,10 @@ def _projector_shape(path: Path, n_in: int) -> tuple[int, int]:
     return depth, n_out
 
 
-def _require_fit(folder: Path, projector: ProjectorConfig, lm: LmParts) -> None:
-    if projector.widths[-1] != lm.config.n_embd:
+def _require_fit(folder: Path, n_out: int, lm: LmParts) -> None:
+    if n_out != lm.config.n_embd:
         raise CheckpointError(
             f"{folder / 'config.json'} does not fit the language model: llm_hidden_size is "
-            f"{projector.widths[-1]}, expected {lm.config.n_embd}.",
+            f"{n_out}, expected {lm.config.n_embd}.",
             "Pass the three folders that belong together.",
         )

@@ -33,10 +33,10 @@ def resident_bytes(path: Path) -> int:
 def test_pages_go_and_come_back(name: str, tmp_path: Path) -> None:
     path, other = tmp_path / name, tmp_path / "other"
     values = np.random.default_rng(0).integers(0, 256, LARGE, np.uint8)
-    for file in (path, other):
-        file.write_bytes(values.tobytes())
-    with path.open("rb") as file, other.open("rb") as second:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for each in (path, other):
+        each.write_bytes(values.tobytes())
+    with path.open("rb") as first, other.open("rb") as second:
+        data = mmap.mmap(first.fileno(), 0, access=mmap.ACCESS_READ)
         kept = mmap.mmap(second.fileno(), 0, access=mmap.ACCESS_READ)
     assert data[:] == kept[:] == values.tobytes()
     assert resident_bytes(path) == resident_bytes(other) == LARGE
