@@ -59,6 +59,21 @@ class Checkpoint:
         """The shape of the tensor `name`."""
         return self._containers[name].shape(name)
 
+    def sizes(self, name: str, rank: int) -> tuple[int, ...]:
+        """Return the shape of the tensor `name`, from which a family reads its model's sizes.
+
+        Raises CheckpointError unless there is such a tensor with `rank` dimensions, none empty.
+        """
+        shape = self.shape(name) if name in self._containers else None
+        if shape is None or len(shape) != rank or 0 in shape:
+            found = "missing" if shape is None else f"of shape {list(shape)}"
+            raise CheckpointError(
+                f"{self.folder} ({self.role}): the tensor {name} is {found}; one of {rank} "
+                "dimensions is expected, which tells the sizes of the model.",
+                "Use the files as they were published.",
+            )
+        return shape
+
     def read(self, name: str) -> torch.Tensor:
         """Return the tensor in its published dtype, memory-mapped where the format allows."""
         import torch
@@ -123,7 +138,8 @@ class Requirements:
             for name, shape in shapes.items()
             if name in checkpoint.names and checkpoint.shape(name) != tuple(shape)
         ]
-        unused = re.compile("|".join(self._unused[key]) or "(?!)")
+        patterns = self._unused[key]
+        unused = re.compile("|".join(patterns) if patterns else "(?!)")
         extra = sorted(
             name for name in checkpoint.names if name not in shapes and not unused.search(name)
         )

@@ -71,11 +71,7 @@ class EvaTensors:
 
 
 def eva_vit_config(
-    tensors: EvaTensors,
-    eps_last: float,
-    n_heads: int = N_HEADS,
-    image_size: int = 0,
-    whole: bool = False,
+    tensors: EvaTensors, eps_last: float, n_heads: int = N_HEADS, whole: bool = False
 ) -> TowerConfig:
     """Return the tower whose sizes the tensors' shapes tell; CheckpointError if there is none.
 
@@ -83,35 +79,27 @@ def eva_vit_config(
         tensors: Where they lie.
         eps_last: The epsilon of the norm after the last block.
         n_heads: The number of heads.
-        image_size: The side of a picture in pixels, if it differs from that of the positions.
         whole: The file is EVA-CLIP's own (eva_vit_g.pth): captioners leave its last block out. One
             that holds just the blocks of a captioner has been cut already.
     """
-    checkpoint, names = tensors.checkpoint, tensors.names
-    patch, position = f"{tensors.lead}{names.patch}.weight", f"{tensors.lead}{names.position}"
-    inner = f"{tensors.lead}{names.layers}0.{names.layer['fc1']}.weight"
-    missing = [name for name in (patch, position, inner) if name not in checkpoint.names]
-    if missing:
-        raise CheckpointError(
-            f"{checkpoint.folder} ({checkpoint.role}) holds no EVA-ViT: {', '.join(missing)} "
-            "is missing.",
-            "Use the files as they were published.",
-        )
-    e, _, p, _ = (*checkpoint.shape(patch), 0, 0, 0)[:4]
-    grid = round((checkpoint.shape(position)[-2] - 1) ** 0.5)
-    if p < 1 or e % n_heads:
+    checkpoint, names, lead = tensors.checkpoint, tensors.names, tensors.lead
+    e, _, p, _ = checkpoint.sizes(f"{lead}{names.patch}.weight", 4)
+    n_ffn, _ = checkpoint.sizes(f"{lead}{names.layers}0.{names.layer['fc1']}.weight", 2)
+    _, n_rows, _ = checkpoint.sizes(f"{lead}{names.position}", 3)
+    grid = round((n_rows - 1) ** 0.5)
+    if e % n_heads or grid**2 + 1 != n_rows:
         raise CheckpointError(
             f"{checkpoint.folder} ({checkpoint.role}): an EVA-ViT of width {e} with {n_heads} "
-            f"heads and patches of {p} pixels is not understood.",
+            f"heads and {n_rows} positions is not understood.",
             "Use the files as they were published.",
         )
-    n_layers = count_layers(checkpoint.names, f"{tensors.lead}{names.layers}")
+    n_layers = count_layers(checkpoint.names, f"{lead}{names.layers}")
     return TowerConfig(
         n_layers=n_layers - int(whole and n_layers != N_BLOCKS),
         n_embd=e,
         n_heads=n_heads,
-        n_ffn=checkpoint.shape(inner)[0],
-        image_size=image_size or p * grid,
+        n_ffn=n_ffn,
+        image_size=p * grid,
         patch_size=p,
         eps=_EPS,
         activation="gelu",

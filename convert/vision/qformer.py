@@ -9,24 +9,18 @@ Sources: LAVIS' `Qformer.py`, transformers' Blip2QFormerModel and InstructBlipQF
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from edgeprism.convert.read.checkpoint import Checkpoint
-from edgeprism.convert.vision.config import TowerConfig
 from edgeprism.convert.vision.eva_vit import count_layers
 from edgeprism.convert.vision.graph import (
     Affine,
-    GraphModule,
     Norm,
-    Tower,
     gelu,
     placeholder,
-    tile_inputs,
 )
 from edgeprism.convert.vision.weights import Weight, Weights, linear_weights, norm_weights, same
 from edgeprism.errors import CheckpointError
@@ -119,7 +113,7 @@ class Layer(nn.Module):
         The last layer returns the queries alone.
         """
         x = self.attention(x, x)
-        queries = x[:, : self.n_queries]
+        queries: torch.Tensor = x[:, : self.n_queries]
         if self.cross is not None:
             queries = self.cross(queries, image)
         queries = self.queries(queries)
@@ -152,45 +146,10 @@ class QFormer(nn.Module):
         if self.words is not None and self.positions is not None and ids is not None:
             text = self.words[ids] + self.positions[: ids.shape[1]]
             x = torch.cat([x, text.expand(n, -1, -1)], dim=1)
-        x = self.norm(x)
+        rows: torch.Tensor = self.norm(x)
         for layer in self.layers:
-            x = layer(x, image)
-        return x
-
-
-class QueryGraph(GraphModule):
-    """uint8 pixels [n, size, size, 3] → visual tokens [n, n_tokens, width of the LM], float32.
-
-    A tower, a Q-Former without text and one Linear layer. With `framed`, a learned row stands
-    before the queries' rows, and another behind them.
-    """
-
-    def __init__(
-        self,
-        tower: TowerConfig,
-        queries: QFormerConfig,
-        n_out: int,
-        dtype: torch.dtype,
-        framed: bool = False,
-    ) -> None:
-        super().__init__()
-        self.image_size, self.dtype = tower.image_size, dtype
-        self.tower, self.qformer = Tower(tower, dtype), QFormer(queries, dtype)
-        self.projector = Affine(dtype, queries.n_embd, n_out)
-        self.first_row = placeholder(dtype, 1, n_out) if framed else None
-        self.last_row = placeholder(dtype, 1, n_out) if framed else None
-
-    def inputs(self) -> Mapping[str, tuple[torch.Tensor, dict[int, Any]]]:
-        """Pixels of any number of tiles."""
-        return tile_inputs(self.image_size)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels [n, size, size, 3] → visual tokens [n, n_tokens, width of the LM]."""
-        rows: torch.Tensor = self.projector(self.qformer(self.tower(pixels)))
-        if self.first_row is not None and self.last_row is not None:
-            ends = [row.expand(rows.shape[0], -1, -1) for row in (self.first_row, self.last_row)]
-            rows = torch.cat([ends[0], rows, ends[1]], dim=1)
-        return rows.float()
+            rows = layer(rows, image)
+        return rows
 
 
 # ---- as published
@@ -230,23 +189,13 @@ def qformer_config(
     """
     checkpoint, names = tensors.checkpoint, tensors.names
     layer = f"{names.lead}encoder.layer."
-    probes = {
-        "queries": names.queries,
-        "inner": f"{layer}0.intermediate_query.dense.weight",
-        "keys": f"{layer}0.crossattention.{names.inner}.key.weight",
-    }
+    _, n_queries, e = checkpoint.sizes(names.queries, 3)
+    n_ffn, _ = checkpoint.sizes(f"{layer}0.intermediate_query.dense.weight", 2)
+    _, n_image = checkpoint.sizes(f"{layer}0.crossattention.{names.inner}.key.weight", 2)
+    n_vocab = n_positions = 0
     if reads_text:
-        probes["words"] = f"{names.lead}embeddings.word_embeddings.weight"
-        probes["positions"] = f"{names.lead}embeddings.position_embeddings.weight"
-    missing = [name for name in probes.values() if name not in checkpoint.names]
-    if missing:
-        raise CheckpointError(
-            f"{checkpoint.folder} ({checkpoint.role}) holds no Q-Former: {', '.join(missing)} "
-            "is missing.",
-            "Use the files as they were published.",
-        )
-    shapes = {part: checkpoint.shape(name) for part, name in probes.items()}
-    e = shapes["queries"][-1]
+        n_vocab, _ = checkpoint.sizes(f"{names.lead}embeddings.word_embeddings.weight", 2)
+        n_positions, _ = checkpoint.sizes(f"{names.lead}embeddings.position_embeddings.weight", 2)
     if e % n_heads:
         raise CheckpointError(
             f"{checkpoint.folder} ({checkpoint.role}): a Q-Former of width {e} with {n_heads} "
@@ -257,11 +206,11 @@ def qformer_config(
         n_layers=count_layers(checkpoint.names, layer),
         n_embd=e,
         n_heads=n_heads,
-        n_ffn=shapes["inner"][0],
-        n_queries=shapes["queries"][-2],
-        n_image=shapes["keys"][-1],
-        n_vocab=shapes["words"][0] if reads_text else 0,
-        n_positions=shapes["positions"][0] if reads_text else 0,
+        n_ffn=n_ffn,
+        n_queries=n_queries,
+        n_image=n_image,
+        n_vocab=n_vocab,
+        n_positions=n_positions,
     )
 
 
@@ -320,8 +269,3 @@ def _attention_weights(
     weights |= linear_weights(f"{module}out", checkpoint, f"{source}output.dense", e, e)
     weights |= norm_weights(f"{module}norm", checkpoint, f"{source}output.LayerNorm", e)
     return weights
-
-
-def row_weights(name: str, checkpoint: Checkpoint, source: str, n: int) -> Weights:
-    """Return one constant row [1, n] for the parameter `name`, published as [1, 1, n]."""
-    return {name: Weight(checkpoint, {source: (1, 1, n)}, lambda row: row[0])}

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import regex
+import regex  # type: ignore[import-untyped]
 import torch
 from PIL import Image
 from torch import nn
@@ -115,7 +115,7 @@ class Tower(nn.Module):
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """[n, 3, size, size] → [n, patches, width]."""
-        x = self.conv1(pixels).flatten(2).transpose(1, 2)
+        x: torch.Tensor = self.conv1(pixels).flatten(2).transpose(1, 2)
         x = self.ln_pre(x + resized(self.positional_embedding, x.shape[1]))
         blocks: Iterable[nn.Module] = self.transformer["resblocks"]  # type: ignore[assignment]
         for block in blocks:
