@@ -150,8 +150,18 @@ def _lavis_name(name: str) -> str:
     return re.sub(r"attention\.attention\.", "attention.self.", name)
 
 
-def four_patches(rows: torch.Tensor) -> torch.Tensor:
+def framed(files: Iterable[Path], ends: tuple[str, str]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return rows [n, rows, width] → the same between two learned rows, named by `ends`."""
+
+    def run(rows: torch.Tensor) -> torch.Tensor:
+        raw = RawTensors(files)
+        first, last = (raw[name].float().expand(len(rows), 1, -1) for name in ends)
+        return torch.cat([first, rows, last], dim=1)
+
+    return run
+
+
+def joined_patches(rows: torch.Tensor) -> torch.Tensor:
     """[n, 1 + patches, width] → [n, patches / 4, 4 · width]: neighbours in raster order."""
     without_class = rows[:, 1:]
-    joined = [without_class[:, i::4] for i in range(4)]
-    return torch.cat(joined, dim=-1)
+    return torch.cat([without_class[:, i::4] for i in range(4)], dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ class RawTensors:
                 opened = safe_open(str(path), framework="pt")
                 self._sources |= dict.fromkeys(opened.keys(), opened.get_tensor)
             else:
-                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                zipped = zipfile.is_zipfile(path)  # files of torch's older format cannot be mapped
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
                 flat = dict(_flattened(loaded, ""))
                 self._sources |= dict.fromkeys(flat, flat.__getitem__)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,22 @@ from edgeprism.convert.gate.settings import Rotation, settings_from_config
 Tick = Callable[[], None]
 
 
+@dataclass(frozen=True)
+class InnerLora:
+    """LoRA among the model's own files: `lead` stands before its names, `scale` is its factor."""
+
+    lead: str
+    scale: float
+
+
 class _Weights:
     """The base model's linear layers, with the adapter's product added to their outputs."""
 
-    def __init__(self, files: Iterable[Path], adapter: Path | None) -> None:
+    def __init__(
+        self, files: Iterable[Path], adapter: Path | None, inner: InnerLora | None
+    ) -> None:
         self.base = RawTensors(files)
+        self.inner = inner
         self.adapter = RawTensors(weight_files(adapter)) if adapter else None
         self.scale = 0.0
         if adapter:
@@ -50,6 +62,11 @@ class _Weights:
             if self.adapter is not None and a in self.adapter:
                 low = x @ self.adapter[a].float().t()
                 y += self.scale * (low @ self.adapter[b].float().t())
+            if self.inner is not None:
+                a, b = (f"{self.inner.lead}{name}.lora_{h}{suffix}.weight" for h in "AB")
+                if a in self.base:
+                    low = x @ self.base[a].float().t()
+                    y += self.inner.scale * (low @ self.base[b].float().t())
         return y
 
 
@@ -73,12 +90,14 @@ def logits(
     texts: list[list[int]],
     tick: Tick,
     adapter: Path | None = None,
+    inner: InnerLora | None = None,
 ) -> list[np.ndarray]:
     """Return teacher-forced logits [n_tokens, n_vocab] float32 of each text (ids with BOS).
 
-    `files` hold the model, `data` has the fields of its config.json, `adapter` is a LoRA's folder.
+    `files` hold the model, `data` has the fields of its config.json, `adapter` is a LoRA's folder,
+    `inner` a LoRA among `files`.
     """
-    weights, config = _Weights(files, adapter), settings_from_config(data)
+    weights, config = _Weights(files, adapter, inner), settings_from_config(data)
     packed = data["model_type"] == "internlm2"
     names = _INTERNLM2 if packed else _LLAMA
     body = weights.base.lead_of(f"layers.0.{names['norm1']}.weight")

@@ -1,8 +1,11 @@
-"""A PEFT LoRA adapter, which is merged into one base tensor at a time: W + scale · B · A."""
+"""LoRA, which is merged into one base tensor at a time: W + scale · B · A."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +92,43 @@ class LoraAdapter:
             expected[names["A"]] = (self.rank, n_in)
             expected[names["B"]] = (n_out, self.rank)
         self.checkpoint.require(expected)
+
+
+@dataclass(frozen=True)
+class LoraHalves:
+    """LoRA whose halves a family finds by name, in the base model's files or beside them.
+
+    Args:
+        checkpoint: The checkpoint of the halves.
+        pairs: {base tensor: names of its halves A [rank, in] and B [out, rank]}.
+        rank: The rank of all of them.
+        scale: The factor of each product B · A.
+    """
+
+    checkpoint: Checkpoint
+    pairs: Mapping[str, tuple[str, str]]
+    rank: int
+    scale: float
+
+    def require(self, base_shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise CheckpointError, which lists every fault, unless all halves fit their bases."""
+        expected: dict[str, tuple[int, ...]] = {}
+        for base, (a, b) in self.pairs.items():
+            n_out, n_in = base_shapes[base]
+            expected |= {a: (self.rank, n_in), b: (n_out, self.rank)}
+        self.checkpoint.require(expected)
+
+    def merge(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return base tensor `name` (`weight` [out, in], float32) plus its product."""
+        if name not in self.pairs:
+            return weight
+        a, b = self.pairs[name]
+        change = self.checkpoint.read_float32(b) @ self.checkpoint.read_float32(a)
+        return change.mul_(self.scale).add_(weight)
+
+    def patterns(self) -> list[str]:
+        """Return patterns of the halves' names, for those who list what a checkpoint may hold."""
+        return [rf"^{re.escape(half)}$" for pair in self.pairs.values() for half in pair]
 
 
 def _base_name_and_half(name: str) -> tuple[str, str]:
