@@ -107,7 +107,7 @@ def logits(
     ids = torch.tensor([token for text in texts for token in text])
     embedding = f"{body}{'tok_embeddings' if packed else 'embed_tokens'}"
     # all texts form one block of rows; only attention separates them
-    x = weights.base[f"{embedding}.weight"][ids].float()  # [rows, hidden]
+    x = weights.base[f"{embedding}.weight"][ids].float() * config.embedding_scale  # [rows, hidden]
     for i in range(config.n_layers):
         p = f"{body}layers.{i}."
         y = _rms(x, weights.vector(f"{p}{names['norm1']}.weight"), eps)
@@ -121,14 +121,15 @@ def logits(
                 for part in "qkv"
             )
         parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-        x = x + weights.linear(
+        added = weights.linear(
             torch.cat([_attention(*part, rotation) for part in parts]), p + names["out"]
         )
+        x = x + config.residual_scale * added
         y = _rms(x, weights.vector(f"{p}{names['norm2']}.weight"), eps)
         gate = F.silu(weights.linear(y, p + names["gate"])) * weights.linear(y, p + names["up"])
-        x = x + weights.linear(gate, p + names["down"])
+        x = x + config.residual_scale * weights.linear(gate, p + names["down"])
         tick()
-    x = _rms(x, weights.vector(f"{body}norm.weight"), eps)
+    x = _rms(x, weights.vector(f"{body}norm.weight"), eps) / config.head_divisor
     rows_of_logits = weights.linear(x, _head(weights, body, packed) or embedding)
     return [part.numpy() for part in rows_of_logits.split(lengths)]
 

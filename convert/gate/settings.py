@@ -44,6 +44,11 @@ class ReferenceSettings:
     head_dim: int
     eps: float
     rotation: Rotation
+    # MiniCPM's factors on the embeddings and on what a layer's halves add, and the divisor of the
+    # last rows
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    head_divisor: float = 1.0
 
 
 # what the published classes take where a file is silent
@@ -62,7 +67,18 @@ def settings_from_config(data: Mapping[str, Any]) -> ReferenceSettings:
         head_dim=head_dim,
         eps=data.get("rms_norm_eps") or 1e-6,
         rotation=_rotation(data, head_dim),
+        **(_minicpm_scales(data) if kind == "minicpm" else {}),
     )
+
+
+def _minicpm_scales(data: Mapping[str, Any]) -> dict[str, float]:
+    """Return the factors of `modeling_minicpm.py`; each field's default is 1."""
+    width, depth = data["hidden_size"], data["num_hidden_layers"]
+    return {
+        "embedding_scale": float(data.get("scale_emb", 1)),
+        "residual_scale": data.get("scale_depth", 1) / math.sqrt(depth),
+        "head_divisor": width / data.get("dim_model_base", 1),
+    }
 
 
 def _rotation(data: Mapping[str, Any], head_dim: int) -> Rotation:

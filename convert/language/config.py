@@ -20,7 +20,12 @@ ARCHITECTURES = {
     "mistral": "llama",
     "qwen2": "qwen2",
     "internlm2": "internlm2",
+    "minicpm": "minicpm",
 }
+# model_type → the class of transformers that has its fields
+_STOCK = {"internlm2": "", "minicpm": "llama"}
+# MiniCPM's factors: on embeddings, and those that `_scales` makes of two of its fields
+_SCALES = ("scale_emb", "scale_depth", "dim_model_base")
 _WHOLE_NUMBERS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
                   "vocab_size", "num_key_value_heads", "head_dim",
                   "max_position_embeddings")  # fmt: skip
@@ -30,6 +35,15 @@ _READ = (
     "mlp_bias", "bias", "tie_word_embeddings", "partial_rotary_factor", "layer_types",
     "sliding_window", "use_sliding_window", "max_window_layers",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scales:
+    """MiniCPM's constant factors, as llama.cpp applies them."""
+
+    embedding: float  # on all that enters the first layer, visual tokens too
+    residual: float  # on what each half of a layer adds
+    logit: float  # the last norm's output is divided by it
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class LmConfig:
     tied: bool  # the embedding serves as the output head
     qkv_bias: bool
     output_bias: bool  # a bias on the attention's output matrix
+    scales: Scales | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,16 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
         tied=bool(fields.tie_word_embeddings),
         qkv_bias=kind == "qwen2" or bool(fields.attention_bias),
         output_bias=kind == "llama" and bool(fields.attention_bias),
+        scales=_scales(fields) if kind == "minicpm" else None,
+    )
+
+
+def _scales(fields: Any) -> Scales:
+    """Return MiniCPM's factors; source: `modeling_minicpm.py` of the published models."""
+    return Scales(
+        embedding=float(fields.scale_emb),
+        residual=fields.scale_depth / fields.num_hidden_layers**0.5,
+        logit=fields.hidden_size / fields.dim_model_base,
     )
 
 
@@ -168,8 +193,9 @@ def _with_defaults(data: Mapping[str, Any], where: str) -> Any:
     plain.pop("rope_scaling", None)
     plain.pop("quantization_config", None)
     try:
-        read = CONFIG_MAPPING[data["model_type"]](**plain)
-        defaults = {"attention_bias": False, "head_dim": None}
+        kind = data["model_type"]
+        read = CONFIG_MAPPING[_STOCK.get(kind, kind)](**plain)
+        defaults = {"attention_bias": False, "head_dim": None, **dict.fromkeys(_SCALES, 1)}
         fields = {**defaults, **read.to_dict()}
         fields["head_dim"] = fields["head_dim"] or read.hidden_size // read.num_attention_heads
         return SimpleNamespace(**fields)
@@ -182,8 +208,8 @@ def _with_defaults(data: Mapping[str, Any], where: str) -> Any:
 
 def _variant_faults(kind: str, data: Mapping[str, Any], fields: Any) -> list[str]:
     """Return the settings with which llama.cpp would compute something else than transformers."""
-    stock = "" if kind == "internlm2" else kind
-    unknown = unknown_fields(data, _READ, stock)
+    own = _SCALES if kind == "minicpm" else ()
+    unknown = unknown_fields(data, (*_READ, *own), _STOCK.get(kind, kind))
     faults = [f"{field} (a field that is not understood)" for field in unknown]
     if fields.hidden_act != "silu":
         faults.append(f"hidden_act = {fields.hidden_act!r} (expected 'silu')")
@@ -198,6 +224,13 @@ def _variant_faults(kind: str, data: Mapping[str, Any], fields: Any) -> list[str
         )
     if fields.head_dim % 2:
         faults.append(f"head_dim {fields.head_dim} is odd")
+    faults += [
+        f"{name} = {value!r} (expected a number above 0)"
+        for name in own
+        if type(value := getattr(fields, name)) not in (int, float) or not 0 < value < 1e6
+    ]
+    if kind == "minicpm" and fields.attention_bias:
+        faults.append(f"attention_bias = {fields.attention_bias!r} (expected False)")
     if kind == "internlm2":
         if fields.hidden_size != fields.head_dim * fields.num_attention_heads:
             faults.append(

@@ -1,8 +1,8 @@
-"""Llama, Mistral and Qwen2 as published → the tensors of llama.cpp's `llama` and `qwen2`.
+"""Llama, Mistral, Qwen2 and MiniCPM as published → the tensors of llama.cpp's architectures.
 
 Source of the names: transformers' LlamaForCausalLM, MistralForCausalLM and Qwen2ForCausalLM.
-Vicuna, Yi, SmolLM, Llama 3 and Qwen 1.5 use the same names. A captioner's checkpoint puts a prefix
-before the names, which `body_prefix` looks up in the checkpoint.
+Vicuna, Yi, SmolLM, Llama 3, Qwen 1.5 and MiniCPM use the same names. A captioner's checkpoint puts
+a prefix before the names, which `body_prefix` looks up in the checkpoint.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from edgeprism.convert.language.config import LmConfig, LmTensor
 from edgeprism.convert.language.rope import llama3_factors, permute_for_rope
 from edgeprism.errors import CheckpointError
 
+# llama.cpp's architectures that rotate neighbours, where the published models rotate halves
+_PAIRWISE = ("llama", "minicpm")
 # Buffers that some files hold in addition to the weights
 UNUSED = (r"rotary_emb\.inv_freq$",)
 
@@ -49,7 +51,7 @@ def gguf_tensors(config: LmConfig, body: str, head: str) -> Iterator[LmTensor]:
         # llama.cpp's qwen2 rotates halves, as published models do, so its rows keep their order
         turn = partial(permute_for_rope, n_heads=n_heads)
         return LmTensor(
-            name, shape, source, shape, turn if config.architecture == "llama" else None
+            name, shape, source, shape, turn if config.architecture in _PAIRWISE else None
         )
 
     yield same("token_embd.weight", f"{body}embed_tokens.weight", config.n_vocab, e)

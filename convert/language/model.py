@@ -56,6 +56,7 @@ _UNUSED = {
     "mistral": llama.UNUSED,
     "qwen2": llama.UNUSED,
     "internlm2": internlm2.UNUSED,
+    "minicpm": llama.UNUSED,
 }
 
 

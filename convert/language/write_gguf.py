@@ -94,6 +94,10 @@ def _write_config(writer: gguf.GGUFWriter, config: LmConfig) -> None:
     if scaling.kind == "yarn":
         writer.add_rope_scaling_orig_ctx_len(scaling.original_context)
     writer.add_layer_norm_rms_eps(config.rms_eps)
+    if config.scales is not None:  # llama.cpp has defaults of its own, of another sense
+        writer.add_embedding_scale(config.scales.embedding)
+        writer.add_residual_scale(config.scales.residual)
+        writer.add_logit_scale(config.scales.logit)
     writer.add_vocab_size(config.n_vocab)
 
 
