@@ -15,8 +15,9 @@ from edgeprism.bundle.writer import BundleWriter
 from edgeprism.choices import CONVERTED_QUANTS
 from edgeprism.convert.family import Family, Value
 from edgeprism.convert.gate import judge
-from edgeprism.convert.gate.data import TOKENIZER_TEXTS, gate_pictures
+from edgeprism.convert.gate.data import TOKENIZER_TEXTS
 from edgeprism.convert.gate.int8 import VisionGate, write_auto, write_int8
+from edgeprism.convert.gate.tiles import gate_tiles, reference_tokens
 from edgeprism.convert.language.model import Tick
 from edgeprism.convert.language.write_gguf import LM_QUANTS, write_gguf
 from edgeprism.convert.memory import give_memory_back
@@ -123,10 +124,12 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
     """Write every variant as vision.<quant>.onnx and measure it against the reference."""
     work = folder / "work"
     work.mkdir()
-    image = parts.manifest.image
-    pixels = gate_pictures(image.size, len(image.fills))
+    pixels = gate_tiles(parts.manifest)
     progress.stage("Computing the vision reference", parts.n_vision_ticks)
-    gate = VisionGate(pixels, parts.reference_visual_tokens(pixels, progress.advance), progress)
+    reference = reference_tokens(
+        lambda tiles: parts.reference_visual_tokens(tiles, progress.advance), pixels
+    )
+    gate = VisionGate(pixels, reference, progress)
     graphs: dict[torch.dtype, Path] = {}
     variants = []
     for quant in sorted(set(options.vision_quants), key=CONVERTED_QUANTS.index):

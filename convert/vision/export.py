@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,7 @@ def export_graph(module: GraphModule, weights: VisionWeights, work: Path, stem: 
     _write_weights(graph, module, weights, path.with_name(f"{path.name}.data"))
     model = onnx_ir.to_proto(graph)
     _strip_notes(model)
+    _name_lengths(model, module.lengths)
     path.write_bytes(model.SerializeToString())
     return path
 
@@ -91,6 +94,15 @@ def _write_weights(
             )
             # `tofile` would not say that the disk is full
             data.write(tensor.contiguous().numpy().data)
+
+
+def _name_lengths(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Give the lengths that match a pattern of `names` the name that belongs to it."""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for length in value.type.tensor_type.shape.dim:
+            for pattern, name in names.items():
+                if re.fullmatch(pattern, length.dim_param):
+                    length.dim_param = name
 
 
 def _strip_notes(model: onnx.ModelProto) -> None:

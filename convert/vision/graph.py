@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -35,6 +35,9 @@ class GraphModule(nn.Module):
 
     dtype: torch.dtype
     outputs: tuple[str, ...] = (OUTPUT,)
+    # {pattern of what torch calls a length that is not constant: its name in the graph}, for those
+    # that memory is planned by (`edgeprism.perceive.footprint`)
+    lengths: ClassVar[Mapping[str, str]] = {}
 
     def inputs(self) -> Mapping[str, tuple[torch.Tensor, dict[int, Any]]]:
         """Return {name: (an example, {axis: its torch.export.Dim, if its length may differ})}.

@@ -77,12 +77,7 @@ class Resampler(nn.Module):
         c = self.config
         n, t, _ = x.shape
         values = self.norm_kv(self.kv(x))
-        position = self.position
-        if position is None:
-            if down is None or across is None:
-                raise ValueError("tiles of any shape need `down` and `across`")
-            position = waves(down, across, c.n_embd).to(x.dtype)
-        k, v = self.k(values + position), self.v(values)
+        k, v = self.k(values + self._position(down, across).to(x.dtype)), self.v(values)
         # [n, heads, rows, head_dim]; the queries are repeated for each tile, so that no optimizer
         # folds the placeholder's value into a constant
         q, k, v = (
@@ -93,6 +88,14 @@ class Resampler(nn.Module):
         y = self.out(y.transpose(1, 2).reshape(n, c.n_queries, c.n_embd))
         tokens: torch.Tensor = self.proj(self.norm_post(y))
         return tokens
+
+    def _position(self, down: torch.Tensor | None, across: torch.Tensor | None) -> torch.Tensor:
+        """Return the keys' positions [patches, n_embd]."""
+        if self.position is not None:
+            return self.position
+        if down is None or across is None:
+            raise ValueError("tiles of any shape need `down` and `across`")
+        return waves(down, across, self.config.n_embd)
 
 
 class ResamplerGraph(GraphModule):
@@ -137,7 +140,7 @@ def waves(down: torch.Tensor, across: torch.Tensor, n: int) -> torch.Tensor:
     by_row, by_column = (place.float()[:, None] * rates for place in (down, across))
     columns = torch.cat([by_column.sin(), by_column.cos()], dim=-1)  # [across, n / 2]
     rows = torch.cat([by_row.sin(), by_row.cos()], dim=-1)
-    whole = (len(down), len(across), n // 2)
+    whole = (down.shape[0], across.shape[0], n // 2)
     both = [columns[None].expand(whole), rows[:, None].expand(whole)]
     return torch.cat(both, dim=-1).reshape(-1, n)
 
@@ -223,7 +226,7 @@ def _queries(config: ResamplerConfig) -> Callable[..., torch.Tensor]:
 
     def turn(query: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         weight, bias, matrix, offset, *table = (tensor.float() for tensor in others)
-        x = functional.layer_norm(query.float(), (e,), weight, bias, config.eps)
+        x: torch.Tensor = functional.layer_norm(query.float(), (e,), weight, bias, config.eps)
         for places in table:
             x = x + places
         x = (x @ matrix[:e].t() + offset[:e]) * head**-0.5

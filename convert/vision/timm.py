@@ -62,11 +62,12 @@ class TimmTower:
 
 
 def timm_tower(
-    checkpoint: Checkpoint, architecture: TimmArchitecture, image_size: int
+    checkpoint: Checkpoint, architecture: TimmArchitecture, image_size: int, whole: bool = False
 ) -> TimmTower:
     """Return the tower in `checkpoint` for pictures of `image_size` pixels.
 
-    It resamples positions of another grid, as timm does when it loads a model. Raises
+    It ends with the second-to-last block or, if it is `whole`, with the norm after the last. It
+    resamples positions of another grid, as timm does when it loads a model. Raises
     CheckpointError if `checkpoint` has no timm VisionTransformer.
     """
     names = checkpoint.names
@@ -83,7 +84,7 @@ def timm_tower(
     e, _, _, p = checkpoint.shape(f"{lead}{_PROBE}")
     fc1 = f"{lead}blocks.0.mlp.fc1.weight"
     config = TowerConfig(
-        n_layers=depth - 1,
+        n_layers=depth if whole else depth - 1,
         n_embd=e,
         n_heads=architecture.n_heads,
         n_ffn=checkpoint.shape(fc1)[0] if fc1 in names else 4 * e,
@@ -102,6 +103,7 @@ def timm_tower(
         patch_bias=f"{lead}patch_embed.proj.bias" in names,
         norm_first=f"{lead}norm_pre.weight" in names,
         layer_scale=f"{lead}blocks.0.ls1.gamma" in names,
+        norm_last=whole,
     )
     if e % architecture.n_heads:
         raise CheckpointError(
@@ -127,6 +129,8 @@ def _weights(config: TowerConfig, checkpoint: Checkpoint, lead: str) -> Weights:
     weights |= _row_weights(checkpoint, lead, grid)
     if config.norm_first:
         weights |= norm_weights("norm_first", checkpoint, f"{lead}norm_pre", e)
+    if config.norm_last:
+        weights |= norm_weights("norm_last", checkpoint, f"{lead}norm", e)
     for i in range(config.n_layers):
         layer, block = f"layers.{i}.", f"{lead}blocks.{i}."
         weights |= norm_weights(f"{layer}norm1", checkpoint, f"{block}norm1", e)

@@ -59,7 +59,7 @@ def converted(family: Family, folder: Path, out: Path, **settings: Path) -> Path
 def bundle_output(bundle: Path, *images: Image.Image) -> ModelOutput:
     """Return the bundle's output for one picture, or for several in one prompt."""
     with Captioner.load(
-        bundle, device="cpu", threads=1, kv_type="f32", flash_attention=False
+        bundle, device="cpu", threads=1, vision_quant="fp32", kv_type="f32", flash_attention=False
     ) as it:
         encoded = it.encode_together(images) if len(images) > 1 else it.encode(images[0])
         ids = caption_ids(
