@@ -239,7 +239,7 @@ def _write_lm(folder: Path, kind: str, seed: int) -> GemmaForCausalLM | LlamaFor
             hidden_act="gelu_pytorch_tanh", rms_norm_eps=1e-6, pad_token_id=0, eos_token_id=1,
             bos_token_id=2,
         )  # fmt: skip
-        gemma = GemmaForCausalLM(config).eval()
+        gemma: GemmaForCausalLM = GemmaForCausalLM(config).eval()
         fill(gemma, seed)
         with torch.no_grad():
             # the embedding serves as head, where a large one would repeat the last token
@@ -250,7 +250,7 @@ def _write_lm(folder: Path, kind: str, seed: int) -> GemmaForCausalLM | LlamaFor
         return gemma
     llama3 = kind == "8b"
     n_vocab = write_any_tokenizer(folder, "llama3" if llama3 else "sentencepiece")
-    llama = LlamaForCausalLM(LlamaConfig(
+    llama: LlamaForCausalLM = LlamaForCausalLM(LlamaConfig(
         **sizes, num_key_value_heads=2 if llama3 else 4, vocab_size=n_vocab + 3,
         rms_norm_eps=1e-5, rope_theta=500000.0 if llama3 else 10000.0,
     )).eval()  # fmt: skip
@@ -345,7 +345,7 @@ def _write_open_clip(folder: Path, model: ConvNextModel) -> None:
 def _save_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write two shards in safetensors' format, with their index."""
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in (1, 2):
         file = f"model-0000{i}-of-00002.safetensors"
         held = names[i - 1 :: 2]
