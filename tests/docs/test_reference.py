@@ -224,7 +224,7 @@ def test_families(page: str) -> None:
     listed = CliRunner().invoke(cli, ["convert", "--list"]).output
     families = {line.split("\t")[0] for line in listed.splitlines()}
     assert len(families) > 5
-    rows = re.findall(r"^\| `([a-z-]+)`(?::[^|]*)? \|", (ROOT / page).read_text("utf-8"), re.M)
+    rows = re.findall(r"^\| `([a-z0-9-]+)`(?::[^|]*)? \|", (ROOT / page).read_text("utf-8"), re.M)
     assert set(rows) == families
     convert = cli.get_command(click.Context(cli), "convert")
     assert isinstance(convert, click.Group)
