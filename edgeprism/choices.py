@@ -29,6 +29,10 @@ AUTO = "auto"
 ALL = "all"  # no limit, where another one would hold
 AUTO_SHARE, AUTO_LEAST = 4, 64
 
+# of a video: the most frames that a prompt holds, and frames per second
+MAX_FRAMES = 256
+LEAST_RATE, MOST_RATE = 0.0001, 1000.0
+
 # what begins a reference to a model that another program keeps (`bundle/elsewhere/`)
 PROGRAM_PREFIXES = ("ollama", "lmstudio", "hub", "llamacpp", "jan", "gpt4all")
 

@@ -56,6 +56,17 @@ class Reduction:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """Which frames of a video the model was shown, and by which rule they were chosen."""
+
+    rule: str  # "uniform": at even distances; "per-second": at `frames_per_second`
+    frames: tuple[int, ...]  # their places, from 0
+    seconds: tuple[float, ...]  # their times from the first frame; empty: the file tells none
+    of: int  # how many frames the video has
+    frames_per_second: float | None = None  # as it was asked for
+
+
+@dataclass(frozen=True)
 class EncodedImage:
     """Visual tokens of one picture; it can be captioned many times without encoding it again.
 
@@ -63,7 +74,8 @@ class EncodedImage:
     `layout` says how they stand in the prompt: rows, and the model's own text between them.
     For several pictures in one prompt `together` lists each of them; `image` then holds their
     names, `image_sha256` is a digest of their digests, and `size` is (0, 0). `reduction` says how
-    the visual tokens were made fewer; None: they are all there.
+    the visual tokens were made fewer; None: they are all there. `video` lists the frames that stand
+    for a video; None: it is a picture.
     """
 
     visual_tokens: np.ndarray
@@ -76,6 +88,7 @@ class EncodedImage:
     timings: Timings = field(default_factory=Timings)
     together: tuple[Pictured, ...] = ()
     reduction: Reduction | None = None
+    video: Sampled | None = None
 
 
 @dataclass(frozen=True)
@@ -122,10 +135,12 @@ class Caption:
     notes: tuple[str, ...] = ()
     together: tuple[Pictured, ...] = ()  # each of several pictures, as in EncodedImage
     reduction: Reduction | None = None  # of the visual tokens, as in EncodedImage
+    video: Sampled | None = None  # the frames that were shown, as in EncodedImage
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `edgeprism caption --json` prints."""
         reduction = {"reduction": asdict(self.reduction)} if self.reduction else {}
+        video = {"video": _listed(self.video)} if self.video else {}
         return {
             "schema": RECORD_SCHEMA,
             "image": self.image,
@@ -141,6 +156,7 @@ class Caption:
             "notes": list(self.notes),
             "together": [{**asdict(p), "image_size": list(p.image_size)} for p in self.together],
             **reduction,
+            **video,
             "version": self.version,
         }
 
@@ -196,6 +212,21 @@ class Answer:
             "notes": list(self.notes),
             "version": self.version,
         }
+
+
+def _listed(sampled: Sampled) -> dict[str, Any]:
+    """Return the record of a video's frames, as JSON holds it."""
+    return {
+        **asdict(sampled),
+        "frames": list(sampled.frames),
+        "seconds": list(sampled.seconds),
+    }
+
+
+def sampled_from_record(record: Mapping[str, Any]) -> Sampled:
+    """Rebuild the frames of a video from a record's `video`."""
+    places, seconds = tuple(record["frames"]), tuple(record["seconds"])
+    return Sampled(**{**record, "frames": places, "seconds": seconds})
 
 
 def rounded(timings: Timings) -> dict[str, float]:

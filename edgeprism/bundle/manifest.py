@@ -255,6 +255,40 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Video:
+    """How a model that sees pictures sees a video, too: some of its frames, all in one prompt.
+
+    The frames' visual tokens take the place of a picture's rows, one frame after another:
+    before · frame · between · before · frame … Without any text, all rows are one block.
+    `Prompts.markers` are for pictures alone.
+    """
+
+    # name of a further output [n, tokens, n_embd] of the graph: the visual tokens of a tile as a
+    # frame; it has the same input as a picture's tile
+    output: str
+    grid: list[int]  # visual tokens of a frame [down, across]
+    # as of `ImagePolicy`: how a frame becomes its one tile, a square of `ImagePolicy.size`
+    mode: str
+    fill: list[int]
+    resample: str
+    frames: int  # as many are taken of a video, unless the caller says otherwise
+    # "uniform": at even distances, with the first and the last frame
+    sampling: str = "uniform"
+    # in which special tokens are parsed; {number} is replaced by the frame's place, counted from 1
+    before: str = ""
+    between: str = ""
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Visual tokens of one frame."""
+        return self.grid[0] * self.grid[1]
+
+    def frame_policy(self, size: int) -> ImagePolicy:
+        """Return how a frame becomes its tile, of `size` pixels along an edge."""
+        return ImagePolicy(self.mode, size, self.fill, self.resample, max_tiles=1)
+
+
+@dataclass(frozen=True)
 class Parity:
     """The result of `convert`'s gate; `figures` is {check: {figure: number}}."""
 
@@ -284,6 +318,7 @@ class Manifest:
     parity: Parity
     notice: str  # one line shown with the model, e.g. what it is not made for; may be empty
     photographs: bool = True  # the model describes photographs
+    video: Video | None = None  # None: the model describes pictures alone
 
     @property
     def asked_quants(self) -> tuple[str, ...]:
@@ -312,6 +347,8 @@ class Manifest:
         # Without these, earlier versions of EdgePrism, which refuse unknown fields, read it too.
         if self.photographs:
             del data["photographs"]
+        if self.video is None:
+            del data["video"]
         if not self.prompts.unknown:
             del data["prompts"]["unknown"]
         if self.prompts.repetition_penalty == 1:

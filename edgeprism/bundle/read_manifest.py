@@ -6,6 +6,7 @@ import dataclasses
 import math
 from pathlib import Path, PurePosixPath
 
+from edgeprism.bundle.check_video import video_faults
 from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import (
     FILE_NAME,
@@ -112,7 +113,7 @@ def _value_faults(m: Manifest) -> list[str]:
         ("prompts.max_tokens", 1 <= m.prompts.max_tokens <= 1 << 16, "must lie in 1…65536"),
     ]
     faults = [f"{path}: {text}" for path, holds, text in checks if not holds]
-    faults += _marker_faults(m)
+    faults += _marker_faults(m) + video_faults(m, MAX_GRID, MAX_MARKER)
     if m.vision.mmproj is not None:
         return faults + _mmproj_faults(m) + _file_faults(m, ())
     faults += _tiling_faults(m) + _free_faults(m) + _graph_faults(m)

@@ -19,6 +19,7 @@ from edgeprism.cli.options import (
     captioner_options,
     default_captioner,
     engine_options,
+    frame_options,
     open_captioner,
     pair_options,
     working,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     "edgeprism caption Photos --output captions.jsonl --errors failed.jsonl",
     "edgeprism caption Photos --txt --out-dir Texts",
     "curl -s https://example.org/a.jpg | edgeprism caption -",
+    "edgeprism caption clip.mp4 --model ./my-video-model --frames 16",
     old_names={"--captioner": "--model", "--chat-format": "--lm-chat-format"},
 )
 @click.command("caption", cls=Command)
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
 )
 @pair_options
 @captioner_options
+@frame_options
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
@@ -179,7 +182,8 @@ def command(
     Several pictures, or folders, use the caption store: it keeps finished captions, and an
     interrupted run continues where it stopped. A single picture does without the store. Exit code
     3 means that some pictures failed; the others have captions. With --together the model sees all
-    pictures in one prompt: "What changed between the two?"
+    pictures in one prompt: "What changed between the two?" A model made for videos describes one
+    that is named alone, by some of its frames; folders' videos are passed over.
     """
     form = _form(options)
     if example:
@@ -189,6 +193,8 @@ def command(
             "No picture is named.", "Name one (edgeprism caption photo.jpg), or use --example."
         )
     search = None
+    if not _is_one(images, options) or together:
+        _check_no_frames(options)
     if together:
         _check_together(images, options)
     elif not _is_one(images, options):
@@ -203,6 +209,8 @@ def command(
         "caption_tokens": options["caption_tokens"],
         "temperature": options["temperature"],
         "seed": options["seed"],
+        "frames": options["frames"],
+        "frames_per_second": options["frames_per_second"],
     }
     if search is None:
         return _caption_one(images, captioner, form, caption_options)
@@ -252,6 +260,14 @@ def _is_one(images: tuple[str, ...], output_options: dict[str, Any]) -> bool:
 
     image = images[0]
     return not os.path.isdir(image) and (os.path.lexists(image) or not is_pattern(image))
+
+
+def _check_no_frames(options: dict[str, Any]) -> None:
+    if options["frames"] is not None or options["frames_per_second"] is not None:
+        raise UsageError(
+            "--frames and --frames-per-second are for a video that is named alone.",
+            "Caption one video at a time.",
+        )
 
 
 def _check_together(images: tuple[str, ...], output_options: dict[str, Any]) -> None:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from edgeprism.choices import ALL, AUTO, AUTO_LEAST, DEVICES, VISION_QUANTS, is_reference
+from edgeprism.choices import (
+    ALL,
+    AUTO,
+    AUTO_LEAST,
+    DEVICES,
+    LEAST_RATE,
+    MAX_FRAMES,
+    MOST_RATE,
+    VISION_QUANTS,
+    is_reference,
+)
 from edgeprism.cli import completion
 from edgeprism.cli.chat_format import ChatFormat
 from edgeprism.cli.named_models import (
@@ -103,6 +113,19 @@ visual_tokens_option = click.option(
     "sooner words that see less. auto: one in four, and "
     f"{AUTO_LEAST} at least.  [default: all]",
 )  # fmt: skip
+
+
+def frame_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--frames, --frames-per-second, for a captioner that takes videos."""
+    for option in (
+        click.option("--frames-per-second", type=click.FloatRange(min=LEAST_RATE, max=MOST_RATE),
+                     metavar="R", help="Frames of each second of a video, if those are no more "
+                     "than --frames, or than the model has room for."),
+        click.option("--frames", type=click.IntRange(1, MAX_FRAMES), metavar="N",
+                     help="Frames of a video to show, at even distances.  [default: the model's]"),
+    ):  # fmt: skip
+        function = option(function)
+    return function
 
 
 def captioner_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -96,9 +96,10 @@ class Captioner(CaptionSteps):
             image: A path, a file's bytes, a binary file object, a PIL image, an array, or a value
                 of `encode`. An array is uint8 (or uint16 for 0…65535): grey [height, width], or
                 [height, width, 3 or 4] in RGB or RGBA order (OpenCV's are BGR). A list or tuple
-                of pictures gets one caption for all, from a model made for several.
+                of pictures gets one caption for all, from a model made for several. A path, the
+                bytes or a seekable file object of a video, for a model made for videos.
             **options: See `CaptionOptions`: instruction, focus, caption_tokens, temperature, seed,
-                visual_tokens.
+                visual_tokens; of a video also frames and frames_per_second.
 
         Returns:
             The caption, with everything needed to make it again.

@@ -9,6 +9,7 @@ from edgeprism.arguments import check_choice, check_flag, check_integer, check_n
 from edgeprism.choices import KV_TYPES, VISION_QUANTS
 from edgeprism.language.request import Sampling
 from edgeprism.machine.device import EngineOptions, check_engine_options
+from edgeprism.picture.sampling import check_frame_wishes
 from edgeprism.vision.token_reduction import TokenLimit, check_token_limit
 
 
@@ -45,6 +46,11 @@ class CaptionOptions(TypedDict, total=False):
     """Random seed; has an effect at a temperature above 0."""
     visual_tokens: TokenLimit | None
     """As of `Captioner.load`, for this caption; "all": every one; None: the captioner's own."""
+    frames: int | None
+    """The most frames of a video that are shown; None: the model's own number. They lie at even
+    distances, the first and the last one among them."""
+    frames_per_second: float | None
+    """So many frames of each second of a video, if those are no more than `frames`."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,9 @@ class Plan:
     instruction: str
     sampling: Sampling
     visual_tokens: TokenLimit | None = None  # the most of a picture; None: all
+    # of a video: the most that are taken, and how many of each second; None: as the model says
+    frames: int | None = None
+    frames_per_second: float | None = None
 
 
 def check_captioner_options(
@@ -90,6 +99,8 @@ def check_caption_options(
     temperature: float = 0.0,
     seed: int = 0,
     visual_tokens: TokenLimit | None = None,
+    frames: int | None = None,
+    frames_per_second: float | None = None,
 ) -> None:
     """Refuse values of `CaptionOptions` of another type or out of range; raises UsageError."""
     for name, text in (("instruction", instruction), ("focus", focus)):
@@ -102,3 +113,4 @@ def check_caption_options(
     check_integer("seed", seed)
     if visual_tokens is not None:
         check_token_limit(visual_tokens)
+    check_frame_wishes(frames, frames_per_second)

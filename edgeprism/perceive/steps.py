@@ -6,6 +6,7 @@ class knows nothing of threads: `Captioner` lets them take turns.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -24,9 +25,11 @@ from edgeprism.perceive.options import CaptionerOptions, Plan, check_caption_opt
 from edgeprism.perceive.prompt import caption_to_segments, instruction_for, pictures_to_segments
 from edgeprism.perceive.several import pictures_together, several_of
 from edgeprism.perceive.stream import Ended
+from edgeprism.perceive.video import check_frames_have_effect, encode_video
 from edgeprism.picture.layout import PictureLayout, picture_to_layout
 from edgeprism.picture.read import ImageSource, enough_for, read_picture
 from edgeprism.picture.tile import picture_to_tiles
+from edgeprism.picture.video_source import is_video, source_name
 from edgeprism.records import (
     Caption,
     EncodedImage,
@@ -64,12 +67,19 @@ class CaptionSteps:
         manifest = self.bundle.manifest
         if isinstance(image, EncodedImage):
             # its encoding time was already reported by the caption that encoded it
+            check_frames_have_effect(plan, image.image)
             encoded, spent = image, Timings()
         elif isinstance(image, (list, tuple)):
             encoded = self._encode_together(image, plan)
             spent = encoded.timings
+        elif is_video(image):
+            video = cast("ImageSource", image)
+            encoded = encode_video(video, self.engines, manifest, self.bundle.digest, plan)
+            encoded = self._timed(encoded, loaded, start)
+            spent = encoded.timings
         else:
             source = cast("ImageSource", image)  # a str is a sequence too, so mypy cannot tell
+            check_frames_have_effect(plan, source_name(source))
             # 1. Read: the file becomes an upright RGB picture.
             picture = read_picture(
                 source,
@@ -93,9 +103,8 @@ class CaptionSteps:
                 timings=Timings(decode_image=picture.decode_ms, preprocess=preprocess_ms),
                 visual_tokens=plan.visual_tokens,
             )
-            load_ms = self.engines.load_ms - loaded
-            spent = replace(encoded.timings, load=load_ms, total=_ms_since(start))
-            encoded = replace(encoded, timings=spent)
+            encoded = self._timed(encoded, loaded, start)
+            spent = encoded.timings
         yield encoded
         # 5. Prompt: the chat template and the instruction around the visual tokens.
         start, loaded = time.perf_counter(), self.engines.load_ms
@@ -111,12 +120,24 @@ class CaptionSteps:
             return Ended(self.record(encoded, plan, event, timings), event.ids)
         raise RuntimeError("the generator ended without a caption")
 
+    def _timed(self, encoded: EncodedImage, loaded: float, start: float) -> EncodedImage:
+        """Return `encoded` with the time of loading engines and that of all its steps."""
+        load_ms = self.engines.load_ms - loaded
+        spent = replace(encoded.timings, load=load_ms, total=_ms_since(start))
+        return replace(encoded, timings=spent)
+
     def _encode_together(self, images: Sequence[ImageSource], plan: Plan) -> EncodedImage:
         if not images:
             raise UsageError("No picture is given.", "Give two or more.")
         if len(images) == 1:
             return self._encode(images[0], plan)
         several = several_of(self.bundle.manifest)
+        for image in images:
+            if is_video(image):
+                raise UsageError(
+                    f"{source_name(image)}: a video is described by itself.",
+                    "Name it alone, or give stills of it.",
+                )
         return pictures_together([self._encode(image, plan) for image in images], several)
 
     def _encode(self, image: ImageSource | EncodedImage, plan: Plan) -> EncodedImage:
@@ -179,6 +200,8 @@ class CaptionSteps:
         temperature: float = 0.0,
         seed: int = 0,
         visual_tokens: TokenLimit | None = None,
+        frames: int | None = None,
+        frames_per_second: float | None = None,
     ) -> Plan:
         """Return the instruction and the sampling that `caption` uses for the same options.
 
@@ -193,6 +216,8 @@ class CaptionSteps:
             temperature=temperature,
             seed=seed,
             visual_tokens=visual_tokens,
+            frames=frames,
+            frames_per_second=frames_per_second,
         )
         if caption_tokens is None:
             caption_tokens = prompts.max_tokens
@@ -206,7 +231,13 @@ class CaptionSteps:
         limit = self.engines.visual_tokens
         if visual_tokens is not None:
             limit = limit_for(self.bundle.manifest, visual_tokens)
-        return Plan(instruction_for(prompts, instruction, focus), sampling, limit)
+        return Plan(
+            instruction_for(prompts, instruction, focus),
+            sampling,
+            limit,
+            frames=None if frames is None else operator.index(frames),
+            frames_per_second=None if frames_per_second is None else float(frames_per_second),
+        )
 
     def request(self, encoded: EncodedImage, plan: Plan) -> Request:
         """Return the tokenised prompt for one encoded picture.
@@ -258,6 +289,7 @@ class CaptionSteps:
             notes=(*encoded.notes, REPETITION_NOTE) if repeats else encoded.notes,
             together=encoded.together,
             reduction=encoded.reduction,
+            video=encoded.video,
         )
 
     # ---- before a caption is made

@@ -19,7 +19,7 @@ from edgeprism.picture.kinds import NEEDS_PLUGIN, heic_cure
 from edgeprism.picture.limits import Decoded, UnreadLayout, check_size, checked, too_many_pixels
 from edgeprism.picture.png import PngFacts, png_facts
 from edgeprism.picture.render import Rendered, image_to_srgb_pixels, orientation_of
-from edgeprism.picture.source import not_a_picture
+from edgeprism.picture.source import not_a_picture, video_error
 
 # The formats that EdgePrism reads. Pillow's other readers run programs (PostScript), follow files
 # into other formats, or are seldom tested with damaged bytes.
@@ -48,6 +48,8 @@ def bytes_to_rgb(data: bytes, name: str, enough: int | None) -> Decoded:
         from edgeprism.picture.tiff_pages import tiff_to_rgb
 
         return guarded(lambda: tiff_to_rgb(data, name), name)
+    if signatures.is_video(data[: signatures.HEAD_BYTES]):
+        raise video_error(name)
     formats = _formats()
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[8:64]:
         formats = _with_heif(name)

@@ -47,8 +47,10 @@ OTHER_FORMAT = Kind(
     "export them as JPEG or PNG first",
 )  # fmt: skip
 VIDEO = Kind(
-    "video", "videos", "take stills first, e.g. ffmpeg -i clip.mp4 -vf fps=1/10 still-%03d.jpg"
-)
+    "video", "videos",
+    "name it alone with a model made for video, or take stills first, "
+    "e.g. ffmpeg -i clip.mp4 -vf fps=1/10 still-%03d.jpg",
+)  # fmt: skip
 DOCUMENT = Kind(
     "document", "documents", "turn pages into pictures first, e.g. pdftoppm -jpeg paper.pdf page"
 )

@@ -12,7 +12,7 @@ from PIL import Image
 from edgeprism.errors import ImageError
 from edgeprism.machine.shortage import shortage_hint
 from edgeprism.picture.address import address_error
-from edgeprism.picture.kinds import kind_of
+from edgeprism.picture.kinds import VIDEO, kind_of
 
 # a path, the file's bytes, a binary file object, a PIL image, or an array (`array_to_image`)
 ImageSource = (
@@ -40,8 +40,18 @@ def not_a_picture(name: str) -> ImageError:
     if not kind.cure:
         return ImageError(f"{name}: not a picture that can be read.", HINT_NOT_A_PICTURE)
     article = "an" if kind.one[0] in "aeiou" else "a"
-    cure = f"{kind.cure[0].upper()}{kind.cure[1:]}"
-    return ImageError(f"{name}: by its name {article} {kind.one}, which cannot be read.", cure)
+    return ImageError(
+        f"{name}: by its name {article} {kind.one}, which cannot be read.", _sentence(kind.cure)
+    )
+
+
+def _sentence(cure: str) -> str:
+    return f"{cure[0].upper()}{cure[1:]}"
+
+
+def video_error(name: str) -> ImageError:
+    """Return the error for a video where a picture is expected."""
+    return ImageError(f"{name}: a video, where a picture is expected.", _sentence(VIDEO.cure))
 
 
 def unreadable(source: object) -> ImageError:
@@ -52,16 +62,16 @@ def unreadable(source: object) -> ImageError:
     )
 
 
-def check_source(source: object) -> None:
+def check_source(source: object, most_bytes: int = MAX_FILE_BYTES) -> None:
     """Raise ImageError for a path that leads to no readable file; nothing is opened.
 
-    Other sources are left to `read_picture`.
+    Other sources are left to `read_picture`. A file may have `most_bytes`.
     """
     if not isinstance(source, (str, os.PathLike)):
         return
     name = os.fspath(source)
     try:
-        _check_kind(os.stat(name), name)
+        _check_kind(os.stat(name), name, most_bytes)
         if not os.access(name, os.R_OK):
             raise ImageError(f"{name}: cannot be read.", "Check its permissions.")
     except (OSError, ValueError) as error:
@@ -163,12 +173,12 @@ def _read_file(name: str) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _check_kind(status: os.stat_result, name: str) -> None:
+def _check_kind(status: os.stat_result, name: str, most_bytes: int = MAX_FILE_BYTES) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise ImageError(f"{name}: is a directory, not a picture.", "Name the pictures in it.")
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"{name}: is not a regular file.", HINT_NOT_A_PICTURE)
-    if status.st_size > MAX_FILE_BYTES:
+    if status.st_size > most_bytes:
         raise _too_large(name)
 
 

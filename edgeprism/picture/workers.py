@@ -178,6 +178,8 @@ def _answer(request: _Request, policy: ImagePolicy | None) -> tuple[dict[str, An
     try:
         if policy is None:
             return _pixels(request)
+        if "choice" in request.fields:
+            return _frames(request, policy)
         return _tiles(request, policy)
     except ImageError as error:
         return {"error": error.message, "hint": error.hint}, b""
@@ -195,6 +197,20 @@ def _pixels(request: _Request) -> tuple[dict[str, Any], bytes]:
     decoded = bytes_to_rgb(request.payload, fields["name"], fields["enough"])
     answer = {"rgb_size": decoded.rgb.size, "size": decoded.size, "notes": decoded.notes}
     return answer, decoded.rgb.tobytes()
+
+
+def _frames(request: _Request, policy: ImagePolicy) -> tuple[dict[str, Any], bytes]:
+    """Read the frames of the request's video, each as one tile."""
+    from edgeprism.picture.sampling import FrameChoice
+    from edgeprism.picture.video_source import opened_video, read_here
+
+    with opened_video(_source(request)) as (name, file):
+        video = read_here(file, name, policy, FrameChoice(**request.fields["choice"]))
+    answer = {
+        **dataclasses.asdict(dataclasses.replace(video, tiles=video.tiles[:0])),
+        "tiles": video.tiles.shape,
+    }
+    return answer, video.tiles.tobytes()
 
 
 class _NamedFile(io.BytesIO):

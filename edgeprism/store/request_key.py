@@ -24,12 +24,17 @@ class RequestKey:
     )
     visual_tokens: int | str | None = None  # limit of visual tokens; None: all of them
     reduction: str | None = None  # the method that leaves visual tokens out
+    frames: int | None = None  # of a video; None: as many as the model's own number
+    frames_per_second: float | None = None
 
     def settings(self) -> str:
         """Everything that decides a caption's words, as text."""
         settings: dict[str, Any] = asdict(self)
         if self.visual_tokens is None:  # as keys were before there was a limit
             del settings["visual_tokens"], settings["reduction"]
+        for name in ("frames", "frames_per_second"):  # as keys were before there were videos
+            if settings[name] is None:
+                del settings[name]
         return json.dumps(settings, sort_keys=True, ensure_ascii=False)
 
     def id(self) -> str:

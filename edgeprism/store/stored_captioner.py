@@ -23,6 +23,7 @@ from edgeprism.records import (
     Reduction,
     Timings,
     TokenCounts,
+    sampled_from_record,
 )
 from edgeprism.store.caption_store import CaptionStore
 from edgeprism.store.database import StoreError
@@ -45,6 +46,8 @@ def request_key(captioner: Captioner, plan: Plan) -> RequestKey:
         reader=READER_VERSION,
         visual_tokens=plan.visual_tokens,
         reduction=None if plan.visual_tokens is None else METHOD,
+        frames=plan.frames,
+        frames_per_second=plan.frames_per_second,
     )
 
 
@@ -164,4 +167,5 @@ def record_to_caption(record: Mapping[str, Any]) -> Caption:
             for p in record.get("together", ())
         ),
         reduction=Reduction(**record["reduction"]) if record.get("reduction") else None,
+        video=sampled_from_record(record["video"]) if record.get("video") else None,
     )

@@ -154,7 +154,7 @@ class VisionEncoder:
         self.cancel = cancel or Cancel()
         self._ort = ort
         self._input, self._output = manifest.vision.input, manifest.vision.output
-        self._newline = manifest.vision.newline
+        self._newline, self._video = manifest.vision.newline, manifest.video
         self.tokens_per_tile, self.n_embd = manifest.vision.tokens_per_tile, manifest.vision.n_embd
         self._free = manifest.image.free
         self._newline_row = np.empty((0, self.n_embd), np.float32)  # set by the first `encode`
@@ -195,6 +195,9 @@ class VisionEncoder:
         outputs = {self._output: ("tensor(float)", tokens)}
         if self._newline:
             outputs[self._newline] = ("tensor(float)", [self.n_embd])
+        if self._video is not None:
+            frame: list[int | None] = [self._video.tokens_per_frame, self.n_embd]
+            outputs[self._video.output] = ("tensor(float)", frame)
         for what, values, expected in (
             ("input", self._session.get_inputs(), inputs),
             ("output", self._session.get_outputs(), outputs),
@@ -223,29 +226,40 @@ class VisionEncoder:
 
         Raises Interrupted when `cancel` is set.
         """
-        names = [self._output, *([self._newline] if self._newline else [])]
+        return self._encode(pixels, self._output, self._tokens_of(pixels))
+
+    def encode_frames(self, pixels: np.ndarray) -> np.ndarray:
+        """Encode frames of a video, uint8 [n, size, size, 3] → float32 [n, tokens, n_embd].
+
+        Raises Interrupted when `cancel` is set.
+        """
+        if self._video is None:
+            raise ValueError("the manifest has no `video`")
+        return self._encode(pixels, self._video.output, self._video.tokens_per_frame)
+
+    def _encode(self, pixels: np.ndarray, output: str, n_tokens: int) -> np.ndarray:
+        names = [output, *([self._newline] if self._newline else [])]
         # the same options for all runs: once `terminate` is set, they end every later run too
         options = self._ort.RunOptions()
 
         def terminate() -> None:
             options.terminate = True
 
-        n_tokens = self._tokens_of(pixels)
         tokens = np.empty((len(pixels), n_tokens, self.n_embd), np.float32)
         with self.cancel.calling(terminate):
             for start in range(0, len(pixels), self._tiles_at_once):
                 part = pixels[start : start + self._tiles_at_once]
                 try:
-                    output, *newlines = self._session.run(names, {self._input: part}, options)
+                    rows, *newlines = self._session.run(names, {self._input: part}, options)
                 except Exception as error:  # its exception types share no public base class
                     if self.cancel.is_set():
                         raise Interrupted() from error
                     raise ModelError(f"The vision graph failed: {error}.", COPY_AGAIN) from error
-                self._check(output, (len(part), n_tokens, self.n_embd))
+                self._check(rows, (len(part), n_tokens, self.n_embd))
                 for newline in newlines:
                     self._check(newline, (len(part), self.n_embd))
                     self._newline_row = newline[:1]
-                tokens[start : start + len(part)] = output
+                tokens[start : start + len(part)] = rows
         return tokens
 
     def _tokens_of(self, pixels: np.ndarray) -> int:

@@ -148,6 +148,8 @@ def _prompt_of_graph(
     for shape in _tile_shapes(manifest, is_small=_is_small(path), together=not on_cpu):
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         rows = engine.encode(pixels)[0]
+        if manifest.video is not None:
+            engine.encode_frames(pixels)
     most = len(rows) if _is_small(lm.path) else _FEW_ROWS
     rows = rows[: max(1, min(most, lm.n_ctx_train // 2))]
     causal = manifest.lm.image_attention == "causal"
