@@ -17,6 +17,7 @@ from edgeprism.bundle.manifest import (
     Markers,
     Parity,
     Prompts,
+    Video,
     Vision,
 )
 from edgeprism.convert.gate import data
@@ -43,6 +44,7 @@ class PublishedCaptioner:
     conversation: Conversation
     markers: Markers | None = None  # around tiles; None: the conversation's
     name: str = ""  # the published name, if the folder's name differs
+    video: Video | None = None  # for captioners that take a video's frames, too
 
     def requirements(self) -> Requirements:
         """Return the tensors that the checkpoints must hold, and patterns of unused ones."""
@@ -100,6 +102,7 @@ def captioner_parts(
         parity=Parity(passed=False, forced=False, figures={}, failures=[]),
         notice=card.notice,
         photographs=card.photographs,
+        video=captioner.video,
     )
     return FamilyParts(
         vision=vision.graph,

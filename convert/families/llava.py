@@ -1,10 +1,11 @@
-"""LLaVA v1, LLaVA-1.5 and their descendants: CLIP or SigLIP → linear or MLP → a language model.
+"""LLaVA v1, LLaVA-1.5 and kin: CLIP, SigLIP or InternViT → linear or MLP → a language model.
 
 This file reads both published layouts:
 
 - The original layout (liuhaotian/llava-v1.5-7b, ShareGPT4V, …): the language model's config.json
   has `mm_*` fields, and its tensors include `model.mm_projector.*`. `mm_vision_tower` names the
-  vision tower's repository; a tower that was trained too is among the tensors.
+  vision tower's repository; a tower that was trained too is among the tensors. InternVL-Chat V1.0
+  has this layout, too, with an InternViT.
 - transformers' layout (llava-hf/llava-1.5-7b-hf, llava-interleave-qwen-*-hf): `text_config`,
   `vision_config`, and all tensors in one set of files.
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.bundle.manifest import ImagePolicy, Several, Tiling
+from edgeprism.bundle.manifest import ImagePolicy, Several, Tiling, Video
 from edgeprism.convert.family import CONVERSATION, Family, Option
 from edgeprism.errors import CheckpointError
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from edgeprism.convert.parts import PublishedCaptioner
     from edgeprism.convert.read.checkpoint import Checkpoint
     from edgeprism.convert.vision.config import Preparation
+    from edgeprism.convert.vision.frames import FramePooling
     from edgeprism.convert.vision.stock import StockTower
     from edgeprism.progress import Progress
 
@@ -50,6 +52,7 @@ _MARKS = ("<im_start>", "<im_end>")  # LLaVA v1 adds them if `mm_use_im_start_en
 _CONVERSATIONS = {"llama": "vicuna-v1", "mistral": "mistral", "qwen2": "qwen"}
 # LLaVA-NeXT-Interleave's demo joins pictures like this; no other one-tile model is on Qwen
 _INTERLEAVED = Several("", "")
+_FRAMES = 8  # of a video, as llava-hf's model cards sample it; LLaVA's own demo takes 32
 _HF_CONVERSATIONS = {"llama": "user-assistant", "mistral": "mistral", "qwen2": "interleave"}
 
 
@@ -68,6 +71,8 @@ class Layout:
     several: Several | None = None  # how a prompt joins several pictures
     grids: list[list[int]] | None = None  # of tiles [down, across]; rows then end in newlines
     named_tower: str = ""  # the original layout's name of a separately published tower
+    tower_name: str = ""  # the original layout's name of the tower, wherever its weights are
+    pooling: FramePooling | None = None  # of a video's frames, for models that take them
 
 
 def read(
@@ -79,7 +84,7 @@ def read(
 
 FAMILY = Family(
     name="llava",
-    summary="LLaVA v1 and 1.5, ShareGPT4V, LLaVA-NeXT-Interleave: original and llava-hf layouts",
+    summary="LLaVA v1 and 1.5, ShareGPT4V, LLaVA-NeXT-Interleave, InternVL-Chat V1.0",
     help="""Convert LLaVA v1, LLaVA-1.5, LLaVA-NeXT-Interleave or a similar model to the bundle OUT.
 
     Reads the original layout (with --vision) and that of the llava-hf repositories.
@@ -107,6 +112,7 @@ def captioner_of_layout(
     from edgeprism.convert.parts import PublishedCaptioner
     from edgeprism.convert.read.conversations import conversation_named
     from edgeprism.convert.read.sources import SourceFiles
+    from edgeprism.convert.vision.intern_side import MODEL_TYPE, intern_vision_side
     from edgeprism.convert.vision.stock import StockProjector, stock_vision_side
 
     checkpoint, tower = layout.checkpoint, layout.tower
@@ -119,9 +125,14 @@ def captioner_of_layout(
     rules = TokenRules(eos=form.eos, needed=form.needed)
     lm = open_language_model(checkpoint, layout.text_config, layout.where, captioner, rules)
     projector = StockProjector(checkpoint, layout.projector)
-    side, preparation = stock_vision_side(
-        tower, projector, lm.config.n_embd, newline=layout.grids is not None
-    )
+    if tower.config.get("model_type") == MODEL_TYPE and layout.grids is None:
+        side, preparation = intern_vision_side(
+            tower, projector, lm.config.n_embd, layout.tower_name
+        )
+    else:
+        side, preparation = stock_vision_side(
+            tower, projector, lm.config.n_embd, layout.grids is not None, layout.pooling
+        )
     sources = [SourceFiles("captioner", captioner, checkpoint.files)]
     if tower.checkpoint is not checkpoint:
         sources.append(SourceFiles("vision", tower.folder, tower.checkpoint.files))
@@ -133,6 +144,20 @@ def captioner_of_layout(
         side,
         lm,
         dataclasses.replace(form, several=layout.several),
+        video=_video(layout.pooling, side.grid, preparation) if layout.pooling else None,
+    )
+
+
+def _video(pooling: FramePooling, grid: tuple[int, int], preparation: Preparation) -> Video:
+    from edgeprism.convert.vision.frames import FRAMES
+
+    return Video(
+        output=FRAMES,
+        grid=[pooling.side(edge) for edge in grid],
+        mode=preparation.mode,
+        fill=preparation.fill,
+        resample=preparation.resample,
+        frames=_FRAMES,
     )
 
 
@@ -267,6 +292,7 @@ def original_layout(
         several=_INTERLEAVED if language_model == "qwen2" and merge == "flat" else None,
         marks=_MARKS if config.get("mm_use_im_start_end") else ("", ""),
         named_tower="" if inside else str(config.get("mm_vision_tower", "")),
+        tower_name=str(config.get("mm_vision_tower", "")),
     )
 
 

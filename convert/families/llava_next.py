@@ -52,35 +52,49 @@ def read_layout(captioner: Path, vision: Path | None) -> llava.Layout:
     """Read the folder's configuration in either layout; CheckpointError for any other folder."""
     from edgeprism.convert.discover import unknown_layout
     from edgeprism.convert.read.checkpoint import read_config
+
+    config = read_config(captioner)
+    if config.get("model_type") == "llava_next" and "text_config" in config:
+        return transformers_layout(captioner, config)
+    if config.get("model_type") in llava.LANGUAGE_MODELS and "mm_hidden_size" in config:
+        return original_layout(captioner, config, vision)
+    raise unknown_layout(
+        captioner,
+        FAMILY.name,
+        "model_type llava_next with text_config and vision_config (transformers'), or one of "
+        f"{', '.join(llava.LANGUAGE_MODELS)} with mm_hidden_size and image_aspect_ratio "
+        "anyres (the original layout)",
+    )
+
+
+def transformers_layout(captioner: Path, config: dict[str, Any]) -> llava.Layout:
+    """Read the configuration of a llava-hf repository, whose model_type is llava_next."""
     from edgeprism.convert.read.fields import image_processor_fields
     from edgeprism.convert.vision.config import PREPARATION_FIELDS
 
     path = captioner / "config.json"
-    config = read_config(captioner)
-    if config.get("model_type") == "llava_next" and "text_config" in config:
-        layout = llava.transformers_layout(captioner, config)
-        settings, prepare = image_processor_fields(captioner, PREPARATION_FIELDS)
-        prepared = settings.get("image_grid_pinpoints")
-        pinpoints = config.get("image_grid_pinpoints")
-        if prepared is not None and pinpoints is not None and prepared != pinpoints:
-            raise CheckpointError(
-                f"{path} and {prepare} have different image_grid_pinpoints: {pinpoints!r} and "
-                f"{prepared!r}.",
-                "Use the files as they were published.",
-            )
-        pinpoints, turned = pinpoints or prepared, False
-    elif config.get("model_type") in llava.LANGUAGE_MODELS and "mm_hidden_size" in config:
-        layout = llava.original_layout(captioner, config, vision, "spatial_unpad", ("anyres",))
-        # LLaVA writes (width, height), transformers (height, width)
-        pinpoints, turned = config.get("image_grid_pinpoints"), True
-    else:
-        raise unknown_layout(
-            captioner,
-            FAMILY.name,
-            "model_type llava_next with text_config and vision_config (transformers'), or one of "
-            f"{', '.join(llava.LANGUAGE_MODELS)} with mm_hidden_size and image_aspect_ratio "
-            "anyres (the original layout)",
+    layout = llava.transformers_layout(captioner, config)
+    settings, prepare = image_processor_fields(captioner, PREPARATION_FIELDS)
+    prepared = settings.get("image_grid_pinpoints")
+    pinpoints = config.get("image_grid_pinpoints")
+    if prepared is not None and pinpoints is not None and prepared != pinpoints:
+        raise CheckpointError(
+            f"{path} and {prepare} have different image_grid_pinpoints: {pinpoints!r} and "
+            f"{prepared!r}.",
+            "Use the files as they were published.",
         )
+    return _tiled(layout, pinpoints or prepared, turned=False)
+
+
+def original_layout(captioner: Path, config: dict[str, Any], vision: Path | None) -> llava.Layout:
+    """Read a configuration of the original layout."""
+    layout = llava.original_layout(captioner, config, vision, "spatial_unpad", ("anyres",))
+    # LLaVA writes (width, height), transformers (height, width)
+    return _tiled(layout, config.get("image_grid_pinpoints"), turned=True)
+
+
+def _tiled(layout: llava.Layout, pinpoints: Any, *, turned: bool) -> llava.Layout:
+    """Return the layout with grids of tiles, and the conversation of the published models."""
     size = _tile_size(layout)
     text = layout.text_config
     llama3 = text["model_type"] == "llama" and text.get("vocab_size", 0) >= _LLAMA_3
@@ -88,7 +102,7 @@ def read_layout(captioner: Path, vision: Path | None) -> llava.Layout:
     return dataclasses.replace(
         layout,
         several=None,  # with Qwen, `original_layout` would assume LLaVA-NeXT-Interleave
-        grids=_grids(pinpoints, size, turned, str(path)),
+        grids=_grids(pinpoints, size, turned, layout.where),
         conversation="llama-3" if llama3 else "qwen" if usual == "interleave" else usual,
     )
 

@@ -131,7 +131,9 @@ def run_vision(path: Path, pixels: Pixels, full_range: bool, progress: Progress)
     outputs, seconds = [], []
     for batch in batches(pixels):
         began = time.perf_counter()
-        outputs.append(session.run(None, {INPUT: np.ascontiguousarray(batch)})[0])
+        made = session.run(None, {INPUT: np.ascontiguousarray(batch)})
+        # those of a picture and of a frame; a newline's row is no [n, n_tokens, n_embd]
+        outputs.append(np.concatenate([rows for rows in made if rows.ndim == 3], axis=1))
         seconds.append(time.perf_counter() - began)
         progress.advance(len(batch))
     if isinstance(pixels, np.ndarray):

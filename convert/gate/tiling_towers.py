@@ -86,7 +86,7 @@ def intern_vit(
         x = F.conv2d(x, kernel, w("embeddings.patch_embedding.bias"), kernel.shape[-1])
         first = w("embeddings.class_embedding").expand(len(x), 1, -1)
         x = torch.cat([first, x.flatten(2).transpose(1, 2)], dim=1)
-        x = x + w("embeddings.position_embedding")
+        x = x + _positions(w("embeddings.position_embedding"), x.shape[1] - 1)
         for i in range(config["num_hidden_layers"]):
             p = f"encoder.layers.{i}."
             q, k, v = linear(norm(x, p + "norm1"), p + "attn.qkv").chunk(3, dim=-1)
@@ -101,6 +101,16 @@ def intern_vit(
         return x[:, 1:]
 
     return run
+
+
+def _positions(table: torch.Tensor, n_patches: int) -> torch.Tensor:
+    """Return a table [1, 1 + n, e] for `n_patches`, resampled as InternViT does."""
+    if table.shape[1] == 1 + n_patches:
+        return table
+    old, new = (round(n**0.5) for n in (table.shape[1] - 1, n_patches))
+    square = table[:, 1:].view(1, old, old, -1).permute(0, 3, 1, 2)
+    square = F.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], square.view(1, -1, n_patches).transpose(1, 2)], dim=1)
 
 
 def internvl_tower(

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from edgeprism.convert.vision.config import ProjectorConfig, TowerConfig
+from edgeprism.convert.vision.frames import FRAMES, FramePooling, pool_cells
 from edgeprism.convert.vision.quantize import INPUT, NEWLINE, OUTPUT
 
 _counter = itertools.count(1)
@@ -191,7 +192,8 @@ class VisionGraph(GraphModule):
     concatenation of the features, the projector and, in some families, dropping the first patch.
     With `newline`, a second output is the learned row of that name, [n, n_embd]: repeated for each
     tile, so that no optimizer folds the placeholder's value into a constant. With `n_views`, each
-    tower has three channels of its own: pixels [n, size, size, 3 · n_views].
+    tower has three channels of its own: pixels [n, size, size, 3 · n_views]. With `pooling`, the
+    last output has the visual tokens of the tile as a frame of a video.
     """
 
     def __init__(
@@ -202,31 +204,49 @@ class VisionGraph(GraphModule):
         dtype: torch.dtype,
         newline: bool = False,
         n_views: int = 1,
+        pooling: FramePooling | None = None,
     ) -> None:
         super().__init__()
+        self.pooling = pooling
         self.image_size, self.dtype, self.n_views = towers[0].image_size, dtype, n_views
         self.configs = (*towers, projector)
         self.drop_first_patch = drop_first_patch
         self.towers = nn.ModuleList(Tower(config, dtype) for config in towers)
         self.projector = Projector(projector, dtype)
         self.newline_row = placeholder(dtype, 1, projector.widths[-1]) if newline else None
-        self.outputs = (OUTPUT, NEWLINE) if newline else (OUTPUT,)
+        newlines, frames = (NEWLINE,) * bool(newline), (FRAMES,) * (pooling is not None)
+        self.outputs = (OUTPUT, *newlines, *frames)
 
     def inputs(self) -> Mapping[str, tuple[torch.Tensor, dict[int, Any]]]:
         """Pixels of any number of tiles."""
         return tile_inputs(self.image_size, self.n_views)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Pixels [n, size, size, 3 · views] → visual tokens, and the newline's row if any."""
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Pixels [n, size, size, 3 · views] → what `outputs` names, one of them alone."""
         views = pixels.split(3, dim=-1) if self.n_views > 1 else [pixels] * len(self.towers)
         features = [tower(view) for tower, view in zip(self.towers, views, strict=True)]
         x = features[0] if len(features) == 1 else torch.cat(features, dim=-1)
         if self.drop_first_patch:
             x = x[:, 1:]
-        tokens: torch.Tensor = self.projector(x)
-        if self.newline_row is None:
-            return tokens.float()
-        return tokens.float(), self.newline_row.expand(pixels.shape[0], -1).float()
+        results = [*self._projected(x)]
+        if self.newline_row is not None:
+            results.insert(1, self.newline_row.expand(pixels.shape[0], -1))
+        made = tuple(result.float() for result in results)
+        return made[0] if len(made) == 1 else made
+
+    def _projected(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Features [n, patches, n_in] → visual tokens, and those of frames if there is `pooling`.
+
+        The projector sees patches and cells as rows of one product, so its weights are read once,
+        and are in memory once.
+        """
+        if self.pooling is None:
+            return (self.projector(x),)
+        if self.pooling.after_projector:
+            tokens: torch.Tensor = self.projector(x)
+            return tokens, pool_cells(tokens, self.pooling.stride)
+        both = self.projector(torch.cat([x, pool_cells(x, self.pooling.stride)], dim=1))
+        return both[:, : x.shape[1]], both[:, x.shape[1] :]
 
 
 def join_cells(x: torch.Tensor, s: int) -> torch.Tensor:

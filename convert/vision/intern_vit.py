@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.read.fields import require_known
@@ -39,7 +40,7 @@ _DEFAULTS: dict[str, Any] = {
 
 def intern_vit_fields(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return a vision_config with defaults; CheckpointError lists every fault."""
-    require_known(data, (*_DEFAULTS, "num_channels"), where)
+    require_known(data, (*_DEFAULTS, "num_channels", "use_bfloat16"), where)
     fields = {**_DEFAULTS, **data}
     faults = [
         f"{name} = {fields[name]!r} (expected a whole number above 0)"
@@ -110,17 +111,25 @@ TRANSFORMERS = Names(
 
 
 def intern_vit_weights(
-    config: TowerConfig, checkpoint: Checkpoint, prefix: str, names: Names = ORIGINAL
+    config: TowerConfig,
+    checkpoint: Checkpoint,
+    prefix: str,
+    names: Names = ORIGINAL,
+    table_grid: int = 0,
 ) -> Weights:
-    """Return the tower's parameters in the layout `names`; `prefix` e.g. "vision_model."."""
+    """Return the tower's parameters in the layout `names`; `prefix` e.g. "vision_model.".
+
+    Positions of `table_grid` places along an edge, by default the tower's, are resampled to it.
+    """
     e, p = config.n_embd, config.patch_size
+    table_grid = table_grid or config.grid
     first = {f"{prefix}{names.first}": (1, 1, e)}
-    table = {f"{prefix}{names.position}": (1, 1 + config.grid**2, e)}
+    table = {f"{prefix}{names.position}": (1, 1 + table_grid**2, e)}
     patches = {f"{prefix}{names.patch}.weight": (e, 3, p, p)}
     weights = {
         "patch.weight": Weight(checkpoint, patches, patch_rows),
         "patch.bias": Weight(checkpoint, {f"{prefix}{names.patch}.bias": (e,)}, same),
-        "position": Weight(checkpoint, table, lambda rows: rows[0, 1:]),
+        "position": Weight(checkpoint, table, partial(_resampled, config.grid)),
         "prefix": Weight(checkpoint, {**first, **table}, lambda row, rows: row[0] + rows[0, :1]),
     }
     for i in range(config.n_layers):
@@ -128,6 +137,20 @@ def intern_vit_weights(
         sources = {module: f"{theirs}{name}" for module, name in names.layer.items()}
         weights |= _layer_weights(config, checkpoint, f"layers.{i}.", sources)
     return weights
+
+
+def _resampled(grid: int, rows: torch.Tensor) -> torch.Tensor:
+    """Return positions [1, 1 + n, e] without the class row's, for `grid` places along an edge.
+
+    InternViT resamples in float32, bicubically and without smoothing, whatever the weights' type.
+    """
+    table = rows[0, 1:]
+    old = round(len(table) ** 0.5)
+    if old == grid:
+        return table
+    square = table.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    square = functional.interpolate(square, (grid, grid), mode="bicubic", align_corners=False)
+    return square.flatten(2)[0].t().to(rows.dtype)
 
 
 def _layer_weights(

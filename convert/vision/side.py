@@ -11,6 +11,7 @@ import torch
 from edgeprism.convert.gate.towers import Tick
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision.config import ProjectorConfig, TowerConfig
+from edgeprism.convert.vision.frames import FramePooling
 from edgeprism.convert.vision.graph import GraphModule, VisionGraph
 from edgeprism.convert.vision.weights import VisionWeights
 
@@ -53,16 +54,17 @@ def tower_side(
     drop_first_patch: bool = False,
     newline: bool = False,
     n_views: int = 1,
+    pooling: FramePooling | None = None,
 ) -> VisionSide:
     """Return the usual vision half: towers, whose features are concatenated, and a projector.
 
-    With `n_views`, each tower has a view of the picture of its own. `reference` calls its Tick for
-    each layer.
+    With `n_views`, each tower has a view of the picture of its own. With `pooling`, `reference`
+    gives the visual tokens of frames after those of pictures. It calls its Tick for each layer.
     """
     side = projector.side(towers[0].grid)
 
     def graph(dtype: torch.dtype) -> GraphModule:
-        return VisionGraph(towers, projector, drop_first_patch, dtype, newline, n_views)
+        return VisionGraph(towers, projector, drop_first_patch, dtype, newline, n_views, pooling)
 
     n_ticks = sum(tower.n_layers for tower in towers)
     return VisionSide(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgeprism.convert.gate import towers as reference
+from edgeprism.convert.gate.frames import visual_tokens_and_frames
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision.config import (
     Preparation,
@@ -17,7 +19,8 @@ from edgeprism.convert.vision.config import (
     preparation_from_folder,
     tower_config_from_dict,
 )
-from edgeprism.convert.vision.side import VisionSide, tower_side
+from edgeprism.convert.vision.frames import FramePooling
+from edgeprism.convert.vision.side import Reference, VisionSide, tower_side
 from edgeprism.convert.vision.weights import (
     UNUSED,
     VisionWeights,
@@ -53,12 +56,17 @@ class StockProjector:
 
 
 def stock_vision_side(
-    tower: StockTower, projector: StockProjector, n_out: int, newline: bool = False
+    tower: StockTower,
+    projector: StockProjector,
+    n_out: int,
+    newline: bool = False,
+    pooling: FramePooling | None = None,
 ) -> tuple[VisionSide, Preparation]:
     """Return the captioner's vision half and how pictures are prepared for it.
 
-    With `newline`, the projector's checkpoint also holds an `image_newline`. Raises
-    CheckpointError for an unsupported configuration.
+    With `newline`, the projector's checkpoint also holds an `image_newline`. With `pooling`, the
+    graph has an output for frames of a video. Raises CheckpointError for an unsupported
+    configuration.
     """
     kind = str(tower.config.get("model_type"))
     inner = tower.config.get("vision_config") or tower.config
@@ -75,8 +83,8 @@ def stock_vision_side(
     prefix = tower_prefix(tower.checkpoint.names)
     n_in = config.n_embd * projector.downsample**2
     shape = ProjectorConfig((n_in, *[n_out] * len(projector.layers)), projector.downsample)
-    names = [_full_name(projector.checkpoint, ending) for ending in projector.layers]
-    norm = _full_name(projector.checkpoint, projector.norm) if projector.norm else ""
+    names = [full_name(projector.checkpoint, ending) for ending in projector.layers]
+    norm = full_name(projector.checkpoint, projector.norm) if projector.norm else ""
     weights = VisionWeights(
         {
             "towers.0": stock_tower_weights(used, tower.checkpoint, prefix),
@@ -96,15 +104,26 @@ def stock_vision_side(
         [used],
         shape,
         weights,
-        lambda pixels, tick: reference.visual_tokens([features], connector, pixels, tick),
+        _reference(features, connector, pooling),
         unused=[(tower.checkpoint, unused)],
         drop_first_patch=not tower.keeps_first and not config.n_prefix,
         newline=newline,
+        pooling=pooling,
     )
     return side, preparation
 
 
-def _full_name(checkpoint: Checkpoint, ending: str) -> str:
+def _reference(
+    features: reference.Features, connector: reference.Connector, pooling: FramePooling | None
+) -> Reference:
+    if pooling is None:
+        return lambda pixels, tick: reference.visual_tokens([features], connector, pixels, tick)
+    return partial(
+        visual_tokens_and_frames, features, connector, pooling.stride, pooling.after_projector
+    )
+
+
+def full_name(checkpoint: Checkpoint, ending: str) -> str:
     """Return the published name of a layer, with any prefix."""
     names = [n for n in checkpoint.names if n.endswith(f"{ending}.weight")]
     return names[0].removesuffix(".weight") if names else ending

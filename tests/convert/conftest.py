@@ -70,9 +70,15 @@ def _each_graph_is_traced_once() -> Iterator[None]:
             return trace_graph(module)
         # the key includes the code, because tests plant mistakes in it, and keeps it alive
         modules = (VisionGraph, graph.Projector, graph.Tower, graph.EncoderLayer, graph.Norm)
-        code = (graph.gelu, graph.join_cells, *(kind.forward for kind in modules))
+        code = (
+            graph.gelu,
+            graph.join_cells,
+            vars(graph)["pool_cells"],
+            *(kind.forward for kind in modules),
+        )
         parameters = [(name, *p.shape, p.dtype) for name, p in module.named_parameters()]
-        settings = (module.configs, module.drop_first_patch, module.dtype, module.n_views)
+        settings = (module.configs, module.drop_first_patch, module.dtype, module.n_views,
+                    module.pooling)  # fmt: skip
         key = (repr((settings, parameters)), code)
         if key not in traced:
             traced[key] = trace_graph(module)

@@ -302,7 +302,7 @@ def test_a_failed_gate_refuses_and_force_records(
     assert parity.figures["lm F32"]["relative_error"] > 0.1
 
 
-Rows = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+Rows = torch.Tensor | tuple[torch.Tensor, ...]
 
 
 def _pixels_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
