@@ -47,15 +47,11 @@ def eva_tower(seed: int, *, image_size: int = 56, n_layers: int = 3) -> Blip2Vis
         embeddings = tower.embeddings
         embeddings.position_embedding.normal_(generator=generator)
         embeddings.class_embedding.normal_(generator=generator)
-        writers: list[nn.Parameter] = [
-            embeddings.position_embedding, embeddings.class_embedding,
-            *embeddings.patch_embedding.parameters(),
-        ]  # fmt: skip
-        for layer in tower.encoder.layers:
-            layer.self_attn.qkv.bias[WIDTH : 2 * WIDTH] = 0  # keys have no bias
-            writers += [*layer.self_attn.projection.parameters(), *layer.mlp.fc2.parameters()]
-        for parameter in writers:
-            parameter.mul_(0.01)
+        for name, parameter in tower.named_parameters():
+            if name.endswith("qkv.bias"):
+                parameter[WIDTH : 2 * WIDTH] = 0  # keys have no bias
+            elif name.startswith("embeddings.") or "projection." in name or "fc2." in name:
+                parameter.mul_(0.01)
     tower.post_layernorm.eps = EPS_AFTER_TOWER
     return tower
 
@@ -74,6 +70,14 @@ def qformer(seed: int, n_queries: int) -> tuple[Blip2QFormerModel, nn.Parameter]
         encoder_hidden_size=WIDTH, layer_norm_eps=1e-12, cross_attention_frequency=2,
     )  # fmt: skip
     model = make(Blip2QFormerModel(config), seed)
+    with torch.no_grad():  # so that queries stay apart, and see different patches
+        for name, parameter in model.named_parameters():
+            if name.endswith("crossattention.attention.query.weight"):
+                parameter.mul_(3)
+            elif name.endswith("output_query.dense.weight"):
+                parameter.mul_(0.5)
+            elif name.endswith(".attention.output.dense.weight"):
+                parameter.mul_(0.3)
     generator = torch.Generator().manual_seed(seed + 2000)
     queries = 1e-5 * torch.randn(1, n_queries, QUERY_WIDTH, generator=generator)
     return model, nn.Parameter(queries, requires_grad=False)

@@ -59,8 +59,8 @@ def write_minigpt4(
         file = "prerained_minigpt4_7b.pth"  # sic
     else:
         projection, connector = _of_four_patches(tower, n_embd, seed)
-        file = {"llama-2": "pretrained_minigpt4_llama2_7b.pth", "v2": "minigptv2_checkpoint.pth"}
-        file = file[kind]
+        v2 = kind == "v2"
+        file = "minigptv2_checkpoint.pth" if v2 else "pretrained_minigpt4_llama2_7b.pth"
     tensors = tensors_of(projection, "llama_proj.")
     if kind == "v2":
         tensors |= _adapted(lm, seed)

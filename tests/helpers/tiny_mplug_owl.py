@@ -184,7 +184,8 @@ def write_mplug_owl(
     """Write the published folder; `abstractor` is the name of its field in config.json.
 
     The repository's configuration class writes "visual_abstractor_config"; other code of the same
-    repository reads "abstractor_config".
+    repository reads "abstractor_config". The folder holds no file of an image processor: pictures
+    are stretched, as in training.
     """
     model = write_lm(folder, "vicuna", seed=seed)
     text_config = json.loads((folder / "config.json").read_text())
@@ -194,9 +195,7 @@ def write_mplug_owl(
     tensors = {**tiny.tensors_of(vision), **tiny.tensors_of(model, "language_model.")}
     tiny.save_bin(folder, tensors)
     tiny.write_json(folder / "config.json", _config(text_config, abstractor))
-    processor = tiny.clip_processor()
-    processor.save_pretrained(folder)
-    stock = tiny.processed(processor)
+    stock = tiny.processed(tiny.clip_processor())  # of a square it crops nothing
 
     def pixels(image: Image.Image) -> torch.Tensor:
         stretched = image.resize((tiny.SIZE, tiny.SIZE), Image.Resampling.BICUBIC)

@@ -176,7 +176,7 @@ def _merged(word: bytes, ranks: dict[bytes, int]) -> list[bytes]:
 def write_qwen_vl(folder: Path, *, chat: bool = True, seed: int = 41) -> tiny.Case:
     """Write Qwen-VL-Chat's folder, or with `chat` false that of Qwen-VL."""
     folder.mkdir(parents=True)
-    n_vocab = _write_tokenizer(folder) + 11  # rows of padding, as published
+    n_vocab = write_tokenizer(folder) + 11  # rows of padding, as published
     config = Qwen2Config(
         hidden_size=_LM_WIDTH, intermediate_size=_LM_FFN, num_hidden_layers=2,
         num_attention_heads=_LM_HEADS, num_key_value_heads=_LM_HEADS, rms_norm_eps=_EPS,
@@ -231,7 +231,7 @@ def _packed(model: Qwen2ForCausalLM) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def _write_tokenizer(folder: Path) -> int:
+def write_tokenizer(folder: Path) -> int:
     """Write the file of ranks and tokenizer_config.json; return the number of ids."""
     write_any_tokenizer(folder, "qwen2")
     stock = json.loads((folder / "tokenizer.json").read_text())

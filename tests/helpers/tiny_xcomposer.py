@@ -93,7 +93,7 @@ class LoraLinear(nn.Linear):
 
 
 def write_xcomposer(folder: Path, *, kind: str = "xcomposer", lora: bool = True, meta: bool = True,
-                    seed: int = 31) -> Case:  # fmt: skip
+                    seed: int = 34) -> Case:  # fmt: skip
     """Write a folder of `kind` (of KINDS).
 
     Without `lora` its LoRA is merged already (`internlm_lora` null, as in the 4-bit folder);
@@ -179,6 +179,8 @@ def _language_model(n_vocab: int, lora: _Kind | None, seed: int) -> LlamaForCaus
                 setattr(part, name, LoraLinear(getattr(part, name), lora.rank, lora.alpha))
     model = make(model, seed)
     with torch.no_grad():
+        for layer in model.model.layers:  # attention to few rows: no prompt drowns the picture
+            layer.self_attn.q_proj.weight.mul_(3)
         for name, parameter in model.named_parameters():
             if "lora" not in name:
                 parameter.copy_(parameter.half().float())

@@ -1,0 +1,71 @@
+"""What holds for every family: a tiny published checkpoint, converted, is what its reference is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edgeprism.bundle.read_manifest import manifest_from_bundle
+from edgeprism.convert.options import ConvertOptions
+from edgeprism.perceive.captioner import Captioner
+from edgeprism.picture.read import read_picture
+from tests.helpers.captions import caption_ids
+from tests.helpers.converting import convert_family, parts_of, tokens_by_torch
+from tests.helpers.tiles import picture_to_tiles
+from tests.helpers.tiny_captioners import INSTRUCTION, Case, Reference, pictures
+
+N_TOKENS = 32
+
+
+def converted(case: Case, out: Path) -> Path:
+    """Convert in float32 and return `out`."""
+    convert_family(case.family, out, ConvertOptions(("fp32",), "F32"), case.settings)
+    return out
+
+
+def loaded(bundle: Path) -> Captioner:
+    return Captioner.load(bundle, device="cpu", kv_type="f32", flash_attention=False)
+
+
+def check_rows_and_texts(reference: Reference, bundle: Path) -> None:
+    """Compare six pictures' visual tokens, to 1e-4 of the largest, and 32 tokens of greedy text."""
+    texts = []
+    with loaded(bundle) as captioner:
+        for picture in pictures():
+            rows = captioner.encode(picture).visual_tokens
+            expected = reference.visual_tokens(picture).numpy()
+            np.testing.assert_allclose(rows, expected, atol=1e-4 * float(np.abs(expected).max()))
+            ids = caption_ids(
+                captioner, picture, instruction=INSTRUCTION, caption_tokens=N_TOKENS,
+                stop_at_end=False,
+            )  # fmt: skip
+            assert ids == reference.greedy(picture, N_TOKENS)
+            texts.append(tuple(ids))
+    assert len(set(texts)) == len(texts)  # the pictures are told apart
+    assert all(len(set(ids)) >= 8 for ids in texts)
+
+
+def check_pixels(reference: Reference, bundle: Path) -> None:
+    """Compare the pixels of six pictures to one grey level."""
+    policy = manifest_from_bundle(bundle).image
+    mean, std = (np.array(v, np.float32) for v in (reference.mean, reference.std))
+    assert policy.mode == reference.mode
+    for picture in pictures():
+        (tile,) = picture_to_tiles(read_picture(picture), policy).astype(np.float32)
+        expected = reference.pixels[0](picture)[0].permute(1, 2, 0).numpy()
+        assert np.abs(tile - (expected * std + mean) * 255).max() <= 1.001
+
+
+def error_of(case: Case) -> float:
+    """Return the relative error of the graph, run in torch, over a wide picture and a tall one."""
+    parts = parts_of(case)
+    worst = 0.0
+    for picture in pictures()[:2]:
+        rows = tokens_by_torch(parts, picture)
+        expected = case.reference.visual_tokens(picture).numpy()
+        if rows.shape != expected.shape:
+            return float("inf")
+        difference = np.linalg.norm(rows - expected)
+        worst = max(worst, float(difference / np.linalg.norm(expected)))
+    return worst
