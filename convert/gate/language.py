@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from edgeprism.convert.gate.files import RawTensors, weight_files
 from edgeprism.convert.gate.settings import Rotation, settings_from_config
+from edgeprism.convert.gate.tiktoken import tiktoken_ids
 
 Tick = Callable[[], None]
 
@@ -75,12 +76,22 @@ def _rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 # Names of one layer's tensors, which differ by publisher
-_LLAMA = {"norm1": "input_layernorm", "out": "self_attn.o_proj",
-          "norm2": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
-          "down": "mlp.down_proj"}  # fmt: skip
-_INTERNLM2 = {"norm1": "attention_norm", "out": "attention.wo", "norm2": "ffn_norm",
-              "gate": "feed_forward.w1", "up": "feed_forward.w3",
-              "down": "feed_forward.w2"}  # fmt: skip
+_LLAMA = {
+    "embedding": "embed_tokens", "layers": "layers", "norm1": "input_layernorm", "packed": "",
+    "out": "self_attn.o_proj", "norm2": "post_attention_layernorm", "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj", "down": "mlp.down_proj", "norm": "norm", "head": "lm_head",
+}  # fmt: skip
+_INTERNLM2 = {
+    "embedding": "tok_embeddings", "layers": "layers", "norm1": "attention_norm",
+    "packed": "attention.wqkv", "out": "attention.wo", "norm2": "ffn_norm",
+    "gate": "feed_forward.w1", "up": "feed_forward.w3", "down": "feed_forward.w2", "norm": "norm",
+    "head": "output",
+}  # fmt: skip
+_QWEN = {
+    "embedding": "wte", "layers": "h", "norm1": "ln_1", "packed": "attn.c_attn",
+    "out": "attn.c_proj", "norm2": "ln_2", "gate": "mlp.w2", "up": "mlp.w1", "down": "mlp.c_proj",
+    "norm": "ln_f", "head": "lm_head",
+}  # fmt: skip
 
 
 @torch.inference_mode()
@@ -98,21 +109,25 @@ def logits(
     `inner` a LoRA among `files`.
     """
     weights, config = _Weights(files, adapter, inner), settings_from_config(data)
-    packed = data["model_type"] == "internlm2"
-    names = _INTERNLM2 if packed else _LLAMA
-    body = weights.base.lead_of(f"layers.0.{names['norm1']}.weight")
+    kind = data["model_type"]
+    names = {"internlm2": _INTERNLM2, "qwen": _QWEN}.get(kind, _LLAMA)
+    # vision towers have norms of the same names, but no gate
+    body = weights.base.lead_of(f"{names['layers']}.0.{names['gate']}.weight")
     kv_heads, head_dim = config.n_kv_heads, config.head_dim
     rotation, eps = config.rotation, config.eps
     lengths = [len(text) for text in texts]
     ids = torch.tensor([token for text in texts for token in text])
-    embedding = f"{body}{'tok_embeddings' if packed else 'embed_tokens'}"
+    embedding = f"{body}{names['embedding']}"
     # all texts form one block of rows; only attention separates them
     x = weights.base[f"{embedding}.weight"][ids].float() * config.embedding_scale  # [rows, hidden]
     for i in range(config.n_layers):
-        p = f"{body}layers.{i}."
+        p = f"{body}{names['layers']}.{i}."
         y = _rms(x, weights.vector(f"{p}{names['norm1']}.weight"), eps)
-        if packed:
-            q, k, v = _unpacked(weights.linear(y, p + "attention.wqkv"), kv_heads, head_dim)
+        if kind == "internlm2":
+            q, k, v = _unpacked(weights.linear(y, p + names["packed"]), kv_heads, head_dim)
+        elif kind == "qwen":
+            thirds = weights.linear(y, p + names["packed"]).chunk(3, dim=-1)
+            q, k, v = (third.unflatten(-1, (kv_heads, 1, head_dim)) for third in thirds)
         else:
             q, k, v = (
                 weights.linear(y, f"{p}self_attn.{part}_proj").unflatten(
@@ -129,14 +144,14 @@ def logits(
         gate = F.silu(weights.linear(y, p + names["gate"])) * weights.linear(y, p + names["up"])
         x = x + config.residual_scale * weights.linear(gate, p + names["down"])
         tick()
-    x = _rms(x, weights.vector(f"{body}norm.weight"), eps) / config.head_divisor
-    rows_of_logits = weights.linear(x, _head(weights, body, packed) or embedding)
+    x = _rms(x, weights.vector(f"{body}{names['norm']}.weight"), eps) / config.head_divisor
+    rows_of_logits = weights.linear(x, _head(weights, body, names["head"]) or embedding)
     return [part.numpy() for part in rows_of_logits.split(lengths)]
 
 
-def _head(weights: _Weights, body: str, packed: bool) -> str:
-    """Return the output head's name, or "" if the files hold none."""
-    beside = body.removesuffix("model.") + ("output" if packed else "lm_head")
+def _head(weights: _Weights, body: str, name: str) -> str:
+    """Return the output head's full name, or "" if the files hold none."""
+    beside = body.removesuffix("model.") + name
     return next((name for name in (beside, "lm_head") if f"{name}.weight" in weights.base), "")
 
 
@@ -167,6 +182,8 @@ def text_to_ids(folder: Path) -> Callable[[str], list[int]]:
 
         model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         return lambda text: list(model.encode(text))
+    if (folder / "qwen.tiktoken").is_file():
+        return tiktoken_ids(folder / "qwen.tiktoken")
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

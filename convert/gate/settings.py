@@ -58,6 +58,17 @@ _KV_HEADS = {"mistral": 8, "qwen2": 32}
 def settings_from_config(data: Mapping[str, Any]) -> ReferenceSettings:
     """Read the fields of a config.json or `text_config`, as transformers 4 or 5 writes them."""
     kind = data["model_type"]
+    if kind == "qwen":  # the first Qwen, which transformers never had, has names of its own
+        rates = data["rotary_emb_base"] ** -(
+            torch.arange(0, data["kv_channels"], 2, dtype=torch.float64) / data["kv_channels"]
+        )
+        return ReferenceSettings(
+            n_layers=data["num_hidden_layers"],
+            n_kv_heads=data["num_attention_heads"],
+            head_dim=data["kv_channels"],
+            eps=data["layer_norm_epsilon"],
+            rotation=Rotation(rates),
+        )
     n_heads = data.get("num_attention_heads") or 32
     head_dim = data.get("head_dim") or (data.get("hidden_size") or 4096) // n_heads
     n_kv_heads = data.get("num_key_value_heads") or _KV_HEADS.get(kind, n_heads)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from edgeprism.convert.language.qwen_fields import standard_fields
 from edgeprism.convert.language.rope import RopeScaling, rope_scaling_from_dict
 from edgeprism.convert.read.fields import unknown_fields, with_older_rope
 from edgeprism.errors import CheckpointError
@@ -21,9 +22,10 @@ ARCHITECTURES = {
     "qwen2": "qwen2",
     "internlm2": "internlm2",
     "minicpm": "minicpm",
+    "qwen": "qwen",
 }
 # model_type → the class of transformers that has its fields
-_STOCK = {"internlm2": "", "minicpm": "llama"}
+_STOCK = {"internlm2": "", "minicpm": "llama", "qwen": ""}
 # MiniCPM's factors: on embeddings, and those that `_scales` makes of two of its fields
 _SCALES = ("scale_emb", "scale_depth", "dim_model_base")
 _WHOLE_NUMBERS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
@@ -57,7 +59,7 @@ class LmConfig:
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    n_ffn: int
+    n_ffn: int  # of "qwen", twice the width of a feed-forward matrix, as published
     n_vocab: int
     context_length: int
     rope_theta: float
@@ -108,7 +110,7 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
             f"{where}: model_type is {kind!r}, expected one of {', '.join(ARCHITECTURES)}.",
             "Pass the folder of the language model that the captioner was trained on.",
         )
-    data = with_older_rope(data, where)
+    data = standard_fields(data, where) if kind == "qwen" else with_older_rope(data, where)
     fields = _with_defaults(data, where)
     faults = [
         f"{name} = {value!r} (expected a whole number above 0)"
@@ -148,7 +150,7 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
         rope_scaling=scaling,
         rms_eps=float(fields.rms_norm_eps),
         tied=bool(fields.tie_word_embeddings),
-        qkv_bias=kind == "qwen2" or bool(fields.attention_bias),
+        qkv_bias=kind in ("qwen", "qwen2") or bool(fields.attention_bias),
         output_bias=kind == "llama" and bool(fields.attention_bias),
         scales=_scales(fields) if kind == "minicpm" else None,
     )
@@ -164,7 +166,7 @@ def _scales(fields: Any) -> Scales:
 
 
 def _with_defaults(data: Mapping[str, Any], where: str) -> Any:
-    """Return the fields with transformers' defaults, or with ours for InternLM2, which it lacks."""
+    """Return the fields with transformers' defaults; of models that it lacks, with ours."""
     if data["model_type"] == "internlm2":
         present = {name: value for name, value in data.items() if value is not None}
         heads, width = data.get("num_attention_heads"), data.get("hidden_size")
@@ -185,6 +187,8 @@ def _with_defaults(data: Mapping[str, Any], where: str) -> Any:
             "attention_bias": data.get("bias", False),
         }
         return SimpleNamespace(**{**defaults, **present})
+    if data["model_type"] == "qwen":
+        return SimpleNamespace(**data)
     from transformers import CONFIG_MAPPING
 
     plain = {name: value for name, value in data.items() if name != "model_type"}

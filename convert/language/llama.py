@@ -19,7 +19,7 @@ _PAIRWISE = ("llama", "minicpm")
 # Buffers that some files hold in addition to the weights
 UNUSED = (r"rotary_emb\.inv_freq$",)
 
-_PROBE = "layers.0.input_layernorm.weight"
+_PROBE = "layers.0.mlp.gate_proj.weight"  # no vision tower has one
 
 
 def body_prefix(names: Iterable[str], where: str) -> str:

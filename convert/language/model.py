@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.convert.gate import language as reference_language
-from edgeprism.convert.language import internlm2, llama
+from edgeprism.convert.language import internlm2, llama, qwen
 from edgeprism.convert.language.config import (
     LmConfig,
     LmTensor,
@@ -57,6 +57,7 @@ _UNUSED = {
     "qwen2": llama.UNUSED,
     "internlm2": internlm2.UNUSED,
     "minicpm": llama.UNUSED,
+    "qwen": qwen.UNUSED,
 }
 
 
@@ -73,6 +74,8 @@ def open_language_model(
     if config.model_type == "internlm2":
         lead = internlm2.lead(checkpoint.names)
         tensors = list(internlm2.gguf_tensors(config, lead))
+    elif config.model_type == "qwen":
+        tensors = list(qwen.gguf_tensors(config))
     else:
         body = llama.body_prefix(checkpoint.names, str(checkpoint.folder))
         head = llama.head_name(checkpoint.names, body)
