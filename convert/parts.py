@@ -22,7 +22,7 @@ from edgeprism.bundle.manifest import (
 )
 from edgeprism.convert.gate import data
 from edgeprism.convert.language.model import LmParts, Tick
-from edgeprism.convert.read.card import CaptionerCard
+from edgeprism.convert.read.card import INSTRUCTION, CaptionerCard
 from edgeprism.convert.read.checkpoint import Requirements
 from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.read.sources import SourceFiles, source_of
@@ -140,7 +140,7 @@ def _prompts(
         before_image=conversation.before_image,
         after_image=conversation.after_image,
         before_caption=conversation.before_caption,
-        default_instruction=card.default_instruction,
+        default_instruction=card.default_instruction or conversation.instruction or INSTRUCTION,
         focus_instruction=card.focus_instruction,
         stop=list(conversation.stop),
         max_tokens=card.max_tokens,

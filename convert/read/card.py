@@ -23,9 +23,9 @@ MOST_TOKENS = 1 << 16  # that a manifest may say
 
 @dataclass(frozen=True)
 class CaptionerCard:
-    """A captioner's texts and limits. "" for name, notice and license: the converter's defaults."""
+    """A captioner's texts and limits; "" stands for a default of the family or the converter."""
 
-    default_instruction: str = INSTRUCTION
+    default_instruction: str = ""
     focus_instruction: str = FOCUS
     max_tokens: int = MAX_TOKENS
     name: str = ""

@@ -222,7 +222,7 @@ class Several:
     before: str  # {number} is replaced by the picture's place, counted from 1
     between: str
     # what `Markers.begin` begins with, where it tells the picture's place: {index} counts from 0,
-    # which is the place of a picture alone
+    # {number} from 1; a picture alone has the first place
     index: str = ""
 
 

@@ -43,11 +43,15 @@ def pictures_to_segments(several: Several, pictures: Sequence[Sequence[Segment]]
 
 def _placed(picture: Sequence[Segment], index: str, place: int) -> Sequence[Segment]:
     """Return a picture's segments with its place, from 0, in the text that tells a place."""
-    alone = index.replace("{index}", "0")
+    alone = _with_place(index, 0)
     if not index or not isinstance(picture[0], Text) or not picture[0].text.startswith(alone):
         return picture
-    text = index.replace("{index}", str(place)) + picture[0].text.removeprefix(alone)
+    text = _with_place(index, place) + picture[0].text.removeprefix(alone)
     return [replace(picture[0], text=text), *picture[1:]]
+
+
+def _with_place(index: str, place: int) -> str:
+    return index.replace("{index}", str(place)).replace("{number}", str(place + 1))
 
 
 def _shifted(segment: Segment, rows: int) -> Segment:
