@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.checkpoints.one_tile import write_llava, write_prismcaptioner
+from benchmarks.checkpoints.qwen_vl import write_qwen_vl
 from benchmarks.checkpoints.tiled import write_internvl, write_smolvlm
 
 
@@ -42,6 +43,7 @@ SIZES = {
         "smolvlm", ("captioner",), 32, partial(write_smolvlm, hidden=960, ffn=2560, heads=15)
     ),
     "internvl-2b": Size("internvl", ("captioner",), 24, write_internvl),
+    "qwen-vl": Size("qwen-vl", ("captioner",), 32, write_qwen_vl),
 }
 
 

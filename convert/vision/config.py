@@ -27,6 +27,7 @@ PREPARATION_FIELDS = (
     "aspect_ratio_setting",
 )  # fmt: skip
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu")
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -234,8 +235,7 @@ def preparation_from_folder(folder: Path, default_size: int, model_type: str) ->
             f"{path} is not understood: {'; '.join(faults)}.",
             "Use the preprocessor_config.json that was published with the vision model.",
         )
-    mean = (0.48145466, 0.4578275, 0.40821073) if clip else (0.5, 0.5, 0.5)
-    std = (0.26862954, 0.26130258, 0.27577711) if clip else (0.5, 0.5, 0.5)
+    mean, std = (CLIP_MEAN, CLIP_STD) if clip else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return Preparation(
         mode,
         size or default_size,
