@@ -243,7 +243,7 @@ def _write_lm(folder: Path, kind: str, seed: int) -> GemmaForCausalLM | LlamaFor
         fill(gemma, seed)
         with torch.no_grad():
             # the embedding serves as head, where a large one would repeat the last token
-            gemma.get_input_embeddings().weight.mul_(0.04)
+            gemma.model.embed_tokens.weight.mul_(0.04)
             for name, parameter in gemma.named_parameters():
                 if "norm" in name:  # the class adds one
                     parameter.sub_(1.0)
