@@ -21,6 +21,7 @@ from edgeprism.convert.mmproj.tensors import MmprojTensors
 from edgeprism.convert.mmproj.writer import FUSED, GraphWriter
 
 _BASE = 10000.0  # of the frequencies of the keys' positions
+_BLOCK = 8  # float32 numbers of AVX2's registers
 _IN_ONE_ROW = 2  # llama.cpp's number of MiniCPM-V 2.5
 _FLOAT, _INT64, _DOUBLE = 1, 7, 11  # ONNX's numbers of types
 _NORMS = ("q", "kv", "post")
@@ -72,8 +73,8 @@ class ResamplerTower(FreeTower):
     def _shares(self, length: str) -> str:
         """Return, for each place along `length`, the place of the table at the same share.
 
-        The authors compare float32 numbers, which at a few lengths takes a place between two to the
-        lower one. libmtmd divides exactly.
+        The authors compare float32 numbers of `torch.arange`, which at a few lengths takes a place
+        between two to the lower one. libmtmd divides exactly.
         """
         graph, table = self.graph, self.shape.table
         numbers = graph.add("Cast", self._counted(length, -1), to=_DOUBLE)
@@ -81,12 +82,36 @@ class ResamplerTower(FreeTower):
             scaled = graph.add("Mul", numbers, graph.add("Cast", graph.integers(table), to=_DOUBLE))
             exact = graph.add("Div", scaled, graph.add("Cast", length, to=_DOUBLE))
             return graph.add("Cast", graph.add("Floor", exact), to=_INT64)
-        step = graph.add("Div", graph.number(1.0), graph.add("Cast", length, to=_FLOAT))
-        step = graph.add("Cast", step, to=_DOUBLE)
-        share = graph.add("Cast", graph.add("Mul", numbers, step), to=_FLOAT)
+        share = self._numbers_of_torch(numbers, length)
         below = graph.add("Less", graph.reshaped(share, -1, 1), self._bounds)
         passed = graph.add("Cast", graph.add("Not", below), to=_INT64)
         return graph.add("ReduceSum", passed, graph.integers(1), keepdims=0)
+
+    def _numbers_of_torch(self, numbers: str, length: str) -> str:
+        """Return torch.arange(0, 1 - 1e-6, 1 / length), to the last bit as torch has it on x86.
+
+        There, blocks of eight count from their first number, which was rounded already; what does
+        not fill two blocks is computed one by one.
+        """
+        graph = self.graph
+        step = graph.add("Div", graph.number(1.0), graph.add("Cast", length, to=_FLOAT))
+        step = graph.add("Cast", step, to=_DOUBLE)
+
+        def whole(x: str, size: int) -> str:
+            """Round down to a multiple of `size`."""
+            unit = graph.add("Cast", graph.integers(size), to=_DOUBLE)
+            return graph.add("Mul", graph.add("Floor", graph.add("Div", x, unit)), unit)
+
+        first = whole(numbers, _BLOCK)
+        begun = graph.add("Cast", graph.add("Mul", first, step), to=_FLOAT)
+        rest = graph.add("Mul", graph.add("Sub", numbers, first), step)
+        in_block = graph.add("Add", graph.add("Cast", begun, to=_DOUBLE), rest)
+        in_blocks = whole(graph.add("Cast", length, to=_DOUBLE), 2 * _BLOCK)
+        share = graph.add(
+            "Where", graph.add("Less", numbers, in_blocks), in_block,
+            graph.add("Mul", numbers, step),
+        )  # fmt: skip
+        return graph.add("Cast", share, to=_FLOAT)
 
     @cached_property
     def _bounds(self) -> str:

@@ -58,8 +58,9 @@ VERSIONS = {"2.5": minicpm.V25, "2.6": minicpm.V26}
 RIGHT = 1e-5  # of the largest value: the same sums in another order
 AS_MTMD = 2e-3  # libmtmd takes GELU from a table in half precision
 # (width, height): enlarged; uncut, and at its 25 patches across float32 misses places of the table;
-# just cut; cut in a row, in a column, and in both directions
-SHAPES = [(60, 40), (206, 20), (113, 112), (500, 60), (50, 560), (520, 400)]
+# at 58 patches torch.arange misses others than one number after the other does; just cut; cut in a
+# row, in a column, and in both directions
+SHAPES = [(60, 40), (206, 20), (280, 20), (113, 112), (500, 60), (50, 560), (520, 400)]
 N_TOKENS = 32
 
 
