@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.checkpoints.one_tile import write_llava, write_prismcaptioner
 from benchmarks.checkpoints.qwen_vl import write_qwen_vl
+from benchmarks.checkpoints.sliced import write_minicpm_v
 from benchmarks.checkpoints.tiled import write_internvl, write_smolvlm
 
 
@@ -44,6 +45,7 @@ SIZES = {
     ),
     "internvl-2b": Size("internvl", ("captioner",), 24, write_internvl),
     "qwen-vl": Size("qwen-vl", ("captioner",), 32, write_qwen_vl),
+    "minicpm-v-2": Size("minicpm-v", ("captioner",), 40, write_minicpm_v),
 }
 
 
