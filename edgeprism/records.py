@@ -76,6 +76,10 @@ class EncodedImage:
     names, `image_sha256` is a digest of their digests, and `size` is (0, 0). `reduction` says how
     the visual tokens were made fewer; None: they are all there. `video` lists the frames that stand
     for a video; None: it is a picture.
+
+    Few models read the instruction when they look at a picture. With them the visual tokens are
+    those for `instruction`, and `features` [n_tiles, n_features, width] float32 are what others are
+    made of for another one; with all other models both are None.
     """
 
     visual_tokens: np.ndarray
@@ -89,6 +93,8 @@ class EncodedImage:
     together: tuple[Pictured, ...] = ()
     reduction: Reduction | None = None
     video: Sampled | None = None
+    features: np.ndarray | None = None
+    instruction: str | None = None
 
 
 @dataclass(frozen=True)

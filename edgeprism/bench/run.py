@@ -31,6 +31,7 @@ from edgeprism.bench.measure import (
 )
 from edgeprism.bench.work import Operations, language_work, nodes_to_operations
 from edgeprism.bundle.gguf_parts import model_bytes, read_model_header
+from edgeprism.bundle.open import Bundle
 from edgeprism.errors import ModelError
 from edgeprism.machine.facts import available_cores, cpu_name, memory_bytes
 from edgeprism.machine.load import LoadMeter
@@ -41,6 +42,7 @@ from edgeprism.picture.read import read_picture
 from edgeprism.reason.local import Reasoner
 from edgeprism.version import __version__
 from edgeprism.vision.onnx import profile_graph
+from edgeprism.vision.wordpiece import WordPiece
 
 _LOOK_S = 0.5  # seconds of looking at other programs before the start
 _DISTURBING_CORES = 0.2  # that other programs keep busy on average
@@ -214,10 +216,25 @@ def _count_work(opened: _Opened, vision_file: str, notes: list[str]) -> Work:
             tile = np.zeros((1, *shape, 3 * len(manifest.image.fills)), np.uint8)
             nodes = profile_graph(bundle.file(vision_file), tile)
             work += nodes_to_operations(nodes) * (n_tiles * share)
+        work += _count_connector(bundle, vision_file) * middle.n_tiles
     except ModelError as error:
         notes.append(f"No floor of encode: {error.summary}")
         return Work(None, language)
     return Work(work, language)
+
+
+def _count_connector(bundle: Bundle, vision_file: str) -> Operations:
+    """Count the work of the second graph for one tile and the instruction, if there is one."""
+    text = bundle.manifest.vision.text
+    if text is None:
+        return Operations()
+    (name,) = (v.connector for v in bundle.manifest.vision.variants if v.file == vision_file)
+    vocabulary = WordPiece.from_file(
+        bundle.file(text.vocabulary), max_ids=text.max_ids, truncation=text.truncation
+    )
+    ids = np.array([vocabulary.ids(bundle.manifest.prompts.default_instruction)], np.int64)
+    features = np.zeros((1, text.features, text.width), np.float32)
+    return nodes_to_operations(profile_graph(bundle.file(name), features, ids))
 
 
 def _pixels(layout: PictureLayout) -> int:

@@ -12,11 +12,16 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from edgeprism.files.strict_json import record_to_data
+
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 
 RESAMPLINGS = ("bicubic", "bilinear", "lanczos", "nearest")
 MODES = ("pad", "letterbox", "crop", "center-crop", "stretch", "shrink", "free")
+# The metadata of fields that came after the first version. At their defaults they are left out of
+# the JSON, so that earlier versions of EdgePrism, which refuse unknown fields, read it too.
+LATER = {"later": True}
 MAX_EDGE = 4096  # pixels, of a tile; also the largest "longest-edge" of upstream models
 
 
@@ -67,7 +72,7 @@ class Tiling:
     order: str
     # with `ImagePolicy.free`: a picture is cut only if it has more pixels, after both edges were
     # rounded to whole units; 0: every picture is
-    uncut_pixels: int = 0
+    uncut_pixels: int = dataclasses.field(default=0, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,9 @@ class FreeShape:
     unit: int  # pixels along an edge of what becomes one visual token, or one patch with `tokens`
     least_pixels: int
     most_pixels: int
-    tokens: int = 0  # visual tokens of a tile, whatever its shape; 0: one for each unit
+    tokens: int = dataclasses.field(
+        default=0, metadata=LATER
+    )  # visual tokens of a tile, whatever its shape; 0: one for each unit
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class ImagePolicy:
     tiling: Tiling | None = None
     # [r, g, b], the background of the picture for a second tower; empty without a second tower
     second_fill: list[int] = dataclasses.field(default_factory=list)
-    free: FreeShape | None = None
+    free: FreeShape | None = dataclasses.field(default=None, metadata=LATER)
 
     @property
     def fills(self) -> list[list[int]]:
@@ -132,6 +139,9 @@ class VisionVariant:
     file: str
     # fp32 | fp16 | int8 (reduced range, safe without VNNI) | int8-full; an mmproj: any text
     quant: str
+    connector: str = dataclasses.field(
+        default="", metadata=LATER
+    )  # the file of the second graph, with `Vision.text`
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,26 @@ class Mmproj:
 
 
 @dataclass(frozen=True)
+class VisionText:
+    """How the instruction reaches the visual tokens: through a second graph, the connector.
+
+    The first graph then makes features, float32 [n, features, width], which no text changes. The
+    connector makes visual tokens of them and of the instruction's ids, int64 [1, length]. A picture
+    that is described again with another instruction therefore runs through the connector alone.
+    """
+
+    tokenizer: str  # "wordpiece": BERT's, in lower case and without accents
+    vocabulary: str  # its file: a piece in each line
+    max_ids: int  # of an instruction, with the marks at both ends
+    truncation: str  # the end at which a longer instruction is cut: "left" or "right"
+    features: int  # rows that the first graph makes of a tile
+    width: int  # of such a row
+    input: str  # the connector's names
+    ids: str
+    output: str
+
+
+@dataclass(frozen=True)
 class Vision:
     """The graph: uint8 pixels [n, size, size, 3 or 6] → float32 visual tokens [n, tokens, n_embd].
 
@@ -155,6 +185,8 @@ class Vision:
     tokens_per_tile counts the most that any tile has. With `FreeShape.tokens` all tiles have that
     many, in no order of place: `grid` is [1, tokens]; so it is too where tiles are squares and
     their visual tokens have no places.
+
+    With `text` the graph's output is features, and a second graph makes the visual tokens of them.
 
     With `mmproj` there is no graph: input, output and grid are empty; n_embd may be several times
     the language model's, if the rows also carry values that later layers add; and tokens_per_tile
@@ -172,6 +204,7 @@ class Vision:
     # patches, the same for every tile
     newline: str = ""
     mmproj: Mmproj | None = None
+    text: VisionText | None = dataclasses.field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -187,7 +220,7 @@ class LanguageModelFile:
     image_attention: str  # "causal": image rows attend to earlier positions only; or "both-ways"
     # "one-by-one": each image row is one position after the previous; or "down-across": all rows of
     # a picture have one position in time, and one each for their place down and across (M-RoPE)
-    image_positions: str = "one-by-one"
+    image_positions: str = dataclasses.field(default="one-by-one", metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -206,10 +239,10 @@ class Markers:
     after_row: str
     between: str
     end: str
-    after_overview: str = ""
-    after_tile: str = ""
-    between_rows: str = ""
-    after_tiles: str = ""
+    after_overview: str = dataclasses.field(default="", metadata=LATER)
+    after_tile: str = dataclasses.field(default="", metadata=LATER)
+    between_rows: str = dataclasses.field(default="", metadata=LATER)
+    after_tiles: str = dataclasses.field(default="", metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -223,7 +256,7 @@ class Several:
     between: str
     # what `Markers.begin` begins with, where it tells the picture's place: {index} counts from 0,
     # {number} from 1; a picture alone has the first place
-    index: str = ""
+    index: str = dataclasses.field(default="", metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -248,10 +281,10 @@ class Prompts:
     after_instruction: str = ""
     several: Several | None = None  # None: the model was made for one picture at a time
     # captions by which the model says that it recognises nothing in a picture
-    unknown: list[str] = dataclasses.field(default_factory=list)
+    unknown: list[str] = dataclasses.field(default_factory=list, metadata=LATER)
     # by which the logit of a token that the caption holds already is divided if it is positive, and
     # multiplied if it is negative, as in transformers; 1: not at all
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = dataclasses.field(default=1.0, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -317,8 +350,10 @@ class Manifest:
     files: dict[str, FileEntry]
     parity: Parity
     notice: str  # one line shown with the model, e.g. what it is not made for; may be empty
-    photographs: bool = True  # the model describes photographs
-    video: Video | None = None  # None: the model describes pictures alone
+    # the model describes photographs
+    photographs: bool = dataclasses.field(default=True, metadata=LATER)
+    # None: the model describes pictures alone
+    video: Video | None = dataclasses.field(default=None, metadata=LATER)
 
     @property
     def asked_quants(self) -> tuple[str, ...]:
@@ -343,28 +378,5 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of manifest.json."""
-        data = dataclasses.asdict(self)
-        # Without these, earlier versions of EdgePrism, which refuse unknown fields, read it too.
-        if self.photographs:
-            del data["photographs"]
-        if self.video is None:
-            del data["video"]
-        if not self.prompts.unknown:
-            del data["prompts"]["unknown"]
-        if self.prompts.repetition_penalty == 1:
-            del data["prompts"]["repetition_penalty"]
-        if self.image.free is None:
-            del data["image"]["free"]
-        elif not self.image.free.tokens:
-            del data["image"]["free"]["tokens"]
-        if self.image.tiling is not None and not self.image.tiling.uncut_pixels:
-            del data["image"]["tiling"]["uncut_pixels"]
-        if self.lm.image_positions == LanguageModelFile.image_positions:
-            del data["lm"]["image_positions"]
-        if self.prompts.several is not None and not self.prompts.several.index:
-            del data["prompts"]["several"]["index"]
-        if self.prompts.markers is not None:
-            for name in ("after_overview", "after_tile", "between_rows", "after_tiles"):
-                if not getattr(self.prompts.markers, name):
-                    del data["prompts"]["markers"][name]
+        data = record_to_data(self, LATER)
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

@@ -17,6 +17,7 @@ from edgeprism.bundle.manifest import (
     Manifest,
     Tiling,
 )
+from edgeprism.bundle.text_faults import connector_faults, text_faults
 from edgeprism.choices import VISION_QUANTS
 from edgeprism.errors import ManifestError, ModelError
 from edgeprism.files.regular import open_regular
@@ -116,7 +117,7 @@ def _value_faults(m: Manifest) -> list[str]:
     faults += _marker_faults(m) + video_faults(m, MAX_GRID, MAX_MARKER)
     if m.vision.mmproj is not None:
         return faults + _mmproj_faults(m) + _file_faults(m, ())
-    faults += _tiling_faults(m) + _free_faults(m) + _graph_faults(m)
+    faults += _tiling_faults(m) + _free_faults(m) + _graph_faults(m) + text_faults(m)
     return faults + _file_faults(m, VISION_QUANTS)
 
 
@@ -155,6 +156,7 @@ def _mmproj_faults(m: Manifest) -> list[str]:
         ("vision.input", not vision.input, "must be empty with vision.mmproj"),
         ("vision.output", not vision.output, "must be empty with vision.mmproj"),
         ("vision.newline", not vision.newline, "must be empty with vision.mmproj"),
+        ("vision.text", vision.text is None, "not with vision.mmproj"),
         ("vision.grid", not vision.grid, "must be empty with vision.mmproj"),
         ("vision.drop_first_patch", not vision.drop_first_patch, "not with vision.mmproj"),
         ("vision.tokens_per_tile", vision.tokens_per_tile > 0, "must be positive"),
@@ -321,6 +323,7 @@ def _file_faults(m: Manifest, quants: tuple[str, ...]) -> list[str]:
         earlier.add(variant.quant)
         if variant.file not in m.files:
             faults.append(f"vision.variants[{i}].file: {variant.file!r} is not among files")
+    faults += connector_faults(m)
     try:
         parts = part_names(m.lm.file)
     except ModelError as error:

@@ -1,4 +1,4 @@
-"""JSON → dataclasses, strictly: one error lists every fault, each with its field's path."""
+"""JSON → dataclasses, strictly: one error lists every fault with its field's path. And back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from edgeprism.errors import ManifestError
@@ -60,6 +61,34 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         rest = f" and {len(twice) - _MAX_NAMES} more" if len(twice) > _MAX_NAMES else ""
         raise ValueError(f"field given twice: {', '.join(twice[:_MAX_NAMES])}{rest}")
     return data
+
+
+def record_to_data(value: object, omitted: Mapping[str, object]) -> object:
+    """Return what JSON holds for a value, where a dataclass becomes an object.
+
+    A field whose metadata are `omitted` is left out where it has its default.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: record_to_data(content, omitted)
+            for field in dataclasses.fields(value)
+            if (content := getattr(value, field.name)) != _default(field)
+            or field.metadata != omitted
+        }
+    if isinstance(value, list):
+        return [record_to_data(item, omitted) for item in value]
+    if isinstance(value, dict):
+        return {key: record_to_data(item, omitted) for key, item in value.items()}
+    return value
+
+
+def _default(field: dataclasses.Field[Any]) -> object:
+    """Return a field's default; MISSING if it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        made: object = field.default_factory()
+        return made
+    default: object = field.default
+    return default
 
 
 def _finite(text: str) -> float:

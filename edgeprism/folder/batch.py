@@ -276,7 +276,7 @@ class Batch:
                 decoded.tiles,
                 picture_to_layout(decoded.size, self.captioner.bundle.manifest),
                 image=job.picture.name, image_sha256=decoded.sha256, size=decoded.size,
-                notes=decoded.notes, visual_tokens=self.plan.visual_tokens,
+                notes=decoded.notes, plan=self.plan,
                 timings=Timings(decode_image=decoded.decode_ms, preprocess=decoded.preprocess_ms),
             )  # fmt: skip
 

@@ -27,6 +27,7 @@ from edgeprism.machine.device import (
 )
 from edgeprism.machine.facts import has_int8_dot
 from edgeprism.machine.fork import forget_natives_after_fork, keep_for_ever
+from edgeprism.vision.connector import ConnectorFiles
 from edgeprism.vision.engine import VisionEngine, open_vision, vision_providers
 from edgeprism.vision.token_reduction import TokenLimit, limit_for
 from edgeprism.vision.trial import Settings, try_captioner
@@ -147,7 +148,8 @@ class Engines:
 
     def model_bytes(self) -> int:
         """Return the size in bytes of the files that the two engines load."""
-        files = {self.vision_variant().file, *part_names(self.bundle.manifest.lm.file)}
+        variant, lm = self.vision_variant(), self.bundle.manifest.lm
+        files = {variant.file, *part_names(lm.file), *filter(None, [variant.connector])}
         return sum(self.bundle.manifest.files[file].size for file in files)
 
     # ---- loading
@@ -179,11 +181,19 @@ class Engines:
                 threads=self.vision_threads(),
                 flash_attention=self._flash_attention,
                 cancel=self._cancel,
+                connector=self._connector_files(),
             )
             # libmtmd makes `self.lm` load, which adds its own time to load_ms; the time measured
             # here contains it, so it replaces that sum.
             self.load_ms = before + (time.perf_counter() - start) * 1000
         return self._vision
+
+    def _connector_files(self) -> ConnectorFiles | None:
+        text = self.bundle.manifest.vision.text
+        if text is None:
+            return None
+        graph = self._file(self.vision_variant().connector)
+        return ConnectorFiles(graph, self._file(text.vocabulary))
 
     def lm(self) -> LanguageModel:
         """The language model, loaded."""

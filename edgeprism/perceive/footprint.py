@@ -26,7 +26,7 @@ from edgeprism.memory.remembered_parts import remembered_parts
 from edgeprism.memory.vision import EncoderUse, graph_parts, mmproj_parts
 from edgeprism.picture.layout import picture_to_layout
 from edgeprism.segments import ImageRows, Text
-from edgeprism.vision.graph_memory import working_bytes
+from edgeprism.vision.graph_memory import TEXT_LENGTH, working_bytes
 from edgeprism.vision.token_reduction import TokenLimit, most_rows
 
 # the picture that a plan is made for where all tiles are alike: width and height in pixels
@@ -74,7 +74,8 @@ class CaptionerFootprint:
 
     def parts(self) -> ModelParts:
         """Return what the captioner takes."""
-        names = (*part_names(self._bundle.manifest.lm.file), self._variant.file)
+        graphs = filter(None, [self._variant.file, self._variant.connector])
+        names = (*part_names(self._bundle.manifest.lm.file), *graphs)
         use = (self._bundle.digest, self._variant.file, self._on_gpu, self._use)
         parts = remembered_parts(map(self._bundle.path_of, names), use, self._count)
         return ModelParts(self._bundle.name, "captioner", parts)
@@ -95,8 +96,7 @@ class CaptionerFootprint:
 
     def _vision(self) -> tuple[Part, ...]:
         name = self._variant.file
-        path, files = self._bundle.path_of(name), self._bundle.manifest.files
-        manifest = self._bundle.manifest
+        path, manifest = self._bundle.path_of(name), self._bundle.manifest
         vision = manifest.vision
         if vision.mmproj is not None:
             use = EncoderUse(
@@ -106,15 +106,32 @@ class CaptionerFootprint:
                 flash_attention=self._use.flash_attention,
             )
             return mmproj_parts(name, read_gguf_header(path), use, on_gpu=self._on_gpu)
-        beside = files.get(f"{name}.data")
-        return graph_parts(
-            name,
-            files[name].size,
-            beside.size if beside else 0,
+        tower = graph_parts(
+            *self._graph(name),
             working_bytes(path, _largest_lengths(manifest)),
             _picture_bytes(manifest),
             on_gpu=self._on_gpu,
             largest=manifest.image.free is not None,
+        )
+        return (*tower, *self._connector())
+
+    def _graph(self, name: str) -> tuple[str, int, int]:
+        """Return a graph's name, its bytes, and those of the weights beside it."""
+        files = self._bundle.manifest.files
+        beside = files.get(f"{name}.data")
+        return name, files[name].size, beside.size if beside else 0
+
+    def _connector(self) -> tuple[Part, ...]:
+        """Return what the second graph takes for the longest instruction, if there is one."""
+        text, name = self._bundle.manifest.vision.text, self._variant.connector
+        if text is None:
+            return ()
+        working = working_bytes(self._bundle.path_of(name), {TEXT_LENGTH: text.max_ids})
+        parts = graph_parts(*self._graph(name), working, 0, on_gpu=self._on_gpu)
+        return tuple(
+            replace(part, what=part.what.replace("vision", "connector"))
+            for part in parts
+            if part.size
         )
 
 

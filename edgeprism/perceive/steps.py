@@ -40,7 +40,12 @@ from edgeprism.records import (
 )
 from edgeprism.segments import ImageRows, Segment
 from edgeprism.version import __version__
-from edgeprism.vision.engine import picture_segments, tiles_to_rows
+from edgeprism.vision.engine import (
+    Encoding,
+    features_to_rows,
+    picture_segments,
+    tiles_to_rows,
+)
 from edgeprism.vision.token_reduction import (
     METHOD,
     TokenLimit,
@@ -66,9 +71,12 @@ class CaptionSteps:
         self.cancel_token.clear()  # an earlier `cancel` was for earlier work
         manifest = self.bundle.manifest
         if isinstance(image, EncodedImage):
+            encoded = self._for_instruction(image, plan)
             # its encoding time was already reported by the caption that encoded it
             check_frames_have_effect(plan, image.image)
-            encoded, spent = image, Timings()
+            more = encoded.timings.encode - image.timings.encode
+            load_ms = self.engines.load_ms - loaded
+            spent = Timings(load=load_ms, encode=more, total=_ms_since(start) if more else 0.0)
         elif isinstance(image, (list, tuple)):
             encoded = self._encode_together(image, plan)
             spent = encoded.timings
@@ -101,7 +109,7 @@ class CaptionSteps:
                 size=picture.size,
                 notes=picture.notes,
                 timings=Timings(decode_image=picture.decode_ms, preprocess=preprocess_ms),
-                visual_tokens=plan.visual_tokens,
+                plan=plan,
             )
             encoded = self._timed(encoded, loaded, start)
             spent = encoded.timings
@@ -162,34 +170,78 @@ class CaptionSteps:
         size: tuple[int, int],
         notes: tuple[str, ...],
         timings: Timings,
-        visual_tokens: TokenLimit | None,
+        plan: Plan,
     ) -> EncodedImage:
         """Encode a picture's tiles, uint8 [n_tiles, size, size, 3], into visual tokens.
 
         `image`, `image_sha256`, `size` and `notes` go into the EncodedImage unchanged; `timings`
-        holds the time spent before this step. At most `visual_tokens`, a plan's limit, stay.
+        holds the time spent before this step. At most as many visual tokens stay as `plan` says.
         """
         with self.engines.encoding:
             vision = self.engines.vision()
             start = time.perf_counter()
-            rows, segments = tiles_to_rows(vision, tiles, layout, image)
-            reduction = None
-            if visual_tokens is not None:
-                reduction = Reduction(visual_tokens, len(rows), METHOD)
-                tile_of_row = rows_to_tiles(self.bundle.manifest, layout, segments)
-                rows, segments = reduce_rows(rows, segments, tile_of_row, visual_tokens)
+            encoding = tiles_to_rows(vision, tiles, layout, image, plan.instruction)
+            encoding, reduction = self._reduced(encoding, layout, plan)
             encode_ms = _ms_since(start)
         return EncodedImage(
-            visual_tokens=rows,
+            visual_tokens=encoding.rows,
             image=image,
             image_sha256=image_sha256,
             size=size,
             notes=notes,
             model_digest=self.bundle.digest,
-            layout=segments,
+            layout=encoding.segments,
             timings=replace(timings, encode=encode_ms),
             reduction=reduction,
+            features=encoding.features,
+            instruction=None if encoding.features is None else plan.instruction,
         )
+
+    def _reduced(
+        self, encoding: Encoding, layout: PictureLayout, plan: Plan
+    ) -> tuple[Encoding, Reduction | None]:
+        """Leave out visual tokens as `plan` says; return those that stay, and how they were."""
+        limit = plan.visual_tokens
+        if limit is None:
+            return encoding, None
+        tile_of_row = rows_to_tiles(self.bundle.manifest, layout, encoding.segments)
+        rows, segments = reduce_rows(encoding.rows, encoding.segments, tile_of_row, limit)
+        reduction = Reduction(limit, len(encoding.rows), METHOD)
+        return replace(encoding, rows=rows, segments=segments), reduction
+
+    def _for_instruction(self, encoded: EncodedImage, plan: Plan) -> EncodedImage:
+        """Return `encoded` with the visual tokens for a plan's instruction.
+
+        Where the instruction has a part in them they are made anew of the features, so the graph of
+        the picture does not run again. Raises UsageError for a picture that another model encoded.
+        """
+        self._require_own(encoded)
+        made_for = (encoded.instruction, encoded.reduction and encoded.reduction.limit)
+        if encoded.features is None or made_for == (plan.instruction, plan.visual_tokens):
+            return encoded
+        layout = picture_to_layout(encoded.size, self.bundle.manifest)
+        with self.engines.encoding:
+            vision = self.engines.vision()
+            start = time.perf_counter()
+            features = np.asarray(encoded.features)
+            encoding = features_to_rows(vision, features, layout, plan.instruction)
+            encoding, reduction = self._reduced(encoding, layout, plan)
+            encode_ms = encoded.timings.encode + _ms_since(start)
+        return replace(
+            encoded,
+            visual_tokens=encoding.rows,
+            layout=encoding.segments,
+            timings=replace(encoded.timings, encode=encode_ms),
+            reduction=reduction,
+            instruction=plan.instruction,
+        )
+
+    def _require_own(self, encoded: EncodedImage) -> None:
+        if encoded.model_digest != self.bundle.digest:
+            raise UsageError(
+                f"{encoded.image}: encoded by another model than {self.bundle.name}.",
+                "Encode it with the captioner that describes it.",
+            )
 
     def plan(
         self,
@@ -244,11 +296,7 @@ class CaptionSteps:
 
         Raises UsageError for a picture that another model encoded, or with other `visual_tokens`.
         """
-        if encoded.model_digest != self.bundle.digest:
-            raise UsageError(
-                f"{encoded.image}: encoded by another model than {self.bundle.name}.",
-                "Encode it with the captioner that describes it.",
-            )
+        encoded = self._for_instruction(encoded, plan)
         limit = encoded.reduction.limit if encoded.reduction else None
         if limit != plan.visual_tokens:
             raise UsageError(

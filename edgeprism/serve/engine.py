@@ -32,7 +32,6 @@ from edgeprism.serve.refusals import let_go
 if TYPE_CHECKING:
     from edgeprism.language.request import Request
     from edgeprism.serve.uploads import Upload
-    from edgeprism.vision.token_reduction import TokenLimit
 
 Named = tuple[str, Decoded]  # a picture's name, and its tiles
 _CLOSE_S = 10.0  # that threads may take to end
@@ -185,12 +184,12 @@ class CaptionEngine:
         each = []
         for name, tiles in decoded:
             with self._cores:
-                each.append(self._to_tokens(name, tiles, plan.visual_tokens))
+                each.append(self._to_tokens(name, tiles, plan))
         if len(each) == 1:
             return each[0]
         return pictures_together(each, several_of(self.captioner.bundle.manifest))
 
-    def _to_tokens(self, name: str, decoded: Decoded, limit: TokenLimit | None) -> EncodedImage:
+    def _to_tokens(self, name: str, decoded: Decoded, plan: Plan) -> EncodedImage:
         return self.captioner.tiles_to_encoded(
             decoded.tiles,
             picture_to_layout(decoded.size, self.captioner.bundle.manifest),
@@ -199,7 +198,7 @@ class CaptionEngine:
             size=decoded.size,
             notes=decoded.notes,
             timings=Timings(decode_image=decoded.decode_ms, preprocess=decoded.preprocess_ms),
-            visual_tokens=limit,
+            plan=plan,
         )
 
     # ---- the lanes' threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,6 +16,7 @@ from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER, GPU_PROVIDERS
 from edgeprism.picture.layout import PictureLayout, Size, picture_to_layout, shrunk_size
 from edgeprism.segments import ImageRows, Segment
+from edgeprism.vision.connector import Connector, ConnectorFiles, InstructedEncoder
 from edgeprism.vision.onnx import VisionEncoder, available_providers
 from edgeprism.vision.token_reduction import TokenLimit, reduce_segments, rows_to_tiles
 
@@ -23,7 +25,20 @@ if TYPE_CHECKING:
     from edgeprism.vision.mtmd import MtmdEncoder
 
 # a string, because the module of libmtmd is imported where a pair needs it
-VisionEngine: TypeAlias = "VisionEncoder | MtmdEncoder"
+VisionEngine: TypeAlias = "VisionEncoder | InstructedEncoder | MtmdEncoder"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A picture's visual tokens, float32 [n_rows, n_embd], and their segments in the prompt.
+
+    `features` [n_tiles, n_features, width] are what the rows were made of where the instruction has
+    a part in them: with another one, others are made of the same features.
+    """
+
+    rows: np.ndarray
+    segments: tuple[Segment, ...]
+    features: np.ndarray | None = None
 
 
 def vision_providers(manifest: Manifest) -> dict[str, str]:
@@ -45,10 +60,15 @@ def open_vision(
     threads: int,
     flash_attention: bool | None,
     cancel: Cancel,
+    connector: ConnectorFiles | None = None,
 ) -> VisionEngine:
-    """Load the engine from its file; `lm` is called only if the engine needs the language model."""
+    """Load the engine from its files; `lm` is called only if it needs the language model."""
     if manifest.vision.mmproj is None:
-        return VisionEncoder(path, manifest, provider=provider, threads=threads, cancel=cancel)
+        tower = VisionEncoder(path, manifest, provider=provider, threads=threads, cancel=cancel)
+        if connector is None:
+            return tower
+        second = Connector(connector, manifest, provider=provider, threads=threads, cancel=cancel)
+        return InstructedEncoder(tower, second)
     from edgeprism.vision.mtmd import MtmdEncoder
 
     return MtmdEncoder(
@@ -62,19 +82,31 @@ def open_vision(
 
 
 def tiles_to_rows(
-    engine: VisionEngine, tiles: np.ndarray, layout: PictureLayout, name: str
-) -> tuple[np.ndarray, tuple[Segment, ...]]:
-    """Encode a picture's tiles; return visual tokens, float32 [n, n_embd], and their segments.
+    engine: VisionEngine, tiles: np.ndarray, layout: PictureLayout, name: str, instruction: str
+) -> Encoding:
+    """Encode a picture's tiles for a caption with an instruction, which few models look at.
 
     For a graph `layout` gives the segments of the prompt; libmtmd makes its own. Raises
     ImageError, which names the picture, for a shape that the engine cannot take.
     """
     if isinstance(engine, VisionEncoder):
-        return engine.encode_picture(tiles, layout), layout.segments
+        return Encoding(engine.encode_picture(tiles, layout), layout.segments)
+    if isinstance(engine, InstructedEncoder):
+        return features_to_rows(engine, engine.encode(tiles), layout, instruction)
     try:
-        return engine.encode_picture(tiles)
+        return Encoding(*engine.encode_picture(tiles))
     except ImageError as error:
         raise ImageError(f"{name}: {error.message}", error.hint) from error
+
+
+def features_to_rows(
+    engine: VisionEngine, features: np.ndarray, layout: PictureLayout, instruction: str
+) -> Encoding:
+    """Make visual tokens of features that `tiles_to_rows` returned, for another instruction."""
+    if not isinstance(engine, InstructedEncoder):
+        raise TypeError("only an engine that reads the instruction has features")
+    rows = engine.rows_of_picture(features, layout, instruction)
+    return Encoding(rows, layout.segments, features)
 
 
 def picture_segments(
@@ -86,7 +118,7 @@ def picture_segments(
     segments are those of at most `limit` visual tokens. Only libmtmd is needed for this: for a
     graph `engine` may be None.
     """
-    if engine is not None and not isinstance(engine, VisionEncoder):
+    if engine is not None and not isinstance(engine, VisionEncoder | InstructedEncoder):
         segments = engine.layout(shrunk_size(size, manifest.image.size))
         n_tiles = sum(isinstance(s, ImageRows) for s in segments)
         tile_of_row = rows_to_tiles(manifest, None, segments)

@@ -54,8 +54,9 @@ class _Tensor:
     """What is known of a tensor of the graph."""
 
     kind: int  # ONNX's number of its type
-    of_pixels: bool  # whether its values depend on the picture's pixels
+    of_pixels: bool  # whether its values depend on the picture's pixels, or on a text's ids
     numbers: Sequence[int] | None = None  # the values of a short constant of whole numbers
+    is_input: bool = False  # whether it is an input of the graph
 
 
 @dataclass
@@ -99,7 +100,7 @@ def _check_model(model: Message, external: Sequence[str]) -> None:
         name = value.text(_VALUE_NAME)
         kind = value.message(_VALUE_TYPE).message(_TYPE_TENSOR).number(_TENSOR_TYPE_ELEMENT)
         _check_type(kind, f"the input {name}")
-        graph.tensors[name] = _Tensor(kind, of_pixels=True)
+        graph.tensors[name] = _Tensor(kind, of_pixels=True, is_input=True)
     for tensor in message.messages(_GRAPH_INITIALIZERS):
         name = tensor.text(_TENSOR_NAME)
         if name in graph.tensors:
@@ -174,6 +175,8 @@ def _check_node(node: Message, graph: _Graph) -> None:
     _check_numbers(name, attributes)
     for place in operator.shaping:
         if place < len(inputs) and (tensor := inputs[place]) and tensor.of_pixels:
+            if name == "Gather" and tensor.is_input:
+                continue  # a table is looked up by the ids of a text, which are in its range
             raise ValueError(f"a shape of its {name} depends on the picture's pixels")
     first = inputs[0] if inputs else None
     if operator.floats and first is not None and first.kind not in FLOATS:

@@ -29,6 +29,8 @@ _PRODUCTS = ("MatMul", "MatMulInteger", "Gemm")
 _SAME_MEMORY = ("Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten")
 _OF_TYPE = {"MatMulInteger": INT32, "DynamicQuantizeLinear": UINT8}
 
+TEXT_LENGTH = "length"  # the name in a connector's graph of how many ids a text has
+
 _Shape = tuple[int, ...]
 
 
@@ -37,7 +39,7 @@ def working_bytes(path: Path, lengths: Mapping[str, int] | None = None) -> int:
 
     Parameters:
         lengths: {name in the graph: value} of lengths that differ from tile to tile; the graph may
-            also note multiples of them, such as "4*tokens".
+            also note multiples of them and sums, such as "4*tokens" and "length + 32".
 
     Raises ModelError, which names the file, for one that is no ONNX graph.
     """
@@ -127,10 +129,12 @@ def _known_shapes(
 
 
 def _named_length(text: str, lengths: Mapping[str, int]) -> int:
-    """Return the length that a graph calls "name" or "4*name", or 1 for other names."""
-    factor, _, name = text.rpartition("*")
-    times = int(factor) if factor.isdecimal() else 1
-    return times * lengths.get(name.strip(), 1)
+    """Return the length that a graph calls "name", "4*name" or "name + 32"; 1 for other names."""
+    terms = [[factor.strip() for factor in term.split("*")] for term in text.split("+")]
+    return sum(
+        math.prod(int(f) if f.isdecimal() else lengths.get(f, 1) for f in factors)
+        for factors in terms
+    )
 
 
 def _guessed(

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _CPU = "CPUExecutionProvider"
 _FATAL_ONLY = 4
 _TILES_AT_ONCE = 8  # on accelerators
+FLOATS = "tensor(float)"  # ONNX Runtime's names of types
+# {name: (type, lengths after the first; None: any)} of a graph's inputs or outputs
+Interface = Mapping[str, tuple[str, list[int | None]]]
 _KERNEL = "_kernel_time"  # the end of an event's name in a profile
 # a graph of one Identity node, to try a provider with; a test reads it with the package onnx
 _SMALLEST_GRAPH = (
@@ -99,8 +102,10 @@ def time_graph(graph: bytes, inputs: dict[str, np.ndarray], threads: int, second
     return best
 
 
-def profile_graph(path: Path, tiles: np.ndarray) -> list[dict[str, Any]]:
+def profile_graph(path: Path, *inputs: np.ndarray) -> list[dict[str, Any]]:
     """Run a vision graph once as it is written, and return what ONNX Runtime says of each node.
+
+    `inputs` are in the order in which the graph lists them.
 
     Each dict has `op_name`, the types and shapes of inputs and outputs, and the shapes of its
     `weights`, which the file holds; see `bench.work.nodes_to_operations`.
@@ -120,7 +125,8 @@ def profile_graph(path: Path, tiles: np.ndarray) -> list[dict[str, Any]]:
         options.profile_file_prefix = os.path.join(folder, "profile")
         try:
             session = ort.InferenceSession(str(path), options, providers=[_CPU])
-            session.run(None, {session.get_inputs()[0].name: tiles})
+            names = [each.name for each in session.get_inputs()]
+            session.run(None, dict(zip(names, inputs, strict=True)))
         except Exception as error:  # its exception types share no public base class
             raise ModelError(
                 f"{path}: not a vision graph that can run: {error}.", COPY_AGAIN
@@ -134,33 +140,19 @@ def profile_graph(path: Path, tiles: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-class VisionEncoder:
-    """A vision graph, ready to run: uint8 pixels → float32 visual tokens."""
+class GraphSession:
+    """A graph that ONNX Runtime has loaded; `cancel` ends its runs."""
 
-    def __init__(
-        self,
-        path: Path,
-        manifest: Manifest,
-        *,
-        provider: str = _CPU,
-        threads: int = 0,
-        cancel: Cancel | None = None,
-    ) -> None:
-        """Load `path`; raises ModelError if the graph is damaged or of another shape.
+    def __init__(self, path: Path, *, provider: str, threads: int, cancel: Cancel) -> None:
+        """Load `path`.
 
-        Raises DeviceError if the provider does not start.
+        Raises ModelError if the graph is damaged, DeviceError if the provider does not start.
         """
         ort = import_onnxruntime()
-        self.cancel = cancel or Cancel()
-        self._ort = ort
-        self._input, self._output = manifest.vision.input, manifest.vision.output
-        self._newline, self._video = manifest.vision.newline, manifest.video
-        self.tokens_per_tile, self.n_embd = manifest.vision.tokens_per_tile, manifest.vision.n_embd
-        self._free = manifest.image.free
-        self._newline_row = np.empty((0, self.n_embd), np.float32)  # set by the first `encode`
+        self.path, self.cancel, self._ort = path, cancel, ort
         # On a CPU one tile at a time: more are not faster, and take more memory. Also an int8
         # graph computes its scales over a batch, so alone a tile always gets the same tokens.
-        self._tiles_at_once = 1 if provider == _CPU else _TILES_AT_ONCE
+        self.tiles_at_once = 1 if provider == _CPU else _TILES_AT_ONCE
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -184,20 +176,9 @@ class VisionEncoder:
             ) from error
         if provider not in self._session.get_providers():
             raise _did_not_start(provider, "")
-        self._check_interface(path, manifest.image)
 
-    def _check_interface(self, path: Path, image: ImagePolicy) -> None:
-        shape: list[int | None] = [image.size, image.size, 3 * len(image.fills)]
-        tokens: list[int | None] = [self.tokens_per_tile, self.n_embd]
-        if self._free is not None:
-            shape[:2], tokens[:1] = [None, None], [self._free.tokens or None]
-        inputs = {self._input: ("tensor(uint8)", shape)}
-        outputs = {self._output: ("tensor(float)", tokens)}
-        if self._newline:
-            outputs[self._newline] = ("tensor(float)", [self.n_embd])
-        if self._video is not None:
-            frame: list[int | None] = [self._video.tokens_per_frame, self.n_embd]
-            outputs[self._video.output] = ("tensor(float)", frame)
+    def check_interface(self, inputs: Interface, outputs: Interface) -> None:
+        """Raise ModelError if the graph has other inputs or outputs than these."""
         for what, values, expected in (
             ("input", self._session.get_inputs(), inputs),
             ("output", self._session.get_outputs(), outputs),
@@ -213,10 +194,86 @@ class VisionEncoder:
             }
             if actual != expected:
                 raise ModelError(
-                    f"{path}: its {what} is {_described(actual)}, "
+                    f"{self.path}: its {what} is {_described(actual)}, "
                     f"but the manifest says {_described(expected)}.",
                     COPY_AGAIN,
                 )
+
+    def run(
+        self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, tuple[int, ...]]
+    ) -> list[np.ndarray]:
+        """Run the graph; return the outputs, each with the shape that `outputs` names.
+
+        Raises ModelError if the graph fails, or gives other shapes or values that are not finite;
+        Interrupted when `cancel` is set.
+        """
+        # new for each run: once `terminate` is set, they end every later run too
+        options = self._ort.RunOptions()
+
+        def terminate() -> None:
+            options.terminate = True
+
+        with self.cancel.calling(terminate):
+            try:
+                made: list[np.ndarray] = self._session.run(list(outputs), dict(inputs), options)
+            except Exception as error:  # its exception types share no public base class
+                if self.cancel.is_set():
+                    raise Interrupted() from error
+                raise ModelError(
+                    f"{self.path}: the vision graph failed: {error}.", COPY_AGAIN
+                ) from error
+        for output, shape in zip(made, outputs.values(), strict=True):
+            if output.shape != shape or not np.isfinite(output).all():
+                raise ModelError(
+                    f"{self.path}: the vision graph gave {list(output.shape)} or values that are "
+                    f"not finite; expected finite {list(shape)}.",
+                    COPY_AGAIN,
+                )
+        return made
+
+
+class VisionEncoder:
+    """A vision graph, ready to run: uint8 pixels → float32 visual tokens.
+
+    With text in the vision graph (`Vision.text`) they are features, which a `Connector` takes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        *,
+        provider: str = _CPU,
+        threads: int = 0,
+        cancel: Cancel | None = None,
+    ) -> None:
+        """Load `path`; raises ModelError if the graph is damaged or of another shape.
+
+        Raises DeviceError if the provider does not start.
+        """
+        self.cancel = cancel or Cancel()
+        self._session = GraphSession(path, provider=provider, threads=threads, cancel=self.cancel)
+        vision = manifest.vision
+        self._input, self._output, self._newline = vision.input, vision.output, vision.newline
+        self._video = manifest.video
+        self.tokens_per_tile, self.n_embd = vision.tokens_per_tile, vision.n_embd
+        if vision.text is not None:
+            self.tokens_per_tile, self.n_embd = vision.text.features, vision.text.width
+        self._free = manifest.image.free
+        self._newline_row = np.empty((0, self.n_embd), np.float32)  # set by the first `encode`
+        self._check_interface(manifest.image)
+
+    def _check_interface(self, image: ImagePolicy) -> None:
+        shape: list[int | None] = [image.size, image.size, 3 * len(image.fills)]
+        tokens: list[int | None] = [self.tokens_per_tile, self.n_embd]
+        if self._free is not None:
+            shape[:2], tokens[:1] = [None, None], [self._free.tokens or None]
+        outputs = {self._output: (FLOATS, tokens)}
+        if self._newline:
+            outputs[self._newline] = (FLOATS, [self.n_embd])
+        if self._video is not None:
+            outputs[self._video.output] = (FLOATS, [self._video.tokens_per_frame, self.n_embd])
+        self._session.check_interface({self._input: ("tensor(uint8)", shape)}, outputs)
 
     def close(self) -> None:
         """Do nothing; ONNX Runtime frees the session with its last reference."""
@@ -238,28 +295,18 @@ class VisionEncoder:
         return self._encode(pixels, self._video.output, self._video.tokens_per_frame)
 
     def _encode(self, pixels: np.ndarray, output: str, n_tokens: int) -> np.ndarray:
-        names = [output, *([self._newline] if self._newline else [])]
-        # the same options for all runs: once `terminate` is set, they end every later run too
-        options = self._ort.RunOptions()
-
-        def terminate() -> None:
-            options.terminate = True
-
+        at_once = self._session.tiles_at_once
         tokens = np.empty((len(pixels), n_tokens, self.n_embd), np.float32)
-        with self.cancel.calling(terminate):
-            for start in range(0, len(pixels), self._tiles_at_once):
-                part = pixels[start : start + self._tiles_at_once]
-                try:
-                    rows, *newlines = self._session.run(names, {self._input: part}, options)
-                except Exception as error:  # its exception types share no public base class
-                    if self.cancel.is_set():
-                        raise Interrupted() from error
-                    raise ModelError(f"The vision graph failed: {error}.", COPY_AGAIN) from error
-                self._check(rows, (len(part), n_tokens, self.n_embd))
-                for newline in newlines:
-                    self._check(newline, (len(part), self.n_embd))
-                    self._newline_row = newline[:1]
-                tokens[start : start + len(part)] = rows
+        for start in range(0, len(pixels), at_once):
+            part = pixels[start : start + at_once]
+            shapes: dict[str, tuple[int, ...]] = {output: (len(part), n_tokens, self.n_embd)}
+            if self._newline:
+                shapes[self._newline] = (len(part), self.n_embd)
+            tokens[start : start + len(part)], *newlines = self._session.run(
+                {self._input: part}, shapes
+            )
+            for newline in newlines:
+                self._newline_row = newline[:1]
         return tokens
 
     def _tokens_of(self, pixels: np.ndarray) -> int:
@@ -277,21 +324,13 @@ class VisionEncoder:
         in_order: np.ndarray = rows[layout.rows]
         return in_order
 
-    def _check(self, output: np.ndarray, expected: tuple[int, ...]) -> None:
-        if output.shape != expected or not np.isfinite(output).all():
-            raise ModelError(
-                f"The vision graph gave {list(output.shape)} or values that are not finite; "
-                f"expected finite {list(expected)}.",
-                COPY_AGAIN,
-            )
-
 
 def _did_not_start(provider: str, reason: object) -> DeviceError:
     why = f": {reason}" if reason else ""
     return DeviceError(f"{provider} did not start{why}.", "`edgeprism doctor` says more.")
 
 
-def _described(interface: dict[str, tuple[str, list[int | None]]]) -> str:
+def _described(interface: Interface) -> str:
     return ", ".join(
         f"{name}: {kind} [n, {', '.join('any' if n is None else str(n) for n in shape)}]"
         for name, (kind, shape) in interface.items()

@@ -28,10 +28,13 @@ from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgeprism.bundle.manifest import Manifest
     from edgeprism.language.model import LanguageModel
     from edgeprism.language.request import Part
     from edgeprism.segments import Segment
+    from edgeprism.vision.connector import Connector
 
 _TILES_AT_ONCE = 8  # an accelerator takes up to so many
 _TEXTS = ("Describe the", " picture.")
@@ -75,13 +78,15 @@ def remember_captioner(bundle: Bundle) -> None:
 
 def _files(manifest: Manifest, variant: VisionVariant) -> list[str]:
     """Return the names of all files that the engines open for `variant`."""
-    weights = f"{variant.file}.data"
-    files = [variant.file, *([weights] if weights in manifest.files else [])]
-    return [*files, *part_names(manifest.lm.file)]
+    graphs = [variant.file, *filter(None, [variant.connector])]
+    weights = [name for graph in graphs if (name := f"{graph}.data") in manifest.files]
+    vocabulary = [manifest.vision.text.vocabulary] if manifest.vision.text else []
+    return [*graphs, *weights, *vocabulary, *part_names(manifest.lm.file)]
 
 
 def _trial(bundle: Bundle, variant: VisionVariant, settings: Settings) -> Trial:
     manifest, names = bundle.manifest, _files(bundle.manifest, variant)
+    text = manifest.vision.text
     places = {name: str(bundle.places.get(name, bundle.path / name)) for name in names}
     files = [manifest.files[name] for name in names]
     # a pair's manifest is made of facts that a trial showed, so the files alone identify it
@@ -92,6 +97,8 @@ def _trial(bundle: Bundle, variant: VisionVariant, settings: Settings) -> Trial:
         request={
             "manifest": manifest.to_json(),
             "vision": places[variant.file],
+            "connector": places.get(variant.connector, ""),
+            "vocabulary": places.get(text.vocabulary, "") if text else "",
             "lm": places[manifest.lm.file],
             "settings": asdict(settings),
         },
@@ -117,8 +124,9 @@ def _run(request: dict[str, Any]) -> None:
     settings = Settings(**request["settings"])
     path, lm_path = Path(request["vision"]), Path(request["lm"])
     if manifest.vision.mmproj is None:
-        weights = f"{path.name}.data"
-        check_graph(path, [weights] if weights in manifest.files else [])
+        for graph in filter(None, [request["vision"], request["connector"]]):
+            weights = f"{Path(graph).name}.data"
+            check_graph(Path(graph), [weights] if weights in manifest.files else [])
     lm = LanguageModel(
         lm_path,
         expected=manifest.lm,
@@ -126,14 +134,41 @@ def _run(request: dict[str, Any]) -> None:
         threads=request["threads"],
     )
     if manifest.vision.mmproj is None:
-        prompt = _prompt_of_graph(path, manifest, lm, settings)
+        connector = _open_connector(request, manifest, settings, lm.threads)
+        prompt = _prompt_of_graph(path, manifest, lm, settings, connector)
     else:
         prompt = prompt_of_mmproj(path, lm, settings)
     exercise(lm, prompt, kv_type=settings.kv_type, flash_attention=settings.flash_attention)
 
 
+def _open_connector(
+    request: dict[str, Any], manifest: Manifest, settings: Settings, threads: int
+) -> Connector | None:
+    from edgeprism.vision.connector import Connector, ConnectorFiles
+
+    if not request["connector"]:
+        return None
+    files = ConnectorFiles(Path(request["connector"]), Path(request["vocabulary"]))
+    return Connector(files, manifest, provider=settings.provider, threads=threads)
+
+
+def _connected(connector: Connector, features: np.ndarray, manifest: Manifest) -> np.ndarray:
+    """Make visual tokens of features with short and long texts; return those of the last.
+
+    The longest has the vocabulary's last piece everywhere, so a table with fewer rows fails here.
+    """
+    most = manifest.vision.text.max_ids if manifest.vision.text else 0
+    last = connector.tokenizer.n_pieces - 1
+    texts = [connector.tokenizer.ids(""), connector.tokenizer.ids(_TEXTS[0]), [last] * most]
+    return [connector.rows_of_ids(features, ids) for ids in texts][-1]
+
+
 def _prompt_of_graph(
-    path: Path, manifest: Manifest, lm: LanguageModel, settings: Settings
+    path: Path,
+    manifest: Manifest,
+    lm: LanguageModel,
+    settings: Settings,
+    connector: Connector | None,
 ) -> tuple[Part, ...]:
     """Encode tiles of noise; return a prompt with rows of the last one."""
     import numpy as np
@@ -147,7 +182,8 @@ def _prompt_of_graph(
     rows = np.empty((0, manifest.vision.n_embd), np.float32)
     for shape in _tile_shapes(manifest, is_small=_is_small(path), together=not on_cpu):
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        rows = engine.encode(pixels)[0]
+        made = engine.encode(pixels)
+        rows = (made if connector is None else _connected(connector, made, manifest))[0]
         if manifest.video is not None:
             engine.encode_frames(pixels)
     most = len(rows) if _is_small(lm.path) else _FEW_ROWS

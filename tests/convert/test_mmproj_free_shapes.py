@@ -275,9 +275,9 @@ def test_several_tiles_of_one_shape_at_once(case_of: Callable[[str], PairCase]) 
         case.bundle / "vision.fp32.onnx", manifest_from_bundle(case.bundle), threads=1
     )
     tiles = np.stack([noise(154, 126), 255 - noise(154, 126)])
-    encoder._tiles_at_once = 2
+    encoder._session.tiles_at_once = 2
     together = encoder.encode(tiles)
-    encoder._tiles_at_once = 1
+    encoder._session.tiles_at_once = 1
     assert apart(together, encoder.encode(tiles)) < RIGHT
 
 

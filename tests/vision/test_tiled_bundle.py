@@ -145,14 +145,14 @@ def test_tiles_go_through_the_graph_one_at_a_time(
     encoder = captioner.engines.vision()
     assert isinstance(encoder, VisionEncoder)
     counts = []
-    session = encoder._session
+    session = encoder._session._session
 
     class Spy:
         def run(self, names: Any, inputs: dict[str, np.ndarray], options: Any) -> Any:
             counts.append(len(inputs["pixels"]))
             return session.run(names, inputs, options)
 
-    monkeypatch.setattr(encoder, "_session", Spy())
+    monkeypatch.setattr(encoder._session, "_session", Spy())
     captioner.encode(picture((300, 90)))
     assert len(counts) > 1
     assert set(counts) == {1}
@@ -192,7 +192,7 @@ def test_tiles_on_an_accelerator_go_a_few_at_a_time(bundle: Path) -> None:
     it = onnx_engine.VisionEncoder(bundle / "vision.fp32.onnx", manifest, threads=1)
     pixels = np.random.default_rng(1).integers(0, 256, (11, 28, 28, 3), dtype=np.uint8)
     one_by_one = it.encode(pixels)
-    it._tiles_at_once = 8
+    it._session.tiles_at_once = 8
     np.testing.assert_allclose(it.encode(pixels), one_by_one, rtol=1e-5, atol=1e-5)
 
 
