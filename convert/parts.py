@@ -19,6 +19,7 @@ from edgeprism.bundle.manifest import (
     Prompts,
     Video,
     Vision,
+    VisionText,
 )
 from edgeprism.convert.gate import data
 from edgeprism.convert.language.model import LmParts, Tick
@@ -27,9 +28,12 @@ from edgeprism.convert.read.checkpoint import Requirements
 from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.read.sources import SourceFiles, source_of
 from edgeprism.convert.vision.graph import GraphModule
-from edgeprism.convert.vision.quantize import INPUT, NEWLINE, OUTPUT
+from edgeprism.convert.vision.instructed import TextSide
+from edgeprism.convert.vision.quantize import FEATURES, IDS, INPUT, NEWLINE, OUTPUT
 from edgeprism.convert.vision.side import VisionSide
 from edgeprism.convert.vision.weights import VisionWeights
+
+VOCABULARY_FILE = "vocab.txt"  # of the instruction, for the vision graph
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class FamilyParts:
     lm: LmParts
     gate_texts: Sequence[str]
     manifest: Manifest  # the pipeline adds the variants, the quantization, the files and parity
+    text: TextSide | None = None  # what makes visual tokens of features and the instruction
 
 
 def captioner_parts(
@@ -112,6 +117,7 @@ def captioner_parts(
         lm=lm,
         gate_texts=card.parity_texts or data.TEXTS,
         manifest=manifest,
+        text=vision.text,
     )
 
 
@@ -120,12 +126,27 @@ def _vision(vision: VisionSide, n_embd: int) -> Vision:
     return Vision(
         variants=[],
         input=INPUT,
-        output=OUTPUT,
+        output=OUTPUT if vision.text is None else FEATURES,
         grid=[down, across],
         drop_first_patch=vision.drop_first_patch,
         tokens_per_tile=down * across - int(vision.drop_first_patch),
         n_embd=n_embd,
         newline=NEWLINE if vision.newline else "",
+        text=None if vision.text is None else _vision_text(vision.text),
+    )
+
+
+def _vision_text(text: TextSide) -> VisionText:
+    return VisionText(
+        tokenizer="wordpiece",
+        vocabulary=VOCABULARY_FILE,
+        max_ids=text.max_ids,
+        truncation=text.truncation,
+        features=text.features,
+        width=text.width,
+        input=FEATURES,
+        ids=IDS,
+        output=OUTPUT,
     )
 
 

@@ -26,6 +26,7 @@ from edgeprism.convert.parts import FamilyParts, captioner_parts
 from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.vision.export import export_graph
 from edgeprism.convert.vision.pack_onnx import pack_onnx
+from edgeprism.convert.write_instructed import write_instructed
 from edgeprism.errors import ParityError
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.facts import available_cores
@@ -68,7 +69,8 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
         parts = captioner_parts(family.name, options.name, captioner, card)
         # 6. write the vision graphs and the language model, and measure each
         verdict = judge.Verdict()
-        variants = _write_vision(parts, writer.folder, options, verdict, progress)
+        write = _write_vision if parts.text is None else write_instructed
+        variants = write(parts, writer.folder, options, verdict, progress)
         give_memory_back()
         lm_path = writer.folder / LM_FILE
         write_gguf(lm_path, options.lm_quant, parts.lm, parts.manifest.name, progress)

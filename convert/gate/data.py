@@ -40,6 +40,17 @@ TOKENIZER_TEXTS = (
     "<0x0A> is written out",
 )
 
+# For captioners whose visual tokens depend on what is asked: the pictures get them in turn.
+INSTRUCTIONS = (
+    "Write a detailed description.",
+    "What is written on the sign, and which colour has the house to the left of it?",
+)
+
+
+def instruction_of(picture: int) -> str:
+    """Return the instruction for one of `gate_pictures`, by its number."""
+    return INSTRUCTIONS[picture % len(INSTRUCTIONS)]
+
 
 def gate_pictures(size: int, n_views: int = 1) -> np.ndarray:
     """Return always the same pictures: smooth, with edges, with noise, with writing.

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from edgeprism.convert.vision.quantize import INPUT
+from edgeprism.convert.vision.quantize import FEATURES, IDS, INPUT
 from edgeprism.machine.facts import available_cores
 from edgeprism.progress import Progress
 
@@ -117,6 +117,35 @@ class VisionRun:
 
 def run_vision(path: Path, pixels: Pixels, full_range: bool, progress: Progress) -> VisionRun:
     """Run a graph on tiles with all cores; the last two tiles of one shape run as one batch."""
+    run = _runner(path, full_range)
+    outputs, seconds = [], []
+    for batch in batches(pixels):
+        began = time.perf_counter()
+        made = run({INPUT: np.ascontiguousarray(batch)})
+        # those of a picture and of a frame; a newline's row is no [n, n_tokens, n_embd]
+        outputs.append(np.concatenate([rows for rows in made if rows.ndim == 3], axis=1))
+        seconds.append(time.perf_counter() - began)
+        progress.advance(len(batch))
+    if isinstance(pixels, np.ndarray):
+        return VisionRun(np.concatenate(outputs), tuple(seconds))
+    tokens = np.concatenate([rows.reshape(1, -1, rows.shape[-1]) for rows in outputs], axis=1)
+    return VisionRun(tokens, tuple(seconds))
+
+
+def run_connector(
+    path: Path, features: np.ndarray, ids: Sequence[np.ndarray], full_range: bool
+) -> np.ndarray:
+    """Run a connector's graph with all cores, for each tile's features and its text's ids [1, T].
+
+    Returns visual tokens [n, n_tokens, n_embd].
+    """
+    run = _runner(path, full_range)
+    tiles = zip(np.split(features, len(features)), ids, strict=True)
+    return np.concatenate([run({FEATURES: x, IDS: text})[0] for x, text in tiles])
+
+
+def _runner(path: Path, full_range: bool) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
+    """Return what runs a graph on its inputs, with all cores, and returns its outputs."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -128,18 +157,12 @@ def run_vision(path: Path, pixels: Pixels, full_range: bool, progress: Progress)
         # exact (and slow), so that the gate measures the graph and not this machine.
         options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    outputs, seconds = [], []
-    for batch in batches(pixels):
-        began = time.perf_counter()
-        made = session.run(None, {INPUT: np.ascontiguousarray(batch)})
-        # those of a picture and of a frame; a newline's row is no [n, n_tokens, n_embd]
-        outputs.append(np.concatenate([rows for rows in made if rows.ndim == 3], axis=1))
-        seconds.append(time.perf_counter() - began)
-        progress.advance(len(batch))
-    if isinstance(pixels, np.ndarray):
-        return VisionRun(np.concatenate(outputs), tuple(seconds))
-    tokens = np.concatenate([rows.reshape(1, -1, rows.shape[-1]) for rows in outputs], axis=1)
-    return VisionRun(tokens, tuple(seconds))
+
+    def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        made: list[np.ndarray] = session.run(None, inputs)
+        return made
+
+    return run
 
 
 def judge_vision(

@@ -212,7 +212,7 @@ def n_used_layers(config: TowerConfig, select_layer: Any, where: str) -> int:
 
 
 def preparation_from_folder(folder: Path, default_size: int, model_type: str) -> Preparation:
-    """Read the settings of a CLIP's or SigLIP's image processor; without a file, the defaults."""
+    """Read the settings of a CLIP's, SigLIP's or BLIP's image processor, or the defaults."""
     data, path = image_processor_fields(folder, PREPARATION_FIELDS)
     clip = "clip" in model_type
     size = _edge(data.get("size", default_size))
@@ -235,7 +235,8 @@ def preparation_from_folder(folder: Path, default_size: int, model_type: str) ->
             f"{path} is not understood: {'; '.join(faults)}.",
             "Use the preprocessor_config.json that was published with the vision model.",
         )
-    mean, std = (CLIP_MEAN, CLIP_STD) if clip else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    as_clip = clip or model_type == "blip"
+    mean, std = (CLIP_MEAN, CLIP_STD) if as_clip else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return Preparation(
         mode,
         size or default_size,

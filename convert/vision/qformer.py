@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision.eva_vit import count_layers
@@ -144,7 +145,7 @@ class QFormer(nn.Module):
         n = image.shape[0]
         x = self.query_rows.expand(n, -1, -1)
         if self.words is not None and self.positions is not None and ids is not None:
-            text = self.words[ids] + self.positions[: ids.shape[1]]
+            text = functional.embedding(ids, self.words) + self.positions[: ids.shape[1]]
             x = torch.cat([x, text.expand(n, -1, -1)], dim=1)
         rows: torch.Tensor = self.norm(x)
         for layer in self.layers:

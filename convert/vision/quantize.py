@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -16,6 +16,8 @@ import onnx
 from edgeprism.convert.vision.pack_onnx import move_weights_out
 
 INPUT, OUTPUT, NEWLINE = "pixels", "visual_tokens", "newline"
+# between the two graphs of a captioner whose visual tokens depend on the instruction
+FEATURES, IDS = "features", "ids"
 # The patch embedding reads raw pixels and is 0.2 % of the work: int8 would only cost accuracy.
 _ALWAYS_FLOAT = ".patch.weight"
 
@@ -83,18 +85,18 @@ def _random_uuid(node: int | None = None, clock_seq: int | None = None) -> uuid.
     return uuid.uuid4()
 
 
-def int8_damage(graph_path: Path, pixels: np.ndarray, full_range: bool) -> list[str]:
+def int8_damage(graph_path: Path, inputs: Mapping[str, np.ndarray], full_range: bool) -> list[str]:
     """Return the quantizable nodes, worst first, by the error of each if it alone were int8.
 
-    The float graph runs once on the first of `pixels` [n, size, size, 3] and returns every such
-    node's input; int8 is then simulated node by node: ‖ŷ − y‖ / ‖y‖.
+    The float graph runs once on `inputs`, by their names, and returns every such node's input; int8
+    is then simulated node by node: ‖ŷ − y‖ / ‖y‖.
     """
     import onnxruntime
 
     model = onnx.load(str(graph_path), load_external_data=False)
     weights = quantizable_nodes(graph_path)
-    inputs = {node.name: node.input[0] for node in model.graph.node if node.name in weights}
-    input_names = sorted(set(inputs.values()))
+    taken = {node.name: node.input[0] for node in model.graph.node if node.name in weights}
+    input_names = sorted(set(taken.values()))
     del model.graph.output[:]
     model.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
@@ -104,14 +106,14 @@ def int8_damage(graph_path: Path, pixels: np.ndarray, full_range: bool) -> list[
     probe.write_bytes(model.SerializeToString())
     try:
         session = onnxruntime.InferenceSession(str(probe), providers=["CPUExecutionProvider"])
-        values = dict(zip(input_names, session.run(None, {INPUT: pixels[:1]}), strict=True))
+        values = dict(zip(input_names, session.run(None, dict(inputs)), strict=True))
     finally:
         probe.unlink()
     damage = {}
     tensors = {t.name: t for t in model.graph.initializer if t.name in set(weights.values())}
     for node, weight_name in weights.items():
         weight = onnx.numpy_helper.to_array(tensors[weight_name], str(graph_path.parent))
-        x = values[inputs[node]].reshape(-1, weight.shape[0])
+        x = values[taken[node]].reshape(-1, weight.shape[0])
         damage[node] = _simulated_error(x, weight, full_range)
     return sorted(damage, key=lambda node: damage[node], reverse=True)
 

@@ -13,6 +13,7 @@ from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision.config import ProjectorConfig, TowerConfig
 from edgeprism.convert.vision.frames import FramePooling
 from edgeprism.convert.vision.graph import GraphModule, VisionGraph
+from edgeprism.convert.vision.instructed import TextSide
 from edgeprism.convert.vision.weights import VisionWeights
 
 Reference = Callable[[np.ndarray, Tick], np.ndarray]  # pixels → visual tokens, in torch
@@ -33,6 +34,8 @@ class VisionSide:
         unused: The tensors that the checkpoints may hold and that never run.
         drop_first_patch: Whether the graph leaves out the first patch.
         newline: Whether the weights hold a "newline_row".
+        text: The second graph, if the visual tokens depend on the instruction. Then `graph` makes
+            features, and `reference` visual tokens for the gate's instruction of each picture.
     """
 
     graph: Callable[[torch.dtype], GraphModule]
@@ -43,6 +46,7 @@ class VisionSide:
     unused: Unused = ()
     drop_first_patch: bool = False
     newline: bool = False
+    text: TextSide | None = None
 
 
 def tower_side(

@@ -169,7 +169,9 @@ class Captioner(CaptionSteps):
             image: One picture, as for `caption`.
 
         Returns:
-            The visual tokens, float32 [n_tokens, n_embd], and their layout in the prompt.
+            The visual tokens, float32 [n_tokens, n_embd], and their layout in the prompt. Of a
+            model that reads the instruction they are those for the generic one; another
+            instruction then makes others of what this keeps.
 
         Raises:
             ImageError: The picture cannot be read. No engine was loaded for it.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
 import onnx_ir
 import pytest
+import torch
 
 from edgeprism.convert import memory
-from edgeprism.convert.vision import export, graph
+from edgeprism.convert.vision import export
 from edgeprism.convert.vision.export import trace_graph
-from edgeprism.convert.vision.graph import GraphModule, VisionGraph
+from edgeprism.convert.vision.graph import GraphModule
 from tests.helpers.checkpoints import Folders, Spec, describe, write_checkpoint
 from tests.helpers.converting import convert
 
@@ -66,23 +69,34 @@ def _each_graph_is_traced_once() -> Iterator[None]:
     traced: dict[object, onnx_ir.Model] = {}
 
     def trace_once(module: GraphModule) -> onnx_ir.Model:
-        if not isinstance(module, VisionGraph):
-            return trace_graph(module)
-        # the key includes the code, because tests plant mistakes in it, and keeps it alive
-        modules = (VisionGraph, graph.Projector, graph.Tower, graph.EncoderLayer, graph.Norm)
-        code = (
-            graph.gelu,
-            graph.join_cells,
-            vars(graph)["pool_cells"],
-            *(kind.forward for kind in modules),
-        )
-        parameters = [(name, *p.shape, p.dtype) for name, p in module.named_parameters()]
-        settings = (module.configs, module.drop_first_patch, module.dtype, module.n_views,
-                    module.pooling)  # fmt: skip
-        key = (repr((settings, parameters)), code)
+        key = _trace_key(module)
         if key not in traced:
             traced[key] = trace_graph(module)
         return traced[key]
 
     with mock.patch.object(export, "trace_graph", trace_once):
         yield
+
+
+def _trace_key(module: GraphModule) -> object:
+    """Return what decides a trace: the modules' settings, their code, and the parameters' shapes.
+
+    The code itself is in the key, because tests plant mistakes in it, and the key keeps it alive.
+    """
+    settings = [
+        (name, {key: _told(value) for key, value in vars(part).items() if not key.startswith("_")})
+        for name, part in module.named_modules()
+    ]
+    parameters = [(name, *p.shape, p.dtype) for name, p in module.named_parameters()]
+    settings += [(name, {"": _told(buffer)}) for name, buffer in module.named_buffers()]
+    kinds = dict.fromkeys(type(part) for part in module.modules())
+    code = [kind.forward for kind in kinds]
+    for name in dict.fromkeys(kind.__module__ for kind in kinds):
+        if name.startswith("edgeprism."):  # the functions that the modules call
+            code += [it for it in vars(sys.modules[name]).values() if inspect.isfunction(it)]
+    return (repr((settings, parameters)), tuple(kinds), tuple(code))
+
+
+def _told(value: object) -> object:
+    """Return a value, or of a tensor its whole content, which `repr` would shorten."""
+    return value.numpy().tobytes() if isinstance(value, torch.Tensor) else value

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from edgeprism.picture.find import PictureFile
 from edgeprism.vision.onnx import GraphSession
 from edgeprism.vision.wordpiece import WordPiece
 from tests.helpers import bundles, instructed
+from tests.helpers.serving import as_base64, serving
 
 SEED = 4
 TOWER = "vision.fp32.onnx"
@@ -119,6 +122,24 @@ def test_a_folder_gets_the_rows_of_its_instruction(folder: Path, tmp_path: Path)
         outcomes = list(batch.run(PictureFile(path, Path(path.name), path.name) for path in paths))
         assert [outcome.record and outcome.record["caption"] for outcome in outcomes] == wanted
         assert wanted != [captioner.caption(path).text for path in paths]
+
+
+def test_each_client_of_a_server_gets_the_rows_of_its_instruction(folder: Path) -> None:
+    instructions = ["Describe the dog.", "Is the boat red?", "a tree"]
+    data = io.BytesIO()
+    Image.fromarray(picture()).save(data, "PNG")
+    body = {"images": [as_base64(data.getvalue())]}
+    with serving(model=str(folder)) as running, ThreadPoolExecutor(3) as pool:
+        replies = list(
+            pool.map(
+                lambda text: running.post("/v1/captions", {**body, "instruction": text}),
+                instructions,
+            )
+        )
+    with Captioner.load(folder) as captioner:
+        wanted = [captioner.caption(picture(), instruction=text).text for text in instructions]
+    assert [reply.data["captions"][0]["caption"] for reply in replies] == wanted
+    assert len(set(wanted)) == len(wanted)
 
 
 def test_fewer_visual_tokens_with_another_instruction(folder: Path) -> None:
