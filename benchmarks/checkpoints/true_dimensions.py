@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from benchmarks.checkpoints.instructed import write_instructblip
 from benchmarks.checkpoints.one_tile import write_llava, write_prismcaptioner
 from benchmarks.checkpoints.qwen_vl import write_qwen_vl
 from benchmarks.checkpoints.sliced import write_minicpm_v
@@ -45,6 +46,7 @@ SIZES = {
     ),
     "internvl-2b": Size("internvl", ("captioner",), 24, write_internvl),
     "qwen-vl": Size("qwen-vl", ("captioner",), 32, write_qwen_vl),
+    "instructblip-7b": Size("instructblip", ("captioner",), 32, write_instructblip),
     "minicpm-v-2": Size("minicpm-v", ("captioner",), 40, write_minicpm_v),
 }
 
