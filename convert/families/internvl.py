@@ -1,10 +1,11 @@
-"""InternVL: InternViT on tiles → pixel shuffle → MLP → InternLM2 or Qwen2.
+"""InternVL: InternViT on tiles → pixel shuffle → MLP → InternLM2, Llama or Qwen2.
 
 This file reads both published layouts:
 
 - The original layout, of InternVL 1.5 with InternLM2. Source: OpenGVLab's InternVL-Chat-V1-5 and
   Mini-InternVL-Chat-2B-V1-5, with the code in their repositories (`modeling_internvl_chat.py`,
-  `conversation.py`, the model card's `dynamic_preprocess`).
+  `conversation.py`, the model card's `dynamic_preprocess`). InternVL-Chat-V1-1 has it too, with
+  Llama 2 and one tile.
 - transformers' layout, of later models with Qwen2. Sources: OpenGVLab's `-hf` repositories
   (InternVL3-1B-hf and others), transformers' InternVLForConditionalGeneration, InternVLProcessor
   and GotOcr2ImageProcessor, and the chat template that its conversion script writes.
@@ -21,19 +22,20 @@ from edgeprism.convert.family import Family, Option
 from edgeprism.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from edgeprism.convert.gate.towers import Features
     from edgeprism.convert.language.model import LmParts
     from edgeprism.convert.parts import PublishedCaptioner
     from edgeprism.convert.read.checkpoint import Checkpoint
     from edgeprism.convert.read.conversations import Conversation
-    from edgeprism.convert.vision.config import ProjectorConfig, TowerConfig
     from edgeprism.convert.vision.side import VisionSide
-    from edgeprism.convert.vision.weights import Weights
     from edgeprism.progress import Progress
 
 MARKERS = Markers("<img>", "", "", "", "", "</img>")
 _START, _END = "<|im_start|>", "<|im_end|>"
 _NEEDED = (_START, _END, "<img>", "</img>")
+_CHAT, _CHINESE = "internlm2-chat", "internvl_zh"
+# of the original layout: the template → the language model's type, and the feature layer where
+# config.json names none
+_TEMPLATES = {_CHAT: ("internlm2", -1), _CHINESE: ("llama", -4)}
 
 
 def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
@@ -48,8 +50,8 @@ def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
 
 FAMILY = Family(
     name="internvl",
-    summary="InternVL: InternViT on tiles, pixel shuffle, MLP; 1.5 with InternLM2, -hf with Qwen2",
-    help="Convert InternVL 1.5 (InternLM2), or a later -hf InternVL (Qwen2), to the bundle OUT.",
+    summary="InternVL 1.1 (Llama 2) and 1.5 (InternLM2), original; later -hf ones with Qwen2",
+    help="Convert InternVL-Chat 1.1 or 1.5, or a later -hf InternVL (Qwen2), to the bundle OUT.",
     options=(Option("captioner", "folder", "Folder of the checkpoint.", required=True),),
     read=read,
     model_types=("internvl_chat", "internvl"),
@@ -65,31 +67,6 @@ def _captioner(checkpoint: Checkpoint, image: ImagePolicy, vision: VisionSide, l
     folder = checkpoint.folder
     sources = [SourceFiles("captioner", folder, checkpoint.files)]
     return PublishedCaptioner(folder, sources, image, vision, lm, conversation, MARKERS)
-
-
-def _tower_and_mlp(tower: TowerConfig, weights: Weights, features: Features,
-                   projector: ProjectorConfig, checkpoint: Checkpoint, linears: list[str],
-                   norm: str, transposed: bool = False) -> VisionSide:  # fmt: skip
-    """Return the vision half; `norm` and `linears` name the projector's layers in `checkpoint`.
-
-    `features` and `transposed` serve the gate's reference alone.
-    """
-    from edgeprism.convert.gate import towers as reference
-    from edgeprism.convert.vision.side import tower_side
-    from edgeprism.convert.vision.weights import VisionWeights, projector_weights
-
-    connector = reference.mlp(checkpoint.files, linears, norm, 2, transposed)
-    return tower_side(
-        [tower],
-        projector,
-        VisionWeights(
-            {
-                "towers.0": weights,
-                "projector": projector_weights(projector, checkpoint, linears, norm),
-            }
-        ),
-        lambda pixels, tick: reference.visual_tokens([features], connector, pixels, tick),
-    )
 
 
 def _tile_policy(
@@ -124,12 +101,13 @@ def _read_original(captioner: Path, config: dict[str, Any]) -> PublishedCaptione
     from edgeprism.convert.language.model import open_language_model
     from edgeprism.convert.language.vocabulary import TokenRules
     from edgeprism.convert.read.checkpoint import Checkpoint
-    from edgeprism.convert.read.conversations import Conversation
 
     path = captioner / "config.json"
     config = _complete_config(config, path)
     checkpoint = Checkpoint(captioner, "captioner")
     rules = TokenRules(_END, _NEEDED, internlm2.TOKENS.renamed, internlm2.TOKENS.chat_template)
+    if config["template"] == _CHINESE:
+        rules = TokenRules(needed=("<img>", "</img>"))
     where = f"{path} (llm_config)"
     lm = open_language_model(checkpoint, config["llm_config"], where, captioner, rules)
     side = _original_vision_side(config, path, checkpoint, lm.config.n_embd)
@@ -138,8 +116,22 @@ def _read_original(captioner: Path, config: dict[str, Any]) -> PublishedCaptione
         config["min_dynamic_patch"],
         config["max_dynamic_patch"] if config["dynamic_image_size"] else 1,
     )
-    # "internlm2-chat" in conversation.py: no line feed after the end of a turn
-    conversation = Conversation(
+    return _captioner(checkpoint, image, side, lm, _conversation(config["template"]))
+
+
+def _conversation(template: str) -> Conversation:
+    """Return a conversation of `conversation.py`."""
+    from edgeprism.convert.read.conversations import Conversation
+
+    if template == _CHINESE:
+        return Conversation(
+            "</s><human>: ",
+            "\n",
+            before_caption="</s><bot>:",
+            needed=("<img>", "</img>"),
+        )
+    # no line feed after the end of a turn
+    return Conversation(
         f"{_START}system\nYou are an AI assistant whose name is InternLM (书生·浦语).{_END}"
         f"{_START}user\n",
         "\n",
@@ -149,7 +141,6 @@ def _read_original(captioner: Path, config: dict[str, Any]) -> PublishedCaptione
         needed=_NEEDED,
         several=Several("Image-{number}: ", "\n"),
     )
-    return _captioner(checkpoint, image, side, lm, conversation)
 
 
 def _complete_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -161,18 +152,23 @@ def _complete_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
         expected = "model_type internvl_chat with llm_config and vision_config (the original "
         expected += "layout), or internvl with text_config and vision_config (transformers')"
         raise unknown_layout(path.parent, FAMILY.name, expected)
+    llm = config.get("llm_config")
+    kind = llm.get("model_type") if isinstance(llm, dict) else None
+    usual = _CHINESE if kind == "llama" else _CHAT
+    template = config.get("template") or usual
+    of_template, layer = _TEMPLATES.get(str(template), _TEMPLATES[_CHAT])
     defaults = {
-        "llm_config": {}, "vision_config": {}, "downsample_ratio": 0.5, "select_layer": -1,
+        "llm_config": {}, "vision_config": {}, "downsample_ratio": 0.5, "select_layer": layer,
         "min_dynamic_patch": 1, "max_dynamic_patch": 6, "dynamic_image_size": False,
         "use_thumbnail": False, "ps_version": "v1", "pad2square": False,
-        "template": "internlm2-chat",
+        "template": usual,
     }  # fmt: skip
     config = {**defaults, **{name: value for name, value in config.items() if value is not None}}
     require_known(config, (*defaults, "force_image_size"), str(path))
     config.setdefault("force_image_size", config["vision_config"].get("image_size"))
     supported: dict[str, tuple[Any, ...]] = {
         "downsample_ratio": (0.5,), "ps_version": ("v1", "v2"), "pad2square": (False,),
-        "template": ("internlm2-chat",), "dynamic_image_size": (True, False),
+        "template": tuple(_TEMPLATES), "dynamic_image_size": (True, False),
         "use_thumbnail": (config["dynamic_image_size"],),
     }  # fmt: skip
     faults = [
@@ -188,14 +184,13 @@ def _complete_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
         faults.append("min_dynamic_patch is more than max_dynamic_patch")
     if not isinstance(config["llm_config"], dict) or not isinstance(config["vision_config"], dict):
         faults.append("llm_config and vision_config must be objects")
-    elif config["llm_config"].get("model_type") != "internlm2":
-        # the published configuration classes' default types
-        faults.append(f"llm_config.model_type = {config['llm_config'].get('model_type')!r} "
-                      "(expected 'internlm2')")  # fmt: skip
+    elif kind != of_template:
+        faults.append(f"llm_config.model_type = {kind!r} (expected {of_template!r})")
     if faults:
         raise CheckpointError(
             f"{path} describes a variant that is not supported: {'; '.join(faults)}.",
-            "Supported are InternVL 1.5 with InternLM2, and transformers' layout with Qwen2.",
+            "Supported are InternVL 1.1 with Llama 2, InternVL 1.5 with InternLM2, and "
+            "transformers' layout with Qwen2.",
         )
     return config
 
@@ -205,6 +200,7 @@ def _original_vision_side(
 ) -> VisionSide:
     from edgeprism.convert.gate import tiling_towers
     from edgeprism.convert.vision.config import ProjectorConfig, n_used_layers
+    from edgeprism.convert.vision.intern_side import intern_tower_and_mlp
     from edgeprism.convert.vision.intern_vit import (
         MEAN,
         STD,
@@ -229,7 +225,7 @@ def _original_vision_side(
     transposed = config["ps_version"] == "v1"
     widths = (4 * tower.n_embd, n_embd, n_embd)
     used = {**fields, "num_hidden_layers": n_used}
-    side = _tower_and_mlp(
+    side = intern_tower_and_mlp(
         tower,
         intern_vit_weights(tower, checkpoint, prefix),
         tiling_towers.intern_vit(checkpoint.files, used, list(MEAN), list(STD)),
@@ -280,6 +276,7 @@ def _transformers_vision_side(published: dict[str, Any], vision: dict[str, Any],
     """Return the vision half; `vision` is the `published` vision_config, checked, with defaults."""
     from edgeprism.convert.gate import tiling_towers
     from edgeprism.convert.vision.config import ProjectorConfig
+    from edgeprism.convert.vision.intern_side import intern_tower_and_mlp
     from edgeprism.convert.vision.intern_vit import (
         TRANSFORMERS,
         intern_vit_config,
@@ -301,7 +298,7 @@ def _transformers_vision_side(published: dict[str, Any], vision: dict[str, Any],
     lead = prefix_before("embeddings.cls_token", checkpoint.names, "vision_tower.")
     joint = "multi_modal_projector."
     joint = prefix_before(f"{joint}layer_norm.weight", checkpoint.names) + joint
-    return _tower_and_mlp(
+    return intern_tower_and_mlp(
         tower,
         intern_vit_weights(tower, checkpoint, lead, TRANSFORMERS),
         tiling_towers.internvl_tower(checkpoint.files, published, prepared),

@@ -1,6 +1,6 @@
-"""An InternViT as the tower of LLaVA's code: InternVL-Chat V1.0.
+"""Vision halves with an InternViT: InternVL's own, and InternVL-Chat V1.0's in LLaVA's code.
 
-That code makes the image processor itself: pictures of 336 pixels, of 448 where the tower's name
+LLaVA's code makes the image processor itself: pictures of 336 pixels, of 448 where the tower's name
 says so, with ImageNet's mean; the folder's own preprocessor_config.json has no part in it. A tower
 of another size gets its table of positions resampled, as InternViT does for any picture.
 
@@ -14,7 +14,14 @@ from functools import partial
 
 from edgeprism.convert.gate import tiling_towers
 from edgeprism.convert.gate import towers as reference
-from edgeprism.convert.vision.config import Preparation, ProjectorConfig, n_used_layers
+from edgeprism.convert.gate.towers import Features
+from edgeprism.convert.read.checkpoint import Checkpoint
+from edgeprism.convert.vision.config import (
+    Preparation,
+    ProjectorConfig,
+    TowerConfig,
+    n_used_layers,
+)
 from edgeprism.convert.vision.intern_vit import (
     MEAN,
     STD,
@@ -26,6 +33,7 @@ from edgeprism.convert.vision.side import VisionSide, tower_side
 from edgeprism.convert.vision.stock import StockProjector, StockTower, full_name
 from edgeprism.convert.vision.weights import (
     VisionWeights,
+    Weights,
     prefix_before,
     projector_weights,
     unused_layers,
@@ -83,3 +91,31 @@ def intern_vision_side(
         unused=[(tower.checkpoint, unused)],
     )
     return side, Preparation("crop", size, "bicubic", 1 / 255, MEAN, STD)
+
+
+def intern_tower_and_mlp(
+    tower: TowerConfig,
+    weights: Weights,
+    features: Features,
+    projector: ProjectorConfig,
+    checkpoint: Checkpoint,
+    linears: list[str],
+    norm: str,
+    transposed: bool = False,
+) -> VisionSide:
+    """Return InternVL's vision half; `norm` and `linears` name the projector's layers.
+
+    `checkpoint` holds them. `features` and `transposed` serve the gate's reference alone.
+    """
+    connector = reference.mlp(checkpoint.files, linears, norm, 2, transposed)
+    return tower_side(
+        [tower],
+        projector,
+        VisionWeights(
+            {
+                "towers.0": weights,
+                "projector": projector_weights(projector, checkpoint, linears, norm),
+            }
+        ),
+        partial(reference.visual_tokens, [features], connector),
+    )

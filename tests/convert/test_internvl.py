@@ -33,7 +33,8 @@ def test_rows_and_text_are_transformers(
     tiny = made_of(spec)
     bundle = tiled.converted(internvl.FAMILY, tiny.folder, tmp_path / "b")
     tiled.same_as_reference(tiny, bundle)
-    tiled.several_as_reference(tiny.output, bundle)
+    if not spec.llama:  # whose code takes one picture
+        tiled.several_as_reference(tiny.output, bundle)
 
 
 # ---- mistakes that the comparison must notice

@@ -22,7 +22,7 @@ from tests.helpers import tiled
 from tests.helpers.checkpoints import write_tokenizer
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-SPECIAL = re.compile(r"(<\|im_start\|>|<\|im_end\|>|<img>|</img>|<IMG_CONTEXT>)")
+SPECIAL = re.compile(r"(<\|im_start\|>|<\|im_end\|>|<img>|</img>|<IMG_CONTEXT>|</s>)")
 # names of one layer's tensors: published → transformers'
 _TOWER = {
     "norm1": "layernorm_before", "norm2": "layernorm_after",
@@ -47,12 +47,14 @@ class Spec:
     heads: int
     ps_version: str = "v2"
     select_layer: int = -1
+    llama: bool = False  # InternVL-Chat V1.1: Llama, one tile, its own conversation
 
 
 SPECS = [
     Spec("300m", large=False, most=12, heads=4),
     Spec("6b", large=True, most=6, heads=3, select_layer=-2),
     Spec("v1", large=False, most=4, heads=2, ps_version="v1"),
+    Spec("chat-v1-1", large=True, most=1, heads=3, ps_version="v1", select_layer=-4, llama=True),
 ]
 
 
@@ -107,6 +109,8 @@ class TinyCheckpoint:
             f"<|im_end|><|im_start|>user\n{''.join(shown)}"
             f"{tiled.INSTRUCTION}<|im_end|><|im_start|>assistant\n"
         )
+        if self.spec.llama:
+            text = f"</s><human>: {''.join(shown)}{tiled.INSTRUCTION}</s><bot>:"
         model = sentencepiece.SentencePieceProcessor(
             model_file=str(self.folder / "tokenizer.model")
         )
@@ -120,7 +124,7 @@ class TinyCheckpoint:
 
 def write(folder: Path, spec: Spec) -> TinyCheckpoint:
     folder.mkdir(parents=True)
-    n_pieces = write_tokenizer(folder, add_dummy_prefix=False)
+    n_pieces = write_tokenizer(folder, add_dummy_prefix=spec.llama)
     path = folder / "tokenizer_config.json"
     tokens = json.loads(path.read_text())
     for i, name in enumerate(("<img>", "</img>", "<IMG_CONTEXT>")):
@@ -148,15 +152,19 @@ def write(folder: Path, spec: Spec) -> TinyCheckpoint:
     tensors = published(model.state_dict(), spec, n_layers)
     save_file(tensors, folder / "model.safetensors")
     spare = -1 - spec.select_layer
+    tiling: dict[str, Any] = {
+        "dynamic_image_size": True, "max_dynamic_patch": spec.most, "min_dynamic_patch": 1,
+        "use_thumbnail": True, "template": "internlm2-chat",
+        "llm_config": {**text, "model_type": "internlm2", "bias": False},
+    }  # fmt: skip
+    if spec.llama:
+        tiling = {"dynamic_image_size": False, "template": "internvl_zh", "llm_config": text}
     (folder / "config.json").write_text(
         json.dumps(
             {
-                "model_type": "internvl_chat", "architectures": ["InternVLChatModel"],
-                "downsample_ratio": 0.5, "dynamic_image_size": True, "force_image_size": 32,
-                "max_dynamic_patch": spec.most, "min_dynamic_patch": 1, "pad2square": False,
+                **tiling, "model_type": "internvl_chat", "architectures": ["InternVLChatModel"],
+                "downsample_ratio": 0.5, "force_image_size": 32, "pad2square": False,
                 "ps_version": spec.ps_version, "select_layer": spec.select_layer,
-                "template": "internlm2-chat", "use_thumbnail": True,
-                "llm_config": {**text, "model_type": "internlm2", "bias": False},
                 "vision_config": {
                     "model_type": "intern_vit_6b", "hidden_size": n_embd, "image_size": 32,
                     "intermediate_size": 80, "num_attention_heads": spec.heads,
@@ -173,15 +181,12 @@ def write(folder: Path, spec: Spec) -> TinyCheckpoint:
 
 def published(state: dict[str, Any], spec: Spec, n_layers: int) -> dict[str, torch.Tensor]:
     """Return transformers' tensors under the original names and in the original packing."""
-    tower, text = "model.vision_tower.", "model.language_model."
+    tower = "model.vision_tower."
     tensors = {
         "vision_model.embeddings.class_embedding": state[f"{tower}embeddings.cls_token"],
         "vision_model.embeddings.position_embedding": state[
             f"{tower}embeddings.position_embeddings"
         ],
-        "language_model.model.tok_embeddings.weight": state[f"{text}embed_tokens.weight"],
-        "language_model.model.norm.weight": state[f"{text}norm.weight"],
-        "language_model.output.weight": state["lm_head.weight"],
     }
     for kind in ("weight", "bias"):
         tensors[f"vision_model.embeddings.patch_embedding.{kind}"] = state[
@@ -199,13 +204,36 @@ def published(state: dict[str, Any], spec: Spec, n_layers: int) -> dict[str, tor
             parts = [f"{theirs}attention.{p}_proj.{kind}" for p in "qkv"]
             if parts[0] in state:
                 tensors[f"{ours}attn.qkv.{kind}"] = torch.cat([state[p] for p in parts])
-    if spec.select_layer == -2:  # a last layer that the feature does not need
-        last = f"vision_model.encoder.layers.{n_layers - 1}."
+    last = f"vision_model.encoder.layers.{n_layers - 1}."
+    for i in range(n_layers, n_layers - 1 - spec.select_layer):  # that the feature does not need
         tensors |= {
-            name.replace(last, f"vision_model.encoder.layers.{n_layers}."): value.flip(0)
+            name.replace(last, f"vision_model.encoder.layers.{i}."): value.flip(0)
             for name, value in tensors.items()
             if name.startswith(last)
         }
+    tensors |= published_llama(state) if spec.llama else published_internlm2(state)
+    return {name: value.clone().contiguous() for name, value in tensors.items()}
+
+
+def published_llama(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the language model's tensors under Llama's names."""
+    text = "model.language_model."
+    tensors = {
+        f"language_model.model.{name.removeprefix(text)}": value
+        for name, value in state.items()
+        if name.startswith(text)
+    }
+    return tensors | {"language_model.lm_head.weight": state["lm_head.weight"]}
+
+
+def published_internlm2(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the language model's tensors under InternLM2's names and in its packing."""
+    text = "model.language_model."
+    tensors = {
+        "language_model.model.tok_embeddings.weight": state[f"{text}embed_tokens.weight"],
+        "language_model.model.norm.weight": state[f"{text}norm.weight"],
+        "language_model.output.weight": state["lm_head.weight"],
+    }
     for i in range(2):
         theirs, ours = f"{text}layers.{i}.", f"language_model.model.layers.{i}."
         for name, stock in _TEXT.items():
@@ -214,4 +242,4 @@ def published(state: dict[str, Any], spec: Spec, n_layers: int) -> dict[str, tor
         # for each key/value head: its queries, then the key, then the value
         groups = [q.view(2, 2, 16, 64), k.view(2, 1, 16, 64), v.view(2, 1, 16, 64)]
         tensors[f"{ours}attention.wqkv.weight"] = torch.cat(groups, dim=1).reshape(-1, 64)
-    return {name: value.clone().contiguous() for name, value in tensors.items()}
+    return tensors
