@@ -15,6 +15,10 @@ from edgeprism.files.regular import read_limited
 
 _N_SHOWN = 12
 _MAX_CONFIG_BYTES = 16 << 20
+_OTHERS = (
+    "`edgeprism convert --list` says what each family is. Many other models run as a pair of GGUF "
+    "files: `edgeprism convert mmproj --help`."
+)
 
 
 def family_names() -> list[str]:
@@ -55,22 +59,32 @@ def unknown_layout(folder: Path, family: str, expected: str) -> CheckpointError:
     about = f"config.json with model_type {config.get('model_type')!r} and fields {fields}"
     if "config.json" not in names:
         about = "no config.json"
-    close = closest_families(folder)
+    scores, likely = _scores(folder), likely_family(folder)
     return CheckpointError(
         f"{folder} is not a checkpoint of {family}.",
-        f"Try `edgeprism convert {close[0]}`."
-        if close and close[0] != family
-        else "`edgeprism convert --list` says what each family is.",
+        f"Try `edgeprism convert {likely}`." if likely not in (None, family) else _OTHERS,
         (
             f"found: {about}; files {shown or 'none'}",
             f"expected: {expected}",
-            f"families that come close: {', '.join(close) or 'none'}",
+            f"families that come close: {', '.join(scores) or 'none'}",
         ),
     )
 
 
-def closest_families(folder: Path) -> list[str]:
-    """Return the families that share a field or a file name with `folder`, closest first."""
+def likely_family(folder: Path) -> str | None:
+    """Return the family that `folder` resembles more than any other, if it shares more than a sign.
+
+    A single field, such as `vision_config`, stands in the configurations of many models.
+    """
+    (name, best), (_, second) = [*_scores(folder).items(), ("", 0), ("", 0)][:2]
+    return name if best > max(second, 1) else None
+
+
+def _scores(folder: Path) -> dict[str, int]:
+    """Return {family: how many fields and file names it shares with `folder`}, closest first.
+
+    A model_type counts twice; families that share nothing are left out.
+    """
     config = _config_of(folder)
     present = {*config, *(path.name for path in folder.glob("*"))}
     kind = config.get("model_type")
@@ -78,7 +92,7 @@ def closest_families(folder: Path) -> list[str]:
         family.name: 2 * (kind in family.model_types) + len(present.intersection(family.signs))
         for family in families()
     }
-    return sorted((name for name in scores if scores[name]), key=lambda name: -scores[name])
+    return {name: scores[name] for name in sorted(scores, key=lambda n: -scores[n]) if scores[name]}
 
 
 def _config_of(folder: Path) -> dict[str, Any]:

@@ -52,11 +52,14 @@ def read(
     captioner: Path, vision: Path, qformer: Path | None, llm: Path, task: str, progress: Progress
 ) -> PublishedCaptioner:
     """Read the folders of the published files."""
+    from edgeprism.convert.discover import unknown_layout
     from edgeprism.convert.parts import PublishedCaptioner
     from edgeprism.convert.read.checkpoint import Checkpoint, read_json
     from edgeprism.convert.read.pth import pth_checkpoint
     from edgeprism.convert.read.sources import SourceFiles
 
+    if not any(captioner.glob("*.pth")):
+        raise unknown_layout(captioner, FAMILY.name, f"a .pth file with {_PROJECTION}.weight")
     own = pth_checkpoint(captioner, "captioner", [f"{_PROJECTION}.weight", f"{_PROJECTION}.bias"])
     tower = pth_checkpoint(vision, "vision model", ["patch_embed.proj.weight", "pos_embed"])
     language = Checkpoint(llm, "language model")

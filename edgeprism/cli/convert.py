@@ -69,8 +69,17 @@ class Families(click.Group):
         except click.UsageError as error:
             import difflib
 
-            from edgeprism.convert.discover import family_names
+            from edgeprism.convert.discover import family_names, likely_family
 
+            if os.path.isdir(args[0]):
+                likely = likely_family(Path(args[0]))
+                raise UsageError(
+                    f"{args[0]} is a folder, and a family of checkpoints comes first: "
+                    f"{', '.join(self.list_commands(ctx))}.",
+                    f"Its files resemble {likely}: `edgeprism convert {likely} --help`."
+                    if likely
+                    else "`edgeprism convert --list` describes each family.",
+                ) from error
             # click only suggests commands that it holds, and families are created on demand.
             similar = difflib.get_close_matches(args[0], family_names())
             suggestion = f" Did you mean {' or '.join(map(repr, similar))}?" if similar else ""
@@ -134,11 +143,13 @@ def _click_option(option: Option) -> click.Option:
         "text": click.STRING,
     }  # fmt: skip
     flag = option.kind == "flag"
+    # click refuses a default that is no choice, e.g. "", so Family.settings supplies it instead
+    left_out = option.kind == "choice" and option.default not in option.choices
     return click.Option(
         [f"--{option.name.replace('_', '-')}", option.name],
         type=types[option.kind],
         is_flag=flag,
-        default=option.default,
+        default=None if left_out else option.default,
         required=option.required,
         metavar="NAME" if option.kind == "text" else None,
         help=option.help,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -142,6 +143,46 @@ def test_a_family_is_what_its_file_says(family: Family) -> None:
     names = [option.name for option in family.options]
     assert list(signature(family.read).parameters) == [*names, "progress"]
     assert all((option.kind == "choice") == bool(option.choices) for option in family.options)
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_the_command_line_needs_the_required_options_alone(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A default that the command line itself would refuse makes a family unusable there."""
+    passed: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        convert_command, "_convert", lambda *arguments: passed.append(dict(arguments[3]))
+    )
+    required = [option for option in family.options if option.required]
+    assert all(option.kind == "folder" for option in required)
+    given = [f"--{option.name.replace('_', '-')}={tmp_path}" for option in required]
+    assert run(["convert", family.name, *given, str(tmp_path / "out")]) == 0
+    (settings,) = passed
+    expected = {o.name: tmp_path if o.required else o.default for o in family.options}
+    assert family.settings(settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "hint"),
+    [
+        (
+            {"model_type": "minicpmv", "query_num": 64},
+            "resemble minicpm-v: `edgeprism convert mini",
+        ),
+        # a field that many models have is no sign of one of them
+        ({"model_type": "qwen2_vl", "vision_config": {}}, "`edgeprism convert --list`"),
+        ({}, "`edgeprism convert --list`"),
+    ],
+)
+def test_a_folder_in_place_of_a_family_is_looked_at(
+    config: dict[str, Any], hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert run(["convert", str(tmp_path), "out"]) == 2
+    message = capsys.readouterr().err
+    assert f"{tmp_path} is a folder, and a family of checkpoints comes first: internvl," in message
+    assert hint in message
 
 
 def test_settings_are_completed_and_checked() -> None:
