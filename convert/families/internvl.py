@@ -365,7 +365,7 @@ def _prepared(folder: Path, image_size: int) -> tuple[dict[str, Any], ImagePolic
     The function ignores `crop_to_patches`: the models' processor always sets it.
     """
     from edgeprism.convert.read.fields import image_processor_fields
-    from edgeprism.convert.vision.config import PREPARATION_FIELDS, RESAMPLINGS
+    from edgeprism.convert.vision.config import PREPARATION_FIELDS, RESAMPLINGS, normalisation
     from edgeprism.convert.vision.intern_vit import MEAN, STD
 
     known = (*PREPARATION_FIELDS, "crop_to_patches", "min_patches", "max_patches")
@@ -389,9 +389,6 @@ def _prepared(folder: Path, image_size: int) -> tuple[dict[str, Any], ImagePolic
             f"{path} is not understood: {'; '.join(faults)}.",
             "Use the preprocessor_config.json that was published with the model.",
         )
-    prepared = {
-        "rescale": float(data.get("rescale_factor", 1 / 255)),
-        "mean": tuple(data.get("image_mean") or MEAN),
-        "std": tuple(data.get("image_std") or STD),
-    }
+    rescale, mean, std = normalisation(data, path, MEAN, STD)
+    prepared = {"rescale": rescale, "mean": mean, "std": std}
     return prepared, _tile_policy(image_size, low, high, RESAMPLINGS[number])

@@ -158,15 +158,12 @@ def _read_layout(config: dict[str, Any], path: Path) -> _Layout:
         if type(value) is not int or not 0 < value <= most
     ]
     if not faults and sizes["scale_resolution"][0] % sizes["patch_size"][0]:
-        faults.append(
-            f"pictures of {sizes['scale_resolution'][0]} pixels are no multiple of patch_size "
-            f"{sizes['patch_size'][0]}"
-        )
+        edge, patch = sizes["scale_resolution"][0], sizes["patch_size"][0]
+        faults.append(f"{edge} pixels are no multiple of patch_size {patch}")
     if faults:
         raise CheckpointError(
             f"{path} describes a variant that is not supported: {'; '.join(faults)}.",
-            "Supported are MiniCPM-V 1.0 and 2.0 and MiniCPM-Llama3-V 2.5 as they were published; "
-            "later versions run as a pair of GGUF files.",
+            "Supported are MiniCPM-V 1.0, 2.0 and Llama3-V 2.5; later ones run as a pair of GGUFs.",
         )
     text = {name: value for name, value in config.items() if name not in defaults}
     return _Layout(
@@ -210,7 +207,7 @@ def _faults(fields: dict[str, Any], newer: bool) -> list[str]:
     faults = [
         f"{name} = {fields[name]!r} (expected {' or '.join(map(repr, values))})"
         for name, values in expected.items()
-        if fields[name] not in values
+        if not any(type(value) is type(fields[name]) and value == fields[name] for value in values)
     ]
     for name in ("vision_config", "slice_config") if newer else ():
         if fields[name] is not None and not isinstance(fields[name], dict):
@@ -338,22 +335,24 @@ def _tower(layout: _Layout, checkpoint: Checkpoint, path: Path) -> tuple[TowerCo
     if not layout.newer:
         side = layout.edge // layout.patch
         if layout.max_slices and _TABLE in checkpoint.names:
-            side = math.isqrt(checkpoint.shape(_TABLE)[1])
-            if side**2 != checkpoint.shape(_TABLE)[1]:
+            places = checkpoint.sizes(_TABLE, 3)[1]
+            side = math.isqrt(places)
+            if side**2 != places:
                 raise CheckpointError(
-                    f"{checkpoint.folder}: {_TABLE} has {checkpoint.shape(_TABLE)[1]} places, "
-                    "which make no square.",
+                    f"{checkpoint.folder}: {_TABLE} has {places} places, which make no square.",
                     "Use the published weights.",
                 )
         architecture = ARCHITECTURES["siglip-so"]
         # published files lack the last layer, which nothing runs: all that they hold does
         found = timm_tower(checkpoint, architecture, side * layout.patch, whole=True)
         tower = found.config
-        if tower.n_prefix or tower.norm_first or tower.layer_scale or not tower.patch_bias:
+        strange = tower.n_prefix or tower.norm_first or tower.layer_scale or not tower.patch_bias
+        if strange or tower.patch_size != layout.patch:
             raise CheckpointError(
-                f"{checkpoint.folder}: its tower is not {_TIMM_TOWER}: it has class rows, a norm "
-                "before its layers or scales of them, or patches without a bias.",
-                "Use the published weights.",
+                f"{checkpoint.folder}: not {_TIMM_TOWER}: class rows, a norm before its layers or "
+                f"scales of them, no bias of patches, or patches of {tower.patch_size} pixels "
+                f"where patch_size is {layout.patch}.",
+                "Use the published files.",
             )
         return tower, found.weights
     where = f"{path} (vision_config)"

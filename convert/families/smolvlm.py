@@ -185,7 +185,7 @@ def _vision_side(
     from edgeprism.convert.gate import tiling_towers
     from edgeprism.convert.gate import towers as reference
     from edgeprism.convert.read.fields import image_processor_fields
-    from edgeprism.convert.vision.config import ProjectorConfig
+    from edgeprism.convert.vision.config import ProjectorConfig, normalisation
     from edgeprism.convert.vision.side import tower_side
     from edgeprism.convert.vision.weights import (
         VisionWeights,
@@ -194,8 +194,9 @@ def _vision_side(
         tower_prefix,
     )
 
-    data, _ = image_processor_fields(captioner, _PROCESSOR_FIELDS)
-    tower = _tower_config(_vision_config(config, path), data, tile)
+    data, processor = image_processor_fields(captioner, _PROCESSOR_FIELDS)
+    rescaled = normalisation(data, processor, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    tower = _tower_config(_vision_config(config, path), rescaled, tile)
     cell = config.get("scale_factor", 2)
     if type(cell) is not int or cell < 1 or tower.grid % cell:
         raise CheckpointError(
@@ -221,10 +222,15 @@ def _vision_side(
     )
 
 
-def _tower_config(fields: dict[str, Any], data: dict[str, Any], tile: int) -> TowerConfig:
-    """Return the tower of `fields` (vision_config) and `data` (preprocessor_config.json)."""
+def _tower_config(
+    fields: dict[str, Any],
+    normalisation: tuple[float, tuple[float, ...], tuple[float, ...]],
+    tile: int,
+) -> TowerConfig:
+    """Return the tower of `fields` (vision_config); factor, mean and deviation of its pixels."""
     from edgeprism.convert.vision.config import TowerConfig
 
+    rescale, mean, std = normalisation
     return TowerConfig(
         n_layers=fields["num_hidden_layers"],
         n_embd=fields["hidden_size"],
@@ -234,8 +240,8 @@ def _tower_config(fields: dict[str, Any], data: dict[str, Any], tile: int) -> To
         patch_size=fields["patch_size"],
         eps=float(fields["layer_norm_eps"]),
         activation=fields["hidden_act"],
-        rescale=float(data.get("rescale_factor", 1 / 255)),
-        mean=tuple(data.get("image_mean") or (0.5, 0.5, 0.5)),
-        std=tuple(data.get("image_std") or (0.5, 0.5, 0.5)),
+        rescale=rescale,
+        mean=mean,
+        std=std,
         norm_last=True,
     )

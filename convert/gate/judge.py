@@ -7,6 +7,7 @@ reference's. The figures go into the manifest whether they pass or not.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -208,7 +209,9 @@ def judge_lm(
         n, n_equal = n + len(r), n_equal + int(equal.sum())
         n_clear += int(clear.sum())
         n_clear_equal += int((equal & clear).sum())
-    error, top1 = (difference / norm) ** 0.5, n_clear_equal / n_clear if n_clear else 1.0
+    # logits that are all alike say nothing: not a number, which fails
+    error = (difference / norm) ** 0.5 if norm else math.nan
+    top1 = n_clear_equal / n_clear if n_clear else 1.0
     figures = {
         "relative_error": error,
         "mean_kl": kl / n,

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from edgeprism.convert.gate.files import RawTensors, weight_files
 from edgeprism.convert.gate.settings import Rotation, settings_from_config
 from edgeprism.convert.gate.tiktoken import tiktoken_ids
+from edgeprism.errors import CheckpointError
 
 Tick = Callable[[], None]
 
@@ -175,17 +176,25 @@ def _attention(
 
 
 def text_to_ids(folder: Path) -> Callable[[str], list[int]]:
-    """Return the published tokenizer's own text → ids function: no BOS, no special tokens."""
+    """Return the published tokenizer's own text → ids function: no BOS, no special tokens.
+
+    Raises CheckpointError if the tokenizer's own library cannot read it.
+    """
     path = folder / "tokenizer.model"
-    if path.is_file():
-        import sentencepiece
+    try:
+        if path.is_file():
+            import sentencepiece
 
-        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        return lambda text: list(model.encode(text))
-    if (folder / "qwen.tiktoken").is_file():
-        return tiktoken_ids(folder / "qwen.tiktoken")
-    from tokenizers import Tokenizer
+            model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            return lambda text: list(model.encode(text))
+        if (folder / "qwen.tiktoken").is_file():
+            path = folder / "qwen.tiktoken"
+            return tiktoken_ids(path)
+        from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        path = folder / "tokenizer.json"
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # `tokenizers` raises bare Exception
+        raise CheckpointError(f"{path} cannot be read: {error}.", "Download it again.") from error
     tokenizer.encode_special_tokens = True  # text must never become a special token
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)

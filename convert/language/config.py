@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprism.convert.language.qwen_fields import standard_fields
 from edgeprism.convert.language.rope import RopeScaling, rope_scaling_from_dict
-from edgeprism.convert.read.fields import unknown_fields, with_older_rope
+from edgeprism.convert.read.fields import (
+    flag_faults,
+    number_faults,
+    size_faults,
+    unknown_fields,
+    with_older_rope,
+)
 from edgeprism.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -31,6 +37,7 @@ _SCALES = ("scale_emb", "scale_depth", "dim_model_base")
 _WHOLE_NUMBERS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
                   "vocab_size", "num_key_value_heads", "head_dim",
                   "max_position_embeddings")  # fmt: skip
+_FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window")
 # The fields that this file reads, whichever model they are of
 _READ = (
     *_WHOLE_NUMBERS, "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "attention_bias",
@@ -105,18 +112,19 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
     another model type or a variant that llama.cpp would compute differently.
     """
     kind = data.get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise CheckpointError(
             f"{where}: model_type is {kind!r}, expected one of {', '.join(ARCHITECTURES)}.",
             "Pass the folder of the language model that the captioner was trained on.",
         )
     data = standard_fields(data, where) if kind == "qwen" else with_older_rope(data, where)
+    # before transformers sees them: some of its classes make a list with an entry for each layer
+    given = {name: data[name] for name in _WHOLE_NUMBERS if data.get(name) is not None}
+    _refuse([*size_faults(given), *flag_faults({n: data.get(n) for n in _FLAGS})], where)
     fields = _with_defaults(data, where)
-    faults = [
-        f"{name} = {value!r} (expected a whole number above 0)"
-        for name in _WHOLE_NUMBERS
-        if type(value := getattr(fields, name)) is not int or value < 1
-    ]
+    faults = size_faults({name: getattr(fields, name) for name in _WHOLE_NUMBERS})
+    faults += number_faults({"rms_norm_eps": fields.rms_norm_eps}, 1)
+    faults += number_faults({"rope_theta": fields.rope_theta}, 1e15)
     if not faults:
         faults = _variant_faults(kind, data, fields)
     scaling = RopeScaling()
@@ -126,12 +134,7 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
             faults.append(result)
         else:
             scaling = result
-    if faults:
-        raise CheckpointError(
-            f"{where} describes a variant that is not supported: {'; '.join(faults)}.",
-            "Use the published weights: a changed model may not run in llama.cpp. A field that "
-            "changes nothing in what the model computes can be removed from a copy of the file.",
-        )
+    _refuse(faults, where)
     window = _window(kind, fields)
     return LmConfig(
         model_type=kind,
@@ -154,6 +157,16 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
         output_bias=kind == "llama" and bool(fields.attention_bias),
         scales=_scales(fields) if kind == "minicpm" else None,
     )
+
+
+def _refuse(faults: list[str], where: str) -> None:
+    """Raise CheckpointError that lists `faults`, if there are any."""
+    if faults:
+        raise CheckpointError(
+            f"{where} describes a variant that is not supported: {'; '.join(faults)}.",
+            "Use the published weights: a changed model may not run in llama.cpp. A field that "
+            "changes nothing in what the model computes can be removed from a copy of the file.",
+        )
 
 
 def _scales(fields: Any) -> Scales:
@@ -203,7 +216,7 @@ def _with_defaults(data: Mapping[str, Any], where: str) -> Any:
         fields = {**defaults, **read.to_dict()}
         fields["head_dim"] = fields["head_dim"] or read.hidden_size // read.num_attention_heads
         return SimpleNamespace(**fields)
-    except (TypeError, ValueError, KeyError, ZeroDivisionError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(
             f"{where} is not a configuration of {data['model_type']}: {error}.",
             "Download it again.",
@@ -215,6 +228,11 @@ def _variant_faults(kind: str, data: Mapping[str, Any], fields: Any) -> list[str
     own = _SCALES if kind == "minicpm" else ()
     unknown = unknown_fields(data, (*_READ, *own), _STOCK.get(kind, kind))
     faults = [f"{field} (a field that is not understood)" for field in unknown]
+    window = getattr(fields, "sliding_window", None)
+    if window is not None:
+        faults += size_faults({"sliding_window": window})
+    if not isinstance(getattr(fields, "layer_types", None), list | None):
+        faults.append(f"layer_types = {fields.layer_types!r} (expected a list)")
     if fields.hidden_act != "silu":
         faults.append(f"hidden_act = {fields.hidden_act!r} (expected 'silu')")
     if getattr(fields, "mlp_bias", False):

@@ -59,7 +59,8 @@ def pretokenizer_name(path: Path, data: dict[str, Any]) -> str:
     Raises CheckpointError, which names the tokenizer's steps, if llama.cpp has no equivalent.
     """
     steps = tuple(_steps(data.get("pre_tokenizer")))
-    normalizer = (data.get("normalizer") or {}).get("type")
+    normalizer = data.get("normalizer")
+    normalizer = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
     whole_words = bool(data["model"].get("ignore_merges", False))
     name = _STRUCTURES.get((steps, whole_words)) if normalizer in _NORMALIZERS else None
     name = name or _HASHES.get(_hash(path))
@@ -87,9 +88,10 @@ def _steps(step: Any) -> list[Any]:
     """Reduce a pre-tokenizer to the settings that decide where it splits text."""
     kind = step.get("type") if isinstance(step, dict) else None
     if kind == "Sequence":
-        return [short for part in step.get("pretokenizers", []) for short in _steps(part)]
-    if kind == "Split" and not step.get("invert"):
-        return [((step.get("pattern") or {}).get("Regex"), step.get("behavior"))]
+        parts = step.get("pretokenizers")
+        return [short for part in parts for short in _steps(part)] if type(parts) is list else []
+    if kind == "Split" and not step.get("invert") and isinstance(step.get("pattern"), dict):
+        return [(str(step["pattern"].get("Regex")), str(step.get("behavior")))]
     if kind == "Digits" and step.get("individual_digits"):
         return ["digits"]
     if kind == "ByteLevel" and not step.get("add_prefix_space"):

@@ -15,18 +15,21 @@ def vocabulary_from_folder(folder: Path, n_vocab: int, rules: TokenRules) -> Voc
     Raises CheckpointError for a tokenizer that llama.cpp would not reproduce, or one without
     the special tokens that the prompt needs.
     """
-    if (folder / vocabulary_spm.FILE).is_file():
-        vocabulary = vocabulary_spm.vocabulary(folder, n_vocab, rules)
-    elif (folder / vocabulary_bpe.FILE).is_file():
-        vocabulary = vocabulary_bpe.vocabulary(folder, n_vocab, rules)
-    elif (folder / vocabulary_tiktoken.FILE).is_file():
-        vocabulary = vocabulary_tiktoken.vocabulary(folder, n_vocab, rules)
-    else:
+    files = (vocabulary_spm, vocabulary_bpe, vocabulary_tiktoken)
+    kinds = [kind for kind in files if (folder / kind.FILE).is_file()]
+    if not kinds:
         raise CheckpointError(
             f"{folder} holds no tokenizer: expected {vocabulary_spm.FILE}, {vocabulary_bpe.FILE} "
             f"or {vocabulary_tiktoken.FILE}.",
             "Download the tokenizer with the language model.",
         )
+    try:
+        vocabulary = kinds[0].vocabulary(folder, n_vocab, rules)
+    except UnicodeEncodeError as error:  # JSON can spell half of a character: "\ud83d"
+        raise CheckpointError(
+            f"{folder}: the tokenizer's files hold a token that is no text, {error.object!r}.",
+            "Download them again.",
+        ) from error
     missing = [name for name in rules.needed if name.encode() not in vocabulary.pieces]
     if missing:
         raise CheckpointError(

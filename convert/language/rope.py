@@ -46,7 +46,7 @@ def rope_scaling_from_dict(scaling: Any, context_length: int) -> RopeScaling | s
     kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else None
     if kind in _WITHOUT_EFFECT:
         return RopeScaling()
-    if kind not in _FIELDS:
+    if not isinstance(kind, str) or kind not in _FIELDS:
         return f"rope_scaling = {scaling!r} (expected null or type {', '.join(_FIELDS)}, dynamic)"
     known = ("rope_type", "type", "factor", *_FIELDS[kind])
     plain = _DEFAULTS.get(kind, {})
@@ -56,16 +56,21 @@ def rope_scaling_from_dict(scaling: Any, context_length: int) -> RopeScaling | s
         if name not in known and value is not None and value != plain.get(name)
     ]
     numbers = {name: scaling[name] for name in ("factor", *_FIELDS[kind]) if name in scaling}
-    valid = all(isinstance(v, int | float) and v > 0 for v in numbers.values())
+    valid = all(type(v) in (int, float) and 0 < v < math.inf for v in numbers.values())
+    # the frequencies between these two are blended
+    valid = valid and (kind != "llama3" or _low_and_high(numbers)[0] < _low_and_high(numbers)[1])
     if unknown or not valid or "factor" not in numbers:
         return f"rope_scaling = {scaling!r} (type {kind} takes numbers: factor {_FIELDS[kind]})"
     return RopeScaling(
         kind,
         float(numbers["factor"]),
-        float(numbers.get("low_freq_factor", 1.0)),
-        float(numbers.get("high_freq_factor", 4.0)),
+        *_low_and_high(numbers),
         int(numbers.get("original_max_position_embeddings", context_length)),
     )
+
+
+def _low_and_high(numbers: Mapping[str, Any]) -> tuple[float, float]:
+    return float(numbers.get("low_freq_factor", 1.0)), float(numbers.get("high_freq_factor", 4.0))
 
 
 def llama3_factors(scaling: RopeScaling, theta: float, head_dim: int) -> list[float]:

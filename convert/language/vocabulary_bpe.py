@@ -52,7 +52,7 @@ def vocabulary(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
     pre = pretokenizer_name(path, data)
     try:
         special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=n_vocab)
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
+    except (ValueError, AttributeError, TypeError, KeyError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.", "Download it again.") from error
     by_id = {number: piece.encode() for piece, number in data["model"]["vocab"].items()}
     kinds = dict.fromkeys(by_id, NORMAL)
@@ -79,7 +79,11 @@ def vocabulary(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
 
 def _faults(data: dict[str, Any], n_vocab: int) -> list[str]:
     model = data.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+    if (
+        not isinstance(model, dict)
+        or not isinstance(model.get("vocab"), dict)
+        or not model["vocab"]
+    ):
         return ["it holds no vocabulary of pieces"]
     faults = [
         f"model.{name} is {model.get(name)!r}"
@@ -88,6 +92,8 @@ def _faults(data: dict[str, Any], n_vocab: int) -> list[str]:
     ]
     ids = list(model["vocab"].values())
     added = data.get("added_tokens") or []
+    if not isinstance(added, list):
+        return [*faults, "added_tokens is no list"]
     for token in added:
         if not isinstance(token, dict) or not isinstance(token.get("content"), str):
             return [*faults, f"added token {token!r} is not a token"]
@@ -96,6 +102,8 @@ def _faults(data: dict[str, Any], n_vocab: int) -> list[str]:
         faults.append("an id is no whole number")
     elif max(ids) >= n_vocab:
         faults.append(f"it has ids up to {max(ids)}, the model's vocabulary {n_vocab} rows")
+    elif len(set(model["vocab"].values())) < len(model["vocab"]):
+        faults.append("two pieces have one id")
     if not model.get("merges"):
         faults.append("it has no merges")
     return faults

@@ -104,13 +104,18 @@ def _special_names(
 ) -> dict[int, str]:
     """Return {id: name} of the special tokens."""
     names: dict[int, str] = {}
-    for key, entry in config.get("added_tokens_decoder", {}).items():
-        if not key.isdigit() or not isinstance(entry, dict) or not entry.get("content"):
+    decoder, where = config.get("added_tokens_decoder") or {}, folder / "tokenizer_config.json"
+    if not isinstance(decoder, dict):
+        raise CheckpointError(
+            f"{where}: added_tokens_decoder is {decoder!r}, no object.", "Download it again."
+        )
+    for key, entry in decoder.items():
+        content = entry.get("content") if isinstance(entry, dict) else None
+        if not key.isdecimal() or not isinstance(content, str) or not content:
             raise CheckpointError(
-                f"{folder / 'tokenizer_config.json'}: added_tokens_decoder.{key} is not a token.",
-                "Download it again.",
+                f"{where}: added_tokens_decoder.{key} is not a token.", "Download it again."
             )
-        names[int(key)] = str(entry["content"])
+        names[int(key)] = content
     older = folder / "added_tokens.json"
     for name, number in (read_json(older) if older.is_file() else {}).items():
         if type(number) is not int:

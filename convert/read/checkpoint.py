@@ -26,6 +26,8 @@ MODEL_STEMS = ("model", "pytorch_model")
 ADAPTER_STEMS = ("adapter_model",)
 MAX_TEXT_BYTES = 128 << 20  # of a configuration or tokenizer; the largest published have 35 MB
 _MAX_FRONT_MATTER_BYTES = 1 << 16
+_NOT_FLOAT = "not a float type: "
+_FLOATS = "Quantized checkpoints cannot be converted; use the float weights."
 
 
 class Checkpoint:
@@ -74,18 +76,19 @@ class Checkpoint:
             )
         return shape
 
+    def kind(self, name: str) -> str:
+        """Return "" if the tensor `name` holds plain float numbers, else what it is."""
+        return self._containers[name].kind(name)
+
     def read(self, name: str) -> torch.Tensor:
         """Return the tensor in its published dtype, memory-mapped where the format allows."""
-        import torch
-
-        tensor = self._containers[name].read(name)
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        if kind := self.kind(name):
             raise CheckpointError(
-                f"{self._containers[name].path}: tensor {name} is {tensor.dtype}, which is not a "
-                "float type.",
-                "Quantized checkpoints cannot be converted; use the float weights.",
+                f"{self._containers[name].path}: tensor {name} is {kind}, which is not a float "
+                "type.",
+                _FLOATS,
             )
-        return tensor
+        return self._containers[name].read(name)
 
     def read_float32(self, name: str) -> torch.Tensor:
         """The tensor `name`, in float32."""
@@ -119,14 +122,18 @@ class Requirements:
         self._unused.setdefault(key, []).extend(unused)
 
     def check(self) -> None:
-        """Raise CheckpointError for missing, misshapen and unexpected tensors."""
+        """Raise CheckpointError for missing, misshapen and unexpected tensors, and for integers."""
         faults = [lines for key in self._checkpoints if (lines := self._faults(key))]
         if faults:
             (summary, *details), *others = faults
+            details += [line for lines in others for line in lines]
+            quantized = any(line.startswith(_NOT_FLOAT) for line in details)
             raise CheckpointError(
                 summary,
-                "Check that each download is complete and that the folders belong together.",
-                [*details, *(line for lines in others for line in lines)],
+                _FLOATS
+                if quantized
+                else "Check that each download is complete and that the folders belong together.",
+                details,
             )
 
     def _faults(self, key: int) -> list[str]:
@@ -143,12 +150,16 @@ class Requirements:
         extra = sorted(
             name for name in checkpoint.names if name not in shapes and not unused.search(name)
         )
-        if not missing and not misshapen and not extra:
+        kinds = {name: checkpoint.kind(name) for name in shapes if name in checkpoint.names}
+        strange = [f"{name} is {kind}" for name, kind in kinds.items() if kind]
+        if not missing and not misshapen and not extra and not strange:
             return []
         lines = [f"missing: {name} {list(shapes[name])}" for name in missing]
         lines += [f"wrong shape: {line}" for line in misshapen]
+        lines += [f"{_NOT_FLOAT}{line}" for line in strange]
         lines += [f"unexpected: {name} {list(checkpoint.shape(name))}" for name in extra]
         counts = f"{len(missing)} missing, {len(misshapen)} of another shape"
+        counts += f", {len(strange)} of another type" if strange else ""
         counts += f", {len(extra)} unexpected" if extra else ""
         summary = (
             f"{checkpoint.folder} ({checkpoint.role}) does not hold the tensors that its "
@@ -166,6 +177,10 @@ class _Container:
         raise NotImplementedError
 
     def shape(self, name: str) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def kind(self, name: str) -> str:
+        """Return "" for plain float numbers, else what the tensor is."""
         raise NotImplementedError
 
     def read(self, name: str) -> torch.Tensor:
@@ -190,6 +205,10 @@ class _SafetensorsFile(_Container):
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file.get_slice(name).get_shape())
 
+    def kind(self, name: str) -> str:
+        dtype = str(self._file.get_slice(name).get_dtype())
+        return "" if dtype in ("F64", "F32", "F16", "BF16") else dtype
+
     def read(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._file.get_tensor(name)
         return tensor
@@ -205,6 +224,18 @@ class _BinFile(_Container):
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
+
+    def kind(self, name: str) -> str:
+        import torch
+
+        tensor = self._tensors[name]
+        if tensor.layout != torch.strided or tensor.is_meta:
+            return f"stored as {tensor.layout} on {tensor.device}"
+        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            # a few numbers that stand for many: they would fill the memory when written out
+            return "a view of fewer numbers"
+        floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+        return "" if tensor.dtype in floats else str(tensor.dtype)
 
     def read(self, name: str) -> torch.Tensor:
         return self._tensors[name]
@@ -233,7 +264,9 @@ def _load_bin(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".pth" and isinstance(tensors, dict):
         # LAVIS and MiniGPT-4 save the model beside the state of its training
         tensors = tensors.get("model", tensors)
-    if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in tensors.items()
+    ):
         raise CheckpointError(
             f"{path} is not a table of tensors by name.", "Use the published weight file."
         )

@@ -33,6 +33,10 @@ _PROCESSOR_IDLE = re.compile(
     r"|data_format|input_data_format|return_tensors|return_row_col_info|device|disable_grouping"
     r"|do_convert_rgb|default_to_square|image_seq(_)?length|_name_or_path"
 )
+# Far above any published model. The file that asks for more is damaged, and a list of the tensors
+# that it asks for could fill the memory before the first of them is missed.
+_MOST = {"num_hidden_layers": 1024, "vocab_size": 1 << 22}
+_MOST_OF_OTHERS = 1 << 24
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 
 
@@ -55,6 +59,33 @@ def unknown_fields(
         if name not in understood
         and not _IDLE.fullmatch(name)
         and value not in (None, False, "", [], {})
+    ]
+
+
+def size_faults(sizes: Mapping[str, Any]) -> list[str]:
+    """Return "name = value (…)" of each size that is no whole number or that no model has."""
+    return [
+        f"{name} = {value!r} (expected a whole number in 1…{_MOST.get(name, _MOST_OF_OTHERS)})"
+        for name, value in sizes.items()
+        if type(value) is not int or not 1 <= value <= _MOST.get(name, _MOST_OF_OTHERS)
+    ]
+
+
+def number_faults(numbers: Mapping[str, Any], below: float) -> list[str]:
+    """Return "name = value (…)" of each value that is no number above 0 and less than `below`."""
+    return [
+        f"{name} = {value!r} (expected a number above 0 and below {below:g})"
+        for name, value in numbers.items()
+        if type(value) not in (int, float) or not 0 < value < below
+    ]
+
+
+def flag_faults(flags: Mapping[str, Any]) -> list[str]:
+    """Return "name = value (…)" of each value that is neither true, false nor null."""
+    return [
+        f"{name} = {value!r} (expected true or false)"
+        for name, value in flags.items()
+        if value is not None and not isinstance(value, bool)
     ]
 
 

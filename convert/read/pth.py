@@ -22,7 +22,7 @@ def pth_checkpoint(folder: Path, role: str, probes: Sequence[str]) -> Checkpoint
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} ({role}) is not a folder.", "Pass the folder of the file.")
-    files = sorted(folder.glob("*.pth"))
+    files = sorted(path for path in folder.glob("*.pth") if path.is_file())
     opened = [Checkpoint(folder, role, files=[path]) for path in files]
     fitting = [checkpoint for checkpoint in opened if checkpoint.names.issuperset(probes)]
     if len(fitting) == 1:

@@ -5,13 +5,19 @@ Sources: transformers' CLIPVisionModel and SiglipVisionModel and their image pro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeprism.bundle.manifest import ImagePolicy
-from edgeprism.convert.read.fields import image_processor_fields, require_known
+from edgeprism.convert.read.fields import (
+    image_processor_fields,
+    number_faults,
+    require_known,
+    size_faults,
+)
 from edgeprism.errors import CheckpointError
 
 # transformers' number → name of the resampling filter
@@ -174,19 +180,18 @@ def tower_fields(kind: str, data: Mapping[str, Any], where: str) -> dict[str, An
 def _fields_and_faults(kind: str, data: Mapping[str, Any], where: str) -> tuple[Any, list[str]]:
     from transformers import CONFIG_MAPPING
 
+    if not isinstance(data, Mapping):
+        raise CheckpointError(f"{where} is {data!r}, no object.", "Download it again.")
     try:
         fields = CONFIG_MAPPING[kind](**{k: v for k, v in data.items() if k != "model_type"})
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise CheckpointError(
             f"{where} is not a vision model: {error}.", "Download it again."
         ) from error
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
               "image_size", "patch_size")  # fmt: skip
-    faults = [
-        f"{name} = {value!r} (expected a whole number above 0)"
-        for name in needed
-        if type(value := getattr(fields, name, None)) is not int or value < 1
-    ]
+    faults = size_faults({name: getattr(fields, name, None) for name in needed})
+    faults += number_faults({"layer_norm_eps": getattr(fields, "layer_norm_eps", 1e-5)}, 1)
     if fields.hidden_act not in ACTIVATIONS:
         faults.append(f"hidden_act = {fields.hidden_act!r} (known: {', '.join(ACTIVATIONS)})")
     if not faults and fields.hidden_size % fields.num_attention_heads:
@@ -224,7 +229,7 @@ def preparation_from_folder(folder: Path, default_size: int, model_type: str) ->
     if not crop and isinstance(data.get("size"), dict) and "shortest_edge" in data["size"]:
         faults.append(f"size {data['size']!r} without a crop")
     number = data.get("resample", 3)
-    if number not in RESAMPLINGS:
+    if type(number) is not int or number not in RESAMPLINGS:
         known = ", ".join(f"{n} ({name})" for n, name in RESAMPLINGS.items())
         faults.append(f"resample {number!r} (known: {known})")
     for name in ("do_resize", "do_rescale", "do_normalize"):
@@ -238,13 +243,36 @@ def preparation_from_folder(folder: Path, default_size: int, model_type: str) ->
     as_clip = clip or model_type == "blip"
     mean, std = (CLIP_MEAN, CLIP_STD) if as_clip else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return Preparation(
-        mode,
-        size or default_size,
-        RESAMPLINGS[number],
-        float(data.get("rescale_factor", 1 / 255)),
-        tuple(float(v) for v in data.get("image_mean") or mean),
-        tuple(float(v) for v in data.get("image_std") or std),
+        mode, size or default_size, RESAMPLINGS[number], *normalisation(data, path, mean, std)
     )
+
+
+def normalisation(
+    data: Mapping[str, Any], path: Path, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
+    """Return an image processor's factor of pixels, and each channel's mean and deviation.
+
+    `mean` and `std` are the defaults. Raises CheckpointError, which names `path`, for values that
+    are no numbers, or not one for each channel.
+    """
+    rescale = data.get("rescale_factor", 1 / 255)
+    faults = number_faults({"rescale_factor": rescale}, 1e3)
+    found = {
+        "image_mean": data.get("image_mean") or mean,
+        "image_std": data.get("image_std") or std,
+    }
+    for name, values in found.items():
+        numbers = values if isinstance(values, list | tuple) and len(values) == 3 else [None]
+        least = 0 if name == "image_std" else -math.inf
+        if not all(type(v) in (int, float) and least < v < math.inf for v in numbers):
+            faults.append(f"{name} = {values!r} (expected three numbers)")
+    if faults:
+        raise CheckpointError(
+            f"{path} is not understood: {'; '.join(faults)}.",
+            "Use the file that was published with the vision model.",
+        )
+    means, deviations = (tuple(map(float, values)) for values in found.values())
+    return float(rescale), means, deviations
 
 
 def _edge(size: Any) -> int | None:

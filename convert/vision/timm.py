@@ -81,13 +81,13 @@ def timm_tower(
             f"{_PROBE}, pos_embed and at least two blocks are expected.",
             "Pass the folder of the vision model as timm publishes it.",
         )
-    e, _, _, p = checkpoint.shape(f"{lead}{_PROBE}")
+    e, _, _, p = checkpoint.sizes(f"{lead}{_PROBE}", 4)
     fc1 = f"{lead}blocks.0.mlp.fc1.weight"
     config = TowerConfig(
         n_layers=depth if whole else depth - 1,
         n_embd=e,
         n_heads=architecture.n_heads,
-        n_ffn=checkpoint.shape(fc1)[0] if fc1 in names else 4 * e,
+        n_ffn=checkpoint.sizes(fc1, 2)[0] if fc1 in names else 4 * e,
         image_size=image_size,
         patch_size=p,
         eps=architecture.eps,
@@ -96,7 +96,7 @@ def timm_tower(
         mean=architecture.mean,
         std=architecture.std,
         n_prefix=sum(
-            checkpoint.shape(lead + name)[1]
+            checkpoint.sizes(lead + name, 3)[1]
             for name in ("cls_token", "reg_token")
             if lead + name in names
         ),
@@ -163,7 +163,7 @@ def _third(number: int) -> Callable[[torch.Tensor], torch.Tensor]:
 def _row_weights(checkpoint: Checkpoint, lead: str, grid: int) -> Weights:
     """Return the patches' positions, and the class and register rows plus their positions."""
     name = f"{lead}pos_embed"
-    _, n_rows, e = checkpoint.shape(name)
+    _, n_rows, e = checkpoint.sizes(name, 3)
     ahead = [f"{lead}{row}" for row in ("cls_token", "reg_token") if lead + row in checkpoint.names]
     # the class row has a position unless the table is an exact square
     n_class = int(bool(ahead) and round(n_rows**0.5) ** 2 != n_rows)
