@@ -61,7 +61,7 @@ def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
         raise unknown_layout(captioner, FAMILY.name, expected)
     vision, abstractor = _parts_of(config, path)
     checkpoint = Checkpoint(captioner, "captioner")
-    text = text_fields(config, checkpoint.names, "llama")
+    text = text_fields(config, checkpoint.names, "llama", str(path))
     where = f"{path} (text_config)"
     lm = open_language_model(checkpoint, text, where, captioner, TokenRules())
     preparation = _preparation(captioner, vision["image_size"])
@@ -129,11 +129,10 @@ def _differ(config: Mapping[str, Any], names: list[str]) -> bool:
 
 
 def _size_faults(part: str, fields: Mapping[str, Any], defaults: Mapping[str, object]) -> list[str]:
-    faults = [
-        f"{part}.{name} = {fields[name]!r} (expected a whole number above 0)"
-        for name, default in defaults.items()
-        if type(default) is int and (type(fields[name]) is not int or fields[name] < 1)
-    ]
+    from edgeprism.convert.read.fields import size_faults
+
+    sizes = {name: fields[name] for name, default in defaults.items() if type(default) is int}
+    faults = size_faults(sizes, f"{part}.")
     eps = fields["layer_norm_eps"]
     if not isinstance(eps, float) or not 0 < eps < 1:
         faults.append(f"{part}.layer_norm_eps = {eps!r} (expected a small number above 0)")

@@ -137,18 +137,12 @@ def _conversation(name: str) -> Conversation:
 
 def _tower(visual: dict[str, Any], where: str, lm: LmParts) -> TowerConfig:
     """Return the tower that `visual` describes; CheckpointError lists every fault."""
-    from edgeprism.convert.read.fields import require_known
+    from edgeprism.convert.read.fields import number_faults, require_known, size_faults
     from edgeprism.convert.vision.config import CLIP_MEAN, CLIP_STD, TowerConfig
 
     require_known(visual, _VISUAL, where)
-    faults = [
-        f"{name} = {visual.get(name)!r} (expected a whole number above 0)"
-        for name in _SIZES
-        if type(visual.get(name)) is not int or not 1 <= visual[name] <= 1 << 16
-    ]
-    ratio = visual.get("mlp_ratio")
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or ratio <= 0:
-        faults.append(f"mlp_ratio = {ratio!r} (expected a number above 0)")
+    faults = size_faults({name: visual.get(name) for name in _SIZES})
+    faults += number_faults({"mlp_ratio": visual.get("mlp_ratio")}, 100)
     faults = faults or _contradictions(visual, lm)
     if faults:
         raise CheckpointError(

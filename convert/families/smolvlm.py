@@ -63,7 +63,7 @@ def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
     checkpoint = Checkpoint(captioner, "captioner")
     image = image_policy(captioner, config, path)
     form = _conversation(captioner)
-    text = text_fields(config, checkpoint.names, "llama")
+    text = text_fields(config, checkpoint.names, "llama", str(path))
     lm = open_language_model(
         checkpoint, {name: text[name] for name in text if name not in _IDLE_TEXT_FIELDS},
         f"{path} (text_config)", captioner,

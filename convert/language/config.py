@@ -119,12 +119,10 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
         )
     data = standard_fields(data, where) if kind == "qwen" else with_older_rope(data, where)
     # before transformers sees them: some of its classes make a list with an entry for each layer
-    given = {name: data[name] for name in _WHOLE_NUMBERS if data.get(name) is not None}
-    _refuse([*size_faults(given), *flag_faults({n: data.get(n) for n in _FLAGS})], where)
+    given = {name: value for name, value in data.items() if value is not None}
+    _refuse(_value_faults(given), where)
     fields = _with_defaults(data, where)
-    faults = size_faults({name: getattr(fields, name) for name in _WHOLE_NUMBERS})
-    faults += number_faults({"rms_norm_eps": fields.rms_norm_eps}, 1)
-    faults += number_faults({"rope_theta": fields.rope_theta}, 1e15)
+    faults = _value_faults(vars(fields))
     if not faults:
         faults = _variant_faults(kind, data, fields)
     scaling = RopeScaling()
@@ -157,6 +155,16 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
         output_bias=kind == "llama" and bool(fields.attention_bias),
         scales=_scales(fields) if kind == "minicpm" else None,
     )
+
+
+def _value_faults(fields: Mapping[str, Any]) -> list[str]:
+    """Return the sizes, numbers and switches among `fields` that are none, or that no model has."""
+    return [
+        *size_faults({name: fields[name] for name in _WHOLE_NUMBERS if name in fields}),
+        *number_faults({name: fields[name] for name in ("rms_norm_eps",) if name in fields}, 1),
+        *number_faults({name: fields[name] for name in ("rope_theta",) if name in fields}, 1e15),
+        *flag_faults({name: fields[name] for name in _FLAGS if name in fields}),
+    ]
 
 
 def _refuse(faults: list[str], where: str) -> None:

@@ -35,7 +35,7 @@ _PROCESSOR_IDLE = re.compile(
 )
 # Far above any published model. The file that asks for more is damaged, and a list of the tensors
 # that it asks for could fill the memory before the first of them is missed.
-_MOST = {"num_hidden_layers": 1024, "vocab_size": 1 << 22}
+_MOST = {"num_hidden_layers": 1024, "layers": 1024, "vocab_size": 1 << 22}
 _MOST_OF_OTHERS = 1 << 24
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 
@@ -62,12 +62,16 @@ def unknown_fields(
     ]
 
 
-def size_faults(sizes: Mapping[str, Any]) -> list[str]:
-    """Return "name = value (…)" of each size that is no whole number or that no model has."""
+def size_faults(sizes: Mapping[str, Any], part: str = "") -> list[str]:
+    """Return "name = value (…)" of each size that is no whole number or that no model has.
+
+    `part` stands before the names, e.g. "vision_config.".
+    """
+    limits = {name: _MOST.get(name, _MOST_OF_OTHERS) for name in sizes}
     return [
-        f"{name} = {value!r} (expected a whole number in 1…{_MOST.get(name, _MOST_OF_OTHERS)})"
+        f"{part}{name} = {value!r} (expected a whole number in 1…{limits[name]})"
         for name, value in sizes.items()
-        if type(value) is not int or not 1 <= value <= _MOST.get(name, _MOST_OF_OTHERS)
+        if type(value) is not int or not 1 <= value <= limits[name]
     ]
 
 
@@ -158,7 +162,10 @@ def _one_rope(parameters: object, where: str) -> dict[str, Any]:
 
 
 def text_fields(
-    config: Mapping[str, Any], tensor_names: Collection[str], model_type: str
+    config: Mapping[str, Any],
+    tensor_names: Collection[str],
+    model_type: str,
+    where: str = "config.json",
 ) -> dict[str, Any]:
     """Return the `text_config` of a captioner's config.json, told whether embeddings are tied.
 
@@ -166,11 +173,15 @@ def text_fields(
         config: The fields of config.json.
         tensor_names: The names of the checkpoint's tensors.
         model_type: The language model's type if `text_config` names none.
+        where: The file's name in errors.
 
     In transformers 4 the text_config decides about tied embeddings; in 5 the top level does, as it
     does in some older files. So the top level counts where the files hold no output head.
     """
-    text = {"model_type": model_type, **(config.get("text_config") or {})}
+    own = config.get("text_config") or {}
+    if not isinstance(own, Mapping):
+        raise CheckpointError(f"{where}: text_config is {own!r}, no object.", "Download it again.")
+    text = {"model_type": model_type, **own}
     has_head = any(name.endswith("lm_head.weight") for name in tensor_names)
     if config.get("tie_word_embeddings") and not has_head:
         text["tie_word_embeddings"] = True

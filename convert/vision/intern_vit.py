@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from edgeprism.convert.read.checkpoint import Checkpoint
-from edgeprism.convert.read.fields import require_known
+from edgeprism.convert.read.fields import number_faults, require_known, size_faults
 from edgeprism.convert.vision.config import ACTIVATIONS, TowerConfig
 from edgeprism.convert.vision.weights import (
     Weight,
@@ -42,11 +42,8 @@ def intern_vit_fields(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return a vision_config with defaults; CheckpointError lists every fault."""
     require_known(data, (*_DEFAULTS, "num_channels", "use_bfloat16"), where)
     fields = {**_DEFAULTS, **data}
-    faults = [
-        f"{name} = {fields[name]!r} (expected a whole number above 0)"
-        for name, default in _DEFAULTS.items()
-        if type(default) is int and (type(fields[name]) is not int or fields[name] < 1)
-    ]
+    sizes = {name: fields[name] for name, default in _DEFAULTS.items() if type(default) is int}
+    faults = size_faults(sizes) + number_faults({"layer_norm_eps": fields["layer_norm_eps"]}, 1)
     if fields["norm_type"] not in ("rms_norm", "layer_norm"):
         faults.append(f"norm_type = {fields['norm_type']!r} (known: rms_norm, layer_norm)")
     if fields["hidden_act"] not in ACTIVATIONS:

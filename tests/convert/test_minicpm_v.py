@@ -283,6 +283,8 @@ def linked(source: Path, folder: Path, file: str = "config.json", **changes: Any
         ("2.0", {"scale_resolution": 60, "max_slice_nums": 9}, "no multiple of patch_size"),
         ("2.0", {"max_slice_nums": 0}, "max_slice_nums = 0"),
         ("2.0", {"scale_emb": "12"}, "scale_emb = '12'"),
+        ("2.0", {"patch_size": 7}, "patches of 14 pixels where patch_size is 7"),
+        ("2.0", {"slice_mode": 1}, "slice_mode = 1"),
         ("2.0", {"query_num": 10}, "10 queries have positions, but make no square"),
         ("2.0", {"new_switch": 3}, "new_switch = 3"),
         ("2.5", {"version": "2.6"}, "version = '2.6'"),
