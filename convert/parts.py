@@ -32,6 +32,7 @@ from edgeprism.convert.vision.instructed import TextSide
 from edgeprism.convert.vision.quantize import FEATURES, IDS, INPUT, NEWLINE, OUTPUT
 from edgeprism.convert.vision.side import VisionSide
 from edgeprism.convert.vision.weights import VisionWeights
+from edgeprism.errors import CheckpointError
 
 VOCABULARY_FILE = "vocab.txt"  # of the instruction, for the vision graph
 
@@ -85,6 +86,7 @@ def captioner_parts(
     sources = [source_of(published) for published in captioner.sources]
     licenses = list(dict.fromkeys(source.license for source in sources))
     vision, lm = captioner.vision, captioner.lm
+    _require_room(captioner)
     manifest = Manifest(
         schema=SCHEMA,
         name=name or card.name or captioner.name or captioner.folder.resolve().name,
@@ -119,6 +121,18 @@ def captioner_parts(
         manifest=manifest,
         text=vision.text,
     )
+
+
+def _require_room(captioner: PublishedCaptioner) -> None:
+    """Raise CheckpointError if a picture's visual tokens alone would fill the context."""
+    down, across = captioner.vision.grid
+    if captioner.lm.config.context_length <= down * across:
+        raise CheckpointError(
+            f"{captioner.lm.checkpoint.folder}: the language model takes "
+            f"{captioner.lm.config.context_length} tokens (max_position_embeddings in config.json)"
+            f", and a picture alone has {down * across} visual tokens.",
+            "Use the config.json that was published.",
+        )
 
 
 def _vision(vision: VisionSide, n_embd: int) -> Vision:
