@@ -188,7 +188,7 @@ def _transformers_layout(captioner: Path, config: dict[str, Any]) -> _Layout:
 
 def _checked_configs(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return vision_config and qformer_config with transformers' defaults, after checking both."""
-    from edgeprism.convert.read.fields import require_known
+    from edgeprism.convert.read.fields import number_faults, object_field, require_known
 
     known = ("num_query_tokens", "use_decoder_only_language_model")
     require_known(config, known, str(path), _KIND)
@@ -197,10 +197,11 @@ def _checked_configs(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any]
         ("vision_config", _VISION_FIELDS, _VISION_DEFAULTS),
         ("qformer_config", _QFORMER_FIELDS, _QFORMER_DEFAULTS),
     ):
-        published = config.get(name) or {}
+        published = object_field(config, name, str(path))
         require_known(published, fields, f"{path} ({name})")
         parts[name] = {**defaults, **{k: published[k] for k in fields if k in published}}
     vision, former = parts["vision_config"], parts["qformer_config"]
+    text = object_field(config, "text_config", str(path))
     expected = [
         ("vision_config.hidden_act", vision["hidden_act"], "gelu"),
         ("vision_config.qkv_bias", vision["qkv_bias"], True),
@@ -208,9 +209,11 @@ def _checked_configs(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any]
         ("qformer_config.layer_norm_eps", former["layer_norm_eps"], 1e-12),
         ("qformer_config.position_embedding_type", former["position_embedding_type"], "absolute"),
         ("qformer_config.cross_attention_frequency", former["cross_attention_frequency"], 2),
-        ("text_config.model_type", (config.get("text_config") or {}).get("model_type"), "llama"),
+        ("text_config.model_type", text.get("model_type"), "llama"),
     ]
     faults = [f"{name} {is_!r} (expected {not_!r})" for name, is_, not_ in expected if is_ != not_]
+    eps = vision["layer_norm_eps"]
+    faults += number_faults({"vision_config.layer_norm_eps": eps}, 1)
     faults += [
         f"{name}.num_attention_heads {part['num_attention_heads']!r}"
         for name, part in parts.items()
@@ -275,10 +278,10 @@ def _open_lm(checkpoint: Checkpoint, config: dict[str, Any], folder: Path) -> Lm
     from edgeprism.convert.language.vocabulary import TokenRules
     from edgeprism.convert.read.fields import text_fields
 
-    text = text_fields(config, checkpoint.names, "llama")
+    text = text_fields(config, checkpoint.names, "llama", str(folder / "config.json"))
     # [PAD] and <image> were added to the published vocabulary, and its size padded since
     rows = [
-        checkpoint.shape(name)[0]
+        checkpoint.sizes(name, 2)[0]
         for name in checkpoint.names
         if name.endswith("embed_tokens.weight")
     ]

@@ -89,6 +89,8 @@ def _read_model(path: Path, n_vocab: int) -> Any:
         faults.append("it removes extra whitespace")
     if not normalizer.escape_whitespaces or trainer.treat_whitespace_as_suffix:
         faults.append("it does not mark spaces in front of words")
+    if not all(isinstance(piece.piece, str) for piece in model.pieces):
+        faults.append("a piece is no text")  # protobuf returns bytes that are not UTF-8 as they are
     if len(model.pieces) > n_vocab:
         faults.append(f"it has {len(model.pieces)} pieces, the model's vocabulary {n_vocab}")
     if faults:

@@ -161,6 +161,17 @@ def _one_rope(parameters: object, where: str) -> dict[str, Any]:
     )
 
 
+def object_field(config: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """Return the object `name` of a configuration, {} if it has none.
+
+    Raises CheckpointError, which starts with `where`, if the field is no object.
+    """
+    value = config.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        raise CheckpointError(f"{where}: {name} is {value!r}, no object.", "Download it again.")
+    return dict(value or {})
+
+
 def text_fields(
     config: Mapping[str, Any],
     tensor_names: Collection[str],
@@ -178,10 +189,7 @@ def text_fields(
     In transformers 4 the text_config decides about tied embeddings; in 5 the top level does, as it
     does in some older files. So the top level counts where the files hold no output head.
     """
-    own = config.get("text_config") or {}
-    if not isinstance(own, Mapping):
-        raise CheckpointError(f"{where}: text_config is {own!r}, no object.", "Download it again.")
-    text = {"model_type": model_type, **own}
+    text = {"model_type": model_type, **object_field(config, "text_config", where)}
     has_head = any(name.endswith("lm_head.weight") for name in tensor_names)
     if config.get("tie_word_embeddings") and not has_head:
         text["tie_word_embeddings"] = True
