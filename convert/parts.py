@@ -26,7 +26,7 @@ from edgeprism.convert.language.model import LmParts, Tick
 from edgeprism.convert.read.card import INSTRUCTION, CaptionerCard
 from edgeprism.convert.read.checkpoint import Requirements
 from edgeprism.convert.read.conversations import Conversation
-from edgeprism.convert.read.sources import SourceFiles, source_of
+from edgeprism.convert.read.sources import SourceFiles, require_whole, source_of
 from edgeprism.convert.vision.graph import GraphModule
 from edgeprism.convert.vision.instructed import TextSide
 from edgeprism.convert.vision.quantize import FEATURES, IDS, INPUT, NEWLINE, OUTPUT
@@ -83,6 +83,7 @@ def captioner_parts(
 
     In the manifest, the fields that the pipeline determines stay empty.
     """
+    require_whole(published.folder for published in captioner.sources)
     sources = [source_of(published) for published in captioner.sources]
     licenses = list(dict.fromkeys(source.license for source in sources))
     vision, lm = captioner.vision, captioner.lm

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprism.bundle.manifest import Source
 from edgeprism.convert.read.checkpoint import digest_of_files, license_of, read_json
+from edgeprism.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,24 @@ class SourceFiles:
     role: str
     folder: Path
     files: Sequence[Path]
+
+
+def require_whole(folders: Iterable[Path]) -> None:
+    """Raise CheckpointError for links to files that are not there, as interrupted downloads leave.
+
+    A file that may be missing from a checkpoint would otherwise be passed over in silence.
+    """
+    broken = [
+        str(path)
+        for folder in dict.fromkeys(folders)
+        for path in sorted(folder.iterdir())
+        if path.is_symlink() and not path.exists()
+    ]
+    if broken:
+        raise CheckpointError(
+            f"These links lead to files that are missing: {', '.join(broken)}.",
+            "Download the files again, or remove the links of those that you do not need.",
+        )
 
 
 def source_of(published: SourceFiles) -> Source:

@@ -21,10 +21,13 @@ from edgeprism.convert.language.vocabulary import TokenRules
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.read.fields import text_fields
 from edgeprism.convert.read.pth import pth_checkpoint
+from edgeprism.convert.read.sources import require_whole
 from edgeprism.convert.vision.config import preparation_from_folder, tower_fields
 from edgeprism.convert.vision.intern_vit import intern_vit_fields
 from edgeprism.errors import CheckpointError
 from tests.helpers.checkpoints import write_tokenizer
+from tests.helpers.converting import parts_of
+from tests.helpers.tiny_captioners import write_llava_hf
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -114,6 +117,15 @@ def test_an_image_processors_numbers_are_numbers(changes: dict[str, Any], tmp_pa
     )  # fmt: skip
 
 
+def test_a_context_that_a_picture_fills_is_refused(tmp_path: Path) -> None:
+    case = write_llava_hf(tmp_path / "c")
+    path = tmp_path / "c" / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["max_position_embeddings"] = 16
+    path.write_text(json.dumps(config))
+    refused(lambda: parts_of(case), "takes 16 tokens (max_position_embeddings in config.json)")
+
+
 def test_a_text_config_that_is_no_object_is_named() -> None:
     refused(lambda: text_fields({"text_config": "x"}, [], "llama", "c.json"), "c.json: text_config")
 
@@ -168,6 +180,15 @@ def test_a_pth_file_is_a_table_by_name_and_no_pipe(tmp_path: Path) -> None:
         refused(lambda: pth_checkpoint(tmp_path, "part", probes), "part.pth is not a table")
     torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "part.pth")
     assert pth_checkpoint(tmp_path, "part", probes).names == {"weight"}
+
+
+def test_links_to_missing_files_are_named(tmp_path: Path) -> None:
+    for name in ("here.json", "lost.json"):
+        (tmp_path / name).symlink_to(tmp_path.parent / f"{tmp_path.name}-{name}")
+    (tmp_path / "here.json").resolve().write_text("{}")
+    refused(lambda: require_whole([tmp_path]), "missing: ", str(tmp_path / "lost.json"))
+    (tmp_path / "lost.json").unlink()
+    require_whole([tmp_path])
 
 
 def test_logits_that_are_all_alike_fail() -> None:
