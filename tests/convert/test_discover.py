@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.cli import convert as convert_command
+from edgeprism.cli.errors import with_options
 from edgeprism.cli.main import run
 from edgeprism.convert import families as package
 from edgeprism.convert import pipeline, supervise
@@ -183,6 +184,12 @@ def test_a_folder_in_place_of_a_family_is_looked_at(
     message = capsys.readouterr().err
     assert f"{tmp_path} is a folder, and a family of checkpoints comes first: internvl," in message
     assert hint in message
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_hints_name_a_familys_settings_as_options(family: Family) -> None:
+    for option in family.options:
+        assert with_options(f"Pass `{option.name}`.") == f"Pass --{option.name.replace('_', '-')}."
 
 
 def test_settings_are_completed_and_checked() -> None:
