@@ -24,7 +24,7 @@ def vocabulary_from_folder(folder: Path, n_vocab: int, rules: TokenRules) -> Voc
             "Download the tokenizer with the language model.",
         )
     try:
-        vocabulary = kinds[0].vocabulary(folder, n_vocab, rules)
+        vocabulary: Vocabulary = kinds[0].vocabulary(folder, n_vocab, rules)
     except UnicodeEncodeError as error:  # JSON can spell half of a character: "\ud83d"
         raise CheckpointError(
             f"{folder}: the tokenizer's files hold a token that is no text, {error.object!r}.",
