@@ -207,7 +207,10 @@ class _SafetensorsFile(_Container):
 
     def kind(self, name: str) -> str:
         dtype = str(self._file.get_slice(name).get_dtype())
-        return "" if dtype in ("F64", "F32", "F16", "BF16") else dtype
+        if dtype in ("F64", "F32", "F16", "BF16"):
+            return ""
+        # "I8" and "U8" as torch calls them
+        return dtype.replace("I", "int").replace("U", "uint") if dtype[0] in "IU" else dtype
 
     def read(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._file.get_tensor(name)
