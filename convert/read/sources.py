@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from edgeprism.bundle.manifest import Source
 from edgeprism.convert.read.checkpoint import digest_of_files, license_of, read_json
 from edgeprism.errors import CheckpointError
+
+_PUBLISHED = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")  # OWNER/NAME
 
 
 @dataclass(frozen=True)
@@ -59,5 +62,5 @@ def published_name(folder: Path) -> str:
         return f"{store.removeprefix('models--').replace('--', '/', 1)}@{resolved.name}"
     config = folder / "config.json"
     named = str(read_json(config).get("_name_or_path", "")) if config.is_file() else ""
-    # an absolute path names a place on the publisher's disk, not a model
-    return named if named and not Path(named).is_absolute() else resolved.name
+    # others are folders on the publisher's disk, e.g. "chat" or "/data/llava"
+    return named if _PUBLISHED.fullmatch(named) else resolved.name

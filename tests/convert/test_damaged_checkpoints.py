@@ -21,7 +21,7 @@ from edgeprism.convert.language.vocabulary import TokenRules
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.read.fields import text_fields
 from edgeprism.convert.read.pth import pth_checkpoint
-from edgeprism.convert.read.sources import require_whole
+from edgeprism.convert.read.sources import published_name, require_whole
 from edgeprism.convert.vision.config import preparation_from_folder, tower_fields
 from edgeprism.convert.vision.intern_vit import intern_vit_fields
 from edgeprism.errors import CheckpointError
@@ -188,6 +188,22 @@ def test_links_to_missing_files_are_named(tmp_path: Path) -> None:
     refused(lambda: require_whole([tmp_path]), "missing: ", str(tmp_path / "lost.json"))
     (tmp_path / "lost.json").unlink()
     require_whole([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("stored", "name"),
+    [
+        ("openbmb/MiniCPM-V", "openbmb/MiniCPM-V"), ("chat", "folder"), ("/data/llava", "folder"),
+        ("./out/llava", "folder"), (5, "folder"), (None, "folder"), ("a/b\x1b[2J", "folder"),
+    ],
+)  # fmt: skip
+def test_only_a_published_name_replaces_the_folders(
+    stored: object, name: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"_name_or_path": stored}))
+    assert published_name(folder) == name
 
 
 def test_logits_that_are_all_alike_fail() -> None:
