@@ -204,7 +204,7 @@ def _language_model(
     path = llm / "config.json"
     data = dict(read_json(path))
     embedding = [n for n in checkpoint.names if n.endswith("embed_tokens.weight")]
-    rows = checkpoint.shape(embedding[0])[0] if embedding else 0
+    rows = checkpoint.sizes(embedding[0], 2)[0] if embedding else 0
     base_rows = data.get("vocab_size", 32000)
     if isinstance(base_rows, int) and rows > base_rows:
         data["vocab_size"] = rows

@@ -207,7 +207,7 @@ def _vision_side(tower: TowerConfig, checkpoint: Checkpoint, n_embd: int) -> Vis
 
     prefix = f"{_PREFIX}attn_pool."
     query = f"{prefix}query"
-    n_queries = checkpoint.shape(query)[0] if query in checkpoint.names else _N_QUERIES
+    n_queries = checkpoint.sizes(query, 2)[0] if query in checkpoint.names else _N_QUERIES
     config = ResamplerConfig(
         n_queries, tower.n_embd, n_embd, n_embd // _HEAD_DIM, tower.grid, tower.eps
     )

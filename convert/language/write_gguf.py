@@ -70,7 +70,9 @@ def _write_direct(path: Path, quant: str, parts: LmParts, name: str, progress: P
     writer.write_ti_data_to_file()
     progress.stage("Writing the language model", len(tensors))
     for tensor, kind in zip(tensors, types, strict=True):
-        writer.write_tensor_data(_encoded(tensor.name, tensor.shape, tensor.make(parts.read), kind))
+        published = f"{parts.checkpoint.folder}: {tensor.source or tensor.name}"
+        numbers = tensor.make(parts.read)
+        writer.write_tensor_data(_encoded(published, tensor.shape, numbers, kind))
         progress.advance()
     writer.close()
 
@@ -125,8 +127,10 @@ def _encoded(
         tensor = tensor.to(torch.float16)
     if not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(
-            f"{name}: the weights hold values that are not finite, or too large for {kind.name}.",
-            "Download the checkpoint again, or convert with `lm_quant=F32`.",
+            f"{name} holds values that are not finite, or too large for {kind.name}.",
+            "Download the checkpoint again, or convert with `lm_quant=F32`."
+            if kind == gguf.GGMLQuantizationType.F16
+            else "Download the checkpoint again.",
         )
     array = tensor.contiguous().numpy()
     return array if kind in _PLAIN else gguf.quants.quantize(array, kind)

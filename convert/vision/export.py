@@ -77,11 +77,7 @@ def _write_weights(
             if tensor.shape != parameter.shape:
                 raise RuntimeError(f"{name}: {list(tensor.shape)}, not {list(parameter.shape)}")
             if not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(
-                    f"The vision weights that become {name} hold values that are not finite, or "
-                    f"too large for {str(module.dtype).removeprefix('torch.')}.",
-                    "Download the checkpoint again, or leave fp16 out of `vision_quants`.",
-                )
+                raise _not_finite(weights.origin(name), module.dtype)
             data.write(bytes(-data.tell() % _ALIGNMENT))
             initializers[name].const_value = onnx_ir.ExternalTensor(
                 data_path.name,
@@ -94,6 +90,16 @@ def _write_weights(
             )
             # `tofile` would not say that the disk is full
             data.write(tensor.contiguous().numpy().data)
+
+
+def _not_finite(origin: str, dtype: torch.dtype) -> CheckpointError:
+    return CheckpointError(
+        f"{origin}: values that are not finite, or too large for "
+        f"{str(dtype).removeprefix('torch.')}.",
+        "Download the checkpoint again, or leave fp16 out of `vision_quants`."
+        if dtype == torch.float16
+        else "Download the checkpoint again.",
+    )
 
 
 def _name_lengths(model: onnx.ModelProto, names: Mapping[str, str]) -> None:

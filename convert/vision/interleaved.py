@@ -93,7 +93,7 @@ def _rows(config: TowerConfig, checkpoint: Checkpoint, prefix: str, names: Names
                 checkpoint, {**row, **table}, lambda first, rows: first[0] + rows[0, :1]
             ),
         }
-    n_old = checkpoint.shape(name)[0] if name in checkpoint.names else n
+    n_old = checkpoint.sizes(name, 2)[0] if name in checkpoint.names else n
     if round(n_old**0.5) ** 2 != n_old:
         raise CheckpointError(
             f"{checkpoint.folder}: {name} has {n_old} positions, which make no square.",

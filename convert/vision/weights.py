@@ -58,6 +58,11 @@ class VisionWeights:
         tensors = (weight.checkpoint.read(source).to(dtype) for source in weight.shapes)
         return weight.turn(*tensors).to(dtype).contiguous()
 
+    def origin(self, name: str) -> str:
+        """Return the folder and the published tensors of parameter `name`, for errors."""
+        weight = self._weights[name]
+        return f"{weight.checkpoint.folder}: {', '.join(weight.shapes)}"
+
     def requirements(self) -> Iterable[tuple[Checkpoint, Mapping[str, tuple[int, ...]]]]:
         """Return the checkpoints and the shapes of the tensors that each must hold."""
         return [(weight.checkpoint, weight.shapes) for weight in self._weights.values()]
