@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,13 @@ def test_a_pth_file_is_a_table_by_name_and_no_pipe(tmp_path: Path) -> None:
     for table in ({"weight": torch.zeros(2), 5: torch.zeros(2)}, {"model": {None: torch.zeros(2)}}):
         torch.save(table, tmp_path / "part.pth")
         refused(lambda: pth_checkpoint(tmp_path, "part", probes), "part.pth is not a table")
+    for pickled in (
+        b"\x80\x02.",
+        b"\x80\x02}q\x00(X\x01\x00\x00\x00aK\x05u.",
+        pickle.dumps(os.system),
+    ):
+        (tmp_path / "part.pth").write_bytes(pickled)
+        refused(lambda: pth_checkpoint(tmp_path, "part", probes), "part.pth")
     torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "part.pth")
     assert pth_checkpoint(tmp_path, "part", probes).names == {"weight"}
 
