@@ -149,7 +149,8 @@ class Generator:
             grammar=sampling.grammar,
             lm=self.lm,
             repetition_penalty=sampling.repetition_penalty,
-            max_tokens=sampling.max_tokens,
+            # llama.cpp reserves memory for them, and never draws more than the context holds
+            max_tokens=min(sampling.max_tokens, self.lm.n_ctx_train),
         )
 
     def add(self, index: int, request: Request, sampler: Sampler | None = None) -> None:

@@ -11,6 +11,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from edgeprism.language.generator import Finished, Generator
+from edgeprism.language.llama import import_llama
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Request, Sampling
 from edgeprism.perceive.captioner import Captioner
@@ -69,3 +70,25 @@ def test_a_captioner_takes_its_models(penalty: float, tmp_path: Path) -> None:
         with Captioner.load(bundle, device="cpu") as captioner:
             texts.append(captioner.caption(picture, caption_tokens=40).text)
     assert (texts[0] == texts[1]) == (penalty == 1)
+
+
+def test_a_caption_without_end_reserves_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp has a place for each token that it may count: 8 GB for two billion."""
+    counted: list[int] = []
+    llama = import_llama()
+    real = llama.llama_sampler_init_penalties
+
+    def recorded(n_vocab: int, last: int, *penalties: float) -> object:
+        counted.append(last)
+        return real(n_vocab, last, *penalties)
+
+    monkeypatch.setattr(llama, "llama_sampler_init_penalties", recorded)
+    lm = LanguageModel(bundles.lm_parts(5).write(tmp_path / "lm.gguf"))
+    generator = Generator(lm)
+    sampling = Sampling(max_tokens=10**12, repetition_penalty=1.5)
+    generator.sampler(Request(([1],), sampling)).close()
+    generator.close()
+    lm.close()
+    assert counted == [lm.n_ctx_train]
