@@ -348,7 +348,7 @@ def _lavis_layout(
     sources = [
         SourceFiles("captioner", captioner, own.files),
         SourceFiles("vision", vision, eva.files),
-        SourceFiles("llm", llm, [*language.files, llm / "tokenizer.model"]),
+        SourceFiles("llm", llm, [*language.files, *llm.glob("tokenizer.model")]),
     ]
     prepared = Preparation(
         "stretch", tower.image_size, "bicubic", 1 / 255, eva_vit.MEAN, eva_vit.STD

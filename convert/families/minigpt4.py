@@ -67,7 +67,7 @@ def read(
     sources = [
         SourceFiles("captioner", captioner, own.files),
         SourceFiles("vision", vision, tower.files),
-        SourceFiles("llm", llm, [*language.files, llm / "tokenizer.model"]),
+        SourceFiles("llm", llm, [*language.files, *llm.glob("tokenizer.model")]),
     ]
     kind = _kind(own, tower, task)
     if kind == "vicuna":
@@ -136,7 +136,9 @@ def _open_lm(language: Checkpoint, config: dict[str, object]) -> LmParts:
     from edgeprism.convert.language.vocabulary import TokenRules
 
     where = str(language.folder / "config.json")
-    return open_language_model(language, config, where, language.folder, TokenRules())
+    # Vicuna and Llama 2 have these two, which tells a later Llama of the same width apart
+    rules = TokenRules(needed=("<s>", "</s>"))
+    return open_language_model(language, config, where, language.folder, rules)
 
 
 def _open_qformer(folder: Path | None, own: Checkpoint) -> Checkpoint:

@@ -56,7 +56,7 @@ def read(
         captioner,
         [
             SourceFiles("captioner", captioner, [*projector.files, *adapter_files]),
-            SourceFiles("llm", llm, [*checkpoint.files, llm / "tokenizer.model"]),
+            SourceFiles("llm", llm, [*checkpoint.files, *llm.glob("tokenizer.model")]),
             SourceFiles("vision", vision, tower.files),
         ],
         one_tile("pad", preparation),

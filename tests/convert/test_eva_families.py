@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sentencepiece import sentencepiece_model_pb2
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
@@ -370,6 +371,18 @@ def test_what_minigpt4_needs_is_named(tmp_path: Path) -> None:
     case.settings["task"] = "caption"
     with pytest.raises(UsageError, match="knows no tasks"):
         converted(case, tmp_path / "out")
+
+
+def test_minigpt4_runs_on_no_later_llama(tmp_path: Path) -> None:
+    """Llama 3 is as wide as Llama 2, so the tensors alone would fit."""
+    case = write_minigpt4(tmp_path / "c", kind="llama-2")
+    path = Path(case.settings["llm"]) / "tokenizer.model"
+    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    for piece in model.pieces:
+        piece.piece = {"<s>": "<begin>", "</s>": "<end>"}.get(piece.piece, piece.piece)
+    path.write_bytes(model.SerializeToString())
+    path.with_name("tokenizer_config.json").unlink()
+    assert "no token is named <s> or </s>" in refusal(case, tmp_path / "out").message
 
 
 def test_files_that_do_not_tell_which_are_refused(tmp_path: Path) -> None:
