@@ -83,13 +83,16 @@ def likely_family(folder: Path) -> str | None:
 def _scores(folder: Path) -> dict[str, int]:
     """Return {family: how many fields and file names it shares with `folder`}, closest first.
 
-    A model_type counts twice; families that share nothing are left out.
+    A model_type and a file's name count twice, for fewer models share them than fields. Families
+    that share nothing are left out.
     """
     config = _config_of(folder)
-    present = {*config, *(path.name for path in folder.glob("*"))}
+    files = {path.name for path in folder.glob("*")}
     kind = config.get("model_type")
     scores = {
-        family.name: 2 * (kind in family.model_types) + len(present.intersection(family.signs))
+        family.name: 2 * (kind in family.model_types)
+        + 2 * len(files.intersection(family.signs))
+        + len(config.keys() & set(family.signs))
         for family in families()
     }
     return {name: scores[name] for name in sorted(scores, key=lambda n: -scores[n]) if scores[name]}

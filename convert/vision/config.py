@@ -262,9 +262,9 @@ def normalisation(
         "image_std": data.get("image_std") or std,
     }
     for name, values in found.items():
-        numbers = values if isinstance(values, list | tuple) and len(values) == 3 else [None]
         least = 0 if name == "image_std" else -math.inf
-        if not all(type(v) in (int, float) and least < v < math.inf for v in numbers):
+        three = isinstance(values, list | tuple) and len(values) == 3
+        if not three or not all(type(v) in (int, float) and least < v < math.inf for v in values):
             faults.append(f"{name} = {values!r} (expected three numbers)")
     if faults:
         raise CheckpointError(

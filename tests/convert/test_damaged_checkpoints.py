@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,14 @@ def test_a_language_models_fields_are_checked_before_they_are_used(kind: str) ->
     for name in ("num_hidden_layers", "vocab_size", "num_key_value_heads", "hidden_size"):
         for value in NOT_A_SIZE:
             data = {**whole, name: value}
-            refused(lambda d=data: lm_config_from_dict(d, "here"), "here describes", f"{name} = ")
+            refused(partial(lm_config_from_dict, data, "here"), "here describes", f"{name} = ")
     for name in ("rms_norm_eps", "rope_theta"):
         for value in NOT_A_NUMBER:
             data = {**whole, name: value}
-            refused(lambda d=data: lm_config_from_dict(d, "here"), "here ", name)
+            refused(partial(lm_config_from_dict, data, "here"), "here ", name)
     for name in ("tie_word_embeddings", "attention_bias"):
         data = {**whole, name: "false"}
-        refused(lambda d=data: lm_config_from_dict(d, "here"), f"{name} = 'false'")
+        refused(partial(lm_config_from_dict, data, "here"), f"{name} = 'false'")
 
 
 @pytest.mark.parametrize(
@@ -96,9 +97,9 @@ def test_a_towers_fields_are_checked(read: Callable[[dict[str, Any]], dict[str, 
     assert read(TOWER)["image_size"] == 56
     for name in TOWER:
         for value in NOT_A_SIZE:
-            refused(lambda d={**TOWER, name: value}: read(d), "here", f"{name} = ")
+            refused(partial(read, {**TOWER, name: value}), "here", f"{name} = ")
     for value in NOT_A_NUMBER:
-        refused(lambda d={**TOWER, "layer_norm_eps": value}: read(d), "here", "layer_norm_eps")
+        refused(partial(read, {**TOWER, "layer_norm_eps": value}), "here", "layer_norm_eps")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_numbers_of_another_kind_are_listed_with_all_other_faults(
     assert len(caught.value.details) == len(strange) + 1
     assert "Quantized checkpoints" in caught.value.hint
     for name in strange:
-        refused(lambda n=name: checkpoint.read(n), name, "not a float type")
+        refused(partial(checkpoint.read, name), name, "not a float type")
 
 
 def test_a_pth_file_is_a_table_by_name_and_no_pipe(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
-from edgeprism.convert.discover import closest_families, family_named
+from edgeprism.convert.discover import family_named, likely_family
 from edgeprism.convert.families import instructblip
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.parts import FamilyParts, captioner_parts
@@ -415,7 +415,7 @@ def test_lavis_other_parts_are_named(case_of: Callable[[str], InstructBlipCase])
 
 def test_the_family_is_found_by_its_folder(case_of: Callable[[str], InstructBlipCase]) -> None:
     for name in ("transformers", "lavis"):
-        assert closest_families(case_of(name).settings["captioner"])[0] == "instructblip"
+        assert likely_family(case_of(name).settings["captioner"]) == "instructblip"
 
 
 def test_a_newer_tokenizer_file_alone_is_enough(
