@@ -74,9 +74,17 @@ def unknown_layout(folder: Path, family: str, expected: str) -> CheckpointError:
 def likely_family(folder: Path) -> str | None:
     """Return the family that `folder` resembles more than any other, if it shares more than a sign.
 
-    A single field, such as `vision_config`, stands in the configurations of many models.
+    A single field, such as `vision_config`, stands in the configurations of many models, and a
+    family whose model_types lack the folder's reads other models.
     """
-    (name, best), (_, second) = [*_scores(folder).items(), ("", 0), ("", 0)][:2]
+    kind = _config_of(folder).get("model_type")
+    known = {family.name: family.model_types for family in families()}
+    scores = {
+        name: score
+        for name, score in _scores(folder).items()
+        if kind is None or not known[name] or kind in known[name]
+    }
+    (name, best), (_, second) = [*scores.items(), ("", 0), ("", 0)][:2]
     return name if best > max(second, 1) else None
 
 

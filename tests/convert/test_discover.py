@@ -173,6 +173,7 @@ def test_the_command_line_needs_the_required_options_alone(
         ),
         # a field that many models have is no sign of one of them
         ({"model_type": "qwen2_vl", "vision_config": {}}, "`edgeprism convert --list`"),
+        ({"model_type": "blip-2", "vision_config": {}, "num_query_tokens": 32}, "--list`"),
         ({}, "`edgeprism convert --list`"),
     ],
 )
