@@ -291,7 +291,7 @@ class VisionEncoder:
         Raises Interrupted when `cancel` is set.
         """
         if self._video is None:
-            raise ValueError("the manifest has no `video`")
+            raise ValueError("the manifest says nothing of videos")
         return self._encode(pixels, self._video.output, self._video.tokens_per_frame)
 
     def _encode(self, pixels: np.ndarray, output: str, n_tokens: int) -> np.ndarray:

@@ -6,11 +6,12 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.families import llava_next_video
@@ -18,12 +19,16 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import frames as frames_of_graph
 from edgeprism.convert.vision import graph, stock
 from edgeprism.convert.vision.config import n_used_layers
+from edgeprism.convert.vision.eager import with_weights
 from edgeprism.errors import CheckpointError, UsageError
 from edgeprism.perceive.captioner import Captioner
+from edgeprism.picture.read import read_picture
 from edgeprism.progress import Progress
 from tests.helpers import tiled
 from tests.helpers.captions import caption_ids
-from tests.helpers.converting import convert_family
+from tests.helpers.converting import convert_family, parts_of
+from tests.helpers.tiles import picture_to_tiles
+from tests.helpers.tiny_captioners import Case
 from tests.helpers.tiny_llava_next_video import SPECS, TILE, Spec, TinyCheckpoint, change, write
 from tests.helpers.videos import decoded, moving_frames, write_video
 
@@ -87,18 +92,18 @@ def test_rows_and_text_of_a_video_are_transformers(
         assert actual.ids == expected.ids
         texts.add(tuple(actual.ids))
     assert len(texts) == 2
-    if spec.name in ("hf-vicuna", "original-after"):  # a picture is LLaVA-NeXT's, as before
+    if spec.name == "hf-vicuna":  # a picture is LLaVA-NeXT's, as before
         tiled.same_as_reference(tiny, bundle)
 
 
-def test_every_variant_has_frames(
+def test_an_int8_variant_has_frames(
     made_of: Callable[[Spec], TinyCheckpoint], video: Path, tmp_path: Path
 ) -> None:
     tiny = made_of(SPECS[0])
-    options = ConvertOptions(("fp32", "fp16", "int8"), "F32", force=True)
+    options = ConvertOptions(("fp32", "int8"), "F32", force=True)
     convert_family("llava-next-video", tmp_path / "b", options, tiny.settings)
     expected = tiny.video_output(shown(video)).rows
-    for quant, error in (("fp32", 1e-5), ("fp16", 1e-2), ("int8", 0.2)):
+    for quant, error in (("fp32", 1e-5), ("int8", 0.2)):
         with Captioner.load(tmp_path / "b", vision_quant=quant) as it:
             rows = it.encode(video).visual_tokens
         assert np.linalg.norm(rows - expected) < error * np.linalg.norm(expected)
@@ -196,16 +201,36 @@ MISTAKES = {
 }  # fmt: skip
 
 
+def error_of(tiny: TinyCheckpoint, video: Path) -> float:
+    """Relative error of the rows of a video's frames, run in torch; infinite for other shapes."""
+    parts = parts_of(Case("llava-next-video", tiny.settings, cast("Any", None)))
+    manifest, frames = parts.manifest, shown(video)
+    assert manifest.video is not None
+    policy = manifest.video.frame_policy(manifest.image.size)
+    tiles = [picture_to_tiles(read_picture(Image.fromarray(f)), policy) for f in frames]
+    module = with_weights(parts.vision(torch.float32), parts.vision_weights)
+    with torch.inference_mode():
+        made = module(torch.from_numpy(np.concatenate(tiles)))[-1].flatten(0, 1).numpy()
+    expected = tiny.video_output(frames).rows
+    if made.shape != expected.shape:
+        return float("inf")
+    return float(np.linalg.norm(made - expected) / np.linalg.norm(expected))
+
+
+def test_without_a_mistake_the_error_is_small(
+    made_of: Callable[[Spec], TinyCheckpoint], video: Path
+) -> None:
+    assert error_of(made_of(SPECS[0]), video) < 1e-5
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_are_seen(
-    name: str, made_of: Callable[[Spec], TinyCheckpoint], video: Path, tmp_path: Path,
+    name: str, made_of: Callable[[Spec], TinyCheckpoint], video: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     tiny = made_of(SPECS[0])
-    expected = tiny.video_output(shown(video))
     MISTAKES[name](monkeypatch)
-    bundle = converted(tiny, tmp_path / "b")
-    assert not tiled.equal(video_output(bundle, video), expected)
+    assert error_of(tiny, video) > 1e-3
 
 
 # ---- refusals
