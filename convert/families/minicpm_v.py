@@ -35,9 +35,9 @@ _TIMM_TOWER = "vit_so400m_patch14_siglip_384.webli"
 _MEAN = [0.5, 0.5, 0.5]
 _PENALTY = 1.05  # with which the published `chat` samples by default
 _HEAD = 128  # width of the resampler's heads, in all versions
-# A tile of so many times the usual number of patches keeps the published shape even if the
-# picture is 4096 times as long as it is high.
-_LONGEST = 2
+# The most pixels of a tile, in squares of the usual size: long ones have more than a square. So a
+# picture gets the published shape if it is up to 2000 times as long as it is high.
+_LONGEST = 1.5
 # Fields of config.json that are not the language model's, with the published code's defaults
 _OF_BOTH: dict[str, Any] = {
     "query_num": 64, "image_size": 448, "drop_vision_last_layer": True, "slice_mode": None,
@@ -250,7 +250,7 @@ def _image_policy(layout: _Layout) -> ImagePolicy:
     edge, patch = layout.edge, layout.patch
     if not layout.max_slices:
         return ImagePolicy("stretch", edge, [0, 0, 0], "bicubic", 1)
-    free = FreeShape("equal-area", patch, edge**2, _LONGEST * edge**2, layout.queries)
+    free = FreeShape("equal-area", patch, edge**2, int(_LONGEST * edge**2), layout.queries)
     # the counts in order, and of each the grids with the fewest columns first: ties go to the first
     grids = [
         [count // across, across]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from edgeprism.bundle.open import open_bundle
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.gate.judge import judge_lm
 from edgeprism.convert.gate.tiles import gate_tiles
@@ -22,13 +23,15 @@ from edgeprism.convert.vision import free_graph, graph, resampler
 from edgeprism.convert.vision.eager import with_weights
 from edgeprism.errors import CheckpointError
 from edgeprism.language.model import LanguageModel
+from edgeprism.memory.language import LanguageUse
+from edgeprism.perceive.footprint import CaptionerFootprint
 from edgeprism.picture.layout import picture_to_layout, tiles_by_shape
 from edgeprism.picture.read import read_picture
 from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.progress import Progress
 from tests.helpers import tiled
 from tests.helpers.converting import convert_family, parts_of
-from tests.helpers.tiny_minicpm_v import Case, write_minicpm_v
+from tests.helpers.tiny_minicpm_v import N_EMBD, Case, write_minicpm_v
 
 # version → the graphs that are made of it
 VERSIONS = {"1.0": ("fp32",), "2.0": ("fp32", "int8"), "2.5": ("fp32", "fp16")}
@@ -120,7 +123,7 @@ def test_slices_of_many_sizes_are_upstreams(tmp_path: Path) -> None:
         down, across = layout.grid or (0, 0)
         overview, *slices = layout.shapes
         if expected[0] * expected[1] > manifest.image.free.most_pixels:  # type: ignore[union-attr]
-            assert width > 4096 * height or height > 4096 * width or min(width, height) < 3
+            assert max(width, height) > 2000 * min(width, height)
             continue
         ((tall, wide),) = set(slices) or {(0, 0)}
         assert [overview[1], overview[0], across, down, wide, tall] == expected, line
@@ -138,6 +141,18 @@ def test_coarser_graphs_were_measured_on_tiles_of_several_shapes(
     assert figures["pictures"] == sum(map(len, tiles)) == 8
     assert len({tile.shape[1:] for tile in tiles}) >= 5
     assert any(len(tile) > 1 for tile in tiles)
+
+
+def test_the_plan_counts_the_largest_tile(bundle_of: Callable[[str], Path]) -> None:
+    bundle = open_bundle(bundle_of("2.0"))
+    variants = {variant.quant: variant for variant in bundle.manifest.vision.variants}
+    for quant in ("fp32", "int8"):
+        counted = CaptionerFootprint(bundle, variants[quant], LanguageUse(cells=1))
+        (activations,) = [p for p in counted.parts().parts if p.what == "vision activations"]
+        free = bundle.manifest.image.free
+        assert free is not None
+        keys = free.most_pixels // free.unit**2 * N_EMBD * 4  # of the resampler, the largest
+        assert 2 * keys < activations.size < 10 * keys, quant
 
 
 # ---- mistakes that the comparison must notice
