@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -32,8 +33,7 @@ def installed_environment() -> dict[str, str]:
 
 def spread(values: list[float]) -> str:
     """Format `values` as minimum / median / maximum."""
-    ordered = sorted(values)
-    return f"{ordered[0]:.3g} / {ordered[len(ordered) // 2]:.3g} / {ordered[-1]:.3g}"
+    return f"{min(values):.3g} / {statistics.median(values):.3g} / {max(values):.3g}"
 
 
 def cpu_limits() -> tuple[float, float]:
