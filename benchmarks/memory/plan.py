@@ -115,9 +115,9 @@ def measure_steps(model: str, reasoner: str | None, photo: Path) -> list[Compari
     # libmtmd cannot encode without the language model's weights
     early = _LOADED if captioner.bundle.manifest.vision.mmproj else ()
     after("encoding", _vision(parts) + _loaded(parts, early), lambda: captioner.encode(photo))
-    # the first word is enough: the cache has room for all of them from the start
+    # the first word, if there is one, is enough: the cache has room for all from the start
     most = max(_vision(parts) + _loaded(parts, _LOADED), parts.size("cpu"))
-    after("a caption", most, lambda: next(iter(captioner.stream(photo))))
+    after("a caption", most, lambda: next(iter(captioner.stream(photo)), None))
     if answering is not None and plan.reasoner is not None:
 
         def answer() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from edgeprism.machine.mapped_files import drop_mapped_pages
 if TYPE_CHECKING:
     import numpy as np
 
+_DROP_EVERY = 0.05  # of loading
 _AXES = 4  # positions of a row with M-RoPE: time, down, across, unused
 
 
@@ -68,7 +69,7 @@ class LanguageModel:
         params.n_gpu_layers = gpu_layers
         # repacked weights; off where the AMX layout would be chosen, which crashes
         params.use_extra_bufts = not has_amx()
-        progress = llama.llama_progress_callback(lambda _, __: not self.cancel.is_set())
+        progress = llama.llama_progress_callback(self._progress())
         params.progress_callback = progress
         forget_words()
         self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
@@ -94,8 +95,25 @@ class LanguageModel:
                 COPY_AGAIN,
             )
 
+    def _progress(self) -> Callable[[float, object], bool]:
+        """Return what llama.cpp calls while it loads: whether to go on.
+
+        At every few per cent the file's pages are given back. llama.cpp reads in all of them first,
+        and most of its copies would then stand beside them.
+        """
+        dropped = -1.0
+
+        def go_on(share: float, _: object) -> bool:
+            nonlocal dropped
+            if share >= dropped + _DROP_EVERY:
+                self._drop_copied_pages()
+                dropped = share
+            return not self.cancel.is_set()
+
+        return go_on
+
     def _drop_copied_pages(self) -> None:
-        """Give back the file's pages after loading, if llama.cpp has copied weights from them."""
+        """Give back the file's pages, if llama.cpp copies weights from them."""
         if self.gpu_layers or repacked_types():
             for part in part_paths(self.path):
                 drop_mapped_pages(part)

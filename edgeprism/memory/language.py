@@ -104,8 +104,9 @@ def _weights(header: GgufHeader, file_bytes: int, use: LanguageUse) -> list[Part
         Part("language weights", used, "read in place from the file, which is mapped"),
         Part("repacked weights", copied, "copies in the layout that this CPU multiplies fastest"),
         Part(
-            "file mapped while loading", max(0, file_bytes - used),
-            "its weights are copied, and then these pages are dropped", needed=False,
+            # all pages are read in at first, and dropped as their weights are copied
+            "file mapped while loading", max(0, file_bytes - used - copied),
+            "beyond the weights that stay in memory", needed=False,
         ),
     ]  # fmt: skip
 
