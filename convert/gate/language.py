@@ -116,6 +116,12 @@ def logits(
     body = weights.base.lead_of(f"{names['layers']}.0.{names['gate']}.weight")
     kv_heads, head_dim = config.n_kv_heads, config.head_dim
     rotation, eps = config.rotation, config.eps
+    gemma = kind == "gemma"
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        weight = weights.vector(f"{name}.weight")
+        return _rms(x, weight + 1 if gemma else weight, eps)
+
     lengths = [len(text) for text in texts]
     ids = torch.tensor([token for text in texts for token in text])
     embedding = f"{body}{names['embedding']}"
@@ -123,7 +129,7 @@ def logits(
     x = weights.base[f"{embedding}.weight"][ids].float() * config.embedding_scale  # [rows, hidden]
     for i in range(config.n_layers):
         p = f"{body}{names['layers']}.{i}."
-        y = _rms(x, weights.vector(f"{p}{names['norm1']}.weight"), eps)
+        y = norm(x, p + names["norm1"])
         if kind == "internlm2":
             q, k, v = _unpacked(weights.linear(y, p + names["packed"]), kv_heads, head_dim)
         elif kind == "qwen":
@@ -141,11 +147,12 @@ def logits(
             torch.cat([_attention(*part, rotation) for part in parts]), p + names["out"]
         )
         x = x + config.residual_scale * added
-        y = _rms(x, weights.vector(f"{p}{names['norm2']}.weight"), eps)
-        gate = F.silu(weights.linear(y, p + names["gate"])) * weights.linear(y, p + names["up"])
-        x = x + config.residual_scale * weights.linear(gate, p + names["down"])
+        y = norm(x, p + names["norm2"])
+        gate, up = (weights.linear(y, p + names[part]) for part in ("gate", "up"))
+        gate = F.gelu(gate, approximate="tanh") if gemma else F.silu(gate)
+        x = x + config.residual_scale * weights.linear(gate * up, p + names["down"])
         tick()
-    x = _rms(x, weights.vector(f"{body}{names['norm']}.weight"), eps) / config.head_divisor
+    x = norm(x, body + names["norm"]) / config.head_divisor
     rows_of_logits = weights.linear(x, _head(weights, body, names["head"]) or embedding)
     return [part.numpy() for part in rows_of_logits.split(lengths)]
 

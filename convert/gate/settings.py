@@ -45,14 +45,15 @@ class ReferenceSettings:
     eps: float
     rotation: Rotation
     # MiniCPM's factors on the embeddings and on what a layer's halves add, and the divisor of the
-    # last rows
+    # last rows; Gemma has one on the embeddings, too
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     head_divisor: float = 1.0
 
 
 # what the published classes take where a file is silent
-_KV_HEADS = {"mistral": 8, "qwen2": 32}
+_KV_HEADS = {"mistral": 8, "qwen2": 32, "gemma": 16}
+_HEAD_DIMS = {"gemma": 256}
 
 
 def settings_from_config(data: Mapping[str, Any]) -> ReferenceSettings:
@@ -70,7 +71,8 @@ def settings_from_config(data: Mapping[str, Any]) -> ReferenceSettings:
             rotation=Rotation(rates),
         )
     n_heads = data.get("num_attention_heads") or 32
-    head_dim = data.get("head_dim") or (data.get("hidden_size") or 4096) // n_heads
+    head_dim = data.get("head_dim") or _HEAD_DIMS.get(kind)
+    head_dim = head_dim or (data.get("hidden_size") or 4096) // n_heads
     n_kv_heads = data.get("num_key_value_heads") or _KV_HEADS.get(kind, n_heads)
     return ReferenceSettings(
         n_layers=data.get("num_hidden_layers") or 32,
@@ -79,6 +81,7 @@ def settings_from_config(data: Mapping[str, Any]) -> ReferenceSettings:
         eps=data.get("rms_norm_eps") or 1e-6,
         rotation=_rotation(data, head_dim),
         **(_minicpm_scales(data) if kind == "minicpm" else {}),
+        **({"embedding_scale": data["hidden_size"] ** 0.5} if kind == "gemma" else {}),
     )
 
 

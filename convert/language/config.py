@@ -29,6 +29,7 @@ ARCHITECTURES = {
     "internlm2": "internlm2",
     "minicpm": "minicpm",
     "qwen": "qwen",
+    "gemma": "gemma",
 }
 # model_type → the class of transformers that has its fields
 _STOCK = {"internlm2": "", "minicpm": "llama", "qwen": ""}
@@ -40,9 +41,10 @@ _WHOLE_NUMBERS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "in
 _FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window")
 # The fields that this file reads, whichever model they are of
 _READ = (
-    *_WHOLE_NUMBERS, "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "attention_bias",
-    "mlp_bias", "bias", "tie_word_embeddings", "partial_rotary_factor", "layer_types",
-    "sliding_window", "use_sliding_window", "max_window_layers",
+    *_WHOLE_NUMBERS, "hidden_act", "hidden_activation", "rms_norm_eps", "rope_theta",
+    "rope_scaling", "attention_bias", "mlp_bias", "bias", "tie_word_embeddings",
+    "partial_rotary_factor", "layer_types", "sliding_window", "use_sliding_window",
+    "max_window_layers",
 )  # fmt: skip
 
 
@@ -241,7 +243,8 @@ def _variant_faults(kind: str, data: Mapping[str, Any], fields: Any) -> list[str
         faults += size_faults({"sliding_window": window})
     if not isinstance(getattr(fields, "layer_types", None), list | None):
         faults.append(f"layer_types = {fields.layer_types!r} (expected a list)")
-    if fields.hidden_act != "silu":
+    faults += _gemma_faults(data, fields) if kind == "gemma" else []
+    if kind != "gemma" and fields.hidden_act != "silu":
         faults.append(f"hidden_act = {fields.hidden_act!r} (expected 'silu')")
     if getattr(fields, "mlp_bias", False):
         faults.append("mlp_bias = True (expected False)")
@@ -272,6 +275,23 @@ def _variant_faults(kind: str, data: Mapping[str, Any], fields: Any) -> list[str
             for name in ("bias", "tie_word_embeddings")
             if data.get(name)
         ]
+    return faults
+
+
+def _gemma_faults(data: Mapping[str, Any], fields: Any) -> list[str]:
+    """Return what llama.cpp's `gemma` lacks.
+
+    It computes GELU in its tanh form. Gemma's first files say "gelu", by which the tanh form is
+    meant: transformers reads it so since 4.39.
+    """
+    faults = []
+    activation = data.get("hidden_activation") or fields.hidden_act
+    if activation not in ("gelu", "gelu_pytorch_tanh"):
+        faults.append(f"hidden activation {activation!r} (expected 'gelu_pytorch_tanh')")
+    if fields.attention_bias:
+        faults.append("attention_bias = True (expected False)")
+    if not fields.tie_word_embeddings:
+        faults.append("tie_word_embeddings = False (expected True)")
     return faults
 
 

@@ -1,18 +1,23 @@
-"""Llama, Mistral, Qwen2 and MiniCPM as published → the tensors of llama.cpp's architectures.
+"""Llama and models named alike as published → the tensors of llama.cpp's architectures.
 
-Source of the names: transformers' LlamaForCausalLM, MistralForCausalLM and Qwen2ForCausalLM.
-Vicuna, Yi, SmolLM, Llama 3, Qwen 1.5 and MiniCPM use the same names. A captioner's checkpoint puts
-a prefix before the names, which `body_prefix` looks up in the checkpoint.
+Source of the names: transformers' LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and
+GemmaForCausalLM. Vicuna, Yi, SmolLM, Llama 3, Qwen 1.5 and MiniCPM use the same names. A
+captioner's checkpoint puts a prefix before the names, which `body_prefix` looks up in the
+checkpoint.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 from edgeprism.convert.language.config import LmConfig, LmTensor
 from edgeprism.convert.language.rope import llama3_factors, permute_for_rope
 from edgeprism.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 # llama.cpp's architectures that rotate neighbours, where the published models rotate halves
 _PAIRWISE = ("llama", "minicpm")
@@ -54,13 +59,18 @@ def gguf_tensors(config: LmConfig, body: str, head: str) -> Iterator[LmTensor]:
             name, shape, source, shape, turn if config.architecture in _PAIRWISE else None
         )
 
+    def norm(name: str, source: str) -> LmTensor:
+        # Gemma's norms multiply by 1 + weight, llama.cpp's by the tensor
+        turn = _plus_one if config.architecture == "gemma" else None
+        return LmTensor(name, (e,), source, (e,), turn)
+
     yield same("token_embd.weight", f"{body}embed_tokens.weight", config.n_vocab, e)
     if config.rope_scaling.kind == "llama3":
         yield _rope_factors(config)
     for i in range(config.n_layers):
         layer, block = f"{body}layers.{i}.", f"blk.{i}."
         attention, mlp = f"{layer}self_attn.", f"{layer}mlp."
-        yield same(f"{block}attn_norm.weight", f"{layer}input_layernorm.weight", e)
+        yield norm(f"{block}attn_norm.weight", f"{layer}input_layernorm.weight")
         yield turned(f"{block}attn_q.weight", f"{attention}q_proj.weight", config.n_heads, n_q, e)
         yield turned(
             f"{block}attn_k.weight", f"{attention}k_proj.weight", config.n_kv_heads, n_kv, e
@@ -73,13 +83,17 @@ def gguf_tensors(config: LmConfig, body: str, head: str) -> Iterator[LmTensor]:
         yield same(f"{block}attn_output.weight", f"{attention}o_proj.weight", e, n_q)
         if config.output_bias:
             yield same(f"{block}attn_output.bias", f"{attention}o_proj.bias", e)
-        yield same(f"{block}ffn_norm.weight", f"{layer}post_attention_layernorm.weight", e)
+        yield norm(f"{block}ffn_norm.weight", f"{layer}post_attention_layernorm.weight")
         yield same(f"{block}ffn_gate.weight", f"{mlp}gate_proj.weight", f, e)
         yield same(f"{block}ffn_up.weight", f"{mlp}up_proj.weight", f, e)
         yield same(f"{block}ffn_down.weight", f"{mlp}down_proj.weight", e, f)
-    yield same("output_norm.weight", f"{body}norm.weight", e)
+    yield norm("output_norm.weight", f"{body}norm.weight")
     if not config.tied:  # without a head, llama.cpp uses the embedding
         yield same("output.weight", head, config.n_vocab, e)
+
+
+def _plus_one(weight: torch.Tensor) -> torch.Tensor:
+    return weight + 1
 
 
 def _rope_factors(config: LmConfig) -> LmTensor:

@@ -58,6 +58,7 @@ _UNUSED = {
     "internlm2": internlm2.UNUSED,
     "minicpm": llama.UNUSED,
     "qwen": qwen.UNUSED,
+    "gemma": llama.UNUSED,
 }
 
 

@@ -14,6 +14,7 @@ from edgeprism.convert.language.vocabulary import (
     CONTROL,
     UNKNOWN,
     UNUSED,
+    USER_DEFINED,
     TokenRules,
     Vocabulary,
     eos_id,
@@ -23,6 +24,7 @@ from edgeprism.errors import CheckpointError
 from edgeprism.files.regular import read_limited
 
 FILE = "tokenizer.model"
+_SPACE = "▁"  # how the file writes a space
 _BPE = 2  # TrainerSpec.ModelType
 # A piece that BPE can never produce: none of its prefixes is a piece.
 _NUL_PLACEHOLDER = "[NUL piece of the published tokenizer]"
@@ -44,6 +46,8 @@ def vocabulary(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
             kind = UNKNOWN if kind == UNKNOWN else CONTROL
         elif text.startswith("[UNUSED"):
             kind = UNUSED
+        elif kind == USER_DEFINED:
+            text = text.replace(_SPACE, " ")  # llama.cpp looks for such a piece in the text itself
         pieces.append(text.encode())
         scores.append(piece.score)
         types.append(kind)
@@ -117,7 +121,10 @@ def _special_names(
             raise CheckpointError(
                 f"{where}: added_tokens_decoder.{key} is not a token.", "Download it again."
             )
-        names[int(key)] = content
+        number, pieces = int(key), model.pieces
+        own = number < len(pieces) and pieces[number].type == USER_DEFINED
+        if entry.get("special", True) or not own:  # else a piece like any other: runs of spaces
+            names[number] = content
     older = folder / "added_tokens.json"
     for name, number in (read_json(older) if older.is_file() else {}).items():
         if type(number) is not int:

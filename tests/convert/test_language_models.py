@@ -127,6 +127,10 @@ def _unscaled(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(llama, "llama3_factors", lambda scaling, theta, dim: [1.0] * (dim // 2))
 
 
+def _norms_as_published(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(llama, "_plus_one", lambda weight: weight)
+
+
 def _gate_and_up_swapped(patch: pytest.MonkeyPatch) -> None:
     result = llama.gguf_tensors
     swap = {"ffn_gate": "ffn_up", "ffn_up": "ffn_gate"}
@@ -148,6 +152,7 @@ def _gate_and_up_swapped(patch: pytest.MonkeyPatch) -> None:
         ("llama3", _unscaled),
         ("qwen2", _gate_and_up_swapped),
         ("biased", _unpermuted),
+        ("gemma", _norms_as_published),
     ],
 )
 def test_planted_mistakes_are_seen(
@@ -191,7 +196,7 @@ def test_headers(made_of: Callable[[str], TinyCheckpoint], tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"model_type": "gemma"}, "'gemma', expected one of llama"),
+        ({"model_type": "gemma2"}, "'gemma2', expected one of llama"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"num_key_value_heads": 3}, "num_key_value_heads 3"),
@@ -209,6 +214,26 @@ def test_other_configurations_are_refused(
         parts_of(made_of("vicuna").folder, **changes)
     assert expected in caught.value.message
     assert "config.json" in caught.value.message
+
+
+def test_runs_of_spaces_are_sentencepieces(tmp_path: Path) -> None:
+    """Gemma's tokenizer has pieces of spaces and newlines that no merge makes.
+
+    SentencePiece also takes the mark "▁" beside a space for one, which llama.cpp does not.
+    """
+    write_any_tokenizer(tmp_path, "gemma")
+    ids_of = reference_language.text_to_ids(tmp_path)
+    lm = LanguageModel(vocabulary_gguf(tmp_path, tmp_path / "v.gguf"))
+    texts = [text for text in strings() if "▁" not in text]
+    texts += ["a  b   c    d     e", "\n\n\n  x", "<h1>Title</h1>"]
+    wrong = {text: ids for text in texts if (ids := lm.tokenize(text)) != ids_of(text)}
+    spaces = lm.tokenize("a    b")
+    said = lm.token_to_bytes(spaces[1])
+    turn = lm.tokenize("<end_of_turn>")
+    lm.close()
+    assert wrong == {}
+    assert (len(spaces), said) == (3, b"    ")
+    assert len(turn) > 1  # a text makes no special token
 
 
 # ---- byte-level tokenizers

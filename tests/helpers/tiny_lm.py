@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 from torch import nn
 from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -35,7 +39,7 @@ LLAMA3_SCALING = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
-TinyModel = LlamaForCausalLM | MistralForCausalLM | Qwen2ForCausalLM
+TinyModel = LlamaForCausalLM | MistralForCausalLM | Qwen2ForCausalLM | GemmaForCausalLM
 # kind → (model class, configuration class, changed fields, tokenizer)
 KINDS: dict[str, tuple[type, type, dict[str, Any], str]] = {
     "vicuna": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 4}, "sentencepiece"),
@@ -58,8 +62,18 @@ KINDS: dict[str, tuple[type, type, dict[str, Any], str]] = {
         {"head_dim": 32, "sliding_window": 300, "rope_theta": 1e6}, "sentencepiece",
     ),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"rope_theta": 1e6}, "qwen2"),
+    "gemma": (
+        GemmaForCausalLM, GemmaConfig,
+        {"head_dim": 32, "num_key_value_heads": 1, "hidden_act": "gelu_pytorch_tanh"}, "gemma",
+    ),
     "smollm2": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}, "smollm"),
 }  # fmt: skip
+# kind → special tokens, and whether a text begins with BOS
+_ENDS = ("<unk>", "<s>", "</s>")
+SENTENCEPIECE = {
+    "sentencepiece": (_ENDS, True),
+    "yi": ((*_ENDS, "<|im_start|>", "<|im_end|>"), False),
+}
 BYTE_LEVEL = ("llama3", "qwen2", "smollm", "gpt2")
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -74,6 +88,9 @@ def write_lm(folder: Path, kind: str, *, spare: int = 3, seed: int = 0) -> TinyM
     config = config_class(**{**_SIZES, **changes}, vocab_size=n_vocab, architectures=None)
     model: TinyModel = model_class(config).eval()
     fill(model, seed)
+    if kind == "gemma":  # it multiplies its embeddings, which are the head as well
+        with torch.no_grad():
+            model.get_parameter("model.embed_tokens.weight").mul_(0.04)
     model.save_pretrained(folder, max_shard_size="150KB")
     return model
 
@@ -95,8 +112,10 @@ def fill(model: nn.Module, seed: int) -> None:
 
 def write_any_tokenizer(folder: Path, kind: str) -> int:
     """Write a tokenizer of `kind`; return its number of ids, including added tokens."""
-    if kind == "sentencepiece":
-        return write_tokenizer(folder, add_dummy_prefix=True)
+    if kind == "gemma":
+        return _write_gemma_tokenizer(folder)
+    if kind in SENTENCEPIECE:
+        return _write_sentencepiece(folder, *SENTENCEPIECE[kind])
     tokenizer = _byte_level(kind)
     tokenizer.save(str(folder / "tokenizer.json"))
     ends = {"llama3": "<|eot_id|>", "gpt2": "<|endoftext|>"}
@@ -105,6 +124,37 @@ def write_any_tokenizer(folder: Path, kind: str) -> int:
         config |= {"bos_token": "<|begin_of_text|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     n_vocab: int = tokenizer.get_vocab_size()
+    return n_vocab
+
+
+def _write_sentencepiece(folder: Path, names: tuple[str, ...], add_bos: bool) -> int:
+    n_pieces = write_tokenizer(folder, add_dummy_prefix=True)
+    path = folder / "tokenizer_config.json"
+    known = json.loads(path.read_text())["added_tokens_decoder"]
+    kept = {i: token for i, token in known.items() if token["content"] in names}
+    path.write_text(json.dumps({"added_tokens_decoder": kept, "add_bos_token": add_bos}))
+    return n_pieces
+
+
+def _write_gemma_tokenizer(folder: Path) -> int:
+    """Write pieces of spaces and newlines, which later tokenizer_config.json files list, too."""
+    runs = ["\n", "\n\n", "▁▁", "▁▁▁", "▁▁▁▁"]
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS * 4), model_writer=trained, model_type="bpe",
+        vocab_size=420, byte_fallback=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_digits=True,
+        add_dummy_prefix=False, character_coverage=1.0, hard_vocab_limit=False, minloglevel=2,
+        pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>",
+        bos_piece="<bos>", user_defined_symbols=["<start_of_turn>", "<end_of_turn>", *runs, "<h1>"],
+    )  # fmt: skip
+    (folder / "tokenizer.model").write_bytes(trained.getvalue())
+    model = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
+    special = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+    decoder = {model.piece_to_id(name): {"content": name, "special": True} for name in special}
+    decoder |= {model.piece_to_id(run): {"content": run, "special": False} for run in runs}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    n_vocab: int = model.get_piece_size()
     return n_vocab
 
 
