@@ -96,14 +96,28 @@ def original_layout(captioner: Path, config: dict[str, Any], vision: Path | None
 def _tiled(layout: llava.Layout, pinpoints: Any, *, turned: bool) -> llava.Layout:
     """Return the layout with grids of tiles, and the conversation of the published models."""
     size = _tile_size(layout)
-    text = layout.text_config
-    llama3 = text["model_type"] == "llama" and text.get("vocab_size", 0) >= _LLAMA_3
-    usual = "vicuna-v1" if layout.conversation == "user-assistant" else layout.conversation
     return dataclasses.replace(
         layout,
         several=None,  # with Qwen, `original_layout` would assume LLaVA-NeXT-Interleave
         grids=_grids(pinpoints, size, turned, layout.where),
-        conversation="llama-3" if llama3 else "qwen" if usual == "interleave" else usual,
+        conversation=_conversation(layout),
+    )
+
+
+def _conversation(layout: llava.Layout) -> str:
+    """Return the conversation of the published model with such a language model."""
+    from edgeprism.convert.language.read_vocabulary import knows_token
+
+    kind, n_vocab = layout.text_config["model_type"], layout.text_config.get("vocab_size", 0)
+    if kind == "qwen2":
+        return "qwen"
+    if kind != "llama":
+        return layout.conversation
+    if type(n_vocab) is int and n_vocab >= _LLAMA_3:
+        return "llama-3"
+    # the 34B model: Nous-Hermes-2-Yi
+    return (
+        "chatml" if knows_token(layout.checkpoint.folder, n_vocab, "<|im_start|>") else "vicuna-v1"
     )
 
 

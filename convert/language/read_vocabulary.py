@@ -9,6 +9,20 @@ from edgeprism.convert.language.vocabulary import TokenRules, Vocabulary
 from edgeprism.errors import CheckpointError
 
 
+def knows_token(folder: Path, n_vocab: object, name: str) -> bool:
+    """Return whether the tokenizer of `folder` has a token of that name.
+
+    `n_vocab` is as config.json has it. False if either cannot be read: opening the language model
+    says what is wrong with it.
+    """
+    if type(n_vocab) is not int:
+        return False
+    try:
+        return name.encode() in vocabulary_from_folder(folder, n_vocab, TokenRules()).pieces
+    except CheckpointError:
+        return False
+
+
 def vocabulary_from_folder(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
     """Read the tokenizer of `folder`, in the first kind of file that it holds, for `n_vocab` rows.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from edgeprism.picture import layout
 from tests.helpers import tiled
 from tests.helpers.converting import convert_family
 from tests.helpers.tiny_captioners import CLIP_MEAN, CLIP_STD, save_bin, write_vision
-from tests.helpers.tiny_lm import write_any_tokenizer
+from tests.helpers.tiny_lm import SENTENCEPIECE, write_any_tokenizer
 
 TILE, PATCH = 28, 7
 SYSTEM = (
@@ -63,6 +64,9 @@ SPECS = [
     Spec("hf-mistral", False, "mistral", "sentencepiece", "[INST] ", "\n{} [/INST]",
          ((56, 28), (28, 56), (84, 84))),
     Spec("original-vicuna", True, "llama", "sentencepiece", f"{SYSTEM} USER: ", "\n{} ASSISTANT:"),
+    Spec("original-yi-34b", True, "llama", "yi",
+         "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n",
+         "\n{}<|im_end|><|im_start|>assistant\n", ((28, 56), (84, 28))),
     Spec("original-qwen", True, "qwen2", "qwen2", CHATML,
          "\n{}<|im_end|>\n<|im_start|>assistant\n", ((28, 84), (56, 28))),
 ]  # fmt: skip
@@ -97,15 +101,25 @@ class TinyCheckpoint:
 
     def _prompt(self) -> tuple[list[int], list[int]]:
         folder, after = self.settings["captioner"], self.spec.after.format(tiled.INSTRUCTION)
-        if self.spec.tokenizer == "sentencepiece":
-            path = str(folder / "tokenizer.model")
-            model = sentencepiece.SentencePieceProcessor(model_file=path)
-            return [1, *model.encode(self.spec.before)], model.encode(after)
+        if self.spec.tokenizer in SENTENCEPIECE:
+            _, add_bos = SENTENCEPIECE[self.spec.tokenizer]
+            return [1] * add_bos + _pieces(folder, self.spec.before), _pieces(folder, after)
         fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
         before, after = (
             fast.encode(text, add_special_tokens=False).ids for text in (self.spec.before, after)
         )
         return before, after
+
+
+def _pieces(folder: Path, text: str) -> list[int]:
+    """Return SentencePiece's ids between special tokens, where each text begins a word."""
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    added = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    special = {token["content"]: int(i) for i, token in added.items()}
+    ids: list[int] = []
+    for part in filter(None, re.split(f"({'|'.join(map(re.escape, special))})", text)):
+        ids += [special[part]] if part in special else model.encode(part)
+    return ids
 
 
 def write(folder: Path, spec: Spec) -> TinyCheckpoint:
@@ -187,6 +201,17 @@ def test_rows_and_text_are_transformers(
     tiny = made_of(spec)
     bundle = converted(tiny, tmp_path / "b")
     tiled.same_as_reference(tiny, bundle)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "expected"), [("yi", "chatml"), ("sentencepiece", "vicuna-v1")]
+)
+def test_the_tokenizer_tells_the_conversation_of_a_llama(
+    tmp_path: Path, tokenizer: str, expected: str
+) -> None:
+    """In transformers' layout, too: the 34B model, on Yi, against the 7B and 13B ones."""
+    tiny = write(tmp_path / "c", dataclasses.replace(SPECS[0], tokenizer=tokenizer))
+    assert llava_next.read_layout(tiny.settings["captioner"], None).conversation == expected
 
 
 def test_every_variant_holds_the_newline(
