@@ -189,7 +189,7 @@ def idefics2_positions(n_patches: int, side: int) -> torch.Tensor:
     boundaries = torch.arange(1 / side, 1.0, 1 / side)
     ids = []
     for n in (counted[:, 0].sum(), counted[0].sum()):
-        fractions = torch.arange(0, 1 - 1e-6, 1 / n)
+        fractions = torch.arange(0, 1 - 1e-6, (1 / n).item())
         ids.append(torch.bucketize(fractions, boundaries, right=True))
     return (ids[0][:, None] * side + ids[1]).flatten()
 
@@ -209,7 +209,7 @@ def idefics2_tower() -> Idefics2VisionTransformer:
         rows: torch.Tensor = patches + embeddings.position_embedding(ids)
         return rows
 
-    embeddings.forward = forward
+    embeddings.forward = forward  # type: ignore[method-assign]
     return tower
 
 

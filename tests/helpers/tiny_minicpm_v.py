@@ -233,7 +233,7 @@ def scale_weights(lm: LlamaForCausalLM) -> None:
 
 def save_shards(folder: Path, tensors: dict[str, torch.Tensor], n_shards: int) -> None:
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(n_shards):
         file = f"model-{i + 1:05}-of-{n_shards:05}.safetensors"
         part = {name: tensors[name].contiguous() for name in names[i::n_shards]}
