@@ -111,7 +111,7 @@ def captioner_of_layout(
     from edgeprism.convert.language.vocabulary import TokenRules
     from edgeprism.convert.parts import PublishedCaptioner
     from edgeprism.convert.read.conversations import conversation_named
-    from edgeprism.convert.read.sources import SourceFiles
+    from edgeprism.convert.read.sources import SourceFiles, report_other_tower
     from edgeprism.convert.vision.intern_side import MODEL_TYPE, intern_vision_side
     from edgeprism.convert.vision.stock import StockProjector, stock_vision_side
 
@@ -136,7 +136,7 @@ def captioner_of_layout(
     sources = [SourceFiles("captioner", captioner, checkpoint.files)]
     if tower.checkpoint is not checkpoint:
         sources.append(SourceFiles("vision", tower.folder, tower.checkpoint.files))
-        _report_other_tower(layout, progress)
+        report_other_tower(tower.folder, layout.named_tower, layout.where, progress)
     return PublishedCaptioner(
         captioner,
         sources,
@@ -317,16 +317,4 @@ def _check_original(
         raise CheckpointError(
             f"{path} is not understood: {'; '.join(faults)}.",
             "For pictures in tiles, use the family llava-next.",
-        )
-
-
-def _report_other_tower(layout: Layout, progress: Progress) -> None:
-    """Report a tower with another name: a fine-tuned tower has the same shapes as its original."""
-    from edgeprism.convert.read.sources import published_name
-
-    given = published_name(layout.tower.folder).partition("@")[0]
-    if layout.named_tower and Path(layout.named_tower).name != Path(given).name:
-        progress.say(
-            f"The vision model given is {given}; {layout.where} names {layout.named_tower}. "
-            "If their weights differ, captions will be poor."
         )

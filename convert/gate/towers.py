@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from edgeprism.convert.gate.files import RawTensors, processor_settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Tick = Callable[[], None]
 # pixels uint8 [n, size, size, 3] → features [n, patches, width], or features → visual tokens
@@ -53,33 +56,9 @@ def stock_tower(
     """
 
     def run(pixels: np.ndarray, tick: Tick) -> torch.Tensor:
-        from transformers import (
-            CLIPVisionConfig,
-            CLIPVisionModel,
-            SiglipVisionConfig,
-            SiglipVisionModel,
-        )
-
-        fields = dict(config.get("vision_config") or config)
-        clip = "clip" in config["model_type"]
-        data = processor_settings(folder)
-        with torch.device("meta"):
-            model = (
-                CLIPVisionModel(CLIPVisionConfig(**fields))
-                if clip
-                else SiglipVisionModel(SiglipVisionConfig(**fields))
-            )
-        _load(model, RawTensors(files))
-        mean, std = data.get("image_mean"), data.get("image_std")
-        standard = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-        x = normalised(
-            pixels,
-            data.get("rescale_factor", 1 / 255),
-            mean or (standard[0] if clip else [0.5] * 3),
-            std or (standard[1] if clip else [0.5] * 3),
-        )
+        model = stock_model(files, config)
         rows = []
-        for picture in x.split(1):
+        for picture in normalised(pixels, *stock_colours(config, folder)).split(1):
             output = model(pixel_values=picture, output_hidden_states=True)
             rows.append(output.hidden_states[select_layer][:, n_skipped:])
         for _ in range(_n_ticks(model.config.num_hidden_layers, select_layer)):
@@ -87,6 +66,39 @@ def stock_tower(
         return torch.cat(rows)
 
     return run
+
+
+def stock_model(files: Iterable[Path], config: Mapping[str, Any]) -> PreTrainedModel:
+    """Return a CLIP or SigLIP in transformers' class, with the weights of `files`."""
+    from transformers import (
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        SiglipVisionConfig,
+        SiglipVisionModel,
+    )
+
+    fields = dict(config.get("vision_config") or config)
+    with torch.device("meta"):
+        model = (
+            CLIPVisionModel(CLIPVisionConfig(**fields))
+            if "clip" in config["model_type"]
+            else SiglipVisionModel(SiglipVisionConfig(**fields))
+        )
+    _load(model, RawTensors(files))
+    return model
+
+
+def stock_colours(config: Mapping[str, Any], folder: Path) -> tuple[float, Any, Any]:
+    """Return the image processor's rescale factor, mean and standard deviation."""
+    data = processor_settings(folder)
+    clip = "clip" in config["model_type"]
+    standard = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    mean, std = standard if clip else ([0.5] * 3, [0.5] * 3)
+    return (
+        data.get("rescale_factor", 1 / 255),
+        data.get("image_mean") or mean,
+        data.get("image_std") or std,
+    )
 
 
 def _n_ticks(n_layers: int, select_layer: int) -> int:

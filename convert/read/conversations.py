@@ -92,6 +92,24 @@ CONVERSATIONS: dict[str, Conversation] = {
         eos="<|eot_id|>",
         needed=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
+    # Mini-Gemini's "llama_3": it was trained with the header of the system before its answers
+    "llama-3-system": Conversation(
+        f"{_HEADER.format('system')}{_HELPFUL}<|eot_id|>{_HEADER.format('user')}",
+        "\n",
+        before_caption=f"<|eot_id|>{_HEADER.format('system')}",
+        stop=("<|eot_id|>", "<|end_of_text|>"),
+        eos="<|eot_id|>",
+        needed=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    ),
+    # Mini-Gemini's "gemma"
+    "gemma": Conversation(
+        "<start_of_turn>user\n",
+        "\n",
+        before_caption="<end_of_turn>\n<start_of_turn>model\n",
+        stop=("<end_of_turn>", "<eos>"),
+        eos="<end_of_turn>",
+        needed=("<start_of_turn>", "<end_of_turn>"),
+    ),
     # Prismatic puts the picture before all text
     "prismatic-pure": Conversation("", "In: ", "\nOut:"),
     "prismatic-vicuna": Conversation("", f"{_CHAT.format('user')} USER: ", " ASSISTANT:"),

@@ -6,10 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeprism.bundle.manifest import Source
 from edgeprism.convert.read.checkpoint import digest_of_files, license_of, read_json
 from edgeprism.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from edgeprism.progress import Progress
 
 _PUBLISHED = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")  # OWNER/NAME
 
@@ -64,3 +68,20 @@ def published_name(folder: Path) -> str:
     named = str(read_json(config).get("_name_or_path", "")) if config.is_file() else ""
     # others are folders on the publisher's disk, e.g. "chat" or "/data/llava"
     return named if _PUBLISHED.fullmatch(named) else resolved.name
+
+
+def report_other_tower(given: Path, named: str, where: str, progress: Progress) -> None:
+    """Report a tower with another name: a fine-tuned tower has the same shapes as its original.
+
+    Args:
+        given: The tower's folder.
+        named: The tower's published name in the configuration; "" if its weights are elsewhere.
+        where: The name of the configuration.
+        progress: Receives the report.
+    """
+    name = published_name(given).partition("@")[0]
+    if named and Path(named).name != Path(name).name:
+        progress.say(
+            f"The vision model given is {name}; {where} names {named}. If their weights differ, "
+            "captions will be poor."
+        )

@@ -34,6 +34,7 @@ OVERVIEWS = ("first", "last")
 ORDERS = ("tiles", "rows", "rows-unpadded")
 MAX_MARKER = 1000  # characters; published models need a few tokens
 MAX_GRID = 1024  # visual tokens along an edge of a tile
+MAX_UNPLACED = 16384  # visual tokens of a tile that are in no order of place
 MAX_PENALTY = 10  # of repetition; published models are used with 1.5 at most
 MAX_TILES = 256  # of one picture; more would take too much memory and time
 
@@ -295,8 +296,9 @@ def _graph_faults(m: Manifest) -> list[str]:
         faults.append("image.mode: shrink, but the graph takes squares")
     if vision.n_embd != m.lm.n_embd:
         faults.append("vision.n_embd: differs from lm.n_embd")
-    if len(vision.grid) != 2 or not all(1 <= v <= MAX_GRID for v in vision.grid):
-        return [*faults, f"vision.grid: must be two numbers in 1…{MAX_GRID}"]
+    longest = MAX_UNPLACED if _is_unplaced(m) else MAX_GRID
+    if len(vision.grid) != 2 or not all(1 <= v <= longest for v in vision.grid):
+        return [*faults, f"vision.grid: must be two numbers in 1…{longest}"]
     expected = _tokens_of_tile(m)
     if vision.tokens_per_tile != expected:
         source = "grid makes" if m.image.free is None else "largest tile has"
