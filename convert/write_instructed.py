@@ -16,6 +16,7 @@ from edgeprism.convert.gate import judge
 from edgeprism.convert.gate.data import TOKENIZER_TEXTS, gate_pictures, instruction_of
 from edgeprism.convert.gate.instructed import SHARE, ConnectorGate, TowerGate
 from edgeprism.convert.gate.int8 import AUTO_ERROR, Measured, write_auto, write_int8
+from edgeprism.convert.memory import give_memory_back
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.parts import FamilyParts
 from edgeprism.convert.vision.export import export_graph
@@ -68,6 +69,7 @@ def write_instructed(
     pixels = gate_pictures(parts.manifest.image.size)
     progress.stage("Computing the vision reference", parts.n_vision_ticks)
     reference = parts.reference_visual_tokens(pixels, progress.advance)
+    give_memory_back()  # the reference had all weights in float32
     ids = [np.array([tokenizer.ids(instruction_of(i))], np.int64) for i in range(len(pixels))]
     job = _Job(folder, pixels, ids, reference, progress)
     graphs: dict[torch.dtype, tuple[Path, Path]] = {}
