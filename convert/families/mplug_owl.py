@@ -37,7 +37,7 @@ _ABSTRACTOR = {
     "num_attention_heads": 16, "encoder_hidden_size": 1024, "layer_norm_eps": 1e-6,
 }  # fmt: skip
 # Fields that follow from others or that nothing reads
-_WITHOUT_EFFECT = ("use_decoder_only_language_model", "projection_dim", "grid_size")
+_WITHOUT_EFFECT = ("use_decoder_only_language_model", "projection_dim")
 _N_QUERIES = 64
 
 

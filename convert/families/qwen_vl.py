@@ -1,17 +1,17 @@
 """Qwen-VL and Qwen-VL-Chat: ViT-bigG, one cross-attention of 256 queries, the first Qwen.
 
-A picture is stretched to 448 × 448. The tower has no class row and the pictures of its positions a
-quarter of the patches, so its table is resized. 256 visual tokens stand between <img> and </img>.
-The tokens that the base model puts around what it grounds (<ref>, <box>) print as nothing, the
-numbers between them remain; its default instruction does not ask for any.
+A picture is stretched to 448 × 448. The tower has no class row, and positions for a quarter of its
+patches, so the table is resized. 256 visual tokens stand between <img> and </img>. The tokens that
+the base model puts around what it grounds (<ref>, <box>) print as nothing, the numbers between them
+remain; its default instruction does not ask for any.
 
 Prompts end with 2048 tokens: behind them the published code changes attention and positions
 (logarithmic attention, NTK), which llama.cpp does not do.
 
 Sources: the code of the published repositories (`visual.py`, `modeling_qwen.py`,
-`configuration_qwen.py`, `tokenization_qwen.py`, `qwen_generation_utils.py`) in public copies, their
-configuration in LLaMA-style mirrors, and the README of QwenLM/Qwen-VL. The published weights' index
-was not available.
+`configuration_qwen.py`, `tokenization_qwen.py`, `qwen_generation_utils.py`) and their config.json
+in public copies, and the README of QwenLM/Qwen-VL. The index of the published weights was not
+available.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PREFIX = "transformer.visual."
 _IMAGE, _IMAGE_END, _END_OF_TEXT = "<img>", "</img>", "<|endoftext|>"
 _START, _END = "<|im_start|>", "<|im_end|>"
 _HEAD_DIM = 128  # of the cross-attention, which has as many heads as that gives
-_N_QUERIES = 256
+_N_QUERIES = 256  # the published class's default
 # generation_config.json's chat_format → the conversation
 _FORMATS = {"raw": "base", "chatml": "chat"}
 _SIZES = ("width", "layers", "heads", "image_size", "patch_size", "output_dim")
@@ -64,7 +64,9 @@ def read(captioner: Path, conversation: str, progress: Progress) -> PublishedCap
         captioner,
         [SourceFiles("captioner", captioner, checkpoint.files)],
         _image(tower),
-        _vision_side(tower, checkpoint, lm.config.n_embd),
+        _vision_side(
+            tower, checkpoint, config["visual"].get("n_queries", _N_QUERIES), lm.config.n_embd
+        ),
         lm,
         form,
     )
@@ -95,7 +97,7 @@ def _published_form(captioner: Path) -> str:
 
     path = captioner / "generation_config.json"
     published = read_json(path).get("chat_format") if path.is_file() else None
-    if published not in _FORMATS:
+    if not isinstance(published, str) or published not in _FORMATS:
         found = f"chat_format is {published!r}" if path.is_file() else "it is missing"
         raise CheckpointError(
             f"{path}: {found}, so nothing tells whether this is Qwen-VL or Qwen-VL-Chat.",
@@ -141,7 +143,8 @@ def _tower(visual: dict[str, Any], where: str, lm: LmParts) -> TowerConfig:
     from edgeprism.convert.vision.config import CLIP_MEAN, CLIP_STD, TowerConfig
 
     require_known(visual, _VISUAL, where)
-    faults = size_faults({name: visual.get(name) for name in _SIZES})
+    sizes = {name: visual.get(name) for name in _SIZES}
+    faults = size_faults({**sizes, "n_queries": visual.get("n_queries", _N_QUERIES)})
     faults += number_faults({"mlp_ratio": visual.get("mlp_ratio")}, 100)
     faults = faults or _contradictions(visual, lm)
     if faults:
@@ -195,7 +198,9 @@ def _image(tower: TowerConfig) -> ImagePolicy:
     return one_tile("stretch", prepared)
 
 
-def _vision_side(tower: TowerConfig, checkpoint: Checkpoint, n_embd: int) -> VisionSide:
+def _vision_side(
+    tower: TowerConfig, checkpoint: Checkpoint, n_queries: int, n_embd: int
+) -> VisionSide:
     from edgeprism.convert.vision.interleaved import QWEN_VL, interleaved_weights
     from edgeprism.convert.vision.resampler import (
         ResamplerConfig,
@@ -206,8 +211,6 @@ def _vision_side(tower: TowerConfig, checkpoint: Checkpoint, n_embd: int) -> Vis
     from edgeprism.convert.vision.weights import VisionWeights
 
     prefix = f"{_PREFIX}attn_pool."
-    query = f"{prefix}query"
-    n_queries = checkpoint.sizes(query, 2)[0] if query in checkpoint.names else _N_QUERIES
     config = ResamplerConfig(
         n_queries, tower.n_embd, n_embd, n_embd // _HEAD_DIM, tower.grid, tower.eps
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgeprism.convert.read.fields import unknown_fields
+from edgeprism.convert.read.fields import number_faults, size_faults, unknown_fields
 from edgeprism.errors import CheckpointError
 
 # published name → the name in other models' configurations
@@ -19,6 +19,7 @@ _NAMES = {
     "intermediate_size": "intermediate_size", "vocab_size": "vocab_size",
     "layer_norm_epsilon": "rms_norm_eps", "rotary_emb_base": "rope_theta",
 }  # fmt: skip
+_NUMBERS = ("layer_norm_epsilon", "rotary_emb_base")
 # Settings with the value of every published model; another value computes something else.
 _FIXED: dict[str, object] = {
     "rotary_pct": 1.0, "no_bias": True, "scale_attn_weights": True, "tie_word_embeddings": False,
@@ -65,20 +66,10 @@ def standard_fields(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _size_faults(data: Mapping[str, Any]) -> list[str]:
     """Return the sizes that are no whole number above 0 or contradict one another."""
-    names = [name for name in _NAMES if name not in ("layer_norm_epsilon", "rotary_emb_base")]
+    names = [name for name in _NAMES if name not in _NUMBERS]
     names += ["seq_length", *(["max_position_embeddings"] * ("max_position_embeddings" in data))]
-    faults = [
-        f"{name} = {data[name]!r} (expected a whole number above 0)"
-        for name in names
-        if type(data[name]) is not int or data[name] < 1
-    ]
-    faults += [
-        f"{name} = {data[name]!r} (expected a number above 0)"
-        for name in ("layer_norm_epsilon", "rotary_emb_base")
-        if isinstance(data[name], bool)
-        or not isinstance(data[name], int | float)
-        or data[name] <= 0
-    ]
+    faults = size_faults({name: data[name] for name in names})
+    faults += number_faults({name: data[name] for name in _NUMBERS}, 1e9)
     if faults:
         return faults
     if data["kv_channels"] * data["num_attention_heads"] != data["hidden_size"]:

@@ -33,7 +33,7 @@ class Conversation:
     picture_begin: str = ""
     picture_end: str = ""
     several: Several | None = None  # for models trained on several pictures in one turn
-    instruction: str = ""  # for models that understand few others; "": the card's or EdgePrism's
+    instruction: str = ""  # the default where the card names none; "": EdgePrism's own
     repetition_penalty: float = 1.0  # with which the published model is used; 1: none
 
 

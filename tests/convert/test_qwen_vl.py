@@ -208,11 +208,14 @@ def changed(source: Path, folder: Path, **fields: Any) -> Path:
         ({"kv_channels": 32}, ("is not hidden_size",)),
         ({"intermediate_size": 641}, ("641 is odd",)),
         ({"seq_length": None}, ("seq_length is missing",)),
-        ({"layer_norm_epsilon": "tiny"}, ("layer_norm_epsilon = 'tiny'",)),
+        ({"layer_norm_epsilon": "tiny", "rotary_emb_base": float("inf")},
+         ("layer_norm_epsilon = 'tiny'", "rotary_emb_base = inf")),
         ({"visual": {"image_start_id": 7}}, ("image_start_id is 7",)),
         ({"visual": {"output_dim": 128, "heads": 5}}, ("output_dim 128", "width 64 is no")),
         ({"visual": {"layers": 0, "mlp_ratio": None}}, ("layers = 0", "mlp_ratio = None")),
         ({"visual": {"post_resampler": True}}, ("post_resampler",)),
+        ({"visual": {"mlp_ratio": float("nan")}}, ("mlp_ratio = nan",)),
+        ({"visual": {"n_queries": 64}}, ("attn_pool.query: [256, 256], expected [64, 256]",)),
         ({"visual": {"layers": 3}}, ("does not hold the tensors",)),
         ({"quantization_config": {"bits": 4}}, ("quantization_config",)),
         ({"vocab_size": 900}, ("more than the",)),
@@ -232,6 +235,8 @@ def test_which_of_the_two_must_be_known(cases: dict[str, Case], tmp_path: Path) 
     (folder / "generation_config.json").unlink()
     error = refused(folder, tmp_path / "b")
     assert "generation_config.json: it is missing" in error.message
+    (folder / "generation_config.json").write_text('{"chat_format": ["chatml"]}')
+    assert "chat_format is ['chatml']" in refused(folder, tmp_path / "b").message
     assert "`conversation`" in error.hint
     with pytest.raises(UsageError, match="vicuna is not known"):
         convert_family(
