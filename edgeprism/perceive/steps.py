@@ -67,8 +67,27 @@ class CaptionSteps:
 
     def steps(self, image: Pictures, plan: Plan) -> Generator[EncodedImage | Piece, None, Ended]:
         """Run every step of a caption in order; yield the encoded picture, then pieces of text."""
-        start, loaded = time.perf_counter(), self.engines.load_ms
         self.cancel_token.clear()  # an earlier `cancel` was for earlier work
+        # 1 to 4: from the picture to its visual tokens
+        encoded, spent = self._encoded(image, plan)
+        yield encoded
+        # 5. Prompt: the chat template and the instruction around the visual tokens.
+        start, loaded = time.perf_counter(), self.engines.load_ms
+        request, generator = self.request(encoded, plan), self.engines.generator()
+        # 6. Prefill and 7. decode: the prompt goes into the KV cache, then token after token.
+        for event in generator.run([request]):
+            if isinstance(event, Piece):
+                yield event
+                continue
+            # 8. Record: the text with everything that is needed to make it again.
+            load_ms = spent.load + self.engines.load_ms - loaded
+            timings = replace(spent, load=load_ms, total=spent.total + _ms_since(start))
+            return Ended(self.record(encoded, plan, event, timings), event.ids)
+        raise RuntimeError("the generator ended without a caption")
+
+    def _encoded(self, image: Pictures, plan: Plan) -> tuple[EncodedImage, Timings]:
+        """Run the steps up to the visual tokens; return them and the time that they took now."""
+        start, loaded = time.perf_counter(), self.engines.load_ms
         manifest = self.bundle.manifest
         if isinstance(image, EncodedImage):
             encoded = self._for_instruction(image, plan)
@@ -113,20 +132,7 @@ class CaptionSteps:
             )
             encoded = self._timed(encoded, loaded, start)
             spent = encoded.timings
-        yield encoded
-        # 5. Prompt: the chat template and the instruction around the visual tokens.
-        start, loaded = time.perf_counter(), self.engines.load_ms
-        request, generator = self.request(encoded, plan), self.engines.generator()
-        # 6. Prefill and 7. decode: the prompt goes into the KV cache, then token after token.
-        for event in generator.run([request]):
-            if isinstance(event, Piece):
-                yield event
-                continue
-            # 8. Record: the text with everything that is needed to make it again.
-            load_ms = spent.load + self.engines.load_ms - loaded
-            timings = replace(spent, load=load_ms, total=spent.total + _ms_since(start))
-            return Ended(self.record(encoded, plan, event, timings), event.ids)
-        raise RuntimeError("the generator ended without a caption")
+        return encoded, spent
 
     def _timed(self, encoded: EncodedImage, loaded: float, start: float) -> EncodedImage:
         """Return `encoded` with the time of loading engines and that of all its steps."""
