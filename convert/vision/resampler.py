@@ -94,7 +94,7 @@ class Resampler(nn.Module):
         if self.position is not None:
             return self.position
         if down is None or across is None:
-            raise ValueError("tiles of any shape need `down` and `across`")
+            raise ValueError("tiles of any shape need down and across")
         return waves(down, across, self.config.n_embd)
 
 

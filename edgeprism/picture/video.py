@@ -342,7 +342,7 @@ def _in_order(file: IO[bytes], name: str, places: Sequence[int]) -> Iterator[Vid
 
 def _upright(frame: VideoFrame) -> tuple[Image.Image, str]:
     """Return a frame as RGB, turned as its display matrix says, and a note or ""."""
-    rgb: Image.Image = frame.to_image()
+    rgb: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]  # PyAV has no types here
     signs = _display_signs(frame)
     if signs == _UPRIGHT:
         return rgb, ""

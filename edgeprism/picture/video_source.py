@@ -44,7 +44,7 @@ def is_video(source: object) -> bool:
                 return False
             with open(name, "rb") as file:
                 head = file.read(signatures.HEAD_BYTES)
-        elif hasattr(source, "read") and (stream := cast("IO[bytes]", source)).seekable():
+        elif hasattr(source, "read") and (stream := cast("IO[Any]", source)).seekable():
             name = str(getattr(stream, "name", ""))
             start = stream.tell()
             head = stream.read(signatures.HEAD_BYTES)
