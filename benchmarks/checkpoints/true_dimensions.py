@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.checkpoints.instructed import write_instructblip
+from benchmarks.checkpoints.mined import write_mini_gemini
 from benchmarks.checkpoints.one_tile import write_llava, write_prismcaptioner
 from benchmarks.checkpoints.qwen_vl import write_qwen_vl
 from benchmarks.checkpoints.sliced import write_minicpm_v
@@ -47,6 +48,9 @@ SIZES = {
     "internvl-2b": Size("internvl", ("captioner",), 24, write_internvl),
     "qwen-vl": Size("qwen-vl", ("captioner",), 32, write_qwen_vl),
     "instructblip-7b": Size("instructblip", ("captioner",), 32, write_instructblip),
+    "mini-gemini-2b": Size(
+        "mini-gemini", ("captioner", "vision", "vision_aux"), 18, write_mini_gemini
+    ),
     "minicpm-v-2": Size("minicpm-v", ("captioner",), 40, write_minicpm_v),
 }
 
