@@ -90,12 +90,8 @@ class CaptionSteps:
         start, loaded = time.perf_counter(), self.engines.load_ms
         manifest = self.bundle.manifest
         if isinstance(image, EncodedImage):
-            encoded = self._for_instruction(image, plan)
-            # its encoding time was already reported by the caption that encoded it
             check_frames_have_effect(plan, image.image)
-            more = encoded.timings.encode - image.timings.encode
-            load_ms = self.engines.load_ms - loaded
-            spent = Timings(load=load_ms, encode=more, total=_ms_since(start) if more else 0.0)
+            encoded, spent = self._again(image, plan, loaded, start)
         elif isinstance(image, (list, tuple)):
             encoded = self._encode_together(image, plan)
             spent = encoded.timings
@@ -133,6 +129,17 @@ class CaptionSteps:
             encoded = self._timed(encoded, loaded, start)
             spent = encoded.timings
         return encoded, spent
+
+    def _again(
+        self, image: EncodedImage, plan: Plan, loaded: float, start: float
+    ) -> tuple[EncodedImage, Timings]:
+        """Return an encoded picture for a plan's instruction, and the time that this took."""
+        encoded = self._for_instruction(image, plan)
+        # its encoding time was already reported by the caption that encoded it
+        more = encoded.timings.encode - image.timings.encode
+        load_ms = self.engines.load_ms - loaded
+        total = _ms_since(start) if more else 0.0
+        return encoded, Timings(load=load_ms, encode=more, total=total)
 
     def _timed(self, encoded: EncodedImage, loaded: float, start: float) -> EncodedImage:
         """Return `encoded` with the time of loading engines and that of all its steps."""
