@@ -147,6 +147,7 @@ def _vision(vision: VisionSide, n_embd: int) -> Vision:
         tokens_per_tile=down * across - int(vision.drop_first_patch),
         n_embd=n_embd,
         newline=NEWLINE if vision.newline else "",
+        constant_rows=list(vision.constant_rows),
         text=None if vision.text is None else _vision_text(vision.text),
     )
 

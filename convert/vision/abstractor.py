@@ -137,7 +137,8 @@ def abstractor_side(
         return AbstractorGraph(tower, abstractor, dtype)
 
     reference = module_reference(graph, weights)
-    return VisionSide(graph, (1, abstractor.n_tokens), weights, reference, N_PICTURES)
+    grid = (1, abstractor.n_tokens)
+    return VisionSide(graph, grid, weights, reference, N_PICTURES, constant_rows=(0, 1))
 
 
 def abstractor_weights(config: AbstractorConfig, checkpoint: Checkpoint) -> Weights:

@@ -174,6 +174,7 @@ def query_side(
         ),
         tower.n_layers,
         [*_unused(sources), (queries.checkpoint, qformer_unused(former))],
+        constant_rows=(1, 1) if ends else (0, 0),
     )
     return side, _image_policy(tower)
 

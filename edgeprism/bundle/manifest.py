@@ -204,6 +204,9 @@ class Vision:
     # patches, the same for every tile
     newline: str = ""
     mmproj: Mmproj | None = None
+    # how many of a tile's visual tokens, at its beginning and at its end, are learned rows, which
+    # are the same for all pictures: none of these is left out where fewer are asked for
+    constant_rows: list[int] = dataclasses.field(default_factory=lambda: [0, 0], metadata=LATER)
     text: VisionText | None = dataclasses.field(default=None, metadata=LATER)
 
 

@@ -115,7 +115,7 @@ def _value_faults(m: Manifest) -> list[str]:
         ("prompts.max_tokens", 1 <= m.prompts.max_tokens <= 1 << 16, "must lie in 1…65536"),
     ]
     faults = [f"{path}: {text}" for path, holds, text in checks if not holds]
-    faults += _marker_faults(m) + video_faults(m, MAX_GRID, MAX_MARKER)
+    faults += _marker_faults(m) + video_faults(m, MAX_GRID, MAX_MARKER) + _constant_row_faults(m)
     if m.vision.mmproj is not None:
         return faults + _mmproj_faults(m) + _file_faults(m, ())
     faults += _tiling_faults(m) + _free_faults(m) + _graph_faults(m) + text_faults(m)
@@ -139,6 +139,17 @@ def _is_unplaced(m: Manifest) -> bool:
     if m.image.free is not None:
         return m.image.free.tokens != 0
     return m.vision.grid[:1] == [1] and m.vision.grid != [1, 1]
+
+
+def _constant_row_faults(m: Manifest) -> list[str]:
+    rows, path = m.vision.constant_rows, "vision.constant_rows"
+    if len(rows) != 2 or min(rows) < 0:
+        return [f"{path}: must be two numbers, neither negative"]
+    if any(rows) and not _is_unplaced(m):
+        return [f"{path}: need visual tokens in no order of place, vision.grid [1, n]"]
+    if any(rows) and sum(rows) >= m.vision.tokens_per_tile:
+        return [f"{path}: as many as a tile has visual tokens, or more"]
+    return []
 
 
 def _is_colour(values: list[int]) -> bool:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # In the caption store's keys: it changes whenever the same rows would be reduced to others.
 METHOD = "max-min-diversity"
+CONSTANT = -2  # in the place of a tile's number: a row that is the same for all pictures
 
 TokenLimit = int | Literal["auto", "all"]
 
@@ -79,11 +80,17 @@ def rows_to_tiles(
 ) -> np.ndarray:
     """Return the number of each row's tile, int32 [n_rows]; NEWLINE for the model's newline rows.
 
-    libmtmd, which makes its own layout, gives each tile a segment.
+    It is CONSTANT for the rows that the manifest calls so. libmtmd, which makes its own layout,
+    gives each tile a segment.
     """
     if manifest.vision.mmproj is None and layout is not None:
-        ends = np.cumsum([tokens_of_tile(shape, manifest) for shape in layout.shapes])
+        counts = np.array([tokens_of_tile(shape, manifest) for shape in layout.shapes])
+        ends = np.cumsum(counts)
         tiles = np.searchsorted(ends, layout.rows, side="right")
+        own = np.minimum(tiles, len(ends) - 1)  # newline rows belong to no tile
+        ahead, behind = layout.rows - (ends - counts)[own], ends[own] - 1 - layout.rows
+        first, last = manifest.vision.constant_rows
+        tiles = np.where((ahead < first) | (behind < last), CONSTANT, tiles)
         return np.where(layout.rows == NEWLINE, NEWLINE, tiles)
     lengths = [s.stop - s.start for s in segments if isinstance(s, ImageRows)]
     return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
@@ -108,7 +115,10 @@ def reduce_rows(
     kept = np.zeros(n_rows, bool)
     for tile, count in _counts_of_tiles(tiles, most).items():
         own = np.flatnonzero(tiles == tile)
-        chosen = _spread(len(own), count) if tile == NEWLINE else diverse_rows(rows[own], count)
+        if tile == CONSTANT:
+            chosen = np.arange(count)
+        else:
+            chosen = _spread(len(own), count) if tile == NEWLINE else diverse_rows(rows[own], count)
         kept[own[chosen]] = True
     return rows[kept], _shortened(segments, kept)
 
@@ -156,18 +166,21 @@ def _spread(n: int, count: int) -> np.ndarray:
 def _counts_of_tiles(tiles: np.ndarray, most: int) -> dict[int, int]:
     """Return {tile: how many of its rows stay}, `most` in all, in proportion to the tiles' rows.
 
-    A tile keeps one row at least where `most` allows it. A newline row ends a row of patches, and
-    the picture has fewer of those in the square root of the share that stays.
+    A tile keeps one row at least where `most` allows it, and then all constant rows stay if there
+    is room for them. A newline row ends a row of patches, and the picture has fewer of those in the
+    square root of the share that stays.
     """
     numbers, counts = np.unique(tiles, return_counts=True)
     newlines = int(counts[numbers == NEWLINE].sum())
-    is_tile = numbers != NEWLINE
+    constant = int(counts[numbers == CONSTANT].sum())
+    is_tile = numbers >= 0
     share = most / len(tiles)
     room = max(0, most - int(is_tile.sum()))
-    ends = min(round(newlines * share**0.5), room)
-    kept = _shares(counts[is_tile], most - ends)
+    constant = constant if constant <= room else 0
+    ends = min(round(newlines * share**0.5), room - constant)
+    kept = _shares(counts[is_tile], most - constant - ends)
     found = dict(zip(numbers[is_tile].tolist(), kept.tolist(), strict=True))
-    return found | ({NEWLINE: ends} if newlines else {})
+    return found | ({NEWLINE: ends} if newlines else {}) | {CONSTANT: constant}
 
 
 def _shares(counts: np.ndarray, total: int) -> np.ndarray:

@@ -254,6 +254,19 @@ def test_every_missing_field_is_named() -> None:
             assert expected in faults_of(data)
 
 
+def test_learned_rows_of_a_tile() -> None:
+    data = good()
+    assert "constant_rows" not in data["vision"]
+    data["vision"]["grid"] = [1, data["vision"]["tokens_per_tile"]]
+    data["vision"]["constant_rows"] = [1, 1]
+    assert json.loads(manifest_from_json(json.dumps(data), "m").to_json()) == data
+    for rows in ([1], [-1, 1], [1, data["vision"]["tokens_per_tile"]]):
+        data["vision"]["constant_rows"] = rows
+        assert [f.split(":")[0] for f in faults_of(data)] == ["vision.constant_rows"]
+    data["vision"] |= {"constant_rows": [0, 1], "grid": good()["vision"]["grid"]}
+    assert [f.split(":")[0] for f in faults_of(data)] == ["vision.constant_rows"]
+
+
 def test_every_unknown_field_is_named() -> None:
     for manifest, path, value in fields():
         if isinstance(value, dict) and not path.startswith(("/files", "/parity/figures")):

@@ -25,6 +25,7 @@ from edgeprism.segments import ImageRows, Segment, Text
 from edgeprism.store.caption_store import CaptionStore, default_path
 from edgeprism.store.stored_captioner import StoredCaptioner, record_to_caption, request_key
 from edgeprism.vision.token_reduction import (
+    CONSTANT,
     METHOD,
     TokenLimit,
     diverse_rows,
@@ -135,6 +136,25 @@ def test_tiles_of_shapes_of_their_own() -> None:
     layout = PictureLayout((1, 2), shapes, np.arange(11, dtype=np.int32), (ImageRows(0, 11),))
     tiles = rows_to_tiles(manifest, layout, layout.segments)
     assert tiles.tolist() == [0] * 6 + [1] + [2] * 4
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 5])
+def test_learned_rows_stay_where_there_is_room(limit: int) -> None:
+    manifest = bundles.make_manifest({})
+    vision = dataclasses.replace(
+        manifest.vision, grid=[1, 10], tokens_per_tile=10, constant_rows=[1, 2]
+    )
+    manifest = dataclasses.replace(manifest, vision=vision)
+    layout = picture_to_layout((30, 20), manifest)
+    tiles = rows_to_tiles(manifest, layout, layout.segments)
+    assert tiles.tolist() == [CONSTANT, *[0] * 7, CONSTANT, CONSTANT]
+    rows = np.random.default_rng(5).standard_normal((10, 8), dtype=np.float32)
+    rows[[0, 8, 9]] = rows[3]  # by their likeness alone they would be left out
+    chosen, segments = reduce_rows(rows, layout.segments, tiles, limit)
+    alike = (chosen == rows[3]).all(axis=1)
+    assert len(chosen) == limit
+    assert bool(alike[0] and alike[-2:].all()) == (limit >= 4)
+    assert numbered(segments) == numbered(reduce_segments(layout.segments, tiles, limit))
 
 
 def test_newline_rows_stay_in_the_square_root_of_the_share(tmp_path: Path) -> None:
