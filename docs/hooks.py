@@ -33,10 +33,10 @@ _FETCHING_RELATIONS = ("stylesheet", "icon", "preload", "preconnect", "dns-prefe
 def families_table() -> str:
     """The families as `edgeprism convert --list` names them, as a Markdown table."""
     shown = CliRunner().invoke(cli, ["convert", "--list"], prog_name="edgeprism")
-    if shown.exit_code != 0 or not shown.output.strip():
+    if shown.exit_code != 0 or not shown.stdout.strip():
         raise RuntimeError(f"`edgeprism convert --list` failed: {shown.output}{shown.exception!r}")
     lines = ["| family | what it reads |", "|---|---|"]
-    for line in shown.output.strip().splitlines():
+    for line in shown.stdout.strip().splitlines():
         name, summary = line.split("\t", 1)
         link = f"command-line.md#edgeprism-convert-{name}"
         lines.append(f"| [`{name}`]({link}) | {summary.strip()} |")

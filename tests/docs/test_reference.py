@@ -21,6 +21,7 @@ from edgeprism import errors
 from edgeprism.bundle.manifest import Manifest
 from edgeprism.cli.main import cli, run
 from edgeprism.cli.settings import SETTINGS, sections_with
+from edgeprism.convert.discover import family_names
 from edgeprism.files.home import data_dir
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.records import Answer, Evidence, ModelInfo, Timings, TokenCounts
@@ -221,7 +222,7 @@ def test_the_command_line_is_generated_from_the_commands() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/reference/families.md"])
 def test_families(page: str) -> None:
-    listed = CliRunner().invoke(cli, ["convert", "--list"]).output
+    listed = CliRunner().invoke(cli, ["convert", "--list"]).stdout
     families = {line.split("\t")[0] for line in listed.splitlines()}
     assert len(families) > 5
     rows = re.findall(r"^\| `([a-z0-9-]+)`(?::[^|]*)? \|", (ROOT / page).read_text("utf-8"), re.M)
@@ -229,3 +230,35 @@ def test_families(page: str) -> None:
     convert = cli.get_command(click.Context(cli), "convert")
     assert isinstance(convert, click.Group)
     assert families < set(convert.list_commands(click.Context(convert)))
+
+
+def test_every_family_names_the_tests_that_compare_it_with_its_reference() -> None:
+    """A test names the family itself, or takes it from the helper that writes the checkpoint."""
+    text = section(REFERENCE / "families.md", "What was seen of the published files")
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \|.*\| ([^|]+) \|$", text, re.MULTILINE)
+    assert [name for name, _ in rows] == first_column(text)
+    assert sorted(first_column(text)) == family_names()
+    named = {name: re.findall(r"`(test_\w+\.py)`", cell) for name, cell in rows}
+    for family, files in named.items():
+        assert files, family
+        for file in files:
+            assert family in families_in(ROOT / "tests" / "convert" / file), (family, file)
+    compared = {
+        path.name
+        for path in (ROOT / "tests" / "convert").glob("test_*.py")
+        if _COMPARES.search(path.read_text(encoding="utf-8")) and families_in(path)
+    }
+    assert compared <= {file for files in named.values() for file in files}
+
+
+_COMPARES = re.compile(r"(?:reference|case)\.(?:greedy|visual_tokens)\(")
+
+
+def families_in(test: Path) -> set[str]:
+    """The families that a test converts: named in it, or in helpers that it imports."""
+    text = test.read_text(encoding="utf-8")
+    for helper in re.findall(r"^from tests\.helpers\.(tiny_\w+) import", text, re.MULTILINE):
+        text += (ROOT / "tests" / "helpers" / f"{helper}.py").read_text(encoding="utf-8")
+    if "from tests.helpers.checkpoints import" in text:  # which writes those of one family alone
+        text += '"prismcaptioner"'
+    return {name for name in family_names() if f'"{name}"' in text}
