@@ -98,8 +98,10 @@ def _require_parity(verdict: judge.Verdict, force: bool, progress: Progress) -> 
         progress.say(f"parity {check}: {shown}")
     if verdict.failures and not force:
         raise ParityError(
-            "The bundle does not compute what its checkpoint does:",
-            "Try a finer quantization; `force` writes the bundle all the same and records this.",
+            f"The bundle does not compute what its checkpoint does: "
+            f"{' and '.join(judge.parts_of(verdict.failed))} failed the gate.",
+            f"{judge.remedy(verdict.failed)} `force` writes the bundle all the same and records "
+            "this.",
             verdict.failures,
         )
 

@@ -82,6 +82,7 @@ class Verdict:
 
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # the checks that have failures
 
     def add(self, check: str, figures: dict[str, float], failures: list[str]) -> None:
         """Record a check's figures, and its failures with its name."""
@@ -89,6 +90,42 @@ class Verdict:
         finite = {name: float(value) for name, value in figures.items() if np.isfinite(value)}
         self.figures[check] = finite
         self.failures += [f"{check}: {failure}" for failure in failures]
+        self.failed += [check] * bool(failures)
+
+
+# quantization → the next finer one with another limit; those of the float types have none, because
+# what fails with them is no matter of rounding
+FINER = {
+    "int8": "fp16", "int8-full": "fp16", "fp16": "fp32",
+    "Q8_0": "F16", "Q6_K": "Q8_0", "F16": "F32",
+}  # fmt: skip
+_PARTS = {"vision": "the vision graph", "lm": "the language model"}
+
+
+def parts_of(checks: Sequence[str]) -> list[str]:
+    """Return which parts of a bundle the checks `vision QUANT`, `lm QUANT` and others judge."""
+    parts = []
+    for check in checks:
+        kind, _, quant = check.partition(" ")
+        parts.append(f"{_PARTS[kind]} ({quant})" if kind in _PARTS else f"the {check}")
+    return parts
+
+
+def remedy(checks: Sequence[str]) -> str:
+    """Return what to try where `checks` failed, as a sentence with the options' keywords."""
+    options = []
+    for check in checks:
+        kind, _, quant = check.partition(" ")
+        if kind == "vision" and quant in FINER:
+            options.append(f"`vision_quants={FINER[quant]}`")
+        elif kind == "lm" and quant != "F32":
+            options.append(f"`lm_quant={FINER.get(quant, 'Q6_K')}`")
+    if len(options) < len(checks):
+        return (
+            "No quantization explains that: the checkpoint may be damaged or not what its files "
+            "say; if it is as published, please report it."
+        )
+    return f"Try {' and '.join(dict.fromkeys(options))}."
 
 
 # tiles [n, height, width, channels], or an array of them for each shape

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
+from edgeprism.cli.errors import with_options
+from edgeprism.convert.gate import judge
 from edgeprism.convert.language import internlm2
 from edgeprism.convert.vision.graph import VisionGraph
 from edgeprism.errors import CheckpointError, ParityError, UsageError
@@ -294,13 +296,34 @@ def test_a_failed_gate_refuses_and_force_records(
 ) -> None:
     monkeypatch.setattr(internlm2, "permute_for_rope", lambda rows, _heads: rows)
     out = tmp_path / "out"
-    with pytest.raises(ParityError, match="relative error of the logits"):
+    with pytest.raises(ParityError, match="relative error of the logits") as refused:
         convert(folders, out)
+    assert "the language model (F32) failed the gate" in refused.value.summary
+    assert "No quantization explains that" in refused.value.hint
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint"]
     parity = manifest_from_bundle(convert(folders, out, force=True)).parity
     assert (parity.passed, parity.forced) == (False, True)
     assert any(failure.startswith("lm F32: relative error") for failure in parity.failures)
     assert parity.figures["lm F32"]["relative_error"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("checks", "hint"),
+    [
+        (["lm Q4_K_M"], "Try --lm-quant Q6_K."),
+        (["lm Q6_K"], "Try --lm-quant Q8_0."),
+        (["vision int8", "lm Q8_0"], "Try --vision-quant fp16 and --lm-quant F16."),
+        (["vision int8", "vision int8-full"], "Try --vision-quant fp16."),
+        (["vision fp16"], "Try --vision-quant fp32."),
+        (["vision fp32"], "No quantization explains that"),
+        (["tokenizer", "lm Q4_0"], "No quantization explains that"),
+    ],
+)
+def test_a_failed_gate_names_the_next_finer_option(checks: list[str], hint: str) -> None:
+    assert with_options(judge.remedy(checks)).startswith(hint)
+    for quant, finer in judge.FINER.items():
+        limits = judge.VISION_LIMITS if quant in judge.VISION_LIMITS else judge.LM_LIMITS
+        assert limits[finer].relative_error < limits[quant].relative_error
 
 
 Rows = torch.Tensor | tuple[torch.Tensor, ...]
