@@ -19,6 +19,7 @@ from edgeprism.bench.table import (
 )
 from edgeprism.files.atomic import write_atomically
 from edgeprism.files.regular import open_regular
+from edgeprism.files.safe_text import counted
 from edgeprism.output.html import SERIES, legend_to_html, table_to_html
 
 _TITLE = "EdgePrism bench"
@@ -73,8 +74,9 @@ def to_page(reports: Sequence[Report], names: Sequence[str]) -> str:
 
 
 def _lead(report: Report) -> str:
-    lines = [f"{report.date}, {report.settings.runs} runs. A bar is the median, the line across "
-             "it the least and the most, the notch the floor."]  # fmt: skip
+    runs = counted(report.settings.runs, "run")
+    lines = [f"{report.date}, {runs}. A bar is the median, the line across it the least and the "
+             "most, the notch the floor."]  # fmt: skip
     text = "".join(f"<p>{escape(line)}</p>" for line in lines)
     if report.conditions.disturbed:
         text += f'<p class="disturbed">{escape(conditions_to_lines(report)[-1])}</p>'

@@ -33,6 +33,7 @@ from edgeprism.bench.work import Operations, language_work, nodes_to_operations
 from edgeprism.bundle.gguf_parts import model_bytes, read_model_header
 from edgeprism.bundle.open import Bundle
 from edgeprism.errors import ModelError
+from edgeprism.files.safe_text import counted
 from edgeprism.machine.facts import available_cores, cpu_name, memory_bytes
 from edgeprism.machine.load import LoadMeter
 from edgeprism.machine.sensors import clock_mhz, temperature_c, throttle_count
@@ -111,7 +112,7 @@ def bench(order: Order, progress: Progress = lambda *_: lambda: None) -> r.Repor
     else:
         notes.append(f"No floors: the rates are the processor's, the models ran on {device}.")
     if measured.answers and (failed := measured.answers["failed"]):
-        notes.append(f"The reasoner gave no answer in {failed} of {order.runs} runs.")
+        notes.append(f"The reasoner gave no answer in {failed} of {counted(order.runs, 'run')}.")
     return _report(order, opened, measured, _Found(rates, conditions, tokens, stages, notes))
 
 

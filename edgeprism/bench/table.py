@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeprism.bench.report import GROUPS, Report, Stage
-from edgeprism.files.safe_text import printable_line
+from edgeprism.files.safe_text import counted, printable_line
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -96,8 +96,10 @@ def facts(report: Report) -> list[str]:
     rates, tokens, memory = report.rates, report.tokens, report.memory
     energy = report.energy
     return [
-        f"{report.settings.runs} runs; {tokens.visual} visual tokens, {tokens.prompt} of text, "
-        f"{tokens.generated} new; device {report.model.device}, {report.model.threads} threads",
+        f"{counted(report.settings.runs, 'run')}; {counted(tokens.visual, 'visual token')}, "
+        f"{tokens.prompt} of text, "
+        f"{tokens.generated} new; device {report.model.device}, "
+        f"{counted(report.model.threads, 'thread')}",
         f"this machine: {rates.float32_gflops:.0f} GFLOP/s float32, {rates.int8_gops:.0f} GOP/s "
         f"int8, {rates.read_gbs:.1f} GB/s of memory",
         "peak resident memory: " + ", ".join(

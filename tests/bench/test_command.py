@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from edgeprism.bench.page import to_page
 from edgeprism.bench.report import read_report
 from edgeprism.bench.run import disturbances, notes_of_cold_starts
+from edgeprism.bench.table import facts
 from edgeprism.cli.main import run
 from tests.helpers.silence import __file__ as silence
 
@@ -51,6 +53,11 @@ def test_a_run(
     assert record["tokens"]["generated"] == 8  # what the script says, and its end
     assert record["model"]["device"] == "cpu"
     check_page_and_comparison(out, tmp_path)
+    settings = dataclasses.replace(read_report(out).settings, runs=1)
+    model = dataclasses.replace(read_report(out).model, threads=1)
+    first, *_ = facts(dataclasses.replace(read_report(out), settings=settings, model=model))
+    assert first.startswith("1 run; ")
+    assert first.endswith(", 1 thread")
 
 
 def check_figures(record: dict[str, Any]) -> None:
