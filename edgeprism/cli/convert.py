@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from edgeprism.cli import completion
 from edgeprism.cli.chat_format import ChatFormat
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.named_models import told_to_pull
-from edgeprism.cli.terminal import StderrProgress, print_path
+from edgeprism.cli.terminal import StderrProgress, is_quiet, print_path, say
 from edgeprism.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def _list_families(context: click.Context, _option: click.Parameter, value: bool
 
     for family in families():
         click.echo(f"{family.name}\t{family.summary}")
+    if not is_quiet():
+        say("No published weights were at hand: docs/reference/families.md says what was seen.")
     context.exit()
 
 
@@ -92,7 +95,7 @@ class Families(click.Group):
 
 @click.group("convert", cls=Families)
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_families,
-              help="List the families of checkpoints that can be converted.")  # fmt: skip
+              help="List the families of checkpoints that can be converted, by name.")  # fmt: skip
 def command() -> None:
     """Convert a published checkpoint to a bundle.
 
@@ -151,7 +154,7 @@ def _click_option(option: Option) -> click.Option:
         is_flag=flag,
         default=None if left_out else option.default,
         required=option.required,
-        metavar="NAME" if option.kind == "text" else None,
+        metavar=option.metavar if option.kind == "text" else None,
         help=option.help,
     )
 
@@ -215,6 +218,7 @@ def mmproj_pair(
         with StderrProgress().shown() as progress:
             progress.say(speed_up_pair(out, progress, options, digest=written))
     print_path(out)
+    _show_next(out)
 
 
 def _write_pair(
@@ -276,6 +280,15 @@ def _convert(
     # the gate has just run every file of the bundle, so no caption needs to wait for a trial
     remember_captioner(open_bundle(out))
     print_path(out)
+    _show_next(out)
+
+
+def _show_next(out: Path) -> None:
+    """Say how to use the bundle `out`, unless --quiet is given."""
+    if not is_quiet():
+        # a path without a separator would be taken for a name
+        shown = out if out.is_absolute() or len(out.parts) > 1 else f"./{out}"
+        say(f"To use it: edgeprism caption photo.jpg --model {shlex.quote(str(shown))}")
 
 
 def _require_packages(names: Sequence[str], extra: str) -> None:
