@@ -30,6 +30,7 @@ class Option:
         required: Whether a conversion needs a value.
         default: The value if the caller passes none.
         choices: The allowed values of a "choice".
+        metavar: What the command line's help calls the value of a "text".
     """
 
     name: str
@@ -38,12 +39,21 @@ class Option:
     required: bool = False
     default: Value = None
     choices: tuple[str, ...] = ()
+    metavar: str = "NAME"
 
+
+# those of read/conversations.py, which is not imported for a help text
+CONVERSATION_NAMES = (
+    "vicuna-v1", "vicuna-user", "vicuna-v0", "llama-2", "mistral", "user-assistant", "chatml",
+    "qwen", "interleave", "llama-3", "llama-3-system", "gemma", "prismatic-pure",
+    "prismatic-vicuna",
+)  # fmt: skip
 
 CONVERSATION = Option(
     "conversation",
     "text",
-    "Conversation template.  [default: that of the published models]",
+    f"Conversation template: {', '.join(CONVERSATION_NAMES)}.  [default: that of the published "
+    "models]",
     default="",
 )
 

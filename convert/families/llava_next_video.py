@@ -89,6 +89,7 @@ FAMILY = Family(
             "Stretch the language model's positions by this factor, and its context with them, "
             "e.g. 2 for 32 frames.  [default: as config.json says]",
             default="",
+            metavar="NUMBER",
         ),
     ),
     read=read,

@@ -102,8 +102,19 @@ FAMILY = Family(
     """,
     options=(
         Option("captioner", "folder", "Folder of the Mini-Gemini checkpoint.", required=True),
-        Option("vision", "folder", "Folder of the CLIP that it names.", required=True),
-        Option("vision_aux", "folder", "Folder of the ConvNeXt that it names, as open_clip's."),
+        Option(
+            "vision",
+            "folder",
+            "Folder of the CLIP that it names; its config.json counts even where the checkpoint "
+            "holds the tower.",
+            required=True,
+        ),
+        Option(
+            "vision_aux",
+            "folder",
+            "Folder of the ConvNeXt that it names, as open_clip's. May be left out only where "
+            "the checkpoint holds that tower.",
+        ),
         CONVERSATION,
     ),
     read=read,

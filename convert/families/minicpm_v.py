@@ -118,8 +118,11 @@ def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
 
 FAMILY = Family(
     name="minicpm-v",
-    summary="MiniCPM-V 1.0 and 2.0, MiniCPM-Llama3-V 2.5: SigLIP on slices, resampler, MiniCPM",
-    help="Convert MiniCPM-V 1.0, MiniCPM-V 2.0 or MiniCPM-Llama3-V 2.5 to the bundle OUT.",
+    summary="MiniCPM-V 1.0 and 2.0, MiniCPM-Llama3-V 2.5: SigLIP on slices, resampler",
+    help="""Convert MiniCPM-V 1.0, MiniCPM-V 2.0 or MiniCPM-Llama3-V 2.5 to the bundle OUT.
+
+    The language model is MiniCPM 2.4B, or in 2.5 Llama 3.
+    """,
     options=(Option("captioner", "folder", "Folder of the checkpoint.", required=True),),
     read=read,
     model_types=("minicpmv",),
