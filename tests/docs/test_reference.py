@@ -262,3 +262,16 @@ def families_in(test: Path) -> set[str]:
     if "from tests.helpers.checkpoints import" in text:  # which writes those of one family alone
         text += '"prismcaptioner"'
     return {name for name in family_names() if f'"{name}"' in text}
+
+
+def test_every_benchmark_stands_in_the_list_of_scripts() -> None:
+    folder = ROOT / "benchmarks"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    text = text.split("## Aims")[0]
+    listed = re.findall(r"^\| `(?:python -m benchmarks )?([\w/.]+)` \|", text, re.MULTILINE)
+    scripts = {
+        path.relative_to(folder).as_posix()
+        for room in ("speed", "memory", "answers")
+        for path in (folder / room).glob("[!_]*.py")
+    }
+    assert sorted(listed) == sorted({*scripts, "peers"})
