@@ -59,6 +59,11 @@ def unknown_layout(folder: Path, family: str, expected: str) -> CheckpointError:
     about = f"config.json with model_type {config.get('model_type')!r} and fields {fields}"
     if "config.json" not in names:
         about = "no config.json"
+        if inside := _checkpoints_inside(folder):
+            return CheckpointError(
+                f"{folder} holds no checkpoint itself, but its folders do.",
+                f"Pass one of its folders: {', '.join(inside)}.",
+            )
     scores, likely = _scores(folder), likely_family(folder)
     return CheckpointError(
         f"{folder} is not a checkpoint of {family}.",
@@ -69,6 +74,20 @@ def unknown_layout(folder: Path, family: str, expected: str) -> CheckpointError:
             f"families that come close: {', '.join(scores) or 'none'}",
         ),
     )
+
+
+def _checkpoints_inside(folder: Path) -> list[str]:
+    """Return "NAME (FAMILY)" of the folders in `folder` that hold a checkpoint, if it is a shelf.
+
+    A folder with files of its own, or with the folders of a family's layout, is none: what it
+    lacks is to be told.
+    """
+    of_layout = max(_scores(folder).values(), default=0) > 2
+    if of_layout or any(path.is_file() for path in folder.glob("*")):
+        return []
+    inside = [path for path in sorted(folder.glob("*")) if (path / "config.json").is_file()]
+    return [f"{path.name} ({likely_family(path) or 'of no family that it resembles'})"
+            for path in inside[:_N_SHOWN]]  # fmt: skip
 
 
 def likely_family(folder: Path) -> str | None:
@@ -95,11 +114,13 @@ def _scores(folder: Path) -> dict[str, int]:
     that share nothing are left out.
     """
     config = _config_of(folder)
-    files = {path.name for path in folder.glob("*")}
+    paths = list(folder.glob("*"))
+    every, files = {path.name for path in paths}, {path.name for path in paths if path.is_file()}
     kind = config.get("model_type")
+    # a folder's name, such as llm, says nothing of a family whose config.json is missing beside it
     scores = {
         family.name: 2 * (kind in family.model_types)
-        + 2 * len(files.intersection(family.signs))
+        + 2 * len((every if config or not family.model_types else files).intersection(family.signs))
         + len(config.keys() & set(family.signs))
         for family in families()
     }

@@ -20,8 +20,9 @@ from edgeprism.cli.main import run
 from edgeprism.convert import families as package
 from edgeprism.convert import pipeline, supervise
 from edgeprism.convert.discover import families, family_named, family_names
-from edgeprism.convert.family import Family
+from edgeprism.convert.family import CONVERSATION_NAMES, Family
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.read.conversations import CONVERSATIONS
 from edgeprism.errors import CheckpointError, UsageError
 from tests.docs.pages import ROOT, module_of
 from tests.helpers.converting import convert_family
@@ -130,6 +131,7 @@ def test_the_command_line_converts_it(
     printed = capsys.readouterr()
     assert printed.out == f"{out}\n"
     assert "on thick paper, glossy, with rhymes" in printed.err
+    assert f"edgeprism caption photo.jpg --model {out}" in printed.err
     assert run(["convert", "toy-book", "--picture-book", book, "--paper", "wet", str(out)]) == 2
 
 
@@ -185,6 +187,34 @@ def test_a_folder_in_place_of_a_family_is_looked_at(
     message = capsys.readouterr().err
     assert f"{tmp_path} is a folder, and a family of checkpoints comes first: " in message
     assert hint in message
+
+
+def test_a_folder_of_checkpoints_is_told_as_that(tmp_path: Path) -> None:
+    shelf = tmp_path / "models"
+    configs = {
+        "llm": {"model_type": "llama"},
+        "minicpm": {"model_type": "minicpmv", "query_num": 64},
+    }
+    for name, config in configs.items():
+        (shelf / name).mkdir(parents=True)
+        (shelf / name / "config.json").write_text(json.dumps(config))
+    (shelf / "notes").mkdir()
+    with pytest.raises(CheckpointError, match="holds no checkpoint itself") as caught:
+        convert_family("llava", tmp_path / "out", ConvertOptions(), {"captioner": shelf})
+    assert "minicpm (minicpm-v)" in caught.value.hint
+    assert "llm (" in caught.value.hint
+    assert "notes" not in caught.value.hint
+    (shelf / "llm" / "config.json").unlink()
+    (shelf / "minicpm" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="families that come close: none"):
+        convert_family("llava", tmp_path / "out", ConvertOptions(), {"captioner": shelf})
+
+
+def test_the_help_of_a_conversation_lists_its_forms() -> None:
+    assert tuple(CONVERSATIONS) == CONVERSATION_NAMES
+    words = " ".join(shown("llava-next-video", "--help").split())
+    assert "llama-3-system, gemma" in words
+    assert "--rope-factor NUMBER" in words
 
 
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)

@@ -255,6 +255,7 @@ def test_a_family_that_is_not_there(
 def test_list_and_help_name_every_family() -> None:
     shown = CliRunner().invoke(convert_command.command, ["--list"])
     assert shown.exit_code == 0
-    assert [line.split("\t")[0] for line in shown.output.splitlines()] == family_names()
+    assert [line.split("\t")[0] for line in shown.stdout.splitlines()] == family_names()
+    assert "docs/reference/families.md" in shown.stderr
     for name in family_names():
         assert CliRunner().invoke(convert_command.command, [name, "--help"]).exit_code == 0
