@@ -53,6 +53,11 @@ _CONVERSATIONS = {"llama": "vicuna-v1", "mistral": "mistral", "qwen2": "qwen"}
 # LLaVA-NeXT-Interleave's demo joins pictures like this; no other one-tile model is on Qwen
 _INTERLEAVED = Several("", "")
 _FRAMES = 8  # of a video, as llava-hf's model cards sample it; LLaVA's own demo takes 32
+# of the command by which the original code shows how a video is described
+_VIDEO_INSTRUCTION = (
+    "Please provide a detailed description of the video, focusing on the main subjects, their "
+    "actions, the background scenes."
+)
 _HF_CONVERSATIONS = {"llama": "user-assistant", "mistral": "mistral", "qwen2": "interleave"}
 
 
@@ -158,6 +163,7 @@ def _video(pooling: FramePooling, grid: tuple[int, int], preparation: Preparatio
         fill=preparation.fill,
         resample=preparation.resample,
         frames=_FRAMES,
+        instruction=_VIDEO_INSTRUCTION,
     )
 
 

@@ -9,6 +9,7 @@ from edgeprism.choices import MAX_FRAMES
 # another engine
 _MODES = ("pad", "letterbox", "crop", "center-crop", "stretch")
 SAMPLINGS = ("uniform",)
+_MAX_INSTRUCTION = 1000  # characters
 
 
 def video_faults(m: Manifest, max_grid: int, max_marker: int) -> list[str]:
@@ -51,6 +52,11 @@ def video_faults(m: Manifest, max_grid: int, max_marker: int) -> list[str]:
             "must be three numbers in 0…255",
         ),
         (".before", len(video.before) <= max_marker, f"longer than {max_marker} characters"),
+        (
+            ".instruction",
+            len(video.instruction) <= _MAX_INSTRUCTION,
+            f"longer than {_MAX_INSTRUCTION} characters",
+        ),
         (".between", len(video.between) <= max_marker, f"longer than {max_marker} characters"),
     ]
     return [f"video{path}: {text}" for path, holds, text in checks if not holds]

@@ -313,6 +313,8 @@ class Video:
     # in which special tokens are parsed; {number} is replaced by the frame's place, counted from 1
     before: str = ""
     between: str = ""
+    # in place of `Prompts.default_instruction` for a video; "": the same
+    instruction: str = dataclasses.field(default="", metadata=LATER)
 
     @property
     def tokens_per_frame(self) -> int:

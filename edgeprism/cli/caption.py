@@ -17,6 +17,7 @@ from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.options import (
     cache_option,
     captioner_options,
+    check_all_videos,
     default_captioner,
     engine_options,
     frame_options,
@@ -182,8 +183,8 @@ def command(
     Several pictures, or folders, use the caption store: it keeps finished captions, and an
     interrupted run continues where it stopped. A single picture does without the store. Exit code
     3 means that some pictures failed; the others have captions. With --together the model sees all
-    pictures in one prompt: "What changed between the two?" A model made for videos describes one
-    that is named alone, by some of its frames; folders' videos are passed over.
+    pictures in one prompt: "What changed between the two?" A model made for videos describes those
+    that are named, each by some of its frames; folders' videos are passed over.
     """
     form = _form(options)
     if example:
@@ -193,8 +194,8 @@ def command(
             "No picture is named.", "Name one (edgeprism caption photo.jpg), or use --example."
         )
     search = None
-    if not _is_one(images, options) or together:
-        _check_no_frames(options)
+    if options["frames"] is not None or options["frames_per_second"] is not None:
+        check_all_videos(images)
     if together:
         _check_together(images, options)
     elif not _is_one(images, options):
@@ -260,14 +261,6 @@ def _is_one(images: tuple[str, ...], output_options: dict[str, Any]) -> bool:
 
     image = images[0]
     return not os.path.isdir(image) and (os.path.lexists(image) or not is_pattern(image))
-
-
-def _check_no_frames(options: dict[str, Any]) -> None:
-    if options["frames"] is not None or options["frames_per_second"] is not None:
-        raise UsageError(
-            "--frames and --frames-per-second are for a video that is named alone.",
-            "Caption one video at a time.",
-        )
 
 
 def _check_together(images: tuple[str, ...], output_options: dict[str, Any]) -> None:

@@ -304,6 +304,8 @@ def _in_words(cost: dict[str, Any]) -> dict[str, str]:
 def _shown(facts: dict[str, Any]) -> dict[str, Any]:
     """Return facts without remarks that say nothing, for a person."""
     shown = {key: value for key, value in facts.items() if value or key not in ("problem", "note")}
+    if "video" in facts and facts["video"] is None:
+        shown["video"] = "not taken: pictures alone"
     parity = facts.get("parity")
     if parity and not (parity["passed"] or parity["figures"] or parity["failures"]):
         shown["parity"] = "no gate has run"  # `passed: no` would read as failed

@@ -128,6 +128,23 @@ def frame_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def check_all_videos(images: Iterable[str]) -> None:
+    """Refuse a choice of frames if something that is named is a picture, a folder or a pattern.
+
+    Names of nothing are left to those who read them.
+    """
+    from edgeprism.picture.patterns import is_pattern
+    from edgeprism.picture.video_source import is_video
+
+    for image in images:
+        there = os.path.lexists(image)
+        if (there and not is_video(image)) or (not there and is_pattern(image)):
+            raise UsageError(
+                f"{image}: not a video whose frames can be chosen.",
+                "Name videos alone with --frames and --frames-per-second, or leave these out.",
+            )
+
+
 def captioner_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--visual-tokens, --vision-quant, --instruction, --focus, --max-tokens."""
     for option in (

@@ -21,7 +21,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.errors import ImageError, RepetitionError
+from edgeprism.errors import ImageError
 from edgeprism.files.stamps import status_to_stamp
 from edgeprism.folder.events import (
     Event,
@@ -33,24 +33,28 @@ from edgeprism.folder.events import (
     Outcome,
     Settled,
     Twin,
+    repetition,
     without_frames,
 )
 from edgeprism.folder.lanes import Lane, Turns
 from edgeprism.folder.sharing import POLL_S, Deferred, keep, known_record, renewing
+from edgeprism.folder.videos import Videos
 from edgeprism.language.generator import Finished
 from edgeprism.machine.facts import available_cores
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import Plan
 from edgeprism.picture.layout import picture_to_layout
+from edgeprism.picture.video import VideoTiles
 from edgeprism.picture.workers import Decoded, DecodePool
 from edgeprism.records import EncodedImage, Timings
 from edgeprism.store.caption_store import CaptionStore
-from edgeprism.store.stored_captioner import decoding_settings, request_key
+from edgeprism.store.stored_captioner import decoding_settings
 
 if TYPE_CHECKING:
     from edgeprism.picture.find import PictureFile
 
-Decoding = tuple[Job, Future[Decoded]]
+Tiles = Decoded | VideoTiles
+Decoding = tuple[Job, Future[Decoded] | Future[VideoTiles]]
 Store = CaptionStore | None
 Outcomes = dict[int, Outcome]  # by the index of the picture
 Twins = dict[str, list[Job]]
@@ -93,7 +97,7 @@ class Batch:
         self._decoding: queue.Queue[Decoding | None] = queue.Queue()
         self._ready: queue.Queue[Job | None] = queue.Queue()  # for the lanes; None ends them
         self._events: queue.Queue[Event] = queue.Queue()
-        self.request_key = request_key(captioner, plan)
+        self._videos = Videos(captioner, plan)
         threads = captioner.engines.vision_threads() + captioner.engines.lm_threads()
         crowded = captioner.device == "cpu" and threads > available_cores()
         self._cores: AbstractContextManager[object] = Turns() if crowded else nullcontext()
@@ -115,7 +119,7 @@ class Batch:
 
     def is_known(self, picture: PictureFile, store: CaptionStore) -> bool:
         """Return whether the store has this picture's caption, by its path, size and mtime."""
-        return self._known_file(Job(0, picture), store) is not None
+        return self._known_file(self._job(0, picture), store) is not None
 
     def run(self, pictures: Iterable[PictureFile]) -> Iterator[Outcome]:
         """Yield outcomes in the order of `pictures`. Raises errors that concern every picture.
@@ -158,7 +162,7 @@ class Batch:
                     self._quota.acquire()
                 if self._stopping.is_set() or self._missing == 0:
                     break
-                job = Job(index, picture)
+                job = self._job(index, picture)
                 known = self._known_file(job, store)
                 if known is not None:
                     self._events.put(Settled(index, known))
@@ -171,7 +175,13 @@ class Batch:
                 store.close()
 
     def _decode(self, job: Job) -> None:
-        self._decoding.put((job, self._pool.submit(str(job.picture.path))))
+        if job.is_video:
+            self._decoding.put((job, self._videos.submit(self._pool, job.picture)))
+        else:
+            self._decoding.put((job, self._pool.submit(str(job.picture.path))))
+
+    def _job(self, index: int, picture: PictureFile) -> Job:
+        return Job(index, picture, self._videos.has(picture))
 
     def _known_file(self, job: Job, store: Store) -> Outcome | None:
         """Return the stored caption of a file that is unchanged since it was last read."""
@@ -183,7 +193,7 @@ class Batch:
             return None  # the decoder reads the file again and reports the error
         job.stamp = status_to_stamp(status)
         digest = store.digest_of(job.picture.path, status)
-        record = store.get(self.request_key.key(digest)) if digest else None
+        record = store.get(self._videos.request_of(job).key(digest)) if digest else None
         return self._from_store(job, record) if record else None
 
     def _from_store(self, job: Job, record: dict[str, Any], *, duplicate: bool = False) -> Outcome:
@@ -239,13 +249,13 @@ class Batch:
             self._outside.add(job.index)
             self._window.release()
 
-    def _settled(self, job: Job, decoded: Decoded, store: Store, begun: set[str]) -> bool:
+    def _settled(self, job: Job, decoded: Tiles, store: Store, begun: set[str]) -> bool:
         """Encode a picture or find its caption; return False if another process captions it."""
-        job.key = self.request_key.key(decoded.sha256)
+        job.key = self._videos.request_of(job).key(decoded.sha256)
         if store is not None:
             if job.stamp is not None:
                 store.remember_file(job.picture.path, job.stamp, decoded.sha256)
-            record = known_record(store, self.request_key, job, decoded)
+            record = known_record(store, self._videos.request_of(job), job, decoded)
             if record is not None:
                 known = self._from_store(job, record, duplicate=job.key in begun)
                 self._events.put(Settled(job.index, known))
@@ -270,8 +280,10 @@ class Batch:
     def _fail(self, job: Job, error: ImageError) -> None:
         self._events.put(Settled(job.index, Outcome(job.picture, error=without_frames(error))))
 
-    def _to_tokens(self, job: Job, decoded: Decoded) -> EncodedImage:
+    def _to_tokens(self, job: Job, decoded: Tiles) -> EncodedImage:
         with self._cores:
+            if isinstance(decoded, VideoTiles):
+                return self._videos.encode(decoded, job.picture.name)
             return self.captioner.tiles_to_encoded(
                 decoded.tiles,
                 picture_to_layout(decoded.size, self.captioner.bundle.manifest),
@@ -357,7 +369,7 @@ class Batch:
         if record is not None:
             outcomes[twin.index] = self._from_store(twin, record, duplicate=True)
         elif twin.key in self._repetitive:
-            outcomes[twin.index] = _repetition(twin)
+            outcomes[twin.index] = repetition(twin)
         else:
             twins.setdefault(twin.key, []).append(twin)
 
@@ -378,21 +390,11 @@ class Batch:
             self._repetitive.add(job.key)
             if store is not None:
                 store.release(job.key)
-            outcomes.update({each.index: _repetition(each) for each in (job, *twins)})
+            outcomes.update({each.index: repetition(each) for each in (job, *twins)})
             return
         record = {**caption.to_dict(), "settings": self.settings}
         if store is not None:
-            keep(store, self.request_key, job, record)
+            keep(store, self._videos.request_of(job), job, record)
         outcomes[job.index] = Outcome(job.picture, record)
         for twin in twins:
             outcomes[twin.index] = self._from_store(twin, record, duplicate=True)
-
-
-def _repetition(job: Job) -> Outcome:
-    """Return the outcome of a picture whose text only repeats itself: it is no caption."""
-    error = RepetitionError(
-        f"{job.picture.path}: the model's text repeats itself, so it is no caption.",
-        "Use another model or instruction; `edgeprism caption` of this picture "
-        "alone prints the text.",
-    )
-    return Outcome(job.picture, error=error)

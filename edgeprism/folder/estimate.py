@@ -10,6 +10,7 @@ from edgeprism.folder.rate import ENOUGH, Rate, known_rate, measure_rate
 from edgeprism.folder.run import FolderOptions, Pictures, search_pictures
 from edgeprism.folder.sharing import StoreOpener
 from edgeprism.folder.tuning import batch_shape
+from edgeprism.folder.videos import Videos
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import Plan
 from edgeprism.picture.find import PictureFile
@@ -65,7 +66,9 @@ def estimate_folder(
     plan = plan or captioner.plan()
     todo = _without_caption(files, captioner, plan) if use_store else files
     readable = [file for file in todo if not lacks_plugin(file.path.name)]
-    rate, measured = known_rate(captioner, plan), None
+    videos = Videos(captioner, plan)
+    has_video = any(videos.has(file) for file in readable)  # which takes another time
+    rate, measured = None if has_video else known_rate(captioner, plan), None
     if measure and readable and (rate is None or rate.captions < ENOUGH):
         measured = measure_rate(captioner, plan, readable, batch_shape(captioner, parallel))
     return FolderEstimate(

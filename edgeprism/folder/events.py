@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeprism.errors import EdgePrismError
+from edgeprism.errors import EdgePrismError, RepetitionError
 
 if TYPE_CHECKING:
     from edgeprism.files.stamps import FileStamp
@@ -50,6 +50,7 @@ class Job:
 
     index: int
     picture: PictureFile
+    is_video: bool = False
     stamp: FileStamp | None = None  # as it was before the picture was read
     key: str = ""
     tiles_sha256: str = ""
@@ -105,3 +106,13 @@ class LaneEnded:
 
 
 Event = Settled | Twin | Generated | Failed | Notice | LaneEnded
+
+
+def repetition(job: Job) -> Outcome:
+    """Return the outcome of a picture whose text only repeats itself: it is no caption."""
+    error = RepetitionError(
+        f"{job.picture.path}: the model's text repeats itself, so it is no caption.",
+        "Use another model or instruction; `edgeprism caption` of this picture "
+        "alone prints the text.",
+    )
+    return Outcome(job.picture, error=error)

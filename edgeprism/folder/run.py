@@ -224,7 +224,7 @@ class FolderRun:
 
     def _caption(self, batch: Batch, sidecars: RunSidecars) -> Generator[Outcome]:
         """Yield the outcomes of pictures to caption, and of others that precede them."""
-        meter = RateMeter(batch.parallel * batch.lanes)
+        meter, of_pictures = RateMeter(batch.parallel * batch.lanes), True
         for made in batch.run(self._pictures_to_caption()):
             place = self._order.get(made.picture, 0)
             while self._settled and self._settled[0][0] < place:
@@ -232,6 +232,7 @@ class FolderRun:
                 if outcome.error is not None and self._stops_at_errors:
                     batch.stop()
                 yield outcome
+            of_pictures = of_pictures and "video" not in (made.record or {})
             outcome = sidecars.write(made)
             if isinstance(outcome.error, OutputError) and _is_disk_full(outcome.error):
                 yield made  # it has its caption; all further sidecars would fail
@@ -241,7 +242,8 @@ class FolderRun:
                 batch.stop()
             yield self._counted(outcome)
         self.result.stopped = self._stop_requested and batch.stopped
-        remember_rate(self._captioner, self._plan, meter.rate())
+        if of_pictures:  # a video takes another time
+            remember_rate(self._captioner, self._plan, meter.rate())
 
     @property
     def _stops_at_errors(self) -> bool:

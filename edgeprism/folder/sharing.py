@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprism.files.safe_text import counted
 from edgeprism.folder.events import Notice
+from edgeprism.picture.video import VideoTiles
 from edgeprism.store.caption_store import CaptionStore, default_path
 from edgeprism.store.claims import LEASE_S, RENEW_S
 from edgeprism.store.database import StoreError
@@ -24,7 +25,7 @@ POLL_S = 0.2  # poll interval while another process captions the same picture
 
 
 def known_record(
-    store: CaptionStore, request: RequestKey, job: Job, decoded: Decoded
+    store: CaptionStore, request: RequestKey, job: Job, decoded: Decoded | VideoTiles
 ) -> dict[str, Any] | None:
     """Return the stored caption of a decoded picture; None if it is to be made.
 
@@ -32,8 +33,8 @@ def known_record(
     a rating into a file leaves them as they are. Its caption is then stored for the new file too.
     """
     record = store.get(job.key)
-    if record is not None:
-        return record
+    if record is not None or isinstance(decoded, VideoTiles):
+        return record  # a video's record tells of its frames' places, which its tiles do not
     job.tiles_sha256 = tiles_digest(decoded)
     alike = store.get_alike(request, job.tiles_sha256)
     if alike is None:
@@ -51,7 +52,9 @@ def known_record(
 def keep(store: CaptionStore, request: RequestKey, job: Job, record: dict[str, Any]) -> None:
     """Store the record of a job's picture."""
     path = None if job.picture.is_stdin else job.picture.path
-    store.put(request, record["image_sha256"], record, path=path, tiles_sha256=job.tiles_sha256)
+    store.put(
+        request, record["image_sha256"], record, path=path, tiles_sha256=job.tiles_sha256 or None
+    )
 
 
 def tiles_digest(decoded: Decoded) -> str:

@@ -18,7 +18,7 @@ from edgeprism.bundle.gguf_parts import (
     part_paths,
     read_model_header,
 )
-from edgeprism.bundle.manifest import FILE_NAME
+from edgeprism.bundle.manifest import FILE_NAME, Manifest
 from edgeprism.bundle.open import (
     check_file,
     dead_link,
@@ -255,12 +255,20 @@ def _bundle_facts(path: Path) -> dict[str, Any]:
         "sources": [asdict(source) for source in m.sources],
         "image": asdict(m.image),
         "visual_tokens_per_picture": most_visual_tokens(m),
+        "video": _video_facts(m),
         "vision": asdict(m.vision),
         "lm": asdict(m.lm),
         "prompts": asdict(m.prompts),
         "parity": asdict(m.parity),
         "files": {file: asdict(entry) for file, entry in m.files.items()},
     }
+
+
+def _video_facts(m: Manifest) -> dict[str, Any] | None:
+    """Return how a model sees videos; None if it describes pictures alone."""
+    if m.video is None:
+        return None
+    return {**asdict(m.video), "visual_tokens_per_frame": m.video.tokens_per_frame}
 
 
 def _state(path: Path) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypedDict
 
 from edgeprism.arguments import check_choice, check_flag, check_integer, check_number, check_text
 from edgeprism.choices import KV_TYPES, VISION_QUANTS
@@ -11,6 +11,9 @@ from edgeprism.language.request import Sampling
 from edgeprism.machine.device import EngineOptions, check_engine_options
 from edgeprism.picture.sampling import check_frame_wishes
 from edgeprism.vision.token_reduction import TokenLimit, check_token_limit
+
+if TYPE_CHECKING:
+    from edgeprism.records import EncodedImage
 
 
 class CaptionerOptions(EngineOptions, total=False):
@@ -63,6 +66,17 @@ class Plan:
     # of a video: the most that are taken, and how many of each second; None: as the model says
     frames: int | None = None
     frames_per_second: float | None = None
+    video_instruction: str | None = None  # in place of `instruction` for a video; None: the same
+
+    def for_video(self) -> Plan:
+        """Return the plan of a video's caption."""
+        if self.video_instruction is None:
+            return self
+        return replace(self, instruction=self.video_instruction, video_instruction=None)
+
+    def for_source(self, encoded: EncodedImage) -> Plan:
+        """Return the plan of the caption of what was encoded: a picture, or a video's frames."""
+        return self if encoded.video is None else self.for_video()
 
 
 def check_captioner_options(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgeprism.segments import ImageRows, Segment, Text
 
 if TYPE_CHECKING:
-    from edgeprism.bundle.manifest import Prompts, Several
+    from edgeprism.bundle.manifest import Prompts, Several, Video
 
 
 def caption_to_segments(
@@ -62,7 +62,21 @@ def _shifted(segment: Segment, rows: int) -> Segment:
 
 def instruction_for(prompts: Prompts, instruction: str | None, focus: str | None) -> str:
     """Return the generic instruction; with a focus, add what to observe."""
-    text = prompts.default_instruction if instruction is None else instruction
+    return _with_focus(
+        prompts, prompts.default_instruction if instruction is None else instruction, focus
+    )
+
+
+def video_instruction_for(
+    prompts: Prompts, video: Video | None, instruction: str | None, focus: str | None
+) -> str | None:
+    """Return the instruction of a video's caption; None where it is that of a picture's."""
+    if instruction is not None or video is None or not video.instruction:
+        return None
+    return _with_focus(prompts, video.instruction, focus)
+
+
+def _with_focus(prompts: Prompts, text: str, focus: str | None) -> str:
     if focus and focus.strip():
         # str.format would fail on an instruction that holds other braces.
         text += prompts.focus_instruction.replace("{focus}", focus.strip())

@@ -22,7 +22,12 @@ from edgeprism.language.request import Request, Sampling, segments_to_parts
 from edgeprism.machine.cancel import Cancel
 from edgeprism.perceive.engines import Engines
 from edgeprism.perceive.options import CaptionerOptions, Plan, check_caption_options
-from edgeprism.perceive.prompt import caption_to_segments, instruction_for, pictures_to_segments
+from edgeprism.perceive.prompt import (
+    caption_to_segments,
+    instruction_for,
+    pictures_to_segments,
+    video_instruction_for,
+)
 from edgeprism.perceive.several import pictures_together, several_of
 from edgeprism.perceive.stream import Ended
 from edgeprism.perceive.video import check_frames_have_effect, encode_video
@@ -90,7 +95,7 @@ class CaptionSteps:
         start, loaded = time.perf_counter(), self.engines.load_ms
         manifest = self.bundle.manifest
         if isinstance(image, EncodedImage):
-            check_frames_have_effect(plan, image.image)
+            check_frames_have_effect(plan, image.image, encoded=True)
             encoded, spent = self._again(image, plan, loaded, start)
         elif isinstance(image, (list, tuple)):
             encoded = self._encode_together(image, plan)
@@ -300,8 +305,9 @@ class CaptionSteps:
             instruction_for(prompts, instruction, focus),
             sampling,
             limit,
-            frames=None if frames is None else operator.index(frames),
-            frames_per_second=None if frames_per_second is None else float(frames_per_second),
+            None if frames is None else operator.index(frames),
+            None if frames_per_second is None else float(frames_per_second),
+            video_instruction_for(prompts, self.bundle.manifest.video, instruction, focus),
         )
 
     def request(self, encoded: EncodedImage, plan: Plan) -> Request:
@@ -309,7 +315,7 @@ class CaptionSteps:
 
         Raises UsageError for a picture that another model encoded, or with other `visual_tokens`.
         """
-        encoded = self._for_instruction(encoded, plan)
+        encoded = self._for_instruction(encoded, plan := plan.for_source(encoded))
         limit = encoded.reduction.limit if encoded.reduction else None
         if limit != plan.visual_tokens:
             raise UsageError(
@@ -344,7 +350,7 @@ class CaptionSteps:
             timings=replace(timings, prefill=done.prefill_ms, decode=done.decode_ms),
             model=self.model,
             device=self.device,
-            instruction=plan.instruction,
+            instruction=plan.for_source(encoded).instruction,
             version=__version__,
             image_size=encoded.size,
             notes=(*encoded.notes, REPETITION_NOTE) if repeats else encoded.notes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from edgeprism.bundle.manifest import Manifest, Video
     from edgeprism.perceive.engines import Engines
     from edgeprism.perceive.options import Plan
+    from edgeprism.picture.child_decoder import ChildDecoder
     from edgeprism.picture.source import ImageSource
+    from edgeprism.picture.video import VideoTiles
 
 _TEXT = 64  # tokens that a prompt has at least, beside its rows
 
@@ -40,13 +43,42 @@ def encode_video(
     Raises ImageError for a model without `video` and for a video that cannot be read, and
     PromptTooLongError if the frames alone fill the model's context.
     """
+    video = read_for_model(source, manifest, plan, isolate=engines.isolate_decoding)
+    return tiles_to_encoded_video(
+        video, engines, manifest, plan, name=source_name(source), digest=digest
+    )
+
+
+def read_for_model(
+    source: ImageSource,
+    manifest: Manifest,
+    plan: Plan,
+    *,
+    isolate: bool,
+    on_child: Callable[[ChildDecoder], object] | None = None,
+) -> VideoTiles:
+    """Read the frames of a video that the manifest and the plan choose, without any engine.
+
+    Parameters:
+        isolate, on_child: as of `read_frames`.
+
+    Raises the errors of `encode_video`.
+    """
     if manifest.video is None:
         error = video_error(source_name(source))
         raise ImageError(f"{error.message} {manifest.name} describes pictures.", error.hint)
     choice = frame_choice(manifest, manifest.video, plan)
     _check_room(choice.frames, manifest, manifest.video, source_name(source))
     policy = manifest.video.frame_policy(manifest.image.size)
-    video = read_frames(source, policy, choice, isolate=engines.isolate_decoding)
+    return read_frames(source, policy, choice, isolate=isolate, on_child=on_child)
+
+
+def tiles_to_encoded_video(
+    video: VideoTiles, engines: Engines, manifest: Manifest, plan: Plan, *, name: str, digest: str
+) -> EncodedImage:
+    """Encode the frames that `read_for_model` read; `name` and the model's `digest` are kept."""
+    if manifest.video is None:
+        raise ValueError("the manifest says nothing of videos")
     segments = frames_to_segments(
         manifest.video, len(video.tiles), causal=manifest.lm.image_attention == "causal"
     )
@@ -65,7 +97,7 @@ def encode_video(
         encode_ms = (time.perf_counter() - start) * 1000
     return EncodedImage(
         visual_tokens=rows,
-        image=source_name(source),
+        image=name,
         image_sha256=video.sha256,
         size=video.size,
         notes=video.notes,
@@ -115,11 +147,11 @@ def _check_room(frames: int, manifest: Manifest, video: Video, name: str) -> Non
         )
 
 
-def check_frames_have_effect(plan: Plan, name: str) -> None:
-    """Raise UsageError if a plan chooses frames and `name` is no video that is still to be read."""
+def check_frames_have_effect(plan: Plan, name: str, *, encoded: bool = False) -> None:
+    """Raise UsageError if a plan chooses frames of what is no video that is still to be read."""
     if plan.frames is not None or plan.frames_per_second is not None:
+        why = "what was encoded keeps its frames" if encoded else "a picture is seen whole"
         raise UsageError(
             f"{name}: not a video whose frames can be chosen.",
-            "Leave out `frames` and `frames_per_second`: a picture is seen whole, and a video that "
-            "was encoded before has its frames.",
+            f"Leave out `frames` and `frames_per_second`: {why}.",
         )

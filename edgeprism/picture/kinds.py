@@ -48,7 +48,7 @@ OTHER_FORMAT = Kind(
 )  # fmt: skip
 VIDEO = Kind(
     "video", "videos",
-    "name it alone with a model made for video, or take stills first, "
+    "name it with a model made for video (docs/how-to/video.md), or take stills first, "
     "e.g. ffmpeg -i clip.mp4 -vf fps=1/10 still-%03d.jpg",
 )  # fmt: skip
 DOCUMENT = Kind(

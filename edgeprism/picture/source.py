@@ -12,7 +12,7 @@ from PIL import Image
 from edgeprism.errors import ImageError
 from edgeprism.machine.shortage import shortage_hint
 from edgeprism.picture.address import address_error
-from edgeprism.picture.kinds import VIDEO, kind_of
+from edgeprism.picture.kinds import SOUND, VIDEO, kind_of
 
 # a path, the file's bytes, a binary file object, a PIL image, or an array (`array_to_image`)
 ImageSource = (
@@ -37,6 +37,10 @@ _READ_BYTES = 1 << 24
 def not_a_picture(name: str) -> ImageError:
     """Return the error for a file in no format that is read; RAW files and videos are named so."""
     kind, _ = kind_of(os.path.basename(name))
+    if kind is SOUND:
+        return ImageError(
+            f"{name}: by its name a sound file, which has no picture.", HINT_NOT_A_PICTURE
+        )
     if not kind.cure:
         return ImageError(f"{name}: not a picture that can be read.", HINT_NOT_A_PICTURE)
     article = "an" if kind.one[0] in "aeiou" else "a"

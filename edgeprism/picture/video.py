@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image
 
 from edgeprism.errors import ImageError
-from edgeprism.picture.sampling import FrameChoice, choose_frames
+from edgeprism.picture import signatures
+from edgeprism.picture.sampling import PER_SECOND, FrameChoice, choose_frames
 from edgeprism.picture.tile import picture_to_tile
 from edgeprism.records import Sampled
 
@@ -135,6 +136,11 @@ def read_video(file: IO[bytes], name: str, policy: ImagePolicy, choice: FrameCho
         frames_per_second=choice.frames_per_second,
     )
     shown = f"{len(places)} of {timeline.n_frames} frames"
+    if choice.frames_per_second is not None and rule != PER_SECOND:
+        why = (
+            f"would be more than {choice.frames}" if timeline.seconds else "need times, it has none"
+        )
+        shown += f", at even distances: {choice.frames_per_second:g} a second {why}"
     return VideoTiles(
         tiles, digest, size, (shown, *notes), sampled, elapsed_ms - preprocess_ms, preprocess_ms
     )
@@ -179,6 +185,12 @@ class _Opened:
         except PermissionError as error:
             raise ImageError(f"{name}: cannot be read: {error}.", _HINT_KIND) from error
         except (av.error.FFmpegError, ValueError, EOFError) as error:
+            file.seek(0)
+            if signatures.is_video(file.read(signatures.HEAD_BYTES)):
+                raise ImageError(
+                    f"{name}: the video is damaged or cut off.",
+                    "Copy it again from where it came: its beginning alone cannot be read.",
+                ) from error
             raise ImageError(f"{name}: not a video that can be read.", _HINT_KIND) from error
         try:
             self.stream = _picture_stream(self.container, name)
@@ -203,7 +215,8 @@ def _picture_stream(container: InputContainer, name: str) -> VideoStream:
 
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
-        raise ImageError(f"{name}: has no moving picture; it may be sound alone.", _HINT_KIND)
+        what = "it holds sound alone" if container.streams.audio else "it holds no stream of one"
+        raise ImageError(f"{name}: has no moving picture: {what}.", _HINT_KIND)
     stream = streams[0]
     if stream.codec_context is None:
         raise ImageError(

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from edgeprism.records import sampled_from_record
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import ImagePolicy
+    from edgeprism.picture.child_decoder import ChildDecoder
     from edgeprism.picture.sampling import FrameChoice
     from edgeprism.picture.source import ImageSource
     from edgeprism.picture.video import VideoTiles
@@ -67,7 +68,12 @@ def source_name(source: object) -> str:
 
 
 def read_frames(
-    source: ImageSource, policy: ImagePolicy, choice: FrameChoice, *, isolate: bool = True
+    source: ImageSource,
+    policy: ImagePolicy,
+    choice: FrameChoice,
+    *,
+    isolate: bool = True,
+    on_child: Callable[[ChildDecoder], object] | None = None,
 ) -> VideoTiles:
     """Read the chosen frames of a video, turned upright, as tiles.
 
@@ -76,6 +82,7 @@ def read_frames(
         policy: how a frame becomes its tile.
         choice: which frames are taken.
         isolate: decode in a process of its own, within limits of time and memory.
+        on_child: called with that process, which the caller may end at any time.
 
     Raises ImageError, which names the video, and the extra to install if PyAV is missing.
     """
@@ -94,7 +101,7 @@ def read_frames(
     else:
         _, payload = source_to_bytes(source)  # type: ignore[arg-type]
         request["name"] = name
-    return _read_in_child(request, payload, name, policy)
+    return _read_in_child(request, payload, name, policy, on_child)
 
 
 def read_here(file: IO[bytes], name: str, policy: ImagePolicy, choice: FrameChoice) -> VideoTiles:
@@ -125,7 +132,11 @@ def opened_video(source: ImageSource) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _read_in_child(
-    request: dict[str, Any], payload: bytes, name: str, policy: ImagePolicy
+    request: dict[str, Any],
+    payload: bytes,
+    name: str,
+    policy: ImagePolicy,
+    on_child: Callable[[ChildDecoder], object] | None,
 ) -> VideoTiles:
     from edgeprism.picture.child_decoder import ChildDecoder
     from edgeprism.picture.video import VideoTiles
@@ -140,6 +151,8 @@ def _read_in_child(
             "isolate_decoding=False.",
         ) from error
     try:
+        if on_child is not None:
+            on_child(decoder)
         answer, data = decoder.ask(request, payload, name, _TIMEOUT_S)
     finally:
         decoder.end()

@@ -11,10 +11,11 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from edgeprism.errors import ImageError
 from edgeprism.machine.child import end_with_parent
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from edgeprism.bundle.manifest import ImagePolicy
     from edgeprism.picture.source import ImageSource
 
+Result = TypeVar("Result")
 TIMEOUT_S = MOST_S
 _LEAST_CPU_S = 30
 
@@ -63,11 +65,18 @@ class DecodePool:
         self._local = threading.local()
         self._workers: list[ChildDecoder] = []
         self._lock = threading.Lock()
+        self._closed = False
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def submit(self, path: str) -> Future[Decoded]:
         """Decode the picture at `path` in a worker."""
         return self._threads.submit(self._decode, {"path": path}, b"", path)
+
+    def submit_with_child(
+        self, read: Callable[[Callable[[ChildDecoder], object]], Result]
+    ) -> Future[Result]:
+        """Call `read` in a thread of the pool, and end with the pool the child that it tells."""
+        return self._threads.submit(read, self._own)
 
     def decode(self, data: bytes, name: str) -> Decoded:
         """Decode a file's bytes in the calling thread's own worker; errors call it `name`.
@@ -80,6 +89,7 @@ class DecodePool:
         """End the workers at once and cancel what is queued."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
+            self._closed = True
             for worker in self._workers:
                 worker.end()
 
@@ -96,8 +106,7 @@ class DecodePool:
         if worker is None or worker.ended():
             worker = ChildDecoder(self._settings)
             self._local.worker = worker
-            with self._lock:
-                self._workers = [w for w in self._workers if not w.ended()] + [worker]
+            self._own(worker)
         answer, data = worker.ask(request, payload, name, self._timeout_s)
         return Decoded(
             tiles=np.frombuffer(data, np.uint8).reshape(answer["shape"]),
@@ -107,6 +116,12 @@ class DecodePool:
             decode_ms=answer["decode_ms"],
             preprocess_ms=answer["preprocess_ms"],
         )
+
+    def _own(self, worker: ChildDecoder) -> None:
+        with self._lock:
+            self._workers = [w for w in self._workers if not w.ended()] + [worker]
+            if self._closed:
+                worker.end()
 
 
 # ---- inside the child

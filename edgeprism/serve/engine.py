@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edgeprism.errors import Interrupted
+from edgeprism.errors import ImageError, Interrupted
 from edgeprism.folder.lanes import Turns
 from edgeprism.folder.tuning import batch_shape
 from edgeprism.language.generator import Finished
@@ -22,6 +22,7 @@ from edgeprism.machine.facts import available_cores
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import Plan
 from edgeprism.perceive.several import pictures_together, several_of
+from edgeprism.picture import signatures
 from edgeprism.picture.layout import picture_to_layout
 from edgeprism.picture.workers import Decoded, DecodePool
 from edgeprism.records import EncodedImage, Timings
@@ -79,12 +80,23 @@ class _Decoder(threading.Thread):
     def run(self) -> None:
         while (work := self.queue.get()) is not None:
             try:
+                for picture in work.pictures:
+                    _check_no_video(picture)
                 decoded = [(p.name, self._pool.decode(p.data, p.name)) for p in work.pictures]
             except Exception as error:
                 self._fail(work, error)
                 continue
             if not work.cancelled:
                 self._hand_on(work, decoded)
+
+
+def _check_no_video(picture: Upload) -> None:
+    if signatures.is_video(picture.data[: signatures.HEAD_BYTES]):
+        raise ImageError(
+            f"{picture.name}: a video; the server takes pictures only.",
+            "Send stills of it, or name the file in `edgeprism caption` with a model made for "
+            "video.",
+        )
 
 
 class CaptionEngine:

@@ -15,6 +15,7 @@ from edgeprism.files.stamps import status_to_stamp
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import CaptionOptions, Plan
 from edgeprism.picture.read import MAX_FILE_BYTES, READER_VERSION, ImageSource
+from edgeprism.picture.video_source import is_video
 from edgeprism.records import (
     Caption,
     EncodedImage,
@@ -92,7 +93,8 @@ class StoredCaptioner:
         Raises everything that `Captioner.caption` raises; without `on_error`, StoreError as well.
         """
         plan = self.captioner.plan(**options)
-        request = request_key(self.captioner, plan)
+        is_film = image.video is not None if isinstance(image, EncodedImage) else is_video(image)
+        request = request_key(self.captioner, plan.for_video() if is_film else plan)
         digest, name = self._digest(image)
         record = digest and self._try(lambda: self.store.get(request.key(digest)))
         if record:

@@ -81,6 +81,7 @@ def test_rows_and_text_of_a_video_are_transformers(
     side = TILE // spec.patch // 2
     assert manifest.video is not None
     assert manifest.video.grid == [side, side]
+    assert manifest.video.instruction.startswith("Please provide a detailed description of the vid")
     assert len(shown(video)) * side**2 == len(video_output(bundle, video).rows)
     texts = set()
     for path, seed, size in ((video, 0, None), (tmp_path / "tall.mkv", 1, (30, 90))):

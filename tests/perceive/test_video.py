@@ -112,6 +112,8 @@ def test_options_choose_frames(bundle: Path, clip: Path) -> None:
             caption = captioner.caption(clip, **options)
             assert caption.video is not None
             assert (caption.video.rule, caption.video.frames) == (rule, frames)
+            unfit = "frames_per_second" in options and rule == "uniform"
+            assert unfit == any("5 a second would be more than 5" in n for n in caption.notes)
         fewer = captioner.caption(clip, visual_tokens=8)
         assert fewer.tokens.visual == 8
         assert fewer.reduction is not None
@@ -179,9 +181,42 @@ def test_the_command(bundle: Path, clip: Path, photo: Path, capfd: Captured) -> 
     assert run(["caption", str(photo), "-m", str(bundle), "--frames", "3"]) == 2
     assert "--frames" in capfd.readouterr().err
     assert run(["caption", str(photo), str(clip), "-m", str(bundle), "--frames", "3"]) == 2
-    assert "named alone" in capfd.readouterr().err
-    assert run(["caption", str(photo), str(clip), "-m", str(bundle)]) == 3
-    assert "a video, where a picture is expected" in capfd.readouterr().err
+    assert "photo.png: not a video whose frames can be chosen" in capfd.readouterr().err
+
+
+def test_a_video_goes_where_a_picture_goes(
+    bundle: Path, clip: Path, photo: Path, tmp_path: Path, capfd: Captured
+) -> None:
+    own = tmp_path / "clip.mkv"
+    own.write_bytes(clip.read_bytes())
+    command = ["caption", str(own), "-m", str(bundle), "--frames", "3", "--batch", "1"]
+    assert run(["caption", str(own), "-m", str(bundle), "--frames", "3"]) == 0
+    alone = capfd.readouterr().out.strip()
+    for name in ("out.json", "out.jsonl", "out.csv", "out.txt"):
+        assert run([*command, "-o", str(tmp_path / name)]) == 0
+    for name in ("out.json", "out.jsonl"):
+        record = json.loads((tmp_path / name).read_text("utf-8").strip().strip("[]"))
+        assert record["caption"] == alone
+        assert record["video"]["frames"] == [0, 10, 20]
+        assert record["cached"] is (name != "out.json")
+    assert alone in (tmp_path / "out.txt").read_text("utf-8")
+    assert run([*command, "--txt", "--xmp", "--no-cache"]) == 0
+    assert own.with_suffix(".txt").read_text("utf-8").strip() == alone
+    assert own.with_suffix(".xmp").exists()
+    # beside a picture, each by itself; without --frames they are the model's own
+    assert run(["caption", str(photo), str(own), "-m", str(bundle), "--jsonl", "--batch", "1"]) == 0
+    picture, video = map(json.loads, capfd.readouterr().out.splitlines())
+    assert "video" not in picture
+    assert video["video"]["frames"] == [0, 6, 13, 20]
+    assert not video["cached"]
+    # its time is estimated, too
+    assert run([*command, "--dry-run", "--no-cache"]) == 0
+    out = capfd.readouterr().out
+    assert "could be read" not in out
+    # what cannot be read is a failure of the run, by name
+    own.write_bytes(clip.read_bytes()[:300])
+    assert run([*command, "-o", str(tmp_path / "none.json")]) == 1
+    assert "clip.mkv" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
@@ -191,6 +226,48 @@ def test_no_network_socket_is_opened(bundle: Path, clip: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "4 of 21 frames" in done.stderr
+
+
+def test_a_video_has_an_instruction_of_its_own(
+    clip: Path, photo: Path, tmp_path: Path, capfd: Captured
+) -> None:
+    bundle = write_video_bundle(tmp_path / "b", seed=1, instruction="Tell what moves.")
+    usual = manifest_from_bundle(bundle).prompts.default_instruction
+    store = CaptionStore(tmp_path / "store.sqlite")
+    with Captioner.load(bundle, isolate_decoding=False) as captioner:
+        asked = captioner.caption(clip)
+        assert asked.instruction == "Tell what moves."
+        assert asked.text == captioner.caption(clip, instruction="Tell what moves.").text
+        assert asked.text != captioner.caption(clip, instruction=usual).text
+        assert captioner.caption(captioner.encode(clip)).instruction == "Tell what moves."
+        assert "boats" in captioner.caption(clip, focus="boats").instruction
+        assert captioner.caption(clip, instruction="Why?").instruction == "Why?"
+        assert captioner.caption(photo).instruction == usual
+        stored = StoredCaptioner(captioner, store)
+        for _ in "ab":
+            assert stored.caption(clip).instruction == "Tell what moves."
+        assert stored.caption(clip, instruction=usual).instruction == usual
+    files = [str(photo), str(clip)]
+    for cached in (False, True):
+        assert run(["caption", *files, "-m", str(bundle), "--jsonl", "--batch", "1"]) == 0
+        records = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+        assert [r["instruction"] for r in records] == [usual, "Tell what moves."]
+        assert [r["cached"] for r in records] == [cached, cached]
+        assert records[1]["caption"] == asked.text
+
+
+def test_models_show_says_that_videos_are_taken(
+    bundle: Path, random_bundle: Path, capfd: Captured
+) -> None:
+    assert run(["models", "show", str(bundle), "--json"]) == 0
+    video = json.loads(capfd.readouterr().out)["video"]
+    assert (video["frames"], video["visual_tokens_per_frame"]) == (4, 4)
+    assert run(["models", "show", str(bundle)]) == 0
+    assert "visual_tokens_per_frame: 4" in capfd.readouterr().out
+    assert run(["models", "show", str(random_bundle), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["video"] is None
+    assert run(["models", "show", str(random_bundle)]) == 0
+    assert "video: not taken" in capfd.readouterr().out
 
 
 def test_a_video_in_a_folder_is_passed_over(
@@ -204,7 +281,7 @@ def test_a_video_in_a_folder_is_passed_over(
     out, err = capfd.readouterr()
     assert len(out.splitlines()) == 1
     assert "1 video (MKV)" in err
-    assert "name it alone with a model made for video" in err
+    assert "name it with a model made for video" in err
 
 
 @pytest.mark.parametrize(
@@ -220,6 +297,7 @@ def test_a_video_in_a_folder_is_passed_over(
         ("resample", "sinc", "video.resample: 'sinc'; known"),
         ("fill", [0, 0, 256], "video.fill: must be three numbers"),
         ("before", "x" * 1001, "video.before: longer than 1000"),
+        ("instruction", "x" * 1001, "video.instruction: longer than 1000"),
         ("between", "x" * 1001, "video.between: longer than 1000"),
         ("speed", 3, "video.speed: unknown field"),
     ],

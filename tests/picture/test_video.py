@@ -143,7 +143,7 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
     for name, data, words in (
         ("empty.mp4", b"", "the file is empty"),
         ("junk.mp4", np.random.default_rng(0).bytes(5000), "not a video that can be read"),
-        ("head.mp4", b"\0\0\0\x18ftypisom\0\0\0\0isommp42", "not a video|has no moving picture"),
+        ("head.mp4", b"\0\0\0\x18ftypisom\0\0\0\0isommp42", "damaged or cut off|no moving picture"),
         ("text.mp4", b"no video at all\n" * 100, "not a video that can be read"),
     ):
         path = tmp_path / name
@@ -162,7 +162,11 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
         heard.sample_rate, heard.pts = 8000, 0
         container.mux(stream.encode(heard))
         container.mux(stream.encode())
-    refused(sound, "has no moving picture")
+    refused(sound, "has no moving picture: it holds sound alone")
+    song = tmp_path / "song.m4a"
+    song.write_bytes(sound.read_bytes()[:4] + b"ftypM4A " + bytes(500))
+    with pytest.raises(ImageError, match=r"song\.m4a: by its name a sound file, which has no pict"):
+        read_picture(song)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,14 @@ def test_a_picture_that_cannot_be_read_fails_alone(
     assert sorted(d["index"] for name, d in events if name == "caption.failed") == [0, 2]
 
 
+def test_a_video_is_refused_in_words(server: Running, scenes: list[bytes]) -> None:
+    video = b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(300)
+    images = [as_base64(video), as_base64(scenes[0])]
+    refused, good = server.post("/v1/captions", {"images": images}).data["captions"]
+    assert "the server takes pictures only" in refused["error"]["message"]
+    assert "caption" in good
+
+
 def test_options_reach_the_captioner(server: Running, scenes: list[bytes]) -> None:
     body = {"images": [as_base64(scenes[0])], "caption_tokens": 3, "instruction": "Describe it."}
     (record,) = server.post("/v1/captions", body).data["captions"]
