@@ -94,12 +94,12 @@ def number(value: float) -> str:
 def facts(report: Report) -> list[str]:
     """Return the lines below the table."""
     rates, tokens, memory = report.rates, report.tokens, report.memory
-    energy = report.energy
+    energy, threads = report.energy, report.model.threads
     return [
         f"{counted(report.settings.runs, 'run')}; {counted(tokens.visual, 'visual token')}, "
         f"{tokens.prompt} of text, "
         f"{tokens.generated} new; device {report.model.device}, "
-        f"{counted(report.model.threads, 'thread')}",
+        f"{'? threads' if threads is None else counted(threads, 'thread')}",
         f"this machine: {rates.float32_gflops:.0f} GFLOP/s float32, {rates.int8_gops:.0f} GOP/s "
         f"int8, {rates.read_gbs:.1f} GB/s of memory",
         "peak resident memory: " + ", ".join(
