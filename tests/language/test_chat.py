@@ -150,7 +150,7 @@ def test_prompts_have_every_field_the_manifest_knows() -> None:
     assert {f.name for f in dataclasses.fields(PROMPTS)} == {
         "add_bos", "before_image", "after_image", "before_caption", "default_instruction",
         "focus_instruction", "stop", "max_tokens", "markers", "after_instruction",
-        "several", "unknown",
+        "several", "unknown", "repetition_penalty",
     }  # fmt: skip
 
 
