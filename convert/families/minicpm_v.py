@@ -119,10 +119,7 @@ def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
 FAMILY = Family(
     name="minicpm-v",
     summary="MiniCPM-V 1.0 and 2.0, MiniCPM-Llama3-V 2.5: SigLIP on slices, resampler",
-    help="""Convert MiniCPM-V 1.0, MiniCPM-V 2.0 or MiniCPM-Llama3-V 2.5 to the bundle OUT.
-
-    The language model is MiniCPM 2.4B, or in 2.5 Llama 3.
-    """,
+    help="Convert MiniCPM-V 1.0 or 2.0 (MiniCPM), or MiniCPM-Llama3-V 2.5 (Llama 3), to OUT.",
     options=(Option("captioner", "folder", "Folder of the checkpoint.", required=True),),
     read=read,
     model_types=("minicpmv",),
