@@ -31,7 +31,7 @@ from edgeprism.language.llama import (
     repacked_types,
 )
 from edgeprism.machine.cancel import Cancel
-from edgeprism.machine.mapped_files import drop_mapped_pages
+from edgeprism.machine.mapped_files import drop_mapped_pages, large_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,9 @@ class LanguageModel:
         params.n_gpu_layers = gpu_layers
         # repacked weights; off where the AMX layout would be chosen, which crashes
         params.use_extra_bufts = not has_amx()
-        progress = llama.llama_progress_callback(self._progress())
+        # llama.cpp copies weights to a GPU, or into a layout that the CPU multiplies faster
+        copied = large_files(part_paths(path)) if gpu_layers or repacked_types() else []
+        progress = llama.llama_progress_callback(self._progress(copied))
         params.progress_callback = progress
         forget_words()
         self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
@@ -77,7 +79,8 @@ class LanguageModel:
             if self.cancel.is_set():
                 raise Interrupted()
             raise ModelError(f"{path}: llama.cpp cannot load it: {last_words(2)}.", COPY_AGAIN)
-        self._drop_copied_pages()
+        for part in copied:
+            drop_mapped_pages(part)
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         self.n_embd: int = llama.llama_model_n_embd(self._model)
@@ -95,28 +98,23 @@ class LanguageModel:
                 COPY_AGAIN,
             )
 
-    def _progress(self) -> Callable[[float, object], bool]:
+    def _progress(self, copied: Sequence[Path]) -> Callable[[float, object], bool]:
         """Return what llama.cpp calls while it loads: whether to go on.
 
-        At every few per cent the file's pages are given back. llama.cpp reads in all of them first,
-        and most of its copies would then stand beside them.
+        At every few per cent the pages of files that it copies from are given back. It reads in all
+        of them first, and most of its copies would then stand beside them.
         """
         dropped = -1.0
 
         def go_on(share: float, _: object) -> bool:
             nonlocal dropped
             if share >= dropped + _DROP_EVERY:
-                self._drop_copied_pages()
+                for part in copied:
+                    drop_mapped_pages(part)
                 dropped = share
             return not self.cancel.is_set()
 
         return go_on
-
-    def _drop_copied_pages(self) -> None:
-        """Give back the file's pages, if llama.cpp copies weights from them."""
-        if self.gpu_layers or repacked_types():
-            for part in part_paths(self.path):
-                drop_mapped_pages(part)
 
     @property
     def native(self) -> Any:

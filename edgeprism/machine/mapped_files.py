@@ -10,12 +10,17 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _MAPS = Path("/proc/self/maps")
 _DONT_NEED = 4  # MADV_DONTNEED of Linux
 _LEAST = 1 << 24  # bytes of a mapping; the pages of a smaller one are hardly noticed
+
+
+def large_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the files that are large enough for their pages to be given back."""
+    return [path for path in paths if path.is_file() and path.stat().st_size >= _LEAST]
 
 
 def drop_mapped_pages(path: Path) -> None:
@@ -37,14 +42,14 @@ def _mappings(path: Path) -> Iterator[tuple[int, int]]:
     """Yield (address, length) of each mapping of the file at `path` that cannot be written to."""
     try:
         lines = _MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        file = path.stat()
+        file, name = path.stat(), os.path.realpath(path)
     except OSError:
         return
     device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
     for line in lines:
         span, rights, _, *where = line.split(maxsplit=5)
         # a layered file system may show the device below it, and the name is escaped if it is odd
-        same = where[:2] == [device, str(file.st_ino)] or where[2:] == [os.path.realpath(path)]
+        same = where[:2] == [device, str(file.st_ino)] or where[2:] == [name]
         if same and "w" not in rights:
             start, end = (int(edge, 16) for edge in span.split("-"))
             if end - start >= _LEAST:
