@@ -5,9 +5,8 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from edgeprism.perceive.video import read_for_model, tiles_to_encoded_video
+from edgeprism.perceive.video import is_video_for, read_for_model, tiles_to_encoded_video
 from edgeprism.picture.video import VideoTiles
-from edgeprism.picture.video_source import is_video
 from edgeprism.store.stored_captioner import request_key
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class Videos:
 
     def has(self, picture: PictureFile) -> bool:
         """Return whether a file is a video; never with a model of pictures, which refuses it."""
-        return self._manifest.video is not None and is_video(picture.path)
+        return is_video_for(self._manifest, picture.path)
 
     def request_of(self, job: Job) -> RequestKey:
         """Return what decides the words of a job's caption, except its file."""

@@ -14,7 +14,7 @@ from edgeprism.errors import ImageError, PromptTooLongError, UsageError
 from edgeprism.perceive.prompt import pictures_to_segments
 from edgeprism.picture.sampling import FrameChoice
 from edgeprism.picture.source import video_error
-from edgeprism.picture.video_source import read_frames, source_name
+from edgeprism.picture.video_source import is_video, read_frames, source_name
 from edgeprism.records import EncodedImage, Reduction, Timings
 from edgeprism.segments import ImageRows, Segment
 from edgeprism.vision.onnx import VisionEncoder
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from edgeprism.picture.video import VideoTiles
 
 _TEXT = 64  # tokens that a prompt has at least, beside its rows
+
+
+def is_video_for(manifest: Manifest, source: object) -> bool:
+    """Return whether a model takes a source as a video; one of pictures opens no file for that."""
+    return manifest.video is not None and is_video(source)
 
 
 def encode_video(

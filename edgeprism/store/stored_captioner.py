@@ -14,8 +14,8 @@ from edgeprism.files.digests import sha256_of_file
 from edgeprism.files.stamps import status_to_stamp
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import CaptionOptions, Plan
+from edgeprism.perceive.video import is_video_for
 from edgeprism.picture.read import MAX_FILE_BYTES, READER_VERSION, ImageSource
-from edgeprism.picture.video_source import is_video
 from edgeprism.records import (
     Caption,
     EncodedImage,
@@ -93,7 +93,10 @@ class StoredCaptioner:
         Raises everything that `Captioner.caption` raises; without `on_error`, StoreError as well.
         """
         plan = self.captioner.plan(**options)
-        is_film = image.video is not None if isinstance(image, EncodedImage) else is_video(image)
+        if isinstance(image, EncodedImage):
+            is_film = image.video is not None
+        else:
+            is_film = is_video_for(self.captioner.bundle.manifest, image)
         request = request_key(self.captioner, plan.for_video() if is_film else plan)
         digest, name = self._digest(image)
         record = digest and self._try(lambda: self.store.get(request.key(digest)))
