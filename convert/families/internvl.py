@@ -146,7 +146,7 @@ def _conversation(template: str) -> Conversation:
 def _complete_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return config.json with defaults; CheckpointError if it differs from the published models."""
     from edgeprism.convert.discover import unknown_layout
-    from edgeprism.convert.read.fields import require_known
+    from edgeprism.convert.read.fields import require_known, variant_error
 
     if config.get("model_type") != "internvl_chat":
         expected = "model_type internvl_chat with llm_config and vision_config (the original "
@@ -187,8 +187,9 @@ def _complete_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     elif kind != of_template:
         faults.append(f"llm_config.model_type = {kind!r} (expected {of_template!r})")
     if faults:
-        raise CheckpointError(
-            f"{path} describes a variant that is not supported: {'; '.join(faults)}.",
+        raise variant_error(
+            path,
+            faults,
             "Supported are InternVL 1.1 with Llama 2, InternVL 1.5 with InternLM2, and "
             "transformers' layout with Qwen2.",
         )
@@ -312,7 +313,7 @@ def _transformers_vision_side(published: dict[str, Any], vision: dict[str, Any],
 def _check_config(config: dict[str, Any], path: Path, checkpoint: Checkpoint
                   ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """Return the vision_config, with the original layout's field names, and the text_config."""
-    from edgeprism.convert.read.fields import require_known, text_fields
+    from edgeprism.convert.read.fields import require_known, text_fields, variant_error
 
     vision, text = config.get("vision_config"), config.get("text_config")
     if not isinstance(vision, dict) or not isinstance(text, dict):
@@ -350,8 +351,9 @@ def _check_config(config: dict[str, Any], path: Path, checkpoint: Checkpoint
         if type(translated[name]) is not int or not 1 <= translated[name] <= 4096:
             faults.append(f"{name} = {value!r} (expected two equal whole numbers above 0)")
     if faults:
-        raise CheckpointError(
-            f"{path} describes a variant that is not supported: {'; '.join(faults)}.",
+        raise variant_error(
+            path,
+            faults,
             "Supported are InternViT with Qwen2 as they were published.",
         )
     translated["qkv_bias"] = bool(vision.get("attention_bias", False))

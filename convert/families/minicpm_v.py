@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.bundle.manifest import FreeShape, ImagePolicy, Markers, Several, Tiling
+from edgeprism.bundle.manifest import FreeShape, ImagePolicy, Several, Tiling
 from edgeprism.convert.family import Family, Option
 from edgeprism.errors import CheckpointError
 
@@ -68,18 +68,6 @@ _PROCESSOR_TEXTS = {
 _TABLE = "vpm.pos_embed"  # [1, places, width]
 _MARKS = ("<image>", "</image>")
 _SLICE_MARKS = (*_MARKS, "<slice>", "</slice>")
-_SLICED = Markers(
-    begin="",
-    before_overview="<image>",
-    after_overview="</image>",
-    between="<slice>",
-    before_tile="<image>",
-    after_tile="</image>",
-    after_row="",
-    between_rows="\n",
-    after_tiles="</slice>",
-    end="",
-)
 
 
 def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
@@ -89,6 +77,7 @@ def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
     from edgeprism.convert.language.vocabulary import TokenRules
     from edgeprism.convert.parts import PublishedCaptioner
     from edgeprism.convert.read.checkpoint import Checkpoint, read_config
+    from edgeprism.convert.read.conversations import MINICPM_SLICES
     from edgeprism.convert.read.sources import SourceFiles
 
     config = read_config(captioner)
@@ -112,7 +101,7 @@ def read(captioner: Path, progress: Progress) -> PublishedCaptioner:
         _vision_side(layout, checkpoint, path, lm.config.n_embd, scale),
         lm,
         form,
-        _SLICED if layout.max_slices else None,
+        MINICPM_SLICES if layout.max_slices else None,
     )
 
 
@@ -145,6 +134,8 @@ class _Layout:
 
 def _read_layout(config: dict[str, Any], path: Path) -> _Layout:
     """Return the settings; CheckpointError lists all that are not understood."""
+    from edgeprism.convert.read.fields import variant_error
+
     newer = config.get("version") is not None or "vision_config" in config
     defaults = {**_OF_BOTH, **(_OF_IDEFICS2 if newer else _OF_TIMM)}
     fields = {**defaults, **{n: v for n, v in config.items() if v is not None and n in defaults}}
@@ -161,8 +152,9 @@ def _read_layout(config: dict[str, Any], path: Path) -> _Layout:
         edge, patch = sizes["scale_resolution"][0], sizes["patch_size"][0]
         faults.append(f"{edge} pixels are no multiple of patch_size {patch}")
     if faults:
-        raise CheckpointError(
-            f"{path} describes a variant that is not supported: {'; '.join(faults)}.",
+        raise variant_error(
+            path,
+            faults,
             "Supported are MiniCPM-V 1.0, 2.0 and Llama3-V 2.5; later ones run as a pair of GGUFs.",
         )
     text = {name: value for name, value in config.items() if name not in defaults}

@@ -92,7 +92,7 @@ FAMILY = Family(
 
 def _parts_of(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the configurations of tower and abstractor; CheckpointError lists every fault."""
-    from edgeprism.convert.read.fields import require_known
+    from edgeprism.convert.read.fields import require_known, variant_error
 
     # the published code itself writes one name and, in one place, reads the other
     names = ("visual_abstractor_config", "abstractor_config")
@@ -117,8 +117,9 @@ def _parts_of(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], di
     if type(queries) is not int or not 1 <= queries < 1024:
         faults.append(f"num_query_tokens = {queries!r} (expected a whole number above 0)")
     if faults:
-        raise CheckpointError(
-            f"{path} describes a variant that is not supported: {'; '.join(faults)}.",
+        raise variant_error(
+            path,
+            faults,
             "Use the config.json that was published.",
         )
     return tower, joint

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.convert.family import Family, Option
-from edgeprism.errors import CheckpointError, UsageError
+from edgeprism.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,7 @@ FAMILY = Family(
 
 def _check(config: dict[str, Any], checkpoint: Checkpoint, path: Path) -> None:
     """Raise CheckpointError, with all faults, for settings that differ from the published ones."""
-    from edgeprism.convert.read.fields import require_known
+    from edgeprism.convert.read.fields import require_known, variant_error
 
     require_known(config, (*_LM_FIELDS, *_OWN_FIELDS), str(path))
     faults = [
@@ -131,8 +131,9 @@ def _check(config: dict[str, Any], checkpoint: Checkpoint, path: Path) -> None:
     if len(queries) == 3 and given is not None and given != queries[1]:
         faults.append(f"num_query_token = {given!r}, and query_tokens has {queries[1]} rows")
     if faults:
-        raise CheckpointError(
-            f"{path} describes a variant that is not supported: {'; '.join(faults)}.",
+        raise variant_error(
+            path,
+            faults,
             "Use the published config.json.",
         )
 

@@ -14,6 +14,7 @@ from edgeprism.convert.read.fields import (
     number_faults,
     size_faults,
     unknown_fields,
+    variant_error,
     with_older_rope,
 )
 from edgeprism.errors import CheckpointError
@@ -172,8 +173,9 @@ def _value_faults(fields: Mapping[str, Any]) -> list[str]:
 def _refuse(faults: list[str], where: str) -> None:
     """Raise CheckpointError that lists `faults`, if there are any."""
     if faults:
-        raise CheckpointError(
-            f"{where} describes a variant that is not supported: {'; '.join(faults)}.",
+        raise variant_error(
+            where,
+            faults,
             "Use the published weights: a changed model may not run in llama.cpp. A field that "
             "changes nothing in what the model computes can be removed from a copy of the file.",
         )

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgeprism.convert.read.fields import number_faults, size_faults, unknown_fields
-from edgeprism.errors import CheckpointError
+from edgeprism.convert.read.fields import number_faults, size_faults, unknown_fields, variant_error
 
 # published name → the name in other models' configurations
 _NAMES = {
@@ -48,8 +47,9 @@ def standard_fields(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     faults += [f"{field} (a field that is not understood)" for field in unknown_fields(data, known)]
     faults = faults or _size_faults(data)
     if faults:
-        raise CheckpointError(
-            f"{where} describes a variant that is not supported: {'; '.join(faults)}.",
+        raise variant_error(
+            where,
+            faults,
             "Use the config.json that was published.",
         )
     fields = {ours: data[theirs] for theirs, ours in _NAMES.items()}

@@ -17,6 +17,7 @@ import math
 from edgeprism.bundle.manifest import FreeShape, ImagePolicy, Markers, Tiling
 from edgeprism.bundle.read_manifest import MAX_TILES
 from edgeprism.convert.mmproj.shape import EncoderShape
+from edgeprism.convert.read.conversations import MINICPM_SLICES
 
 _FAKE = "<fake_token_around_image>"
 _IDEFICS3 = Markers(
@@ -35,20 +36,8 @@ _LFM2 = Markers(
     between="<|img_thumbnail|>",  # before the overview of a picture that is cut
     end="<|image_end|>",
 )
-_MINICPM_25 = Markers(
-    begin="",
-    before_overview="<image>",
-    after_overview="</image>",
-    between="<slice>",
-    before_tile="<image>",
-    after_tile="</image>",
-    after_row="",
-    between_rows="\n",
-    after_tiles="</slice>",
-    end="",
-)
 _MINICPM_26 = dataclasses.replace(
-    _MINICPM_25, between="", before_tile="<slice>", after_tile="</slice>", after_tiles=""
+    MINICPM_SLICES, between="", before_tile="<slice>", after_tile="</slice>", after_tiles=""
 )
 _UNCUT_TILES = 2  # a picture of LFM2-VL's is cut if it has more pixels than so many tiles
 _OLD_MINICPM = 2  # llama.cpp's number of MiniCPM-V 2.5
@@ -158,7 +147,7 @@ def _markers_of_both(shape: EncoderShape) -> Markers:
         case "lfm2":
             return _LFM2
         case "resampler":
-            return _MINICPM_25 if shape.version == _OLD_MINICPM else _MINICPM_26
+            return MINICPM_SLICES if shape.version == _OLD_MINICPM else _MINICPM_26
         case _:
             return _NONE
 

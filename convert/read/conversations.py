@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeprism.bundle.manifest import Several
+from edgeprism.bundle.manifest import Markers, Several
 from edgeprism.errors import UsageError
 
 
@@ -114,6 +114,21 @@ CONVERSATIONS: dict[str, Conversation] = {
     "prismatic-pure": Conversation("", "In: ", "\nOut:"),
     "prismatic-vicuna": Conversation("", f"{_CHAT.format('user')} USER: ", " ASSISTANT:"),
 }
+
+
+# MiniCPM-V's text around an overview and slices, up to Llama3-V 2.5
+MINICPM_SLICES = Markers(
+    begin="",
+    before_overview="<image>",
+    after_overview="</image>",
+    between="<slice>",
+    before_tile="<image>",
+    after_tile="</image>",
+    after_row="",
+    between_rows="\n",
+    after_tiles="</slice>",
+    end="",
+)
 
 
 def conversation_named(name: str) -> Conversation:

@@ -93,6 +93,13 @@ def flag_faults(flags: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def variant_error(where: object, faults: Iterable[str], hint: str) -> CheckpointError:
+    """Return the error of a configuration, named `where`, whose settings have these faults."""
+    return CheckpointError(
+        f"{where} describes a variant that is not supported: {'; '.join(faults)}.", hint
+    )
+
+
 def require_known(
     data: Mapping[str, Any], known: Collection[str], where: str, model_type: str = ""
 ) -> None:
