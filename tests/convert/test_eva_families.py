@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,19 +16,20 @@ from sentencepiece import sentencepiece_model_pb2
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
-from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import eva_side, eva_vit, graph, qformer
 from edgeprism.errors import CheckpointError, UsageError
-from edgeprism.perceive.captioner import Captioner
-from edgeprism.picture.read import read_picture
-from tests.helpers.captions import caption_ids
-from tests.helpers.converting import convert_family, parts_of, tokens_by_torch
-from tests.helpers.tiles import picture_to_tiles
-from tests.helpers.tiny_captioners import INSTRUCTION, Case, pictures
+from tests.helpers.converting import parts_of
+from tests.helpers.family_checks import (
+    N_TOKENS,
+    check_pixels,
+    check_rows_and_texts,
+    converted,
+    error_of,
+)
+from tests.helpers.tiny_captioners import Case
 from tests.helpers.tiny_minigpt4 import write_minigpt4
 from tests.helpers.tiny_xcomposer import write_xcomposer
 
-N_TOKENS = 32
 CASES: dict[str, Callable[[Path], Case]] = {
     "xcomposer": lambda p: write_xcomposer(p, seed=35),
     "xcomposer-merged": lambda p: write_xcomposer(p, lora=False, seed=33),
@@ -51,32 +52,12 @@ def _with_task(case: Case) -> Case:
 
 @pytest.fixture(scope="module")
 def case_of(tmp_path_factory: pytest.TempPathFactory) -> CaseOf:
-    cached: dict[str, Case] = {}
-
-    def get(name: str) -> Case:
-        if name not in cached:
-            cached[name] = CASES[name](tmp_path_factory.mktemp("captioner") / "c")
-        return cached[name]
-
-    return get
+    return cache(lambda name: CASES[name](tmp_path_factory.mktemp("captioner") / "c"))
 
 
 @pytest.fixture(scope="module")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory, case_of: CaseOf) -> Callable[[str], Path]:
-    cached: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in cached:
-            cached[name] = converted(case_of(name), tmp_path_factory.mktemp("bundle") / name)
-        return cached[name]
-
-    return get
-
-
-def converted(case: Case, out: Path) -> Path:
-    options = ConvertOptions(vision_quants=("fp32",), lm_quant="F32")
-    convert_family(case.family, out, options, case.settings)
-    return out
+    return cache(lambda name: converted(case_of(name), tmp_path_factory.mktemp("bundle") / name))
 
 
 @torch.inference_mode()
@@ -106,38 +87,19 @@ def penalised_greedy(case: Case, picture: Image.Image, penalty: float) -> list[i
 def test_the_bundle_says_what_the_reference_says(
     name: str, case_of: CaseOf, bundle_of: Callable[[str], Path]
 ) -> None:
-    case, texts = case_of(name), []
-    assert manifest_from_bundle(bundle_of(name)).prompts.repetition_penalty == PENALTIES[name]
-    with Captioner.load(
-        bundle_of(name), device="cpu", kv_type="f32", flash_attention=False
-    ) as captioner:
-        for picture in pictures():
-            expected = case.reference.visual_tokens(picture).numpy()
-            np.testing.assert_allclose(
-                captioner.encode(picture).visual_tokens, expected,
-                atol=1e-4 * float(np.abs(expected).max()),
-            )  # fmt: skip
-            ids = caption_ids(
-                captioner, picture, instruction=INSTRUCTION, caption_tokens=N_TOKENS,
-                stop_at_end=False,
-            )  # fmt: skip
-            assert ids == penalised_greedy(case, picture, PENALTIES[name])
-            texts.append(tuple(ids))
-    assert len(set(texts)) == len(texts)  # the pictures are told apart
-    assert all(len(set(ids)) >= 8 for ids in texts)
+    case, penalty = case_of(name), PENALTIES[name]
+    assert manifest_from_bundle(bundle_of(name)).prompts.repetition_penalty == penalty
+    check_rows_and_texts(
+        case.reference, bundle_of(name), lambda picture: penalised_greedy(case, picture, penalty)
+    )
 
 
 @pytest.mark.parametrize("name", ["xcomposer", "sharecaptioner", "minigpt4", "minigpt-v2"])
 def test_pixels_are_the_processors_to_one_grey_level(
     name: str, case_of: CaseOf, bundle_of: Callable[[str], Path]
 ) -> None:
-    reference, policy = case_of(name).reference, manifest_from_bundle(bundle_of(name)).image
-    assert policy.mode == "stretch"
-    for picture in pictures():
-        (tile,) = picture_to_tiles(read_picture(picture), policy).astype(np.float32)
-        expected = reference.pixels[0](picture)[0].permute(1, 2, 0).numpy()
-        std, mean = np.array(reference.std, np.float32), np.array(reference.mean, np.float32)
-        assert np.abs(tile - (expected * std + mean) * 255).max() <= 1.001
+    assert manifest_from_bundle(bundle_of(name)).image.mode == "stretch"
+    check_pixels(case_of(name).reference, bundle_of(name))
 
 
 def test_rows_of_no_place_and_of_the_frame_are_counted(bundle_of: Callable[[str], Path]) -> None:
@@ -161,19 +123,6 @@ def test_the_others_have_their_own_prompts(name: str, case_of: CaseOf) -> None:
 
 
 # ---- the comparison sees mistakes: the vision half, run in torch with a mistake planted
-
-
-def error_of(case: Case) -> float:
-    """Relative error over a wide picture and a tall one; infinite where the shapes differ."""
-    parts = parts_of(case)
-    worst = 0.0
-    for picture in pictures()[:2]:
-        actual, expected = tokens_by_torch(parts, picture), case.reference.visual_tokens(picture)
-        if actual.shape != tuple(expected.shape):
-            return float("inf")
-        difference = np.linalg.norm(actual - expected.numpy())
-        worst = max(worst, float(difference / np.linalg.norm(expected.numpy())))
-    return worst
 
 
 def _epsilon_of_the_tower_behind_it(patch: pytest.MonkeyPatch) -> None:

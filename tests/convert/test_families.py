@@ -7,25 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from edgeprism.bundle.read_manifest import manifest_from_bundle
-from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import config, graph, stock, timm, weights
 from edgeprism.errors import UsageError
-from edgeprism.perceive.captioner import Captioner
-from edgeprism.picture.read import read_picture
 from tests.helpers import tiny_captioners as tiny
 from tests.helpers.captions import caption_ids
-from tests.helpers.converting import convert_family, parts_of, tokens_by_torch
-from tests.helpers.tiles import picture_to_tiles
+from tests.helpers.family_checks import (
+    N_TOKENS,
+    check_pixels,
+    check_rows_and_texts,
+    converted,
+    error_of,
+    loaded,
+)
 from tests.helpers.tiny_captioners import INSTRUCTION, Case, pictures
 from tests.helpers.tiny_prismatic import write_prismatic
 from tests.helpers.tiny_vila import write_vila
 
-N_TOKENS = 32
 CASES: dict[str, Callable[[Path], Case]] = {
     "llava-1.5": lambda p: tiny.write_llava(p),
     "llava-v1": lambda p: tiny.write_llava(p, projector="linear", aspect="square", seed=5),
@@ -92,40 +92,11 @@ def bundle_of(
     return get
 
 
-def converted(case: Case, out: Path, **options: Any) -> Path:
-    chosen = {"vision_quants": ("fp32",), "lm_quant": "F32", **options}
-    convert_family(case.family, out, ConvertOptions(**chosen), case.settings)
-    return out
-
-
-def load(bundle: Path) -> Captioner:
-    return Captioner.load(bundle, device="cpu", kv_type="f32", flash_attention=False)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_the_bundle_says_what_the_reference_says(
     name: str, case_of: Callable[[str], Case], bundle_of: Callable[[str], Path]
 ) -> None:
-    reference = case_of(name).reference
-    texts = []
-    with load(bundle_of(name)) as captioner:
-        for picture in pictures():
-            encoded = captioner.encode(picture)
-            expected = reference.visual_tokens(picture).numpy()
-            np.testing.assert_allclose(
-                encoded.visual_tokens, expected, atol=1e-4 * float(np.abs(expected).max())
-            )
-            ids = caption_ids(
-                captioner,
-                picture,
-                instruction=INSTRUCTION,
-                caption_tokens=N_TOKENS,
-                stop_at_end=False,
-            )
-            assert ids == reference.greedy(picture, N_TOKENS)
-            texts.append(tuple(ids))
-    assert len(set(texts)) == len(texts)  # the pictures are told apart
-    assert all(len(set(ids)) >= 8 for ids in texts)
+    check_rows_and_texts(case_of(name).reference, bundle_of(name))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -135,7 +106,7 @@ def test_several_pictures_stand_in_one_prompt(
     """Of those made for it: two and three pictures, in either order, against the reference."""
     reference = case_of(name).reference
     first, second, *_, last = pictures()
-    with load(bundle_of(name)) as captioner:
+    with loaded(bundle_of(name)) as captioner:
         if reference.between is None:
             with pytest.raises(UsageError, match="takes one picture at a time"):
                 captioner.caption([first, second])
@@ -159,30 +130,10 @@ def test_several_pictures_stand_in_one_prompt(
 def test_pixels_are_the_processors_to_one_grey_level(
     name: str, case_of: Callable[[str], Case], bundle_of: Callable[[str], Path]
 ) -> None:
-    reference, policy = case_of(name).reference, manifest_from_bundle(bundle_of(name)).image
-    assert policy.mode == reference.mode
-    for picture in pictures():
-        (tile,) = picture_to_tiles(read_picture(picture), policy).astype(np.float32)
-        expected = reference.pixels[0](picture)[0].permute(1, 2, 0).numpy()
-        std, mean = np.array(reference.std, np.float32), np.array(reference.mean, np.float32)
-        grey = (expected * std + mean) * 255
-        assert np.abs(tile - grey).max() <= 1.001
+    check_pixels(case_of(name).reference, bundle_of(name))
 
 
 # ---- the comparison sees mistakes: the vision half, run in torch with a mistake planted
-
-
-def error_of(case: Case) -> float:
-    """Relative error over a wide picture and a tall one; infinite where the shapes differ."""
-    parts = parts_of(case)
-    worst = 0.0
-    for picture in pictures()[:2]:
-        actual, expected = tokens_by_torch(parts, picture), case.reference.visual_tokens(picture)
-        if actual.shape != tuple(expected.shape):
-            return float("inf")
-        difference = np.linalg.norm(actual - expected.numpy())
-        worst = max(worst, float(difference / np.linalg.norm(expected.numpy())))
-    return worst
 
 
 def _one_layer_more(patch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], InstructBlipCase]:
-    cached: dict[str, InstructBlipCase] = {}
-
-    def get(name: str) -> InstructBlipCase:
-        if name not in cached:
-            folder = tmp_path_factory.mktemp("instructblip") / name
-            cached[name] = write_instructblip(folder, **CASES[name])
-        return cached[name]
-
-    return get
+    places = tmp_path_factory
+    return cache(
+        lambda name: write_instructblip(places.mktemp("instructblip") / name, **CASES[name])
+    )
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,12 +16,9 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import graph, intern_side, intern_vit
 from edgeprism.convert.vision.config import n_used_layers
 from edgeprism.errors import CheckpointError
-from edgeprism.picture.read import read_picture
-from tests.convert.test_families import N_TOKENS, converted, error_of, load
-from tests.helpers.captions import caption_ids
 from tests.helpers.converting import convert_family
-from tests.helpers.tiles import picture_to_tiles
-from tests.helpers.tiny_captioners import INSTRUCTION, Case, pictures
+from tests.helpers.family_checks import check_pixels, check_rows_and_texts, converted, error_of
+from tests.helpers.tiny_captioners import Case
 from tests.helpers.tiny_internvl_chat import write_internvl_chat
 
 CaseOf = Callable[[bool], Case]
@@ -43,25 +39,8 @@ def test_the_bundle_says_what_the_reference_says(
     assert manifest.parity.failures == []
     assert (manifest.image.size, manifest.image.mode) == (448 if large else 336, "pad")
     assert manifest.image.fill == [123, 116, 103]
-    texts = []
-    with load(bundle) as captioner:
-        for picture in pictures():
-            encoded = captioner.encode(picture)
-            expected = reference.visual_tokens(picture).numpy()
-            np.testing.assert_allclose(
-                encoded.visual_tokens, expected, atol=1e-4 * float(np.abs(expected).max())
-            )
-            ids = caption_ids(
-                captioner, picture, instruction=INSTRUCTION, caption_tokens=N_TOKENS,
-                stop_at_end=False,
-            )  # fmt: skip
-            assert ids == reference.greedy(picture, N_TOKENS)
-            texts.append(tuple(ids))
-            (tile,) = picture_to_tiles(read_picture(picture), manifest.image).astype(np.float32)
-            pixels = reference.pixels[0](picture)[0].permute(1, 2, 0).numpy()
-            grey = (pixels * np.array(reference.std) + np.array(reference.mean)) * 255
-            assert np.abs(tile - grey).max() <= 1.001
-    assert len(set(texts)) == len(texts)
+    check_rows_and_texts(reference, bundle)
+    check_pixels(reference, bundle)
 
 
 # ---- mistakes that the comparison must notice

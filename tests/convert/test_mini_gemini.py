@@ -26,7 +26,8 @@ from edgeprism.picture.read import read_picture
 from edgeprism.progress import Progress
 from edgeprism.vision.graph_checks import check_graph
 from tests.helpers.captions import caption_ids
-from tests.helpers.converting import convert_family, parts_of, tokens_by_torch
+from tests.helpers.converting import convert_family
+from tests.helpers.family_checks import converted, error_of
 from tests.helpers.tiles import picture_to_tiles
 from tests.helpers.tiny_captioners import INSTRUCTION, Case, pictures
 from tests.helpers.tiny_lm import write_any_tokenizer
@@ -52,11 +53,6 @@ def bundle_of(
 ) -> Callable[[str], Path]:
     places = tmp_path_factory
     return cache(lambda name: converted(case_of(name), places.mktemp("bundle") / name))
-
-
-def converted(case: Case, out: Path) -> Path:
-    convert_family(case.family, out, ConvertOptions(("fp32",), "F32"), case.settings)
-    return out
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -105,16 +101,6 @@ def test_the_matrix_resizes_as_torch_does(n_in: int, n_out: int) -> None:
 
 
 # ---- the comparison sees mistakes: the vision half, run in torch with a mistake planted
-
-
-def error_of(case: Case) -> float:
-    """Return the relative error over a wide picture and a tall one."""
-    parts, worst = parts_of(case), 0.0
-    for picture in pictures()[:2]:
-        expected = case.reference.visual_tokens(picture).numpy()
-        difference = np.linalg.norm(tokens_by_torch(parts, picture) - expected)
-        worst = max(worst, float(difference / np.linalg.norm(expected)))
-    return worst
 
 
 def _gelu_of_clip(patch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.vision import abstractor, config, graph, interleaved
+from edgeprism.convert.vision import abstractor, config, graph
 from edgeprism.errors import CheckpointError
 from tests.helpers.converting import convert_family, parts_of
 from tests.helpers.family_checks import (
@@ -21,6 +21,7 @@ from tests.helpers.family_checks import (
     check_rows_and_texts,
     converted,
     error_of,
+    thirds_of_the_matrix,
 )
 from tests.helpers.tiny_captioners import Case, clip_processor, processed
 from tests.helpers.tiny_mplug_owl import write_mplug_owl
@@ -61,17 +62,6 @@ def test_pictures_are_prepared_as_the_folder_says(tmp_path: Path) -> None:
 
 
 # ---- mistakes that the comparison must notice
-
-
-def _thirds_of_the_matrix(patch: pytest.MonkeyPatch) -> None:
-    def planted(number: int, _n_heads: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        def turn(packed: torch.Tensor) -> torch.Tensor:
-            part = packed.chunk(3)[number]
-            return part.t() if part.dim() == 2 else part
-
-        return turn
-
-    patch.setattr(interleaved, "_of_each_head", planted)
 
 
 def _class_row_dropped(patch: pytest.MonkeyPatch) -> None:
@@ -132,7 +122,7 @@ def _no_inner_norm(patch: pytest.MonkeyPatch) -> None:
 
 
 MISTAKES: list[Plant] = [
-    _thirds_of_the_matrix, _class_row_dropped, _no_last_norm, _erf_gelu, _residual_without_norm,
+    thirds_of_the_matrix, _class_row_dropped, _no_last_norm, _erf_gelu, _residual_without_norm,
     _gate_and_up_changed_over, _no_inner_norm,
 ]  # fmt: skip
 

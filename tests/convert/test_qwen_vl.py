@@ -27,6 +27,7 @@ from tests.helpers.family_checks import (
     converted,
     error_of,
     loaded,
+    thirds_of_the_matrix,
 )
 from tests.helpers.tiny_captioners import INSTRUCTION, Case, pictures
 from tests.helpers.tiny_qwen_vl import write_qwen_vl
@@ -86,17 +87,6 @@ def test_the_manifest_ends_prompts_where_the_published_code_changes(
 # ---- mistakes that the comparison must notice
 
 
-def _thirds_of_the_matrix(patch: pytest.MonkeyPatch) -> None:
-    def planted(number: int, _n_heads: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        def turn(packed: torch.Tensor) -> torch.Tensor:
-            part = packed.chunk(3)[number]
-            return part.t() if part.dim() == 2 else part
-
-        return turn
-
-    patch.setattr(interleaved, "_of_each_head", planted)
-
-
 def _positions_smoothed(patch: pytest.MonkeyPatch) -> None:
     right = resampler.resized
     patch.setattr(interleaved, "resized", lambda rows, grid: right(rows, grid, antialias=True))
@@ -141,7 +131,7 @@ def _one_head(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(resampler, "ResamplerConfig", planted)
 
 
-MISTAKES: list[Plant] = [_thirds_of_the_matrix, _positions_smoothed, _quick_gelu, _no_first_norm,
+MISTAKES: list[Plant] = [thirds_of_the_matrix, _positions_smoothed, _quick_gelu, _no_first_norm,
                          _values_with_places, _one_head]  # fmt: skip
 
 

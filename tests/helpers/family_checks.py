@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+from PIL import Image
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.options import ConvertOptions
+from edgeprism.convert.vision import interleaved
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.read import read_picture
 from tests.helpers.captions import caption_ids
@@ -28,8 +33,13 @@ def loaded(bundle: Path) -> Captioner:
     return Captioner.load(bundle, device="cpu", kv_type="f32", flash_attention=False)
 
 
-def check_rows_and_texts(reference: Reference, bundle: Path) -> None:
-    """Compare six pictures' visual tokens, to 1e-4 of the largest, and 32 tokens of greedy text."""
+def check_rows_and_texts(
+    reference: Reference, bundle: Path, greedy: Callable[[Image.Image], list[int]] | None = None
+) -> None:
+    """Compare six pictures' visual tokens, to 1e-4 of the largest, and 32 tokens of greedy text.
+
+    `greedy` gives the expected tokens, if they are not the reference's.
+    """
     texts = []
     with loaded(bundle) as captioner:
         for picture in pictures():
@@ -40,7 +50,7 @@ def check_rows_and_texts(reference: Reference, bundle: Path) -> None:
                 captioner, picture, instruction=INSTRUCTION, caption_tokens=N_TOKENS,
                 stop_at_end=False,
             )  # fmt: skip
-            assert ids == reference.greedy(picture, N_TOKENS)
+            assert ids == (greedy(picture) if greedy else reference.greedy(picture, N_TOKENS))
             texts.append(tuple(ids))
     assert len(set(texts)) == len(texts)  # the pictures are told apart
     assert all(len(set(ids)) >= 8 for ids in texts)
@@ -69,3 +79,16 @@ def error_of(case: Case) -> float:
         difference = np.linalg.norm(rows - expected)
         worst = max(worst, float(difference / np.linalg.norm(expected)))
     return worst
+
+
+def thirds_of_the_matrix(patch: pytest.MonkeyPatch) -> None:
+    """Plant a mistake: queries, keys and values are cut apart as if each stood in one piece."""
+
+    def planted(number: int, _n_heads: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        def turn(packed: torch.Tensor) -> torch.Tensor:
+            part = packed.chunk(3)[number]
+            return part.t() if part.dim() == 2 else part
+
+        return turn
+
+    patch.setattr(interleaved, "_of_each_head", planted)
