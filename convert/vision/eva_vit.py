@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch.nn import functional
 
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision.config import TowerConfig
@@ -24,7 +23,9 @@ from edgeprism.convert.vision.weights import (
     linear_weights,
     norm_weights,
     patch_rows,
+    resized_positions,
     same,
+    take_rows,
 )
 from edgeprism.errors import CheckpointError
 
@@ -153,7 +154,7 @@ def _layer_weights(config: TowerConfig, tensors: EvaTensors, module: str, source
         weights |= norm_weights(f"{module}{norm}", checkpoint, f"{source}{layer[norm]}", e)
     packed = {f"{source}{layer['qkv']}.weight": (3 * e, e)}
     for i, part in enumerate("qkv"):
-        rows = partial(_rows, i * e, (i + 1) * e)
+        rows = partial(take_rows, i * e, (i + 1) * e)
         weights[f"{module}{part}.weight"] = Weight(checkpoint, packed, rows)
         if part in biases:
             bias = {f"{source}{biases[part]}": (e,)}
@@ -168,18 +169,6 @@ def _layer_weights(config: TowerConfig, tensors: EvaTensors, module: str, source
     return weights
 
 
-def _rows(first: int, end: int, tensor: torch.Tensor) -> torch.Tensor:
-    """Return rows of a bias, or of a matrix [out, in] transposed to [in, out]."""
-    part = tensor[first:end]
-    return part.t() if part.dim() == 2 else part
-
-
 def _resampled(grid: int, table: torch.Tensor) -> torch.Tensor:
     """[1, 1 + old², e] → [grid², e] without the class row, bicubic as LAVIS resamples positions."""
-    patches = table[0, 1:]
-    old = round(len(patches) ** 0.5)
-    if old == grid:
-        return patches
-    square = patches.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    square = functional.interpolate(square, (grid, grid), mode="bicubic", align_corners=False)
-    return square.flatten(2)[0].t().to(table.dtype)
+    return resized_positions(table[0, 1:], grid)

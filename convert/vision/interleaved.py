@@ -13,13 +13,13 @@ import torch
 
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision.config import TowerConfig
-from edgeprism.convert.vision.resampler import resized
 from edgeprism.convert.vision.weights import (
     Weight,
     Weights,
     linear_weights,
     norm_weights,
     patch_rows,
+    resized_positions,
 )
 from edgeprism.errors import CheckpointError
 
@@ -100,7 +100,9 @@ def _rows(config: TowerConfig, checkpoint: Checkpoint, prefix: str, names: Names
             "Use the published checkpoint.",
         )
     return {
-        "position": Weight(checkpoint, {name: (n_old, e)}, lambda rows: resized(rows, config.grid))
+        "position": Weight(
+            checkpoint, {name: (n_old, e)}, lambda rows: resized_positions(rows, config.grid)
+        )
     }
 
 

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.read.fields import number_faults, require_known, size_faults
@@ -23,7 +22,9 @@ from edgeprism.convert.vision.weights import (
     linear_weights,
     norm_weights,
     patch_rows,
+    resized_positions,
     same,
+    take_rows,
 )
 from edgeprism.errors import CheckpointError
 
@@ -141,13 +142,7 @@ def _resampled(grid: int, rows: torch.Tensor) -> torch.Tensor:
 
     InternViT resamples in float32, bicubically and without smoothing, whatever the weights' type.
     """
-    table = rows[0, 1:]
-    old = round(len(table) ** 0.5)
-    if old == grid:
-        return table
-    square = table.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    square = functional.interpolate(square, (grid, grid), mode="bicubic", align_corners=False)
-    return square.flatten(2)[0].t().to(rows.dtype)
+    return resized_positions(rows[0, 1:], grid)
 
 
 def _layer_weights(
@@ -180,16 +175,9 @@ def _packed(module: str, source: str, checkpoint: Checkpoint, e: int) -> Weights
     """Return queries, keys and values, which are published as one matrix [3 · e, e] and bias."""
     weights: Weights = {}
     for i, part in enumerate("qkv"):
-        rows = slice(i * e, (i + 1) * e)
-        take = partial(_take_rows, rows)
+        take = partial(take_rows, i * e, (i + 1) * e)
         weights[f"{module}{part}.weight"] = Weight(
             checkpoint, {f"{source}.weight": (3 * e, e)}, take
         )
         weights[f"{module}{part}.bias"] = Weight(checkpoint, {f"{source}.bias": (3 * e,)}, take)
     return weights
-
-
-def _take_rows(rows: slice, tensor: torch.Tensor) -> torch.Tensor:
-    """Return rows of a bias, or of a matrix [out, in] transposed to [in, out]."""
-    part = tensor[rows]
-    return part.t() if part.dim() == 2 else part

@@ -27,6 +27,7 @@ from edgeprism.convert.vision.weights import (
     Weight,
     Weights,
     norm_weights,
+    resized_positions,
     same,
 )
 from edgeprism.errors import CheckpointError
@@ -206,18 +207,10 @@ def resampler_weights(
             source = {f"{prefix}attn.in_proj_{kind}": shape}
             weights[f"{part}.{kind}"] = Weight(checkpoint, source, _third(number))
     if config.grid:
-        weights["position"] = Weight(checkpoint, places, lambda rows: resized(rows, config.grid))
+        weights["position"] = Weight(
+            checkpoint, places, lambda rows: resized_positions(rows, config.grid)
+        )
     return weights
-
-
-def resized(rows: torch.Tensor, grid: int, antialias: bool = False) -> torch.Tensor:
-    """Resize positions [old · old, e] to [grid · grid, e], bicubic, as torch does it."""
-    old = round(len(rows) ** 0.5)
-    square = rows.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    square = functional.interpolate(
-        square, size=(grid, grid), mode="bicubic", align_corners=False, antialias=antialias
-    )
-    return square.permute(0, 2, 3, 1).reshape(grid * grid, -1).to(rows.dtype)
 
 
 def _queries(config: ResamplerConfig) -> Callable[..., torch.Tensor]:

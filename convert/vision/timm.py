@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision.config import TowerConfig
@@ -20,6 +19,7 @@ from edgeprism.convert.vision.weights import (
     linear_weights,
     norm_weights,
     patch_rows,
+    resized_positions,
     same,
 )
 from edgeprism.errors import CheckpointError
@@ -169,7 +169,11 @@ def _row_weights(checkpoint: Checkpoint, lead: str, grid: int) -> Weights:
     n_class = int(bool(ahead) and round(n_rows**0.5) ** 2 != n_rows)
     table = {name: (1, n_rows, e)}
     weights = {
-        "position": Weight(checkpoint, table, lambda rows: _resampled(rows[0, n_class:], grid))
+        "position": Weight(
+            checkpoint,
+            table,
+            lambda rows: resized_positions(rows[0, n_class:], grid, antialias=True),
+        )
     }
     if ahead:
         sources = {row: checkpoint.shape(row) for row in ahead}
@@ -181,13 +185,3 @@ def _row_weights(checkpoint: Checkpoint, lead: str, grid: int) -> Weights:
 
         weights["prefix"] = Weight(checkpoint, {**table, **sources}, joined)
     return weights
-
-
-def _resampled(rows: torch.Tensor, grid: int) -> torch.Tensor:
-    """Resample positions [old · old, e] → [grid · grid, e], bicubic with antialiasing."""
-    old = round(len(rows) ** 0.5)
-    if old == grid:
-        return rows
-    square = rows.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    resampled = functional.interpolate(square, size=(grid, grid), mode="bicubic", antialias=True)
-    return resampled.permute(0, 2, 3, 1).reshape(grid * grid, -1).to(rows.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision.config import ProjectorConfig, TowerConfig
@@ -96,6 +97,24 @@ def norm_weights(module: str, checkpoint: Checkpoint, source: str, n: int) -> We
 def patch_rows(tensor: torch.Tensor) -> torch.Tensor:
     """[e, 3, p, p] → [p · p · 3, e], with rows in the order of a flattened patch [p, p, 3]."""
     return tensor.permute(0, 2, 3, 1).reshape(len(tensor), -1).t()
+
+
+def take_rows(first: int, end: int, tensor: torch.Tensor) -> torch.Tensor:
+    """Return rows of a bias, or of a matrix [out, in] transposed to [in, out]."""
+    part = tensor[first:end]
+    return part.t() if part.dim() == 2 else part
+
+
+def resized_positions(rows: torch.Tensor, grid: int, antialias: bool = False) -> torch.Tensor:
+    """Resize positions [old · old, e] to [grid · grid, e] in float32, bicubic, as torch does it."""
+    old = round(len(rows) ** 0.5)
+    if old == grid:
+        return rows
+    square = rows.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    square = functional.interpolate(
+        square, size=(grid, grid), mode="bicubic", align_corners=False, antialias=antialias
+    )
+    return square.permute(0, 2, 3, 1).reshape(grid * grid, -1).to(rows.dtype)
 
 
 def stock_tower_weights(config: TowerConfig, checkpoint: Checkpoint, prefix: str) -> Weights:

@@ -16,7 +16,7 @@ import torch
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.language import qwen
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.vision import config, graph, interleaved, resampler
+from edgeprism.convert.vision import config, graph, interleaved, resampler, weights
 from edgeprism.errors import CheckpointError, ParityError, UsageError
 from tests.helpers.captions import caption_ids
 from tests.helpers.converting import convert_family
@@ -88,8 +88,10 @@ def test_the_manifest_ends_prompts_where_the_published_code_changes(
 
 
 def _positions_smoothed(patch: pytest.MonkeyPatch) -> None:
-    right = resampler.resized
-    patch.setattr(interleaved, "resized", lambda rows, grid: right(rows, grid, antialias=True))
+    right = weights.resized_positions
+    patch.setattr(
+        interleaved, "resized_positions", lambda rows, grid: right(rows, grid, antialias=True)
+    )
 
 
 def _quick_gelu(patch: pytest.MonkeyPatch) -> None:
