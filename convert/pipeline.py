@@ -163,7 +163,7 @@ def _measure_lm(parts: FamilyParts, path: Path, quant: str, verdict: judge.Verdi
     lm, model = parts.lm, LanguageModel(path, threads=available_cores())
     try:
         verdict.add("tokenizer", *judge.judge_tokenizer(
-            [model.tokenize(text) for text in TOKENIZER_TEXTS],
+            [model.vocabulary.tokenize(text) for text in TOKENIZER_TEXTS],
             [lm.reference_ids(text) for text in TOKENIZER_TEXTS],
         ))  # fmt: skip
         context_length = lm.config.context_length

@@ -196,7 +196,7 @@ def segments_to_ids(
             case Tokens(tokens):
                 ids.append(list(tokens))
             case Text(text):
-                ids.append(lm.tokenize(text, parse_special=True))
+                ids.append(lm.vocabulary.tokenize(text, parse_special=True))
     return ids
 
 

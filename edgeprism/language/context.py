@@ -73,6 +73,11 @@ class Context:
         self._batch = LlamaBatch(llama.llama_batch, n_batch, lm.row_axes)
 
     @property
+    def native(self) -> Any:
+        """llama.cpp's own context."""
+        return self._ctx
+
+    @property
     def form(self) -> str:
         """What decides the numbers in the KV cache, besides the weights and the tokens."""
         from edgeprism.language.gpu import gpu_form  # not at the top: captions keep no state
@@ -191,7 +196,7 @@ class Context:
     def logits(self, index: int = -1) -> np.ndarray:
         """Return logits of the last call, float32 [n_vocab], at `index` of its batch."""
         pointer = self._llama.llama_get_logits_ith(self._ctx, index)
-        return np.ctypeslib.as_array(pointer, (self.lm.n_vocab,)).copy()
+        return np.ctypeslib.as_array(pointer, (self.lm.vocabulary.size,)).copy()
 
     def keep(self, seq: int, length: int) -> bool:
         """Forget `seq` from position `length` on; return False if all of it had to be forgotten.

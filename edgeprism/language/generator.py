@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edgeprism.errors import PromptTooLongError, UsageError
-from edgeprism.language.context import Context
+from edgeprism.language.engine import LanguageContext, LanguageEngine
 from edgeprism.language.kv_memory import fits_memory
 from edgeprism.language.kv_reuse import Key, common_opening, part_to_key
-from edgeprism.language.model import LanguageModel
 from edgeprism.language.prefix_states import LARGEST, PrefixStates
 from edgeprism.language.repetition import repeats_at_limit, repeats_for_good
 from edgeprism.language.request import Part, Request, Rows, advance
@@ -55,7 +54,7 @@ class Generator:
 
     def __init__(
         self,
-        lm: LanguageModel,
+        lm: LanguageEngine,
         *,
         parallel: int = 1,
         kv_type: str = "f16",
@@ -65,7 +64,7 @@ class Generator:
     ) -> None:
         self.lm, self.parallel, self.warm, self._prefixes = lm, parallel, warm, prefixes
         self.kv_type, self.flash_attention = kv_type, flash_attention
-        self._context: Context | None = None
+        self._context: LanguageContext | None = None
         self._cells = 0  # KV cache cells of each sequence
         # for each sequence, keys of the parts that its KV cache certainly holds
         self._held: list[list[Key]] = [[] for _ in range(parallel)]
@@ -147,7 +146,7 @@ class Generator:
             sampling.temperature,
             seed=sampling.seed,
             grammar=sampling.grammar,
-            lm=self.lm,
+            vocabulary=self.lm.vocabulary,
             repetition_penalty=sampling.repetition_penalty,
             # llama.cpp reserves memory for them, and never draws more than the context holds
             max_tokens=min(sampling.max_tokens, self.lm.n_ctx_train),
@@ -213,7 +212,7 @@ class Generator:
         return events
 
     @property
-    def _open(self) -> Context:
+    def _open(self) -> LanguageContext:
         assert self._context is not None  # `add` has made it
         return self._context
 
@@ -314,7 +313,7 @@ class _Sequence:
     index: int
     slot: int
     request: Request
-    lm: LanguageModel
+    lm: LanguageEngine
     cells: int
     sampler: Sampler
     ids: list[int] = field(default_factory=list)
@@ -332,11 +331,11 @@ class _Sequence:
     def take(self, token: int) -> Iterator[Piece]:
         """Accept a sampled token; yield new text once no stop string can begin in it."""
         sampling = self.request.sampling
-        if sampling.stop_at_end and self.lm.is_end(token):
+        if sampling.stop_at_end and self.lm.vocabulary.is_end(token):
             self.finish_reason = "stop"
         else:
             self.ids.append(token)
-            text = self.text.feed(self.lm.token_to_bytes(token))
+            text = self.text.feed(self.lm.vocabulary.token_to_bytes(token))
             if text:
                 yield Piece(self.index, text)
             if self.text.stopped and sampling.stop_at_end:
@@ -354,7 +353,7 @@ class _Sequence:
         return self.request.sampling.stop_at_end and not self.request.sampling.grammar
 
     def _have_letters(self, ids: Sequence[int]) -> bool:
-        text = b"".join(map(self.lm.token_to_bytes, ids)).decode("utf-8", "ignore")
+        text = b"".join(map(self.lm.vocabulary.token_to_bytes, ids)).decode("utf-8", "ignore")
         return any(map(str.isalpha, text))
 
     def finished(self) -> Finished:

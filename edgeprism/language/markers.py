@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgeprism.language.llama import import_llama
 
 if TYPE_CHECKING:
-    from edgeprism.language.model import LanguageModel
+    from edgeprism.language.vocabulary import Vocabulary
 
 # A blank after the first character breaks a marker. A zero-width character would not do: several
 # tokenizers remove those before they look for markers.
@@ -30,31 +30,31 @@ def break_markers(text: str) -> str:
     return _MARKER.sub(lambda match: f"{match[0]} ", text)
 
 
-def tokenize_plain(lm: LanguageModel, text: str) -> list[int]:
+def tokenize_plain(vocabulary: Vocabulary, text: str) -> list[int]:
     """Tokenise text that is not the template's own, so that no marker becomes a special token.
 
     llama.cpp parses tokens of the type USER_DEFINED in any text, and several conversions give that
     type to the template's markers. Where one comes out, a blank breaks its text.
     """
-    ids = lm.tokenize(text, parse_special=False)
-    pieces = _marker_pieces(lm, ids)
+    ids = vocabulary.tokenize(text, parse_special=False)
+    pieces = _marker_pieces(vocabulary, ids)
     if not pieces:
         return ids
     text = break_markers(text)
     for piece in pieces:  # also a marker in a form that `break_markers` does not know
         text = text.replace(piece, f"{piece[0]} {piece[1:]}")
-    return lm.tokenize(text, parse_special=False)
+    return vocabulary.tokenize(text, parse_special=False)
 
 
-def _marker_pieces(lm: LanguageModel, ids: list[int]) -> set[str]:
+def _marker_pieces(vocabulary: Vocabulary, ids: list[int]) -> set[str]:
     """Return the texts of those ids that may act as a marker of the template."""
-    llama, vocab = import_llama(), lm._vocab
+    llama, native = import_llama(), vocabulary.native
     pieces = set()
     for token in set(ids):
-        if not llama.llama_vocab_get_attr(vocab, token) & _SPECIAL:
+        if not llama.llama_vocab_get_attr(native, token) & _SPECIAL:
             continue
-        piece = llama.llama_vocab_get_text(vocab, token).decode("utf-8", "replace")
+        piece = llama.llama_vocab_get_text(native, token).decode("utf-8", "replace")
         # Runs of blanks, line feeds and whole words may be USER_DEFINED as well: those are text.
-        if len(piece) > 1 and (lm.is_end(token) or _MARKER.match(piece)):
+        if len(piece) > 1 and (vocabulary.is_end(token) or _MARKER.match(piece)):
             pieces.add(piece)
     return pieces

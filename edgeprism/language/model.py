@@ -1,4 +1,4 @@
-"""A language model of llama.cpp: weights, tokenizer and chat template.
+"""A language model of llama.cpp: its weights and its vocabulary.
 
 This module uses llama_cpp's low-level API, because its high-level class compiles templates from
 model files and has only one sequence.
@@ -6,7 +6,6 @@ model files and has only one sequence.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -17,19 +16,18 @@ from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_checks import gguf_faults
 from edgeprism.bundle.gguf_parts import part_paths, read_model_header
 from edgeprism.bundle.manifest import LanguageModelFile
-from edgeprism.errors import COPY_AGAIN, Interrupted, ModelError, TemplateError
-from edgeprism.language.chat import Message
+from edgeprism.errors import COPY_AGAIN, Interrupted, ModelError
 from edgeprism.language.context import Context
 from edgeprism.language.embeddings import token_rows
 from edgeprism.language.kv_memory import kv_bytes
 from edgeprism.language.llama import (
-    chat_formats,
     forget_words,
     has_amx,
     import_llama,
     last_words,
     repacked_types,
 )
+from edgeprism.language.vocabulary import Vocabulary
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.mapped_files import drop_mapped_pages, large_files
 
@@ -41,7 +39,7 @@ _AXES = 4  # positions of a row with M-RoPE: time, down, across, unused
 
 
 class LanguageModel:
-    """A GGUF model in memory: tokenizer, chat template, and contexts over its weights."""
+    """A GGUF model in memory: its vocabulary, and contexts over its weights."""
 
     def __init__(
         self,
@@ -81,8 +79,7 @@ class LanguageModel:
             raise ModelError(f"{path}: llama.cpp cannot load it: {last_words(2)}.", COPY_AGAIN)
         for part in copied:
             drop_mapped_pages(part)
-        self._vocab = llama.llama_model_get_vocab(self._model)
-        self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
+        self.vocabulary = Vocabulary(path, self._model, header.chat_template)
         self.n_embd: int = llama.llama_model_n_embd(self._model)
         # wider than n_embd if rows also carry values that later layers add
         self.n_embd_row: int = llama.llama_model_n_embd_inp(self._model)
@@ -131,23 +128,6 @@ class LanguageModel:
             self._llama.llama_model_free(self._model)
             self._model = None
 
-    # ---- text ↔ tokens
-
-    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """Return the token ids of `text`; set `parse_special` only for trusted text."""
-        data = text.encode("utf-8", errors="replace")
-        room = len(data) + 8
-        buffer = (ctypes.c_int32 * room)()
-        count = self._llama.llama_tokenize(
-            self._vocab, data, len(data), buffer, room, False, parse_special
-        )
-        if count < 0:  # there are more tokens than bytes, namely -count
-            buffer = (ctypes.c_int32 * -count)()
-            count = self._llama.llama_tokenize(
-                self._vocab, data, len(data), buffer, -count, False, parse_special
-            )
-        return list(buffer[:count])
-
     def embed(self, ids: Sequence[int]) -> np.ndarray | None:
         """Return the rows float32 [n, n_embd] as which `ids` enter the model, if known.
 
@@ -156,57 +136,6 @@ class LanguageModel:
         if self.row_axes > 1 or self.n_embd_row != self.n_embd:
             return None
         return token_rows(self.path, self.header, ids)
-
-    def token_to_bytes(self, token: int) -> bytes:
-        """Return a token's bytes, which may be part of a character; empty for a special token."""
-        buffer = ctypes.create_string_buffer(64)
-        length = self._llama.llama_token_to_piece(self._vocab, token, buffer, 64, 0, False)
-        if length < 0:
-            buffer = ctypes.create_string_buffer(-length)
-            length = self._llama.llama_token_to_piece(self._vocab, token, buffer, -length, 0, False)
-        return buffer.raw[:length]
-
-    def is_end(self, token: int) -> bool:
-        """Return whether the vocabulary says that this token ends a generation."""
-        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
-
-    def bos(self) -> list[int]:
-        """Return the begin-of-text token as a list, empty if the vocabulary has none."""
-        token = self._llama.llama_vocab_bos(self._vocab)
-        return [token] if token >= 0 else []
-
-    def adds_bos(self) -> bool:
-        """Return whether the vocabulary requires a begin-of-text token before every text."""
-        return bool(self._llama.llama_vocab_get_add_bos(self._vocab))
-
-    def render_chat(self, messages: Sequence[Message], chat_format: str | None = None) -> str:
-        """Return the chat as one text that ends where the assistant's turn begins.
-
-        It uses llama.cpp's own templates: llama.cpp recognises a fixed list of them and runs no
-        Jinja. Raises TemplateError for any other template; `chat_format` names one of the list.
-        """
-        template = chat_format or self.header.chat_template
-        if template is None:
-            raise self._template_error(f"{self.path}: has no chat template.")
-        turns = (self._llama.llama_chat_message * len(messages))(
-            *((m.role.encode(), m.content.encode()) for m in messages)
-        )
-        room = 2 * sum(len(m.content.encode()) for m in messages) + 1024
-        while True:
-            buffer = ctypes.create_string_buffer(room)
-            length = self._llama.llama_chat_apply_template(
-                template.encode(), turns, len(messages), True, buffer, room
-            )
-            if length < 0:
-                what = f"chat format {chat_format!r}" if chat_format else "its chat template"
-                raise self._template_error(f"{self.path}: llama.cpp does not know {what}.")
-            if length <= room:
-                return buffer.raw[:length].decode("utf-8", errors="replace")
-            room = length
-
-    def _template_error(self, message: str) -> TemplateError:
-        known = ", ".join(chat_formats())
-        return TemplateError(message, f"Name its format with `chat_format`: {known}.")
 
     def context(
         self,

@@ -10,8 +10,8 @@ from typing import TypeGuard
 import numpy as np
 
 from edgeprism.errors import UsageError
+from edgeprism.language.engine import LanguageEngine
 from edgeprism.language.markers import tokenize_plain
-from edgeprism.language.model import LanguageModel
 from edgeprism.segments import ImageRows, Segment, Text, Tokens
 
 
@@ -92,17 +92,22 @@ def advance(part: Part) -> int:
 
 
 def segments_to_parts(
-    lm: LanguageModel, segments: Sequence[Segment], rows: np.ndarray | None, *, add_bos: bool
+    lm: LanguageEngine, segments: Sequence[Segment], rows: np.ndarray | None, *, add_bos: bool
 ) -> tuple[Part, ...]:
     """Return token ids and rows in order; neighbouring ids become one part.
 
     Neighbouring texts of one kind are tokenised as one text, because a token may span both.
     """
-    parts: list[Part] = [lm.bos() if add_bos else []]
+    vocabulary = lm.vocabulary
+    parts: list[Part] = [vocabulary.bos() if add_bos else []]
     for kind, run in itertools.groupby(segments, _kind_of):
         if isinstance(kind, bool):
             text = "".join(segment.text for segment in run if isinstance(segment, Text))
-            ids = lm.tokenize(text, parse_special=True) if kind else tokenize_plain(lm, text)
+            ids = (
+                vocabulary.tokenize(text, parse_special=True)
+                if kind
+                else tokenize_plain(vocabulary, text)
+            )
             _last_ids(parts).extend(ids)
             continue
         for segment in run:
@@ -114,7 +119,7 @@ def segments_to_parts(
     return tuple(_join_tiles(lm, [part for part in parts if len(part)]))
 
 
-def _join_tiles(lm: LanguageModel, parts: Sequence[Part]) -> Iterator[Part]:
+def _join_tiles(lm: LanguageEngine, parts: Sequence[Part]) -> Iterator[Part]:
     """Yield `parts` with short texts between causal visual tokens as rows, all in one part.
 
     The tiles of a picture with their marks then go through the model together, in few long calls.

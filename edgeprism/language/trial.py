@@ -22,7 +22,7 @@ from edgeprism.bundle.trial import (
 from edgeprism.machine.cancel import Cancel
 
 if TYPE_CHECKING:
-    from edgeprism.language.model import LanguageModel
+    from edgeprism.language.engine import LanguageEngine
     from edgeprism.language.request import Part
 
 # more tokens than go through a model at once; a large model would take long for them
@@ -76,22 +76,22 @@ def _run(request: dict[str, Any]) -> None:
     path = Path(request["lm"])
     lm = LanguageModel(path, gpu_layers=request["gpu_layers"], threads=request["threads"])
     with contextlib.suppress(TemplateError):  # the reasoner's caller may name another format
-        lm.render_chat([Message("system", _TEXT), Message("user", _TEXT)])
+        lm.vocabulary.render_chat([Message("system", _TEXT), Message("user", _TEXT)])
     long = model_bytes(path) < SMALL_MODEL_BYTES
     exercise(lm, [text_to_ids(lm, _LONG_PROMPT if long else _SHORT_PROMPT)])
 
 
-def text_to_ids(lm: LanguageModel, most: int) -> list[int]:
+def text_to_ids(lm: LanguageEngine, most: int) -> list[int]:
     """Tokenise texts of many kinds; return up to `most` ids, at least one."""
-    ids = lm.bos()
+    ids = lm.vocabulary.bos()
     for special in (False, True):
-        ids += lm.tokenize(_TEXT, parse_special=special)
+        ids += lm.vocabulary.tokenize(_TEXT, parse_special=special)
     ids = (ids or [0]) * (1 + most // max(1, len(ids)))
     return ids[: max(1, min(most, lm.n_ctx_train - 2 * _STEPS))]
 
 
 def exercise(
-    lm: LanguageModel,
+    lm: LanguageEngine,
     prompt: Sequence[Part],
     *,
     kv_type: str = "f16",
@@ -101,10 +101,10 @@ def exercise(
     from edgeprism.language.generator import Generator
     from edgeprism.language.request import Request, Sampling
 
-    step = max(1, lm.n_vocab // 1000)
-    for token in range(0, lm.n_vocab, step):
-        lm.token_to_bytes(token)
-        lm.is_end(token)
+    vocabulary = lm.vocabulary
+    for token in range(0, vocabulary.size, max(1, vocabulary.size // 1000)):
+        vocabulary.token_to_bytes(token)
+        vocabulary.is_end(token)
     alone = Sampling(max_tokens=_STEPS, stop_at_end=False)
     by_grammar = Sampling(max_tokens=_STEPS, temperature=0.7, grammar=_GRAMMAR)
     for parallel, sampling in ((1, alone), (2, by_grammar)):

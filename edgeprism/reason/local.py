@@ -176,7 +176,9 @@ class Reasoner(BaseReasoner):
         self.cancel_token.clear()
         with self._naming():
             generators, lm, load_ms = self._load()
-            segments = chat_to_segments(lambda m: lm.render_chat(m, self.chat_format), messages)
+            segments = chat_to_segments(
+                lambda m: lm.vocabulary.render_chat(m, self.chat_format), messages
+            )
         has_examples = len(messages) > 1 and all(m.is_example for m in messages[:-1])
         parts = _to_parts(lm, segments, split_last=has_examples or not self.warm)
         sampling = Sampling(max_tokens=max_tokens, grammar=shape.gbnf if shape else "")
@@ -350,6 +352,10 @@ def _to_parts(
     """
     contents = [i for i, s in enumerate(segments) if isinstance(s, Text) and not s.template]
     last = contents[-1] if split_last and len(contents) > 1 else 0
-    before = segments_to_parts(lm, segments[:last], None, add_bos=lm.adds_bos()) if last else ()
-    bos = lm.adds_bos() and not last
+    before = (
+        segments_to_parts(lm, segments[:last], None, add_bos=lm.vocabulary.adds_bos())
+        if last
+        else ()
+    )
+    bos = lm.vocabulary.adds_bos() and not last
     return (*before, *segments_to_parts(lm, segments[last:], None, add_bos=bos))

@@ -154,7 +154,7 @@ class MtmdEncoder:
         count = ctypes.c_size_t()
         tokens = self._mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
         ids = tuple(int(tokens[i]) for i in range(count.value))
-        if any(not 0 <= token < self.lm.n_vocab for token in ids):
+        if any(not 0 <= token < self.lm.vocabulary.size for token in ids):
             raise ModelError(
                 f"{self.lm.path}: its vocabulary lacks the words that {self.path.name} puts "
                 "around a picture.",

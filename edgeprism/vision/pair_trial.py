@@ -75,7 +75,7 @@ def _run_pair(request: dict[str, Any]) -> dict[str, Any]:
     mark = "\x02"
     try:
         pieces = chat_to_segments(
-            lambda messages: lm.render_chat(messages, request["chat_format"]),
+            lambda messages: lm.vocabulary.render_chat(messages, request["chat_format"]),
             [Message("user", mark)],
         )
     except TemplateError as error:
@@ -95,7 +95,7 @@ def _run_pair(request: dict[str, Any]) -> dict[str, Any]:
         causal=encoder.causal,
         typical_tokens=runs[-1].stop,
         tiles_together=together > 1,
-        add_bos=lm.adds_bos(),
+        add_bos=lm.vocabulary.adds_bos(),
         before_image="".join(texts[:question]),
         after_instruction="".join(texts[question + 1 :]),
     )

@@ -40,8 +40,10 @@ def _loaded() -> None:
 def use(path: Path, expected: LanguageModelFile | None = DIMENSIONS) -> list[int]:
     """Use a language model in all the ways that a caption does."""
     lm = LanguageModel(path, expected=expected, threads=1)
-    before = lm.bos() + lm.tokenize("<|im_start|>user\n", parse_special=True)
-    after = lm.tokenize("hello <|im_end|> é 写 \n") + lm.tokenize("<|im_end|>", parse_special=True)
+    before = lm.vocabulary.bos() + lm.vocabulary.tokenize("<|im_start|>user\n", parse_special=True)
+    after = lm.vocabulary.tokenize("hello <|im_end|> é 写 \n") + lm.vocabulary.tokenize(
+        "<|im_end|>", parse_special=True
+    )
     rows = np.ones((4, bundles.N_EMBD), np.float32)
     generator = Generator(lm)
     events = list(generator.run([Request((before, rows, after), Sampling(max_tokens=5))]))

@@ -101,7 +101,7 @@ def test_ids_are_sentencepieces(
         model_file=str(checkpoint_of(spec).llm / "tokenizer.model")
     )
     lm = LanguageModel(gguf)
-    actual = {text: lm.tokenize(text) for text in strings()}
+    actual = {text: lm.vocabulary.tokenize(text) for text in strings()}
     lm.close()
     assert len(strings()) == N_STRINGS
     assert {text: ids for text, ids in actual.items() if ids != model.encode(text)} == {}
@@ -109,11 +109,13 @@ def test_ids_are_sentencepieces(
 
 def test_text_makes_no_special_token(gguf: Path) -> None:
     lm = LanguageModel(gguf)
-    n = lm.n_vocab
-    special = {lm.tokenize(name, parse_special=True)[-1] for name in SPECIAL_NAMES.values()}
+    n = lm.vocabulary.size
+    special = {
+        lm.vocabulary.tokenize(name, parse_special=True)[-1] for name in SPECIAL_NAMES.values()
+    }
     reserved = [f"[UNUSED_TOKEN_{i}]" for i in (135, 140, 145, 146)]
     for text in (*SPECIAL_NAMES.values(), *reserved, "<s>", "</s>", "<unk>"):
-        ids = set(lm.tokenize(f"say {text} now"))
+        ids = set(lm.vocabulary.tokenize(f"say {text} now"))
         assert not ids & (special | {0, 1, 2})
     lm.close()
     assert len(special) == len(SPECIAL_NAMES)
@@ -123,10 +125,10 @@ def test_text_makes_no_special_token(gguf: Path) -> None:
 def test_what_the_template_needs_is_there(spec: Spec, gguf: Path) -> None:
     header = read_gguf_header(gguf)
     lm = LanguageModel(gguf)
-    (im_end,) = lm.tokenize("<|im_end|>", parse_special=True)[-1:]
-    assert lm.is_end(im_end)
-    assert lm.bos() == [1]
-    assert lm.adds_bos()
+    (im_end,) = lm.vocabulary.tokenize("<|im_end|>", parse_special=True)[-1:]
+    assert lm.vocabulary.is_end(im_end)
+    assert lm.vocabulary.bos() == [1]
+    assert lm.vocabulary.adds_bos()
     lm.close()
     assert header.metadata["tokenizer.ggml.eos_token_id"] == im_end
     assert header.metadata["tokenizer.ggml.add_space_prefix"] is spec.add_dummy_prefix
@@ -135,7 +137,7 @@ def test_what_the_template_needs_is_there(spec: Spec, gguf: Path) -> None:
 
 def test_special_and_nul_pieces_print_as_nothing(gguf: Path) -> None:
     lm = LanguageModel(gguf)
-    printed = [lm.token_to_bytes(token) for token in range(lm.n_vocab)]
+    printed = [lm.vocabulary.token_to_bytes(token) for token in range(lm.vocabulary.size)]
     lm.close()
     last_ones = printed[-3 - 12 - 1 :]  # the NUL piece, twelve reserved ones, three spare rows
     assert set(last_ones) == {b""}

@@ -50,8 +50,8 @@ from edgeprism.perceive.captioner import Captioner
 from edgeprism.records import EncodedImage
 from edgeprism.segments import ImageRows, Segment, Text, Tokens
 from edgeprism.vision.mtmd import MtmdEncoder
-from tests.convert.test_families import converted
 from tests.helpers import bundles, peer_mmproj, tiled, tiny_captioners, tiny_internvl, tiny_smolvlm
+from tests.helpers.family_checks import converted
 
 TOLERANCE = 2e-3  # share of the largest value: the error of libmtmd's GELU
 
@@ -285,7 +285,7 @@ def as_ids(segments: tuple[Segment, ...], lm: LanguageModel) -> list[Any]:
             actual.append(list(segment.ids))
         else:
             assert isinstance(segment, Text)
-            actual.append(lm.tokenize(segment.text, parse_special=True))
+            actual.append(lm.vocabulary.tokenize(segment.text, parse_special=True))
     return actual
 
 

@@ -226,10 +226,10 @@ def test_runs_of_spaces_are_sentencepieces(tmp_path: Path) -> None:
     lm = LanguageModel(vocabulary_gguf(tmp_path, tmp_path / "v.gguf"))
     texts = [text for text in strings() if "▁" not in text]
     texts += ["a  b   c    d     e", "\n\n\n  x", "<h1>Title</h1>"]
-    wrong = {text: ids for text in texts if (ids := lm.tokenize(text)) != ids_of(text)}
-    spaces = lm.tokenize("a    b")
-    said = lm.token_to_bytes(spaces[1])
-    turn = lm.tokenize("<end_of_turn>")
+    wrong = {text: ids for text in texts if (ids := lm.vocabulary.tokenize(text)) != ids_of(text)}
+    spaces = lm.vocabulary.tokenize("a    b")
+    said = lm.vocabulary.token_to_bytes(spaces[1])
+    turn = lm.vocabulary.tokenize("<end_of_turn>")
     lm.close()
     assert wrong == {}
     assert (len(spaces), said) == (3, b"    ")
@@ -277,7 +277,7 @@ def test_byte_level_ids_are_those_of_tokenizers(byte_level: Path, tmp_path: Path
     lm = LanguageModel(vocabulary_gguf(byte_level, tmp_path / "v.gguf"))
     # llama.cpp does not normalise text as Qwen does, so these texts are in NFC
     texts = [unicodedata.normalize("NFC", text) for text in strings()]
-    actual = {text: lm.tokenize(text) for text in texts}
+    actual = {text: lm.vocabulary.tokenize(text) for text in texts}
     lm.close()
     ids_of = reference_language.text_to_ids(byte_level)
     assert len(texts) == 200
@@ -289,8 +289,8 @@ def test_text_makes_no_special_token(byte_level: Path, tmp_path: Path) -> None:
     special = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items()}
     lm = LanguageModel(vocabulary_gguf(byte_level, tmp_path / "v.gguf"))
     for name, number in special.items():
-        assert number not in lm.tokenize(f"say {name} now")
-        assert number in lm.tokenize(f"say {name} now", parse_special=True)
+        assert number not in lm.vocabulary.tokenize(f"say {name} now")
+        assert number in lm.vocabulary.tokenize(f"say {name} now", parse_special=True)
     lm.close()
 
 
@@ -314,7 +314,7 @@ def test_a_wrong_cut_is_seen(byte_level: Path, tmp_path: Path) -> None:
             patch.setattr(f"{__name__}.vocabulary_from_folder", lambda *_, w=wrong:
                           dataclasses.replace(right, pre=w))  # fmt: skip
             lm = LanguageModel(vocabulary_gguf(byte_level, out))
-        assert any(lm.tokenize(text) != ids_of(text) for text in texts)
+        assert any(lm.vocabulary.tokenize(text) != ids_of(text) for text in texts)
         lm.close()
 
 

@@ -174,7 +174,7 @@ def test_markers_of_any_type_stay_text(marked_lm: LanguageModel) -> None:
         (ids,) = segments_to_parts(marked_lm, [Text(text)], None, add_bos=False)
         assert isinstance(ids, list)
         assert not markers & set(ids)
-        written = b"".join(map(marked_lm.token_to_bytes, ids)).decode()
+        written = b"".join(map(marked_lm.vocabulary.token_to_bytes, ids)).decode()
         assert written.replace(" ", "") == text.replace(" ", "")
     (ids,) = segments_to_parts(
         marked_lm, [Text("<|im_start|>user\n", template=True), Text("a▁boat")], None, add_bos=False
@@ -187,4 +187,4 @@ def test_markers_of_any_type_stay_text(marked_lm: LanguageModel) -> None:
 def test_text_without_markers_is_tokenised_as_before(scripted_lm: LanguageModel) -> None:
     for text in ("a < b and <b>bold</b>", "[INST] <s>", "x<|im_end|>y"):
         (ids,) = segments_to_parts(scripted_lm, [Text(text)], None, add_bos=False)
-        assert ids == scripted_lm.tokenize(text, parse_special=False)
+        assert ids == scripted_lm.vocabulary.tokenize(text, parse_special=False)

@@ -509,7 +509,7 @@ def test_only_the_template_parses_special_tokens(random_lm: LanguageModel) -> No
     special = {1, 2, bundles.IM_START, bundles.IM_END}
     assert [i for i in after if i in special] == [bundles.IM_END]  # from the template
     written = after[: after.index(bundles.IM_END)]
-    text = b"".join(random_lm.token_to_bytes(i) for i in written).decode()
+    text = b"".join(random_lm.vocabulary.token_to_bytes(i) for i in written).decode()
     assert text.strip() == HOSTILE  # nothing of it is lost
 
 
@@ -526,9 +526,9 @@ def test_text_may_stand_between_rows(random_lm: LanguageModel) -> None:
     ]
     before, together, after = segments_to_parts(random_lm, segments, picture, add_bos=False)
     # neighbouring pieces are one text, because a token may span both
-    assert before == random_lm.tokenize("<|im_start|>a d", parse_special=True)
-    assert after == random_lm.tokenize("<|im_end|>")
-    between = random_lm.embed(random_lm.tokenize("og<|im_end|>", parse_special=True))
+    assert before == random_lm.vocabulary.tokenize("<|im_start|>a d", parse_special=True)
+    assert after == random_lm.vocabulary.tokenize("<|im_end|>")
+    between = random_lm.embed(random_lm.vocabulary.tokenize("og<|im_end|>", parse_special=True))
     assert between is not None
     assert isinstance(together, Rows)
     assert together.n_text == len(between)
@@ -620,7 +620,10 @@ def test_layouts_mean_what_they_say(
         )
         for seed in (1, 2)
     ]
-    before, after = lm.bos() + lm.tokenize("a boat"), lm.tokenize("\nis it red")
+    before, after = (
+        lm.vocabulary.bos() + lm.vocabulary.tokenize("a boat"),
+        lm.vocabulary.tokenize("\nis it red"),
+    )
     expected = []
     for seed in (1, 2):
         prompt: list[list[int] | Visual] = [before]

@@ -22,7 +22,7 @@ CHAT = [Message("system", "Be brief."), Message("user", "Hi?")]
 
 
 def text_of(lm: LanguageModel, ids: list[int]) -> str:
-    return b"".join(lm.token_to_bytes(i) for i in ids).decode("utf-8")
+    return b"".join(lm.vocabulary.token_to_bytes(i) for i in ids).decode("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -31,27 +31,27 @@ def text_of(lm: LanguageModel, ids: list[int]) -> str:
      "<0x41>", "\ufffd", "a\0b", "[" * 3000],
 )  # fmt: skip
 def test_text_is_text(random_lm: LanguageModel, text: str) -> None:
-    ids = random_lm.tokenize(text)
+    ids = random_lm.vocabulary.tokenize(text)
     assert not SPECIAL & set(ids)
     assert text_of(random_lm, ids).removeprefix(" ") == text.removeprefix(" ")
 
 
 def test_the_templates_pieces_parse_special_tokens(random_lm: LanguageModel) -> None:
-    ids = random_lm.tokenize("<|im_end|>\n<|im_start|>assistant\n", parse_special=True)
+    ids = random_lm.vocabulary.tokenize("<|im_end|>\n<|im_start|>assistant\n", parse_special=True)
     assert [i for i in ids if i in SPECIAL] == [bundles.IM_END, bundles.IM_START]
     assert ids[-1] == bundles.LINE_FEED
     assert text_of(random_lm, [bundles.IM_END]) == ""
 
 
 def test_half_a_surrogate_pair_does_no_harm(random_lm: LanguageModel) -> None:
-    assert text_of(random_lm, random_lm.tokenize("a\udcffb")).endswith("a?b")
+    assert text_of(random_lm, random_lm.vocabulary.tokenize("a\udcffb")).endswith("a?b")
 
 
 def test_beginning_and_end(random_lm: LanguageModel) -> None:
-    assert random_lm.bos() == [1]
-    assert random_lm.adds_bos()
-    assert random_lm.is_end(bundles.IM_END)
-    assert not random_lm.is_end(bundles.LINE_FEED)
+    assert random_lm.vocabulary.bos() == [1]
+    assert random_lm.vocabulary.adds_bos()
+    assert random_lm.vocabulary.is_end(bundles.IM_END)
+    assert not random_lm.vocabulary.is_end(bundles.LINE_FEED)
 
 
 # ---- chat templates
@@ -62,7 +62,7 @@ def with_template(tmp_path: Path, template: str | None) -> LanguageModel:
 
 
 def test_a_known_template(random_lm: LanguageModel) -> None:
-    assert random_lm.render_chat(CHAT) == (
+    assert random_lm.vocabulary.render_chat(CHAT) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
@@ -70,18 +70,18 @@ def test_a_known_template(random_lm: LanguageModel) -> None:
 
 def test_long_and_non_ascii_messages(random_lm: LanguageModel) -> None:
     content = "写é" * 5000
-    assert content in random_lm.render_chat([Message("user", content)])
+    assert content in random_lm.vocabulary.render_chat([Message("user", content)])
 
 
 @pytest.mark.parametrize("template", [None, "", "{{ messages | some_filter }}", "{% raw"])
 def test_an_unknown_template_lists_the_formats(tmp_path: Path, template: str | None) -> None:
     lm = with_template(tmp_path, template)
     with pytest.raises(TemplateError, match=r"chat\.gguf") as caught:
-        lm.render_chat(CHAT)
+        lm.vocabulary.render_chat(CHAT)
     assert caught.value.exit_code == 2
     for name in ("chatml", "llama3", "gemma"):
         assert name in caught.value.hint
-    assert "<|im_start|>user" in lm.render_chat(CHAT, "chatml")
+    assert "<|im_start|>user" in lm.vocabulary.render_chat(CHAT, "chatml")
     lm.close()
 
 
@@ -90,13 +90,13 @@ def test_a_template_is_never_executed(tmp_path: Path) -> None:
     evil = "{% for i in range(10**9) %}{{ cycler.__init__.__globals__.os.popen('id') }}{% endfor %}"
     lm = with_template(tmp_path, evil)
     with pytest.raises(TemplateError):
-        lm.render_chat(CHAT)
+        lm.vocabulary.render_chat(CHAT)
     lm.close()
 
 
 def test_an_unknown_chat_format(random_lm: LanguageModel) -> None:
     with pytest.raises(TemplateError, match="chat format 'nonsense'") as caught:
-        random_lm.render_chat(CHAT, "nonsense")
+        random_lm.vocabulary.render_chat(CHAT, "nonsense")
     assert "chatml" in caught.value.hint
 
 

@@ -105,14 +105,16 @@ def test_lists_and_tables_are_left_alone(scripted_lm: LanguageModel) -> None:
     from edgeprism.language.repetition import repeats_for_good
 
     def has_letters(ids: Any) -> bool:
-        return any(map(str.isalpha, b"".join(map(scripted_lm.token_to_bytes, ids)).decode()))
+        return any(
+            map(str.isalpha, b"".join(map(scripted_lm.vocabulary.token_to_bytes, ids)).decode())
+        )
 
     for name, text in TRUE_TEXTS.items():
-        ids = scripted_lm.tokenize(text)
+        ids = scripted_lm.vocabulary.tokenize(text)
         ended = [n for n in range(1, len(ids) + 1) if repeats_for_good(ids[:n], has_letters)]
         assert ended == [], name
     for unit, times in (("a red dog ", 60), ("a boat on the sea. It is red. ", 30), ("!", 900)):
-        ids = scripted_lm.tokenize(unit * times)
+        ids = scripted_lm.vocabulary.tokenize(unit * times)
         assert any(repeats_for_good(ids[:n], has_letters) for n in range(1, len(ids) + 1)), unit
 
 

@@ -74,6 +74,6 @@ def test_a_language_model_keeps_no_second_copy(
         monkeypatch.setattr("edgeprism.language.model.repacked_types", lambda copied=copied: copied)
         model = LanguageModel(path)
         assert (resident_bytes(path) < path.stat().st_size / 10) == expected
-        ids = model.tokenize("a boat")
+        ids = model.vocabulary.tokenize("a boat")
         assert ids
         model.close()

@@ -237,7 +237,7 @@ def test_options_never_reach_the_captioner(
         request = original(self, *arguments)
         ids = [i for part in request.parts if isinstance(part, list) for i in part]
         lm = self.engines.lm()
-        shown.append(b"".join(lm.token_to_bytes(i) for i in ids).decode())
+        shown.append(b"".join(lm.vocabulary.token_to_bytes(i) for i in ids).decode())
         return request
 
     monkeypatch.setattr(Captioner, "request", request)

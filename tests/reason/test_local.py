@@ -91,7 +91,7 @@ def test_captions_and_questions_are_no_special_tokens(
     special = [i for i in ids if i in (0, 2, bundles.IM_START, bundles.IM_END)]
     start, end = bundles.IM_START, bundles.IM_END
     assert special == [start, end, start]  # the question's turn, and the answer's beginning
-    text = b"".join(scripted_lm.token_to_bytes(i) for i in ids).decode()
+    text = b"".join(scripted_lm.vocabulary.token_to_bytes(i) for i in ids).decode()
     assert text.count(hostile) == 2
     assert ids[0] == 1  # one begin-of-text token, as the vocabulary asks
     assert ids.count(1) == 1

@@ -150,13 +150,13 @@ def drawn(shape_gbnf: str, lm: LanguageModel, seed: int, most: int = 1500) -> st
     """Return a text that llama.cpp draws at random from a grammar; None if it has no end."""
     context = lm.context(64)
     context.prefill_tokens(0, [1], 0)
-    sampler = Sampler(9.0, 1.0, seed, grammar=shape_gbnf, lm=lm)
+    sampler = Sampler(9.0, 1.0, seed, grammar=shape_gbnf, vocabulary=lm.vocabulary)
     data = b""
     for _ in range(most):
         token = sampler.sample(context)  # always the same logits: the grammar alone decides
-        if lm.is_end(token):
+        if lm.vocabulary.is_end(token):
             break
-        data += lm.token_to_bytes(token)
+        data += lm.vocabulary.token_to_bytes(token)
     else:
         data = b""
     sampler.close()

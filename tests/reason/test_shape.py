@@ -92,10 +92,16 @@ def test_sampling_at_a_temperature_keeps_to_the_grammar(scripted_lm: LanguageMod
     context = scripted_lm.context(256)
     drawn = set()
     for seed in range(30):
-        sampler = Sampler(5.0, 1.0, seed, grammar=choices_to_shape(["a", "b"]).gbnf, lm=scripted_lm)
+        sampler = Sampler(
+            5.0,
+            1.0,
+            seed,
+            grammar=choices_to_shape(["a", "b"]).gbnf,
+            vocabulary=scripted_lm.vocabulary,
+        )
         context.clear()
-        context.prefill_tokens(0, scripted_lm.tokenize("x"), 0)
-        drawn.add(scripted_lm.token_to_bytes(sampler.sample(context)))
+        context.prefill_tokens(0, scripted_lm.vocabulary.tokenize("x"), 0)
+        drawn.add(scripted_lm.vocabulary.token_to_bytes(sampler.sample(context)))
         sampler.close()
     assert drawn == {b"a", b"b"}
     context.close()
@@ -103,7 +109,7 @@ def test_sampling_at_a_temperature_keeps_to_the_grammar(scripted_lm: LanguageMod
 
 def test_any_object_is_any_json_object(random_lm: LanguageModel) -> None:
     generator = Generator(random_lm)
-    prompt = (random_lm.tokenize("x"),)
+    prompt = (random_lm.vocabulary.tokenize("x"),)
     found = []
     for seed in range(40):
         sampling = Sampling(temperature=9.0, seed=seed, max_tokens=120, grammar=object_shape().gbnf)
@@ -281,7 +287,7 @@ def test_the_largest_schemas_are_read_by_llama(name: str, scripted_lm: LanguageM
     shape = schema_to_shape(LIMITS[name])
 
     def make() -> None:
-        Sampler(grammar=shape.gbnf, lm=scripted_lm).close()
+        Sampler(grammar=shape.gbnf, vocabulary=scripted_lm.vocabulary).close()
 
     assert in_child(make).error == ""
 
@@ -305,7 +311,7 @@ def test_a_vocabulary_that_cannot_say_it(tmp_path: Path) -> None:
 
 
 def make_sampler(grammar: str, lm: LanguageModel) -> None:
-    Sampler(grammar=grammar, lm=lm).close()
+    Sampler(grammar=grammar, vocabulary=lm.vocabulary).close()
 
 
 def test_a_broken_grammar_is_refused(scripted_lm: LanguageModel) -> None:

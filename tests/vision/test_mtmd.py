@@ -152,8 +152,8 @@ def test_tiles_and_their_thumbnail(pair_of: Callable[[str], Pair]) -> None:
         assert relative_error(rows[4 * i : 4 * i + 4], tile) < TOLERANCE
     assert it.encoder.together((3 * TILE, 2 * TILE)) == 7
     begin, *runs, end = segments
-    assert begin == Tokens(tuple(it.lm.tokenize("<img>", parse_special=True)))
-    assert end == Tokens(tuple(it.lm.tokenize("</img>", parse_special=True)))
+    assert begin == Tokens(tuple(it.lm.vocabulary.tokenize("<img>", parse_special=True)))
+    assert end == Tokens(tuple(it.lm.vocabulary.tokenize("</img>", parse_special=True)))
     assert runs == [ImageRows(4 * i, 4 * i + 4) for i in range(7)]
 
 
@@ -168,7 +168,7 @@ def test_tiles_in_rows_with_their_places_between(pair_of: Callable[[str], Pair])
     expected: list[Segment] = []
     for i in range(9):
         text = f"<fake_token_around_image><row_{i // 3 + 1}_col_{i % 3 + 1}>"
-        ids = it.lm.tokenize(text, parse_special=True)
+        ids = it.lm.vocabulary.tokenize(text, parse_special=True)
         lead = [bundles.LINE_FEED] if i and i % 3 == 0 else []
         text_before = segments[2 * i]
         assert isinstance(text_before, Tokens)
@@ -219,10 +219,10 @@ def test_captions_equal_the_reference(
 ) -> None:
     """The captions of one picture, and of two pictures in one prompt."""
     it = pair_of(name)
-    before = it.lm.tokenize("<|im_start|>user\n", parse_special=True)
-    after = it.lm.tokenize("what is it")
-    after += it.lm.tokenize("<|im_end|>\n<|im_start|>assistant\n", parse_special=True)
-    prompt: list[list[int] | Visual] = [[*it.lm.bos(), *before]]
+    before = it.lm.vocabulary.tokenize("<|im_start|>user\n", parse_special=True)
+    after = it.lm.vocabulary.tokenize("what is it")
+    after += it.lm.vocabulary.tokenize("<|im_end|>\n<|im_start|>assistant\n", parse_special=True)
+    prompt: list[list[int] | Visual] = [[*it.lm.vocabulary.bos(), *before]]
     for size in sizes:
         rows, segments = it.encoder.encode_picture(noise(*size)[None])
         for segment in segments:

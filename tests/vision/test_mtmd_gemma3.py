@@ -191,7 +191,7 @@ def test_visual_tokens(gemma: Gemma, seed: int) -> None:
     pixels = noise(SIZE, SIZE, seed)
     rows, segments = gemma.encoder.encode_picture(pixels[None])
     assert relative_error(rows, gemma.rows(pixels)) < TOLERANCE
-    begin, end = (gemma.lm.tokenize(f"<{word}_of_image>", parse_special=True)
+    begin, end = (gemma.lm.vocabulary.tokenize(f"<{word}_of_image>", parse_special=True)
                   for word in ("start", "end"))  # fmt: skip
     n = (SIZE // mmprojs.PATCH // POOLED) ** 2
     assert segments == (Tokens(tuple(begin)), ImageRows(0, n, causal=False), Tokens(tuple(end)))
@@ -236,10 +236,10 @@ def test_a_wrong_projector_is_seen(
 
 def prompt(lm: LanguageModel, rows: np.ndarray) -> tuple[list[int], np.ndarray, list[int]]:
     def ids(text: str) -> list[int]:
-        return lm.tokenize(text, parse_special=True)
+        return lm.vocabulary.tokenize(text, parse_special=True)
 
-    before = [*lm.bos(), *ids("<|im_start|>user\n"), *ids("<start_of_image>")]
-    after = [*ids("<end_of_image>"), *lm.tokenize("what is it")]
+    before = [*lm.vocabulary.bos(), *ids("<|im_start|>user\n"), *ids("<start_of_image>")]
+    after = [*ids("<end_of_image>"), *lm.vocabulary.tokenize("what is it")]
     return before, rows, [*after, *ids("<|im_end|>\n<|im_start|>assistant\n")]
 
 

@@ -240,7 +240,7 @@ def test_formats_that_llama_cpp_knows(
     (tmp_path / "template").write_text(template)
     assert chat_format_of(tmp_path / "template") == name
     if name:
-        assert "Hello" in scripted_lm.render_chat([Message("user", "Hello")], name)
+        assert "Hello" in scripted_lm.vocabulary.render_chat([Message("user", "Hello")], name)
 
 
 # ---- a GGUF file by its path
