@@ -12,7 +12,6 @@ import torch
 from edgeprism.bundle.manifest import (
     SCHEMA,
     ImagePolicy,
-    LanguageModelFile,
     Manifest,
     Markers,
     Parity,
@@ -21,6 +20,7 @@ from edgeprism.bundle.manifest import (
     Vision,
     VisionText,
 )
+from edgeprism.bundle.manifest_language import LanguageModelFile
 from edgeprism.convert.gate import data
 from edgeprism.convert.language.model import LmParts, Tick
 from edgeprism.convert.read.card import INSTRUCTION, CaptionerCard

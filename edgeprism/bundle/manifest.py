@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from edgeprism.bundle.manifest_language import LATER, LanguageModelFile
 from edgeprism.files.strict_json import record_to_data
 
 SCHEMA = 1
@@ -19,9 +20,6 @@ FILE_NAME = "manifest.json"
 
 RESAMPLINGS = ("bicubic", "bilinear", "lanczos", "nearest")
 MODES = ("pad", "letterbox", "crop", "center-crop", "stretch", "shrink", "free")
-# The metadata of fields that came after the first version. At their defaults they are left out of
-# the JSON, so that earlier versions of EdgePrism, which refuse unknown fields, read it too.
-LATER = {"later": True}
 MAX_EDGE = 4096  # pixels, of a tile; also the largest "longest-edge" of upstream models
 
 
@@ -208,22 +206,6 @@ class Vision:
     # are the same for all pictures: none of these is left out where fewer are asked for
     constant_rows: list[int] = dataclasses.field(default_factory=lambda: [0, 0], metadata=LATER)
     text: VisionText | None = dataclasses.field(default=None, metadata=LATER)
-
-
-@dataclass(frozen=True)
-class LanguageModelFile:
-    """The GGUF file and the dimensions it must have."""
-
-    file: str
-    quant: str
-    architecture: str
-    n_embd: int
-    n_vocab: int
-    context_length: int
-    image_attention: str  # "causal": image rows attend to earlier positions only; or "both-ways"
-    # "one-by-one": each image row is one position after the previous; or "down-across": all rows of
-    # a picture have one position in time, and one each for their place down and across (M-RoPE)
-    image_positions: str = dataclasses.field(default="one-by-one", metadata=LATER)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import dataclasses
 import math
 from pathlib import Path, PurePosixPath
 
+from edgeprism.bundle.check_language import language_faults
 from edgeprism.bundle.check_video import video_faults
-from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import (
     FILE_NAME,
     MAX_EDGE,
@@ -19,14 +19,12 @@ from edgeprism.bundle.manifest import (
 )
 from edgeprism.bundle.text_faults import connector_faults, text_faults
 from edgeprism.choices import VISION_QUANTS
-from edgeprism.errors import ManifestError, ModelError
+from edgeprism.errors import ManifestError
 from edgeprism.files.regular import open_regular
 from edgeprism.files.strict_json import json_without_duplicates, record_from_data
 
 MAX_MANIFEST_BYTES = 1 << 20
 _FILLED = ("pad", "letterbox")
-IMAGE_ATTENTIONS = ("causal", "both-ways")
-IMAGE_POSITIONS = ("one-by-one", "down-across")
 # {how a free shape is chosen: how a picture is then cut}
 FREE_SHAPES = {"smart-resize": "closest-ratio", "equal-area": "by-pixels"}
 CHOICES = ("best-fit", "closest-ratio", "longest-edge", "by-pixels")
@@ -81,25 +79,6 @@ def _value_faults(m: Manifest) -> list[str]:
             f"{m.image.resample!r}; known: {', '.join(RESAMPLINGS)}",
         ),
         ("vision.variants", bool(m.vision.variants), "is empty"),
-        ("lm.n_embd", 1 <= m.lm.n_embd <= 65536, "must lie in 1…65536"),
-        ("lm.n_vocab", 1 <= m.lm.n_vocab <= 1 << 22, "must lie in 1…4194304"),
-        ("lm.context_length", 1 <= m.lm.context_length <= 1 << 24, "must lie in 1…16777216"),
-        (
-            "lm.image_attention",
-            m.lm.image_attention in IMAGE_ATTENTIONS,
-            f"{m.lm.image_attention!r}; known: {', '.join(IMAGE_ATTENTIONS)}",
-        ),
-        (
-            "lm.image_positions",
-            m.lm.image_positions in IMAGE_POSITIONS,
-            f"{m.lm.image_positions!r}; known: {', '.join(IMAGE_POSITIONS)}",
-        ),
-        (
-            "lm.image_positions",
-            m.lm.image_positions != "down-across"
-            or (m.vision.mmproj is None and m.image.tiling is None and not _is_unplaced(m)),
-            "down-across needs one tile, a graph, and a place for each visual token",
-        ),
         (
             "prompts.focus_instruction",
             m.prompts.focus_instruction.count("{focus}") == 1,
@@ -115,6 +94,7 @@ def _value_faults(m: Manifest) -> list[str]:
         ("prompts.max_tokens", 1 <= m.prompts.max_tokens <= 1 << 16, "must lie in 1…65536"),
     ]
     faults = [f"{path}: {text}" for path, holds, text in checks if not holds]
+    faults += language_faults(m, is_unplaced=_is_unplaced(m))
     faults += _marker_faults(m) + video_faults(m, MAX_GRID, MAX_MARKER) + _constant_row_faults(m)
     if m.vision.mmproj is not None:
         return faults + _mmproj_faults(m) + _file_faults(m, ())
@@ -337,12 +317,6 @@ def _file_faults(m: Manifest, quants: tuple[str, ...]) -> list[str]:
         if variant.file not in m.files:
             faults.append(f"vision.variants[{i}].file: {variant.file!r} is not among files")
     faults += connector_faults(m)
-    try:
-        parts = part_names(m.lm.file)
-    except ModelError as error:
-        parts = []
-        faults.append(f"lm.file: {error.message}")
-    faults += [f"lm.file: {part!r} is not among files" for part in parts if part not in m.files]
     for name, entry in m.files.items():
         if not _is_plain(name):
             faults.append(f"files.{name}: must be a plain file name inside the bundle")

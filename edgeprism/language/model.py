@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_checks import gguf_faults
 from edgeprism.bundle.gguf_parts import part_paths, read_model_header
-from edgeprism.bundle.manifest import LanguageModelFile
+from edgeprism.bundle.manifest_language import LanguageModelFile
 from edgeprism.errors import COPY_AGAIN, Interrupted, ModelError
 from edgeprism.language.context import Context
 from edgeprism.language.embeddings import token_rows

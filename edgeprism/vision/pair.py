@@ -25,7 +25,6 @@ from edgeprism.bundle.manifest import (
     SCHEMA,
     FileEntry,
     ImagePolicy,
-    LanguageModelFile,
     Manifest,
     Mmproj,
     Parity,
@@ -35,6 +34,7 @@ from edgeprism.bundle.manifest import (
     Vision,
     VisionVariant,
 )
+from edgeprism.bundle.manifest_language import LanguageModelFile
 from edgeprism.bundle.open import Bundle
 from edgeprism.bundle.read_manifest import manifest_from_json
 from edgeprism.errors import ModelError, OutputError

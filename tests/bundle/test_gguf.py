@@ -16,7 +16,7 @@ import pytest
 
 from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.bundle.gguf_checks import gguf_faults
-from edgeprism.bundle.manifest import LanguageModelFile
+from edgeprism.bundle.manifest_language import LanguageModelFile
 from edgeprism.errors import ModelError
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.llama import import_llama

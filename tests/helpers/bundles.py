@@ -21,6 +21,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprism.bundle import manifest as m
+from edgeprism.bundle.manifest_language import LanguageModelFile
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
@@ -357,7 +358,7 @@ def make_manifest(files: dict[str, m.FileEntry], **changes: Any) -> m.Manifest:
             tokens_per_tile=N_TOKENS,
             n_embd=N_EMBD,
         ),
-        lm=m.LanguageModelFile("lm.gguf", "F32", "llama", N_EMBD, N_VOCAB, CONTEXT, "causal"),
+        lm=LanguageModelFile("lm.gguf", "F32", "llama", N_EMBD, N_VOCAB, CONTEXT, "causal"),
         prompts=m.Prompts(
             add_bos=True,
             before_image="<|im_start|>user\n",

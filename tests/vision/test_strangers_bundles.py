@@ -18,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgeprism.bundle import manifest as m
+from edgeprism.bundle.manifest_language import LanguageModelFile
 from edgeprism.bundle.open import open_bundle
 from edgeprism.errors import ModelError
 from edgeprism.files.home import data_dir
@@ -43,7 +44,7 @@ def outcome(folder: Path, seconds: int = 100) -> Outcome:
 
 def bundle_of(folder: Path, parts: bundles.GgufParts) -> Path:
     base = bundles.make_manifest({}).lm
-    lm = m.LanguageModelFile(
+    lm = LanguageModelFile(
         base.file, base.quant, parts.architecture, base.n_embd, base.n_vocab,
         parts.metadata[f"{parts.architecture}.context_length"][1], base.image_attention,
     )  # fmt: skip
