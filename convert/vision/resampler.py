@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -207,9 +208,8 @@ def resampler_weights(
             source = {f"{prefix}attn.in_proj_{kind}": shape}
             weights[f"{part}.{kind}"] = Weight(checkpoint, source, _third(number))
     if config.grid:
-        weights["position"] = Weight(
-            checkpoint, places, lambda rows: resized_positions(rows, config.grid)
-        )
+        resized = partial(resized_positions, grid=config.grid)
+        weights["position"] = Weight(checkpoint, places, resized)
     return weights
 
 

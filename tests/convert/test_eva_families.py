@@ -16,7 +16,7 @@ from sentencepiece import sentencepiece_model_pb2
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
-from edgeprism.convert.vision import eva_side, eva_vit, graph, qformer
+from edgeprism.convert.vision import eva_side, eva_vit, graph, qformer, weights
 from edgeprism.errors import CheckpointError, UsageError
 from tests.helpers.converting import parts_of
 from tests.helpers.family_checks import (
@@ -135,13 +135,13 @@ def _class_row_dropped(patch: pytest.MonkeyPatch) -> None:
 
 
 def _values_before_keys(patch: pytest.MonkeyPatch) -> None:
-    rows = eva_vit._rows
+    rows = weights.take_rows
 
     def planted(first: int, end: int, tensor: torch.Tensor) -> torch.Tensor:
         e = end - first
         return rows((0, 2 * e, e)[first // e], (e, 3 * e, 2 * e)[first // e], tensor)
 
-    patch.setattr(eva_vit, "_rows", planted)
+    patch.setattr(eva_vit, "take_rows", planted)
 
 
 def _gelu_of_the_other_form(patch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from edgeprism.convert.families import instructblip
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.parts import FamilyParts, captioner_parts
 from edgeprism.convert.read.card import card_from_folder
-from edgeprism.convert.vision import eva_vit, graph, instructed_side, qformer
+from edgeprism.convert.vision import eva_vit, graph, instructed_side, qformer, weights
 from edgeprism.convert.vision.config import TowerConfig
 from edgeprism.convert.vision.eager import with_weights
 from edgeprism.convert.vision.weights import Weights
@@ -292,13 +292,13 @@ def _positions_after_the_queries(patch: pytest.MonkeyPatch) -> None:
 
 
 def _keys_for_queries(patch: pytest.MonkeyPatch) -> None:
-    rows = eva_vit._rows
+    rows = weights.take_rows
 
     def planted(first: int, end: int, tensor: torch.Tensor) -> torch.Tensor:
         n = end - first
         return rows(*{0: (n, 2 * n), n: (0, n)}.get(first, (first, end)), tensor)
 
-    patch.setattr(eva_vit, "_rows", planted)
+    patch.setattr(eva_vit, "take_rows", planted)
 
 
 MISTAKES: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
