@@ -190,7 +190,6 @@ def resampler_weights(
     packed = {"weight": (3 * e, e), "bias": (3 * e,)}
     attention = {f"{prefix}attn.in_proj_{kind}": shape for kind, shape in packed.items()}
     norm = {f"{prefix}ln_q.{kind}": (e,) for kind in ("weight", "bias")}
-    matrix = {f"{behind}proj": (e, e)}
     out = f"{prefix}attn.out_proj"
     weights = {
         "kv.weight": Weight(checkpoint, {f"{prefix}kv_proj.weight": (e, config.n_in)}, _transposed),
@@ -199,7 +198,7 @@ def resampler_weights(
         ),
         "out.weight": Weight(checkpoint, {f"{out}.weight": (e, e)}, _transposed),
         "out.bias": Weight(checkpoint, {f"{out}.bias": (e,)}, same),
-        "proj.weight": Weight(checkpoint, matrix, lambda tensor: tensor / divisor),
+        "proj.weight": Weight(checkpoint, {f"{behind}proj": (e, e)}, lambda rows: rows / divisor),
     }
     weights |= norm_weights("norm_kv", checkpoint, f"{prefix}ln_kv", e)
     weights |= norm_weights("norm_post", checkpoint, f"{behind}ln_post", e)
