@@ -7,8 +7,9 @@ The script writes random weights to `--work` in the published layout and convert
 `edgeprism convert` does. It prints one JSON object: for each stage its seconds and the peak of the
 converting process's anonymous memory, and the size of each file of the bundle. With `--caption`,
 `edgeprism caption` also captions one picture of noise of that size; the object then has its timings
-and its peaks of memory, anonymous and in all (mapped model files included). Needs Linux (/proc) and
-the [convert] extra.
+and its peaks of memory, anonymous and in all (mapped model files included); with
+`--beside-transformers` also those of transformers' own class, where it has one. Needs
+Linux (/proc) and the [convert] extra.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def main() -> None:
                         "with the same peak, which the largest matrix sets")  # fmt: skip
     parser.add_argument("--caption", metavar="WxH", help="also caption a picture of this size")
     parser.add_argument("--max-tokens", type=int, default=64, help="of that caption")
+    parser.add_argument("--beside-transformers", action="store_true",
+                        help="with --caption: caption it by transformers' class, too")  # fmt: skip
     arguments = parser.parse_args()
     size = SIZES[arguments.size]
     n_layers = arguments.layers or size.lm_layers
@@ -72,6 +75,10 @@ def main() -> None:
     }
     if arguments.caption:
         result["caption"] = caption(out, arguments.caption, arguments.max_tokens)
+    if arguments.caption and arguments.beside_transformers:
+        result["transformers"] = by_transformers(
+            arguments.size, folders["captioner"], arguments.caption, arguments.max_tokens
+        )
     print(json.dumps(result, indent=1))
     if not arguments.keep:
         shutil.rmtree(out)
@@ -86,6 +93,23 @@ def caption(bundle: Path, size: str, max_tokens: int) -> dict[str, Any]:
     Image.fromarray(noise).save(picture)
     command = [sys.executable, "-m", "edgeprism", "caption", str(picture), "--model", str(bundle),
                "--max-tokens", str(max_tokens), "--no-cache", "--json"]  # fmt: skip
+    record, peaks = run_watched(command)
+    return {
+        "size": size, "tokens": record["tokens"], "timings_ms": record["timings_ms"], **peaks
+    }  # fmt: skip
+
+
+def by_transformers(size: str, folder: Path, picture: str, max_tokens: int) -> dict[str, Any]:
+    """Return the times and the peak memory of a caption by transformers' own class."""
+    width, height = picture.split("x")
+    command = [sys.executable, "-m", "benchmarks.memory.by_transformers", size, str(folder), width,
+               height, str(max_tokens)]  # fmt: skip
+    said, peaks = run_watched(command)
+    return {**said, **peaks}
+
+
+def run_watched(command: list[str]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Run a program that prints one JSON object; return it, and the peaks of the memory."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         anonymous = whole = 0
         # read the output afterwards: the pipe has room for the one JSON object
@@ -96,15 +120,10 @@ def caption(bundle: Path, size: str, max_tokens: int) -> dict[str, Any]:
         assert process.stdout is not None
         output = process.stdout.read()
     if process.returncode:
-        raise SystemExit(f"edgeprism caption ended with {process.returncode}")
-    record = json.loads(output)
-    return {
-        "size": size,
-        "tokens": record["tokens"],
-        "timings_ms": record["timings_ms"],
-        "peak_anonymous_gb": round(anonymous / 1e9, 2),
-        "peak_resident_gb": round(whole / 1e9, 2),
-    }
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    peaks = {"peak_anonymous_gb": round(anonymous / 1e9, 2),
+             "peak_resident_gb": round(whole / 1e9, 2)}  # fmt: skip
+    return json.loads(output), peaks
 
 
 class Recorder(Progress):
