@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.peers.engine import DECODED, INSTRUCTION, Engine, Seconds, Setting
 from benchmarks.peers.weights import Weights
+from edgeprism.language.llama import has_amx
 
 CONTEXT = 8192
 _CALLBACKS: list[Any] = []  # callbacks that native code may call until the process ends
@@ -30,7 +31,10 @@ class Libmtmd(Engine):
         silence()
         threads, flash = int(str(setting["threads"])), int(bool(setting["flash_attention"]))
         path = str(weights.language_model()).encode()
-        self._lm = llama.llama_model_load_from_file(path, llama.llama_model_default_params())
+        options = llama.llama_model_default_params()
+        # llama.cpp's layout for AMX ends the process on some builds
+        options.use_extra_bufts = not has_amx()
+        self._lm = llama.llama_model_load_from_file(path, options)
         self._context = llama.llama_init_from_model(self._lm, _context_params(setting))
         params = mtmd.mtmd_context_params_default()
         params.use_gpu, params.n_threads, params.flash_attn_type = False, threads, flash
