@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import Manifest
+from edgeprism.bundle.manifest_language import RowWeights
 from edgeprism.errors import ModelError
 
 IMAGE_ATTENTIONS = ("causal", "both-ways")
 IMAGE_POSITIONS = ("one-by-one", "down-across")
+ROW_WEIGHTS = ("adapter",)
 
 
 def language_faults(m: Manifest, *, is_unplaced: bool) -> list[str]:
@@ -39,7 +41,21 @@ def language_faults(m: Manifest, *, is_unplaced: bool) -> list[str]:
         ),
     ]
     faults = [f"lm.{path}: {text}" for path, holds, text in checks if not holds]
+    faults += _row_faults(m, lm.rows) if lm.rows else []
     return faults + _file_faults(m)
+
+
+def _row_faults(m: Manifest, rows: RowWeights) -> list[str]:
+    """Return the faults of the weights that a picture's rows go through."""
+    checks = [
+        ("by", rows.by in ROW_WEIGHTS, f"{rows.by!r}; known: {', '.join(ROW_WEIGHTS)}"),
+        ("file", rows.file in m.files, f"{rows.file!r} is not among files"),
+        ("file", rows.file != m.lm.file, f"{rows.file!r} is the language model itself"),
+    ]
+    faults = [f"lm.rows.{path}: {text}" for path, holds, text in checks if not holds]
+    if m.vision.mmproj is not None:
+        faults.append("lm.rows: not with vision.mmproj")
+    return faults
 
 
 def _file_faults(m: Manifest) -> list[str]:

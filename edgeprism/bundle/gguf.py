@@ -31,7 +31,7 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
-STRING, _ARRAY = 8, 9
+STRING, _ARRAY, FLOAT32 = 8, 9, 6
 _MAX_ITEMS = 4096  # numeric arrays up to this length keep their items; longer ones: vocabulary data
 # {ggml type: (elements per block, bytes per block)}; the size of other types is not checked
 _BLOCKS = {
@@ -71,6 +71,7 @@ class GgufHeader:
     tensor_types: dict[str, int]  # name → ggml type
     tokens: tuple[bytes, ...] = ()  # the vocabulary; empty unless read with `tokens=True`
     starts: dict[str, int] = field(default_factory=dict)  # name → where its data begins in the file
+    kinds: dict[str, int] = field(default_factory=dict)  # metadata's key → GGUF type of its value
 
     @property
     def architecture(self) -> str:
@@ -148,12 +149,14 @@ class _Reader:
             raise ValueError(f"GGUF version {version} (known: 2, 3)")
         n_tensors, n_metadata = self.scalar("Q"), self.scalar("Q")
         metadata: dict[str, Any] = {}
+        kinds: dict[str, int] = {}
         for _ in range(n_metadata):
             key = self.string()
             if key in metadata:
                 raise ValueError(f"{key} stands twice")
             keep = self.tokens if self.keep_tokens and key == "tokenizer.ggml.tokens" else None
-            metadata[key] = self.value(self.scalar("I"), keep)
+            kinds[key] = self.scalar("I")
+            metadata[key] = self.value(kinds[key], keep)
         tensors, types, extents = self.tensors(n_tensors)
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
@@ -163,7 +166,7 @@ class _Reader:
             if start + end > len(self.data):
                 raise ValueError(f"cut short: {name} ends after the file's {len(self.data)} bytes")
         starts = {name: start + begin for name, (begin, _) in extents.items()}
-        return GgufHeader(metadata, tensors, types, tuple(self.tokens), starts)
+        return GgufHeader(metadata, tensors, types, tuple(self.tokens), starts, kinds)
 
     def tensors(
         self, count: int

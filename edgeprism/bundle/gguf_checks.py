@@ -74,6 +74,11 @@ def _dimension_faults(header: GgufHeader) -> Iterator[str]:
     scaling = _model_value(header, "rope.scaling.type")
     if scaling is not None and scaling not in _ROPE_SCALINGS:
         yield f"rope.scaling.type {scaling!r} (known: {', '.join(_ROPE_SCALINGS)})"
+    yield from alignment_faults(header)
+
+
+def alignment_faults(header: GgufHeader) -> Iterator[str]:
+    """Yield the fault of a file whose tensors begin where llama.cpp does not expect it."""
     alignment = header.metadata.get("general.alignment", _TENSOR_ALIGNMENT)
     if not isinstance(alignment, int) or alignment % _TENSOR_ALIGNMENT:
         yield f"alignment {alignment} (a multiple of {_TENSOR_ALIGNMENT} is needed)"

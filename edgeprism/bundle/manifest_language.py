@@ -5,9 +5,24 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from edgeprism.bundle.gguf_parts import part_names
+
 # The metadata of fields that came after the first version. At their defaults they are left out of
 # the JSON, so that earlier versions of EdgePrism, which refuse unknown fields, read it too.
 LATER = {"later": True}
+
+
+@dataclass(frozen=True)
+class RowWeights:
+    """The weights that a picture's rows go through, where text goes through others.
+
+    `by` says how they differ from the language model's own: "adapter": `file` is a GGUF with
+    low-rank matrices (LoRA), whose products are added to those of the model's matrices for a
+    picture's rows, and for no token of text.
+    """
+
+    by: str
+    file: str
 
 
 @dataclass(frozen=True)
@@ -24,3 +39,13 @@ class LanguageModelFile:
     # "one-by-one": each image row is one position after the previous; or "down-across": all rows of
     # a picture have one position in time, and one each for their place down and across (M-RoPE)
     image_positions: str = dataclasses.field(default="one-by-one", metadata=LATER)
+    # None: a picture's rows go through the same weights as text
+    rows: RowWeights | None = dataclasses.field(default=None, metadata=LATER)
+
+    @property
+    def files(self) -> list[str]:
+        """The names of all files that are opened with `file`: its parts, and those of `rows`.
+
+        Raises ModelError for a name of a part that is not the first, as `part_names` does.
+        """
+        return [*part_names(self.file), *([self.rows.file] if self.rows else [])]

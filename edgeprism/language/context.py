@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -162,14 +163,22 @@ class Context:
                 "Use a smaller picture.",
             )
         rows = np.ascontiguousarray(rows, dtype=np.float32)
-        self._llama.llama_set_causal_attn(self._ctx, causal)
-        try:
+        with self._as_for_rows(causal):
             for i, _ in self._chunks(len(rows)):
                 n = self._batch.place_rows(seq, start, positions[:, i : i + self.n_batch])
                 self._batch.want_logits([], n)
                 self._decode(self._batch.with_rows(rows[i : i + n]))
-        finally:
-            self._llama.llama_set_causal_attn(self._ctx, True)
+
+    @contextlib.contextmanager
+    def _as_for_rows(self, causal: bool) -> Iterator[None]:
+        """Inside the block the context treats what it decodes as a picture's rows."""
+        adapter = self.lm.row_adapter
+        with adapter.applied(self._ctx) if adapter else contextlib.nullcontext():
+            self._llama.llama_set_causal_attn(self._ctx, causal)
+            try:
+                yield
+            finally:
+                self._llama.llama_set_causal_attn(self._ctx, True)
 
     def step(self, tokens: Sequence[tuple[int, int, int]]) -> None:
         """Decode one (seq, token, position) for each of several sequences; keep all logits."""

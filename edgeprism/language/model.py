@@ -27,6 +27,7 @@ from edgeprism.language.llama import (
     last_words,
     repacked_types,
 )
+from edgeprism.language.row_adapter import RowAdapter
 from edgeprism.language.vocabulary import Vocabulary
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.mapped_files import drop_mapped_pages, large_files
@@ -46,16 +47,19 @@ class LanguageModel:
         path: Path,
         *,
         expected: LanguageModelFile | None = None,
+        rows: Path | None = None,
         gpu_layers: int = 0,
         threads: int = 1,
         cancel: Cancel | None = None,
     ) -> None:
         """Load `path`; with `expected`, first compare its dimensions with the manifest's.
 
-        Raises ModelError if the file is damaged or its dimensions differ.
+        `rows` is the file of the adapter that a picture's rows go through, if they go through one.
+        Raises ModelError if a file is damaged, or its dimensions differ.
         """
         self.path, self.gpu_layers, self.threads = path, gpu_layers, threads
         self.cancel = cancel or Cancel()
+        self.row_adapter: RowAdapter | None = None
         header = read_model_header(path, tokens=True)
         if expected is not None:
             _check_dimensions(path, header, expected)
@@ -87,6 +91,9 @@ class LanguageModel:
         rope = llama.llama_model_rope_type(self._model)
         self.row_axes = _AXES if rope in multi_axis else 1  # positions per visual token
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
+        # before any context: llama.cpp makes room for the adapter's products when it makes one
+        if rows is not None:
+            self.row_adapter = self._open_adapter(rows)
         if expected is not None and self.row_axes == 1 and expected.image_positions != "one-by-one":
             self.close()
             raise ModelError(
@@ -94,6 +101,13 @@ class LanguageModel:
                 "across (M-RoPE).",
                 COPY_AGAIN,
             )
+
+    def _open_adapter(self, path: Path) -> RowAdapter:
+        try:
+            return RowAdapter(path, self.header, self._llama, self._model)
+        except ModelError:
+            self.close()
+            raise
 
     def _progress(self, copied: Sequence[Path]) -> Callable[[float, object], bool]:
         """Return what llama.cpp calls while it loads: whether to go on.
@@ -125,15 +139,20 @@ class LanguageModel:
     def close(self) -> None:
         """Free the weights; close all contexts first."""
         if self._model:
+            if self.row_adapter is not None:
+                self.row_adapter.close()
+                self.row_adapter = None
             self._llama.llama_model_free(self._model)
             self._model = None
 
     def embed(self, ids: Sequence[int]) -> np.ndarray | None:
         """Return the rows float32 [n, n_embd] as which `ids` enter the model, if known.
 
-        See `embeddings.token_rows`; visual tokens of this model must have the same width.
+        See `embeddings.token_rows`; visual tokens of this model must have the same width, and go
+        through the same weights.
         """
-        if self.row_axes > 1 or self.n_embd_row != self.n_embd:
+        apart = self.row_axes > 1 or self.row_adapter is not None
+        if apart or self.n_embd_row != self.n_embd:
             return None
         return token_rows(self.path, self.header, ids)
 

@@ -57,6 +57,17 @@ def language_parts(header: GgufHeader, file_bytes: int, use: LanguageUse) -> tup
     return tuple(part for part in parts if part.size)
 
 
+def adapter_parts(adapter: GgufHeader, model: GgufHeader, use: LanguageUse) -> tuple[Part, ...]:
+    """Return what an adapter of the language model `model` takes: each half lies by its matrix."""
+    on_gpu = sum(
+        adapter.tensor_bytes(name) for name in adapter.tensors if _on_gpu(model, name, use)
+    )
+    on_cpu = sum(map(adapter.tensor_bytes, adapter.tensors)) - on_gpu
+    why = "matrices that only a picture's rows go through"
+    parts = (Part("row adapter", on_gpu, why, GPU), Part("row adapter", on_cpu, why))
+    return tuple(part for part in parts if part.size)
+
+
 def cells_for(prompt: int, answer: int, context_length: int) -> int:
     """Return the cells of a KV cache for a prompt and an answer, as the generator makes it."""
     needed = min(prompt + answer, context_length) if context_length else prompt + answer

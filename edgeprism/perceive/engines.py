@@ -149,7 +149,7 @@ class Engines:
     def model_bytes(self) -> int:
         """Return the size in bytes of the files that the two engines load."""
         variant, lm = self.vision_variant(), self.bundle.manifest.lm
-        files = {variant.file, *part_names(lm.file), *filter(None, [variant.connector])}
+        files = {variant.file, *lm.files, *filter(None, [variant.connector])}
         return sum(self.bundle.manifest.files[file].size for file in files)
 
     # ---- loading
@@ -204,6 +204,7 @@ class Engines:
             self._lm = LanguageModel(
                 self._file(spec.file),
                 expected=spec,
+                rows=self.bundle.path_of(spec.rows.file) if spec.rows else None,
                 gpu_layers=self.placement()[1],
                 threads=self.lm_threads(),
                 cancel=self._cancel,

@@ -17,6 +17,7 @@ from edgeprism.machine.device import ALL_LAYERS
 from edgeprism.memory.language import (
     ROWS_AT_ONCE,
     LanguageUse,
+    adapter_parts,
     cells_for,
     language_parts,
 )
@@ -75,23 +76,30 @@ class CaptionerFootprint:
     def parts(self) -> ModelParts:
         """Return what the captioner takes."""
         graphs = filter(None, [self._variant.file, self._variant.connector])
-        names = (*part_names(self._bundle.manifest.lm.file), *graphs)
+        names = (*self._bundle.manifest.lm.files, *graphs)
         use = (self._bundle.digest, self._variant.file, self._on_gpu, self._use)
         parts = remembered_parts(map(self._bundle.path_of, names), use, self._count)
         return ModelParts(self._bundle.name, "captioner", parts)
 
     def _count(self) -> tuple[Part, ...]:
         language = language_parts(self._header, self._lm_bytes, self._use)
-        return (*self._vision(), *language)
+        return (*self._vision(), *language, *self._adapter(self._use))
 
     @functools.cached_property
     def _header(self) -> GgufHeader:
         return read_model_header(self._bundle.path_of(self._bundle.manifest.lm.file))
 
+    def _adapter(self, use: LanguageUse) -> tuple[Part, ...]:
+        """Return what the weights take that only a picture's rows go through, if there are any."""
+        rows = self._bundle.manifest.lm.rows
+        if rows is None:
+            return ()
+        return adapter_parts(read_gguf_header(self._bundle.path_of(rows.file)), self._header, use)
+
     def choose_layers(self, gpu: Gpu | None) -> int:
         """Return the layers of the language model that fit on the GPU beside the encoder."""
         use = replace(self._use, gpu_layers=ALL_LAYERS)
-        taken = parts_size(self._vision(), GPU)
+        taken = parts_size((*self._vision(), *self._adapter(use)), GPU)
         return choose_layers(self._header, self._lm_bytes, use, gpu, taken)
 
     def _vision(self) -> tuple[Part, ...]:

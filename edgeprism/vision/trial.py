@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.bundle.gguf_parts import model_bytes, part_names
+from edgeprism.bundle.gguf_parts import model_bytes
 from edgeprism.bundle.manifest import MAX_EDGE, VisionVariant
 from edgeprism.bundle.open import Bundle
 from edgeprism.bundle.read_manifest import manifest_from_json
@@ -81,7 +81,7 @@ def _files(manifest: Manifest, variant: VisionVariant) -> list[str]:
     graphs = [variant.file, *filter(None, [variant.connector])]
     weights = [name for graph in graphs if (name := f"{graph}.data") in manifest.files]
     vocabulary = [manifest.vision.text.vocabulary] if manifest.vision.text else []
-    return [*graphs, *weights, *vocabulary, *part_names(manifest.lm.file)]
+    return [*graphs, *weights, *vocabulary, *manifest.lm.files]
 
 
 def _trial(bundle: Bundle, variant: VisionVariant, settings: Settings) -> Trial:
@@ -100,6 +100,7 @@ def _trial(bundle: Bundle, variant: VisionVariant, settings: Settings) -> Trial:
             "connector": places.get(variant.connector, ""),
             "vocabulary": places.get(text.vocabulary, "") if text else "",
             "lm": places[manifest.lm.file],
+            "rows": places[rows.file] if (rows := manifest.lm.rows) else "",
             "settings": asdict(settings),
         },
         identity=[*identity, variant.file, asdict(settings)],
@@ -130,6 +131,7 @@ def _run(request: dict[str, Any]) -> None:
     lm = LanguageModel(
         lm_path,
         expected=manifest.lm,
+        rows=Path(request["rows"]) if request["rows"] else None,
         gpu_layers=settings.gpu_layers,
         threads=request["threads"],
     )

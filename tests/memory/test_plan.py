@@ -12,6 +12,7 @@ from edgeprism.language.gpu import Gpu, gpu_of
 from edgeprism.machine.device import ALL_LAYERS
 from edgeprism.memory.language import (
     LanguageUse,
+    adapter_parts,
     cells_for,
     language_parts,
     layers_that_fit,
@@ -97,6 +98,21 @@ def test_the_last_layers_go_to_the_gpu_first(layers: int, blocks: int, tables: i
     cache = {part.place: part.size for part in parts if part.what == "KV cache"}
     assert sum(cache.values()) == 512 * LAYERS * 2 * WIDTH * 2
     assert cache.get(GPU, 0) == 512 * blocks * 2 * WIDTH * 2
+
+
+def test_an_adapter_lies_by_the_matrices_that_it_is_for() -> None:
+    model, rank = header(), 16
+    tensors: dict[str, tuple[int, ...]] = {}
+    for i in range(LAYERS):
+        tensors |= {f"blk.{i}.attn_q.weight.lora_a": (WIDTH, rank),
+                    f"blk.{i}.attn_q.weight.lora_b": (rank, WIDTH)}  # fmt: skip
+    adapter = GgufHeader({"general.type": "adapter"}, tensors, dict.fromkeys(tensors, F32))
+    of_layer = 2 * WIDTH * rank * 4
+    for layers, on_gpu in ((0, 0), (1, 0), (3, 2), (ALL_LAYERS, LAYERS)):
+        parts = adapter_parts(adapter, model, LanguageUse(512, gpu_layers=layers))
+        assert {part.place: part.size for part in parts} == {
+            place: n * of_layer for place, n in ((GPU, on_gpu), (CPU, LAYERS - on_gpu)) if n
+        }
 
 
 def test_as_many_layers_as_fit() -> None:

@@ -1,0 +1,60 @@
+"""Low-rank matrices (LoRA) that a picture's rows go through, and no token of text.
+
+Rows meet only in attention, over keys and values that each row made by itself. So a sequence whose
+rows went through the adapter while they were read is the same as one in which the adapter's
+products were added to these rows alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeprism.bundle.adapter_checks import adapter_faults
+from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
+from edgeprism.errors import COPY_AGAIN, ModelError
+from edgeprism.language.llama import forget_words, last_words
+
+
+class RowAdapter:
+    """An adapter of a language model, in memory beside it."""
+
+    def __init__(self, path: Path, model: GgufHeader, llama: Any, native_model: Any) -> None:
+        """Load `path` for the language model with the header `model`.
+
+        Raises ModelError, which names `path`, if the file is damaged or made for another model.
+        """
+        header = read_gguf_header(path)
+        if faults := adapter_faults(header, model):
+            raise ModelError(
+                f"{path}: no adapter for this language model: {'; '.join(faults)}.", COPY_AGAIN
+            )
+        self.path, self._llama = path, llama
+        forget_words()
+        self._adapter = llama.llama_adapter_lora_init(native_model, os.fsencode(path))
+        if not self._adapter:
+            raise ModelError(f"{path}: llama.cpp cannot load it: {last_words(2)}.", COPY_AGAIN)
+
+    @contextlib.contextmanager
+    def applied(self, context: Any) -> Iterator[None]:
+        """Inside the block llama.cpp's `context` adds the adapter's products."""
+        adapters = (self._llama.llama_adapter_lora_p_ctypes * 1)(self._adapter)
+        self._set(context, adapters, 1, (ctypes.c_float * 1)(1.0))
+        try:
+            yield
+        finally:
+            self._set(context, None, 0, None)
+
+    def _set(self, context: Any, adapters: Any, n: int, scales: Any) -> None:
+        if code := self._llama.llama_set_adapters_lora(context, adapters, n, scales):
+            raise ModelError(f"{self.path}: llama.cpp failed with code {code}.", COPY_AGAIN)
+
+    def close(self) -> None:
+        """Free the adapter; close all contexts first, and the language model after."""
+        if self._adapter:
+            self._llama.llama_adapter_lora_free(self._adapter)
+            self._adapter = None

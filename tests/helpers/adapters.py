@@ -1,0 +1,65 @@
+"""Adapters of the tests' tiny language models, and a reference that has them on for some rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tests.helpers.bundles import GgufParts
+from tests.helpers.llama_reference import LlamaReference, Visual
+
+RANK, ALPHA = 6, 12
+
+
+def adapter_parts(lm: GgufParts, seed: int = 5) -> GgufParts:
+    """Return an adapter of every matrix of `lm`'s layers, which changes much."""
+    rng = np.random.default_rng(seed)
+    parts = GgufParts(
+        {
+            "general.type": ("string", "adapter"), "adapter.type": ("string", "lora"),
+            "adapter.lora.alpha": ("float32", float(ALPHA)),
+        },
+        architecture=lm.architecture,
+    )  # fmt: skip
+    for name, matrix in lm.tensors.items():
+        if name.startswith("blk.") and matrix.ndim == 2:
+            n_out, n_in = matrix.shape
+            a, b = rng.standard_normal((RANK, n_in)), rng.standard_normal((n_out, RANK))
+            parts.tensors[f"{name}.lora_a"] = (a / n_in**0.5).astype(np.float32)
+            parts.tensors[f"{name}.lora_b"] = (b * 0.15).astype(np.float32)
+    return parts
+
+
+class AdapterReference(LlamaReference):
+    """The forward pass with an adapter on for those rows of which `applies` says so."""
+
+    def __init__(
+        self,
+        lm: GgufParts,
+        adapter: GgufParts,
+        applies: Callable[[bool], bool] = lambda is_picture: is_picture,
+    ) -> None:
+        super().__init__(lm)
+        self.adapter = {name: value.astype(np.float64) for name, value in adapter.tensors.items()}
+        self.applies = applies
+
+    def _entered(
+        self, prompt: Sequence[list[int] | Visual]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        entered = super()._entered(prompt)
+        each = [
+            self.applies(isinstance(part, Visual))
+            for part in prompt
+            for _ in range(len(part) if isinstance(part, list) else len(part.values))
+        ]
+        self.on = np.array(each, np.float64)[:, None]  # a row that it is on for: 1
+        return entered
+
+    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        y = super()._linear(x, name)
+        a, b = (self.adapter.get(f"{name}.weight.lora_{half}") for half in "ab")
+        if a is None or b is None:
+            return y
+        changed: np.ndarray = y + self.on * (ALPHA / RANK) * (x @ a.T @ b.T)
+        return changed
