@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.helpers import tiled
 from tests.helpers.tiny_captioners import pictures
-from tests.helpers.tiny_xcomposer2 import KINDS, TILE, write_checkpoint
+from tests.helpers.tiny_xcomposer2 import KINDS, TILE, recorded_layouts, write_checkpoint
 from tests.helpers.xcomposer2_reference import (
     END,
     START,
@@ -157,6 +157,14 @@ def test_the_marks_of_a_turn_are_the_last_two_pieces(tmp_path: Path, kind: str) 
 @pytest.mark.parametrize(("width", "height", "hd_num"), LAYOUTS)
 def test_a_picture_is_laid_out_as_recorded(width: int, height: int, hd_num: int) -> None:
     assert hd_layout(width, height, hd_num) == LAYOUTS[width, height, hd_num]
+
+
+def test_500_pictures_are_laid_out_as_recorded() -> None:
+    recorded = recorded_layouts()
+    assert len(recorded) == 500
+    for (width, height, most), (layout, rows) in recorded.items():
+        assert (hd_layout(width, height, most), n_rows(layout)) == (layout, rows)
+        assert layout.n_tiles <= most
 
 
 def test_a_ribbon_that_would_vanish_is_refused_as_upstream_does() -> None:

@@ -34,11 +34,13 @@ from tests.helpers.xcomposer2_reference import (
     META,
     START,
     Dimensions,
+    HdLayout,
     XComposer2,
     XComposer2Reference,
 )
 
 TILE = 56  # 4KHD's edge of a tile; 336 as published
+LAYOUTS = Path(__file__).parents[1] / "convert" / "xcomposer2_layouts.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,16 @@ def write_checkpoint(folder: Path, kind: str = "vl", seed: int = 0, *, rank: int
     )  # fmt: skip
     reference.pixels = [reference.views]
     return Case("xcomposer2", {"captioner": folder}, reference)
+
+
+def recorded_layouts() -> dict[tuple[int, int, int], tuple[HdLayout, int]]:
+    """Return {(width, height, hd_num): (layout, rows)} of 500 pictures at tiles of 336 pixels."""
+    lines = LAYOUTS.read_text(encoding="utf-8").splitlines()
+    recorded = [tuple(map(int, line.split())) for line in lines if not line.startswith("#")]
+    return {
+        (width, height, most): (HdLayout((w, h), left, top, across, down), rows)
+        for width, height, most, w, h, left, top, across, down, rows in recorded
+    }
 
 
 def _write_tokenizer(folder: Path, renamed: bool) -> int:
