@@ -30,6 +30,7 @@ class ImageRows:
 
     `positions` is int32 [axes, stop - start], counted from the position of the first of these rows
     (M-RoPE: time, down, across, unused); without it each row is one position after the previous.
+    With one axis, several rows may have one position, and come one after the other all the same.
     """
 
     start: int

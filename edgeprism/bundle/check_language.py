@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import Manifest
-from edgeprism.bundle.manifest_language import RowWeights
 from edgeprism.errors import ModelError
 
 IMAGE_ATTENTIONS = ("causal", "both-ways")
-IMAGE_POSITIONS = ("one-by-one", "down-across")
-ROW_WEIGHTS = ("adapter",)
+IMAGE_POSITIONS = ("one-by-one", "down-across", "shared")
+ROW_WEIGHTS = ("adapter", "expert")
 
 
 def language_faults(m: Manifest, *, is_unplaced: bool) -> list[str]:
@@ -39,23 +38,53 @@ def language_faults(m: Manifest, *, is_unplaced: bool) -> list[str]:
             or (m.vision.mmproj is None and m.image.tiling is None and not is_unplaced),
             "down-across needs one tile, a graph, and a place for each visual token",
         ),
+        (
+            "image_positions",
+            lm.image_positions != "shared" or _is_one_tile(m),
+            "shared needs one tile and a graph",
+        ),
     ]
     faults = [f"lm.{path}: {text}" for path, holds, text in checks if not holds]
-    faults += _row_faults(m, lm.rows) if lm.rows else []
-    return faults + _file_faults(m)
+    return faults + _row_faults(m) + _file_faults(m)
 
 
-def _row_faults(m: Manifest, rows: RowWeights) -> list[str]:
-    """Return the faults of the weights that a picture's rows go through."""
+def _is_one_tile(m: Manifest) -> bool:
+    return m.vision.mmproj is None and m.image.tiling is None
+
+
+def _row_faults(m: Manifest) -> list[str]:
+    """Return the faults of the weights that image rows go through."""
+    rows = m.lm.rows
+    if rows is None:
+        return []
+    is_expert = rows.by == "expert"
     checks = [
         ("by", rows.by in ROW_WEIGHTS, f"{rows.by!r}; known: {', '.join(ROW_WEIGHTS)}"),
         ("file", rows.file in m.files, f"{rows.file!r} is not among files"),
         ("file", rows.file != m.lm.file, f"{rows.file!r} is the language model itself"),
+        ("file", len(_parts_of(rows.file)) == 1, "must be in one part"),
+        ("by", m.vision.mmproj is None, "not with vision.mmproj"),
+        (
+            "by",
+            not is_expert or (_is_one_tile(m) and m.video is None),
+            "expert needs pictures of one tile, and no video",
+        ),
+        ("by", not is_expert or m.lm.image_attention == "causal", "expert needs causal attention"),
+        (
+            "own_last",
+            0 <= rows.own_last < max(1, m.vision.tokens_per_tile)
+            and (is_expert or not rows.own_last),
+            "must be less than vision.tokens_per_tile, and 0 but for expert",
+        ),
     ]
-    faults = [f"lm.rows.{path}: {text}" for path, holds, text in checks if not holds]
-    if m.vision.mmproj is not None:
-        faults.append("lm.rows: not with vision.mmproj")
-    return faults
+    return [f"lm.rows.{path}: {text}" for path, holds, text in checks if not holds]
+
+
+def _parts_of(name: str) -> list[str]:
+    try:
+        return part_names(name)
+    except ModelError:
+        return []
 
 
 def _file_faults(m: Manifest) -> list[str]:

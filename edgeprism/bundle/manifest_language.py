@@ -16,13 +16,19 @@ LATER = {"later": True}
 class RowWeights:
     """The weights that a picture's rows go through, where text goes through others.
 
-    `by` says how they differ from the language model's own: "adapter": `file` is a GGUF with
-    low-rank matrices (LoRA), whose products are added to those of the model's matrices for a
-    picture's rows, and for no token of text.
+    `by` says how they differ from the language model's own:
+
+    - "adapter": `file` is a GGUF with low-rank matrices (LoRA), whose products are added to those
+      of the model's matrices for a picture's rows, and for no token of text.
+    - "expert": `file` is a second language model in GGUF, alike in all that decides what keys and
+      values are. Rows go through it, and the language model goes on from their keys and values:
+      text and rows meet nowhere else.
     """
 
     by: str
     file: str
+    # with "expert": how many of a picture's rows, at its end, go through the language model itself
+    own_last: int = dataclasses.field(default=0, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,10 @@ class LanguageModelFile:
     n_vocab: int
     context_length: int
     image_attention: str  # "causal": image rows attend to earlier positions only; or "both-ways"
-    # "one-by-one": each image row is one position after the previous; or "down-across": all rows of
-    # a picture have one position in time, and one each for their place down and across (M-RoPE)
+    # "one-by-one": each image row is one position after the previous; "down-across": all rows of a
+    # picture have one position in time, and one each for their place down and across (M-RoPE); or
+    # "shared": all rows of a picture have one position, but `Vision.constant_rows` one each, and
+    # yet a row attends to those before it alone (M-RoPE, whose other axes tell the order)
     image_positions: str = dataclasses.field(default="one-by-one", metadata=LATER)
     # None: a picture's rows go through the same weights as text
     rows: RowWeights | None = dataclasses.field(default=None, metadata=LATER)

@@ -66,7 +66,7 @@ class Context:
         # no more than the context holds: llama.cpp ends the process at a longer batch
         self.n_batch = min(llama.llama_n_batch(self._ctx), llama.llama_n_ubatch(self._ctx))
         self._memory = llama.llama_get_memory(self._ctx)
-        self._settings = kv_type, flash_attention
+        self.settings = kv_type, flash_attention
         self._abort = ctypes.cast(nonzero_when_set(), llama.ggml_abort_callback)
         llama.llama_set_abort_callback(
             self._ctx, self._abort, ctypes.cast(lm.cancel.flag, ctypes.c_void_p)
@@ -89,7 +89,7 @@ class Context:
         )
         is_long = isinstance(first, int) and self.n_ctx // self.n_seq > first
         gpu = (self.lm.gpu_layers, form) if (form := gpu_form()) else ()
-        return repr((engine_build(), *self._settings, self.n_seq, self.n_batch, is_long, *gpu))
+        return repr((engine_build(), *self.settings, self.n_seq, self.n_batch, is_long, *gpu))
 
     def state(self, seq: int, *, limit: int) -> bytes | None:
         """Return the KV cache of `seq` as llama.cpp writes it; None if that exceeds `limit`."""
@@ -142,20 +142,8 @@ class Context:
         They stand at positions `start`…, or at `positions`, which count from `start`. Raises
         ModelError for rows of another width, or for more than `n_batch` rows that are not causal.
         """
-        if rows.ndim != 2 or rows.shape[1] != self.lm.n_embd_row:
-            raise ModelError(
-                f"Visual tokens {list(rows.shape)} do not fit a language model of width "
-                f"{self.lm.n_embd_row}.",
-                "Encode the picture with this captioner.",
-            )
-        if positions is None:
-            positions = np.tile(np.arange(len(rows), dtype=np.int32), (self.lm.row_axes, 1))
-        if positions.shape != (self.lm.row_axes, len(rows)):
-            raise ModelError(
-                f"Positions {list(positions.shape)} do not fit {len(rows)} visual tokens of "
-                f"{self.lm.row_axes} each.",
-                "Encode the picture with this captioner.",
-            )
+        self.check_rows(rows)
+        positions = self.on_all_axes(positions, len(rows))
         if not causal and len(rows) > self.n_batch:  # llama.cpp would end the process
             raise ModelError(
                 f"{len(rows)} visual tokens that look at each other do not fit a batch of "
@@ -179,6 +167,35 @@ class Context:
                 yield
             finally:
                 self._llama.llama_set_causal_attn(self._ctx, True)
+
+    def check_rows(self, rows: np.ndarray) -> None:
+        """Raise ModelError for visual tokens of another width than the model's."""
+        if rows.ndim != 2 or rows.shape[1] != self.lm.n_embd_row:
+            raise ModelError(
+                f"Visual tokens {list(rows.shape)} do not fit a language model of width "
+                f"{self.lm.n_embd_row}.",
+                "Encode the picture with this captioner.",
+            )
+
+    def on_all_axes(self, positions: np.ndarray | None, n: int) -> np.ndarray:
+        """Return the positions of `n` rows, int32 [row_axes, n]; raises ModelError if they fail.
+
+        Rows that share a position have their order along the axes down and across: by it llama.cpp
+        knows which of them come before a row. Without such axes it would show them all to each.
+        """
+        axes = self.lm.row_axes
+        if positions is None:
+            positions = np.tile(np.arange(n, dtype=np.int32), (axes, 1))
+        if positions.shape == (1, n) and axes > 1:
+            order = np.arange(n, dtype=np.int32)
+            rest = np.zeros((axes - 2, n), np.int32)
+            positions = np.concatenate([positions.astype(np.int32), order[None], rest])
+        if positions.shape != (axes, n) or (axes == 1 and (np.diff(positions[0]) <= 0).any()):
+            raise ModelError(
+                f"Positions {list(positions.shape)} do not fit {n} visual tokens of {axes} each.",
+                "Encode the picture with this captioner.",
+            )
+        return positions
 
     def step(self, tokens: Sequence[tuple[int, int, int]]) -> None:
         """Decode one (seq, token, position) for each of several sequences; keep all logits."""

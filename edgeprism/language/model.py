@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_checks import gguf_faults
@@ -41,6 +41,8 @@ _AXES = 4  # positions of a row with M-RoPE: time, down, across, unused
 
 class LanguageModel:
     """A GGUF model in memory: its vocabulary, and contexts over its weights."""
+
+    context_class: ClassVar[type[Context]] = Context
 
     def __init__(
         self,
@@ -177,8 +179,10 @@ class LanguageModel:
             n_batch: the least number of rows that go through the model at once; it must hold the
                 longest run that is not causal.
         """
-        return Context(self, self._llama, self._model, n_ctx, n_seq, kv_type, flash_attention,
-                       all_logits, max(n_batch, Context.N_BATCH))  # fmt: skip
+        return self.context_class(
+            self, self._llama, self._model, n_ctx, n_seq, kv_type, flash_attention, all_logits,
+            max(n_batch, Context.N_BATCH),
+        )  # fmt: skip
 
 
 def _check_dimensions(path: Path, header: GgufHeader, expected: LanguageModelFile) -> None:

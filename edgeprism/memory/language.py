@@ -7,7 +7,7 @@ llama-cpp-python 0.3.36 builds them. `benchmarks/memory/plan.py` compares them w
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from edgeprism.bundle.gguf import Array, GgufHeader
@@ -79,13 +79,36 @@ def layer_count(header: GgufHeader) -> int:
     return _number(header, "block_count")
 
 
-def layers_that_fit(header: GgufHeader, file_bytes: int, use: LanguageUse, room: int) -> int:
+def expert_parts(header: GgufHeader, file_bytes: int, use: LanguageUse) -> tuple[Part, ...]:
+    """Return what an expert for image rows takes beside the language model that is used so.
+
+    Its context holds one sequence at a time. What it holds of a prompt goes through a buffer to the
+    language model.
+    """
+    alone = replace(use, cells=use.cells // max(1, use.sequences), sequences=1)
+    parts = [
+        replace(part, what=f"expert {part.what}")
+        for part in language_parts(header, file_bytes, alone)
+    ]
+    handed = round(kv_bytes(header, use.prompt or alone.cells, use.kv_type))
+    return (*parts, Part("expert buffer", handed, "keys and values of a prompt, handed over"))
+
+
+def layers_that_fit(
+    header: GgufHeader,
+    file_bytes: int,
+    use: LanguageUse,
+    room: int,
+    beside: Callable[[LanguageUse], Iterable[Part]] = lambda _: (),
+) -> int:
     """Return how many layers of a model fit into `room` bytes of a GPU, the output included.
 
-    The last layers go first, as in llama.cpp. One more than the model's layers means all.
+    The last layers go first, as in llama.cpp. One more than the model's layers means all. `beside`
+    returns what else is taken where the model is used so.
     """
     for layers in range(layer_count(header) + 1, 0, -1):
-        parts = language_parts(header, file_bytes, replace(use, gpu_layers=layers))
+        so_many = replace(use, gpu_layers=layers)
+        parts = (*language_parts(header, file_bytes, so_many), *beside(so_many))
         if sum(part.size for part in parts if part.place == GPU) <= room:
             return layers
     return 0

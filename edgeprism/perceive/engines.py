@@ -17,6 +17,7 @@ from edgeprism.files.in_use import FilesInUse
 from edgeprism.language.generator import Generator
 from edgeprism.language.llama import repacked_types, supports_offload
 from edgeprism.language.model import LanguageModel
+from edgeprism.language.opening import open_language_model
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import (
     CPU_PROVIDER,
@@ -201,9 +202,9 @@ class Engines:
             self.try_first()
             start = time.perf_counter()
             spec = self.bundle.manifest.lm
-            self._lm = LanguageModel(
+            self._lm = open_language_model(
                 self._file(spec.file),
-                expected=spec,
+                spec,
                 rows=self.bundle.path_of(spec.rows.file) if spec.rows else None,
                 gpu_layers=self.placement()[1],
                 threads=self.lm_threads(),

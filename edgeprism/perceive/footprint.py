@@ -19,6 +19,7 @@ from edgeprism.memory.language import (
     LanguageUse,
     adapter_parts,
     cells_for,
+    expert_parts,
     language_parts,
 )
 from edgeprism.memory.layers import choose_layers
@@ -83,24 +84,28 @@ class CaptionerFootprint:
 
     def _count(self) -> tuple[Part, ...]:
         language = language_parts(self._header, self._lm_bytes, self._use)
-        return (*self._vision(), *language, *self._adapter(self._use))
+        return (*self._vision(), *language, *self._row_weights(self._use))
+
+    def _row_weights(self, use: LanguageUse) -> tuple[Part, ...]:
+        """Return what the weights of a picture's rows take beside a model that is used so."""
+        rows = self._bundle.manifest.lm.rows
+        if rows is None:
+            return ()
+        path = self._bundle.path_of(rows.file)
+        if rows.by == "adapter":
+            return adapter_parts(read_gguf_header(path), self._header, use)
+        size = self._bundle.manifest.files[rows.file].size
+        return expert_parts(read_model_header(path), size, use)
 
     @functools.cached_property
     def _header(self) -> GgufHeader:
         return read_model_header(self._bundle.path_of(self._bundle.manifest.lm.file))
 
-    def _adapter(self, use: LanguageUse) -> tuple[Part, ...]:
-        """Return what the weights take that only a picture's rows go through, if there are any."""
-        rows = self._bundle.manifest.lm.rows
-        if rows is None:
-            return ()
-        return adapter_parts(read_gguf_header(self._bundle.path_of(rows.file)), self._header, use)
-
     def choose_layers(self, gpu: Gpu | None) -> int:
         """Return the layers of the language model that fit on the GPU beside the encoder."""
         use = replace(self._use, gpu_layers=ALL_LAYERS)
-        taken = parts_size((*self._vision(), *self._adapter(use)), GPU)
-        return choose_layers(self._header, self._lm_bytes, use, gpu, taken)
+        taken = parts_size(self._vision(), GPU)
+        return choose_layers(self._header, self._lm_bytes, use, gpu, taken, self._row_weights)
 
     def _vision(self) -> tuple[Part, ...]:
         name = self._variant.file

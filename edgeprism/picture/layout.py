@@ -83,9 +83,22 @@ def _layout_of_one(size: Size, manifest: Manifest) -> PictureLayout:
         n_across = vision.grid[1] if image.free is None else width // image.free.unit
         down, across = np.divmod(np.arange(n_rows, dtype=np.int32), np.int32(n_across))
         positions = np.stack([np.zeros_like(down), down, across, np.zeros_like(down)])
+    elif manifest.lm.image_positions == "shared":
+        positions = _shared_positions(n_rows, vision.constant_rows)
     rows = np.arange(n_rows, dtype=np.int32)
     segments = _segments(n_rows, [], manifest, positions)
     return PictureLayout(None, ((height, width),), rows, segments)
+
+
+def _shared_positions(n_rows: int, constant_rows: list[int]) -> np.ndarray:
+    """Return positions int32 [1, n_rows]: one for all rows, but one each for those at the ends."""
+    first, last = constant_rows
+    steps = np.zeros(n_rows, np.int32)  # from each row to the next
+    steps[1 : first + 1] = 1
+    steps[n_rows - last :] = 1
+    steps[0] = 0
+    positions: np.ndarray = np.cumsum(steps, dtype=np.int32)[None]
+    return positions
 
 
 def most_visual_tokens(manifest: Manifest) -> int:

@@ -43,12 +43,30 @@ def check_token_limit(value: object) -> None:
 def limit_for(manifest: Manifest, limit: TokenLimit | None) -> TokenLimit | None:
     """Return a valid limit as records hold it: numpy's integers become Python's, "all" None.
 
-    Raises UsageError for a model none of whose visual tokens can be left out.
+    Raises UsageError for a model none of whose visual tokens can be left out, and for fewer than
+    must stay.
     """
     if limit is None or (isinstance(limit, str) and limit == ALL):
         return None
     check_reducible(manifest)
-    return limit if isinstance(limit, str) else operator.index(limit)
+    if isinstance(limit, str):
+        return limit
+    number = operator.index(limit)
+    least = _least_rows(manifest)
+    if number < least:
+        raise UsageError(
+            f"{manifest.name}: {number} visual tokens are too few: {least - 1} of a picture's have "
+            "a part of their own.",
+            f'Give at least {least}, or "{ALL}".',
+        )
+    return number
+
+
+def _least_rows(manifest: Manifest) -> int:
+    """Return how many rows must stay: a patch, and the rows that the language model tells apart."""
+    lm = manifest.lm
+    apart = lm.image_positions == "shared" or (lm.rows is not None and lm.rows.own_last > 0)
+    return 1 + sum(manifest.vision.constant_rows) if apart else 1
 
 
 def check_reducible(manifest: Manifest) -> None:
@@ -203,9 +221,11 @@ def _shortened(segments: Sequence[Segment], kept: np.ndarray) -> tuple[Segment, 
         if not isinstance(segment, ImageRows):
             shorter.append(segment)
             continue
-        if segment.positions is not None:
+        own, positions = kept[segment.start : segment.stop], segment.positions
+        if positions is not None and len(positions) > 1:
             raise _bound_to_places("This model")
-        start, stop = stop, stop + int(kept[segment.start : segment.stop].sum())
+        start, stop = stop, stop + int(own.sum())
         if stop > start:
-            shorter.append(replace(segment, start=start, stop=stop))
+            positions = None if positions is None else positions[:, own]
+            shorter.append(replace(segment, start=start, stop=stop, positions=positions))
     return tuple(shorter)

@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def _run(request: dict[str, Any]) -> None:
-    from edgeprism.language.model import LanguageModel
+    from edgeprism.language.opening import open_language_model
     from edgeprism.vision.graph_checks import check_graph
 
     manifest = manifest_from_json(request["manifest"], "manifest.json")
@@ -128,9 +128,9 @@ def _run(request: dict[str, Any]) -> None:
         for graph in filter(None, [request["vision"], request["connector"]]):
             weights = f"{Path(graph).name}.data"
             check_graph(Path(graph), [weights] if weights in manifest.files else [])
-    lm = LanguageModel(
+    lm = open_language_model(
         lm_path,
-        expected=manifest.lm,
+        manifest.lm,
         rows=Path(request["rows"]) if request["rows"] else None,
         gpu_layers=settings.gpu_layers,
         threads=request["threads"],

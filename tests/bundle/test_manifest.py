@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry
+from edgeprism.bundle.manifest_language import RowWeights
 from edgeprism.bundle.read_manifest import (
     MAX_MANIFEST_BYTES,
     manifest_from_bundle,
@@ -53,6 +54,16 @@ def free() -> dict[str, Any]:
     return data
 
 
+def expert() -> dict[str, Any]:
+    """A manifest of a model whose image rows go through a second one."""
+    data = good()
+    data["files"]["lm.rows.gguf"] = data["files"]["lm.gguf"]
+    data["vision"] |= {"grid": [1, 16], "constant_rows": [1, 1]}
+    rows = {"by": "expert", "file": "lm.rows.gguf", "own_last": 1}
+    data["lm"] |= {"image_positions": "shared", "rows": rows}
+    return data
+
+
 def sliced() -> dict[str, Any]:
     """A manifest of a graph with queries, whose pictures are cut into tiles of a free shape."""
     data = free()
@@ -76,6 +87,9 @@ OPTIONAL = (
     "image/free",
     "image/free/tokens",
     "lm/image_positions",
+    "lm/rows",
+    "lm/rows/own_last",
+    "vision/constant_rows",
     "vision/mmproj",
     "vision/newline",
     "prompts/markers",
@@ -153,7 +167,11 @@ def test_shapes_that_are_free() -> None:
         ("vision/grid", [5, 8], "vision.grid: [5, 8], but the largest square"),
         ("vision/tokens_per_tile", 36, "vision.tokens_per_tile: 36, but the largest tile has 40"),
         ("vision/drop_first_patch", True, "vision.drop_first_patch: not for"),
-        ("lm/image_positions", "up", "lm.image_positions: 'up'; known: one-by-one, down-across"),
+        (
+            "lm/image_positions",
+            "up",
+            "lm.image_positions: 'up'; known: one-by-one, down-across, shared",
+        ),
     ):
         assert any(fault in each for each in faults_of(put(free(), path, value))), fault
     tiles = put(tiled(), "lm/image_positions", "down-across")
@@ -189,6 +207,30 @@ def test_slices_with_a_fixed_number_of_visual_tokens() -> None:
     assert any("by-pixels needs image.free" in fault for fault in faults_of(squares))
 
 
+def test_rows_that_go_through_an_expert() -> None:
+    assert "rows" not in good()["lm"]
+    manifest = manifest_from_json(json.dumps(expert()), "m")
+    assert json.loads(manifest.to_json()) == expert()
+    without = expert()
+    del without["lm"]["rows"]["own_last"]
+    read = manifest_from_json(json.dumps(without), "m")
+    assert read.lm.rows == RowWeights("expert", "lm.rows.gguf", own_last=0)
+    assert json.loads(read.to_json()) == without
+    tiling = tiled()["image"]["tiling"]
+    for path, value, fault in (
+        ("lm/rows/by", "magic", "lm.rows.by: 'magic'; known: adapter, expert"),
+        ("lm/rows/file", "rows.gguf", "lm.rows.file: 'rows.gguf' is not among files"),
+        ("lm/rows/file", "lm.gguf", "lm.rows.file: 'lm.gguf' is the language model itself"),
+        ("lm/rows/file", "x-00001-of-00002.gguf", "lm.rows.file: must be in one part"),
+        ("lm/rows/own_last", 16, "lm.rows.own_last: must be less than vision.tokens_per_tile"),
+        ("lm/rows/own_last", -1, "lm.rows.own_last: must be less than vision.tokens_per_tile"),
+        ("lm/image_attention", "both-ways", "lm.rows.by: expert needs causal attention"),
+        ("image/tiling", tiling, "lm.rows.by: expert needs pictures of one tile, and no video"),
+        ("image/tiling", tiling, "lm.image_positions: shared needs one tile and a graph"),
+    ):
+        assert any(fault in each for each in faults_of(put(expert(), path, value))), fault
+
+
 def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, dict):
         inner = [leaf for k, v in value.items() for leaf in leaves(v, f"{path}/{k}")]
@@ -201,7 +243,9 @@ def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
 
 def fields() -> list[tuple[dict[str, Any], str, Any]]:
     """Return each field of manifests that use every mechanism: manifest, path, value."""
-    return [(data, *leaf) for data in (tiled(), free(), sliced()) for leaf in leaves(data)]
+    return [
+        (data, *leaf) for data in (tiled(), free(), sliced(), expert()) for leaf in leaves(data)
+    ]
 
 
 def dotted(path: str) -> str:
@@ -217,6 +261,7 @@ def test_every_field_refuses_every_other_type() -> None:
                 "image/tiling",
                 "prompts/markers",
                 "prompts/several",
+                "lm/rows",
             ):
                 continue  # null is valid: the model does not use the mechanism
             whole_number_for_a_figure = isinstance(value, float) and type(wrong) is int

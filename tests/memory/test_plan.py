@@ -14,6 +14,7 @@ from edgeprism.memory.language import (
     LanguageUse,
     adapter_parts,
     cells_for,
+    expert_parts,
     language_parts,
     layers_that_fit,
 )
@@ -263,3 +264,30 @@ def test_the_gpu_that_llama_cpp_names() -> None:
     assert found(cpu) is found() is gpu_of(None) is None
     assert found(cpu, orin) == Gpu("Orin", 4, 3, shared=True)
     assert found(cpu, orin, big) == Gpu("H100", 6, 5, shared=False)
+
+
+def test_layers_of_a_model_and_its_expert_share_a_gpu() -> None:
+    model, size = header(), file_bytes(header())
+    use = LanguageUse(512, prompt=400)
+
+    def expert(use: LanguageUse) -> tuple[Part, ...]:
+        return expert_parts(model, size, use)
+
+    def taken(layers: int) -> int:
+        so_many = LanguageUse(512, prompt=400, gpu_layers=layers)
+        return parts_size((*language_parts(model, size, so_many), *expert(so_many)), GPU)
+
+    fit = [layers_that_fit(model, size, use, taken(n), expert) for n in range(1, 6)]
+    assert fit == [1, 2, 3, 4, 5]
+    gpu = Gpu("small", GB, 330_000_000, shared=False)
+    assert choose_layers(model, size, use, gpu, 0, expert) < choose_layers(model, size, use, gpu)
+
+
+def test_an_expert_holds_one_sequence_at_a_time() -> None:
+    model, size = header(), file_bytes(header())
+    one, four = (
+        {part.what: part.size for part in expert_parts(model, size, use)}
+        for use in (LanguageUse(512, prompt=400), LanguageUse(2048, prompt=400, sequences=4))
+    )
+    assert one == four
+    assert one["expert buffer"] == 400 * LAYERS * 2 * WIDTH * 2
