@@ -197,10 +197,15 @@ def text_to_ids(folder: Path) -> Callable[[str], list[int]]:
         if (folder / "qwen.tiktoken").is_file():
             path = folder / "qwen.tiktoken"
             return tiktoken_ids(path)
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer, models, pre_tokenizers
 
         path = folder / "tokenizer.json"
-        tokenizer = Tokenizer.from_file(str(path))
+        if path.is_file():
+            tokenizer = Tokenizer.from_file(str(path))
+        else:  # GPT-2's older pair of files
+            path, merges = folder / "vocab.json", folder / "merges.txt"
+            tokenizer = Tokenizer(models.BPE.from_file(str(path), str(merges)))
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     except Exception as error:  # `tokenizers` raises bare Exception
         raise CheckpointError(f"{path} cannot be read: {error}.", "Download it again.") from error
     tokenizer.encode_special_tokens = True  # text must never become a special token

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from edgeprism.convert.language.opt_fields import opt_settings
 from edgeprism.convert.language.qwen_fields import standard_fields
 from edgeprism.convert.language.rope import RopeScaling, rope_scaling_from_dict
 from edgeprism.convert.read.fields import (
@@ -31,6 +32,7 @@ ARCHITECTURES = {
     "minicpm": "minicpm",
     "qwen": "qwen",
     "gemma": "gemma",
+    "opt": "mpt",  # which can be made to compute the same: see language/opt.py
 }
 # model_type → the class of transformers that has its fields
 _STOCK = {"internlm2": "", "minicpm": "llama", "qwen": ""}
@@ -72,9 +74,9 @@ class LmConfig:
     n_ffn: int  # of "qwen", twice the width of a feed-forward matrix, as published
     n_vocab: int
     context_length: int
-    rope_theta: float
+    rope_theta: float  # 0: a table of positions, not rotations
     rope_scaling: RopeScaling
-    rms_eps: float
+    norm_eps: float
     tied: bool  # the embedding serves as the output head
     qkv_bias: bool
     output_bias: bool  # a bias on the attention's output matrix
@@ -86,26 +88,33 @@ class LmTensor:
     """One tensor of the GGUF and the published tensor that it comes from.
 
     Shapes are [out, in] or [n]. If `source` is "", `turn` computes the tensor from the
-    configuration.
+    configuration. It gets `source` and then `others`, if the tensor is made of several.
     """
 
     name: str
     shape: tuple[int, ...]
     source: str
     source_shape: tuple[int, ...]
-    turn: Callable[[torch.Tensor], torch.Tensor] | None = None
+    turn: Callable[..., torch.Tensor] | None = None
+    others: tuple[str, ...] = ()  # further published tensors, of the shape `source_shape`
 
     def make(self, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """Return the tensor in float32; `read(name)` returns a published tensor."""
         import torch
 
         published = read(self.source) if self.source else torch.empty(0)
-        return self.turn(published) if self.turn else published
+        others = [read(name) for name in self.others]
+        return self.turn(published, *others) if self.turn else published
 
 
 def published_shapes(tensors: list[LmTensor]) -> dict[str, tuple[int, ...]]:
     """Return {name: shape} of every tensor that the checkpoint must hold."""
-    return {t.source: t.source_shape for t in tensors if t.source}
+    return {
+        name: tensor.source_shape
+        for tensor in tensors
+        for name in (tensor.source, *tensor.others)
+        if name
+    }
 
 
 def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
@@ -120,6 +129,8 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
             f"{where}: model_type is {kind!r}, expected one of {', '.join(ARCHITECTURES)}.",
             "Pass the folder of the language model that the captioner was trained on.",
         )
+    if kind == "opt":
+        return LmConfig(kind, ARCHITECTURES[kind], **opt_settings(data, where))
     data = standard_fields(data, where) if kind == "qwen" else with_older_rope(data, where)
     # before transformers sees them: some of its classes make a list with an entry for each layer
     given = {name: value for name, value in data.items() if value is not None}
@@ -152,7 +163,7 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
         ),
         rope_theta=float(fields.rope_theta),
         rope_scaling=scaling,
-        rms_eps=float(fields.rms_norm_eps),
+        norm_eps=float(fields.rms_norm_eps),
         tied=bool(fields.tie_word_embeddings),
         qkv_bias=kind in ("qwen", "qwen2") or bool(fields.attention_bias),
         output_bias=kind == "llama" and bool(fields.attention_bias),

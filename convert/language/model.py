@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.convert.gate import language as reference_language
-from edgeprism.convert.language import internlm2, llama, qwen
+from edgeprism.convert.gate import opt as reference_opt
+from edgeprism.convert.language import internlm2, llama, opt, qwen
 from edgeprism.convert.language.config import (
     LmConfig,
     LmTensor,
@@ -18,6 +19,7 @@ from edgeprism.convert.language.config import (
 from edgeprism.convert.language.read_vocabulary import vocabulary_from_folder
 from edgeprism.convert.language.vocabulary import TokenRules, Vocabulary
 from edgeprism.convert.read.checkpoint import Checkpoint
+from edgeprism.convert.read.fields import text_fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +61,7 @@ _UNUSED = {
     "minicpm": llama.UNUSED,
     "qwen": qwen.UNUSED,
     "gemma": llama.UNUSED,
+    "opt": opt.UNUSED,
 }
 
 
@@ -73,20 +76,44 @@ def open_language_model(
     """
     config = lm_config_from_dict(data, where)
     if config.model_type == "internlm2":
-        lead = internlm2.lead(checkpoint.names)
-        tensors = list(internlm2.gguf_tensors(config, lead))
+        tensors = list(internlm2.gguf_tensors(config, internlm2.lead(checkpoint.names)))
     elif config.model_type == "qwen":
         tensors = list(qwen.gguf_tensors(config))
+    elif config.model_type == "opt":
+        lead = opt.lead(checkpoint.names)
+        head = llama.head_name(checkpoint.names, lead)
+        tensors = list(opt.gguf_tensors(config, lead, head))
     else:
         body = llama.body_prefix(checkpoint.names, str(checkpoint.folder))
         head = llama.head_name(checkpoint.names, body)
         tensors = list(llama.gguf_tensors(config, body, head))
+    reference = reference_opt.logits if config.model_type == "opt" else reference_language.logits
     return LmParts(
         checkpoint,
         config,
         vocabulary_from_folder(tokenizer, config.n_vocab, rules),
         tensors,
         checkpoint.read_float32,
-        lambda texts, tick: reference_language.logits(checkpoint.files, dict(data), texts, tick),
+        lambda texts, tick: reference(checkpoint.files, dict(data), texts, tick),
         reference_language.text_to_ids(tokenizer),
     )
+
+
+def open_inner_language_model(
+    checkpoint: Checkpoint, config: Mapping[str, Any], rules: TokenRules
+) -> LmParts:
+    """Open the language model inside a captioner's `checkpoint`, whose config.json is `config`.
+
+    Its fields are those of text_config; the tensors tell how many rows the vocabulary has, for
+    [PAD] and <image> were added to some published ones, and their number rounded up. Raises as
+    `open_language_model`.
+    """
+    path = checkpoint.folder / "config.json"
+    text = text_fields(config, checkpoint.names, "", str(path))
+    rows = [
+        checkpoint.sizes(name, 2)[0]
+        for name in checkpoint.names
+        if name.endswith("embed_tokens.weight")
+    ]
+    text |= {"vocab_size": rows[0]} if rows else {}
+    return open_language_model(checkpoint, text, f"{path} (text_config)", checkpoint.folder, rules)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeprism.convert.language import vocabulary_bpe, vocabulary_spm, vocabulary_tiktoken
+from edgeprism.convert.language import (
+    vocabulary_bpe,
+    vocabulary_gpt2,
+    vocabulary_spm,
+    vocabulary_tiktoken,
+)
 from edgeprism.convert.language.vocabulary import TokenRules, Vocabulary
 from edgeprism.errors import CheckpointError
 
@@ -29,12 +34,12 @@ def vocabulary_from_folder(folder: Path, n_vocab: int, rules: TokenRules) -> Voc
     Raises CheckpointError for a tokenizer that llama.cpp would not reproduce, or one without
     the special tokens that the prompt needs.
     """
-    files = (vocabulary_spm, vocabulary_bpe, vocabulary_tiktoken)
+    files = (vocabulary_spm, vocabulary_bpe, vocabulary_tiktoken, vocabulary_gpt2)
     kinds = [kind for kind in files if (folder / kind.FILE).is_file()]
     if not kinds:
         raise CheckpointError(
-            f"{folder} holds no tokenizer: expected {vocabulary_spm.FILE}, {vocabulary_bpe.FILE} "
-            f"or {vocabulary_tiktoken.FILE}.",
+            f"{folder} holds no tokenizer: expected {vocabulary_spm.FILE}, {vocabulary_bpe.FILE}, "
+            f"{vocabulary_tiktoken.FILE}, or {vocabulary_gpt2.FILE} and {vocabulary_gpt2.MERGES}.",
             "Download the tokenizer with the language model.",
         )
     try:

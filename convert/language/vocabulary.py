@@ -45,6 +45,7 @@ class TokenRules:
     eos: str = ""  # the token that ends an answer; "": the tokenizer's own
     needed: tuple[str, ...] = ()  # special tokens that the prompt contains
     renamed: Mapping[str, str] = field(default_factory=dict)  # reserved piece → special token
+    control: tuple[str, ...] = ()  # special tokens among the pieces of byte-level BPE
     chat_template: str = ""
 
 

@@ -8,6 +8,7 @@ CONTROL even if the file does not call them special: a user's text must not turn
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,20 @@ _PLAIN: dict[str, tuple[object, ...]] = {
 
 def vocabulary(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
     """Read tokenizer.json and the folder's other files about special tokens."""
-    import gguf
-
     path = folder / FILE
     data = read_json(path)
+    return vocabulary_of_pieces(path, data, lambda: pretokenizer_name(path, data), n_vocab, rules)
+
+
+def vocabulary_of_pieces(
+    path: Path, data: dict[str, Any], pre: Callable[[], str], n_vocab: int, rules: TokenRules
+) -> Vocabulary:
+    """Return the vocabulary of `data`, the content of a tokenizer.json, that was read from `path`.
+
+    `pre` names its pre-tokenizer; the special tokens' names stand in the files beside `path`.
+    """
+    import gguf
+
     faults = _faults(data, n_vocab)
     if faults:
         raise CheckpointError(
@@ -49,13 +60,14 @@ def vocabulary(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
             "Use the tokenizer that was published with the language model; one made from a "
             "SentencePiece model needs its tokenizer.model in the folder.",
         )
-    pre = pretokenizer_name(path, data)
+    name = pre()
     try:
-        special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=n_vocab)
+        special = gguf.SpecialVocab(path.parent, load_merges=True, n_vocab=n_vocab)
     except (ValueError, AttributeError, TypeError, KeyError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.", "Download it again.") from error
     by_id = {number: piece.encode() for piece, number in data["model"]["vocab"].items()}
-    kinds = dict.fromkeys(by_id, NORMAL)
+    named = {piece.encode() for piece in rules.control}
+    kinds = {i: CONTROL if piece in named else NORMAL for i, piece in by_id.items()}
     for token in data.get("added_tokens") or []:
         number, text = token["id"], token["content"]
         by_id[number] = text.encode()
@@ -66,7 +78,7 @@ def vocabulary(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
     template = rules.chat_template or special.chat_template
     return Vocabulary(
         model="gpt2",
-        pre=pre,
+        pre=name,
         pieces=pieces,
         types=[kinds.get(i, UNUSED) for i in range(n_vocab)],
         bos=bos,

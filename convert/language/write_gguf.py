@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import torch
 
-from edgeprism.convert.language.config import LmConfig
+from edgeprism.convert.language.config import LmConfig, LmTensor
 from edgeprism.convert.language.model import LmParts
 from edgeprism.convert.language.vocabulary import write_vocabulary
 from edgeprism.errors import CheckpointError, EdgePrismError
@@ -29,6 +29,7 @@ _NATIVE = {
     for name in ("Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0")
 }
 LM_QUANTS = (*_DIRECT, *_NATIVE)
+_POSITIONS = "position_embd.weight"
 
 # How many bytes of rows llama.cpp may hold at once while quantizing
 _QUANTIZE_BUFFER = 1 << 30
@@ -57,7 +58,7 @@ def _write_direct(path: Path, quant: str, parts: LmParts, name: str, progress: P
     writer.add_file_type(int(file_type))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     write_vocabulary(writer, parts.vocabulary)
-    types = [_type_of(tensor.shape, target) for tensor in tensors]
+    types = [_type_of(tensor, target) for tensor in tensors]
     for tensor, kind in zip(tensors, types, strict=True):
         shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
         # The header precedes the tensors, so it needs their sizes before any tensor is read.
@@ -87,6 +88,20 @@ def _write_config(writer: gguf.GGUFWriter, config: LmConfig) -> None:
     if config.head_dim * config.n_heads != config.n_embd:
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
+    if config.rope_theta:
+        _write_rotation(writer, config)
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+    else:  # llama.cpp reads a table of positions if the file has one
+        writer.add_layer_norm_eps(config.norm_eps)
+        writer.add_max_alibi_bias(0.0)
+    if config.scales is not None:  # llama.cpp has defaults of its own, of another sense
+        writer.add_embedding_scale(config.scales.embedding)
+        writer.add_residual_scale(config.scales.residual)
+        writer.add_logit_scale(config.scales.logit)
+    writer.add_vocab_size(config.n_vocab)
+
+
+def _write_rotation(writer: gguf.GGUFWriter, config: LmConfig) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     scaling = config.rope_scaling
@@ -95,12 +110,6 @@ def _write_config(writer: gguf.GGUFWriter, config: LmConfig) -> None:
         writer.add_rope_scaling_factor(scaling.factor)
     if scaling.kind == "yarn":
         writer.add_rope_scaling_orig_ctx_len(scaling.original_context)
-    writer.add_layer_norm_rms_eps(config.rms_eps)
-    if config.scales is not None:  # llama.cpp has defaults of its own, of another sense
-        writer.add_embedding_scale(config.scales.embedding)
-        writer.add_residual_scale(config.scales.residual)
-        writer.add_logit_scale(config.scales.logit)
-    writer.add_vocab_size(config.n_vocab)
 
 
 _PLAIN: dict[gguf.GGMLQuantizationType, np.dtype] = {
@@ -109,13 +118,13 @@ _PLAIN: dict[gguf.GGMLQuantizationType, np.dtype] = {
 }
 
 
-def _type_of(
-    shape: tuple[int, ...], target: gguf.GGMLQuantizationType
-) -> gguf.GGMLQuantizationType:
-    if len(shape) == 1:
+def _type_of(tensor: LmTensor, target: gguf.GGMLQuantizationType) -> gguf.GGMLQuantizationType:
+    if len(tensor.shape) == 1:
         return gguf.GGMLQuantizationType.F32  # norms and biases: llama.cpp expects float32
     block = gguf.GGML_QUANT_SIZES[target][0]
-    return target if shape[-1] % block == 0 else gguf.GGMLQuantizationType.F16
+    # llama.cpp's own quantizer leaves positions as they are, too
+    whole = tensor.shape[-1] % block == 0 and tensor.name != _POSITIONS
+    return target if whole or target in _PLAIN else gguf.GGMLQuantizationType.F16
 
 
 def _encoded(

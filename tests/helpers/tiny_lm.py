@@ -20,6 +20,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -39,7 +41,9 @@ LLAMA3_SCALING = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
-TinyModel = LlamaForCausalLM | MistralForCausalLM | Qwen2ForCausalLM | GemmaForCausalLM
+TinyModel = (
+    LlamaForCausalLM | MistralForCausalLM | Qwen2ForCausalLM | GemmaForCausalLM | OPTForCausalLM
+)
 # kind → (model class, configuration class, changed fields, tokenizer)
 KINDS: dict[str, tuple[type, type, dict[str, Any], str]] = {
     "vicuna": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 4}, "sentencepiece"),
@@ -67,14 +71,22 @@ KINDS: dict[str, tuple[type, type, dict[str, Any], str]] = {
         {"head_dim": 32, "num_key_value_heads": 1, "hidden_act": "gelu_pytorch_tanh"}, "gemma",
     ),
     "smollm2": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}, "smollm"),
+    "opt": (
+        OPTForCausalLM, OPTConfig,
+        {"word_embed_proj_dim": 64, "ffn_dim": 256, "max_position_embeddings": 384}, "opt",
+    ),
 }  # fmt: skip
+# of models whose embeddings, which are the head as well, would outweigh all layers
+_EMBEDDING_FACTORS = {"gemma": 0.04, "opt": 0.2}
+_NAMES_OF_OTHERS = {"opt": ("num_key_value_heads", "rms_norm_eps", "intermediate_size")}
 # kind → special tokens, and whether a text begins with BOS
 _ENDS = ("<unk>", "<s>", "</s>")
 SENTENCEPIECE = {
     "sentencepiece": (_ENDS, True),
     "yi": ((*_ENDS, "<|im_start|>", "<|im_end|>"), False),
 }
-BYTE_LEVEL = ("llama3", "qwen2", "smollm", "gpt2")
+BYTE_LEVEL = ("llama3", "qwen2", "smollm", "gpt2", "opt")
+OPT_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -85,12 +97,13 @@ def write_lm(folder: Path, kind: str, *, spare: int = 3, seed: int = 0) -> TinyM
     folder.mkdir(parents=True, exist_ok=True)
     model_class, config_class, changes, tokenizer = KINDS[kind]
     n_vocab = write_any_tokenizer(folder, tokenizer) + spare
-    config = config_class(**{**_SIZES, **changes}, vocab_size=n_vocab, architectures=None)
+    sizes = {n: v for n, v in _SIZES.items() if n not in _NAMES_OF_OTHERS.get(kind, ())}
+    config = config_class(**{**sizes, **changes}, vocab_size=n_vocab, architectures=None)
     model: TinyModel = model_class(config).eval()
     fill(model, seed)
-    if kind == "gemma":  # it multiplies its embeddings, which are the head as well
+    if factor := _EMBEDDING_FACTORS.get(kind):
         with torch.no_grad():
-            model.get_parameter("model.embed_tokens.weight").mul_(0.04)
+            model.get_input_embeddings().weight.mul_(factor)
     model.save_pretrained(folder, max_shard_size="150KB")
     return model
 
@@ -116,6 +129,8 @@ def write_any_tokenizer(folder: Path, kind: str) -> int:
         return _write_gemma_tokenizer(folder)
     if kind in SENTENCEPIECE:
         return _write_sentencepiece(folder, *SENTENCEPIECE[kind])
+    if kind == "opt":
+        return _write_opt_tokenizer(folder)
     tokenizer = _byte_level(kind)
     tokenizer.save(str(folder / "tokenizer.json"))
     ends = {"llama3": "<|eot_id|>", "gpt2": "<|endoftext|>"}
@@ -158,25 +173,63 @@ def _write_gemma_tokenizer(folder: Path) -> int:
     return n_vocab
 
 
+def _write_opt_tokenizer(folder: Path) -> int:
+    """Write what transformers makes of OPT's tokenizer: two of its special tokens are marked so."""
+    tokenizer = _byte_level("opt")
+    data = json.loads(tokenizer.to_str())
+    marked = ("<pad>", "</s>")
+    data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] in marked]
+    data["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "</s>", "type_id": 0}},
+                   {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {"</s>": {"id": "</s>", "ids": [2], "tokens": ["</s>"]}},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    config = {
+        "add_bos_token": True, "add_prefix_space": False, "bos_token": "</s>", "eos_token": "</s>",
+        "errors": "replace", "model_max_length": 10**30, "pad_token": "<pad>",
+        "tokenizer_class": "GPT2Tokenizer", "unk_token": "</s>",
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    n_vocab: int = tokenizer.get_vocab_size()
+    return n_vocab
+
+
+def split_tokenizer(folder: Path) -> None:
+    """Write vocab.json and merges.txt, as OPT publishes them, in place of tokenizer.json."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    (folder / "tokenizer.json").unlink()
+
+
 def _byte_level(kind: str) -> Tokenizer:
     steps = {
         "llama3": [_split(r"\p{N}{1,3}"), _bytes(use_regex=False)],
         "qwen2": [_split(r"\p{N}"), _bytes(use_regex=False)],
         "smollm": [pre_tokenizers.Digits(individual_digits=True), _bytes(use_regex=True)],
         "gpt2": [_bytes(use_regex=True)],
+        "opt": [_bytes(use_regex=True)],
     }[kind]
     tokenizer = Tokenizer(models.BPE(ignore_merges=kind == "llama3"))
     # trained on unsplit text, so that merges cross every place where a pre-tokenizer may split
     tokenizer.pre_tokenizer = _bytes(use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        _cut_into_bits(), BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
+    first = list(OPT_SPECIAL) if kind == "opt" else []
+    trainer = BpeTrainer(
+        vocab_size=700, initial_alphabet=alphabet, show_progress=False, special_tokens=first
     )
+    tokenizer.train_from_iterator(_cut_into_bits(), trainer)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
     if kind == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    if kind == "opt":
+        names = []
     if kind == "llama3":
         names = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     tokenizer.add_special_tokens(names)
