@@ -39,24 +39,28 @@ class Operations:
 class LanguageWork:
     """What a language model must do; source of the names: the GGUF specification."""
 
-    row: Operations  # of one row of the prompt, or of one new token, in all blocks
+    row: Operations  # of one row of the prompt in all blocks: of the encoder, if there is one
+    step: Operations  # of one new token in all blocks of the decoder
     head: Operations  # of turning one row into the next token's scores
     attention: float  # operations of one row with one row before it, in all blocks
     token_bytes: float  # weights that one new token reads
 
     def prefill(self, rows: int) -> Operations:
-        """Return the operations of taking in a prompt; each row attends to those before it."""
+        """Return the operations of taking in a prompt; each row attends to those before it.
+
+        An encoder's rows attend to all, which a floor may leave out.
+        """
         pairs = rows * (rows + 1) / 2
         return self.row * rows + self.head + Operations(float32=self.attention * pairs)
 
     def token(self) -> Operations:
         """Return the operations of one new token, without attention."""
-        return self.row + self.head
+        return self.step + self.head
 
 
 def language_work(header: GgufHeader) -> LanguageWork:
     """Count a language model's work from the shapes and types of its tensors."""
-    row = head = Operations()
+    row = step = head = Operations()
     token_bytes = 0.0
     has_head = "output.weight" in header.tensors
     for name, shape in header.tensors.items():
@@ -64,17 +68,21 @@ def language_work(header: GgufHeader) -> LanguageWork:
         if is_embedding and has_head:
             continue  # one row of it is looked up
         share = _expert_share(header) if len(shape) > 2 else 1.0
-        token_bytes += share * header.tensor_bytes(name)
-        if len(shape) < 2:
+        encodes = name.startswith("enc.")
+        token_bytes += 0 if encodes else share * header.tensor_bytes(name)
+        if len(shape) < 2 or name.endswith("attn_rel_b.weight"):  # looked up, too
             continue
         products = 2.0 * math.prod(shape) * share
         is_float = header.tensor_types[name] in _FLOAT_TYPES
         counted = Operations(products) if is_float else Operations(int8=products)
         if is_embedding or name == "output.weight":
             head += counted
-        elif name.startswith("blk."):
+        elif name.startswith("dec.blk."):
+            step += counted
+        elif name.startswith(("blk.", "enc.blk.")):
             row += counted
-    return LanguageWork(row, head, _attention(header), token_bytes)
+            step += Operations() if encodes else counted
+    return LanguageWork(row, step, head, _attention(header), token_bytes)
 
 
 def _expert_share(header: GgufHeader) -> float:

@@ -44,6 +44,7 @@ def language_faults(m: Manifest, *, is_unplaced: bool) -> list[str]:
             "shared needs one tile and a graph",
         ),
     ]
+    checks += _encoder_checks(m) if lm.encodes else []
     faults = [f"lm.{path}: {text}" for path, holds, text in checks if not holds]
     return faults + _row_faults(m) + _file_faults(m)
 
@@ -64,6 +65,7 @@ def _row_faults(m: Manifest) -> list[str]:
         ("file", rows.file != m.lm.file, f"{rows.file!r} is the language model itself"),
         ("file", len(_parts_of(rows.file)) == 1, "must be in one part"),
         ("by", m.vision.mmproj is None, "not with vision.mmproj"),
+        ("by", not m.lm.encodes, "not with lm.encodes"),
         (
             "by",
             not is_expert or (_is_one_tile(m) and m.video is None),
@@ -85,6 +87,17 @@ def _parts_of(name: str) -> list[str]:
         return part_names(name)
     except ModelError:
         return []
+
+
+def _encoder_checks(m: Manifest) -> list[tuple[str, bool, str]]:
+    """Return (field, whether it holds, what must hold) of a model with an encoder."""
+    return [
+        ("image_attention", m.lm.image_attention == "both-ways",
+         "an encoder lets all rows look at each other: both-ways is needed"),
+        ("image_positions", m.lm.image_positions == "one-by-one",
+         "an encoder counts its rows: one-by-one is needed"),
+        ("encodes", m.vision.mmproj is None, "needs a vision graph: libmtmd knows no encoder"),
+    ]  # fmt: skip
 
 
 def _file_faults(m: Manifest) -> list[str]:

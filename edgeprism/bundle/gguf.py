@@ -32,6 +32,9 @@ _SCALARS = {
     12: "d",
 }
 STRING, _ARRAY, FLOAT32 = 8, 9, 6
+BYTES = (0, 1)  # types of items
+_ARRAY_START = 16  # of an array's items: the types of the value and of its items, their number
+CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 _MAX_ITEMS = 4096  # numeric arrays up to this length keep their items; longer ones: vocabulary data
 # {ggml type: (elements per block, bytes per block)}; the size of other types is not checked
 _BLOCKS = {
@@ -72,6 +75,7 @@ class GgufHeader:
     tokens: tuple[bytes, ...] = ()  # the vocabulary; empty unless read with `tokens=True`
     starts: dict[str, int] = field(default_factory=dict)  # name → where its data begins in the file
     kinds: dict[str, int] = field(default_factory=dict)  # metadata's key → GGUF type of its value
+    charsmap: bytes = b""  # how the vocabulary rewrites characters; read together with `tokens`
 
     @property
     def architecture(self) -> str:
@@ -139,6 +143,7 @@ class _Reader:
         self.data, self.keep_tokens = data, keep_tokens
         self.offset = 0
         self.tokens: list[bytes] = []
+        self.charsmap = b""
 
     def header(self) -> GgufHeader:
         if self.data[:4] != b"GGUF":
@@ -155,8 +160,11 @@ class _Reader:
             if key in metadata:
                 raise ValueError(f"{key} stands twice")
             keep = self.tokens if self.keep_tokens and key == "tokenizer.ggml.tokens" else None
+            start = self.offset
             kinds[key] = self.scalar("I")
             metadata[key] = self.value(kinds[key], keep)
+            if self.keep_tokens and key == CHARSMAP:
+                self.charsmap = self.data[start + _ARRAY_START : self.offset]
         tensors, types, extents = self.tensors(n_tensors)
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
@@ -166,7 +174,9 @@ class _Reader:
             if start + end > len(self.data):
                 raise ValueError(f"cut short: {name} ends after the file's {len(self.data)} bytes")
         starts = {name: start + begin for name, (begin, _) in extents.items()}
-        return GgufHeader(metadata, tensors, types, tuple(self.tokens), starts, kinds)
+        return GgufHeader(
+            metadata, tensors, types, tuple(self.tokens), starts, kinds, self.charsmap
+        )
 
     def tensors(
         self, count: int

@@ -9,10 +9,11 @@ tells what is wrong with the model, a trial only that it fails.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from edgeprism.bundle.gguf import STRING, Array, GgufHeader
+from edgeprism.bundle.charsmap import charsmap_fault
+from edgeprism.bundle.gguf import BYTES, CHARSMAP, STRING, Array, GgufHeader
 
 _MAX_LAYERS, _MAX_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
 _TENSOR_ALIGNMENT = 32
@@ -22,6 +23,7 @@ _ROPE_SCALINGS = ("none", "linear", "longrope", "yarn")
 # sentencepiece and byte-pair vocabularies; these checks do not cover what other kinds need
 _SENTENCEPIECE = "llama"
 _TOKENIZERS = (_SENTENCEPIECE, "gpt2", "gemma4")
+_UNIGRAM = "t5"  # of models with an encoder alone
 
 # attention in both directions: models for embeddings, and those that write by diffusion
 _NOT_CAUSAL = (
@@ -30,19 +32,21 @@ _NOT_CAUSAL = (
     "t5encoder",
 )  # fmt: skip
 _ENCODERS = ("t5",)
+_LEAST_BUCKETS = 4  # two directions, and in each of them a near and a far one
 
 
-def gguf_faults(header: GgufHeader) -> list[str]:
+def gguf_faults(header: GgufHeader, *, encodes: bool = False) -> list[str]:
     """Return a description of each fault that would end the process.
 
-    `header` must have been read with `tokens=True`.
+    `header` must have been read with `tokens=True`; `encodes` says that the model is to have an
+    encoder.
     """
     return [
-        *purpose_faults(header),
+        *(_encoder_faults(header) if encodes else purpose_faults(header)),
         *_dimension_faults(header),
         *_head_faults(header),
         *_expert_faults(header),
-        *_vocabulary_faults(header),
+        *_vocabulary_faults(header, (_UNIGRAM,) if encodes else _TOKENIZERS),
         *_tensor_faults(header),
     ]
 
@@ -58,6 +62,18 @@ def purpose_faults(header: GgufHeader) -> list[str]:
     if name in _ENCODERS:
         return [f"the architecture {name}, whose text must first pass through an encoder"]
     return []
+
+
+def _encoder_faults(header: GgufHeader) -> Iterator[str]:
+    """Yield what keeps a model from encoding a prompt, and from beginning to answer it."""
+    if header.architecture not in _ENCODERS:
+        yield f"the architecture {header.architecture}, which has no encoder"
+    start = _number(header, "decoder_start_token_id")
+    if start is None or not 0 <= start < header.n_vocab:
+        yield f"no token that begins an answer (decoder_start_token_id is {start})"
+    buckets = _number(header, "attention.relative_buckets_count") or 0
+    if buckets < _LEAST_BUCKETS:
+        yield f"{buckets} kinds of relative positions (at least {_LEAST_BUCKETS} are needed)"
 
 
 def _dimension_faults(header: GgufHeader) -> Iterator[str]:
@@ -125,21 +141,31 @@ def _expert_faults(header: GgufHeader) -> Iterator[str]:
         yield f"{group_used} of {groups} groups of {experts} experts in use"
 
 
-def _vocabulary_faults(header: GgufHeader) -> Iterator[str]:
+def _vocabulary_faults(header: GgufHeader, known: Sequence[str]) -> Iterator[str]:
     kind = header.metadata.get("tokenizer.ggml.model")
-    if kind not in _TOKENIZERS:
-        yield f"a vocabulary of kind {kind!r} (known: {', '.join(_TOKENIZERS)})"
+    if kind not in known:
+        yield f"a vocabulary of kind {kind!r} (known: {', '.join(known)})"
+    if kind == _UNIGRAM and (fault := _table_fault(header)):
+        yield f"a vocabulary whose table of characters is damaged: {fault}"
     vocabulary = header.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(vocabulary, Array) or vocabulary.kind != STRING:
         yield "no vocabulary"
         return
-    tokens = set(header.tokens)
+    # llama.cpp reads a token up to a NUL
+    tokens = {token.partition(b"\0")[0] if b"\0" in token else token for token in header.tokens}
     if len(tokens) != len(header.tokens):
         yield "a vocabulary that lists a token twice"
     if kind == _SENTENCEPIECE:
         missing = sum(b"<0x%02X>" % i not in tokens for i in range(256))
         if missing:
             yield f"a vocabulary without {missing} of the 256 byte tokens"
+
+
+def _table_fault(header: GgufHeader) -> str:
+    table = header.metadata.get(CHARSMAP)
+    if table is None or (isinstance(table, Array) and table.kind in BYTES):
+        return charsmap_fault(header.charsmap)
+    return "it holds no bytes"
 
 
 def _tensor_faults(header: GgufHeader) -> Iterator[str]:

@@ -47,6 +47,9 @@ class LanguageModelFile:
     # "shared": all rows of a picture have one position, but `Vision.constant_rows` one each, and
     # yet a row attends to those before it alone (M-RoPE, whose other axes tell the order)
     image_positions: str = dataclasses.field(default="one-by-one", metadata=LATER)
+    # the model has an encoder, which reads the whole prompt before the decoder writes; all rows of
+    # a prompt then look at each other
+    encodes: bool = dataclasses.field(default=False, metadata=LATER)
     # None: a picture's rows go through the same weights as text
     rows: RowWeights | None = dataclasses.field(default=None, metadata=LATER)
 

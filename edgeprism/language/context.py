@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -142,7 +142,7 @@ class Context:
         They stand at positions `start`…, or at `positions`, which count from `start`. Raises
         ModelError for rows of another width, or for more than `n_batch` rows that are not causal.
         """
-        self.check_rows(rows)
+        check_rows(self.lm, rows)
         positions = self.on_all_axes(positions, len(rows))
         if not causal and len(rows) > self.n_batch:  # llama.cpp would end the process
             raise ModelError(
@@ -168,15 +168,6 @@ class Context:
             finally:
                 self._llama.llama_set_causal_attn(self._ctx, True)
 
-    def check_rows(self, rows: np.ndarray) -> None:
-        """Raise ModelError for visual tokens of another width than the model's."""
-        if rows.ndim != 2 or rows.shape[1] != self.lm.n_embd_row:
-            raise ModelError(
-                f"Visual tokens {list(rows.shape)} do not fit a language model of width "
-                f"{self.lm.n_embd_row}.",
-                "Encode the picture with this captioner.",
-            )
-
     def on_all_axes(self, positions: np.ndarray | None, n: int) -> np.ndarray:
         """Return the positions of `n` rows, int32 [row_axes, n]; raises ModelError if they fail.
 
@@ -196,6 +187,15 @@ class Context:
                 "Encode the picture with this captioner.",
             )
         return positions
+
+    def encode(self, rows: np.ndarray) -> None:
+        """Run the encoder on a whole prompt, float32 [n, n_embd] with n up to `n_batch`.
+
+        The decoder looks at what it makes until the next prompt is encoded.
+        """
+        n = self._batch.place(0, 0, len(rows))
+        self._batch.want_logits(range(n), n)
+        self._run(self._llama.llama_encode, self._batch.with_rows(rows))
 
     def step(self, tokens: Sequence[tuple[int, int, int]]) -> None:
         """Decode one (seq, token, position) for each of several sequences; keep all logits."""
@@ -247,9 +247,13 @@ class Context:
             yield start, start + self.n_batch >= count
 
     def _decode(self, batch: Any) -> None:
+        self._run(self._llama.llama_decode, batch)
+
+    def _run(self, call: Callable[[Any, Any], int], batch: Any) -> None:
+        """Have llama.cpp decode or encode `batch`. Raises EdgePrismError where it does not."""
         if self.lm.cancel.is_set():
             raise Interrupted()
-        code = self._llama.llama_decode(self._ctx, batch)
+        code = call(self._ctx, batch)
         if code == 0:
             return
         if self.lm.cancel.is_set():
@@ -260,3 +264,13 @@ class Context:
                 "Lower `caption_tokens` or `answer_tokens`.",
             )
         raise ModelError(f"llama.cpp failed with code {code}: {last_words()}.", COPY_AGAIN)
+
+
+def check_rows(lm: LanguageModel, rows: np.ndarray) -> None:
+    """Raise ModelError for visual tokens of another width than `lm` takes."""
+    if rows.ndim != 2 or rows.shape[1] != lm.n_embd_row:
+        raise ModelError(
+            f"Visual tokens {list(rows.shape)} do not fit a language model of width "
+            f"{lm.n_embd_row}.",
+            "Encode the picture with this captioner.",
+        )

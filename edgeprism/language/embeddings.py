@@ -18,7 +18,7 @@ from edgeprism.language.llama import ggml_function
 
 # architectures whose embeddings enter the first layer as they stand in the file (llama.cpp's
 # src/models); others scale or normalize them
-_PLAIN = frozenset({"llama", "qwen2", "qwen3", "internlm2"})
+_PLAIN = frozenset({"llama", "qwen2", "qwen3", "internlm2", "t5"})
 _TENSOR = "token_embd.weight"
 _F32, _F16, _BF16 = 0, 1, 30
 # {ggml type: its name in ggml's functions}

@@ -6,6 +6,7 @@ model files and has only one sequence.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from edgeprism.bundle.manifest_language import LanguageModelFile
 from edgeprism.errors import COPY_AGAIN, Interrupted, ModelError
 from edgeprism.language.context import Context
 from edgeprism.language.embeddings import token_rows
+from edgeprism.language.encoder_context import EncoderContext, require_kv_type
+from edgeprism.language.engine import LanguageContext
 from edgeprism.language.kv_memory import kv_bytes
 from edgeprism.language.llama import (
     forget_words,
@@ -57,7 +60,8 @@ class LanguageModel:
         """Load `path`; with `expected`, first compare its dimensions with the manifest's.
 
         `rows` is the file of the adapter that a picture's rows go through, if they go through one.
-        Raises ModelError if a file is damaged, or its dimensions differ.
+        Raises ModelError if a file is damaged, or its dimensions differ, and for a model with an
+        encoder unless `expected` says so.
         """
         self.path, self.gpu_layers, self.threads = path, gpu_layers, threads
         self.cancel = cancel or Cancel()
@@ -65,9 +69,11 @@ class LanguageModel:
         header = read_model_header(path, tokens=True)
         if expected is not None:
             _check_dimensions(path, header, expected)
-        if faults := gguf_faults(header):
+        self._encodes = expected is not None and expected.encodes
+        if faults := gguf_faults(header, encodes=self._encodes):
             raise ModelError(f"{path}: cannot be run: it has {'; '.join(faults)}.", COPY_AGAIN)
-        self.header = dataclasses.replace(header, tokens=())  # frees up to 92,544 strings
+        # frees up to 92,544 strings
+        self.header = dataclasses.replace(header, tokens=(), charsmap=b"")
         self._llama = llama = import_llama()
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
@@ -167,7 +173,7 @@ class LanguageModel:
         flash_attention: bool | None = None,
         all_logits: bool = False,
         n_batch: int = 0,
-    ) -> Context:
+    ) -> LanguageContext:
         """Return a context: a KV cache of `n_ctx` cells for `n_seq` sequences.
 
         Each sequence has n_ctx / n_seq cells of its own; with shared cells each token would have
@@ -179,10 +185,31 @@ class LanguageModel:
             n_batch: the least number of rows that go through the model at once; it must hold the
                 longest run that is not causal.
         """
+        if self._encodes:
+            return self._encoder_context(n_ctx // n_seq, n_seq, kv_type, flash_attention)
         return self.context_class(
             self, self._llama, self._model, n_ctx, n_seq, kv_type, flash_attention, all_logits,
             max(n_batch, Context.N_BATCH),
         )  # fmt: skip
+
+    def _encoder_context(
+        self, n_ctx: int, n_seq: int, kv_type: str, flash_attention: bool | None
+    ) -> LanguageContext:
+        """Return a context of `n_ctx` cells for each sequence, which take a prompt in one batch.
+
+        To llama.cpp each row that the encoder makes is an output, as logits are.
+        """
+        require_kv_type(kv_type)
+        with contextlib.ExitStack() as made:  # the first ones are freed if a later one fails
+            decoders = []
+            for _ in range(n_seq):
+                decoders.append(Context(self, self._llama, self._model, n_ctx, 1, kv_type,
+                                        flash_attention, True, n_ctx))  # fmt: skip
+                made.callback(decoders[-1].close)
+            start = self._llama.llama_model_decoder_start_token(self._model)
+            context = EncoderContext(self, decoders, start)
+            made.pop_all()
+        return context
 
 
 def _check_dimensions(path: Path, header: GgufHeader, expected: LanguageModelFile) -> None:

@@ -26,7 +26,7 @@ from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_parts import read_model_header
 from edgeprism.bundle.manifest_language import LanguageModelFile
 from edgeprism.errors import COPY_AGAIN, ModelError
-from edgeprism.language.context import Context
+from edgeprism.language.context import Context, check_rows
 from edgeprism.language.llama import forget_words, import_llama, last_words
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.cancel import Cancel
@@ -56,7 +56,7 @@ class ContextWithExpert(Context):
         Parameters as of `Context.prefill_rows`; all of them in one call are one picture. Raises
         ModelError for rows that do not fit, or that are not causal.
         """
-        self.check_rows(rows)
+        check_rows(self.lm, rows)
         if not causal:
             raise ModelError(
                 "Visual tokens that look at each other cannot go through an expert.",

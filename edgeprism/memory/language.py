@@ -18,10 +18,12 @@ CELLS_ROUND = 256  # llama.cpp pads a KV cache to this
 ROWS_AT_ONCE = 512  # of a prompt, at least
 _FLOAT = 4
 _REPACKED_ROWS = 8  # a matrix is laid out anew where its rows are a multiple of this
-_BLOCK = re.compile(r"blk\.(\d+)\.")
+_BLOCK = re.compile(r"(?:enc\.|dec\.)?blk\.(\d+)\.")
 _TOKEN_BYTES = 200  # of one token in llama.cpp's vocabulary: two maps and the text
 _MERGE_BYTES = 180  # of one merge of a byte-pair vocabulary
 _QUANTIZED_ROW = 1.1  # bytes of one number of a row that is quantized for a product
+# how often scores stand there with relative positions: the bias in two orders, and the products
+_BIASED = 3
 _ENGINE_BYTES = 4_400_000  # graphs, schedules and buffers whose size hardly depends on the model
 
 
@@ -174,6 +176,10 @@ def _repackable(header: GgufHeader, name: str, use: LanguageUse) -> bool:
     )
 
 
+def _encodes(header: GgufHeader) -> bool:
+    return any(name.startswith("enc.") for name in header.tensors)
+
+
 def _has_output(header: GgufHeader) -> bool:
     return "output.weight" in header.tensors
 
@@ -194,11 +200,17 @@ def _cache(header: GgufHeader, use: LanguageUse) -> list[Part]:
 
 def _buffers(header: GgufHeader, use: LanguageUse) -> list[Part]:
     place = GPU if use.gpu_layers else CPU
-    rows = min(use.rows_at_once, use.prompt or use.rows_at_once)
-    on_cpu = _compute_bytes(header, use, rows)
+    encodes = _encodes(header)
+    at_once = use.cells // max(1, use.sequences) if encodes else use.rows_at_once
+    rows = min(at_once, use.prompt or at_once)
+    # of a model with an encoder, each sequence has a context of its own
+    contexts = use.sequences if encodes else 1
+    on_cpu = contexts * _compute_bytes(header, use, rows)
     # a GPU's memory is taken whether it is touched or not
-    compute = _compute_bytes(header, use, use.rows_at_once) if use.gpu_layers else on_cpu
+    compute = contexts * _compute_bytes(header, use, at_once) if use.gpu_layers else on_cpu
     logits = header.n_vocab * use.sequences * _FLOAT
+    if encodes:  # each row that the encoder makes is an output, and has room for logits
+        logits = (header.n_vocab + header.n_embd) * rows * contexts * _FLOAT
     quantized = int(rows * _feed_forward(header) * _QUANTIZED_ROW)
     parts = [
         Part("compute buffer", compute, f"{rows} rows of a prompt at once", place),
@@ -222,9 +234,13 @@ def _compute_bytes(header: GgufHeader, use: LanguageUse, rows: int) -> int:
     # gate, up and their product
     feeding = 3 * _feed_forward(header)
     # queries, keys and values; and, without flash attention, each row's scores of all cells
-    attending = (heads + 2 * shared) * head + (0 if use.flash_attention else heads * cells)
+    scores = 0 if use.flash_attention else heads * cells
+    outputs = use.sequences
+    if _encodes(header):
+        scores, outputs, cells = _BIASED * heads * rows, rows, rows
+    attending = (heads + 2 * shared) * head + scores
     layer = rows * (around + max(feeding, attending)) * _FLOAT
-    outputs = (rows * width + use.sequences * header.n_vocab) * _FLOAT
+    outputs = (rows * width + outputs * header.n_vocab) * _FLOAT
     mask = rows * cells * (2 if use.flash_attention else 4)
     return int(max(layer, outputs) + mask)
 

@@ -20,6 +20,7 @@ from edgeprism.machine.load import LoadMeter
 from edgeprism.machine.sensors import clock_mhz, temperature_c, throttle_count
 from edgeprism.vision.onnx import profile_graph, time_graph
 from tests.helpers import bundles
+from tests.helpers.hollow_lm import Shape, Type, write_hollow_lm
 
 RATES = Rates(float32_gflops=100.0, int8_gops=200.0, read_gbs=10.0, read_bytes=1)
 
@@ -78,6 +79,19 @@ def test_work_of_a_language_model(random_bundle: Path) -> None:
     assert work.token_bytes == 4 * (weights + head + norms)  # one row of the embedding besides
     # the second row attends to both
     assert work.prefill(2).total == 2 * (2 * weights + head) + 3 * work.attention
+
+
+def test_work_of_an_encoder_and_a_decoder(tmp_path: Path) -> None:
+    """A prompt's rows pass through the one, new tokens through the other."""
+    shape = Shape(2, 64, 96, 4, 4, 32, kind=Type.F32, table=Type.F32)
+    work = language_work(read_gguf_header(write_hollow_lm(tmp_path / "t5.gguf", shape, "t5")))
+    attention, feeding, head = 4 * 64 * 4 * 32, 3 * 64 * 96, 3000 * 64
+    assert work.row == Operations(float32=2.0 * 2 * (attention + feeding))
+    assert work.step == Operations(float32=2.0 * 2 * (2 * attention + feeding))
+    assert work.token().total == work.step.total + 2.0 * head
+    assert work.prefill(3).total > 3 * work.row.total
+    norms, biases = (2 * 3 + 1) * 64, 32 * 4
+    assert work.token_bytes == 4 * (2 * (2 * attention + feeding) + head + norms + biases)
 
 
 def test_quantized_weights_count_as_int8() -> None:

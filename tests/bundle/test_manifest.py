@@ -87,6 +87,7 @@ OPTIONAL = (
     "image/free",
     "image/free/tokens",
     "lm/image_positions",
+    "lm/encodes",
     "lm/rows",
     "lm/rows/own_last",
     "vision/constant_rows",
@@ -177,6 +178,25 @@ def test_shapes_that_are_free() -> None:
     tiles = put(tiled(), "lm/image_positions", "down-across")
     (fault,) = faults_of(tiles)
     assert fault.startswith("lm.image_positions: down-across needs one tile, a graph, and")
+
+
+def encoded() -> dict[str, Any]:
+    """A manifest of a model with an encoder."""
+    data = good()
+    data["lm"] |= {"image_attention": "both-ways", "encodes": True}
+    return data
+
+
+def test_a_model_with_an_encoder() -> None:
+    manifest = manifest_from_json(json.dumps(encoded()), "m")
+    assert json.loads(manifest.to_json()) == encoded()
+    assert "encodes" not in good()["lm"]
+    for path, value, fault in (
+        ("lm/encodes", "yes", "lm.encodes"),
+        ("lm/image_attention", "causal", "an encoder lets all rows look at each other"),
+        ("lm/image_positions", "down-across", "an encoder counts its rows"),
+    ):
+        assert any(fault in each for each in faults_of(put(encoded(), path, value))), fault
 
 
 def test_slices_with_a_fixed_number_of_visual_tokens() -> None:

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 
 Type = gguf.GGMLQuantizationType
+_BUCKETS = 32  # kinds of relative positions
 
 
 @dataclass(frozen=True)
@@ -26,20 +27,25 @@ class Shape:
     kind: Type = Type.Q4_K
     table: Type = Type.Q6_K  # of embeddings and output
     output: bool = True  # False: the embeddings are the output
+    context: int = 8192  # tokens of a prompt and its answer
 
 
 def write_hollow_lm(path: Path, shape: Shape, architecture: str = "llama") -> Path:
     """Write the header of a model, and as many zeros as it has weights; return the path."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(shape.layers)
-    writer.add_context_length(8192)
+    writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_feed_forward_length(shape.wide)
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.shared_heads)
     writer.add_key_length(shape.head)
     writer.add_value_length(shape.head)
-    writer.add_rope_dimension_count(shape.head)
+    if architecture == "t5":
+        writer.add_relative_attn_buckets_count(_BUCKETS)
+        writer.add_decoder_start_token_id(0)
+    else:
+        writer.add_rope_dimension_count(shape.head)
     writer.add_layer_norm_rms_eps(1e-5)
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokens += [f"t{i}" for i in range(len(tokens), shape.vocabulary)]
@@ -66,6 +72,8 @@ def write_hollow_lm(path: Path, shape: Shape, architecture: str = "llama") -> Pa
 
 def _tensors(shape: Shape, architecture: str) -> list[tuple[str, list[int], Type]]:
     """Return name, dimensions (rows first) and type of every tensor."""
+    if architecture == "t5":
+        return _tensors_of_t5(shape)
     width, kind, table = shape.width, shape.kind, [shape.vocabulary, shape.width]
     own, shared = shape.heads * shape.head, shape.shared_heads * shape.head
     tensors = [("token_embd.weight", table, shape.table), ("output_norm.weight", [width], Type.F32)]
@@ -84,4 +92,24 @@ def _tensors(shape: Shape, architecture: str) -> list[tuple[str, list[int], Type
         if architecture == "gemma3":
             norms |= {"post_attention_norm": width, "post_ffw_norm": width}
         tensors += [(f"blk.{i}.{name}.weight", [n], Type.F32) for name, n in norms.items()]
+    return tensors
+
+
+def _tensors_of_t5(shape: Shape) -> list[tuple[str, list[int], Type]]:
+    width, own, table = shape.width, shape.heads * shape.head, [shape.vocabulary, shape.width]
+    tensors = [(f"{name}.weight", table, shape.table) for name in ("token_embd", "output")]
+    for side in ("enc", "dec"):
+        tensors.append((f"{side}.output_norm.weight", [width], Type.F32))
+        attentions = ("attn", "cross_attn") if side == "dec" else ("attn",)
+        for i in range(shape.layers):
+            block = f"{side}.blk.{i}."
+            matrices = {f"{a}_{x}": [own, width] for a in attentions for x in "qkv"}
+            matrices |= {f"{attention}_o": [width, own] for attention in attentions}
+            matrices |= {"ffn_gate": [shape.wide, width], "ffn_up": [shape.wide, width],
+                         "ffn_down": [width, shape.wide]}  # fmt: skip
+            tensors += [(f"{block}{n}.weight", rows, shape.kind) for n, rows in matrices.items()]
+            norms = (*(f"{attention}_norm" for attention in attentions), "ffn_norm")
+            tensors += [(f"{block}{name}.weight", [width], Type.F32) for name in norms]
+        biases = [_BUCKETS, shape.heads]
+        tensors.append((f"{side}.blk.0.attn_rel_b.weight", biases, Type.F32))
     return tensors

@@ -38,7 +38,7 @@ USES = {
 }
 
 
-def reported(path: Path, use: LanguageUse) -> dict[str, float]:
+def reported(path: Path, use: LanguageUse, outputs: int | None = None) -> dict[str, float]:
     """Let llama.cpp count what it would allocate, without allocating; return bytes by kind."""
     llama, lines = import_llama(), list[str]()
     log = llama.llama_log_callback(lambda _, text, __: lines.append(text.decode()))
@@ -50,7 +50,7 @@ def reported(path: Path, use: LanguageUse) -> dict[str, float]:
         context_params = llama.llama_context_default_params()
         context_params.n_ctx, context_params.n_seq_max = use.cells, use.sequences
         context_params.n_batch = context_params.n_ubatch = use.rows_at_once
-        context_params.n_outputs_max = use.sequences
+        context_params.n_outputs_max = outputs or use.sequences
         context_params.flash_attn_type = -1 if use.flash_attention else 0
         context_params.kv_unified = False
         context = llama.llama_init_from_model(model, context_params)
@@ -92,6 +92,21 @@ def test_buffers_are_those_of_llama_cpp(hollow: dict[str, Path], name: str, use:
     assert ours["compute buffer"] == pytest.approx(theirs["compute"], rel=0.1)
     whole = weights + ours["KV cache"] + ours["compute buffer"] + ours["scores"]
     assert whole == pytest.approx(sum(theirs.values()), rel=0.03)
+
+
+@pytest.mark.parametrize("cells", [512, 1024])
+def test_buffers_of_an_encoder_are_those_of_llama_cpp(tmp_path: Path, cells: int) -> None:
+    """FlanT5-XL, as `EncoderContext` has it: a prompt in one batch, every row of it an output."""
+    shape = Shape(24, 2048, 5120, 32, 32, 64, vocabulary=32128, context=512)
+    path = write_hollow_lm(tmp_path / "t5.gguf", shape, "t5")
+    how = LanguageUse(cells, rows_at_once=cells, flash_attention=False, repacked=repacked_types())
+    theirs = reported(path, how, outputs=cells)
+    parts = language_parts(read_model_header(path), path.stat().st_size, how)
+    ours = {part.what: part.size for part in parts if part.needed}
+    weights = ours["language weights"] + ours.get("repacked weights", 0)
+    assert weights == pytest.approx(theirs["model"], rel=0.001)
+    assert ours["KV cache"] == pytest.approx(theirs["KV"], rel=0.001)
+    assert ours["compute buffer"] == pytest.approx(theirs["compute"], rel=0.1)
 
 
 @pytest.mark.skipif(
