@@ -160,7 +160,8 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
 
 def _measure_lm(parts: FamilyParts, path: Path, quant: str, verdict: judge.Verdict,
                 progress: Progress) -> None:  # fmt: skip
-    lm, model = parts.lm, LanguageModel(path, threads=available_cores())
+    lm, threads = parts.lm, available_cores()
+    model = LanguageModel(path, expected=parts.manifest.lm, threads=threads)
     try:
         verdict.add("tokenizer", *judge.judge_tokenizer(
             [model.vocabulary.tokenize(text) for text in TOKENIZER_TEXTS],
@@ -169,25 +170,32 @@ def _measure_lm(parts: FamilyParts, path: Path, quant: str, verdict: judge.Verdi
         context_length = lm.config.context_length
         first = [] if lm.vocabulary.bos is None else [lm.vocabulary.bos]
         texts = [[*first, *lm.reference_ids(text)][:context_length] for text in parts.gate_texts]
-        progress.stage("Computing the language model's reference", lm.config.n_layers)
+        progress.stage("Computing the language model's reference", lm.config.n_stacked)
         reference = lm.reference_logits(texts, progress.advance)
         progress.stage(f"Measuring the language model at {quant}", len(texts))
-        logits = _logits(model, texts, progress.advance)
+        logits = _logits(model, texts, progress.advance, encodes=lm.config.encoder is not None)
     finally:
         model.close()
     verdict.add(f"lm {quant}", *judge.judge_lm(quant, logits, reference))
 
 
-def _logits(model: LanguageModel, texts: list[list[int]], tick: Tick) -> list[np.ndarray]:
-    """Return teacher-forced logits [n_tokens, n_vocab] of each text, with a float32 cache."""
-    context = model.context(
-        n_ctx=max(map(len, texts)), kv_type="f32", flash_attention=False, all_logits=True
-    )
+def _logits(
+    model: LanguageModel, texts: list[list[int]], tick: Tick, *, encodes: bool
+) -> list[np.ndarray]:
+    """Return teacher-forced logits [n_tokens, n_vocab] of each text, with a float32 cache.
+
+    With `encodes` an encoder reads the text first, and the decoder repeats it.
+    """
+    room = max(map(len, texts)) + int(encodes)  # for the token that every answer begins with
+    context = model.context(room, kv_type="f32", flash_attention=False, all_logits=True)
     results = []
     try:
         for text in texts:
             context.clear()
-            results.append(context.logits_of_tokens(text))
+            if encodes:
+                context.prefill_tokens(0, text, 0)
+            start = len(text) if encodes else 0
+            results.append(context.logits_of_tokens(text, start=start))
             tick()
     finally:
         context.close()

@@ -189,6 +189,7 @@ def text_to_ids(folder: Path) -> Callable[[str], list[int]]:
     """
     path = folder / "tokenizer.model"
     try:
+        path = path if path.is_file() else folder / "spiece.model"
         if path.is_file():
             import sentencepiece
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprism.convert.language.opt_fields import opt_settings
 from edgeprism.convert.language.qwen_fields import standard_fields
 from edgeprism.convert.language.rope import RopeScaling, rope_scaling_from_dict
+from edgeprism.convert.language.t5_fields import n_buckets, start_token, t5_settings
 from edgeprism.convert.read.fields import (
     flag_faults,
     number_faults,
@@ -33,6 +34,7 @@ ARCHITECTURES = {
     "qwen": "qwen",
     "gemma": "gemma",
     "opt": "mpt",  # which can be made to compute the same: see language/opt.py
+    "t5": "t5",
 }
 # model_type → the class of transformers that has its fields
 _STOCK = {"internlm2": "", "minicpm": "llama", "qwen": ""}
@@ -61,6 +63,14 @@ class Scales:
 
 
 @dataclass(frozen=True)
+class Encoder:
+    """T5's encoder, which has as many layers as the decoder, and how the decoder begins."""
+
+    n_buckets: int  # kinds of relative positions
+    start_token: int  # the id that every answer begins with
+
+
+@dataclass(frozen=True)
 class LmConfig:
     """The settings that decide the weights' shapes and the GGUF's header."""
 
@@ -81,6 +91,12 @@ class LmConfig:
     qkv_bias: bool
     output_bias: bool  # a bias on the attention's output matrix
     scales: Scales | None = None
+    encoder: Encoder | None = None  # None: the decoder itself reads the prompt
+
+    @property
+    def n_stacked(self) -> int:
+        """The layers of decoder and encoder together."""
+        return self.n_layers * (1 if self.encoder is None else 2)
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,7 @@ class LmTensor:
     source_shape: tuple[int, ...]
     turn: Callable[..., torch.Tensor] | None = None
     others: tuple[str, ...] = ()  # further published tensors, of the shape `source_shape`
+    is_wide: bool = False  # half precision holds too few of its numbers, or of its input's
 
     def make(self, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """Return the tensor in float32; `read(name)` returns a published tensor."""
@@ -131,6 +148,10 @@ def lm_config_from_dict(data: Mapping[str, Any], where: str) -> LmConfig:
         )
     if kind == "opt":
         return LmConfig(kind, ARCHITECTURES[kind], **opt_settings(data, where))
+    if kind == "t5":
+        settings = t5_settings(data, where)
+        encoder = Encoder(n_buckets(data), start_token(data))
+        return LmConfig(kind, ARCHITECTURES[kind], **settings, encoder=encoder)
     data = standard_fields(data, where) if kind == "qwen" else with_older_rope(data, where)
     # before transformers sees them: some of its classes make a list with an entry for each layer
     given = {name: value for name, value in data.items() if value is not None}

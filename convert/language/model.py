@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprism.convert.gate import language as reference_language
 from edgeprism.convert.gate import opt as reference_opt
-from edgeprism.convert.language import internlm2, llama, opt, qwen
+from edgeprism.convert.gate import t5 as reference_t5
+from edgeprism.convert.language import internlm2, llama, opt, qwen, t5
 from edgeprism.convert.language.config import (
     LmConfig,
     LmTensor,
@@ -62,6 +63,7 @@ _UNUSED = {
     "qwen": qwen.UNUSED,
     "gemma": llama.UNUSED,
     "opt": opt.UNUSED,
+    "t5": t5.UNUSED,
 }
 
 
@@ -83,11 +85,14 @@ def open_language_model(
         lead = opt.lead(checkpoint.names)
         head = llama.head_name(checkpoint.names, lead)
         tensors = list(opt.gguf_tensors(config, lead, head))
+    elif config.model_type == "t5":
+        tensors = list(t5.gguf_tensors(config, t5.lead(checkpoint.names)))
     else:
         body = llama.body_prefix(checkpoint.names, str(checkpoint.folder))
         head = llama.head_name(checkpoint.names, body)
         tensors = list(llama.gguf_tensors(config, body, head))
-    reference = reference_opt.logits if config.model_type == "opt" else reference_language.logits
+    others = {"opt": reference_opt.logits, "t5": reference_t5.logits}
+    reference = others.get(config.model_type, reference_language.logits)
     return LmParts(
         checkpoint,
         config,

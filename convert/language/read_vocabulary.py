@@ -9,6 +9,7 @@ from edgeprism.convert.language import (
     vocabulary_gpt2,
     vocabulary_spm,
     vocabulary_tiktoken,
+    vocabulary_unigram,
 )
 from edgeprism.convert.language.vocabulary import TokenRules, Vocabulary
 from edgeprism.errors import CheckpointError
@@ -34,12 +35,16 @@ def vocabulary_from_folder(folder: Path, n_vocab: int, rules: TokenRules) -> Voc
     Raises CheckpointError for a tokenizer that llama.cpp would not reproduce, or one without
     the special tokens that the prompt needs.
     """
-    files = (vocabulary_spm, vocabulary_bpe, vocabulary_tiktoken, vocabulary_gpt2)
+    # T5's folder holds tokenizer.json, too
+    files = (
+        vocabulary_spm, vocabulary_unigram, vocabulary_bpe, vocabulary_tiktoken, vocabulary_gpt2,
+    )  # fmt: skip
     kinds = [kind for kind in files if (folder / kind.FILE).is_file()]
     if not kinds:
         raise CheckpointError(
-            f"{folder} holds no tokenizer: expected {vocabulary_spm.FILE}, {vocabulary_bpe.FILE}, "
-            f"{vocabulary_tiktoken.FILE}, or {vocabulary_gpt2.FILE} and {vocabulary_gpt2.MERGES}.",
+            f"{folder} holds no tokenizer: expected {vocabulary_spm.FILE}, "
+            f"{vocabulary_unigram.FILE}, {vocabulary_bpe.FILE}, {vocabulary_tiktoken.FILE}, or "
+            f"{vocabulary_gpt2.FILE} and {vocabulary_gpt2.MERGES}.",
             "Download the tokenizer with the language model.",
         )
     try:

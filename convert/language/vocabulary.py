@@ -24,7 +24,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # as in
 class Vocabulary:
     """The GGUF's tokenizer fields; pieces, scores and types are indexed by token id."""
 
-    model: str  # "llama": SentencePiece's BPE; "gpt2": byte-level BPE
+    model: str  # "llama": SentencePiece's BPE; "t5": its unigrams; "gpt2": byte-level BPE
     pre: str  # llama.cpp's name of the pre-tokenizer, which splits text before merging
     pieces: list[bytes]
     types: list[int]
@@ -36,6 +36,8 @@ class Vocabulary:
     merges: list[str] = field(default_factory=list)  # only byte-level BPE has them
     add_space_prefix: bool = False
     chat_template: str = ""  # for other programs that read the GGUF; EdgePrism never runs it
+    charsmap: bytes = b""  # SentencePiece's table by which unigrams rewrite characters
+    merge_spaces: bool = False  # only unigrams can
 
 
 @dataclass(frozen=True)
@@ -75,5 +77,9 @@ def write_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    if vocabulary.merge_spaces:
+        writer.add_remove_extra_whitespaces(True)
+    if vocabulary.charsmap:
+        writer.add_precompiled_charsmap(vocabulary.charsmap)
     if vocabulary.chat_template:
         writer.add_chat_template(vocabulary.chat_template)

@@ -35,7 +35,7 @@ def vocabulary(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
     model = _read_model(folder / FILE, n_vocab)
     config_path = folder / "tokenizer_config.json"
     config = read_json(config_path) if config_path.is_file() else {}
-    names = _special_names(folder, config, model, n_vocab, rules)
+    names = special_names(folder, config, model, n_vocab, rules)
     pieces, scores, types = [], [], []
     for i, piece in enumerate(model.pieces):
         text, kind = piece.piece, piece.type
@@ -72,7 +72,11 @@ def vocabulary(folder: Path, n_vocab: int, rules: TokenRules) -> Vocabulary:
     )
 
 
-def _read_model(path: Path, n_vocab: int) -> Any:
+def parse_sentencepiece(path: Path, n_vocab: int) -> Any:
+    """Return the parsed SentencePiece model of `path`, whose pieces fit `n_vocab` rows.
+
+    Raises CheckpointError for any other file.
+    """
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
@@ -83,6 +87,17 @@ def _read_model(path: Path, n_vocab: int) -> Any:
         raise CheckpointError(
             f"{path} is not a SentencePiece model.", "Download it again."
         ) from error
+    faults = []
+    if not all(isinstance(piece.piece, str) for piece in model.pieces):
+        faults.append("a piece is no text")  # protobuf returns bytes that are not UTF-8 as they are
+    if len(model.pieces) > n_vocab:
+        faults.append(f"it has {len(model.pieces)} pieces, the model's vocabulary {n_vocab}")
+    _refuse(path, faults)
+    return model
+
+
+def _read_model(path: Path, n_vocab: int) -> Any:
+    model = parse_sentencepiece(path, n_vocab)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     faults = []
     if trainer.model_type != _BPE:
@@ -93,19 +108,20 @@ def _read_model(path: Path, n_vocab: int) -> Any:
         faults.append("it removes extra whitespace")
     if not normalizer.escape_whitespaces or trainer.treat_whitespace_as_suffix:
         faults.append("it does not mark spaces in front of words")
-    if not all(isinstance(piece.piece, str) for piece in model.pieces):
-        faults.append("a piece is no text")  # protobuf returns bytes that are not UTF-8 as they are
-    if len(model.pieces) > n_vocab:
-        faults.append(f"it has {len(model.pieces)} pieces, the model's vocabulary {n_vocab}")
-    if faults:
-        raise CheckpointError(
-            f"{path} cannot be reproduced by llama.cpp: {'; '.join(faults)}.",
-            "Use the tokenizer.model that was published with the language model.",
-        )
+    _refuse(path, faults)
     return model
 
 
-def _special_names(
+def _refuse(path: Path, faults: list[str]) -> None:
+    """Raise CheckpointError that lists `faults`, if there are any."""
+    if faults:
+        raise CheckpointError(
+            f"{path} cannot be reproduced by llama.cpp: {'; '.join(faults)}.",
+            f"Use the {path.name} that was published with the language model.",
+        )
+
+
+def special_names(
     folder: Path, config: dict[str, Any], model: Any, n_vocab: int, rules: TokenRules
 ) -> dict[int, str]:
     """Return {id: name} of the special tokens."""

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import torch
 
-from edgeprism.convert.language.config import LmConfig, LmTensor
+from edgeprism.convert.language.config import Encoder, LmConfig, LmTensor
 from edgeprism.convert.language.model import LmParts
 from edgeprism.convert.language.vocabulary import write_vocabulary
 from edgeprism.errors import CheckpointError, EdgePrismError
@@ -30,6 +30,7 @@ _NATIVE = {
 }
 LM_QUANTS = (*_DIRECT, *_NATIVE)
 _POSITIONS = "position_embd.weight"
+_RELATIVE = "attn_rel_b.weight"
 
 # How many bytes of rows llama.cpp may hold at once while quantizing
 _QUANTIZE_BUFFER = 1 << 30
@@ -88,8 +89,11 @@ def _write_config(writer: gguf.GGUFWriter, config: LmConfig) -> None:
     if config.head_dim * config.n_heads != config.n_embd:
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
-    if config.rope_theta:
+    if config.encoder is not None:
+        _write_encoder(writer, config.encoder)
+    elif config.rope_theta:
         _write_rotation(writer, config)
+    if config.rope_theta or config.encoder is not None:
         writer.add_layer_norm_rms_eps(config.norm_eps)
     else:  # llama.cpp reads a table of positions if the file has one
         writer.add_layer_norm_eps(config.norm_eps)
@@ -99,6 +103,11 @@ def _write_config(writer: gguf.GGUFWriter, config: LmConfig) -> None:
         writer.add_residual_scale(config.scales.residual)
         writer.add_logit_scale(config.scales.logit)
     writer.add_vocab_size(config.n_vocab)
+
+
+def _write_encoder(writer: gguf.GGUFWriter, encoder: Encoder) -> None:
+    writer.add_relative_attn_buckets_count(encoder.n_buckets)
+    writer.add_decoder_start_token_id(encoder.start_token)
 
 
 def _write_rotation(writer: gguf.GGUFWriter, config: LmConfig) -> None:
@@ -119,12 +128,16 @@ _PLAIN: dict[gguf.GGMLQuantizationType, np.dtype] = {
 
 
 def _type_of(tensor: LmTensor, target: gguf.GGMLQuantizationType) -> gguf.GGMLQuantizationType:
-    if len(tensor.shape) == 1:
-        return gguf.GGMLQuantizationType.F32  # norms and biases: llama.cpp expects float32
+    # llama.cpp expects norms and biases in float32, and leaves relative positions in it
+    if len(tensor.shape) == 1 or tensor.name.endswith(_RELATIVE):
+        return gguf.GGMLQuantizationType.F32
     block = gguf.GGML_QUANT_SIZES[target][0]
     # llama.cpp's own quantizer leaves positions as they are, too
     whole = tensor.shape[-1] % block == 0 and tensor.name != _POSITIONS
-    return target if whole or target in _PLAIN else gguf.GGMLQuantizationType.F16
+    kind = target if whole or target in _PLAIN else gguf.GGMLQuantizationType.F16
+    if kind == gguf.GGMLQuantizationType.F16 and tensor.is_wide:
+        return gguf.GGMLQuantizationType.F32
+    return kind
 
 
 def _encoded(
