@@ -49,7 +49,7 @@ def quantize_int8(graph_path: Path, out: Path, full_range: bool, keep_float: set
         raise ValueError("no node is left to quantize")
     scratch = out.with_suffix(".quantizing")
     # its weights are within the file; those of `graph_path` lie beside it
-    with _random_file_names():
+    with _random_file_names(), _read_once():
         quantize_dynamic(
             graph_path,
             scratch,
@@ -79,6 +79,27 @@ def _random_file_names() -> Iterator[None]:
         yield
     finally:
         uuid.uuid1 = by_address
+
+
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """Let ONNX Runtime's quantizer go on with the graph that it has read, inside the block.
+
+    It would copy the graph, write the copy to a file and read that, to infer the shapes behind each
+    Gemm that it has replaced by a MatMul. All weights would then stand in memory three times.
+    """
+    from onnxruntime.quantization import onnx_quantizer
+
+    name = "save_and_reload_model_with_shape_infer"
+    reload = getattr(onnx_quantizer, name, None)
+    if reload is None:  # another version of ONNX Runtime
+        yield
+        return
+    setattr(onnx_quantizer, name, lambda model: model)
+    try:
+        yield
+    finally:
+        setattr(onnx_quantizer, name, reload)
 
 
 def _random_uuid(node: int | None = None, clock_seq: int | None = None) -> uuid.UUID:

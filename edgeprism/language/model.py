@@ -75,22 +75,7 @@ class LanguageModel:
         # frees up to 92,544 strings
         self.header = dataclasses.replace(header, tokens=(), charsmap=b"")
         self._llama = llama = import_llama()
-        params = llama.llama_model_default_params()
-        params.n_gpu_layers = gpu_layers
-        # repacked weights; off where the AMX layout would be chosen, which crashes
-        params.use_extra_bufts = not has_amx()
-        # llama.cpp copies weights to a GPU, or into a layout that the CPU multiplies faster
-        copied = large_files(part_paths(path)) if gpu_layers or repacked_types() else []
-        progress = llama.llama_progress_callback(self._progress(copied))
-        params.progress_callback = progress
-        forget_words()
-        self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
-        if not self._model:
-            if self.cancel.is_set():
-                raise Interrupted()
-            raise ModelError(f"{path}: llama.cpp cannot load it: {last_words(2)}.", COPY_AGAIN)
-        for part in copied:
-            drop_mapped_pages(part)
+        self._model: Any = self._load()
         self.vocabulary = Vocabulary(path, self._model, header.chat_template)
         self.n_embd: int = llama.llama_model_n_embd(self._model)
         # wider than n_embd if rows also carry values that later layers add
@@ -109,6 +94,27 @@ class LanguageModel:
                 "across (M-RoPE).",
                 COPY_AGAIN,
             )
+
+    def _load(self) -> object:
+        """Return llama.cpp's model of the file."""
+        llama, path = self._llama, self.path
+        params = llama.llama_model_default_params()
+        params.n_gpu_layers = self.gpu_layers
+        # repacked weights; off where the AMX layout would be chosen, which crashes
+        params.use_extra_bufts = not has_amx()
+        # llama.cpp copies weights to a GPU, or into a layout that the CPU multiplies faster
+        copied = large_files(part_paths(path)) if self.gpu_layers or repacked_types() else []
+        progress = llama.llama_progress_callback(self._progress(copied))
+        params.progress_callback = progress
+        forget_words()
+        model = llama.llama_model_load_from_file(os.fsencode(path), params)
+        if not model:
+            if self.cancel.is_set():
+                raise Interrupted()
+            raise ModelError(f"{path}: llama.cpp cannot load it: {last_words(2)}.", COPY_AGAIN)
+        for part in copied:
+            drop_mapped_pages(part)
+        return model
 
     def _open_adapter(self, path: Path) -> RowAdapter:
         try:
