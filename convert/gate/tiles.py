@@ -22,7 +22,7 @@ def gate_tiles(manifest: Manifest) -> Pixels:
     """
     image = manifest.image
     if image.free is None:
-        return gate_pictures(image.size, len(image.fills))
+        return gate_pictures(image.size, image.channels // 3)
     shapes: list[tuple[int, int]] = []
     for wide, high in _PICTURES:
         size = (max(1, round(wide * image.size)), max(1, round(high * image.size)))

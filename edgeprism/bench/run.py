@@ -214,7 +214,7 @@ def _count_work(opened: _Opened, vision_file: str, notes: list[str]) -> Work:
     work = Operations()
     try:
         for shape, n_tiles in Counter(middle.shapes).items():
-            tile = np.zeros((1, *shape, 3 * len(manifest.image.fills)), np.uint8)
+            tile = np.zeros((1, *shape, manifest.image.channels), np.uint8)
             nodes = profile_graph(bundle.file(vision_file), tile)
             work += nodes_to_operations(nodes) * (n_tiles * share)
         work += _count_connector(bundle, vision_file) * middle.n_tiles

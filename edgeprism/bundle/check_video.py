@@ -22,7 +22,7 @@ def video_faults(m: Manifest, max_grid: int, max_marker: int) -> list[str]:
     video = m.video
     if video is None:
         return []
-    names = (m.vision.output, m.vision.input, m.vision.newline)
+    names = (m.vision.output, m.vision.input, m.vision.newline, m.vision.separator)
     checks = [
         ("", m.vision.mmproj is None, "needs a graph; vision.mmproj takes pictures alone"),
         ("", m.image.free is None, "needs tiles of one shape, and image.free gives them many"),

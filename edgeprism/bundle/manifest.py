@@ -58,6 +58,10 @@ class Tiling:
       logarithm. All tiles of a picture have one shape, which `ImagePolicy.free` chooses for one of
       them, and the picture is stretched to them. A picture that one square holds is not cut.
 
+    - "most-across": the longer edge gets the most tiles n with which [⌈n / ratio⌉, n], by its ratio
+      to the shorter edge, is among `grids`. The picture is resized to the length of n tiles, keeps
+      its aspect ratio, and is centred on `fill` in whole tiles.
+
     `order` is the order of the visual tokens: "tiles", one tile after another; "rows", one row of
     patches after another, each across all tiles; "rows-unpadded", the same without the rows and
     columns of patches that hold only padding.
@@ -71,6 +75,12 @@ class Tiling:
     # with `ImagePolicy.free`: a picture is cut only if it has more pixels, after both edges were
     # rounded to whole units; 0: every picture is
     uncut_pixels: int = dataclasses.field(default=0, metadata=LATER)
+    # how the overview is made of the canvas with the tiles, in place of how `mode` makes it of the
+    # picture. "bicubic": by torch's filter of that name, which smooths nothing (a = -0.75), in
+    # floating point: the graph's pixels then have fractions
+    overview_filter: str = dataclasses.field(default="", metadata=LATER)
+    # with `Vision.newline`: whether it ends the overview's rows of patches, too
+    overview_lines: bool = dataclasses.field(default=False, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,16 @@ class ImagePolicy:
         """The fill of each view of the picture; the graph's pixels have three channels per view."""
         return [self.fill, self.second_fill] if self.second_fill else [self.fill]
 
+    @property
+    def has_fractions(self) -> bool:
+        """Whether the graph's pixels have fractions: two bytes for each colour."""
+        return self.tiling is not None and self.tiling.overview_filter != ""
+
+    @property
+    def channels(self) -> int:
+        """The bytes of each pixel of the graph: three for each view, and three for fractions."""
+        return 3 * (len(self.fills) + int(self.has_fractions))
+
 
 @dataclass(frozen=True)
 class VisionVariant:
@@ -184,6 +204,9 @@ class Vision:
     many, in no order of place: `grid` is [1, tokens]; so it is too where tiles are squares and
     their visual tokens have no places.
 
+    With `ImagePolicy.has_fractions` a pixel has six bytes: a colour is (256 · c + f) / 128 - 128,
+    of which c is its byte among the first three and f its byte among the others.
+
     With `text` the graph's output is features, and a second graph makes the visual tokens of them.
 
     With `mmproj` there is no graph: input, output and grid are empty; n_embd may be several times
@@ -201,6 +224,8 @@ class Vision:
     # name of a further output [n, n_embd] of the graph: the learned row that ends each row of
     # patches, the same for every tile
     newline: str = ""
+    # name of a further output [n, n_embd], too: the learned row between the overview and the tiles
+    separator: str = dataclasses.field(default="", metadata=LATER)
     mmproj: Mmproj | None = None
     # how many of a tile's visual tokens, at its beginning and at its end, are learned rows, which
     # are the same for all pictures: none of these is left out where fewer are asked for

@@ -27,8 +27,9 @@ MAX_MANIFEST_BYTES = 1 << 20
 _FILLED = ("pad", "letterbox")
 # {how a free shape is chosen: how a picture is then cut}
 FREE_SHAPES = {"smart-resize": "closest-ratio", "equal-area": "by-pixels"}
-CHOICES = ("best-fit", "closest-ratio", "longest-edge", "by-pixels")
+CHOICES = ("best-fit", "closest-ratio", "longest-edge", "by-pixels", "most-across")
 OVERVIEWS = ("first", "last")
+OVERVIEW_FILTERS = ("", "bicubic")
 ORDERS = ("tiles", "rows", "rows-unpadded")
 MAX_MARKER = 1000  # characters; published models need a few tokens
 MAX_GRID = 1024  # visual tokens along an edge of a tile
@@ -148,6 +149,7 @@ def _mmproj_faults(m: Manifest) -> list[str]:
         ("vision.input", not vision.input, "must be empty with vision.mmproj"),
         ("vision.output", not vision.output, "must be empty with vision.mmproj"),
         ("vision.newline", not vision.newline, "must be empty with vision.mmproj"),
+        ("vision.separator", not vision.separator, "must be empty with vision.mmproj"),
         ("vision.text", vision.text is None, "not with vision.mmproj"),
         ("vision.grid", not vision.grid, "must be empty with vision.mmproj"),
         ("vision.drop_first_patch", not vision.drop_first_patch, "not with vision.mmproj"),
@@ -165,8 +167,9 @@ def _tiling_faults(m: Manifest) -> list[str]:
     tiling = m.image.tiling
     if tiling is None:
         faults = [] if m.image.max_tiles == 1 else ["image.max_tiles: only 1 without image.tiling"]
-        if m.vision.newline:
-            faults.append("vision.newline: needs image.tiling")
+        for name in ("newline", "separator"):
+            if getattr(m.vision, name):
+                faults.append(f"vision.{name}: needs image.tiling")
         return faults
     by_edge = tiling.choose == "longest-edge"
     checks = [
@@ -185,6 +188,14 @@ def _tiling_faults(m: Manifest) -> list[str]:
          tiling.order != "rows-unpadded" or tiling.choose == "best-fit"),
         ("uncut_pixels: needs image.free, and must not be negative",
          tiling.uncut_pixels == 0 or (tiling.uncut_pixels > 0 and m.image.free is not None)),
+        ("choose: most-across needs [1, 1] among the grids",
+         tiling.choose != "most-across" or [1, 1] in tiling.grids),
+        (f"overview_filter: {tiling.overview_filter!r}; known: bicubic",
+         tiling.overview_filter in OVERVIEW_FILTERS),
+        ("overview_filter: not with image.free or image.second_fill",
+         not tiling.overview_filter or not (m.image.free or m.image.second_fill)),
+        ("overview_lines: needs vision.newline",
+         not tiling.overview_lines or m.vision.newline != ""),
         ("choose: by-pixels needs image.free, and no uncut_pixels",
          tiling.choose != "by-pixels" or (m.image.free is not None and not tiling.uncut_pixels)),
     ]  # fmt: skip
@@ -196,8 +207,14 @@ def _tiling_faults(m: Manifest) -> list[str]:
                 f"image.max_tiles: {m.image.max_tiles}, but the tiling makes {max_tiles}; at most "
                 f"{MAX_TILES} are supported"
             )
-    if m.vision.newline and tiling.order == "tiles":
-        faults.append("vision.newline: needs image.tiling.order rows or rows-unpadded")
+    outputs = {"newline": m.vision.newline, "separator": m.vision.separator}
+    for name in filter(outputs.get, outputs):
+        if tiling.order == "tiles":
+            faults.append(f"vision.{name}: needs image.tiling.order rows or rows-unpadded")
+        if outputs[name] == m.vision.output:
+            faults.append(f"vision.{name}: is vision.output")
+    if m.vision.separator and m.vision.separator == m.vision.newline:
+        faults.append("vision.separator: is vision.newline")
     markers = m.prompts.markers
     if (
         markers is not None
@@ -208,8 +225,6 @@ def _tiling_faults(m: Manifest) -> list[str]:
             "prompts.markers: before_tile, after_tile, after_row and between_rows need "
             "image.tiling.order tiles"
         )
-    if m.vision.newline == m.vision.output:
-        faults.append("vision.newline: is vision.output")
     if m.vision.drop_first_patch and tiling.order != "tiles":
         faults.append("vision.drop_first_patch: breaks the rows of image.tiling.order")
     return faults

@@ -32,6 +32,7 @@ def text_faults(m: Manifest) -> list[str]:
     faults = [f"vision.text.{name}: {said}" for name, holds, said in checks if not holds]
     others = [
         ("vision.newline", not m.vision.newline, "must be empty with vision.text"),
+        ("vision.separator", not m.vision.separator, "must be empty with vision.text"),
         ("vision.drop_first_patch", not m.vision.drop_first_patch, "not with vision.text"),
         ("image.free", m.image.free is None, "not with vision.text"),
         ("image.tiling.order", m.image.tiling is None or m.image.tiling.order == "tiles",

@@ -188,7 +188,7 @@ def _picture_bytes(manifest: Manifest) -> int:
     """Return the bytes of the picture that is planned for, as it is read, resized and cut."""
     picture = planned_picture(manifest)
     pixels = sum(math.prod(shape) for shape in picture_to_layout(picture, manifest).shapes)
-    tiles = pixels * len(manifest.image.fills)
+    tiles = pixels * manifest.image.channels // 3
     return tiles * _CUT_PIXEL + picture[0] * picture[1] * _READ_PIXEL
 
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]  # (width, height)
 _RGB = 3  # channels
-NEWLINE = -1  # index of the model's newline row in `PictureLayout.rows`
+# indices of learned rows in `PictureLayout.rows`: what ends a row of patches, and what stands
+# between the overview and the tiles
+NEWLINE, SEPARATOR = -1, -2
 
 _NO_MARKERS = Markers("", "", "", "", "", "")
 
@@ -54,6 +56,8 @@ def picture_to_layout(size: Size, manifest: Manifest) -> PictureLayout:
     whole, per_tile = (tokens_of_tile(shape, manifest) for shape in (whole_shape, tile_shape))
     first = tiling.overview == "first"
     overview = np.arange(whole, dtype=np.int32) + (0 if first else n_cut * per_tile)
+    if tiling.overview_lines:
+        overview = _with_line_ends(overview.reshape(vision.grid)).ravel()
     cut: np.ndarray = np.arange(n_cut * per_tile, dtype=np.int32) + (whole if first else 0)
     if tiling.order != "tiles":
         # [down, across, patches down, patches across] → rows of patches across all tiles
@@ -61,16 +65,23 @@ def picture_to_layout(size: Size, manifest: Manifest) -> PictureLayout:
         cut = cut.reshape(grid[0] * vision.grid[0], grid[1] * vision.grid[1])
         if tiling.order == "rows-unpadded":
             cut = _unpadded(cut, size)
-        if vision.newline:
-            cut = np.pad(cut, ((0, 0), (0, 1)), constant_values=NEWLINE)
+        cut = _with_line_ends(cut) if vision.newline else cut
         lengths = [[cut.size]]
     else:
         lengths = [[per_tile] * grid[1]] * grid[0]
-    parts = (overview, cut.ravel()) if first else (cut.ravel(), overview)
+    parts = [overview, cut.ravel()]
+    if vision.separator:
+        parts.insert(1, np.array([SEPARATOR], np.int32))
+    parts = parts if first else parts[::-1]
     shapes = [tile_shape] * n_cut
     shapes.insert(0 if first else n_cut, whole_shape)
-    segments = _segments(whole, lengths, manifest)
+    segments = _segments(len(overview) + (vision.separator != ""), lengths, manifest)
     return PictureLayout(grid, tuple(shapes), np.concatenate(parts), segments)
+
+
+def _with_line_ends(rows: np.ndarray) -> np.ndarray:
+    """Return `rows` [down, across] with the model's newline row at the end of each."""
+    return np.pad(rows, ((0, 0), (0, 1)), constant_values=NEWLINE)
 
 
 def _layout_of_one(size: Size, manifest: Manifest) -> PictureLayout:
@@ -107,6 +118,7 @@ def most_visual_tokens(manifest: Manifest) -> int:
     limit = manifest.image.max_tiles * vision.tokens_per_tile
     if tiling is not None and vision.newline:
         limit += max(grid[0] for grid in tiling.grids) * vision.grid[0]
+        limit += vision.grid[0] * tiling.overview_lines + (vision.separator != "")
     return limit
 
 
@@ -115,13 +127,17 @@ def choose_grid(size: Size, policy: ImagePolicy) -> tuple[int, int] | None:
 
     None: the picture is not cut. The rules follow the models' own preprocessing: LLaVA-NeXT
     (best-fit), InternVL 1.5 (closest-ratio), LFM2-VL (the same, if the picture has more than
-    uncut_pixels), Idefics3 (longest-edge) and MiniCPM-V (by-pixels).
+    uncut_pixels), Idefics3 (longest-edge), MiniCPM-V (by-pixels) and InternLM-XComposer2-4KHD
+    (most-across).
     """
     tiling, free = policy.tiling, policy.free
     if tiling is None:
         return None
     if tiling.choose == "by-pixels":
         return _by_pixels(size, policy.size, tiling.grids)
+    if tiling.choose == "most-across":
+        width, height = across_size(size, policy.size, tiling.grids)
+        return -(-height // policy.size), -(-width // policy.size)
     if free is not None:
         width, height = (round(edge / free.unit) * free.unit for edge in size)
         if width * height <= tiling.uncut_pixels:
@@ -240,6 +256,21 @@ def edge_size(size: Size, longest_edge: int) -> Size:
         return longest_edge, max(1, other + other % 2)
     other = int(longest_edge * ratio)
     return max(1, other + other % 2), longest_edge
+
+
+def across_size(size: Size, tile: int, grids: list[list[int]]) -> Size:
+    """Return the size that a "most-across" picture is resized to, before it is padded.
+
+    The rule is that of 4KHD's `HD_transform`, which fails where the shorter edge would have no
+    pixel; here it has one.
+    """
+    longer, shorter = max(size), min(size)
+    ratio, known = longer / shorter, set(map(tuple, grids))
+    most = max(max(grid) for grid in grids)
+    n_tiles = next(n for n in range(most, 0, -1) if (math.ceil(n / ratio), n) in known)
+    edge = n_tiles * tile
+    other = max(1, int(edge / ratio))
+    return (edge, other) if size[0] >= size[1] else (other, edge)
 
 
 def canvas_size(size: Size, tile: int, longest_edge: int) -> Size:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from edgeprism.picture.layout import cut_size, edge_size, fitted_size, shrunk_size, tile_size
+from edgeprism.picture.fractions import bicubic, with_fractions
+from edgeprism.picture.layout import (
+    across_size,
+    cut_size,
+    edge_size,
+    fitted_size,
+    shrunk_size,
+    tile_size,
+)
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import ImagePolicy
@@ -36,7 +44,8 @@ def picture_to_tiles(
     The mode "shrink" gives one tile [1, height, width, 3] of the picture's own aspect ratio, and
     "free" one of about that ratio. With a second fill there are six channels: the picture on the
     first colour and on the second. If a picture is cut in the mode "free", its overview has another
-    shape than its tiles: then all pixels stand in one flat array, see `tiles_by_shape`.
+    shape than its tiles: then all pixels stand in one flat array, see `tiles_by_shape`. Where
+    pixels have fractions, there are six channels, too (`fractions`).
     """
     tiling = policy.tiling
     if tiling is None or grid is None:
@@ -48,7 +57,9 @@ def picture_to_tiles(
     # the overview of "longest-edge" models is made from the stretched canvas
     by_edge = tiling.choose == "longest-edge"
     whole = canvas if by_edge else picture.rgb
-    if policy.free is None:
+    if policy.has_fractions:
+        overview = bicubic(np.asarray(canvas), policy.size)[None]
+    elif policy.free is None:
         overview = np.asarray(picture_to_tile(whole, policy, policy.fill), dtype=np.uint8)[None]
     else:
         overview = _free_tile(picture, policy).ravel()
@@ -56,6 +67,8 @@ def picture_to_tiles(
     cut = np.asarray(canvas, dtype=np.uint8).reshape(grid[0], height, grid[1], width, 3)
     cut = cut.swapaxes(1, 2).reshape(-1, height, width, 3)  # one row of tiles after another
     cut = cut if policy.free is None else cut.ravel()
+    if policy.has_fractions:
+        overview, cut = with_fractions(overview), with_fractions(cut)
     return np.concatenate((overview, cut) if tiling.overview == "first" else (cut, overview))
 
 
@@ -77,11 +90,31 @@ def _canvas(picture: Picture, policy: ImagePolicy, grid: tuple[int, int]) -> Ima
         return rgb.resize(size, resample)
     if tiling is not None and tiling.choose in ("closest-ratio", "by-pixels"):
         return picture.rgb.resize(size, resample)
+    if tiling is not None and tiling.choose == "most-across":
+        resized = across_size(picture.size, policy.size, tiling.grids)
+        return _centred(_resized_along(picture.rgb, resized, resample), size, policy.fill)
     width, height = fitted_size(picture.size, size)
-    canvas = Image.new("RGB", size, tuple(policy.fill))
-    fitted = picture.rgb.resize((width, height), resample)
-    canvas.paste(fitted, ((size[0] - width) // 2, (size[1] - height) // 2))
+    return _centred(picture.rgb.resize((width, height), resample), size, policy.fill)
+
+
+def _centred(rgb: Image.Image, size: tuple[int, int], fill: Sequence[int]) -> Image.Image:
+    """Return a picture in the middle of a canvas of `size` (width, height)."""
+    canvas = Image.new("RGB", size, tuple(fill))
+    canvas.paste(rgb, ((size[0] - rgb.width) // 2, (size[1] - rgb.height) // 2))
     return canvas
+
+
+def _resized_along(
+    rgb: Image.Image, size: tuple[int, int], resample: Image.Resampling
+) -> Image.Image:
+    """Resize the longer edge first: Pillow rounds between the edges, and upstream turns a tall one.
+
+    `size` says which edge is the longer one.
+    """
+    if size[0] >= size[1]:
+        return rgb.resize(size, resample)
+    turned = rgb.transpose(Image.Transpose.TRANSPOSE).resize(size[::-1], resample)
+    return turned.transpose(Image.Transpose.TRANSPOSE)
 
 
 def picture_to_tile(rgb: Image.Image, policy: ImagePolicy, fill: Sequence[int]) -> Image.Image:

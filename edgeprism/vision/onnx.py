@@ -254,23 +254,24 @@ class VisionEncoder:
         self.cancel = cancel or Cancel()
         self._session = GraphSession(path, provider=provider, threads=threads, cancel=self.cancel)
         vision = manifest.vision
-        self._input, self._output, self._newline = vision.input, vision.output, vision.newline
+        self._input, self._output = vision.input, vision.output
+        # outputs with a learned row, in the order of their indices in a layout: SEPARATOR, NEWLINE
+        self._learned = tuple(filter(None, (vision.separator, vision.newline)))
         self._video = manifest.video
         self.tokens_per_tile, self.n_embd = vision.tokens_per_tile, vision.n_embd
         if vision.text is not None:
             self.tokens_per_tile, self.n_embd = vision.text.features, vision.text.width
         self._free = manifest.image.free
-        self._newline_row = np.empty((0, self.n_embd), np.float32)  # set by the first `encode`
+        self._learned_rows = np.empty((0, self.n_embd), np.float32)  # set by the first `encode`
         self._check_interface(manifest.image)
 
     def _check_interface(self, image: ImagePolicy) -> None:
-        shape: list[int | None] = [image.size, image.size, 3 * len(image.fills)]
+        shape: list[int | None] = [image.size, image.size, image.channels]
         tokens: list[int | None] = [self.tokens_per_tile, self.n_embd]
         if self._free is not None:
             shape[:2], tokens[:1] = [None, None], [self._free.tokens or None]
         outputs = {self._output: (FLOATS, tokens)}
-        if self._newline:
-            outputs[self._newline] = (FLOATS, [self.n_embd])
+        outputs |= dict.fromkeys(self._learned, (FLOATS, [self.n_embd]))
         if self._video is not None:
             outputs[self._video.output] = (FLOATS, [self._video.tokens_per_frame, self.n_embd])
         self._session.check_interface({self._input: ("tensor(uint8)", shape)}, outputs)
@@ -300,13 +301,12 @@ class VisionEncoder:
         for start in range(0, len(pixels), at_once):
             part = pixels[start : start + at_once]
             shapes: dict[str, tuple[int, ...]] = {output: (len(part), n_tokens, self.n_embd)}
-            if self._newline:
-                shapes[self._newline] = (len(part), self.n_embd)
-            tokens[start : start + len(part)], *newlines = self._session.run(
+            shapes |= dict.fromkeys(self._learned, (len(part), self.n_embd))
+            tokens[start : start + len(part)], *learned = self._session.run(
                 {self._input: part}, shapes
             )
-            for newline in newlines:
-                self._newline_row = newline[:1]
+            if learned:
+                self._learned_rows = np.concatenate([rows[:1] for rows in learned])
         return tokens
 
     def _tokens_of(self, pixels: np.ndarray) -> int:
@@ -319,8 +319,8 @@ class VisionEncoder:
     def encode_picture(self, tiles: np.ndarray, layout: PictureLayout) -> np.ndarray:
         """Encode a picture's tiles; return its rows in the prompt's order, [n_rows, n_embd]."""
         each = [self.encode(part) for part in tiles_by_shape(tiles, layout.shapes)]
-        # the newline comes last, because its index NEWLINE is -1
-        rows = np.concatenate([*(r.reshape(-1, self.n_embd) for r in each), self._newline_row])
+        # learned rows come last, because their indices are negative
+        rows = np.concatenate([*(r.reshape(-1, self.n_embd) for r in each), self._learned_rows])
         in_order: np.ndarray = rows[layout.rows]
         return in_order
 

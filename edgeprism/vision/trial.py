@@ -209,7 +209,7 @@ def _tile_shapes(
 
     image = manifest.image
     if image.free is None:
-        fixed = (image.size, image.size, 3 * len(image.fills))
+        fixed = (image.size, image.size, image.channels)
         return [*([(_TILES_AT_ONCE, *fixed)] if together else []), (1, *fixed)]
     pictures = [*_FREE, *([(MAX_EDGE, MAX_EDGE)] if is_small else [])]
     sizes = [tile_size(size, image) for size in pictures]

@@ -476,6 +476,41 @@ def test_tilings_that_can() -> None:
     assert manifest_from_json(json.dumps(data), "m").image.max_tiles == 13
 
 
+def lined() -> dict[str, Any]:
+    """A manifest of tiles across, with an overview of fractions and learned rows between."""
+    data = tiled()
+    data["image"] |= {"tiling": {
+        "choose": "most-across", "grids": [[1, 1], [1, 2], [2, 1], [2, 2]], "longest_edge": 0,
+        "overview": "first", "order": "rows", "overview_filter": "bicubic", "overview_lines": True,
+    }}  # fmt: skip
+    data["vision"]["separator"] = "separator"
+    return data
+
+
+def test_lines_of_an_overview() -> None:
+    manifest = manifest_from_json(json.dumps(lined()), "m")
+    assert json.loads(manifest.to_json()) == lined()
+    assert manifest.image.channels == 6
+    assert manifest_from_json(json.dumps(good()), "m").image.channels == 3
+    for path, value, fault in (
+        ("image/tiling/grids", [[1, 2], [2, 1], [2, 2]], "choose: most-across needs [1, 1]"),
+        ("image/tiling/overview_filter", "lanczos", "overview_filter: 'lanczos'; known: bicubic"),
+        ("image/second_fill", [0, 0, 0], "overview_filter: not with image.free or image.second"),
+        ("vision/newline", "", "overview_lines: needs vision.newline"),
+        ("image/tiling/order", "tiles", "vision.separator: needs image.tiling.order rows"),
+        ("vision/separator", "newline", "vision.separator: is vision.newline"),
+        ("vision/separator", "visual_tokens", "vision.separator: is vision.output"),
+        ("image/tiling", None, "vision.separator: needs image.tiling"),
+    ):
+        assert any(fault in each for each in faults_of(put(lined(), path, value))), fault
+    for path in ("image/tiling/overview_filter", "image/tiling/overview_lines", "vision/separator"):
+        whole = lined()
+        part = whole["vision"] if path.startswith("vision") else whole["image"]["tiling"]
+        del part[path.rsplit("/", 1)[1]]
+        read = manifest_from_json(json.dumps(whole), "m")
+        assert json.loads(read.to_json()) == whole  # as earlier versions write and read it
+
+
 @pytest.mark.parametrize(
     ("path", "value", "count"), [("vision/grid", [4, 5], 20), ("vision/drop_first_patch", True, 15)]
 )
