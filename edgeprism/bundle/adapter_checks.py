@@ -38,8 +38,8 @@ def _metadata_faults(header: GgufHeader, model: GgufHeader) -> Iterator[str]:
         value = header.metadata.get(key)
         if value != expected:
             yield f"{key} is {value!r}, not {expected!r}"
-    alpha = header.metadata.get(_ALPHA)
-    if header.kinds.get(_ALPHA) != FLOAT32 or not (math.isfinite(alpha) and alpha > 0):
+    alpha, single = header.metadata.get(_ALPHA), header.kinds.get(_ALPHA) == FLOAT32
+    if not (single and isinstance(alpha, float) and math.isfinite(alpha) and alpha > 0):
         yield f"{_ALPHA} is {alpha!r}, not a number above 0 in 32 bits"
     if _AFTER_TOKENS in header.metadata:
         yield f"{_AFTER_TOKENS}: it acts only after certain tokens"

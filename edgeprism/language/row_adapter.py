@@ -43,8 +43,8 @@ class RowAdapter:
     def applied(self, context: Any) -> Iterator[None]:
         """Inside the block llama.cpp's `context` adds the adapter's products."""
         adapters = (self._llama.llama_adapter_lora_p_ctypes * 1)(self._adapter)
-        self._set(context, adapters, 1, (ctypes.c_float * 1)(1.0))
         try:
+            self._set(context, adapters, 1, (ctypes.c_float * 1)(1.0))
             yield
         finally:
             self._set(context, None, 0, None)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
+from edgeprism.bundle.adapter_checks import adapter_faults
+from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.errors import Interrupted, ModelError
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.model import LanguageModel
@@ -18,9 +21,10 @@ from edgeprism.segments import ImageRows, Segment, Tokens
 from tests.helpers import bundles
 from tests.helpers.adapters import AdapterReference, adapter_parts
 from tests.helpers.bundles import GgufParts
+from tests.helpers.children import in_child
 from tests.helpers.llama_reference import Visual
 
-N_TOKENS = 24
+N_TOKENS = 12
 LM = bundles.lm_parts(2)
 ADAPTER = adapter_parts(LM)
 Prompt = list[list[int] | Visual]
@@ -253,6 +257,49 @@ def test_a_file_that_was_cut_short_is_refused(
     path.write_bytes(files[1].read_bytes()[:length])
     with pytest.raises(ModelError, match=r"short\.gguf: not a whole GGUF model"):
         LanguageModel(files[0], rows=path, threads=1)
+
+
+def test_random_damage_to_the_header_never_ends_the_process(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, path = files[1].read_bytes(), tmp_path / "damaged.gguf"
+    end = min(read_gguf_header(files[1]).starts.values())
+    model, rng = read_gguf_header(files[0]), np.random.default_rng(3)
+
+    def use() -> None:
+        lm = LanguageModel(files[0], rows=path, threads=1)
+        lm.context(256).prefill_rows(0, rows(1), 0)
+
+    reached = 0
+    for trial in range(600):
+        damaged = bytearray(data)
+        for _ in range(int(rng.integers(1, 3))):
+            at = int(rng.integers(0, end))
+            if rng.random() < 0.5:
+                damaged[at] ^= 1 << int(rng.integers(0, 8))
+            else:
+                value = int(rng.choice([0, 1, 255, 2**31, 2**32 - 1]))
+                damaged[at : at + 4] = value.to_bytes(4, "little")
+        path.write_bytes(damaged)
+        try:
+            header = read_gguf_header(path)
+        except ModelError:
+            continue
+        if adapter_faults(header, model):
+            continue
+        reached += 1  # the checks found no fault, so llama.cpp gets this file
+        ended = in_child(use)
+        assert ended.orderly, (trial, ended)
+    assert reached > 10
+
+
+def test_threads_have_contexts_of_their_own(lm: LanguageModel) -> None:
+    """One adapter, on in the one thread's context while it is off in the other's."""
+    prompts = [PROMPTS[name] for name in ("one picture", "text between two", "text alone")]
+    alone = [texts(lm, [prompt])[0] for prompt in prompts]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda prompt: texts(lm, [prompt] * 3), prompts))
+    assert together == [[text] * 3 for text in alone]
 
 
 def test_a_missing_file_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:

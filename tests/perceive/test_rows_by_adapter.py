@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,13 @@ from edgeprism import Captioner
 from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.bundle.manifest import FILE_NAME
 from edgeprism.bundle.manifest_language import LanguageModelFile, RowWeights
+from edgeprism.cli.main import run
 from edgeprism.errors import ManifestError, ModelError
 from edgeprism.memory.parts import CPU
 from tests.helpers import bundles
 from tests.helpers.adapters import AdapterReference, adapter_parts
 from tests.helpers.captions import caption_ids
+from tests.helpers.children import in_child
 from tests.helpers.llama_reference import Visual
 
 ROWS_FILE = "lm.rows.gguf"
@@ -53,18 +56,18 @@ def own(bundle: Path) -> Iterator[Captioner]:
 
 
 def test_a_caption_is_the_references(own: Captioner, photo: Path) -> None:
-    ids = caption_ids(own, photo, instruction="a boat", caption_tokens=24, stop_at_end=False)
+    ids = caption_ids(own, photo, instruction="a boat", caption_tokens=12, stop_at_end=False)
     vocabulary = own.engines.lm().vocabulary
     prompts = own.bundle.manifest.prompts
     before = [1, *vocabulary.tokenize(prompts.before_image, parse_special=True)]
     after = vocabulary.tokenize("\na boat")
     after += vocabulary.tokenize(prompts.before_caption, parse_special=True)
     shown = Visual(own.encode(photo).visual_tokens)
-    assert ids == AdapterReference(LM, ADAPTER).greedy([before, shown, after], 24)
+    assert ids == AdapterReference(LM, ADAPTER).greedy([before, shown, after], 12)
     others = (lambda _: False, lambda _: True)
     for applies in others:
         wrong = AdapterReference(LM, ADAPTER, applies)
-        assert ids != wrong.greedy([before, shown, after], 24)
+        assert ids[:6] != wrong.greedy([before, shown, after], 6)
 
 
 def write_over(path: Path) -> None:
@@ -113,6 +116,19 @@ def test_the_adapter_counts_in_memory_and_size(own: Captioner, bundle: Path) -> 
     assert [(p.size, p.place) for p in parts.parts if p.what == "row adapter"] == [(expected, CPU)]
     files = ("lm.gguf", ROWS_FILE, "vision.fp32.onnx")
     assert own.engines.model_bytes() == sum((bundle / name).stat().st_size for name in files)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_loads_its_own(own: Captioner, photo: Path) -> None:
+    expected = own.caption(photo, caption_tokens=6).text
+    outcome = in_child(lambda: own.caption(photo, caption_tokens=6).text, seconds=60)
+    assert (outcome.error, outcome.text, outcome.returncode) == ("", expected, 0)
+    assert own.caption(photo, caption_tokens=6).text == expected
+
+
+def test_the_plan_of_a_command_names_it(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--plan", str(bundle)]) == 0
+    assert "row adapter" in capsys.readouterr().out
 
 
 def test_captions_again_after_closing(own: Captioner, photo: Path) -> None:
