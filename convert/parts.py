@@ -29,7 +29,7 @@ from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.read.sources import SourceFiles, require_whole, source_of
 from edgeprism.convert.vision.graph import GraphModule
 from edgeprism.convert.vision.instructed import TextSide
-from edgeprism.convert.vision.quantize import FEATURES, IDS, INPUT, NEWLINE, OUTPUT
+from edgeprism.convert.vision.quantize import FEATURES, IDS, INPUT, NEWLINE, OUTPUT, SEPARATOR
 from edgeprism.convert.vision.side import VisionSide
 from edgeprism.convert.vision.weights import VisionWeights
 from edgeprism.errors import CheckpointError
@@ -148,6 +148,7 @@ def _vision(vision: VisionSide, n_embd: int) -> Vision:
         tokens_per_tile=down * across - int(vision.drop_first_patch),
         n_embd=n_embd,
         newline=NEWLINE if vision.newline else "",
+        separator=SEPARATOR if vision.separator else "",
         constant_rows=list(vision.constant_rows),
         text=None if vision.text is None else _vision_text(vision.text),
     )

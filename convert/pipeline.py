@@ -11,15 +11,17 @@ import numpy as np
 import torch
 
 from edgeprism.bundle.manifest import Manifest, Parity, VisionVariant
+from edgeprism.bundle.manifest_language import RowWeights
 from edgeprism.bundle.writer import BundleWriter
 from edgeprism.choices import CONVERTED_QUANTS
 from edgeprism.convert.family import Family, Value
 from edgeprism.convert.gate import judge
 from edgeprism.convert.gate.data import TOKENIZER_TEXTS
 from edgeprism.convert.gate.int8 import VisionGate, write_auto, write_int8
+from edgeprism.convert.gate.rows import logits_after_rows
 from edgeprism.convert.gate.tiles import gate_tiles, reference_tokens
 from edgeprism.convert.language.model import Tick
-from edgeprism.convert.language.write_gguf import LM_QUANTS, write_gguf
+from edgeprism.convert.language.write_gguf import LM_QUANTS, write_adapter, write_gguf
 from edgeprism.convert.memory import give_memory_back
 from edgeprism.convert.options import ConvertOptions, check_known, check_vision_quants
 from edgeprism.convert.parts import FamilyParts, captioner_parts
@@ -32,7 +34,7 @@ from edgeprism.language.model import LanguageModel
 from edgeprism.machine.facts import available_cores
 from edgeprism.progress import Progress
 
-LM_FILE = "lm.gguf"
+LM_FILE, ROWS_FILE = "lm.gguf", "lm.rows.gguf"
 
 
 def convert(family: Family, out: Path, options: ConvertOptions, settings: Mapping[str, Value],
@@ -74,6 +76,9 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
         give_memory_back()
         lm_path = writer.folder / LM_FILE
         write_gguf(lm_path, options.lm_quant, parts.lm, parts.manifest.name, progress)
+        if parts.lm.row_adapter:
+            rows_path = writer.folder / ROWS_FILE
+            write_adapter(rows_path, options.lm_quant, parts.lm, parts.manifest.name, progress)
         give_memory_back()
         _measure_lm(parts, lm_path, options.lm_quant, verdict, progress)
         # 7. gate: does the bundle compute what the checkpoint does?
@@ -109,11 +114,13 @@ def _require_parity(verdict: judge.Verdict, force: bool, progress: Progress) -> 
 def _completed(manifest: Manifest, variants: list[VisionVariant], lm_quant: str,
                verdict: judge.Verdict, writer: BundleWriter) -> Manifest:  # fmt: skip
     """Return `manifest` with the fields that are known after writing and measuring."""
+    files = writer.file_entries()
+    rows = RowWeights("adapter", ROWS_FILE) if ROWS_FILE in files else None
     return dataclasses.replace(
         manifest,
         vision=dataclasses.replace(manifest.vision, variants=variants),
-        lm=dataclasses.replace(manifest.lm, file=LM_FILE, quant=lm_quant),
-        files=writer.file_entries(),
+        lm=dataclasses.replace(manifest.lm, file=LM_FILE, quant=lm_quant, rows=rows),
+        files=files,
         parity=Parity(
             passed=not verdict.failures,
             forced=bool(verdict.failures),
@@ -161,7 +168,8 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
 def _measure_lm(parts: FamilyParts, path: Path, quant: str, verdict: judge.Verdict,
                 progress: Progress) -> None:  # fmt: skip
     lm, threads = parts.lm, available_cores()
-    model = LanguageModel(path, expected=parts.manifest.lm, threads=threads)
+    rows = path.with_name(ROWS_FILE) if lm.row_adapter else None
+    model = LanguageModel(path, expected=parts.manifest.lm, rows=rows, threads=threads)
     try:
         verdict.add("tokenizer", *judge.judge_tokenizer(
             [model.vocabulary.tokenize(text) for text in TOKENIZER_TEXTS],
@@ -174,9 +182,13 @@ def _measure_lm(parts: FamilyParts, path: Path, quant: str, verdict: judge.Verdi
         reference = lm.reference_logits(texts, progress.advance)
         progress.stage(f"Measuring the language model at {quant}", len(texts))
         logits = _logits(model, texts, progress.advance, encodes=lm.config.encoder is not None)
+        verdict.add(f"lm {quant}", *judge.judge_lm(quant, logits, reference))
+        if lm.row_adapter:
+            progress.stage("Measuring what picture rows go through", lm.config.n_layers)
+            both = logits_after_rows(model, lm, texts, len(first), progress.advance)
+            verdict.add(f"rows {quant}", *judge.judge_lm(quant, *both))
     finally:
         model.close()
-    verdict.add(f"lm {quant}", *judge.judge_lm(quant, logits, reference))
 
 
 def _logits(

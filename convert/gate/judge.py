@@ -99,11 +99,15 @@ FINER = {
     "int8": "fp16", "int8-full": "fp16", "fp16": "fp32",
     "Q8_0": "F16", "Q6_K": "Q8_0", "F16": "F32",
 }  # fmt: skip
-_PARTS = {"vision": "the vision graph", "lm": "the language model"}
+_PARTS = {
+    "vision": "the vision graph",
+    "lm": "the language model",
+    "rows": "what its picture rows go through",
+}
 
 
 def parts_of(checks: Sequence[str]) -> list[str]:
-    """Return which parts of a bundle the checks `vision QUANT`, `lm QUANT` and others judge."""
+    """Return which parts the checks `vision QUANT`, `lm QUANT`, `rows QUANT` and others judge."""
     parts = []
     for check in checks:
         kind, _, quant = check.partition(" ")
@@ -118,7 +122,7 @@ def remedy(checks: Sequence[str]) -> str:
         kind, _, quant = check.partition(" ")
         if kind == "vision" and quant in FINER:
             options.append(f"`vision_quants={FINER[quant]}`")
-        elif kind == "lm" and quant != "F32":
+        elif kind in ("lm", "rows") and quant != "F32":
             options.append(f"`lm_quant={FINER.get(quant, 'Q6_K')}`")
     if len(options) < len(checks):
         return (

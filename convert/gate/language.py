@@ -10,7 +10,7 @@ at a time.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,20 +29,40 @@ Tick = Callable[[], None]
 
 @dataclass(frozen=True)
 class InnerLora:
-    """LoRA among the model's own files: `lead` stands before its names, `scale` is its factor."""
+    """LoRA among the model's own files.
+
+    Parameters:
+        lead: what stands before its names.
+        scale: its factor.
+        half: what its halves are called, but for A and B.
+        rows: of each text the rows that go through it, the pictures'; None: all go.
+    """
 
     lead: str
     scale: float
+    half: str = "lora_"
+    rows: Sequence[range] | None = None
+
+    def mask(self, lengths: Sequence[int]) -> torch.Tensor:
+        """Return [rows of all texts, 1]: 1 for those that go through it, 0 for the others."""
+        runs = self.rows or [range(length) for length in lengths]
+        texts = [[float(i in run) for i in range(n)] for n, run in zip(lengths, runs, strict=True)]
+        return torch.tensor([row for text in texts for row in text])[:, None]
 
 
 class _Weights:
     """The base model's linear layers, with the adapter's product added to their outputs."""
 
     def __init__(
-        self, files: Iterable[Path], adapter: Path | None, inner: InnerLora | None
+        self,
+        files: Iterable[Path],
+        adapter: Path | None,
+        inner: InnerLora | None,
+        lengths: Sequence[int],
     ) -> None:
         self.base = RawTensors(files)
         self.inner = inner
+        self.mask = inner.mask(lengths) if inner else torch.ones(1)
         self.adapter = RawTensors(weight_files(adapter)) if adapter else None
         self.scale = 0.0
         if adapter:
@@ -65,10 +85,11 @@ class _Weights:
                 low = x @ self.adapter[a].float().t()
                 y += self.scale * (low @ self.adapter[b].float().t())
             if self.inner is not None:
-                a, b = (f"{self.inner.lead}{name}.lora_{h}{suffix}.weight" for h in "AB")
+                stem = f"{self.inner.lead}{name}.{self.inner.half}"
+                a, b = (f"{stem}{h}{suffix}.weight" for h in "AB")
                 if a in self.base:
                     low = x @ self.base[a].float().t()
-                    y += self.inner.scale * (low @ self.base[b].float().t())
+                    y += self.mask * self.inner.scale * (low @ self.base[b].float().t())
         return y
 
 
@@ -109,7 +130,8 @@ def logits(
     `files` hold the model, `data` has the fields of its config.json, `adapter` is a LoRA's folder,
     `inner` a LoRA among `files`.
     """
-    weights, config = _Weights(files, adapter, inner), settings_from_config(data)
+    lengths = [len(text) for text in texts]
+    weights, config = _Weights(files, adapter, inner, lengths), settings_from_config(data)
     kind = data["model_type"]
     names = {"internlm2": _INTERNLM2, "qwen": _QWEN}.get(kind, _LLAMA)
     # vision towers have norms of the same names, but no gate
@@ -122,7 +144,6 @@ def logits(
         weight = weights.vector(f"{name}.weight")
         return _rms(x, weight + 1 if gemma else weight, eps)
 
-    lengths = [len(text) for text in texts]
     ids = torch.tensor([token for text in texts for token in text])
     embedding = f"{body}{names['embedding']}"
     # all texts form one block of rows; only attention separates them

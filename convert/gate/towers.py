@@ -48,18 +48,21 @@ def stock_tower(
     folder: Path,
     select_layer: int,
     n_skipped: int = 0,
+    resampled: bool = False,
 ) -> Features:
     """Return a CLIP or SigLIP in transformers' class: `hidden_states[select_layer]`.
 
     The first `n_skipped` rows are left out. `config` is the content of a config.json or a
-    vision_config; the image processor's settings lie in `folder`.
+    vision_config; the image processor's settings lie in `folder`. If `resampled`, pictures may have
+    another size than the configuration's, and the positions are resampled to it.
     """
+    options = {"interpolate_pos_encoding": True} if resampled else {}
 
     def run(pixels: np.ndarray, tick: Tick) -> torch.Tensor:
         model = stock_model(files, config)
         rows = []
         for picture in normalised(pixels, *stock_colours(config, folder)).split(1):
-            output = model(pixel_values=picture, output_hidden_states=True)
+            output = model(pixel_values=picture, output_hidden_states=True, **options)
             rows.append(output.hidden_states[select_layer][:, n_skipped:])
         for _ in range(_n_ticks(model.config.num_hidden_layers, select_layer)):
             tick()

@@ -86,12 +86,11 @@ def _unpacked(config: LmConfig, part: str, packed: torch.Tensor) -> torch.Tensor
 
 
 def unpack_wqkv(packed: torch.Tensor, config: LmConfig, part: str) -> torch.Tensor:
-    """Return `part` ("q", "k", "v") of `packed` [(heads + 2 · kv_heads) · head_dim, hidden]."""
-    q_per_kv = config.n_heads // config.n_kv_heads
-    groups = packed.view(config.n_kv_heads, q_per_kv + 2, config.head_dim, config.n_embd)
+    """Return `part` ("q", "k", "v") of `packed` [(heads + 2 · kv_heads) · head_dim, in]."""
+    q_per_kv, n_in = config.n_heads // config.n_kv_heads, packed.shape[1]
+    groups = packed.view(config.n_kv_heads, q_per_kv + 2, config.head_dim, n_in)
     if part == "q":
-        rows = groups[:, :q_per_kv].reshape(-1, config.n_embd)
-        return permute_for_rope(rows, config.n_heads)
+        return permute_for_rope(groups[:, :q_per_kv].reshape(-1, n_in), config.n_heads)
     if part == "k":
-        return permute_for_rope(groups[:, -2].reshape(-1, config.n_embd), config.n_kv_heads)
-    return groups[:, -1].reshape(-1, config.n_embd)
+        return permute_for_rope(groups[:, -2].reshape(-1, n_in), config.n_kv_heads)
+    return groups[:, -1].reshape(-1, n_in)

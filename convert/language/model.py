@@ -18,6 +18,7 @@ from edgeprism.convert.language.config import (
     published_shapes,
 )
 from edgeprism.convert.language.read_vocabulary import vocabulary_from_folder
+from edgeprism.convert.language.row_adapter import RowAdapter
 from edgeprism.convert.language.vocabulary import TokenRules, Vocabulary
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.read.fields import text_fields
@@ -40,11 +41,13 @@ class LmParts:
     read: Callable[[str], torch.Tensor]  # a published tensor by name, float32
     reference_logits: Callable[[list[list[int]], Tick], list[np.ndarray]]
     reference_ids: Callable[[str], list[int]]
+    row_adapter: RowAdapter | None = None  # what a picture's rows alone go through
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return {name: shape} of every tensor that the checkpoint must hold."""
-        return published_shapes(list(self.tensors))
+        adapter = self.row_adapter.tensors if self.row_adapter else ()
+        return published_shapes([*self.tensors, *adapter])
 
     @property
     def unused(self) -> tuple[str, ...]:

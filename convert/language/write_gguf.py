@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -52,13 +53,37 @@ def write_gguf(path: Path, quant: str, parts: LmParts, name: str, progress: Prog
 
 def _write_direct(path: Path, quant: str, parts: LmParts, name: str, progress: Progress) -> None:
     target, file_type = _DIRECT[quant]
-    tensors = parts.tensors
     writer = gguf.GGUFWriter(str(path), parts.config.architecture, use_temp_file=False)
     writer.add_name(name)
     _write_config(writer, parts.config)
     writer.add_file_type(int(file_type))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     write_vocabulary(writer, parts.vocabulary)
+    _write_tensors(writer, parts.tensors, target, parts, "language model", progress)
+
+
+def write_adapter(path: Path, quant: str, parts: LmParts, name: str, progress: Progress) -> None:
+    """Write the adapter of a picture's rows beside a language model of quantization `quant`."""
+    adapter = parts.row_adapter
+    assert adapter is not None
+    writer = gguf.GGUFWriter(str(path), parts.config.architecture, use_temp_file=False)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_name(name)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", adapter.alpha)
+    target, _ = _DIRECT.get(quant, _DIRECT["Q8_0"])
+    _write_tensors(writer, adapter.tensors, target, parts, "adapter of a picture's rows", progress)
+
+
+def _write_tensors(
+    writer: gguf.GGUFWriter,
+    tensors: Sequence[LmTensor],
+    target: gguf.GGMLQuantizationType,
+    parts: LmParts,
+    what: str,
+    progress: Progress,
+) -> None:
+    """Write header and `tensors` of a file and close it; `what` names them for the user."""
     types = [_type_of(tensor, target) for tensor in tensors]
     for tensor, kind in zip(tensors, types, strict=True):
         shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
@@ -70,7 +95,7 @@ def _write_direct(path: Path, quant: str, parts: LmParts, name: str, progress: P
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    progress.stage("Writing the language model", len(tensors))
+    progress.stage(f"Writing the {what}", len(tensors))
     for tensor, kind in zip(tensors, types, strict=True):
         published = f"{parts.checkpoint.folder}: {tensor.source or tensor.name}"
         numbers = tensor.make(parts.read)

@@ -74,14 +74,21 @@ class ProjectorConfig:
     """A chain of Linear layers with GELU (erf form) between them.
 
     `widths` are the widths [in, …, out]. With `downsample` s, the projector first concatenates the
-    patches of each s × s cell (zeros fill incomplete cells) and normalises them unless `plain`;
-    `plain` layers have no biases either. `transposed`: cells are ordered column by column.
+    patches of each s × s cell (zeros fill incomplete cells) and normalises them unless `plain` or
+    not `normed`; `plain` layers have no biases either. `transposed`: cells are ordered column by
+    column.
     """
 
     widths: tuple[int, ...]
     downsample: int = 1
     plain: bool = False
     transposed: bool = False
+    normed: bool = True
+
+    @property
+    def has_norm(self) -> bool:
+        """Whether joined patches are normalised."""
+        return self.downsample > 1 and self.normed and not self.plain
 
     def side(self, grid: int) -> int:
         """Visual tokens along one edge of `grid` patches."""

@@ -164,8 +164,7 @@ class Projector(nn.Module):
     def __init__(self, config: ProjectorConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        normed = config.downsample > 1 and not config.plain
-        self.norm = Norm(dtype, config.widths[0], 1e-5) if normed else None
+        self.norm = Norm(dtype, config.widths[0], 1e-5) if config.has_norm else None
         self.linears = nn.ModuleList(
             Affine(dtype, *widths, bias=not config.plain)
             for widths in itertools.pairwise(config.widths)

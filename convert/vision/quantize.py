@@ -15,7 +15,7 @@ import onnx
 
 from edgeprism.convert.vision.pack_onnx import move_weights_out
 
-INPUT, OUTPUT, NEWLINE = "pixels", "visual_tokens", "newline"
+INPUT, OUTPUT, NEWLINE, SEPARATOR = "pixels", "visual_tokens", "newline", "separator"
 # between the two graphs of a captioner whose visual tokens depend on the instruction
 FEATURES, IDS = "features", "ids"
 # The patch embedding reads raw pixels and is 0.2 % of the work: int8 would only cost accuracy.

@@ -34,6 +34,7 @@ class VisionSide:
         unused: The tensors that the checkpoints may hold and that never run.
         drop_first_patch: Whether the graph leaves out the first patch.
         newline: Whether the weights hold a "newline_row".
+        separator: Whether they hold a "separator_row".
         constant_rows: How many of a tile's visual tokens, at its beginning and end, are learned
             rows, the same for all pictures.
         text: The second graph, if the visual tokens depend on the instruction. Then `graph` makes
@@ -50,6 +51,7 @@ class VisionSide:
     newline: bool = False
     text: TextSide | None = None
     constant_rows: tuple[int, int] = (0, 0)
+    separator: bool = False
 
 
 def tower_side(

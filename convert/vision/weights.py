@@ -117,15 +117,25 @@ def resized_positions(rows: torch.Tensor, grid: int, antialias: bool = False) ->
     return square.permute(0, 2, 3, 1).reshape(grid * grid, -1).to(rows.dtype)
 
 
-def stock_tower_weights(config: TowerConfig, checkpoint: Checkpoint, prefix: str) -> Weights:
-    """Return a CLIP or SigLIP tower's parameters; `prefix` e.g. "vision_model."."""
+def stock_tower_weights(
+    config: TowerConfig, checkpoint: Checkpoint, prefix: str, table_grid: int = 0
+) -> Weights:
+    """Return a CLIP or SigLIP tower's parameters; `prefix` e.g. "vision_model.".
+
+    `table_grid`: the grid of the published positions, if these are resampled to the tower's.
+    """
     e, f, p = config.n_embd, config.n_ffn, config.patch_size
     embeddings = f"{prefix}embeddings."
-    position = {f"{embeddings}position_embedding.weight": (config.n_prefix + config.grid**2, e)}
+    n_positions = config.n_prefix + (table_grid or config.grid) ** 2
+    position = {f"{embeddings}position_embedding.weight": (n_positions, e)}
     patches = {f"{embeddings}patch_embedding.weight": (e, 3, p, p)}
+
+    def places(table: torch.Tensor) -> torch.Tensor:
+        return resized_positions(table[config.n_prefix :], config.grid)
+
     weights = {
         "patch.weight": Weight(checkpoint, patches, patch_rows),
-        "position": Weight(checkpoint, position, lambda table: table[config.n_prefix :]),
+        "position": Weight(checkpoint, position, places),
     }
     if config.patch_bias:
         bias = {f"{embeddings}patch_embedding.bias": (e,)}
@@ -170,7 +180,7 @@ def projector_weights(
 ) -> Weights:
     """Return the linear layers published as `names`; `norm`: a downsampling projector's norm."""
     weights: Weights = {}
-    if config.downsample > 1 and not config.plain:
+    if config.has_norm:
         weights |= norm_weights("norm", checkpoint, norm, config.widths[0])
     for i, name in enumerate(names):
         weights |= linear_weights(f"linears.{i}", checkpoint, name, *config.widths[i : i + 2])

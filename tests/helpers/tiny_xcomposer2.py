@@ -77,7 +77,8 @@ def write_checkpoint(folder: Path, kind: str = "vl", seed: int = 0, *, rank: int
     folder.mkdir(parents=True)
     spec = KINDS[kind]
     n_vocab = _write_tokenizer(folder, spec.renamed)
-    tower = clip_tower(seed, image_size=spec.image_size)
+    # CLIP-L has 16 heads, which no published file says
+    tower = clip_tower(seed, image_size=spec.image_size, hidden_size=64, num_attention_heads=16)
     dimensions = Dimensions(n_vocab, rank=rank)
     model = XComposer2(tower, dimensions, merged=spec.hd)
     _fill(model, seed, spec.dtype)
