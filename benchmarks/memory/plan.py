@@ -92,8 +92,8 @@ def measure_steps(model: str, reasoner: str | None, photo: Path) -> list[Compari
     """Load and use one engine after another in this process; compare after each."""
     from edgeprism import Captioner, Reasoner
     from edgeprism.language.llama import import_llama
+    from edgeprism.machine.onnx_runtime import import_onnxruntime
     from edgeprism.memory.plan import MachineMemory, Plan
-    from edgeprism.vision.onnx import import_onnxruntime
 
     import_onnxruntime()
     import_llama()

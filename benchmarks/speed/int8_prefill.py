@@ -32,7 +32,7 @@ from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Request, Sampling
 from edgeprism.machine.facts import available_cores, cpu_name, has_int8_dot
-from edgeprism.vision.onnx import import_onnxruntime
+from edgeprism.machine.onnx_runtime import import_onnxruntime
 from tests.helpers.hollow_lm import Shape, write_hollow_lm
 
 WIDTH, WIDE, HEADS, SHARED_HEADS, HEAD, LAYERS = 2048, 8192, 16, 8, 128, 24

@@ -105,7 +105,9 @@ def bench(order: Order, progress: Progress = lambda *_: lambda: None) -> r.Repor
     stages, notes = _stages(measured), notes_of_cold_starts(cache_from_source(__file__))
     if order.visual_tokens is not None:
         notes.append(f"With visual_tokens={order.visual_tokens} a picture had {tokens.visual}.")
-    if (device := measured.warm["device"]) == "cpu":
+    if manifest.lm.decoder is not None:
+        notes.append("No floors: the work of a language model's ONNX graph is not counted.")
+    elif (device := measured.warm["device"]) == "cpu":
         progress("counting operations", 0)
         work = _count_work(opened, measured.warm["vision_file"], notes)
         stages = with_floors(stages, work, rates, tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgeprism.bundle.check_decoder import decoder_faults
 from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import Manifest
 from edgeprism.errors import ModelError
@@ -46,7 +47,7 @@ def language_faults(m: Manifest, *, is_unplaced: bool) -> list[str]:
     ]
     checks += _encoder_checks(m) if lm.encodes else []
     faults = [f"lm.{path}: {text}" for path, holds, text in checks if not holds]
-    return faults + _row_faults(m) + _file_faults(m)
+    return faults + _row_faults(m) + _file_faults(m) + decoder_faults(m)
 
 
 def _is_one_tile(m: Manifest) -> bool:

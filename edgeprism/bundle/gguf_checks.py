@@ -24,6 +24,7 @@ _ROPE_SCALINGS = ("none", "linear", "longrope", "yarn")
 _SENTENCEPIECE = "llama"
 _TOKENIZERS = (_SENTENCEPIECE, "gpt2", "gemma4")
 _UNIGRAM = "t5"  # of models with an encoder alone
+WORDPIECE = "bert"
 
 # attention in both directions: models for embeddings, and those that write by diffusion
 _NOT_CAUSAL = (
@@ -46,7 +47,7 @@ def gguf_faults(header: GgufHeader, *, encodes: bool = False) -> list[str]:
         *_dimension_faults(header),
         *_head_faults(header),
         *_expert_faults(header),
-        *_vocabulary_faults(header, (_UNIGRAM,) if encodes else _TOKENIZERS),
+        *vocabulary_faults(header, (_UNIGRAM,) if encodes else _TOKENIZERS),
         *_tensor_faults(header),
     ]
 
@@ -141,10 +142,11 @@ def _expert_faults(header: GgufHeader) -> Iterator[str]:
         yield f"{group_used} of {groups} groups of {experts} experts in use"
 
 
-def _vocabulary_faults(header: GgufHeader, known: Sequence[str]) -> Iterator[str]:
+def vocabulary_faults(header: GgufHeader, kinds: Sequence[str] = _TOKENIZERS) -> Iterator[str]:
+    """Yield the faults of a vocabulary, which must be one of `kinds`."""
     kind = header.metadata.get("tokenizer.ggml.model")
-    if kind not in known:
-        yield f"a vocabulary of kind {kind!r} (known: {', '.join(known)})"
+    if kind not in kinds:
+        yield f"a vocabulary of kind {kind!r} (known: {', '.join(kinds)})"
     if kind == _UNIGRAM and (fault := _table_fault(header)):
         yield f"a vocabulary whose table of characters is damaged: {fault}"
     vocabulary = header.metadata.get("tokenizer.ggml.tokens")

@@ -32,6 +32,34 @@ class RowWeights:
 
 
 @dataclass(frozen=True)
+class Decoder:
+    """Two ONNX graphs that write the text, in place of the weights of the GGUF file.
+
+    They are for language models whose layers attend to a picture's rows beside the text
+    (cross-attention): the rows have no place among the tokens. The GGUF file then holds the
+    vocabulary alone. The graphs' inputs and outputs have fixed names; N counts layers from 0:
+
+    - `cross`: rows float32 [1, rows, vision.n_embd] → `cross_key_N`, `cross_value_N` float32
+      [1, n_heads, rows, head_dim], once for a picture.
+    - `file`: the tokens `ids` [batch, n] at `positions` [batch, n], all int64; `last` int32
+      [batch], the index of each sequence's last cell; `total` int32 [1], the largest of these plus
+      1; `wanted` int64 [m], the tokens whose logits are asked for; `n_rows` int64 [batch], how many
+      rows of each sequence count; `key_N`, `value_N` float32 [batch, n_heads, cells, head_dim], to
+      which the tokens are added, and the pictures' `cross_key_N`, `cross_value_N`. Outputs:
+      `logits` float32 [batch, m, n_vocab], and `new_key_N`, `new_value_N`, the cells afterwards.
+    """
+
+    file: str
+    cross: str
+    n_layers: int
+    n_heads: int
+    head_dim: int
+    # how the text is put together from the vocabulary's pieces: "", as they are; "wordpiece", as
+    # BERT's tokenizer does, without the blanks before full stops and around apostrophes
+    clean_up: str = ""
+
+
+@dataclass(frozen=True)
 class LanguageModelFile:
     """The GGUF file and the dimensions it must have."""
 
@@ -52,6 +80,8 @@ class LanguageModelFile:
     encodes: bool = dataclasses.field(default=False, metadata=LATER)
     # None: a picture's rows go through the same weights as text
     rows: RowWeights | None = dataclasses.field(default=None, metadata=LATER)
+    # None: the GGUF file has the weights, and llama.cpp runs it
+    decoder: Decoder | None = dataclasses.field(default=None, metadata=LATER)
 
     @property
     def files(self) -> list[str]:

@@ -82,8 +82,8 @@ def _value_faults(m: Manifest) -> list[str]:
         ("vision.variants", bool(m.vision.variants), "is empty"),
         (
             "prompts.focus_instruction",
-            m.prompts.focus_instruction.count("{focus}") == 1,
-            'must hold "{focus}" exactly once',
+            not m.prompts.focus_instruction or m.prompts.focus_instruction.count("{focus}") == 1,
+            'must hold "{focus}" exactly once, or be empty for a model that takes no focus',
         ),
         ("prompts.unknown", all(text.strip() for text in m.prompts.unknown), "holds an empty text"),
         ("prompts.stop", all(m.prompts.stop), "holds an empty string"),
@@ -300,7 +300,8 @@ def _graph_faults(m: Manifest) -> list[str]:
     vision, faults = m.vision, []
     if m.image.mode == "shrink":
         faults.append("image.mode: shrink, but the graph takes squares")
-    if vision.n_embd != m.lm.n_embd:
+    # a decoder's rows have their own width, which its second graph takes
+    if vision.n_embd != m.lm.n_embd and m.lm.decoder is None:
         faults.append("vision.n_embd: differs from lm.n_embd")
     longest = MAX_UNPLACED if _is_unplaced(m) else MAX_GRID
     if len(vision.grid) != 2 or not all(1 <= v <= longest for v in vision.grid):

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgeprism.files.remembered import Remembered
 from edgeprism.language.generator import Generator
-from edgeprism.language.request import Request, Sampling
+from edgeprism.language.request import Request, Rows, Sampling
 from edgeprism.machine.facts import available_cores, cpu_name, memory_bytes
 from edgeprism.machine.load import LoadMeter
 from edgeprism.picture.layout import most_visual_tokens
@@ -120,9 +120,11 @@ def best_lanes(captioner: Captioner, width: int) -> int:
 
 def _lanes_rate(captioner: Captioner, width: int, lanes: int) -> float:
     """Measure tokens/s of `lanes` concurrent generators with `width` sequences each."""
-    rows = np.random.default_rng(0).standard_normal(
-        (_PROMPT_ROWS, captioner.bundle.manifest.lm.n_embd), dtype=np.float32
+    lm = captioner.engines.lm()
+    numbers = np.random.default_rng(0).standard_normal(
+        (_PROMPT_ROWS, lm.n_embd_row), dtype=np.float32
     )
+    rows = Rows(numbers, apart=lm.rows_apart)
     request = Request((rows, [0]), Sampling(max_tokens=_MAX_STEPS + 4, stop_at_end=False))
     generators = [captioner.engines.new_generator(width) for _ in range(lanes)]
     try:

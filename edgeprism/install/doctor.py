@@ -162,7 +162,7 @@ def _examine_vision(diagnosis: Diagnosis) -> dict[str, str]:
             if not obstacle and name not in _NOT_DEVICES
         ]
         diagnosis.add("vision engine", OK, f"{named}: {', '.join(usable)}")
-    # edgeprism.vision.onnx switches telemetry off before it loads the library.
+    # edgeprism.machine.onnx_runtime switches telemetry off before it loads the library.
     diagnosis.add("telemetry", OK, "ONNX Runtime's usage reports are switched off")
     return providers
 

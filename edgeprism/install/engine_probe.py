@@ -19,10 +19,9 @@ def _offers(engine: str) -> dict[str, Any]:
     # A library may raise anything while it loads; the doctor reports it.
     try:
         if engine == "vision":
-            from edgeprism.machine import device
-            from edgeprism.vision import onnx
+            from edgeprism.machine import device, onnx_runtime
 
-            return {"providers": onnx.available_providers(device.GPU_PROVIDERS)}
+            return {"providers": onnx_runtime.available_providers(device.GPU_PROVIDERS)}
         from edgeprism.language import llama
 
         return {"offload": llama.supports_offload(), "amx": llama.has_amx()}

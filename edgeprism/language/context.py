@@ -224,7 +224,7 @@ class Context:
         pointer = self._llama.llama_get_logits_ith(self._ctx, index)
         return np.ctypeslib.as_array(pointer, (self.lm.vocabulary.size,)).copy()
 
-    def keep(self, seq: int, length: int) -> bool:
+    def keep(self, seq: int, length: int, rows: int = 0) -> bool:
         """Forget `seq` from position `length` on; return False if all of it had to be forgotten.
 
         Not every memory can go back: a recurrent one has only its newest state, and sliding

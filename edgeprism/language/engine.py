@@ -24,6 +24,7 @@ class LanguageEngine(Protocol):
     n_ctx_train: int  # the most tokens of a prompt and its answer
     n_embd_row: int  # the width of visual tokens
     row_axes: int  # positions per visual token: 1, or 4 with M-RoPE
+    rows_apart: bool  # visual tokens stand beside the sequence and take none of its positions
 
     def embed(self, ids: Sequence[int]) -> np.ndarray | None:
         """Return the rows float32 [n, n_embd] as which `ids` enter the model.
@@ -101,8 +102,12 @@ class LanguageContext(Protocol):
     ) -> np.ndarray:
         """Return logits float32 [n, n_vocab] by teacher forcing: row i is after tokens[: i + 1]."""
 
-    def keep(self, seq: int, length: int) -> bool:
-        """Forget `seq` from position `length` on; return False if all of it had to be forgotten."""
+    def keep(self, seq: int, length: int, rows: int = 0) -> bool:
+        """Forget `seq` from position `length` on; return False if all of it had to be forgotten.
+
+        Parameters:
+            rows: of visual tokens that stand apart, which have no position, the first so many stay.
+        """
 
     def clear(self) -> None:
         """Forget every sequence."""

@@ -12,7 +12,7 @@ from edgeprism.language.kv_memory import fits_memory
 from edgeprism.language.kv_reuse import Key, common_opening, part_to_key
 from edgeprism.language.prefix_states import LARGEST, PrefixStates
 from edgeprism.language.repetition import repeats_at_limit, repeats_for_good
-from edgeprism.language.request import Part, Request, Rows, advance
+from edgeprism.language.request import Part, Request, advance, is_apart
 from edgeprism.language.sampler import Sampler
 from edgeprism.language.stop_text import StoppingText
 from edgeprism.machine.fork import keep_for_ever
@@ -256,7 +256,8 @@ class Generator:
         keys = [part_to_key(part) for part in parts]
         same, tokens = common_opening(self._held[slot], keys, split=self.warm)
         position = sum(map(advance, parts[:same])) + tokens
-        if not context.keep(slot, position):
+        apart = sum(len(part) for part in parts[:same] if is_apart(part))
+        if not context.keep(slot, position, apart):
             same = tokens = position = 0
         if same == 0 and self._prefixes is not None and sequence.request.keep_first:
             position = self._open_prefix(slot, parts[0], self._prefixes)
@@ -322,7 +323,7 @@ class _Sequence:
     began: float = 0.0
 
     def __post_init__(self) -> None:
-        self.text = StoppingText(self.request.sampling.stop)
+        self.text = StoppingText(self.request.sampling.stop, self.lm.vocabulary.clean_up)
 
     def position(self) -> int:
         """Return the position of the newest token."""
@@ -357,13 +358,12 @@ class _Sequence:
         return any(map(str.isalpha, text))
 
     def finished(self) -> Finished:
-        visual = sum(len(p) - p.n_text for p in self.request.prompt if isinstance(p, Rows))
         return Finished(
             index=self.index,
             text=self.text.whole,
             ids=self.ids,
             finish_reason=self.finish_reason or "stop",
-            tokens=TokenCounts(visual, self.request.count() - visual, len(self.ids)),
+            tokens=self.request.token_counts(len(self.ids)),
             prefill_ms=self.prefill_ms,
             decode_ms=(time.perf_counter() - self.began) * 1000,
         )

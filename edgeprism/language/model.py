@@ -68,7 +68,7 @@ class LanguageModel:
         self.row_adapter: RowAdapter | None = None
         header = read_model_header(path, tokens=True)
         if expected is not None:
-            _check_dimensions(path, header, expected)
+            check_dimensions(path, header, expected)
         self._encodes = expected is not None and expected.encodes
         if faults := gguf_faults(header, encodes=self._encodes):
             raise ModelError(f"{path}: cannot be run: it has {'; '.join(faults)}.", COPY_AGAIN)
@@ -83,6 +83,7 @@ class LanguageModel:
         multi_axis = (llama.LLAMA_ROPE_TYPE_MROPE, llama.LLAMA_ROPE_TYPE_IMROPE)
         rope = llama.llama_model_rope_type(self._model)
         self.row_axes = _AXES if rope in multi_axis else 1  # positions per visual token
+        self.rows_apart = False
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
         # before any context: llama.cpp makes room for the adapter's products when it makes one
         if rows is not None:
@@ -218,7 +219,8 @@ class LanguageModel:
         return context
 
 
-def _check_dimensions(path: Path, header: GgufHeader, expected: LanguageModelFile) -> None:
+def check_dimensions(path: Path, header: GgufHeader, expected: LanguageModelFile) -> None:
+    """Raise ModelError if the header's dimensions are not those of the manifest."""
     pairs = [
         ("architecture", header.architecture, expected.architecture),
         ("n_embd", header.n_embd, expected.n_embd),

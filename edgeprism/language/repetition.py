@@ -16,6 +16,11 @@ _LONGEST_PERIOD = 100  # tokens
 _LEAST_AT_LIMIT, _LEAST_TIMES_AT_LIMIT = 24, 4
 
 
+def ending_notes(finish_reason: str) -> tuple[str, ...]:
+    """Return a note on a text that ended for the reason "repetition"; none for others."""
+    return (REPETITION_NOTE,) if finish_reason == "repetition" else ()
+
+
 def repeats_for_good(ids: Sequence[int], has_letters: Callable[[Sequence[int]], bool]) -> bool:
     """Return whether a growing text only repeats itself any more.
 

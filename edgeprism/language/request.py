@@ -12,6 +12,7 @@ import numpy as np
 from edgeprism.errors import UsageError
 from edgeprism.language.engine import LanguageEngine
 from edgeprism.language.markers import tokenize_plain
+from edgeprism.records import TokenCounts
 from edgeprism.segments import ImageRows, Segment, Text, Tokens
 
 
@@ -37,6 +38,7 @@ class Rows:
     causal: bool = True
     positions: np.ndarray | None = None
     n_text: int = 0  # how many of the rows are embeddings of text between visual tokens
+    apart: bool = False  # they stand beside the sequence, in no cell and at no position
 
     def __len__(self) -> int:
         return len(self.values)
@@ -68,7 +70,14 @@ class Request:
 
     def count(self) -> int:
         """Return how many cells of the KV cache the prompt takes."""
-        return sum(len(part) for part in self.prompt)
+        return sum(len(part) for part in self.prompt if not is_apart(part))
+
+    def token_counts(self, generated: int) -> TokenCounts:
+        """Return the prompt's visual and other tokens, with those of its answer."""
+        rows = [part for part in self.prompt if isinstance(part, Rows)]
+        text = sum(len(part) for part in self.prompt if isinstance(part, list))
+        n_text = sum(part.n_text for part in rows)
+        return TokenCounts(sum(map(len, rows)) - n_text, text + n_text, generated)
 
     def n_positions(self) -> int:
         """Return how many positions the prompt takes: fewer than cells if rows share positions."""
@@ -84,8 +93,15 @@ def _part(part: Part | np.ndarray) -> Part:
     return Rows(part) if isinstance(part, np.ndarray) else part
 
 
+def is_apart(part: Part) -> bool:
+    """Return whether `part` is of visual tokens that stand beside the sequence."""
+    return isinstance(part, Rows) and part.apart
+
+
 def advance(part: Part) -> int:
     """Return how far `part` advances the position."""
+    if is_apart(part):
+        return 0
     if isinstance(part, list) or part.positions is None:
         return len(part)
     return int(part.positions.max(initial=-1)) + 1
@@ -115,8 +131,17 @@ def segments_to_parts(
                 _last_ids(parts).extend(segment.ids)
             elif isinstance(segment, ImageRows) and rows is not None:
                 values = rows[segment.start : segment.stop]
-                parts.append(Rows(values, segment.causal, segment.positions))
+                parts.append(Rows(values, segment.causal, segment.positions, apart=lm.rows_apart))
+    if lm.rows_apart:
+        return _rows_first(parts)
     return tuple(_join_tiles(lm, [part for part in parts if len(part)]))
+
+
+def _rows_first(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Return visual tokens before all ids, which become one part: every token looks at them."""
+    ids = [token for part in parts if isinstance(part, list) for token in part]
+    rows = [part for part in parts if isinstance(part, Rows) and len(part)]
+    return (*rows, ids) if ids else tuple(rows)
 
 
 def _join_tiles(lm: LanguageEngine, parts: Sequence[Part]) -> Iterator[Part]:

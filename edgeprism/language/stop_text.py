@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
+from edgeprism.language.clean_up import cleaners, overlap
+
 
 class StoppingText:
     """Bytes of tokens → text in whole characters, up to the first stop string.
@@ -13,8 +15,10 @@ class StoppingText:
     to the text only between words. The returned pieces together are `whole`.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    def __init__(self, stop: Sequence[str], clean_up: str = "") -> None:
+        """`clean_up` is as of the manifest's `Decoder`."""
         self.stop = tuple(stop)
+        self._cleaners = cleaners(clean_up)
         self.whole = ""
         self.stopped = False
         self._held = ""
@@ -25,20 +29,25 @@ class StoppingText:
         """Add a token's bytes; return the new text that is certain."""
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(data)
+        self._held += self._cleaned(self._decoder.decode(data))
         starts = [start for s in self.stop if (start := self._held.find(s)) >= 0]
         if starts:
             self.stopped = True
             return self._emit(min(starts), drop_rest=True)
-        longest = max((_overlap(self._held, s) for s in self.stop), default=0)
+        longest = max((overlap(self._held, s) for s in self.stop), default=0)
         return self._emit(len(self._held) - longest)
 
     def end(self) -> str:
         """Return the text that was held back; an unfinished character becomes U+FFFD."""
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(b"", final=True)
+        self._held += self._cleaned(self._decoder.decode(b"", final=True), final=True)
         return self._emit(len(self._held))
+
+    def _cleaned(self, text: str, *, final: bool = False) -> str:
+        for cleaner in self._cleaners:
+            text = cleaner.feed(text, final=final)
+        return text
 
     def _emit(self, length: int, drop_rest: bool = False) -> str:
         text, rest = self._held[:length], self._held[length:]
@@ -48,10 +57,3 @@ class StoppingText:
         self._blank = text[len(words) :]
         self.whole += words
         return words
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of `text` are the beginning of `stop`."""
-    return next(
-        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0
-    )

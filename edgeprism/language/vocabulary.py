@@ -6,21 +6,25 @@ It needs no engine: a model that another engine runs has a GGUF file of its voca
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeprism.errors import TemplateError
+from edgeprism.errors import COPY_AGAIN, ModelError, TemplateError
 from edgeprism.language.chat import Message
-from edgeprism.language.llama import chat_formats, import_llama
+from edgeprism.language.llama import chat_formats, forget_words, import_llama, last_words
 
 
 class Vocabulary:
     """The vocabulary of a model of llama.cpp, which has to outlive it."""
 
+    clean_up = ""  # how text is put together from pieces; as of the manifest's `Decoder`
+
     def __init__(self, path: Path, model: Any, chat_template: str | None) -> None:
         """Read the vocabulary of llama.cpp's `model`, which was loaded from `path`."""
         self.path, self._chat_template = path, chat_template
+        self._own: Any = None  # the model, if it was opened for its vocabulary
         self._llama = llama = import_llama()
         self.native: Any = llama.llama_model_get_vocab(model)  # llama.cpp's own object
         self.size: int = llama.llama_vocab_n_tokens(self.native)
@@ -86,6 +90,29 @@ class Vocabulary:
             if length <= room:
                 return buffer.raw[:length].decode("utf-8", errors="replace")
             room = length
+
+    @classmethod
+    def open(cls, path: Path, clean_up: str = "") -> Vocabulary:
+        """Read the vocabulary alone of the file at `path`; close it.
+
+        The file's header has been checked. Raises ModelError if llama.cpp cannot read it.
+        """
+        llama = import_llama()
+        params = llama.llama_model_default_params()
+        params.vocab_only = True
+        forget_words()
+        model = llama.llama_model_load_from_file(os.fsencode(path), params)
+        if not model:
+            raise ModelError(f"{path}: llama.cpp cannot load it: {last_words(2)}.", COPY_AGAIN)
+        vocabulary = cls(path, model, None)
+        vocabulary._own, vocabulary.clean_up = model, clean_up
+        return vocabulary
+
+    def close(self) -> None:
+        """Free a vocabulary that was opened alone."""
+        if self._own:
+            self._llama.llama_model_free(self._own)
+            self._own = None
 
     def _template_error(self, message: str) -> TemplateError:
         known = ", ".join(chat_formats())

@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprism.bundle.gguf_parts import part_names
-from edgeprism.bundle.manifest import VisionVariant
+from edgeprism.bundle.manifest import FileEntry, VisionVariant
 from edgeprism.bundle.open import Bundle, choose_vision
 from edgeprism.errors import UsageError
 from edgeprism.files.in_use import FilesInUse
 from edgeprism.language.generator import Generator
 from edgeprism.language.llama import repacked_types, supports_offload
-from edgeprism.language.model import LanguageModel
-from edgeprism.language.opening import open_language_model
+from edgeprism.language.open_language import language_files, open_language
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import (
     CPU_PROVIDER,
@@ -34,6 +32,7 @@ from edgeprism.vision.token_reduction import TokenLimit, limit_for
 from edgeprism.vision.trial import Settings, try_captioner
 
 if TYPE_CHECKING:
+    from edgeprism.language.engine import LanguageEngine
     from edgeprism.memory.parts import ModelParts
     from edgeprism.perceive.footprint import CaptionerFootprint
 
@@ -65,7 +64,7 @@ class Engines:
         self._placement: tuple[str, int] | None = None
         self._tried = False
         self._vision: VisionEngine | None = None
-        self._lm: LanguageModel | None = None
+        self._lm: LanguageEngine | None = None
         self._in_use: dict[str, FilesInUse] = {}  # file that an engine loaded → what it opened
         self._generator: Generator | None = None
         self._threads_of: dict[str, int] = {}  # file → threads
@@ -85,7 +84,15 @@ class Engines:
             # Trying a GPU takes time and may fail, so device="cpu" tries none.
             providers = {} if device == "cpu" else vision_providers(self.bundle.manifest)
             provider = choose_provider(device, providers)
-            gpu_layers = choose_gpu_layers(device, supports_offload(), layers)
+            gpu_layers = 0
+            if self.bundle.manifest.lm.decoder is None:
+                gpu_layers = choose_gpu_layers(device, supports_offload(), layers)
+            elif layers:
+                raise UsageError(
+                    f"{self.bundle.name}: its language model is an ONNX graph, which runs on the "
+                    "CPU.",
+                    "Leave out `gpu_layers`.",
+                )
             if gpu_layers and layers is None:  # as many as the GPU has memory for
                 from edgeprism.language.gpu import find_gpu
 
@@ -139,19 +146,23 @@ class Engines:
 
     def lm_threads(self) -> int:
         """Return the number of CPU threads of the language model."""
-        return self._threads_for(self.bundle.manifest.lm.file)
+        decoder = self.bundle.manifest.lm.decoder
+        return self._threads_for(decoder.file if decoder else self.bundle.manifest.lm.file)
 
     def _threads_for(self, file: str) -> int:
-        size = sum(self.bundle.manifest.files[part].size for part in part_names(file))
+        size = sum(entry.size for entry in self.bundle.opened_with(file).values())
         if file not in self._threads_of:  # once, because the choice looks at the machine's load
             self._threads_of[file] = choose_threads(self._threads, size)
         return self._threads_of[file]
 
     def model_bytes(self) -> int:
         """Return the size in bytes of the files that the two engines load."""
-        variant, lm = self.vision_variant(), self.bundle.manifest.lm
-        files = {variant.file, *lm.files, *filter(None, [variant.connector])}
-        return sum(self.bundle.manifest.files[file].size for file in files)
+        variant = self.vision_variant()
+        loaded = [variant.file, variant.connector, *language_files(self.bundle.manifest)]
+        opened: dict[Path, FileEntry] = {}
+        for name in filter(None, loaded):
+            opened |= self.bundle.opened_with(name)
+        return sum(entry.size for entry in opened.values())
 
     # ---- loading
 
@@ -196,16 +207,14 @@ class Engines:
         graph = self._file(self.vision_variant().connector)
         return ConnectorFiles(graph, self._file(text.vocabulary))
 
-    def lm(self) -> LanguageModel:
+    def lm(self) -> LanguageEngine:
         """The language model, loaded."""
         if self._lm is None:
             self.try_first()
             start = time.perf_counter()
-            spec = self.bundle.manifest.lm
-            self._lm = open_language_model(
-                self._file(spec.file),
-                spec,
-                rows=self.bundle.path_of(spec.rows.file) if spec.rows else None,
+            self._lm = open_language(
+                self.bundle.manifest,
+                self._file,
                 gpu_layers=self.placement()[1],
                 threads=self.lm_threads(),
                 cancel=self._cancel,

@@ -10,10 +10,13 @@ from pathlib import Path
 from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
 from edgeprism.bundle.gguf_parts import model_bytes, part_names, read_model_header
 from edgeprism.bundle.manifest import Manifest, VisionVariant
+from edgeprism.bundle.manifest_language import Decoder
 from edgeprism.bundle.open import Bundle
 from edgeprism.language.gpu import Gpu
 from edgeprism.language.llama import repacked_types
+from edgeprism.language.open_language import decoder_graphs
 from edgeprism.machine.device import ALL_LAYERS
+from edgeprism.memory.decoder import DecoderUse, decoder_parts
 from edgeprism.memory.language import (
     ROWS_AT_ONCE,
     LanguageUse,
@@ -67,7 +70,7 @@ class CaptionerFootprint:
         manifest = bundle.manifest
         self._lm_bytes = sum(manifest.files[part].size for part in part_names(manifest.lm.file))
         rows, text = _prompt(manifest)
-        rows = most_rows(rows, visual_tokens)
+        self._rows = rows = most_rows(rows, visual_tokens)
         cells = cells_for(rows + text, manifest.prompts.max_tokens, manifest.lm.context_length)
         whole = rows if manifest.lm.image_attention == "both-ways" else 0
         self._use = replace(
@@ -77,12 +80,15 @@ class CaptionerFootprint:
     def parts(self) -> ModelParts:
         """Return what the captioner takes."""
         graphs = filter(None, [self._variant.file, self._variant.connector])
-        names = (*self._bundle.manifest.lm.files, *graphs)
+        lm = self._bundle.manifest.lm
+        names = (*lm.files, *graphs, *decoder_graphs(lm))
         use = (self._bundle.digest, self._variant.file, self._on_gpu, self._use)
         parts = remembered_parts(map(self._bundle.path_of, names), use, self._count)
         return ModelParts(self._bundle.name, "captioner", parts)
 
     def _count(self) -> tuple[Part, ...]:
+        if self._bundle.manifest.lm.decoder is not None:
+            return (*self._vision(), *self._decoder(self._bundle.manifest.lm.decoder))
         language = language_parts(self._header, self._lm_bytes, self._use)
         return (*self._vision(), *language, *self._row_weights(self._use))
 
@@ -96,6 +102,20 @@ class CaptionerFootprint:
             return adapter_parts(read_gguf_header(path), self._header, use)
         size = self._bundle.manifest.files[rows.file].size
         return expert_parts(read_model_header(path), size, use)
+
+    def _decoder(self, decoder: Decoder) -> tuple[Part, ...]:
+        """Return what the graphs take that write the text, for the longest caption."""
+        lm, prompts = self._bundle.manifest.lm, self._bundle.manifest.prompts
+        text = self._use.prompt - self._rows
+        tokens = min(text + prompts.max_tokens, lm.context_length)
+        use = DecoderUse(self._rows, tokens, lm.n_vocab)
+        lengths = {"rows": self._rows, "cells": tokens, "n": max(1, text)}
+        working = max(
+            working_bytes(self._bundle.path_of(name), lengths)
+            for name in (decoder.file, decoder.cross)
+        )
+        graphs = [self._graph(name) for name in (decoder.file, decoder.cross)]
+        return decoder_parts(graphs, decoder, working, use)
 
     @functools.cached_property
     def _header(self) -> GgufHeader:

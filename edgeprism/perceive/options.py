@@ -67,6 +67,7 @@ class Plan:
     frames: int | None = None
     frames_per_second: float | None = None
     video_instruction: str | None = None  # in place of `instruction` for a video; None: the same
+    notes: tuple[str, ...] = ()  # what of the options has no effect on this model
 
     def for_video(self) -> Plan:
         """Return the plan of a video's caption."""

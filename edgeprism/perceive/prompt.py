@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from edgeprism.bundle.manifest import Prompts, Several, Video
 
 
+FOCUS_NOTE = "this model takes no focus, so it was left out"
+
+
 def caption_to_segments(
     prompts: Prompts, instruction: str, picture: Sequence[Segment]
 ) -> list[Segment]:
@@ -74,6 +77,12 @@ def video_instruction_for(
     if instruction is not None or video is None or not video.instruction:
         return None
     return _with_focus(prompts, video.instruction, focus)
+
+
+def focus_notes(prompts: Prompts, focus: str | None) -> tuple[str, ...]:
+    """Return a note if a focus is given to a model that takes none."""
+    ignored = focus and focus.strip() and not prompts.focus_instruction
+    return (FOCUS_NOTE,) if ignored else ()
 
 
 def _with_focus(prompts: Prompts, text: str, focus: str | None) -> str:

@@ -17,13 +17,14 @@ import numpy as np
 from edgeprism.bundle.open import Bundle
 from edgeprism.errors import UsageError
 from edgeprism.language.generator import Finished, Piece
-from edgeprism.language.repetition import REPETITION_NOTE
+from edgeprism.language.repetition import ending_notes
 from edgeprism.language.request import Request, Sampling, segments_to_parts
 from edgeprism.machine.cancel import Cancel
 from edgeprism.perceive.engines import Engines
 from edgeprism.perceive.options import CaptionerOptions, Plan, check_caption_options
 from edgeprism.perceive.prompt import (
     caption_to_segments,
+    focus_notes,
     instruction_for,
     pictures_to_segments,
     video_instruction_for,
@@ -298,9 +299,8 @@ class CaptionSteps:
             stop=tuple(prompts.stop),
             repetition_penalty=prompts.repetition_penalty,
         )
-        limit = self.engines.visual_tokens
-        if visual_tokens is not None:
-            limit = limit_for(self.bundle.manifest, visual_tokens)
+        own = self.engines.visual_tokens
+        limit = own if visual_tokens is None else limit_for(self.bundle.manifest, visual_tokens)
         return Plan(
             instruction_for(prompts, instruction, focus),
             sampling,
@@ -308,6 +308,7 @@ class CaptionSteps:
             None if frames is None else operator.index(frames),
             None if frames_per_second is None else float(frames_per_second),
             video_instruction_for(prompts, self.bundle.manifest.video, instruction, focus),
+            focus_notes(prompts, focus),
         )
 
     def request(self, encoded: EncodedImage, plan: Plan) -> Request:
@@ -340,7 +341,6 @@ class CaptionSteps:
         Raises ModelError if a file of the model was changed while it was in use.
         """
         self.engines.check_files()
-        repeats = done.finish_reason == "repetition"
         return Caption(
             text=done.text,
             image=encoded.image,
@@ -353,7 +353,7 @@ class CaptionSteps:
             instruction=plan.for_source(encoded).instruction,
             version=__version__,
             image_size=encoded.size,
-            notes=(*encoded.notes, REPETITION_NOTE) if repeats else encoded.notes,
+            notes=(*encoded.notes, *plan.notes, *ending_notes(done.finish_reason)),
             together=encoded.together,
             reduction=encoded.reduction,
             video=encoded.video,

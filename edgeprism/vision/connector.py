@@ -10,7 +10,8 @@ import numpy as np
 
 from edgeprism.errors import ManifestError
 from edgeprism.machine.cancel import Cancel
-from edgeprism.vision.onnx import FLOATS, GraphSession, VisionEncoder
+from edgeprism.machine.onnx_runtime import FLOATS, GraphSession
+from edgeprism.vision.onnx import VisionEncoder
 from edgeprism.vision.wordpiece import WordPiece
 
 if TYPE_CHECKING:

@@ -14,14 +14,16 @@ from edgeprism.language.llama import supports_offload
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER, GPU_PROVIDERS
+from edgeprism.machine.onnx_runtime import available_providers
 from edgeprism.picture.layout import PictureLayout, Size, picture_to_layout, shrunk_size
 from edgeprism.segments import ImageRows, Segment
 from edgeprism.vision.connector import Connector, ConnectorFiles, InstructedEncoder
-from edgeprism.vision.onnx import VisionEncoder, available_providers
+from edgeprism.vision.onnx import VisionEncoder
 from edgeprism.vision.token_reduction import TokenLimit, reduce_segments, rows_to_tiles
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import Manifest
+    from edgeprism.language.engine import LanguageEngine
     from edgeprism.vision.mtmd import MtmdEncoder
 
 # a string, because the module of libmtmd is imported where a pair needs it
@@ -54,7 +56,7 @@ def vision_providers(manifest: Manifest) -> dict[str, str]:
 def open_vision(
     path: Path,
     manifest: Manifest,
-    lm: Callable[[], LanguageModel],
+    lm: Callable[[], LanguageEngine],
     *,
     provider: str,
     threads: int,
@@ -71,9 +73,12 @@ def open_vision(
         return InstructedEncoder(tower, second)
     from edgeprism.vision.mtmd import MtmdEncoder
 
+    model = lm()
+    if not isinstance(model, LanguageModel):
+        raise TypeError("libmtmd needs a language model of llama.cpp")
     return MtmdEncoder(
         path,
-        lm(),
+        model,
         gpu=provider != CPU_PROVIDER,
         threads=threads,
         flash_attention=flash_attention,

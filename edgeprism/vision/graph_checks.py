@@ -26,6 +26,7 @@ from edgeprism.vision.operators import (
     INT64,
     OPERATORS,
     Operator,
+    Operators,
 )
 from edgeprism.vision.protobuf import Message
 
@@ -45,6 +46,7 @@ _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _MAX_NODES = 50_000
 _MAX_ELEMENTS = 1 << 27  # of a tensor that constants make: half a gigabyte of floats
 _MAX_READ = 4096  # constants up to so many elements are read, to check their values
+_LOOKUPS = ("Gather", "GatherBlockQuantized")
 _SIZES = ("kernel_shape", "strides", "dilations")  # of convolutions and pools
 _HINT = "Use a graph that `edgeprism convert` wrote, or get the model from a place that you trust."
 
@@ -56,22 +58,26 @@ class _Tensor:
     kind: int  # ONNX's number of its type
     of_pixels: bool  # whether its values depend on the picture's pixels, or on a text's ids
     numbers: Sequence[int] | None = None  # the values of a short constant of whole numbers
-    is_input: bool = False  # whether it is an input of the graph
+    is_input: bool = False  # whether its values are those of an input of the graph
 
 
 @dataclass
 class _Graph:
     """The state of a check: every tensor that stands before the node at hand."""
 
+    operators: Operators
     tensors: dict[str, _Tensor] = field(default_factory=dict)
     external: set[str] = field(default_factory=set)
 
 
-def check_graph(path: Path, external: Sequence[str] = ()) -> None:
+def check_graph(
+    path: Path, external: Sequence[str] = (), *, operators: Operators = OPERATORS
+) -> None:
     """Check the ONNX graph at `path`.
 
     Parameters:
         external: names of files beside it that may hold its weights; their digests are known.
+        operators: what it may have, by domain.
 
     Raises ModelError, which names the file and the first fault.
     """
@@ -80,13 +86,13 @@ def check_graph(path: Path, external: Sequence[str] = ()) -> None:
     try:
         with open_regular(path) as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        _check_model(Message(memoryview(data)), external)
+        _check_model(Message(memoryview(data)), external, operators)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(f"{path}: not a vision graph that can run: {reason}.", _HINT) from error
 
 
-def _check_model(model: Message, external: Sequence[str]) -> None:
+def _check_model(model: Message, external: Sequence[str], operators: Operators) -> None:
     if _MODEL_GRAPH not in model:
         raise ValueError("it is no ONNX graph")
     for number, what in ((_MODEL_FUNCTIONS, "functions of its own"), (_MODEL_TRAINING, "training")):
@@ -95,7 +101,7 @@ def _check_model(model: Message, external: Sequence[str]) -> None:
     message = model.message(_MODEL_GRAPH)
     if _GRAPH_SPARSE in message:
         raise ValueError("it has sparse tensors")
-    graph = _Graph()
+    graph = _Graph(operators)
     for value in message.messages(_GRAPH_INPUTS):
         name = value.text(_VALUE_NAME)
         kind = value.message(_VALUE_TYPE).message(_TYPE_TENSOR).number(_TENSOR_TYPE_ELEMENT)
@@ -166,7 +172,7 @@ def _whole_numbers(tensor: Message, kind: int) -> Sequence[int] | None:
 def _check_node(node: Message, graph: _Graph) -> None:
     name, domain = node.text(_NODE_OPERATOR), node.text(_NODE_DOMAIN)
     node.text(_NODE_NAME)  # raises ValueError if it is not UTF-8
-    operator = OPERATORS.get(domain, {}).get(name)
+    operator = graph.operators.get(domain, {}).get(name)
     if operator is None or node.text(_NODE_OVERLOAD):
         full = f"{domain}.{name}" if domain else name
         raise ValueError(f"it has the operator {full}, which no vision graph needs")
@@ -175,7 +181,7 @@ def _check_node(node: Message, graph: _Graph) -> None:
     _check_numbers(name, attributes)
     for place in operator.shaping:
         if place < len(inputs) and (tensor := inputs[place]) and tensor.of_pixels:
-            if name == "Gather" and tensor.is_input:
+            if name in _LOOKUPS and tensor.is_input:
                 continue  # a table is looked up by the ids of a text, which are in its range
             raise ValueError(f"a shape of its {name} depends on the picture's pixels")
     first = inputs[0] if inputs else None
@@ -212,7 +218,8 @@ def _attributes(node: Message, name: str) -> dict[str, Message]:
 
 def _check_numbers(name: str, attributes: dict[str, Message]) -> None:
     """Refuse attributes that make an operator divide by zero or never end."""
-    for text in (*_SIZES, "group", "num_outputs", "num_heads", "num_groups"):
+    for text in (*_SIZES, "group", "num_outputs", "num_heads", "num_groups", "kv_num_heads",
+                 "block_size"):  # fmt: skip
         attribute = attributes.get(text)
         if attribute is None:
             continue
@@ -267,7 +274,8 @@ def _add_outputs(
         if text and text in graph.tensors:
             raise ValueError(f"{text} stands twice")
         kind = kinds[min(place, len(kinds) - 1)]
-        graph.tensors[text] = _Tensor(kind, of_pixels, numbers)
+        is_input = name == "Reshape" and inputs[0] is not None and inputs[0].is_input
+        graph.tensors[text] = _Tensor(kind, of_pixels, numbers, is_input)
 
 
 def _output_kinds(

@@ -8,6 +8,7 @@ shape that depends on the picture's pixels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 FLOAT, UINT8, INT8, INT32, INT64, BOOL = 1, 2, 3, 6, 7, 9
@@ -39,6 +40,8 @@ class Operator:
     floats: bool = False
     forgets: bool = False
 
+
+Operators = Mapping[str, Mapping[str, Operator]]  # {domain: {name: what is known of it}}
 
 _ALIKE = Operator()
 _OF_FLOATS = Operator(floats=True)
@@ -85,3 +88,13 @@ OPERATORS: dict[str, dict[str, Operator]] = {
     "com.microsoft": _FUSED,
 }
 OPERATORS["ai.onnx"] = OPERATORS[""]
+# what the graphs of a language model's decoder have besides: attention over kept keys and values,
+# and weights in blocks of whole numbers
+DECODER_OPERATORS = OPERATORS | {
+    "com.microsoft": _FUSED
+    | {
+        "GatherBlockQuantized": Operator(like=2, shaping=(1,)),
+        "GroupQueryAttention": _OF_FLOATS,
+        "MatMulNBits": _OF_FLOATS,
+    }
+}

@@ -23,6 +23,7 @@ from edgeprism.bundle.trial import (
     try_once,
 )
 from edgeprism.errors import ModelError
+from edgeprism.language.open_language import language_files
 from edgeprism.language.trial import exercise
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeprism.bundle.manifest import Manifest
+    from edgeprism.language.engine import LanguageEngine
     from edgeprism.language.model import LanguageModel
     from edgeprism.language.request import Part
     from edgeprism.segments import Segment
@@ -78,7 +80,9 @@ def remember_captioner(bundle: Bundle) -> None:
 
 def _files(manifest: Manifest, variant: VisionVariant) -> list[str]:
     """Return the names of all files that the engines open for `variant`."""
+    decoder = manifest.lm.decoder
     graphs = [variant.file, *filter(None, [variant.connector])]
+    graphs += [decoder.file, decoder.cross] if decoder else []
     weights = [name for graph in graphs if (name := f"{graph}.data") in manifest.files]
     vocabulary = [manifest.vision.text.vocabulary] if manifest.vision.text else []
     return [*graphs, *weights, *vocabulary, *manifest.lm.files]
@@ -99,8 +103,7 @@ def _trial(bundle: Bundle, variant: VisionVariant, settings: Settings) -> Trial:
             "vision": places[variant.file],
             "connector": places.get(variant.connector, ""),
             "vocabulary": places.get(text.vocabulary, "") if text else "",
-            "lm": places[manifest.lm.file],
-            "rows": places[rows.file] if (rows := manifest.lm.rows) else "",
+            "language": {name: places[name] for name in language_files(manifest)},
             "settings": asdict(settings),
         },
         identity=[*identity, variant.file, asdict(settings)],
@@ -118,28 +121,31 @@ def main() -> None:
 
 
 def _run(request: dict[str, Any]) -> None:
-    from edgeprism.language.opening import open_language_model
+    from edgeprism.language.model import LanguageModel
+    from edgeprism.language.open_language import decoder_graphs, open_language
     from edgeprism.vision.graph_checks import check_graph
+    from edgeprism.vision.operators import DECODER_OPERATORS, OPERATORS
 
     manifest = manifest_from_json(request["manifest"], "manifest.json")
     settings = Settings(**request["settings"])
-    path, lm_path = Path(request["vision"]), Path(request["lm"])
-    if manifest.vision.mmproj is None:
-        for graph in filter(None, [request["vision"], request["connector"]]):
-            weights = f"{Path(graph).name}.data"
-            check_graph(Path(graph), [weights] if weights in manifest.files else [])
-    lm = open_language_model(
-        lm_path,
-        manifest.lm,
-        rows=Path(request["rows"]) if request["rows"] else None,
-        gpu_layers=settings.gpu_layers,
-        threads=request["threads"],
+    path, language = Path(request["vision"]), request["language"]
+    graphs = [request["vision"], request["connector"]] if manifest.vision.mmproj is None else []
+    checked = [(graph, OPERATORS) for graph in filter(None, graphs)]
+    written = decoder_graphs(manifest.lm)
+    checked += [(language[name], DECODER_OPERATORS) for name in written]
+    for graph, operators in checked:
+        weights = f"{Path(graph).name}.data"
+        known = [weights] if weights in manifest.files else []
+        check_graph(Path(graph), known, operators=operators)
+    threads = request["threads"]
+    lm = open_language(
+        manifest, lambda name: Path(language[name]), gpu_layers=settings.gpu_layers, threads=threads
     )
-    if manifest.vision.mmproj is None:
-        connector = _open_connector(request, manifest, settings, lm.threads)
-        prompt = _prompt_of_graph(path, manifest, lm, settings, connector)
-    else:
+    if isinstance(lm, LanguageModel) and manifest.vision.mmproj is not None:
         prompt = prompt_of_mmproj(path, lm, settings)
+    else:
+        connector = _open_connector(request, manifest, settings, threads)
+        prompt = _prompt_of_graph(path, manifest, lm, settings, connector, threads)
     exercise(lm, prompt, kv_type=settings.kv_type, flash_attention=settings.flash_attention)
 
 
@@ -168,9 +174,10 @@ def _connected(connector: Connector, features: np.ndarray, manifest: Manifest) -
 def _prompt_of_graph(
     path: Path,
     manifest: Manifest,
-    lm: LanguageModel,
+    lm: LanguageEngine,
     settings: Settings,
     connector: Connector | None,
+    threads: int,
 ) -> tuple[Part, ...]:
     """Encode tiles of noise; return a prompt with rows of the last one."""
     import numpy as np
@@ -179,7 +186,7 @@ def _prompt_of_graph(
     from edgeprism.segments import ImageRows, Text
     from edgeprism.vision.onnx import VisionEncoder
 
-    engine = VisionEncoder(path, manifest, provider=settings.provider, threads=lm.threads)
+    engine = VisionEncoder(path, manifest, provider=settings.provider, threads=threads)
     on_cpu = settings.provider == CPU_PROVIDER
     rows = np.empty((0, manifest.vision.n_embd), np.float32)
     for shape in _tile_shapes(manifest, is_small=_is_small(path), together=not on_cpu):
@@ -188,8 +195,9 @@ def _prompt_of_graph(
         rows = (made if connector is None else _connected(connector, made, manifest))[0]
         if manifest.video is not None:
             engine.encode_frames(pixels)
-    most = len(rows) if _is_small(lm.path) else _FEW_ROWS
-    rows = rows[: max(1, min(most, lm.n_ctx_train // 2))]
+    if not lm.rows_apart:  # else they take no room in the context, and little time
+        most = len(rows) if _is_small(lm.path) else _FEW_ROWS
+        rows = rows[: max(1, min(most, lm.n_ctx_train // 2))]
     causal = manifest.lm.image_attention == "causal"
     before, after = (Text(text) for text in _TEXTS)
     segments: list[Segment] = [before, ImageRows(0, len(rows), causal), after]

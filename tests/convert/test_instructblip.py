@@ -25,10 +25,10 @@ from edgeprism.convert.vision.config import TowerConfig
 from edgeprism.convert.vision.eager import with_weights
 from edgeprism.convert.vision.weights import Weights
 from edgeprism.errors import CheckpointError
+from edgeprism.machine.onnx_runtime import GraphSession
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.read import read_picture
 from edgeprism.progress import Progress
-from edgeprism.vision.onnx import GraphSession
 from edgeprism.vision.wordpiece import WordPiece
 from tests.helpers.captions import caption_ids
 from tests.helpers.converting import convert_family

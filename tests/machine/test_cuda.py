@@ -22,9 +22,9 @@ from edgeprism.language.model import LanguageModel
 from edgeprism.language.prefix_states import PrefixStates
 from edgeprism.language.request import Request, Sampling
 from edgeprism.machine.device import ALL_LAYERS, GPU_PROVIDERS
+from edgeprism.machine.onnx_runtime import available_providers
 from edgeprism.models import nano as nano_package
 from edgeprism.picture.find import find_pictures
-from edgeprism.vision.onnx import available_providers
 from tests.helpers import bundles
 
 pytestmark = pytest.mark.skipif(

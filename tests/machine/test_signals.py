@@ -278,7 +278,7 @@ def test_during_an_import(
 def test_an_interrupt_waits_for_the_import_of_an_engine(library: str) -> None:
     """In a program that embeds EdgePrism, whose handlers stay its own."""
     load = {
-        "onnxruntime": "from edgeprism.vision.onnx import import_onnxruntime as load",
+        "onnxruntime": "from edgeprism.machine.onnx_runtime import import_onnxruntime as load",
         "llama_cpp": "from edgeprism.language.llama import import_llama as load",
     }[library]
     code = f"""

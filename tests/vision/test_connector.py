@@ -22,10 +22,10 @@ from edgeprism.bundle.open import open_bundle
 from edgeprism.bundle.read_manifest import manifest_from_bundle, manifest_from_json
 from edgeprism.errors import Interrupted, ManifestError, ModelError, UsageError
 from edgeprism.folder.batch import Batch
+from edgeprism.machine.onnx_runtime import GraphSession
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.looking import Looking
 from edgeprism.picture.find import PictureFile
-from edgeprism.vision.onnx import GraphSession
 from edgeprism.vision.wordpiece import WordPiece
 from tests.helpers import bundles, instructed
 from tests.helpers.serving import as_base64, serving

@@ -16,8 +16,8 @@ import pytest
 
 from edgeprism.bundle.manifest import Manifest
 from edgeprism.errors import DeviceError, Interrupted, ModelError
+from edgeprism.machine import onnx_runtime as onnx_engine
 from edgeprism.machine.cancel import Cancel
-from edgeprism.vision import onnx as onnx_engine
 from edgeprism.vision.onnx import VisionEncoder
 from tests.helpers import bundles
 from tests.helpers.children import in_child
