@@ -105,7 +105,7 @@ def _read_original(captioner: Path, config: dict[str, Any]) -> PublishedCaptione
     path = captioner / "config.json"
     config = _complete_config(config, path)
     checkpoint = Checkpoint(captioner, "captioner")
-    rules = TokenRules(_END, _NEEDED, internlm2.TOKENS.renamed, internlm2.TOKENS.chat_template)
+    rules = dataclasses.replace(internlm2.TOKENS, eos=_END, needed=_NEEDED)
     if config["template"] == _CHINESE:
         rules = TokenRules(needed=("<img>", "</img>"))
     where = f"{path} (llm_config)"

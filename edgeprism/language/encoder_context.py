@@ -127,7 +127,7 @@ class EncoderContext:
         place = self._decoder_position(seq, start)
         return self._sequences[seq].decoder.logits_of_tokens(tokens, start=place)
 
-    def keep(self, seq: int, length: int) -> bool:
+    def keep(self, seq: int, length: int, rows: int = 0) -> bool:
         """Forget the prompt of `seq` from position `length` on; return False if it was all of it.
 
         Of an answer nothing is kept, because another prompt's answer begins anew.

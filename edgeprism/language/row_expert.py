@@ -79,12 +79,13 @@ class ContextWithExpert(Context):
         if lm.expert is None:
             raise ModelError(f"{lm.path}: was closed.", "Load the model again.")
         kv_type, flash_attention = self.settings
-        return lm.expert.context(
+        expert = lm.expert.context(
             self.n_ctx // self.n_seq,
             kv_type=kv_type,
             flash_attention=flash_attention,
             n_batch=self.n_batch,
         )
+        return cast("Context", expert)  # an expert is read as the language model itself
 
     def close(self) -> None:
         """Free both contexts."""

@@ -18,7 +18,6 @@ from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.bundle.manifest_language import LanguageModelFile
 from edgeprism.convert.gate.data import TOKENIZER_TEXTS
 from edgeprism.convert.gate.judge import judge_lm
-from edgeprism.convert.language import model as language_model
 from edgeprism.convert.language import t5 as t5_tensors
 from edgeprism.convert.language.config import LmConfig, LmTensor
 from edgeprism.convert.language.model import LmParts, open_language_model
@@ -144,7 +143,7 @@ def _replaced(patch: pytest.MonkeyPatch, own: str, source: Callable[[str], str])
                 tensor = dataclasses.replace(tensor, source=source(tensor.source))
             yield tensor
 
-    patch.setattr(language_model.t5, "gguf_tensors", planted)
+    patch.setattr(t5_tensors, "gguf_tensors", planted)
 
 
 def _positions_of_the_encoder(patch: pytest.MonkeyPatch) -> None:

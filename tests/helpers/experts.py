@@ -85,7 +85,7 @@ def expert_parts(**changes: Any) -> dict[str, Any]:
     base = bundles.make_manifest({})
     lm = LanguageModelFile(
         "lm.gguf", "F32", "qwen2vl", N_EMBD, N_VOCAB, CONTEXT, "causal", "shared",
-        RowWeights("expert", "lm.rows.gguf", own_last=1),
+        rows=RowWeights("expert", "lm.rows.gguf", own_last=1),
     )  # fmt: skip
     vision = dataclasses.replace(base.vision, grid=[1, bundles.N_TOKENS], constant_rows=[1, 1])
     return {"lm": dataclasses.replace(lm, **changes), "vision": vision}

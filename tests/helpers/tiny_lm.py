@@ -103,7 +103,9 @@ def write_lm(folder: Path, kind: str, *, spare: int = 3, seed: int = 0) -> TinyM
     fill(model, seed)
     if factor := _EMBEDDING_FACTORS.get(kind):
         with torch.no_grad():
-            model.get_input_embeddings().weight.mul_(factor)
+            weight = model.get_input_embeddings().weight
+            assert isinstance(weight, torch.Tensor)
+            weight.mul_(factor)
     model.save_pretrained(folder, max_shard_size="150KB")
     return model
 

@@ -15,6 +15,7 @@ import pytest
 from edgeprism.errors import Interrupted, ModelError, PromptTooLongError
 from edgeprism.language import row_expert
 from edgeprism.language.context import Context
+from edgeprism.language.engine import LanguageContext
 from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Request, Rows, Sampling
@@ -52,7 +53,7 @@ def picture(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return rows, np.array([[0, *[1] * (n - 2), 2]], np.int32)
 
 
-def prefill(context: Context, seq: int, n: int = 20, seed: int = 0) -> np.ndarray:
+def prefill(context: LanguageContext, seq: int, n: int = 20, seed: int = 0) -> np.ndarray:
     """Prefill text, a picture and text; return the last logits."""
     rows, positions = picture(n, seed)
     context.prefill_tokens(seq, BEFORE, 0, logits=False)
@@ -114,7 +115,13 @@ def test_every_sequence_gets_its_own(pair: ModelWithExpert) -> None:
         one.close()
 
 
-def prefill_anew(context: Context, seq: int, seed: int) -> np.ndarray:
+def own_context(lm: LanguageModel, **settings: Any) -> Context:
+    context = lm.context(256, **settings)
+    assert isinstance(context, Context)
+    return context
+
+
+def prefill_anew(context: LanguageContext, seq: int, seed: int) -> np.ndarray:
     context.keep(seq, 0)
     return prefill(context, seq, seed=seed)
 
@@ -293,14 +300,14 @@ def test_contexts_of_unlike_models_are_told(files: tuple[Path, Path], tmp_path: 
     """The check before is not the only guard: llama.cpp refuses what does not fit."""
     lm = LanguageModel(files[0])
     other = LanguageModel(write_model(tmp_path / "other.gguf", 3, layers=3))
-    source, target = lm.context(256), other.context(256)
+    source, target = own_context(lm), own_context(other)
     source.prefill_tokens(0, BEFORE, 0)
     with pytest.raises(ModelError, match="cannot be handed over"):
         hand_over(source, 0, target, 0)
     for context in (source, target):
         context.close()
     for kv_type in ("f32", "q8_0"):
-        source, target = lm.context(256), lm.context(256, kv_type=kv_type, flash_attention=True)
+        source, target = own_context(lm), own_context(lm, kv_type=kv_type, flash_attention=True)
         source.prefill_tokens(0, BEFORE, 0)
         with pytest.raises(ModelError, match="cannot be handed over"):
             hand_over(source, 0, target, 0)
