@@ -49,6 +49,10 @@ CONVERSATION_NAMES = (
     "prismatic-vicuna",
 )  # fmt: skip
 
+# of language models that llama.cpp runs, with the default first (`language/write_gguf.py`)
+GGUF_QUANTS = ("Q4_K_M", "F32", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0",
+               "Q4_K_S", "Q4_1", "Q4_0")  # fmt: skip
+
 CONVERSATION = Option(
     "conversation",
     "text",
@@ -71,6 +75,7 @@ class Family:
             keyword. Raises UsageError and CheckpointError.
         model_types: The `model_type`s of the family's config.json.
         signs: Fields of config.json and file names that are typical of the family's folder.
+        lm_quants: The quantizations of its language model, the default first.
     """
 
     name: str
@@ -80,6 +85,7 @@ class Family:
     read: Callable[..., PublishedCaptioner]
     model_types: tuple[str, ...] = ()
     signs: tuple[str, ...] = ()
+    lm_quants: tuple[str, ...] = GGUF_QUANTS
 
     def settings(self, given: Mapping[str, Value]) -> dict[str, Value]:
         """Return a value for every option: that of `given`, or the default.

@@ -15,7 +15,7 @@ class ConvertOptions:
     """The options that all families share."""
 
     vision_quants: tuple[str, ...] = ("int8",)
-    lm_quant: str = "Q4_K_M"
+    lm_quant: str = ""  # "": the family's default
     overwrite: bool = False
     force: bool = False
     name: str = ""

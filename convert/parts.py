@@ -22,6 +22,7 @@ from edgeprism.bundle.manifest import (
 )
 from edgeprism.bundle.manifest_language import LanguageModelFile
 from edgeprism.convert.gate import data
+from edgeprism.convert.language.decoder import DecoderParts
 from edgeprism.convert.language.model import LmParts, Tick
 from edgeprism.convert.read.card import INSTRUCTION, CaptionerCard
 from edgeprism.convert.read.checkpoint import Requirements
@@ -45,7 +46,7 @@ class PublishedCaptioner:
     sources: Sequence[SourceFiles]
     image: ImagePolicy
     vision: VisionSide
-    lm: LmParts
+    lm: LmParts | DecoderParts
     conversation: Conversation
     markers: Markers | None = None  # around tiles; None: the conversation's
     name: str = ""  # the published name, if the folder's name differs
@@ -70,7 +71,7 @@ class FamilyParts:
     vision_weights: VisionWeights
     n_vision_ticks: int  # how often the vision reference calls its Tick
     reference_visual_tokens: Callable[[np.ndarray, Tick], np.ndarray]
-    lm: LmParts
+    lm: LmParts | DecoderParts
     gate_texts: Sequence[str]
     manifest: Manifest  # the pipeline adds the variants, the quantization, the files and parity
     text: TextSide | None = None  # what makes visual tokens of features and the instruction
@@ -95,7 +96,7 @@ def captioner_parts(
         license=card.license or " and ".join(licenses),
         sources=sources,
         image=captioner.image,
-        vision=_vision(vision, lm.config.n_embd),
+        vision=_vision(vision, lm.row_width),
         lm=LanguageModelFile(
             file="",
             quant="",
@@ -128,6 +129,8 @@ def captioner_parts(
 def _require_room(captioner: PublishedCaptioner) -> None:
     """Raise CheckpointError if a picture's visual tokens alone would fill the context."""
     down, across = captioner.vision.grid
+    if isinstance(captioner.lm, DecoderParts):  # its layers attend to them beside the text
+        return
     if captioner.lm.config.context_length <= down * across:
         raise CheckpointError(
             f"{captioner.lm.checkpoint.folder}: the language model takes "
@@ -180,7 +183,7 @@ def _prompts(
         after_image=conversation.after_image,
         before_caption=conversation.before_caption,
         default_instruction=card.default_instruction or conversation.instruction or INSTRUCTION,
-        focus_instruction=card.focus_instruction,
+        focus_instruction=card.focus_instruction if conversation.takes_focus else "",
         stop=list(conversation.stop),
         max_tokens=card.max_tokens,
         after_instruction=conversation.after_instruction,

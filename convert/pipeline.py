@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from edgeprism.bundle.manifest import Manifest, Parity, VisionVariant
-from edgeprism.bundle.manifest_language import RowWeights
+from edgeprism.bundle.manifest_language import LanguageModelFile, RowWeights
 from edgeprism.bundle.writer import BundleWriter
 from edgeprism.choices import CONVERTED_QUANTS
 from edgeprism.convert.family import Family, Value
@@ -20,8 +20,10 @@ from edgeprism.convert.gate.data import TOKENIZER_TEXTS
 from edgeprism.convert.gate.int8 import VisionGate, write_auto, write_int8
 from edgeprism.convert.gate.rows import logits_after_rows
 from edgeprism.convert.gate.tiles import gate_tiles, reference_tokens
-from edgeprism.convert.language.model import Tick
-from edgeprism.convert.language.write_gguf import LM_QUANTS, write_adapter, write_gguf
+from edgeprism.convert.language.decoder import DecoderParts
+from edgeprism.convert.language.model import LmParts, Tick
+from edgeprism.convert.language.write_decoder import write_decoder
+from edgeprism.convert.language.write_gguf import write_adapter, write_gguf
 from edgeprism.convert.memory import give_memory_back
 from edgeprism.convert.options import ConvertOptions, check_known, check_vision_quants
 from edgeprism.convert.parts import FamilyParts, captioner_parts
@@ -57,7 +59,7 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
         ParityError: The gate failed, and `options.force` is not set.
     """
     # 1. check the options
-    check_options(options)
+    options = check_options(options, family)
     chosen = family.settings(settings)
     with BundleWriter(out, options.overwrite) as writer:
         # 2. read the configurations; only open the weights
@@ -74,29 +76,33 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
         write = _write_vision if parts.text is None else write_instructed
         variants = write(parts, writer.folder, options, verdict, progress)
         give_memory_back()
-        lm_path = writer.folder / LM_FILE
-        write_gguf(lm_path, options.lm_quant, parts.lm, parts.manifest.name, progress)
-        if parts.lm.row_adapter:
-            rows_path = writer.folder / ROWS_FILE
-            write_adapter(rows_path, options.lm_quant, parts.lm, parts.manifest.name, progress)
-        give_memory_back()
-        _measure_lm(parts, lm_path, options.lm_quant, verdict, progress)
+        if isinstance(parts.lm, DecoderParts):
+            decoder = write_decoder(parts.lm, parts.manifest, writer.folder, options.lm_quant,
+                                    verdict, progress)  # fmt: skip
+            lm = dataclasses.replace(parts.manifest.lm, decoder=decoder)
+        else:
+            lm = _write_lm(parts, parts.lm, writer.folder / LM_FILE, options.lm_quant, verdict,
+                           progress)  # fmt: skip
         # 7. gate: does the bundle compute what the checkpoint does?
-        _require_parity(verdict, options.force, progress)
+        _require_parity(verdict, options.force, family.lm_quants, progress)
         # 8. write the manifest, and move the bundle to `out`
         progress.stage("Finishing the bundle")
-        manifest = _completed(parts.manifest, variants, options.lm_quant, verdict, writer)
+        lm = dataclasses.replace(lm, file=LM_FILE, quant=options.lm_quant)
+        manifest = _completed(dataclasses.replace(parts.manifest, lm=lm), variants, verdict, writer)
         writer.finish(manifest)
         return manifest
 
 
-def check_options(options: ConvertOptions) -> None:
-    """Raise UsageError for an unknown quantization."""
+def check_options(options: ConvertOptions, family: Family) -> ConvertOptions:
+    """Return the options for a family; raise UsageError for an unknown quantization."""
     check_vision_quants(options.vision_quants, CONVERTED_QUANTS)
-    check_known((options.lm_quant,), LM_QUANTS, "language-model quantization")
+    lm_quant = options.lm_quant or family.lm_quants[0]
+    check_known((lm_quant,), family.lm_quants, "language-model quantization")
+    return dataclasses.replace(options, lm_quant=lm_quant)
 
 
-def _require_parity(verdict: judge.Verdict, force: bool, progress: Progress) -> None:
+def _require_parity(verdict: judge.Verdict, force: bool, lm_quants: Sequence[str],
+                    progress: Progress) -> None:  # fmt: skip
     """Report every figure; raise ParityError if the gate failed, unless `force`."""
     for check, figures in verdict.figures.items():
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
@@ -105,22 +111,19 @@ def _require_parity(verdict: judge.Verdict, force: bool, progress: Progress) -> 
         raise ParityError(
             f"The bundle does not compute what its checkpoint does: "
             f"{' and '.join(judge.parts_of(verdict.failed))} failed the gate.",
-            f"{judge.remedy(verdict.failed)} `force` writes the bundle all the same and records "
-            "this.",
+            f"{judge.remedy(verdict.failed, lm_quants)} `force` writes the bundle all the same and "
+            "records this.",
             verdict.failures,
         )
 
 
-def _completed(manifest: Manifest, variants: list[VisionVariant], lm_quant: str,
-               verdict: judge.Verdict, writer: BundleWriter) -> Manifest:  # fmt: skip
+def _completed(manifest: Manifest, variants: list[VisionVariant], verdict: judge.Verdict,
+               writer: BundleWriter) -> Manifest:  # fmt: skip
     """Return `manifest` with the fields that are known after writing and measuring."""
-    files = writer.file_entries()
-    rows = RowWeights("adapter", ROWS_FILE) if ROWS_FILE in files else None
     return dataclasses.replace(
         manifest,
         vision=dataclasses.replace(manifest.vision, variants=variants),
-        lm=dataclasses.replace(manifest.lm, file=LM_FILE, quant=lm_quant, rows=rows),
-        files=files,
+        files=writer.file_entries(),
         parity=Parity(
             passed=not verdict.failures,
             forced=bool(verdict.failures),
@@ -165,10 +168,24 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
     return variants
 
 
-def _measure_lm(parts: FamilyParts, path: Path, quant: str, verdict: judge.Verdict,
-                progress: Progress) -> None:  # fmt: skip
-    lm, threads = parts.lm, available_cores()
-    rows = path.with_name(ROWS_FILE) if lm.row_adapter else None
+def _write_lm(parts: FamilyParts, lm: LmParts, path: Path, quant: str, verdict: judge.Verdict,
+              progress: Progress) -> LanguageModelFile:  # fmt: skip
+    """Write the language model as a GGUF file and measure it; return what the manifest says."""
+    name, said = parts.manifest.name, parts.manifest.lm
+    write_gguf(path, quant, lm, name, progress)
+    rows = None
+    if lm.row_adapter:
+        rows = path.with_name(ROWS_FILE)
+        write_adapter(rows, quant, lm, name, progress)
+        said = dataclasses.replace(said, rows=RowWeights("adapter", rows.name))
+    give_memory_back()
+    _measure_lm(parts, lm, path, rows, quant, verdict, progress)
+    return said
+
+
+def _measure_lm(parts: FamilyParts, lm: LmParts, path: Path, rows: Path | None, quant: str,
+                verdict: judge.Verdict, progress: Progress) -> None:  # fmt: skip
+    threads = available_cores()
     model = LanguageModel(path, expected=parts.manifest.lm, rows=rows, threads=threads)
     try:
         verdict.add("tokenizer", *judge.judge_tokenizer(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,15 +115,19 @@ def parts_of(checks: Sequence[str]) -> list[str]:
     return parts
 
 
-def remedy(checks: Sequence[str]) -> str:
-    """Return what to try where `checks` failed, as a sentence with the options' keywords."""
+def remedy(checks: Sequence[str], lm_quants: Collection[str] = LM_LIMITS) -> str:
+    """Return what to try where `checks` failed, as a sentence with the options' keywords.
+
+    `lm_quants` are those that the family's language model can have.
+    """
     options = []
     for check in checks:
         kind, _, quant = check.partition(" ")
         if kind == "vision" and quant in FINER:
             options.append(f"`vision_quants={FINER[quant]}`")
         elif kind in ("lm", "rows") and quant != "F32":
-            options.append(f"`lm_quant={FINER.get(quant, 'Q6_K')}`")
+            finer = FINER.get(quant, "Q6_K")
+            options.append(f"`lm_quant={finer if finer in lm_quants else 'F32'}`")
     if len(options) < len(checks):
         return (
             "No quantization explains that: the checkpoint may be damaged or not what its files "

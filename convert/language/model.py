@@ -44,6 +44,11 @@ class LmParts:
     row_adapter: RowAdapter | None = None  # what a picture's rows alone go through
 
     @property
+    def row_width(self) -> int:
+        """The width of visual tokens: they are rows like those of the text."""
+        return self.config.n_embd
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return {name: shape} of every tensor that the checkpoint must hold."""
         adapter = self.row_adapter.tensors if self.row_adapter else ()

@@ -29,7 +29,6 @@ _NATIVE = {
     name: int(gguf.LlamaFileType[f"MOSTLY_{name}"])
     for name in ("Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0")
 }
-LM_QUANTS = (*_DIRECT, *_NATIVE)
 _POSITIONS = "position_embd.weight"
 _RELATIVE = "attn_rel_b.weight"
 
@@ -38,7 +37,7 @@ _QUANTIZE_BUFFER = 1 << 30
 
 
 def write_gguf(path: Path, quant: str, parts: LmParts, name: str, progress: Progress) -> None:
-    """Write `path` with quantization `quant` (one of LM_QUANTS)."""
+    """Write `path` with quantization `quant` (one of `family.GGUF_QUANTS`)."""
     if quant in _DIRECT:
         _write_direct(path, quant, parts, name, progress)
         return

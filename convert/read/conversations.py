@@ -35,6 +35,7 @@ class Conversation:
     several: Several | None = None  # for models trained on several pictures in one turn
     instruction: str = ""  # the default where the card names none; "": EdgePrism's own
     repetition_penalty: float = 1.0  # with which the published model is used; 1: none
+    takes_focus: bool = True  # the model does what an instruction says
 
 
 _CHAT = "A chat between a curious {0} and an artificial intelligence assistant. The assistant "

@@ -53,6 +53,10 @@ LAVIS = Names(
      "fc1": "mlp.fc1", "fc2": "mlp.fc2"},
     {"q": "attn.q_bias", "v": "attn.v_bias"},
 )  # fmt: skip
+# of a ViT of timm's, as BLIP has it
+TIMM = Names(
+    "cls_token", "pos_embed", "patch_embed.proj", "blocks.", LAVIS.layer, {"qkv": "attn.qkv.bias"}
+)
 TRANSFORMERS = Names(
     "embeddings.class_embedding", "embeddings.position_embedding", "embeddings.patch_embedding",
     "encoder.layers.",

@@ -49,11 +49,11 @@ def trace_graph(module: GraphModule) -> onnx_ir.Model:
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module.eval(),
-            tuple(example for example, _ in inputs.values()),
+            module.arranged([example for example, _ in inputs.values()]),
             dynamo=True,
             input_names=list(inputs),
             output_names=list(module.outputs),
-            dynamic_shapes=tuple(lengths for _, lengths in inputs.values()),
+            dynamic_shapes=module.arranged([lengths for _, lengths in inputs.values()]),
             opset_version=_OPSET,
             verbose=False,
         )

@@ -47,6 +47,10 @@ class GraphModule(nn.Module):
         """
         raise NotImplementedError
 
+    def arranged(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """Return values of `inputs`, in their order, as `forward` takes them."""
+        return tuple(values)
+
 
 def tile_inputs(size: int, n_views: int = 1) -> Mapping[str, tuple[torch.Tensor, dict[int, Any]]]:
     """Return GraphModule's inputs for any number of tiles, pixels [n, size, size, 3 · n_views]."""

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import onnx
 
 _COPY_BYTES = 1 << 22
-_LEAST_BYTES = 1024  # of a tensor that lies in the weights' file
+LEAST_BYTES = 1024  # of a tensor that lies in the weights' file
 
 
 def pack_onnx(graph_path: Path, out_path: Path) -> list[Path]:
@@ -55,7 +55,7 @@ def move_weights_out(graph_path: Path, out_path: Path) -> list[Path]:
         str(out_path),
         save_as_external_data=True,
         location=data_path.name,
-        size_threshold=_LEAST_BYTES,
+        size_threshold=LEAST_BYTES,
     )
     shutil.copymode(out_path, data_path)  # onnx lets nobody else read the weights
     return [out_path, data_path]

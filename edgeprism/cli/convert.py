@@ -115,8 +115,8 @@ def _family_command(family: Family) -> click.Command:
                   type=click.Choice(CONVERTED_QUANTS), default=("int8",), show_default=True,
                   help="Variant of the vision graph; repeatable. auto: int8 for as many matrices "
                   "as a relative error of 0.04 allows.")  # fmt: skip
-    @click.option("--lm-quant", default="Q4_K_M", show_default=True, metavar="QUANT",
-                  help="F32, F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, …")  # fmt: skip
+    @click.option("--lm-quant", default=family.lm_quants[0], show_default=True, metavar="QUANT",
+                  help=_lm_quants(family))  # fmt: skip
     @click.option("--name", default="", metavar="NAME",
                   help="The bundle's name.  [default: the captioner's]")  # fmt: skip
     @click.option("--overwrite", is_flag=True, help="Replace the bundle OUT if it exists.")
@@ -138,6 +138,15 @@ def _family_command(family: Family) -> click.Command:
 
     run.params += [_click_option(option) for option in family.options]
     return run
+
+
+def _lm_quants(family: Family) -> str:
+    """Return the quantizations of a family's language model, as a help text."""
+    from edgeprism.convert.family import GGUF_QUANTS
+
+    if family.lm_quants == GGUF_QUANTS:
+        return "F32, F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, …"
+    return ", ".join(family.lm_quants)
 
 
 def _click_option(option: Option) -> click.Option:

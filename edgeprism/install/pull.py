@@ -56,7 +56,6 @@ from edgeprism.progress import Progress
 from edgeprism.vision.trial import remember_captioner
 
 DEFAULT_VISION_QUANTS = ("int8",)
-DEFAULT_LM_QUANT = "Q4_K_M"
 
 
 @dataclass(frozen=True)
@@ -278,7 +277,7 @@ def _pull_captioner(
     check_vision_quants(vision_quants or DEFAULT_VISION_QUANTS, CONVERTED_QUANTS)
     options = ConvertOptions(
         vision_quants=vision_quants or DEFAULT_VISION_QUANTS,
-        lm_quant=lm_quant or DEFAULT_LM_QUANT,
+        lm_quant=lm_quant,
         name=name,
     )
     refuse_when_offline()

@@ -23,7 +23,7 @@ from tests.convert import test_internvl_hf as internvl
 from tests.helpers import tiny_captioners as tiny
 from tests.helpers import tiny_smolvlm, transformers5
 from tests.helpers.checkpoints import Spec, write_checkpoint
-from tests.helpers.converting import convert, convert_family, parts_of
+from tests.helpers.converting import convert, convert_family, lm_of, parts_of
 from tests.helpers.tiny_captioners import Case
 from tests.helpers.tiny_lm import LLAMA3_SCALING, write_lm
 
@@ -143,7 +143,7 @@ WRITERS: dict[str, Callable[[Path], Case]] = {
 def _comparable(parts: FamilyParts) -> tuple[Any, ...]:
     """Return what a bundle is made of, but for the digests and names of files."""
     manifest = parts.manifest
-    shapes = [(tensor.name, tensor.shape) for tensor in parts.lm.tensors]
+    shapes = [(tensor.name, tensor.shape) for tensor in lm_of(parts).tensors]
     return (
         parts.lm.config, shapes, parts.lm.vocabulary, manifest.image, manifest.vision,
         manifest.prompts, [str(parts.vision(torch.float32))],
@@ -164,8 +164,8 @@ def test_a_family_is_the_same_in_either_version(name: str, moved: bool, tmp_path
     newer = Case(older.family, settings, older.reference)
     before, after = parts_of(older), parts_of(newer)
     assert _comparable(after) == _comparable(before)
-    for tensor in zip(before.lm.tensors, after.lm.tensors, strict=True):
-        one, other = (t.make(p.lm.read) for t, p in zip(tensor, (before, after), strict=True))
+    for tensor in zip(lm_of(before).tensors, lm_of(after).tensors, strict=True):
+        one, other = (t.make(lm_of(p).read) for t, p in zip(tensor, (before, after), strict=True))
         assert torch.equal(one, other)
     pixels = np.random.default_rng(0).integers(
         0, 256, (1, before.manifest.image.size, before.manifest.image.size, 3), dtype=np.uint8

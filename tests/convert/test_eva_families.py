@@ -18,7 +18,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.vision import eva_side, eva_vit, graph, qformer, weights
 from edgeprism.errors import CheckpointError, UsageError
-from tests.helpers.converting import parts_of
+from tests.helpers.converting import lm_of, parts_of
 from tests.helpers.family_checks import (
     N_TOKENS,
     check_pixels,
@@ -254,7 +254,7 @@ def test_planted_mistakes_are_seen(
 def test_the_merged_lora_is_the_published_product(name: str, case_of: CaseOf) -> None:
     """A LoRA left out, or with its rank for its scale, gives other matrices."""
     case = case_of(name)
-    lm = parts_of(case).lm
+    lm = lm_of(parts_of(case))
     layer = case.reference.lm.model.layers[1]
     for stem, module in (("self_attn.v_proj", layer.self_attn.v_proj),):
         source = next(n for n in lm.shapes if n.endswith(f"layers.1.{stem}.weight"))

@@ -30,7 +30,7 @@ from edgeprism.picture.read import read_picture
 from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.progress import Progress
 from tests.helpers import tiled
-from tests.helpers.converting import convert_family, parts_of
+from tests.helpers.converting import convert_family, lm_of, parts_of
 from tests.helpers.tiny_minicpm_v import N_EMBD, Case, write_minicpm_v
 
 # version → the graphs that are made of it
@@ -249,7 +249,7 @@ def test_planted_mistakes_are_seen(
 def test_scales_of_the_language_model_count(
     scale: str, case_of: Callable[[str], Case], tmp_path: Path
 ) -> None:
-    lm = parts_of(case_of("1.0")).lm  # type: ignore[arg-type]
+    lm = lm_of(parts_of(case_of("1.0")))  # type: ignore[arg-type]
     assert lm.config.scales is not None
     scales = dataclasses.replace(lm.config.scales, **{scale: 1.0})
     lm = dataclasses.replace(lm, config=dataclasses.replace(lm.config, scales=scales))

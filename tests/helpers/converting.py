@@ -13,6 +13,7 @@ from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.convert import pipeline
 from edgeprism.convert.discover import family_named
 from edgeprism.convert.family import Value
+from edgeprism.convert.language.model import LmParts
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.parts import FamilyParts, captioner_parts
 from edgeprism.convert.read.card import card_from_folder
@@ -53,6 +54,12 @@ def parts_of(case: Case) -> FamilyParts:
     captioner = family.read(**family.settings(case.settings), progress=Progress())
     captioner.requirements().check()
     return captioner_parts(family.name, "", captioner, card_from_folder(captioner.folder))
+
+
+def lm_of(parts: FamilyParts) -> LmParts:
+    """Return the language model of a family whose captioners llama.cpp runs."""
+    assert isinstance(parts.lm, LmParts)
+    return parts.lm
 
 
 def tokens_by_torch(
