@@ -54,15 +54,18 @@ class HubCaptioner:
 
     description: str
     family: str
-    download_gb: int  # approximate
+    download_gb: float  # approximate
     disk_gb: float  # of the converted bundle, estimated from the numbers of parameters
     memory_gb: float  # to run it, estimated likewise
+    convert_memory_gb: float  # to convert it, measured or estimated at true dimensions
     repositories: list[Repository]
     notes: list[str]
 
     @property
     def license(self) -> str:
-        """The licence of each repository."""
+        """The licence of each repository; of a single one, its name goes without saying."""
+        if len(self.repositories) == 1:
+            return self.repositories[0].license
         return "; ".join(f"{r.repo}: {r.license}" for r in self.repositories)
 
 
@@ -97,6 +100,8 @@ class Work:
         vision_gb: 10^9 bytes of the vision tower's file.
         projector: of the mmproj file, in llama.cpp's words; "" where nobody has read that file, and
             for a reasoner. It decides whether `pull` makes a faster encoder from the file.
+        graph: its encoder is an ONNX graph in any case, because `convert` makes it.
+        caption_tokens: tokens of a usual caption; 0 for the 80 of a captioner that describes.
     """
 
     encode_gflop: float
@@ -104,6 +109,8 @@ class Work:
     parameters_b: float
     vision_gb: float
     projector: str = ""
+    graph: bool = False
+    caption_tokens: int = 0
 
 
 Entry = WheelReasoner | HubCaptioner | GgufModel
@@ -159,8 +166,10 @@ def _faults(catalogue: Catalogue) -> list[str]:
         inside = ".." not in PurePosixPath(reasoner.member).parts
         checks.append((f"{name}.member", inside, "leaves the wheel"))
     for name, captioner in catalogue.captioners.items():
-        roles = sorted(repository.role for repository in captioner.repositories)
-        checks.append((f"{name}.repositories", roles == sorted(ROLES), f"roles: {ROLES}"))
+        roles = [repository.role for repository in captioner.repositories]
+        once = len(set(roles)) == len(roles) and set(roles) <= set(ROLES) and ROLES[0] in roles
+        where = f"{name}.repositories"
+        checks.append((where, once, f"roles: {ROLES}, each once, the first in any case"))
         for repository in captioner.repositories:
             pinned = not repository.verified or bool(_COMMIT.fullmatch(repository.revision))
             where = f"{name}.{repository.role}"

@@ -125,12 +125,20 @@ def _describe(survey: Survey, kinds: list[str]) -> None:
 
 
 def _print_offers(offers: Sequence[Offer]) -> None:
+    from edgeprism.install.extras import install_extra, missing_for_convert
+
     for line in in_columns(_cells(number, offer) for number, offer in enumerate(offers, 1)):
         print_line(f"  {line}")
+    for offer in offers:
+        if offer.convert_memory_bytes is not None:
+            line = f"To convert {offer.name} takes about {offer.convert_memory_bytes / 1e9:.1f} GB "
+            first = f", and first: {install_extra('convert')}" if missing_for_convert() else ""
+            print_line(f"  {line}of memory and PyTorch{first}")
 
 
 def _cells(number: int, offer: Offer) -> tuple[str, ...]:
     fetch = "on this disk" if offer.here else f"{offer.fetch_bytes / 1e9:.1f} GB to fetch"
+    fetch += " and convert" if offer.convert_memory_bytes is not None else ""
     about = "" if offer.memory_counted else "about "
     memory = f"{about}{offer.memory_bytes / 1e9:.1f} GB memory" if offer.memory_bytes else ""
     seconds = "time unknown"

@@ -94,17 +94,17 @@ def needed_files(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     ]
 
 
-def fetch_repository(
+def list_needed(
     source: Repository,
     progress: Progress,
     *,
     endpoint: str | None = None,
     cache: Path | None = None,
-) -> Fetched:
-    """Fetch the needed files of one repository and check each one's digest.
+) -> tuple[Listing, list[str]]:
+    """Ask the hub for a repository of checkpoints; return it and the names of its needed files.
 
-    `endpoint` and `cache` replace HF_ENDPOINT and the cache of HF_HOME. Raises PullError, which
-    names the repository and, if the fault concerns one file, that file.
+    `endpoint` and `cache` replace HF_ENDPOINT and the cache of HF_HOME. Raises PullError as
+    `list_repository`, and where the repository does not hold what the catalogue names.
     """
     listing = list_repository(
         source.repo, source.revision, progress, extra="convert", endpoint=endpoint, cache=cache
@@ -117,7 +117,7 @@ def fetch_repository(
             f"{', '.join(absent) or 'any weights'}.",
             f"Its layout has changed; known good: {', '.join(source.files)}.",
         )
-    return fetch_files(listing, names, progress, role=source.role, recorded=source.sha256)
+    return listing, names
 
 
 def list_repository(

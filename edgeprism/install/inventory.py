@@ -65,6 +65,7 @@ class ModelEntry:
     memory: int | None = None  # bytes of memory to run it
     memory_counted: bool = False  # from its files; else estimated from their size
     disk: int | None = None  # bytes on disk once it is installed
+    convert_memory: int | None = None  # bytes of memory to convert it; None: it is used as it comes
     default: bool = False  # whether commands use it when none is named
 
 
@@ -175,10 +176,11 @@ def _available(name: str, entry: Entry) -> ModelEntry:
         return _to_fetch(name, entry.kind, fetched, entry)
     if isinstance(entry, WheelReasoner):
         return _to_fetch(name, "reasoner", entry.size, entry)
-    size = entry.download_gb * 10**9
+    size = int(entry.download_gb * 1e9)
     return ModelEntry(
         name, "captioner", "available", size, entry.license, entry.description,
         memory=int(entry.memory_gb * 1e9), disk=int(entry.disk_gb * 1e9),
+        convert_memory=int(entry.convert_memory_gb * 1e9),
     )  # fmt: skip
 
 

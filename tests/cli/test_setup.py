@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,9 +17,9 @@ from edgeprism.bundle.defaults import default_model
 from edgeprism.cli.main import run
 from edgeprism.convert.mmproj import obstacles
 from edgeprism.files.home import data_dir
+from edgeprism.install import extras, setup
 from edgeprism.install import hub as install_hub
 from edgeprism.install import offers as offers_module
-from edgeprism.install import setup
 from edgeprism.install.inventory import ModelEntry
 from edgeprism.install.known_rates import best_rates, known_rates
 from edgeprism.install.licenses import license_terms
@@ -115,8 +116,8 @@ def test_without_a_terminal_and_yes_nothing_changes(hub: StandInHub, capfd: Capt
     told = json.loads(capfd.readouterr().out)
     assert told["machine"]["cores"] == facts.available_cores()
     assert told["machine"]["rates"]["gflops"] > 0
-    for kind in ("captioners", "reasoners"):
-        assert 1 <= len(told[kind]) <= 3
+    for kind, most in (("captioners", 4), ("reasoners", 3)):
+        assert 1 <= len(told[kind]) <= most
         for offer in told[kind]:
             assert offer["fetch_bytes"] > 0
             assert offer["seconds"] > 0
@@ -381,6 +382,52 @@ def test_a_neighbour_that_is_hardly_faster_is_left_out() -> None:
     assert names(near, *two) == ["tie"]
     assert names(quick, near, *two) == ["tie", "quick"]
     assert names(*reversed(two), near, quick) == ["tie", "quick"]  # ties by name
+
+
+def test_one_of_those_that_must_be_converted_follows_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work = {n: Work(g, 300, p, 0.2) for n, g, p in (("m", 900, 0.5), ("l", 9000, 3))}
+    work |= {n: Work(g, 4, 0.1, 0.1, graph=True, caption_tokens=12)
+             for n, g in (("quick", 100), ("exact", 400))}  # fmt: skip
+    ready = [entry("m", GB // 2), entry("l", 2 * GB)]
+    converted = [replace(entry(name, GB), convert_memory=2 * GB) for name in ("exact", "quick")]
+
+    def offers(*entries: ModelEntry) -> list[tuple[str, int | None]]:
+        chosen = choose_offers("captioner", entries, work, FAST, offline=False)
+        return [(offer.name, offer.convert_memory_bytes) for offer in chosen]
+
+    assert offers(*converted, *ready) == [("m", None), ("l", None), ("quick", 2 * GB)]
+    assert offers(*converted) == [("quick", 2 * GB)]
+    assert offers(replace(converted[1], license="qwen-research")) == []
+    here = replace(converted[0], state="installed", convert_memory=None)
+    assert offers(here, converted[1]) == [("exact", None), ("quick", 2 * GB)]
+    # a machine that could run it, but not convert it
+    monkeypatch.setattr(
+        memory_plan, "memory_limit", lambda: facts.MemoryLimit(3 * GB // 2, "a test")
+    )
+    assert offers(*converted, ready[0]) == [("m", None)]
+
+
+def test_what_a_conversion_takes_is_said_beforehand(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    assert run(["setup", "--only", "captioner"]) == 0
+    told = capfd.readouterr().out
+    (row,) = [line for line in told.splitlines() if "blip-base " in line and "s a picture" in line]
+    assert "1.0 GB to fetch and convert" in row
+    assert "To convert blip-base takes about 2.0 GB of memory and PyTorch\n" in told
+    monkeypatch.setattr(extras, "missing_for_convert", lambda: ["torch>=2.8"])
+    assert run(["setup", "--only", "captioner"]) == 0
+    told = capfd.readouterr().out
+    command = f'{sys.executable} -m pip install "edgeprism[convert]"'
+    assert f"PyTorch, and first: {command}\n" in told
+    assert run(["setup", "--only", "captioner", "--json"]) == 0
+    offers = json.loads(capfd.readouterr().out)["captioners"]
+    assert offers[-1]["name"] == "blip-base"
+    memory = [offer["convert_memory_bytes"] for offer in offers]
+    assert memory == [None] * (len(offers) - 1) + [2 * GB]
+    assert hub.requests == []
 
 
 def test_the_best_rates_of_the_latest_runs_hold(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from edgeprism.errors import PullError, UsageError
 from edgeprism.files.home import data_dir
 from edgeprism.install import pull as pull_module
 from edgeprism.install import verify_published
-from edgeprism.install.hub import Fetched, fetch_repository, needed_files
+from edgeprism.install.hub import Fetched, fetch_files, list_needed, needed_files
 from edgeprism.install.pull import pull
 from edgeprism.install.work_folder import mend_interrupted
 from edgeprism.models.catalogue import Repository, read_catalogue
@@ -31,7 +30,8 @@ from tests.helpers.checkpoints import Spec, write_checkpoint
 from tests.helpers.hub import StandInHub, commit_of
 
 NAME = "prismcaptioner-2b"
-SOURCE = read_catalogue().captioners[NAME].repositories[0]
+ENTRY = read_catalogue().captioners[NAME]
+SOURCE = ENTRY.repositories[0]
 WEIGHTS = "llm_adapter/adapter_model.safetensors"
 FILES = {
     "README.md": b"---\nlicense: test\n---\n",
@@ -49,7 +49,8 @@ pytestmark = pytest.mark.usefixtures("plain_client")
 
 
 def fetch(hub: StandInHub, cache: Path, source: Repository = SOURCE) -> Fetched:
-    return fetch_repository(source, Progress(), endpoint=hub.endpoint, cache=cache)
+    listing, names = list_needed(source, Progress(), endpoint=hub.endpoint, cache=cache)
+    return fetch_files(listing, names, Progress(), role=source.role, recorded=source.sha256)
 
 
 def test_brings_the_needed_files_at_one_revision(tmp_path: Path) -> None:
@@ -109,7 +110,9 @@ def test_what_arrived_is_kept_for_the_next_run(tmp_path: Path) -> None:
 def test_stopped_in_the_middle_the_next_run_goes_on(tmp_path: Path, how: signal.Signals) -> None:
     large = os.urandom(25_000_000)  # the client writes 10 MB at a time
     files = {**FILES, WEIGHTS: large}
-    with StandInHub({SOURCE.repo: files}, budgets={WEIGHTS: [21_000_000]}, stalls=True) as hub:
+    others = {r.repo: {"model.safetensors": b"m"} for r in ENTRY.repositories}
+    repositories = {**others, SOURCE.repo: files}
+    with StandInHub(repositories, budgets={WEIGHTS: [21_000_000]}, stalls=True) as hub:
         process = subprocess.Popen(
             [sys.executable, "-c", "from edgeprism.cli.main import main; main()", "pull", NAME],
             env={**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path)},
@@ -209,7 +212,7 @@ def test_without_the_convert_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_huggingface_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
     with pytest.raises(UsageError, match="huggingface_hub") as caught:
-        fetch_repository(SOURCE, Progress(), endpoint="http://127.0.0.1:9", cache=tmp_path)
+        list_needed(SOURCE, Progress(), endpoint="http://127.0.0.1:9", cache=tmp_path)
     assert f'{sys.executable} -m pip install "edgeprism[convert]"' == caught.value.hint
 
 
@@ -240,13 +243,12 @@ def test_pull_converts_and_a_bundle_that_serves_is_kept(
         converted.append(options)
         bundles.write_bundle(out)
 
-    captioner = read_catalogue().captioners[NAME]
     repositories = {r.repo: {**FILES, "model.safetensors": b"m" * 2000}
-                    for r in captioner.repositories}  # fmt: skip
+                    for r in ENTRY.repositories}  # fmt: skip
     monkeypatch.setattr(pull_module, "convert_in_child", convert)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
     with StandInHub(repositories) as hub:
-        at_hub = functools.partial(fetch_repository, endpoint=hub.endpoint, cache=tmp_path)
-        monkeypatch.setattr(pull_module, "fetch_repository", at_hub)
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         pulled = pull(NAME, vision_quants=("fp32",), lm_quant="F32")
         assert [f.role for f in pulled.fetched] == ["captioner", "llm", "vision"]
         n_requests = len(hub.requests)
@@ -267,9 +269,9 @@ def test_pull_converts_and_a_bundle_that_serves_is_kept(
 def test_a_report_of_a_pull_that_failed(
     tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
     with StandInHub({SOURCE.repo: FILES}) as hub:
-        at_hub = functools.partial(fetch_repository, endpoint=hub.endpoint, cache=tmp_path)
-        monkeypatch.setattr(pull_module, "fetch_repository", at_hub)
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         report = verify_published.verify_published(NAME, [photo])
     assert not report.passed
     assert "internlm/internlm2-chat-1_8b" in report.failures[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_the_shipped_catalogue_is_whole() -> None:
     catalogue = read_catalogue()
     names = catalogue.names()
     for group in (
-        ["prismcaptioner-2b", "prismcaptioner-7b", "smollm2-135m"],
+        ["prismcaptioner-2b", "prismcaptioner-7b", "smollm2-135m", "blip-base", "blip-large"],
         ["smolvlm-256m", "smolvlm-500m", "gemma3-4b", "qwen2.5-vl-3b", "internvl3-2b"],
         ["qwen2.5-0.5b", "qwen2.5-1.5b", "llama3.2-1b", "smollm2-360m", "gemma3-1b"],
     ):
@@ -36,7 +37,7 @@ def test_the_shipped_catalogue_is_whole() -> None:
         r.repo for c in catalogue.captioners.values() for r in c.repositories if not r.verified
     ]
     # nobody has run these models, so none may be marked as verified
-    assert len(unverified) == 6
+    assert len(unverified) == 8
 
 
 def test_projectors_are_those_that_the_converter_knows() -> None:
@@ -64,4 +65,29 @@ def test_a_faulty_catalogue_lists_every_fault(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(ManifestError) as caught:
         read_catalogue(path)
-    assert len(caught.value.faults) == 7
+    assert len(caught.value.faults) == 9
+
+
+@pytest.mark.parametrize("roles", [(), ("llm",), ("captioner", "captioner"), ("captioner", "eyes")])
+def test_a_captioner_has_one_repository_of_each_role(
+    tmp_path: Path, roles: tuple[str, ...]
+) -> None:
+    data = json.loads(catalogue_module.FILE.read_text(encoding="utf-8"))
+    blip = data["captioners"]["blip-base"]
+    blip["repositories"] = [{**blip["repositories"][0], "role": role} for role in roles]
+    (tmp_path / "catalogue.json").write_text(json.dumps(data))
+    with pytest.raises(ManifestError) as caught:
+        read_catalogue(tmp_path / "catalogue.json")
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == ["blip-base.repositories"]
+
+
+def test_models_that_are_converted_say_what_that_takes() -> None:
+    catalogue = read_catalogue()
+    for name, entry in catalogue.captioners.items():
+        assert 0 < entry.disk_gb < entry.download_gb
+        assert entry.convert_memory_gb > 0.5
+        assert f"verify-published {name}" in entry.notes[-1]
+        assert not any(repository.sha256 for repository in entry.repositories)
+    known = {name for name in catalogue.work if name in catalogue.captioners}
+    assert known == {"blip-base", "blip-large"}
+    assert all(catalogue.work[name].graph for name in known)
