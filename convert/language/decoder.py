@@ -39,6 +39,7 @@ class DecoderConfig:
     row_width: int
     eps: float
     architecture: str = "bert"  # in the GGUF file of its vocabulary
+    encoder: None = None  # as of a model that llama.cpp runs
 
     @property
     def head_dim(self) -> int:

@@ -28,8 +28,8 @@ from edgeprism.convert.families import xcomposer2
 from edgeprism.convert.gate import judge
 from edgeprism.convert.language import internlm2, row_adapter
 from edgeprism.convert.language.config import LmConfig, LmTensor
+from edgeprism.convert.language.model import LmParts
 from edgeprism.convert.language.rope import permute_for_rope
-from edgeprism.convert.language.write_gguf import write_adapter, write_gguf
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import clip_l, config, graph, weights
 from edgeprism.errors import CheckpointError, ParityError
@@ -132,10 +132,8 @@ def test_the_manifest_names_the_adapter(bundle_of: Callable[[str], Path]) -> Non
 def measured(case: Case, folder: Path, quant: str = "F32") -> judge.Verdict:
     """Write the language model and its adapter as a conversion does, and have the gate judge."""
     parts, verdict, progress = parts_of(case), judge.Verdict(), Progress()
-    path = folder / pipeline.LM_FILE
-    write_gguf(path, quant, parts.lm, "tiny", progress)
-    write_adapter(path.with_name(pipeline.ROWS_FILE), quant, parts.lm, "tiny", progress)
-    pipeline._measure_lm(parts, path, quant, verdict, progress)
+    assert isinstance(parts.lm, LmParts)
+    pipeline._write_lm(parts, parts.lm, folder / pipeline.LM_FILE, quant, verdict, progress)
     return verdict
 
 
@@ -178,7 +176,9 @@ def test_positions_of_another_size_are_resampled(tmp_path: Path) -> None:
 def test_other_names_of_the_model(kind: str, case_of: CaseOf, tmp_path: Path) -> None:
     """lmdeploy knows folders by the code that `auto_map` names."""
     folder = changed_copy(case_of("vl"), tmp_path, {"model_type": kind})
-    assert xcomposer2.read(folder, "chat", "9", Progress()).lm.row_adapter is not None
+    lm = xcomposer2.read(folder, "chat", "9", Progress()).lm
+    assert isinstance(lm, LmParts)
+    assert lm.row_adapter is not None
     folder = changed_copy(case_of("vl"), tmp_path / "2", {"model_type": kind, "auto_map": {}})
     with pytest.raises(CheckpointError, match="is not a checkpoint of xcomposer2"):
         xcomposer2.read(folder, "chat", "9", Progress())
