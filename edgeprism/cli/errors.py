@@ -63,6 +63,7 @@ OPTIONS = {
     "stages": "--stages",
     "task": "--task",
     "threads": "--threads",
+    "tokenizer": "--tokenizer",
     "use_store=False": "--no-cache",
     "vision": "--vision",
     "vision_aux": "--vision-aux",
