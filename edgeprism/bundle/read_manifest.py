@@ -194,8 +194,6 @@ def _tiling_faults(m: Manifest) -> list[str]:
          tiling.overview_filter in OVERVIEW_FILTERS),
         ("overview_filter: not with image.free or image.second_fill",
          not tiling.overview_filter or not (m.image.free or m.image.second_fill)),
-        ("overview_lines: needs vision.newline",
-         not tiling.overview_lines or m.vision.newline != ""),
         ("choose: by-pixels needs image.free, and no uncut_pixels",
          tiling.choose != "by-pixels" or (m.image.free is not None and not tiling.uncut_pixels)),
     ]  # fmt: skip
@@ -207,14 +205,7 @@ def _tiling_faults(m: Manifest) -> list[str]:
                 f"image.max_tiles: {m.image.max_tiles}, but the tiling makes {max_tiles}; at most "
                 f"{MAX_TILES} are supported"
             )
-    outputs = {"newline": m.vision.newline, "separator": m.vision.separator}
-    for name in filter(outputs.get, outputs):
-        if tiling.order == "tiles":
-            faults.append(f"vision.{name}: needs image.tiling.order rows or rows-unpadded")
-        if outputs[name] == m.vision.output:
-            faults.append(f"vision.{name}: is vision.output")
-    if m.vision.separator and m.vision.separator == m.vision.newline:
-        faults.append("vision.separator: is vision.newline")
+    faults += _learned_row_faults(m, tiling)
     markers = m.prompts.markers
     if (
         markers is not None
@@ -227,6 +218,22 @@ def _tiling_faults(m: Manifest) -> list[str]:
         )
     if m.vision.drop_first_patch and tiling.order != "tiles":
         faults.append("vision.drop_first_patch: breaks the rows of image.tiling.order")
+    return faults
+
+
+def _learned_row_faults(m: Manifest, tiling: Tiling) -> list[str]:
+    """Return the faults of the graph's outputs that stand between patches."""
+    vision, faults = m.vision, []
+    outputs = {"newline": vision.newline, "separator": vision.separator}
+    for name in filter(outputs.get, outputs):
+        if tiling.order == "tiles":
+            faults.append(f"vision.{name}: needs image.tiling.order rows or rows-unpadded")
+        if outputs[name] == vision.output:
+            faults.append(f"vision.{name}: is vision.output")
+    if vision.separator and vision.separator == vision.newline:
+        faults.append("vision.separator: is vision.newline")
+    if tiling.overview_lines and not vision.newline:
+        faults.append("image.tiling.overview_lines: needs vision.newline")
     return faults
 
 
