@@ -236,6 +236,7 @@ FOREIGN_NAMES = {("vision.mmproj_checks", name) for name in
                  ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger",
                   "internvl")}  # fmt: skip
 FOREIGN_NAMES |= {("bundle.gguf_purpose", "qwen25vl")}
+FOREIGN_NAMES |= {("vision.mmproj_checks", "cogvlm")}
 FOREIGN_NAMES |= {("language.embeddings", name) for name in ("qwen2", "qwen3", "internlm2")}
 
 

@@ -28,7 +28,7 @@ from edgeprism.bundle.gguf_parts import part_paths, read_model_header
 from edgeprism.bundle.gguf_purpose import no_language_model
 from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.home import installed_models_dirs
-from edgeprism.vision.mmproj_checks import check_mmproj, projector_of, row_width
+from edgeprism.vision.mmproj_checks import check_mmproj, departure_of, projector_of, row_width
 
 FOLDER = "folder"
 UNUSABLE = "unusable"
@@ -246,6 +246,7 @@ def _describe(candidate: _Candidate, also: tuple[str, ...]) -> Discovered:
         try:
             tower = check_mmproj(kept.mmproj, row_width(header))
             projector = projector_of(tower)
+            note = note or departure_of(header)
             license_ = license_ or license_in_header(tower)
             paths = [*paths, kept.mmproj]
         except ModelError as error:

@@ -350,6 +350,8 @@ def _examine_extras(diagnosis: Diagnosis) -> None:
 
 def _examine_pair(diagnosis: Diagnosis, lm: str, mmproj: str) -> None:
     """Report what a pair of GGUF files can do; `open_pair` tries it in a child process."""
+    from edgeprism.bundle.gguf_parts import read_model_header
+    from edgeprism.vision.mmproj_checks import departure_of
     from edgeprism.vision.pair import open_pair
 
     try:
@@ -368,3 +370,5 @@ def _examine_pair(diagnosis: Diagnosis, lm: str, mmproj: str) -> None:
         "positions in time, down and across" if mmproj_facts.multi_axis else "positions one by one",
     ]
     diagnosis.add("pair", OK, f"{manifest.name}: {', '.join(traits)}")
+    if departure := departure_of(read_model_header(Path(lm))):
+        diagnosis.add("pair", WARN, f"{manifest.name}: {departure}")

@@ -37,6 +37,13 @@ _ONE_AXIS = ("adapter", "gemma3", "idefics3", "internvl", "ldp", "ldpv2", "lfm2"
 # where 0 stands for the number that follows from the version
 _RESAMPLER, _QUERY, _QUERY_COUNT = "resampler", "resampler.query", "clip.minicpmv_query_num"
 _F32, _INTEGERS = 0, {24, 25, 26, 27}
+# {llama.cpp's architecture: how its answers differ from those of the published model}. Sources:
+# llama.cpp's `src/models/cogvlm.cpp` and `tools/mtmd/mtmd.cpp`, the published `modeling_cogvlm.py`
+_DEPARTURES = {
+    "cogvlm": "llama.cpp's answers differ from the published model's: it counts a picture's rows "
+    "one by one, where all patches have one position, and takes the vision expert for the row "
+    "behind them, which belongs to the language expert; `edgeprism convert` keeps both"
+}
 _OF_ANOTHER = "Use the mmproj file that was made for this language model."
 _HINT = "Copy or download the mmproj file again."
 
@@ -72,6 +79,14 @@ def _check_width(path: Path, header: GgufHeader, n_embd: int) -> None:
             f"{path}: makes visual tokens of width {width}, but the language model takes {n_embd}.",
             _OF_ANOTHER,
         )
+
+
+def departure_of(lm: GgufHeader) -> str:
+    """Return how llama.cpp's answers differ from the published model's; "" if it is not known to.
+
+    `lm` is the language model's header.
+    """
+    return _DEPARTURES.get(lm.architecture, "")
 
 
 def check_positions(path: Path, header: GgufHeader, lm: Path, multi_axis: bool) -> None:

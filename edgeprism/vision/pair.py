@@ -44,6 +44,7 @@ from edgeprism.vision.mmproj_checks import (
     ARCHITECTURE,
     check_mmproj,
     check_positions,
+    departure_of,
     projector_of,
     row_width,
 )
@@ -192,7 +193,7 @@ def _pair_to_manifest(places: dict[str, Path], lm_chat_format: str | None, name:
             file: FileEntry(digests[file], path.stat().st_size) for file, path in places.items()
         },
         parity=Parity(False, False, {}, []),
-        notice=_NOT_GATED,
+        notice="; ".join(filter(None, [_NOT_GATED, departure_of(header)])),
     )
 
 

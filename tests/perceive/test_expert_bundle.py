@@ -136,6 +136,16 @@ def test_the_expert_is_tried_and_watched(bundle: Path, tmp_path: Path) -> None:
         load(own).caption(picture(0))
 
 
+def test_another_instruction_for_the_same_picture(bundle: Path, captioner: Captioner) -> None:
+    """The cells of the picture stay; the text is that of a captioner that has not seen it."""
+    encoded = captioner.encode(picture(0))
+    instructions = ("Describe the sea.", "Describe the small old house.", "Describe the sea.")
+    texts = [captioner.caption(encoded, instruction=text).text for text in instructions]
+    assert texts[0] == texts[2] != texts[1]
+    with load(bundle) as other:
+        assert other.caption(picture(0), instruction=instructions[1]).text == texts[1]
+
+
 def test_it_loads_again(bundle: Path) -> None:
     captioner = load(bundle)
     expected = ids_of(captioner)
