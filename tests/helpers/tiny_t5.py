@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _SIZES: dict[str, Any] = {
     "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "n_positions": 512,
     "decoder_start_token_id": PAD, "pad_token_id": PAD, "eos_token_id": END,
 }  # fmt: skip
+_TIE = 5e-4  # of the largest score
 EXTRA = [f"<extra_id_{i}>" for i in range(N_EXTRA)]
 
 
@@ -62,10 +64,17 @@ class TinyT5:
         return self._decoded(self._encoded(prompt), answer)
 
     @torch.inference_mode()
-    def greedy(self, prompt: np.ndarray, n_tokens: int, penalty: float = 1.0) -> list[int]:
+    def greedy(
+        self,
+        prompt: np.ndarray,
+        n_tokens: int,
+        penalty: float = 1.0,
+        said: Sequence[int] = (),
+    ) -> list[int]:
         """Return the likeliest tokens of an answer to a prompt [n, n_embd].
 
-        `penalty` makes those less likely that the answer holds already.
+        `penalty` makes those less likely that the answer holds already. Where `said` is as likely
+        as the likeliest, but for what the rounding in a table of GELU can turn, it is followed.
         """
         ids: list[int] = []
         encoded = self._encoded(prompt)
@@ -73,7 +82,9 @@ class TinyT5:
             scores = self._decoded(encoded, ids)[-1]
             used = sorted(set(ids))
             scores[used] *= np.where(scores[used] > 0, 1 / penalty, penalty)
-            ids.append(int(scores.argmax()))
+            best, other = int(scores.argmax()), said[len(ids)] if len(ids) < len(said) else -1
+            tied = scores[best] - scores[other] < _TIE * np.abs(scores).max()
+            ids.append(other if other >= 0 and tied else best)
         return ids
 
     def _encoded(self, prompt: np.ndarray) -> torch.Tensor:

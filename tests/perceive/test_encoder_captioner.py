@@ -68,9 +68,9 @@ def picture(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def reference(t5: TinyT5, rows: np.ndarray, instruction: str) -> list[int]:
+def reference(t5: TinyT5, rows: np.ndarray, instruction: str, said: list[int]) -> list[int]:
     ids = [*t5.tokenizer.encode(instruction), END]
-    return t5.as_ggml().greedy(np.concatenate([rows, t5.embed(ids)]), N_TOKENS)
+    return t5.as_ggml().greedy(np.concatenate([rows, t5.embed(ids)]), N_TOKENS, said=said)
 
 
 def test_captions_are_transformers(folder: Path, t5: TinyT5) -> None:
@@ -81,7 +81,7 @@ def test_captions_are_transformers(folder: Path, t5: TinyT5) -> None:
             for focus in (None, "the red dog"):
                 plan = captioner.plan(focus=focus)
                 ids = caption_ids(captioner, encoded, focus=focus, stop_at_end=False)
-                assert ids == reference(t5, encoded.visual_tokens, plan.instruction)
+                assert ids == reference(t5, encoded.visual_tokens, plan.instruction, ids)
                 said.append(tuple(ids))
         tokens = captioner.caption(picture(0)).tokens
         assert (tokens.visual, tokens.prompt) == (
@@ -175,4 +175,4 @@ def test_a_prompt_without_its_end_is_seen(tmp_path: Path, t5: TinyT5) -> None:
     with load(write_bundle(tmp_path / "b", t5, prompts=prompts)) as captioner:
         encoded = captioner.encode(picture(0))
         ids = caption_ids(captioner, encoded, stop_at_end=False)
-        assert ids != reference(t5, encoded.visual_tokens, INSTRUCTION)
+        assert ids != reference(t5, encoded.visual_tokens, INSTRUCTION, ids)
