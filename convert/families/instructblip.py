@@ -1,16 +1,18 @@
-"""InstructBLIP with Vicuna: EVA-ViT-g → a Q-Former that reads the instruction → Vicuna 1.1.
+"""InstructBLIP: EVA-ViT-g → a Q-Former that reads the instruction → Vicuna 1.1 or FlanT5.
 
 This file reads both published layouts:
 
-- transformers' (Salesforce/instructblip-vicuna-7b and -13b): one set of files, with the Q-Former's
-  tokenizer in qformer_tokenizer/.
-- LAVIS': instruct_blip_vicuna7b_trimmed.pth (or 13b) holds the Q-Former, the norm before it and the
-  projection; eva_vit_g.pth, Vicuna 1.1 and BERT's vocabulary are published on their own.
+- transformers' (Salesforce/instructblip-vicuna-7b and -13b, -flan-t5-xl and -xxl): one set of
+  files, with the Q-Former's tokenizer in qformer_tokenizer/.
+- LAVIS': instruct_blip_vicuna7b_trimmed.pth (13b, flanxl, flanxxl) holds the Q-Former, the norm
+  before it and the projection; eva_vit_g.pth, the language model and BERT's vocabulary are
+  published on their own.
 
 The layouts differ in the epsilon of the norm behind the tower, and in how much of an instruction
-the Q-Former reads. The prompt has no template: visual tokens, </s> as its beginning, and the
-instruction. Sources: LAVIS' `blip2_vicuna_instruct.py`, `blip2.py`, `eva_vit.py` and `Qformer.py`,
-transformers' InstructBlipForConditionalGeneration and InstructBlipProcessor.
+the Q-Former reads. The prompt has no template: visual tokens, for Vicuna </s> as its beginning, the
+instruction, for FlanT5 </s> as its end. FlanT5's GELU is the erf form here, as in no other FlanT5.
+Sources: LAVIS' `blip2_vicuna_instruct.py`, `blip2_t5_instruct.py`, `blip2.py`, `eva_vit.py` and
+`Qformer.py`, transformers' InstructBlipForConditionalGeneration and InstructBlipProcessor.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 
 _KIND = "instructblip"
 _TOKENIZER = "qformer_tokenizer"  # the folder in transformers' layout
-_PROJECTION, _LAVIS_PROJECTION = "language_projection", "llm_proj"
+_PROJECTION = "language_projection"
+_LAVIS_PROJECTIONS = {"llama": "llm_proj", "t5": "t5_proj"}  # by the language model's type
+_EMBEDDINGS = ("embed_tokens.weight", "shared.weight")  # the latter of T5
 _LAVIS_EPS = 1e-5  # torch's default, of the norm behind the tower
 _LAVIS_IDS = 128  # of an instruction; LAVIS cuts a longer one on the left, for the Q-Former alone
 _VISION_FIELDS = (
@@ -100,10 +104,12 @@ def read(
         )
     # the prompt's beginning stands behind the visual tokens, so the tokenizer must add none
     vocabulary = dataclasses.replace(layout.lm.vocabulary, add_bos=False)
+    encodes = layout.lm.config.encoder is not None
     form = Conversation(
         "",
         "",
-        picture_end="</s>",
+        picture_end="" if encodes else "</s>",
+        before_caption="</s>" if encodes else "",
         needed=("</s>",),
         repetition_penalty=1.5,
         instruction="Write a detailed description.",
@@ -120,8 +126,8 @@ def read(
 
 FAMILY = Family(
     name="instructblip",
-    summary="InstructBLIP-Vicuna 7B, 13B: EVA-ViT-g, a Q-Former that reads the instruction, Vicuna",
-    help="""Convert InstructBLIP with Vicuna to the bundle OUT.
+    summary="InstructBLIP with Vicuna 7B, 13B or FlanT5 XL, XXL: a Q-Former reads the instruction",
+    help="""Convert InstructBLIP with Vicuna or FlanT5 to the bundle OUT.
 
     Reads transformers' layout, in one folder, and LAVIS' (with --vision, --llm and
     --qformer-tokenizer).
@@ -129,14 +135,15 @@ FAMILY = Family(
     options=(
         Option("captioner", "folder", "Folder of the checkpoint.", required=True),
         Option("vision", "folder", "LAVIS' layout: folder of eva_vit_g.pth."),
-        Option("llm", "folder", "LAVIS' layout: folder of Vicuna version 1.1."),
+        Option("llm", "folder", "LAVIS' layout: folder of Vicuna version 1.1, or of FlanT5."),
         Option("qformer_tokenizer", "folder", "LAVIS' layout: folder of BERT's vocab.txt."),
     ),
     read=read,
     model_types=(_KIND,),
     signs=(
         "qformer_config", _TOKENIZER, "instruct_blip_vicuna7b_trimmed.pth",
-        "instruct_blip_vicuna13b_trimmed.pth",
+        "instruct_blip_vicuna13b_trimmed.pth", "instruct_blip_flanxl_trimmed.pth",
+        "instruct_blip_flanxxl_trimmed.pth",
     ),
 )  # fmt: skip
 
@@ -209,7 +216,6 @@ def _checked_configs(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any]
         ("qformer_config.layer_norm_eps", former["layer_norm_eps"], 1e-12),
         ("qformer_config.position_embedding_type", former["position_embedding_type"], "absolute"),
         ("qformer_config.cross_attention_frequency", former["cross_attention_frequency"], 2),
-        ("text_config.model_type", text.get("model_type"), "llama"),
     ]
     faults = [f"{name} {is_!r} (expected {not_!r})" for name, is_, not_ in expected if is_ != not_]
     eps = vision["layer_norm_eps"]
@@ -219,10 +225,13 @@ def _checked_configs(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any]
         for name, part in parts.items()
         if type(part["num_attention_heads"]) is not int or part["num_attention_heads"] < 1
     ]
+    kind = text.get("model_type")
+    if kind not in _LAVIS_PROJECTIONS:
+        faults.append(f"text_config.model_type {kind!r} (known: {', '.join(_LAVIS_PROJECTIONS)})")
     if faults:
         raise CheckpointError(
             f"{path} is not understood: {'; '.join(faults)}.",
-            "InstructBLIP with Vicuna can be converted; with FlanT5 it cannot.",
+            "InstructBLIP with Vicuna or FlanT5 can be converted.",
         )
     return vision, former
 
@@ -280,11 +289,7 @@ def _open_lm(checkpoint: Checkpoint, config: dict[str, Any], folder: Path) -> Lm
 
     text = text_fields(config, checkpoint.names, "llama", str(folder / "config.json"))
     # [PAD] and <image> were added to the published vocabulary, and its size padded since
-    rows = [
-        checkpoint.sizes(name, 2)[0]
-        for name in checkpoint.names
-        if name.endswith("embed_tokens.weight")
-    ]
+    rows = [checkpoint.sizes(name, 2)[0] for name in checkpoint.names if name.endswith(_EMBEDDINGS)]
     text |= {"vocab_size": rows[0]} if rows else {}
     where = f"{folder / 'config.json'} (text_config)"
     return open_language_model(checkpoint, text, where, folder, TokenRules(needed=("</s>",)))
@@ -298,13 +303,22 @@ def _parts_missing(captioner: Path, names: list[str]) -> CheckpointError:
     )
 
 
+def _lavis_language(llm: Path) -> dict[str, Any]:
+    """Return the fields of the language model's config.json, as LAVIS takes them."""
+    from edgeprism.convert.read.checkpoint import read_json
+
+    text = read_json(llm / "config.json")
+    # LAVIS replaces the activation that FlanT5's own file names
+    return {**text, "dense_act_fn": "gelu"} if text.get("model_type") == "t5" else text
+
+
 def _lavis_layout(
     captioner: Path, vision: Path | None, llm: Path | None, qformer_tokenizer: Path | None
 ) -> _Layout:
     from edgeprism.convert.gate import eva as reference
     from edgeprism.convert.language.model import open_language_model
     from edgeprism.convert.language.vocabulary import TokenRules
-    from edgeprism.convert.read.checkpoint import Checkpoint, read_json
+    from edgeprism.convert.read.checkpoint import Checkpoint
     from edgeprism.convert.read.pth import pth_checkpoint
     from edgeprism.convert.read.sources import SourceFiles
     from edgeprism.convert.read.wordpiece import read_wordpiece
@@ -316,14 +330,15 @@ def _lavis_layout(
     if vision is None or llm is None or qformer_tokenizer is None:
         parts_named = {"vision": vision, "llm": llm, "qformer_tokenizer": qformer_tokenizer}
         raise _parts_missing(captioner, [n for n, folder in parts_named.items() if folder is None])
-    own = pth_checkpoint(captioner, "captioner", ["query_tokens", f"{_LAVIS_PROJECTION}.weight"])
+    text, where = _lavis_language(llm), str(llm / "config.json")
+    projection = _LAVIS_PROJECTIONS["t5" if text.get("model_type") == "t5" else "llama"]
+    own = pth_checkpoint(captioner, "captioner", ["query_tokens", f"{projection}.weight"])
     eva = pth_checkpoint(vision, "vision model", ["patch_embed.proj.weight", "pos_embed"])
     language = Checkpoint(llm, "language model")
     tensors = eva_vit.EvaTensors(eva, "")
     tower = eva_vit.eva_vit_config(tensors, _LAVIS_EPS, whole=True)
     queries = qformer.QFormerTensors(own)
     former = qformer.qformer_config(queries, reads_text=True)
-    text, where = read_json(llm / "config.json"), str(llm / "config.json")
     lm = open_language_model(language, text, where, llm, TokenRules(needed=("</s>",)))
     files = reference.EvaFiles(
         eva.files, own.files, tower.n_layers, tower.n_heads, tower.image_size
@@ -336,7 +351,7 @@ def _lavis_layout(
         reference.eva_tower(files),
         queries,
         former,
-        _LAVIS_PROJECTION,
+        projection,
         tokenizer,
         min(_LAVIS_IDS, former.n_positions),
         [
@@ -348,7 +363,9 @@ def _lavis_layout(
     sources = [
         SourceFiles("captioner", captioner, own.files),
         SourceFiles("vision", vision, eva.files),
-        SourceFiles("llm", llm, [*language.files, *llm.glob("tokenizer.model")]),
+        SourceFiles(
+            "llm", llm, [*language.files, *llm.glob("tokenizer.model"), *llm.glob("spiece.model")]
+        ),
     ]
     prepared = Preparation(
         "stretch", tower.image_size, "bicubic", 1 / 255, eva_vit.MEAN, eva_vit.STD

@@ -20,10 +20,10 @@ from edgeprism.convert.families import instructblip
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.parts import FamilyParts, captioner_parts
 from edgeprism.convert.read.card import card_from_folder
-from edgeprism.convert.vision import eva_vit, graph, instructed_side, qformer, weights
+from edgeprism.convert.vision import eva_vit, graph, instructed_side, qformer
 from edgeprism.convert.vision.config import TowerConfig
 from edgeprism.convert.vision.eager import with_weights
-from edgeprism.convert.vision.weights import Weights
+from edgeprism.convert.vision.weights import Weights, take_rows
 from edgeprism.errors import CheckpointError
 from edgeprism.machine.onnx_runtime import GraphSession
 from edgeprism.perceive.captioner import Captioner
@@ -42,6 +42,7 @@ from tests.helpers.tiny_instructblip import (
     InstructBlipCase,
     write_instructblip,
 )
+from tests.helpers.tiny_t5 import END
 
 N_TOKENS = 32
 INSTRUCTION = "Describe the red house near a tree."
@@ -50,6 +51,8 @@ CASES: dict[str, dict[str, Any]] = {
     "transformers": {},
     "bin": {"shards": "bin", "seed": 62},
     "lavis": {"layout": "lavis", "seed": 63},
+    "t5": {"language": "t5", "shards": "bin", "seed": 64},
+    "t5-lavis": {"layout": "lavis", "language": "t5", "seed": 65},
 }
 
 
@@ -96,7 +99,7 @@ def test_the_bundle_says_what_the_reference_says(
                     captioner, encoded, instruction=instruction, caption_tokens=N_TOKENS,
                     stop_at_end=False,
                 )  # fmt: skip
-                assert ids == case.greedy(picture, instruction, N_TOKENS)
+                assert ids == case.greedy(picture, instruction, N_TOKENS, ids)
                 texts.append(tuple(ids))
             default = "Write a detailed description."
             expected = case.visual_tokens(picture, default).numpy()
@@ -174,6 +177,40 @@ def test_the_prompt_and_the_length_of_an_instruction(
         assert len(ids) <= text.max_ids
     with load(bundle_of(name)) as captioner:  # the longest reaches the last position
         assert captioner.caption(pictures()[0], instruction="red dog " * 100).text
+
+
+@pytest.mark.parametrize("name", ["t5", "t5-lavis"])
+def test_flan_t5_ends_its_prompt_and_has_the_erf_form_of_gelu(
+    name: str, case_of: Callable[[str], InstructBlipCase], bundle_of: Callable[[str], Path]
+) -> None:
+    """As BLIP-2 was trained, although FlanT5's own file names the tanh form."""
+    case, manifest = case_of(name), manifest_from_bundle(bundle_of(name))
+    prompts = manifest.prompts
+    assert (prompts.add_bos, prompts.before_caption, prompts.markers) == (False, "</s>", None)
+    assert (manifest.lm.encodes, manifest.lm.image_attention) == (True, "both-ways")
+    assert manifest.vision.text is not None
+    ids = case.inputs(pictures()[0], INSTRUCTION)["prompt"][0].tolist()
+    assert ids[-1] == END
+    assert case.t5 is not None
+    (made,) = parts_of(case).lm.reference_logits([ids], lambda: None)
+    expected = case.t5.logits(case.t5.embed(ids), ids)[1:]
+    np.testing.assert_allclose(made, expected, atol=1e-5 * float(np.abs(expected).max()))
+
+
+def test_a_prompt_without_its_end_is_seen(
+    case_of: Callable[[str], InstructBlipCase], bundle_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(bundle_of("t5"), tmp_path / "b")
+    manifest = manifest_from_bundle(tmp_path / "b")
+    prompts = dataclasses.replace(manifest.prompts, before_caption="")
+    planted = dataclasses.replace(manifest, prompts=prompts)
+    (tmp_path / "b" / "manifest.json").write_text(planted.to_json(), encoding="utf-8")
+    with load(tmp_path / "b") as captioner:
+        ids = caption_ids(
+            captioner, pictures()[0], instruction=INSTRUCTION, caption_tokens=N_TOKENS,
+            stop_at_end=False,
+        )  # fmt: skip
+    assert ids != case_of("t5").greedy(pictures()[0], INSTRUCTION, N_TOKENS, ids)
 
 
 def test_int8_and_auto_are_measured_as_a_whole(
@@ -292,7 +329,7 @@ def _positions_after_the_queries(patch: pytest.MonkeyPatch) -> None:
 
 
 def _keys_for_queries(patch: pytest.MonkeyPatch) -> None:
-    rows = weights.take_rows
+    rows = take_rows
 
     def planted(first: int, end: int, tensor: torch.Tensor) -> torch.Tensor:
         n = end - first
@@ -360,7 +397,7 @@ def changed(folder: Path, tmp_path: Path, **fields: Any) -> Path:
         ("qformer_config.cross_attention_frequency", 1, "cross_attention_frequency 1"),
         ("vision_config.qkv_bias", False, "qkv_bias False"),
         ("vision_config.num_attention_heads", 7, "7 heads"),
-        ("text_config.model_type", "t5", "FlanT5"),
+        ("text_config.model_type", "opt", "model_type 'opt' (known: llama, t5)"),
         ("vision_config.window_size", 7, "window_size"),
     ],
 )
