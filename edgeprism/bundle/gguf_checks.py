@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from edgeprism.bundle.charsmap import charsmap_fault
 from edgeprism.bundle.gguf import BYTES, CHARSMAP, STRING, Array, GgufHeader
 
 _MAX_LAYERS, _MAX_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
@@ -166,6 +165,8 @@ def vocabulary_faults(header: GgufHeader, kinds: Sequence[str] = _TOKENIZERS) ->
 def _table_fault(header: GgufHeader) -> str:
     table = header.metadata.get(CHARSMAP)
     if table is None or (isinstance(table, Array) and table.kind in BYTES):
+        from edgeprism.bundle.charsmap import charsmap_fault  # needs numpy, as few models do
+
         return charsmap_fault(header.charsmap)
     return "it holds no bytes"
 
