@@ -31,7 +31,7 @@ from edgeprism.picture.read import read_picture
 from edgeprism.progress import Progress
 from edgeprism.vision.wordpiece import WordPiece
 from tests.helpers.captions import caption_ids
-from tests.helpers.converting import convert_family
+from tests.helpers.converting import convert_family, lm_of
 from tests.helpers.instructed import VOCABULARY
 from tests.helpers.tiles import picture_to_tiles
 from tests.helpers.tiny_captioners import pictures
@@ -192,7 +192,7 @@ def test_flan_t5_ends_its_prompt_and_has_the_erf_form_of_gelu(
     ids = case.inputs(pictures()[0], INSTRUCTION)["prompt"][0].tolist()
     assert ids[-1] == END
     assert case.t5 is not None
-    (made,) = parts_of(case).lm.reference_logits([ids], lambda: None)
+    (made,) = lm_of(parts_of(case)).reference_logits([ids], lambda: None)
     expected = case.t5.logits(case.t5.embed(ids), ids)[1:]
     np.testing.assert_allclose(made, expected, atol=1e-5 * float(np.abs(expected).max()))
 
