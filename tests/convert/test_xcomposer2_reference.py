@@ -111,9 +111,9 @@ def test_partial_lora_acts_on_the_rows_of_pictures_alone(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_depends_on_its_picture(tmp_path: Path, kind: str) -> None:
-    reference = _reference(tmp_path, kind)
+    captioner = _reference(tmp_path, kind)
     images = tiled.pictures() if KINDS[kind].hd else pictures()
-    texts = {tuple(reference.greedy(image, 12)) for image in images}
+    texts = {tuple(captioner.greedy(image, 12)) for image in images}
     assert len(texts) == len(images)
     assert all(len(set(text)) >= 4 for text in texts)
 
@@ -178,12 +178,12 @@ def test_rows_are_counted_as_upstream_asserts(down: int, across: int) -> None:
 
 
 def test_rows_stand_where_their_patches_do(tmp_path: Path) -> None:
-    reference = _reference(tmp_path, "4khd")
-    model = reference.whole
+    captioner = _reference(tmp_path, "4khd")
+    model = captioner.whole
     for image in tiled.pictures():
-        layout = hd_layout(*image.size, reference.hd_num, TILE)
+        layout = hd_layout(*image.size, captioner.hd_num, TILE)
         side = TILE // 14 // 2
-        rows = reference.visual_tokens(image)
+        rows = captioner.visual_tokens(image)
         assert len(rows) == n_rows(layout, side)
         with torch.inference_mode():
             end = model.vision_proj(model.plora_sub_GN[0, 0])[0]
@@ -192,7 +192,7 @@ def test_rows_stand_where_their_patches_do(tmp_path: Path) -> None:
             torch.testing.assert_close(rows[side], end)
             torch.testing.assert_close(rows[start], seam)
             # the last tile's last row of merged patches, computed from that tile alone
-            features = model.features(reference.views(image)[-1:])[0].unflatten(0, (4, 4))
+            features = model.features(captioner.views(image)[-1:])[0].unflatten(0, (4, 4))
             last = model.vision_proj(features[2:, 2:].reshape(-1))
         torch.testing.assert_close(rows[-1], end)
         torch.testing.assert_close(rows[-2], last, rtol=1e-4, atol=1e-4)
