@@ -20,7 +20,7 @@ from edgeprism.bundle.manifest import (
     Vision,
     VisionText,
 )
-from edgeprism.bundle.manifest_language import LanguageModelFile
+from edgeprism.bundle.manifest_language import LanguageModelFile, RowWeights
 from edgeprism.convert.gate import data
 from edgeprism.convert.language.decoder import DecoderParts
 from edgeprism.convert.language.model import LmParts, Tick
@@ -35,6 +35,7 @@ from edgeprism.convert.vision.side import VisionSide
 from edgeprism.convert.vision.weights import VisionWeights
 from edgeprism.errors import CheckpointError
 
+ROWS_FILE = "lm.rows.gguf"  # the weights that a picture's rows go through
 VOCABULARY_FILE = "vocab.txt"  # of the instruction, for the vision graph
 
 
@@ -97,16 +98,7 @@ def captioner_parts(
         sources=sources,
         image=captioner.image,
         vision=_vision(vision, lm.row_width),
-        lm=LanguageModelFile(
-            file="",
-            quant="",
-            architecture=lm.config.architecture,
-            n_embd=lm.config.n_embd,
-            n_vocab=lm.config.n_vocab,
-            context_length=lm.config.context_length,
-            image_attention="causal" if lm.config.encoder is None else "both-ways",
-            encodes=lm.config.encoder is not None,
-        ),
+        lm=_language_model(lm),
         prompts=_prompts(captioner.conversation, card, captioner.markers, lm.vocabulary.add_bos),
         files={},
         parity=Parity(passed=False, forced=False, figures={}, failures=[]),
@@ -124,6 +116,25 @@ def captioner_parts(
         manifest=manifest,
         text=vision.text,
     )
+
+
+def _language_model(lm: LmParts | DecoderParts) -> LanguageModelFile:
+    """Return what the manifest says of a language model before it is written."""
+    encodes = lm.config.encoder is not None
+    said = LanguageModelFile(
+        file="",
+        quant="",
+        architecture=lm.config.architecture,
+        n_embd=lm.config.n_embd,
+        n_vocab=lm.config.n_vocab,
+        context_length=lm.config.context_length,
+        image_attention="both-ways" if encodes else "causal",
+        encodes=encodes,
+    )
+    if isinstance(lm, DecoderParts) or lm.row_expert is None:
+        return said
+    rows = RowWeights("expert", ROWS_FILE, lm.row_expert.own_last)
+    return dataclasses.replace(said, image_positions=lm.image_positions, rows=rows)
 
 
 def _require_room(captioner: PublishedCaptioner) -> None:

@@ -26,17 +26,18 @@ from edgeprism.convert.language.write_decoder import write_decoder
 from edgeprism.convert.language.write_gguf import write_adapter, write_gguf
 from edgeprism.convert.memory import give_memory_back
 from edgeprism.convert.options import ConvertOptions, check_known, check_vision_quants
-from edgeprism.convert.parts import FamilyParts, captioner_parts
+from edgeprism.convert.parts import ROWS_FILE, FamilyParts, captioner_parts
 from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.vision.export import export_graph
 from edgeprism.convert.vision.pack_onnx import pack_onnx
 from edgeprism.convert.write_instructed import write_instructed
+from edgeprism.convert.write_row_expert import measure_rows, write_row_expert
 from edgeprism.errors import ParityError
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.facts import available_cores
 from edgeprism.progress import Progress
 
-LM_FILE, ROWS_FILE = "lm.gguf", "lm.rows.gguf"
+LM_FILE = "lm.gguf"
 
 
 def convert(family: Family, out: Path, options: ConvertOptions, settings: Mapping[str, Value],
@@ -180,6 +181,10 @@ def _write_lm(parts: FamilyParts, lm: LmParts, path: Path, quant: str, verdict: 
         said = dataclasses.replace(said, rows=RowWeights("adapter", rows.name))
     give_memory_back()
     _measure_lm(parts, lm, path, rows, quant, verdict, progress)
+    if lm.row_expert is not None:
+        write_row_expert(lm, lm.row_expert, path.with_name(ROWS_FILE), quant, name, progress)
+        give_memory_back()
+        measure_rows(parts, lm, lm.row_expert, path, quant, verdict, progress)
     return said
 
 

@@ -92,6 +92,7 @@ class LmConfig:
     output_bias: bool  # a bias on the attention's output matrix
     scales: Scales | None = None
     encoder: Encoder | None = None  # None: the decoder itself reads the prompt
+    rope_sections: tuple[int, ...] = ()  # M-RoPE: how many pairs turn by time, down, across
 
     @property
     def n_stacked(self) -> int:

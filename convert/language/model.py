@@ -31,6 +31,30 @@ Tick = Callable[[], None]
 
 
 @dataclass(frozen=True)
+class RowPrompt:
+    """A prompt of the gate in which the embeddings of `rows` stand for a picture's rows."""
+
+    before: list[int]
+    rows: list[int]
+    after: list[int]
+
+
+@dataclass(frozen=True)
+class RowExpert:
+    """The second language model that a picture's rows go through, in the same checkpoint.
+
+    `reference` returns each prompt's rows, float32 [n, n_embd], and the logits [n, n_vocab] of the
+    text after them. It calls its Tick once per layer.
+    """
+
+    config: LmConfig
+    vocabulary: Vocabulary  # of which nothing is used
+    tensors: Sequence[LmTensor]
+    own_last: int  # rows at a picture's end that go through the language model itself
+    reference: Callable[[Sequence[RowPrompt], Tick], list[tuple[np.ndarray, np.ndarray]]]
+
+
+@dataclass(frozen=True)
 class LmParts:
     """The parts of a language model; the references call their Tick once per layer."""
 
@@ -42,6 +66,8 @@ class LmParts:
     reference_logits: Callable[[list[list[int]], Tick], list[np.ndarray]]
     reference_ids: Callable[[str], list[int]]
     row_adapter: RowAdapter | None = None  # what a picture's rows alone go through
+    row_expert: RowExpert | None = None
+    image_positions: str = "one-by-one"  # as in the manifest
 
     @property
     def row_width(self) -> int:
@@ -52,7 +78,8 @@ class LmParts:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return {name: shape} of every tensor that the checkpoint must hold."""
         adapter = self.row_adapter.tensors if self.row_adapter else ()
-        return published_shapes([*self.tensors, *adapter])
+        expert = self.row_expert.tensors if self.row_expert else ()
+        return published_shapes([*self.tensors, *adapter, *expert])
 
     @property
     def unused(self) -> tuple[str, ...]:

@@ -137,6 +137,8 @@ def _write_encoder(writer: gguf.GGUFWriter, encoder: Encoder) -> None:
 def _write_rotation(writer: gguf.GGUFWriter, config: LmConfig) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
+    if config.rope_sections:
+        writer.add_rope_dimension_sections(config.rope_sections)
     scaling = config.rope_scaling
     if scaling.kind in ("linear", "yarn"):  # "llama3" is the tensor `rope_freqs` instead
         writer.add_rope_scaling_type(gguf.RopeScalingType(scaling.kind))

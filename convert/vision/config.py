@@ -62,6 +62,7 @@ class TowerConfig:
     k_bias: bool = True  # with `qkv_bias`: whether keys have one; it changes no attention weight
     keeps_prefix: bool = False  # the features include the class and register rows
     eps_last: float | None = None  # of the last norm, where it differs from `eps`
+    norm_after: bool = False  # norms are of what a branch adds, not of what it reads
 
     @property
     def grid(self) -> int:

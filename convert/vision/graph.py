@@ -91,7 +91,7 @@ class Norm(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One pre-norm transformer layer over [n, rows, n_embd]."""
+    """One transformer layer over [n, rows, n_embd], pre-norm unless `norm_after`."""
 
     def __init__(self, config: TowerConfig, dtype: torch.dtype) -> None:
         super().__init__()
@@ -105,14 +105,14 @@ class EncoderLayer(nn.Module):
         self.out = Affine(dtype, e, e)
         self.fc1, self.fc2 = Affine(dtype, e, f), Affine(dtype, f, e)
         self.n_heads = config.n_heads
-        self.activation = config.activation
+        self.activation, self.norm_after = config.activation, config.norm_after
         self.scale1 = placeholder(dtype, e) if config.layer_scale else None
         self.scale2 = placeholder(dtype, e) if config.layer_scale else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[n, rows, n_embd] → the same shape."""
         n, t, e = x.shape
-        y: torch.Tensor = self.norm1(x)
+        y: torch.Tensor = x if self.norm_after else self.norm1(x)
         parts = [part(y) for part in (self.q, self.k, self.v)]
         if self.q_norm is not None and self.k_norm is not None:
             parts[:2] = self.q_norm(parts[0]), self.k_norm(parts[1])
@@ -121,8 +121,11 @@ class EncoderLayer(nn.Module):
         )  # [n, heads, rows, head_dim]
         weights = torch.softmax((q * (e // self.n_heads) ** -0.5) @ k.transpose(2, 3), dim=-1)
         y = self.out((weights @ v).transpose(1, 2).reshape(n, t, e))
+        y = self.norm1(y) if self.norm_after else y
         x = x + (y if self.scale1 is None else y * self.scale1)
-        y = self.fc2(gelu(self.fc1(self.norm2(x)), self.activation))
+        y = x if self.norm_after else self.norm2(x)
+        y = self.fc2(gelu(self.fc1(y), self.activation))
+        y = self.norm2(y) if self.norm_after else y
         return x + (y if self.scale2 is None else y * self.scale2)
 
 
