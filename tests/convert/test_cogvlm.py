@@ -352,7 +352,7 @@ def test_nothing_is_written_where_the_gate_fails(
         converted(cases["second"], tmp_path / "b")
     failed = {detail.partition(":")[0] for detail in caught.value.details}
     assert failed == {"lm F32", "rows F32"}
-    assert "the weights of a picture's rows (F32)" in caught.value.message
+    assert "what its picture rows go through (F32)" in caught.value.message
     assert not (tmp_path / "b").exists()
 
 
