@@ -83,8 +83,8 @@ def test_the_gguf_says_what_transformers_says(published: Published, lm: Language
         request = Request((text,), Sampling(max_tokens=N_TOKENS, stop_at_end=False))
         (*_, done) = generator.run([request])
         assert isinstance(done, Finished)
-        reference = published.t5.as_ggml()
-        assert done.ids == reference.greedy(reference.embed(text), N_TOKENS, said=done.ids)
+        t5 = published.t5.as_ggml()
+        assert done.ids == t5.greedy(t5.embed(text), N_TOKENS, said=done.ids)
         assert len(set(done.ids)) >= 8
     generator.close()
 
