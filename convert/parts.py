@@ -25,7 +25,7 @@ from edgeprism.bundle.manifest_language import LanguageModelFile, RowWeights
 from edgeprism.convert.gate import data
 from edgeprism.convert.language.decoder import DecoderParts
 from edgeprism.convert.language.model import LmParts, Tick
-from edgeprism.convert.read.card import INSTRUCTION, CaptionerCard
+from edgeprism.convert.read.card import FOCUS, INSTRUCTION, CaptionerCard
 from edgeprism.convert.read.checkpoint import Requirements
 from edgeprism.convert.read.conversations import Conversation
 from edgeprism.convert.read.sources import SourceFiles, require_whole, source_of
@@ -189,13 +189,18 @@ def _prompts(
     begin, end = conversation.picture_begin, conversation.picture_end
     if markers is None and (begin or end):
         markers = Markers(begin, "", "", "", "", end)
+    usual = INSTRUCTION if conversation.instruction is None else conversation.instruction
     return Prompts(
         add_bos=add_bos,
         before_image=conversation.before_image,
         after_image=conversation.after_image,
         before_caption=conversation.before_caption,
-        default_instruction=card.default_instruction or conversation.instruction or INSTRUCTION,
-        focus_instruction=card.focus_instruction if conversation.takes_focus else "",
+        default_instruction=card.default_instruction or usual,
+        focus_instruction=(
+            card.focus_instruction or conversation.focus or FOCUS
+            if conversation.takes_focus
+            else ""
+        ),
         stop=list(conversation.stop),
         max_tokens=card.max_tokens,
         after_instruction=conversation.after_instruction,

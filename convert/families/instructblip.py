@@ -28,41 +28,17 @@ from edgeprism.errors import CheckpointError
 if TYPE_CHECKING:
     from edgeprism.convert.language.model import LmParts
     from edgeprism.convert.parts import PublishedCaptioner
-    from edgeprism.convert.read.checkpoint import Checkpoint
     from edgeprism.convert.read.sources import SourceFiles
-    from edgeprism.convert.vision.config import Preparation, TowerConfig
-    from edgeprism.convert.vision.instructed_side import InstructedParts
-    from edgeprism.convert.vision.qformer import QFormerConfig
+    from edgeprism.convert.read.wordpiece import PublishedWordPiece
+    from edgeprism.convert.vision.config import Preparation
+    from edgeprism.convert.vision.eva_side import QueryParts
     from edgeprism.progress import Progress
 
 _KIND = "instructblip"
 _TOKENIZER = "qformer_tokenizer"  # the folder in transformers' layout
-_PROJECTION = "language_projection"
 _LAVIS_PROJECTIONS = {"llama": "llm_proj", "t5": "t5_proj"}  # by the language model's type
-_EMBEDDINGS = ("embed_tokens.weight", "shared.weight")  # the latter of T5
-_LAVIS_EPS = 1e-5  # torch's default, of the norm behind the tower
 _LAVIS_IDS = 128  # of an instruction; LAVIS cuts a longer one on the left, for the Q-Former alone
-_VISION_FIELDS = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size",
-    "patch_size", "hidden_act", "layer_norm_eps", "qkv_bias",
-)  # fmt: skip
-_QFORMER_FIELDS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "hidden_act", "max_position_embeddings", "layer_norm_eps", "position_embedding_type",
-    "cross_attention_frequency", "encoder_hidden_size",
-)  # fmt: skip
-# transformers' defaults, which a published configuration may leave out
-_VISION_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39,
-    "num_attention_heads": 16, "image_size": 224, "patch_size": 14, "hidden_act": "gelu",
-    "layer_norm_eps": 1e-6, "qkv_bias": True,
-}  # fmt: skip
-_QFORMER_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512,
-    "layer_norm_eps": 1e-12, "position_embedding_type": "absolute", "cross_attention_frequency": 2,
-    "encoder_hidden_size": 1408,
-}  # fmt: skip
+_LANGUAGE_MODELS = {"llama": "Vicuna", "t5": "FlanT5"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +46,9 @@ class _Layout:
     """A checkpoint's parts, the same for both layouts."""
 
     preparation: Preparation
-    parts: InstructedParts
+    parts: QueryParts
+    tokenizer: PublishedWordPiece
+    max_ids: int
     lm: LmParts
     sources: list[SourceFiles]
 
@@ -118,7 +96,7 @@ def read(
         captioner,
         layout.sources,
         one_tile("stretch", layout.preparation),
-        instructed_side(layout.parts, layout.lm.config.n_embd),
+        instructed_side(layout.parts, layout.tokenizer, layout.max_ids, layout.lm.config.n_embd),
         dataclasses.replace(layout.lm, vocabulary=vocabulary),
         form,
     )
@@ -149,150 +127,22 @@ FAMILY = Family(
 
 
 def _transformers_layout(captioner: Path, config: dict[str, Any]) -> _Layout:
-    from edgeprism.convert.gate import instruct_blip as reference
+    from edgeprism.convert.language.model import open_inner_language_model
+    from edgeprism.convert.language.vocabulary import TokenRules
+    from edgeprism.convert.read.blip_config import blip_config
     from edgeprism.convert.read.checkpoint import Checkpoint
     from edgeprism.convert.read.sources import SourceFiles
     from edgeprism.convert.read.wordpiece import read_wordpiece
-    from edgeprism.convert.vision import eva_vit, qformer
-    from edgeprism.convert.vision.config import preparation_from_folder
-    from edgeprism.convert.vision.instructed_side import InstructedParts
-    from edgeprism.convert.vision.weights import norm_weights, prefix_before
+    from edgeprism.convert.vision.blip import blip_parts
+    from edgeprism.convert.vision.qformer import INSTRUCT_BLIP
 
-    vision, former = _checked_configs(captioner / "config.json", config)
+    checked = blip_config(captioner, config, _LANGUAGE_MODELS)
     checkpoint = Checkpoint(captioner, "captioner")
-    lead = prefix_before("query_tokens", checkpoint.names)
-    tensors = eva_vit.EvaTensors(checkpoint, f"{lead}vision_model.", eva_vit.TRANSFORMERS)
-    eps = float(vision["layer_norm_eps"])
-    tower = eva_vit.eva_vit_config(tensors, eps, vision["num_attention_heads"])
-    prepared = preparation_from_folder(captioner, vision["image_size"], "blip")
-    tower = dataclasses.replace(
-        tower, eps=eps, rescale=prepared.rescale, mean=prepared.mean, std=prepared.std
-    )
-    names = dataclasses.replace(
-        qformer.INSTRUCT_BLIP, lead=f"{lead}qformer.", queries=f"{lead}query_tokens"
-    )
-    queries = qformer.QFormerTensors(checkpoint, names)
-    read_former = qformer.qformer_config(queries, True, former["num_attention_heads"])
-    _require_agreement(captioner / "config.json", config, (vision, tower), (former, read_former))
-    _require_square(captioner, prepared, tower)
-    norm = norm_weights("norm_last", checkpoint, f"{lead}vision_model.post_layernorm", tower.n_embd)
-    parts = InstructedParts(
-        tower,
-        eva_vit.eva_vit_weights(tower, tensors) | norm,
-        reference.published_tower(
-            checkpoint.files, vision, prepared.rescale, prepared.mean, prepared.std
-        ),
-        queries,
-        read_former,
-        f"{lead}{_PROJECTION}",
-        read_wordpiece(captioner / _TOKENIZER),
-        read_former.n_positions,
-        [(checkpoint, qformer.qformer_unused(read_former))],
-    )
+    parts, prepared = blip_parts(checkpoint, checked, INSTRUCT_BLIP, reads_text=True)
+    lm = open_inner_language_model(checkpoint, config, TokenRules(needed=("</s>",)))
+    tokenizer = read_wordpiece(captioner / _TOKENIZER)
     sources = [SourceFiles("captioner", captioner, checkpoint.files)]
-    return _Layout(prepared, parts, _open_lm(checkpoint, config, captioner), sources)
-
-
-def _checked_configs(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return vision_config and qformer_config with transformers' defaults, after checking both."""
-    from edgeprism.convert.read.fields import number_faults, object_field, require_known
-
-    known = ("num_query_tokens", "use_decoder_only_language_model")
-    require_known(config, known, str(path), _KIND)
-    parts = {}
-    for name, fields, defaults in (
-        ("vision_config", _VISION_FIELDS, _VISION_DEFAULTS),
-        ("qformer_config", _QFORMER_FIELDS, _QFORMER_DEFAULTS),
-    ):
-        published = object_field(config, name, str(path))
-        require_known(published, fields, f"{path} ({name})")
-        parts[name] = {**defaults, **{k: published[k] for k in fields if k in published}}
-    vision, former = parts["vision_config"], parts["qformer_config"]
-    text = object_field(config, "text_config", str(path))
-    expected = [
-        ("vision_config.hidden_act", vision["hidden_act"], "gelu"),
-        ("vision_config.qkv_bias", vision["qkv_bias"], True),
-        ("qformer_config.hidden_act", former["hidden_act"], "gelu"),
-        ("qformer_config.layer_norm_eps", former["layer_norm_eps"], 1e-12),
-        ("qformer_config.position_embedding_type", former["position_embedding_type"], "absolute"),
-        ("qformer_config.cross_attention_frequency", former["cross_attention_frequency"], 2),
-    ]
-    faults = [f"{name} {is_!r} (expected {not_!r})" for name, is_, not_ in expected if is_ != not_]
-    eps = vision["layer_norm_eps"]
-    faults += number_faults({"vision_config.layer_norm_eps": eps}, 1)
-    faults += [
-        f"{name}.num_attention_heads {part['num_attention_heads']!r}"
-        for name, part in parts.items()
-        if type(part["num_attention_heads"]) is not int or part["num_attention_heads"] < 1
-    ]
-    kind = text.get("model_type")
-    if kind not in _LAVIS_PROJECTIONS:
-        faults.append(f"text_config.model_type {kind!r} (known: {', '.join(_LAVIS_PROJECTIONS)})")
-    if faults:
-        raise CheckpointError(
-            f"{path} is not understood: {'; '.join(faults)}.",
-            "InstructBLIP with Vicuna or FlanT5 can be converted.",
-        )
-    return vision, former
-
-
-def _require_agreement(
-    path: Path,
-    config: dict[str, Any],
-    tower: tuple[dict[str, Any], TowerConfig],
-    queries: tuple[dict[str, Any], QFormerConfig],
-) -> None:
-    """Raise CheckpointError, with all faults, where config.json contradicts the tensors' sizes."""
-    (vision, found), (former, read_former) = tower, queries
-    said = {"num_query_tokens": config.get("num_query_tokens", 32)}
-    said |= {f"vision_config.{name}": value for name, value in vision.items()}
-    said |= {f"qformer_config.{name}": value for name, value in former.items()}
-    sizes = {
-        "num_query_tokens": read_former.n_queries,
-        "vision_config.hidden_size": found.n_embd,
-        "vision_config.intermediate_size": found.n_ffn,
-        "vision_config.num_hidden_layers": found.n_layers,
-        "vision_config.image_size": found.image_size,
-        "vision_config.patch_size": found.patch_size,
-        "qformer_config.vocab_size": read_former.n_vocab,
-        "qformer_config.hidden_size": read_former.n_embd,
-        "qformer_config.num_hidden_layers": read_former.n_layers,
-        "qformer_config.intermediate_size": read_former.n_ffn,
-        "qformer_config.max_position_embeddings": read_former.n_positions,
-        "qformer_config.encoder_hidden_size": read_former.n_image,
-    }
-    faults = [
-        f"{name} is {said[name]!r}, the tensors have {size}"
-        for name, size in sizes.items()
-        if said[name] != size
-    ]
-    if faults:
-        raise CheckpointError(
-            f"{path} contradicts the weights: {'; '.join(faults)}.",
-            "Use the files as they were published together.",
-        )
-
-
-def _require_square(folder: Path, prepared: Preparation, tower: TowerConfig) -> None:
-    if (prepared.mode, prepared.size) != ("stretch", tower.image_size):
-        raise CheckpointError(
-            f"{folder / 'preprocessor_config.json'} prepares pictures in the mode {prepared.mode} "
-            f"at {prepared.size} pixels; the vision model takes {tower.image_size}, stretched.",
-            "Use the preprocessor_config.json that was published with the model.",
-        )
-
-
-def _open_lm(checkpoint: Checkpoint, config: dict[str, Any], folder: Path) -> LmParts:
-    from edgeprism.convert.language.model import open_language_model
-    from edgeprism.convert.language.vocabulary import TokenRules
-    from edgeprism.convert.read.fields import text_fields
-
-    text = text_fields(config, checkpoint.names, "llama", str(folder / "config.json"))
-    # [PAD] and <image> were added to the published vocabulary, and its size padded since
-    rows = [checkpoint.sizes(name, 2)[0] for name in checkpoint.names if name.endswith(_EMBEDDINGS)]
-    text |= {"vocab_size": rows[0]} if rows else {}
-    where = f"{folder / 'config.json'} (text_config)"
-    return open_language_model(checkpoint, text, where, folder, TokenRules(needed=("</s>",)))
+    return _Layout(prepared, parts, tokenizer, parts.former.n_positions, lm, sources)
 
 
 def _parts_missing(captioner: Path, names: list[str]) -> CheckpointError:
@@ -315,17 +165,16 @@ def _lavis_language(llm: Path) -> dict[str, Any]:
 def _lavis_layout(
     captioner: Path, vision: Path | None, llm: Path | None, qformer_tokenizer: Path | None
 ) -> _Layout:
-    from edgeprism.convert.gate import eva as reference
     from edgeprism.convert.language.model import open_language_model
     from edgeprism.convert.language.vocabulary import TokenRules
     from edgeprism.convert.read.checkpoint import Checkpoint
     from edgeprism.convert.read.pth import pth_checkpoint
     from edgeprism.convert.read.sources import SourceFiles
     from edgeprism.convert.read.wordpiece import read_wordpiece
-    from edgeprism.convert.vision import eva_vit, qformer
     from edgeprism.convert.vision.config import Preparation
-    from edgeprism.convert.vision.instructed_side import InstructedParts
-    from edgeprism.convert.vision.weights import norm_weights
+    from edgeprism.convert.vision.eva_side import EvaSources, lavis_parts
+    from edgeprism.convert.vision.eva_vit import MEAN, STD, EvaTensors
+    from edgeprism.convert.vision.qformer import QFormerTensors
 
     if vision is None or llm is None or qformer_tokenizer is None:
         parts_named = {"vision": vision, "llm": llm, "qformer_tokenizer": qformer_tokenizer}
@@ -335,31 +184,10 @@ def _lavis_layout(
     own = pth_checkpoint(captioner, "captioner", ["query_tokens", f"{projection}.weight"])
     eva = pth_checkpoint(vision, "vision model", ["patch_embed.proj.weight", "pos_embed"])
     language = Checkpoint(llm, "language model")
-    tensors = eva_vit.EvaTensors(eva, "")
-    tower = eva_vit.eva_vit_config(tensors, _LAVIS_EPS, whole=True)
-    queries = qformer.QFormerTensors(own)
-    former = qformer.qformer_config(queries, reads_text=True)
+    eva_sources = EvaSources(EvaTensors(eva, ""), own, own, projection, whole_tower=True)
+    parts = lavis_parts(eva_sources, QFormerTensors(own), reads_text=True)
     lm = open_language_model(language, text, where, llm, TokenRules(needed=("</s>",)))
-    files = reference.EvaFiles(
-        eva.files, own.files, tower.n_layers, tower.n_heads, tower.image_size
-    )
-    norm = norm_weights("norm_last", own, "ln_vision", tower.n_embd)
     tokenizer = dataclasses.replace(read_wordpiece(qformer_tokenizer), truncation="left")
-    parts = InstructedParts(
-        tower,
-        eva_vit.eva_vit_weights(tower, tensors) | norm,
-        reference.eva_tower(files),
-        queries,
-        former,
-        projection,
-        tokenizer,
-        min(_LAVIS_IDS, former.n_positions),
-        [
-            (own, qformer.qformer_unused(former)),
-            # its last block, its head, what training needed: LAVIS passes over all that it lacks
-            (eva, (r".",)),
-        ],
-    )
     sources = [
         SourceFiles("captioner", captioner, own.files),
         SourceFiles("vision", vision, eva.files),
@@ -367,7 +195,6 @@ def _lavis_layout(
             "llm", llm, [*language.files, *llm.glob("tokenizer.model"), *llm.glob("spiece.model")]
         ),
     ]
-    prepared = Preparation(
-        "stretch", tower.image_size, "bicubic", 1 / 255, eva_vit.MEAN, eva_vit.STD
-    )
-    return _Layout(prepared, parts, lm, sources)
+    prepared = Preparation("stretch", parts.tower.image_size, "bicubic", 1 / 255, MEAN, STD)
+    max_ids = min(_LAVIS_IDS, parts.former.n_positions)
+    return _Layout(prepared, parts, tokenizer, max_ids, lm, sources)

@@ -156,14 +156,20 @@ def _open_qformer(folder: Path | None, own: Checkpoint) -> Checkpoint:
 def _query_side(
     own: Checkpoint, tower: Checkpoint, queries: Checkpoint, n_embd: int
 ) -> tuple[VisionSide, ImagePolicy]:
-    from edgeprism.convert.vision.eva_side import EvaSources, query_side
+    from edgeprism.convert.vision.eva_side import (
+        EvaSources,
+        image_policy,
+        lavis_parts,
+        query_side,
+    )
     from edgeprism.convert.vision.eva_vit import EvaTensors
     from edgeprism.convert.vision.qformer import QFormerTensors
 
     sources = EvaSources(EvaTensors(tower, ""), queries, own, _PROJECTION, whole_tower=True)
-    side, image = query_side(sources, QFormerTensors(queries), n_embd)
+    parts = lavis_parts(sources, QFormerTensors(queries), reads_text=False)
     # BLIP-2's own projection to its T5
-    return dataclasses.replace(side, unused=[*side.unused, (queries, (r"^t5_",))]), image
+    parts = dataclasses.replace(parts, unused=[*parts.unused, (queries, (r"^t5_",))])
+    return query_side(parts, n_embd), image_policy(parts.tower)
 
 
 def _patch_side(

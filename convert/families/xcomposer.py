@@ -199,14 +199,20 @@ def _language_model(
 
 
 def _vision_side(checkpoint: Checkpoint, n_embd: int) -> tuple[VisionSide, ImagePolicy]:
-    from edgeprism.convert.vision.eva_side import EvaSources, query_side
+    from edgeprism.convert.vision.eva_side import (
+        EvaSources,
+        image_policy,
+        lavis_parts,
+        query_side,
+    )
     from edgeprism.convert.vision.eva_vit import EvaTensors
     from edgeprism.convert.vision.qformer import QFormerTensors
 
     tower = EvaTensors(checkpoint, "visual_encoder.")
     sources = EvaSources(tower, checkpoint, checkpoint, "internlm_proj")
     ends = ("flag_image_start", "flag_image_end")
-    return query_side(sources, QFormerTensors(checkpoint), n_embd, ends)
+    parts = lavis_parts(sources, QFormerTensors(checkpoint), reads_text=False)
+    return query_side(parts, n_embd, ends), image_policy(parts.tower)
 
 
 def _usual_prompt(captioner: Path, lm: LmParts) -> str:

@@ -1,7 +1,8 @@
 """The gate's reference of EVA-ViT-g and the Q-Former: transformers' classes, from LAVIS' files.
 
 Like `towers`, it shares no code with the converter. BLIP-2's classes are the same computation under
-other names; LAVIS' norm behind the tower has an epsilon of its own, and keys have no bias.
+other names; LAVIS' norm behind the tower has an epsilon of its own, and keys have no bias. The
+Q-Former is read from either layout.
 """
 
 from __future__ import annotations
@@ -109,14 +110,18 @@ def _positions(table: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def qformer(files: Iterable[Path], n_heads: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a tower's rows [n, rows, width] → query rows [n, n_queries, n_embd], without text."""
+    """Return a tower's rows [n, rows, width] → query rows [n, n_queries, n_embd], without text.
+
+    `files` are of LAVIS' or of transformers' layout.
+    """
 
     def run(features: torch.Tensor) -> torch.Tensor:
         from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
         raw = RawTensors(files)
         queries = raw[f"{raw.lead_of('query_tokens')}query_tokens"].float()
-        lead = f"{raw.lead_of('query_tokens')}Qformer.bert."
+        lead = raw.lead_of("encoder.layer.0.intermediate_query.dense.bias")
+        name_of = _lavis_name if f"{lead}embeddings.LayerNorm.weight" in raw else str
         layers = {int(found[1]) for name in raw.names() if (found := _LAYER.search(name))}
         config = Blip2QFormerConfig(
             hidden_size=queries.shape[-1],
@@ -129,7 +134,7 @@ def qformer(files: Iterable[Path], n_heads: int) -> Callable[[torch.Tensor], tor
         )
         with torch.device("meta"):
             model = Blip2QFormerModel(config)
-        state = {name: raw[lead + _lavis_name(name)].float() for name in model.state_dict()}
+        state = {name: raw[lead + name_of(name)].float() for name in model.state_dict()}
         model.load_state_dict(state, assign=True)
         model.eval()
         rows: torch.Tensor = model(
@@ -140,7 +145,7 @@ def qformer(files: Iterable[Path], n_heads: int) -> Callable[[torch.Tensor], tor
     return run
 
 
-_LAYER = re.compile(r"Qformer\.bert\.encoder\.layer\.(\d+)\.")
+_LAYER = re.compile(r"encoder\.layer\.(\d+)\.intermediate_query\.")
 
 
 def _lavis_name(name: str) -> str:

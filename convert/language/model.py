@@ -153,7 +153,7 @@ def open_inner_language_model(
     rows = [
         checkpoint.sizes(name, 2)[0]
         for name in checkpoint.names
-        if name.endswith("embed_tokens.weight")
+        if name.endswith(("embed_tokens.weight", "shared.weight"))  # the latter of T5
     ]
     text |= {"vocab_size": rows[0]} if rows else {}
     return open_language_model(checkpoint, text, f"{path} (text_config)", checkpoint.folder, rules)

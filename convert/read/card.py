@@ -26,7 +26,7 @@ class CaptionerCard:
     """A captioner's texts and limits; "" stands for a default of the family or the converter."""
 
     default_instruction: str = ""
-    focus_instruction: str = FOCUS
+    focus_instruction: str = ""
     max_tokens: int = MAX_TOKENS
     name: str = ""
     notice: str = ""

@@ -33,7 +33,8 @@ class Conversation:
     picture_begin: str = ""
     picture_end: str = ""
     several: Several | None = None  # for models trained on several pictures in one turn
-    instruction: str = ""  # the default where the card names none; "": EdgePrism's own
+    instruction: str | None = None  # the default where the card names none; None: EdgePrism's own
+    focus: str = ""  # what a focus adds to an instruction; "": EdgePrism's own
     repetition_penalty: float = 1.0  # with which the published model is used; 1: none
     takes_focus: bool = True  # the model does what an instruction says
 

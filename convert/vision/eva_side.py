@@ -34,7 +34,7 @@ from edgeprism.convert.vision.qformer import (
     qformer_unused,
     qformer_weights,
 )
-from edgeprism.convert.vision.side import VisionSide
+from edgeprism.convert.vision.side import Unused, VisionSide
 from edgeprism.convert.vision.weights import (
     VisionWeights,
     Weight,
@@ -131,52 +131,99 @@ class EvaSources:
     whole_tower: bool = False
 
 
-def query_side(
-    sources: EvaSources, queries: QFormerTensors, n_out: int, ends: tuple[str, str] | None = None
-) -> tuple[VisionSide, ImagePolicy]:
-    """Return the vision half with a Q-Former that reads no text, and how pictures are prepared.
+@dataclass(frozen=True)
+class QueryParts:
+    """A tower, a Q-Former and the projection behind it, in whichever layout they are published.
 
     Args:
-        sources: Where the other parts lie.
+        tower: The tower.
+        tower_weights: Its parameters, with those of the norm after its last block.
+        tower_reference: Computes its features for the gate.
         queries: Where the Q-Former lies.
-        n_out: The language model's width.
-        ends: The names of the learned rows before and behind, in `sources.projector`; None without.
+        former: The Q-Former.
+        projector: The checkpoint with the Linear layer behind it.
+        projection: That layer's name.
+        unused: The tensors that the checkpoints may hold and that never run.
+    """
+
+    tower: TowerConfig
+    tower_weights: Weights
+    tower_reference: towers.Features
+    queries: QFormerTensors
+    former: QFormerConfig
+    projector: Checkpoint
+    projection: str
+    unused: Unused
+
+    def require_fit(self) -> None:
+        """Raise CheckpointError if the Q-Former reads features of another width."""
+        if self.former.n_image != self.tower.n_embd:
+            checkpoint = self.queries.checkpoint
+            raise CheckpointError(
+                f"{checkpoint.folder} ({checkpoint.role}): the Q-Former reads features of width "
+                f"{self.former.n_image}, and the vision model's have {self.tower.n_embd}.",
+                "Pass the files that belong together.",
+            )
+
+    def weights(self, n_out: int) -> dict[str, Weights]:
+        """Return the parameters of graphs that have a tower, a qformer and a projector."""
+        top = linear_weights(
+            "projector", self.projector, self.projection, self.former.n_embd, n_out
+        )
+        return {
+            "": top,
+            "tower": self.tower_weights,
+            "qformer": qformer_weights(self.former, self.queries),
+        }
+
+
+def lavis_parts(sources: EvaSources, queries: QFormerTensors, reads_text: bool) -> QueryParts:
+    """Return the parts in LAVIS' layout; `reads_text`: the queries attend to an instruction.
+
+    Raises CheckpointError for parts that do not belong together.
     """
     tower = eva_vit_config(sources.tower, EPS_LAST, whole=sources.whole_tower)
-    former = qformer_config(queries, reads_text=False)
-    if former.n_image != tower.n_embd:
-        raise CheckpointError(
-            f"{queries.checkpoint.folder} ({queries.checkpoint.role}): the Q-Former reads features "
-            f"of width {former.n_image}, and the vision model's have {tower.n_embd}.",
-            "Pass the files that belong together.",
-        )
-    projector, name = sources.projector, sources.projector_name
-    top = linear_weights("projector", projector, name, former.n_embd, n_out)
-    for row, source in zip(("first_row", "last_row"), ends or (), strict=False):
-        top[row] = Weight(projector, {source: (1, 1, n_out)}, lambda tensor: tensor[0])
-    weights = VisionWeights(
-        {
-            "": top,
-            "tower": _tower_weights(tower, sources),
-            "qformer": qformer_weights(former, queries),
-        }
+    former = qformer_config(queries, reads_text)
+    parts = QueryParts(
+        tower,
+        _tower_weights(tower, sources),
+        reference.eva_tower(_reference_files(tower, sources)),
+        queries,
+        former,
+        sources.projector,
+        sources.projector_name,
+        [*_unused(sources), (queries.checkpoint, qformer_unused(former))],
     )
-    features = reference.eva_tower(_reference_files(tower, sources))
-    read = reference.qformer(queries.checkpoint.files, former.n_heads)
-    project = towers.mlp(projector.files, [name])
+    parts.require_fit()
+    return parts
+
+
+def query_side(parts: QueryParts, n_out: int, ends: tuple[str, str] | None = None) -> VisionSide:
+    """Return the vision half with a Q-Former that reads no text.
+
+    Args:
+        parts: What it is made of.
+        n_out: The language model's width.
+        ends: The names of the learned rows before and behind, in `parts.projector`; None without.
+    """
+    tower, former, projector = parts.tower, parts.former, parts.projector
+    weights = parts.weights(n_out)
+    for row, source in zip(("first_row", "last_row"), ends or (), strict=False):
+        weights[""][row] = Weight(projector, {source: (1, 1, n_out)}, lambda tensor: tensor[0])
+    read = reference.qformer(parts.queries.checkpoint.files, former.n_heads)
+    project = towers.mlp(projector.files, [parts.projection])
     frame = reference.framed(projector.files, ends) if ends else _unchanged
-    side = VisionSide(
+    return VisionSide(
         lambda dtype: QueryGraph(tower, former, n_out, dtype, framed=ends is not None),
         (1, former.n_queries + 2 * (ends is not None)),
-        weights,
+        VisionWeights(weights),
         lambda pixels, tick: towers.visual_tokens(
-            [features], lambda rows: frame(project(read(rows))), pixels, tick
+            [parts.tower_reference], lambda rows: frame(project(read(rows))), pixels, tick
         ),
         tower.n_layers,
-        [*_unused(sources), (queries.checkpoint, qformer_unused(former))],
+        parts.unused,
         constant_rows=(1, 1) if ends else (0, 0),
     )
-    return side, _image_policy(tower)
 
 
 def joined_patch_side(
@@ -215,10 +262,10 @@ def joined_patch_side(
         tower.n_layers,
         _unused(sources),
     )
-    return side, _image_policy(tower)
+    return side, image_policy(tower)
 
 
-def _image_policy(tower: TowerConfig) -> ImagePolicy:
+def image_policy(tower: TowerConfig) -> ImagePolicy:
     """Return how BLIP's processor prepares a picture: stretched to a square, bicubic."""
     preparation = Preparation("stretch", tower.image_size, "bicubic", 1 / 255, MEAN, STD)
     return one_tile("stretch", preparation)

@@ -167,6 +167,7 @@ class Names:
 
 
 LAVIS = Names("Qformer.bert.", "embeddings.LayerNorm", "self")
+BLIP_2 = Names("qformer.", "layernorm", "attention")
 INSTRUCT_BLIP = Names("qformer.", "embeddings.layernorm", "attention")
 
 

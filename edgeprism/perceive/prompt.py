@@ -88,5 +88,7 @@ def focus_notes(prompts: Prompts, focus: str | None) -> tuple[str, ...]:
 def _with_focus(prompts: Prompts, text: str, focus: str | None) -> str:
     if focus and focus.strip():
         # str.format would fail on an instruction that holds other braces.
-        text += prompts.focus_instruction.replace("{focus}", focus.strip())
+        added = prompts.focus_instruction.replace("{focus}", focus.strip())
+        # the blank that parts it from an instruction would stand at a text's beginning
+        text = text + added if text else added.lstrip()
     return text

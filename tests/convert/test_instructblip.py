@@ -16,11 +16,10 @@ import torch
 
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.discover import family_named, likely_family
-from edgeprism.convert.families import instructblip
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.parts import FamilyParts, captioner_parts
 from edgeprism.convert.read.card import card_from_folder
-from edgeprism.convert.vision import eva_vit, graph, instructed_side, qformer
+from edgeprism.convert.vision import eva_side, eva_vit, graph, qformer
 from edgeprism.convert.vision.config import TowerConfig
 from edgeprism.convert.vision.eager import with_weights
 from edgeprism.convert.vision.weights import Weights, take_rows
@@ -264,7 +263,7 @@ def error_of(case: InstructBlipCase) -> float:
 
 
 def _other_eps_behind_the_tower(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(instructblip, "_LAVIS_EPS", 1e-6)
+    patch.setattr(eva_side, "EPS_LAST", 1e-6)
 
 
 def _eps_behind_the_tower_of_lavis(patch: pytest.MonkeyPatch) -> None:
@@ -325,7 +324,7 @@ def _positions_after_the_queries(patch: pytest.MonkeyPatch) -> None:
         )
         return by_name
 
-    patch.setattr(instructed_side, "qformer_weights", planted)
+    patch.setattr(eva_side, "qformer_weights", planted)
 
 
 def _keys_for_queries(patch: pytest.MonkeyPatch) -> None:
@@ -397,7 +396,7 @@ def changed(folder: Path, tmp_path: Path, **fields: Any) -> Path:
         ("qformer_config.cross_attention_frequency", 1, "cross_attention_frequency 1"),
         ("vision_config.qkv_bias", False, "qkv_bias False"),
         ("vision_config.num_attention_heads", 7, "7 heads"),
-        ("text_config.model_type", "opt", "model_type 'opt' (known: llama, t5)"),
+        ("text_config.model_type", "opt", "'opt' (expected 'llama' or 't5')"),
         ("vision_config.window_size", 7, "window_size"),
     ],
 )
