@@ -396,7 +396,7 @@ def changed(folder: Path, tmp_path: Path, **fields: Any) -> Path:
         ("qformer_config.cross_attention_frequency", 1, "cross_attention_frequency 1"),
         ("vision_config.qkv_bias", False, "qkv_bias False"),
         ("vision_config.num_attention_heads", 7, "7 heads"),
-        ("text_config.model_type", "opt", "'opt' (expected 'llama' or 't5')"),
+        ("text_config.model_type", "opt", "'opt' (expected 'llama', 't5')"),
         ("vision_config.window_size", 7, "window_size"),
     ],
 )
