@@ -132,9 +132,10 @@ def _language_model(lm: LmParts | DecoderParts) -> LanguageModelFile:
         image_attention="both-ways" if encodes else "causal",
         encodes=encodes,
     )
-    if isinstance(lm, DecoderParts) or lm.row_expert is None:
+    if isinstance(lm, DecoderParts):
         return said
-    rows = RowWeights("expert", ROWS_FILE, lm.row_expert.own_last)
+    expert = lm.row_expert
+    rows = RowWeights("expert", ROWS_FILE, expert.own_last) if expert else None
     return dataclasses.replace(said, image_positions=lm.image_positions, rows=rows)
 
 

@@ -210,8 +210,10 @@ def _language_model(
             checkpoint.files, published, [reference.Prompt(text) for text in texts], tick
         ),
         text_to_ids(words),
-        None if is_video else _vision_expert(lm, _is_second(config), checkpoint, published),
-        "shared",
+        row_expert=(
+            None if is_video else _vision_expert(lm, _is_second(config), checkpoint, published)
+        ),
+        image_positions="shared",
     )
 
 

@@ -30,7 +30,7 @@ from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.find import find_pictures
 from edgeprism.progress import Progress
 from tests.helpers.captions import caption_ids
-from tests.helpers.converting import convert_family, parts_of
+from tests.helpers.converting import convert_family, lm_of, parts_of
 from tests.helpers.family_checks import (
     N_TOKENS,
     check_pixels,
@@ -84,7 +84,7 @@ def test_the_others_have_the_same_halves(name: str, case_of: CaseOf, tmp_path: P
     """Their graph, run in torch, and their GGUF, by its logits."""
     case, parts = case_of(name), parts_of(case_of(name))
     assert error_of(case) < 1e-5
-    write_gguf(tmp_path / "lm.gguf", "F32", parts.lm, name, Progress())
+    write_gguf(tmp_path / "lm.gguf", "F32", lm_of(parts), name, Progress())
     ids = np.random.default_rng(5).integers(4, 600, 60).tolist()
     with torch.inference_mode():
         expected = case.reference.lm(torch.tensor([ids])).logits[0].numpy()

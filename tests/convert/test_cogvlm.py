@@ -29,7 +29,7 @@ from edgeprism.progress import Progress
 from tests.helpers import bundles
 from tests.helpers.captions import caption_ids
 from tests.helpers.cogvlm_reference import CogVlm, CogVlmReference
-from tests.helpers.converting import convert_family, parts_of
+from tests.helpers.converting import convert_family, lm_of, parts_of
 from tests.helpers.family_checks import (
     N_TOKENS,
     check_pixels,
@@ -316,13 +316,14 @@ def failures_of_rows(
 ) -> list[str]:
     """Write both language models, the expert with a change, and measure rows as the gate does."""
     parts, verdict = parts_of(case), Verdict()
-    expert = parts.lm.row_expert
+    lm = lm_of(parts)
+    expert = lm.row_expert
     assert expert is not None
     planted = dataclasses.replace(expert, tensors=[change(t, "vision") for t in expert.tensors])
-    parts = dataclasses.replace(parts, lm=dataclasses.replace(parts.lm, row_expert=planted))
-    write_gguf(folder / "lm.gguf", "F32", parts.lm, "tiny", Progress())
-    write_row_expert(parts, folder / "lm.rows.gguf", "F32", Progress())
-    measure_rows(parts, folder / "lm.gguf", "F32", verdict, Progress())
+    path, progress = folder / "lm.gguf", Progress()
+    write_gguf(path, "F32", lm, "tiny", progress)
+    write_row_expert(lm, planted, folder / "lm.rows.gguf", "F32", "tiny", progress)
+    measure_rows(parts, lm, planted, path, "F32", verdict, progress)
     return verdict.failures
 
 
