@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -147,12 +147,14 @@ def test_an_adapter_is_quantized_with_its_model(
     assert 1e-6 < error < {"F16": 0.02, "Q8_0": 0.1, "Q4_K_M": 0.6}[quant]
 
 
-def test_positions_of_another_size_are_resampled(tmp_path: Path) -> None:
+def test_positions_of_another_size_are_resampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As `resize_pos` does it where a folder holds those of 336 pixels."""
     case = write_checkpoint(tmp_path / "c", "vl", seed=8)
     path = tmp_path / "c" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "img_size": 98}))
-    tower: Any = reference_of(case).whole.vit.vision_tower
+    tower: Any = reference_of(case).whole.vit["vision_tower"]
     embeddings = tower.vision_model.embeddings
     table = embeddings.position_embedding.weight.detach()
     square = table[1:].reshape(1, 5, 5, -1).permute(0, 3, 1, 2)
@@ -160,7 +162,7 @@ def test_positions_of_another_size_are_resampled(tmp_path: Path) -> None:
     resized = torch.cat([table[:1], square[0].flatten(1).t()])
     embeddings.position_embedding = nn.Embedding.from_pretrained(resized)
     embeddings.position_ids, embeddings.image_size = torch.arange(50)[None], 98
-    tower.config.image_size = 98
+    monkeypatch.setattr(XComposer2Reference, "size", 98)
     assert error_of(case) < 1e-5
     parts = parts_of(case)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 98, 98, 3), dtype=np.uint8)
@@ -234,15 +236,14 @@ def _off_for_rows(patch: pytest.MonkeyPatch) -> None:
 
 
 def _on_for_text(patch: pytest.MonkeyPatch) -> None:
-    right = RowAdapter.applied
+    """Once on, it stays on."""
+    right = RowAdapter._set
 
-    @contextlib.contextmanager
-    def planted(self: RowAdapter, context: Any) -> Iterator[None]:
-        with right(self, context):
-            yield
-        right(self, context).__enter__()
+    def planted(self: RowAdapter, context: Any, adapters: Any, n: int, scales: Any) -> None:
+        if n:
+            right(self, context, adapters, n, scales)
 
-    patch.setattr(RowAdapter, "applied", planted)
+    patch.setattr(RowAdapter, "_set", planted)
 
 
 ADAPTER_MISTAKES = (_swapped_halves_of_wqkv, _halves_as_in_rope, _half_alpha, _gate_for_up,
@@ -312,8 +313,8 @@ def _no_class_position(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(clip_l, "stock_tower_weights", planted)
 
 
-VISION_MISTAKES = (_exact_gelu, _norm_behind_the_tower, _a_layer_less, _half_the_heads,
-                   _class_row_kept, _no_class_position)  # fmt: skip
+VISION_MISTAKES = (_exact_gelu, _norm_behind_the_tower, _half_the_heads, _class_row_kept,
+                   _no_class_position)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -331,6 +332,14 @@ def test_the_comparison_notices_a_mistake_in_the_tower(
 ) -> None:
     plant(monkeypatch)
     assert error_of(with_last_norm) > 3e-3
+
+
+def test_a_layer_that_would_not_run_is_noticed(
+    with_last_norm: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _a_layer_less(monkeypatch)
+    with pytest.raises(CheckpointError, match=r"unexpected: vit\.vision_tower.*layers\.3\."):
+        parts_of(with_last_norm)
 
 
 # ---- what is refused
