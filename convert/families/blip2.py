@@ -1,16 +1,17 @@
-"""BLIP-2 with OPT: EVA-ViT-g → a Q-Former → OPT.
+"""BLIP-2: EVA-ViT-g → a Q-Former → OPT or FlanT5.
 
 This file reads both published layouts:
 
-- transformers' (Salesforce/blip2-opt-2.7b, -6.7b, and their -coco versions): one set of files.
-- LAVIS': blip2_pretrained_opt2.7b.pth, blip2_caption_opt2.7b.pth (or 6.7b) hold the Q-Former, the
-  norm before it and the projection; the former's tower is eva_vit_g.pth, the latter hold their own.
-  OPT is published on its own.
+- transformers' (Salesforce/blip2-opt-2.7b, -6.7b, blip2-flan-t5-xl, -xxl, and -coco versions): one
+  set of files.
+- LAVIS': blip2_pretrained_opt2.7b.pth, blip2_caption_opt2.7b.pth (6.7b, flant5xl, flant5xxl) hold
+  the Q-Former, the norm before it and the projection; the former's tower is eva_vit_g.pth, the
+  latter hold their own. The language model is published on its own.
 
 The layouts differ in the epsilon of the norm behind the tower. The prompt has no template: visual
-tokens, </s> as its beginning, and the instruction; a line's end is the caption's. Sources: LAVIS'
-`blip2_opt.py`, `blip2.py`, `eva_vit.py`, `Qformer.py` and configurations, transformers'
-Blip2ForConditionalGeneration and Blip2Processor.
+tokens, for OPT </s> as its beginning, and the instruction, for FlanT5 </s> as its end; a line's end
+is an OPT's caption's. Sources: LAVIS' `blip2_opt.py`, `blip2_t5.py`, `blip2.py`, `eva_vit.py`,
+`Qformer.py` and configurations, transformers' Blip2ForConditionalGeneration and Blip2Processor.
 """
 
 from __future__ import annotations
@@ -50,22 +51,29 @@ class _Language:
         called: What people call it.
         projection: The name of the projection in LAVIS' layout.
         rules: What its tokenizer's files lack.
+        stop: What ends a caption, beside the language model's own end.
         picture_end: The special token that stands behind the visual tokens.
-        stop: What ends a caption.
+        prompt_end: The special token that stands behind the instruction.
     """
 
     called: str
     projection: str
     rules: TokenRules
-    picture_end: str
     stop: tuple[str, ...]
+    picture_end: str = ""
+    prompt_end: str = ""
 
 
 def _languages() -> dict[str, _Language]:
     """Return the language models that this family converts, by model_type of text_config."""
     from edgeprism.convert.language import opt
+    from edgeprism.convert.language.vocabulary import TokenRules
 
-    return {"opt": _Language("OPT", "opt_proj", opt.TOKENS, opt.BEGIN, ("\n",))}
+    end = "</s>"
+    return {
+        "opt": _Language("OPT", "opt_proj", opt.TOKENS, ("\n",), picture_end=opt.BEGIN),
+        "t5": _Language("FlanT5", "t5_proj", TokenRules(needed=(end,)), (), prompt_end=end),
+    }
 
 
 @dataclass(frozen=True)
@@ -115,8 +123,8 @@ def read(
 
 FAMILY = Family(
     name="blip2",
-    summary="BLIP-2 with OPT 2.7b, 6.7b, and those trained on COCO: EVA-ViT-g, a Q-Former, OPT",
-    help="""Convert BLIP-2 with OPT to the bundle OUT.
+    summary="BLIP-2 with OPT 2.7b, 6.7b or FlanT5 XL, XXL, and those trained on COCO",
+    help="""Convert BLIP-2 with OPT or FlanT5 to the bundle OUT.
 
     Reads transformers' layout, in one folder, and LAVIS' (with --llm, and --vision for the models
     that were not trained on COCO).
@@ -124,13 +132,15 @@ FAMILY = Family(
     options=(
         Option("captioner", "folder", "Folder of the checkpoint.", required=True),
         Option("vision", "folder", "LAVIS' layout: folder of eva_vit_g.pth."),
-        Option("llm", "folder", "LAVIS' layout: folder of OPT."),
+        Option("llm", "folder", "LAVIS' layout: folder of OPT, or of FlanT5."),
     ),
     read=read,
     model_types=(_KIND,),
     signs=(
         "qformer_config", "image_text_hidden_size", "blip2_pretrained_opt2.7b.pth",
         "blip2_pretrained_opt6.7b.pth", "blip2_caption_opt2.7b.pth", "blip2_caption_opt6.7b.pth",
+        "blip2_pretrained_flant5xl.pth", "blip2_pretrained_flant5xxl.pth",
+        "blip2_caption_flant5xl.pth",
     ),
 )  # fmt: skip
 
@@ -143,7 +153,8 @@ def _conversation(language: _Language, image_size: int) -> Conversation:
         "",
         stop=language.stop,
         picture_end=language.picture_end,
-        needed=(language.picture_end,),
+        before_caption=language.prompt_end,
+        needed=(language.picture_end or language.prompt_end,),
         instruction=_COCO_INSTRUCTION if image_size >= _COCO_SIZE else "",
         focus=_FOCUS,
     )
@@ -169,7 +180,8 @@ def _transformers_layout(captioner: Path, config: dict[str, Any]) -> _Layout:
 
 def _lavis_layout(captioner: Path, vision: Path | None, llm: Path | None) -> _Layout:
     from edgeprism.convert.language.model import open_language_model
-    from edgeprism.convert.read.checkpoint import Checkpoint, read_json
+    from edgeprism.convert.language.t5_fields import fields_in_blip
+    from edgeprism.convert.read.checkpoint import Checkpoint
     from edgeprism.convert.read.pth import pth_checkpoint
     from edgeprism.convert.read.sources import SourceFiles
     from edgeprism.convert.vision.config import Preparation
@@ -189,8 +201,8 @@ def _lavis_layout(captioner: Path, vision: Path | None, llm: Path | None) -> _La
     parts = lavis_parts(eva, QFormerTensors(own), reads_text=False)
     inner = Checkpoint(llm, "language model")
     where = str(llm / "config.json")
-    lm = open_language_model(inner, read_json(llm / "config.json"), where, llm, language.rules)
-    tokenizer = [path for name in ("vocab.json", "merges.txt", "tokenizer.json")
+    lm = open_language_model(inner, fields_in_blip(llm), where, llm, language.rules)
+    tokenizer = [path for name in ("vocab.json", "merges.txt", "tokenizer.json", "spiece.model")
                  for path in llm.glob(name)]  # fmt: skip
     sources = [
         SourceFiles("captioner", captioner, own.files),

@@ -153,19 +153,11 @@ def _parts_missing(captioner: Path, names: list[str]) -> CheckpointError:
     )
 
 
-def _lavis_language(llm: Path) -> dict[str, Any]:
-    """Return the fields of the language model's config.json, as LAVIS takes them."""
-    from edgeprism.convert.read.checkpoint import read_json
-
-    text = read_json(llm / "config.json")
-    # LAVIS replaces the activation that FlanT5's own file names
-    return {**text, "dense_act_fn": "gelu"} if text.get("model_type") == "t5" else text
-
-
 def _lavis_layout(
     captioner: Path, vision: Path | None, llm: Path | None, qformer_tokenizer: Path | None
 ) -> _Layout:
     from edgeprism.convert.language.model import open_language_model
+    from edgeprism.convert.language.t5_fields import fields_in_blip
     from edgeprism.convert.language.vocabulary import TokenRules
     from edgeprism.convert.read.checkpoint import Checkpoint
     from edgeprism.convert.read.pth import pth_checkpoint
@@ -179,7 +171,7 @@ def _lavis_layout(
     if vision is None or llm is None or qformer_tokenizer is None:
         parts_named = {"vision": vision, "llm": llm, "qformer_tokenizer": qformer_tokenizer}
         raise _parts_missing(captioner, [n for n, folder in parts_named.items() if folder is None])
-    text, where = _lavis_language(llm), str(llm / "config.json")
+    text, where = fields_in_blip(llm), str(llm / "config.json")
     projection = _LAVIS_PROJECTIONS["t5" if text.get("model_type") == "t5" else "llama"]
     own = pth_checkpoint(captioner, "captioner", ["query_tokens", f"{projection}.weight"])
     eva = pth_checkpoint(vision, "vision model", ["patch_embed.proj.weight", "pos_embed"])

@@ -7,6 +7,7 @@ their feed-forward networks have a gate, and their output head is a matrix of it
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from edgeprism.convert.language.rope import RopeScaling
@@ -107,3 +108,14 @@ def _given(data: Mapping[str, Any]) -> dict[str, Any]:
         **given,
     }  # fmt: skip
     return {"num_decoder_layers": fields["num_layers"], **fields}
+
+
+def fields_in_blip(folder: Path) -> dict[str, Any]:
+    """Return the fields of a language model's config.json as LAVIS takes them.
+
+    BLIP-2 and InstructBLIP replace the activation that FlanT5's own file names by the erf form.
+    """
+    from edgeprism.convert.read.checkpoint import read_json
+
+    fields = read_json(folder / "config.json")
+    return {**fields, "dense_act_fn": "gelu"} if fields.get("model_type") == "t5" else fields
