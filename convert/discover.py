@@ -13,12 +13,38 @@ from edgeprism.convert.family import Family
 from edgeprism.errors import CheckpointError, UsageError
 from edgeprism.files.regular import read_limited
 
-_N_SHOWN = 12
-_MAX_CONFIG_BYTES = 16 << 20
 _OTHERS = (
     "`edgeprism convert --list` says what each family is. Many other models run as a pair of GGUF "
     "files: `edgeprism convert mmproj --help`."
 )
+# Captioners that people may try and that no family reads yet: a field of config.json that only
+# theirs has, their name, why, and what to do. docs/reference/families.md says more.
+_NOT_YET = (
+    (
+        "mm_vision_tower_aux_list",
+        "Cambrian-1 or a model derived from it",
+        "visual tokens attend to the features of its vision models again between layers of the "
+        "language model, which llama.cpp has no place for",
+        "Mini-Gemini also joins two vision models: `edgeprism convert mini-gemini`.",
+    ),
+    (
+        "cross_compute_hidden_size",
+        "CogAgent-18B",
+        "every layer of its language model attends to 6,400 features of a second vision model, for "
+        "text as for pictures, which llama.cpp has no place for",
+        "Its authors maintain cogagent-9b in its place. " + _OTHERS,
+    ),
+    (
+        "qllama_config",
+        "InternVL-14B-224px",
+        "a second language model, QLLaMA, whose queries attend to the picture in every second "
+        "layer, stands between its vision model and its text, which llama.cpp has no place for",
+        "InternVL-Chat does without it: `edgeprism convert llava` reads V1.0, "
+        "`edgeprism convert internvl` V1.1 and later.",
+    ),
+)
+_N_SHOWN = 12
+_MAX_CONFIG_BYTES = 16 << 20
 
 
 def family_names() -> list[str]:
@@ -45,6 +71,18 @@ def _load(name: str) -> Family:
     module = importlib.import_module(f"{package.__name__}.{name.replace('-', '_')}")
     family: Family = module.FAMILY
     return family
+
+
+def not_yet(folder: Path) -> tuple[str, str] | None:
+    """Return why the captioner in `folder` cannot be converted yet, and what to do.
+
+    None for any other folder than that of a captioner that is known to have no family.
+    """
+    config = _config_of(folder)
+    for field, name, why, hint in _NOT_YET:
+        if field in config:
+            return f"{folder} holds {name}, which cannot be converted yet: {why}.", hint
+    return None
 
 
 def unknown_layout(folder: Path, family: str, expected: str) -> CheckpointError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from edgeprism.bundle.manifest import Manifest, Parity, VisionVariant
 from edgeprism.bundle.manifest_language import LanguageModelFile, RowWeights
 from edgeprism.bundle.writer import BundleWriter
 from edgeprism.choices import CONVERTED_QUANTS
+from edgeprism.convert.discover import not_yet
 from edgeprism.convert.family import Family, Value
 from edgeprism.convert.gate import judge
 from edgeprism.convert.gate.data import TOKENIZER_TEXTS
@@ -32,7 +33,7 @@ from edgeprism.convert.vision.export import export_graph
 from edgeprism.convert.vision.pack_onnx import pack_onnx
 from edgeprism.convert.write_instructed import write_instructed
 from edgeprism.convert.write_row_expert import measure_rows, write_row_expert
-from edgeprism.errors import ParityError
+from edgeprism.errors import CheckpointError, ParityError
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.facts import available_cores
 from edgeprism.progress import Progress
@@ -65,6 +66,7 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
     with BundleWriter(out, options.overwrite) as writer:
         # 2. read the configurations; only open the weights
         progress.stage("Reading the checkpoints")
+        _refuse_unread(chosen.values())
         captioner = family.read(**chosen, progress=progress)
         # 3. read the captioner's own texts and limits (edgeprism.json)
         card = card_from_folder(captioner.folder)
@@ -92,6 +94,13 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
         manifest = _completed(dataclasses.replace(parts.manifest, lm=lm), variants, verdict, writer)
         writer.finish(manifest)
         return manifest
+
+
+def _refuse_unread(settings: Iterable[Value]) -> None:
+    """Raise CheckpointError for a folder of a captioner that is known to have no family."""
+    for folder in settings:
+        if isinstance(folder, Path) and (refused := not_yet(folder)):
+            raise CheckpointError(*refused)
 
 
 def check_options(options: ConvertOptions, family: Family) -> ConvertOptions:

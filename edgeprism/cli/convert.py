@@ -72,9 +72,11 @@ class Families(click.Group):
         except click.UsageError as error:
             import difflib
 
-            from edgeprism.convert.discover import family_names, likely_family
+            from edgeprism.convert.discover import family_names, likely_family, not_yet
 
             if os.path.isdir(args[0]):
+                if refused := not_yet(Path(args[0])):
+                    raise UsageError(*refused) from error
                 likely = likely_family(Path(args[0]))
                 raise UsageError(
                     f"{args[0]} is a folder, and a family of checkpoints comes first: "

@@ -175,7 +175,7 @@ def test_the_command_line_needs_the_required_options_alone(
         ),
         # a field that many models have is no sign of one of them
         ({"model_type": "qwen2_vl", "vision_config": {}}, "`edgeprism convert --list`"),
-        ({"model_type": "blip-2", "vision_config": {}, "num_query_tokens": 32}, "--list`"),
+        ({"model_type": "kosmos-2", "vision_config": {}, "num_query_tokens": 32}, "--list`"),
         ({}, "`edgeprism convert --list`"),
     ],
 )
@@ -187,6 +187,54 @@ def test_a_folder_in_place_of_a_family_is_looked_at(
     message = capsys.readouterr().err
     assert f"{tmp_path} is a folder, and a family of checkpoints comes first: " in message
     assert hint in message
+
+
+# as published: model_type and the field by which each is known
+NOT_YET = [
+    (
+        {"model_type": "cambrian_llama", "mm_vision_tower_aux_list": ["siglip", "dinov2"]},
+        "llava", "Cambrian-1 or a model derived from it", "between layers of the language model",
+    ),
+    (
+        {"model_type": "cogagent", "cross_compute_hidden_size": 1024},
+        "llava", "CogAgent-18B", "attends to 6,400 features of a second vision model",
+    ),
+    (
+        {"model_type": "internvl", "qllama_config": {"hidden_size": 4096}, "vision_config": {}},
+        "internvl", "InternVL-14B-224px", "QLLaMA",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "family", "name", "why"), NOT_YET)
+def test_captioners_without_a_family_are_told_why(
+    config: dict[str, Any],
+    family: str,
+    name: str,
+    why: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whether a family is named or not; none of the folder's weights is read."""
+    folder = tmp_path / "captioner"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"not read")
+    with pytest.raises(CheckpointError, match=f"holds {name}, which cannot be conv") as caught:
+        convert_family(family, tmp_path / "out", ConvertOptions(), {"captioner": folder})
+    assert why in caught.value.message
+    assert caught.value.hint
+    assert not (tmp_path / "out").exists()
+    assert run(["convert", str(folder), "out"]) == 2
+    message = capsys.readouterr().err
+    assert f"holds {name}, which cannot be converted yet" in message
+    assert why in message
+
+
+def test_the_documentation_names_those_without_a_family() -> None:
+    page = (ROOT / "docs" / "reference" / "families.md").read_text(encoding="utf-8")
+    for name in ("Cambrian-1", "CogAgent-18B", "InternVL-14B-224px"):
+        assert f"| {name} |" in page
 
 
 def test_a_folder_of_checkpoints_is_told_as_that(tmp_path: Path) -> None:
