@@ -47,8 +47,8 @@ class TokenRules:
     eos: str = ""  # the token that ends an answer; "": the tokenizer's own
     needed: tuple[str, ...] = ()  # special tokens that the prompt contains
     renamed: Mapping[str, str] = field(default_factory=dict)  # reserved piece → special token
-    control: tuple[str, ...] = ()  # special tokens among the pieces of byte-level BPE
     chat_template: str = ""
+    control: tuple[str, ...] = ()  # special tokens among the pieces of byte-level BPE
 
 
 def eos_id(pieces: list[bytes], rules: TokenRules, own: int | None) -> int | None:
