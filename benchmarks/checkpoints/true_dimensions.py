@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from benchmarks.checkpoints.attended import write_blip
 from benchmarks.checkpoints.instructed import write_instructblip
 from benchmarks.checkpoints.mined import write_mini_gemini
 from benchmarks.checkpoints.one_tile import write_llava, write_prismcaptioner
@@ -51,6 +52,8 @@ SIZES = {
     "mini-gemini-2b": Size(
         "mini-gemini", ("captioner", "vision", "vision_aux"), 18, write_mini_gemini
     ),
+    "blip-base": Size("blip", ("captioner",), 12, write_blip),
+    "blip-large": Size("blip", ("captioner",), 12, partial(write_blip, size="large")),
     "minicpm-v-2": Size("minicpm-v", ("captioner",), 40, write_minicpm_v),
 }
 
