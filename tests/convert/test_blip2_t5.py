@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,9 @@ def test_the_bundle_says_what_the_reference_says(
         for picture in pictures():
             expected = case.visual_tokens(picture)
             tolerance = 1e-4 * float(np.abs(expected).max())
-            np.testing.assert_allclose(captioner.encode(picture).rows, expected, atol=tolerance)
+            np.testing.assert_allclose(
+                captioner.encode(picture).visual_tokens, expected, atol=tolerance
+            )
     check_texts(case, bundle)
 
 
@@ -78,7 +81,7 @@ def test_the_manifest_says_how_the_prompt_stands(layout: str, bundle_of: BundleO
     "change", [{"before_caption": ""}, {"before_image": "</s>"}, {"before_caption": "</s></s>"}]
 )
 def test_a_wrong_prompt_is_seen(
-    change: dict[str, str], tmp_path: Path, case_of: CaseOf, bundle_of: BundleOf
+    change: dict[str, Any], tmp_path: Path, case_of: CaseOf, bundle_of: BundleOf
 ) -> None:
     shutil.copytree(bundle_of("transformers"), tmp_path / "b")
     manifest = manifest_from_bundle(tmp_path / "b")
