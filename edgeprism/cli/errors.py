@@ -63,6 +63,7 @@ OPTIONS = {
     "stages": "--stages",
     "task": "--task",
     "threads": "--threads",
+    "tiles": "--tiles",
     "tokenizer": "--tokenizer",
     "use_store=False": "--no-cache",
     "vision": "--vision",
