@@ -137,7 +137,7 @@ def test_a_pickle_with_more_than_tensors_is_refused(
          "takes 56×56"),
         ("llava-hf", "config.json", {"projector_hidden_act": "relu"}, "projector_hidden_act"),
         ("llava-hf", "config.json", {"vision_feature_layer": [-2, -5]}, "[-2, -5]"),
-        ("llava-hf", "config.json", {"text_config": {"model_type": "gptj"}}, "'gptj', expected one"),
+        ("llava-hf", "config.json", {"text_config": {"model_type": "git"}}, "'git', expected one"),
         ("vila", "config.json", {"s2": True}, "s2"),
         ("vila", "config.json", {"image_aspect_ratio": "dynamic"}, "image_aspect_ratio 'dynamic'"),
         ("vila", "mm_projector/config.json", {"mm_projector_type": "dsresampler"}, "dsresampler"),

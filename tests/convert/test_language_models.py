@@ -345,6 +345,7 @@ def test_a_tokenizer_that_llama_cpp_cannot_follow_is_refused(
 def test_no_tokenizer_at_all(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError,
-        match=r"tokenizer\.model, spiece\.model, tokenizer\.json, qwen\.tiktoken, or vocab\.json and merges\.txt",
+        match=r"tokenizer\.model, spiece\.model, tokenizer\.json, qwen\.tiktoken, or vocab\.json "
+        r"and merges\.txt",
     ):
         vocabulary_from_folder(tmp_path, 450, TokenRules())
