@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from edgeprism.language.generator import Finished, Generator
 from edgeprism.language.llama import import_llama
 from edgeprism.language.model import LanguageModel
 from edgeprism.language.request import Request, Sampling
+from edgeprism.language.sampler import Sampler
 from edgeprism.perceive.captioner import Captioner
 from tests.helpers import bundles
 from tests.helpers.llama_reference import LlamaReference, Visual
@@ -92,3 +94,30 @@ def test_a_caption_without_end_reserves_no_memory(
     generator.close()
     lm.close()
     assert counted == [lm.n_ctx_train]
+
+
+@dataclasses.dataclass
+class FixedContext:
+    """A context of another engine, which has always the same logits."""
+
+    values: np.ndarray
+    native: None = None
+
+    def logits(self, index: int = -1) -> np.ndarray:
+        return self.values.copy()
+
+
+@pytest.mark.parametrize("grammar", ["", "root ::= [a-z]+"])
+def test_a_penalty_may_make_another_token_the_likeliest(
+    grammar: str, scripted_lm: LanguageModel
+) -> None:
+    """Also where the sampler first looks at the likeliest token alone, as with a grammar."""
+    vocabulary = scripted_lm.vocabulary
+    pieces = [vocabulary.token_to_bytes(token) for token in range(vocabulary.size)]
+    a, b = [token for token, piece in enumerate(pieces) if piece.isalpha() and piece.islower()][:2]
+    logits = np.full(vocabulary.size, -100, np.float32)
+    logits[a], logits[b] = 10, 9
+    context: Any = FixedContext(logits)
+    sampler = Sampler(grammar=grammar, vocabulary=vocabulary, repetition_penalty=2.0, max_tokens=8)
+    assert [sampler.sample(context) for _ in range(3)] == [a, b, a]
+    sampler.close()
