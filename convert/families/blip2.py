@@ -48,6 +48,7 @@ class _Language:
     """What differs between language models.
 
     Args:
+        model_type: What its own configuration calls it.
         called: What people call it.
         projection: The name of the projection in LAVIS' layout.
         rules: What its tokenizer's files lack.
@@ -56,6 +57,7 @@ class _Language:
         prompt_end: The special token that stands behind the instruction.
     """
 
+    model_type: str
     called: str
     projection: str
     rules: TokenRules
@@ -70,10 +72,11 @@ def _languages() -> dict[str, _Language]:
     from edgeprism.convert.language.vocabulary import TokenRules
 
     end = "</s>"
-    return {
-        "opt": _Language("OPT", "opt_proj", opt.TOKENS, ("\n",), picture_end=opt.BEGIN),
-        "t5": _Language("FlanT5", "t5_proj", TokenRules(needed=(end,)), (), prompt_end=end),
-    }
+    known = (
+        _Language("opt", "OPT", "opt_proj", opt.TOKENS, ("\n",), picture_end=opt.BEGIN),
+        _Language("t5", "FlanT5", "t5_proj", TokenRules(needed=(end,)), (), prompt_end=end),
+    )
+    return {each.model_type: each for each in known}
 
 
 @dataclass(frozen=True)
@@ -199,9 +202,15 @@ def _lavis_layout(captioner: Path, vision: Path | None, llm: Path | None) -> _La
             "Pass its folder as `llm`.",
         )
     parts = lavis_parts(eva, QFormerTensors(own), reads_text=False)
+    fields, where = fields_in_blip(llm), str(llm / "config.json")
+    if fields.get("model_type") != language.model_type:
+        raise CheckpointError(
+            f"{own.files[0]} was trained with {language.called}, but {where} names model_type "
+            f"{fields.get('model_type')!r} (expected {language.model_type!r}).",
+            f"Pass the folder of {language.called} as `llm`.",
+        )
     inner = Checkpoint(llm, "language model")
-    where = str(llm / "config.json")
-    lm = open_language_model(inner, fields_in_blip(llm), where, llm, language.rules)
+    lm = open_language_model(inner, fields, where, llm, language.rules)
     tokenizer = [path for name in ("vocab.json", "merges.txt", "tokenizer.json", "spiece.model")
                  for path in llm.glob(name)]  # fmt: skip
     sources = [

@@ -347,7 +347,7 @@ def refusal(**settings: Path | None) -> CheckpointError:
         ("qformer_config.cross_attention_frequency", 1, "cross_attention_frequency 1"),
         ("vision_config.qkv_bias", False, "qkv_bias False"),
         ("vision_config.window_size", 7, "window_size"),
-        ("text_config.model_type", "t5", "text_config.model_type 't5' (expected 'opt')"),
+        ("text_config.model_type", "bloom", "model_type 'bloom' (expected 'opt', 't5')"),
         ("text_config.do_layer_norm_before", False, "do_layer_norm_before = False"),
         ("text_config.word_embed_proj_dim", 32, "word_embed_proj_dim = 32"),
         ("text_config.activation_function", "gelu", "activation_function = 'gelu'"),
@@ -369,14 +369,25 @@ def test_lavis_other_parts_are_named(case_of: CaseOf, tmp_path: Path) -> None:
     assert "`llm`" in refusal(**{**settings, "llm": None}).hint
     coco = case_of("lavis-coco").settings
     assert "Leave `vision` out" in refusal(**{**coco, "vision": settings["vision"]}).hint
-    other = tmp_path / "t5"
-    other.mkdir()
-    (path,) = settings["captioner"].glob("*.pth")
+    trained_with_t5 = with_projection(settings["captioner"], "t5_proj", tmp_path)
+    message = refusal(**{**settings, "captioner": trained_with_t5}).message
+    assert "was trained with FlanT5" in message
+    assert "'opt' (expected 't5')" in message
+    with_neither = with_projection(settings["captioner"], "bloom_proj", tmp_path)
+    message = refusal(**{**settings, "captioner": with_neither}).message
+    assert "holds no opt_proj.weight or t5_proj.weight" in message
+
+
+def with_projection(folder: Path, name: str, tmp_path: Path) -> Path:
+    """Return a copy of LAVIS' layout in `folder` whose projection is called `name`."""
+    copy = tmp_path / name
+    copy.mkdir()
+    (path,) = folder.glob("*.pth")
     tensors = torch.load(path, weights_only=True)
     for kind in ("weight", "bias"):
-        tensors["model"][f"t5_proj.{kind}"] = tensors["model"].pop(f"opt_proj.{kind}")
-    torch.save(tensors, other / path.name)
-    assert "holds no opt_proj.weight" in refusal(**{**settings, "captioner": other}).message
+        tensors["model"][f"{name}.{kind}"] = tensors["model"].pop(f"opt_proj.{kind}")
+    torch.save(tensors, copy / path.name)
+    return copy
 
 
 def test_the_family_is_found_by_its_folder(case_of: CaseOf) -> None:
