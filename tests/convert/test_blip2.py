@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -20,9 +19,6 @@ from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.discover import family_named, likely_family
 from edgeprism.convert.language.write_gguf import write_gguf
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.convert.vision import eva_side, eva_vit, graph, qformer
-from edgeprism.convert.vision.config import TowerConfig
-from edgeprism.convert.vision.weights import take_rows
 from edgeprism.errors import CheckpointError
 from edgeprism.folder.batch import Batch
 from edgeprism.language.model import LanguageModel
@@ -30,7 +26,16 @@ from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.find import find_pictures
 from edgeprism.progress import Progress
 from tests.helpers.captions import caption_ids
+from tests.helpers.changed_config import changed_copy
 from tests.helpers.converting import convert_family, lm_of, parts_of
+from tests.helpers.eva_mistakes import (
+    class_row_dropped,
+    epsilon_of_lavis_behind_the_tower,
+    keys_for_queries,
+    last_block_runs,
+    other_epsilon_behind_the_tower,
+    queries_not_normed,
+)
 from tests.helpers.family_checks import (
     N_TOKENS,
     check_pixels,
@@ -211,53 +216,6 @@ def test_a_quantized_conversion_passes_its_gate(tmp_path: Path, case_of: CaseOf)
 # ---- the comparison sees mistakes: in the vision half, run in torch
 
 
-def _other_eps_behind_the_tower(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(eva_side, "EPS_LAST", 1e-6)
-
-
-def _eps_behind_the_tower_of_lavis(patch: pytest.MonkeyPatch) -> None:
-    init = graph.Tower.__init__
-
-    def planted(self: graph.Tower, config: TowerConfig, dtype: torch.dtype) -> None:
-        init(self, dataclasses.replace(config, eps_last=1e-5), dtype)
-
-    patch.setattr(graph.Tower, "__init__", planted)
-
-
-def _no_class_row(patch: pytest.MonkeyPatch) -> None:
-    forward = graph.Tower.forward
-    patch.setattr(graph.Tower, "forward", lambda self, pixels: forward(self, pixels)[:, 1:])
-
-
-def _queries_not_normed(patch: pytest.MonkeyPatch) -> None:
-    def planted(self: qformer.QFormer, image: torch.Tensor) -> torch.Tensor:
-        x = self.query_rows.expand(image.shape[0], -1, -1)
-        for layer in self.layers:
-            x = layer(x, image)
-        return x
-
-    patch.setattr(qformer.QFormer, "forward", planted)
-
-
-def _keys_for_queries(patch: pytest.MonkeyPatch) -> None:
-    rows = take_rows
-
-    def planted(first: int, end: int, tensor: torch.Tensor) -> torch.Tensor:
-        n = end - first
-        return rows(*{0: (n, 2 * n), n: (0, n)}.get(first, (first, end)), tensor)
-
-    patch.setattr(eva_vit, "take_rows", planted)
-
-
-def _last_block_runs(patch: pytest.MonkeyPatch) -> None:
-    config = eva_vit.eva_vit_config
-    patch.setattr(
-        eva_side, "eva_vit_config", lambda *given, **options: config(
-            *given, **{**options, "whole": False}
-        ),
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("name", ["newer", "lavis", "lavis-coco"])
 def test_without_a_mistake_the_error_is_small(name: str, case_of: CaseOf) -> None:
     assert error_of(case_of(name)) < 1e-5
@@ -266,13 +224,13 @@ def test_without_a_mistake_the_error_is_small(name: str, case_of: CaseOf) -> Non
 @pytest.mark.parametrize(
     ("name", "plant"),
     [
-        ("newer", _eps_behind_the_tower_of_lavis),
-        ("newer", _no_class_row),
-        ("newer", _queries_not_normed),
-        ("newer", _keys_for_queries),
-        ("lavis", _other_eps_behind_the_tower),
-        ("lavis", _last_block_runs),
-        ("lavis-coco", _other_eps_behind_the_tower),
+        ("newer", epsilon_of_lavis_behind_the_tower),
+        ("newer", class_row_dropped),
+        ("newer", queries_not_normed),
+        ("newer", keys_for_queries),
+        ("lavis", other_epsilon_behind_the_tower),
+        ("lavis", last_block_runs),
+        ("lavis-coco", other_epsilon_behind_the_tower),
     ],
 )
 def test_planted_mistakes_are_seen(
@@ -315,21 +273,6 @@ def test_a_wrong_prompt_is_seen(
 # ---- refusals
 
 
-def changed(folder: Path, tmp_path: Path, **fields: Any) -> Path:
-    """Return a copy of transformers' layout, fields of config.json replaced by dotted names."""
-    copy = tmp_path / "changed"
-    shutil.copytree(folder, copy)
-    config = json.loads((copy / "config.json").read_text())
-    for name, value in fields.items():
-        *parts, last = name.split(".")
-        place = config
-        for part in parts:
-            place = place[part]
-        place[last] = value
-    (copy / "config.json").write_text(json.dumps(config))
-    return copy
-
-
 def refusal(**settings: Path | None) -> CheckpointError:
     family = family_named("blip2")
     with pytest.raises(CheckpointError) as caught:
@@ -358,7 +301,7 @@ def refusal(**settings: Path | None) -> CheckpointError:
 def test_what_config_says_otherwise_is_refused(
     tmp_path: Path, case_of: CaseOf, field: str, value: object, words: str
 ) -> None:
-    folder = changed(case_of("newer").settings["captioner"], tmp_path, **{field: value})
+    folder = changed_copy(case_of("newer").settings["captioner"], tmp_path / "c", {field: value})
     error = refusal(captioner=folder)
     assert words in " ".join([error.message, *error.details])
 

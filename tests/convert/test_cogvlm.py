@@ -28,6 +28,7 @@ from edgeprism.errors import CheckpointError, EdgePrismError, ParityError, Usage
 from edgeprism.progress import Progress
 from tests.helpers import bundles
 from tests.helpers.captions import caption_ids
+from tests.helpers.changed_config import change_config
 from tests.helpers.cogvlm_reference import CogVlm, CogVlmReference
 from tests.helpers.converting import convert_family, lm_of, parts_of
 from tests.helpers.family_checks import (
@@ -76,7 +77,7 @@ def without_vision_expert(folder: Path, seed: int = 84) -> Case:
     held = [name for path in captioner.glob("*.safetensors") for name in load_file(path)]
     data["weight_map"] = {name: data["weight_map"][name] for name in held}
     index.write_text(json.dumps(data))
-    changed_config(captioner, architectures=["CogVLMVideoForCausalLM"])
+    change_config(captioner, {"architectures": ["CogVLMVideoForCausalLM"]})
     reference = cast("CogVlmReference", case.reference)
     model = cast("CogVlm", reference.lm)
     state = model.state_dict()
@@ -97,15 +98,6 @@ def without_vision_expert(folder: Path, seed: int = 84) -> Case:
 
     whole = dataclasses.replace(reference, pixels=[middle], mode="crop")
     return dataclasses.replace(case, reference=whole)
-
-
-def changed_config(folder: Path, **fields: Any) -> None:
-    """Change fields of a config.json; a dictionary changes fields inside, None removes one."""
-    path = folder / "config.json"
-    data = json.loads(path.read_text())
-    for name, value in fields.items():
-        data[name] = {**data[name], **value} if isinstance(value, dict) else value
-    path.write_text(json.dumps({n: v for n, v in data.items() if v is not None}))
 
 
 @pytest.mark.parametrize("name", ["first", "second", "video"])
@@ -457,7 +449,7 @@ def test_what_contradicts_the_published_layout_is_refused(
 ) -> None:
     settings = cases[name].settings
     folder = linked(settings["captioner"], tmp_path / "c")
-    changed_config(folder, **fields)
+    change_config(folder, fields)
     error = refused(
         folder, tmp_path / "b", **{n: p for n, p in settings.items() if n != "captioner"}
     )

@@ -19,6 +19,12 @@ from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.vision import eva_side, eva_vit, graph, qformer, weights
 from edgeprism.errors import CheckpointError, UsageError
 from tests.helpers.converting import lm_of, parts_of
+from tests.helpers.eva_mistakes import (
+    class_row_dropped,
+    last_block_runs,
+    other_epsilon_behind_the_tower,
+    queries_not_normed,
+)
 from tests.helpers.family_checks import (
     N_TOKENS,
     check_pixels,
@@ -125,15 +131,6 @@ def test_the_others_have_their_own_prompts(name: str, case_of: CaseOf) -> None:
 # ---- the comparison sees mistakes: the vision half, run in torch with a mistake planted
 
 
-def _epsilon_of_the_tower_behind_it(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(eva_side, "EPS_LAST", 1e-6)
-
-
-def _class_row_dropped(patch: pytest.MonkeyPatch) -> None:
-    forward = graph.Tower.forward
-    patch.setattr(graph.Tower, "forward", lambda self, pixels: forward(self, pixels)[:, 1:])
-
-
 def _values_before_keys(patch: pytest.MonkeyPatch) -> None:
     rows = weights.take_rows
 
@@ -152,16 +149,6 @@ def _gelu_of_the_other_form(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(qformer, "gelu", planted)
 
 
-def _queries_not_normed(patch: pytest.MonkeyPatch) -> None:
-    def planted(self: qformer.QFormer, image: torch.Tensor) -> torch.Tensor:
-        x = self.query_rows.expand(image.shape[0], -1, -1)
-        for layer in self.layers:
-            x = layer(x, image)
-        return x
-
-    patch.setattr(qformer.QFormer, "forward", planted)
-
-
 def _norm_before_the_branch(patch: pytest.MonkeyPatch) -> None:
     def planted(self: qformer.FeedForward, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = x + self.fc2(graph.gelu(self.fc1(self.norm(x)), "gelu"))
@@ -178,15 +165,6 @@ def _frame_turned_round(patch: pytest.MonkeyPatch) -> None:
         return torch.cat([rows[:, -1:], rows[:, 1:-1], rows[:, :1]], dim=1)
 
     patch.setattr(eva_side.QueryGraph, "forward", planted)
-
-
-def _the_last_block_runs(patch: pytest.MonkeyPatch) -> None:
-    config = eva_vit.eva_vit_config
-
-    def planted(*arguments: Any, **options: Any) -> Any:
-        return config(*arguments, **{**options, "whole": False})
-
-    patch.setattr(eva_side, "eva_vit_config", planted)
 
 
 def _patches_joined_as_cells(patch: pytest.MonkeyPatch) -> None:
@@ -214,22 +192,22 @@ def _positions_repeated(patch: pytest.MonkeyPatch) -> None:
 
 
 MISTAKES: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
-    ("xcomposer", _epsilon_of_the_tower_behind_it),
-    ("xcomposer", _class_row_dropped),
+    ("xcomposer", other_epsilon_behind_the_tower),
+    ("xcomposer", class_row_dropped),
     ("xcomposer", _values_before_keys),
     ("xcomposer", _gelu_of_the_other_form),
-    ("xcomposer", _queries_not_normed),
+    ("xcomposer", queries_not_normed),
     ("xcomposer", _norm_before_the_branch),
     ("xcomposer", _frame_turned_round),
-    ("minigpt4", _epsilon_of_the_tower_behind_it),
-    ("minigpt4", _the_last_block_runs),
-    ("minigpt4", _class_row_dropped),
-    ("minigpt4", _queries_not_normed),
+    ("minigpt4", other_epsilon_behind_the_tower),
+    ("minigpt4", last_block_runs),
+    ("minigpt4", class_row_dropped),
+    ("minigpt4", queries_not_normed),
     ("minigpt4-llama-2", _patches_joined_as_cells),
     ("minigpt4-llama-2", _no_norm_behind_the_tower),
-    ("minigpt4-llama-2", _epsilon_of_the_tower_behind_it),
+    ("minigpt4-llama-2", other_epsilon_behind_the_tower),
     ("minigpt-v2", _positions_repeated),
-    ("minigpt-v2", _the_last_block_runs),
+    ("minigpt-v2", last_block_runs),
 ]
 
 

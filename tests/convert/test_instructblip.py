@@ -19,10 +19,9 @@ from edgeprism.convert.discover import family_named, likely_family
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.parts import FamilyParts, captioner_parts
 from edgeprism.convert.read.card import card_from_folder
-from edgeprism.convert.vision import eva_side, eva_vit, graph, qformer
-from edgeprism.convert.vision.config import TowerConfig
+from edgeprism.convert.vision import eva_side, eva_vit, qformer
 from edgeprism.convert.vision.eager import with_weights
-from edgeprism.convert.vision.weights import Weights, take_rows
+from edgeprism.convert.vision.weights import Weights
 from edgeprism.errors import CheckpointError
 from edgeprism.machine.onnx_runtime import GraphSession
 from edgeprism.perceive.captioner import Captioner
@@ -30,7 +29,14 @@ from edgeprism.picture.read import read_picture
 from edgeprism.progress import Progress
 from edgeprism.vision.wordpiece import WordPiece
 from tests.helpers.captions import caption_ids
+from tests.helpers.changed_config import changed_copy
 from tests.helpers.converting import convert_family, lm_of
+from tests.helpers.eva_mistakes import (
+    class_row_dropped,
+    epsilon_of_lavis_behind_the_tower,
+    keys_for_queries,
+    other_epsilon_behind_the_tower,
+)
 from tests.helpers.instructed import VOCABULARY
 from tests.helpers.tiles import picture_to_tiles
 from tests.helpers.tiny_captioners import pictures
@@ -262,28 +268,6 @@ def error_of(case: InstructBlipCase) -> float:
     return worst
 
 
-def _other_eps_behind_the_tower(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(eva_side, "EPS_LAST", 1e-6)
-
-
-def _eps_behind_the_tower_of_lavis(patch: pytest.MonkeyPatch) -> None:
-    init = graph.Tower.__init__
-
-    def planted(self: graph.Tower, config: TowerConfig, dtype: torch.dtype) -> None:
-        init(self, dataclasses.replace(config, eps_last=1e-5), dtype)
-
-    patch.setattr(graph.Tower, "__init__", planted)
-
-
-def _no_class_row(patch: pytest.MonkeyPatch) -> None:
-    forward = graph.Tower.forward
-
-    def planted(self: graph.Tower, pixels: torch.Tensor) -> torch.Tensor:
-        return forward(self, pixels)[:, 1:]
-
-    patch.setattr(graph.Tower, "forward", planted)
-
-
 def _gelu_tanh(patch: pytest.MonkeyPatch) -> None:
     gelu = torch.nn.functional.gelu
     patch.setattr(qformer, "gelu", lambda x, _name: gelu(x, approximate="tanh"))
@@ -327,22 +311,12 @@ def _positions_after_the_queries(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(eva_side, "qformer_weights", planted)
 
 
-def _keys_for_queries(patch: pytest.MonkeyPatch) -> None:
-    rows = take_rows
-
-    def planted(first: int, end: int, tensor: torch.Tensor) -> torch.Tensor:
-        n = end - first
-        return rows(*{0: (n, 2 * n), n: (0, n)}.get(first, (first, end)), tensor)
-
-    patch.setattr(eva_vit, "take_rows", planted)
-
-
 MISTAKES: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
-    ("lavis", _other_eps_behind_the_tower),
-    ("lavis", _no_class_row),
+    ("lavis", other_epsilon_behind_the_tower),
+    ("lavis", class_row_dropped),
     ("lavis", _text_through_the_queries_network),
-    ("lavis", _keys_for_queries),
-    ("transformers", _eps_behind_the_tower_of_lavis),
+    ("lavis", keys_for_queries),
+    ("transformers", epsilon_of_lavis_behind_the_tower),
     ("transformers", _gelu_tanh),
     ("transformers", _text_attends_to_the_picture),
     ("transformers", _positions_after_the_queries),
@@ -371,21 +345,6 @@ def test_planted_mistakes_are_seen(
 # ---- refusals
 
 
-def changed(folder: Path, tmp_path: Path, **fields: Any) -> Path:
-    """Return a copy of transformers' layout, fields of config.json replaced by dotted names."""
-    copy = tmp_path / "changed"
-    shutil.copytree(folder, copy)
-    config = json.loads((copy / "config.json").read_text())
-    for name, value in fields.items():
-        *parts, last = name.split(".")
-        place = config
-        for part in parts:
-            place = place[part]
-        place[last] = value
-    (copy / "config.json").write_text(json.dumps(config))
-    return copy
-
-
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
@@ -407,7 +366,9 @@ def test_what_config_says_otherwise_is_refused(
     value: object,
     words: str,
 ) -> None:
-    folder = changed(case_of("transformers").settings["captioner"], tmp_path, **{field: value})
+    folder = changed_copy(
+        case_of("transformers").settings["captioner"], tmp_path / "c", {field: value}
+    )
     with pytest.raises(CheckpointError) as caught:
         family_named("instructblip").read(
             captioner=folder, vision=None, llm=None, qformer_tokenizer=None, progress=Progress()
@@ -418,7 +379,7 @@ def test_what_config_says_otherwise_is_refused(
 def test_a_tokenizer_of_another_kind_is_refused(
     tmp_path: Path, case_of: Callable[[str], InstructBlipCase]
 ) -> None:
-    folder = changed(case_of("transformers").settings["captioner"], tmp_path)
+    folder = changed_copy(case_of("transformers").settings["captioner"], tmp_path / "c", {})
     path = folder / "qformer_tokenizer" / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "do_lower_case": False}))
     settings = {"captioner": folder}

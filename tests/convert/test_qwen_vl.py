@@ -19,6 +19,7 @@ from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import config, graph, interleaved, resampler, weights
 from edgeprism.errors import CheckpointError, ParityError, UsageError
 from tests.helpers.captions import caption_ids
+from tests.helpers.changed_config import changed_copy
 from tests.helpers.converting import convert_family
 from tests.helpers.family_checks import (
     N_TOKENS,
@@ -179,19 +180,6 @@ def refused(folder: Path, out: Path, **settings: Any) -> CheckpointError:
     return caught.value
 
 
-def changed(source: Path, folder: Path, **fields: Any) -> Path:
-    """Return a folder of links with a changed config.json."""
-    folder.mkdir()
-    for path in source.iterdir():
-        if path.name != "config.json":
-            (folder / path.name).symlink_to(path)
-    data = json.loads((source / "config.json").read_text())
-    for name, value in fields.items():
-        data[name] = {**data.get(name, {}), **value} if isinstance(value, dict) else value
-    (folder / "config.json").write_text(json.dumps(data))
-    return folder
-
-
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -216,14 +204,14 @@ def changed(source: Path, folder: Path, **fields: Any) -> Path:
 def test_what_contradicts_the_published_layout_is_refused(
     fields: dict[str, Any], expected: tuple[str, ...], cases: dict[str, Case], tmp_path: Path
 ) -> None:
-    folder = changed(cases["chat"].settings["captioner"], tmp_path / "c", **fields)
+    folder = changed_copy(cases["chat"].settings["captioner"], tmp_path / "c", fields)
     error = refused(folder, tmp_path / "b")
     text = " ".join([error.message, *error.details])
     assert all(part in text for part in expected), text
 
 
 def test_which_of_the_two_must_be_known(cases: dict[str, Case], tmp_path: Path) -> None:
-    folder = changed(cases["chat"].settings["captioner"], tmp_path / "c")
+    folder = changed_copy(cases["chat"].settings["captioner"], tmp_path / "c", {})
     (folder / "generation_config.json").unlink()
     error = refused(folder, tmp_path / "b")
     assert "generation_config.json: it is missing" in error.message
@@ -253,7 +241,7 @@ def test_a_damaged_vocabulary_is_refused(
     cases: dict[str, Case],
     tmp_path: Path,
 ) -> None:
-    folder = changed(cases["chat"].settings["captioner"], tmp_path / "c")
+    folder = changed_copy(cases["chat"].settings["captioner"], tmp_path / "c", {})
     path = folder / "qwen.tiktoken"
     lines = path.read_bytes().splitlines()
     path.unlink()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -36,6 +35,7 @@ from edgeprism.errors import CheckpointError, ParityError
 from edgeprism.language.row_adapter import RowAdapter
 from edgeprism.progress import Progress
 from tests.helpers.captions import caption_ids
+from tests.helpers.changed_config import changed_copy
 from tests.helpers.converting import convert_family, parts_of
 from tests.helpers.family_checks import (
     N_TOKENS,
@@ -177,11 +177,12 @@ def test_positions_of_another_size_are_resampled(
 @pytest.mark.parametrize("kind", ["internlm2", "internlm"])
 def test_other_names_of_the_model(kind: str, case_of: CaseOf, tmp_path: Path) -> None:
     """lmdeploy knows folders by the code that `auto_map` names."""
-    folder = changed_copy(case_of("vl"), tmp_path, {"model_type": kind})
+    source = case_of("vl").settings["captioner"]
+    folder = changed_copy(source, tmp_path / "1", {"model_type": kind})
     lm = xcomposer2.read(folder, "chat", "9", Progress()).lm
     assert isinstance(lm, LmParts)
     assert lm.row_adapter is not None
-    folder = changed_copy(case_of("vl"), tmp_path / "2", {"model_type": kind, "auto_map": {}})
+    folder = changed_copy(source, tmp_path / "2", {"model_type": kind, "auto_map": None})
     with pytest.raises(CheckpointError, match="is not a checkpoint of xcomposer2"):
         xcomposer2.read(folder, "chat", "9", Progress())
 
@@ -345,15 +346,6 @@ def test_a_layer_that_would_not_run_is_noticed(
 # ---- what is refused
 
 
-def changed_copy(case: Case, folder: Path, changes: dict[str, Any]) -> Path:
-    """Copy a case's folder with `changes` of config.json; None removes a field."""
-    copy = shutil.copytree(case.settings["captioner"], folder / "changed")
-    path = copy / "config.json"
-    data = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({name: v for name, v in data.items() if v is not None}))
-    return copy
-
-
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
@@ -369,7 +361,7 @@ def changed_copy(case: Case, folder: Path, changes: dict[str, Any]) -> Path:
 def test_other_configurations_are_refused(
     changes: dict[str, Any], fault: str, case_of: CaseOf, tmp_path: Path
 ) -> None:
-    folder = changed_copy(case_of("vl"), tmp_path, changes)
+    folder = changed_copy(case_of("vl").settings["captioner"], tmp_path / "c", changes)
     with pytest.raises(CheckpointError, match=fault):
         parts_of(Case("xcomposer2", {"captioner": folder}, case_of("vl").reference))
 
@@ -392,7 +384,7 @@ def test_contradictions_of_the_adapter_are_refused(
     change: Callable[[Tensors], object], fault: str, case_of: CaseOf, tmp_path: Path
 ) -> None:
     case = case_of("vl-1.8b")
-    folder = changed_copy(case, tmp_path, {})
+    folder = changed_copy(case.settings["captioner"], tmp_path / "c", {})
     files = sorted(folder.glob("*.safetensors"))
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     change(tensors)
