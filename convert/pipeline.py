@@ -153,6 +153,7 @@ def _write_vision(parts: FamilyParts, folder: Path, options: ConvertOptions,
     reference = reference_tokens(
         lambda tiles: parts.reference_visual_tokens(tiles, progress.advance), pixels
     )
+    give_memory_back()  # the reference had weights in float32
     gate = VisionGate(pixels, reference, progress)
     graphs: dict[torch.dtype, Path] = {}
     variants = []
