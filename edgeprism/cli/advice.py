@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import click
+
 from edgeprism.cli.terminal import is_quiet, say
+from edgeprism.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeprism.bundle.manifest import Manifest
@@ -52,3 +56,19 @@ def advise_captioner(manifest: Manifest, *, says_nothing: bool) -> None:
             f"{start} For these: edgeprism pull {offer.name} ({size}), then edgeprism use "
             f"{offer.name}; or `edgeprism setup`."
         )
+
+
+def confirm_sidecars(manifest: Manifest) -> None:
+    """Ask whether sidecars shall hold the words of a model that does not know photographs."""
+    if manifest.photographs:
+        return
+    fact = f"{manifest.name} was not made for photographs, and its words would go into sidecars."
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        click.echo(fact, err=True)
+        if click.confirm("Write them all the same?", err=True):
+            return
+    raise UsageError(
+        fact,
+        "Name a larger captioner (--model; `edgeprism models list`), or give --yes if the pictures "
+        "are drawn.",
+    )

@@ -1,10 +1,12 @@
-"""`edgeprism cache info|export|clear|prune`: the caption store."""
+"""`edgeprism cache info|export|merge|clear|prune`: the caption store."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from edgeprism.cli.command import Command
+from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.terminal import confirm, print_json, print_line
 from edgeprism.errors import UsageError
 from edgeprism.files.safe_text import counted, printable_line
@@ -48,6 +50,36 @@ def export() -> None:
     with CaptionStore(default_path()) as store:
         for record in store.located_records():
             print_json(record)
+
+
+@with_examples(
+    "edgeprism cache merge shards/*",
+    "edgeprism cache merge a.sqlite3 b.sqlite3 --into all.sqlite3",
+)
+@command.command("merge", cls=Command)
+@click.argument("stores", nargs=-1, required=True, metavar="STORE...", type=click.Path())
+@click.option("--into", type=click.Path(), metavar="STORE",
+              help="The store that takes all captions.  [default: your own]")  # fmt: skip
+def merge(stores: tuple[str, ...], into: str | None) -> None:
+    """Take the captions of other stores over, as if one run had made them all.
+
+    A STORE is a run's data folder (EDGEPRISM_HOME) or the captions.sqlite3 in it. It keeps its
+    captions. Merging a store again adds nothing.
+    """
+    from edgeprism.store.caption_store import CaptionStore, default_path
+    from edgeprism.store.merge import open_source, store_file
+
+    target = store_file(Path(into)) if into else default_path()
+    sources = [store_file(Path(store)) for store in stores]
+    for source in sources:  # before anything is written
+        open_source(source).close()
+    with CaptionStore(target) as store:
+        for source in sources:
+            merged = store.merge(source)
+            had = f", {merged.captions - merged.added:,} of them known" if merged.captions else ""
+            print_line(f"{source}: {counted(merged.captions, 'caption')}{had}")
+        total = counted(store.info()["captions"], "caption")
+    print_line(f"{target}: {total}")
 
 
 @command.command("clear", cls=Command)

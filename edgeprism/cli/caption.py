@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from click.core import ParameterSource
 
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.cli import completion
-from edgeprism.cli.advice import advise_captioner
+from edgeprism.cli.advice import advise_captioner, confirm_sidecars
 from edgeprism.cli.command import Command, with_examples
 from edgeprism.cli.options import (
     cache_option,
@@ -25,6 +24,7 @@ from edgeprism.cli.options import (
     pair_options,
     working,
 )  # fmt: skip
+from edgeprism.cli.scale_options import scale_options
 from edgeprism.cli.settings import was_set
 from edgeprism.cli.stdin import check_stdin, saved_stdin, stdin_as_file
 from edgeprism.cli.terminal import is_quiet, print_json, say
@@ -146,6 +146,7 @@ if TYPE_CHECKING:
     metavar="GLOB",
     help="Pass over files and folders, as a line of .gitignore does; repeatable.",
 )
+@scale_options
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -224,7 +225,9 @@ _CAPTIONER_OPTIONS = (
     "visual_tokens",
 )  # fmt: skip
 # Parameters whose options only make sense for a run over many pictures.
-_FOR_MANY = ("as_csv", "output", "txt", "xmp", "files_from", "dry_run", "errors_file", "exclude")
+_FOR_MANY = (
+    "as_csv", "output", "txt", "xmp", "files_from", "dry_run", "errors_file", "exclude", "shard",
+)  # fmt: skip
 
 
 def _example() -> str:
@@ -333,23 +336,6 @@ def _reserved(options: dict[str, Any]) -> list[Path]:
     return [Path(name) for name in names if name and name != "-"]
 
 
-def _confirm_model(captioner: Captioner) -> None:
-    """Ask whether sidecars shall hold the words of a model that does not know photographs."""
-    manifest = captioner.bundle.manifest
-    if manifest.photographs:
-        return
-    fact = f"{manifest.name} was not made for photographs, and its words would go into sidecars."
-    if sys.stdin.isatty() and sys.stderr.isatty():
-        click.echo(fact, err=True)
-        if click.confirm("Write them all the same?", err=True):
-            return
-    raise UsageError(
-        fact,
-        "Name a larger captioner (--model; `edgeprism models list`), or give --yes if the pictures "
-        "are drawn.",
-    )
-
-
 def _caption_many(
     search: PictureSearch,
     images: tuple[str, ...],
@@ -369,7 +355,7 @@ def _caption_many(
     if output_options["xmp"]:
         sidecars.append("xmp")
     if sidecars and not output_options["dry_run"] and not output_options["yes"]:
-        _confirm_model(captioner)
+        confirm_sidecars(captioner.bundle.manifest)
     folder_options = FolderOptions(
         sidecars=sidecars,
         out_dir=output_options["out_dir"],
@@ -380,6 +366,7 @@ def _caption_many(
         parallel=output_options["parallel"],
         on_error=output_options["on_error"],
         limit=output_options["limit"],
+        shard=output_options["shard"],
         reserved=_reserved(output_options),
     )
     if output_options["dry_run"]:

@@ -21,8 +21,8 @@ from edgeprism.cli.terminal import say
 # heading → the parameters below it, by their names in Python
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Pictures": (
-        "images", "together", "example", "files_from", "null", "limit", "exclude", "frames",
-        "frames_per_second",
+        "images", "together", "example", "files_from", "null", "limit", "exclude", "shard",
+        "frames", "frames_per_second",
     ),
     "Questions": ("data", "pictures", "splits", "sample", "judge", "options"),
     "Captioner": (

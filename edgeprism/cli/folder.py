@@ -159,6 +159,7 @@ def dry_run(search: PictureSearch, captioner: Captioner, plan: Plan, options: Fo
         plan=plan,
         use_store=options.use_store,
         parallel=options.parallel,
+        shard=options.shard,
         measure=True,
     )
     if not estimate.total:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edgeprism.folder.batch import Batch
 from edgeprism.folder.rate import ENOUGH, Rate, known_rate, measure_rate
 from edgeprism.folder.run import FolderOptions, Pictures, search_pictures
+from edgeprism.folder.shard import Shard, of_shard
 from edgeprism.folder.sharing import StoreOpener
 from edgeprism.folder.tuning import batch_shape
 from edgeprism.folder.videos import Videos
@@ -51,6 +52,7 @@ def estimate_folder(
     use_store: bool = True,
     parallel: int | None = None,
     exclude: Sequence[str] = (),
+    shard: Shard | None = None,
     measure: bool = False,
 ) -> FolderEstimate:
     """Estimate the work of `caption_folder` and its time.
@@ -62,7 +64,7 @@ def estimate_folder(
     Raises UsageError and StoreError as `caption_folder` does.
     """
     options = FolderOptions(use_store=use_store, exclude=exclude)
-    files = list(search_pictures(pictures, options))
+    files = list(of_shard(search_pictures(pictures, options), shard, None))
     plan = plan or captioner.plan()
     todo = _without_caption(files, captioner, plan) if use_store else files
     readable = [file for file in todo if not lacks_plugin(file.path.name)]

@@ -21,6 +21,7 @@ from edgeprism.errors import EdgePrismError, OutputError, UsageError
 from edgeprism.folder.batch import Batch
 from edgeprism.folder.events import Outcome, without_frames
 from edgeprism.folder.rate import RateMeter, remember_rate
+from edgeprism.folder.shard import Shard, of_shard
 from edgeprism.folder.sharing import StoreOpener
 from edgeprism.folder.sidecars import RunSidecars, open_sidecars
 from edgeprism.output.sidecar_names import SidecarName
@@ -50,6 +51,7 @@ class FolderOptions:
     reserved: Sequence[Path] = ()  # files of the caller that no sidecar may replace
     append: bool = False
     sidecar_name: SidecarName = "stem"
+    shard: Shard | None = None
     sidecars_only: bool = False  # pass pictures over whose every sidecar holds somebody's own text
     # Called in the caller's thread with sentences about the caption store that a person should
     # read. With it, a store that cannot be written is no error: captions are not kept in it.
@@ -150,10 +152,13 @@ class FolderRun:
         self._captioner, self._plan = captioner, plan or captioner.plan()
         self._options = options or FolderOptions()
         self._search = search_pictures(pictures, self._options)
+        self._began = time.monotonic()
+        self._stores = StoreOpener(self._options.on_notice)
+        self._store = self._stores.open() if self._options.use_store else None
         # with a limit, the search goes no further than the run needs
         limit = self._options.limit
-        self.pictures: Sequence[PictureFile] | None = None if limit else list(self._search)
-        self._began = time.monotonic()
+        mine = of_shard(self._search, self._options.shard, self._store)
+        self.pictures: Sequence[PictureFile] | None = None if limit else list(mine)
         self.result = FolderResult(
             limit or len(self.pictures or ()),
             passed=self._search.passed,
@@ -161,8 +166,6 @@ class FolderRun:
         )
         self._count_repeated()
         self._batch: Batch | None = None
-        self._stores = StoreOpener(self._options.on_notice)
-        self._store = self._stores.open() if self._options.use_store else None
         self._stop_requested = self._iterated = False
         self._todo: list[PictureFile] | None = None  # None: all pictures
         self._order: dict[PictureFile, int] = {}  # of those to caption, among all
@@ -252,13 +255,13 @@ class FolderRun:
     def _pictures_to_caption(self) -> Iterable[PictureFile]:
         if self._todo is not None:
             return self._todo
-        pictures = self._search if self.pictures is None else self.pictures
-        return self._searched(pictures) if self._options.sidecars_only else pictures
+        return self._searched() if self.pictures is None else self.pictures
 
-    def _searched(self, pictures: Iterable[PictureFile]) -> Generator[PictureFile]:
+    def _searched(self) -> Generator[PictureFile]:
         """Yield the pictures to caption in the batch's thread, which needs a store of its own."""
         with self._stores.open() if self._options.use_store else contextlib.nullcontext() as store:
-            yield from self._without_own_text(pictures, store)
+            mine = of_shard(self._search, self._options.shard, store)
+            yield from self._without_own_text(mine, store) if self._options.sidecars_only else mine
 
     def _without_own_text(
         self, pictures: Iterable[PictureFile], store: CaptionStore | None
@@ -332,11 +335,10 @@ def caption_folder(
     exclude: Sequence[str] = (),
     append: bool = False,
     sidecar_name: SidecarName = "stem",
+    shard: Shard | None = None,
     on_outcome: Callable[[Outcome], object] | None = None,
 ) -> FolderResult:
     """Caption every picture of a folder, and continue where an earlier call was interrupted.
-
-    Each caption goes into the caption store at once, so that a second call makes only the others.
 
     Args:
         pictures: A folder with all below it, a file, ``"photos/**/*.jpg"``, or several of these.
@@ -352,6 +354,7 @@ def caption_folder(
         exclude: Patterns of files and folders to pass over, each as a line of ``.gitignore``.
         append: Write the caption behind texts of others, which otherwise are left alone.
         sidecar_name: For new ones: ``"stem"`` (``photo.xmp``) or ``"full"`` (``photo.jpg.xmp``).
+        shard: ``Shard(3, 16)``: the third of 16 parts, by the pictures' contents.
         on_outcome: Called with each ``Outcome`` in order; an exception that it raises ends the run.
 
     Returns:
@@ -369,7 +372,7 @@ def caption_folder(
     """
     options = FolderOptions(
         sidecars, out_dir, overwrite, use_store, parallel, on_error, limit, exclude, (), append,
-        sidecar_name, sidecars_only=bool(sidecars) and on_outcome is None,
+        sidecar_name, shard, sidecars_only=bool(sidecars) and on_outcome is None,
     )  # fmt: skip
     run = FolderRun(pictures, captioner, plan, options)
     with run, contextlib.closing(iter(run)) as outcomes:

@@ -24,13 +24,18 @@ from edgeprism.files.file_systems import keeps_change_times
 from edgeprism.files.home import data_dir
 from edgeprism.files.stamps import FileStamp, status_to_stamp
 from edgeprism.store.claims import LEASE_S, Holders
-from edgeprism.store.database import Database, StoreError, UnwritableStoreError
+from edgeprism.store.database import (
+    BUSY_SECONDS,
+    Database,
+    StoreError,
+    UnwritableStoreError,
+)
+from edgeprism.store.merge import Merged, merge_into
 from edgeprism.store.outputs import OutputTable
 from edgeprism.store.paths import absolute, bytes_to_path, can_be, is_unchanged, path_to_bytes
 from edgeprism.store.request_key import RequestKey
 from edgeprism.store.schema import MIGRATIONS
 
-BUSY_SECONDS = 10.0
 Result = TypeVar("Result")
 
 
@@ -301,6 +306,10 @@ class CaptionStore:
             stale = [(key,) for key, *claim in rows if self._holders.is_stale(*claim)]
             database.execute_many("DELETE FROM claims WHERE key = ?", [] if dry_run else stale)
         return len(stale)
+
+    def merge(self, path: Path) -> Merged:
+        """Take over all that another store holds; see `store.merge`. Raises StoreError."""
+        return merge_into(self._opened(), path)
 
     # ---- internal
 

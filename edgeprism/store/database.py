@@ -7,7 +7,7 @@ import errno
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +31,7 @@ _NO_LOCKS = {
     sqlite3.SQLITE_IOERR_SHMLOCK,
     sqlite3.SQLITE_IOERR_SHMMAP,
 }
+BUSY_SECONDS = 10.0
 _WITHOUT = "or use `use_store=False`."
 
 
@@ -102,7 +103,7 @@ class Database:
         """Run a statement; raises sqlite3.Error, for `explained` to tell."""
         return self._db.execute(statement, values)
 
-    def execute_many(self, statement: str, values: Sequence[Sequence[Any]]) -> None:
+    def execute_many(self, statement: str, values: Iterable[Sequence[Any]]) -> None:
         """Run a statement for each of `values`."""
         self._db.executemany(statement, values)
 
