@@ -1,0 +1,140 @@
+"""Train the adapter: ``python -m edgeprism.models.reader.recipe.train BASE.gguf --out DIR``.
+
+A stopped run continues from its last checkpoint; more steps than before extend a run. CPU and CUDA
+run the same code. On a CPU that other work shares, one thread (`OMP_NUM_THREADS=1`) is fastest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from edgeprism.models.reader.recipe.learn.model import AdapterConfig, Reader, read_base
+from edgeprism.models.reader.recipe.learn.tokens import (
+    POOL,
+    Pair,
+    Tokens,
+    batch_to_tensors,
+    pool_to_batches,
+)
+
+WARMUP = 20  # steps
+DECAY_SHARE = 0.35  # last share of the steps; the rate is flat before, so that runs can be extended
+FINAL_RATE = 0.02  # of the full rate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run: its steps, examples per step, rate, seed; steps between checkpoints."""
+
+    steps: int
+    batch: int = 12
+    rate: float = 1.5e-3
+    seed: int = 0
+    save_every: int = 20
+
+
+def step_to_rate(step: int, plan: Plan) -> float:
+    """Return the rate of a step: warm-up, flat, then a linear decay to ``FINAL_RATE``."""
+    down = min(1.0, (plan.steps - step) / max(1, int(plan.steps * DECAY_SHARE)))
+    return plan.rate * min(1.0, (step + 1) / WARMUP) * max(FINAL_RATE, down)
+
+
+class Run:
+    """A run in progress: model, optimizer and next step; the adapter alone is saved."""
+
+    def __init__(self, model: Reader, plan: Plan, folder: Path, device: torch.device) -> None:
+        self.model, self.plan, self.device = model, plan, device
+        self.path, self.step = folder / "adapter.pt", 0
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0
+        )
+        if self.path.exists():
+            saved = torch.load(self.path, map_location=device, weights_only=True)
+            model.load_state_dict(saved["adapter"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.step = saved["step"]
+
+    def save(self) -> None:
+        """Write a new file, then rename it, so that a crash leaves the last good file."""
+        part = self.path.with_suffix(".part")
+        state = {
+            "adapter": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "rank": self.model.adapter.rank,
+            "alpha": self.model.adapter.alpha,
+        }
+        torch.save(state, part)
+        os.replace(part, self.path)
+
+    def learn(self, batch: list[Pair]) -> float:
+        """Train one step on one batch; return its loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = step_to_rate(self.step, self.plan)
+        loss = self.model.loss(*batch_to_tensors(batch, self.device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return float(loss.detach())
+
+
+def train(run: Run, tokens: Tokens, deadline: float) -> bool:
+    """Train until the plan's last step, or until `deadline` (time.time()).
+
+    Returns whether the plan is complete.
+    """
+    plan, losses, began = run.plan, list[float](), time.monotonic()
+    pool = -1
+    batches: list[list[Pair]] = []
+    while run.step < plan.steps and time.time() < deadline:
+        if run.step // POOL != pool:
+            pool = run.step // POOL
+            batches = pool_to_batches(tokens, plan.seed, pool, plan.batch)
+        losses.append(run.learn(batches[run.step % POOL]))
+        if run.step % 10 == 0:
+            pace = (time.monotonic() - began) / len(losses)
+            shown = f"loss {sum(losses) / len(losses):.4f}, {pace:.1f} s a step"
+            print(f"{time.strftime('%H:%M:%S')} step {run.step}: {shown}", flush=True)
+            losses, began = [], time.monotonic()
+        if run.step % plan.save_every == 0:
+            run.save()
+    run.save()
+    return run.step >= plan.steps
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("base", type=Path, help="GGUF file of the reasoner")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=12, help="examples per step")
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rank", type=int, default=16, help="of the adapter")
+    parser.add_argument("--minutes", type=float, help="stop early; the same command continues")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(options.seed)
+    config, weights = read_base(options.base)
+    device = torch.device(options.device)
+    model = Reader(config, weights, AdapterConfig(options.rank, 2.0 * options.rank)).to(device)
+    plan = Plan(options.steps, options.batch, options.rate, options.seed)
+    end = float("inf") if options.minutes is None else time.time() + 60 * options.minutes
+    if not train(Run(model, plan, options.out, device), Tokens(options.base), end):
+        print("stopped early; the same command continues from here", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
