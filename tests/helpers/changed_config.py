@@ -29,7 +29,7 @@ def change_config(folder: Path, fields: Mapping[str, Any]) -> None:
         place = config
         for parent in parents:
             place = place[parent]
-        place[last] = {**place[last], **value} if isinstance(value, dict) else value
+        place[last] = {**place.get(last, {}), **value} if isinstance(value, dict) else value
         if value is None:
             del place[last]
     path.unlink()  # it may be a link to the original
