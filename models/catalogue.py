@@ -17,7 +17,23 @@ KINDS = ("captioner", "reasoner")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGITS = "must be 64 hexadecimal digits"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter that ships with the package, and is used with its reasoner unless told not to.
+
+    It is made for the reasoner's file as the catalogue records it.
+    """
+
+    name: str  # behind the reasoner's: NAME+reader
+    file: str  # in this folder
+    sha256: str
+    size: int
+    license: str
+    origin: str  # how it was made, as text
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,7 @@ class WheelReasoner:
     sha256: str
     size: int
     notes: list[str]
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +168,18 @@ def read_catalogue(path: Path = FILE) -> Catalogue:
     return catalogue
 
 
+def _adapter_checks(where: str, adapter: Adapter) -> list[tuple[str, bool, str]]:
+    path = PurePosixPath(adapter.file)
+    inside = not path.is_absolute() and ".." not in path.parts
+    named = bool(_NAME.fullmatch(adapter.name)) and adapter.name != "none"
+    return [
+        (f"{where}.name", named, "is not a plain name"),
+        (f"{where}.file", inside, "leaves the folder"),
+        (f"{where}.sha256", bool(_SHA256.fullmatch(adapter.sha256)), _DIGITS),
+        (f"{where}.size", adapter.size > 0, "must be positive"),
+    ]
+
+
 def _faults(catalogue: Catalogue) -> list[str]:
     checks = [("schema", catalogue.schema == SCHEMA, f"known: {SCHEMA}")]
     for name in catalogue.names():
@@ -161,10 +190,12 @@ def _faults(catalogue: Catalogue) -> list[str]:
         checks.append((f"work.{name}", name in catalogue.names(), "no such model"))
     for name, reasoner in catalogue.reasoners.items():
         digest_given = bool(_SHA256.fullmatch(reasoner.sha256))
-        checks.append((f"{name}.sha256", digest_given, "must be 64 hexadecimal digits"))
+        checks.append((f"{name}.sha256", digest_given, _DIGITS))
         checks.append((f"{name}.size", reasoner.size > 0, "must be positive"))
         inside = ".." not in PurePosixPath(reasoner.member).parts
         checks.append((f"{name}.member", inside, "leaves the wheel"))
+        if reasoner.adapter is not None:
+            checks += _adapter_checks(f"{name}.adapter", reasoner.adapter)
     for name, captioner in catalogue.captioners.items():
         roles = [repository.role for repository in captioner.repositories]
         once = len(set(roles)) == len(roles) and set(roles) <= set(ROLES) and ROLES[0] in roles

@@ -8,27 +8,51 @@ reports other faults, which are found here too, so that one message names them a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from edgeprism.bundle.gguf import FLOAT32, GgufHeader
 from edgeprism.bundle.gguf_checks import alignment_faults
+from edgeprism.bundle.gguf_purpose import ADAPTER, no_model, purpose_in_header
+
+# Metadata of an adapter that was taught EdgePrism's prompts: which version of them.
+PROMPTS_KEY, PROMPTS_VERSION = "edgeprism.reader", 1
 
 _HALVES = (".lora_a", ".lora_b")
 _ALPHA = "adapter.lora.alpha"
 _AFTER_TOKENS = "adapter.alora.invocation_tokens"
 # ggml types of matrices that llama.cpp multiplies with rows on every device
 _MATRIX_TYPES = frozenset({0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 20, 23, 30})
+_EMBEDDINGS, _SCORES = "token_embd.weight", "output.weight"
 # a picture's rows stand where tokens' embeddings would, and their scores are not computed
-_UNUSED_BASES = ("token_embd.weight", "output.weight")
+_UNUSED_BY_ROWS = (_EMBEDDINGS, _SCORES)
 _MOST_NAMED = 3  # faults of one kind
 
 
-def adapter_faults(header: GgufHeader, model: GgufHeader) -> list[str]:
-    """Return a description of each fault of an adapter for the language model `model`."""
+def other_kind(header: GgufHeader) -> str:
+    """Return what a GGUF file is that is given as an adapter and is none; "" if it may be one."""
+    if purpose_in_header(header) == ADAPTER:
+        return ""
+    what, _, _ = no_model(header).partition(",")
+    return f"{what or 'a model'}, not a LoRA adapter"
+
+
+def knows_prompts(header: GgufHeader) -> bool:
+    """Return whether an adapter was taught EdgePrism's prompts, and needs no worked examples."""
+    return header.metadata.get(PROMPTS_KEY) == PROMPTS_VERSION
+
+
+def adapter_faults(header: GgufHeader, model: GgufHeader, *, of_rows: bool) -> list[str]:
+    """Return a description of each fault of an adapter for the language model `model`.
+
+    `of_rows` says that a picture's rows alone shall go through it, and no tokens.
+    """
+    unused = _UNUSED_BY_ROWS if of_rows else ()
+    if not of_rows and _SCORES not in model.tensors:
+        unused = (_EMBEDDINGS,)  # llama.cpp would multiply with the flipped halves for the scores
     return [
         *_metadata_faults(header, model),
         *alignment_faults(header),
-        *_matrix_faults(header, model),
+        *_matrix_faults(header, model, unused),
     ]
 
 
@@ -43,26 +67,29 @@ def _metadata_faults(header: GgufHeader, model: GgufHeader) -> Iterator[str]:
         yield f"{_ALPHA} is {alpha!r}, not a number above 0 in 32 bits"
     if _AFTER_TOKENS in header.metadata:
         yield f"{_AFTER_TOKENS}: it acts only after certain tokens"
+    prompts = header.metadata.get(PROMPTS_KEY, PROMPTS_VERSION)
+    if isinstance(prompts, bool) or prompts != PROMPTS_VERSION:
+        yield f"{PROMPTS_KEY} is {prompts!r}: this EdgePrism knows {PROMPTS_VERSION} alone"
 
 
-def _matrix_faults(header: GgufHeader, model: GgufHeader) -> list[str]:
+def _matrix_faults(header: GgufHeader, model: GgufHeader, unused: Collection[str]) -> list[str]:
     bases = {name.removesuffix(half) for name in header.tensors for half in _HALVES}
     bases -= header.tensors.keys()
     strange = sorted(name for name in header.tensors if not name.endswith(_HALVES))
     faults = [f"{name} is no half of a matrix" for name in strange]
-    faults += filter(None, (_pair_fault(base, header, model) for base in sorted(bases)))
+    faults += filter(None, (_pair_fault(base, header, model, unused) for base in sorted(bases)))
     if not header.tensors:
         faults.append("it holds no matrix")
     hidden = len(faults) - _MOST_NAMED
     return [*faults[:_MOST_NAMED], *([f"{hidden} faults more"] if hidden > 0 else [])]
 
 
-def _pair_fault(base: str, header: GgufHeader, model: GgufHeader) -> str:
+def _pair_fault(base: str, header: GgufHeader, model: GgufHeader, unused: Collection[str]) -> str:
     """Return what is wrong with the halves of `base`, a matrix of the model; "" if nothing is."""
     names = [base + half for half in _HALVES]
     shape = model.tensors.get(base, ())
-    if len(shape) != 2 or base in _UNUSED_BASES:
-        return f"{base} is no matrix of the language model that rows go through"
+    if len(shape) != 2 or base in unused:
+        return f"{base} is no matrix of the language model that can have an adapter here"
     for name in names:
         if name not in header.tensors:
             return f"{name} is missing"
@@ -70,6 +97,9 @@ def _pair_fault(base: str, header: GgufHeader, model: GgufHeader) -> str:
             return f"{name} has values of an unknown type ({header.tensor_types[name]})"
     a, b = (header.tensors[name] for name in names)  # the fastest dimension first
     n_in, n_out = shape
-    if len(a) != 2 or len(b) != 2 or (a[0], b[1], a[1]) != (n_in, n_out, b[0]):
+    expected = [(n_in, b[0]), (b[0], n_out)]
+    if base == _EMBEDDINGS:  # rows of the first half are looked up, so it lies the other way
+        expected = [(b[0], n_out), (b[0], n_in)]
+    if [a, b] != expected:
         return f"the halves of {base}, {list(a)} and {list(b)}, do not fit its {list(shape)}"
     return ""

@@ -10,23 +10,34 @@ _OLLAMA_ONLY = ("mllama", "gptoss", "qwen25vl", "deepseekocr", "glmocr", "nemotr
 # ollama/ollama, server/create.go (isEmbeddedCompatibilityTensor): towers for pictures and sound,
 # and what joins them to the language model. llama.cpp has them in an mmproj file.
 _TOWERS = ("v.", "mm.", "a.")
+ADAPTER = "adapter"
 _OTHERS = {
-    "adapter": "a LoRA adapter, not a model",
+    ADAPTER: "a LoRA adapter, not a model",
     "mmproj": "an mmproj file, not a language model",
     "imatrix": "an importance matrix for quantizing, not a model",
 }
 
 
+def purpose_in_header(header: GgufHeader) -> str:
+    """Return what a GGUF file says that it is where it is no model: as "adapter" or "mmproj"."""
+    if "adapter.type" in header.metadata:
+        return ADAPTER
+    if header.architecture == "clip":
+        return "mmproj"
+    kind = str(header.metadata.get("general.type", ""))
+    return kind if kind in _OTHERS else ""
+
+
+def no_model(header: GgufHeader) -> str:
+    """Return what a GGUF file is that is no model, in words; "" for what may be one."""
+    return _OTHERS.get(purpose_in_header(header), "")
+
+
 def no_language_model(header: GgufHeader) -> str:
     """Return why llama.cpp cannot write text with the model of this header; "" if it may."""
     metadata, name = header.metadata, header.architecture
-    kind = str(metadata.get("general.type", ""))
-    if "adapter.type" in metadata:
-        kind = "adapter"
-    elif name == "clip":
-        kind = "mmproj"
-    if kind in _OTHERS:
-        return _OTHERS[kind]
+    if other := no_model(header):
+        return other
     if any(tensor.startswith(_TOWERS) for tensor in header.tensors):
         return (
             "its vision tower lies inside the language model's file, which only Ollama's own "

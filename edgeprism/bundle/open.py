@@ -77,8 +77,8 @@ def find_model(model: str | os.PathLike[str]) -> Path:
 
         return find_kept(text).model
     try:
-        if not isinstance(model, str) or _is_path(text):
-            path = _expand_home(text)
+        if not isinstance(model, str) or is_path(text):
+            path = expand_home(text)
             found = path if path.exists() else None
         else:
             found = _model_named(text)
@@ -123,7 +123,7 @@ def known_name(path: Path) -> str | None:
         names.append(path.parent.name)
     for name in names:
         try:
-            found = None if _is_path(name) else _model_named(name)
+            found = None if is_path(name) else _model_named(name)
             if found is not None and os.path.samefile(found, path):
                 return name
         except OSError:  # the folder of models cannot be read: then no name leads there
@@ -131,7 +131,8 @@ def known_name(path: Path) -> str | None:
     return None
 
 
-def _is_path(text: str) -> bool:
+def is_path(text: str) -> bool:
+    """Return whether a model's name is a path, by its signs (`find_model`)."""
     separators = [os.sep, *([os.altsep] if os.altsep else [])]
     return (
         text in (os.curdir, os.pardir)
@@ -141,7 +142,8 @@ def _is_path(text: str) -> bool:
     )
 
 
-def _expand_home(text: str) -> Path:
+def expand_home(text: str) -> Path:
+    """Return the path that `text` means, with the home folder for ~."""
     try:
         return Path(text).expanduser()
     except RuntimeError:  # no such user, or nobody knows this user's home
@@ -165,7 +167,7 @@ def _model_named(name: str) -> Path | None:
 
 def find_dead_link(name: str) -> Path | None:
     """Return the link that keeps the reasoner `name` from being found; None if it has none."""
-    if not name or _is_path(name) or _model_named(name) is not None:
+    if not name or is_path(name) or _model_named(name) is not None:
         return None
     return next(filter(None, (dead_link(place, name) for place in model_places())), None)
 

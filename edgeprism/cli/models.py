@@ -145,6 +145,7 @@ def remove(name: str, yes: bool) -> None:
 
     What was pulled in GGUF files stays in the model hub's cache, which other programs share.
     """
+    from edgeprism.bundle.adapters import model_of
     from edgeprism.bundle.defaults import BUILT_IN, chosen_model, default_model
     from edgeprism.install.own_models import installed_entry, remove_model
     from edgeprism.install.pulled_models import kept_in_cache
@@ -154,7 +155,7 @@ def remove(name: str, yes: bool) -> None:
     if not yes and not confirm(f"Delete {installed_entry(name)}?"):
         raise UsageError("Nothing was deleted.", "Give --yes to delete without asking.")
     cache = kept_in_cache(name)
-    was_default = [kind for kind in BUILT_IN if chosen_model(kind) == name]
+    was_default = [kind for kind in BUILT_IN if model_of(chosen_model(kind) or "") == name]
     say(f"{remove_model(name)}: deleted")
     for kind in was_default:
         say(f"It was the default {kind}. That is {default_model(kind)} now.")

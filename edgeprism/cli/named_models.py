@@ -39,12 +39,17 @@ def model_to_default(name: str, kind: Kind | None = None) -> tuple[Kind, str]:
     Raises:
         ModelError: It is not here, cannot be read, or is of the other kind.
     """
+    from edgeprism.bundle.adapters import model_of
     from edgeprism.bundle.kinds import no_reasoner, wrong_kind
 
     if is_url(name):
         if kind == "captioner":
             raise wrong_kind(name, "reasoner")
         return "reasoner", name
+    if (model := model_of(name)) != name:
+        if kind == "captioner":
+            raise wrong_kind(name, "reasoner")
+        return "reasoner", _with_adapter(model_to_default(model, "reasoner")[1], name)
     if is_reference(name):
         from edgeprism.install.discover import usable_facts
 
@@ -65,6 +70,22 @@ def model_to_default(name: str, kind: Kind | None = None) -> tuple[Kind, str]:
     if kind is not None and kind not in kinds:
         raise wrong_kind(name, kinds[0], [note] if note else [])
     return kind or kinds[0], known_name(path) or os.path.abspath(path)
+
+
+def _with_adapter(model: str, name: str) -> str:
+    """Return how settings hold a reasoner with the adapter that `name` names, a file by its path.
+
+    Raises ModelError if there is no such adapter.
+    """
+    from edgeprism.bundle.adapters import MARK, split_name
+    from edgeprism.bundle.open import is_path
+    from edgeprism.reason.find import find_reasoner
+
+    _, adapter = split_name(name)
+    file = find_reasoner(name).adapter
+    if file is not None and adapter is not None and is_path(adapter):
+        adapter = os.path.abspath(file.path)
+    return f"{model}{MARK}{adapter}"
 
 
 def _kinds_of_path(path: Path) -> tuple[list[Kind], str]:

@@ -252,7 +252,8 @@ def answering_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      metavar="NAME|FILE.gguf|REFERENCE|URL",
                      help="The reasoner: an installed one, any chat GGUF, one that `models "
                      "discover` found, or an OpenAI-compatible server "
-                     "(http://127.0.0.1:8080/v1)."),
+                     "(http://127.0.0.1:8080/v1). A LoRA adapter may follow: "
+                     "FILE.gguf+ADAPTER.gguf; NAME+none leaves out the one that ships for NAME."),
     ):  # fmt: skip
         function = option(function)
     return function

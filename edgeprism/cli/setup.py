@@ -218,13 +218,13 @@ def _choose_next(left: Sequence[Offer], *, yes: bool, asks: bool) -> Offer | Non
 
 
 def _say_what_to_try() -> None:
-    from edgeprism.bundle.open import find_model
+    from edgeprism.reason.find import find_reasoner
 
     # nano, which stays where no captioner is chosen, knows nothing of photographs
     picture = "drawing.png" if _default("captioner") == DEFAULT_MODEL else "photo.jpg"
     tries = [f"edgeprism caption {picture}"]
     try:
-        find_model(_default("reasoner"))
+        find_reasoner(_default("reasoner"))
         tries.append(f'edgeprism ask {picture} "What is this?"')
     except ModelError:
         pass  # nobody chose a reasoner, and none is there

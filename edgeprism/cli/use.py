@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from edgeprism.cli.named_models import make_default, model_to_default, told_to_p
 from edgeprism.cli.rules import is_url
 from edgeprism.cli.terminal import print_line, say
 from edgeprism.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from edgeprism.bundle.defaults import Kind
 
 
 @with_examples("edgeprism use", "edgeprism use my-bundle", "edgeprism use nano")
@@ -39,7 +43,7 @@ def command(name: str) -> None:
     for each in BUILT_IN:
         print_line(f"{each}: {default_model(each)}")
     for each in BUILT_IN:
-        _warn_if_missing(default_model(each))
+        _warn_if_missing(each, default_model(each))
 
 
 def _say_restriction(name: str) -> None:
@@ -50,13 +54,14 @@ def _say_restriction(name: str) -> None:
         say(f"note: the licence of {name}, {license_}, restricts its use.")
 
 
-def _warn_if_missing(name: str) -> None:
+def _warn_if_missing(kind: Kind, name: str) -> None:
     from edgeprism.bundle.open import find_model
+    from edgeprism.reason.find import find_reasoner
 
     if is_url(name):  # a server's reasoner
         return
     try:
         with told_to_pull(name):
-            find_model(name)
+            find_model(name) if kind == "captioner" else find_reasoner(name)
     except ModelError as error:
         say(f"note: {error.summary} {with_options(error.hint)}")

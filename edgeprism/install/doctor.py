@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import edgeprism
+from edgeprism.bundle.adapters import model_of, shipped_adapter
 from edgeprism.bundle.defaults import BUILT_IN, chosen_model
-from edgeprism.bundle.open import find_dead_link, find_model
+from edgeprism.bundle.open import find_dead_link
 from edgeprism.bundle.pulled import places_of, pull_command
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.errors import (
@@ -34,8 +35,9 @@ from edgeprism.files.home import find_data_dir
 from edgeprism.files.size_text import size_text
 from edgeprism.install.diagnosis import BAD, OK, WARN, Diagnosis
 from edgeprism.install.extras import install_extra, missing_for
-from edgeprism.install.inventory import check_captioner, list_models
+from edgeprism.install.inventory import ModelEntry, check_captioner, list_models
 from edgeprism.machine import cgroup, child, device, facts
+from edgeprism.reason.find import find_reasoner
 from edgeprism.reason.remote import is_url
 
 # Each of these distributions installs the module `onnxruntime`.
@@ -43,6 +45,7 @@ ONNXRUNTIME_BUILDS = (
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino",
     "onnxruntime-qnn", "onnxruntime-silicon",
 )  # fmt: skip
+_REINSTALL = 'pip install --force-reinstall --no-deps "edgeprism"'
 _LOW_DISK = 2 * 10**9
 _PROBE_SECONDS = 120
 
@@ -296,7 +299,7 @@ def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> Non
     try:
         where = check_captioner(default)
     except ModelError as error:
-        fix = 'pip install --force-reinstall --no-deps "edgeprism"'
+        fix = _REINSTALL
         if (command := pull_command(default)) and places_of(default)[0].is_dir():
             fix = command
         elif environment.get("EDGEPRISM_MODEL"):
@@ -313,6 +316,8 @@ def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> Non
         elif entry.state != "available":
             diagnosis.add(f"model {entry.name}", OK, f"{entry.kind}, {entry.state}: {entry.path}")
             reasoners += entry.kind == "reasoner"
+            if entry.kind == "reasoner":
+                _examine_adapter(diagnosis, entry)
     if chosen := chosen_model("reasoner"):
         _examine_chosen_reasoner(diagnosis, chosen)
     elif not reasoners:
@@ -322,14 +327,28 @@ def _examine_models(diagnosis: Diagnosis, environment: Mapping[str, str]) -> Non
         )  # fmt: skip
 
 
+def _examine_adapter(diagnosis: Diagnosis, entry: ModelEntry) -> None:
+    """Report the adapter that ships for an installed reasoner, if one does."""
+    try:
+        adapter = shipped_adapter(entry.name, Path(entry.path))
+        if adapter is not None:
+            adapter.digest()
+            diagnosis.add(f"adapter of {entry.name}", OK, str(adapter.path))
+    except ModelError as error:
+        diagnosis.add(f"adapter of {entry.name}", BAD, error.message, _REINSTALL, EXIT_MODEL)
+
+
 def _examine_chosen_reasoner(diagnosis: Diagnosis, name: str) -> None:
     if is_url(name):
         diagnosis.add("reasoner", OK, f"{name} (a server, which was not asked)")
         return
     try:
-        diagnosis.add("reasoner", OK, f"{name} ({find_model(name)})")
+        found = find_reasoner(name)
+        files = [str(found.path), *([str(found.adapter.path)] if found.adapter else [])]
+        diagnosis.add("reasoner", OK, f"{name} ({' + '.join(files)})")
     except ModelError as error:
-        pull = pull_command(name) if find_dead_link(name) else ""
+        model = model_of(name)
+        pull = pull_command(model) if find_dead_link(model) else ""
         fix = pull or "edgeprism config unset reasoner"
         diagnosis.add("reasoner", WARN, error.message, fix)
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgeprism.bundle.adapters import model_of, shipped_adapter
 from edgeprism.bundle.defaults import BUILT_IN, default_model
 from edgeprism.bundle.elsewhere.references import find_kept
 from edgeprism.bundle.gguf import GgufHeader, license_in_header
@@ -89,7 +90,7 @@ def list_models(
     for name in catalogue.names():
         if name not in present:
             entries.append(_available(name, catalogue.find(name)))
-    defaults = {(kind, default_model(kind)) for kind in BUILT_IN}
+    defaults = {(kind, model_of(default_model(kind))) for kind in BUILT_IN}
     if count_memory:
         entries = [_with_memory(entry) for entry in entries]
     return [replace(e, default=(e.kind, e.name) in defaults) for e in entries]
@@ -100,7 +101,8 @@ def _with_memory(entry: ModelEntry) -> ModelEntry:
     if entry.state not in ("built-in", "installed") or entry.size is None:
         return entry
     try:
-        return replace(entry, memory=counted_memory(Path(entry.path)), memory_counted=True)
+        model = entry.name if entry.kind == "reasoner" else Path(entry.path)
+        return replace(entry, memory=counted_memory(model), memory_counted=True)
     except EdgePrismError:  # a file that no engine will read, or there is no llama.cpp
         return replace(entry, memory=estimated_memory(entry.size))
 
@@ -234,6 +236,7 @@ def license_of(name: str) -> str:
     """
     if is_reference(name):
         return str(reference_facts(name)["license"])
+    name = model_of(name)
     path = find_model(name)
     if path.is_dir():
         return manifest_from_bundle(path).license
@@ -304,6 +307,7 @@ def _gguf_facts(path: Path, catalogue: Catalogue) -> dict[str, Any]:
         "context_length": header.metadata.get(f"{architecture}.context_length"),
         "has_chat_template": header.chat_template is not None,
         "recorded_sha256": known.sha256 if known else _recorded(pulled, path),
+        "adapter": asdict(known.adapter) if known and known.adapter else None,
     }
 
 
@@ -335,7 +339,11 @@ def verify_model(name: str, catalogue: Catalogue | None = None) -> list[FileChec
         known = catalogue.reasoners.get(name)
         if known is None:
             return [_checked_part(name, part) for part in part_paths(path)]
-        return [_checked(name, path, known.sha256, known.size)]
+        checks = [_checked(name, path, known.sha256, known.size)]
+        if (adapter := shipped_adapter(name, path)) is not None:
+            size = adapter.path.stat().st_size
+            checks.append(_checked(name, adapter.path, adapter.sha256, size))
+        return checks
     # open_bundle would stop at the first faulty file, and this function reports all files.
     manifest = manifest_from_bundle(path)
     return [

@@ -8,24 +8,24 @@ from edgeprism.memory.parts import CPU, ModelParts
 from edgeprism.memory.plan import MachineMemory, Plan
 
 
-def counted_memory(path: Path) -> int:
+def counted_memory(model: Path | str) -> int:
     """Count the memory that a model of this machine needs on the CPU, in bytes.
 
     It is the count of `doctor --plan`: for one picture, or one answer, and the process itself.
 
     Parameters:
-        path: a bundle's folder, or a reasoner's GGUF file.
+        model: a bundle's folder, a reasoner's GGUF file, or an installed reasoner's name.
 
     Raises EdgePrismError if a header cannot be read, or if llama.cpp cannot be loaded.
     """
-    if path.is_dir():
+    if isinstance(model, Path) and model.is_dir():
         from edgeprism.perceive.captioner import Captioner
 
-        with Captioner.load(path, device="cpu") as captioner:
+        with Captioner.load(model, device="cpu") as captioner:
             return _peak(captioner.engines.memory_parts())
     from edgeprism.reason.local import Reasoner
 
-    return _peak(Reasoner.load(path, device="cpu").memory_parts())
+    return _peak(Reasoner.load(model, device="cpu").memory_parts())
 
 
 def counted_pair_memory(lm: Path, mmproj: Path) -> int:

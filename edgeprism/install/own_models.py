@@ -8,6 +8,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from edgeprism.bundle.adapters import model_of
 from edgeprism.bundle.defaults import BUILT_IN, choose_model, chosen_model
 from edgeprism.bundle.elsewhere.kept import mmproj_beside
 from edgeprism.bundle.gguf import read_gguf_header
@@ -126,7 +127,7 @@ def remove_model(name: str) -> Path:
     _delete(hidden)
     forget_pulled(name)
     for kind in BUILT_IN:
-        if chosen_model(kind) == name:
+        if model_of(chosen_model(kind) or "") == name:
             choose_model(kind, None)
     return entry
 

@@ -63,6 +63,8 @@ class Context:
                 f"{lm.path}: llama.cpp cannot make a context of {n_ctx} cells: {last_words()}.",
                 "Free memory, or lower `caption_tokens` or `answer_tokens`.",
             )
+        if lm.adapter is not None:
+            lm.adapter.switch_on(self._ctx)
         # no more than the context holds: llama.cpp ends the process at a longer batch
         self.n_batch = min(llama.llama_n_batch(self._ctx), llama.llama_n_ubatch(self._ctx))
         self._memory = llama.llama_get_memory(self._ctx)

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_checks import gguf_faults
 from edgeprism.bundle.gguf_parts import part_paths, read_model_header
+from edgeprism.bundle.gguf_purpose import ADAPTER, no_model, purpose_in_header
 from edgeprism.bundle.manifest_language import LanguageModelFile
 from edgeprism.errors import COPY_AGAIN, Interrupted, ModelError
+from edgeprism.language.adapter import Adapter
 from edgeprism.language.context import Context
 from edgeprism.language.embeddings import token_rows
 from edgeprism.language.encoder_context import EncoderContext, require_kv_type
@@ -30,7 +32,6 @@ from edgeprism.language.llama import (
     last_words,
     repacked_types,
 )
-from edgeprism.language.row_adapter import RowAdapter
 from edgeprism.language.vocabulary import Vocabulary
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.mapped_files import drop_mapped_pages, large_files
@@ -53,20 +54,25 @@ class LanguageModel:
         *,
         expected: LanguageModelFile | None = None,
         rows: Path | None = None,
+        adapter: Path | None = None,
         gpu_layers: int = 0,
         threads: int = 1,
         cancel: Cancel | None = None,
     ) -> None:
         """Load `path`; with `expected`, first compare its dimensions with the manifest's.
 
-        `rows` is the file of the adapter that a picture's rows go through, if they go through one.
+        `rows` is the file of the adapter that a picture's rows go through, if they go through one;
+        `adapter` that of one which everything goes through.
         Raises ModelError if a file is damaged, or its dimensions differ, and for a model with an
         encoder unless `expected` says so.
         """
         self.path, self.gpu_layers, self.threads = path, gpu_layers, threads
         self.cancel = cancel or Cancel()
-        self.row_adapter: RowAdapter | None = None
+        self.row_adapter: Adapter | None = None
+        self.adapter: Adapter | None = None
         header = read_model_header(path, tokens=True)
+        if other := no_model(header):
+            raise ModelError(f"{path}: {other}.", _hint(header, path))
         if expected is not None:
             check_dimensions(path, header, expected)
         self._encodes = expected is not None and expected.encodes
@@ -87,7 +93,9 @@ class LanguageModel:
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
         # before any context: llama.cpp makes room for the adapter's products when it makes one
         if rows is not None:
-            self.row_adapter = self._open_adapter(rows)
+            self.row_adapter = self._open_adapter(rows, of_rows=True)
+        if adapter is not None:
+            self.adapter = self._open_adapter(adapter, of_rows=False)
         if expected is not None and self.row_axes == 1 and expected.image_positions != "one-by-one":
             self.close()
             raise ModelError(
@@ -117,9 +125,9 @@ class LanguageModel:
             drop_mapped_pages(part)
         return model
 
-    def _open_adapter(self, path: Path) -> RowAdapter:
+    def _open_adapter(self, path: Path, *, of_rows: bool) -> Adapter:
         try:
-            return RowAdapter(path, self.header, self._llama, self._model)
+            return Adapter(path, self.header, self._llama, self._model, of_rows=of_rows)
         except ModelError:
             self.close()
             raise
@@ -154,9 +162,9 @@ class LanguageModel:
     def close(self) -> None:
         """Free the weights; close all contexts first."""
         if self._model:
-            if self.row_adapter is not None:
-                self.row_adapter.close()
-                self.row_adapter = None
+            for adapter in filter(None, (self.row_adapter, self.adapter)):
+                adapter.close()
+            self.row_adapter = self.adapter = None
             self._llama.llama_model_free(self._model)
             self._model = None
 
@@ -166,7 +174,7 @@ class LanguageModel:
         See `embeddings.token_rows`; visual tokens of this model must have the same width, and go
         through the same weights.
         """
-        apart = self.row_axes > 1 or self.row_adapter is not None
+        apart = self.row_axes > 1 or self.row_adapter is not None or self.adapter is not None
         if apart or self.n_embd_row != self.n_embd:
             return None
         return token_rows(self.path, self.header, ids)
@@ -217,6 +225,13 @@ class LanguageModel:
             context = EncoderContext(self, decoders, start)
             made.pop_all()
         return context
+
+
+def _hint(header: GgufHeader, path: Path) -> str:
+    """Return what to do with a file that is no model."""
+    if purpose_in_header(header) == ADAPTER:
+        return f"Name the model that it was made for before it: MODEL.gguf+{path.name}"
+    return "Name a language model's GGUF file."
 
 
 def check_dimensions(path: Path, header: GgufHeader, expected: LanguageModelFile) -> None:

@@ -19,6 +19,7 @@ from edgeprism.bundle.trial import (
     remember_trial,
     try_once,
 )
+from edgeprism.files.digests import file_digest
 from edgeprism.machine.cancel import Cancel
 
 if TYPE_CHECKING:
@@ -38,13 +39,18 @@ _TEXT = (
 )
 
 
-def try_reasoner(path: Path, *, gpu_layers: int, cancel: Cancel) -> None:
+def try_reasoner(
+    path: Path, adapter: Path | None = None, *, gpu_layers: int, cancel: Cancel
+) -> None:
     """Run the language model at `path` in a child process, unless it went well before.
 
+    An adapter that comes with the package is trusted as the package is, and not tried.
     Raises ModelError if the model cannot be run, or Interrupted if `cancel` is set meanwhile.
     """
-    if not comes_with_package(path):
-        try_once(_trial(path, gpu_layers), cancel)
+    if adapter is not None and comes_with_package(adapter):
+        adapter = None
+    if adapter is not None or not comes_with_package(path):
+        try_once(_trial(path, gpu_layers, adapter), cancel)
 
 
 def remember_reasoner(path: Path) -> None:
@@ -52,12 +58,13 @@ def remember_reasoner(path: Path) -> None:
     remember_trial(_trial(path, 0), None)
 
 
-def _trial(path: Path, gpu_layers: int) -> Trial:
+def _trial(path: Path, gpu_layers: int, adapter: Path | None = None) -> Trial:
+    own = [] if adapter is None else [file_digest(adapter)]
     return Trial(
-        subject=str(path),
+        subject=str(path) if adapter is None else f"{path}+{adapter}",
         module="edgeprism.language.trial",
-        request={"lm": str(path), "gpu_layers": gpu_layers},
-        identity=[model_digest(path), gpu_layers],
+        request={"lm": str(path), "gpu_layers": gpu_layers, "adapter": adapter and str(adapter)},
+        identity=[model_digest(path), gpu_layers, *own],
         n_bytes=model_bytes(path),
         on_gpu=gpu_layers > 0,
     )
@@ -74,7 +81,10 @@ def _run(request: dict[str, Any]) -> None:
     from edgeprism.language.model import LanguageModel
 
     path = Path(request["lm"])
-    lm = LanguageModel(path, gpu_layers=request["gpu_layers"], threads=request["threads"])
+    adapter = Path(request["adapter"]) if request["adapter"] else None
+    lm = LanguageModel(
+        path, adapter=adapter, gpu_layers=request["gpu_layers"], threads=request["threads"]
+    )
     with contextlib.suppress(TemplateError):  # the reasoner's caller may name another format
         lm.vocabulary.render_chat([Message("system", _TEXT), Message("user", _TEXT)])
     long = model_bytes(path) < SMALL_MODEL_BYTES

@@ -59,14 +59,18 @@ def language_parts(header: GgufHeader, file_bytes: int, use: LanguageUse) -> tup
     return tuple(part for part in parts if part.size)
 
 
-def adapter_parts(adapter: GgufHeader, model: GgufHeader, use: LanguageUse) -> tuple[Part, ...]:
-    """Return what an adapter of the language model `model` takes: each half lies by its matrix."""
+def adapter_parts(
+    adapter: GgufHeader, model: GgufHeader, use: LanguageUse, what: str, why: str
+) -> tuple[Part, ...]:
+    """Return what an adapter of the language model `model` takes: each half lies by its matrix.
+
+    `what` and `why` are the parts' own.
+    """
     on_gpu = sum(
         adapter.tensor_bytes(name) for name in adapter.tensors if _on_gpu(model, name, use)
     )
     on_cpu = sum(map(adapter.tensor_bytes, adapter.tensors)) - on_gpu
-    why = "matrices that only a picture's rows go through"
-    parts = (Part("row adapter", on_gpu, why, GPU), Part("row adapter", on_cpu, why))
+    parts = (Part(what, on_gpu, why, GPU), Part(what, on_cpu, why))
     return tuple(part for part in parts if part.size)
 
 

@@ -99,7 +99,8 @@ class CaptionerFootprint:
             return ()
         path = self._bundle.path_of(rows.file)
         if rows.by == "adapter":
-            return adapter_parts(read_gguf_header(path), self._header, use)
+            why = "matrices that only a picture's rows go through"
+            return adapter_parts(read_gguf_header(path), self._header, use, "row adapter", why)
         size = self._bundle.manifest.files[rows.file].size
         return expert_parts(read_model_header(path), size, use)
 

@@ -83,6 +83,11 @@ class BaseReasoner(ABC):
     def model(self) -> ModelInfo:
         """The model that answers, as records hold it."""
 
+    @property
+    def knows_prompts(self) -> bool:
+        """Whether the model was taught EdgePrism's prompts, so that they need no examples."""
+        return False
+
     @abstractmethod
     def complete(
         self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None = None
@@ -136,7 +141,8 @@ class BaseReasoner(ABC):
             phrases, openings=FOCUS_OPENINGS, links=FOCUS_LINKS, limit=FOCUS_PHRASES
         )
         try:
-            reply = self.complete(focus_messages(parsed), max_tokens=FOCUS_TOKENS, shape=shape)
+            messages = focus_messages(parsed, examples=not self.knows_prompts)
+            reply = self.complete(messages, max_tokens=FOCUS_TOKENS, shape=shape)
         except NoAnswerError as error:  # the generic instruction serves any question
             return "", error.message.rstrip(".")
         self.focus_notes, self.focus_timings = reply.notes, reply.timings

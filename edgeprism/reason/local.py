@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from edgeprism.arguments import check_flag, check_integer, check_keywords, check_path, check_text
+from edgeprism.bundle.adapter_checks import knows_prompts
+from edgeprism.bundle.adapters import AdapterFile
+from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.bundle.gguf_parts import model_bytes, model_digest, part_paths, parts_to_digest
-from edgeprism.bundle.kinds import no_reasoner, wrong_kind
-from edgeprism.bundle.open import find_dead_link, find_model, known_name, similar_models
-from edgeprism.bundle.places import find_catalogued
 from edgeprism.choices import is_reference
-from edgeprism.errors import ModelError, UsageError
 from edgeprism.files.digests import file_digest
 from edgeprism.files.in_use import FilesInUse
 from edgeprism.language.chat import Message, chat_to_segments
@@ -38,6 +36,7 @@ from edgeprism.machine.fork import forget_natives_after_fork, keep_for_ever
 from edgeprism.machine.load import LoadMeter
 from edgeprism.machine.turns import Turns
 from edgeprism.reason.base import BaseReasoner, Completion
+from edgeprism.reason.find import find_reasoner
 from edgeprism.reason.shape import Shape
 from edgeprism.reason.thinking import AnswerText, cut_thinking, opens_thinking
 from edgeprism.records import ModelInfo, Timings
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
     from edgeprism.memory.parts import ModelParts
 
 DEFAULT_REASONER = "smollm2-135m"
-_ADDRESS = re.compile(r"https?://", re.I)
-_HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+:[0-9]{1,5}(?:/.*)?|localhost(?:/.*)?")
 
 
 class ReasonerOptions(EngineOptions, total=False):
@@ -72,6 +69,7 @@ class Reasoner(BaseReasoner):
         path: Path,
         name: str,
         *,
+        adapter: AdapterFile | None = None,
         device: str = "auto",
         threads: int | None = None,
         gpu_layers: int | None = None,
@@ -82,7 +80,7 @@ class Reasoner(BaseReasoner):
         check_flag("warm", warm)
         if chat_format is not None:
             check_text("chat_format", chat_format)
-        self.path, self.name = path, name
+        self.path, self.name, self.adapter = path, name, adapter
         self._turns = Turns()
         self.chat_format, self.warm = chat_format, warm
         self.cancel_token = Cancel()
@@ -105,7 +103,7 @@ class Reasoner(BaseReasoner):
             device=device, threads=self._threads, gpu_layers=gpu_layers,
             chat_format=self.chat_format, warm=self.warm,
         )  # fmt: skip
-        return _open_again, (self.path, self.name, options)
+        return _open_again, (self.path, self.name, self.adapter, options)
 
     @classmethod
     def load(
@@ -117,7 +115,9 @@ class Reasoner(BaseReasoner):
 
         Args:
             model: The path of a chat model's GGUF file, an installed reasoner's name, or a
-                reference to a model that another program keeps ("ollama:NAME:TAG").
+                reference to a model that another program keeps ("ollama:NAME:TAG"). Behind a +
+                may follow the path of a LoRA adapter's GGUF file, or "none" to leave out the
+                adapter that ships for a reasoner of the catalogue.
             **options: See `ReasonerOptions`: device, threads, gpu_layers, chat_format, warm.
 
         Returns:
@@ -129,26 +129,10 @@ class Reasoner(BaseReasoner):
         """
         check_keywords("Reasoner.load", options, ReasonerOptions)
         check_path("model", model)
-        name = os.fspath(model)
-        if _ADDRESS.match(name):
-            raise UsageError(
-                f"{name}: a server's address, not a file.",
-                f"For example: RemoteReasoner.load({name!r})",
-            )
-        if is_reference(model):
-            from edgeprism.bundle.elsewhere.references import canonical_reference, open_kept
-
-            found = open_kept(name, with_mmproj=False)
-            if options.get("chat_format") is None:
-                options["chat_format"] = found.chat_format
-            return cls(found.lm, canonical_reference(name), **options)
-        try:
-            path = find_model(model)
-        except ModelError as error:
-            raise _missing(name, error) from error
-        if path.is_dir():
-            raise no_reasoner(path)
-        return cls(path, known_name(path) or path.stem, **options)
+        found = find_reasoner(model)
+        if options.get("chat_format") is None:
+            options["chat_format"] = found.chat_format
+        return cls(found.path, found.name, adapter=found.adapter, **options)
 
     def complete(
         self, messages: Sequence[Message], *, max_tokens: int, shape: Shape | None = None
@@ -208,21 +192,38 @@ class Reasoner(BaseReasoner):
 
     @property
     def model(self) -> ModelInfo:
-        """The name and the digest of the GGUF file, or of all its parts (`model_digest`)."""
+        """The name, and the digest of the GGUF file, or of all its parts (`model_digest`).
+
+        With an adapter it is that of both digests, a line each, the model's first.
+        """
         if self._model is None:
-            self._model = ModelInfo(self.name, model_digest(self.path))
+            self._model = self._to_info(model_digest(self.path))
         return self._model
 
+    def _to_info(self, digest: str) -> ModelInfo:
+        if self.adapter is not None:
+            digest = parts_to_digest([digest, self.adapter.digest()])
+        return ModelInfo(self.name, digest)
+
+    @property
+    def knows_prompts(self) -> bool:
+        """Whether the adapter was taught EdgePrism's prompts, as its header says."""
+        return self.adapter is not None and knows_prompts(read_gguf_header(self.adapter.path))
+
     def model_bytes(self) -> int:
-        """Return the size of the GGUF file, or of all its parts, in bytes."""
-        return model_bytes(self.path)
+        """Return the size of the GGUF file, or of all its parts, and of the adapter, in bytes."""
+        own = 0 if self.adapter is None else self.adapter.path.stat().st_size
+        return model_bytes(self.path) + own
 
     def memory_parts(self) -> ModelParts:
         """Return what the reasoner takes in memory for a question, counted before it loads."""
         from edgeprism.reason.footprint import reasoner_parts
 
         with self._naming():
-            return reasoner_parts(self.path, self.name, self._gpu_layers(), repacked_types())
+            layers = self._gpu_layers()
+            return reasoner_parts(
+                self.path, self._adapter_path, self.name, layers, repacked_types()
+            )
 
     def cancel(self) -> None:
         """Stop a call that runs in another thread; that call raises Interrupted."""
@@ -253,6 +254,10 @@ class Reasoner(BaseReasoner):
 
         return naming(self.name, self.path)
 
+    @property
+    def _adapter_path(self) -> Path | None:
+        return None if self.adapter is None else self.adapter.path
+
     def _gpu_layers(self) -> int:
         """Return the layers that go to the GPU: as asked for, or as many as it has memory for."""
         device, requested = self._requested
@@ -261,20 +266,24 @@ class Reasoner(BaseReasoner):
             from edgeprism.language.gpu import find_gpu
             from edgeprism.reason.footprint import reasoner_layers
 
-            return reasoner_layers(self.path, find_gpu())
+            return reasoner_layers(self.path, self._adapter_path, find_gpu())
         return layers
 
     def _load(self) -> tuple[tuple[Generator, Generator], LanguageModel, float]:
         if self._generators is not None and self._lm is not None:
             return self._generators, self._lm, 0.0
         start = time.perf_counter()
-        gpu_layers = self._gpu_layers()
-        try_reasoner(self.path, gpu_layers=gpu_layers, cancel=self.cancel_token)
+        gpu_layers, adapter = self._gpu_layers(), self._adapter_path
+        # an adapter that ships is compared with its digest before an engine opens it
+        own = {} if self.adapter is None else {self.adapter.path: self.adapter.digest()}
+        try_reasoner(self.path, adapter, gpu_layers=gpu_layers, cancel=self.cancel_token)
         digests = {part: file_digest(part) for part in part_paths(self.path)}
-        self._in_use = FilesInUse(digests)
-        self._model = ModelInfo(self.name, parts_to_digest(list(digests.values())))
+        self._in_use = FilesInUse({**digests, **own})
+        self._model = self._to_info(parts_to_digest(list(digests.values())))
         meter = LoadMeter()  # looks at the cores while the model loads
-        self._lm = LanguageModel(self.path, gpu_layers=gpu_layers, cancel=self.cancel_token)
+        self._lm = LanguageModel(
+            self.path, adapter=adapter, gpu_layers=gpu_layers, cancel=self.cancel_token
+        )
         self._lm.threads = choose_threads(self._threads, self.model_bytes(), meter)
         self._prefixes = PrefixStates(self._model.digest)
         one = Generator(self._lm, warm=self.warm, prefixes=self._prefixes)
@@ -284,9 +293,11 @@ class Reasoner(BaseReasoner):
         return self._generators, self._lm, (time.perf_counter() - start) * 1000
 
 
-def _open_again(path: Path, name: str, options: ReasonerOptions) -> Reasoner:
+def _open_again(
+    path: Path, name: str, adapter: AdapterFile | None, options: ReasonerOptions
+) -> Reasoner:
     """Open a reasoner that was pickled."""
-    return Reasoner(path, name, **options)
+    return Reasoner(path, name, adapter=adapter, **options)
 
 
 def _hand_on(events: Iterable[Piece | Finished], on_piece: Callable[[str], object]) -> Finished:
@@ -309,37 +320,6 @@ def _handing_on(on_text: Callable[[str], object] | None, thinks: bool) -> Callab
             on_text(text)
 
     return take
-
-
-def _missing(name: str, error: ModelError) -> ModelError:
-    """Return the error for a reasoner that `find_model` did not find."""
-    if _HOST_AND_PORT.fullmatch(name):
-        server = name if "/" in name else f"{name}/v1"
-        return ModelError(
-            f"{name}: no such reasoner.", f"For a server, write its whole address: http://{server}"
-        )
-    if name.startswith("hf:") or find_dead_link(name) is not None:
-        return error  # it says how to get it
-    catalogued = find_catalogued(name)
-    if catalogued is not None and catalogued.kind == "captioner":
-        return wrong_kind(name, "captioner")
-    if os.path.basename(name) != name:
-        return ModelError(f"{name}: no such reasoner.", "Name a chat model's GGUF file.")
-    if os.path.lexists(name):
-        return error  # it says how to name a file of the current folder
-    if catalogued is not None:
-        return ModelError(
-            f"Reasoner {name!r} is not installed.",
-            f"Get it with `edgeprism pull {name}`, or name a GGUF file as `reasoner`. "
-            "`edgeprism models list` shows what there is.",
-        )
-    close = similar_models(name, "reasoner")
-    meant = f"Did you mean {' or '.join(close)}? " if close else ""
-    return ModelError(
-        f"There is no reasoner {name!r}.",
-        f"{meant}`edgeprism models list` shows the reasoners that are here and those that "
-        "`edgeprism pull` can add; a GGUF file is named by its path.",
-    )
 
 
 def _to_parts(

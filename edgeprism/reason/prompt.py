@@ -73,15 +73,19 @@ def _descriptions_to_text(descriptions: Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join(parts)
 
 
-def focus_messages(question: Question) -> list[Message]:
-    """Ask for the focus of a question, after worked examples.
+_FOCUS_TASK = "Name what must be looked at to answer; do not answer."
+
+
+def focus_messages(question: Question, *, examples: bool = True) -> list[Message]:
+    """Ask for the focus of a question, after worked examples if there shall be any.
 
     The prompt leaves out options and hint, because the captioner's focus must not hold an answer.
     """
-    texts = [example for example, _ in FOCUS_EXAMPLES] + [question.stem]
-    texts[0] = f"Name what must be looked at to answer; do not answer.\n\n{texts[0]}"
+    shown = FOCUS_EXAMPLES if examples else ()
+    texts = [*(text for text, _ in shown), question.stem]
+    texts[0] = f"{_FOCUS_TASK}\n\n{texts[0]}"
     turns = []
-    for text, (_, focus) in zip(texts, FOCUS_EXAMPLES, strict=False):
+    for text, (_, focus) in zip(texts, shown, strict=False):
         turns += [Message("user", text, True), Message("assistant", focus, True)]
     return [*turns, Message("user", texts[-1])]
 

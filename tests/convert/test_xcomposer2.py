@@ -32,7 +32,7 @@ from edgeprism.convert.language.rope import permute_for_rope
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import clip_l, config, graph, weights
 from edgeprism.errors import CheckpointError, ParityError
-from edgeprism.language.row_adapter import RowAdapter
+from edgeprism.language.adapter import Adapter
 from edgeprism.progress import Progress
 from tests.helpers.captions import caption_ids
 from tests.helpers.changed_config import changed_copy
@@ -233,18 +233,18 @@ def _gate_for_up(patch: pytest.MonkeyPatch) -> None:
 
 
 def _off_for_rows(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(RowAdapter, "applied", lambda *_: contextlib.nullcontext())
+    patch.setattr(Adapter, "applied", lambda *_: contextlib.nullcontext())
 
 
 def _on_for_text(patch: pytest.MonkeyPatch) -> None:
     """Once on, it stays on."""
-    right = RowAdapter._set
+    right = Adapter._set
 
-    def planted(self: RowAdapter, context: Any, adapters: Any, n: int, scales: Any) -> None:
+    def planted(self: Adapter, context: Any, adapters: Any, n: int, scales: Any) -> None:
         if n:
             right(self, context, adapters, n, scales)
 
-    patch.setattr(RowAdapter, "_set", planted)
+    patch.setattr(Adapter, "_set", planted)
 
 
 ADAPTER_MISTAKES = (_swapped_halves_of_wqkv, _halves_as_in_rope, _half_alpha, _gate_for_up,

@@ -12,7 +12,7 @@ from tests.helpers.llama_reference import LlamaReference, Visual
 RANK, ALPHA = 6, 12
 
 
-def adapter_parts(lm: GgufParts, seed: int = 5) -> GgufParts:
+def adapter_parts(lm: GgufParts, seed: int = 5, *, knows_prompts: bool = False) -> GgufParts:
     """Return an adapter of every matrix of `lm`'s layers, which changes much."""
     rng = np.random.default_rng(seed)
     parts = GgufParts(
@@ -22,6 +22,8 @@ def adapter_parts(lm: GgufParts, seed: int = 5) -> GgufParts:
         },
         architecture=lm.architecture,
     )  # fmt: skip
+    if knows_prompts:
+        parts.metadata["edgeprism.reader"] = ("uint32", 1)
     for name, matrix in lm.tensors.items():
         if name.startswith("blk.") and matrix.ndim == 2:
             n_out, n_in = matrix.shape
@@ -29,6 +31,18 @@ def adapter_parts(lm: GgufParts, seed: int = 5) -> GgufParts:
             parts.tensors[f"{name}.lora_a"] = (a / n_in**0.5).astype(np.float32)
             parts.tensors[f"{name}.lora_b"] = (b * 0.15).astype(np.float32)
     return parts
+
+
+def merged_parts(lm: GgufParts, adapter: GgufParts) -> GgufParts:
+    """Return `lm` with the adapter's products added to its matrices."""
+    tensors = dict(lm.tensors)
+    for name in [name for name in adapter.tensors if name.endswith(".lora_a")]:
+        base = name.removesuffix(".lora_a")
+        a, b = (adapter.tensors[f"{base}.lora_{half}"].astype(np.float64) for half in "ab")
+        # the embeddings' halves lie the other way: [n_vocab, rank] and [n_embd, rank]
+        product = a @ b.T if base == "token_embd.weight" else b @ a
+        tensors[base] = (tensors[base] + ALPHA / RANK * product).astype(np.float32)
+    return GgufParts(dict(lm.metadata), tensors, lm.architecture)
 
 
 class AdapterReference(LlamaReference):

@@ -110,7 +110,8 @@ def test_an_adapter_lies_by_the_matrices_that_it_is_for() -> None:
     adapter = GgufHeader({"general.type": "adapter"}, tensors, dict.fromkeys(tensors, F32))
     of_layer = 2 * WIDTH * rank * 4
     for layers, on_gpu in ((0, 0), (1, 0), (3, 2), (ALL_LAYERS, LAYERS)):
-        parts = adapter_parts(adapter, model, LanguageUse(512, gpu_layers=layers))
+        use = LanguageUse(512, gpu_layers=layers)
+        parts = adapter_parts(adapter, model, use, "adapter", "beside the model's own")
         assert {part.place: part.size for part in parts} == {
             place: n * of_layer for place, n in ((GPU, on_gpu), (CPU, LAYERS - on_gpu)) if n
         }

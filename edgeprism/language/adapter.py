@@ -1,8 +1,9 @@
-"""Low-rank matrices (LoRA) that a picture's rows go through, and no token of text.
+"""Low-rank matrices (LoRA) whose products llama.cpp adds to those of a language model's own.
 
-Rows meet only in attention, over keys and values that each row made by itself. So a sequence whose
-rows went through the adapter while they were read is the same as one in which the adapter's
-products were added to these rows alone.
+An adapter is on for everything that a context decodes (`switch_on`), or for a picture's rows alone
+(`applied`). Rows meet only in attention, over keys and values that each row made by itself. So a
+sequence whose rows went through the adapter while they were read is the same as one in which the
+adapter's products were added to these rows alone.
 """
 
 from __future__ import annotations
@@ -14,24 +15,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeprism.bundle.adapter_checks import adapter_faults
+from edgeprism.bundle.adapter_checks import adapter_faults, other_kind
 from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
 from edgeprism.errors import COPY_AGAIN, ModelError
 from edgeprism.language.llama import forget_words, last_words
 
+_ANOTHER = "Name an adapter that was made for this model, or copy or convert it again."
 
-class RowAdapter:
+
+class Adapter:
     """An adapter of a language model, in memory beside it."""
 
-    def __init__(self, path: Path, model: GgufHeader, llama: Any, native_model: Any) -> None:
+    def __init__(
+        self, path: Path, model: GgufHeader, llama: Any, native_model: Any, *, of_rows: bool
+    ) -> None:
         """Load `path` for the language model with the header `model`.
 
+        `of_rows` says that a picture's rows alone shall go through it.
         Raises ModelError, which names `path`, if the file is damaged or made for another model.
         """
         header = read_gguf_header(path)
-        if faults := adapter_faults(header, model):
+        if kind := other_kind(header):
+            raise ModelError(f"{path}: {kind}.", _ANOTHER)
+        if faults := adapter_faults(header, model, of_rows=of_rows):
             raise ModelError(
-                f"{path}: no adapter for this language model: {'; '.join(faults)}.", COPY_AGAIN
+                f"{path}: no adapter for this language model: {'; '.join(faults)}.", _ANOTHER
             )
         self.path, self._llama = path, llama
         forget_words()
@@ -39,12 +47,16 @@ class RowAdapter:
         if not self._adapter:
             raise ModelError(f"{path}: llama.cpp cannot load it: {last_words(2)}.", COPY_AGAIN)
 
+    def switch_on(self, context: Any) -> None:
+        """Have llama.cpp's `context` add the adapter's products from now on."""
+        adapters = (self._llama.llama_adapter_lora_p_ctypes * 1)(self._adapter)
+        self._set(context, adapters, 1, (ctypes.c_float * 1)(1.0))
+
     @contextlib.contextmanager
     def applied(self, context: Any) -> Iterator[None]:
         """Inside the block llama.cpp's `context` adds the adapter's products."""
-        adapters = (self._llama.llama_adapter_lora_p_ctypes * 1)(self._adapter)
         try:
-            self._set(context, adapters, 1, (ctypes.c_float * 1)(1.0))
+            self.switch_on(context)
             yield
         finally:
             self._set(context, None, 0, None)
