@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 
+from benchmarks.decoders import table as decoders_table
 from benchmarks.peers import compare, table
 
-COMMANDS = {"peers": compare.main, "peers-table": table.main}
+COMMANDS = {
+    "peers": compare.main,
+    "peers-table": table.main,
+    "decoders-table": decoders_table.main,
+}
 
 
 def main() -> None:

@@ -29,22 +29,9 @@ def write_prismcaptioner(folder: Path, n_layers: int, hidden: int, heads: int, f
     adapter, projector = captioner / "llm_adapter", captioner / "projector"
     for path in (llm, vision, adapter, projector):
         path.mkdir(parents=True)
-    write_tokenizer(llm, add_dummy_prefix=False)
-    layers = [internlm2_layer(f"model.layers.{i}.", hidden, heads, ffn) for i in range(n_layers)]
-    ends: Shapes = {
-        "model.tok_embeddings.weight": (N_VOCAB, hidden),
-        "model.norm.weight": (hidden,),
-        "output.weight": (N_VOCAB, hidden),
-    }
-    write_shards(llm, [*layers, ends], torch.bfloat16, generator)
-    write_config(
-        llm, model_type="internlm2", hidden_size=hidden, intermediate_size=ffn,
-        num_hidden_layers=n_layers, num_attention_heads=heads, num_key_value_heads=KV_HEADS,
-        vocab_size=N_VOCAB, max_position_embeddings=32768, rope_theta=1000000, rms_norm_eps=1e-5,
-        hidden_act="silu", bias=False, tie_word_embeddings=False,
-    )  # fmt: skip
+    shards = write_internlm2(llm, n_layers, hidden, heads, ffn, generator)
     pairs: Shapes = {}
-    for name, shape in {k: v for part in (*layers, ends) for k, v in part.items()}.items():
+    for name, shape in {k: v for part in shards for k, v in part.items()}.items():
         if len(shape) == 2 and "tok_embeddings" not in name:
             lead = f"base_model.model.{name.removesuffix('.weight')}.lora_"
             pairs |= {f"{lead}A.weight": (RANK, shape[1]), f"{lead}B.weight": (shape[0], RANK)}
@@ -62,6 +49,27 @@ def write_prismcaptioner(folder: Path, n_layers: int, hidden: int, heads: int, f
     write_file(projector / "model.safetensors", ends, torch.float16, generator)
     write_config(projector, model_type="projector", depth=2, visual_hidden_size=V_HIDDEN,
                  llm_hidden_size=hidden, hidden_act="gelu", bias=True)  # fmt: skip
+
+
+def write_internlm2(
+    llm: Path, n_layers: int, hidden: int, heads: int, ffn: int, generator: torch.Generator
+) -> list[Shapes]:
+    """Write a language model into the folder `llm`; return the shapes of its shards."""
+    write_tokenizer(llm, add_dummy_prefix=False)
+    layers = [internlm2_layer(f"model.layers.{i}.", hidden, heads, ffn) for i in range(n_layers)]
+    ends: Shapes = {
+        "model.tok_embeddings.weight": (N_VOCAB, hidden),
+        "model.norm.weight": (hidden,),
+        "output.weight": (N_VOCAB, hidden),
+    }
+    write_shards(llm, [*layers, ends], torch.bfloat16, generator)
+    write_config(
+        llm, model_type="internlm2", hidden_size=hidden, intermediate_size=ffn,
+        num_hidden_layers=n_layers, num_attention_heads=heads, num_key_value_heads=KV_HEADS,
+        vocab_size=N_VOCAB, max_position_embeddings=32768, rope_theta=1000000, rms_norm_eps=1e-5,
+        hidden_act="silu", bias=False, tie_word_embeddings=False,
+    )  # fmt: skip
+    return [*layers, ends]
 
 
 def internlm2_layer(layer: str, hidden: int, heads: int, ffn: int) -> Shapes:

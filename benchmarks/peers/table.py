@@ -7,44 +7,24 @@ With --check nothing is written; the exit code is 1 where the page and the figur
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import spread
+from benchmarks.page import RESULTS, between_marks, write_or_check
 from benchmarks.peers.compare import SCHEMA, STAGES, Runner, ratio_lines
-
-BENCHMARKS = Path(__file__).resolve().parents[1]
-README, RESULTS = BENCHMARKS / "README.md", BENCHMARKS / "results"
-BEGIN, END = (
-    "<!-- peers: begin, written by `python -m benchmarks peers-table` -->",
-    "<!-- peers: end -->",
-)
 
 
 def main(argv: Sequence[str]) -> None:
     """Write the page, or compare it with the figures."""
-    parser = argparse.ArgumentParser("python -m benchmarks peers-table", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--check", action="store_true")
-    arguments = parser.parse_args(argv)
-    text = README.read_text(encoding="utf-8")
-    page = page_with_tables(text)
-    if not arguments.check:
-        README.write_text(page, encoding="utf-8")
-    elif page != text:
-        raise SystemExit(f"{README} differs from the figures in {RESULTS}: write it again")
+    write_or_check(argv, "peers", __doc__, page_with_tables)
 
 
 def page_with_tables(text: str) -> str:
     """Return a page with the tables between its marks."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("peers-*.json"))]
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    tables = "\n\n".join(_table(result) for result in results)
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+    return between_marks(text, "peers", "\n\n".join(_table(result) for result in results))
 
 
 def _table(result: dict[str, Any]) -> str:

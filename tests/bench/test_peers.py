@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.page import README, marks
 from benchmarks.peers import table
 from benchmarks.peers.child import FEWER
 from benchmarks.peers.compare import Runner, ratio_lines
@@ -24,7 +25,7 @@ def runner(engine: str, quant: str, *seconds: float | None) -> Runner:
 
 
 def test_the_page_has_the_kept_figures() -> None:
-    text = table.README.read_text(encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
     assert table.page_with_tables(text) == text
 
 
@@ -101,7 +102,8 @@ def test_a_table_tells_who_was_left_out_and_what_has_no_such_stage(
         "engines": [vars(runner("EdgePrism", "int8", 2.0))], "left_out": {"other": "it is gone"},
     }  # fmt: skip
     (tmp_path / "peers-a.json").write_text(json.dumps(result))
-    page = table.page_with_tables(f"before{table.BEGIN}old{table.END}after")
+    begin, end = marks("peers")
+    page = table.page_with_tables(f"before{begin}old{end}after")
     assert page.startswith("before")
     assert page.endswith("after")
     assert "old" not in page
