@@ -24,9 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.machine import spread
-from edgeprism.bundle.open import find_model
+from edgeprism.bundle.adapters import MARK
 from edgeprism.language.prefix_states import FOLDER
 from edgeprism.models import nano
+from edgeprism.reason.find import find_reasoner
 
 EXAMPLES = Path(nano.__file__).parent / "examples"
 QUESTION = "What colour is the largest object?"
@@ -37,8 +38,16 @@ class Run:
     """One call of a program."""
 
     first_byte: float  # seconds until standard output began
+    whole: float  # seconds until it ended
     processor: float  # seconds of all cores, of the process and its children
     output: bytes
+
+
+def reasoner_path(name: str) -> str:
+    """Return a reasoner's name as paths, which mean the same with another data folder."""
+    found = find_reasoner(name)
+    adapter = f"{MARK}{found.adapter.path.resolve()}" if found.adapter else ""
+    return f"{found.path.resolve()}{adapter}"
 
 
 def run(command: list[str], home: Path) -> Run:
@@ -57,10 +66,11 @@ def run(command: list[str], home: Path) -> Run:
     first_byte = time.perf_counter() - start
     output += process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
+    whole = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{command[0]} ended with exit code {process.returncode}.")
-    return Run(first_byte, usage.ru_utime + usage.ru_stime, output)
+    return Run(first_byte, whole, usage.ru_utime + usage.ru_stime, output)
 
 
 def main() -> None:
@@ -72,7 +82,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--against", metavar="EDGEPRISM", help="Another installation's command.")
     arguments = parser.parse_args()
-    options = ["--reasoner", str(Path(find_model(arguments.reasoner)).resolve())]
+    options = ["--reasoner", reasoner_path(arguments.reasoner)]
     if arguments.threads:
         options += ["--threads", str(arguments.threads)]
     ask = ["ask", arguments.image, arguments.question, *options]

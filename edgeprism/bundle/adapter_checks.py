@@ -46,7 +46,7 @@ def adapter_faults(header: GgufHeader, model: GgufHeader, *, of_rows: bool) -> l
 
     `of_rows` says that a picture's rows alone shall go through it, and no tokens.
     """
-    unused = _UNUSED_BY_ROWS if of_rows else ()
+    unused: tuple[str, ...] = _UNUSED_BY_ROWS if of_rows else ()
     if not of_rows and _SCORES not in model.tensors:
         unused = (_EMBEDDINGS,)  # llama.cpp would multiply with the flipped halves for the scores
     return [

@@ -1,6 +1,6 @@
 """Adapters as a reasoner's name names them: MODEL+ADAPTER.gguf, MODEL+none, or the model alone.
 
-Some of the catalogue's reasoners have an adapter that ships with the package. By the model's name
+A reasoner of the catalogue can have an adapter that ships with the package. By the reasoner's name
 alone it is used; "NAME+none" leaves it out, and so does the path of the model's file.
 """
 

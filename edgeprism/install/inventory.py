@@ -101,7 +101,8 @@ def _with_memory(entry: ModelEntry) -> ModelEntry:
     if entry.state not in ("built-in", "installed") or entry.size is None:
         return entry
     try:
-        model = entry.name if entry.kind == "reasoner" else Path(entry.path)
+        # by its name, a reasoner comes with the adapter that ships for it
+        model: str | Path = entry.name if entry.kind == "reasoner" else Path(entry.path)
         return replace(entry, memory=counted_memory(model), memory_counted=True)
     except EdgePrismError:  # a file that no engine will read, or there is no llama.cpp
         return replace(entry, memory=estimated_memory(entry.size))
@@ -307,7 +308,7 @@ def _gguf_facts(path: Path, catalogue: Catalogue) -> dict[str, Any]:
         "context_length": header.metadata.get(f"{architecture}.context_length"),
         "has_chat_template": header.chat_template is not None,
         "recorded_sha256": known.sha256 if known else _recorded(pulled, path),
-        "adapter": asdict(known.adapter) if known and known.adapter else None,
+        **({"adapter": asdict(known.adapter)} if known and known.adapter else {}),
     }
 
 

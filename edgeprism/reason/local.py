@@ -95,7 +95,8 @@ class Reasoner(BaseReasoner):
 
     def __repr__(self) -> str:
         state = "not loaded" if self._lm is None else "loaded"
-        return f"<Reasoner {self.name!r} of {self.path}, device={self._requested[0]!r}, {state}>"
+        files = " + ".join(map(str, filter(None, (self.path, self._adapter_path))))
+        return f"<Reasoner {self.name!r} of {files}, device={self._requested[0]!r}, {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         device, gpu_layers = self._requested

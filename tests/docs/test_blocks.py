@@ -20,6 +20,7 @@ from PIL import Image
 from tests.docs import stand_in_server
 from tests.docs.pages import ROOT, Block, blocks, name_of, pages
 from tests.helpers import bundles, elsewhere, eval_files, mmprojs
+from tests.helpers.adapters import adapter_parts
 
 EXAMPLES = ROOT / "models" / "nano" / "examples"
 SERVER = "http://127.0.0.1:8080/v1"  # as the pages write it
@@ -48,6 +49,7 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.open(EXAMPLES / f"scene{example}.png").convert("RGB").save(place / name)
     bundles.write_bundle(place / "my-bundle", seed=3)
     chat = bundles.write_lm(place / "any-chat-model.gguf", script=bundles.SAID)
+    adapter_parts(bundles.lm_parts(script=bundles.SAID)).write(place / "adapter.gguf")
     shutil.copy(chat, place / "other.gguf")
     (place / "data" / "models").mkdir(parents=True)
     shutil.copy(chat, place / "data" / "models" / "smollm2-135m.gguf")

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
+import pytest
 
+from edgeprism.bundle import places
+from edgeprism.files.home import data_dir
+from edgeprism.models.catalogue import read_catalogue
 from tests.helpers.bundles import GgufParts
 from tests.helpers.llama_reference import LlamaReference, Visual
 
@@ -43,6 +51,53 @@ def merged_parts(lm: GgufParts, adapter: GgufParts) -> GgufParts:
         product = a @ b.T if base == "token_embd.weight" else b @ a
         tensors[base] = (tensors[base] + ALPHA / RANK * product).astype(np.float32)
     return GgufParts(dict(lm.metadata), tensors, lm.architecture)
+
+
+def write_adapted(folder: Path, lm: GgufParts) -> Path:
+    """Write a model, adapters of it, and the model with the first adapter merged."""
+    adapter = adapter_parts(lm)
+    lm.write(folder / "base.gguf")
+    adapter.write(folder / "foreign.gguf")
+    adapter_parts(lm, knows_prompts=True).write(folder / "taught.gguf")
+    adapter_parts(lm, 6).write(folder / "other.gguf")
+    merged_parts(lm, adapter).write(folder / "merged.gguf")
+    return folder
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digest_of(base: Path, adapter: Path) -> str:
+    """The digest of a model with an adapter, as the documentation says it."""
+    return hashlib.sha256(f"{sha256(base)}\n{sha256(adapter)}\n".encode()).hexdigest()
+
+
+def ship(package: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have `package` be one whose catalogue has an adapter for smollm2-135m, which is installed.
+
+    Its own models are there, too. Returns the adapter's file.
+    """
+    (own,) = places.builtin_models_dir()
+    catalogue = json.loads((own / "catalogue.json").read_text())
+    base, taught = made / "base.gguf", made / "taught.gguf"
+    catalogue["reasoners"]["smollm2-135m"] |= {
+        "size": base.stat().st_size,
+        "sha256": sha256(base),
+        "adapter": {
+            "name": "reader", "file": "reader/r.gguf", "sha256": sha256(taught),
+            "size": taught.stat().st_size, "license": "Apache-2.0", "origin": "made here",
+        },
+    }  # fmt: skip
+    (package / "reader").mkdir(parents=True)
+    (package / "catalogue.json").write_text(json.dumps(catalogue))
+    (package / "nano").symlink_to(own / "nano")
+    shutil.copy(taught, package / "reader" / "r.gguf")
+    (data_dir() / "models").mkdir(parents=True)
+    shutil.copy(base, data_dir() / "models" / "smollm2-135m.gguf")
+    monkeypatch.setattr(places, "builtin_models_dir", lambda: [package])
+    monkeypatch.setattr(read_catalogue, "__defaults__", (package / "catalogue.json",))
+    return package / "reader" / "r.gguf"
 
 
 class AdapterReference(LlamaReference):

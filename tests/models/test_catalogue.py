@@ -68,6 +68,25 @@ def test_a_faulty_catalogue_lists_every_fault(tmp_path: Path) -> None:
     assert len(caught.value.faults) == 9
 
 
+def test_faults_of_an_adapter(tmp_path: Path) -> None:
+    data = json.loads(catalogue_module.FILE.read_text(encoding="utf-8"))
+    right = {"name": "reader", "file": "reader/a.gguf", "sha256": "0" * 64, "size": 1,
+             "license": "Apache-2.0", "origin": "made here"}  # fmt: skip
+    wrong = {"name": "none", "file": "../a.gguf", "sha256": "0" * 63, "size": 0}
+    for changes in ({}, wrong, {"file": "/a.gguf", "name": "a+b"}):
+        data["reasoners"]["smollm2-135m"]["adapter"] = {**right, **changes}
+        (tmp_path / "catalogue.json").write_text(json.dumps(data))
+        if not changes:
+            adapter = read_catalogue(tmp_path / "catalogue.json").reasoners["smollm2-135m"].adapter
+            assert adapter is not None
+            assert adapter.name == "reader"
+            continue
+        with pytest.raises(ManifestError) as caught:
+            read_catalogue(tmp_path / "catalogue.json")
+        places = {f"smollm2-135m.adapter.{field}" for field in changes}
+        assert {fault.partition(":")[0] for fault in caught.value.faults} == places
+
+
 @pytest.mark.parametrize("roles", [(), ("llm",), ("captioner", "captioner"), ("captioner", "eyes")])
 def test_a_captioner_has_one_repository_of_each_role(
     tmp_path: Path, roles: tuple[str, ...]

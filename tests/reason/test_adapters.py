@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import pickle
 import shutil
@@ -11,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from edgeprism.bundle import places
 from edgeprism.errors import ModelError
 from edgeprism.files.home import data_dir
 from edgeprism.language.context import Context
@@ -21,7 +18,7 @@ from edgeprism.reason.local import Reasoner
 from edgeprism.reason.prompt import FOCUS_EXAMPLES
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
 from tests.helpers import bundles, elsewhere
-from tests.helpers.adapters import adapter_parts, merged_parts
+from tests.helpers.adapters import adapter_parts, digest_of, sha256, ship, write_adapted
 from tests.helpers.children import in_child
 
 LM = bundles.lm_parts(2)
@@ -35,15 +32,7 @@ CAPTION = Caption(
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, adapters of it, and the model with the first one merged."""
-    folder = tmp_path_factory.mktemp("made")
-    adapter = adapter_parts(LM)
-    LM.write(folder / "base.gguf")
-    adapter.write(folder / "foreign.gguf")
-    adapter_parts(LM, knows_prompts=True).write(folder / "taught.gguf")
-    adapter_parts(LM, 6).write(folder / "other.gguf")
-    merged_parts(LM, adapter).write(folder / "merged.gguf")
-    return folder
+    return write_adapted(tmp_path_factory.mktemp("made"), LM)
 
 
 @pytest.fixture
@@ -59,15 +48,6 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Context, "prefill_tokens", prefill)
     return texts
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def both(base: Path, adapter: Path) -> str:
-    """The digest of a model with an adapter, as the documentation says it."""
-    return hashlib.sha256(f"{sha256(base)}\n{sha256(adapter)}\n".encode()).hexdigest()
 
 
 def answers(name: str) -> tuple[str, ...]:
@@ -92,7 +72,7 @@ def test_answers_are_those_of_merged_weights(made: Path) -> None:
 def test_records_say_model_and_adapter(made: Path) -> None:
     base, adapter = made / "base.gguf", made / "foreign.gguf"
     reasoner = Reasoner.load(f"{base}+{adapter}", threads=1)
-    expected = ModelInfo("base+foreign", both(base, adapter))
+    expected = ModelInfo("base+foreign", digest_of(base, adapter))
     assert reasoner.model == expected  # before it is loaded
     assert reasoner.answer([CAPTION], QUESTION, answer_tokens=3).model == expected
     assert reasoner.model_bytes() == base.stat().st_size + adapter.stat().st_size
@@ -287,24 +267,7 @@ def test_an_adapter_that_is_written_over_is_noticed(made: Path, tmp_path: Path) 
 
 @pytest.fixture
 def shipped(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package whose catalogue has an adapter for smollm2-135m, which is installed."""
-    package = tmp_path / "package"
-    package.mkdir()
-    catalogue = json.loads((places.builtin_models_dir()[0] / "catalogue.json").read_text())
-    catalogue["reasoners"]["smollm2-135m"] |= {
-        "size": (made / "base.gguf").stat().st_size,
-        "adapter": {
-            "name": "reader", "file": "reader/r.gguf", "sha256": sha256(made / "taught.gguf"),
-            "size": 1, "license": "Apache-2.0", "origin": "made here",
-        },
-    }  # fmt: skip
-    (package / "catalogue.json").write_text(json.dumps(catalogue))
-    (package / "reader").mkdir()
-    shutil.copy(made / "taught.gguf", package / "reader" / "r.gguf")
-    (data_dir() / "models").mkdir(parents=True)
-    shutil.copy(made / "base.gguf", data_dir() / "models" / "smollm2-135m.gguf")
-    monkeypatch.setattr(places, "builtin_models_dir", lambda: [package])
-    return package
+    return ship(tmp_path / "package", made, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "smollm2-135m+reader"])
@@ -312,7 +275,7 @@ def test_it_is_used_by_the_reasoners_name(made: Path, shipped: Path, name: str) 
     reasoner = Reasoner.load(name, threads=1)
     assert reasoner.knows_prompts
     assert reasoner.model == ModelInfo(
-        "smollm2-135m+reader", both(made / "base.gguf", made / "taught.gguf")
+        "smollm2-135m+reader", digest_of(made / "base.gguf", made / "taught.gguf")
     )
     assert Reasoner.load(reasoner.name).model == reasoner.model  # a record's name means the same
     assert reasoner.answer([CAPTION], QUESTION, answer_tokens=3).text
@@ -326,7 +289,7 @@ def test_it_is_left_out_where_a_person_says_so(made: Path, shipped: Path) -> Non
         assert reasoner.model == ModelInfo("smollm2-135m", sha256(made / "base.gguf"))
         assert not reasoner.knows_prompts
     other = Reasoner.load(f"smollm2-135m+{made}/other.gguf")
-    assert other.model.digest == both(installed, made / "other.gguf")
+    assert other.model.digest == digest_of(installed, made / "other.gguf")
 
 
 def test_another_file_under_the_name_goes_without(made: Path, shipped: Path) -> None:
@@ -339,16 +302,15 @@ def test_another_file_under_the_name_goes_without(made: Path, shipped: Path) -> 
 def test_a_damaged_one_is_refused_before_an_engine_opens_it(
     shipped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = shipped / "reader" / "r.gguf"
-    damaged = bytearray(path.read_bytes())
+    damaged = bytearray(shipped.read_bytes())
     damaged[-5] ^= 1
-    path.write_bytes(damaged)
+    shipped.write_bytes(damaged)
     monkeypatch.setattr(Vocabulary, "__init__", lambda *_: pytest.fail("an engine opened it"))
     reasoner = Reasoner.load("smollm2-135m", threads=1)
     with pytest.raises(ModelError, match="not what the catalogue says") as caught:
         reasoner.answer([CAPTION], QUESTION)
     assert "+none" in caught.value.hint
-    path.unlink()
+    shipped.unlink()
     with pytest.raises(ModelError, match=r"r\.gguf: missing") as caught:
         Reasoner.load("smollm2-135m")
     assert "+none" in caught.value.hint
