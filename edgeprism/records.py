@@ -29,7 +29,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The model that wrote a text: name, digest of its manifest (or GGUF), quantizations."""
+    """The model that wrote a text: name, digest of its manifest (or its files), quantizations."""
 
     name: str
     digest: str
