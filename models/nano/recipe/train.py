@@ -52,6 +52,7 @@ class Plan:
     check_scenes: int = 64
     how: Sampling = field(default_factory=Sampling)
     stop_at: int | None = None  # stop early at this step, with the whole plan's rates
+    keep_vision: bool = False  # stage caption trains the decoder alone, not the projector
 
 
 def step_to_rate(step: int, plan: Plan) -> float:
@@ -104,8 +105,12 @@ class Run:
         trained = model.tower.layers if plan.stage == "tower" else model.decoder.layers
         matrices = [p for p in trained.parameters() if p.ndim == 2]
         matrix_ids = {id(p) for p in matrices}
-        unused = model.decoder if plan.stage == "tower" else model.tower
-        frozen = {id(p) for p in unused.parameters()}
+        fixed = [model.decoder] if plan.stage == "tower" else [model.tower]
+        if plan.keep_vision:
+            fixed.append(model.projector)
+        frozen = {id(p) for module in fixed for p in module.parameters()}
+        for p in model.parameters():
+            p.requires_grad_(id(p) not in frozen)
         rest = [p for p in model.parameters() if id(p) not in matrix_ids | frozen]
         # Muon for the matrices inside the layers: it needs a third of AdamW's steps.
         self.optimizers: list[torch.optim.Optimizer] = [
@@ -232,8 +237,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tower-steps", type=int, default=6000)
     parser.add_argument("--caption-steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--rate", type=float, default=Plan.rate, help="learning rate")
     parser.add_argument("--workers", type=int, default=1, help="rendering processes")
     parser.add_argument("--start", type=Path, help="bundle whose weights start a new run")
+    parser.add_argument(
+        "--keep-vision", action="store_true",
+        help="leave tower and projector unchanged, so that the bundle's vision files stay valid",
+    )  # fmt: skip
     parser.add_argument("--check-every", type=int, default=100, help="steps between checkpoints")
     parser.add_argument("--check-scenes", type=int, default=64, help="scenes to score; 0: none")
     options = parser.parse_args(arguments)
@@ -256,8 +266,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     for stage, steps, how in stages:
         plan = Plan(
-            stage, steps, options.batch, seed=options.seed, workers=options.workers, how=how,
+            stage, steps, options.batch, options.rate, options.seed, options.workers, how=how,
             check_every=options.check_every, check_scenes=options.check_scenes,
+            keep_vision=options.keep_vision,
         )  # fmt: skip
         if not train_stage(model, plan, options.assets, options.out, device, end):
             print("stopped early; the same command continues from here", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -26,6 +27,13 @@ from edgeprism.models.nano.recipe.learn.tokenizer import (
     text_to_ids,
 )
 from edgeprism.models.nano.recipe.measure.scoring import score_captions
+from edgeprism.models.nano.recipe.world.absent import (
+    ABSENT_KINDS,
+    SPOKEN_KINDS,
+    ask_absent,
+    ask_class,
+    ask_spoken,
+)
 from edgeprism.models.nano.recipe.world.draw import Assets
 from edgeprism.models.nano.recipe.world.grammar import (
     ASK,
@@ -45,11 +53,17 @@ IGNORE = -100
 SWAP_SHARE = 0.03
 ALIGNED = 0.3  # weight of `align_loss`
 CAPTIONS = 4  # per training picture: a long one, the others short or with a focus
+TAUGHT: dict[str, Callable[[Scene, random.Random], Query | None]] = {
+    **ASK,
+    "none": partial(ask_count, absent=1.0),
+    **{f"absent {kind}": partial(ask_absent, kind) for kind in ABSENT_KINDS},
+    **{f"spoken {kind}": partial(ask_spoken, kind) for kind in SPOKEN_KINDS},
+    "class": ask_class,
+}
 # Kinds of focus, each as often as training samples it: the hardest kinds more often.
 FOCUS_KINDS = (
-    *ASK, "relation", "relation", "relation", "text", "count", "count", "none", "chart", "place",
+    *TAUGHT, "relation", "relation", "relation", "text", "count", "count", "chart", "place",
 )  # fmt: skip
-TAUGHT = ASK | {"none": partial(ask_count, absent=1.0)}
 # Words that only the picture decides weigh more than the words around them, which are learnt soon.
 LETTER_WEIGHT, PLACE_WEIGHT = 3.0, 2.0
 ENDING_WEIGHT = 3.0  # of the words after the list, which depend on the instruction

@@ -3,7 +3,8 @@
 Captions held-out scenes (another random stream than training's; colour-shape pairs, pairings of
 things, printed words and the wordings of focuses that training never had) and scores every claim
 against the scene. ``--bundle`` captions through EdgePrism's public API, ``--checkpoint`` in
-float32 torch; both together also print the cost of quantization, row by row.
+float32 torch; both together also print the cost of quantization, row by row. ``--before`` prints
+instead what the bundle costs against an earlier one.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def evaluate(
 
 
 def print_tables(tables: dict[str, dict[str, float]]) -> None:
-    """Print one line per row: the goal, if any, each model's figure, the cost of quantization."""
+    """Print one line per row: the goal, if any, each model's figure, and what the first costs."""
     names = list(tables)
     cost = ["cost"] if len(names) == 2 else []
     print(f"{'row':<36}{'goal':>8}" + "".join(f"{name:>14}" for name in names + cost))
@@ -151,6 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("assets", type=Path, help="folder that the assets command has filled")
     parser.add_argument("--bundle", help="name or folder of the bundle")
     parser.add_argument("--checkpoint", type=Path, help="caption.pt of training, in float32")
+    parser.add_argument("--before", help="an earlier bundle, to compare the bundle with")
     parser.add_argument("--photographs", type=Path, help="folder of photographs (.jpg, .png)")
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0, help="of the held-out scenes")
@@ -169,6 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
         ways["bundle"] = bundle_to_describe(options.bundle)
     if options.checkpoint:
         ways["float32"] = checkpoint_to_describe(options.checkpoint)
+    if options.before:
+        ways["before"] = bundle_to_describe(options.before)
     assets, began = Assets(options.assets), time.perf_counter()
     tables = {
         name: evaluate(way, assets, options.scenes, options.seed, photographs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgeprism.models.nano.recipe.world.plain_grammar import PLACES, cells_to_relation
 from edgeprism.models.nano.recipe.world.scene import SHAPES, Group, Item, Scene, scene_to_groups
@@ -140,6 +140,7 @@ class Query:
     sentence: str
     question: str
     answer: str
+    names: dict[str, str] = field(default_factory=dict)  # what stands for {a}, {b}, {p}, {o}, {v}
 
 
 # Training never uses the last of each, which is for tests.
@@ -152,6 +153,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "the {a}'s colour",
         "which colour the {a} has",
         "Tell the colour of the {a}.",
+        "colour of the {a}",
         "What is the colour of the {a}?",
         "Which colour does the {a} have?",
     ),
@@ -171,6 +173,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "number of {p}",
         "Are there {p}, and how many?",
         "the {p}, counted",
+        "whether there are {p}",
         "How many {p} are in the picture?",
     ),
     "relation": (
@@ -240,19 +243,16 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "In which part of the picture is the {a}?",
         "where in the picture the {a} is",
         "Where does the {a} stand in the picture?",
+        "the position of the {a}",
         "Where in the picture is the {a}?",
     ),
 }
 
 
-def _query(kind: str, sentence: str, answer: str, question: str, **names: str) -> Query:
-    return Query(
-        kind,
-        tuple(w.format(**names) for w in WORDINGS[kind]),
-        sentence,
-        question.format(**names),
-        answer,
-    )
+def make_query(kind: str, sentence: str, answer: str, question: str, **names: str) -> Query:
+    """Return a query in the wordings of ``kind``, with the ``names`` in their places."""
+    focuses = tuple(w.format(**names) for w in WORDINGS[kind])
+    return Query(kind, focuses, sentence, question.format(**names), answer, names)
 
 
 def _absent(scene: Scene, rng: random.Random) -> str:
@@ -269,8 +269,8 @@ def ask_colour(scene: Scene, rng: random.Random) -> Query | None:
     if not once:
         return None
     item = rng.choice(once)
-    return _query("colour", f"The {item.name} is {item.colour}.", item.colour,
-                  "What colour is the {a}?", a=item.name)  # fmt: skip
+    return make_query("colour", f"The {item.name} is {item.colour}.", item.colour,
+                      "What colour is the {a}?", a=item.name)  # fmt: skip
 
 
 def ask_count(scene: Scene, rng: random.Random, absent: float = 0.12) -> Query | None:
@@ -285,9 +285,9 @@ def ask_count(scene: Scene, rng: random.Random, absent: float = 0.12) -> Query |
         name, count = _plural(group.first), len(group.items)
         if count == 1:
             sentence = f"There is one {item_to_name(group.first)}."
-            return _query("count", sentence, "one", "How many {p} are there?", p=name)
+            return make_query("count", sentence, "one", "How many {p} are there?", p=name)
     sentence = f"There are {NUMBERS[count]} {name}."
-    return _query("count", sentence, NUMBERS[count], "How many {p} are there?", p=name)
+    return make_query("count", sentence, NUMBERS[count], "How many {p} are there?", p=name)
 
 
 def ask_relation(scene: Scene, rng: random.Random) -> Query | None:
@@ -299,7 +299,7 @@ def ask_relation(scene: Scene, rng: random.Random) -> Query | None:
     sentence = relation(a, b)
     answer = cells_to_relation(a.cell, b.cell)
     question = "Where is the {a} relative to the {b}?"
-    return _query("relation", sentence, answer, question, a=item_to_name(a), b=item_to_name(b))
+    return make_query("relation", sentence, answer, question, a=item_to_name(a), b=item_to_name(b))
 
 
 def ask_text(scene: Scene, rng: random.Random) -> Query | None:
@@ -312,7 +312,7 @@ def ask_text(scene: Scene, rng: random.Random) -> Query | None:
     read = join([f'"{text}"' for text in texts]) if texts else ""
     sentence = f"The text reads {read}." if texts else "There is no text."
     answer = join(texts) if texts else "no text"
-    return _query("text", sentence, answer, "What does the text read?")
+    return make_query("text", sentence, answer, "What does the text read?")
 
 
 def ask_presence(scene: Scene, rng: random.Random) -> Query | None:
@@ -328,9 +328,9 @@ def ask_presence(scene: Scene, rng: random.Random) -> Query | None:
         sentence = (
             f"There is {with_article(name)}." if few else f"There are {_group_to_short(group)}."
         )
-        return _query("presence", sentence, "yes", question, o=with_article(name))
+        return make_query("presence", sentence, "yes", question, o=with_article(name))
     name = _absent(scene, rng)
-    return _query("presence", f"There is no {name}.", "no", question, o=with_article(name))
+    return make_query("presence", f"There is no {name}.", "no", question, o=with_article(name))
 
 
 def ask_chart(scene: Scene, rng: random.Random) -> Query | None:
@@ -346,11 +346,11 @@ def ask_chart(scene: Scene, rng: random.Random) -> Query | None:
         if values.count(pick) == 1:
             item = scene.items[values.index(pick)]
             sentence = f"The {word} bar is {item.name} with {item.value}."
-            return _query(
+            return make_query(
                 "chart", sentence, str(pick), "What is the value of {v}?", v=f"the {word} bar"
             )
     name = item.name if rng.random() < 0.5 else f"{what} {item.name}"
-    return _query(
+    return make_query(
         "chart",
         f"{item.name} is {item.value}.",
         str(item.value),
@@ -366,7 +366,7 @@ def ask_place(scene: Scene, rng: random.Random) -> Query | None:
         return None
     item = rng.choice(singles)
     place = PLACES[item.cell]
-    return _query(
+    return make_query(
         "place",
         f"The {item_to_name(item)} is {place}.",
         place,
