@@ -4,7 +4,8 @@
 
 The weights are random, of BLIP-base's or -large's dimensions. Each way runs in a process of its
 own, with all cores, and they take turns; a caption has as many tokens in each. The peak of memory
-is that of the process, which has loaded its own libraries alone.
+is that of the process, which has loaded its own libraries alone: what makes files is not imported
+there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from typing import IO
 
 import numpy as np
 
-from benchmarks.checkpoints.true_dimensions import checkpoint_folders
 from benchmarks.machine import spread
 from edgeprism.machine.facts import available_cores
 from edgeprism.machine.peak_memory import peak_bytes
@@ -42,12 +42,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         _answer(arguments)
         return
-    _make(arguments.work, arguments.size)
-    children = {way: _start(way) for way in WAYS}
+    checkpoint = _make(arguments.work, arguments.size)
+    children = {way: _start(way, checkpoint) for way in WAYS}
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for number in range(arguments.rounds + 1):
         for way, child in children.items():
@@ -72,26 +73,30 @@ def main() -> None:
               + (f" ({parts} s)" if parts else ""))  # fmt: skip
 
 
-def _make(work: Path, size: str) -> None:
+def _make(work: Path, size: str) -> Path:
+    """Make the bundles that are missing; return the folder of the checkpoint."""
+    from benchmarks.checkpoints.true_dimensions import checkpoint_folders
+
+    checkpoint = checkpoint_folders(work, f"blip-{size}")["captioner"]
     for quants in filter(None, WAYS.values()):
         if not (out := _bundle(work, size, *quants)).exists():
-            _convert(work, size, out, *quants)
+            _convert(checkpoint, out, *quants)
+    return checkpoint
 
 
 def _bundle(work: Path, size: str, vision: str, lm: str) -> Path:
     return work / f"bundle-blip-{size}-{vision}-{lm}"
 
 
-def _convert(work: Path, size: str, out: Path, vision: str, lm: str) -> None:
-    folders = checkpoint_folders(work, f"blip-{size}")
+def _convert(checkpoint: Path, out: Path, vision: str, lm: str) -> None:
     command = [sys.executable, "-m", "edgeprism", "convert", "blip", str(out), "--captioner",
-               str(folders["captioner"]), "--vision-quant", vision, "--lm-quant", lm,
-               "--force"]  # fmt: skip
+               str(checkpoint), "--vision-quant", vision, "--lm-quant", lm]  # fmt: skip
     subprocess.run(command, check=True)
 
 
-def _start(way: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchmarks.speed.attended", *sys.argv[1:], "--child", way]
+def _start(way: str, checkpoint: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.speed.attended", *sys.argv[1:], "--child", way,
+               "--checkpoint", str(checkpoint)]  # fmt: skip
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -145,7 +150,7 @@ def _transformers(arguments: argparse.Namespace) -> Run:
     from transformers import BlipForConditionalGeneration, BlipProcessor
 
     torch.set_num_threads(available_cores())
-    folder = checkpoint_folders(arguments.work, f"blip-{arguments.size}")["captioner"]
+    folder = arguments.checkpoint
     model = BlipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = BlipProcessor.from_pretrained(folder)
 

@@ -45,13 +45,18 @@ def test_fewer_rows_are_compared_by_their_first_token() -> None:
 
 def test_a_childs_memory_is_its_engines() -> None:
     """Nothing that makes files, or is another engine's, is loaded before the engine."""
-    for module in ("benchmarks.peers.child", "benchmarks.memory.caption"):
+    for module, part in (
+        ("benchmarks.peers.child", "benchmarks.peers.weights"),
+        ("benchmarks.memory.caption", "benchmarks.peers.weights"),
+        ("benchmarks.speed.attended", "benchmarks.machine"),
+        ("benchmarks.speed.decoders", "benchmarks.decoders.files"),
+    ):
         program = f"import sys, {module}\nprint(*sys.modules)"
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, check=True
         )
         loaded = set(done.stdout.split())
-        assert "benchmarks.peers.weights" in loaded
+        assert part in loaded
         assert not loaded & {"torch", "transformers", "onnx", "gguf", "llama_cpp", "onnxruntime"}
 
 
