@@ -18,9 +18,9 @@ import torch
 from edgeprism.models.reader.recipe.learn.model import AdapterConfig, Reader, read_base
 from edgeprism.models.reader.recipe.learn.tokens import (
     POOL,
-    Pair,
+    Group,
     Tokens,
-    batch_to_tensors,
+    groups_to_batch,
     pool_to_batches,
 )
 
@@ -31,10 +31,10 @@ FINAL_RATE = 0.02  # of the full rate
 
 @dataclass(frozen=True)
 class Plan:
-    """A run: its steps, examples per step, rate, seed; steps between checkpoints."""
+    """A run: its steps, groups of examples per step, rate, seed; steps between checkpoints."""
 
     steps: int
-    batch: int = 12
+    batch: int = 5
     rate: float = 1.5e-3
     seed: int = 0
     save_every: int = 20
@@ -74,11 +74,11 @@ class Run:
         torch.save(state, part)
         os.replace(part, self.path)
 
-    def learn(self, batch: list[Pair]) -> float:
+    def learn(self, groups: list[Group]) -> float:
         """Train one step on one batch; return its loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = step_to_rate(self.step, self.plan)
-        loss = self.model.loss(*batch_to_tensors(batch, self.device))
+        loss = self.model.loss(groups_to_batch(groups, self.device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -94,7 +94,7 @@ def train(run: Run, tokens: Tokens, deadline: float) -> bool:
     """
     plan, losses, began = run.plan, list[float](), time.monotonic()
     pool = -1
-    batches: list[list[Pair]] = []
+    batches: list[list[Group]] = []
     while run.step < plan.steps and time.time() < deadline:
         if run.step // POOL != pool:
             pool = run.step // POOL
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch", type=int, default=12, help="examples per step")
+    parser.add_argument("--batch", type=int, default=5, help="groups of examples per step")
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rank", type=int, default=16, help="of the adapter")

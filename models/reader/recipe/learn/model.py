@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeprism.models.reader.recipe.learn.tokens import Batch
+
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
@@ -121,15 +123,15 @@ class Layer(nn.Module):
         self.gate_up = Adapted([named["ffn_gate"], named["ffn_up"]], adapter)
         self.down = Adapted([named["ffn_down"]], adapter)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Return the layer's output; a token attends to itself and those before it."""
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor, Tensor], hidden: Tensor) -> Tensor:
+        """Return the layer's output; no token attends to those `hidden` from it."""
         config, (examples, tokens, width) = self.config, x.shape
         assert isinstance(self.attn_norm, Tensor)
         assert isinstance(self.ffn_norm, Tensor)
         joined = self.qkv(_norm(x, self.attn_norm, config.epsilon))
         joined = joined.view(examples, tokens, -1, config.head_width).transpose(1, 2)
         q, k, v = joined.split([config.heads, config.kv_heads, config.kv_heads], 1)
-        mixed = _attend(_rotate(q, turn), _rotate(k, turn), v)
+        mixed = _attend(_rotate(q, turn), _rotate(k, turn), v, hidden)
         x = x + self.out(mixed.transpose(1, 2).reshape(examples, tokens, width))
         gate, up = self.gate_up(_norm(x, self.ffn_norm, config.epsilon)).chunk(2, -1)
         return x + self.down(functional.silu(gate) * up)
@@ -140,8 +142,8 @@ def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return (full * torch.rsqrt(full.pow(2).mean(-1, keepdim=True) + epsilon) * weight).to(x.dtype)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of [examples, heads, tokens, head width]; heads share keys in order.
+def _attend(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+    """Attention of [examples, heads, tokens, head width]; heads share keys in order.
 
     Written out: torch's fused CPU kernel took three times as long at these lengths.
     """
@@ -149,8 +151,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     groups = k.shape[1]
     q = q.reshape(examples, groups, heads // groups * tokens, width) * width**-0.5
     scores = (q @ k.transpose(-1, -2)).view(examples, heads, tokens, tokens)
-    later = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).triu(1)
-    shares = scores.masked_fill(later, float("-inf")).softmax(-1)
+    shares = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     mixed = shares.view(examples, groups, heads // groups * tokens, tokens) @ v
     return mixed.view(examples, heads, tokens, width)
 
@@ -173,39 +174,43 @@ class Reader(nn.Module):
         self.register_buffer("embedding", embedding.to(torch.bfloat16), persistent=False)
         self.register_buffer("norm", weights["output_norm.weight"], persistent=False)
         # a model without an output matrix of its own writes with the embedding
+        output = weights.get("output.weight", embedding)
+        self.register_buffer("output", output.to(torch.bfloat16), persistent=False)
         self.layers = nn.ModuleList(
             Layer(config, weights, number, self.adapter) for number in range(config.layers)
         )
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Return the last layer's normed states of [examples, tokens] ids padded on the right."""
+    def states(self, ids: Tensor, positions: Tensor, branches: Tensor) -> Tensor:
+        """Return the last layer's normed states of [groups, tokens] ids (see `tokens.Batch`)."""
         assert isinstance(self.embedding, Tensor)
         assert isinstance(self.norm, Tensor)
-        turn = self._angles(ids.shape[1], ids.device)
+        turn = self._angles(positions)
+        own = branches[:, :, None] == branches[:, None, :]
+        later = torch.ones(own.shape[1:], dtype=torch.bool, device=ids.device).triu(1)
+        hidden = (later | ~(own | (branches == 0)[:, None, :]))[:, None]
         x = functional.embedding(ids, self.embedding)
         for layer in self.layers:
-            x = layer(x, turn)
+            x = layer(x, turn, hidden)
         return _norm(x, self.norm, self.config.epsilon)
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the logits of any states, float32."""
+        assert isinstance(self.output, Tensor)
+        return functional.linear(states, self.output.to(states.dtype)).float()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the mean cross entropy of the replies' tokens."""
+        states = self.states(batch.ids, batch.positions, batch.branches)
+        wanted = batch.targets != -100
+        return functional.cross_entropy(self.logits(states[wanted]), batch.targets[wanted])
+
+    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return cosines and sines [groups, 1, tokens, head width], and a pairs' swap."""
+        width, device = self.config.head_width, positions.device
         assert isinstance(self.embedding, Tensor)
-        return functional.linear(states, self.embedding.to(states.dtype)).float()
-
-    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross entropy where `targets` is not -100 (the next token's id)."""
-        states = self.hidden(ids)
-        wanted = targets != -100
-        return functional.cross_entropy(self.logits(states[wanted]), targets[wanted])
-
-    def _angles(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Return cosines and sines of [tokens, head width], and what swaps a pair's halves."""
-        width = self.config.head_width
         exponents = torch.arange(width // 2, device=device, dtype=torch.float32) * 2 / width
-        angles = torch.outer(
-            torch.arange(tokens, device=device, dtype=torch.float32),
-            self.config.rope_base**-exponents,
-        ).repeat_interleave(2, -1)
+        rates = self.config.rope_base**-exponents
+        angles = (positions[:, None, :, None].float() * rates).repeat_interleave(2, -1)
         swap = torch.zeros(width, width, device=device)
         pairs = torch.arange(0, width, 2, device=device)
         swap[pairs + 1, pairs] = -1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from edgeprism.language.chat import Message, chat_to_segments
 from edgeprism.language.engine import LanguageEngine
 from edgeprism.language.request import segments_to_parts
 from edgeprism.language.vocabulary import Vocabulary
-from edgeprism.models.reader.recipe.world.examples import sample_example
+from edgeprism.models.reader.recipe.world.examples import sample_group
 
-POOL = 8  # batches whose examples are sorted by length together
-MOST_TOKENS = 420  # of an example; longer ones are left out
+POOL = 8  # batches whose groups are sorted by length together
+MOST_TOKENS = 400  # of a group
 
 
 @dataclass(frozen=True)
@@ -58,31 +59,82 @@ class Tokens:
 Pair = tuple[list[int], list[int]]  # prompt, reply
 
 
-def pool_to_batches(tokens: Tokens, seed: int, number: int, batch: int) -> list[list[Pair]]:
-    """Return the `POOL` batches of a pool: examples of like length together, in random order."""
-    pairs: list[Pair] = []
-    for index in range(POOL * batch):
-        again = 0
-        while True:
-            example = sample_example(seed, (number * POOL * batch + index) + again * 10**9)
-            pair = tokens.prompt(example.messages), tokens.reply(example.reply)
-            if len(pair[0]) + len(pair[1]) <= MOST_TOKENS:
-                break
-            again += 1
-        pairs.append(pair)
-    pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
-    batches = [pairs[i : i + batch] for i in range(0, len(pairs), batch)]
+@dataclass(frozen=True)
+class Group:
+    """Examples that begin alike: the ids of the beginning, and how each goes on."""
+
+    start: list[int]
+    branches: list[Pair]
+
+    def __len__(self) -> int:
+        return len(self.start) + sum(len(prompt) + len(reply) for prompt, reply in self.branches)
+
+
+def pairs_to_group(pairs: Sequence[Pair]) -> Group:
+    """Find what the prompts have in common; each keeps at least its last token."""
+    first, shared = pairs[0][0], 0
+    longest = min(len(prompt) for prompt, _ in pairs) - 1
+    while shared < longest and all(prompt[shared] == first[shared] for prompt, _ in pairs):
+        shared += 1
+    return Group(first[:shared], [(prompt[shared:], reply) for prompt, reply in pairs])
+
+
+def sample_tokens(tokens: Tokens, seed: int, number: int) -> Group:
+    """Return a group of examples as token ids, without examples that would make it too long."""
+    for again in itertools.count():
+        examples = sample_group(seed, number + again * 10**9)
+        pairs = [(tokens.prompt(e.messages), tokens.reply(e.reply)) for e in examples]
+        while pairs:
+            group = pairs_to_group(pairs)
+            if len(group) <= MOST_TOKENS:
+                return group
+            pairs.pop()
+    raise AssertionError("itertools.count ends")
+
+
+def pool_to_batches(tokens: Tokens, seed: int, number: int, batch: int) -> list[list[Group]]:
+    """Return the `POOL` batches of a pool: groups of like length together, in random order."""
+    first = number * POOL * batch
+    groups = [sample_tokens(tokens, seed, first + i) for i in range(POOL * batch)]
+    groups.sort(key=len)
+    batches = [groups[i : i + batch] for i in range(0, len(groups), batch)]
     random.Random(f"pool/{seed}/{number}").shuffle(batches)
     return batches
 
 
-def batch_to_tensors(batch: Sequence[Pair], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids padded on the right, and the next ids where the reply is learnt, else -100."""
-    longest = max(len(prompt) + len(reply) for prompt, reply in batch) - 1
-    ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    targets = torch.full((len(batch), longest), -100)
-    for row, (prompt, reply) in enumerate(batch):
-        both = prompt + reply
-        ids[row, : len(both) - 1] = torch.tensor(both[:-1])
-        targets[row, len(prompt) - 1 : len(both) - 1] = torch.tensor(reply)
-    return ids.to(device), targets.to(device)
+@dataclass(frozen=True)
+class Batch:
+    """Groups as tensors [groups, tokens], padded on the right.
+
+    `branches` is 0 in a group's beginning, then the number of the branch; a token attends to the
+    beginning and to its own branch. `positions` go on from the beginning in every branch. `targets`
+    are the next ids where a reply is learnt, else -100.
+    """
+
+    ids: Tensor
+    targets: Tensor
+    positions: Tensor
+    branches: Tensor
+
+
+def groups_to_batch(groups: Sequence[Group], device: torch.device) -> Batch:
+    """Return the tensors of some groups."""
+    longest = max(map(len, groups))
+    shape = len(groups), longest
+    ids, positions, branches = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
+    targets = torch.full(shape, -100)
+    for row, group in enumerate(groups):
+        length = len(group.start)
+        ids[row, :length] = torch.tensor(group.start)
+        positions[row, :length] = torch.arange(length)
+        at = length
+        for number, (prompt, reply) in enumerate(group.branches, 1):
+            both = prompt + reply
+            end = at + len(both)
+            ids[row, at:end] = torch.tensor(both)
+            positions[row, at:end] = torch.arange(length, length + len(both))
+            branches[row, at:end] = number
+            targets[row, at + len(prompt) - 1 : end - 1] = torch.tensor(reply)
+            at = end
+        branches[row, at:] = -1
+    return Batch(*(t.to(device) for t in (ids, targets, positions, branches)))

@@ -40,7 +40,7 @@ PRESENT = (
     "Does it show {o}?", "Does the image include {o}?",
 )  # fmt: skip
 PRESENT_MANY = (
-    "Are there any {p}?", "Are {p} present?", "Can any {p} be seen?", "Does it show any {p}?",
+    "Are there any {p}?", "Are {p} in sight?", "Can any {p} be seen?", "Does it show any {p}?",
     "Are {p} visible?", "Is there any sign of {p}?",
 )  # fmt: skip
 PLACE = (
@@ -58,7 +58,7 @@ RELATION = (
 )  # fmt: skip
 BACKDROP = (
     "Which colour is the background?", "What colour is behind the things?",
-    "In front of which colour do they stand?", "What is the colour of the backdrop?",
+    "In front of which colour do they stand?", "What is the colour of the backdrop behind it?",
     "What colour has the backdrop?",
 )  # fmt: skip
 MATERIAL = (

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from edgeprism.language.chat import Message
-from edgeprism.models.reader.recipe.world import clashes, figures, people, printed, scenes
+from edgeprism.models.reader.recipe.world import clashes, figures, people, printed, scenes, stories
 from edgeprism.models.reader.recipe.world.shape import fits_focus
 from edgeprism.models.reader.recipe.world.text import UNKNOWN, Ask, Passage, marks, unmarked
 from edgeprism.models.reader.recipe.world.words import BRANDS, NUMBERS, PEOPLE, THINGS
@@ -21,21 +21,29 @@ from edgeprism.reason.question import Question
 from edgeprism.records import Evidence
 
 FOCUS_TASK = "Name what must be looked at to answer; do not answer."
+GROUP = 5  # examples that begin alike
 MOST_EVIDENCE = 3  # as many numbers as the runtime's shape allows
 _EMPTY = (
     "(no description)", "(no description)", "", "(empty)", "No description available.",
     "The picture could not be read.", "I cannot make out anything.", "(none)", "An empty page.",
-    "I recognise nothing in this.", "The image is blank.", "There is no description.",
+    "I recognise nothing in this.", "The image is blank.", "Nothing was described.",
 )  # fmt: skip
 _HINTS = (
     "Read carefully.", "The answer is in the description.", "Look at every sentence.",
     "Count only what is said.", "Think of the whole picture.", "One of them is right.",
     "It is about one thing only.", "The order does not matter.", "Do not guess.",
 )  # fmt: skip
+_FREQUENT = {"colour", "count", "presence", "relation", "value", "text"}
+# kinds of questions whose answer is unknown when what states it is left out
+_UNSAID = {"colour", "activity", "text", "value", "who", "object", "field", "clothing", "story"}
+_NTH = ("first", "second", "third")
+_WHICH_PICTURE = ("Which picture shows the {t}?", "In which picture is the {t}?",
+                  "On which of the pictures can one see the {t}?")  # fmt: skip
 _CAPTIONERS = tuple(f"{b.lower()}-{n}" for b, n in zip(BRANDS, range(1, 25), strict=True))
 _SOURCES: tuple[tuple[float, Callable[[random.Random], Passage]], ...] = (
-    (0.36, scenes.sample_scene), (0.2, people.sample_people), (0.18, figures.sample_figures),
-    (0.11, printed.sample_print), (0.07, printed.sample_record), (0.08, clashes.sample_clash),
+    (0.32, scenes.sample_scene), (0.14, people.sample_people), (0.16, figures.sample_figures),
+    (0.1, printed.sample_print), (0.06, printed.sample_record), (0.08, clashes.sample_clash),
+    (0.14, stories.sample_story),
 )  # fmt: skip
 
 
@@ -48,23 +56,18 @@ class Example:
     task: str
 
 
-def sample_example(seed: int, number: int) -> Example:
-    """Return one example; the same for the same seed and number."""
+def sample_group(seed: int, number: int) -> list[Example]:
+    """Return examples of one task that begin alike; the same for the same seed and number.
+
+    What they have in common, mostly a description, is read once when they are learnt.
+    """
     rng = random.Random(f"reader/{seed}/{number}")
     kind = rng.random()
-    if kind < 0.13:
-        return _focus(rng)
-    if kind < 0.36:
-        return _evidence(rng)
-    if kind < 0.40:
-        return _undescribed(rng)
-    if kind < 0.46:
-        return _several_pictures(rng)
-    if kind < 0.50:
-        return _several_captioners(rng)
-    if kind < 0.53:
-        return _conversation(rng)
-    return _answer(rng)
+    for share, make in _TASKS:
+        if kind < share:
+            return make(rng)
+        kind -= share
+    return _answers(rng)
 
 
 def sample_passage(rng: random.Random) -> Passage:
@@ -104,10 +107,17 @@ def _combined(rng: random.Random, first: Passage) -> Passage:
     return both if both.asks else first
 
 
-def _choose(rng: random.Random, asks: Sequence[Ask]) -> Ask:
-    """Return one of the questions: first its kind, so that no kind drowns the others."""
-    kind = rng.choice(sorted({ask.kind for ask in asks}))
-    return rng.choice([ask for ask in asks if ask.kind == kind])
+def _choose(rng: random.Random, asks: Sequence[Ask], most: int = GROUP) -> list[Ask]:
+    """Return several questions, of each kind as likely, so that no kind drowns the others."""
+    chosen: list[Ask] = []
+    left = list(dict.fromkeys(asks))
+    while left and len(chosen) < most:
+        kinds = sorted({ask.kind for ask in left})
+        kind = rng.choices(kinds, [2 if kind in _FREQUENT else 1 for kind in kinds])[0]
+        ask = rng.choice([ask for ask in left if ask.kind == kind])
+        left.remove(ask)
+        chosen.append(ask)
+    return chosen
 
 
 def _with_options(rng: random.Random, ask: Ask) -> tuple[dict[str, str], str]:
@@ -144,15 +154,22 @@ def _name(rng: random.Random) -> str:
     return rng.choice(_CAPTIONERS)
 
 
-def _answer(rng: random.Random) -> Example:
-    passage = sample_passage(rng)
-    ask = _choose(rng, passage.asks)
-    question, reply = _to_question(rng, ask)
-    text = passage.text
-    unsaid = {"colour", "activity", "text", "value", "who", "object", "field", "clothing"}
-    if ask.facts and ask.kind in unsaid and not question.options and rng.random() < 0.07:
-        text, reply = _without(text, set(ask.facts)) or "(no description)", UNKNOWN
-    return Example(answer_messages([{_name(rng): unmarked(text)}], question), reply, "answer")
+def _answers(rng: random.Random) -> list[Example]:
+    passage, look = sample_passage(rng), _name(rng)
+    asks = _choose(rng, passage.asks)
+    text, gone = passage.text, set[int]()
+    if rng.random() < 0.08:  # what states an answer is left out
+        text, gone = _without(text, set(asks[0].facts)) or "(no description)", set(asks[0].facts)
+    examples = []
+    for ask in asks:
+        question, reply = _to_question(rng, ask)
+        if gone & set(ask.facts):
+            if ask.kind not in _UNSAID:
+                continue
+            question, reply = Question(ask.question), UNKNOWN
+        messages = answer_messages([{look: unmarked(text)}], question)
+        examples.append(Example(messages, reply, "answer"))
+    return examples or _answers(rng)
 
 
 def _without(text: str, facts: set[int]) -> str:
@@ -160,82 +177,86 @@ def _without(text: str, facts: set[int]) -> str:
     return " ".join(s for s in caption_to_sentences(text) if not marks(s) & facts)
 
 
-def _undescribed(rng: random.Random) -> Example:
-    ask = _choose(rng, sample_passage(rng).asks)
-    question = Question(ask.question)
-    return Example(answer_messages([{_name(rng): rng.choice(_EMPTY)}], question), UNKNOWN, "answer")
+def _undescribed(rng: random.Random) -> list[Example]:
+    look = {_name(rng): rng.choice(_EMPTY)}
+    return [
+        Example(answer_messages([look], Question(ask.question)), UNKNOWN, "answer")
+        for ask in _choose(rng, sample_passage(rng).asks)
+    ]
 
 
-def _focus(rng: random.Random) -> Example:
-    while True:
-        asks = [a for a in sample_passage(rng).asks if a.focus]
-        ask = _choose(rng, asks) if asks else Ask("", "")
-        if ask.focus and fits_focus(ask.focus, Question(ask.question)):
-            content = f"{FOCUS_TASK}\n\n{ask.question}"
-            return Example([Message("user", content)], ask.focus, "focus")
+def _focuses(rng: random.Random) -> list[Example]:
+    asks = [a for a in sample_passage(rng).asks if a.focus]
+    return [
+        Example([Message("user", f"{FOCUS_TASK}\n\n{ask.question}")], ask.focus, "focus")
+        for ask in _choose(rng, asks, 2 * GROUP)
+        if fits_focus(ask.focus, Question(ask.question))
+    ] or _focuses(rng)
 
 
-def _evidence(rng: random.Random) -> Example:
+def _evidences(rng: random.Random) -> list[Example]:
     if rng.random() < 0.12:
         passages, asks = clashes.sample_disagreement(rng)
     else:
         passages = [sample_passage(rng)]
         asks = passages[0].asks
-    ask = _choose(rng, asks)
-    answer, facts = ask.answer, set(ask.facts)
-    way = rng.random()
-    texts = [passage.text for passage in passages]
-    if facts and way < 0.3:  # what states the fact is left out
-        texts, facts = [_without(text, facts) for text in texts], set()
-    elif way < 0.36 and ask.wrong:
-        answer, facts = ask.wrong[0], set()
+    # a story's part that has no mark may state an answer without facts
+    asks = [a for a in asks if a.facts or a.kind != "story"]
+    asks = _choose(rng, asks)
+    gone = set(asks[0].facts) if asks and rng.random() < 0.35 else set[int]()
+    texts = [_without(p.text, gone) if gone else p.text for p in passages]
     names = rng.sample(_CAPTIONERS, len(texts))
     marked = [
         Evidence(1, name, number, sentence)
         for name, text in zip(names, texts, strict=True)
         for number, sentence in enumerate(caption_to_sentences(text), 1)
     ]
-    if not marked:
-        return _evidence(rng)
-    numbers = [str(i) for i, e in enumerate(marked, 1) if marks(e.text) & facts][:MOST_EVIDENCE]
+    if not marked or not asks:
+        return _evidences(rng)
     plain = [replace(e, text=unmarked(e.text)) for e in marked]
-    messages = evidence_messages(plain, ask.question, answer)
-    return Example(messages, ", ".join(numbers) or "none", "evidence")
+    examples = []
+    for ask in asks:
+        answer, facts = ask.answer, set(ask.facts)
+        if ask.wrong and rng.random() < 0.07:
+            answer, facts = ask.wrong[0], set()
+        numbers = [str(i) for i, e in enumerate(marked, 1) if marks(e.text) & facts]
+        reply = ", ".join(numbers[:MOST_EVIDENCE]) or "none"
+        examples.append(Example(evidence_messages(plain, ask.question, answer), reply, "evidence"))
+    return examples
 
 
-def _several_pictures(rng: random.Random) -> Example:
-    """Two or three pictures; the question names one, or asks which of them shows a thing."""
-    passages = [sample_passage(rng) for _ in range(rng.choice((2, 2, 3)))]
-    index, name = rng.randrange(len(passages)), _name(rng)
-    looks = [{name: unmarked(p.text)} for p in passages]
-    elsewhere = " ".join(unmarked(p.text) for i, p in enumerate(passages) if i != index).lower()
-    things = [t for t in THINGS if t in unmarked(passages[index].text).lower()]
-    once = [t for t in things if t not in elsewhere]
-    nth = ("first", "second", "third")[index]
-    if once and rng.random() < 0.35:
-        stem = rng.choice(("Which picture shows the {t}?", "In which picture is the {t}?",
-                           "On which of the pictures can one see the {t}?")).format(t=rng.choice(once))  # fmt: skip
-        reply = f"picture {index + 1}"
-    else:
-        ask = _choose(rng, passages[index].asks)
-        stem, reply = ask.question, ask.answer
-        where = rng.choice((f"picture {index + 1}", f"the {nth} picture"))
-        if stem.endswith("?") and rng.random() < 0.6:
-            stem = f"{stem[:-1]} in {where}?"
-        else:
-            stem = f"In {where}: {stem}"
-    return Example(answer_messages(looks, Question(stem)), reply, "answer")
+def _several_pictures(rng: random.Random) -> list[Example]:
+    """Two or three pictures; a question names one, or asks which of them shows a thing."""
+    passages, name = [sample_passage(rng) for _ in range(rng.choice((2, 2, 3)))], _name(rng)
+    texts = [unmarked(p.text) for p in passages]
+    looks = [{name: text} for text in texts]
+    examples = []
+    for index in rng.sample(range(len(passages)), len(passages)):
+        elsewhere = " ".join(t for i, t in enumerate(texts) if i != index).lower()
+        once = [t for t in THINGS if t in texts[index].lower() and t not in elsewhere]
+        where = rng.choice((f"picture {index + 1}", f"the {_NTH[index]} picture"))
+        (ask,) = _choose(rng, passages[index].asks, 1)
+        stem, reply = f"In {where}: {ask.question}", ask.answer
+        if once and rng.random() < 0.35:
+            stem = rng.choice(_WHICH_PICTURE).format(t=rng.choice(once))
+            reply = f"picture {index + 1}"
+        elif ask.question.endswith("?") and rng.random() < 0.6:
+            stem = f"{ask.question[:-1]} in {where}?"
+        examples.append(Example(answer_messages(looks, Question(stem)), reply, "answer"))
+    return examples
 
 
-def _several_captioners(rng: random.Random) -> Example:
+def _several_captioners(rng: random.Random) -> list[Example]:
     passages, asks = clashes.sample_disagreement(rng)
     names = rng.sample(_CAPTIONERS, len(passages))
     look = {n: unmarked(p.text) for n, p in zip(names, passages, strict=True)}
-    ask = rng.choice(asks)
-    return Example(answer_messages([look], Question(ask.question)), ask.answer, "answer")
+    return [
+        Example(answer_messages([look], Question(ask.question)), ask.answer, "answer")
+        for ask in _choose(rng, asks)
+    ]
 
 
-def _conversation(rng: random.Random) -> Example:
+def _conversation(rng: random.Random) -> list[Example]:
     passage = sample_passage(rng)
     asks = rng.sample(passage.asks, min(len(passage.asks), rng.randint(2, 3)))
     look = ({_name(rng): unmarked(passage.text)},)
@@ -243,4 +264,14 @@ def _conversation(rng: random.Random) -> Example:
         Turn((look,) if i == 0 else (), Question(ask.question), ask.answer)
         for i, ask in enumerate(asks)
     ]
-    return Example(conversation_messages(turns), asks[-1].answer, "answer")
+    return [
+        Example(conversation_messages(turns[: i + 1]), ask.answer, "answer")
+        for i, ask in enumerate(asks)
+    ]
+
+
+# shares of groups; the rest are answers about one picture by one captioner
+_TASKS: tuple[tuple[float, Callable[[random.Random], list[Example]]], ...] = (
+    (0.12, _focuses), (0.22, _evidences), (0.04, _undescribed), (0.05, _several_pictures),
+    (0.03, _several_captioners), (0.02, _conversation),
+)  # fmt: skip

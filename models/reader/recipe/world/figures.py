@@ -44,12 +44,12 @@ VALUE = (
 )  # fmt: skip
 MOST = (
     "Which {p} has the highest value?", "What has the largest value?", "Which one is the largest?",
-    "Where is the value greatest?", "Which {p} is the highest?", "Which is the biggest?",
+    "At which one is the value greatest?", "Which {p} is the highest?", "Which is the biggest?",
     "What ranks first?", "Which has the most?",
 )  # fmt: skip
 LEAST = (
     "Which {p} has the lowest value?", "What has the smallest value?", "Which one is the smallest?",
-    "Where is the value least?", "Which {p} is the shortest?", "Which is the lowest?",
+    "At which one is the value least?", "Which {p} is the shortest?", "Which is the lowest?",
     "What ranks last?", "Which has the fewest?",
 )  # fmt: skip
 
@@ -118,7 +118,7 @@ def _tell(rng: random.Random, passage: Passage, series: Series) -> None:
         passage.text += "".join(f"\n{x}{mid}{v}" for x, v in shown)
     if rng.random() < 0.12:
         passage.say(rng.choice(("The source is not named.", "The axis starts at zero.",
-                                "There is no legend.", "The labels are in English.")))  # fmt: skip
+                                "It lacks a legend.", "The labels are in English.")))  # fmt: skip
 
 
 def _ask_values(rng: random.Random, passage: Passage, series: Series) -> None:

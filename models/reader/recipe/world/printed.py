@@ -25,7 +25,7 @@ CARRIERS = ("sign", "poster", "label", "banner", "board", "plate", "wrapper", "c
             "package", "screen", "wall", "side of the van", "shop front", "page", "sticker")  # fmt: skip
 STATED = (
     'A {c} says "{t}".', 'The {c} carries the words "{t}".', '"{t}" is written on the {c}.',
-    'On the {c} one reads "{t}".', 'The {c} bears the inscription "{t}".', 'The {c} reads: "{t}".',
+    'On the {c} one reads "{t}".', 'The {c} shows the inscription "{t}".', 'The {c} reads: "{t}".',
     "The {c} says {t}.", 'The lettering on the {c} is "{t}".', 'It is labelled "{t}".',
     'There is a {c} with "{t}" on it.', 'The writing on it says "{t}".', 'It says "{t}".',
 )  # fmt: skip
@@ -42,7 +42,7 @@ READ_ANY = (
 UNWRITTEN = (
     "There is no {w} on the {c}.", "The {c} has no {w}.", "No {w} is visible.",
     "The {c} carries no {w}.", "No {w} can be read.", "The image contains no {w}.",
-    "There is no {w} anywhere.", "No {w} appears in it.",
+    "Nowhere is there any {w}.", "No {w} appears in it.",
 )  # fmt: skip
 WRITING = ("text", "text", "writing", "lettering", "text", "print")
 

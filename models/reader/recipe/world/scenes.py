@@ -220,7 +220,7 @@ def _tell_more(rng: random.Random, passage: Passage, things: list[Thing]) -> Non
         )  # fmt: skip
         passage.asks += asking.colour(rng, thing.one, thing.count, colour, (fact,))
         thing.colour = colour
-    if rng.random() < 0.3:
+    if rng.random() < 0.5:
         names = [t.name for t in things]
         absent = rng.choice([n for n in THINGS if n not in names])
         fact = passage.fact()

@@ -27,7 +27,7 @@ barge raft glider biplane drone skateboard sledge pram wheelchair tricycle forkl
 bulldozer jet tanker tugboat carriage cart boat ship"""
 _TOWN = """tower bridge church castle lighthouse windmill barn shed tent cottage chapel mosque temple
 kiosk fountain statue fence gate wall signpost mailbox dustbin parasol chimney balcony window
-staircase billboard pier well greenhouse stall cable-drum"""
+staircase billboard pier well greenhouse stall"""
 _NATURE = """bush hedge rock boulder pond river lake waterfall hill mountain island fern daisy poppy
 lily orchid log stump oak pine birch willow shell pebble iceberg cliff dune flower moon pinecone"""
 _PLAY = """kite ball doll puzzle swing slide seesaw trampoline racket net surfboard ski snowboard
@@ -94,7 +94,7 @@ BRANDS = _list(
 PRINTED = _list(
     """BAKERY HOTEL MUSEUM LIBRARY WELCOME PLATFORM PHARMACY PARKING CAUTION DANGER RESERVED CLOSED
     ENTRANCE OFFICE STATION MARKET GARDEN FRESH ORGANIC QUIET PRIVATE LIMIT DELIVERY TICKETS HARBOUR
-    THEATRE CLINIC SCHOOL KITCHEN WINTER SUMMER FESTIVAL MARATHON CHAMPION LIBERTY VICTORY COFFEES
+    THEATRE CLINIC SCHOOL KITCHEN WINTER SUMMER FESTIVAL MARATHON CHAMPION LIBERTY VICTORY
     ORBIT CANDOR TEMPO ZEBRA AURORA MAGNOLIA VANGUARD EXPRESS SUPERIOR CLASSIC ORIGINAL SPECIAL"""
 )
 SAYINGS = (
