@@ -85,7 +85,7 @@ class LanguageModelFile:
 
     @property
     def files(self) -> list[str]:
-        """The names of all files that are opened with `file`: its parts, and those of `rows`.
+        """The names of all GGUF files: the parts of `file`, and that of `rows`.
 
         Raises ModelError for a name of a part that is not the first, as `part_names` does.
         """

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from edgeprism.bundle.gguf_parts import part_names
 from edgeprism.bundle.manifest import FILE_NAME, FileEntry, Manifest, VisionVariant
 from edgeprism.bundle.places import catalogued_models, find_catalogued, model_places
 from edgeprism.bundle.read_manifest import manifest_from_bundle
@@ -51,11 +52,10 @@ class Bundle:
     def opened_with(self, name: str) -> dict[Path, FileEntry]:
         """Return the files that an engine opens when it opens `name`, itself among them.
 
-        They are all parts of a language model with the weights of a picture's rows, and the
-        weights beside a vision graph.
+        They are all parts of a language model's file, and the weights beside a graph.
         """
         files = self.manifest.files
-        names = self.manifest.lm.files if name == self.manifest.lm.file else [name]
+        names = part_names(name) if name == self.manifest.lm.file else [name]
         beside = f"{name}.data"
         names += [beside] if beside in files else []
         return {self.path_of(each): files[each] for each in names}

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgeprism.bundle import open as open_module
+from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.cli.main import run
 from edgeprism.errors import Interrupted, PromptTooLongError
 from edgeprism.folder.batch import Batch
 from edgeprism.folder.events import Outcome
 from edgeprism.language.generator import Finished
+from edgeprism.perceive import engines
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.find import find_pictures
 from edgeprism.prism import Prism
@@ -91,6 +94,23 @@ def singles(bundle: Path, folder: Path) -> list[str]:
 
 
 # ---- one caption
+
+
+def test_every_file_is_checked_once_when_it_is_loaded(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+    check = open_module.check_file
+
+    def counting(path: Path, sha256: str, size: int) -> None:
+        checked.append(path.name)
+        check(path, sha256, size)
+
+    monkeypatch.setattr(open_module, "check_file", counting)
+    monkeypatch.setattr(engines, "try_captioner", lambda *_: None)  # which looks at each before
+    with loaded(bundle) as captioner:
+        captioner.caption(np.zeros((30, 40, 3), np.uint8), caption_tokens=1)
+    assert sorted(checked) == sorted(manifest_from_bundle(bundle).files)
 
 
 def test_picture_instruction_and_focus_decide_the_caption(
