@@ -123,7 +123,7 @@ class Context:
     def prefill_tokens(
         self, seq: int, tokens: Sequence[int], start: int, *, logits: bool = True
     ) -> None:
-        """Put `tokens` at positions `start`… of `seq`; `logits` keeps the last token's logits."""
+        """See `LanguageContext.prefill_tokens`."""
         ids = np.asarray(tokens, dtype=np.int32)
         for i, last in self._chunks(len(ids)):
             n = self._batch.place(seq, start + i, min(self.n_batch, len(ids) - i))
@@ -139,11 +139,7 @@ class Context:
         causal: bool = True,
         positions: np.ndarray | None = None,
     ) -> None:
-        """Put visual tokens, float32 [n, n_embd_row], into `seq`.
-
-        They stand at positions `start`…, or at `positions`, which count from `start`. Raises
-        ModelError for rows of another width, or for more than `n_batch` rows that are not causal.
-        """
+        """See `LanguageContext.prefill_rows`; more than `n_batch` rows must be causal."""
         check_rows(self.lm, rows)
         positions = self.on_all_axes(positions, len(rows))
         if not causal and len(rows) > self.n_batch:  # llama.cpp would end the process
@@ -200,7 +196,7 @@ class Context:
         self._run(self._llama.llama_encode, self._batch.with_rows(rows))
 
     def step(self, tokens: Sequence[tuple[int, int, int]]) -> None:
-        """Decode one (seq, token, position) for each of several sequences; keep all logits."""
+        """See `LanguageContext.step`."""
         n = self._batch.place_each([seq for seq, _, _ in tokens], [pos for _, _, pos in tokens])
         self._batch.want_logits(range(n), n)
         self._decode(self._batch.with_tokens(np.array([t for _, t, _ in tokens], np.int32)))
@@ -208,10 +204,7 @@ class Context:
     def logits_of_tokens(
         self, tokens: Sequence[int], *, seq: int = 0, start: int = 0
     ) -> np.ndarray:
-        """Return logits float32 [n, n_vocab] by teacher forcing: row i is after tokens[: i + 1].
-
-        The context must have been made with `all_logits`.
-        """
+        """See `LanguageContext.logits_of_tokens`; needs a context made with `all_logits`."""
         rows = []
         ids = np.asarray(tokens, dtype=np.int32)
         for i, _ in self._chunks(len(ids)):
@@ -222,12 +215,12 @@ class Context:
         return np.stack(rows)
 
     def logits(self, index: int = -1) -> np.ndarray:
-        """Return logits of the last call, float32 [n_vocab], at `index` of its batch."""
+        """See `LanguageContext.logits`."""
         pointer = self._llama.llama_get_logits_ith(self._ctx, index)
         return np.ctypeslib.as_array(pointer, (self.lm.vocabulary.size,)).copy()
 
     def keep(self, seq: int, length: int, rows: int = 0) -> bool:
-        """Forget `seq` from position `length` on; return False if all of it had to be forgotten.
+        """See `LanguageContext.keep`.
 
         Not every memory can go back: a recurrent one has only its newest state, and sliding
         windows lose what they have passed.

@@ -156,7 +156,7 @@ class LanguageModel:
         return self._model
 
     def kv_bytes_per_token(self, kv_type: str = "f16") -> float:
-        """Return the bytes of the KV cache for one position of one sequence."""
+        """See `LanguageEngine.kv_bytes_per_token`."""
         return kv_bytes(self.header, 1, kv_type)
 
     def close(self) -> None:
@@ -189,16 +189,10 @@ class LanguageModel:
         all_logits: bool = False,
         n_batch: int = 0,
     ) -> LanguageContext:
-        """Return a context: a KV cache of `n_ctx` cells for `n_seq` sequences.
+        """Return a KV cache: `LanguageEngine.context`.
 
         Each sequence has n_ctx / n_seq cells of its own; with shared cells each token would have
         to skip the cells of all other sequences.
-
-        Parameters:
-            flash_attention: None leaves the choice to llama.cpp.
-            all_logits: reserve memory for the logits of every prompt row.
-            n_batch: the least number of rows that go through the model at once; it must hold the
-                longest run that is not causal.
         """
         if self._encodes:
             return self._encoder_context(n_ctx // n_seq, n_seq, kv_type, flash_attention)

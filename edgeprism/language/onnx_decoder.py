@@ -98,7 +98,7 @@ class OnnxDecoder:
         all_logits: bool = False,
         n_batch: int = 0,
     ) -> OnnxContext:
-        """Return a context of `n_ctx` cells for `n_seq` sequences, n_ctx / n_seq for each."""
+        """See `LanguageEngine.context`; the cells are float32, whatever `kv_type` says."""
         return OnnxContext(self, n_ctx // n_seq, n_seq, max(n_batch, OnnxContext.N_BATCH))
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ class OnnxContext:
     def prefill_tokens(
         self, seq: int, tokens: Sequence[int], start: int, *, logits: bool = True
     ) -> None:
-        """Put `tokens` at positions `start`… of `seq`; `logits` keeps the last token's logits."""
+        """See `LanguageContext.prefill_tokens`."""
         for i in range(0, len(tokens), self.n_batch):
             part = tokens[i : i + self.n_batch]
             made = self._run(seq, [part], [start + i], [len(part) - 1])
@@ -150,7 +150,7 @@ class OnnxContext:
         causal: bool = True,
         positions: np.ndarray | None = None,
     ) -> None:
-        """Put visual tokens, float32 [n, n_embd_row], beside `seq`, after those that it has.
+        """See `LanguageContext.prefill_rows`: they come behind the rows that `seq` has.
 
         They take no positions. All tokens of `seq` must come after them.
         """
@@ -184,7 +184,7 @@ class OnnxContext:
     # ---- decoding
 
     def step(self, tokens: Sequence[tuple[int, int, int]]) -> None:
-        """Decode one (seq, token, position) for each of several sequences; keep all logits.
+        """See `LanguageContext.step`.
 
         Neighbouring sequences run together, so `tokens` are best sorted.
         """
@@ -195,14 +195,14 @@ class OnnxContext:
         self._logits = np.concatenate(logits)[:, 0]
 
     def logits(self, index: int = -1) -> np.ndarray:
-        """Return logits of the last call, float32 [n_vocab], at `index` of its batch."""
+        """See `LanguageContext.logits`."""
         row: np.ndarray = self._logits[index]
         return row
 
     def logits_of_tokens(
         self, tokens: Sequence[int], *, seq: int = 0, start: int = 0
     ) -> np.ndarray:
-        """Return logits float32 [n, n_vocab] by teacher forcing: row i is after tokens[: i + 1]."""
+        """See `LanguageContext.logits_of_tokens`."""
         parts = []
         for i in range(0, len(tokens), self.n_batch):
             part = tokens[i : i + self.n_batch]
