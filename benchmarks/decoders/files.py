@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ GGUF_QUANTS = ("Q4_0", "Q4_K_M", "Q8_0")
 PAIRS = (("4 bits", "Q4_0"), ("4 bits", "Q4_K_M"), ("8 bits", "Q8_0"))
 # InternLM2-1.8B, as in PrismCaptioner-2B
 LAYERS, WIDTH, HEADS, WIDE = 24, 2048, 16, 8192
+_FIRST = "blk.0."
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Files:
         from edgeprism.progress import Progress
 
         parts = self._parts()
-        with self._unfinished() as unfinished:
-            if graphs:
-                export_decoder(parts, graphs, unfinished.graph)
+        for quant in graphs:
+            with self._unfinished() as unfinished:
+                export_decoder(parts, [quant], unfinished.graph)
         for quant in ggufs:
             with self._unfinished() as unfinished:
                 write_gguf(unfinished.gguf(quant), quant, parts, "decoder", Progress())
@@ -78,18 +79,27 @@ class Files:
         folder.rmdir()
 
     def _parts(self) -> LmParts:
+        """Return a language model whose layers all have the weights of the one that is written."""
         import torch
 
         from benchmarks.checkpoints.one_tile import write_internlm2
 
-        folder = self.work / f"checkpoint-{self.n_layers}"
+        folder = self.work / "checkpoint"
         if not folder.exists():
             with self._unfinished() as unfinished:
                 made = unfinished.work / folder.name
                 made.mkdir()
-                generator = torch.Generator().manual_seed(0)
-                write_internlm2(made, self.n_layers, WIDTH, HEADS, WIDE, generator)
-        return open_parts(folder)
+                write_internlm2(made, 1, WIDTH, HEADS, WIDE, torch.Generator().manual_seed(0))
+        one = open_parts(folder)
+        ends = [tensor for tensor in one.tensors if not tensor.name.startswith(_FIRST)]
+        layer = [tensor for tensor in one.tensors if tensor.name.startswith(_FIRST)]
+        layers = [
+            replace(tensor, name=tensor.name.replace(_FIRST, f"blk.{i}."))
+            for i in range(self.n_layers)
+            for tensor in layer
+        ]
+        config = replace(one.config, n_layers=self.n_layers)
+        return replace(one, config=config, tensors=[*ends, *layers])
 
 
 def open_parts(folder: Path) -> LmParts:

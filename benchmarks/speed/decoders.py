@@ -2,11 +2,12 @@
 
     python -m benchmarks.speed.decoders --work FOLDER [--rounds 5] [--layers 24] [--json FILE]
 
-The decoder is the language model of PrismCaptioner-2B. ONNX Runtime runs it as EdgePrism's ONNX
-decoder runs its own (`GroupQueryAttention`, `MatMulNBits`, keys and values in numpy arrays, float32
-cells), llama.cpp as EdgePrism runs every GGUF file (float16 cells). Each way has a process of its
-own and all cores, and they take turns stage by stage. The peak of memory is that of the process,
-with mapped files, after all stages. EdgePrism chooses nothing by these figures.
+The decoder is the language model of PrismCaptioner-2B; its layers have the same random weights,
+each at a place of its own in the files. ONNX Runtime runs it as EdgePrism's ONNX decoder runs its
+own (`GroupQueryAttention`, `MatMulNBits`, keys and values in numpy arrays, float32 cells),
+llama.cpp as EdgePrism runs every GGUF file (float16 cells). Each way has a process of its own and
+all cores, and they take turns stage by stage. The peak of memory is that of the process, with
+mapped files, after all stages. EdgePrism chooses nothing by these figures.
 
 Stages: prefill of so many tokens of an empty sequence; decode of one sequence, after the longer of
 these prompts; decode of eight sequences together, after 128 tokens each. Figures are tokens per
