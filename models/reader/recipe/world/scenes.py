@@ -65,6 +65,13 @@ ABSENT = (
     "The image does not contain any {p}.", "There is not a single {n} around.", "No {p} at all.",
     "The place has no {n}.", "There is no {n} here.", "Nowhere is there a {n}.",
 )  # fmt: skip
+# sentences that say again what the inventory says, as a captioner writes for a focus
+AGAIN_COUNT = ("{n} {p} in total.", "The number of {p} comes to {n}.", "All in all, {n} {p}.",
+               "Counting the {p} gives {n}.", "{n} {p} can be counted.", "So it has {n} {p}.")  # fmt: skip
+AGAIN_COLOUR = ("The colour of the {a} can be given as {c}.", "{c} is the {a}'s colour.",
+                "Looking at the {a}, its colour turns out to be {c}.",
+                "In colour, the {a} is {c}.")  # fmt: skip
+AGAIN_THERE = ("Yes, {o} does appear in it.", "{o} is indeed part of it.", "{o} can be made out.")
 KINDS = {
     "kitchen": "a kitchen", "room": "a living room", "workshop": "a workshop",
     "wardrobe": "a bedroom", "field": "a meadow", "street": "a street", "park": "a park",
@@ -205,6 +212,22 @@ def _from_places(x: Thing, y: Thing) -> str:
     return " and ".join(parts) or "next to"
 
 
+def _tell_again(rng: random.Random, passage: Passage, things: list[Thing]) -> None:
+    """Add a sentence that says again what the inventory says of a thing."""
+    names = [t.name for t in things]
+    thing = rng.choice(things)
+    if names.count(thing.name) > 1:
+        return
+    way = rng.random()
+    if thing.colour and thing.count == 1 and way < 0.4:
+        text = pick(rng, AGAIN_COLOUR, a=thing.name, c=thing.colour)
+    elif thing.count == 1 and way < 0.7:
+        text = pick(rng, AGAIN_THERE, o=a(thing.name))
+    else:
+        text = pick(rng, AGAIN_COUNT, p=thing.one, n=number(rng, thing.count))
+    passage.say(mark(thing.fact, text))
+
+
 def _tell_more(rng: random.Random, passage: Passage, things: list[Thing]) -> None:
     """Add a colour that the inventory left out, or the absence of things."""
     bare = [t for t in things if not t.colour]
@@ -245,6 +268,8 @@ def sample_scene(rng: random.Random, most: int = 5) -> Passage:
                          tuple(t.fact for t in same))
         )  # fmt: skip
     _tell_relation(rng, passage, things)
+    if rng.random() < 0.25:
+        _tell_again(rng, passage, things)
     _tell_more(rng, passage, things)
     if rng.random() < 0.15:
         passage.say(rng.choice(LAST))
