@@ -1,8 +1,8 @@
 """Write the adapter as GGUF: ``python -m edgeprism.models.reader.recipe.export CKPT BASE OUT``.
 
 `CKPT` is training's checkpoint, `BASE` the reasoner's GGUF file.
-The narrow matrices that read (lora_a) become Q8_0, those that write (lora_b) F16: their rows have as
-many values as the rank, and Q8_0 needs 32.
+The narrow matrices that read (lora_a) become Q8_0, those that write (lora_b) F16: their rows have
+as many values as the rank, and Q8_0 needs 32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ import torch
 from edgeprism.models.reader.recipe.learn.model import AdapterConfig, Reader, read_base
 
 NAME = "SmolLM2 135M reader"
-PROMPTS = ("edgeprism.reader", 1)  # it was taught EdgePrism's prompts: the runtime needs no examples
+PROMPTS = (
+    "edgeprism.reader",
+    1,
+)  # it was taught EdgePrism's prompts: the runtime needs no examples
 
 
 def load_reader(checkpoint: Path, base: Path) -> tuple[Reader, int]:
@@ -76,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     model, steps = load_reader(options.checkpoint, options.base)
     write_adapter(model, options.out, steps=steps)
     data = options.out.read_bytes()
-    print(f"{options.out}: {len(data):,} bytes, {steps} steps, sha256 {hashlib.sha256(data).hexdigest()}")
+    digest = hashlib.sha256(data).hexdigest()
+    print(f"{options.out}: {len(data):,} bytes, {steps} steps, sha256 {digest}")
     return 0
 
 

@@ -29,7 +29,8 @@ COLOURS_OF = (
 COUNT = (
     "How many {p} are visible?", "How many {p} can be made out?", "What is the total of {p}?",
     "How many {p} appear in the scene?", "Give the number of {p}.", "How many {p} can one find?",
-    "How many {p} are mentioned?", "Exactly how many {p} are shown?", "What number of {p} is there?",
+    "How many {p} are mentioned?", "Exactly how many {p} are shown?",
+    "What number of {p} is there?",
     "How many {p} does it show?", "How many {p} can you see here?", "{p}: how many?",
     "How many {p} does the photo have?", "How many {p} have been put there?",
 )  # fmt: skip
@@ -71,13 +72,16 @@ NOT_SAID = (
     ("What time of day is it?", "the time of day"), ("Which year is it?", "the year"),
     ("How old is the photographer?", "the photographer"), ("In which city is this?", "the city"),
     ("How much did it cost?", "the cost"), ("Why was this made?", ""),
-    ("Which season does it show?", "the season"), ("What does the poster say?", "the text on the poster"),
+    ("Which season does it show?", "the season"), ("What does the poster say?",
+    "the text on the poster"),
     ("What brand is the sofa?", "the brand of the sofa"), ("How warm is the room?", "the room"),
     ("What text can be read?", "the text"), ("Which words are written there?", "the words"),
 )  # fmt: skip
 
 
-def _others(rng: random.Random, answer: str, among: tuple[str, ...], most: int = 3) -> tuple[str, ...]:
+def _others(
+    rng: random.Random, answer: str, among: tuple[str, ...], most: int = 3
+) -> tuple[str, ...]:
     return tuple(rng.sample([w for w in among if w not in answer], most))
 
 
@@ -129,7 +133,7 @@ def relation(
     if rng.random() < 0.12:
         right = rng.random() < 0.5
         claim = value if right else next((r for r, _ in RELATIONS if r == _opposite(value)), "")
-        if claim and claim != value or right:
+        if (claim and claim != value) or right:
             question = f"Is the {name} {claim} the {other}?"
             return [Ask(question, "yes" if right else "no", focus, facts, kind="is relation")]
     return [Ask(pick(rng, RELATION, a=name, b=other), value, focus, facts, wrong, "relation")]
@@ -196,7 +200,8 @@ def said_absent(rng: random.Random, name: str, fact: int) -> list[Ask]:
             tuple(number(rng, n) for n in rng.sample(range(1, 7), 3)), "count"),
         rng.choice((
             Ask(pick(rng, COLOUR, a=name), none, f"the colour of the {name}", facts, kind="absent"),
-            Ask(pick(rng, PLACE, a=name), none, f"the position of the {name}", facts, kind="absent"),
+            Ask(pick(rng, PLACE, a=name), none, f"the position of the {name}", facts,
+                kind="absent"),
         )),
     ]  # fmt: skip
 

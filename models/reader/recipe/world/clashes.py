@@ -54,9 +54,11 @@ def sample_clash(rng: random.Random) -> Passage:
             names = plural(name)
             passage.say(mark(fact, pick(rng, ALL_BUT, p=names, x=x, y=y)))
             passage.asks += [
-                Ask(f"Which colour are most of the {names}?", x, f"the colour of the {names}", (fact,)),
+                Ask(f"Which colour are most of the {names}?", x, f"the colour of the {names}",
+                    (fact,)),
                 Ask(f"Are all the {names} {x}?", "no", f"the colour of the {names}", (fact,)),
-                Ask(f"What is the colour of the one that differs among the {names}?", y, "", (fact,)),
+                Ask(f"What is the colour of the one that differs among the {names}?", y, "",
+                    (fact,)),
             ]  # fmt: skip
     return passage
 
@@ -91,6 +93,7 @@ def sample_disagreement(rng: random.Random) -> tuple[list[Passage], list[Ask]]:
                 NUMBERS[n] if count == n else f"{NUMBERS[n]} or {NUMBERS[count]}",
                 f"the number of {plural(other)}", counts, kind="count"),
             asking.presence(rng, name, "yes", (0, 1)),
-            *asking.unmentioned(rng, rng.choice([t for t in THINGS if t not in (name, other)]))]  # fmt: skip
+            *asking.unmentioned(rng, rng.choice([t for t in THINGS if t not in (name,
+                other)]))]  # fmt: skip
     first.facts = second.facts = 4
     return [first, second], asks

@@ -5,7 +5,16 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from edgeprism.models.reader.recipe.world.text import UNKNOWN, Ask, Passage, join, mark, number, pick, plural
+from edgeprism.models.reader.recipe.world.text import (
+    UNKNOWN,
+    Ask,
+    Passage,
+    join,
+    mark,
+    number,
+    pick,
+    plural,
+)
 from edgeprism.models.reader.recipe.world.words import BRANDS, CITIES, DAYS, MONTHS, NAMES
 
 LABELS = (
@@ -147,7 +156,8 @@ def _ask_extremes(rng: random.Random, passage: Passage, series: Series) -> None:
                                else ("lowest", "smallest", "shortest", "least"))  # fmt: skip
         question = pick(rng, ("How much is the {x} {p}?", "What number does the {x} {p} reach?",
                               "Which value has the {x} {p}?", "What is the {x} value?",
-                              "Give the value of the {x} {p}."), x=adjective, p=series.part)  # fmt: skip
+                              "Give the value of the {x} {p}."), x=adjective,
+                              p=series.part)  # fmt: skip
         focus = f"the value of the {adjective} {series.part}"
         focus = focus if f"{adjective} {series.part}" in question else f"the {adjective} value"
         passage.asks.append(Ask(question, series.shown(index), focus, facts, (), "extreme"))

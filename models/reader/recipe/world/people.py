@@ -20,12 +20,14 @@ from edgeprism.models.reader.recipe.world.words import (
 SETTINGS = (
     "in a narrow street", "at a railway station", "on a sandy beach", "in a crowded market",
     "in a small kitchen", "beside a frozen lake", "in front of a brick wall", "in a classroom",
-    "on a wooden pier", "in a sunlit courtyard", "at the edge of a forest", "in a hospital corridor",
+    "on a wooden pier", "in a sunlit courtyard", "at the edge of a forest",
+    "in a hospital corridor",
     "on a wide lawn", "in a workshop", "on a rooftop", "in a library",
 )  # fmt: skip
 TIMES = (("at dusk", "dusk"), ("in the early morning", "the early morning"), ("at noon", "noon"),
          ("at night", "night"), ("on a foggy afternoon", "a foggy afternoon"),
-         ("in winter", "winter"), ("in late autumn", "late autumn"), ("in spring", "spring"))  # fmt: skip
+         ("in winter", "winter"), ("in late autumn", "late autumn"), ("in spring",
+         "spring"))  # fmt: skip
 WEATHER = (("It is raining.", "raining"), ("Snow covers the ground.", "snowy"),
            ("The sky is overcast.", "overcast"), ("The weather is sunny.", "sunny"),
            ("A strong wind blows.", "windy"), ("Fog hides the hills.", "foggy"))  # fmt: skip
@@ -33,7 +35,8 @@ MOODS = ("happy", "tired", "angry", "bored", "surprised", "proud", "worried", "r
 HAIR = ("grey", "black", "red", "blond", "brown", "white", "curly", "short", "long", "braided")
 HOLD = ("holds {o}", "is holding {o}", "carries {o}", "has {o} in one hand", "is carrying {o}")
 WEAR = ("wears {c}", "is wearing {c}", "is dressed in {c}", "has {c} on")
-ENDS = ("The scene feels calm.", "Overall, it is an everyday moment.", "The focus is on the people.",
+ENDS = ("The scene feels calm.", "Overall, it is an everyday moment.",
+"The focus is on the people.",
         "It looks like an ordinary day.", "All is quiet.")  # fmt: skip
 
 
@@ -231,6 +234,7 @@ def _crowd(rng: random.Random, passage: Passage, names: list[str]) -> None:
         passage.say(mark(fact, f'{a(vehicle)} with the name "{name}" is parked nearby.'))
         passage.asks.append(Ask(pick(rng, ("What is the name of the {v}?",
                                            "Which name is on the {v}?"), v=vehicle),
-                                name, f"the name on the {vehicle}", (fact,), kind="text"))  # fmt: skip
+                                name, f"the name on the {vehicle}", (fact,),
+                                kind="text"))  # fmt: skip
     if rng.random() < 0.2:
         passage.say(rng.choice(ENDS))

@@ -1,4 +1,4 @@
-"""Printed text on things, recognised lines, and records of named fields: receipts, labels, pages."""
+"""Printed text on things, and records of named fields: receipts, invitations, labels, pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from edgeprism.models.reader.recipe.world.words import (
 )
 
 CARRIERS = ("sign", "poster", "label", "banner", "board", "plate", "wrapper", "cover", "ticket",
-            "package", "screen", "wall", "side of the van", "shop front", "page", "sticker")  # fmt: skip
+            "package", "screen", "wall", "side of the van", "shop front", "page",
+            "sticker")  # fmt: skip
 STATED = (
     'A {c} says "{t}".', 'The {c} carries the words "{t}".', '"{t}" is written on the {c}.',
     'On the {c} one reads "{t}".', 'The {c} shows the inscription "{t}".', 'The {c} reads: "{t}".',
@@ -82,8 +83,12 @@ def sample_print(rng: random.Random) -> Passage:
     passage.say(mark(fact, pattern.format(c=carrier, t=text)))
     wrong = tuple(rng.sample([p for p in PRINTED if p != text], 3))
     for _ in range(2):
-        question = pick(rng, READ if "{c}" in pattern and rng.random() < 0.4 else READ_ANY, c=carrier)
-        passage.asks.append(Ask(question, text, _reading(question, carrier), (fact,), wrong, "text"))
+        question = pick(
+            rng, READ if "{c}" in pattern and rng.random() < 0.4 else READ_ANY, c=carrier
+        )
+        passage.asks.append(
+            Ask(question, text, _reading(question, carrier), (fact,), wrong, "text")
+        )
     if text.isdigit():
         passage.asks.append(Ask(rng.choice(("Which number can be read?", "What number is on it?",
                                             "Which digits appear?")),

@@ -28,7 +28,8 @@ PLACES = {
 }  # fmt: skip
 LOOSE = (
     "in the background", "in the foreground", "by the window", "against the wall", "in the corner",
-    "on the floor", "on the table", "on the shelf", "beside the path", "on the grass", "in the sand",
+    "on the floor", "on the table", "on the shelf", "beside the path", "on the grass",
+    "in the sand",
     "near the entrance", "under the roof", "on the pavement", "by the water", "in the shade",
 )  # fmt: skip
 RELATIONS = (
@@ -67,7 +68,8 @@ ABSENT = (
 )  # fmt: skip
 # sentences that say again what the inventory says, as a captioner writes for a focus
 AGAIN_COUNT = ("{n} {p} in total.", "The number of {p} comes to {n}.", "All in all, {n} {p}.",
-               "Counting the {p} gives {n}.", "{n} {p} can be counted.", "So it has {n} {p}.")  # fmt: skip
+               "Counting the {p} gives {n}.", "{n} {p} can be counted.",
+               "So it has {n} {p}.")  # fmt: skip
 AGAIN_COLOUR = ("The colour of the {a} can be given as {c}.", "{c} is the {a}'s colour.",
                 "Looking at the {a}, its colour turns out to be {c}.",
                 "In colour, the {a} is {c}.")  # fmt: skip
@@ -163,7 +165,9 @@ def _tell_things(
         return backdrop
     if style < 0.6:
         between = rng.choice(("\n- ", "\n* ", "\n"))
-        passage.say(rng.choice(("What can be seen:", "Contents:", "Objects in the photo:", "List:")))
+        passage.say(
+            rng.choice(("What can be seen:", "Contents:", "Objects in the photo:", "List:"))
+        )
         for phrase in phrases:
             passage.text += between + phrase
         return None

@@ -9,7 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeprism.models.reader.recipe.world.text import UNKNOWN, Ask, Passage, a, capital, mark, plural
+from edgeprism.models.reader.recipe.world.text import (
+    UNKNOWN,
+    Ask,
+    Passage,
+    a,
+    capital,
+    mark,
+    plural,
+)
 from edgeprism.models.reader.recipe.world.words import (
     ACTIONS,
     ANIMALS,

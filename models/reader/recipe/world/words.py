@@ -22,10 +22,12 @@ zebra giraffe hippo rhino llama alpaca buffalo bison lynx raccoon beaver bat"""
 _FOOD = """sandwich pancake waffle muffin pretzel bagel omelette sausage steak burrito taco dumpling
 pie tart biscuit plum apricot mango papaya kiwi melon lime grapefruit fig olive onion potato turnip
 beetroot radish cabbage lettuce leek pumpkin artichoke bean pea almond walnut egg chilli"""
-_VEHICLES = """van lorry tram scooter moped ambulance minibus caravan trailer ferry canoe kayak yacht
+_VEHICLES = """van lorry tram scooter moped ambulance minibus caravan trailer ferry canoe kayak
+yacht
 barge raft glider biplane drone skateboard sledge pram wheelchair tricycle forklift excavator crane
 bulldozer jet tanker tugboat carriage cart boat ship"""
-_TOWN = """tower bridge church castle lighthouse windmill barn shed tent cottage chapel mosque temple
+_TOWN = """tower bridge church castle lighthouse windmill barn shed tent cottage chapel mosque
+temple
 kiosk fountain statue fence gate wall signpost mailbox dustbin parasol chimney balcony window
 staircase billboard pier well greenhouse stall"""
 _NATURE = """bush hedge rock boulder pond river lake waterfall hill mountain island fern daisy poppy
@@ -33,7 +35,8 @@ lily orchid log stump oak pine birch willow shell pebble iceberg cliff dune flow
 _PLAY = """kite ball doll puzzle swing slide seesaw trampoline racket net surfboard ski snowboard
 skate dartboard frisbee piano violin flute trumpet cello harp saxophone trombone accordion banjo
 ukulele tambourine xylophone harmonica robot marble whistle medal flag"""
-_PEOPLE = """man woman boy girl child chef farmer waiter waitress nurse doctor teacher cyclist runner
+_PEOPLE = """man woman boy girl child chef farmer waiter waitress nurse doctor teacher cyclist
+runner
 hiker painter photographer musician dancer soldier sailor pilot tourist shopper gardener carpenter
 baker barista surfer skier climber referee student lady toddler baby grandmother grandfather clerk
 guard mechanic postman plumber welder juggler violinist singer passenger customer worker player"""
