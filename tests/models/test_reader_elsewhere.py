@@ -1,8 +1,9 @@
-"""The questions about others' descriptions: the set itself, its scoring, and a run of the command."""
+"""The questions about others' descriptions: the set, its scoring, and a run of the command."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,21 +11,23 @@ import pytest
 
 from edgeprism.models.reader.recipe.measure import elsewhere
 from edgeprism.models.reader.recipe.measure.elsewhere import (
-    COLOURS,
     LONG_TEXT,
     NOT_SAID,
+    main,
+    read_set,
+    replies_to_rows,
+    rows_to_table,
+    wilson,
+)
+from edgeprism.models.reader.recipe.measure.elsewhere_scoring import (
+    COLOURS,
     Question,
     Text,
     chosen_option,
     holds,
     is_right,
     longest_reply,
-    main,
     plain_words,
-    read_set,
-    replies_to_rows,
-    rows_to_table,
-    wilson,
 )
 
 TEXTS, QUESTIONS = read_set()
@@ -32,7 +35,7 @@ ANSWERABLE = [q for q in QUESTIONS if not q.unanswerable]
 OPEN = [q for q in ANSWERABLE if not q.options and q.accepted not in (["yes"], ["no"])]
 LICENCES = {"CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "public domain"}
 NO_REPLY = ("", " ", "\n", "…", "???", "\0")
-DOES_NOT_SAY = ("The description does not say.", "Not stated", "It doesn't mention that", "Unknown.")
+DOES_NOT_SAY = ("The description does not say.", "Not stated", "It doesn't mention it", "Unknown.")
 
 
 # ---- the set
@@ -40,7 +43,8 @@ DOES_NOT_SAY = ("The description does not say.", "Not stated", "It doesn't menti
 
 def test_its_size() -> None:
     kinds = Counter(q.kind for q in QUESTIONS)
-    assert len(QUESTIONS) >= 160 and len(TEXTS) >= 40
+    assert len(QUESTIONS) >= 160
+    assert len(TEXTS) >= 40
     assert 0.14 <= kinds[NOT_SAID] / len(QUESTIONS) <= 0.2
     assert 0.15 <= sum(bool(q.options) for q in QUESTIONS) / len(QUESTIONS) <= 0.25
     assert sum(bool(q.hint) for q in QUESTIONS) >= 10
@@ -62,14 +66,15 @@ def test_ids_are_unique_and_every_text_is_asked_about() -> None:
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_a_text_has_its_source_and_licence(text: Text) -> None:
     assert text.licence in LICENCES
-    assert text.source.startswith("https://") and text.author and text.title and text.text.strip()
+    assert text.source.startswith("https://")
+    assert all((text.author.strip(), text.title.strip(), text.text.strip(), text.form.strip()))
 
 
 def test_the_notice_names_every_author_whose_licence_asks_for_it() -> None:
     notice = " ".join((Path(elsewhere.TEXTS).parents[2] / "NOTICE").read_text("utf-8").split())
     for text in TEXTS.values():
         if text.licence.startswith("CC-BY"):
-            assert text.author in notice and text.licence in notice, text.id
+            assert re.search(rf"{re.escape(text.author)}, {text.licence}\b", notice), text.id
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=[q.id for q in QUESTIONS])
@@ -78,9 +83,9 @@ def test_a_question_is_well_formed(question: Question) -> None:
     assert question.unanswerable == (question.kind == NOT_SAID)
     assert list(question.options) == list("ABCDE"[: len(question.options)])
     if question.options:
-        assert len(question.options) >= 2 and len(question.accepted) == 1
+        assert len(question.accepted) == 1
         assert set(question.accepted) <= question.options.keys()
-        assert len({tuple(plain_words(o)) for o in question.options.values()}) >= 2
+        assert len({tuple(plain_words(o)) for o in question.options.values()}) > 1
     else:
         assert question.unanswerable or question.accepted
     assert not question.unanswerable or (question.lacks and not question.evidence)
@@ -139,9 +144,9 @@ def test_a_reply_that_names_everything_is_wrong(question: Question) -> None:
     replies = [*NO_REPLY, text.text, text.text * 50, f"{text.text} The description does not say."]
     replies += [" ".join(question.options.values()), " ".join(question.options)]
     replies += ["yes and no", "Yes. No.", "yes no not said unknown", " ".join(sorted(COLOURS))]
-    replies += [" ".join(map(str, range(30))), " or ".join(question.accepted + question.wrong + ["?"])]
-    if question.options:
-        replies.remove(" or ".join(question.accepted + question.wrong + ["?"]))
+    replies += [" ".join(map(str, range(30)))]
+    if not question.options:
+        replies += [" or ".join([*question.accepted, *question.wrong, "?"])]
     assert [reply for reply in replies if is_right(question, text, reply)] == []
 
 
@@ -185,7 +190,7 @@ def made(accepted: list[str], question: str = "What is it?", **more: object) -> 
     [
         ("Twenty-one doors", ["21", "doors"]),
         ("1,450 km, 0.50 and 007", ["1450", "km", "0.5", "and", "7"]),
-        ("It doesn't; it can’t; it cannot", "it does not it can not it can not".split()),
+        ("doesn't; can’t; cannot", ["does", "not", "can", "not", "can", "not"]),
         ("Crème-brûlée's  ½", ["creme", "brulees", "1", "2"]),
         ("3.5mm ON/off", ["3.5", "mm", "on", "off"]),
     ],
@@ -254,6 +259,7 @@ def test_what_is_not_said(reply: str, right: bool) -> None:
         ("The answer is B.", "B"),
         ("a lamp", "B"),
         ("It shows a lamp.", "B"),
+        ("The text does not mention it.", "D"),
         ("A lamp.", "B"),
         ("A. a lamp", ""),
         ("A or B", ""),
@@ -264,19 +270,19 @@ def test_what_is_not_said(reply: str, right: bool) -> None:
     ],
 )
 def test_options(reply: str, letter: str) -> None:
-    options = {"A": "a door", "B": "a lamp", "C": "nothing"}
+    options = {"A": "a door", "B": "a lamp", "C": "nothing", "D": "the description does not say"}
     assert chosen_option(reply, options) == letter
     assert is_right(made(["B"], options=options), HALL, reply) is (letter == "B")
 
 
 def test_a_reply_is_shorter_than_its_text() -> None:
     short = Text("t", "caption", "A red door in a white wall.", "", "", "", "")
-    assert longest_reply(short) == 6 and longest_reply(HALL) == 20
+    assert (longest_reply(short), longest_reply(HALL)) == (6, 20)
     assert is_right(made(["red"]), short, "The door is red.")
     assert not is_right(made(["door"]), short, short.text)
 
 
-@pytest.mark.parametrize("reply", ["9" * 5000, "\u0664" * 9, "𝟗" * 99, "a" * 10**6, "((((", "B" * 99])
+@pytest.mark.parametrize("reply", ["9" * 5000, "\u0664" * 9, "𝟗" * 99, "a" * 10**6, "((((", "\0"])
 def test_hostile_replies(reply: str) -> None:
     for question in (made(["2"]), made([], unanswerable=True), made(["A"], options={"A": "a"})):
         assert not is_right(question, HALL, reply)
@@ -307,7 +313,7 @@ def test_the_table_counts_what_was_asked() -> None:
     replies = {first.id: first.accepted[0], second.id: "turquoise"}
     rows = {row.name: row for row in replies_to_rows(TEXTS, QUESTIONS, replies)}
     assert (rows["all"].right, rows["all"].of) == (1, 2)
-    assert rows[first.kind].right == 1 and rows[second.kind].right == 0
+    assert (rows[first.kind].right, rows[second.kind].right) == (1, 0)
     assert "50.0%" in rows_to_table(list(rows.values())).splitlines()[1]
     assert rows_to_table(replies_to_rows(TEXTS, QUESTIONS, {})).splitlines()[1].endswith("100%")
 
@@ -317,16 +323,20 @@ def test_the_command_goes_on_where_it_was_stopped(
 ) -> None:
     replies, figures = tmp_path / "replies.json", tmp_path / "figures.json"
     run = ["--reasoner", str(scripted_bundle / "lm.gguf"), "--replies", str(replies)]
-    assert main([*run, "--limit", "2"]) == 0
-    assert f": 2 of {len(QUESTIONS)} questions asked" in capfd.readouterr().out
+    run += ["--part", f"1/{len(TEXTS)}"]
+    asked = [q for q in QUESTIONS if q.text == next(iter(TEXTS))]
+    assert main(run) == 0
+    assert f": {len(asked)} of {len(QUESTIONS)} questions asked" in capfd.readouterr().out
     kept = json.loads(replies.read_text("utf-8"))
-    kept["replies"][QUESTIONS[0].id] = QUESTIONS[0].accepted[0]
+    assert list(kept["replies"]) == [q.id for q in asked]
+    kept["replies"] = {asked[0].id: asked[0].accepted[0]}
     replies.write_text(json.dumps(kept), "utf-8")
-    assert main([*run, "--limit", "1", "--json", str(figures)]) == 0
+    assert main([*run, "--json", str(figures)]) == 0
     written = json.loads(figures.read_text("utf-8"))
-    assert len(written["replies"]) == 3
-    assert {"name": "all", "of": 3}.items() <= written["rows"][0].items()
-    assert written["rows"][0]["right"] >= 1  # the reply that was put in is not asked anew
+    assert written["replies"].keys() == {q.id for q in asked}
+    assert written["replies"][asked[0].id] == asked[0].accepted[0]  # it was not asked anew
+    assert {"name": "all", "of": len(asked)}.items() <= written["rows"][0].items()
+    assert written["rows"][0]["right"] >= 1
 
 
 @pytest.mark.parametrize("change", ["questions", "digest", "torn", "list"])
@@ -335,11 +345,20 @@ def test_replies_of_another_set_or_reasoner_are_refused(
 ) -> None:
     replies = tmp_path / "replies.json"
     run = ["--reasoner", str(scripted_bundle / "lm.gguf"), "--replies", str(replies)]
-    assert main([*run, "--limit", "1"]) == 0
+    run += ["--part", f"{len(TEXTS)}/{len(TEXTS)}"]
+    assert main(run) == 0
     kept = json.loads(replies.read_text("utf-8"))
     content = json.dumps({**kept, change: "0"} if change in kept else [kept])
     replies.write_text(content[:-9] if change == "torn" else content, "utf-8")
     before = replies.read_bytes()
-    assert main([*run, "--limit", "1"]) not in (0, None)
+    assert main(run) != 0
     assert "replies.json" in capfd.readouterr().err
     assert replies.read_bytes() == before
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "1/999", "1", "a/b", "-1/2", "1/0", "²/3"])
+def test_a_part_that_is_none_is_refused(
+    scripted_bundle: Path, capfd: pytest.CaptureFixture[str], part: str
+) -> None:
+    assert main(["--reasoner", str(scripted_bundle / "lm.gguf"), f"--part={part}"]) == 2
+    assert f"--part {part}: no such part" in capfd.readouterr().err
