@@ -27,17 +27,20 @@ from edgeprism.models.reader.recipe.learn.tokens import (
 WARMUP = 20  # steps
 DECAY_SHARE = 0.35  # last share of the steps; the rate is flat before, so that runs can be extended
 FINAL_RATE = 0.02  # of the full rate
+CHECK_SEED = 1_000_001  # of the held-out groups checked during training; `measure` uses another
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run: its steps, groups of examples per step, rate, seed; steps between checkpoints."""
+    """A run: steps, groups of examples per step, rate, seed; steps between saves and checks."""
 
     steps: int
     batch: int = 5
     rate: float = 1.5e-3
     seed: int = 0
     save_every: int = 20
+    check_every: int = 100
+    check_groups: int = 25
 
 
 def step_to_rate(step: int, plan: Plan) -> float:
@@ -87,6 +90,21 @@ class Run:
         return float(loss.detach())
 
 
+def check(model: Reader, batches: list[list[Group]], device: torch.device) -> float:
+    """Return the share of held-out replies of which each token is the likeliest."""
+    right, replies = 0, 0
+    for groups in batches:
+        batch = groups_to_batch(groups, device)
+        with torch.no_grad():
+            wanted = batch.targets != -100
+            found = model.logits(model.states(batch.ids, batch.positions, batch.branches)[wanted])
+        wrong = found.argmax(-1) != batch.targets[wanted]
+        rows = wanted.nonzero()[:, 0] * batch.ids.shape[1] + batch.branches[wanted]
+        replies += len(rows.unique())
+        right += len(rows.unique()) - len(rows[wrong].unique())
+    return right / replies
+
+
 def train(run: Run, tokens: Tokens, deadline: float) -> bool:
     """Train until the plan's last step, or until `deadline` (time.time()).
 
@@ -107,6 +125,10 @@ def train(run: Run, tokens: Tokens, deadline: float) -> bool:
             losses, began = [], time.monotonic()
         if run.step % plan.save_every == 0:
             run.save()
+        if plan.check_groups and run.step % plan.check_every == 0:
+            held_out = pool_to_batches(tokens, CHECK_SEED, 0, max(1, plan.check_groups // POOL))
+            share = check(run.model, held_out, run.device)
+            print(f"step {run.step} held out: {share:.1%} of replies right", flush=True)
     run.save()
     return run.step >= plan.steps
 
