@@ -115,7 +115,7 @@ def sample_things(rng: random.Random, passage: Passage, group: str, most: int = 
         names[1] = names[0]
     gridded = rng.random() < 0.5
     places = rng.sample(list(PLACES), len(names)) if gridded else rng.sample(LOOSE, len(names))
-    things = []
+    things: list[Thing] = []
     for name, place in zip(names, places, strict=True):
         again = any(t.name == name for t in things)
         things.append(
