@@ -141,12 +141,12 @@ def chosen_option(reply: str, options: dict[str, str]) -> str:
     if match and letter and not plain_words(match[3]):
         return letter
     words = plain_words(reply)
-    named = [letter for letter, option in options.items() if holds(words, option)]
-    if says_nothing_is_said(words):
-        hedged = set(_HEDGES) & set(words)
-        named = [
-            x for x, o in options.items() if says_nothing_is_said(plain_words(o)) and not hedged
-        ]
+    abstains = says_nothing_is_said(words) and not set(_HEDGES) & set(words)
+    named = [
+        letter
+        for letter, option in options.items()
+        if holds(words, option) or (abstains and says_nothing_is_said(plain_words(option)))
+    ]
     if len(named) != 1 or _NEGATIONS & set(words) - set(plain_words(options[named[0]])):
         return ""
     # "A. a lamp" contradicts itself where B is the lamp; the A of "A lamp" is no letter
