@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 Picture = ImageSource | EncodedImage
+NO_FOCUS_NOTE = "no focus: the captioner takes none; it captioned as it does without a question"
 
 
 Arguments = ParamSpec("Arguments")
@@ -121,7 +122,8 @@ class Prism:
             options: Lettered options, {"A": "red", …}. They never reach the captioner.
             hint: What the reasoner should know besides the captions.
             instruction_mode: "question": the reasoner first turns the question into a focus; if it
-                cannot, the answer's notes say so. "generic": the captioner never sees the question.
+                cannot, or no captioner takes one, the answer's notes say so. "generic": the
+                captioner never sees the question.
             instruction: Replaces the captioner's generic instruction.
             focus: What the captions should attend to, instead of a focus that the reasoner draws.
             caption_tokens: The most tokens of a caption; None: as the captioner's bundle says.
@@ -199,7 +201,11 @@ class Prism:
         options: Mapping[str, str] | None = None,
     ) -> tuple[str, tuple[str, ...]]:
         """Return the focus for the captioner ("" for the generic instruction) and notes on it."""
-        return question_to_focus(self.reasoner, question, instruction_mode, focus, options)
+        # a captioner of the caller's own class need not say whether it takes one
+        takes_focus = any(getattr(each, "takes_focus", True) for each in self.captioners)
+        return question_to_focus(
+            self.reasoner, question, instruction_mode, focus, options, takes_focus=takes_focus
+        )
 
     def answer(
         self,
@@ -232,8 +238,13 @@ def question_to_focus(
     instruction_mode: str = "question",
     focus: str | None = None,
     options: Mapping[str, str] | None = None,
+    *,
+    takes_focus: bool = True,
 ) -> tuple[str, tuple[str, ...]]:
-    """Return what the captioner should observe for a question, and notes: `Prism.focus_for`."""
+    """Return what the captioner should observe for a question, and notes: `Prism.focus_for`.
+
+    The reasoner is not asked for what no captioner takes.
+    """
     if instruction_mode not in INSTRUCTION_MODES:
         raise UsageError(
             f"Instruction mode {instruction_mode!r} is not known.",
@@ -244,6 +255,8 @@ def question_to_focus(
         return focus.strip(), ()
     if instruction_mode == "generic":
         return "", ()
+    if not takes_focus:
+        return "", (NO_FOCUS_NOTE,)
     drawn, why_not = reasoner.draw_focus(question, options=options)
     notes = tuple(f"focus: {note}" for note in reasoner.focus_notes)
     if not drawn:

@@ -155,6 +155,15 @@ class Models:
         async with self._using(f"captioner {name}", prepare) as used:
             yield used
 
+    async def takes_focus(self, name: str) -> bool:
+        """Return whether a captioner follows a focus; it is not loaded for that."""
+        loaded = self._loaded.get(f"captioner {name}")
+        if loaded is None:
+            captioner = await asyncio.to_thread(Captioner.load, name, **self._options.engines)
+        else:
+            captioner = loaded.engine.captioner
+        return captioner.takes_focus
+
     @contextlib.asynccontextmanager
     async def reasoner(self, name: str) -> AsyncIterator[ReasonerThread]:
         """Hold a reasoner inside the block, as `captioner` does; it loads at its first question."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from edgeprism.perceive.options import CaptionOptions, Plan
-from edgeprism.prism import question_to_focus, repetition_notes, with_times
+from edgeprism.prism import NO_FOCUS_NOTE, question_to_focus, repetition_notes, with_times
 from edgeprism.reason.base import DEFAULT_ANSWER_TOKENS, BaseReasoner
 from edgeprism.reason.shape import Shape
 from edgeprism.records import Answer, Caption
@@ -183,6 +183,8 @@ class Service:
         given = query.description.options.get("focus")
         if query.instruction_mode == "generic" and not given:
             return "", (), 0.0
+        if not given and not await self.models.takes_focus(query.description.model.captioner):
+            return "", (NO_FOCUS_NOTE,), 0.0
 
         def draw(reasoner: BaseReasoner) -> tuple[str, tuple[str, ...], float]:
             mode, options = query.instruction_mode, query.options

@@ -85,6 +85,11 @@ class StoredCaptioner:
         self._on_error = on_error
         self._failed = False
 
+    @property
+    def takes_focus(self) -> bool:
+        """Whether the captioner's captions follow a focus."""
+        return self.captioner.takes_focus
+
     def caption(
         self, image: ImageSource | EncodedImage, **options: Unpack[CaptionOptions]
     ) -> Caption:

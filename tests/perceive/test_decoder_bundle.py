@@ -21,9 +21,13 @@ from edgeprism.errors import Interrupted, ManifestError, ModelError, UsageError
 from edgeprism.folder.events import Outcome
 from edgeprism.folder.tuning import decode_rates
 from edgeprism.machine import device
+from edgeprism.prism import NO_FOCUS_NOTE
+from edgeprism.store.caption_store import CaptionStore
+from edgeprism.store.stored_captioner import StoredCaptioner
 from tests.helpers import bundles
 from tests.helpers import tiny_decoder as tiny
 from tests.helpers.captions import caption_ids
+from tests.reason.test_focus import ScriptedReasoner
 
 PROMPT = "a red dog on"
 
@@ -99,6 +103,28 @@ def test_a_question_is_answered_from_the_caption(captioner: Captioner, scripted_
     (caption,) = answer.captions
     assert caption.text == captioner.caption(picture(0)).text
     assert any("takes no focus" in note for note in caption.notes)
+
+
+def test_a_question_is_not_turned_into_a_focus_that_nobody_takes(
+    captioner: Captioner, tmp_path: Path
+) -> None:
+    """But it is where another captioner takes one, and a focus of the user's own is told."""
+    reasoner = ScriptedReasoner("red")
+    for own in (captioner, StoredCaptioner(captioner, CaptionStore(tmp_path / "captions"))):
+        reasoner.prompts.clear()
+        answer = Prism(own, reasoner).ask(picture(0), "What colour is the boat?")
+        assert (answer.text, answer.focus, answer.instruction_mode) == ("red", "", "generic")
+        assert answer.notes == (NO_FOCUS_NOTE,)
+        assert len(reasoner.prompts) == 1  # the answer's
+    generic = Prism(captioner, reasoner).ask(picture(0), "What?", instruction_mode="generic")
+    assert generic.notes == ()
+    told = Prism(captioner, reasoner).ask(picture(0), "What?", focus="the boats")
+    assert (told.focus, told.notes) == ("the boats", ())
+    reasoner.prompts.clear()
+    with Captioner.load("nano", device="cpu", threads=1) as other:
+        both = Prism([captioner, other], reasoner)
+        assert both.ask(picture(0), "What colour is the boat?").notes != (NO_FOCUS_NOTE,)
+    assert len(reasoner.prompts) == 2
 
 
 def test_a_caption_can_be_cancelled(captioner: Captioner) -> None:

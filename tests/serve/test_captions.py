@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import bundles
+from edgeprism.prism import NO_FOCUS_NOTE
+from edgeprism.reason.local import Reasoner
+from tests.helpers import bundles, tiny_decoder
 from tests.helpers.bundles import SAID_TEXT
 from tests.helpers.serving import Running, as_base64, as_data_url, as_form, serving
 
@@ -163,6 +165,24 @@ def test_a_reasoner_elsewhere_needs_consent(scenes: list[bytes]) -> None:
         reply = running.post("/v1/ask", body)
     assert reply.status == 400
     assert "is not on this machine" in reply.data["error"]["message"]
+
+
+def test_a_question_is_not_turned_into_a_focus_that_nobody_takes(
+    scripted_gguf: Path, scenes: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the captioner is in memory, and afterwards."""
+
+    def refuse(*_: object, **__: object) -> tuple[str, str]:
+        raise AssertionError("the reasoner drew a focus")
+
+    monkeypatch.setattr(Reasoner, "draw_focus", refuse)
+    bundle = tiny_decoder.write_bundle(tmp_path / "b")
+    body = {"images": [as_base64(scenes[0])], "question": "What colour is the boat?"}
+    with serving(model=str(bundle), reasoner=str(scripted_gguf)) as running:
+        for _ in range(2):
+            reply = running.post("/v1/ask", body)
+            assert (reply.status, reply.data["focus"]) == (200, "")
+            assert reply.data["notes"][0] == NO_FOCUS_NOTE
 
 
 def test_a_question_about_a_broken_picture_is_an_error(server: Running) -> None:
