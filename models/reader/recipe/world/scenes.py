@@ -5,12 +5,22 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from edgeprism.models.reader.recipe.world import asking
-from edgeprism.models.reader.recipe.world.text import Passage, a, join, mark, number, pick, plural
+from edgeprism.models.reader.recipe.world import asking, printed
+from edgeprism.models.reader.recipe.world.text import (
+    Ask,
+    Passage,
+    a,
+    join,
+    mark,
+    number,
+    pick,
+    plural,
+)
 from edgeprism.models.reader.recipe.world.words import (
     COLOURS,
     GROUPS,
     MATERIALS,
+    PRINTED,
     SHADES,
     SIZES,
     THINGS,
@@ -73,6 +83,8 @@ AGAIN_COUNT = ("{n} {p} in total.", "The number of {p} comes to {n}.", "All in a
 AGAIN_COLOUR = ("The colour of the {a} can be given as {c}.", "{c} is the {a}'s colour.",
                 "Looking at the {a}, its colour turns out to be {c}.",
                 "In colour, the {a} is {c}.")  # fmt: skip
+LETTERING = ("word", "lettering", "letters", "inscription", "print", "characters")
+DIGITS = ("digits", "numeral", "figures", "inscription")
 AGAIN_THERE = ("Yes, {o} does appear in it.", "{o} is indeed part of it.", "{o} can be made out.")
 KINDS = {
     "kitchen": "a kitchen", "room": "a living room", "workshop": "a workshop",
@@ -147,12 +159,26 @@ def to_phrase(rng: random.Random, thing: Thing, *, marked: bool = True, place: b
     return mark(thing.fact, text) if marked else text
 
 
+def _print(rng: random.Random, passage: Passage) -> str:
+    """Return a printed text as one of the things, and ask what it says."""
+    text = rng.choice((rng.choice(PRINTED), printed.scramble(rng), printed.scramble(rng)))
+    fact, called = passage.fact(), rng.choice(DIGITS if text.isdigit() else LETTERING)
+    place = rng.choice(list(PLACES)) if rng.random() < 0.7 else rng.choice(LOOSE)
+    wrong = tuple(rng.sample([w for w in PRINTED if w != text], 3))
+    for question in rng.sample(printed.READ_ANY, 2):
+        passage.asks.append(Ask(question, text, "the text", (fact,), wrong, "text"))
+    return mark(fact, f'the {called} "{text}" {place}')
+
+
 def _tell_things(
     rng: random.Random, passage: Passage, things: list[Thing], group: str
 ) -> int | None:
     """Write the inventory in one of the styles; return the fact of the backdrop, if told."""
     style = rng.random()
     phrases = [to_phrase(rng, thing) for thing in things]
+    if rng.random() < 0.18:
+        style = min(style, 0.59)
+        phrases.insert(rng.randrange(len(phrases) + 1), _print(rng, passage))
     if style < 0.45:
         pattern = rng.choice(WHOLE)
         backdrop = passage.fact() if "{g}" in pattern else None
@@ -279,6 +305,6 @@ def sample_scene(rng: random.Random, most: int = 5) -> Passage:
         passage.say(rng.choice(LAST))
     absent = rng.choice([n for n in THINGS if n not in names and n not in passage.text])
     passage.asks += asking.unmentioned(rng, absent)
-    if told is None:
+    if told is None and '"' not in passage.text:
         passage.asks.append(asking.nothing_said(rng))
     return passage

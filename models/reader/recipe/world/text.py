@@ -43,7 +43,9 @@ class Passage:
         return self.facts - 1
 
     def say(self, sentence: str, between: str = " ") -> None:
-        """Add a sentence, with a capital at its start."""
+        """Add a sentence, with a capital at its start; behind a list it gets a line of its own."""
+        if "\n" in self.text and self.text[-1] not in ".!?":
+            between = "\n"
         self.text += (between if self.text else "") + capital(sentence)
 
 

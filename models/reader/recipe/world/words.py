@@ -69,7 +69,7 @@ MATERIALS = _list(
     """wooden metal glass plastic leather stone paper woollen ceramic brass steel cotton concrete
     porcelain straw wicker copper rubber velvet canvas"""
 )
-SIZES = _list("small large tiny big huge tall short wide narrow little")
+SIZES = _list("small large medium small large medium tiny big huge tall short wide narrow little")
 NUMBERS = _list(
     """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
     fifteen sixteen seventeen eighteen nineteen twenty"""
