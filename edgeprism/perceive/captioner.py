@@ -87,6 +87,11 @@ class Captioner(CaptionSteps):
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_again, (self.bundle, self._options)
 
+    @property
+    def takes_focus(self) -> bool:
+        """Whether the model's captions follow a focus."""
+        return bool(self.bundle.manifest.prompts.focus_instruction)
+
     # ---- perceiving
 
     def caption(self, image: Pictures, **options: Unpack[CaptionOptions]) -> Caption:

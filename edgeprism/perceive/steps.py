@@ -71,11 +71,6 @@ class CaptionSteps:
         self.cancel_token = Cancel()
         self.engines = Engines(bundle, self.cancel_token, **options)
 
-    @property
-    def takes_focus(self) -> bool:
-        """Whether the model's captions follow a focus."""
-        return bool(self.bundle.manifest.prompts.focus_instruction)
-
     def steps(self, image: Pictures, plan: Plan) -> Generator[EncodedImage | Piece, None, Ended]:
         """Run every step of a caption in order; yield the encoded picture, then pieces of text."""
         self.cancel_token.clear()  # an earlier `cancel` was for earlier work
