@@ -352,7 +352,9 @@ def test_replies_of_another_set_or_reasoner_are_refused(
     replies.write_text(content[:-9] if change == "torn" else content, "utf-8")
     before = replies.read_bytes()
     assert main(run) != 0
-    assert "replies.json" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "replies.json: " in told
+    assert "Name another file with --replies" in told
     assert replies.read_bytes() == before
 
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgeprism import Caption, ModelInfo, NoAnswerError, Reasoner, Timings, TokenCounts, UsageError
-from edgeprism.errors import EdgePrismError
+from edgeprism.errors import EdgePrismError, ManifestError
 from edgeprism.files.atomic import write_atomically
 from edgeprism.files.strict_json import record_from_json
 from edgeprism.models import reader
@@ -159,11 +159,15 @@ def read_replies(path: Path | None, reasoner: Reasoner, digest: str) -> Replies:
     fresh = Replies(digest, reasoner.model.name, reasoner.model.digest, {})
     if path is None or not path.exists():
         return fresh
-    kept = record_from_json(Replies, path.read_bytes(), str(path))
+    other = "Name another file with --replies, or delete this one."
+    try:
+        kept = record_from_json(Replies, path.read_bytes(), str(path))
+    except ManifestError as error:
+        raise UsageError(f"{path}: not a file of replies.", other, error.details) from error
     if (kept.questions, kept.digest) != (fresh.questions, fresh.digest):
         raise UsageError(
             f"{path}: the replies are {kept.reasoner}'s to another file or other questions.",
-            "Name another file with --replies, or delete this one.",
+            other,
         )
     return kept
 
