@@ -178,10 +178,10 @@ class Batch:
         if job.is_video:
             self._decoding.put((job, self._videos.submit(self._pool, job.picture)))
         else:
-            self._decoding.put((job, self._pool.submit(str(job.picture.path))))
+            self._decoding.put((job, self._pool.submit(str(job.picture.path), job.picture.data)))
 
     def _job(self, index: int, picture: PictureFile) -> Job:
-        return Job(index, picture, self._videos.has(picture))
+        return Job(index, picture, picture.data is None and self._videos.has(picture))
 
     def _known_file(self, job: Job, store: Store) -> Outcome | None:
         """Return the stored caption of a file that is unchanged since it was last read."""

@@ -19,7 +19,7 @@ import numpy as np
 from edgeprism.files.remembered import Remembered
 from edgeprism.language.generator import Generator
 from edgeprism.language.request import Request, Rows, Sampling
-from edgeprism.machine.facts import available_cores, cpu_name, memory_bytes
+from edgeprism.machine.facts import available_cores, cpu_name, granted_share, memory_bytes
 from edgeprism.machine.load import LoadMeter
 from edgeprism.picture.layout import most_visual_tokens
 from edgeprism.vision.token_reduction import most_rows
@@ -156,4 +156,5 @@ def _fits(captioner: Captioner, width: int) -> bool:
     manifest = captioner.bundle.manifest
     visual = most_rows(most_visual_tokens(manifest), captioner.engines.visual_tokens)
     cells = visual + manifest.prompts.max_tokens + 128
-    return width * cells * captioner.engines.kv_bytes_per_token() <= _KV_SHARE * memory
+    share = _KV_SHARE * granted_share()  # other processes of a cluster have theirs
+    return width * cells * captioner.engines.kv_bytes_per_token() <= share * memory

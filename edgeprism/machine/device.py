@@ -9,7 +9,7 @@ from typing import TypedDict
 from edgeprism.arguments import check_integer
 from edgeprism.choices import DEVICES
 from edgeprism.errors import DeviceError
-from edgeprism.machine.facts import available_cores
+from edgeprism.machine.facts import available_cores, granted_cores
 from edgeprism.machine.load import LoadMeter, busy_cores
 
 
@@ -131,10 +131,11 @@ def choose_threads(requested: int | None, model_bytes: int, meter: LoadMeter | N
 
     A small model gets one thread: its steps end before a second thread wakes up, and threads that
     wait for each other cost more than the work. `benchmarks/speed/threads.py` measures it. A large
-    one gets the cores that others leave free at this moment, because at every step all threads
-    wait for the one whose core another program uses (`benchmarks/speed/neighbour.py`). More threads
-    than cores would wait for each other likewise. A `meter` that was made before other work saves
-    the tenth of a second that looking at the cores takes.
+    one gets the cores that a cluster gave to this process, else those that others leave free at
+    this moment, because at every step all threads wait for the one whose core another program uses
+    (`benchmarks/speed/neighbour.py`). More threads than cores would wait for each other likewise.
+    A `meter` that was made before other work saves the tenth of a second that looking at the cores
+    takes.
     """
     if requested is not None:
         check_integer("threads", requested, least=1)
@@ -142,6 +143,6 @@ def choose_threads(requested: int | None, model_bytes: int, meter: LoadMeter | N
     if model_bytes < SMALL_MODEL_BYTES:
         return 1
     cores = available_cores()
-    if cores == 1:
-        return 1
+    if cores == 1 or granted_cores():
+        return cores
     return max(1, cores - (meter.busy_cores() if meter else busy_cores()))

@@ -11,16 +11,39 @@ from pathlib import Path
 from edgeprism.machine.cgroup import OWN, ROOT, cgroup_cores, cgroup_memory
 
 _PHYSICAL = "the machine's memory"
+_granted: list[int] = []  # how many cores a cluster gave to this process; empty: no cluster did
+
+
+def grant_cores(cores: int) -> None:
+    """Let this process use no more than `cores`, which is all that a cluster gave to it.
+
+    A scheduler such as Ray's counts cores and limits nobody, so a process on a large machine would
+    take all of them.
+    """
+    _granted[:] = [max(1, cores)]
+
+
+def granted_share() -> float:
+    """Return which part of the machine a cluster gave to this process, by cores; else 1.0."""
+    return min(1.0, _granted[0] / (os.cpu_count() or 1)) if _granted else 1.0
+
+
+def granted_cores() -> int | None:
+    """Return how many cores a cluster gave to this process; None if none did."""
+    return _granted[0] if _granted else None
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use, by its affinity and cgroup quota; at least 1."""
+    """Return how many cores this process may use; at least 1.
+
+    Its affinity, its cgroup's quota and `grant_cores` limit it.
+    """
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
         cores = os.cpu_count() or 1
-    quota = cgroup_cores()
-    return max(1, min(cores, quota)) if quota else max(1, cores)
+    limits = [limit for limit in (cgroup_cores(), granted_cores()) if limit]
+    return max(1, min([cores, *limits]))
 
 
 def has_int8_dot() -> bool:

@@ -15,7 +15,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -40,6 +40,8 @@ class PictureFile:
     root: Path | None  # the folder argument that contains it; None if it was named directly
     argument: str  # as given; "-" for the picture on standard input
     base: Path | None = None  # absolute folder that all arguments share, for mirrored outputs
+    # the file's bytes where the caller has them; `path` is then no more than a name
+    data: bytes | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_stdin(self) -> bool:

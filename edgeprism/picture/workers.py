@@ -68,9 +68,10 @@ class DecodePool:
         self._closed = False
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
-    def submit(self, path: str) -> Future[Decoded]:
-        """Decode the picture at `path` in a worker."""
-        return self._threads.submit(self._decode, {"path": path}, b"", path)
+    def submit(self, path: str, data: bytes | None = None) -> Future[Decoded]:
+        """Decode the picture at `path` in a worker; or `data`, a file's bytes with that name."""
+        request = {"path": path} if data is None else {"name": path}
+        return self._threads.submit(self._decode, request, data or b"", path)
 
     def submit_with_child(
         self, read: Callable[[Callable[[ChildDecoder], object]], Result]

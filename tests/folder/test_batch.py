@@ -22,7 +22,7 @@ from edgeprism.folder.batch import Batch
 from edgeprism.folder.events import Outcome
 from edgeprism.machine.facts import available_cores
 from edgeprism.perceive.captioner import Captioner
-from edgeprism.picture.find import find_pictures
+from edgeprism.picture.find import PictureFile, find_pictures
 from edgeprism.picture.workers import DecodePool
 from edgeprism.store.caption_store import CaptionStore
 
@@ -52,6 +52,27 @@ def run(captioner: Captioner, folder: Path, store_path: Path | None = None,
     open_store = None if store_path is None else lambda: CaptionStore(store_path)
     batch = Batch(captioner, plan, open_store=open_store, **options)
     return list(batch.run(find_pictures([folder])))
+
+
+def test_bytes_give_the_records_that_files_give(captioner: Captioner, folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "empty.png").touch()
+    plan, files = captioner.plan(caption_tokens=12), list(find_pictures([folder]))
+    held = [PictureFile(f.path, None, str(f.path), data=f.path.read_bytes()) for f in files]
+    for path in folder.iterdir():
+        path.write_bytes(b"nothing reads the file")
+    in_memory = list(Batch(captioner, plan).run(held))
+    for file, picture in zip(files, held, strict=True):
+        file.path.write_bytes(picture.data or b"")
+    from_files = list(Batch(captioner, plan).run(files))
+    assert len(in_memory) == 14
+    for ours, theirs in zip(in_memory, from_files, strict=True):
+        assert (ours.error is None) == (ours.record is not None)
+        assert str(ours.error) == str(theirs.error)
+        if ours.record is not None and theirs.record is not None:
+            for record in (ours.record, theirs.record):
+                del record["timings_ms"]
+            assert ours.record == theirs.record
 
 
 def texts(outcomes: list[Outcome]) -> list[str]:

@@ -107,6 +107,23 @@ def test_the_smaller_of_affinity_and_quota(
     assert facts.available_cores() == cores
 
 
+def test_cores_that_a_cluster_grants_are_all_that_is_used() -> None:
+    code = (
+        "from edgeprism.machine import device, facts\n"
+        "facts.cgroup_cores = lambda: None; device.busy_cores = lambda: 7\n"
+        "facts.os.sched_getaffinity = lambda _: set(range(8)); facts.os.cpu_count = lambda: 16\n"
+        "large = device.SMALL_MODEL_BYTES\n"
+        "print(facts.granted_share(), device.choose_threads(None, large))\n"
+        "facts.grant_cores(4)\n"
+        "print(facts.granted_share(), facts.available_cores(), facts.granted_cores())\n"
+        "print(device.choose_threads(None, large), device.choose_threads(9, large))\n"
+        "facts.grant_cores(99)\n"
+        "print(facts.granted_share(), facts.available_cores())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["1.0 1", "0.25 4 4", "4 4", "1.0 8"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity can be set on Linux only")
 def test_affinity_of_the_real_process_is_respected() -> None:
     code = (
