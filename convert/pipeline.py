@@ -27,13 +27,18 @@ from edgeprism.convert.language.write_decoder import write_decoder
 from edgeprism.convert.language.write_gguf import write_adapter, write_gguf
 from edgeprism.convert.memory import give_memory_back
 from edgeprism.convert.options import ConvertOptions, check_known, check_vision_quants
-from edgeprism.convert.parts import ROWS_FILE, FamilyParts, captioner_parts
+from edgeprism.convert.parts import (
+    ROWS_FILE,
+    FamilyParts,
+    PublishedCaptioner,
+    captioner_parts,
+)
 from edgeprism.convert.read.card import card_from_folder
 from edgeprism.convert.vision.export import export_graph
 from edgeprism.convert.vision.pack_onnx import pack_onnx
 from edgeprism.convert.write_instructed import write_instructed
 from edgeprism.convert.write_row_expert import measure_rows, write_row_expert
-from edgeprism.errors import CheckpointError, ParityError
+from edgeprism.errors import CheckpointError, ParityError, UsageError
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.facts import available_cores
 from edgeprism.progress import Progress
@@ -68,6 +73,7 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
         progress.stage("Reading the checkpoints")
         _refuse_unread(chosen.values())
         captioner = family.read(**chosen, progress=progress)
+        _refuse_unneeded(family, chosen, captioner)
         # 3. read the captioner's own texts and limits (edgeprism.json)
         card = card_from_folder(captioner.folder)
         # 4. require every tensor that the configurations announce
@@ -101,6 +107,21 @@ def _refuse_unread(settings: Iterable[Value]) -> None:
     for folder in settings:
         if isinstance(folder, Path) and (refused := not_yet(folder)):
             raise CheckpointError(*refused)
+
+
+def _refuse_unneeded(
+    family: Family, settings: Mapping[str, Value], captioner: PublishedCaptioner
+) -> None:
+    """Raise UsageError for a folder that was not read: the layout has no use for it."""
+    read = {source.folder for source in captioner.sources}
+    for option in family.options:
+        folder = settings[option.name]
+        if isinstance(folder, Path) and folder not in read:
+            raise UsageError(
+                f"{folder}: nothing of it is needed, since {captioner.folder} is in a layout that "
+                f"holds what `{option.name}` would give.",
+                f"Leave `{option.name}` out.",
+            )
 
 
 def check_options(options: ConvertOptions, family: Family) -> ConvertOptions:

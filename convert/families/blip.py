@@ -58,7 +58,7 @@ def read(captioner: Path, tokenizer: Path | None, progress: Progress) -> Publish
     from edgeprism.convert.parts import PublishedCaptioner
     from edgeprism.convert.read.checkpoint import read_config
     from edgeprism.convert.read.conversations import Conversation
-    from edgeprism.convert.read.sources import SourceFiles
+    from edgeprism.convert.read.sources import SourceFiles, source_without_weights
     from edgeprism.convert.vision.config import one_tile
 
     config = read_config(captioner)
@@ -74,9 +74,12 @@ def read(captioner: Path, tokenizer: Path | None, progress: Progress) -> Publish
         raise unknown_layout(captioner, FAMILY.name, expected)
     tower = _tower(layout, captioner)
     checkpoint = layout.tensors.checkpoint
+    sources = [SourceFiles("captioner", captioner, checkpoint.files)]
+    if tokenizer is not None:
+        sources.append(source_without_weights("tokenizer", tokenizer))
     return PublishedCaptioner(
         captioner,
-        [SourceFiles("captioner", captioner, checkpoint.files)],
+        sources,
         one_tile("stretch", layout.preparation),
         _vision_side(layout, tower),
         _decoder(layout, checkpoint, tower.n_embd, captioner),

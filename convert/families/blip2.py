@@ -241,18 +241,13 @@ def _language_of(own: Checkpoint) -> _Language:
 def _eva_sources(own: Checkpoint, language: _Language, vision: Path | None) -> EvaSources:
     """Return where the tower lies: in the file itself if it was trained, else with its publisher.
 
-    Raises CheckpointError if it is in neither, or in both.
+    Raises CheckpointError if it is in neither.
     """
     from edgeprism.convert.read.pth import pth_checkpoint
     from edgeprism.convert.vision.eva_side import EvaSources
     from edgeprism.convert.vision.eva_vit import EvaTensors
 
     holds_tower = f"{_INNER_TOWER}patch_embed.proj.weight" in own.names
-    if holds_tower and vision is not None:
-        raise CheckpointError(
-            f"{own.files[0]} holds a vision model of its own, beside that of {vision}.",
-            "Leave `vision` out.",
-        )
     if holds_tower:
         return EvaSources(EvaTensors(own, _INNER_TOWER), own, own, language.projection)
     if vision is None:

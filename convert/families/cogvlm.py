@@ -64,7 +64,7 @@ def read(
     from edgeprism.convert.discover import unknown_layout
     from edgeprism.convert.parts import PublishedCaptioner
     from edgeprism.convert.read.checkpoint import Checkpoint, read_config
-    from edgeprism.convert.read.sources import SourceFiles
+    from edgeprism.convert.read.sources import SourceFiles, source_without_weights
     from edgeprism.convert.vision.eva2_clip import gated_side
 
     if conversation and conversation not in _PROMPTS:
@@ -83,6 +83,8 @@ def read(
     tower = _tower(config["vision_config"])
     side = gated_side(tower, _projector(config), checkpoint, _LEAD)
     sources = [SourceFiles("captioner", captioner, checkpoint.files)]
+    if tokenizer is not None:
+        sources.append(source_without_weights("tokenizer", tokenizer))
     form = conversation or config.get("template_version", "chat")
     return PublishedCaptioner(
         captioner, sources, _image(tower, is_video), side, lm, _conversation(form, is_video)

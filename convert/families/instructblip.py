@@ -161,7 +161,7 @@ def _lavis_layout(
     from edgeprism.convert.language.vocabulary import TokenRules
     from edgeprism.convert.read.checkpoint import Checkpoint
     from edgeprism.convert.read.pth import pth_checkpoint
-    from edgeprism.convert.read.sources import SourceFiles
+    from edgeprism.convert.read.sources import SourceFiles, source_without_weights
     from edgeprism.convert.read.wordpiece import read_wordpiece
     from edgeprism.convert.vision.config import Preparation
     from edgeprism.convert.vision.eva_side import EvaSources, lavis_parts
@@ -186,6 +186,7 @@ def _lavis_layout(
         SourceFiles(
             "llm", llm, [*language.files, *llm.glob("tokenizer.model"), *llm.glob("spiece.model")]
         ),
+        source_without_weights("tokenizer", qformer_tokenizer),
     ]
     prepared = Preparation("stretch", parts.tower.image_size, "bicubic", 1 / 255, MEAN, STD)
     max_ids = min(_LAVIS_IDS, parts.former.n_positions)

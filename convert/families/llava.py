@@ -116,7 +116,11 @@ def captioner_of_layout(
     from edgeprism.convert.language.vocabulary import TokenRules
     from edgeprism.convert.parts import PublishedCaptioner
     from edgeprism.convert.read.conversations import conversation_named
-    from edgeprism.convert.read.sources import SourceFiles, report_other_tower
+    from edgeprism.convert.read.sources import (
+        SourceFiles,
+        report_other_tower,
+        source_without_weights,
+    )
     from edgeprism.convert.vision.intern_side import MODEL_TYPE, intern_vision_side
     from edgeprism.convert.vision.stock import StockProjector, stock_vision_side
 
@@ -142,6 +146,8 @@ def captioner_of_layout(
     if tower.checkpoint is not checkpoint:
         sources.append(SourceFiles("vision", tower.folder, tower.checkpoint.files))
         report_other_tower(tower.folder, layout.named_tower, layout.where, progress)
+    elif tower.folder != captioner:
+        sources.append(source_without_weights("vision", tower.folder))
     return PublishedCaptioner(
         captioner,
         sources,

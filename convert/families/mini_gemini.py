@@ -62,7 +62,11 @@ def read(
     from edgeprism.convert.parts import PublishedCaptioner
     from edgeprism.convert.read.checkpoint import Checkpoint
     from edgeprism.convert.read.conversations import conversation_named
-    from edgeprism.convert.read.sources import SourceFiles, report_other_tower
+    from edgeprism.convert.read.sources import (
+        SourceFiles,
+        report_other_tower,
+        source_without_weights,
+    )
     from edgeprism.convert.vision.config import one_tile
 
     config, where = _config(captioner), str(captioner / "config.json")
@@ -78,6 +82,8 @@ def read(
     if tower.checkpoint is not checkpoint:
         sources.append(SourceFiles("vision", tower.folder, tower.checkpoint.files))
         report_other_tower(tower.folder, str(config.get("mm_vision_tower", "")), where, progress)
+    elif tower.folder != captioner:
+        sources.append(source_without_weights("vision", tower.folder))
     if detail.checkpoint is not checkpoint:
         folder = detail.checkpoint.folder
         sources.append(SourceFiles("vision_aux", folder, detail.checkpoint.files))

@@ -63,7 +63,7 @@ def read(
     from edgeprism.convert.parts import PublishedCaptioner
     from edgeprism.convert.read.checkpoint import Checkpoint
     from edgeprism.convert.read.conversations import conversation_named
-    from edgeprism.convert.read.sources import SourceFiles
+    from edgeprism.convert.read.sources import SourceFiles, source_without_weights
 
     config, weights_file = _read_config(captioner)
     form = conversation_named(conversation or _conversation_of(config["llm_backbone_id"]))
@@ -83,6 +83,7 @@ def read(
         captioner,
         [
             SourceFiles("captioner", captioner, checkpoint.files),
+            source_without_weights("llm", llm),
             *(SourceFiles("vision", tower.folder, tower.files) for tower in towers),
         ],
         image,

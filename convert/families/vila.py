@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprism.bundle.manifest import Several
 from edgeprism.convert.families import llava
 from edgeprism.convert.family import CONVERSATION, Family, Option
-from edgeprism.errors import CheckpointError, UsageError
+from edgeprism.errors import CheckpointError
 
 if TYPE_CHECKING:
     from edgeprism.convert.parts import PublishedCaptioner
@@ -54,10 +54,6 @@ def read(
             FAMILY.name,
             f"the folders {', '.join(_PARTS)} (VILA-1.5), or config.json with model_type "
             "llava_llama, mm_hidden_size and mm_vision_tower (VILA 1.0)",
-        )
-    if vision is not None:
-        raise UsageError(
-            f"{vision}: {captioner} holds its own vision_tower.", "Leave `vision` out."
         )
     return _read_parts(captioner, conversation)
 

@@ -27,6 +27,18 @@ class SourceFiles:
     files: Sequence[Path]
 
 
+# what is read of a folder beside weights
+_SETTINGS = (
+    "config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json", "spiece.model", "vocab.json", "merges.txt", "vocab.txt",
+)  # fmt: skip
+
+
+def source_without_weights(role: str, folder: Path) -> SourceFiles:
+    """Return the record of a folder of which settings or a tokenizer alone were read."""
+    return SourceFiles(role, folder, [path for name in _SETTINGS for path in folder.glob(name)])
+
+
 def require_whole(folders: Iterable[Path]) -> None:
     """Raise CheckpointError for links to files that are not there, as interrupted downloads leave.
 

@@ -35,7 +35,7 @@ class FileEntry:
 class Source:
     """One checkpoint that the bundle was made from."""
 
-    role: str  # "captioner", "llm", "vision"
+    role: str  # "captioner", "llm", "vision", "tokenizer", …
     name: str
     sha256: str  # over the digests of the checkpoint's files, in order of name
     license: str

@@ -19,7 +19,7 @@ from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.discover import family_named, likely_family
 from edgeprism.convert.language.write_gguf import write_gguf
 from edgeprism.convert.options import ConvertOptions
-from edgeprism.errors import CheckpointError
+from edgeprism.errors import CheckpointError, UsageError
 from edgeprism.folder.batch import Batch
 from edgeprism.language.model import LanguageModel
 from edgeprism.perceive.captioner import Captioner
@@ -310,8 +310,6 @@ def test_lavis_other_parts_are_named(case_of: CaseOf, tmp_path: Path) -> None:
     settings = case_of("lavis").settings
     assert "eva_vit_g.pth" in refusal(**{**settings, "vision": None}).hint
     assert "`llm`" in refusal(**{**settings, "llm": None}).hint
-    coco = case_of("lavis-coco").settings
-    assert "Leave `vision` out" in refusal(**{**coco, "vision": settings["vision"]}).hint
     trained_with_t5 = with_projection(settings["captioner"], "t5_proj", tmp_path)
     message = refusal(**{**settings, "captioner": trained_with_t5}).message
     assert "was trained with FlanT5" in message
@@ -319,6 +317,20 @@ def test_lavis_other_parts_are_named(case_of: CaseOf, tmp_path: Path) -> None:
     with_neither = with_projection(settings["captioner"], "bloom_proj", tmp_path)
     message = refusal(**{**settings, "captioner": with_neither}).message
     assert "holds no opt_proj.weight or t5_proj.weight" in message
+
+
+@pytest.mark.parametrize(("name", "option"), [("lavis-coco", "vision"), ("newer", "llm")])
+def test_a_folder_that_is_not_needed_is_refused(
+    name: str, option: str, case_of: CaseOf, tmp_path: Path
+) -> None:
+    settings, folder = case_of(name).settings, case_of("lavis").settings[option]
+    with pytest.raises(UsageError) as caught:
+        convert_family(
+            "blip2", tmp_path / "b", ConvertOptions(("fp32",), "F32"), {**settings, option: folder}
+        )
+    assert str(folder) in caught.value.message
+    assert caught.value.hint == f"Leave `{option}` out."
+    assert not (tmp_path / "b").exists()
 
 
 def with_projection(folder: Path, name: str, tmp_path: Path) -> Path:
