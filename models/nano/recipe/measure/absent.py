@@ -162,8 +162,10 @@ def present_cases(seed: int, count: int) -> list[Case]:
         query = ask(scene, rng)
         return None if query is None or query.answer == "no" else query
 
-    ways = {kind: ask for kind, ask in ASK.items() if kind in SHAPED}
-    ways |= {f"{kind}, in another name": partial(ask_spoken, kind) for kind in SPOKEN_KINDS}
+    ways: dict[str, Ask] = {
+        **{kind: ask for kind, ask in ASK.items() if kind in SHAPED},
+        **{f"{kind}, in another name": partial(ask_spoken, kind) for kind in SPOKEN_KINDS},
+    }
     ways["a class (animals)"] = ask_class
     return [
         Case(scene, query, focus, (row, "all"))
