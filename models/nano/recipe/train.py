@@ -105,10 +105,10 @@ class Run:
         trained = model.tower.layers if plan.stage == "tower" else model.decoder.layers
         matrices = [p for p in trained.parameters() if p.ndim == 2]
         matrix_ids = {id(p) for p in matrices}
-        fixed = [model.decoder] if plan.stage == "tower" else [model.tower]
+        unused: list[torch.nn.Module] = [model.decoder if plan.stage == "tower" else model.tower]
         if plan.keep_vision:
-            fixed.append(model.projector)
-        frozen = {id(p) for module in fixed for p in module.parameters()}
+            unused.append(model.projector)
+        frozen = {id(p) for module in unused for p in module.parameters()}
         for p in model.parameters():
             p.requires_grad_(id(p) not in frozen)
         rest = [p for p in model.parameters() if id(p) not in matrix_ids | frozen]
