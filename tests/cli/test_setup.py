@@ -416,7 +416,7 @@ def test_what_a_conversion_takes_is_said_beforehand(
     told = capfd.readouterr().out
     (row,) = [line for line in told.splitlines() if "blip-base " in line and "s a picture" in line]
     assert "1.0 GB to fetch and convert" in row
-    assert "To convert blip-base takes about 2.0 GB of memory and PyTorch\n" in told
+    assert "To convert blip-base takes about 1.6 GB of memory and PyTorch\n" in told
     monkeypatch.setattr(extras, "missing_for_convert", lambda: ["torch>=2.8"])
     assert run(["setup", "--only", "captioner"]) == 0
     told = capfd.readouterr().out

@@ -98,8 +98,8 @@ def test_fetches_one_repository_and_converts_it(
     said = "\n".join(messages.lines)
     assert f"captioner: {REPO} at main, unverified: this project has not run it" in said
     assert "licence: BSD-3-Clause" in said
-    assert "to fetch: about 1 GB, converted to 0.35 GB" in said
-    assert "to convert it takes the extra `convert` with PyTorch, about 2 GB of memory" in said
+    assert "to fetch: about 1 GB, converted to 0.27 GB" in said
+    assert "to convert it takes the extra `convert` with PyTorch, about 1.6 GB of memory" in said
     assert "their digests are not recorded" in said
     n_requests = len(hub.requests)
     assert pull(NAME).was_there
