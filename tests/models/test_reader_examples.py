@@ -23,7 +23,7 @@ from edgeprism.reason.prompt import focus_messages
 from edgeprism.reason.question import Question, to_question
 from edgeprism.reason.shape import numbers_to_shape, phrases_to_shape
 
-COUNT = 900  # groups of examples
+COUNT = 500  # groups of examples
 
 # A place for one of nano's names in its sentences and questions: up to four words that are not
 # function words, after an article where there is one.

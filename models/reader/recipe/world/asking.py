@@ -7,13 +7,10 @@ question, an opening, links.
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
 
 from edgeprism.models.reader.recipe.world.text import UNKNOWN, Ask, a, number, pick, plural
+from edgeprism.models.reader.recipe.world.things import RELATIONS, Thing
 from edgeprism.models.reader.recipe.world.words import COLOURS, NUMBERS
-
-if TYPE_CHECKING:
-    from edgeprism.models.reader.recipe.world.scenes import Thing
 
 COLOUR = (
     "Which colour is the {a}?", "What is the {a}'s colour?", "Name the colour of the {a}.",
@@ -126,8 +123,6 @@ def relation(
     rng: random.Random, name: str, other: str, value: str, facts: tuple[int, ...]
 ) -> list[Ask]:
     """Ask how one thing stands to another; now and then whether it stands so."""
-    from edgeprism.models.reader.recipe.world.scenes import RELATIONS
-
     focus = f"the position of the {name} relative to the {other}"
     wrong = _others(rng, value, tuple(r for r, _ in RELATIONS if value not in r))
     if rng.random() < 0.12:
@@ -140,8 +135,6 @@ def relation(
 
 
 def _opposite(value: str) -> str:
-    from edgeprism.models.reader.recipe.world.scenes import RELATIONS
-
     return dict(RELATIONS).get(value, "")
 
 

@@ -33,7 +33,7 @@ _HINTS = (
     "Count only what is said.", "Think of the whole picture.", "One of them is right.",
     "It is about one thing only.", "The order does not matter.", "Do not guess.",
 )  # fmt: skip
-_FREQUENT = {"colour", "count", "presence", "relation", "value", "text"}
+_WEIGHTS = {"colour": 2, "count": 2, "presence": 2, "relation": 5, "value": 2, "text": 2}
 # kinds of questions whose answer is unknown when what states it is left out
 _UNSAID = {"colour", "activity", "text", "value", "who", "object", "field", "clothing", "story"}
 _NTH = ("first", "second", "third")
@@ -41,7 +41,7 @@ _WHICH_PICTURE = ("Which picture shows the {t}?", "In which picture is the {t}?"
                   "On which of the pictures can one see the {t}?")  # fmt: skip
 _CAPTIONERS = tuple(f"{b.lower()}-{n}" for b, n in zip(BRANDS, range(1, 25), strict=True))
 _SOURCES: tuple[tuple[float, Callable[[random.Random], Passage]], ...] = (
-    (0.32, scenes.sample_scene), (0.14, people.sample_people), (0.16, figures.sample_figures),
+    (0.5, scenes.sample_scene), (0.14, people.sample_people), (0.16, figures.sample_figures),
     (0.1, printed.sample_print), (0.06, printed.sample_record), (0.08, clashes.sample_clash),
     (0.14, stories.sample_story),
 )  # fmt: skip
@@ -113,7 +113,7 @@ def _choose(rng: random.Random, asks: Sequence[Ask], most: int = GROUP) -> list[
     left = list(dict.fromkeys(asks))
     while left and len(chosen) < most:
         kinds = sorted({ask.kind for ask in left})
-        kind = rng.choices(kinds, [2 if kind in _FREQUENT else 1 for kind in kinds])[0]
+        kind = rng.choices(kinds, [_WEIGHTS.get(kind, 1) for kind in kinds])[0]
         ask = rng.choice([ask for ask in left if ask.kind == kind])
         left.remove(ask)
         chosen.append(ask)
@@ -170,6 +170,23 @@ def _answers(rng: random.Random) -> list[Example]:
         messages = answer_messages([{look: unmarked(text)}], question)
         examples.append(Example(messages, reply, "answer"))
     return examples or _answers(rng)
+
+
+def _relations(rng: random.Random) -> list[Example]:
+    """Ask only how things stand to each other."""
+    while True:
+        passage = scenes.sample_scene(rng)
+        asks = [ask for ask in passage.asks if ask.kind == "relation"]
+        if asks:
+            return _asked(rng, passage.text, _choose(rng, asks))
+
+
+def _asked(rng: random.Random, text: str, asks: Sequence[Ask]) -> list[Example]:
+    look, examples = {_name(rng): unmarked(text)}, []
+    for ask in asks:
+        question, reply = _to_question(rng, ask)
+        examples.append(Example(answer_messages([look], question), reply, "answer"))
+    return examples
 
 
 def _without(text: str, facts: set[int]) -> str:
@@ -273,5 +290,5 @@ def _conversation(rng: random.Random) -> list[Example]:
 # shares of groups; the rest are answers about one picture by one captioner
 _TASKS: tuple[tuple[float, Callable[[random.Random], list[Example]]], ...] = (
     (0.12, _focuses), (0.22, _evidences), (0.04, _undescribed), (0.05, _several_pictures),
-    (0.03, _several_captioners), (0.02, _conversation),
+    (0.03, _several_captioners), (0.02, _conversation), (0.25, _relations),
 )  # fmt: skip

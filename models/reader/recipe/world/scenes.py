@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
 from edgeprism.models.reader.recipe.world import asking, printed
 from edgeprism.models.reader.recipe.world.text import (
@@ -16,6 +15,7 @@ from edgeprism.models.reader.recipe.world.text import (
     pick,
     plural,
 )
+from edgeprism.models.reader.recipe.world.things import RELATIONS, Thing
 from edgeprism.models.reader.recipe.world.words import (
     COLOURS,
     GROUPS,
@@ -41,15 +41,6 @@ LOOSE = (
     "on the floor", "on the table", "on the shelf", "beside the path", "on the grass",
     "in the sand",
     "near the entrance", "under the roof", "on the pavement", "by the water", "in the shade",
-)  # fmt: skip
-RELATIONS = (
-    ("to the left of", "to the right of"), ("to the right of", "to the left of"),
-    ("above", "below"), ("below", "above"), ("in front of", "behind"), ("behind", "in front of"),
-    ("next to", "next to"), ("on top of", "underneath"), ("beside", "beside"), ("inside", "around"),
-    ("above and to the left of", "below and to the right of"),
-    ("above and to the right of", "below and to the left of"),
-    ("below and to the left of", "above and to the right of"),
-    ("below and to the right of", "above and to the left of"),
 )  # fmt: skip
 STATED = (
     "The {a} stands {r} the {b}.", "The {a} can be seen {r} the {b}.", "The {a} lies {r} the {b}.",
@@ -96,24 +87,6 @@ LAST = ("It looks calm.", "Overall, the scene is tidy.", "The mood is cheerful."
         "The colours are strong.", "The overall impression is peaceful.")  # fmt: skip
 
 
-@dataclass
-class Thing:
-    """A kind of thing in a scene, and the facts that state its properties."""
-
-    name: str
-    count: int
-    colour: str
-    material: str
-    size: str
-    place: str
-    fact: int
-
-    @property
-    def one(self) -> str:
-        """How the thing is named alone: the name, in the plural where there are several."""
-        return self.name if self.count == 1 else plural(self.name)
-
-
 def sample_colour(rng: random.Random) -> str:
     """Return a colour, one in eight with a shade."""
     colour = rng.choice(COLOURS)
@@ -122,7 +95,7 @@ def sample_colour(rng: random.Random) -> str:
 
 def sample_things(rng: random.Random, passage: Passage, group: str, most: int = 5) -> list[Thing]:
     """Return up to `most` things of a group of words, now and then two in different colours."""
-    names = rng.sample(GROUPS[group], rng.randint(1, most))
+    names = rng.sample(GROUPS[group], rng.choice((1, 2, 2, 3, 3, 4, most)))
     if len(names) > 1 and rng.random() < 0.2:
         names[1] = names[0]
     gridded = rng.random() < 0.5
@@ -133,7 +106,7 @@ def sample_things(rng: random.Random, passage: Passage, group: str, most: int = 
         things.append(
             Thing(
                 name,
-                rng.choice((1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 12)),
+                rng.choice((*(1,) * 12, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9, 12)),
                 sample_colour(rng) if again or rng.random() < 0.65 else "",
                 rng.choice(MATERIALS) if rng.random() < 0.15 else "",
                 rng.choice(SIZES) if rng.random() < 0.4 else "",
@@ -217,7 +190,7 @@ def _tell_relation(rng: random.Random, passage: Passage, things: list[Thing]) ->
         return
     x, y = rng.sample(once, 2)
     placed = x.place in PLACES and y.place in PLACES
-    if rng.random() < (0.5 if placed else 0.85):
+    if rng.random() < (0.75 if placed else 0.9):
         relation, inverse = rng.choice(RELATIONS)
         if placed:
             relation, inverse = _from_places(x, y), _from_places(y, x)
@@ -226,7 +199,10 @@ def _tell_relation(rng: random.Random, passage: Passage, things: list[Thing]) ->
             f"{t.colour} {t.name}" if t.colour and rng.random() < 0.5 else t.name for t in (x, y)
         ]
         passage.say(mark(fact, pick(rng, STATED, a=named[0], b=named[1], r=relation)))
-        passage.asks += asking.relation(rng, named[0], named[1], relation, (fact,))
+        # Most questions ask what the sentence says: with as many of the inverse, the reader learnt
+        # neither.
+        for _ in range(4):
+            passage.asks += asking.relation(rng, named[0], named[1], relation, (fact,))
         passage.asks += asking.relation(rng, named[1], named[0], inverse, (fact,))
     elif placed:
         passage.asks += asking.relation(rng, x.name, y.name, _from_places(x, y), ())
