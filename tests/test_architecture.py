@@ -32,7 +32,7 @@ FLOORS = [
     {"prism"},
     {"store"},
     {"bench", "evaluation", "folder", "install"},
-    {"serve"},
+    {"scale", "serve"},
     {"cli"},
     {"__main__", "edgeprism"},  # the package itself: names are loaded when first used
 ]
@@ -205,13 +205,20 @@ def test_one_importer_of_each_engine(library: str) -> None:
 def test_who_may_open_a_socket() -> None:
     """`store` asks for this machine's name only; `pull` itself goes through huggingface_hub, pip.
 
-    `serve` opens the one that it listens on, and hands it to uvicorn.
+    `serve` opens the one that it listens on, and hands it to uvicorn. `scale` looks whether a
+    cluster answers that the user named.
 
     That captioning and asking open none is `test_silence`'s to show.
     """
     network = ("socket", "ssl", "http", "urllib.request", "requests", "httpx", "huggingface_hub")
     found = {i.importer for i in imports() if i.target.startswith(network) and not i.only_types}
-    assert found == {"reason.http", "install.hub", "serve.run", "store.caption_store"}
+    assert found == {
+        "reason.http",
+        "install.hub",
+        "scale.cluster",
+        "serve.run",
+        "store.caption_store",
+    }
 
 
 def test_child_processes_are_started_in_one_place() -> None:

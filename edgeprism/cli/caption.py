@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     "edgeprism caption Photos --output captions.jsonl --errors failed.jsonl",
     "edgeprism caption Photos --txt --out-dir Texts",
     "curl -s https://example.org/a.jpg | edgeprism caption -",
+    "edgeprism caption s3://bucket/photos --ray auto --parquet s3://bucket/captions",
     "edgeprism caption clip.mp4 --model ./my-video-model --frames 16",
     old_names={"--captioner": "--model", "--chat-format": "--lm-chat-format"},
 )
@@ -187,6 +188,10 @@ def command(
     pictures in one prompt: "What changed between the two?" A model made for videos describes those
     that are named, each by some of its frames; folders' videos are passed over.
     """
+    if options["ray"]:
+        from edgeprism.cli.cluster import caption_on_ray
+
+        return caption_on_ray(images, model, options)
     form = _form(options)
     if example:
         images += (_example(),)

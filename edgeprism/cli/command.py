@@ -40,7 +40,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Run": (
         "runs", "no_run", "no_reasoner", "no_folder", "dry_run", "yes", "seed", "parallel",
-        "no_cache", "on_error",
+        "no_cache", "on_error", "ray", "parquet", "actors", "actor_cpus", "actor_gpus",
     ),
     "Clients": ("host", "port", "fd", "api_key_file", "allow_hosts", "allow_origins"),
     "Limits": (

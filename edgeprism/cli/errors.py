@@ -12,6 +12,8 @@ from edgeprism.files.safe_text import printable_line
 
 # keywords of the library, as its hints write them between backticks → options of the commands
 OPTIONS = {
+    "actor_cpus": "--actor-cpus",
+    "actor_gpus": "--actor-gpus",
     "allow_network": "--allow-network",
     "answer_tokens": "--answer-tokens",
     "api_key_file": "--api-key-file",

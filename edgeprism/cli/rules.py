@@ -57,6 +57,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
              "Leave it out, or name a GGUF file as --reasoner."),
     ),
     "caption": (
+        Rule("parquet", _any_of("ray"), "a cluster writes Parquet files", "Give --ray local too, "
+             "or --output captions.jsonl without it."),
+        Rule("actors", _any_of("ray"), "a cluster has actors", "Give --ray too."),
+        Rule("actor_cpus", _any_of("ray"), "a cluster has actors", "Give --ray too."),
+        Rule("actor_gpus", _any_of("ray"), "a cluster has actors", "Give --ray too."),
+        Rule("ray", _any_of("parquet"), "its captions go into Parquet files",
+             "Give --parquet FOLDER too."),
         Rule("out_dir", _any_of("txt", "xmp"), "it is the folder of .txt and .xmp files",
              "Give --txt or --xmp too."),
         Rule("null", _any_of("files_from"), "it ends the paths of a list",

@@ -1,0 +1,243 @@
+"""Captions a folder or a bucket on a Ray cluster into Parquet files, and goes on where it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprism.arguments import check_integer, check_number
+from edgeprism.errors import EXIT_UNAVAILABLE, EdgePrismError, UsageError
+from edgeprism.folder.run import Failure, FolderResult
+from edgeprism.machine.facts import available_cores
+from edgeprism.scale.engine import EngineError, last_part
+from edgeprism.scale.known import Known
+from edgeprism.scale.parts import PartCaptioner, PartOptions
+from edgeprism.scale.storage import Place, blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PART = 256  # pictures in a Parquet file, and at most so many are captioned again after a kill
+_LEAST_PARTS = 4  # for each actor, so that the last of them does not keep all others waiting
+_PATIENCE_S = 10  # with a cluster that does not answer
+_STORE_BYTES = 128 << 20  # of a cluster on this machine: only names and counts pass through it
+
+
+class ClusterError(EdgePrismError):
+    """There is no cluster at an address, or it cannot do the work."""
+
+    exit_code = EXIT_UNAVAILABLE
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """How many actors there are, and what each gets.
+
+    Parameters:
+        address: "auto" (the cluster that this machine belongs to), "local" (one for this run, on
+            this machine), or a cluster's address.
+        actors: the most actors; None: as many as the cluster has room for.
+        cpus, gpus: of each actor; parts of a GPU are shared with other actors.
+        part: pictures in a Parquet file.
+    """
+
+    address: str = "auto"
+    actors: int | None = None
+    cpus: float = 1
+    gpus: float = 0
+    part: int = PART
+
+    def __post_init__(self) -> None:
+        if self.actors is not None:
+            check_integer("actors", self.actors, least=1)
+        check_number("cpus", self.cpus, least=0)
+        check_number("gpus", self.gpus, least=0)
+        check_integer("part", self.part, least=1)
+        if not self.cpus and not self.gpus:
+            raise UsageError("An actor without a CPU and a GPU has nothing to run on.")
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise UsageError(
+                f"{self.gpus} GPUs cannot be given to an actor.",
+                "Give a part of one, or whole ones.",
+            )
+
+
+def caption_on_cluster(
+    source: Place,
+    output: Place,
+    options: ClusterOptions,
+    captioner: Mapping[str, Any],
+    *,
+    on_begin: Callable[[FolderResult], object] = lambda _: None,
+    on_progress: Callable[[FolderResult], object] = lambda _: None,
+) -> FolderResult:
+    """Caption every picture below `source` into Parquet files in `output`.
+
+    Pictures that `output` has a row of (same content, settings and name) get no other one.
+
+    Args:
+        source: Where the pictures lie; its name means the same on every machine.
+        output: Where Parquet files go; likewise.
+        options: The cluster, and its actors.
+        captioner: Keywords of `RayCaptioner`.
+        on_begin: Called with the counts before the first picture.
+        on_progress: Called with them whenever a part is finished.
+
+    Returns:
+        The counts. Failures have the pictures' names without folders.
+
+    Raises:
+        UsageError: An option is invalid, `source` cannot be listed, or Ray is not installed.
+        ClusterError: No cluster answers, or it has no room for an actor.
+        EngineError: The model is missing or damaged, or no engine can run.
+        OutputError: `output` cannot be read or written.
+    """
+    began = time.monotonic()
+    paths, passed = source.pictures()
+    result = FolderResult(len(paths), passed=passed)
+    known = Known.read(output, forget_unread=True)
+    if not paths:
+        return result
+    with _connected(options.address) as ray, _quiet_data():
+        on_begin(result)
+        actors = _actors(ray.cluster_resources(), options)
+        part = min(options.part, max(1, math.ceil(len(paths) / (actors * _LEAST_PARTS))))
+        parts = [
+            {"number": number, "paths": block} for number, block in enumerate(blocks(paths, part))
+        ]
+        shared = ray.put(known)  # once for every machine
+        told = PartOptions(source, output, f"part-{uuid.uuid4().hex[:12]}", captioner)
+        arguments = (told, shared if len(known) else None)
+        dataset = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+            PartCaptioner, fn_constructor_args=arguments, **_actor_options(ray, actors, options)
+        )
+        with _explained():
+            for row in dataset.iter_rows():
+                _count(result, row)
+                result.seconds = time.monotonic() - began
+                on_progress(result)
+    return result
+
+
+def _actor_options(ray: Any, actors: int, options: ClusterOptions) -> dict[str, Any]:
+    """Return the keywords of `map_batches` for actors that take a part after another."""
+    return {
+        "batch_size": 1,
+        "batch_format": "pyarrow",
+        "num_cpus": options.cpus,
+        "num_gpus": options.gpus,
+        # two parts at a time: one is read while the other is captioned
+        "compute": ray.data.ActorPoolStrategy(
+            min_size=1, max_size=actors, initial_size=actors, max_tasks_in_flight_per_actor=2,
+            max_concurrent_calls_per_actor=2, enable_true_multi_threading=True,
+        ),
+    }  # fmt: skip
+
+
+def _count(result: FolderResult, row: Mapping[str, Any]) -> None:
+    fatal = row["fatal"]
+    if fatal is not None:
+        raise EngineError(fatal["error"], fatal["hint"], fatal["code"])
+    result.captioned += row["captioned"]
+    result.known += row["pictures"] - row["captioned"] - len(row["failures"])
+    result.failures += [
+        Failure(Path(last_part(each["image"])), EdgePrismError(each["error"]))
+        for each in row["failures"]
+    ]
+
+
+def _actors(resources: Mapping[str, float], options: ClusterOptions) -> int:
+    """Return how many actors the cluster has room for, at most as many as are asked for."""
+    needs = {"CPU": options.cpus, "GPU": options.gpus}
+    room = min(int(resources.get(name, 0) / need) for name, need in needs.items() if need)
+    if not room:
+        has = ", ".join(f"{resources.get(name, 0):g} {name}s" for name in needs)
+        raise ClusterError(
+            f"The cluster has no room for an actor of {options.cpus:g} CPUs and {options.gpus:g} "
+            f"GPUs: it has {has}.",
+            "Give `actor_cpus` and `actor_gpus` that one of its machines has.",
+        )
+    return min(room, options.actors or room)
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """Connect to a cluster, or start one on this machine for the block."""
+    # Ray would tell its makers what runs here
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise UsageError(
+            "Captioning on a cluster needs Ray, which is not installed.",
+            'Install it: python -m pip install "edgeprism[ray]"',
+        ) from error
+    if ray.is_initialized():  # by the program that calls; it stays connected
+        yield ray
+        return
+    try:
+        if address == "local":
+            ray.init(num_cpus=available_cores(), include_dashboard=False, log_to_driver=False,
+                     logging_level="ERROR", object_store_memory=_STORE_BYTES)  # fmt: skip
+        else:
+            _check_address(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # Ray raises bare ones, too: a node that starts too slowly
+        where = "on this machine" if address in ("auto", "local") else f"at {address}"
+        why = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise ClusterError(
+            f"There is no Ray cluster {where}: {why}.",
+            "Start one (ray start --head), name another, or give local for one on this machine.",
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise OSError where nobody answers: Ray would try for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_S).close()
+
+
+@contextlib.contextmanager
+def _quiet_data() -> Iterator[None]:
+    """Keep Ray Data's own progress off the terminal inside the block."""
+    import logging
+
+    from ray.data import DataContext
+
+    context, log = DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, log.level
+    context.enable_progress_bars = False
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = before[0]
+        log.setLevel(before[1])
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Raise Ray's own errors as ClusterError."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        line = next(iter(str(error).strip().splitlines()[-1:]), type(error).__name__)
+        raise ClusterError(
+            f"The cluster gave up: {line}", "Its own log says more; the same command goes on."
+        ) from error

@@ -1,0 +1,186 @@
+"""Pictures and Parquet files in folders and buckets, through `pyarrow.fs`: file, s3, gs, abfs."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgeprism.errors import OutputError, UsageError
+from edgeprism.picture.kinds import HIDDEN, has_picture_suffix
+from edgeprism.picture.passed import PassedOver
+from edgeprism.picture.source import MAX_FILE_BYTES
+from edgeprism.scale.arrow import fs, parquet
+from edgeprism.scale.arrow import pyarrow as pa
+from edgeprism.scale.columns import SCHEMA_VERSION
+
+_SUFFIX = ".parquet"
+# of object stores, where a file appears when it is closed, and a move is a copy
+_WHOLE_FILES = ("s3", "gcs")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder, or a prefix of a bucket. It can be pickled, and opens its file system anew."""
+
+    uri: str  # as it was given; a local folder is absolute
+
+    @classmethod
+    def of(cls, uri: str | os.PathLike[str]) -> Place:
+        """Return the place that a path or URI means. Raises UsageError for an unknown scheme."""
+        text = os.fspath(uri)
+        place = cls(text if "://" in text else os.path.abspath(text))
+        place.open()
+        return place
+
+    def open(self) -> tuple[Any, str]:
+        """Return its `pyarrow.fs.FileSystem` and its path in there. Raises UsageError."""
+        return _opened(self.uri)
+
+    def __str__(self) -> str:
+        return self.uri
+
+    # ---- pictures
+
+    def pictures(self) -> tuple[list[str], PassedOver]:
+        """Return the paths of all pictures below, sorted, and what else there is.
+
+        Hidden files are passed over, as a search on this machine does. Raises UsageError if the
+        place does not exist, or may not be listed.
+        """
+        system, path = self.open()
+        try:
+            info = system.get_file_info(path)
+            if info.type == fs.FileType.File:
+                return [path], PassedOver()
+            selector = fs.FileSelector(path, recursive=True)
+            files = [f for f in system.get_file_info(selector) if f.type == fs.FileType.File]
+        except (OSError, pa.ArrowException) as error:
+            raise UsageError(
+                f"{self}: cannot be listed: {_first_line(error)}.",
+                "Check the name, and whether this machine's credentials may list it.",
+            ) from error
+        passed = PassedOver()
+        pictures: list[str] = []
+        others: list[str] = []
+        for file in files:
+            if "/." in file.path[len(path) :]:
+                passed.add(file.base_name, HIDDEN)
+            else:
+                (pictures if has_picture_suffix(file.path) else others).append(file.path)
+        passed.add_others([name.rpartition("/")[2] for name in others], pictures)
+        return sorted(pictures), passed
+
+    def name_of(self, path: str) -> str:
+        """Return what a path in this place's file system is called in rows."""
+        scheme, slashes, _ = self.uri.partition("://")
+        return f"{scheme}{slashes}{path}" if slashes and scheme != "file" else path
+
+    # ---- Parquet files
+
+    def parts(self) -> list[str]:
+        """Return the names of the Parquet files; none if the place does not exist yet."""
+        system, path = self.open()
+        selector = fs.FileSelector(path, allow_not_found=True)
+        try:
+            found = system.get_file_info(selector)
+        except (OSError, pa.ArrowException) as error:
+            raise OutputError(
+                f"{self}: cannot be listed: {_first_line(error)}.", "Check who may read it."
+            ) from error
+        names = (f.base_name for f in found if f.type == fs.FileType.File)
+        return sorted(n for n in names if n.endswith(_SUFFIX) and not n.startswith((".", "_")))
+
+    def read_part(self, name: str, columns: Sequence[str]) -> pa.Table:
+        """Read columns of a Parquet file. Raises OutputError if it is damaged, or another's."""
+        system, path = self.open()
+        try:
+            with system.open_input_file(f"{path}/{name}") as file:
+                table = parquet.ParquetFile(file)
+                said = (table.schema_arrow.metadata or {}).get(b"edgeprism.schema", b"").decode()
+                if said != str(SCHEMA_VERSION):
+                    raise OutputError(
+                        f"{self}/{name}: holds no captions of this form"
+                        + (f" but of form {said}." if said else "."),
+                        "Name an output folder of its own.",
+                    )
+                return table.read(columns=list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise OutputError(
+                f"{self}/{name}: cannot be read: {_first_line(error)}.",
+                "Delete it if it is damaged: its pictures are captioned again.",
+            ) from error
+
+    def has_part(self, name: str) -> bool:
+        """Return whether there is a Parquet file of this name."""
+        system, path = self.open()
+        try:
+            return bool(system.get_file_info(f"{path}/{name}").type == fs.FileType.File)
+        except (OSError, pa.ArrowException) as error:
+            raise OutputError(
+                f"{self}/{name}: cannot be looked for: {_first_line(error)}.",
+                "Check who may read it.",
+            ) from error
+
+    def write_part(self, name: str, table: pa.Table) -> None:
+        """Write a Parquet file, which appears when it is whole. Raises OutputError."""
+        data = io.BytesIO()
+        parquet.write_table(table, data, compression="zstd")
+        system, path = self.open()
+        target = f"{path}/{name}"
+        try:
+            if system.type_name in _WHOLE_FILES:
+                with system.open_output_stream(target) as file:
+                    file.write(data.getbuffer())
+                return
+            system.create_dir(path, recursive=True)
+            partial = f"{path}/.{name}.{os.getpid()}.partial"
+            with system.open_output_stream(partial) as file:
+                file.write(data.getbuffer())
+            system.move(partial, target)
+        except (OSError, pa.ArrowException) as error:
+            raise OutputError(
+                f"{self}/{name}: cannot be written: {_first_line(error)}.",
+                "Check the disk, the bucket and its credentials.",
+            ) from error
+
+    def delete_part(self, name: str) -> None:
+        """Delete a Parquet file."""
+        system, path = self.open()
+        system.delete_file(f"{path}/{name}")
+
+
+def read_file(system: Any, path: str) -> bytes | Exception:
+    """Return a file's bytes, no more than a picture may have and one; else why there are none."""
+    try:
+        with system.open_input_stream(path) as file:
+            return bytes(file.read(MAX_FILE_BYTES + 1))
+    except (OSError, pa.ArrowException) as error:
+        return OSError(f"{path}: cannot be read: {_first_line(error)}.")
+
+
+def blocks(paths: Sequence[str], size: int) -> Iterator[list[str]]:
+    """Cut paths into lists of `size`, the last one shorter."""
+    for start in range(0, len(paths), size):
+        yield list(paths[start : start + size])
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(uri: str) -> tuple[Any, str]:
+    if "://" not in uri:
+        return fs.LocalFileSystem(), uri
+    try:
+        system, path = fs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise UsageError(
+            f"{uri}: cannot be opened: {_first_line(error)}.",
+            "Give a folder, or s3://bucket/prefix, gs://…, abfs://….",
+        ) from error
+    return system, path.rstrip("/")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

@@ -1,0 +1,193 @@
+"""Rows hold everything of a record, and every reader of Parquet reads them back alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import datasets
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from edgeprism import Captioner
+from edgeprism.errors import OutputError
+from edgeprism.folder.batch import Batch
+from edgeprism.picture.find import PictureFile
+from edgeprism.scale.captioner import RayCaptioner
+from edgeprism.scale.columns import SCHEMA, record_to_row
+from edgeprism.scale.known import Known
+from edgeprism.scale.storage import Place
+from edgeprism.store.stored_captioner import request_key
+from tests.scale.test_engine import OF_CAPTIONER, pictures
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "parquet.md"
+
+
+@pytest.fixture(scope="module")
+def ray_captioner(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> RayCaptioner:
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPRISM_HOME", str(home))
+        return RayCaptioner(
+            str(random_bundle), caption_tokens=8, parallel=2, cores=1, **OF_CAPTIONER
+        )
+
+
+def batch_of(files: list[tuple[str, bytes]]) -> pa.Table:
+    return pa.table({"path": [f"s3://bucket/{name}" for name, _ in files],
+                     "bytes": [data for _, data in files]})  # fmt: skip
+
+
+def test_a_row_holds_all_of_its_record(
+    captioner: Captioner, ray_captioner: RayCaptioner, tmp_path: Path
+) -> None:
+    files = pictures(5, tmp_path)
+    table = ray_captioner(batch_of(files))
+    assert table.schema.equals(SCHEMA, check_metadata=True)
+    plan = captioner.plan(caption_tokens=8)
+    held = [PictureFile(Path(name), None, name, data=data) for name, data in files]
+    for outcome, row, (name, data) in zip(
+        Batch(captioner, plan, parallel=2).run(held), table.to_pylist(), files, strict=True
+    ):
+        record = outcome.record
+        assert record is not None
+        expected = record_to_row({**record, "image": f"s3://bucket/{name}"}, row["request"])
+        timed = {key for key in row if key.endswith("_ms")} | {"created"}
+        for key in set(row) - timed:
+            # what a caption lacks is null: an error, a reduction
+            assert row[key] == expected.get(key), key
+        assert row["image_sha256"] == hashlib.sha256(data).hexdigest()
+        assert row["request"] == request_key(captioner, plan).id()
+        assert row["total_ms"] > 0
+        # no value of the record is in no column: each is somewhere in the row
+        flat = json.dumps({**row, "created": ""})
+        for value in (record["caption"], record["model"]["digest"], record["instruction"]):
+            assert json.dumps(value) in flat
+
+
+def test_what_is_no_picture_is_a_row_with_its_reason(
+    ray_captioner: RayCaptioner, tmp_path: Path
+) -> None:
+    files = [*pictures(2, tmp_path), ("broken.png", b"no picture"), ("empty.png", b"")]
+    batch = batch_of(files).append_column("more", pa.array([1, 2, 3, 4]))
+    batch = batch.set_column(1, "bytes", pa.array([d for _, d in files[:3]] + [None], pa.binary()))
+    rows = ray_captioner(batch).to_pylist()
+    assert [row["caption"] is None for row in rows] == [False, False, True, True]
+    assert [row["error_kind"] for row in rows] == [None, None, "refused", "unread"]
+    assert "broken.png" in rows[2]["error"]
+    assert rows[2]["image_sha256"] == hashlib.sha256(b"no picture").hexdigest()
+    assert rows[3]["image_sha256"] is None
+
+
+def test_pixels_give_the_captions_and_digests_of_arrays(
+    captioner: Captioner, ray_captioner: RayCaptioner
+) -> None:
+    rng = np.random.default_rng(1)
+    arrays = [rng.integers(0, 256, (20, 30, 3), dtype=np.uint8) for _ in range(2)]
+    wrong = np.zeros((4, 4), np.float32)
+    rows = ray_captioner({"image": [*arrays, wrong], "path": ["a", "b", "c"]}).to_pylist()
+    for array, row in zip(arrays, rows, strict=False):
+        caption = captioner.caption(array, caption_tokens=8)
+        assert (row["caption"], row["image_sha256"]) == (caption.text, caption.image_sha256)
+    assert "float32" in rows[2]["error"]
+
+
+def test_every_reader_reads_the_same(ray_captioner: RayCaptioner, tmp_path: Path) -> None:
+    files = [*pictures(3, tmp_path), ("broken.png", b"no picture")]
+    table = ray_captioner(batch_of(files))
+    place = Place.of(tmp_path / "out")
+    place.write_part("part-1.parquet", table)
+    file = tmp_path / "out" / "part-1.parquet"
+    assert pq.read_table(file).equals(table)
+    captions = table["caption"].to_pylist()
+    frame = pd.read_parquet(file)
+    assert [None if pd.isna(c) else c for c in frame["caption"]] == captions
+    assert frame["created"].dt.tz is not None
+    rows = duckdb.sql(
+        f"SELECT caption, width, notes, threads, created FROM '{tmp_path / 'out'}/*.parquet'"
+    ).fetchall()
+    assert [row[0] for row in rows] == captions
+    assert [row[1] for row in rows] == table["width"].to_pylist()
+    assert [row[3] for row in rows] == table["threads"].to_pylist()
+    loaded = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+    assert loaded["caption"][:] == captions
+    assert set(loaded.column_names) == set(SCHEMA.names)
+
+
+def test_an_output_knows_its_rows_by_content_settings_and_name(
+    random_bundle: Path, ray_captioner: RayCaptioner, tmp_path: Path
+) -> None:
+    files = [*pictures(4, tmp_path), ("broken.png", b"no picture")]
+    place = Place.of(tmp_path / "out")
+    table = ray_captioner(batch_of(files))
+    place.write_part("part-1.parquet", table.slice(0, 2))
+    place.write_part("part-2.parquet", table.slice(2))
+    (tmp_path / "out" / ".part-3.parquet.partial").write_bytes(b"half a file")
+    known = Known.read(place)
+    assert len(known) == 5
+    again = RayCaptioner(
+        str(random_bundle), caption_tokens=8, parallel=2, cores=1, known=known, **OF_CAPTIONER
+    )
+    other = RayCaptioner(
+        str(random_bundle), caption_tokens=9, parallel=2, cores=1, known=known, **OF_CAPTIONER
+    )
+    try:
+        assert again(batch_of(files)).num_rows == 0
+        assert other(batch_of(files)).num_rows == 5  # other settings
+        moved = again(batch_of([("moved.png", files[3][1]), ("moved2.png", files[4][1])]))
+        first, second = moved.to_pylist()
+        assert first == {**table.to_pylist()[3], "image": "s3://bucket/moved.png"}  # not made anew
+        assert "moved2.png" in second["error"]
+        changed = again(batch_of([("p0.png", files[1][1]), ("p1.png", b"changed")]))
+        assert changed["image_sha256"].to_pylist() == [
+            hashlib.sha256(data).hexdigest() for data in (files[1][1], b"changed")
+        ]
+    finally:
+        for captioner in (again, other):
+            captioner.close()
+    assert len(Known.read(tmp_path / "nowhere")) == 0
+
+
+def test_a_foreign_or_damaged_file_in_the_output_is_told(
+    ray_captioner: RayCaptioner, tmp_path: Path
+) -> None:
+    place = Place.of(tmp_path / "out")
+    place.write_part("part-1.parquet", ray_captioner(batch_of(pictures(1, tmp_path))))
+    whole = (tmp_path / "out" / "part-1.parquet").read_bytes()
+    for name, data in (("cut.parquet", whole[: len(whole) // 2]), ("text.parquet", b"text")):
+        (tmp_path / "out" / name).write_bytes(data)
+        with pytest.raises(OutputError, match=name):
+            Known.read(place)
+        (tmp_path / "out" / name).unlink()
+    pq.write_table(pa.table({"caption": ["a boat"]}), tmp_path / "out" / "foreign.parquet")
+    with pytest.raises(OutputError, match=r"foreign\.parquet: holds no captions"):
+        Known.read(place)
+
+
+def test_rows_of_files_that_nobody_could_read_are_forgotten(
+    ray_captioner: RayCaptioner, tmp_path: Path
+) -> None:
+    files = pictures(2, tmp_path)
+    unread = pa.table({"path": ["a", "b"], "bytes": pa.array([None, files[0][1]], pa.binary())})
+    place = Place.of(tmp_path / "out")
+    place.write_part("part-1.parquet", ray_captioner(unread))
+    place.write_part("part-2.parquet", ray_captioner(unread.slice(0, 1)))
+    assert len(Known.read(place)) == 1
+    assert pq.read_table(tmp_path / "out").num_rows == 3
+    Known.read(place, forget_unread=True)
+    assert pq.read_table(tmp_path / "out")["image"].to_pylist() == ["b"]
+    assert not (tmp_path / "out" / "part-2.parquet").exists()
+
+
+def test_the_page_lists_the_columns_with_their_types() -> None:
+    columns, _, _ = PAGE.read_text(encoding="utf-8").partition("A row has either")
+    listed = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", columns, re.M)
+    assert [(name, kind.strip()) for name, kind in listed] == [
+        (column.name, str(column.type)) for column in SCHEMA
+    ]

@@ -1,0 +1,116 @@
+"""`edgeprism caption --ray`: what is refused before a cluster is looked for, and who loads Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from edgeprism.cli.main import run
+from edgeprism.errors import UsageError
+from edgeprism.scale.cluster import ClusterOptions
+from edgeprism.scale.columns import SCHEMA
+from edgeprism.scale.spark import spark_captioner, spark_schema
+from edgeprism.scale.storage import Place
+from tests.scale.test_engine import OF_CAPTIONER, pictures
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a", "--ray", "local"], "Give --parquet FOLDER too."),
+        (["a", "--parquet", "out"], "Give --ray local too"),
+        (["a", "--actors", "2"], "Give --ray too."),
+        (["a", "b", "--ray", "local", "--parquet", "out"], "one folder or one prefix"),
+        (["a", "--ray", "local", "--parquet", "out", "--txt"], "--txt has no effect"),
+        (["a", "--ray", "local", "--parquet", "out", "--threads", "2"], "--actor-cpus"),
+        (["nowhere", "--ray", "local", "--parquet", "out"], "nowhere: cannot be listed"),
+        (["ftp://host/a", "--ray", "local", "--parquet", "out"], "ftp://host/a: cannot be opened"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert run(["caption", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cluster_that_does_not_answer_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(1, tmp_path)
+    arguments = ["caption", str(tmp_path), "--parquet", str(tmp_path / "out")]
+    assert run([*arguments, "--ray", "127.0.0.1:9"]) == 5
+    assert "There is no Ray cluster at 127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
+    for missing in ("pyarrow", "ray"):
+        code = (
+            f"import sys; sys.modules[{missing!r}] = None\n"
+            "from edgeprism.cli.main import run\n"
+            f"sys.exit(run(['caption', {str(tmp_path)!r}, '--ray', 'local', '--parquet', "
+            f"{str(tmp_path / 'out')!r}]))"
+        )
+        pictures(1, tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2, done.stderr
+        assert 'pip install "edgeprism[ray]"' in done.stderr
+
+
+def test_without_ray_nothing_of_it_is_loaded(tmp_path: Path, scripted_bundle: Path) -> None:
+    pictures(1, tmp_path)
+    code = (
+        "import sys\nfrom edgeprism.cli.main import run\n"
+        f"assert run(['caption', {str(tmp_path)!r}, '--shard', '1/1', '--model', "
+        f"{str(scripted_bundle)!r}]) == 0\n"
+        "assert not {'ray', 'pyarrow', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"actors": 0}, {"cpus": -1}, {"cpus": 0}, {"gpus": 1.5}, {"part": 0}]
+)
+def test_impossible_actors_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        ClusterOptions(**wrong)  # type: ignore[arg-type]
+    assert ClusterOptions(cpus=0, gpus=0.25).gpus == 0.25
+
+
+def test_a_bucket_is_searched_as_a_folder_is(tmp_path: Path) -> None:
+    (tmp_path / "below" / ".hidden").mkdir(parents=True)
+    for name in ("b.jpg", "a.png", "below/c.webp", "below/.hidden/d.jpg", "below/.e.jpg", "f.NEF"):
+        (tmp_path / name).write_bytes(b"x")
+    paths, passed = Place.of(tmp_path.as_uri()).pictures()
+    assert [Path(p).relative_to(tmp_path).as_posix() for p in paths] == [
+        "a.png", "b.jpg", "below/c.webp",
+    ]  # fmt: skip
+    assert passed.total == 3
+    one, _ = Place.of(tmp_path / "b.jpg").pictures()
+    assert one == [str(tmp_path / "b.jpg")]
+    assert Place("s3://bucket/prefix").name_of("bucket/prefix/a.png") == "s3://bucket/prefix/a.png"
+
+
+@pytest.mark.parametrize("form", ["pandas", "arrow"])
+def test_spark_gets_what_ray_gets(form: str, random_bundle: Path, tmp_path: Path) -> None:
+    files = [*pictures(3, tmp_path), ("broken.png", b"no picture")]
+    table = pa.table({"path": [n for n, _ in files], "content": [d for _, d in files]})
+    caption = spark_captioner(
+        model=str(random_bundle), caption_tokens=8, parallel=2, cores=1, **OF_CAPTIONER
+    )
+    batches: Iterator[object] = iter(table.to_batches() if form == "arrow" else [table.to_pandas()])
+    (answer,) = list(caption(batches))
+    assert list(answer.schema.names if form == "arrow" else answer.columns) == SCHEMA.names
+    widths = answer.to_pydict()["width"] if form == "arrow" else answer["width"].tolist()
+    assert widths[:3] == [30, 30, 30]
+    assert spark_schema().count("`") == 2 * len(SCHEMA.names)
