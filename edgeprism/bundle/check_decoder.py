@@ -26,15 +26,19 @@ def decoder_faults(m: Manifest) -> list[str]:
     ]
     faults = [f"lm.decoder.{path}: {text}" for path, holds, text in checks if not holds]
     for field, name in (("file", decoder.file), ("cross", decoder.cross)):
+        if field == "cross" and not name:
+            continue
         if name not in m.files:
             faults.append(f"lm.decoder.{field}: {name!r} is not among files")
         if name.lower().endswith(".ort"):
             faults.append(f"lm.decoder.{field}: {name!r} is no name of an ONNX graph")
+    if not decoder.cross and m.vision.n_embd != m.lm.n_embd:
+        faults.append("vision.n_embd: differs from lm.n_embd, without lm.decoder.cross")
     if m.vision.mmproj is not None:
         faults.append("lm.decoder: not with vision.mmproj, whose rows llama.cpp takes")
     if m.lm.image_attention != "causal" or m.lm.image_positions != "one-by-one":
-        faults.append("lm.decoder: its rows have no positions, so lm.image_attention must be "
-                      "causal and lm.image_positions one-by-one")  # fmt: skip
+        faults.append("lm.decoder: its rows have no positions, or one each, so lm.image_attention "
+                      "must be causal and lm.image_positions one-by-one")  # fmt: skip
     if m.lm.rows is not None or m.lm.encodes:
         faults.append("lm.decoder: not with lm.rows or lm.encodes, which llama.cpp runs")
     if m.video is not None:

@@ -21,8 +21,8 @@ _NOT_WEIGHTS = {24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}
 _ROPE_SCALINGS = ("none", "linear", "longrope", "yarn")
 # sentencepiece and byte-pair vocabularies; these checks do not cover what other kinds need
 _SENTENCEPIECE = "llama"
-_TOKENIZERS = (_SENTENCEPIECE, "gpt2", "gemma4")
-_UNIGRAM = "t5"  # of models with an encoder alone
+TOKENIZERS = (_SENTENCEPIECE, "gpt2", "gemma4")
+UNIGRAM = "t5"  # of models with an encoder, or that ONNX Runtime runs
 WORDPIECE = "bert"
 
 # attention in both directions: models for embeddings, and those that write by diffusion
@@ -46,7 +46,7 @@ def gguf_faults(header: GgufHeader, *, encodes: bool = False) -> list[str]:
         *_dimension_faults(header),
         *_head_faults(header),
         *_expert_faults(header),
-        *vocabulary_faults(header, (_UNIGRAM,) if encodes else _TOKENIZERS),
+        *vocabulary_faults(header, (UNIGRAM,) if encodes else TOKENIZERS),
         *_tensor_faults(header),
     ]
 
@@ -141,12 +141,12 @@ def _expert_faults(header: GgufHeader) -> Iterator[str]:
         yield f"{group_used} of {groups} groups of {experts} experts in use"
 
 
-def vocabulary_faults(header: GgufHeader, kinds: Sequence[str] = _TOKENIZERS) -> Iterator[str]:
+def vocabulary_faults(header: GgufHeader, kinds: Sequence[str] = TOKENIZERS) -> Iterator[str]:
     """Yield the faults of a vocabulary, which must be one of `kinds`."""
     kind = header.metadata.get("tokenizer.ggml.model")
     if kind not in kinds:
         yield f"a vocabulary of kind {kind!r} (known: {', '.join(kinds)})"
-    if kind == _UNIGRAM and (fault := _table_fault(header)):
+    if kind == UNIGRAM and (fault := _table_fault(header)):
         yield f"a vocabulary whose table of characters is damaged: {fault}"
     vocabulary = header.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(vocabulary, Array) or vocabulary.kind != STRING:

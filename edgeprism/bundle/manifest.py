@@ -93,6 +93,8 @@ class FreeShape:
     "equal-area" scales both edges by the same share, so that the tile has `least_pixels`, cuts off
     fractions of a pixel, and then rounds both edges to the nearest multiple. In both cases a
     picture so long that the tile has more than `most_pixels` loses length until it has not.
+    "shrink-to-fit" enlarges no picture. It scales one that exceeds `canvas` to fit into it, cuts
+    off fractions of a pixel, and completes units with `ImagePolicy.fill`, at the right and below.
     """
 
     choose: str
@@ -102,6 +104,8 @@ class FreeShape:
     tokens: int = dataclasses.field(
         default=0, metadata=LATER
     )  # visual tokens of a tile, whatever its shape; 0: one for each unit
+    # of "shrink-to-fit": width and height of the largest tile, which has `most_pixels`
+    canvas: list[int] = dataclasses.field(default_factory=list, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,7 @@ class Vision:
     tokens_per_tile: int
     n_embd: int
     # name of a further output [n, n_embd] of the graph: the learned row that ends each row of
-    # patches, the same for every tile
+    # patches, the same for every tile; it needs tiles in rows, or one with a token for each unit
     newline: str = ""
     # name of a further output [n, n_embd], too: the learned row between the overview and the tiles
     separator: str = dataclasses.field(default="", metadata=LATER)

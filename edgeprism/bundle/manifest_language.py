@@ -33,11 +33,12 @@ class RowWeights:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Two ONNX graphs that write the text, in place of the weights of the GGUF file.
+    """ONNX graphs that write the text, in place of the weights of the GGUF file.
 
-    They are for language models whose layers attend to a picture's rows beside the text
-    (cross-attention): the rows have no place among the tokens. The GGUF file then holds the
-    vocabulary alone. The graphs' inputs and outputs have fixed names; N counts layers from 0:
+    With `cross` there are two. They are for language models whose layers attend to a picture's rows
+    beside the text (cross-attention): the rows have no place among the tokens. The GGUF file then
+    holds the vocabulary alone. The graphs' inputs and outputs have fixed names; N counts layers
+    from 0:
 
     - `cross`: rows float32 [1, rows, vision.n_embd] → `cross_key_N`, `cross_value_N` float32
       [1, n_heads, rows, head_dim], once for a picture.
@@ -47,10 +48,15 @@ class Decoder:
       rows of each sequence count; `key_N`, `value_N` float32 [batch, n_heads, cells, head_dim], to
       which the tokens are added, and the pictures' `cross_key_N`, `cross_value_N`. Outputs:
       `logits` float32 [batch, m, n_vocab], and `new_key_N`, `new_value_N`, the cells afterwards.
+
+    Without `cross` a picture's rows stand among the tokens, as in other language models. The GGUF
+    file then holds the table of embeddings, too, by which tokens become rows. In place of `ids`,
+    `positions`, `n_rows` and the pictures' keys and values, `file` takes `rows` float32 [batch, n,
+    lm.n_embd], whose positions follow from `last`.
     """
 
     file: str
-    cross: str
+    cross: str  # "": there is no such graph
     n_layers: int
     n_heads: int
     head_dim: int

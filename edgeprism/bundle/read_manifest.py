@@ -14,6 +14,7 @@ from edgeprism.bundle.manifest import (
     MODES,
     RESAMPLINGS,
     SCHEMA,
+    FreeShape,
     Manifest,
     Tiling,
 )
@@ -26,7 +27,7 @@ from edgeprism.files.strict_json import json_without_duplicates, record_from_dat
 MAX_MANIFEST_BYTES = 1 << 20
 _FILLED = ("pad", "letterbox")
 # {how a free shape is chosen: how a picture is then cut}
-FREE_SHAPES = {"smart-resize": "closest-ratio", "equal-area": "by-pixels"}
+FREE_SHAPES = {"smart-resize": "closest-ratio", "equal-area": "by-pixels", "shrink-to-fit": ""}
 CHOICES = ("best-fit", "closest-ratio", "longest-edge", "by-pixels", "most-across")
 OVERVIEWS = ("first", "last")
 OVERVIEW_FILTERS = ("", "bicubic")
@@ -163,14 +164,25 @@ def _mmproj_faults(m: Manifest) -> list[str]:
     return [f"{path}: {text}" for path, holds, text in checks if not holds]
 
 
+def _uncut_faults(m: Manifest) -> list[str]:
+    """Return the faults of what belongs to tiles, where a picture is one."""
+    faults = [] if m.image.max_tiles == 1 else ["image.max_tiles: only 1 without image.tiling"]
+    if m.vision.separator:
+        faults.append("vision.separator: needs image.tiling")
+    placed = not _is_unplaced(m) and not m.vision.drop_first_patch
+    if m.vision.newline and not (placed and m.lm.image_positions == "one-by-one"):
+        faults.append(
+            "vision.newline: needs whole rows of visual tokens, and lm.image_positions one-by-one"
+        )
+    if m.vision.newline and m.vision.newline == m.vision.output:
+        faults.append("vision.newline: is vision.output")
+    return faults
+
+
 def _tiling_faults(m: Manifest) -> list[str]:
     tiling = m.image.tiling
     if tiling is None:
-        faults = [] if m.image.max_tiles == 1 else ["image.max_tiles: only 1 without image.tiling"]
-        for name in ("newline", "separator"):
-            if getattr(m.vision, name):
-                faults.append(f"vision.{name}: needs image.tiling")
-        return faults
+        return _uncut_faults(m)
     by_edge = tiling.choose == "longest-edge"
     checks = [
         (f"choose: {tiling.choose!r}; known: {', '.join(CHOICES)}", tiling.choose in CHOICES),
@@ -269,6 +281,12 @@ def _free_faults(m: Manifest) -> list[str]:
         ),
         ("free.tokens", 0 <= free.tokens <= MAX_GRID, f"must lie in 0…{MAX_GRID}"),
         (
+            "free.canvas",
+            _is_canvas(free) if free.choose == "shrink-to-fit" else not free.canvas,
+            "must be a width and a height of whole units, with most_pixels between them, for "
+            "shrink-to-fit, and empty for other shapes",
+        ),
+        (
             "tiling",
             image.tiling is None
             or (
@@ -284,8 +302,11 @@ def _free_faults(m: Manifest) -> list[str]:
         faults.append("vision.drop_first_patch: not for the mode free")
     if faults:
         return faults
-    pixels = free.least_pixels if free.choose == "equal-area" else free.most_pixels
-    edge = math.isqrt(pixels) // free.unit
+    if free.choose == "shrink-to-fit":
+        edge = min(free.canvas) // free.unit
+    else:
+        pixels = free.least_pixels if free.choose == "equal-area" else free.most_pixels
+        edge = math.isqrt(pixels) // free.unit
     if image.size != edge * free.unit:
         faults.append(
             f"image.size: {image.size}, but the largest square tile has {edge * free.unit}"
@@ -294,6 +315,12 @@ def _free_faults(m: Manifest) -> list[str]:
     if vision.grid != grid:
         faults.append(f"vision.grid: {vision.grid}, but the largest square tile has {grid}")
     return faults
+
+
+def _is_canvas(free: FreeShape) -> bool:
+    edges = free.canvas
+    whole = all(0 < edge <= MAX_EDGE and edge % free.unit == 0 for edge in edges)
+    return len(edges) == 2 and whole and edges[0] * edges[1] == free.most_pixels
 
 
 def _tokens_of_tile(m: Manifest) -> int:

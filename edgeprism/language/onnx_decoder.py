@@ -1,9 +1,10 @@
 """A language model whose layers attend to a picture's rows beside the text, by ONNX Runtime.
 
-Its graphs are those of the manifest's `Decoder`. The vocabulary, the samplers and the grammars are
-llama.cpp's, over a GGUF file of the vocabulary alone. Keys and values lie in numpy arrays, which a
-run of the graph reads and extends where they are (`GroupQueryAttention` with one buffer for past
-and present). It runs on the CPU, where that operator takes float32, whatever `kv_type` says.
+Its graphs are those of the manifest's `Decoder` with `cross`; `row_decoder` has the other kind. The
+vocabulary, the samplers and the grammars are llama.cpp's, over a GGUF file of the vocabulary alone.
+Keys and values lie in numpy arrays, which a run of the graph reads and extends where they are
+(`GroupQueryAttention` with one buffer for past and present). It runs on the CPU, where that
+operator takes float32, whatever `kv_type` says.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ class OnnxDecoder:
 
     row_axes = 1
     rows_apart = True
+    tokenizers: tuple[str, ...] = (WORDPIECE,)
 
     def __init__(
         self,
         path: Path,
         graph: Path,
-        cross: Path,
+        cross: Path | None,
         *,
         expected: LanguageModelFile,
         row_width: int,
@@ -50,7 +52,7 @@ class OnnxDecoder:
         Args:
             path: The GGUF file of the vocabulary.
             graph: The graph that writes text.
-            cross: The graph that makes keys and values of a picture's rows.
+            cross: The graph that makes keys and values of a picture's rows, if there is one.
             expected: What the manifest says of them.
             row_width: The width of a picture's rows.
             threads: CPU threads of a run.
@@ -65,14 +67,15 @@ class OnnxDecoder:
         self.cancel = cancel or Cancel()
         self.n_embd, self.n_ctx_train = expected.n_embd, expected.context_length
         self.n_embd_row, self.n_vocab = row_width, expected.n_vocab
-        header = read_gguf_header(path, tokens=True)
-        check_dimensions(path, header, expected)
-        if faults := list(vocabulary_faults(header, (WORDPIECE,))):
+        self.header = read_gguf_header(path, tokens=True)
+        check_dimensions(path, self.header, expected)
+        if faults := list(vocabulary_faults(self.header, self.tokenizers)):
             raise ModelError(f"{path}: cannot be run: it has {'; '.join(faults)}.", COPY_AGAIN)
         self.decoder = self._session(graph)
-        self.decoder.check_interface(*_decoder_interface(self.shape, self.n_vocab))
-        self.cross = self._session(cross)
-        self.cross.check_interface(*_cross_interface(self.shape, row_width))
+        self.decoder.check_interface(*self.interface())
+        if cross is not None:
+            self.cross = self._session(cross)
+            self.cross.check_interface(*_cross_interface(self.shape, row_width))
         self.vocabulary = Vocabulary.open(path, self.shape.clean_up)
 
     def _session(self, path: Path) -> GraphSession:
@@ -81,8 +84,19 @@ class OnnxDecoder:
             what="language model's graph",
         )  # fmt: skip
 
-    def embed(self, ids: Sequence[int]) -> None:
+    def interface(self) -> tuple[Interface, Interface]:
+        """Return inputs and outputs of the decoder's graph, without the first length of each."""
+        inputs, outputs = common_interface(self.shape, self.n_vocab)
+        own: Interface = {
+            "ids": (_LONGS, [None]),
+            "positions": (_LONGS, [None]),
+            "n_rows": (_LONGS, []),
+        }
+        return own | inputs | _heads(self.shape, "cross_"), outputs
+
+    def embed(self, ids: Sequence[int]) -> np.ndarray | None:
         """Return None: a text's tokens never enter as rows."""
+        return None
 
     def kv_bytes_per_token(self, kv_type: str = "f16") -> float:
         """Return the bytes of the KV cache for one position, or for one row of a picture."""
@@ -104,7 +118,9 @@ class OnnxDecoder:
     def close(self) -> None:
         """Free the vocabulary; ONNX Runtime frees a graph with its last reference."""
         self.vocabulary.close()
-        del self.decoder, self.cross
+        del self.decoder
+        if self.rows_apart:
+            del self.cross
 
 
 class OnnxContext:
@@ -154,12 +170,7 @@ class OnnxContext:
 
         They take no positions. All tokens of `seq` must come after them.
         """
-        if rows.ndim != 2 or rows.shape[1] != self.lm.n_embd_row or not len(rows):
-            raise ModelError(
-                f"Visual tokens {list(rows.shape)} do not fit a language model that takes them at "
-                f"a width of {self.lm.n_embd_row}.",
-                "Encode the picture with this captioner.",
-            )
+        self._check_rows(rows)
         first = int(self._n_rows[seq])
         last = first + len(rows)
         if last > self._rows[f"cross_{self._names[0]}"].shape[2]:
@@ -171,6 +182,15 @@ class OnnxContext:
         for kept, values in zip(self._rows.values(), made, strict=True):
             kept[seq, :, first:last] = values[0]
         self._n_rows[seq] = last
+
+    def _check_rows(self, rows: np.ndarray) -> None:
+        """Raise ModelError for visual tokens that this model cannot take."""
+        if rows.ndim != 2 or rows.shape[1] != self.lm.n_embd_row or not len(rows):
+            raise ModelError(
+                f"Visual tokens {list(rows.shape)} do not fit a language model that takes them at "
+                f"a width of {self.lm.n_embd_row}.",
+                "Encode the picture with this captioner.",
+            )
 
     def _make_room(self, length: int) -> None:
         """Give every sequence room for `length` rows."""
@@ -220,10 +240,15 @@ class OnnxContext:
 
         Returns logits [batch, m, n_vocab] at the places `wanted` of each.
         """
+        return self._decode(first, np.array(tokens, np.int64), starts, wanted)
+
+    def _decode(
+        self, first: int, entering: np.ndarray, starts: Sequence[int], wanted: Sequence[int]
+    ) -> np.ndarray:
+        """Run what enters the graph [batch, n, …], as `_run` does."""
         if self.lm.cancel.is_set():
             raise Interrupted()
-        ids = np.array(tokens, np.int64)
-        n, sequences = ids.shape[1], slice(first, first + len(ids))
+        n, sequences = entering.shape[1], slice(first, first + len(entering))
         ends = np.array(starts, np.int64) + n
         # the graph would write behind its buffers
         if ends.max() > min(self.cells, self.lm.n_ctx_train):
@@ -231,19 +256,28 @@ class OnnxContext:
                 f"The context of {self.cells} tokens is full.",
                 "Lower `caption_tokens` or `answer_tokens`.",
             )
-        if not self._n_rows[sequences].all():
-            raise UsageError("This model writes about a picture alone.", "Show one.")
         inputs = {
-            "ids": ids,
-            "positions": np.ascontiguousarray(ends[:, None] - n + np.arange(n)),
+            **self._inputs(sequences, entering, ends),
             "last": (ends - 1).astype(np.int32),
             "total": np.array([ends.max()], np.int32),
             "wanted": np.array(wanted, np.int64),
-            "n_rows": self._n_rows[sequences],
-            **{name: rows[sequences] for name, rows in self._rows.items()},
         }
         states = {name: cells[sequences] for name, cells in self._keys.items()}
         return self.lm.decoder.run_in_place(inputs, states, "logits")
+
+    def _inputs(
+        self, sequences: slice, entering: np.ndarray, ends: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Return the inputs that this kind of decoder has, for tokens that end before `ends`."""
+        if not self._n_rows[sequences].all():
+            raise UsageError("This model writes about a picture alone.", "Show one.")
+        n = entering.shape[1]
+        return {
+            "ids": entering,
+            "positions": np.ascontiguousarray(ends[:, None] - n + np.arange(n)),
+            "n_rows": self._n_rows[sequences],
+            **{name: rows[sequences] for name, rows in self._rows.items()},
+        }
 
     # ---- forgetting
 
@@ -290,28 +324,21 @@ def _names(shape: Decoder) -> list[str]:
     return [f"{kind}_{i}" for i in range(shape.n_layers) for kind in ("key", "value")]
 
 
-_Interface = dict[str, tuple[str, list[int | None]]]
+Interface = dict[str, tuple[str, list[int | None]]]
 
 
-def _heads(shape: Decoder, lead: str = "") -> _Interface:
+def _heads(shape: Decoder, lead: str = "") -> Interface:
     """Return keys and values of every layer, [batch, n_heads, any length, head_dim]."""
     lengths: list[int | None] = [shape.n_heads, None, shape.head_dim]
     return {f"{lead}{name}": (FLOATS, lengths) for name in _names(shape)}
 
 
-def _decoder_interface(shape: Decoder, n_vocab: int) -> tuple[_Interface, _Interface]:
-    """Return inputs and outputs of the decoder's graph, without the first length of each."""
-    inputs: _Interface = {
-        "ids": (_LONGS, [None]),
-        "positions": (_LONGS, [None]),
-        "last": (_INTS, []),
-        "total": (_INTS, []),
-        "wanted": (_LONGS, []),
-        "n_rows": (_LONGS, []),
-    }
-    outputs: _Interface = {"logits": (FLOATS, [None, n_vocab])}
-    return inputs | _heads(shape) | _heads(shape, "cross_"), outputs | _heads(shape, "new_")
+def common_interface(shape: Decoder, n_vocab: int) -> tuple[Interface, Interface]:
+    """Return inputs and outputs that the graph of every decoder has."""
+    inputs: Interface = {"last": (_INTS, []), "total": (_INTS, []), "wanted": (_LONGS, [])}
+    outputs: Interface = {"logits": (FLOATS, [None, n_vocab])}
+    return inputs | _heads(shape), outputs | _heads(shape, "new_")
 
 
-def _cross_interface(shape: Decoder, row_width: int) -> tuple[_Interface, _Interface]:
+def _cross_interface(shape: Decoder, row_width: int) -> tuple[Interface, Interface]:
     return {"rows": (FLOATS, [None, row_width])}, _heads(shape, "cross_")

@@ -36,6 +36,11 @@ def open_language(
         ModelError: A file is damaged, or not what the manifest says.
     """
     spec = manifest.lm
+    if spec.decoder is not None and not spec.decoder.cross:
+        from edgeprism.language.row_decoder import RowDecoder  # few models need it
+
+        graph = find(spec.decoder.file)
+        return RowDecoder(find(spec.file), graph, expected=spec, threads=threads, cancel=cancel)
     if spec.decoder is not None:
         from edgeprism.language.onnx_decoder import OnnxDecoder  # few models need it
 
@@ -79,4 +84,4 @@ def language_files(manifest: Manifest) -> list[str]:
 
 def decoder_graphs(lm: LanguageModelFile) -> list[str]:
     """Return the names of the graphs that write the text; none if llama.cpp writes it."""
-    return [lm.decoder.file, lm.decoder.cross] if lm.decoder else []
+    return [*filter(None, (lm.decoder.file, lm.decoder.cross))] if lm.decoder else []

@@ -38,6 +38,7 @@ from edgeprism.vision.token_reduction import TokenLimit, most_rows
 PICTURE = (1024, 768)
 # bytes of a pixel: Pillow keeps four of each picture, a tile has three, and both are copied
 _READ_PIXEL, _CUT_PIXEL = 8, 13
+_SCORE = 4  # bytes of what attention computes for a row and a cell
 _CHARACTERS = 3  # of a token of a prompt, at the least
 # visual tokens of `PICTURE` for a pair that nobody ran here; the catalogue's captioners make 256 to
 # about 1,100 of it
@@ -110,13 +111,16 @@ class CaptionerFootprint:
         text = self._use.prompt - self._rows
         tokens = min(text + prompts.max_tokens, lm.context_length)
         use = DecoderUse(self._rows, tokens, lm.n_vocab)
+        names = decoder_graphs(lm)
         lengths = {"rows": self._rows, "cells": tokens, "n": max(1, text)}
-        working = max(
-            working_bytes(self._bundle.path_of(name), lengths)
-            for name in (decoder.file, decoder.cross)
-        )
-        graphs = [self._graph(name) for name in (decoder.file, decoder.cross)]
-        return decoder_parts(graphs, decoder, working, use)
+        scores = 0
+        if not decoder.cross:  # the rows stand among the tokens
+            n, cells = min(ROWS_AT_ONCE, self._rows + text), self._rows + tokens
+            lengths = {"cells": cells, "n": n}
+            scores = decoder.n_heads * n * cells * _SCORE  # inside an operator
+        working = max(working_bytes(self._bundle.path_of(name), lengths) for name in names)
+        graphs = [self._graph(name) for name in names]
+        return decoder_parts(graphs, decoder, working + scores, use)
 
     @functools.cached_property
     def _header(self) -> GgufHeader:
@@ -192,7 +196,9 @@ def planned_picture(manifest: Manifest) -> tuple[int, int]:
     Where a picture is one tile of its own shape, it is the largest one, as most photographs make.
     """
     edge, image = manifest.image.size, manifest.image
-    return PICTURE if image.free is None or image.tiling is not None else (edge, edge)
+    if image.free is None or image.tiling is not None:
+        return PICTURE
+    return (image.free.canvas[0], image.free.canvas[1]) if image.free.canvas else (edge, edge)
 
 
 def _largest_lengths(manifest: Manifest) -> dict[str, int]:
@@ -200,9 +206,9 @@ def _largest_lengths(manifest: Manifest) -> dict[str, int]:
     free = manifest.image.free
     if free is None:
         return {}
-    edge, tokens = manifest.image.size, manifest.vision.tokens_per_tile
-    patches = free.most_pixels // free.unit**2
-    return {"height": edge, "width": edge, "tokens": tokens, "patches": patches}
+    width, height = free.canvas or (manifest.image.size, manifest.image.size)
+    patches, tokens = free.most_pixels // free.unit**2, manifest.vision.tokens_per_tile
+    return {"height": height, "width": width, "tokens": tokens, "patches": patches}
 
 
 def _picture_bytes(manifest: Manifest) -> int:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeprism.bundle.manifest import Markers
+from edgeprism.picture.free_size import Size, free_size
 from edgeprism.segments import ImageRows, Segment, Text
 
 if TYPE_CHECKING:
-    from edgeprism.bundle.manifest import FreeShape, ImagePolicy, Manifest
+    from edgeprism.bundle.manifest import ImagePolicy, Manifest
 
-Size = tuple[int, int]  # (width, height)
 _RGB = 3  # channels
 # indices of learned rows in `PictureLayout.rows`: what ends a row of patches, and what stands
 # between the overview and the tiles
@@ -89,6 +89,11 @@ def _layout_of_one(size: Size, manifest: Manifest) -> PictureLayout:
     vision, image = manifest.vision, manifest.image
     width, height = tile_size(size, image)
     n_rows = tokens_of_tile((height, width), manifest)
+    rows = np.arange(n_rows, dtype=np.int32)
+    if vision.newline:
+        n_down = vision.grid[0] if image.free is None else height // image.free.unit
+        rows = _with_line_ends(rows.reshape(n_down, -1)).ravel()
+        n_rows = len(rows)
     positions = None
     if manifest.lm.image_positions == "down-across":
         n_across = vision.grid[1] if image.free is None else width // image.free.unit
@@ -96,7 +101,6 @@ def _layout_of_one(size: Size, manifest: Manifest) -> PictureLayout:
         positions = np.stack([np.zeros_like(down), down, across, np.zeros_like(down)])
     elif manifest.lm.image_positions == "shared":
         positions = _shared_positions(n_rows, vision.constant_rows)
-    rows = np.arange(n_rows, dtype=np.int32)
     segments = _segments(n_rows, [], manifest, positions)
     return PictureLayout(None, ((height, width),), rows, segments)
 
@@ -116,10 +120,20 @@ def most_visual_tokens(manifest: Manifest) -> int:
     """Return an upper limit of the rows that one picture needs."""
     vision, tiling = manifest.vision, manifest.image.tiling
     limit = manifest.image.max_tiles * vision.tokens_per_tile
+    if tiling is None and vision.newline:  # the more, the narrower; the highest tile counts
+        limit += _most_lines(manifest)
     if tiling is not None and vision.newline:
         limit += max(grid[0] for grid in tiling.grids) * vision.grid[0]
         limit += vision.grid[0] * tiling.overview_lines + (vision.separator != "")
     return limit
+
+
+def _most_lines(manifest: Manifest) -> int:
+    """Return how many rows of patches a picture of one free tile has at the most."""
+    free = manifest.image.free
+    if free is None:
+        return manifest.vision.grid[0]
+    return (free.canvas[1] if free.canvas else free.most_pixels // free.unit) // free.unit
 
 
 def choose_grid(size: Size, policy: ImagePolicy) -> tuple[int, int] | None:
@@ -190,44 +204,6 @@ def cut_size(size: Size, policy: ImagePolicy, grid: tuple[int, int]) -> Size:
     parts = zip(size, reversed(grid), strict=True)
     width, height = (max(1, round(edge / count)) for edge, count in parts)
     return free_size((width, height), policy.free)
-
-
-def free_size(size: Size, free: FreeShape) -> Size:
-    """Return the size (width, height) of a tile whose shape follows the picture's.
-
-    These are the rules of Qwen2-VL's processors ("smart-resize") and of MiniCPM-V's ("equal-area").
-    The former refuse edges that differ by more than 200 times; here such a picture gets at least
-    one unit along its shorter edge. The latter take any length, which is bounded here.
-    """
-    unit = free.unit
-    width, height = _equal_area(size, free) if free.choose == "equal-area" else _smart(size, free)
-    most = free.most_pixels // unit**2
-    if width * height > most:
-        shorter = min(width, height, most)
-        longer = most // shorter
-        width, height = (longer, shorter) if width > height else (shorter, longer)
-    return width * unit, height * unit
-
-
-def _equal_area(size: Size, free: FreeShape) -> Size:
-    """Return how many units wide and high a picture is that has `least_pixels`."""
-    ratio = size[0] / size[1]
-    height = int(math.isqrt(free.least_pixels) / math.sqrt(ratio))
-    width = int(height * ratio)
-    return max(1, round(width / free.unit)), max(1, round(height / free.unit))
-
-
-def _smart(size: Size, free: FreeShape) -> Size:
-    """Return how many units wide and high a picture of "smart-resize" is."""
-    unit, area = free.unit, size[0] * size[1]
-    width, height = (max(1, round(edge / unit)) for edge in size)
-    if width * height * unit**2 > free.most_pixels:
-        share = math.sqrt(area / free.most_pixels)
-        width, height = (max(1, math.floor(edge / share / unit)) for edge in size)
-    elif width * height * unit**2 < free.least_pixels:
-        share = math.sqrt(free.least_pixels / area)
-        width, height = (math.ceil(edge * share / unit) for edge in size)
-    return width, height
 
 
 def shrunk_size(size: Size, longest: int) -> Size:

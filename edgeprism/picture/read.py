@@ -105,6 +105,6 @@ def enough_for(policy: ImagePolicy) -> int:
     """
     tiling = policy.tiling
     if tiling is None:
-        return 4 * policy.size
+        return 4 * max([policy.size, *(policy.free.canvas if policy.free else [])])
     across = max((max(grid) * policy.size for grid in tiling.grids), default=0)
     return 4 * max(across, tiling.longest_edge)

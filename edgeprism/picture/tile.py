@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from edgeprism.picture.fractions import bicubic, with_fractions
+from edgeprism.picture.free_size import shrunk_to_fit
 from edgeprism.picture.layout import (
     across_size,
     cut_size,
@@ -76,7 +77,13 @@ def _free_tile(picture: Picture, policy: ImagePolicy) -> np.ndarray:
     """Return the whole picture [height, width, 3] in the shape of the mode "free"."""
     # of the picture's own size: a decoder may have reduced its pixels
     size = tile_size(picture.size, policy)
-    return np.asarray(picture.rgb.resize(size, RESAMPLING[policy.resample]))
+    resample, free = RESAMPLING[policy.resample], policy.free
+    if free is None or free.choose != "shrink-to-fit":
+        return np.asarray(picture.rgb.resize(size, resample))
+    tile = Image.new("RGB", size, tuple(policy.fill))
+    shrunk = shrunk_to_fit(picture.size, (free.canvas[0], free.canvas[1]))
+    tile.paste(picture.rgb if shrunk == picture.rgb.size else picture.rgb.resize(shrunk, resample))
+    return np.asarray(tile)
 
 
 def _canvas(picture: Picture, policy: ImagePolicy, grid: tuple[int, int]) -> Image.Image:

@@ -15,7 +15,8 @@ from edgeprism.language.model import LanguageModel
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER, GPU_PROVIDERS
 from edgeprism.machine.onnx_runtime import available_providers
-from edgeprism.picture.layout import PictureLayout, Size, picture_to_layout, shrunk_size
+from edgeprism.picture.free_size import Size
+from edgeprism.picture.layout import PictureLayout, picture_to_layout, shrunk_size
 from edgeprism.segments import ImageRows, Segment
 from edgeprism.vision.connector import Connector, ConnectorFiles, InstructedEncoder
 from edgeprism.vision.onnx import VisionEncoder

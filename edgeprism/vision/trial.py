@@ -23,7 +23,7 @@ from edgeprism.bundle.trial import (
     try_once,
 )
 from edgeprism.errors import ModelError
-from edgeprism.language.open_language import language_files
+from edgeprism.language.open_language import decoder_graphs, language_files
 from edgeprism.language.trial import exercise
 from edgeprism.machine.cancel import Cancel
 from edgeprism.machine.device import CPU_PROVIDER
@@ -80,9 +80,7 @@ def remember_captioner(bundle: Bundle) -> None:
 
 def _files(manifest: Manifest, variant: VisionVariant) -> list[str]:
     """Return the names of all files that the engines open for `variant`."""
-    decoder = manifest.lm.decoder
-    graphs = [variant.file, *filter(None, [variant.connector])]
-    graphs += [decoder.file, decoder.cross] if decoder else []
+    graphs = [variant.file, *filter(None, [variant.connector]), *decoder_graphs(manifest.lm)]
     weights = [name for graph in graphs if (name := f"{graph}.data") in manifest.files]
     vocabulary = [manifest.vision.text.vocabulary] if manifest.vision.text else []
     return [*graphs, *weights, *vocabulary, *manifest.lm.files]
@@ -122,7 +120,7 @@ def main() -> None:
 
 def _run(request: dict[str, Any]) -> None:
     from edgeprism.language.model import LanguageModel
-    from edgeprism.language.open_language import decoder_graphs, open_language
+    from edgeprism.language.open_language import open_language
     from edgeprism.vision.graph_checks import check_graph
     from edgeprism.vision.operators import DECODER_OPERATORS, OPERATORS
 

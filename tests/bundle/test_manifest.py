@@ -20,6 +20,7 @@ from edgeprism.bundle.read_manifest import (
     manifest_from_json,
 )
 from edgeprism.errors import ManifestError
+from edgeprism.picture.layout import NEWLINE, most_visual_tokens, picture_to_layout
 from tests.helpers import bundles
 
 FILES = {name: FileEntry("0" * 64, 1) for name in ("lm.gguf", "vision.fp32.onnx")}
@@ -51,6 +52,16 @@ def free() -> dict[str, Any]:
     data["image"] |= {"mode": "free", "size": 84, "free": shape}
     data["vision"] |= {"grid": [6, 6], "tokens_per_tile": 40}
     data["lm"]["image_positions"] = "down-across"
+    return data
+
+
+def shrunk() -> dict[str, Any]:
+    """A manifest of pictures that are shrunk to fit, whose lines of patches a row ends."""
+    data = free()
+    shape = {"choose": "shrink-to-fit", "unit": 14, "least_pixels": 196, "most_pixels": 140 * 84}
+    data["image"]["free"] = {**shape, "canvas": [140, 84]}
+    data["vision"] |= {"grid": [6, 6], "tokens_per_tile": 60, "newline": "newline"}
+    del data["lm"]["image_positions"]
     return data
 
 
@@ -225,6 +236,54 @@ def test_slices_with_a_fixed_number_of_visual_tokens() -> None:
         assert any(fault in each for each in faults_of(put(sliced(), path, value))), fault
     squares = put(tiled(), "image/tiling/choose", "by-pixels")
     assert any("by-pixels needs image.free" in fault for fault in faults_of(squares))
+
+
+def test_pictures_that_are_shrunk_to_fit() -> None:
+    manifest = manifest_from_json(json.dumps(shrunk()), "m")
+    assert json.loads(manifest.to_json()) == shrunk()
+    other = manifest_from_json(json.dumps(free()), "m").to_json()
+    assert '"canvas"' not in other  # as earlier versions read it
+    for size, tile, n_rows in (
+        ((14, 14), (14, 14), 2), ((15, 13), (28, 14), 3), ((140, 84), (140, 84), 66),
+        ((1400, 84), (140, 14), 11), ((10, 900), (14, 84), 12), ((9000, 1), (140, 14), 11),
+    ):  # fmt: skip
+        made = picture_to_layout(size, manifest)
+        assert made.shapes == ((tile[1], tile[0]),)
+        assert len(made.rows) == n_rows <= most_visual_tokens(manifest) == 66
+        lines = made.rows.reshape(tile[1] // 14, -1)
+        assert (lines[:, -1] == NEWLINE).all()
+        assert lines[:, :-1].ravel().tolist() == list(range(n_rows - len(lines)))
+    for path, value, fault in (
+        ("image/free/canvas", [], "image.free.canvas: must be a width and a height"),
+        ("image/free/canvas", [140], "image.free.canvas: must be"),
+        ("image/free/canvas", [84, 140, 1], "image.free.canvas: must be"),
+        ("image/free/canvas", [147, 80], "image.free.canvas: must be"),
+        ("image/free/canvas", [140, 0], "image.free.canvas: must be"),
+        ("image/free/canvas", [140 * 84, 1 << 40], "image.free.canvas: must be"),
+        ("image/free/most_pixels", 140 * 98, "image.free.canvas: must be"),
+        ("image/free/choose", "smart-resize", "image.free.canvas: must be"),
+        ("image/size", 98, "image.size: 98, but the largest square tile has 84"),
+        ("image/free/tokens", 6, "vision.newline: needs whole rows"),
+        ("lm/image_positions", "down-across", "vision.newline: needs whole rows"),
+        ("vision/tokens_per_tile", 36, "vision.tokens_per_tile: 36, but the largest tile has 60"),
+    ):
+        assert any(fault in each for each in faults_of(put(shrunk(), path, value))), (path, value)
+    tiling = tiled()["image"]["tiling"]
+    assert any("image.tiling" in each for each in faults_of(put(shrunk(), "image/tiling", tiling)))
+
+
+def test_a_decoder_among_whose_tokens_the_rows_stand() -> None:
+    data = good()
+    data["files"]["lm.onnx"] = data["files"]["lm.gguf"]
+    data["lm"]["decoder"] = {"file": "lm.onnx", "cross": "", "n_layers": 2, "n_heads": 2,
+                             "head_dim": 8, "clean_up": ""}  # fmt: skip
+    assert json.loads(manifest_from_json(json.dumps(data), "m").to_json()) == data
+    for path, value, fault in (
+        ("lm/decoder/cross", "lm.cross.onnx", "'lm.cross.onnx' is not among files"),
+        ("vision/n_embd", 7, "vision.n_embd: differs from lm.n_embd, without lm.decoder.cross"),
+        ("lm/image_attention", "both-ways", "must be causal"),
+    ):
+        assert any(fault in each for each in faults_of(put(data, path, value))), path
 
 
 def test_rows_that_go_through_an_expert() -> None:
@@ -451,7 +510,15 @@ EDGE = {"choose": "longest-edge", "grids": [], "longest_edge": 100, "overview": 
         ({"prompts/markers/before_tile": "x"}, "prompts.markers"),
         ({"prompts/markers/after_row": "x"}, "prompts.markers"),
         ({"vision/newline": "visual_tokens"}, "vision.newline"),
-        ({"image/tiling": None, "image/max_tiles": 1}, "vision.newline"),
+        ({"image/tiling": None, "image/max_tiles": 1, "vision/separator": "s"}, "vision.separator"),
+        (
+            {"image/tiling": None, "image/max_tiles": 1, "vision/newline": "visual_tokens"},
+            "vision.newline",
+        ),
+        (
+            {"image/tiling": None, "image/max_tiles": 1, "vision/drop_first_patch": True},
+            "vision.newline",
+        ),
         ({"vision/newline": "", "image/tiling": None}, "image.max_tiles"),
         ({"vision/drop_first_patch": True, "vision/tokens_per_tile": 15}, "vision.drop_first"),
         ({"image/tiling": EDGE, "vision/newline": "", "image/max_tiles": 16}, "image.max_tiles"),

@@ -35,7 +35,7 @@ from edgeprism.errors import ModelError
 from edgeprism.language.model import LanguageModel
 from edgeprism.memory.language import LanguageUse
 from edgeprism.perceive.footprint import CaptionerFootprint
-from edgeprism.picture.layout import free_size
+from edgeprism.picture.free_size import free_size
 from edgeprism.segments import ImageRows, Text
 from edgeprism.vision import trial
 from edgeprism.vision.mtmd import MtmdEncoder
