@@ -142,13 +142,14 @@ def _language_model(lm: LmParts | DecoderParts) -> LanguageModelFile:
 def _require_room(captioner: PublishedCaptioner) -> None:
     """Raise CheckpointError if a picture's visual tokens alone would fill the context."""
     down, across = captioner.vision.grid
-    if isinstance(captioner.lm, DecoderParts):  # its layers attend to them beside the text
-        return
-    if captioner.lm.config.context_length <= down * across:
+    n_rows = captioner.vision.most_tokens or down * across
+    if isinstance(captioner.lm, DecoderParts) and captioner.lm.cross is not None:
+        return  # its layers attend to them beside the text
+    if captioner.lm.config.context_length <= n_rows:
         raise CheckpointError(
             f"{captioner.lm.checkpoint.folder}: the language model takes "
             f"{captioner.lm.config.context_length} tokens (max_position_embeddings in config.json)"
-            f", and a picture alone has {down * across} visual tokens.",
+            f", and a picture alone has {n_rows} visual tokens.",
             "Use the config.json that was published.",
         )
 
@@ -161,7 +162,7 @@ def _vision(vision: VisionSide, n_embd: int) -> Vision:
         output=OUTPUT if vision.text is None else FEATURES,
         grid=[down, across],
         drop_first_patch=vision.drop_first_patch,
-        tokens_per_tile=down * across - int(vision.drop_first_patch),
+        tokens_per_tile=vision.most_tokens or down * across - int(vision.drop_first_patch),
         n_embd=n_embd,
         newline=NEWLINE if vision.newline else "",
         separator=SEPARATOR if vision.separator else "",

@@ -287,7 +287,7 @@ def _decoder(layout: _Layout, checkpoint: Checkpoint, row_width: int, folder: Pa
         decoder_unused,
         decoder_weights,
     )
-    from edgeprism.convert.language.decoder import DecoderParts
+    from edgeprism.convert.language.decoder import CrossGraph, CrossParts, DecoderParts
     from edgeprism.convert.language.vocabulary_wordpiece import wordpiece_vocabulary
 
     config, text = _decoder_config(layout.text, row_width), layout.text
@@ -299,10 +299,11 @@ def _decoder(layout: _Layout, checkpoint: Checkpoint, row_width: int, folder: Pa
         config,
         wordpiece_vocabulary(pieces, config.n_vocab, text["bos_token_id"], folder),
         decoder_weights(config, checkpoint, _TEXT),
-        cross_weights(config, checkpoint, _TEXT),
         partial(reference.logits, checkpoint.files, fields),
         lambda text: to_ids(text)[1:-1],
+        row_width,
         decoder_unused(_TEXT),
+        CrossParts(CrossGraph(config), cross_weights(config, checkpoint, _TEXT)),
     )
 
 

@@ -16,19 +16,20 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from edgeprism.convert.gate import data
+from edgeprism.convert.language.config import LmTensor, published_shapes
 from edgeprism.convert.language.vocabulary import Vocabulary
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.convert.vision.graph import Affine, GraphModule, Norm, placeholder
 from edgeprism.convert.vision.weights import VisionWeights
 
-CLEAN_UP = "wordpiece"
-_MOST = 1 << 16  # of any length of the graphs
-_DOMAIN = "com.microsoft"
+MOST = 1 << 16  # of any length of the graphs
+DOMAIN = "com.microsoft"
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
-    """The sizes of a decoder; `row_width` is that of a picture's rows."""
+class DecoderSizes:
+    """The sizes of a decoder of any kind."""
 
     n_layers: int
     n_embd: int
@@ -36,52 +37,80 @@ class DecoderConfig:
     n_ffn: int
     n_vocab: int
     context_length: int
-    row_width: int
     eps: float
-    architecture: str = "bert"  # in the GGUF file of its vocabulary
-    encoder: None = None  # as of a model that llama.cpp runs
+    architecture: ClassVar[str]  # in the GGUF file of its vocabulary
+    clean_up: ClassVar[str] = ""  # as in the manifest
+    encoder: ClassVar[None] = None  # as of a model that llama.cpp runs
 
     @property
     def head_dim(self) -> int:
         """The width of one head."""
         return self.n_embd // self.n_heads
 
+    def graph(self) -> GraphModule:
+        """Return the module of the manifest's `Decoder.file`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class DecoderConfig(DecoderSizes):
+    """The sizes of BERT's decoder; `row_width` is that of a picture's rows."""
+
+    row_width: int
+    architecture = "bert"
+    clean_up = "wordpiece"
+
+    def graph(self) -> GraphModule:
+        """Return the module of the manifest's `Decoder.file`."""
+        return DecoderGraph(self)
+
+
+@dataclass(frozen=True)
+class CrossParts:
+    """What makes keys and values of a picture's rows: the module, and its weights."""
+
+    graph: CrossGraph
+    weights: VisionWeights
+
 
 @dataclass(frozen=True)
 class DecoderParts:
-    """The parts of a language model that ONNX Runtime runs; the reference calls its Tick per text.
+    """The parts of a language model that ONNX Runtime runs; the reference calls its Tick.
 
     Args:
         checkpoint: Where its tensors lie.
         config: Its sizes.
         vocabulary: What becomes a GGUF file of its own.
-        decoder: The weights of `DecoderGraph`.
-        cross: The weights of `CrossGraph`.
+        decoder: The weights of the decoder's graph.
         reference_logits: (texts as ids, a picture's rows [n, row_width], Tick) → the logits of
             each, in torch.
         reference_ids: The published tokenizer.
+        row_width: The width of visual tokens.
         unused: Patterns of tensors that the checkpoint may hold and nothing needs.
+        cross: What a picture's rows beside the text go through. None: they stand among the tokens.
+        embedding: Without `cross`, the table by which tokens become rows.
+        n_ticks: How often the reference calls its Tick; 0: once for each text.
+        tokenizer_texts: Texts that both tokenizers must cut alike.
     """
 
     checkpoint: Checkpoint
-    config: DecoderConfig
+    config: DecoderSizes
     vocabulary: Vocabulary
     decoder: VisionWeights
-    cross: VisionWeights
     reference_logits: Callable[[list[list[int]], np.ndarray, Callable[[], None]], list[np.ndarray]]
     reference_ids: Callable[[str], list[int]]
+    row_width: int
     unused: tuple[str, ...] = field(default=())
-
-    @property
-    def row_width(self) -> int:
-        """The width of visual tokens."""
-        return self.config.row_width
+    cross: CrossParts | None = None
+    embedding: LmTensor | None = None
+    n_ticks: int = 0
+    tokenizer_texts: Sequence[str] = data.TOKENIZER_TEXTS
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return {name: shape} of every tensor that the checkpoint must hold."""
-        found: dict[str, tuple[int, ...]] = {}
-        for weights in (self.decoder, self.cross):
+        found = published_shapes([self.embedding] if self.embedding else [])
+        for weights in (self.decoder, *([self.cross.weights] if self.cross else [])):
             for _, shapes in weights.requirements():
                 found |= shapes
         return found
@@ -116,7 +145,7 @@ class DecoderLayer(nn.Module):
         [batch, 1, 1, rows] is added to the scores of these.
         """
         attended, keys, values = torch.onnx.ops.symbolic_multi_out(
-            f"{_DOMAIN}::GroupQueryAttention",
+            f"{DOMAIN}::GroupQueryAttention",
             (self.q(x), self.k(x), self.v(x), *kept, *cells),
             attrs={"num_heads": self.n_heads, "kv_num_heads": self.n_heads},
             dtypes=(x.dtype,) * 3,
@@ -162,8 +191,7 @@ class DecoderGraph(GraphModule):
         """Return examples of all inputs, with the names of the lengths that may differ."""
         c = self.config
         batch, n, m, cells, rows = (
-            torch.export.Dim(name, min=1, max=_MOST)
-            for name in ("batch", "n", "m", "cells", "rows")
+            torch.export.Dim(name, min=1, max=MOST) for name in ("batch", "n", "m", "cells", "rows")
         )
         longs = torch.zeros((2, 3), dtype=torch.int64)
         ends = torch.tensor([2, 2], dtype=torch.int32)
@@ -226,7 +254,7 @@ class CrossGraph(GraphModule):
 
     def inputs(self) -> Mapping[str, tuple[torch.Tensor, dict[int, Any]]]:
         """Rows of any number."""
-        batch, n = (torch.export.Dim(name, min=1, max=_MOST) for name in ("batch", "rows"))
+        batch, n = (torch.export.Dim(name, min=1, max=MOST) for name in ("batch", "rows"))
         return {"rows": (torch.zeros((2, 3, self.config.row_width)), {0: batch, 1: n})}
 
     def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -238,6 +266,6 @@ class CrossGraph(GraphModule):
         )
 
 
-def kept_names(config: DecoderConfig) -> list[str]:
+def kept_names(config: DecoderSizes) -> list[str]:
     """Return the names of keys and values of every layer, in the graphs' order."""
     return [f"{kind}_{i}" for i in range(config.n_layers) for kind in ("key", "value")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gguf
@@ -19,7 +19,7 @@ from edgeprism.language.llama import import_llama, last_words
 from edgeprism.progress import Progress
 
 # Quantizations that this module writes; llama_model_quantize makes all others.
-_DIRECT = {
+DIRECT = {
     "F32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
     "F16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     "Q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
@@ -38,7 +38,7 @@ _QUANTIZE_BUFFER = 1 << 30
 
 def write_gguf(path: Path, quant: str, parts: LmParts, name: str, progress: Progress) -> None:
     """Write `path` with quantization `quant` (one of `family.GGUF_QUANTS`)."""
-    if quant in _DIRECT:
+    if quant in DIRECT:
         _write_direct(path, quant, parts, name, progress)
         return
     whole = path.with_name(f"{path.stem}.f16.gguf")
@@ -51,14 +51,15 @@ def write_gguf(path: Path, quant: str, parts: LmParts, name: str, progress: Prog
 
 
 def _write_direct(path: Path, quant: str, parts: LmParts, name: str, progress: Progress) -> None:
-    target, file_type = _DIRECT[quant]
+    target, file_type = DIRECT[quant]
     writer = gguf.GGUFWriter(str(path), parts.config.architecture, use_temp_file=False)
     writer.add_name(name)
     _write_config(writer, parts.config)
     writer.add_file_type(int(file_type))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     write_vocabulary(writer, parts.vocabulary)
-    _write_tensors(writer, parts.tensors, target, parts, "language model", progress)
+    folder = parts.checkpoint.folder
+    write_tensors(writer, parts.tensors, target, folder, parts.read, "language model", progress)
 
 
 def write_adapter(path: Path, quant: str, parts: LmParts, name: str, progress: Progress) -> None:
@@ -70,19 +71,31 @@ def write_adapter(path: Path, quant: str, parts: LmParts, name: str, progress: P
     writer.add_name(name)
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", adapter.alpha)
-    target, _ = _DIRECT.get(quant, _DIRECT["Q8_0"])
-    _write_tensors(writer, adapter.tensors, target, parts, "adapter of a picture's rows", progress)
+    target, _ = DIRECT.get(quant, DIRECT["Q8_0"])
+    what, folder = "adapter of a picture's rows", parts.checkpoint.folder
+    write_tensors(writer, adapter.tensors, target, folder, parts.read, what, progress)
 
 
-def _write_tensors(
+def write_tensors(
     writer: gguf.GGUFWriter,
     tensors: Sequence[LmTensor],
     target: gguf.GGMLQuantizationType,
-    parts: LmParts,
+    folder: Path,
+    read: Callable[[str], torch.Tensor],
     what: str,
     progress: Progress,
 ) -> None:
-    """Write header and `tensors` of a file and close it; `what` names them for the user."""
+    """Write header and `tensors` of a file and close it.
+
+    Args:
+        writer: Has the file's metadata.
+        tensors: In the file's order.
+        target: The type of matrices.
+        folder: The checkpoint's, for errors.
+        read: Returns a published tensor by name, in float32.
+        what: Names the tensors for the user.
+        progress: Receives each.
+    """
     types = [_type_of(tensor, target) for tensor in tensors]
     for tensor, kind in zip(tensors, types, strict=True):
         shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
@@ -96,8 +109,8 @@ def _write_tensors(
     writer.write_ti_data_to_file()
     progress.stage(f"Writing the {what}", len(tensors))
     for tensor, kind in zip(tensors, types, strict=True):
-        published = f"{parts.checkpoint.folder}: {tensor.source or tensor.name}"
-        numbers = tensor.make(parts.read)
+        published = f"{folder}: {tensor.source or tensor.name}"
+        numbers = tensor.make(read)
         writer.write_tensor_data(_encoded(published, tensor.shape, numbers, kind))
         progress.advance()
     writer.close()

@@ -30,6 +30,15 @@ _BLOCK = 8  # float32 numbers of AVX2's registers
 _CUBIC = -0.5  # the coefficient of torch's antialiased bicubic filter, which is PIL's
 
 
+def free_inputs(patch: int) -> Mapping[str, tuple[torch.Tensor, dict[int, Any]]]:
+    """Return GraphModule's inputs for pixels of any number of tiles of one shape."""
+    # three lengths that differ, because torch would take equal ones for the same
+    pixels = torch.zeros((2, 3 * patch, 5 * patch, 3), dtype=torch.uint8)
+    down, across = (torch.export.Dim(name, min=1, max=_MOST_PATCHES) for name in ("down", "across"))
+    lengths = {0: torch.export.Dim("n", min=1, max=1024), 1: patch * down, 2: patch * across}
+    return {INPUT: (pixels, lengths)}
+
+
 class FreeGraph(GraphModule):
     """uint8 pixels [n, height, width, 3] → visual tokens [n, n_queries, n_embd], float32.
 
@@ -57,18 +66,7 @@ class FreeGraph(GraphModule):
 
     def inputs(self) -> Mapping[str, tuple[torch.Tensor, dict[int, Any]]]:
         """Pixels of any number of tiles of one shape."""
-        p = self.config.patch_size
-        # three lengths that differ, because torch would take equal ones for the same
-        pixels = torch.zeros((2, 3 * p, 5 * p, 3), dtype=torch.uint8)
-        down, across = (
-            torch.export.Dim(name, min=1, max=_MOST_PATCHES) for name in ("down", "across")
-        )
-        return {
-            INPUT: (
-                pixels,
-                {0: torch.export.Dim("n", min=1, max=1024), 1: p * down, 2: p * across},
-            )
-        }
+        return free_inputs(self.config.patch_size)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels [n, height, width, 3] → visual tokens [n, n_queries, n_embd]."""

@@ -73,7 +73,7 @@ def interleaved_weights(
         for part, published in names.layer.items():
             module, source = f"layers.{i}.{part}", f"{prefix}{names.layers}{i}.{published}"
             if part == "qkv":
-                weights |= _unpacked(f"layers.{i}.", source, config, checkpoint)
+                weights |= head_weights(f"layers.{i}.", checkpoint, source, e, config.n_heads)
             elif part.startswith("norm"):
                 weights |= norm_weights(module, checkpoint, source, e)
             else:
@@ -106,12 +106,14 @@ def _rows(config: TowerConfig, checkpoint: Checkpoint, prefix: str, names: Names
     }
 
 
-def _unpacked(module: str, source: str, config: TowerConfig, checkpoint: Checkpoint) -> Weights:
-    e = config.n_embd
-    packed = {"weight": (3 * e, e), "bias": (3 * e,)}
+def head_weights(
+    module: str, checkpoint: Checkpoint, source: str, n_embd: int, n_heads: int
+) -> Weights:
+    """Return q, k and v of `module`, whose rows each head has together in `source`."""
+    packed = {"weight": (3 * n_embd, n_embd), "bias": (3 * n_embd,)}
     return {
         f"{module}{part}.{kind}": Weight(
-            checkpoint, {f"{source}.{kind}": shape}, _of_each_head(number, config.n_heads)
+            checkpoint, {f"{source}.{kind}": shape}, _of_each_head(number, n_heads)
         )
         for number, part in enumerate("qkv")
         for kind, shape in packed.items()

@@ -37,6 +37,8 @@ class VisionSide:
         separator: Whether they hold a "separator_row".
         constant_rows: How many of a tile's visual tokens, at its beginning and end, are learned
             rows, the same for all pictures.
+        most_tokens: The visual tokens of the largest tile where tiles have free shapes; 0: as many
+            as `grid` has.
         text: The second graph, if the visual tokens depend on the instruction. Then `graph` makes
             features, and `reference` visual tokens for the gate's instruction of each picture.
     """
@@ -52,6 +54,7 @@ class VisionSide:
     text: TextSide | None = None
     constant_rows: tuple[int, int] = (0, 0)
     separator: bool = False
+    most_tokens: int = 0
 
 
 def tower_side(

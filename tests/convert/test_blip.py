@@ -227,9 +227,11 @@ def test_cross_attention_of_another_width_is_refused(case: Case, tmp_path: Path)
     """As if the rows were as wide as the decoder."""
     parts = parts_of(case)
     assert isinstance(parts.lm, decoder.DecoderParts)
+    assert isinstance(parts.lm.config, decoder.DecoderConfig)
     config = dataclasses.replace(parts.lm.config, row_width=BASE)
     cross = bert_decoder.cross_weights(config, parts.lm.checkpoint, "text_decoder.")
-    wrong = dataclasses.replace(parts.lm, config=config, cross=cross)
+    other = decoder.CrossParts(decoder.CrossGraph(config), cross)
+    wrong = dataclasses.replace(parts.lm, config=config, cross=other)
     with pytest.raises(CheckpointError) as caught:
         parts.lm.checkpoint.require(wrong.shapes)
     assert any(f"expected [{BASE}, {BASE}]" in each for each in caught.value.details)

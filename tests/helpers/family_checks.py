@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +34,19 @@ def loaded(bundle: Path) -> Captioner:
 
 
 def check_rows_and_texts(
-    reference: Reference, bundle: Path, greedy: Callable[[Image.Image], list[int]] | None = None
+    reference: Reference,
+    bundle: Path,
+    greedy: Callable[[Image.Image], list[int]] | None = None,
+    shown: Sequence[Image.Image] = (),
 ) -> None:
     """Compare six pictures' visual tokens, to 1e-4 of the largest, and 32 tokens of greedy text.
 
-    `greedy` gives the expected tokens, if they are not the reference's.
+    `greedy` gives the expected tokens, if they are not the reference's; `shown` are the pictures,
+    if they are not the usual ones.
     """
     texts = []
     with loaded(bundle) as captioner:
-        for picture in pictures():
+        for picture in shown or pictures():
             rows = captioner.encode(picture).visual_tokens
             expected = reference.visual_tokens(picture).numpy()
             np.testing.assert_allclose(rows, expected, atol=1e-4 * float(np.abs(expected).max()))
