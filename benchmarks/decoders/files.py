@@ -59,9 +59,9 @@ class Files:
         from edgeprism.progress import Progress
 
         parts = self._parts()
-        for quant in graphs:
-            with self._unfinished() as unfinished:
-                export_decoder(parts, [quant], unfinished.graph)
+        with self._unfinished() as unfinished:
+            if graphs:
+                export_decoder(parts, graphs, unfinished.graph)
         for quant in ggufs:
             with self._unfinished() as unfinished:
                 write_gguf(unfinished.gguf(quant), quant, parts, "decoder", Progress())
