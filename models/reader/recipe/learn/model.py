@@ -134,7 +134,8 @@ class Layer(nn.Module):
         mixed = _attend(_rotate(q, turn), _rotate(k, turn), v, hidden)
         x = x + self.out(mixed.transpose(1, 2).reshape(examples, tokens, width))
         gate, up = self.gate_up(_norm(x, self.ffn_norm, config.epsilon)).chunk(2, -1)
-        return x + self.down(functional.silu(gate) * up)
+        written: Tensor = x + self.down(functional.silu(gate) * up)
+        return written
 
 
 def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
