@@ -36,6 +36,11 @@ class AdapterFile:
     name: str
     sha256: str = ""
 
+    @property
+    def size(self) -> int:
+        """The file's bytes."""
+        return self.path.stat().st_size
+
     def digest(self) -> str:
         """Return the file's sha256; raises ModelError if it is not the recorded one."""
         found = file_digest(self.path)

@@ -101,9 +101,7 @@ def _with_memory(entry: ModelEntry) -> ModelEntry:
     if entry.state not in ("built-in", "installed") or entry.size is None:
         return entry
     try:
-        # by its name, a reasoner comes with the adapter that ships for it
-        model: str | Path = entry.name if entry.kind == "reasoner" else Path(entry.path)
-        return replace(entry, memory=counted_memory(model), memory_counted=True)
+        return replace(entry, memory=counted_memory(entry.name), memory_counted=True)
     except EdgePrismError:  # a file that no engine will read, or there is no llama.cpp
         return replace(entry, memory=estimated_memory(entry.size))
 
@@ -235,9 +233,9 @@ def license_of(name: str) -> str:
 
     Raises ModelError if there is no such model, or it cannot be read.
     """
+    name = model_of(name)
     if is_reference(name):
         return str(reference_facts(name)["license"])
-    name = model_of(name)
     path = find_model(name)
     if path.is_dir():
         return manifest_from_bundle(path).license
@@ -340,11 +338,8 @@ def verify_model(name: str, catalogue: Catalogue | None = None) -> list[FileChec
         known = catalogue.reasoners.get(name)
         if known is None:
             return [_checked_part(name, part) for part in part_paths(path)]
-        checks = [_checked(name, path, known.sha256, known.size)]
-        if (adapter := shipped_adapter(name, path)) is not None:
-            size = adapter.path.stat().st_size
-            checks.append(_checked(name, adapter.path, adapter.sha256, size))
-        return checks
+        own, more = _checked(name, path, known.sha256, known.size), shipped_adapter(name, path)
+        return [own, _checked(name, more.path, more.sha256, more.size)] if more else [own]
     # open_bundle would stop at the first faulty file, and this function reports all files.
     manifest = manifest_from_bundle(path)
     return [

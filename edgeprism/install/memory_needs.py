@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgeprism.bundle.open import find_model
 from edgeprism.memory.parts import CPU, ModelParts
 from edgeprism.memory.plan import MachineMemory, Plan
 
@@ -14,11 +15,12 @@ def counted_memory(model: Path | str) -> int:
     It is the count of `doctor --plan`: for one picture, or one answer, and the process itself.
 
     Parameters:
-        model: a bundle's folder, a reasoner's GGUF file, or an installed reasoner's name.
+        model: a bundle's folder, a reasoner's GGUF file, or an installed model's name, by which
+            a reasoner comes with the adapter that ships for it.
 
     Raises EdgePrismError if a header cannot be read, or if llama.cpp cannot be loaded.
     """
-    if isinstance(model, Path) and model.is_dir():
+    if find_model(model).is_dir():
         from edgeprism.perceive.captioner import Captioner
 
         with Captioner.load(model, device="cpu") as captioner:

@@ -213,7 +213,7 @@ class Reasoner(BaseReasoner):
 
     def model_bytes(self) -> int:
         """Return the size of the GGUF file, or of all its parts, and of the adapter, in bytes."""
-        own = 0 if self.adapter is None else self.adapter.path.stat().st_size
+        own = 0 if self.adapter is None else self.adapter.size
         return model_bytes(self.path) + own
 
     def memory_parts(self) -> ModelParts:
