@@ -219,8 +219,8 @@ class EngineProcess:
             if suspect.ends < _ENOUGH_ENDS:
                 return
             self._alone.popleft()
+            suspect.answer.set_result(_blame(suspect, ended, said))  # before an error ends all
             self._count_ending(ended, said)
-            suspect.answer.set_result(_blame(suspect, ended, said))
 
     def _count_ending(self, ended: Ended, said: EngineError | None) -> None:
         """Raise EngineError if the process has ended too often to be the pictures' doing."""
