@@ -19,7 +19,7 @@ from edgeprism.convert.language.model import open_language_model
 from edgeprism.convert.language.write_gguf import write_gguf
 from edgeprism.convert.read.checkpoint import Checkpoint
 from edgeprism.progress import Progress
-from tests.helpers import bundles, tiny_decoder, tiny_row_decoder
+from tests.helpers import bundles, tiny_decoder
 from tests.helpers.adapters import adapter_parts
 from tests.helpers.experts import write_expert_bundle
 from tests.helpers.tiny_lm import write_lm
@@ -105,5 +105,4 @@ ENGINES: dict[str, Callable[[Path], Path]] = {
     "llama.cpp, rows by an expert": write_expert_bundle,
     "llama.cpp, encoded first": _encoded_first,
     "ONNX Runtime": _by_onnx,
-    "ONNX Runtime, rows among the tokens": lambda folder: tiny_row_decoder.write_bundle(folder, 1),
 }
