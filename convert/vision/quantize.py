@@ -62,8 +62,11 @@ def quantize_int8(graph_path: Path, out: Path, full_range: bool, keep_float: set
             made = _quantized(_graph_of(group, model, folder), out, full_range).graph
             for tensor in made.initializer:
                 move_out(tensor, data)
-                weights[tensor.name] = tensor
-            nodes += made.node
+            # protobuf frees a message as a whole: a part of it would keep the weights in memory
+            left = onnx.GraphProto()
+            left.CopyFrom(made)
+            weights |= {tensor.name: tensor for tensor in left.initializer}
+            nodes += left.node
         del graph.node[:]
         graph.node.extend(nodes)
         graph.initializer.extend(weights.values())
