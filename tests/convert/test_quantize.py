@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def layers(n: int) -> tuple[Node, ...]:
     return tuple((f"n{i}", "MatMul", (names[i], f"w{i}"), names[i + 1]) for i in range(n))
 
 
-def write(nodes: Sequence[Node], folder: Path) -> Path:
+def write(nodes: Sequence[Node], folder: Path, width: int = WIDTH) -> Path:
     """Write a graph from x to y with random weights beside it."""
     made = [helper.make_node(op, inputs, [output], name) for name, op, inputs, output in nodes]
     outputs = {output for *_, output in nodes}
@@ -69,10 +70,10 @@ def write(nodes: Sequence[Node], folder: Path) -> Path:
     weights = []
     for name in dict.fromkeys(name for _, _, inputs, _ in nodes for name in inputs):
         if name != "x" and name not in outputs:
-            shape = (WIDTH,) if name == "bias" else (5, WIDTH) if name == "rows" else (WIDTH, WIDTH)
+            shape = (width,) if name == "bias" else (5, width) if name == "rows" else (width, width)
             values = random.standard_normal(shape, np.float32) / 8
             weights.append(numpy_helper.from_array(values, name))
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", WIDTH]) for n in "xy"]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", width]) for n in "xy"]
     graph = helper.make_graph(made, "graph", ends[:1], ends[1:], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     folder.mkdir()
@@ -196,6 +197,25 @@ def test_the_quantizer_holds_one_group_however_large_the_graph(
     assert all(matrix < after < matrix + 2000 for _, after in few + many)
     graph = onnx.load(tmp_path / "9" / "out.onnx", load_external_data=False)
     assert graph.ByteSize() < 2 * matrix  # nine scales and zeros, no matrix
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_int8_weights_do_not_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    quantize = onnxruntime.quantization.quantize_dynamic
+
+    def recorded(*arguments: Any, **options: Any) -> None:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        held.append(next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")))
+        quantize(*arguments, **options)
+
+    monkeypatch.setattr(onnxruntime.quantization, "quantize_dynamic", recorded)
+    graph = write(layers(16), tmp_path / "graph", width=1024)
+    quantize_int8(graph, tmp_path / "out.onnx", True, set())
+    assert len(held) == 16
+    assert held[-1] - held[3] < 4 * 1024  # KiB, of twelve matrices with 1024 KiB of int8 each
 
 
 def test_nothing_unfinished_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
