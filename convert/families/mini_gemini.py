@@ -118,8 +118,8 @@ FAMILY = Family(
         Option(
             "vision_aux",
             "folder",
-            "Folder of the ConvNeXt that it names, as open_clip's. May be left out only where "
-            "the checkpoint holds that tower.",
+            "Folder of the ConvNeXt that it names, as open_clip's. Left out where the checkpoint "
+            "holds that tower.",
         ),
         CONVERSATION,
     ),

@@ -291,7 +291,7 @@ def test_a_tokenizer_with_chatml_is_that_of_the_34b_model(
 ) -> None:
     settings = copied(case_of("7b-inside"), tmp_path)
     write_any_tokenizer(settings["captioner"], "yi")
-    captioner = mini_gemini.read(**settings, conversation="", progress=Progress())
+    captioner = mini_gemini.read(**settings, vision_aux=None, conversation="", progress=Progress())
     prompt = captioner.conversation
     assert prompt.before_image == (
         "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n"

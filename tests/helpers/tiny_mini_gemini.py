@@ -196,7 +196,9 @@ def write_mini_gemini(
         before, after, bos=True, mode="pad", mean=CLIP_MEAN, std=CLIP_STD,
         clip=feature(clip, -2, 1), convnext=convnext, mining=mining, hd=hd,
     )  # fmt: skip
-    settings = {"captioner": captioner, "vision": vision, "vision_aux": vision_aux}
+    settings = {"captioner": captioner, "vision": vision}
+    if not inside:
+        settings["vision_aux"] = vision_aux
     return Case("mini-gemini", settings, reference)
 
 
