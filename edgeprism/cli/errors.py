@@ -36,6 +36,7 @@ OPTIONS = {
     "given": "--from",
     "gpu_layers": "--gpu-layers",
     "host": "--host",
+    "into": "--into",
     "keep_first_patch": "--keep-first-patch",
     "limit": "--limit",
     "llm": "--llm",

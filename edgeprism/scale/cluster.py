@@ -196,7 +196,7 @@ def _connected(address: str) -> Iterator[Any]:
         why = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise ClusterError(
             f"There is no Ray cluster {where}: {why}.",
-            "Start one (ray start --head), name another, or give local for one on this machine.",
+            "Start one with Ray's own command, name another, or give local for one on this machine.",
         ) from error
     try:
         yield ray

@@ -426,7 +426,7 @@ def test_what_a_conversion_takes_is_said_beforehand(
     offers = json.loads(capfd.readouterr().out)["captioners"]
     assert offers[-1]["name"] == "blip-base"
     memory = [offer["convert_memory_bytes"] for offer in offers]
-    assert memory == [None] * (len(offers) - 1) + [2 * GB]
+    assert memory == [None] * (len(offers) - 1) + [1_600_000_000]
     assert hub.requests == []
 
 
