@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from edgeprism.errors import UsageError
+from edgeprism.errors import ManifestError, UsageError
+from edgeprism.files.strict_json import json_without_duplicates
 from edgeprism.store.database import BUSY_SECONDS, Database, StoreError, UnwritableStoreError
 from edgeprism.store.schema import APPLICATION_ID, MIGRATIONS
 
@@ -38,6 +39,13 @@ _FILES = """
     WHERE (excluded.stamp, excluded.sha256) > (stamp, sha256)
 """
 _OUTPUTS = "INSERT OR IGNORE INTO outputs VALUES (?, ?)"
+
+# what reads a stored record relies on, of `Caption.to_dict`
+_FIELDS = {
+    "caption": str, "image": str, "image_sha256": str, "image_size": list, "finish_reason": str,
+    "tokens": dict, "timings_ms": dict, "model": dict, "device": str, "instruction": str,
+    "notes": list, "version": str,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,8 +76,8 @@ def merge_into(target: Database, path: Path) -> Merged:
         with target.transaction():
             target.execute_many(_REQUESTS, _rows(source, "SELECT id, settings FROM requests"))
             target.execute_many(_CAPTIONS, _captions(source))
-            target.execute_many(_FILES, _rows(source, "SELECT path, stamp, sha256 FROM files"))
-            target.execute_many(_OUTPUTS, _rows(source, "SELECT path, sha256 FROM outputs"))
+            target.execute_many(_FILES, _paths(source, "SELECT path, stamp, sha256 FROM files"))
+            target.execute_many(_OUTPUTS, _paths(source, "SELECT path, sha256 FROM outputs"))
         added = _count(target) - before
         return Merged(_count(source), added)
 
@@ -108,15 +116,34 @@ def _captions(source: Database) -> Iterator[tuple[Any, ...]]:
     """Yield the captions' rows; one that contradicts itself ends the merge."""
     columns = "key, image_sha256, request, record, created, tiles_sha256"
     for row in _rows(source, f"SELECT {columns} FROM captions"):  # noqa: S608 - constants only
-        key, image_sha256, request, record = row[:4]
+        key, image_sha256, request, record, created, _ = row
         if hashlib.sha256(f"{image_sha256}:{request}".encode()).hexdigest() != key:
-            raise _damaged(source, key, "has another picture's key")
-        try:
-            sound = isinstance(json.loads(record), dict)
-        except (TypeError, ValueError, RecursionError):
-            sound = False
-        if not sound:
-            raise _damaged(source, key, "has no record")
+            raise _damaged(source, f"caption {key!s:.12}… has another picture's key")
+        if not _is_record(record) or not isinstance(created, float):
+            raise _damaged(source, f"caption {key!s:.12}… has no whole record")
+        yield row
+
+
+def _is_record(text: object) -> bool:
+    """Return whether a record's text is one that every reader of the store can take."""
+    if not isinstance(text, str):
+        return False
+    try:
+        record = json_without_duplicates(text, "record")
+        json.dumps(record, ensure_ascii=False).encode()  # half of a pair of surrogates has no code
+    except (ManifestError, UnicodeEncodeError):
+        return False
+    return isinstance(record, dict) and all(
+        isinstance(record.get(name), kind) for name, kind in _FIELDS.items()
+    )
+
+
+def _paths(source: Database, statement: str) -> Iterator[tuple[Any, ...]]:
+    """Yield rows that begin with a file's path, followed by texts."""
+    for row in _rows(source, statement):
+        path, *texts = row
+        if not isinstance(path, bytes) or not all(isinstance(text, str) for text in texts):
+            raise _damaged(source, "a file's row has no path, or no digest")
         yield row
 
 
@@ -125,9 +152,9 @@ def _rows(source: Database, statement: str) -> Iterator[tuple[Any, ...]]:
         yield from source.execute(statement)
 
 
-def _damaged(source: Database, key: object, what: str) -> StoreError:
+def _damaged(source: Database, what: str) -> StoreError:
     return StoreError(
-        f"{source.path}: is damaged: caption {str(key)[:12]}… {what}. Nothing of it was merged.",
+        f"{source.path}: is damaged: {what}. Nothing of it was merged.",
         "Make its captions again, or try `sqlite3 FILE .recover`.",
     )
 

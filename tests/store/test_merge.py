@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import sqlite3
@@ -28,7 +29,12 @@ TABLES = ("requests", "captions", "files", "outputs")
 
 
 def record(words: str) -> dict[str, Any]:
-    return {"caption": words, "model": {"name": "m", "digest": "digest"}}
+    return {
+        "caption": words, "image": "p.png", "image_sha256": "aa", "image_size": [4, 4],
+        "finish_reason": "stop", "tokens": {}, "timings_ms": {}, "device": "cpu",
+        "model": {"name": "m", "digest": "digest"}, "instruction": "Describe.", "notes": [],
+        "version": "0",
+    }  # fmt: skip
 
 
 def rows(path: Path) -> dict[str, list[Any]]:
@@ -96,7 +102,20 @@ def test_of_two_captions_of_a_key_the_older_stays_in_any_order(tmp_path: Path) -
             assert store.get(REQUEST.key("aa")) == record("made first")
 
 
-@pytest.mark.parametrize("damage", ["key", "record", "bytes"])
+DAMAGE = {
+    "key": "UPDATE captions SET key = 'ff' || key WHERE image_sha256 = '59'",
+    "record": "UPDATE captions SET record = '[1'",
+    "record without fields": "UPDATE captions SET record = '{}', created = 0.0",
+    "a number that is none": """UPDATE captions SET record = replace(record, '"0"', 'NaN')""",
+    "half a character": r"""UPDATE captions SET record = replace(record, '"0"', '"\ud800"')""",
+    "bytes for a record": "UPDATE captions SET record = CAST(record AS BLOB)",
+    "a date in words": "UPDATE captions SET created = 'yesterday'",
+    "a number for a path": "UPDATE outputs SET path = 5 WHERE sha256 = '59'",
+    "words for a path": "INSERT INTO files VALUES ('p.png', '', 'aa')",
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "bytes"])
 def test_a_damaged_store_changes_nothing(tmp_path: Path, damage: str) -> None:
     bad = filled(tmp_path / "bad.sqlite3", {f"{i:02}": "words " * 200 for i in range(60)})
     if damage == "bytes":
@@ -105,9 +124,8 @@ def test_a_damaged_store_changes_nothing(tmp_path: Path, damage: str) -> None:
             data[4096 * page : 4096 * page + 200] = b"\xff" * 200
         bad.write_bytes(data)
     else:
-        change = {"key": "key = 'ff' || key", "record": "record = '[1'"}[damage]
         with closing(sqlite3.connect(bad, isolation_level=None)) as database:
-            database.execute(f"UPDATE captions SET {change} WHERE image_sha256 = '59'")
+            database.execute(DAMAGE[damage])
     into = filled(tmp_path / "into.sqlite3", {"aa": "a boat"})
     before = rows(into)
     with CaptionStore(into) as store, pytest.raises(StoreError) as caught:
@@ -154,14 +172,14 @@ def test_stores_of_killed_runs_and_of_former_versions_are_merged(tmp_path: Path)
         database.execute("PRAGMA application_id = 0x45505249")
         database.execute("PRAGMA user_version = 1")
         database.execute(
-            "INSERT INTO captions VALUES (?, 'bb', ?, '{\"caption\": \"old\"}', 1.0)",
-            (REQUEST.key("bb"), REQUEST.id()),
+            "INSERT INTO captions VALUES (?, 'bb', ?, ?, 1.0)",
+            (REQUEST.key("bb"), REQUEST.id(), json.dumps(record("old"))),
         )
     with CaptionStore(tmp_path / "into.sqlite3") as store:
         assert store.merge(killed).added == 1
         assert store.merge(former).added == 1
         assert store.get(REQUEST.key("aa")) == record("a boat")
-        assert store.get(REQUEST.key("bb")) == {"caption": "old"}
+        assert store.get(REQUEST.key("bb")) == record("old")
 
 
 def test_the_command_names_folders_or_files_and_counts(
