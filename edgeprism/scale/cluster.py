@@ -194,9 +194,14 @@ def _connected(address: str) -> Iterator[Any]:
     except Exception as error:  # Ray raises bare ones, too: a node that starts too slowly
         where = "on this machine" if address in ("auto", "local") else f"at {address}"
         why = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        if address == "local":
+            raise ClusterError(
+                f"Ray did not start on this machine: {why}.",
+                "A busy machine is too slow for it: try again when less runs on it.",
+            ) from error
         raise ClusterError(
             f"There is no Ray cluster {where}: {why}.",
-            "Start one with Ray's own command, name another, or give local for one on this machine.",
+            "Start one with Ray's command, name another, or give local for one on this machine.",
         ) from error
     try:
         yield ray

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgeprism.errors import OutputError
 from edgeprism.scale.arrow import compute
 from edgeprism.scale.columns import SCHEMA, UNREAD, Row, text_of
 from edgeprism.scale.storage import Place
@@ -51,6 +52,11 @@ class Known:
                 for row in table.to_pylist():
                     if row["image_sha256"] is None:
                         continue
+                    if row["request"] is None or row["image"] is None:
+                        raise OutputError(
+                            f"{place}/{parts[number]}: a row has no name, or no request.",
+                            "Delete it if it is damaged: its pictures are captioned again.",
+                        )
                     captions.append(_key(row["image_sha256"], row["request"]))
                     in_part.append(number if row["error_kind"] is None else -1)
                     named.append(_key(row["image_sha256"], row["request"], row["image"]))

@@ -10,16 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeprism.errors import OutputError, UsageError
-from edgeprism.picture.kinds import HIDDEN, has_picture_suffix
+from edgeprism.picture.find import find_pictures
+from edgeprism.picture.kinds import HIDDEN, OTHER, Kind, has_picture_suffix
 from edgeprism.picture.passed import PassedOver
 from edgeprism.picture.source import MAX_FILE_BYTES
 from edgeprism.scale.arrow import fs, parquet
 from edgeprism.scale.arrow import pyarrow as pa
-from edgeprism.scale.columns import SCHEMA_VERSION
+from edgeprism.scale.columns import SCHEMA, SCHEMA_VERSION
 
 _SUFFIX = ".parquet"
 # of object stores, where a file appears when it is closed, and a move is a copy
 _WHOLE_FILES = ("s3", "gcs")
+# pyarrow hands over and takes names in UTF-8 alone
+_FAULTS = (OSError, UnicodeError, pa.ArrowException)
+_NO_UTF8 = Kind("file whose name is not UTF-8", "files whose names are not UTF-8")
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,20 @@ class Place:
     def pictures(self) -> tuple[list[str], PassedOver]:
         """Return the paths of all pictures below, sorted, and what else there is.
 
-        Hidden files are passed over, as a search on this machine does. Raises UsageError if the
-        place does not exist, or may not be listed.
+        Hidden files are passed over, as a search on this machine does, and files whose names are
+        not UTF-8, which no cluster passes on. Raises UsageError if the place does not exist, or may
+        not be listed.
         """
         system, path = self.open()
         try:
             info = system.get_file_info(path)
             if info.type == fs.FileType.File:
                 return [path], PassedOver()
+            if info.type == fs.FileType.Directory and "://" not in self.uri:
+                return _local_pictures(path)
             selector = fs.FileSelector(path, recursive=True)
             files = [f for f in system.get_file_info(selector) if f.type == fs.FileType.File]
-        except (OSError, pa.ArrowException) as error:
+        except _FAULTS as error:
             raise UsageError(
                 f"{self}: cannot be listed: {_first_line(error)}.",
                 "Check the name, and whether this machine's credentials may list it.",
@@ -87,7 +94,7 @@ class Place:
         selector = fs.FileSelector(path, allow_not_found=True)
         try:
             found = system.get_file_info(selector)
-        except (OSError, pa.ArrowException) as error:
+        except _FAULTS as error:
             raise OutputError(
                 f"{self}: cannot be listed: {_first_line(error)}.", "Check who may read it."
             ) from error
@@ -100,15 +107,24 @@ class Place:
         try:
             with system.open_input_file(f"{path}/{name}") as file:
                 table = parquet.ParquetFile(file)
-                said = (table.schema_arrow.metadata or {}).get(b"edgeprism.schema", b"").decode()
+                said = (
+                    (table.schema_arrow.metadata or {})
+                    .get(b"edgeprism.schema", b"")
+                    .decode("utf-8", "replace")
+                )
                 if said != str(SCHEMA_VERSION):
                     raise OutputError(
                         f"{self}/{name}: holds no captions of this form"
                         + (f" but of form {said}." if said else "."),
                         "Name an output folder of its own.",
                     )
+                if not _has_columns(table.schema_arrow, columns):
+                    raise OutputError(
+                        f"{self}/{name}: says that it holds captions, but has other columns.",
+                        "Name an output folder of its own.",
+                    )
                 return table.read(columns=list(columns))
-        except (OSError, pa.ArrowException) as error:
+        except _FAULTS as error:
             raise OutputError(
                 f"{self}/{name}: cannot be read: {_first_line(error)}.",
                 "Delete it if it is damaged: its pictures are captioned again.",
@@ -119,7 +135,7 @@ class Place:
         system, path = self.open()
         try:
             return bool(system.get_file_info(f"{path}/{name}").type == fs.FileType.File)
-        except (OSError, pa.ArrowException) as error:
+        except _FAULTS as error:
             raise OutputError(
                 f"{self}/{name}: cannot be looked for: {_first_line(error)}.",
                 "Check who may read it.",
@@ -141,7 +157,7 @@ class Place:
             with system.open_output_stream(partial) as file:
                 file.write(data.getbuffer())
             system.move(partial, target)
-        except (OSError, pa.ArrowException) as error:
+        except _FAULTS as error:
             raise OutputError(
                 f"{self}/{name}: cannot be written: {_first_line(error)}.",
                 "Check the disk, the bucket and its credentials.",
@@ -153,12 +169,35 @@ class Place:
         system.delete_file(f"{path}/{name}")
 
 
+def _has_columns(schema: pa.Schema, columns: Sequence[str]) -> bool:
+    """Return whether a file has these columns, with texts where rows of captions have them."""
+    texts = (pa.string(), pa.large_string())
+    return all(
+        name in schema.names
+        and (SCHEMA.field(name).type != pa.string() or schema.field(name).type in texts)
+        for name in columns
+    )
+
+
+def _local_pictures(path: str) -> tuple[list[str], PassedOver]:
+    search = find_pictures([path])  # enters no folder twice, by links neither
+    pictures = []
+    for name in (str(file.path) for file in search):
+        if not os.path.isfile(name):  # to open a pipe would wait for ever
+            search.passed.add(name, OTHER)
+        elif not name.isascii() and name != name.encode("utf-8", "replace").decode():
+            search.passed.add(name, _NO_UTF8)
+        else:
+            pictures.append(name)
+    return sorted(pictures), search.passed
+
+
 def read_file(system: Any, path: str) -> bytes | Exception:
     """Return a file's bytes, no more than a picture may have and one; else why there are none."""
     try:
         with system.open_input_stream(path) as file:
             return bytes(file.read(MAX_FILE_BYTES + 1))
-    except (OSError, pa.ArrowException) as error:
+    except _FAULTS as error:
         return OSError(f"{path}: cannot be read: {_first_line(error)}.")
 
 
@@ -174,7 +213,7 @@ def _opened(uri: str) -> tuple[Any, str]:
         return fs.LocalFileSystem(), uri
     try:
         system, path = fs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except _FAULTS as error:
         raise UsageError(
             f"{uri}: cannot be opened: {_first_line(error)}.",
             "Give a folder, or s3://bucket/prefix, gs://…, abfs://….",

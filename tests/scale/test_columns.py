@@ -170,6 +170,29 @@ def test_a_foreign_or_damaged_file_in_the_output_is_told(
         Known.read(place)
 
 
+@pytest.mark.parametrize(
+    ("columns", "version", "words"),
+    [
+        ({"a": [1]}, b"1", "has other columns"),
+        ({name: [1] for name in SCHEMA.names}, b"1", "has other columns"),
+        ({name: pa.array([None], pa.string()) for name in SCHEMA.names}, b"\xff\xfe", "of form"),
+        (
+            {name: pa.array([None if name == "request" else "x"], pa.string())
+             for name in ("image", "image_sha256", "request", "error_kind")},
+            b"1",
+            "no request",
+        ),
+    ],
+)  # fmt: skip
+def test_a_file_that_says_it_is_an_output_is_looked_into(
+    columns: dict[str, object], version: bytes, words: str, tmp_path: Path
+) -> None:
+    table = pa.table(columns).replace_schema_metadata({b"edgeprism.schema": version})
+    pq.write_table(table, tmp_path / "forged.parquet")
+    with pytest.raises(OutputError, match=rf"forged\.parquet: .*{words}"):
+        Known.read(tmp_path)
+
+
 def test_rows_of_files_that_nobody_could_read_are_forgotten(
     ray_captioner: RayCaptioner, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -99,6 +100,17 @@ def test_a_bucket_is_searched_as_a_folder_is(tmp_path: Path) -> None:
     one, _ = Place.of(tmp_path / "b.jpg").pictures()
     assert one == [str(tmp_path / "b.jpg")]
     assert Place("s3://bucket/prefix").name_of("bucket/prefix/a.png") == "s3://bucket/prefix/a.png"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take names in UTF-8 alone")
+def test_odd_entries_of_a_folder_cost_no_run(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    paths, passed = Place.of(tmp_path).pictures()
+    assert paths == [str(tmp_path / "a.png")]
+    assert passed.total == 2
 
 
 @pytest.mark.parametrize("form", ["pandas", "arrow"])
