@@ -75,9 +75,10 @@ caption_folder("photos", captioner, sidecars=("txt",))
 caption_folder(["a", "b/*.png"], captioner).failures
 """
 # What other rooms call: a folder's threads between two steps of a caption, with values that only
-# they have, and a forked child
-FOR_OTHER_ROOMS = {"complete_in_shape", "forget_natives", "in_use", "memory_parts", "record",
-                   "request", "steps", "tiles_to_encoded"}  # fmt: skip
+# they have, a forked child, and who asks before a reasoner is told to draw a focus
+FOR_OTHER_ROOMS = {"complete_in_shape", "forget_natives", "in_use", "knows_prompts",
+                   "memory_parts", "record", "request", "steps", "takes_focus",
+                   "tiles_to_encoded"}  # fmt: skip
 
 
 @dataclass(frozen=True)
