@@ -1,6 +1,6 @@
 """Measure the memory of quantizing a vision tower of true dimensions to int8, and of nothing else.
 
-    python -m benchmarks.memory.quantize --size qwen-vl --work /tmp/quantize
+    python -m benchmarks.memory.quantize --size qwen-vl --work FOLDER
 
 The script writes random weights to `--work` in the published layout, exports the tower's float32
 graph and quantizes it as a conversion does, without the reference and the gate, which take most of
