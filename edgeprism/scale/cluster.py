@@ -45,7 +45,8 @@ class ClusterOptions:
         address: "auto" (the cluster that this machine belongs to), "local" (one for this run, on
             this machine), or a cluster's address.
         actors: the most actors; None: as many as the cluster has room for.
-        cpus, gpus: of each actor; parts of a GPU are shared with other actors.
+        cpus: CPU cores of each actor.
+        gpus: GPUs of each actor; a part of one is shared with other actors.
         part: pictures in a Parquet file.
     """
 
