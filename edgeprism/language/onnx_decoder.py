@@ -102,6 +102,11 @@ class OnnxDecoder:
         """Return the bytes of the KV cache for one position, or for one row of a picture."""
         return 2.0 * self.shape.n_layers * self.shape.n_heads * self.shape.head_dim * _FLOAT
 
+    @property
+    def context_kind(self) -> type[OnnxContext]:
+        """The class of its contexts."""
+        return OnnxContext
+
     def context(
         self,
         n_ctx: int,
@@ -113,7 +118,8 @@ class OnnxDecoder:
         n_batch: int = 0,
     ) -> OnnxContext:
         """See `LanguageEngine.context`; the cells are float32, whatever `kv_type` says."""
-        return OnnxContext(self, n_ctx // n_seq, n_seq, max(n_batch, OnnxContext.N_BATCH))
+        kind = self.context_kind
+        return kind(self, n_ctx // n_seq, n_seq, max(n_batch, kind.N_BATCH))
 
     def close(self) -> None:
         """Free the vocabulary; ONNX Runtime frees a graph with its last reference."""

@@ -60,18 +60,10 @@ class RowDecoder(OnnxDecoder):
             raise ModelError(f"{self.path}: its embeddings cannot be read.", COPY_AGAIN)
         return rows
 
-    def context(
-        self,
-        n_ctx: int,
-        *,
-        n_seq: int = 1,
-        kv_type: str = "f16",
-        flash_attention: bool | None = None,
-        all_logits: bool = False,
-        n_batch: int = 0,
-    ) -> RowContext:
-        """Return a context of `n_ctx` cells for `n_seq` sequences, n_ctx / n_seq for each."""
-        return RowContext(self, n_ctx // n_seq, n_seq, max(n_batch, RowContext.N_BATCH))
+    @property
+    def context_kind(self) -> type[OnnxContext]:
+        """The class of its contexts."""
+        return RowContext
 
 
 class RowContext(OnnxContext):
