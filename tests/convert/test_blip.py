@@ -20,8 +20,6 @@ from edgeprism.convert.language.write_decoder import write_decoder
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import graph
 from edgeprism.errors import CheckpointError, UsageError
-from edgeprism.folder.events import Outcome
-from edgeprism.folder.run import caption_folder
 from edgeprism.language import onnx_decoder
 from edgeprism.language.generator import Finished
 from edgeprism.machine.onnx_runtime import GraphSession
@@ -31,6 +29,7 @@ from tests.helpers.captions import caption_ids, plan_of
 from tests.helpers.converting import convert_family, parts_of
 from tests.helpers.family_checks import (
     N_TOKENS,
+    check_folder,
     check_pixels,
     check_rows_and_texts,
     converted,
@@ -129,20 +128,7 @@ def _nodes(path: Path) -> Any:
 def test_a_folder_says_what_each_picture_says_alone(
     captioner: Captioner, bundle: Path, tmp_path: Path
 ) -> None:
-    alone = {}
-    for number, picture in enumerate(pictures()):
-        picture.save(tmp_path / f"{number}.png")
-        path = tmp_path / f"{number}.png"
-        alone[path.name] = captioner.caption(path, caption_tokens=20).text
-    outcomes: list[Outcome] = []
-    with loaded(bundle) as own:
-        caption_folder(
-            tmp_path, own, plan=own.plan(caption_tokens=20), use_store=False, parallel=3,
-            on_outcome=outcomes.append,
-        )  # fmt: skip
-    texts = {each.picture.path.name: each.record["caption"] for each in outcomes if each.record}
-    assert texts == alone
-    assert len(set(texts.values())) == len(texts)
+    check_folder(captioner, bundle, tmp_path, pictures(), 20)
 
 
 def test_a_focus_is_left_out_with_a_note(captioner: Captioner) -> None:

@@ -27,8 +27,6 @@ from edgeprism.convert.language.write_decoder import write_decoder
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import patches
 from edgeprism.errors import CheckpointError
-from edgeprism.folder.events import Outcome
-from edgeprism.folder.run import caption_folder
 from edgeprism.language.row_decoder import RowContext
 from edgeprism.language.vocabulary import Vocabulary
 from edgeprism.perceive.captioner import Captioner
@@ -42,6 +40,7 @@ from tests.helpers.captions import caption_ids
 from tests.helpers.converting import convert_family, parts_of
 from tests.helpers.family_checks import (
     N_TOKENS,
+    check_folder,
     check_rows_and_texts,
     converted,
     loaded,
@@ -191,20 +190,7 @@ def test_a_long_picture_goes_through_in_parts(
 def test_a_folder_says_what_each_picture_says_alone(
     captioner: Captioner, bundle: Path, tmp_path: Path
 ) -> None:
-    alone = {}
-    for number, picture in enumerate(pictures()):
-        path = tmp_path / f"{number}.png"
-        picture.save(path)
-        alone[path.name] = captioner.caption(path, caption_tokens=12).text
-    outcomes: list[Outcome] = []
-    with loaded(bundle) as own:
-        caption_folder(
-            tmp_path, own, plan=own.plan(caption_tokens=12), use_store=False, parallel=3,
-            on_outcome=outcomes.append,
-        )  # fmt: skip
-    texts = {each.picture.path.name: each.record["caption"] for each in outcomes if each.record}
-    assert texts == alone
-    assert len(set(texts.values())) == len(texts)
+    check_folder(captioner, bundle, tmp_path, pictures(), 12)
 
 
 def test_fewer_visual_tokens_and_a_focus(captioner: Captioner) -> None:

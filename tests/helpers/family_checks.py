@@ -13,6 +13,8 @@ from PIL import Image
 from edgeprism.bundle.read_manifest import manifest_from_bundle
 from edgeprism.convert.options import ConvertOptions
 from edgeprism.convert.vision import interleaved
+from edgeprism.folder.events import Outcome
+from edgeprism.folder.run import caption_folder
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.read import read_picture
 from tests.helpers.captions import caption_ids
@@ -96,3 +98,23 @@ def thirds_of_the_matrix(patch: pytest.MonkeyPatch) -> None:
         return turn
 
     patch.setattr(interleaved, "_of_each_head", planted)
+
+
+def check_folder(
+    captioner: Captioner, bundle: Path, folder: Path, shown: list[Image.Image], n_tokens: int
+) -> None:
+    """Require that pictures which a folder captions together say what each says alone."""
+    alone = {}
+    for number, picture in enumerate(shown):
+        path = folder / f"{number}.png"
+        picture.save(path)
+        alone[path.name] = captioner.caption(path, caption_tokens=n_tokens).text
+    outcomes: list[Outcome] = []
+    with loaded(bundle) as own:
+        caption_folder(
+            folder, own, plan=own.plan(caption_tokens=n_tokens), use_store=False, parallel=3,
+            on_outcome=outcomes.append,
+        )  # fmt: skip
+    texts = {each.picture.path.name: each.record["caption"] for each in outcomes if each.record}
+    assert texts == alone
+    assert len(set(texts.values())) == len(texts)
