@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -187,11 +186,3 @@ def test_every_sentence_that_is_cited_holds_what_the_answer_says() -> None:
 
 _INVERSES = {"above", "below", "behind", "underneath", "around", "inside", "beside", "hot"}
 _INVERSES |= {"snowy", "foggy", "windy", "sunny"}
-
-
-def test_stories_lie_beside_their_module() -> None:
-    from edgeprism.models.reader.recipe.world import stories
-
-    assert Path(stories.__file__).with_name("stories.txt").exists()
-    assert len(stories.read_stories()) >= 30
-    assert all(story.asks for story in stories.read_stories())

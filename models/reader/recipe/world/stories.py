@@ -1,4 +1,4 @@
-"""Descriptions in whole paragraphs, from the templates of stories.txt."""
+"""Descriptions in whole paragraphs, from the templates in the folder stories/."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from edgeprism.models.reader.recipe.world.words import (
     VEHICLES,
 )
 
-_SLOT = re.compile(r"\{(?:(a|A|N|O) )?([a-z]+)(\d*)(?::([^}]*))?\}")
+SLOT = re.compile(r"\{(?:(a|A|N|O) )?([a-z]+)(\d*)(?::([^}]*))?\}")
 _SLOTS: dict[str, Callable[[random.Random], str]] = {
     "c": lambda r: r.choice(COLOURS), "o": lambda r: r.choice(THINGS),
     "pl": lambda r: plural(r.choice(THINGS)), "n": lambda r: NUMBERS[r.randint(2, 12)],
@@ -61,38 +61,58 @@ _SLOTS: dict[str, Callable[[random.Random], str]] = {
 
 
 @dataclass(frozen=True)
+class StoryAsk:
+    """A question of a template; its texts have slots, too."""
+
+    question: str
+    answer: str
+    slots: tuple[str, ...]  # that state the answer
+    focus: str
+    wrong: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Story:
-    """A template and its questions: (question, answer, slots that state it, focus)."""
+    """A template and its questions."""
 
     text: str
-    asks: tuple[tuple[str, str, tuple[str, ...], str], ...]
+    asks: tuple[StoryAsk, ...]
 
 
 @functools.cache
 def read_stories() -> tuple[Story, ...]:
-    """Read the templates that lie beside this module."""
+    """Read the templates of all files in the folder."""
     stories = []
-    text = Path(__file__).with_name("stories.txt").read_text(encoding="utf-8")
-    for block in text.split("\n\n"):
-        first, *lines = [line for line in block.split("\n") if line and line[0] != "#"] or [""]
-        if not first:
-            continue
-        asks = []
-        for line in lines:
-            question, _, rest = line.partition(" => ")
-            rest, _, focus = rest.partition(" |")
-            answer, _, named = rest.partition(" @")
-            slots = tuple(named.split(",")) if named else tuple(
-                slot + digits for _, slot, digits, _ in _SLOT.findall(answer)
-            )  # fmt: skip
-            asks.append((question, answer, slots, focus.strip()))
-        stories.append(Story(first, tuple(asks)))
+    for path in sorted(Path(__file__).with_name("stories").glob("*.txt")):
+        for block in path.read_text(encoding="utf-8").split("\n\n"):
+            first, *lines = [line for line in block.split("\n") if line and line[0] != "#"] or [""]
+            if first:
+                stories.append(Story(first, tuple(map(_line_to_ask, lines))))
     return tuple(stories)
 
 
+def _line_to_ask(line: str) -> StoryAsk:
+    """Read "question => answer @slots ~ wrong; wrong | focus"."""
+    question, _, rest = line.partition(" => ")
+    rest, _, focus = rest.partition(" |")
+    rest, _, wrong = rest.partition(" ~ ")
+    answer, _, named = rest.partition(" @")
+    slots = tuple(named.split(",")) if named else tuple(
+        slot + digits for _, slot, digits, _ in SLOT.findall(answer)
+    )  # fmt: skip
+    return StoryAsk(
+        question, answer, slots, focus.strip(), tuple(wrong.split("; ")) if wrong else ()
+    )
+
+
 def sample_story(rng: random.Random) -> Passage:
+    """Return one of the stories, told."""
+    return tell_story(rng, rng.choice(read_stories()))
+
+
+def tell_story(rng: random.Random, story: Story) -> Passage:
     """Return a story with its slots filled; no two slots have the same value."""
-    story, passage = rng.choice(read_stories()), Passage()
+    passage = Passage()
     values: dict[str, str] = {}
     facts: dict[str, int] = {}
 
@@ -112,15 +132,38 @@ def sample_story(rng: random.Random) -> Passage:
             facts[slot] = passage.fact()
         return mark(facts[slot], fill(match))
 
-    passage.text = _SLOT.sub(tell, story.text)
-    for question, answer, slots, focus in story.asks:
-        stated = tuple(facts[slot] for slot in slots if slot in facts)
-        stated = stated or _stated_by(passage, answer)
-        asked, reply = (_SLOT.sub(fill, text) for text in (question, answer))
+    passage.text = SLOT.sub(tell, story.text)
+    for ask in story.asks:
+        stated = tuple(facts[slot] for slot in ask.slots if slot in facts)
+        stated = stated or _stated_by(passage, ask.answer)
+        asked, reply = (SLOT.sub(fill, text) for text in (ask.question, ask.answer))
         reply = UNKNOWN if reply == "?" else reply
         kind = "not said" if reply == UNKNOWN else "colour" if reply in COLOURS else "story"
-        passage.asks.append(Ask(asked, reply, _SLOT.sub(fill, focus), stated, (), kind))
+        wrong = tuple(SLOT.sub(fill, text) for text in ask.wrong) or _others(rng, ask, values)
+        wrong = tuple(text for text in dict.fromkeys(wrong) if text != reply)
+        passage.asks.append(Ask(asked, reply, SLOT.sub(fill, ask.focus), stated, wrong, kind))
     return passage
+
+
+def _others(rng: random.Random, ask: StoryAsk, values: dict[str, str]) -> tuple[str, ...]:
+    """Return up to three wrong answers of the right one's form where one slot makes the right one.
+
+    The other values of such a slot in the story come first.
+    """
+    slots = list(SLOT.finditer(ask.answer))
+    if len(slots) != 1 or slots[0][4] or slots[0][2] not in _SLOTS:
+        return ()
+    form, kind, digits, _ = slots[0].groups()
+    right = values[kind + digits]
+    others = [v for slot, v in values.items() if slot.rstrip("0123456789") == kind and v != right]
+    others = rng.sample(others, min(3, len(others)))
+    drawn = (_SLOTS[kind](rng) for _ in range(3))  # a slot may have only two values
+    others = [v for v in dict.fromkeys((*others, *drawn)) if v != right][:3]
+    shaped = (a(other) if form in ("a", "A") else other for other in others)
+    shaped = (capital(other) if form in ("A", "N", "O") else other for other in shaped)
+    return tuple(
+        f"{ask.answer[: slots[0].start()]}{o}{ask.answer[slots[0].end() :]}" for o in shaped
+    )
 
 
 def _new(rng: random.Random, kind: str, used: set[str]) -> str:
