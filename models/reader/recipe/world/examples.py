@@ -11,7 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from edgeprism.language.chat import Message
-from edgeprism.models.reader.recipe.world import clashes, figures, people, printed, scenes, stories
+from edgeprism.models.reader.recipe.world import (
+    clashes,
+    figures,
+    people,
+    printed,
+    ranks,
+    scenes,
+    stories,
+    tallies,
+)
 from edgeprism.models.reader.recipe.world.shape import fits_focus
 from edgeprism.models.reader.recipe.world.text import UNKNOWN, Ask, Passage, marks, unmarked
 from edgeprism.models.reader.recipe.world.words import BRANDS, NUMBERS, PEOPLE, THINGS
@@ -33,7 +42,13 @@ _HINTS = (
     "Count only what is said.", "Think of the whole picture.", "One of them is right.",
     "It is about one thing only.", "The order does not matter.", "Do not guess.",
 )  # fmt: skip
-_WEIGHTS = {"colour": 2, "count": 2, "presence": 2, "relation": 5, "value": 2, "text": 2}
+_ABOUT = ("It is about {f}.", "Look for {f}.", "What matters is {f}.", "Find {f}.")
+_NOT_TOLD = (
+    "the description does not say", "it is not said", "not mentioned", "cannot be told",
+    "none of these is said", "not stated", "unknown", "there is no information on that",
+)  # fmt: skip
+_WEIGHTS = {"colour": 2, "count": 2, "presence": 2, "relation": 5, "value": 2, "text": 2,
+            "story": 4, "sum": 2}  # fmt: skip
 # kinds of questions whose answer is unknown when what states it is left out
 _UNSAID = {"colour", "activity", "text", "value", "who", "object", "field", "clothing", "story"}
 _NTH = ("first", "second", "third")
@@ -43,7 +58,7 @@ _CAPTIONERS = tuple(f"{b.lower()}-{n}" for b, n in zip(BRANDS, range(1, 25), str
 _SOURCES: tuple[tuple[float, Callable[[random.Random], Passage]], ...] = (
     (0.5, scenes.sample_scene), (0.14, people.sample_people), (0.16, figures.sample_figures),
     (0.1, printed.sample_print), (0.06, printed.sample_record), (0.08, clashes.sample_clash),
-    (0.14, stories.sample_story),
+    (0.6, stories.sample_story), (0.12, ranks.sample_ranks), (0.1, tallies.sample_tally),
 )  # fmt: skip
 
 
@@ -120,31 +135,65 @@ def _choose(rng: random.Random, asks: Sequence[Ask], most: int = GROUP) -> list[
     return chosen
 
 
-def _with_options(rng: random.Random, ask: Ask) -> tuple[dict[str, str], str]:
-    """Return lettered options and the right letter; ({}, "") where there are no wrong answers."""
-    wrong = list(ask.wrong)
+def _wrong_answers(rng: random.Random, ask: Ask, asks: Sequence[Ask]) -> list[str]:
+    """Return wrong answers of the right one's form: its own, or answers to questions like it."""
     if ask.answer in ("yes", "no"):
-        wrong = ["no" if ask.answer == "yes" else "yes"]
-    if not wrong or ask.answer == UNKNOWN:
-        return {}, ""
+        return ["no" if ask.answer == "yes" else "yes"]
+    if ask.wrong:
+        return list(ask.wrong)
+    right = ask.answer.lower()
+    like = [
+        other.answer
+        for other in asks
+        if other.kind == ask.kind
+        and other.answer not in (UNKNOWN, "yes", "no")
+        and right not in other.answer.lower()
+        and other.answer.lower() not in right
+    ]
+    rng.shuffle(like)
+    return list(dict.fromkeys(like))
+
+
+def _with_options(rng: random.Random, ask: Ask, asks: Sequence[Ask]) -> tuple[dict[str, str], str]:
+    """Return lettered options and the right letter; ({}, "") where there are no wrong answers."""
     right = ask.answer
-    if right in NUMBERS and rng.random() < 0.7:
+    if right == UNKNOWN:
+        right = rng.choice(_NOT_TOLD)
+        wrong = [other.answer for other in asks if other.answer != UNKNOWN]
+        rng.shuffle(wrong)
+    else:
+        wrong = _wrong_answers(rng, ask, asks)
+        if wrong and wrong[0] not in ("yes", "no") and rng.random() < 0.12:
+            wrong.insert(0, rng.choice(_NOT_TOLD))
+    if not wrong:
+        return {}, ""
+    if right in NUMBERS and any(text.isdigit() for text in wrong):
         right = str(NUMBERS.index(right))
-    texts = list(dict.fromkeys([right, *wrong]))
+    texts = list(dict.fromkeys([right, *wrong]))[: rng.choice((2, 3, 4, 4, 4, 5))]
     rng.shuffle(texts)
-    letters = dict(zip("ABCD", texts, strict=False))
+    if rng.random() < 0.3:
+        texts = [text[:1].upper() + text[1:] for text in texts]
+        right = right[:1].upper() + right[1:]
+    letters = dict(zip("ABCDE", texts, strict=False))
     return letters, next(letter for letter, text in letters.items() if text == right)
 
 
-def _to_question(rng: random.Random, ask: Ask, options: float = 0.1) -> tuple[Question, str]:
-    """Return the question as the runtime holds it, and the reply."""
+def _to_question(
+    rng: random.Random, ask: Ask, asks: Sequence[Ask], options: float = 0.12
+) -> tuple[Question, str]:
+    """Return the question as the runtime holds it, and the reply.
+
+    `asks` are the passage's questions, whose answers are wrong options of each other's.
+    """
     hint = rng.choice(_HINTS) if rng.random() < 0.05 else ""
+    if hint and ask.focus and rng.random() < 0.5:
+        hint = rng.choice(_ABOUT).format(f=ask.focus)
     stem = ask.question
     if rng.random() < 0.05:
         stem = stem[0].lower() + stem[1:]
     stem = stem.rstrip("?.") if rng.random() < 0.04 else stem
     if rng.random() < options:
-        letters, right = _with_options(rng, ask)
+        letters, right = _with_options(rng, ask, asks)
         if letters:
             return Question(stem, letters, hint), right
     return Question(stem, {}, hint), ask.answer
@@ -162,7 +211,7 @@ def _answers(rng: random.Random) -> list[Example]:
         text, gone = _without(text, set(asks[0].facts)) or "(no description)", set(asks[0].facts)
     examples = []
     for ask in asks:
-        question, reply = _to_question(rng, ask)
+        question, reply = _to_question(rng, ask, passage.asks)
         if gone & set(ask.facts):
             if ask.kind not in _UNSAID:
                 continue
@@ -178,13 +227,22 @@ def _relations(rng: random.Random) -> list[Example]:
         passage = scenes.sample_scene(rng)
         asks = [ask for ask in passage.asks if ask.kind == "relation"]
         if asks:
-            return _asked(rng, passage.text, _choose(rng, asks))
+            return _asked(rng, passage, _choose(rng, asks))
 
 
-def _asked(rng: random.Random, text: str, asks: Sequence[Ask]) -> list[Example]:
-    look, examples = {_name(rng): unmarked(text)}, []
+def _choices(rng: random.Random) -> list[Example]:
+    """Ask only questions with lettered options."""
+    passage = sample_passage(rng)
+    asks = [a for a in passage.asks if a.answer == UNKNOWN or _wrong_answers(rng, a, passage.asks)]
+    return _asked(rng, passage, _choose(rng, asks), options=1.0) or _choices(rng)
+
+
+def _asked(
+    rng: random.Random, passage: Passage, asks: Sequence[Ask], options: float = 0.1
+) -> list[Example]:
+    look, examples = {_name(rng): unmarked(passage.text)}, []
     for ask in asks:
-        question, reply = _to_question(rng, ask)
+        question, reply = _to_question(rng, ask, passage.asks, options)
         examples.append(Example(answer_messages([look], question), reply, "answer"))
     return examples
 
@@ -289,6 +347,6 @@ def _conversation(rng: random.Random) -> list[Example]:
 
 # shares of groups; the rest are answers about one picture by one captioner
 _TASKS: tuple[tuple[float, Callable[[random.Random], list[Example]]], ...] = (
-    (0.12, _focuses), (0.22, _evidences), (0.04, _undescribed), (0.05, _several_pictures),
-    (0.03, _several_captioners), (0.02, _conversation), (0.25, _relations),
+    (0.1, _focuses), (0.18, _evidences), (0.04, _undescribed), (0.05, _several_pictures),
+    (0.03, _several_captioners), (0.02, _conversation), (0.08, _relations), (0.18, _choices),
 )  # fmt: skip
