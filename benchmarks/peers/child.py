@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from benchmarks.children import answer_lines
 from benchmarks.peers.engine import VISUAL_TOKENS, Engine
 from benchmarks.peers.weights import GRAPH_QUANTS, MMPROJ_QUANTS, Weights, noise
 from edgeprism.machine.peak_memory import peak_bytes
@@ -43,16 +44,19 @@ def engine_class(name: str) -> type[Engine]:
 
 def answer(asked: dict[str, Any]) -> None:
     """Look at the picture of each seed on standard input; print times, rows' file and memory."""
-    # what libraries print on standard output must not stand between the answers
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    weights = Weights(Path(asked["work"]), asked["size"])
-    ready = engine_class(asked["engine"])(weights, asked["quant"], asked["setting"])
-    for line in sys.stdin:
-        seconds, rows = ready.look(noise(int(line), tuple(asked["picture"])))
-        np.save(asked["rows"], rows)
-        answers.write(json.dumps({"seconds": asdict(seconds), "peak": peak_bytes()}) + "\n")
-        answers.flush()
+
+    def make() -> Callable[[str], dict[str, Any]]:
+        weights = Weights(Path(asked["work"]), asked["size"])
+        ready = engine_class(asked["engine"])(weights, asked["quant"], asked["setting"])
+
+        def look(seed: str) -> dict[str, Any]:
+            seconds, rows = ready.look(noise(int(seed), tuple(asked["picture"])))
+            np.save(asked["rows"], rows)
+            return {"seconds": asdict(seconds), "peak": peak_bytes()}
+
+        return look
+
+    answer_lines(make)
 
 
 if __name__ == "__main__":

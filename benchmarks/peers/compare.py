@@ -23,8 +23,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.children import Child
 from benchmarks.machine import spread
 from benchmarks.peers.child import ENGINES, FEWER, OWN, engine_class
 from benchmarks.peers.engine import Setting
@@ -140,7 +139,7 @@ def _versions() -> dict[str, str]:
 # ---- the engines' processes
 
 
-class _Child:
+class _Engine(Child):
     """An engine in a process of its own."""
 
     def __init__(self, weights: Weights, runner: Runner, setting: Setting, size: Size) -> None:
@@ -149,22 +148,7 @@ class _Child:
         asked = {"engine": runner.engine, "quant": runner.quant, "setting": setting,
                  "work": str(weights.work), "size": weights.size, "picture": size,
                  "rows": str(self._rows)}  # fmt: skip
-        command = [sys.executable, "-m", "benchmarks.peers.child", json.dumps(asked)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.name = runner.name
-
-    def look(self, seed: int) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{seed}\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended: its error stands above")
-        said: dict[str, Any] = json.loads(line)
-        return said
+        super().__init__(runner.name, "benchmarks.peers.child", [json.dumps(asked)])
 
     def rows(self) -> np.ndarray:
         """Return the rows of the last picture."""
@@ -172,13 +156,13 @@ class _Child:
         return values
 
     def close(self) -> None:
-        self._process.communicate()
+        super().close()
         self._folder.cleanup()
 
 
 @contextmanager
-def _child(weights: Weights, runner: Runner, setting: Setting, size: Size) -> Iterator[_Child]:
-    child = _Child(weights, runner, setting, size)
+def _engine(weights: Weights, runner: Runner, setting: Setting, size: Size) -> Iterator[_Engine]:
+    child = _Engine(weights, runner, setting, size)
     try:
         yield child
     finally:
@@ -209,8 +193,8 @@ def _search(weights: Weights, runner: Runner, size: Size, only: list[str] | None
 
 def _try(weights: Weights, runner: Runner, setting: Setting, size: Size) -> float:
     """Return the seconds of the first picture; add them to what was searched."""
-    with _child(weights, runner, setting, size) as child:
-        said = child.look(0)["seconds"]
+    with _engine(weights, runner, setting, size) as child:
+        said = child.ask("0")["seconds"]
     seconds = float(said["first_token"] or said["encode"])
     runner.searched.append({"setting": setting, "seconds": seconds})
     print(f"{runner.name} {setting}: {seconds:.3g} s", flush=True)
@@ -219,12 +203,12 @@ def _try(weights: Weights, runner: Runner, setting: Setting, size: Size) -> floa
 
 def _rounds(weights: Weights, runners: list[Runner], size: Size, rounds: int) -> Iterator[int]:
     """Let each engine look at one picture a round; yield how many rounds are done."""
-    children = [_Child(weights, runner, runner.setting, size) for runner in runners]
+    children = [_Engine(weights, runner, runner.setting, size) for runner in runners]
     drops_first = weights.manifest().vision.drop_first_patch
     reference = np.empty(0)
     for turn in range(rounds + 1):
         for runner, child in zip(runners, children, strict=True):
-            said = child.look(turn)
+            said = child.ask(str(turn))
             if turn:
                 runner.rounds.append(said["seconds"])
             elif runner.name == REFERENCE:

@@ -11,17 +11,16 @@ there.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 
+from benchmarks.children import Child, answer_lines
 from benchmarks.machine import spread
 from edgeprism.machine.facts import available_cores
 from edgeprism.machine.peak_memory import peak_bytes
@@ -48,15 +47,17 @@ def main() -> None:
         _answer(arguments)
         return
     checkpoint = _make(arguments.work, arguments.size)
-    children = {way: _start(way, checkpoint) for way in WAYS}
+    shared = [*sys.argv[1:], "--checkpoint", str(checkpoint)]
+    module = "benchmarks.speed.attended"
+    children = {way: Child(way, module, [*shared, "--child", way]) for way in WAYS}
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for number in range(arguments.rounds + 1):
         for way, child in children.items():
-            answer = _ask(child, number)
+            answer = child.ask(str(number))
             if number:  # the first picture loads the engines
                 found[way].append(answer)
     for child in children.values():
-        child.kill()
+        child.close()
     print(f"BLIP-{arguments.size}, random weights, {arguments.tokens} tokens, {arguments.rounds} "
           f"rounds in turns on {available_cores()} cores; minimum / median / maximum")  # fmt: skip
     base = [each["whole"] for each in found["transformers float32"]]
@@ -94,39 +95,23 @@ def _convert(checkpoint: Path, out: Path, vision: str, lm: str) -> None:
     subprocess.run(command, check=True)
 
 
-def _start(way: str, checkpoint: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchmarks.speed.attended", *sys.argv[1:], "--child", way,
-               "--checkpoint", str(checkpoint)]  # fmt: skip
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def _ask(child: subprocess.Popen[str], number: int) -> dict[str, float]:
-    asked, answers = _open(child.stdin), _open(child.stdout)
-    asked.write(f"{number}\n")
-    asked.flush()
-    answer: dict[str, float] = json.loads(answers.readline())
-    return answer
-
-
-def _open(stream: IO[str] | None) -> IO[str]:
-    if stream is None:
-        raise RuntimeError("the child has no pipe")
-    return stream
-
-
 def _answer(arguments: argparse.Namespace) -> None:
-    """Caption a picture for each number on standard input; print times and the peak of memory."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not stand between the answers
-    quants = WAYS[arguments.child]
-    run = _edgeprism(arguments, *quants) if quants else _transformers(arguments)
-    for line in sys.stdin:
-        pixels = np.random.default_rng(int(line)).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-        start = time.perf_counter()
-        parts = run(pixels)
-        whole = time.perf_counter() - start
-        answers.write(json.dumps({"whole": whole, **parts, "peak": peak_bytes()}) + "\n")
-        answers.flush()
+    """Caption a picture of noise for each number that is read; answer times and peak of memory."""
+
+    def make() -> Callable[[str], dict[str, Any]]:
+        quants = WAYS[arguments.child]
+        run = _edgeprism(arguments, *quants) if quants else _transformers(arguments)
+
+        def look(seed: str) -> dict[str, Any]:
+            rng = np.random.default_rng(int(seed))
+            pixels = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+            start = time.perf_counter()
+            parts = run(pixels)
+            return {"whole": time.perf_counter() - start, **parts, "peak": peak_bytes()}
+
+        return look
+
+    answer_lines(make)
 
 
 def _edgeprism(arguments: argparse.Namespace, vision: str, lm: str) -> Run:

@@ -19,8 +19,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +28,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from benchmarks.children import Child, answer_lines
 from benchmarks.decoders.files import (
     GGUF_QUANTS,
     LAYERS,
@@ -92,7 +91,8 @@ def main() -> None:
         "versions": {package: metadata.version(package) for package in PACKAGES},
         "ways": list(ways.values()),
     }  # fmt: skip
-    children = {name: _Child(name) for name in ways}
+    module = "benchmarks.speed.decoders"
+    children = {name: Child(name, module, [*sys.argv[1:], "--child", name]) for name in ways}
     for turn in range(arguments.rounds + 1):
         rounds = _round(children, ways)
         if turn:  # the first round loads the files
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def _round(
-    children: dict[str, _Child], ways: dict[str, dict[str, Any]]
+    children: dict[str, Child], ways: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, float]]:
     """Return tokens per second of every way and stage, and keep the peaks of memory."""
     found: dict[str, dict[str, float]] = {name: {} for name in children}
@@ -119,45 +119,18 @@ def _round(
     return found
 
 
-class _Child:
-    """One way in a process of its own."""
-
-    def __init__(self, name: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.speed.decoders", *sys.argv[1:],
-                   "--child", name]  # fmt: skip
-        self.name = name
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def ask(self, stage: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{stage}\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended: its error stands above")
-        said: dict[str, Any] = json.loads(line)
-        return said
-
-    def close(self) -> None:
-        self._process.communicate()
-
-
 # ---- in a child
 
 
 def _answer(files: Files, engine: str, quant: str, tokens: int) -> None:
     """Run each stage that standard input names; print its rate and the peak of memory."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not stand between the answers
-    make = _llama(files, quant) if engine == LLAMA else _onnx(files, quant)
-    stages = _Stages(make, tokens)
-    for line in sys.stdin:
-        rate = stages.run(line.strip())
-        answers.write(json.dumps({"rate": rate, "peak": peak_bytes()}) + "\n")
-        answers.flush()
+
+    def make() -> Callable[[str], dict[str, Any]]:
+        context = _llama(files, quant) if engine == LLAMA else _onnx(files, quant)
+        stages = _Stages(context, tokens)
+        return lambda stage: {"rate": stages.run(stage), "peak": peak_bytes()}
+
+    answer_lines(make)
 
 
 def _onnx(files: Files, quant: str) -> Callable[[int, int], Decoding]:
