@@ -58,6 +58,32 @@ _SLOTS: dict[str, Callable[[random.Random], str]] = {
     "time": lambda r: r.choice(("dawn", "noon", "dusk", "night")),
     "hour": lambda r: f"{r.randint(1, 12)}:{r.choice(('05', '10', '15', '25', '40', '55'))}",
 }  # fmt: skip
+# Of collections.txt:
+_SLOTS |= {
+    "muyear": lambda r: str(r.randint(1593, 1859)), "muold": lambda r: str(r.randint(1862, 1938)),
+    "mubig": lambda r: str(r.randint(105, 985)),
+    "mucent": lambda r: r.choice(
+        ("twelfth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth")),
+    "muwood": lambda r: r.choice(
+        ("oak", "walnut", "beech", "maple", "ebony", "lime wood", "ash", "elm", "boxwood")),
+    "mustone": lambda r: r.choice(
+        ("granite", "limestone", "sandstone", "marble", "basalt", "slate", "alabaster", "tuff")),
+    "mumetal": lambda r: r.choice(("iron", "brass", "pewter", "copper", "steel", "tin", "zinc")),
+    "mucloth": lambda r: r.choice(
+        ("silk", "linen", "wool", "damask", "cotton", "taffeta", "hemp", "felt", "muslin")),
+    "mubeast": lambda r: r.choice(
+        ("wolf", "stag", "heron", "boar", "griffin", "swan", "ram", "raven", "otter", "dragon",
+         "stork", "bull", "salmon", "badger")),
+    "mutrade": lambda r: r.choice(
+        ("weaver", "cooper", "blacksmith", "potter", "cobbler", "tanner", "saddler", "miller",
+         "stonemason", "ferryman", "clockmaker", "glazier", "ropemaker")),
+    "mutown": lambda r: r.choice(
+        ("Alnwick", "Bruges", "Trieste", "Riga", "Coimbra", "Lucerne", "Visby", "Ravenna", "Kazan",
+         "Cuzco", "Salem", "Gdansk", "Toledo", "Bamberg", "Dundee", "Nantes", "Lublin", "Zadar")),
+    "musaint": lambda r: r.choice(
+        ("Saint Nicholas", "Saint Barbara", "Saint Olaf", "Saint Martin", "Saint Agnes",
+         "Saint Roch", "Saint Brigid", "Saint Florian", "Saint Clare")),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
