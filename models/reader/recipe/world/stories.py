@@ -70,13 +70,10 @@ _SLOTS |= {
         ("granite", "limestone", "sandstone", "marble", "basalt", "slate", "alabaster", "tuff")),
     "mumetal": lambda r: r.choice(("iron", "brass", "pewter", "copper", "steel", "tin", "zinc")),
     "mucloth": lambda r: r.choice(
-        ("silk", "linen", "wool", "damask", "cotton", "taffeta", "hemp", "felt", "muslin")),
+        ("silk", "linen", "wool", "damask", "cotton", "taffeta", "hemp", "muslin")),
     "mubeast": lambda r: r.choice(
         ("wolf", "stag", "heron", "boar", "griffin", "swan", "ram", "raven", "otter", "dragon",
-         "stork", "bull", "salmon", "badger")),
-    "mutrade": lambda r: r.choice(
-        ("weaver", "cooper", "blacksmith", "potter", "cobbler", "tanner", "saddler", "miller",
-         "stonemason", "ferryman", "clockmaker", "glazier", "ropemaker")),
+         "stork", "bull", "badger")),
     "mutown": lambda r: r.choice(
         ("Alnwick", "Bruges", "Trieste", "Riga", "Coimbra", "Lucerne", "Visby", "Ravenna", "Kazan",
          "Cuzco", "Salem", "Gdansk", "Toledo", "Bamberg", "Dundee", "Nantes", "Lublin", "Zadar")),
