@@ -206,17 +206,18 @@ def _name(rng: random.Random) -> str:
 def _answers(rng: random.Random) -> list[Example]:
     passage, look = sample_passage(rng), _name(rng)
     asks = _choose(rng, passage.asks)
-    text, gone = passage.text, set[int]()
-    if rng.random() < 0.08:  # what states an answer is left out
-        text, gone = _without(text, set(asks[0].facts)) or "(no description)", set(asks[0].facts)
+    text, said = passage.text, set(range(passage.facts))
+    if rng.random() < 0.08:  # what states an answer is left out, and what stands in its sentence
+        text = _without(text, set(asks[0].facts))
+        said = marks(text)
     examples = []
     for ask in asks:
         question, reply = _to_question(rng, ask, passage.asks)
-        if gone & set(ask.facts):
+        if not set(ask.facts) <= said:
             if ask.kind not in _UNSAID:
                 continue
             question, reply = Question(ask.question), UNKNOWN
-        messages = answer_messages([{look: unmarked(text)}], question)
+        messages = answer_messages([{look: unmarked(text) or "(no description)"}], question)
         examples.append(Example(messages, reply, "answer"))
     return examples or _answers(rng)
 

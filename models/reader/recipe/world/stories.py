@@ -5,61 +5,16 @@ from __future__ import annotations
 import functools
 import random
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeprism.models.reader.recipe.world.text import (
-    UNKNOWN,
-    Ask,
-    Passage,
-    a,
-    capital,
-    mark,
-    plural,
-)
-from edgeprism.models.reader.recipe.world.words import (
-    ACTIONS,
-    ANIMALS,
-    BRANDS,
-    CITIES,
-    CLOTHES,
-    COLOURS,
-    DAYS,
-    MATERIALS,
-    MONTHS,
-    NAMES,
-    NUMBERS,
-    PEOPLE,
-    PRINTED,
-    SAYINGS,
-    SURNAMES,
-    THINGS,
-    VEHICLES,
-)
+from edgeprism.models.reader.recipe.world.slots import SLOTS
+from edgeprism.models.reader.recipe.world.text import UNKNOWN, Ask, Passage, a, capital, mark
+from edgeprism.models.reader.recipe.world.words import COLOURS
 
 SLOT = re.compile(r"\{(?:(a|A|N|O) )?([a-z]+)(\d*)(?::([^}]*))?\}")
-_SLOTS: dict[str, Callable[[random.Random], str]] = {
-    "c": lambda r: r.choice(COLOURS), "o": lambda r: r.choice(THINGS),
-    "pl": lambda r: plural(r.choice(THINGS)), "n": lambda r: NUMBERS[r.randint(2, 12)],
-    "num": lambda r: str(r.randint(2, 99)), "p": lambda r: r.choice(PEOPLE),
-    "people": lambda r: plural(r.choice(PEOPLE)), "g": lambda r: r.choice(CLOTHES),
-    "m": lambda r: r.choice(MATERIALS), "w": lambda r: r.choice(PRINTED),
-    "say": lambda r: r.choice(SAYINGS), "y": lambda r: str(r.randint(1861, 2025)),
-    "city": lambda r: r.choice(CITIES), "name": lambda r: r.choice(NAMES),
-    "sur": lambda r: r.choice(SURNAMES), "brand": lambda r: r.choice(BRANDS),
-    "van": lambda r: r.choice(VEHICLES), "act": lambda r: r.choice(ACTIONS),
-    "mon": lambda r: r.choice(MONTHS), "day": lambda r: r.choice(DAYS),
-    "an": lambda r: r.choice(ANIMALS), "side": lambda r: r.choice(("left", "right")),
-    "dir": lambda r: r.choice(("south", "west", "south-east")),
-    "hair": lambda r: r.choice(("grey", "long", "curly", "short", "white", "braided")),
-    "adj": lambda r: r.choice(("small", "quiet", "rural", "lavish", "cheerful")),
-    "weather": lambda r: r.choice(("sunny", "foggy", "overcast", "windy", "raining")),
-    "time": lambda r: r.choice(("dawn", "noon", "dusk", "night")),
-    "hour": lambda r: f"{r.randint(1, 12)}:{r.choice(('05', '10', '15', '25', '40', '55'))}",
-}  # fmt: skip
 # Of collections.txt:
-_SLOTS |= {
+SLOTS |= {
     "muyear": lambda r: str(r.randint(1593, 1859)), "muold": lambda r: str(r.randint(1862, 1938)),
     "mubig": lambda r: str(r.randint(105, 985)),
     "mucent": lambda r: r.choice(
@@ -174,13 +129,13 @@ def _others(rng: random.Random, ask: StoryAsk, values: dict[str, str]) -> tuple[
     The other values of such a slot in the story come first.
     """
     slots = list(SLOT.finditer(ask.answer))
-    if len(slots) != 1 or slots[0][4] or slots[0][2] not in _SLOTS:
+    if len(slots) != 1 or slots[0][4] or slots[0][2] not in SLOTS:
         return ()
     form, kind, digits, _ = slots[0].groups()
     right = values[kind + digits]
     others = [v for slot, v in values.items() if slot.rstrip("0123456789") == kind and v != right]
     others = rng.sample(others, min(3, len(others)))
-    drawn = (_SLOTS[kind](rng) for _ in range(3))  # a slot may have only two values
+    drawn = (SLOTS[kind](rng) for _ in range(3))  # a slot may have only two values
     others = [v for v in dict.fromkeys((*others, *drawn)) if v != right][:3]
     shaped = (a(other) if form in ("a", "A") else other for other in others)
     shaped = (capital(other) if form in ("A", "N", "O") else other for other in shaped)
@@ -191,7 +146,7 @@ def _others(rng: random.Random, ask: StoryAsk, values: dict[str, str]) -> tuple[
 
 def _new(rng: random.Random, kind: str, used: set[str]) -> str:
     while True:
-        value = _SLOTS[kind](rng)
+        value = SLOTS[kind](rng)
         if not any(value in other or other in value for other in used if len(other) > 2):
             return value
 
