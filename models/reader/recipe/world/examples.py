@@ -58,7 +58,7 @@ _CAPTIONERS = tuple(f"{b.lower()}-{n}" for b, n in zip(BRANDS, range(1, 25), str
 _SOURCES: tuple[tuple[float, Callable[[random.Random], Passage]], ...] = (
     (0.5, scenes.sample_scene), (0.14, people.sample_people), (0.16, figures.sample_figures),
     (0.1, printed.sample_print), (0.06, printed.sample_record), (0.08, clashes.sample_clash),
-    (0.6, stories.sample_story), (0.12, ranks.sample_ranks), (0.1, tallies.sample_tally),
+    (1.0, stories.sample_story), (0.12, ranks.sample_ranks), (0.1, tallies.sample_tally),
 )  # fmt: skip
 
 
