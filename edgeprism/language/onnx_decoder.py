@@ -269,7 +269,15 @@ class OnnxContext:
             "wanted": np.array(wanted, np.int64),
         }
         states = {name: cells[sequences] for name, cells in self._keys.items()}
-        return self.lm.decoder.run_in_place(inputs, states, "logits")
+        logits = self.lm.decoder.run_in_place(inputs, states, "logits")
+        expected = (len(entering), len(wanted), self.lm.n_vocab)
+        if logits.shape != expected:
+            raise ModelError(
+                f"{self.lm.decoder.path}: gave logits {list(logits.shape)} in place of "
+                f"{list(expected)}.",
+                COPY_AGAIN,
+            )
+        return logits
 
     def _inputs(
         self, sequences: slice, entering: np.ndarray, ends: np.ndarray

@@ -89,7 +89,7 @@ def check_graph(
         _check_model(Message(memoryview(data)), external, operators)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ModelError(f"{path}: not a vision graph that can run: {reason}.", _HINT) from error
+        raise ModelError(f"{path}: not a graph that can run: {reason}.", _HINT) from error
 
 
 def _check_model(model: Message, external: Sequence[str], operators: Operators) -> None:

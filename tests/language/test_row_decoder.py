@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from edgeprism.errors import Interrupted, ModelError, PromptTooLongError
@@ -223,6 +224,27 @@ def test_a_graph_of_other_sizes_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=fault):
         opened(folder, expected=tiny.spec(**changes))
+
+
+def test_logits_of_another_shape_are_refused(folder: Path, tmp_path: Path) -> None:
+    """Names and widths fit, but the graph returns those of the first token alone."""
+    graph = onnx.load(str(folder / "lm.onnx"))
+    for node in graph.graph.node:
+        if node.output[0] == "logits":
+            node.output[0] = "all"
+    bounds = {"begin": 0, "end": 1, "axis": 1}
+    graph.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.array([value]), name) for name, value in bounds.items()
+    )
+    graph.graph.node.append(onnx.helper.make_node("Slice", ["all", *bounds], ["logits"]))
+    (tmp_path / "lm.onnx").write_bytes(graph.SerializeToString())
+    lm = RowDecoder(folder / "lm.gguf", tmp_path / "lm.onnx", expected=tiny.SPEC)
+    context = lm.context(64)
+    context.prefill_tokens(0, PROMPT, 0)
+    with pytest.raises(ModelError, match=r"gave logits \[1, 1, \d+\] in place of \[1, 5, \d+\]"):
+        context.logits_of_tokens(PROMPT)
+    context.close()
+    lm.close()
 
 
 def test_a_table_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
