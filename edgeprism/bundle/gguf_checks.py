@@ -24,6 +24,9 @@ _SENTENCEPIECE = "llama"
 TOKENIZERS = (_SENTENCEPIECE, "gpt2", "gemma4")
 UNIGRAM = "t5"  # of models with an encoder, or that ONNX Runtime runs
 WORDPIECE = "bert"
+# bytes; llama.cpp calls itself for each byte of a unigram vocabulary's token, and a thread's stack
+# of 512 kB ends between 2000 and 4000 of them
+_LONGEST_UNIGRAM = 1024
 
 # attention in both directions: models for embeddings, and those that write by diffusion
 _NOT_CAUSAL = (
@@ -156,6 +159,9 @@ def vocabulary_faults(header: GgufHeader, kinds: Sequence[str] = TOKENIZERS) -> 
     tokens = {token.partition(b"\0")[0] if b"\0" in token else token for token in header.tokens}
     if len(tokens) != len(header.tokens):
         yield "a vocabulary that lists a token twice"
+    longest = max(map(len, header.tokens), default=0)
+    if kind == UNIGRAM and longest > _LONGEST_UNIGRAM:
+        yield f"a token of {longest} bytes (known: up to {_LONGEST_UNIGRAM})"
     if kind == _SENTENCEPIECE:
         missing = sum(b"<0x%02X>" % i not in tokens for i in range(256))
         if missing:

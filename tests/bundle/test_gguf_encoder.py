@@ -81,6 +81,18 @@ def test_numbers_that_do_not_fit(tmp_path: Path, t5: TinyT5, changes: dict[str, 
     assert ended.orderly, ended
 
 
+def test_a_token_that_would_fill_the_stack(tmp_path: Path, t5: TinyT5) -> None:
+    """llama.cpp calls itself for each byte of a token."""
+    path = tmp_path / "t5.gguf"
+    tokens = [f"{i}" for i in range(N_VOCAB - 1)]
+    ended = outcome(write_t5_gguf(path, t5, tokens=[*tokens, "x" * 100_000]))
+    assert ended.orderly, ended
+    with pytest.raises(ModelError, match="a token of 1025 bytes"):
+        LanguageModel(write_t5_gguf(path, t5, tokens=[*tokens, "x" * 1025]), expected=EXPECTED)
+    write_t5_gguf(path, t5, tokens=[*tokens, "x" * 1024])
+    assert not gguf_faults(read_gguf_header(path, tokens=True), encodes=True)
+
+
 def test_headers_damaged_at_random(tmp_path: Path, t5: TinyT5) -> None:
     path = write_t5_gguf(tmp_path / "t5.gguf", t5)
     data, header = path.read_bytes(), read_gguf_header(path, tokens=True)
