@@ -218,7 +218,8 @@ def judge_vision(
     limit = VISION_LIMITS[quant]
     if tokens.shape != reference.shape:
         return {}, [f"shape {list(tokens.shape)}, the reference has {list(reference.shape)}"]
-    error = np.linalg.norm(tokens - reference) / np.linalg.norm(reference)
+    norm = np.linalg.norm(reference)
+    error = np.linalg.norm(tokens - reference) / norm if norm else math.nan  # which fails
     lengths = np.linalg.norm(tokens, axis=-1) * np.linalg.norm(reference, axis=-1)
     cosines = (tokens * reference).sum(axis=-1) / np.maximum(lengths, 1e-20)
     figures = {

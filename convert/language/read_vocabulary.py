@@ -47,13 +47,7 @@ def vocabulary_from_folder(folder: Path, n_vocab: int, rules: TokenRules) -> Voc
             f"{vocabulary_gpt2.FILE} and {vocabulary_gpt2.MERGES}.",
             "Download the tokenizer with the language model.",
         )
-    try:
-        vocabulary: Vocabulary = kinds[0].vocabulary(folder, n_vocab, rules)
-    except UnicodeEncodeError as error:  # JSON can spell half of a character: "\ud83d"
-        raise CheckpointError(
-            f"{folder}: the tokenizer's files hold a token that is no text, {error.object!r}.",
-            "Download them again.",
-        ) from error
+    vocabulary: Vocabulary = kinds[0].vocabulary(folder, n_vocab, rules)
     missing = [name for name in rules.needed if name.encode() not in vocabulary.pieces]
     if missing:
         raise CheckpointError(

@@ -26,6 +26,7 @@ MODEL_STEMS = ("model", "pytorch_model")
 ADAPTER_STEMS = ("adapter_model",)
 MAX_TEXT_BYTES = 128 << 20  # of a configuration or tokenizer; the largest published have 35 MB
 _MAX_FRONT_MATTER_BYTES = 1 << 16
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # an escaped half of a character, or of a pair
 _NOT_FLOAT = "not a float type: "
 _FLOATS = "Quantized checkpoints cannot be converted; use the float weights."
 
@@ -329,7 +330,11 @@ def _shards_of(index: Path) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in `path`; CheckpointError if it is missing or damaged."""
     try:
-        data = json.loads(read_limited(path, MAX_TEXT_BYTES))
+        text = read_limited(path, MAX_TEXT_BYTES)
+        data = json.loads(text)
+        if _HALF.search(text):
+            # half of a character in an escape is no text: neither file nor tokenizer can hold it
+            json.dumps(data, ensure_ascii=False).encode()
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path} is missing.", "Pass the folder as it was published."

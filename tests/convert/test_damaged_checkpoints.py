@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edgeprism.convert.gate.judge import judge_lm
+from edgeprism.convert.gate.judge import judge_lm, judge_vision
 from edgeprism.convert.gate.language import text_to_ids
 from edgeprism.convert.language.config import lm_config_from_dict
 from edgeprism.convert.language.read_vocabulary import vocabulary_from_folder
 from edgeprism.convert.language.vocabulary import TokenRules
-from edgeprism.convert.read.checkpoint import Checkpoint
+from edgeprism.convert.read.checkpoint import Checkpoint, read_json
 from edgeprism.convert.read.fields import text_fields
 from edgeprism.convert.read.pth import pth_checkpoint
 from edgeprism.convert.read.sources import published_name, require_whole
@@ -127,6 +128,18 @@ def test_a_context_that_a_picture_fills_is_refused(tmp_path: Path) -> None:
     refused(lambda: parts_of(case), "takes 16 tokens (max_position_embeddings in config.json)")
 
 
+def test_half_of_a_character_is_no_text(tmp_path: Path) -> None:
+    """JSON can say it; no file of a bundle can. Two halves are a character."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"a": "\\ud83d\\ude00"}')
+    assert read_json(path) == {"a": "😀"}
+    for half in ("\\ud83d", "\\uDE00", "\\ude00\\ud83d"):
+        path.write_text(f'{{"a": ["{half}"]}}')
+        refused(partial(read_json, path), f"{path} cannot be read")
+        path.write_text(f'{{"{half}": 1}}')
+        refused(partial(read_json, path), f"{path} cannot be read")
+
+
 def test_a_text_config_that_is_no_object_is_named() -> None:
     refused(lambda: text_fields({"text_config": "x"}, [], "llama", "c.json"), "c.json: text_config")
 
@@ -215,6 +228,14 @@ def test_only_a_published_name_replaces_the_folders(
     assert published_name(folder) == name
 
 
+def test_visual_tokens_that_are_all_zero_fail() -> None:
+    zeros = np.zeros((1, 4, 8), np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, failures = judge_vision("fp32", zeros, zeros)
+    assert any("relative error nan" in failure for failure in failures)
+
+
 def test_logits_that_are_all_alike_fail() -> None:
     alike = [np.zeros((3, 5), np.float32)]
     _, failures = judge_lm("F32", alike, alike)
@@ -236,7 +257,7 @@ BPE: dict[str, Any] = {
     [
         ("model", {"vocab": {}}, "no vocabulary of pieces"),
         ("model", {"vocab": {"a": 0, "b": 1, "ab": 1}}, "two pieces have one id"),
-        ("model", {"vocab": {"a": 0, "b": 1, "\ud83d": 2}}, "a token that is no text"),
+        ("model", {"vocab": {"a": 0, "b": 1, "\ud83d": 2}}, "surrogates not allowed"),
         ("", {"added_tokens": {"id": 3}}, "added_tokens is no list"),
         ("", {"normalizer": "NFC"}, ""),
         ("", {"normalizer": ["NFC"]}, "tokenizer.json"),
