@@ -35,6 +35,7 @@ from edgeprism.convert.vision.quantize import FEATURES, IDS, INPUT, NEWLINE, OUT
 from edgeprism.convert.vision.side import VisionSide
 from edgeprism.convert.vision.weights import VisionWeights
 from edgeprism.errors import CheckpointError
+from edgeprism.picture.layout import most_visual_tokens
 
 ROWS_FILE = "lm.rows.gguf"  # the weights that a picture's rows go through
 VOCABULARY_FILE = "vocab.txt"  # of the instruction, for the vision graph
@@ -90,7 +91,6 @@ def captioner_parts(
     sources = [source_of(published) for published in captioner.sources]
     licenses = list(dict.fromkeys(source.license for source in sources))
     vision, lm = captioner.vision, captioner.lm
-    _require_room(captioner)
     manifest = Manifest(
         schema=SCHEMA,
         name=name or card.name or captioner.name or captioner.folder.resolve().name,
@@ -107,6 +107,7 @@ def captioner_parts(
         photographs=card.photographs,
         video=captioner.video,
     )
+    _require_room(captioner, manifest)
     return FamilyParts(
         vision=vision.graph,
         vision_weights=vision.weights,
@@ -139,10 +140,11 @@ def _language_model(lm: LmParts | DecoderParts) -> LanguageModelFile:
     return dataclasses.replace(said, image_positions=lm.image_positions, rows=rows)
 
 
-def _require_room(captioner: PublishedCaptioner) -> None:
-    """Raise CheckpointError if a picture's visual tokens alone would fill the context."""
-    down, across = captioner.vision.grid
-    n_rows = captioner.vision.most_tokens or down * across
+def _require_room(captioner: PublishedCaptioner, manifest: Manifest) -> None:
+    """Raise CheckpointError if the visual tokens of a picture's one tile would fill the context."""
+    n_rows = manifest.vision.tokens_per_tile
+    if manifest.image.tiling is None:
+        n_rows = most_visual_tokens(manifest)  # with the newlines between them
     if isinstance(captioner.lm, DecoderParts) and captioner.lm.cross is not None:
         return  # its layers attend to them beside the text
     if captioner.lm.config.context_length <= n_rows:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,7 @@ from edgeprism.convert.vision.export import export_graph
 from edgeprism.convert.vision.pack_onnx import pack_onnx
 from edgeprism.convert.write_instructed import write_instructed
 from edgeprism.convert.write_row_expert import measure_rows, write_row_expert
-from edgeprism.errors import CheckpointError, ParityError, UsageError
+from edgeprism.errors import CheckpointError, ModelError, ParityError, UsageError
 from edgeprism.language.model import LanguageModel
 from edgeprism.machine.facts import available_cores
 from edgeprism.progress import Progress
@@ -82,16 +84,8 @@ def convert(family: Family, out: Path, options: ConvertOptions, settings: Mappin
         parts = captioner_parts(family.name, options.name, captioner, card)
         # 6. write the vision graphs and the language model, and measure each
         verdict = judge.Verdict()
-        write = _write_vision if parts.text is None else write_instructed
-        variants = write(parts, writer.folder, options, verdict, progress)
-        give_memory_back()
-        if isinstance(parts.lm, DecoderParts):
-            decoder = write_decoder(parts.lm, parts.manifest, writer.folder, options.lm_quant,
-                                    verdict, progress)  # fmt: skip
-            lm = dataclasses.replace(parts.manifest.lm, decoder=decoder)
-        else:
-            lm = _write_lm(parts, parts.lm, writer.folder / LM_FILE, options.lm_quant, verdict,
-                           progress)  # fmt: skip
+        with _faults_of(captioner.folder, writer.folder):
+            variants, lm = _write(parts, writer.folder, options, verdict, progress)
         # 7. gate: does the bundle compute what the checkpoint does?
         _require_parity(verdict, options.force, family.lm_quants, progress)
         # 8. write the manifest, and move the bundle to `out`
@@ -122,6 +116,39 @@ def _refuse_unneeded(
                 f"holds what `{option.name}` would give.",
                 f"Leave `{option.name}` out.",
             )
+
+
+@contextlib.contextmanager
+def _faults_of(published: Path, unfinished: Path) -> Iterator[None]:
+    """Raise CheckpointError for what the runtime refuses of the unfinished bundle.
+
+    Its files come from the checkpoint, so there the fault is; they themselves are about to go.
+    """
+    try:
+        yield
+    except ModelError as error:
+        fault = error.summary.replace(f"{unfinished}{os.sep}", "")
+        raise CheckpointError(
+            f"{published}: what it makes cannot run: {fault}",
+            "The checkpoint may be damaged or not what its files say; if it is as published, "
+            "please report it.",
+            error.details,
+        ) from error
+
+
+def _write(parts: FamilyParts, folder: Path, options: ConvertOptions, verdict: judge.Verdict,
+           progress: Progress) -> tuple[list[VisionVariant], LanguageModelFile]:  # fmt: skip
+    """Write and measure both halves; return what the manifest says of them."""
+    write = _write_vision if parts.text is None else write_instructed
+    variants = write(parts, folder, options, verdict, progress)
+    give_memory_back()
+    if isinstance(parts.lm, DecoderParts):
+        decoder = write_decoder(
+            parts.lm, parts.manifest, folder, options.lm_quant, verdict, progress
+        )
+        return variants, dataclasses.replace(parts.manifest.lm, decoder=decoder)
+    lm = _write_lm(parts, parts.lm, folder / LM_FILE, options.lm_quant, verdict, progress)
+    return variants, lm
 
 
 def check_options(options: ConvertOptions, family: Family) -> ConvertOptions:

@@ -116,7 +116,8 @@ def _fields_of(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any], int]
     """Return the language model's fields and the edge of a patch; CheckpointError lists faults.
 
     The published file has them at the top level; files that transformers wrote later have a
-    text_config, which then decides, and may leave out what is Persimmon's default.
+    text_config, which then decides, and may leave out what is Persimmon's default. transformers 5
+    writes rope_parameters in both places.
     """
     from transformers import PersimmonConfig
 
@@ -126,11 +127,13 @@ def _fields_of(path: Path, config: dict[str, Any]) -> tuple[dict[str, Any], int]
         require_known,
         size_faults,
         variant_error,
+        with_older_rope,
     )
 
+    config = with_older_rope(config, str(path))
     require_known(config, FIELDS, str(path), _KIND)
     flat = {name: config[name] for name in FIELDS if config.get(name) is not None}
-    text = object_field(config, "text_config", str(path))
+    text = with_older_rope(object_field(config, "text_config", str(path)), f"{path} (text_config)")
     kind = text.get("model_type", _TEXT_KIND)
     faults = [] if kind == _TEXT_KIND else [f"text_config.model_type = {kind!r}"]
     if text:

@@ -231,4 +231,7 @@ def text_to_ids(folder: Path) -> Callable[[str], list[int]]:
     except Exception as error:  # `tokenizers` raises bare Exception
         raise CheckpointError(f"{path} cannot be read: {error}.", "Download it again.") from error
     tokenizer.encode_special_tokens = True  # text must never become a special token
+    # settings of a training, which the file may hold; transformers passes over them, too
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)

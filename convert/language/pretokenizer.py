@@ -78,7 +78,10 @@ def _hash(path: Path) -> str:
     from tokenizers import Tokenizer
 
     try:
-        ids = Tokenizer.from_file(str(path)).encode(_TEXT).ids
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_truncation()  # a setting of a training
+        tokenizer.no_padding()
+        ids = tokenizer.encode(_TEXT).ids
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{path} cannot be read: {error}.", "Download it again.") from error
     return hashlib.sha256(str(ids).encode()).hexdigest()

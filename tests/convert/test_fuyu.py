@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import PersimmonConfig
 from transformers.image_utils import ChannelDimension
 from transformers.models.fuyu import image_processing_fuyu
@@ -77,6 +78,15 @@ def captioner(bundle: Path) -> Iterator[Captioner]:
 def reference(case: Case) -> FuyuReference:
     assert isinstance(case.reference, FuyuReference)
     return case.reference
+
+
+def linked(case: Case, folder: Path, *without: str) -> Path:
+    """Return `folder` with links to the published files but `without`."""
+    folder.mkdir()
+    for path in case.settings["captioner"].iterdir():
+        if path.name not in without:
+            (folder / path.name).symlink_to(path)
+    return folder
 
 
 def test_the_bundle_says_what_the_published_model_says(
@@ -154,6 +164,32 @@ def test_other_layouts_compute_the_same(tmp_path: Path) -> None:
         ids = caption_ids(captioner, picture, instruction=INSTRUCTION, caption_tokens=N_TOKENS,
                           stop_at_end=False)  # fmt: skip
         assert ids == reference_of(folder).greedy(picture, N_TOKENS)
+
+
+def test_a_config_of_transformers_5_means_the_same(case: Case, tmp_path: Path) -> None:
+    """Which writes rope_parameters twice: at the top level, and in the text_config."""
+    folder = linked(case, tmp_path / "c", "config.json")
+    config = json.loads((case.settings["captioner"] / "config.json").read_text())
+    del config["rope_theta"], config["partial_rotary_factor"], config["rope_scaling"]
+    text = {name: config[name] for name in persimmon.FIELDS if name in config}
+
+    def lm_with(theta: float, theta_of_text: float) -> Any:
+        ropes = [{"rope_theta": each, "partial_rotary_factor": 0.5, "rope_type": "default"}
+                 for each in (theta, theta_of_text)]  # fmt: skip
+        newer = {
+            **config,
+            "rope_parameters": ropes[0],
+            "text_config": {"model_type": "persimmon", **text, "rope_parameters": ropes[1]},
+            "transformers_version": "5.0.0",
+        }
+        (folder / "config.json").write_text(json.dumps(newer))
+        return parts_of(Case("fuyu", {"captioner": folder}, case.reference)).lm.config
+
+    right = parts_of(case).lm.config
+    assert lm_with(25000.0, 25000.0) == right
+    assert lm_with(5000.0, 5000.0) == dataclasses.replace(right, rope_theta=5000.0)  # type: ignore[type-var]
+    with pytest.raises(CheckpointError, match=r"rope_theta = 5000\.0, and 25000\.0 in text_config"):
+        lm_with(5000.0, 25000.0)
 
 
 def test_eight_bits_pass_the_gate(tmp_path: Path) -> None:
@@ -317,6 +353,18 @@ def test_planted_mistakes_of_the_decoder_fail_the_gate(
 # ---- the tokenizer
 
 
+def fuyu_ids(path: Path) -> Callable[[str], list[int]]:
+    from edgeprism.convert.gate.fuyu import text_to_ids
+
+    return text_to_ids(path)
+
+
+def folder_ids(path: Path) -> Callable[[str], list[int]]:
+    from edgeprism.convert.gate.language import text_to_ids
+
+    return text_to_ids(path.parent)
+
+
 def test_texts_are_cut_as_the_published_tokenizer_cuts_them(case: Case, bundle: Path) -> None:
     """Signs of ASCII that are no piece become bytes, as published; other characters do not."""
     from edgeprism.convert.gate.fuyu import text_to_ids
@@ -338,6 +386,28 @@ def test_texts_are_cut_as_the_published_tokenizer_cuts_them(case: Case, bundle: 
     assert tiny.ANSWER not in vocabulary.tokenize("a<0x04>")  # a person's text
     assert vocabulary.tokenize("ж") == [tiny.PIECES.index("▁"), 0]  # the unknown token
     vocabulary.close()
+
+
+@pytest.mark.parametrize("read", [fuyu_ids, folder_ids], ids=["fuyu", "language"])
+def test_a_tokenizers_limits_of_a_training_are_passed_over(
+    read: Callable[[Path], Callable[[str], list[int]]], case: Case, tmp_path: Path
+) -> None:
+    """As transformers does: it sets both anew for each call."""
+    path = tmp_path / "tokenizer.json"
+    data = json.loads((case.settings["captioner"] / path.name).read_text())
+    path.write_text(json.dumps(data))
+    text = "a picture of a dog near the street"
+    expected = read(path)(text)
+    data["truncation"] = {
+        "max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right",
+    }  # fmt: skip
+    data["padding"] = {
+        "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "<unk>",
+    }  # fmt: skip
+    path.write_text(json.dumps(data))
+    assert 3 < len(expected) < 64
+    assert read(path)(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -394,7 +464,7 @@ def test_a_tokenizer_without_the_tokens_of_the_prompt_is_refused(case: Case) -> 
         ("config.json", {"num_attention_heads": 5}, "does not give each of 5 heads"),
         ("config.json", {"partial_rotary_factor": 0.25}, "turns 8 channels of a head"),
         ("config.json", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling = "),
-        ("config.json", {"max_position_embeddings": 2304}, "a picture alone has 2304 visual"),
+        ("config.json", {"max_position_embeddings": 2340}, "a picture alone has 2340 visual"),
         ("config.json", {"tie_word_embeddings": True}, "tie_word_embeddings = True"),
         ("config.json", {"num_channels": 4}, "num_channels = 4"),
         ("config.json", {"hidden_size": 0}, "hidden_size = 0"),
@@ -414,12 +484,8 @@ def test_a_tokenizer_without_the_tokens_of_the_prompt_is_refused(case: Case) -> 
 def test_what_contradicts_the_published_layout_is_refused(
     file: str, fields: dict[str, Any], expected: str, case: Case, tmp_path: Path
 ) -> None:
-    source, folder = case.settings["captioner"], tmp_path / "c"
-    folder.mkdir()
-    for path in source.iterdir():
-        if path.name != file:
-            (folder / path.name).symlink_to(path)
-    data = json.loads((source / file).read_text())
+    folder = linked(case, tmp_path / "c", file)
+    data = json.loads((case.settings["captioner"] / file).read_text())
     (folder / file).write_text(json.dumps({**data, **fields}))
     with pytest.raises(CheckpointError) as caught:
         convert_family("fuyu", tmp_path / "b", ConvertOptions(("fp32",), "F32"),
@@ -429,13 +495,37 @@ def test_what_contradicts_the_published_layout_is_refused(
     assert not (tmp_path / "b").exists()
 
 
+def test_weights_that_overflow_are_refused_by_the_checkpoints_name(
+    case: Case, tmp_path: Path
+) -> None:
+    """They are finite, but no logit is: the file that is refused then is about to go."""
+    folder = linked(
+        case, tmp_path / "c", *(p.name for p in case.settings["captioner"].glob("*safe*"))
+    )
+    tensors = {}
+    for path in case.settings["captioner"].glob("*.safetensors"):
+        tensors |= load_file(path)
+    tensors["language_model.model.layers.1.mlp.dense_4h_to_h.weight"][0, 0] = 3e38
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="gave values that are not finite") as caught:
+        converted(Case("fuyu", {"captioner": folder}, case.reference), tmp_path / "b")
+    assert caught.value.message.startswith(f"{folder}: what it makes cannot run: lm.onnx: ")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_tokenizer_that_would_end_the_process_is_refused(case: Case, tmp_path: Path) -> None:
+    """llama.cpp calls itself for each byte of a piece of a unigram vocabulary."""
+    folder = linked(case, tmp_path / "c", "tokenizer.json")
+    data = json.loads((case.settings["captioner"] / "tokenizer.json").read_text())
+    data["model"]["vocab"][-1][0] = "x" * 100_000
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=r"lm\.gguf: .* a token of 100000 bytes"):
+        converted(Case("fuyu", {"captioner": folder}, case.reference), tmp_path / "b")
+
+
 def test_a_smaller_canvas_is_kept(case: Case, tmp_path: Path) -> None:
     """As of models that others trained from it."""
-    source, folder = case.settings["captioner"], tmp_path / "c"
-    folder.mkdir()
-    for path in source.iterdir():
-        if path.name != "preprocessor_config.json":
-            (folder / path.name).symlink_to(path)
+    folder = linked(case, tmp_path / "c", "preprocessor_config.json")
     data = {**tiny.PREPROCESSOR, "size": {"height": 480, "width": 660}}
     del data["target_height"], data["target_width"]
     (folder / "preprocessor_config.json").write_text(json.dumps(data))
