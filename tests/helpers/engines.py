@@ -22,6 +22,8 @@ from edgeprism.progress import Progress
 from tests.helpers import bundles, tiny_decoder
 from tests.helpers.adapters import adapter_parts
 from tests.helpers.experts import write_expert_bundle
+from tests.helpers.family_checks import converted
+from tests.helpers.tiny_fuyu import write_fuyu
 from tests.helpers.tiny_lm import write_lm
 from tests.helpers.tiny_t5 import N_VOCAB, write_t5, write_t5_gguf
 
@@ -98,6 +100,11 @@ def _by_onnx(folder: Path) -> Path:
     return tiny_decoder.write_bundle(folder, 1, prompts=prompts)
 
 
+def _by_onnx_among_the_tokens(folder: Path) -> Path:
+    """Fuyu as published, converted: pictures of any shape, whose rows take positions."""
+    return converted(write_fuyu(folder / "published"), folder / "bundle")
+
+
 ENGINES: dict[str, Callable[[Path], Path]] = {
     "llama.cpp": _plain,
     "llama.cpp, positions in a table": _positions_in_a_table,
@@ -105,4 +112,5 @@ ENGINES: dict[str, Callable[[Path], Path]] = {
     "llama.cpp, rows by an expert": write_expert_bundle,
     "llama.cpp, encoded first": _encoded_first,
     "ONNX Runtime": _by_onnx,
+    "ONNX Runtime, rows among the tokens": _by_onnx_among_the_tokens,
 }

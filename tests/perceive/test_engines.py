@@ -183,7 +183,7 @@ def test_a_caption_that_fills_the_context_ends_there(captioner: Captioner, folde
     limit = captioner.bundle.manifest.lm.context_length
     path = min(folder.iterdir())
     instruction = "."
-    while (n := captioner.cost((30, 60), instruction=instruction).prompt_tokens) < limit - 6:
+    while (n := captioner.cost((60, 30), instruction=instruction).prompt_tokens) < limit - 6:
         instruction += "." * max(1, (limit - 6 - n) // 2)
     assert limit - 16 < n < limit
     ids = caption_ids(
