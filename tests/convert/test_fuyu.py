@@ -173,7 +173,12 @@ def test_a_config_of_transformers_5_means_the_same(case: Case, tmp_path: Path) -
     del config["rope_theta"], config["partial_rotary_factor"], config["rope_scaling"]
     text = {name: config[name] for name in persimmon.FIELDS if name in config}
 
-    def lm_with(theta: float, theta_of_text: float) -> Any:
+    def config_of(folder: Path) -> row_decoder.RowDecoderConfig:
+        lm = parts_of(Case("fuyu", {"captioner": folder}, case.reference)).lm.config
+        assert isinstance(lm, row_decoder.RowDecoderConfig)
+        return lm
+
+    def lm_with(theta: float, theta_of_text: float) -> row_decoder.RowDecoderConfig:
         ropes = [{"rope_theta": each, "partial_rotary_factor": 0.5, "rope_type": "default"}
                  for each in (theta, theta_of_text)]  # fmt: skip
         newer = {
@@ -183,11 +188,11 @@ def test_a_config_of_transformers_5_means_the_same(case: Case, tmp_path: Path) -
             "transformers_version": "5.0.0",
         }
         (folder / "config.json").write_text(json.dumps(newer))
-        return parts_of(Case("fuyu", {"captioner": folder}, case.reference)).lm.config
+        return config_of(folder)
 
-    right = parts_of(case).lm.config
+    right = config_of(case.settings["captioner"])
     assert lm_with(25000.0, 25000.0) == right
-    assert lm_with(5000.0, 5000.0) == dataclasses.replace(right, rope_theta=5000.0)  # type: ignore[type-var]
+    assert lm_with(5000.0, 5000.0) == dataclasses.replace(right, rope_theta=5000.0)
     with pytest.raises(CheckpointError, match=r"rope_theta = 5000\.0, and 25000\.0 in text_config"):
         lm_with(5000.0, 25000.0)
 
@@ -502,7 +507,7 @@ def test_weights_that_overflow_are_refused_by_the_checkpoints_name(
     folder = linked(
         case, tmp_path / "c", *(p.name for p in case.settings["captioner"].glob("*safe*"))
     )
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for path in case.settings["captioner"].glob("*.safetensors"):
         tensors |= load_file(path)
     tensors["language_model.model.layers.1.mlp.dense_4h_to_h.weight"][0, 0] = 3e38
