@@ -1,4 +1,4 @@
-"""Descriptions in whole paragraphs, from the templates in the folder stories/."""
+"""Descriptions in whole paragraphs, from the templates in the folder templates/."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Story:
 def read_stories() -> tuple[Story, ...]:
     """Read the templates of all files in the folder."""
     stories = []
-    for path in sorted(Path(__file__).with_name("stories").glob("*.txt")):
+    for path in sorted(Path(__file__).with_name("templates").glob("*.txt")):
         for block in path.read_text(encoding="utf-8").split("\n\n"):
             first, *lines = [line for line in block.split("\n") if line and line[0] != "#"] or [""]
             if first:
