@@ -133,7 +133,7 @@ def answer(
 ) -> dict[str, Any]:
     """Answer questions on captions, `runs` times after one that loads."""
     from edgeprism.reason.local import Reasoner
-    from edgeprism.store.stored_captioner import record_to_caption
+    from edgeprism.store.stored_record import record_to_caption
 
     seen = [record_to_caption(record) for record in captions]
     opened = Reasoner.load(reasoner, **engine)

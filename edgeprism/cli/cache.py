@@ -36,6 +36,8 @@ def info(as_json: bool) -> None:
     print_line(f"{captions}, {files} remembered, {counted(facts['claims'], 'claim')}")
     for bundle in facts["bundles"]:
         print_line(f"  {bundle['name']} {bundle['digest'][:12]}: {bundle['captions']}")
+    if nameless := facts["captions"] - sum(bundle["captions"] for bundle in facts["bundles"]):
+        print_line(f"  damaged: {nameless}")
 
 
 @command.command("export", cls=Command)

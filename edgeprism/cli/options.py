@@ -341,8 +341,11 @@ def perceiving(captioners: Sequence[Captioner], *, use_store: bool) -> list[Perc
             warned.add(error.summary)
             say(f"note: {error.summary} It is not used.")
 
+    def tell_damaged(error: StoreError) -> None:
+        say(f"note: {error.summary} The picture is described again.")
+
     try:
-        store = CaptionStore(default_path(), on_unwritable=warn)
+        store = CaptionStore(default_path(), on_unwritable=warn, on_damaged=tell_damaged)
     except StoreError as error:
         warn(error)
         return [*captioners]

@@ -35,7 +35,7 @@ from edgeprism.reason.base import BaseReasoner
 from edgeprism.reason.prompt_cut import PROMPT_CUT
 from edgeprism.reason.shape import choices_to_shape
 from edgeprism.records import Answer
-from edgeprism.store.stored_captioner import record_to_caption
+from edgeprism.store.stored_record import record_to_caption
 
 Progress = Callable[[str, int, int], None]  # stage, items done, items in total
 

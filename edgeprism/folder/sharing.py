@@ -81,11 +81,18 @@ class StoreOpener:
     def open(self) -> CaptionStore:
         """Open it. Raises StoreError as `CaptionStore` does."""
         return CaptionStore(
-            default_path(), on_unwritable=None if self._tell is None else self._say_once
+            default_path(),
+            on_unwritable=None if self._tell is None else self._say_unwritable,
+            on_damaged=self._say_damaged,
         )
 
-    def _say_once(self, error: StoreError) -> None:
-        text = f"{error.summary} This run's captions are not kept in it."
+    def _say_unwritable(self, error: StoreError) -> None:
+        self._say_once(f"{error.summary} This run's captions are not kept in it.")
+
+    def _say_damaged(self, error: StoreError) -> None:
+        self._say_once(f"{error.summary} Damaged captions are made again.")
+
+    def _say_once(self, text: str) -> None:
         if text not in self._told and self._tell is not None:
             self._told.add(text)
             self._tell(text)

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from edgeprism.files.file_systems import keeps_change_times
 from edgeprism.files.home import data_dir
+from edgeprism.files.safe_text import counted
 from edgeprism.files.stamps import FileStamp, status_to_stamp
 from edgeprism.store.claims import LEASE_S, Holders
 from edgeprism.store.database import (
@@ -35,8 +36,14 @@ from edgeprism.store.outputs import OutputTable
 from edgeprism.store.paths import absolute, bytes_to_path, can_be, is_unchanged, path_to_bytes
 from edgeprism.store.request_key import RequestKey
 from edgeprism.store.schema import MIGRATIONS
+from edgeprism.store.stored_record import text_to_record
 
 Result = TypeVar("Result")
+# of a record's model; NULL where the record is no JSON, at which json_extract alone would fail
+_NAME, _DIGEST = (
+    f"CASE WHEN json_valid(record) THEN json_extract(record, '$.model.{field}') END"
+    for field in ("name", "digest")
+)
 
 
 def default_path() -> Path:
@@ -48,19 +55,24 @@ class CaptionStore:
     """One connection: use it from one thread. Several processes may open the same file."""
 
     def __init__(
-        self, path: Path, *, on_unwritable: Callable[[StoreError], object] | None = None
+        self,
+        path: Path,
+        *,
+        on_unwritable: Callable[[StoreError], object] | None = None,
+        on_damaged: Callable[[StoreError], object] | None = None,
     ) -> None:
         """Open or create `path`.
 
         With `on_unwritable`, a store that cannot be written (full disk, no permission) is read
         where that is possible, what would be written is dropped, and `on_unwritable` is called
-        with the error, each time.
+        with the error, each time. A record that is damaged counts as none, so its caption is made
+        again and replaces it; `on_damaged` is called with an error that says so, each time.
 
         Raises StoreError if the store is damaged, locked or too new; without `on_unwritable`,
         UnwritableStoreError if it cannot be written.
         """
         self.path = path
-        self._on_unwritable = on_unwritable
+        self._on_unwritable, self._on_damaged = on_unwritable, on_damaged
         self._holders = Holders(socket.gethostname())
         self.outputs = OutputTable(self._rows, self._write)
         self._database: Database | None
@@ -86,17 +98,20 @@ class CaptionStore:
     # ---- captions
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """Return the record of a caption, as `Caption.to_dict` made it; None without one."""
-        row = self._row("SELECT record FROM captions WHERE key = ?", (key,))
-        return _record(row[0]) if row else None
+        """Return the record of a caption, as `Caption.to_dict` made it; None without a whole one.
+
+        The store calls `on_damaged` for one that is not whole.
+        """
+        row = self._row("SELECT CAST(record AS BLOB) FROM captions WHERE key = ?", (key,))
+        return self._whole(row)
 
     def get_alike(self, request: RequestKey, tiles_sha256: str) -> dict[str, Any] | None:
-        """Return the record of any picture with these tiles; None without one."""
-        row = self._row(
-            "SELECT record FROM captions WHERE request = ? AND tiles_sha256 = ?",
+        """Return the record of any picture with these tiles; None without a whole one."""
+        rows = self._rows(
+            "SELECT CAST(record AS BLOB) FROM captions WHERE request = ? AND tiles_sha256 = ?",
             (request.id(), tiles_sha256),
         )
-        return _record(row[0]) if row else None
+        return next(filter(None, map(self._whole, rows)), None)
 
     def put(
         self,
@@ -165,12 +180,15 @@ class CaptionStore:
         """Claim `key` for this process; return False if it must not caption it.
 
         It must not while another running process holds the claim. Nor must it if the store has the
-        caption: another process may have put it there, and ended its claim, after this process
-        looked for the caption. `renew` the claim while the work goes on.
+        caption, whole: another process may have put it there, and ended its claim, after this
+        process looked for the caption. `renew` the claim while the work goes on.
         """
 
         def take(database: Database) -> bool:
-            if database.execute("SELECT 1 FROM captions WHERE key = ?", (key,)).fetchone():
+            made = database.execute(
+                "SELECT CAST(record AS BLOB) FROM captions WHERE key = ?", (key,)
+            ).fetchone()
+            if made and text_to_record(made[0]) is not None:
                 return False
             row = database.execute(
                 "SELECT host, pid, until FROM claims WHERE key = ?", (key,)
@@ -216,8 +234,9 @@ class CaptionStore:
                 for table in ("captions", "files", "requests", "claims")  # S608: constants only
             }
             bundles = database.execute(
-                "SELECT json_extract(record, '$.model.name'), json_extract(record,"
-                " '$.model.digest'), count(*) FROM captions GROUP BY 1, 2 ORDER BY 3 DESC"
+                f"SELECT {_NAME}, {_DIGEST}, count(*) FROM captions"  # noqa: S608
+                f" WHERE typeof({_NAME}) = 'text' AND typeof({_DIGEST}) = 'text'"
+                " GROUP BY 1, 2 ORDER BY 3 DESC"
             ).fetchall()
             version = database.execute("PRAGMA user_version").fetchone()[0]
             journal = database.journal()
@@ -271,7 +290,8 @@ class CaptionStore:
     ) -> dict[str, int]:
         """Delete rows of missing files, and captions of other bundles.
 
-        Captions stay if `keep_digests` is None or holds their bundle's digest. Returns the numbers
+        Captions stay if `keep_digests` is None or holds their bundle's digest; of a damaged record
+        no bundle is known. Returns the numbers
         of deleted files and captions; with `dry_run` deletes nothing.
         """
         database = self._opened()
@@ -280,8 +300,7 @@ class CaptionStore:
         gone = [(path,) for path in paths if not os.path.lexists(path)]
         keep = tuple(keep_digests or ())
         others = (
-            "FROM captions WHERE json_extract(record, '$.model.digest') NOT IN "
-            f"({', '.join('?' * len(keep))})"
+            f"FROM captions WHERE coalesce({_DIGEST}, '') NOT IN ({', '.join('?' * len(keep))})"
         )
         with database.explained():
             count = database.execute(f"SELECT count(*) {others}", keep).fetchone()[0]
@@ -341,28 +360,30 @@ class CaptionStore:
             self._on_unwritable(error)
             return otherwise
 
+    def _whole(self, row: tuple[Any, ...] | None) -> dict[str, Any] | None:
+        """Return the record of a row, if there is one and it is whole."""
+        record = text_to_record(row[0]) if row else None
+        if row and record is None and self._on_damaged is not None:
+            self._on_damaged(StoreError(f"{self.path}: the caption store holds a damaged record."))
+        return record
+
     def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        database = self._opened()
-        statement = "SELECT key, image_sha256, record FROM captions ORDER BY created, key"
+        """Yield all whole records; raises StoreError after them if there are others."""
+        database, damaged = self._opened(), 0
+        statement = "SELECT image_sha256, CAST(record AS BLOB) FROM captions ORDER BY created, key"
         with database.explained():
-            for key, image_sha256, text in database.execute(statement):
-                record = _record(text)
+            for image_sha256, text in database.execute(statement):
+                record = text_to_record(text)
                 if record is None:
-                    raise StoreError(
-                        f"{self.path}: the record of caption {key[:12]}… is damaged.",
-                        "Keep the file under another name; `sqlite3 FILE .recover` may help.",
-                    )
-                yield image_sha256, record
+                    damaged += 1
+                else:
+                    yield image_sha256, record
+        if damaged:
+            raise StoreError(
+                f"{self.path}: {counted(damaged, 'record')} damaged; all others are whole.",
+                "`edgeprism caption` makes a damaged caption again when it meets the picture.",
+            )
 
     def _files(self) -> list[Path]:
         parts = (self.path, *(self.path.with_name(self.path.name + s) for s in ("-wal", "-shm")))
         return [path for path in parts if path.exists()]
-
-
-def _record(text: str) -> dict[str, Any] | None:
-    """Read a stored record; None for a damaged one, whose caption is then made again."""
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from edgeprism.errors import ManifestError, UsageError
-from edgeprism.files.strict_json import json_without_duplicates
+from edgeprism.errors import UsageError
 from edgeprism.store.database import BUSY_SECONDS, Database, StoreError, UnwritableStoreError
 from edgeprism.store.schema import APPLICATION_ID, MIGRATIONS
+from edgeprism.store.stored_record import text_to_record
 
 _STORE_FILE = "captions.sqlite3"
 _REQUESTS = "INSERT OR IGNORE INTO requests VALUES (?, ?)"
@@ -39,13 +38,6 @@ _FILES = """
     WHERE (excluded.stamp, excluded.sha256) > (stamp, sha256)
 """
 _OUTPUTS = "INSERT OR IGNORE INTO outputs VALUES (?, ?)"
-
-# what reads a stored record relies on, of `Caption.to_dict`
-_FIELDS = {
-    "caption": str, "image": str, "image_sha256": str, "image_size": list, "finish_reason": str,
-    "tokens": dict, "timings_ms": dict, "model": dict, "device": str, "instruction": str,
-    "notes": list, "version": str,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,23 +111,10 @@ def _captions(source: Database) -> Iterator[tuple[Any, ...]]:
         key, image_sha256, request, record, created, _ = row
         if hashlib.sha256(f"{image_sha256}:{request}".encode()).hexdigest() != key:
             raise _damaged(source, f"caption {key!s:.12}… has another picture's key")
-        if not _is_record(record) or not isinstance(created, float):
+        whole = isinstance(record, str) and text_to_record(record) is not None
+        if not whole or not isinstance(created, float):
             raise _damaged(source, f"caption {key!s:.12}… has no whole record")
         yield row
-
-
-def _is_record(text: object) -> bool:
-    """Return whether a record's text is one that every reader of the store can take."""
-    if not isinstance(text, str):
-        return False
-    try:
-        record = json_without_duplicates(text, "record")
-        json.dumps(record, ensure_ascii=False).encode()  # half of a pair of surrogates has no code
-    except (ManifestError, UnicodeEncodeError):
-        return False
-    return isinstance(record, dict) and all(
-        isinstance(record.get(name), kind) for name, kind in _FIELDS.items()
-    )
 
 
 def _paths(source: Database, statement: str) -> Iterator[tuple[Any, ...]]:

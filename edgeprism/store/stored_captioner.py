@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
@@ -16,19 +16,11 @@ from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import CaptionOptions, Plan
 from edgeprism.perceive.video import is_video_for
 from edgeprism.picture.read import MAX_FILE_BYTES, READER_VERSION, ImageSource
-from edgeprism.records import (
-    Caption,
-    EncodedImage,
-    ModelInfo,
-    Pictured,
-    Reduction,
-    Timings,
-    TokenCounts,
-    sampled_from_record,
-)
+from edgeprism.records import Caption, EncodedImage
 from edgeprism.store.caption_store import CaptionStore
 from edgeprism.store.database import StoreError
 from edgeprism.store.request_key import RequestKey
+from edgeprism.store.stored_record import record_to_caption
 from edgeprism.vision.token_reduction import METHOD
 
 Result = TypeVar("Result")
@@ -154,28 +146,3 @@ class StoredCaptioner:
             self._failed = True
             self._on_error(error)
             return None
-
-
-def record_to_caption(record: Mapping[str, Any]) -> Caption:
-    """Rebuild the caption that `Caption.to_dict` turned into a record."""
-    return Caption(
-        text=record["caption"],
-        image=record["image"],
-        image_sha256=record["image_sha256"],
-        finish_reason=record["finish_reason"],
-        tokens=TokenCounts(**record["tokens"]),
-        timings=Timings(**record["timings_ms"]),
-        model=ModelInfo(**record["model"]),
-        device=record["device"],
-        instruction=record["instruction"],
-        version=record["version"],
-        image_size=tuple(record["image_size"]),
-        notes=tuple(record["notes"]),
-        # Records from before EdgePrism captioned several pictures together lack this field.
-        together=tuple(
-            Pictured(p["image"], p["image_sha256"], tuple(p["image_size"]))
-            for p in record.get("together", ())
-        ),
-        reduction=Reduction(**record["reduction"]) if record.get("reduction") else None,
-        video=sampled_from_record(record["video"]) if record.get("video") else None,
-    )

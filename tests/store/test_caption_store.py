@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,10 @@ from edgeprism.store.caption_store import CaptionStore
 from edgeprism.store.database import StoreError
 from edgeprism.store.request_key import RequestKey
 from edgeprism.store.schema import MIGRATIONS
+from tests.helpers.stored import stored_record
 
 REQUEST = RequestKey("digest", "int8", "f16", "Describe.", 32, 0.0, 0, 1)
-RECORD = {
-    "caption": "a boat",
-    "model": {"name": "m", "digest": "digest"},
-    "timings_ms": {"total": 20},
-}
+RECORD = stored_record()
 
 
 @pytest.fixture
@@ -122,7 +120,9 @@ def test_prune_and_clear(path: Path, tmp_path: Path) -> None:
     with CaptionStore(path) as store:
         store.put(REQUEST, "aa", RECORD)
         store.put(
-            replace(REQUEST, bundle_digest="old"), "aa", {**RECORD, "model": {"digest": "old"}}
+            replace(REQUEST, bundle_digest="old"),
+            "aa",
+            stored_record(model={**RECORD["model"], "digest": "old"}),
         )
         stamp = status_to_stamp(existing.stat())
         store.remember_file(existing, stamp, "aa")
@@ -190,3 +190,62 @@ def test_a_locked_store_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             holder.execute("ROLLBACK")
             holder.close()
         store.put(REQUEST, "aa", RECORD)
+
+
+LONE = '"\\ud800"'
+DAMAGE = {
+    "no JSON": "UPDATE captions SET record = '[1'",
+    "nothing": "UPDATE captions SET record = ''",
+    "no fields": "UPDATE captions SET record = '{}'",
+    "a list": "UPDATE captions SET record = '[]'",
+    "bytes": "UPDATE captions SET record = x'ff00'",
+    "bytes for text": "UPDATE captions SET record = CAST(x'7bff7d' AS TEXT)",
+    "no caption": "UPDATE captions SET record = json_remove(record, '$.caption')",
+    "no tokens": "UPDATE captions SET record = json_set(record, '$.tokens', json('{}'))",
+    "tokens in words": "UPDATE captions SET record = json_set(record, '$.tokens.visual', 'many')",
+    "another time": "UPDATE captions SET record = json_set(record, '$.timings_ms.dream', 1.0)",
+    "no size": "UPDATE captions SET record = json_set(record, '$.image_size', json('[]'))",
+    "numbers for notes": "UPDATE captions SET record = json_set(record, '$.notes', json('[1]'))",
+    "half a reduction": "UPDATE captions SET record = json_set(record, '$.reduction', json('[1]'))",
+    "half a video": "UPDATE captions SET record = json_set(record, '$.video', json('{\"of\": 1}'))",
+    "twice": """UPDATE captions SET record = '{"caption": "b", ' || substr(record, 2)""",
+    "no number": """UPDATE captions SET record = replace(record, '20.0', 'NaN')""",
+    "half a character": f"UPDATE captions SET record = replace(record, '\"0\"', '{LONE}')",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_record_is_none_is_told_and_can_be_made_again(path: Path, damage: str) -> None:
+    told: list[str] = []
+    key, other = REQUEST.key("aa"), replace(REQUEST, seed=1)
+    with CaptionStore(path) as store:
+        store.put(REQUEST, "aa", RECORD, tiles_sha256="tiles")
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        assert database.execute(DAMAGE[damage]).rowcount == 1
+    with CaptionStore(path, on_damaged=lambda error: told.append(error.message)) as store:
+        store.put(other, "aa", RECORD)
+        assert store.get(key) is None
+        assert store.get_alike(REQUEST, "tiles") is None
+        assert store.get(other.key("aa")) == RECORD
+        assert len(told) == 2
+        assert str(path) in told[0]
+        exported = store.records()
+        assert next(exported) == RECORD
+        with pytest.raises(StoreError, match="1 record damaged"):
+            next(exported)
+        assert sum(bundle["captions"] for bundle in store.info()["bundles"]) in (1, 2)
+        assert store.claim(key), "nobody else makes it"
+        store.put(REQUEST, "aa", RECORD)
+        assert store.get(key) == RECORD
+        assert list(store.records()) == [RECORD, RECORD]
+
+
+def test_prune_takes_damaged_records_for_no_bundles(path: Path) -> None:
+    with CaptionStore(path) as store:
+        store.put(REQUEST, "aa", RECORD)
+        store.put(REQUEST, "bb", RECORD)
+        with closing(sqlite3.connect(path, isolation_level=None)) as database:
+            database.execute("UPDATE captions SET record = '[1' WHERE image_sha256 = 'bb'")
+        assert store.prune(keep_digests={"digest"}, dry_run=True)["captions"] == 1
+        assert store.prune(keep_digests={"digest"})["captions"] == 1
+        assert list(store.records()) == [RECORD]

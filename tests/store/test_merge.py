@@ -22,6 +22,7 @@ from edgeprism.store.caption_store import CaptionStore
 from edgeprism.store.database import StoreError
 from edgeprism.store.request_key import RequestKey
 from edgeprism.store.schema import MIGRATIONS
+from tests.helpers.stored import stored_record
 
 REQUEST = RequestKey("digest", "int8", "f16", "Describe.", 32, 0.0, 0, 1)
 OTHER = RequestKey("digest", "int8", "f16", "Count.", 32, 0.0, 0, 1)
@@ -29,12 +30,7 @@ TABLES = ("requests", "captions", "files", "outputs")
 
 
 def record(words: str) -> dict[str, Any]:
-    return {
-        "caption": words, "image": "p.png", "image_sha256": "aa", "image_size": [4, 4],
-        "finish_reason": "stop", "tokens": {}, "timings_ms": {}, "device": "cpu",
-        "model": {"name": "m", "digest": "digest"}, "instruction": "Describe.", "notes": [],
-        "version": "0",
-    }  # fmt: skip
+    return stored_record(words, image="p.png")
 
 
 def rows(path: Path) -> dict[str, list[Any]]:
@@ -102,11 +98,20 @@ def test_of_two_captions_of_a_key_the_older_stays_in_any_order(tmp_path: Path) -
             assert store.get(REQUEST.key("aa")) == record("made first")
 
 
+def test_a_record_with_a_name_of_any_bytes_is_merged(tmp_path: Path) -> None:
+    odd = {**record("a boat"), "image": "caf\udce9.png", "instruction": "caf\udce9?"}
+    with CaptionStore(tmp_path / "odd.sqlite3") as store:
+        store.put(REQUEST, "aa", odd)
+    with CaptionStore(tmp_path / "into.sqlite3") as store:
+        assert store.merge(tmp_path / "odd.sqlite3").added == 1
+        assert store.get(REQUEST.key("aa")) == odd
+
+
 DAMAGE = {
     "key": "UPDATE captions SET key = 'ff' || key WHERE image_sha256 = '59'",
     "record": "UPDATE captions SET record = '[1'",
     "record without fields": "UPDATE captions SET record = '{}', created = 0.0",
-    "a number that is none": """UPDATE captions SET record = replace(record, '"0"', 'NaN')""",
+    "a number that is none": """UPDATE captions SET record = replace(record, '20.0', 'NaN')""",
     "half a character": r"""UPDATE captions SET record = replace(record, '"0"', '"\ud800"')""",
     "bytes for a record": "UPDATE captions SET record = CAST(record AS BLOB)",
     "a date in words": "UPDATE captions SET created = 'yesterday'",

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,10 @@ from edgeprism.store.claims import LEASE_S
 from edgeprism.store.database import StoreError
 from edgeprism.store.request_key import RequestKey
 from tests.helpers import ordinary_user
+from tests.helpers.stored import stored_record
 
 REQUEST = RequestKey("digest", "int8", "f16", "Describe.", 32, 0.0, 0, 1)
-RECORD = {"image": "a.png", "image_sha256": "aa", "caption": "a boat",
-          "model": {"name": "m", "digest": "digest"}}  # fmt: skip
+RECORD = stored_record()
 SETTLED_S = 0.05  # after this a file's stamp vouches for its content
 
 # the tables of version 1, as the first release made them
@@ -426,6 +427,45 @@ def test_a_full_disk_loses_no_caption_and_ends_no_run(random_bundle: Path, folde
     assert "6 known already" in in_words(done.stderr)
     with CaptionStore(default_path()) as store:
         assert store.info()["captions"] >= 6
+
+
+@pytest.mark.parametrize("record", ["{}", "[1"])
+def test_damaged_records_are_made_again_and_told(
+    random_bundle: Path, folder: Path, record: str
+) -> None:
+    expected = captions_of(random_bundle, folder)
+    store = default_path()
+    with closing(sqlite3.connect(store, isolation_level=None)) as database:
+        database.execute(
+            "UPDATE captions SET record = ? WHERE key IN (SELECT key FROM captions LIMIT 2)",
+            (record,),
+        )
+    assert edgeprism("cache", "info").stdout.splitlines()[-1].split() == ["damaged:", "2"]
+    export = edgeprism("cache", "export")
+    assert len(export.stdout.splitlines()) == 4
+    assert export.stderr.startswith(f"error: {store}: 2 records damaged; all others are whole.")
+    done = edgeprism("caption", "--model", random_bundle, folder)
+    assert done.returncode == 0
+    assert done.stderr.count("Damaged captions are made again.") == 1
+    assert str(store) in done.stderr
+    assert "2 captioned, 4 known already" in in_words(done.stderr)
+    assert captions_of(random_bundle, folder) == expected
+    assert len(edgeprism("cache", "export").stdout.splitlines()) == 6
+
+
+def test_ask_describes_again_what_a_damaged_record_told(
+    random_bundle: Path, scripted_gguf: Path, folder: Path
+) -> None:
+    ask = ("ask", folder / "p1.jpg", "What?", "-m", random_bundle, "--reasoner", scripted_gguf,
+           "--json")  # fmt: skip
+    first = json.loads(edgeprism(*ask).stdout)
+    with closing(sqlite3.connect(default_path(), isolation_level=None)) as database:
+        database.execute("UPDATE captions SET record = '{}'")
+    second = edgeprism(*ask)
+    assert second.returncode == 0
+    assert "holds a damaged record. The picture is described again." in second.stderr
+    assert json.loads(second.stdout)["captions"][0]["caption"] == first["captions"][0]["caption"]
+    assert "damaged" not in edgeprism(*ask).stderr
 
 
 def test_ask_goes_on_without_a_damaged_store(
