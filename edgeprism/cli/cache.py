@@ -23,7 +23,7 @@ def info(as_json: bool) -> None:
     """Print where the store is and what it holds."""
     from edgeprism.store.caption_store import CaptionStore, default_path
 
-    with CaptionStore(default_path()) as store:
+    with CaptionStore(default_path(), needed=True) as store:
         facts = store.info()
     if as_json:
         print_json(facts, indent=2)
@@ -49,7 +49,7 @@ def export() -> None:
     """
     from edgeprism.store.caption_store import CaptionStore, default_path
 
-    with CaptionStore(default_path()) as store:
+    with CaptionStore(default_path(), needed=True) as store:
         for record in store.located_records():
             print_json(record)
 
@@ -75,7 +75,7 @@ def merge(stores: tuple[str, ...], into: str | None) -> None:
     sources = [store_file(Path(store)) for store in stores]
     for source in sources:  # before anything is written
         open_source(source).close()
-    with CaptionStore(target) as store:
+    with CaptionStore(target, needed=True) as store:
         for source in sources:
             merged = store.merge(source)
             had = f", {merged.captions - merged.added:,} of them known" if merged.captions else ""
@@ -90,7 +90,7 @@ def clear(yes: bool) -> None:
     """Delete every caption, and all that is remembered of files."""
     from edgeprism.store.caption_store import CaptionStore, default_path
 
-    with CaptionStore(default_path()) as store:
+    with CaptionStore(default_path(), needed=True) as store:
         captions = counted(store.info()["captions"], "caption")
         where = printable_line(str(store.path))
         if not yes and not confirm(f"Delete {captions} from {where}?"):
@@ -112,7 +112,7 @@ def prune(models: tuple[str, ...], dry_run: bool) -> None:
     from edgeprism.vision.open_model import open_model
 
     digests = {open_model(model).digest for model in models} or None
-    with CaptionStore(default_path()) as store:
+    with CaptionStore(default_path(), needed=True) as store:
         claims = store.drop_stale_claims(dry_run=dry_run)
         deleted = store.prune(keep_digests=digests, dry_run=dry_run)
     files, captions = counted(deleted["files"], "file"), counted(deleted["captions"], "caption")

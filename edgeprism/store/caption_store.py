@@ -58,6 +58,7 @@ class CaptionStore:
         self,
         path: Path,
         *,
+        needed: bool = False,
         on_unwritable: Callable[[StoreError], object] | None = None,
         on_damaged: Callable[[StoreError], object] | None = None,
     ) -> None:
@@ -67,6 +68,7 @@ class CaptionStore:
         where that is possible, what would be written is dropped, and `on_unwritable` is called
         with the error, each time. A record that is damaged counts as none, so its caption is made
         again and replaces it; `on_damaged` is called with an error that says so, each time.
+        `needed` is as for `Database`.
 
         Raises StoreError if the store is damaged, locked or too new; without `on_unwritable`,
         UnwritableStoreError if it cannot be written.
@@ -77,12 +79,12 @@ class CaptionStore:
         self.outputs = OutputTable(self._rows, self._write)
         self._database: Database | None
         try:
-            self._database = Database(path, MIGRATIONS, BUSY_SECONDS)
+            self._database = Database(path, MIGRATIONS, BUSY_SECONDS, needed=needed)
         except UnwritableStoreError as error:
             if on_unwritable is None:
                 raise
             on_unwritable(error)
-            self._database = Database.open_to_read(path, MIGRATIONS)
+            self._database = Database.open_to_read(path, MIGRATIONS, needed=needed)
 
     def close(self) -> None:
         """Close the database."""

@@ -32,7 +32,6 @@ _NO_LOCKS = {
     sqlite3.SQLITE_IOERR_SHMMAP,
 }
 BUSY_SECONDS = 10.0
-_WITHOUT = "or use `use_store=False`."
 
 
 class StoreError(EdgePrismError):
@@ -46,15 +45,18 @@ class UnwritableStoreError(StoreError):
 class Database:
     """A connection to the store's file: use it from one thread."""
 
-    def __init__(self, path: Path, migrations: Sequence[str], busy_s: float) -> None:
+    def __init__(
+        self, path: Path, migrations: Sequence[str], busy_s: float, *, needed: bool = False
+    ) -> None:
         """Open or create `path`.
 
-        Raises UnwritableStoreError if it cannot be written, StoreError if it is damaged, locked or
-        too new, or if its file system does not lock files.
+        `needed` says that the work is about the store itself, so that no hint advises to do
+        without it. Raises UnwritableStoreError if it cannot be written, StoreError if it is
+        damaged, locked or too new, or if its file system does not lock files.
         """
         self.path = path
         self._migrations = migrations
-        self._busy_s = busy_s
+        self._busy_s, self._needed = busy_s, needed
         self.read_only = False
         with self.explained():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,9 @@ class Database:
             raise
 
     @classmethod
-    def open_to_read(cls, path: Path, migrations: Sequence[str]) -> Database | None:
+    def open_to_read(
+        cls, path: Path, migrations: Sequence[str], *, needed: bool = False
+    ) -> Database | None:
         """Open a store that cannot be written; None without one of this schema.
 
         A store that another program might change is not opened as unchanging ("immutable"), so
@@ -79,7 +83,7 @@ class Database:
         """
         database = cls.__new__(cls)
         database.path, database._migrations, database._busy_s = path, migrations, 1.0
-        database.read_only = True
+        database.read_only, database._needed = True, needed
         log = path.with_name(path.name + "-wal")
         modes = ["mode=ro"]
         if not (os.path.exists(log) and os.path.getsize(log)):
@@ -130,7 +134,7 @@ class Database:
             kind = UnwritableStoreError if error.errno in _UNWRITABLE_CODES else StoreError
             raise kind(
                 f"{self.path}: the caption store is unusable: {error.strerror or error}.",
-                "Name a folder that can be written with EDGEPRISM_HOME, " + _WITHOUT,
+                self._hint("Name a folder that can be written with EDGEPRISM_HOME"),
             ) from error
 
     def _explain(self, error: sqlite3.Error) -> StoreError:
@@ -138,7 +142,7 @@ class Database:
         code, where = whole & 0xFF, f"{self.path}: the caption store"
         if code in _LOCKED:
             return StoreError(
-                f"{where} is locked: {error}.", "Wait for the other process, " + _WITHOUT
+                f"{where} is locked: {error}.", self._hint("Wait for the other process")
             )
         if code in _UNWRITABLE or whole == sqlite3.SQLITE_IOERR_WRITE:
             full = code == sqlite3.SQLITE_FULL
@@ -146,25 +150,30 @@ class Database:
             cure = "Free some space" if full else "Allow writing to it and to its folder"
             return UnwritableStoreError(
                 f"{where} cannot be written: {what}. The captions in it are safe.",
-                f"{cure}, {_WITHOUT}",
+                self._hint(cure),
             )
         if code == sqlite3.SQLITE_CANTOPEN:
             return UnwritableStoreError(
                 f"{where} is unusable: {error}.",
-                f"Check who may read and write {self.path.parent}, {_WITHOUT}",
+                self._hint(f"Check who may read and write {self.path.parent}"),
             )
         if whole in _NO_LOCKS:
             return StoreError(
                 f"{where} is unusable: its file system does not lock files ({error}).",
-                "Name a folder on a local disk with EDGEPRISM_HOME, " + _WITHOUT,
+                self._hint("Name a folder on a local disk with EDGEPRISM_HOME"),
             )
         if code in _DAMAGED:
             return StoreError(
                 f"{where} is unusable: {error}.",
-                "Keep the file under another name, from which `sqlite3 FILE .recover` may save "
-                "captions, and a new store begins; " + _WITHOUT,
+                self._hint(
+                    "Keep the file under another name, from which `sqlite3 FILE .recover` may save "
+                    "captions, and a new store begins"
+                ),
             )
-        return StoreError(f"{where} is unusable: {error}.", "Look at its disk, " + _WITHOUT)
+        return StoreError(f"{where} is unusable: {error}.", self._hint("Look at its disk"))
+
+    def _hint(self, cure: str) -> str:
+        return f"{cure}." if self._needed else f"{cure}, or use `use_store=False`."
 
     def _use_journal(self) -> None:
         """Choose the journal; SQLite does not wait for a lock during this statement.
@@ -208,7 +217,7 @@ class Database:
             raise StoreError(
                 f"{self.path}: the caption store has schema {version}, this EdgePrism knows "
                 f"{newest}.",
-                "Use a newer EdgePrism, or `use_store=False`.",
+                self._hint("Use a newer EdgePrism"),
             )
         if version == newest:
             return

@@ -57,7 +57,7 @@ def merge_into(target: Database, path: Path) -> Merged:
     """Add the rows of the store at `path` to `target`, all of them or none.
 
     Raises UsageError if there is no store at `path`, or it is `target` itself; StoreError if it is
-    damaged or cannot be read, or if `target` cannot be written.
+    damaged or cannot be read, or if `target` cannot be written. Each error names its store.
     """
     if target.path.exists() and path.exists() and path.samefile(target.path):
         raise UsageError(
@@ -66,7 +66,7 @@ def merge_into(target: Database, path: Path) -> Merged:
     with contextlib.closing(open_source(path)) as source, target.explained():
         before = _count(target)
         with target.transaction():
-            target.execute_many(_REQUESTS, _rows(source, "SELECT id, settings FROM requests"))
+            target.execute_many(_REQUESTS, _requests(source))
             target.execute_many(_CAPTIONS, _captions(source))
             target.execute_many(_FILES, _paths(source, "SELECT path, stamp, sha256 FROM files"))
             target.execute_many(_OUTPUTS, _paths(source, "SELECT path, sha256 FROM outputs"))
@@ -86,9 +86,9 @@ def open_source(path: Path) -> Database:
             f"{path}: not a caption store.", f"Name the {_STORE_FILE} of a run's data folder."
         )
     try:
-        return Database(path, MIGRATIONS, BUSY_SECONDS)
+        return Database(path, MIGRATIONS, BUSY_SECONDS, needed=True)
     except UnwritableStoreError:
-        database = Database.open_to_read(path, MIGRATIONS)
+        database = Database.open_to_read(path, MIGRATIONS, needed=True)
         if database is None:
             raise
         return database
@@ -104,11 +104,20 @@ def _application(path: Path) -> int | None:
         return None
 
 
+def _requests(source: Database) -> Iterator[tuple[Any, ...]]:
+    for row in _rows(source, "SELECT id, settings FROM requests"):
+        if not _are_texts(*row):
+            raise _damaged(source, "a request has no name, or no settings")
+        yield row
+
+
 def _captions(source: Database) -> Iterator[tuple[Any, ...]]:
     """Yield the captions' rows; one that contradicts itself ends the merge."""
     columns = "key, image_sha256, request, record, created, tiles_sha256"
     for row in _rows(source, f"SELECT {columns} FROM captions"):  # noqa: S608 - constants only
-        key, image_sha256, request, record, created, _ = row
+        key, image_sha256, request, record, created, tiles = row
+        if not (_are_texts(image_sha256, request) and (tiles is None or _are_texts(tiles))):
+            raise _damaged(source, f"caption {key!s:.12}… is of no picture")
         if hashlib.sha256(f"{image_sha256}:{request}".encode()).hexdigest() != key:
             raise _damaged(source, f"caption {key!s:.12}… has another picture's key")
         whole = isinstance(record, str) and text_to_record(record) is not None
@@ -121,14 +130,28 @@ def _paths(source: Database, statement: str) -> Iterator[tuple[Any, ...]]:
     """Yield rows that begin with a file's path, followed by texts."""
     for row in _rows(source, statement):
         path, *texts = row
-        if not isinstance(path, bytes) or not all(isinstance(text, str) for text in texts):
+        if not isinstance(path, bytes) or not _are_texts(*texts):
             raise _damaged(source, "a file's row has no path, or no digest")
         yield row
 
 
 def _rows(source: Database, statement: str) -> Iterator[tuple[Any, ...]]:
+    """Yield rows; whatever keeps one from being read is told of `source`."""
     with source.explained():
-        yield from source.execute(statement)
+        try:
+            # no `yield from`: that closes the cursor of a generator that is given up, and the
+            # source may be closed by then
+            for row in source.execute(statement):  # noqa: UP028
+                yield row
+        except sqlite3.OperationalError as error:
+            # a table or a column is missing, or a text is not UTF-8, which has no code
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR:
+                raise _damaged(source, str(error)) from error
+            raise
+
+
+def _are_texts(*values: object) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _damaged(source: Database, what: str) -> StoreError:

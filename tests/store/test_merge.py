@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -137,6 +138,94 @@ def test_a_damaged_store_changes_nothing(tmp_path: Path, damage: str) -> None:
         store.merge(bad)
     assert str(bad) in caught.value.message
     assert rows(into) == before
+
+
+# the columns of each table, and what else could stand in each of them
+COLUMNS = {
+    "requests": ("id", "settings"),
+    "captions": ("key", "image_sha256", "request", "record", "created", "tiles_sha256"),
+    "files": ("path", "stamp", "sha256"),
+    "outputs": ("path", "sha256"),
+}
+VALUES = ("NULL", "5", "1.5", "x'ff'", "CAST(x'ff' AS TEXT)", "'a'")
+FITTING = {("captions", "tiles_sha256", "NULL"), ("captions", "created", "1.5")} | {
+    *((table, column, "'a'") for table, columns in COLUMNS.items() for column in columns[1:]
+      if table != "captions" or column == "tiles_sha256"),
+    ("requests", "id", "'a'"), ("files", "path", "x'ff'"), ("outputs", "path", "x'ff'"),
+}  # fmt: skip
+
+
+def loose(path: Path) -> Path:
+    """A store with a row in each table; the tables take anything, as other programs make them."""
+    filled(path, {"bb": "a house"})
+    with CaptionStore(path) as store:
+        store.remember_file(path, status_to_stamp(path.stat()), "bb")
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        for table, columns in COLUMNS.items():
+            database.execute(f"CREATE TABLE other ({', '.join(columns)})")
+            database.execute(f"INSERT INTO other SELECT {', '.join(columns)} FROM {table}")
+            database.execute(f"DROP TABLE {table}")
+            database.execute(f"ALTER TABLE other RENAME TO {table}")
+    return path
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("table", COLUMNS)
+def test_unfit_values_are_told_of_the_store_that_holds_them(
+    tmp_path: Path, table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = loose(tmp_path / "original.sqlite3")
+    into = filled(tmp_path / "into.sqlite3", {"aa": "a boat"})
+    before, bad = rows(into), tmp_path / "bad.sqlite3"
+    for column, value in itertools.product(COLUMNS[table], VALUES):
+        shutil.copy(original, bad)
+        with closing(sqlite3.connect(bad, isolation_level=None)) as database:
+            database.execute(f"UPDATE {table} SET {column} = {value}")
+        code = run(["cache", "merge", str(bad), "--into", str(into)])
+        said = capsys.readouterr().err
+        if (table, column, value) in FITTING:
+            assert (code, said) == (0, "")
+            into.unlink()
+            filled(into, {"aa": "a boat"})
+            before = rows(into)
+        else:
+            assert code == 1
+            assert said.startswith(f"error: {bad}: is damaged: ")
+            assert "Nothing of it was merged." in said
+            assert "Make its captions again" in said
+            assert rows(into) == before
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("table", COLUMNS)
+def test_a_store_without_a_table_is_told(tmp_path: Path, table: str) -> None:
+    bad = loose(tmp_path / "bad.sqlite3")
+    with closing(sqlite3.connect(bad, isolation_level=None)) as database:
+        database.execute(f"DROP TABLE {table}")
+    into = filled(tmp_path / "into.sqlite3", {"aa": "a boat"})
+    before = rows(into)
+    with CaptionStore(into) as store, pytest.raises(StoreError, match=f"no such table: {table}"):
+        store.merge(bad)
+    assert rows(into) == before
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_target_that_cannot_take_rows_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = filled(tmp_path / "good.sqlite3", {"aa": "a boat"})
+    into = filled(tmp_path / "into.sqlite3", {"ab": "a tree"})
+    with closing(sqlite3.connect(into, isolation_level=None)) as database:
+        database.execute("DROP TABLE outputs")
+    for command in (["merge", str(good), "--into", str(into)], ["merge", str(into)]):
+        assert run(["cache", *command]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {into}: ")
+        assert "--no-cache" not in said, "these commands are about the store"
+        assert "use_store" not in said
+    gc.collect()
 
 
 def test_what_is_no_store_is_refused_before_anything_is_written(tmp_path: Path) -> None:
