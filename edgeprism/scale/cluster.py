@@ -104,7 +104,7 @@ def caption_on_cluster(
     began = time.monotonic()
     paths, passed = source.pictures()
     result = FolderResult(len(paths), passed=passed)
-    known = Known.read(output, forget_unread=True)
+    known = Known.read(output)
     if not paths:
         return result
     with _connected(options.address) as ray, _quiet_data():
@@ -121,8 +121,10 @@ def caption_on_cluster(
             PartCaptioner, fn_constructor_args=arguments, **_actor_options(ray, actors, options)
         )
         with _explained():
-            for row in dataset.iter_rows():
+            for number, row in enumerate(dataset.iter_rows()):
                 _count(result, row)
+                if not number:  # not before the cluster does its work: it may do none
+                    known.forget_unread()
                 result.seconds = time.monotonic() - began
                 on_progress(result)
     return result

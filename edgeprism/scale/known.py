@@ -31,24 +31,22 @@ class Known:
     captions: np.ndarray  # sorted keys of captions, S16
     in_part: np.ndarray  # of each of them: the number of its part; −1: a row without a caption
     named: np.ndarray  # sorted keys of captions with their pictures' names, S16
+    unread: tuple[str, ...] = ()  # parts with rows of files that nobody could read
 
     @classmethod
-    def read(cls, output: str | os.PathLike[str] | Place, *, forget_unread: bool = False) -> Known:
+    def read(cls, output: str | os.PathLike[str] | Place) -> Known:
         """Read an output folder of Parquet files; one that does not exist holds nothing.
-
-        With `forget_unread`, rows of files that nobody could read are taken out of the output:
-        they may be there now, and get another row.
 
         Raises OutputError if it cannot be listed, or a file in it is damaged or no caption's.
         """
         place = output if isinstance(output, Place) else Place.of(output)
         parts = tuple(place.parts())
-        captions, in_part, named = [], [], []
+        captions, in_part, named, unread = [], [], [], []
         with ThreadPoolExecutor(_READERS) as pool:
             tables = pool.map(lambda part: place.read_part(part, _COLUMNS), parts)
             for number, table in enumerate(tables):
-                if forget_unread and UNREAD in table["error_kind"].to_pylist():
-                    _forget_unread(place, parts[number])
+                if UNREAD in table["error_kind"].to_pylist():
+                    unread.append(parts[number])
                 for row in table.to_pylist():
                     if row["image_sha256"] is None:
                         continue
@@ -67,10 +65,26 @@ class Known:
             np.array(captions, "S16")[order],
             np.array(in_part, np.int32)[order],
             np.sort(np.array(named, "S16")),
+            tuple(unread),
         )
 
     def __len__(self) -> int:
         return len(self.named)
+
+    def forget_unread(self) -> None:
+        """Take rows of files that nobody could read out of the output: they get another row.
+
+        Raises OutputError.
+        """
+        for part in self.unread:
+            table = self.place.read_part(part, SCHEMA.names)
+            left = table.filter(
+                compute.fill_null(compute.not_equal(table["error_kind"], UNREAD), True)
+            )
+            if left.num_rows:
+                self.place.write_part(part, left)
+            else:
+                self.place.delete_part(part)
 
     def has(self, image: str, image_sha256: str, request: str) -> bool:
         """Return whether there is a row of this picture, under this name, with these settings."""
@@ -99,15 +113,6 @@ class Known:
         )
         rows = table.filter(wanted).slice(0, 1).to_pylist()
         return {**rows[0], "image": text_of(image)} if rows else None
-
-
-def _forget_unread(place: Place, part: str) -> None:
-    table = place.read_part(part, SCHEMA.names)
-    left = table.filter(compute.fill_null(compute.not_equal(table["error_kind"], UNREAD), True))
-    if left.num_rows:
-        place.write_part(part, left)
-    else:
-        place.delete_part(part)
 
 
 def _key(*parts: str) -> bytes:

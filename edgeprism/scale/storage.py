@@ -164,9 +164,15 @@ class Place:
             ) from error
 
     def delete_part(self, name: str) -> None:
-        """Delete a Parquet file."""
+        """Delete a Parquet file. Raises OutputError."""
         system, path = self.open()
-        system.delete_file(f"{path}/{name}")
+        try:
+            system.delete_file(f"{path}/{name}")
+        except _FAULTS as error:
+            raise OutputError(
+                f"{self}/{name}: cannot be deleted: {_first_line(error)}.",
+                "Check who may write there.",
+            ) from error
 
 
 def _has_columns(schema: pa.Schema, columns: Sequence[str]) -> bool:

@@ -25,6 +25,7 @@ from edgeprism.folder.run import FolderResult
 from edgeprism.picture.find import find_pictures
 from edgeprism.scale.captioner import RayCaptioner
 from edgeprism.scale.cluster import ClusterError, ClusterOptions, caption_on_cluster
+from edgeprism.scale.columns import UNREAD, failure_to_row, rows_to_table
 from edgeprism.scale.engine import EngineError
 from edgeprism.scale.storage import Place
 from tests.helpers import poison
@@ -216,12 +217,18 @@ def test_the_command_writes_parquet_and_says_what_failed(
 def test_errors_of_the_model_and_of_the_cluster_are_told(
     cluster: None, random_bundle: Path, folder: Path, tmp_path: Path
 ) -> None:
+    unread = failure_to_row(str(folder / "p1.png"), None, "request", UNREAD, "not there", "")
+    place = Place.of(tmp_path / "out")
+    place.write_part("part-1.parquet", rows_to_table([unread]))
+    before = (tmp_path / "out" / "part-1.parquet").read_bytes()
     with pytest.raises(EngineError, match="no-such-model") as caught:
         caption(folder, tmp_path / "out", tmp_path / "no-such-model")
     assert caught.value.exit_code == 4
     with pytest.raises(ClusterError, match="no room for an actor of 64 CPUs"):
         caption(folder, tmp_path / "out", tmp_path, cpus=64)
-    assert not (tmp_path / "out").exists()
+    assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [before]
+    assert caption(folder, tmp_path / "out", random_bundle).captioned == 18
+    assert put_out(tmp_path / "out")[str(folder / "p1.png")] is not None
     (tmp_path / "file").touch()
     with pytest.raises(EdgePrismError, match=r"file/out.* cannot be (written|listed|looked for)"):
         caption(folder, tmp_path / "file" / "out", random_bundle)

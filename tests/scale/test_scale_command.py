@@ -14,7 +14,7 @@ import pytest
 from edgeprism.cli.main import run
 from edgeprism.errors import UsageError
 from edgeprism.scale.cluster import ClusterOptions
-from edgeprism.scale.columns import SCHEMA
+from edgeprism.scale.columns import REFUSED, SCHEMA, UNREAD, failure_to_row, rows_to_table
 from edgeprism.scale.spark import spark_captioner, spark_schema
 from edgeprism.scale.storage import Place
 from tests.scale.test_engine import OF_CAPTIONER, pictures
@@ -50,6 +50,25 @@ def test_a_cluster_that_does_not_answer_is_told(
     arguments = ["caption", str(tmp_path), "--parquet", str(tmp_path / "out")]
     assert run([*arguments, "--ray", "127.0.0.1:9"]) == 5
     assert "There is no Ray cluster at 127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_a_cluster_that_does_not_answer_leaves_the_output_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(1, tmp_path)
+    rows = [failure_to_row(name, None, "request", UNREAD, "not there", "") for name in "ab"]
+    out = Place.of(tmp_path / "out")
+    out.write_part("part-1.parquet", rows_to_table(rows))
+    out.write_part(
+        "part-2.parquet",
+        rows_to_table([*rows, failure_to_row("c", "cc", "request", REFUSED, "none", "")]),
+    )
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert len(before) == 2
+    arguments = ["caption", str(tmp_path), "--parquet", str(tmp_path / "out")]
+    assert run([*arguments, "--ray", "127.0.0.1:9"]) == 5
+    assert "There is no Ray cluster at 127.0.0.1:9" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
