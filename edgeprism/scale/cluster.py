@@ -107,15 +107,17 @@ def caption_on_cluster(
     known = Known.read(output)
     if not paths:
         return result
-    with _connected(options.address) as ray, _quiet_data():
+    run = f"part-{uuid.uuid4().hex[:12]}"
+    with _tidy(output, run), _connected(options.address) as ray, _quiet_data():
         on_begin(result)
+        output.remove_partials()
         actors = _actors(ray.cluster_resources(), options)
         part = min(options.part, max(1, math.ceil(len(paths) / (actors * _LEAST_PARTS))))
         parts = [
             {"number": number, "paths": block} for number, block in enumerate(blocks(paths, part))
         ]
         shared = ray.put(known)  # once for every machine
-        told = PartOptions(source, output, f"part-{uuid.uuid4().hex[:12]}", captioner)
+        told = PartOptions(source, output, run, captioner)
         arguments = (told, shared if len(known) else None)
         dataset = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
             PartCaptioner, fn_constructor_args=arguments, **_actor_options(ray, actors, options)
@@ -128,6 +130,15 @@ def caption_on_cluster(
                 result.seconds = time.monotonic() - began
                 on_progress(result)
     return result
+
+
+@contextlib.contextmanager
+def _tidy(output: Place, run: str) -> Iterator[None]:
+    """Delete what killed actors of a run left half-written, once it has ended."""
+    try:
+        yield
+    finally:
+        output.remove_partials(run)
 
 
 def _actor_options(ray: Any, actors: int, options: ClusterOptions) -> dict[str, Any]:

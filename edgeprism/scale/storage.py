@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
+import re
+import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgeprism.errors import OutputError, UsageError
+from edgeprism.files.atomic import is_running
 from edgeprism.picture.find import find_pictures
 from edgeprism.picture.kinds import HIDDEN, OTHER, Kind, has_picture_suffix
 from edgeprism.picture.passed import PassedOver
@@ -21,6 +26,9 @@ from edgeprism.scale.columns import SCHEMA, SCHEMA_VERSION
 _SUFFIX = ".parquet"
 # of object stores, where a file appears when it is closed, and a move is a copy
 _WHOLE_FILES = ("s3", "gcs")
+# a file while it is written: readers of Parquet pass names with a dot before them over
+_PARTIAL = re.compile(r"\.(?P<part>.+\.parquet)\.((?P<host>.+)\.)?(?P<pid>\d+)\.partial")
+_ABANDONED_S = 3600.0  # a part is written in seconds; clocks of machines may differ by minutes
 # pyarrow hands over and takes names in UTF-8 alone
 _FAULTS = (OSError, UnicodeError, pa.ArrowException)
 _NO_UTF8 = Kind("file whose name is not UTF-8", "files whose names are not UTF-8")
@@ -153,15 +161,38 @@ class Place:
                     file.write(data.getbuffer())
                 return
             system.create_dir(path, recursive=True)
-            partial = f"{path}/.{name}.{os.getpid()}.partial"
-            with system.open_output_stream(partial) as file:
-                file.write(data.getbuffer())
-            system.move(partial, target)
+            partial = f"{path}/.{name}.{socket.gethostname()}.{os.getpid()}.partial"
+            try:
+                with system.open_output_stream(partial) as file:
+                    file.write(data.getbuffer())
+                system.move(partial, target)
+            except BaseException:
+                with contextlib.suppress(*_FAULTS):  # there is none, or what failed fails again
+                    system.delete_file(partial)
+                raise
         except _FAULTS as error:
             raise OutputError(
                 f"{self}/{name}: cannot be written: {_first_line(error)}.",
                 "Check the disk, the bucket and its credentials.",
             ) from error
+
+    def remove_partials(self, run: str | None = None) -> None:
+        """Delete the files that killed processes left half-written.
+
+        Those are files of a process of this machine that has ended, and files of other machines
+        that are an hour old. With `run`, a run whose processes write no more, they are all whose
+        name begins with it. What another run writes stays.
+        """
+        system, path = self.open()
+        if system.type_name in _WHOLE_FILES:
+            return
+        # A file that cannot be deleted, or is gone meanwhile, keeps nobody from reading the others.
+        with contextlib.suppress(*_FAULTS):
+            for file in system.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+                match = _PARTIAL.fullmatch(file.base_name)
+                if match and (_is_abandoned(file, match) if run is None else
+                              match["part"].startswith(f"{run}-")):  # fmt: skip
+                    system.delete_file(file.path)
 
     def delete_part(self, name: str) -> None:
         """Delete a Parquet file. Raises OutputError."""
@@ -173,6 +204,13 @@ class Place:
                 f"{self}/{name}: cannot be deleted: {_first_line(error)}.",
                 "Check who may write there.",
             ) from error
+
+
+def _is_abandoned(file: Any, match: re.Match[str]) -> bool:
+    """Return whether nobody can write a half-written file any more."""
+    if match["host"] == socket.gethostname() and not is_running(int(match["pid"])):
+        return True
+    return bool(time.time() - (file.mtime_ns or 0) / 1e9 > _ABANDONED_S)
 
 
 def _has_columns(schema: pa.Schema, columns: Sequence[str]) -> bool:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -12,6 +17,7 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,7 +26,7 @@ from edgeprism.errors import OutputError
 from edgeprism.folder.batch import Batch
 from edgeprism.picture.find import PictureFile
 from edgeprism.scale.captioner import RayCaptioner
-from edgeprism.scale.columns import SCHEMA, record_to_row
+from edgeprism.scale.columns import REFUSED, SCHEMA, failure_to_row, record_to_row, rows_to_table
 from edgeprism.scale.known import Known
 from edgeprism.scale.storage import Place
 from edgeprism.store.stored_captioner import request_key
@@ -118,6 +124,57 @@ def test_every_reader_reads_the_same(ray_captioner: RayCaptioner, tmp_path: Path
     loaded = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
     assert loaded["caption"][:] == captions
     assert set(loaded.column_names) == set(SCHEMA.names)
+
+
+def partial(host: str, pid: int, name: str = "part-7-000001.parquet") -> str:
+    """The name of a file that is being written, by whom."""
+    return f".{name}.{host}.{pid}.partial"
+
+
+def test_what_killed_runs_left_half_written_goes_and_nobody_reads_it(tmp_path: Path) -> None:
+    place, here = Place.of(tmp_path / "out"), socket.gethostname()
+    table = rows_to_table([failure_to_row("a", "aa", "request", REFUSED, "none", "")])
+    place.write_part("part-1.parquet", table)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = {
+        "ended": partial(here, ended.pid),
+        "running": partial(here, os.getpid()),
+        "elsewhere": partial("another.host", ended.pid),
+        "long ago": partial("another.host", 1),
+        "before there were hosts": ".part-1.parquet.77.partial",
+        "no partial": ".part-1.parquet.partial",
+        "another's": ".notes.77.partial",
+    }
+    for name in names.values():
+        (tmp_path / "out" / name).write_bytes(b"PAR1half a file")
+    for name in ("long ago", "before there were hosts"):
+        os.utime(tmp_path / "out" / names[name], (time.time() - 4000,) * 2)
+    folder = str(tmp_path / "out")
+    assert pyarrow.dataset.dataset(folder).to_table().equals(table)
+    assert pq.read_table(folder).num_rows == 1
+    assert len(pd.read_parquet(folder)) == 1
+    assert duckdb.sql(f"SELECT image FROM '{folder}/*.parquet'").fetchall() == [("a",)]
+    assert place.parts() == ["part-1.parquet"]
+    place.remove_partials()
+    left = {path.name for path in (tmp_path / "out").iterdir()} - {"part-1.parquet"}
+    gone = {"ended", "long ago", "before there were hosts"}
+    assert left == {name for why, name in names.items() if why not in gone}
+    mine = partial(here, os.getpid(), "part-8-000001.parquet")
+    (tmp_path / "out" / mine).write_bytes(b"PAR1")
+    place.remove_partials("part-8")
+    assert {path.name for path in (tmp_path / "out").iterdir()} - {"part-1.parquet"} == left
+    Place.of(tmp_path / "nowhere").remove_partials()
+
+
+def test_a_part_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    place = Place.of(tmp_path / "out")
+    (tmp_path / "out" / "part-1.parquet").mkdir(parents=True)  # so that the last step fails
+    (tmp_path / "out" / "part-1.parquet" / "file").touch()
+    table = rows_to_table([failure_to_row("a", "aa", "request", REFUSED, "none", "")])
+    with pytest.raises(OutputError, match=r"part-1\.parquet: cannot be written"):
+        place.write_part("part-1.parquet", table)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["part-1.parquet"]
 
 
 def test_an_output_knows_its_rows_by_content_settings_and_name(

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -163,8 +164,7 @@ def test_killed_actors_lose_and_repeat_nothing(
     assert kills
     assert (result.captioned, len(result.failures), result.done) == (18, 1, 19)
     assert put_out(tmp_path / "out") == texts(captioner, folder)
-    leftovers = [p for p in (tmp_path / "out").iterdir() if p.suffix != ".parquet"]
-    assert all(p.name.startswith(".") for p in leftovers)
+    assert all(p.suffix == ".parquet" for p in (tmp_path / "out").iterdir())
 
 
 def test_a_poisonous_picture_costs_itself_alone(
@@ -188,7 +188,10 @@ def test_a_second_run_makes_what_is_missing(
     first = caption(folder, tmp_path / "out", random_bundle, part=4)
     for path in hidden.iterdir():
         path.rename(folder / path.name)
+    ended = f".part-1-000001.parquet.{socket.gethostname()}.{2**22 + 1}.partial"
+    (tmp_path / "out" / ended).write_bytes(b"PAR1")
     second = caption(folder, tmp_path / "out", random_bundle, part=4)
+    assert not (tmp_path / "out" / ended).exists()
     assert (first.total, first.captioned, first.known) == (16, 15, 0)
     assert (second.total, second.captioned, second.known) == (19, 3, 16)
     assert put_out(tmp_path / "out") == texts(captioner, folder)
