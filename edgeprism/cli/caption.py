@@ -29,7 +29,7 @@ from edgeprism.cli.settings import was_set
 from edgeprism.cli.stdin import check_stdin, saved_stdin, stdin_as_file
 from edgeprism.cli.terminal import is_quiet, print_json, say
 from edgeprism.errors import EXIT_DONE, UsageError
-from edgeprism.files.safe_text import printable
+from edgeprism.files.safe_text import listed, printable
 
 if TYPE_CHECKING:
     from edgeprism.perceive.captioner import Captioner
@@ -250,8 +250,8 @@ _FORMS = {"json": "as_json", "jsonl": "jsonl", "csv": "as_csv"}
 def _form(output_options: dict[str, Any]) -> str:
     chosen = [form for form, parameter in _FORMS.items() if output_options[parameter]]
     if len(chosen) > 1:
-        *flags, last = [f"--{form}" for form in _FORMS]
-        raise UsageError(f"{', '.join(flags)} and {last} exclude each other.", "Choose one.")
+        flags = [f"--{form}" for form in _FORMS]
+        raise UsageError(f"{listed(flags)} exclude each other.", "Choose one.")
     if chosen:
         return chosen[0]
     suffix = Path(output_options["output"] or "").suffix.lower().removeprefix(".")
@@ -281,8 +281,9 @@ def _check_together(images: tuple[str, ...], output_options: dict[str, Any]) -> 
         and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
     ]
     if flags:
+        verb = "is" if len(flags) == 1 else "are"
         raise UsageError(
-            f"--together makes one caption; {', '.join(flags)} is for many.",
+            f"--together makes one caption; {listed(flags)} {verb} for many.",
             "Name the pictures as arguments, and use --json for a record.",
         )
     check_stdin(images)

@@ -23,6 +23,7 @@ from edgeprism.errors import (
     Interrupted,
     UsageError,
 )
+from edgeprism.files.safe_text import listed
 from edgeprism.folder.causes import cause_key, reason_of
 from edgeprism.folder.run import FolderResult
 
@@ -77,9 +78,10 @@ def _check_options() -> None:
         and context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
     ]
     if flags:
+        verb, it = ("has", "it") if len(flags) == 1 else ("have", "them")
         raise UsageError(
-            f"--ray writes Parquet files and nothing else; {', '.join(flags)} has no effect there.",
-            "Leave it out. Actors get CPUs with --actor-cpus.",
+            f"--ray writes Parquet files and nothing else; {listed(flags)} {verb} no effect there.",
+            f"Leave {it} out. Actors get CPUs with --actor-cpus.",
         )
 
 

@@ -10,6 +10,7 @@ surrogate in Python; it becomes `\udcff`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 # All but tab and line feed: C0, DEL and C1, the characters with Unicode's property Bidi_Control,
 # line and paragraph separators, interlinear annotations, and lone surrogates.
@@ -57,3 +58,9 @@ def _escape(match: re.Match[str]) -> str:
 def counted(number: int, noun: str) -> str:
     """Return "1 file" or "1,200 files"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return "a", "a and b" or "a, b and c"."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last

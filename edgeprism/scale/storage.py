@@ -42,8 +42,15 @@ class Place:
 
     @classmethod
     def of(cls, uri: str | os.PathLike[str]) -> Place:
-        """Return the place that a path or URI means. Raises UsageError for an unknown scheme."""
+        """Return the place that a path or URI means.
+
+        Raises UsageError for an unknown scheme, and for an empty text.
+        """
         text = os.fspath(uri)
+        if not text:
+            raise UsageError(
+                "An empty text names no folder.", "Write . for the folder where you are."
+            )
         place = cls(text if "://" in text else os.path.abspath(text))
         place.open()
         return place
@@ -97,10 +104,18 @@ class Place:
     # ---- Parquet files
 
     def parts(self) -> list[str]:
-        """Return the names of the Parquet files; none if the place does not exist yet."""
+        """Return the names of the Parquet files; none if the place does not exist yet.
+
+        Raises OutputError if it is a file, or cannot be listed.
+        """
         system, path = self.open()
         selector = fs.FileSelector(path, allow_not_found=True)
         try:
+            if system.get_file_info(path).type == fs.FileType.File:
+                raise OutputError(
+                    f"{self}: is a file, not a folder.",
+                    "Name a folder of its own, which gets Parquet files, or one that is not there.",
+                )
             found = system.get_file_info(selector)
         except _FAULTS as error:
             raise OutputError(

@@ -115,7 +115,7 @@ def test_from_the_shell(
     out, err = capsys.readouterr()
     assert [p["image"] for p in json.loads(out)["together"]] == names
     assert run(["caption", *names, "--together", "--model", str(bundle), "--csv", "--txt"]) == 2
-    assert "--csv, --txt is for many" in capsys.readouterr().err
+    assert "--csv and --txt are for many" in capsys.readouterr().err
     assert run(["caption", "-", "-", "--together", "--model", str(bundle)]) == 2
     assert "one picture" in capsys.readouterr().err
     assert run(["caption", *names, "--together"]) == 2, "nano was made for one at a time"

@@ -27,7 +27,20 @@ from tests.scale.test_engine import OF_CAPTIONER, pictures
         (["a", "--parquet", "out"], "Give --ray local too"),
         (["a", "--actors", "2"], "Give --ray too."),
         (["a", "b", "--ray", "local", "--parquet", "out"], "one folder or one prefix"),
-        (["a", "--ray", "local", "--parquet", "out", "--txt"], "--txt has no effect"),
+        (
+            ["a", "--ray", "local", "--parquet", "out", "--txt"],
+            "--txt has no effect there.\n  hint: Leave it out.",
+        ),
+        (
+            ["a", "--ray", "local", "--parquet", "out", "--txt", "--shard", "1/2"],
+            "--txt and --shard have no effect there.\n  hint: Leave them out.",
+        ),
+        (
+            ["a", "--ray", "local", "--parquet", "out", "--shard", "1/2", "--csv", "--xmp"],
+            "--csv, --xmp and --shard have no effect",
+        ),
+        (["a", "--ray", "local", "--parquet", ""], "Give --parquet FOLDER too."),
+        (["", "--ray", "local", "--parquet", "out"], "An empty text names no folder."),
         (["a", "--ray", "local", "--parquet", "out", "--threads", "2"], "--actor-cpus"),
         (["nowhere", "--ray", "local", "--parquet", "out"], "nowhere: cannot be listed"),
         (["ftp://host/a", "--ray", "local", "--parquet", "out"], "ftp://host/a: cannot be opened"),
@@ -41,6 +54,23 @@ def test_what_cannot_work_is_refused_at_once(
     assert run(["caption", *arguments]) == 2
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_for_the_output_is_refused_before_a_cluster_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(1, tmp_path)
+    file = tmp_path / "captions.parquet"
+    file.write_bytes(b"somebody's own")
+    for named in (str(file), file.as_uri()):
+        arguments = ["caption", str(tmp_path), "--parquet", named]
+        assert run([*arguments, "--ray", "127.0.0.1:9"]) == 1
+        said = capsys.readouterr().err
+        assert f"{named}: is a file, not a folder." in said
+        assert "Name a folder of its own" in said
+    assert file.read_bytes() == b"somebody's own"
+    with pytest.raises(UsageError, match="names no folder"):
+        Place.of("")
 
 
 def test_a_cluster_that_does_not_answer_is_told(
