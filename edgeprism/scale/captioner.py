@@ -150,7 +150,8 @@ class RayCaptioner:
     def rows(self, pictures: Iterable[Picture]) -> list[Row]:
         """Caption pictures; return their rows in order.
 
-        Those that are `known` under their name get no row.
+        Those that are `known` under their name get no row. Of those with the same content one is
+        captioned, and the others get its words.
         """
         rows: dict[int, Row] = {}
         todo: dict[int, tuple[Picture, bytes, str]] = {}
@@ -165,10 +166,26 @@ class RayCaptioner:
                     rows[place] = copy
                 else:
                     todo[place] = picture, picture.file, picture.sha256
-        answers = self._engine.caption([(picture.name, file) for picture, file, _ in todo.values()])
-        for (place, (picture, _, digest)), answer in zip(todo.items(), answers, strict=True):
-            rows[place] = self._answered(picture.name, digest, answer)
+        firsts: dict[str, int] = {}
+        for place, (_, _, digest) in todo.items():
+            firsts.setdefault(digest, place)
+        rows |= self._captioned({place: todo[place] for place in firsts.values()})
+        alone = {}
+        for place, (picture, file, digest) in todo.items():
+            row = rows[firsts[digest]]
+            if row.get("caption") is not None:
+                rows[place] = {**row, "image": text_of(picture.name)}
+            elif place not in rows:  # an error names its picture
+                alone[place] = picture, file, digest
+        rows |= self._captioned(alone)
         return [rows[place] for place in sorted(rows)]
+
+    def _captioned(self, todo: Mapping[int, tuple[Picture, bytes, str]]) -> dict[int, Row]:
+        answers = self._engine.caption([(picture.name, file) for picture, file, _ in todo.values()])
+        return {
+            place: self._answered(picture.name, digest, answer)
+            for (place, (picture, _, digest)), answer in zip(todo.items(), answers, strict=True)
+        }
 
     def _answered(self, name: str, digest: str, answer: Answer) -> Row:
         if answer.record is not None:

@@ -91,6 +91,33 @@ def test_what_is_no_picture_is_a_row_with_its_reason(
     assert rows[3]["image_sha256"] is None
 
 
+def test_the_same_picture_twice_in_a_batch_is_captioned_once(
+    ray_captioner: RayCaptioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (_, first), (_, second) = pictures(2, tmp_path)
+    files = [("a.png", first), ("b.png", second), ("copy of a.png", first), ("x.png", b"none"),
+             ("a again.png", first), ("y.png", b"none")]  # fmt: skip
+    sent: list[str] = []
+    caption = ray_captioner._engine.caption
+    monkeypatch.setattr(
+        ray_captioner._engine,
+        "caption",
+        lambda given: sent.extend(name for name, _ in given) or caption(given),
+    )
+    rows = ray_captioner(batch_of(files)).to_pylist()
+    assert [row["image"] for row in rows] == [f"s3://bucket/{name}" for name, _ in files]
+    assert [row["image_sha256"] for row in rows] == [
+        hashlib.sha256(data).hexdigest() for _, data in files
+    ]
+    for copy in (rows[2], rows[4]):
+        assert {**copy, "image": ""} == {**rows[0], "image": ""}
+        assert copy["caption"]
+    assert rows[1]["caption"] != rows[0]["caption"]
+    assert sorted(name.rpartition("/")[2] for name in sent) == ["a.png", "b.png", "x.png", "y.png"]
+    assert "x.png" in rows[3]["error"]
+    assert "y.png" in rows[5]["error"]
+
+
 def test_pixels_give_the_captions_and_digests_of_arrays(
     captioner: Captioner, ray_captioner: RayCaptioner
 ) -> None:
