@@ -6,8 +6,8 @@ import contextlib
 import functools
 import io
 import os
+import platform
 import re
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -176,7 +176,7 @@ class Place:
                     file.write(data.getbuffer())
                 return
             system.create_dir(path, recursive=True)
-            partial = f"{path}/.{name}.{socket.gethostname()}.{os.getpid()}.partial"
+            partial = f"{path}/.{name}.{platform.node()}.{os.getpid()}.partial"
             try:
                 with system.open_output_stream(partial) as file:
                     file.write(data.getbuffer())
@@ -223,7 +223,7 @@ class Place:
 
 def _is_abandoned(file: Any, match: re.Match[str]) -> bool:
     """Return whether nobody can write a half-written file any more."""
-    if match["host"] == socket.gethostname() and not is_running(int(match["pid"])):
+    if match["host"] == platform.node() and not is_running(int(match["pid"])):
         return True
     return bool(time.time() - (file.mtime_ns or 0) / 1e9 > _ABANDONED_S)
 

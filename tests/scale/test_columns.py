@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -159,7 +159,7 @@ def partial(host: str, pid: int, name: str = "part-7-000001.parquet") -> str:
 
 
 def test_what_killed_runs_left_half_written_goes_and_nobody_reads_it(tmp_path: Path) -> None:
-    place, here = Place.of(tmp_path / "out"), socket.gethostname()
+    place, here = Place.of(tmp_path / "out"), platform.node()
     table = rows_to_table([failure_to_row("a", "aa", "request", REFUSED, "none", "")])
     place.write_part("part-1.parquet", table)
     ended = subprocess.Popen([sys.executable, "-c", ""])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import random
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -188,7 +188,7 @@ def test_a_second_run_makes_what_is_missing(
     first = caption(folder, tmp_path / "out", random_bundle, part=4)
     for path in hidden.iterdir():
         path.rename(folder / path.name)
-    ended = f".part-1-000001.parquet.{socket.gethostname()}.{2**22 + 1}.partial"
+    ended = f".part-1-000001.parquet.{platform.node()}.{2**22 + 1}.partial"
     (tmp_path / "out" / ended).write_bytes(b"PAR1")
     second = caption(folder, tmp_path / "out", random_bundle, part=4)
     assert not (tmp_path / "out" / ended).exists()
