@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
-from edgeprism.bundle.gguf import FLOAT32, GgufHeader
+from edgeprism.bundle.gguf import FLOAT32, GgufHeader, read_gguf_header
 from edgeprism.bundle.gguf_checks import alignment_faults
 from edgeprism.bundle.gguf_purpose import ADAPTER, no_model, purpose_in_header
+from edgeprism.files.safe_text import short_line
 
 # Metadata of an adapter that was taught EdgePrism's prompts: which version of them.
 PROMPTS_KEY, PROMPTS_VERSION = "edgeprism.reader", 1
@@ -26,6 +28,15 @@ _EMBEDDINGS, _SCORES = "token_embd.weight", "output.weight"
 # a picture's rows stand where tokens' embeddings would, and their scores are not computed
 _UNUSED_BY_ROWS = (_EMBEDDINGS, _SCORES)
 _MOST_NAMED = 3  # faults of one kind
+_SHOWN = 80  # characters of a value that an error repeats
+# Products are scaled by alpha through the rank. Adapters have an alpha of once to four times their
+# rank, seldom above 1,000; far above, nothing is left of the model's own products.
+_MOST_ALPHA = 10_000
+
+
+def read_adapter_header(path: Path) -> GgufHeader:
+    """Read an adapter's header. Raises ModelError, which names the file, if it is not whole."""
+    return read_gguf_header(path, what="adapter")
 
 
 def other_kind(header: GgufHeader) -> str:
@@ -61,15 +72,21 @@ def _metadata_faults(header: GgufHeader, model: GgufHeader) -> Iterator[str]:
                           ("general.architecture", model.architecture)):  # fmt: skip
         value = header.metadata.get(key)
         if value != expected:
-            yield f"{key} is {value!r}, not {expected!r}"
+            yield f"{key} is {_shown(value)}, not {_shown(expected)}"
     alpha, single = header.metadata.get(_ALPHA), header.kinds.get(_ALPHA) == FLOAT32
     if not (single and isinstance(alpha, float) and math.isfinite(alpha) and alpha > 0):
-        yield f"{_ALPHA} is {alpha!r}, not a number above 0 in 32 bits"
+        yield f"{_ALPHA} is {_shown(alpha)}, not a number above 0 in 32 bits"
+    elif alpha > _MOST_ALPHA:
+        yield f"{_ALPHA} is {alpha:g}, which no adapter has: at most {_MOST_ALPHA:,} is taken"
     if _AFTER_TOKENS in header.metadata:
         yield f"{_AFTER_TOKENS}: it acts only after certain tokens"
     prompts = header.metadata.get(PROMPTS_KEY, PROMPTS_VERSION)
     if isinstance(prompts, bool) or prompts != PROMPTS_VERSION:
-        yield f"{PROMPTS_KEY} is {prompts!r}: this EdgePrism knows {PROMPTS_VERSION} alone"
+        yield f"{PROMPTS_KEY} is {_shown(prompts)}: this EdgePrism knows {PROMPTS_VERSION} alone"
+
+
+def _shown(value: object) -> str:
+    return short_line(repr(value), _SHOWN)
 
 
 def _matrix_faults(header: GgufHeader, model: GgufHeader, unused: Collection[str]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from edgeprism.errors import COPY_AGAIN, ModelError
 from edgeprism.files.regular import open_regular
+from edgeprism.files.safe_text import short_line
 
 _SCALARS = {
     0: "B",
@@ -44,6 +45,8 @@ _BLOCKS = {
     30: (1, 2),
 }  # fmt: skip
 _MAX_DIMENSIONS = 4
+_MAX_NAME = 63  # bytes of a tensor's name: ggml's GGML_MAX_NAME, less the end
+_SHOWN = 80  # characters of a key that an error repeats
 _LENGTH = struct.Struct("<Q")  # of a string
 # general.file_type: llama.cpp's llama_ftype
 _QUANTS = {
@@ -112,10 +115,16 @@ class GgufHeader:
         return template if isinstance(template, str) else None
 
 
-def read_gguf_header(path: Path, *, tokens: bool = False) -> GgufHeader:
+def bytes_per_block(kind: int) -> int:
+    """Return the bytes of a block of a ggml type; 0 for a type whose size is not known."""
+    return _BLOCKS.get(kind, (1, 0))[1]
+
+
+def read_gguf_header(path: Path, *, tokens: bool = False, what: str = "model") -> GgufHeader:
     """Read the header of the GGUF file at `path`; `tokens` keeps the vocabulary's strings too.
 
-    Raises ModelError, which names the file, for anything that is not a whole GGUF file.
+    `what` is what errors call the file. Raises ModelError, which names the file, for anything that
+    is not a whole GGUF file.
     """
     try:
         with open_regular(path) as file:
@@ -125,7 +134,9 @@ def read_gguf_header(path: Path, *, tokens: bool = False) -> GgufHeader:
                 return _Reader(data, tokens).header()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ModelError(f"{path}: not a whole GGUF model: {reason}.", COPY_AGAIN) from error
+        raise ModelError(
+            f"{path}: not a whole GGUF {what}: {reason}.", COPY_AGAIN.replace("model", what)
+        ) from error
 
 
 def license_in_header(header: GgufHeader) -> str:
@@ -158,7 +169,7 @@ class _Reader:
         for _ in range(n_metadata):
             key = self.string()
             if key in metadata:
-                raise ValueError(f"{key} stands twice")
+                raise ValueError(f"{short_line(key, _SHOWN)} stands twice")
             keep = self.tokens if self.keep_tokens and key == "tokenizer.ggml.tokens" else None
             start = self.offset
             kinds[key] = self.scalar("I")
@@ -189,7 +200,7 @@ class _Reader:
         types: dict[str, int] = {}
         extents: dict[str, tuple[int, int]] = {}
         for _ in range(count):
-            name = self.string()
+            name = self.tensor_name()
             n_dimensions = self.scalar("I")
             if not 1 <= n_dimensions <= _MAX_DIMENSIONS or name in shapes:
                 raise ValueError(f"tensor {name!r} is malformed")
@@ -254,6 +265,14 @@ class _Reader:
         length, start = self.scalar("Q"), self.offset
         self.skip(length)
         return self.data[start : start + length].decode("utf-8", errors="replace")
+
+    def tensor_name(self) -> str:
+        start = self.offset
+        name = self.string()
+        n_bytes = self.offset - start - _LENGTH.size
+        if n_bytes > _MAX_NAME:  # llama.cpp refuses it, and an error would repeat all of it
+            raise ValueError(f"a tensor's name has {n_bytes} bytes, at most {_MAX_NAME} are known")
+        return name
 
     def skip(self, length: int) -> None:
         if length > len(self.data) - self.offset:

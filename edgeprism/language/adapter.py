@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeprism.bundle.adapter_checks import adapter_faults, other_kind
-from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
-from edgeprism.errors import COPY_AGAIN, ModelError
+from edgeprism.bundle.adapter_checks import adapter_faults, other_kind, read_adapter_header
+from edgeprism.bundle.adapter_values import value_faults
+from edgeprism.bundle.gguf import GgufHeader
+from edgeprism.errors import ModelError
 from edgeprism.language.llama import forget_words, last_words
 
 _ANOTHER = "Name an adapter that was made for this model, or copy or convert it again."
@@ -32,20 +33,24 @@ class Adapter:
         """Load `path` for the language model with the header `model`.
 
         `of_rows` says that a picture's rows alone shall go through it.
-        Raises ModelError, which names `path`, if the file is damaged or made for another model.
+        Raises ModelError, which names `path`, if the file is damaged or made for another model, or
+        if it holds values that are no finite numbers. Those of a bundle's own adapter, which can
+        have gigabytes, were looked at when it was converted.
         """
-        header = read_gguf_header(path)
+        header = read_adapter_header(path)
         if kind := other_kind(header):
             raise ModelError(f"{path}: {kind}.", _ANOTHER)
         if faults := adapter_faults(header, model, of_rows=of_rows):
             raise ModelError(
                 f"{path}: no adapter for this language model: {'; '.join(faults)}.", _ANOTHER
             )
+        if faults := [] if of_rows else value_faults(path, header):
+            raise ModelError(f"{path}: is damaged: {'; '.join(faults)}.", _ANOTHER)
         self.path, self._llama = path, llama
         forget_words()
         self._adapter = llama.llama_adapter_lora_init(native_model, os.fsencode(path))
         if not self._adapter:
-            raise ModelError(f"{path}: llama.cpp cannot load it: {last_words(2)}.", COPY_AGAIN)
+            raise ModelError(f"{path}: llama.cpp cannot load it: {last_words(2)}.", _ANOTHER)
 
     def switch_on(self, context: Any) -> None:
         """Have llama.cpp's `context` add the adapter's products from now on."""
@@ -63,7 +68,7 @@ class Adapter:
 
     def _set(self, context: Any, adapters: Any, n: int, scales: Any) -> None:
         if code := self._llama.llama_set_adapters_lora(context, adapters, n, scales):
-            raise ModelError(f"{self.path}: llama.cpp failed with code {code}.", COPY_AGAIN)
+            raise ModelError(f"{self.path}: llama.cpp failed with code {code}.", _ANOTHER)
 
     def close(self) -> None:
         """Free the adapter; close all contexts first, and the language model after."""

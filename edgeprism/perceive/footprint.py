@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from edgeprism.bundle.adapter_checks import read_adapter_header
 from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
 from edgeprism.bundle.gguf_parts import model_bytes, part_names, read_model_header
 from edgeprism.bundle.manifest import Manifest, VisionVariant
@@ -101,7 +102,7 @@ class CaptionerFootprint:
         path = self._bundle.path_of(rows.file)
         if rows.by == "adapter":
             why = "matrices that only a picture's rows go through"
-            return adapter_parts(read_gguf_header(path), self._header, use, "row adapter", why)
+            return adapter_parts(read_adapter_header(path), self._header, use, "row adapter", why)
         size = self._bundle.manifest.files[rows.file].size
         return expert_parts(read_model_header(path), size, use)
 

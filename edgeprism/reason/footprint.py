@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeprism.bundle.adapter_checks import knows_prompts
-from edgeprism.bundle.gguf import GgufHeader, read_gguf_header
+from edgeprism.bundle.adapter_checks import knows_prompts, read_adapter_header
+from edgeprism.bundle.gguf import GgufHeader
 from edgeprism.bundle.gguf_parts import model_bytes, part_paths, read_model_header
 from edgeprism.language.gpu import Gpu
 from edgeprism.language.kv_memory import kv_bytes
@@ -32,7 +32,7 @@ def reasoner_parts(
         parts = language_parts(header, model_bytes(path), use)
         if adapter is not None:
             parts += _adapter(adapter, header, use)
-            if knows_prompts(read_gguf_header(adapter)):
+            if knows_prompts(read_adapter_header(adapter)):
                 return parts
         examples = round(kv_bytes(header, _EXAMPLE_TOKENS))
         return (*parts, Part("kept examples", examples, "of a focus, read once"))
@@ -55,7 +55,7 @@ def reasoner_layers(path: Path, adapter: Path | None, gpu: Gpu | None) -> int:
 
 def _adapter(adapter: Path, model: GgufHeader, use: LanguageUse) -> tuple[Part, ...]:
     why = "matrices beside the model's own"
-    return adapter_parts(read_gguf_header(adapter), model, use, "adapter", why)
+    return adapter_parts(read_adapter_header(adapter), model, use, "adapter", why)
 
 
 def _use(context_length: object, gpu_layers: int, repacked: frozenset[int]) -> LanguageUse:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from edgeprism.arguments import check_flag, check_integer, check_keywords, check_path, check_text
-from edgeprism.bundle.adapter_checks import knows_prompts
+from edgeprism.bundle.adapter_checks import knows_prompts, read_adapter_header
 from edgeprism.bundle.adapters import AdapterFile
-from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.bundle.gguf_parts import model_bytes, model_digest, part_paths, parts_to_digest
 from edgeprism.choices import is_reference
 from edgeprism.files.digests import file_digest
@@ -209,7 +208,7 @@ class Reasoner(BaseReasoner):
     @property
     def knows_prompts(self) -> bool:
         """Whether the adapter was taught EdgePrism's prompts, as its header says."""
-        return self.adapter is not None and knows_prompts(read_gguf_header(self.adapter.path))
+        return self.adapter is not None and knows_prompts(read_adapter_header(self.adapter.path))
 
     def model_bytes(self) -> int:
         """Return the size of the GGUF file, or of all its parts, and of the adapter, in bytes."""

@@ -9,6 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
+from edgeprism.bundle.adapter_values import value_faults
+from edgeprism.bundle.gguf import read_gguf_header
 from edgeprism.errors import ModelError
 from edgeprism.language.adapter import Adapter
 from edgeprism.language.generator import Finished, Generator
@@ -161,3 +163,98 @@ def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"lm\.gguf: a LoRA adapter, not a model") as caught:
         opened(tmp_path, adapter_parts(LM), None)
     assert "MODEL.gguf+lm.gguf" in caught.value.hint
+
+
+def of_type(kind: str) -> GgufParts:
+    """An adapter of one matrix of the language model, whose halves have values of one type."""
+    target = gguf.GGMLQuantizationType[kind]
+    a, b = bundles.N_EMBD, bundles.N_EMBD
+    rng, parts = np.random.default_rng(3), adapter_parts(LM)
+    made = GgufParts(parts.metadata, {}, parts.architecture)
+    for half, shape in (("a", (32, a)), ("b", (b, 32))):
+        name = f"blk.0.attn_q.weight.lora_{half}"
+        values = (0.01 * rng.standard_normal(shape)).astype(np.float32)
+        if kind in ("F32", "F16"):
+            made.tensors[name] = values.astype(np.float32 if kind == "F32" else np.float16)
+        else:
+            made.quants[name] = target
+            made.tensors[name] = gguf.quants.quantize(values, target)
+    return made
+
+
+# type → the bytes of NaN, and where they can stand in its first bytes
+NOT_FINITE = {
+    "F32": (b"\x00\x00\xc0\x7f", 8), "F16": (b"\x00\x7c", 6), "BF16": (b"\x80\xff", 6),
+    "Q4_0": (b"\x01\x7e", 18), "Q4_1": (b"\x00\xfc", 2), "Q5_0": (b"\x01\x7e", 22),
+    "Q5_1": (b"\x01\x7e", 24 + 2), "Q8_0": (b"\x01\x7e", 34),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NOT_FINITE)
+def test_values_that_are_no_numbers_are_refused(tmp_path: Path, kind: str) -> None:
+    opened(tmp_path, LM, of_type(kind)).close()
+    path, (bits, offset) = tmp_path / "adapter.gguf", NOT_FINITE[kind]
+    data = bytearray(path.read_bytes())
+    start = read_gguf_header(path).starts["blk.0.attn_q.weight.lora_b"] + offset
+    data[start : start + len(bits)] = bits
+    path.write_bytes(data)
+    with pytest.raises(ModelError) as caught:
+        LanguageModel(tmp_path / "lm.gguf", adapter=path, threads=1)
+    assert caught.value.message == (
+        f"{path}: is damaged: blk.0.attn_q.weight.lora_b holds values that are no finite numbers."
+    )
+    assert "Name an adapter" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"])
+def test_scales_of_every_block_are_looked_at(tmp_path: Path, kind: str) -> None:
+    target = gguf.GGMLQuantizationType[kind]
+    per_block, n_bytes = gguf.GGML_QUANT_SIZES[target]
+    found = []
+    for at in range(0, n_bytes - 1, 2):
+        block = np.zeros((1, n_bytes), np.uint8)
+        block[0, at : at + 2] = (0x01, 0x7E)  # NaN in 16 bits
+        two = np.concatenate([np.zeros_like(block), block])
+        finite = np.isfinite(gguf.quants.dequantize(two, target)).all()
+        parts = GgufParts(
+            {"general.type": ("string", "adapter")}, {"m": two}, "llama", {"m": target}
+        )
+        path = parts.write(tmp_path / f"{at}.gguf")
+        found.append((value_faults(path, read_gguf_header(path)) == []) == bool(finite))
+    assert per_block in (32, 256)
+    assert all(found)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), -1.0, 0.0, 1e30, 10_001.0])
+def test_an_alpha_that_no_adapter_has_is_refused(tmp_path: Path, alpha: float) -> None:
+    adapter = adapter_parts(LM)
+    adapter.metadata["adapter.lora.alpha"] = ("float32", alpha)
+    with pytest.raises(ModelError, match=r"adapter\.gguf: no adapter .* adapter\.lora\.alpha is"):
+        opened(tmp_path, LM, adapter)
+
+
+def test_errors_stay_short_whatever_the_file_holds(tmp_path: Path) -> None:
+    long = "x" * 1_000_000
+    named = adapter_parts(LM)
+    named.tensors[f"{long}.weight.lora_a"] = np.zeros((2, 2), np.float32)
+    typed = adapter_parts(LM)
+    typed.metadata["adapter.type"] = ("string", long)
+    foreign = adapter_parts(LM)
+    foreign.architecture = long
+    for adapter in (named, typed, foreign):
+        with pytest.raises(ModelError) as caught:
+            opened(tmp_path, LM, adapter)
+        assert len(caught.value.message) < 500 + len(str(tmp_path))
+        assert "adapter" in caught.value.message
+    with pytest.raises(ModelError, match="a tensor's name has 1000014 bytes"):
+        opened(tmp_path, LM, named)
+
+
+def test_a_damaged_adapter_is_told_as_an_adapter(tmp_path: Path) -> None:
+    path = adapter_parts(LM).write(tmp_path / "adapter.gguf")
+    lm, whole = LM.write(tmp_path / "lm.gguf"), path.read_bytes()
+    for data in (b"", b"GGUF", b"no file of a model", whole[:200], whole[:-64]):
+        path.write_bytes(data)
+        with pytest.raises(ModelError, match=r"not a whole GGUF adapter: ") as caught:
+            LanguageModel(lm, adapter=path, threads=1)
+        assert caught.value.hint == "Copy or convert the adapter again."

@@ -255,7 +255,7 @@ def test_a_file_that_was_cut_short_is_refused(
 ) -> None:
     path = tmp_path / "short.gguf"
     path.write_bytes(files[1].read_bytes()[:length])
-    with pytest.raises(ModelError, match=r"short\.gguf: not a whole GGUF model"):
+    with pytest.raises(ModelError, match=r"short\.gguf: not a whole GGUF adapter"):
         LanguageModel(files[0], rows=path, threads=1)
 
 
