@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgeprism.errors import (
 from edgeprism.files.safe_text import listed
 from edgeprism.folder.causes import cause_key, reason_of
 from edgeprism.folder.run import FolderResult
+from edgeprism.machine.cancel import finishing_first
 
 # what --ray takes: parameters that are keywords of a captioner, and those of the cluster
 _OF_CAPTIONER = (
@@ -51,7 +53,8 @@ def caption_on_ray(images: Sequence[str], model: str, options: dict[str, Any]) -
     captioner = {name: options[name] for name in _OF_CAPTIONER if options[name] is not None}
     source, output = Place.of(images[0]), Place.of(options["parquet"])
     report, result = _Report(), None
-    with contextlib.closing(report):
+    # a cluster on this machine takes some seconds to end, and what it left is deleted after that
+    with contextlib.closing(report), finishing_first(_interrupt):
         try:
             result = caption_on_cluster(
                 source, output, cluster, {"model": model, **captioner},
@@ -61,10 +64,16 @@ def caption_on_ray(images: Sequence[str], model: str, options: dict[str, Any]) -
             if report.result is None:
                 raise
             raise Interrupted(
-                f"Interrupted: {report.result.done} of {report.result.total} pictures are done.",
+                f"Interrupted: {output} has every part that was finished.",
                 "The same command goes on from here.",
             ) from None
     return _finish(result)
+
+
+def _interrupt() -> None:
+    """End the run; a second signal ends the process at once."""
+    if threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt
 
 
 def _check_options() -> None:

@@ -101,6 +101,51 @@ def test_a_cluster_that_does_not_answer_leaves_the_output_as_it_is(
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
+_INTERRUPTED = """
+import os, signal, sys, time
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from edgeprism.cli.main import main
+from edgeprism.folder.run import FolderResult
+from edgeprism.scale import cluster
+
+def work(source, output, options, captioner, *, on_begin, on_progress):
+    on_begin(FolderResult(3))
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    finally:
+        if sys.argv[3] == "twice":
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(2)  # as long as a cluster takes to end
+        Path(sys.argv[2]).touch()
+
+cluster.caption_on_cluster = work
+main(["caption", sys.argv[1], "--ray", "local", "--parquet", sys.argv[2] + ".out"])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+@pytest.mark.parametrize("signals", ["once", "twice"])
+def test_ctrl_c_lets_the_cluster_end_and_a_second_one_does_not(
+    signals: str, tmp_path: Path
+) -> None:
+    pictures(1, tmp_path)
+    ended = tmp_path / "ended"
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, str(tmp_path), str(ended), signals],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert ended.exists() == (signals == "once")
+    if signals == "once":
+        assert done.stderr.splitlines() == [
+            f"Interrupted: {ended}.out has every part that was finished.",
+            "  hint: The same command goes on from here.",
+        ]
+
+
 def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
     for missing in ("pyarrow", "ray"):
         code = (
