@@ -17,7 +17,7 @@ from edgeprism.cli.main import run
 from edgeprism.errors import ImageError, UsageError
 from edgeprism.perceive.captioner import Captioner
 from edgeprism.segments import ImageRows, Text
-from edgeprism.store.stored_captioner import record_to_caption
+from edgeprism.store.stored_record import record_to_caption
 from tests.helpers import bundles
 
 SEED = 1

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -27,6 +28,7 @@ from edgeprism.folder.batch import Batch
 from edgeprism.picture.find import PictureFile
 from edgeprism.scale.captioner import RayCaptioner
 from edgeprism.scale.columns import REFUSED, SCHEMA, failure_to_row, record_to_row, rows_to_table
+from edgeprism.scale.engine import Answer
 from edgeprism.scale.known import Known
 from edgeprism.scale.storage import Place
 from edgeprism.store.stored_captioner import request_key
@@ -99,11 +101,12 @@ def test_the_same_picture_twice_in_a_batch_is_captioned_once(
              ("a again.png", first), ("y.png", b"none")]  # fmt: skip
     sent: list[str] = []
     caption = ray_captioner._engine.caption
-    monkeypatch.setattr(
-        ray_captioner._engine,
-        "caption",
-        lambda given: sent.extend(name for name, _ in given) or caption(given),
-    )
+
+    def note(given: Sequence[tuple[str, bytes]]) -> list[Answer]:
+        sent.extend(name for name, _ in given)
+        return caption(given)
+
+    monkeypatch.setattr(ray_captioner._engine, "caption", note)
     rows = ray_captioner(batch_of(files)).to_pylist()
     assert [row["image"] for row in rows] == [f"s3://bucket/{name}" for name, _ in files]
     assert [row["image_sha256"] for row in rows] == [
