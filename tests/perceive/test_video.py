@@ -22,7 +22,8 @@ from edgeprism.picture.read import read_picture
 from edgeprism.picture.tile import picture_to_tiles
 from edgeprism.segments import ImageRows, Text
 from edgeprism.store.caption_store import CaptionStore
-from edgeprism.store.stored_captioner import StoredCaptioner, record_to_caption
+from edgeprism.store.stored_captioner import StoredCaptioner
+from edgeprism.store.stored_record import record_to_caption
 from tests.helpers import bundles
 from tests.helpers.videos import (
     decoded,

@@ -23,7 +23,8 @@ from edgeprism.perceive.captioner import Captioner
 from edgeprism.picture.layout import NEWLINE, PictureLayout, picture_to_layout
 from edgeprism.segments import ImageRows, Segment, Text
 from edgeprism.store.caption_store import CaptionStore, default_path
-from edgeprism.store.stored_captioner import StoredCaptioner, record_to_caption, request_key
+from edgeprism.store.stored_captioner import StoredCaptioner, request_key
+from edgeprism.store.stored_record import record_to_caption
 from edgeprism.vision.token_reduction import (
     CONSTANT,
     METHOD,
