@@ -54,7 +54,7 @@ def caption_on_ray(images: Sequence[str], model: str, options: dict[str, Any]) -
     source, output = Place.of(images[0]), Place.of(options["parquet"])
     report, result = _Report(), None
     # a cluster on this machine takes some seconds to end, and what it left is deleted after that
-    with contextlib.closing(report), finishing_first(_interrupt):
+    with contextlib.closing(report), finishing_first(_interrupt, second_ends=True):
         try:
             result = caption_on_cluster(
                 source, output, cluster, {"model": model, **captioner},

@@ -120,12 +120,13 @@ def interruptible(grace_s: float = 0.8, *, ends_process: bool = False) -> Iterat
 
 
 @contextlib.contextmanager
-def finishing_first(finish: Callable[[], None]) -> Iterator[None]:
+def finishing_first(finish: Callable[[], None], *, second_ends: bool = False) -> Iterator[None]:
     """Inside the block, the first stopping signal only calls `finish`; the second interrupts.
 
-    Use it inside `interruptible`, in the main thread.
+    With `second_ends` the second ends the process at once: where a library would end it by itself,
+    with another code, once it is interrupted. Use it inside `interruptible`, in the main thread.
     """
-    global _finish
+    global _finish, _second_ends
     count = 0
 
     def handle(_number: int, _frame: object) -> None:
@@ -137,11 +138,11 @@ def finishing_first(finish: Callable[[], None]) -> Iterator[None]:
             _interrupt()
 
     previous = _handle_stopping(handle)
-    _finish = finish
+    _finish, _second_ends = finish, second_ends
     try:
         yield
     finally:
-        _finish = None
+        _finish, _second_ends = None, False
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -215,6 +216,7 @@ _STOPPING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "pos
 _interrupted = False
 _before_forced_end: list[Callable[[], None]] = []
 _finish: Callable[[], None] | None = None
+_second_ends = False
 
 
 def _watch(read_end: int, done: threading.Event, grace_s: float) -> None:
@@ -228,7 +230,7 @@ def _watch(read_end: int, done: threading.Event, grace_s: float) -> None:
             continue
         for cancel in list(_live):
             cancel.set()
-        if not done.wait(grace_s):
+        if _second_ends or not done.wait(grace_s):
             for callback in _before_forced_end:
                 callback()
             os._exit(EXIT_INTERRUPTED)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.arguments import check_integer, check_number
-from edgeprism.errors import EXIT_UNAVAILABLE, EdgePrismError, UsageError
+from edgeprism.errors import EdgePrismError, UsageError
 from edgeprism.folder.run import Failure, FolderResult
-from edgeprism.machine.facts import available_cores
+from edgeprism.scale.connection import ClusterError, connected, explained, quiet_data
 from edgeprism.scale.engine import EngineError, last_part
 from edgeprism.scale.known import Known
 from edgeprism.scale.parts import PartCaptioner, PartOptions
@@ -27,14 +25,6 @@ if TYPE_CHECKING:
 
 PART = 256  # pictures in a Parquet file, and at most so many are captioned again after a kill
 _LEAST_PARTS = 4  # for each actor, so that the last of them does not keep all others waiting
-_PATIENCE_S = 10  # with a cluster that does not answer
-_STORE_BYTES = 128 << 20  # of a cluster on this machine: only names and counts pass through it
-
-
-class ClusterError(EdgePrismError):
-    """There is no cluster at an address, or it cannot do the work."""
-
-    exit_code = EXIT_UNAVAILABLE
 
 
 @dataclass(frozen=True)
@@ -108,7 +98,7 @@ def caption_on_cluster(
     if not paths:
         return result
     run = f"part-{uuid.uuid4().hex[:12]}"
-    with _tidy(output, run), _connected(options.address) as ray, _quiet_data():
+    with _tidy(output, run), connected(options.address) as ray, quiet_data():
         on_begin(result)
         output.remove_partials()
         actors = _actors(ray.cluster_resources(), options)
@@ -122,8 +112,9 @@ def caption_on_cluster(
         dataset = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
             PartCaptioner, fn_constructor_args=arguments, **_actor_options(ray, actors, options)
         )
-        with _explained():
-            for number, row in enumerate(dataset.iter_rows()):
+        # closed at once where an error leaves it, so that its threads end
+        with explained(), contextlib.closing(iter(dataset.iter_rows())) as rows:
+            for number, row in enumerate(rows):
                 _count(result, row)
                 if not number:  # not before the cluster does its work: it may do none
                     known.forget_unread()
@@ -180,83 +171,3 @@ def _actors(resources: Mapping[str, float], options: ClusterOptions) -> int:
             "Give `actor_cpus` and `actor_gpus` that one of its machines has.",
         )
     return min(room, options.actors or room)
-
-
-@contextlib.contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """Connect to a cluster, or start one on this machine for the block."""
-    # Ray would tell its makers what runs here
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise UsageError(
-            "Captioning on a cluster needs Ray, which is not installed.",
-            'Install it: python -m pip install "edgeprism[ray]"',
-        ) from error
-    if ray.is_initialized():  # by the program that calls; it stays connected
-        yield ray
-        return
-    try:
-        if address == "local":
-            ray.init(num_cpus=available_cores(), include_dashboard=False, log_to_driver=False,
-                     logging_level="ERROR", object_store_memory=_STORE_BYTES)  # fmt: skip
-        else:
-            _check_address(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except Exception as error:  # Ray raises bare ones, too: a node that starts too slowly
-        where = "on this machine" if address in ("auto", "local") else f"at {address}"
-        why = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-        if address == "local":
-            raise ClusterError(
-                f"Ray did not start on this machine: {why}.",
-                "A busy machine is too slow for it: try again when less runs on it.",
-            ) from error
-        raise ClusterError(
-            f"There is no Ray cluster {where}: {why}.",
-            "Start one with Ray's command, name another, or give local for one on this machine.",
-        ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _check_address(address: str) -> None:
-    """Raise OSError where nobody answers: Ray would try for many minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_S).close()
-
-
-@contextlib.contextmanager
-def _quiet_data() -> Iterator[None]:
-    """Keep Ray Data's own progress off the terminal inside the block."""
-    import logging
-
-    from ray.data import DataContext
-
-    context, log = DataContext.get_current(), logging.getLogger("ray.data")
-    before = context.enable_progress_bars, log.level
-    context.enable_progress_bars = False
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = before[0]
-        log.setLevel(before[1])
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Raise Ray's own errors as ClusterError."""
-    from ray.exceptions import RayError
-
-    try:
-        yield
-    except RayError as error:
-        line = next(iter(str(error).strip().splitlines()[-1:]), type(error).__name__)
-        raise ClusterError(
-            f"The cluster gave up: {line}", "Its own log says more; the same command goes on."
-        ) from error

@@ -25,8 +25,9 @@ from edgeprism.folder.batch import Batch
 from edgeprism.folder.run import FolderResult
 from edgeprism.picture.find import find_pictures
 from edgeprism.scale.captioner import RayCaptioner
-from edgeprism.scale.cluster import ClusterError, ClusterOptions, caption_on_cluster
+from edgeprism.scale.cluster import ClusterOptions, caption_on_cluster
 from edgeprism.scale.columns import UNREAD, failure_to_row, rows_to_table
+from edgeprism.scale.connection import ClusterError
 from edgeprism.scale.engine import EngineError
 from edgeprism.scale.storage import Place
 from tests.helpers import poison
