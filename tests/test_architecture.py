@@ -215,7 +215,7 @@ def test_who_may_open_a_socket() -> None:
     assert found == {
         "reason.http",
         "install.hub",
-        "scale.cluster",
+        "scale.connection",
         "serve.run",
         "store.caption_store",
     }

@@ -30,8 +30,9 @@ from edgeprism.scale.columns import (
     rows_to_table,
     text_of,
 )
-from edgeprism.scale.engine import Answer, EngineProcess, EngineSettings, last_part
+from edgeprism.scale.engine import Answer, EngineProcess, EngineSettings
 from edgeprism.scale.known import Known
+from edgeprism.scale.names import last_part, picture_name
 
 # what readers call a file's bytes: Ray's `read_binary_files`, Spark's `binaryFile`
 _BYTES = ("bytes", "content")
@@ -76,6 +77,7 @@ class RayCaptioner:
 
     A batch is a table, a data frame or a mapping of columns with the files' bytes in `bytes` (or
     `content`), or with pixels in `image`, uint8 [height, width, 3]; and with their names in `path`.
+    The names become absolute paths or addresses; see `picture_name`.
     The result is a `pyarrow.Table` of `scale.columns.SCHEMA`, a row for each picture, in order. A
     picture that cannot be captioned has its reason in `error`; it never fails the batch.
 
@@ -129,7 +131,7 @@ class RayCaptioner:
         of_captioner = {name: given[name] for name in _keys(CaptionerOptions) if name in given}
         check_captioner_options(**of_captioner)
         check_caption_options(**of_caption)
-        self._known = _fetched(known)
+        self.known = _fetched(known)
         self._engine = EngineProcess(
             EngineSettings(
                 model=str(model),
@@ -158,10 +160,10 @@ class RayCaptioner:
         for place, picture in enumerate(pictures):
             if isinstance(picture.file, Exception) or picture.sha256 is None:
                 rows[place] = self._unread(picture)
-            elif self._known is None:
+            elif self.known is None:
                 todo[place] = picture, picture.file, picture.sha256
-            elif not self._known.has(text_of(picture.name), picture.sha256, self.request):
-                copy = self._known.row_of(picture.name, picture.sha256, self.request)
+            elif not self.known.has(text_of(picture.name), picture.sha256, self.request):
+                copy = self.known.row_of(picture.name, picture.sha256, self.request)
                 if copy is not None:
                     rows[place] = copy
                 else:
@@ -180,6 +182,19 @@ class RayCaptioner:
         rows |= self._captioned(alone)
         return [rows[place] for place in sorted(rows)]
 
+    def failed_before(self, pictures: Iterable[Picture]) -> list[Row]:
+        """Return name and error of pictures that are `known` to have no caption, in order.
+
+        They get no row again.
+        """
+        failed = []
+        for picture in pictures:
+            if self.known is not None and picture.sha256 is not None:
+                error = self.known.error_of(text_of(picture.name), picture.sha256, self.request)
+                if error is not None:
+                    failed.append({"image": text_of(picture.name), "error": error})
+        return failed
+
     def _captioned(self, todo: Mapping[int, tuple[Picture, bytes, str]]) -> dict[int, Row]:
         answers = self._engine.caption([(picture.name, file) for picture, file, _ in todo.values()])
         return {
@@ -192,14 +207,18 @@ class RayCaptioner:
             record = {**answer.record, "image": name, "image_sha256": digest}
             return record_to_row(record, self.request)
         kind = ENDED if answer.ended else REFUSED
-        return failure_to_row(name, digest, self.request, kind, answer.error, answer.hint)
+        return self._failed(name, digest, kind, answer.error, answer.hint)
 
     def _unread(self, picture: Picture) -> Row:
         error = picture.file
         kind = REFUSED if isinstance(error, ImageError) else UNREAD
         message = error.message if isinstance(error, EdgePrismError) else str(error)
         hint = error.hint if isinstance(error, EdgePrismError) else ""
-        return failure_to_row(picture.name, None, self.request, kind, message, hint)
+        return self._failed(picture.name, None, kind, message, hint)
+
+    def _failed(self, name: str, digest: str | None, kind: str, error: str, hint: str) -> Row:
+        model = self._engine.facts.model
+        return failure_to_row(name, digest, self.request, kind, error, hint, model)
 
     def pids(self) -> list[int]:
         """Return the processes of the captioner, for those who measure its memory."""
@@ -275,7 +294,9 @@ def _pictures(columns: Mapping[str, Sequence[Any]]) -> Iterable[Picture]:
     names = columns.get(_PATH)
     for place, value in enumerate(columns[source]):
         named = names[place] if names is not None else None
-        name = f"picture {place}" if named is None else str(named)
+        # a data frame has NaN for null, which equals nothing
+        is_null = named is None or named != named
+        name = f"picture {place}" if is_null else picture_name(str(named))
         if value is None:
             yield Picture(name, ValueError(f"{last_part(name)}: its content is null."))
         elif source == _PIXELS:

@@ -15,8 +15,9 @@ from edgeprism.arguments import check_integer, check_number
 from edgeprism.errors import EdgePrismError, UsageError
 from edgeprism.folder.run import Failure, FolderResult
 from edgeprism.scale.connection import ClusterError, connected, explained, quiet_data
-from edgeprism.scale.engine import EngineError, last_part
+from edgeprism.scale.engine import EngineError
 from edgeprism.scale.known import Known
+from edgeprism.scale.names import last_part
 from edgeprism.scale.parts import PartCaptioner, PartOptions
 from edgeprism.scale.storage import Place, blocks
 
@@ -83,7 +84,8 @@ def caption_on_cluster(
         on_progress: Called with them whenever a part is finished.
 
     Returns:
-        The counts. Failures have the pictures' names without folders.
+        The counts. Pictures that have the words of another one, or of a row of an earlier run, are
+        known; those whose row of an earlier run has no caption failed.
 
     Raises:
         UsageError: An option is invalid, `source` cannot be listed, or Ray is not installed.
@@ -115,7 +117,7 @@ def caption_on_cluster(
         # closed at once where an error leaves it, so that its threads end
         with explained(), contextlib.closing(iter(dataset.iter_rows())) as rows:
             for number, row in enumerate(rows):
-                _count(result, row)
+                _count(result, row, source)
                 if not number:  # not before the cluster does its work: it may do none
                     known.forget_unread()
                 result.seconds = time.monotonic() - began
@@ -147,16 +149,18 @@ def _actor_options(ray: Any, actors: int, options: ClusterOptions) -> dict[str, 
     }  # fmt: skip
 
 
-def _count(result: FolderResult, row: Mapping[str, Any]) -> None:
+def _count(result: FolderResult, row: Mapping[str, Any], source: Place) -> None:
     fatal = row["fatal"]
     if fatal is not None:
         raise EngineError(fatal["error"], fatal["hint"], fatal["code"])
     result.captioned += row["captioned"]
+    result.duplicates += row["duplicates"]
     result.known += row["pictures"] - row["captioned"] - len(row["failures"])
-    result.failures += [
-        Failure(Path(last_part(each["image"])), EdgePrismError(each["error"]))
-        for each in row["failures"]
-    ]
+    for each in row["failures"]:
+        name = source.shown(each["image"])
+        # a path would make s3:/ of s3://
+        path = Path(last_part(name) if "://" in name else name)
+        result.failures.append(Failure(path, EdgePrismError(f"{name}: {each['error']}")))
 
 
 def _actors(resources: Mapping[str, float], options: ClusterOptions) -> int:

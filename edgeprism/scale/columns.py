@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from edgeprism.scale.arrow import pyarrow as pa
+from edgeprism.scale.names import without_name
+from edgeprism.version import __version__
 
 SCHEMA_VERSION = 1
 # why a picture has no caption
@@ -45,7 +47,7 @@ SCHEMA = pa.schema(
         ("lm_quant", _text),
         ("device", _text),
         ("instruction", _text),
-        ("notes", pa.list_(_text)),
+        ("notes", pa.list_(pa.field("element", _text))),
         ("reduction", pa.struct([("limit", _text), ("encoded", _int), ("method", _text)])),
         ("max_tokens", _int),
         ("temperature", _float),
@@ -53,7 +55,7 @@ SCHEMA = pa.schema(
         ("kv_type", _text),
         ("parallel", _int),
         ("lanes", _int),
-        ("threads", pa.list_(_int)),
+        ("threads", pa.list_(pa.field("element", _int))),
         ("request", _text),
         ("version", _text),
         ("created", pa.timestamp("us", tz="UTC")),
@@ -98,14 +100,26 @@ def record_to_row(record: Mapping[str, Any], request: str) -> Row:
 
 
 def failure_to_row(
-    image: str, image_sha256: str | None, request: str, kind: str, error: str, hint: str
+    image: str,
+    image_sha256: str | None,
+    request: str,
+    kind: str,
+    error: str,
+    hint: str,
+    model: str | None = None,
 ) -> Row:
-    """Return the row of a picture without a caption. `kind` is REFUSED, ENDED or UNREAD."""
+    """Return the row of a picture without a caption.
+
+    `kind` is REFUSED, ENDED or UNREAD; `model` is the captioner's name. The picture's name before
+    `error` is dropped: `image` has it, and what is wrong with many pictures is one text.
+    """
     return {
         **_basics(image, image_sha256, request),
         "error_kind": kind,
-        "error": text_of(error),
+        "error": text_of(without_name(error, image)),
         "hint": text_of(hint),
+        "model": model,
+        "version": __version__,
     }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from edgeprism.errors import EXIT_FAILED, EdgePrismError
 from edgeprism.machine.child import Child, Ended, edgeprism_command
+from edgeprism.scale.names import last_part
 
 _LINE_BYTES = 1 << 24
 _ENOUGH_ENDS = 2  # of a process with one picture alone: that is the picture's doing
@@ -285,8 +286,3 @@ def _blame(task: _Task, ended: Ended, said: EngineError | None) -> Answer:
         hint="Export a smaller or repaired copy; or its machine has too little memory.",
         ended=True,
     )
-
-
-def last_part(name: str) -> str:
-    """Return a picture's name without its folder, for messages."""
-    return name.rstrip("/").rpartition("/")[2] or "picture"

@@ -21,10 +21,13 @@ from edgeprism.scale.storage import Place, blocks, read_file
 _READERS = 8  # files that an actor reads at a time: a bucket answers late, and many at once
 _AT_A_TIME = 32  # files of a part that are in memory
 
+_COUNTED = ["image", "image_sha256", "request", "error", "created"]  # what a summary is made of
 SUMMARY = pa.schema(
     [
         ("pictures", pa.int32()),
         ("captioned", pa.int32()),
+        ("duplicates", pa.int32()),  # have the words of another picture of this part
+        # those without a caption, from this run or one before
         ("failures", pa.list_(pa.struct([("image", pa.string()), ("error", pa.string())]))),
         # what keeps the whole run from going on; null: nothing does
         ("fatal", pa.struct([("error", pa.string()), ("hint", pa.string()), ("code", pa.int32())])),
@@ -74,35 +77,57 @@ class PartCaptioner:
         try:
             if self._broken is not None:
                 raise self._broken
-            return _summary(len(paths), self._put_out(number, paths))
+            return self._summary(*self._put_out(number, paths), len(paths))
         except EdgePrismError as error:
             fatal = {"error": error.message, "hint": error.hint, "code": error.exit_code}
-            return {"pictures": len(paths), "captioned": 0, "failures": [], "fatal": fatal}
+            return {"pictures": len(paths), "captioned": 0, "duplicates": 0, "failures": [],
+                    "fatal": fatal}  # fmt: skip
 
-    def _put_out(self, number: int, paths: list[str]) -> list[Row]:
-        """Write a part and return its rows. Raises OutputError and EngineError."""
+    def _put_out(self, number: int, paths: list[str]) -> tuple[list[Row], list[Row]]:
+        """Write a part; return its rows, and those of earlier runs that have no caption.
+
+        Raises OutputError and EngineError.
+        """
         output, name = self._options.output, f"{self._options.run}-{number:06}.parquet"
-        if output.has_part(name):  # another actor wrote it, and was killed before it could say so
-            found: list[Row] = output.read_part(name, ["image", "error"]).to_pylist()
-            return found
         rows: list[Row] = []
+        failed_before: list[Row] = []
+        # if it is there, another actor wrote it, and was killed before it could say so
+        written = output.has_part(name)
+        if written:
+            rows += output.read_part(name, _COUNTED).to_pylist()
         for some in blocks(paths, _AT_A_TIME):
-            rows += self._captioner.rows(self._readers.map(self._read, some))
-        if rows:
+            pictures = list(self._readers.map(self._read, some))
+            failed_before += self._captioner.failed_before(pictures)
+            if not written:
+                rows += self._captioner.rows(pictures)
+        if rows and not written:
             output.write_part(name, rows_to_table(rows))
-        return rows
+        return rows, failed_before
+
+    def _summary(self, rows: list[Row], failed_before: list[Row], pictures: int) -> Row:
+        failures = [row for row in rows if row.get("error") is not None]
+        known, made = self._captioner.known, set()
+        captioned = duplicates = 0
+        for row in rows:
+            copy = row["image_sha256"], row["created"]
+            if row.get("error") is not None or (
+                known is not None and known.has_caption(row["image_sha256"], row["request"])
+            ):
+                continue
+            captioned += copy not in made
+            duplicates += copy in made
+            made.add(copy)
+        return {
+            "pictures": pictures,
+            "captioned": captioned,
+            "duplicates": duplicates,
+            "failures": [
+                {"image": row["image"], "error": row["error"]} for row in failures + failed_before
+            ],
+            "fatal": None,
+        }
 
     def _read(self, path: str) -> Picture:
         system, _ = self._options.source.open()
         name, data = self._options.source.name_of(path), read_file(system, path)
         return Picture(name, data) if isinstance(data, Exception) else Picture.of_file(name, data)
-
-
-def _summary(pictures: int, rows: list[Row]) -> Row:
-    failures = [
-        {"image": row["image"], "error": row["error"]}
-        for row in rows
-        if row.get("error") is not None
-    ]
-    captioned = len(rows) - len(failures)
-    return {"pictures": pictures, "captioned": captioned, "failures": failures, "fatal": None}

@@ -10,7 +10,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgeprism.errors import OutputError, UsageError
@@ -39,6 +39,7 @@ class Place:
     """A folder, or a prefix of a bucket. It can be pickled, and opens its file system anew."""
 
     uri: str  # as it was given; a local folder is absolute
+    given: str = field(default="", compare=False)  # "": not told
 
     @classmethod
     def of(cls, uri: str | os.PathLike[str]) -> Place:
@@ -51,7 +52,7 @@ class Place:
             raise UsageError(
                 "An empty text names no folder.", "Write . for the folder where you are."
             )
-        place = cls(text if "://" in text else os.path.abspath(text))
+        place = cls(text if "://" in text else os.path.abspath(text), text)
         place.open()
         return place
 
@@ -100,6 +101,15 @@ class Place:
         """Return what a path in this place's file system is called in rows."""
         scheme, slashes, _ = self.uri.partition("://")
         return f"{scheme}{slashes}{path}" if slashes and scheme != "file" else path
+
+    def shown(self, name: str) -> str:
+        """Return a picture's name for messages: below a local folder as that was given."""
+        if not self.given or "://" in self.uri:
+            return name
+        if name == self.uri:
+            return self.given
+        above = self.uri.rstrip(os.sep) + os.sep
+        return os.path.join(self.given, name[len(above) :]) if name.startswith(above) else name
 
     # ---- Parquet files
 
@@ -257,7 +267,7 @@ def read_file(system: Any, path: str) -> bytes | Exception:
         with system.open_input_stream(path) as file:
             return bytes(file.read(MAX_FILE_BYTES + 1))
     except _FAULTS as error:
-        return OSError(f"{path}: cannot be read: {_first_line(error)}.")
+        return OSError(f"cannot be read: {_why(error)}.")
 
 
 def blocks(paths: Sequence[str], size: int) -> Iterator[list[str]]:
@@ -278,6 +288,12 @@ def _opened(uri: str) -> tuple[Any, str]:
             "Give a folder, or s3://bucket/prefix, gs://…, abfs://….",
         ) from error
     return system, path.rstrip("/")
+
+
+def _why(error: BaseException) -> str:
+    """Return what is wrong without the file's name, which pyarrow writes in the middle."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

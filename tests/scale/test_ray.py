@@ -194,7 +194,8 @@ def test_a_second_run_makes_what_is_missing(
     second = caption(folder, tmp_path / "out", random_bundle, part=4)
     assert not (tmp_path / "out" / ended).exists()
     assert (first.total, first.captioned, first.known) == (16, 15, 0)
-    assert (second.total, second.captioned, second.known) == (19, 3, 16)
+    assert (second.total, second.captioned, second.known) == (19, 3, 15)
+    assert [str(f.path) for f in second.failures] == [str(folder / "broken.png")]  # as before
     assert put_out(tmp_path / "out") == texts(captioner, folder)
 
 
@@ -210,11 +211,14 @@ def test_the_command_writes_parquet_and_says_what_failed(
     assert run(command) == 3
     said = capsys.readouterr()
     assert "19 pictures: 18 captioned, 0 known already, 1 failed" in said.err
-    assert "broken.png: not a picture that can be read" in said.err
+    broken = f"error: {folder / 'broken.png'}: not a picture that can be read"
+    assert broken in said.err
     assert "20 files in all, 1 passed over" in said.err
     assert said.out == ""
-    assert run(command) == 0
-    assert "19 pictures: 0 captioned, 19 known already, 0 failed" in capsys.readouterr().err
+    assert run(command) == 3  # as in a folder run, which tells it every time
+    said = capsys.readouterr()
+    assert "19 pictures: 0 captioned, 18 known already, 1 failed" in said.err
+    assert broken in said.err
     assert len(put_out(out)) == 19
 
 
