@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from edgeprism.cli.bar import ProgressBar
 from edgeprism.cli.command import SECTIONS
 from edgeprism.cli.errors import show_error
+from edgeprism.cli.named_models import told_to_pull
 from edgeprism.cli.summary import tell_other_files, tell_result, tell_what_is_passed_over
 from edgeprism.cli.terminal import is_quiet, say
 from edgeprism.errors import (
@@ -28,6 +29,9 @@ from edgeprism.files.safe_text import listed
 from edgeprism.folder.causes import cause_key, reason_of
 from edgeprism.folder.run import FolderResult
 from edgeprism.machine.cancel import finishing_first
+
+if TYPE_CHECKING:
+    from edgeprism.scale.storage import Place
 
 # what --ray takes: parameters that are keywords of a captioner, and those of the cluster
 _OF_CAPTIONER = (
@@ -56,17 +60,15 @@ def caption_on_ray(images: Sequence[str], model: str, options: dict[str, Any]) -
     # a cluster on this machine takes some seconds to end, and what it left is deleted after that
     with contextlib.closing(report), finishing_first(_interrupt, second_ends=True):
         try:
-            result = caption_on_cluster(
-                source, output, cluster, {"model": model, **captioner},
-                on_begin=report.begin, on_progress=report.show,
-            )  # fmt: skip
+            with told_to_pull(model, "captioner"):
+                result = caption_on_cluster(
+                    source, output, cluster, {"model": model, **captioner},
+                    on_start=_tell_start, on_begin=report.begin, on_progress=report.show,
+                )  # fmt: skip
         except KeyboardInterrupt:
             if report.result is None:
                 raise
-            raise Interrupted(
-                f"Interrupted: {output} has every part that was finished.",
-                "The same command goes on from here.",
-            ) from None
+            raise _interrupted(output) from None
     return _finish(result)
 
 
@@ -74,6 +76,25 @@ def _interrupt() -> None:
     """End the run; a second signal ends the process at once."""
     if threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt
+
+
+def _interrupted(output: Place) -> Interrupted:
+    """Return what a run that was interrupted says of its output."""
+    if output.parts():
+        return Interrupted(
+            f"Interrupted: {output} has every part that was finished.",
+            "The same command goes on from here.",
+        )
+    return Interrupted(
+        f"Interrupted before a part was finished: {output} has no captions yet.",
+        "The same command begins again.",
+    )
+
+
+def _tell_start() -> None:
+    """Say why nothing moves: without a terminal there is no bar either."""
+    if not is_quiet():
+        say("starting a cluster on this machine, which takes 20 seconds or more")
 
 
 def _check_options() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from edgeprism.arguments import check_integer, check_keywords, check_path
 from edgeprism.choices import DEFAULT_MODEL
 from edgeprism.errors import EdgePrismError, ImageError, UsageError
+from edgeprism.perceive.captioner import Captioner
 from edgeprism.perceive.options import (
     CaptionerOptions,
     CaptionOptions,
@@ -120,17 +121,7 @@ class RayCaptioner:
             EngineError: The model is missing or damaged, or no engine can run; as the process of
                 the captioner says it.
         """
-        check_keywords("RayCaptioner", options, ScaleOptions)
-        check_path("model", model)
-        for name, number in (("parallel", parallel), ("cores", cores)):
-            if number is not None:
-                check_integer(name, number, least=1)
-        given: dict[str, Any] = dict(options)
-        # `visual_tokens` is a keyword of both, and decides the same
-        of_caption = {name: given[name] for name in _keys(CaptionOptions) if name in given}
-        of_captioner = {name: given[name] for name in _keys(CaptionerOptions) if name in given}
-        check_captioner_options(**of_captioner)
-        check_caption_options(**of_caption)
+        of_captioner, of_caption = _checked(model, options, parallel=parallel, cores=cores)
         self.known = _fetched(known)
         self._engine = EngineProcess(
             EngineSettings(
@@ -227,6 +218,40 @@ class RayCaptioner:
     def close(self) -> None:
         """End the process of the captioner."""
         self._engine.close()
+
+
+def check_model(
+    model: str = DEFAULT_MODEL,
+    *,
+    lm_chat_format: str | None = None,
+    parallel: int | None = None,
+    **options: Unpack[ScaleOptions],
+) -> None:
+    """Raise the error that `RayCaptioner` of these arguments would, without loading the model.
+
+    That is an error as of `Captioner.load` and `Captioner.plan`; some come only with the engines.
+    """
+    of_captioner, of_caption = _checked(model, options, parallel=parallel)
+    with Captioner.load(model, lm_chat_format=lm_chat_format, **of_captioner) as captioner:
+        captioner.plan(**of_caption)
+
+
+def _checked(
+    model: str, options: ScaleOptions, **counts: int | None
+) -> tuple[CaptionerOptions, CaptionOptions]:
+    """Return the options of the captioner and those of its captions. Raises UsageError."""
+    check_keywords("RayCaptioner", options, ScaleOptions)
+    check_path("model", model)
+    for name, number in counts.items():
+        if number is not None:
+            check_integer(name, number, least=1)
+    given: dict[str, Any] = dict(options)
+    # `visual_tokens` is a keyword of both, and decides the same
+    of_caption: Any = {name: given[name] for name in _keys(CaptionOptions) if name in given}
+    of_captioner: Any = {name: given[name] for name in _keys(CaptionerOptions) if name in given}
+    check_captioner_options(**of_captioner)
+    check_caption_options(**of_caption)
+    return of_captioner, of_caption
 
 
 def cores_of_actor() -> int | None:

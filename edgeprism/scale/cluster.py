@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from edgeprism.arguments import check_integer, check_number
 from edgeprism.errors import EdgePrismError, UsageError
 from edgeprism.folder.run import Failure, FolderResult
-from edgeprism.scale.connection import ClusterError, connected, explained, quiet_data
+from edgeprism.scale.captioner import check_model
+from edgeprism.scale.connection import LOCAL, ClusterError, connected, explained, quiet_data
 from edgeprism.scale.engine import EngineError
 from edgeprism.scale.known import Known
 from edgeprism.scale.names import last_part
@@ -68,6 +69,7 @@ def caption_on_cluster(
     options: ClusterOptions,
     captioner: Mapping[str, Any],
     *,
+    on_start: Callable[[], object] = lambda: None,
     on_begin: Callable[[FolderResult], object] = lambda _: None,
     on_progress: Callable[[FolderResult], object] = lambda _: None,
 ) -> FolderResult:
@@ -80,6 +82,7 @@ def caption_on_cluster(
         output: Where Parquet files go; likewise.
         options: The cluster, and its actors.
         captioner: Keywords of `RayCaptioner`.
+        on_start: Called before a cluster is started on this machine, which takes long.
         on_begin: Called with the counts before the first picture.
         on_progress: Called with them whenever a part is finished.
 
@@ -89,6 +92,8 @@ def caption_on_cluster(
 
     Raises:
         UsageError: An option is invalid, `source` cannot be listed, or Ray is not installed.
+        StorageError: A bucket does not answer.
+        ModelError, DeviceError: As of `Captioner.load`, where the cluster is this machine.
         ClusterError: No cluster answers, or it has no room for an actor.
         EngineError: The model is missing or damaged, or no engine can run.
         OutputError: `output` cannot be read or written.
@@ -99,23 +104,16 @@ def caption_on_cluster(
     known = Known.read(output)
     if not paths:
         return result
-    run = f"part-{uuid.uuid4().hex[:12]}"
-    with _tidy(output, run), connected(options.address) as ray, quiet_data():
+    output.check_writable()
+    if options.address == LOCAL:
+        check_model(**captioner)  # a cluster takes long to start, only to say the same
+        on_start()
+    run = PartOptions(source, output, f"part-{uuid.uuid4().hex[:12]}", captioner)
+    with _tidy(output, run.name), connected(options.address) as ray, quiet_data():
         on_begin(result)
         output.remove_partials()
-        actors = _actors(ray.cluster_resources(), options)
-        part = min(options.part, max(1, math.ceil(len(paths) / (actors * _LEAST_PARTS))))
-        parts = [
-            {"number": number, "paths": block} for number, block in enumerate(blocks(paths, part))
-        ]
-        shared = ray.put(known)  # once for every machine
-        told = PartOptions(source, output, run, captioner)
-        arguments = (told, shared if len(known) else None)
-        dataset = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
-            PartCaptioner, fn_constructor_args=arguments, **_actor_options(ray, actors, options)
-        )
         # closed at once where an error leaves it, so that its threads end
-        with explained(), contextlib.closing(iter(dataset.iter_rows())) as rows:
+        with explained(), contextlib.closing(_summaries(ray, paths, known, run, options)) as rows:
             for number, row in enumerate(rows):
                 _count(result, row, source)
                 if not number:  # not before the cluster does its work: it may do none
@@ -123,6 +121,25 @@ def caption_on_cluster(
                 result.seconds = time.monotonic() - began
                 on_progress(result)
     return result
+
+
+def _summaries(
+    ray: Any, paths: Sequence[str], known: Known, run: PartOptions, options: ClusterOptions
+) -> Generator[dict[str, Any]]:
+    """Have actors caption all parts of a run; yield what they say of each, in the order of its end.
+
+    Raises ClusterError, and RayError.
+    """
+    actors = _actors(ray.cluster_resources(), options)
+    size = min(options.part, max(1, math.ceil(len(paths) / (actors * _LEAST_PARTS))))
+    parts = [{"number": number, "paths": some} for number, some in enumerate(blocks(paths, size))]
+    shared = ray.put(known)  # once for every machine
+    dataset = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+        PartCaptioner,
+        fn_constructor_args=(run, shared if len(known) else None),
+        **_actor_options(ray, actors, options),
+    )
+    yield from dataset.iter_rows()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 from edgeprism.errors import EXIT_UNAVAILABLE, EdgePrismError, UsageError
 from edgeprism.machine.facts import available_cores
 
+LOCAL = "local"  # the address of a cluster that is started on this machine
 _PATIENCE_S = 10  # with a cluster that does not answer, and with threads that do not end
 _STORE_BYTES = 128 << 20  # of a cluster on this machine: only names and counts pass through it
 
@@ -40,16 +41,16 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
         return
     try:
-        if address == "local":
+        if address == LOCAL:
             ray.init(num_cpus=available_cores(), include_dashboard=False, log_to_driver=False,
                      logging_level="ERROR", object_store_memory=_STORE_BYTES)  # fmt: skip
         else:
             _check_address(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # Ray raises bare ones, too: a node that starts too slowly
-        where = "on this machine" if address in ("auto", "local") else f"at {address}"
+        where = "on this machine" if address in ("auto", LOCAL) else f"at {address}"
         why = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-        if address == "local":
+        if address == LOCAL:
             raise ClusterError(
                 f"Ray did not start on this machine: {why}.",
                 "A busy machine is too slow for it: try again when less runs on it.",

@@ -41,13 +41,13 @@ class PartOptions:
 
     Parameters:
         source, output: where pictures lie, and where Parquet files go.
-        run: a name of this run alone, of which parts have theirs.
+        name: of this run alone; its parts' names begin with it.
         captioner: keywords of `RayCaptioner`.
     """
 
     source: Place
     output: Place
-    run: str
+    name: str
     captioner: Mapping[str, Any]
 
 
@@ -88,7 +88,7 @@ class PartCaptioner:
 
         Raises OutputError and EngineError.
         """
-        output, name = self._options.output, f"{self._options.run}-{number:06}.parquet"
+        output, name = self._options.output, f"{self._options.name}-{number:06}.parquet"
         rows: list[Row] = []
         failed_before: list[Row] = []
         # if it is there, another actor wrote it, and was killed before it could say so

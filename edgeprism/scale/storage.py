@@ -8,12 +8,14 @@ import io
 import os
 import platform
 import re
+import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeprism.errors import OutputError, UsageError
+from edgeprism.errors import EXIT_UNAVAILABLE, EdgePrismError, OutputError, UsageError
 from edgeprism.files.atomic import is_running
 from edgeprism.picture.find import find_pictures
 from edgeprism.picture.kinds import HIDDEN, OTHER, Kind, has_picture_suffix
@@ -28,10 +30,17 @@ _SUFFIX = ".parquet"
 _WHOLE_FILES = ("s3", "gcs")
 # a file while it is written: readers of Parquet pass names with a dot before them over
 _PARTIAL = re.compile(r"\.(?P<part>.+\.parquet)\.((?P<host>.+)\.)?(?P<pid>\d+)\.partial")
+_LOCAL = "local"  # the type of this machine's file system
 _ABANDONED_S = 3600.0  # a part is written in seconds; clocks of machines may differ by minutes
 # pyarrow hands over and takes names in UTF-8 alone
 _FAULTS = (OSError, UnicodeError, pa.ArrowException)
 _NO_UTF8 = Kind("file whose name is not UTF-8", "files whose names are not UTF-8")
+
+
+class StorageError(EdgePrismError):
+    """A bucket does not answer, or refuses this machine."""
+
+    exit_code = EXIT_UNAVAILABLE
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,8 @@ class Place:
     def of(cls, uri: str | os.PathLike[str]) -> Place:
         """Return the place that a path or URI means.
 
-        Raises UsageError for an unknown scheme, and for an empty text.
+        Raises UsageError for an unknown scheme, and for an empty text; StorageError for a bucket
+        that does not answer.
         """
         text = os.fspath(uri)
         if not text:
@@ -57,7 +67,7 @@ class Place:
         return place
 
     def open(self) -> tuple[Any, str]:
-        """Return its `pyarrow.fs.FileSystem` and its path in there. Raises UsageError."""
+        """Return its `pyarrow.fs.FileSystem` and its path in there. Raises as `of`."""
         return _opened(self.uri)
 
     def __str__(self) -> str:
@@ -70,7 +80,7 @@ class Place:
 
         Hidden files are passed over, as a search on this machine does, and files whose names are
         not UTF-8, which no cluster passes on. Raises UsageError if the place does not exist, or may
-        not be listed.
+        not be listed, StorageError if a bucket does not answer.
         """
         system, path = self.open()
         try:
@@ -82,8 +92,9 @@ class Place:
             selector = fs.FileSelector(path, recursive=True)
             files = [f for f in system.get_file_info(selector) if f.type == fs.FileType.File]
         except _FAULTS as error:
-            raise UsageError(
-                f"{self}: cannot be listed: {_first_line(error)}.",
+            kind = StorageError if _is_remote(system, error) else UsageError
+            raise kind(
+                f"{self}: cannot be listed: {_why(error)}.",
                 "Check the name, and whether this machine's credentials may list it.",
             ) from error
         passed = PassedOver()
@@ -129,7 +140,7 @@ class Place:
             found = system.get_file_info(selector)
         except _FAULTS as error:
             raise OutputError(
-                f"{self}: cannot be listed: {_first_line(error)}.", "Check who may read it."
+                f"{self}: cannot be listed: {_why(error)}.", "Check who may read it."
             ) from error
         names = (f.base_name for f in found if f.type == fs.FileType.File)
         return sorted(n for n in names if n.endswith(_SUFFIX) and not n.startswith((".", "_")))
@@ -159,7 +170,7 @@ class Place:
                 return table.read(columns=list(columns))
         except _FAULTS as error:
             raise OutputError(
-                f"{self}/{name}: cannot be read: {_first_line(error)}.",
+                f"{self}/{name}: cannot be read: {_why(error)}.",
                 "Delete it if it is damaged: its pictures are captioned again.",
             ) from error
 
@@ -170,8 +181,33 @@ class Place:
             return bool(system.get_file_info(f"{path}/{name}").type == fs.FileType.File)
         except _FAULTS as error:
             raise OutputError(
-                f"{self}/{name}: cannot be looked for: {_first_line(error)}.",
+                f"{self}/{name}: cannot be looked for: {_why(error)}.",
                 "Check who may read it.",
+            ) from error
+
+    def check_writable(self) -> None:
+        """Raise OutputError unless files can be written, before hours of work are lost.
+
+        It is tried, not guessed. A local folder that does not exist yet is judged by the nearest
+        one above it that does, so that nothing is left.
+        """
+        system, path = self.open()
+        try:
+            if system.type_name == _LOCAL:
+                while not os.path.lexists(path):
+                    path = os.path.dirname(path)
+                with tempfile.TemporaryFile(dir=path):
+                    return
+            if system.type_name not in _WHOLE_FILES:
+                system.create_dir(path, recursive=True)
+            trial = f"{path}/.trial-{uuid.uuid4().hex[:12]}"  # readers of Parquet pass it over
+            system.open_output_stream(trial).close()
+            with contextlib.suppress(*_FAULTS):  # who may write may not be one who may delete
+                system.delete_file(trial)
+        except _FAULTS as error:
+            raise OutputError(
+                f"{self}: cannot be written: {_why(error)}.",
+                "Check who may write there, the disk, and a bucket's credentials.",
             ) from error
 
     def write_part(self, name: str, table: pa.Table) -> None:
@@ -197,7 +233,7 @@ class Place:
                 raise
         except _FAULTS as error:
             raise OutputError(
-                f"{self}/{name}: cannot be written: {_first_line(error)}.",
+                f"{self}/{name}: cannot be written: {_why(error)}.",
                 "Check the disk, the bucket and its credentials.",
             ) from error
 
@@ -226,7 +262,7 @@ class Place:
             system.delete_file(f"{path}/{name}")
         except _FAULTS as error:
             raise OutputError(
-                f"{self}/{name}: cannot be deleted: {_first_line(error)}.",
+                f"{self}/{name}: cannot be deleted: {_why(error)}.",
                 "Check who may write there.",
             ) from error
 
@@ -282,19 +318,26 @@ def _opened(uri: str) -> tuple[Any, str]:
         return fs.LocalFileSystem(), uri
     try:
         system, path = fs.FileSystem.from_uri(uri)
+    except OSError as error:
+        raise StorageError(
+            f"{uri}: cannot be opened: {_why(error)}.",
+            "Check the network, the bucket's name, and this machine's credentials.",
+        ) from error
     except _FAULTS as error:
         raise UsageError(
-            f"{uri}: cannot be opened: {_first_line(error)}.",
+            f"{uri}: cannot be opened: {_why(error)}.",
             "Give a folder, or s3://bucket/prefix, gs://…, abfs://….",
         ) from error
     return system, path.rstrip("/")
 
 
+def _is_remote(system: Any, error: BaseException) -> bool:
+    """Return whether a file system of other machines failed, not a name in it."""
+    return system.type_name != _LOCAL and not isinstance(error, FileNotFoundError)
+
+
 def _why(error: BaseException) -> str:
     """Return what is wrong without the file's name, which pyarrow writes in the middle."""
-    number = getattr(error, "errno", None)
-    return os.strerror(number) if number else _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
+    if number := getattr(error, "errno", None):
+        return os.strerror(number)
     return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from edgeprism.cli.main import run
-from edgeprism.errors import UsageError
+from edgeprism.errors import OutputError, UsageError
 from edgeprism.scale.cluster import ClusterOptions
 from edgeprism.scale.columns import REFUSED, SCHEMA, UNREAD, failure_to_row, rows_to_table
 from edgeprism.scale.spark import spark_captioner, spark_schema
@@ -73,6 +73,56 @@ def test_a_file_for_the_output_is_refused_before_a_cluster_is_looked_for(
         Place.of("")
 
 
+def test_what_can_be_known_is_told_before_a_cluster_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster takes half a minute to start, and its captions would be lost."""
+    import ray
+
+    def start(**_: object) -> None:
+        raise AssertionError("a cluster was started")
+
+    monkeypatch.setattr(ray, "init", start)
+    source = tmp_path / "pictures"
+    source.mkdir()
+    pictures(1, source)
+    arguments = ["caption", str(source), "--ray", "local", "--parquet"]
+    assert run([*arguments, str(tmp_path / "out"), "--model", "no-such-model"]) == 4
+    assert "Model 'no-such-model' is neither" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "below" / "out"
+    assert run([*arguments, str(out)]) == 1
+    said = capsys.readouterr().err
+    assert f"error: {out}: cannot be" in said
+    assert ".part" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pictures"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="has no folder that takes no file")
+def test_an_output_that_cannot_be_written_is_told_by_its_name() -> None:
+    for name in ("/proc", "/proc/captions", "/proc/a/b"):
+        with pytest.raises(OutputError) as caught:
+            Place.of(name).check_writable()
+        assert caught.value.message == f"{name}: cannot be written: No such file or directory."
+
+
+def test_a_place_is_tried_without_a_trace(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "a" / "b"):
+        Place.of(place).check_writable()
+        Place.of(place.as_uri()).check_writable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bucket_that_does_not_answer_is_no_wrong_use(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    bucket = "s3://bucket/photos?endpoint_override=127.0.0.1:9&scheme=http&region=none"
+    assert run(["caption", bucket, "--ray", "local", "--parquet", "out"]) == 5
+    assert "photos?endpoint_override=127.0.0.1:9&scheme=http" in capsys.readouterr().err
+
+
 def test_a_cluster_that_does_not_answer_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,9 +158,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from edgeprism.cli.main import main
 from edgeprism.folder.run import FolderResult
 from edgeprism.scale import cluster
+from edgeprism.scale.columns import rows_to_table
 
-def work(source, output, options, captioner, *, on_begin, on_progress):
+def work(source, output, options, captioner, *, on_start, on_begin, on_progress):
+    on_start()
     on_begin(FolderResult(3))
+    if sys.argv[3] == "once":
+        output.write_part("part-1.parquet", rows_to_table([]))
     try:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
@@ -130,7 +184,7 @@ main(["caption", sys.argv[1], "--ray", "local", "--parquet", sys.argv[2] + ".out
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
-@pytest.mark.parametrize("signals", ["once", "twice"])
+@pytest.mark.parametrize("signals", ["once", "twice", "early"])
 def test_ctrl_c_lets_the_cluster_end_and_a_second_one_does_not(
     signals: str, tmp_path: Path
 ) -> None:
@@ -142,12 +196,23 @@ def test_ctrl_c_lets_the_cluster_end_and_a_second_one_does_not(
     )  # fmt: skip
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
-    assert ended.exists() == (signals == "once")
-    if signals == "once":
-        assert done.stderr.splitlines() == [
-            f"Interrupted: {ended}.out has every part that was finished.",
-            "  hint: The same command goes on from here.",
-        ]
+    assert ended.exists() == (signals != "twice")
+    start, *told = done.stderr.splitlines()
+    assert start == "starting a cluster on this machine, which takes 20 seconds or more"
+    assert (
+        told
+        == {
+            "once": [
+                f"Interrupted: {ended}.out has every part that was finished.",
+                "  hint: The same command goes on from here.",
+            ],
+            "twice": [],
+            "early": [
+                f"Interrupted before a part was finished: {ended}.out has no captions yet.",
+                "  hint: The same command begins again.",
+            ],
+        }[signals]
+    )
 
 
 def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
