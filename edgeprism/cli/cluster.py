@@ -38,6 +38,13 @@ _OF_CAPTIONER = (
     "lm_chat_format", "device", "gpu_layers", "vision_quant", "visual_tokens", "instruction",
     "focus", "caption_tokens", "temperature", "seed", "parallel",
 )  # fmt: skip
+# what does on a cluster what an option does elsewhere
+_INSTEAD = {
+    "--threads": "Actors get CPUs with --actor-cpus.",
+    "--limit": "To caption some pictures, name a folder that has no others.",
+    "--dry-run": "To try it, name a folder with a few hundred of the pictures.",
+    "--shard": "The cluster itself gives every actor its part.",
+}
 _OF_CLUSTER = ("images", "model", "ray", "parquet", "actors", "actor_cpus", "actor_gpus")
 
 
@@ -111,7 +118,9 @@ def _check_options() -> None:
         verb, it = ("has", "it") if len(flags) == 1 else ("have", "them")
         raise UsageError(
             f"--ray writes Parquet files and nothing else; {listed(flags)} {verb} no effect there.",
-            f"Leave {it} out. Actors get CPUs with --actor-cpus.",
+            " ".join(
+                [f"Leave {it} out.", *(words for flag, words in _INSTEAD.items() if flag in flags)]
+            ),
         )
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from edgeprism.errors import UsageError
 from edgeprism.scale.arrow import pyarrow as pa
 from edgeprism.scale.captioner import RayCaptioner
 from edgeprism.scale.columns import SCHEMA
@@ -29,6 +30,9 @@ def spark_captioner(**options: Any) -> Callable[[Iterator[Any]], Iterator[Any]]:
     Args:
         **options: Keywords of `RayCaptioner`. Give `cores`: Spark does not say what a task has.
 
+    Raises:
+        UsageError: By the function, where the data frame lacks one of the columns.
+
     Examples:
         >>> from edgeprism.scale.spark import spark_captioner, spark_schema
         >>> files = spark.read.format("binaryFile").load("photos").select("path", "content")
@@ -38,6 +42,7 @@ def spark_captioner(**options: Any) -> Callable[[Iterator[Any]], Iterator[Any]]:
 
     def caption(batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
+            _check_columns(batch)
             table = _captioner(options)(batch)
             if isinstance(batch, pa.RecordBatch):
                 yield from table.to_batches()
@@ -45,6 +50,17 @@ def spark_captioner(**options: Any) -> Callable[[Iterator[Any]], Iterator[Any]]:
                 yield _to_pandas(table)
 
     return caption
+
+
+def _check_columns(batch: Any) -> None:
+    """Raise UsageError, with what Spark does about it, for a batch without files or names."""
+    is_arrow = isinstance(batch, pa.RecordBatch)
+    names = [str(name) for name in (batch.schema.names if is_arrow else batch.columns)]
+    if "path" not in names or not {"content", "bytes"} & set(names):
+        raise UsageError(
+            f"The data frame needs the columns path and content; it has {', '.join(names)}.",
+            'spark.read.format("binaryFile").load(…).select("path", "content") has them.',
+        )
 
 
 def _captioner(options: dict[str, Any]) -> RayCaptioner:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -29,11 +30,12 @@ from tests.scale.test_engine import OF_CAPTIONER, pictures
         (["a", "b", "--ray", "local", "--parquet", "out"], "one folder or one prefix"),
         (
             ["a", "--ray", "local", "--parquet", "out", "--txt"],
-            "--txt has no effect there.\n  hint: Leave it out.",
+            "--txt has no effect there.\n  hint: Leave it out.\n",
         ),
         (
             ["a", "--ray", "local", "--parquet", "out", "--txt", "--shard", "1/2"],
-            "--txt and --shard have no effect there.\n  hint: Leave them out.",
+            "--txt and --shard have no effect there.\n  hint: Leave them out. The cluster itself "
+            "gives every actor its part.\n",
         ),
         (
             ["a", "--ray", "local", "--parquet", "out", "--shard", "1/2", "--csv", "--xmp"],
@@ -41,7 +43,15 @@ from tests.scale.test_engine import OF_CAPTIONER, pictures
         ),
         (["a", "--ray", "local", "--parquet", ""], "Give --parquet FOLDER too."),
         (["", "--ray", "local", "--parquet", "out"], "An empty text names no folder."),
-        (["a", "--ray", "local", "--parquet", "out", "--threads", "2"], "--actor-cpus"),
+        (
+            ["a", "--ray", "local", "--parquet", "out", "--threads", "2"],
+            "hint: Leave it out. Actors get CPUs with --actor-cpus.\n",
+        ),
+        (
+            ["a", "--ray", "local", "--parquet", "out", "--limit", "9", "--dry-run"],
+            "hint: Leave them out. To caption some pictures, name a folder that has no others. To "
+            "try it, name a folder with a few hundred of the pictures.\n",
+        ),
         (["nowhere", "--ray", "local", "--parquet", "out"], "nowhere: cannot be listed"),
         (["ftp://host/a", "--ray", "local", "--parquet", "out"], "ftp://host/a: cannot be opened"),
     ],
@@ -289,3 +299,27 @@ def test_spark_gets_what_ray_gets(form: str, random_bundle: Path, tmp_path: Path
     widths = answer.to_pydict()["width"] if form == "arrow" else answer["width"].tolist()
     assert widths[:3] == [30, 30, 30]
     assert spark_schema().count("`") == 2 * len(SCHEMA.names)
+
+
+@pytest.mark.parametrize("form", ["pandas", "arrow"])
+@pytest.mark.parametrize("missing", ["path", "content"])
+def test_spark_is_told_which_columns_it_needs(form: str, missing: str) -> None:
+    """Before a model is loaded, and with Spark's advice, not Ray's."""
+    columns = {"path": ["a.png"], "content": [b"x"], "length": [1]}
+    table = pa.table({name: column for name, column in columns.items() if name != missing})
+    batches: Iterator[object] = iter(table.to_batches() if form == "arrow" else [table.to_pandas()])
+    with pytest.raises(UsageError, match="needs the columns path and content; it has ") as caught:
+        next(spark_captioner(model="no-such-model")(batches))
+    assert "binaryFile" in caught.value.hint
+    assert "ray" not in str(caught.value)
+    assert str(caught.value).count("needs the columns") == 1
+
+
+def test_a_null_path_names_no_picture(random_bundle: Path, tmp_path: Path) -> None:
+    files = [data for _, data in pictures(3, tmp_path)]
+    frame = pd.DataFrame({"path": ["s3://b/a.png", None, float("nan")], "content": files})
+    caption = spark_captioner(
+        model=str(random_bundle), caption_tokens=8, parallel=2, cores=1, **OF_CAPTIONER
+    )
+    (answer,) = list(caption(iter([frame])))
+    assert answer["image"].tolist() == ["s3://b/a.png", "picture 1", "picture 2"]
