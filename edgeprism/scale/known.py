@@ -112,7 +112,7 @@ class Known:
         place = _find(self.named, _key(image_sha256, request, image))
         if place is None or self.failed[place] < 0:
             return None
-        return self.errors[self.failed[place]]
+        return self.errors[int(self.failed[place])]
 
     def has_caption(self, image_sha256: str, request: str) -> bool:
         """Return whether there is a caption of this content, under whatever name."""
@@ -132,7 +132,7 @@ class Known:
         first = _find(self.captions, key)
         while first is not None and first < len(self.captions) and self.captions[first] == key:
             if self.in_part[first] >= 0:
-                return self.parts[self.in_part[first]]
+                return self.parts[int(self.in_part[first])]
             first += 1
         return None
 

@@ -25,7 +25,7 @@ def summary(run: str, source: Path, bundle: Path, known: Known | None = None) ->
     part = PartCaptioner(options, known)
     batch = pa.Table.from_pylist([{"number": 0, "paths": place.pictures()[0]}])
     try:
-        first = part(batch).to_pylist()[0]
+        first: dict[str, Any] = part(batch).to_pylist()[0]
         # as if its actor had been killed before it could say so
         assert part(batch).to_pylist()[0] == first
     finally:
