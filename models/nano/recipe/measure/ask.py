@@ -14,14 +14,20 @@ import random
 import re
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from edgeprism import Caption, Captioner, Reasoner
+from edgeprism import Captioner, Reasoner
 from edgeprism.models.nano.recipe.world.draw import Assets, scene_to_image
 from edgeprism.models.nano.recipe.world.grammar import ASK, NUMBERS, Query, list_then, scene_to_long
 from edgeprism.models.nano.recipe.world.scene import COLOURS, Sampling, Scene
 from edgeprism.models.nano.recipe.world.sheets import sample_scene
+from edgeprism.models.reader.recipe.measure.elsewhere_scoring import (
+    plain_words,
+    says_nothing_is_said,
+)
 
 KINDS = ("colour", "count", "relation", "text", "presence", "chart")
 EVIDENCE = (
@@ -31,6 +37,7 @@ EVIDENCE = (
     "true generic caption",
     "true caption with focus",
 )
+SAID_SO = "… said to be unknown"  # of the floor's answers, those that say that nothing is known
 EMPTY = "(no description)"  # the caption of the case "no caption"
 _DIRECTIONS = ("above", "below", "left", "right")
 
@@ -77,23 +84,36 @@ def is_right(query: Query, text: str) -> bool:
 
 
 def ask_all(
-    captioner: Captioner, reasoner: Reasoner, assets: Assets, pairs: list[tuple[Scene, Query]]
+    captioner: Captioner,
+    reasoner: Reasoner,
+    assets: Assets,
+    pairs: list[tuple[Scene, Query]],
+    wanted: Sequence[str] = EVIDENCE,
 ) -> dict[str, dict[str, float]]:
-    """Return {evidence: {kind of question: share of right answers}}."""
-    hits: dict[str, dict[str, list[bool]]] = {e: {k: [] for k in KINDS} for e in EVIDENCE}
+    """Return {evidence: {kind of question: share of right answers}} of the `wanted` evidence.
+
+    Without a caption, `SAID_SO` has the share of answers that say that nothing is known.
+    """
+    hits: dict[str, dict[str, list[bool]]] = defaultdict(lambda: {k: [] for k in KINDS})
     for scene, query in pairs:
         encoded = captioner.encode(scene_to_image(scene, assets))
         generic = captioner.caption(encoded)
-        evidence: dict[str, Caption] = {
-            "no caption": replace(generic, text=EMPTY),
-            "generic caption": generic,
-            "caption with focus": captioner.caption(encoded, focus=query.question),
-            "true generic caption": replace(generic, text=scene_to_long(scene)),
-            "true caption with focus": replace(generic, text=list_then(scene, query.sentence)),
+        written = {
+            "no caption": EMPTY,
+            "generic caption": generic.text,
+            "true generic caption": scene_to_long(scene),
+            "true caption with focus": list_then(scene, query.sentence),
         }
-        for name, caption in evidence.items():
+        for name in wanted:
+            if name in written:
+                caption = replace(generic, text=written[name])
+            else:
+                caption = captioner.caption(encoded, focus=query.question)
             answer = reasoner.answer([caption], query.question, answer_tokens=24)
             hits[name][query.kind].append(is_right(query, answer.text))
+            if name == "no caption":
+                said_so = says_nothing_is_said(plain_words(answer.text))
+                hits[SAID_SO][query.kind].append(said_so)
     shares = {e: {k: sum(h) / len(h) for k, h in kinds.items() if h} for e, kinds in hits.items()}
     for kinds in shares.values():
         kinds["all"] = sum(kinds.values()) / len(kinds)
@@ -108,6 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reasoner", default="smollm2-135m", help="name or GGUF file")
     parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--evidence", nargs="+", choices=EVIDENCE, default=EVIDENCE, help="ask with these alone"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
     if options.questions < len(KINDS):
@@ -115,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.perf_counter()
     pairs = sample_questions(options.seed, options.questions)
     captioner, reasoner = Captioner.load(options.bundle), Reasoner.load(options.reasoner)
-    shares = ask_all(captioner, reasoner, Assets(options.assets), pairs)
+    shares = ask_all(captioner, reasoner, Assets(options.assets), pairs, options.evidence)
     print(f"{len(pairs)} questions, seed {options.seed}, {time.perf_counter() - began:.0f} s")
     print(f"{'right answers with':<24}" + "".join(f"{k:>10}" for k in (*KINDS, "all")))
     for name, kinds in shares.items():
