@@ -13,29 +13,6 @@ from edgeprism.models.reader.recipe.world.text import UNKNOWN, Ask, Passage, a, 
 from edgeprism.models.reader.recipe.world.words import COLOURS
 
 SLOT = re.compile(r"\{(?:(a|A|N|O) )?([a-z]+)(\d*)(?::([^}]*))?\}")
-# Of collections.txt:
-SLOTS |= {
-    "muyear": lambda r: str(r.randint(1593, 1859)), "muold": lambda r: str(r.randint(1862, 1938)),
-    "mubig": lambda r: str(r.randint(105, 985)),
-    "mucent": lambda r: r.choice(
-        ("twelfth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth")),
-    "muwood": lambda r: r.choice(
-        ("oak", "walnut", "beech", "maple", "ebony", "lime wood", "ash", "elm", "boxwood")),
-    "mustone": lambda r: r.choice(
-        ("granite", "limestone", "sandstone", "marble", "basalt", "slate", "alabaster", "tuff")),
-    "mumetal": lambda r: r.choice(("iron", "brass", "pewter", "copper", "steel", "tin", "zinc")),
-    "mucloth": lambda r: r.choice(
-        ("silk", "linen", "wool", "damask", "cotton", "taffeta", "hemp", "muslin")),
-    "mubeast": lambda r: r.choice(
-        ("wolf", "stag", "heron", "boar", "griffin", "swan", "ram", "raven", "otter", "dragon",
-         "stork", "bull", "badger")),
-    "mutown": lambda r: r.choice(
-        ("Alnwick", "Bruges", "Trieste", "Riga", "Coimbra", "Lucerne", "Visby", "Ravenna", "Kazan",
-         "Cuzco", "Salem", "Gdansk", "Toledo", "Bamberg", "Dundee", "Nantes", "Lublin", "Zadar")),
-    "musaint": lambda r: r.choice(
-        ("Saint Nicholas", "Saint Barbara", "Saint Olaf", "Saint Martin", "Saint Agnes",
-         "Saint Roch", "Saint Brigid", "Saint Florian", "Saint Clare")),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
