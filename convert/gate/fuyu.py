@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from edgeprism.convert.gate.files import RawTensors
+from edgeprism.convert.gate.language import plain_ids
 from edgeprism.convert.gate.towers import normalised
 from edgeprism.errors import CheckpointError
 
@@ -115,8 +116,4 @@ def text_to_ids(path: Path) -> Callable[[str], list[int]]:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # `tokenizers` raises bare Exception
         raise CheckpointError(f"{path} cannot be read: {error}.", "Download it again.") from error
-    tokenizer.encode_special_tokens = True  # text must never become a special token
-    # settings of a training, which the file may hold; transformers passes over them, too
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+    return plain_ids(tokenizer)

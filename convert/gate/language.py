@@ -230,6 +230,11 @@ def text_to_ids(folder: Path) -> Callable[[str], list[int]]:
             tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     except Exception as error:  # `tokenizers` raises bare Exception
         raise CheckpointError(f"{path} cannot be read: {error}.", "Download it again.") from error
+    return plain_ids(tokenizer)
+
+
+def plain_ids(tokenizer: Any) -> Callable[[str], list[int]]:
+    """Return what a `tokenizers.Tokenizer` makes of a text, without special tokens or limits."""
     tokenizer.encode_special_tokens = True  # text must never become a special token
     # settings of a training, which the file may hold; transformers passes over them, too
     tokenizer.no_truncation()
