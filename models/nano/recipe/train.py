@@ -239,6 +239,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=Plan.rate, help="learning rate")
     parser.add_argument("--workers", type=int, default=1, help="rendering processes")
+    parser.add_argument(
+        "--compile", action="store_true",
+        help="compile the layers when training begins: a third faster; needs a C++ compiler",
+    )  # fmt: skip
     parser.add_argument("--start", type=Path, help="bundle whose weights start a new run")
     parser.add_argument(
         "--keep-vision", action="store_true",
@@ -259,6 +263,10 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         model = Nano()
     model.to(device)
+    if options.compile:
+        # Layer by layer: all layers of a kind share one compiled form, which takes half a minute.
+        for layer in (*model.tower.layers, *model.decoder.layers):
+            layer.compile(dynamic=True)
     end = float("inf") if options.minutes is None else time.time() + 60 * options.minutes
     stages = (
         ("tower", options.tower_steps, TOWER_SCENES),
