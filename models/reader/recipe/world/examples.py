@@ -19,11 +19,12 @@ from edgeprism.models.reader.recipe.world import (
     ranks,
     scenes,
     stories,
+    tables,
     tallies,
 )
 from edgeprism.models.reader.recipe.world.shape import fits_focus
 from edgeprism.models.reader.recipe.world.text import UNKNOWN, Ask, Passage, marks, unmarked
-from edgeprism.models.reader.recipe.world.words import BRANDS, NUMBERS, PEOPLE, THINGS
+from edgeprism.models.reader.recipe.world.words import BRANDS, COLOURS, NUMBERS, PEOPLE, THINGS
 from edgeprism.reason.evidence import caption_to_sentences, evidence_messages
 from edgeprism.reason.prompt import Turn, answer_messages, conversation_messages
 from edgeprism.reason.question import Question
@@ -51,6 +52,7 @@ _WEIGHTS = {"colour": 2, "count": 2, "presence": 2, "relation": 5, "value": 2, "
             "story": 4, "sum": 2}  # fmt: skip
 # kinds of questions whose answer is unknown when what states it is left out
 _UNSAID = {"colour", "activity", "text", "value", "who", "object", "field", "clothing", "story"}
+_NO_ANSWERS = (UNKNOWN, "yes", "no")
 _NTH = ("first", "second", "third")
 _WHICH_PICTURE = ("Which picture shows the {t}?", "In which picture is the {t}?",
                   "On which of the pictures can one see the {t}?")  # fmt: skip
@@ -59,6 +61,7 @@ _SOURCES: tuple[tuple[float, Callable[[random.Random], Passage]], ...] = (
     (0.5, scenes.sample_scene), (0.14, people.sample_people), (0.16, figures.sample_figures),
     (0.1, printed.sample_print), (0.06, printed.sample_record), (0.08, clashes.sample_clash),
     (1.0, stories.sample_story), (0.12, ranks.sample_ranks), (0.1, tallies.sample_tally),
+    (0.2, tables.sample_table),
 )  # fmt: skip
 
 
@@ -146,7 +149,7 @@ def _wrong_answers(rng: random.Random, ask: Ask, asks: Sequence[Ask]) -> list[st
         other.answer
         for other in asks
         if other.kind == ask.kind
-        and other.answer not in (UNKNOWN, "yes", "no")
+        and other.answer not in _NO_ANSWERS
         and right not in other.answer.lower()
         and other.answer.lower() not in right
     ]
@@ -154,15 +157,44 @@ def _wrong_answers(rng: random.Random, ask: Ask, asks: Sequence[Ask]) -> list[st
     return list(dict.fromkeys(like))
 
 
-def _with_options(rng: random.Random, ask: Ask, asks: Sequence[Ask]) -> tuple[dict[str, str], str]:
-    """Return lettered options and the right letter; ({}, "") where there are no wrong answers."""
+def _unnamed(rng: random.Random, ask: Ask, text: str) -> list[str]:
+    """Return wrong answers of the right one's form that the description does not name."""
+    if ask.answer in COLOURS:
+        drawn = rng.sample(COLOURS, 6)
+    elif ask.answer in NUMBERS:
+        near = NUMBERS.index(ask.answer) + rng.choice((-3, -2, -1, 0))
+        drawn = list(NUMBERS[max(0, near) : near + 5])
+        rng.shuffle(drawn)
+    else:
+        drawn = [a.answer for _ in range(3) for a in stories.sample_story(rng).asks if not a.wrong]
+        drawn += [w for _ in range(3) for a in stories.sample_story(rng).asks for w in a.wrong]
+        rng.shuffle(drawn)
+        length, digits = len(ask.answer.split()), ask.answer.isdigit()
+        drawn = [
+            d for d in drawn
+            if abs(len(d.split()) - length) < 2 and d.isdigit() == digits and d not in _NO_ANSWERS
+        ]  # fmt: skip
+    right = ask.answer.lower()
+    return [d for d in drawn if d.lower() not in text.lower() and d.lower() not in right][:4]
+
+
+def _with_options(
+    rng: random.Random, ask: Ask, asks: Sequence[Ask], text: str
+) -> tuple[dict[str, str], str]:
+    """Return lettered options and the right letter; ({}, "") where there are no wrong answers.
+
+    In a third of the questions, half of the wrong ones or more are not in the description `text`.
+    """
     right = ask.answer
     if right == UNKNOWN:
         right = rng.choice(_NOT_TOLD)
-        wrong = [other.answer for other in asks if other.answer != UNKNOWN]
+        wrong = list(ask.wrong) or [other.answer for other in asks if other.answer != UNKNOWN]
         rng.shuffle(wrong)
     else:
         wrong = _wrong_answers(rng, ask, asks)
+        if ask.answer not in ("yes", "no") and ask.kind != "relation" and rng.random() < 0.35:
+            wrong = [*wrong[: rng.choice((0, 1, 2))], *_unnamed(rng, ask, text)]
+            rng.shuffle(wrong)
         if wrong and wrong[0] not in ("yes", "no") and rng.random() < 0.12:
             wrong.insert(0, rng.choice(_NOT_TOLD))
     if not wrong:
@@ -179,13 +211,13 @@ def _with_options(rng: random.Random, ask: Ask, asks: Sequence[Ask]) -> tuple[di
 
 
 def _to_question(
-    rng: random.Random, ask: Ask, asks: Sequence[Ask], options: float = 0.12
+    rng: random.Random, ask: Ask, passage: Passage, options: float = 0.12
 ) -> tuple[Question, str]:
     """Return the question as the runtime holds it, and the reply.
 
-    `asks` are the passage's questions, whose answers are wrong options of each other's.
+    Answers to the passage's other questions are wrong options of this one.
     """
-    hint = rng.choice(_HINTS) if rng.random() < 0.05 else ""
+    hint = rng.choice(_HINTS) if rng.random() < 0.1 else ""
     if hint and ask.focus and rng.random() < 0.5:
         hint = rng.choice(_ABOUT).format(f=ask.focus)
     stem = ask.question
@@ -193,7 +225,7 @@ def _to_question(
         stem = stem[0].lower() + stem[1:]
     stem = stem.rstrip("?.") if rng.random() < 0.04 else stem
     if rng.random() < options:
-        letters, right = _with_options(rng, ask, asks)
+        letters, right = _with_options(rng, ask, passage.asks, unmarked(passage.text))
         if letters:
             return Question(stem, letters, hint), right
     return Question(stem, {}, hint), ask.answer
@@ -212,7 +244,7 @@ def _answers(rng: random.Random) -> list[Example]:
         said = marks(text)
     examples = []
     for ask in asks:
-        question, reply = _to_question(rng, ask, passage.asks)
+        question, reply = _to_question(rng, ask, passage)
         if not set(ask.facts) <= said:
             if ask.kind not in _UNSAID:
                 continue
@@ -243,7 +275,7 @@ def _asked(
 ) -> list[Example]:
     look, examples = {_name(rng): unmarked(passage.text)}, []
     for ask in asks:
-        question, reply = _to_question(rng, ask, passage.asks, options)
+        question, reply = _to_question(rng, ask, passage, options)
         examples.append(Example(answer_messages([look], question), reply, "answer"))
     return examples
 
