@@ -26,6 +26,7 @@ from edgeprism.models.nano.recipe.measure.scoring import carries
 from edgeprism.models.nano.recipe.world.absent import (
     ABSENT_KINDS,
     HELD_OUT_STRANGERS,
+    MEASURED_NOUNS,
     SPOKEN_KINDS,
     ask_absent,
     ask_class,
@@ -139,7 +140,7 @@ def absent_cases(seed: int, count: int) -> list[Case]:
     """
     cases = []
     for kind in ABSENT_KINDS:
-        ask = partial(ask_absent, kind, strangers=HELD_OUT_STRANGERS)
+        ask = partial(ask_absent, kind, nouns=MEASURED_NOUNS)
         for scene, query, focuses in _ask_held_out(kind, ask, Sampling(unseen=True), seed, count):
             names = dict.fromkeys(map(_name_row, caption_to_denied(query.sentence)))
             cases += [
@@ -147,7 +148,7 @@ def absent_cases(seed: int, count: int) -> list[Case]:
             ]
     new_style = Sampling(True, (HELD_OUT_STYLE,), mixed=1.0)
     for kind in SPOKEN_KINDS:
-        ask = partial(ask_absent, kind, strangers=HELD_OUT_STRANGERS)
+        ask = partial(ask_absent, kind, nouns=MEASURED_NOUNS)
         for scene, query, focuses in _ask_held_out(
             f"{kind} in a new style", ask, new_style, seed, count // 3
         ):
