@@ -115,7 +115,7 @@ SUBJECTS = (
                 "sunny days",
                 numbers=(60, 320),
                 ask="On how many days is it sunny in {r}?",
-                top="Where does the sun shine most often?",
+                top="Which town is the sunniest?",
                 low="Which town is the least sunny?",
             ),
             Column(
@@ -173,7 +173,7 @@ SUBJECTS = (
             Column(
                 "shelf",
                 tuple("ABCDEFGH"),
-                ask="On which shelf does the {r} stand?|Where is the {r} kept?",
+                ask="On which shelf does the {r} stand?|Where in the shop is the {r} kept?",
                 back="What is kept on shelf {v}?",
             ),
             Column(
@@ -384,7 +384,7 @@ SUBJECTS = (
         (
             Column(
                 "soup",
-                ("lentil", "tomato", "leek", "pumpkin", "onion", "pea", "mushroom"),
+                ("lentil", "barley", "leek", "pumpkin", "onion", "pea"),
                 ask="Which soup is served on {r}?",
                 back="When is there {v} soup?|On which day is {v} soup served?",
             ),
@@ -397,7 +397,7 @@ SUBJECTS = (
             Column(
                 "opens",
                 tuple(f"{h}:{m}" for h in range(7, 12) for m in ("00", "15", "30")),
-                ask="When do the doors open on {r}?|From what time is it open on {r}?",
+                ask="When does it open on {r}?|From what time is it open on {r}?",
             ),
             Column(
                 "closes",
