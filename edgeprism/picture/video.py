@@ -5,7 +5,8 @@ playlist, or a film that refers to other files, reaches neither the disk nor a n
 subtitles are not decoded.
 
 The packets of the whole file are counted first, without decoding. Then only the chosen frames are
-decoded, each from the key frame before it.
+decoded, each from the key frame before it. What is damaged is passed over: the next frame that can
+be decoded stands for a chosen one, the last for those after it, and notes say so.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from edgeprism.records import Sampled
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -45,6 +47,9 @@ _BUFFER_BYTES = 1 << 20
 _CONTAINERS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,flv,asf,ogg,mxf,ivf,dv,rm"
 )
+# A file whose last frame is earlier by this, in seconds and as a share, is said to lack its end.
+_END_SECONDS, _END_SHARE = 0.5, 0.05
+_DAMAGED = "damaged: some of its frames cannot be decoded"
 _HINT_DAMAGED = "Copy it again from where it came, or write it anew: ffmpeg -i clip.mp4 new.mp4"
 _HINT_SMALLER = "Make it smaller: ffmpeg -i clip.mp4 -vf scale=1280:-2 new.mp4"
 _HINT_CUT = "Cut out a part: ffmpeg -ss 00:10:00 -t 60 -i clip.mp4 -c copy part.mp4"
@@ -84,6 +89,24 @@ class _Timeline:
     times: tuple[int, ...]  # in the stream's unit; empty if the file does not tell all of them
     keys: tuple[int, ...]  # times of the frames from which decoding can begin
     seconds: tuple[float, ...]  # from the first frame; empty as `times`
+    faults: tuple[str, ...] = ()  # notes: the file lacks its end, or is damaged
+
+    def place_of(self, frame: VideoFrame, otherwise: int) -> int:
+        """Return the place of a decoded frame; `otherwise` where its time does not tell it."""
+        if not self.times or frame.pts is None:
+            return otherwise
+        return min(bisect.bisect_left(self.times, frame.pts), self.n_frames - 1)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The frames that are shown: tiles, and the place of each, which may occur again."""
+
+    tiles: np.ndarray
+    places: tuple[int, ...]
+    size: tuple[int, int]  # of the upright frames
+    preprocess_ms: float
+    notes: tuple[str, ...]
 
 
 class _Unseekable(Exception):
@@ -117,7 +140,7 @@ def read_video(file: IO[bytes], name: str, policy: ImagePolicy, choice: FrameCho
         digest = _digest(file, name)
         timeline = _timeline(file, name)
         rule, places = choose_frames(timeline.n_frames, choice, timeline.seconds)
-        tiles, size, preprocess_ms, notes = _tiles(file, name, policy, timeline, places)
+        shown = _show(file, name, policy, timeline, places)
     except ImageError:
         raise
     except MemoryError as error:  # the file may be sound
@@ -130,19 +153,21 @@ def read_video(file: IO[bytes], name: str, policy: ImagePolicy, choice: FrameCho
     elapsed_ms = (time.perf_counter() - start) * 1000
     sampled = Sampled(
         rule=rule,
-        frames=tuple(places),
-        seconds=tuple(round(timeline.seconds[p], 3) for p in places) if timeline.seconds else (),
+        frames=shown.places,
+        seconds=tuple(round(timeline.seconds[p], 3) for p in shown.places if timeline.seconds),
         of=timeline.n_frames,
         frames_per_second=choice.frames_per_second,
     )
-    shown = f"{len(places)} of {timeline.n_frames} frames"
+    taken = f"{len(places)} of {timeline.n_frames} frames"
     if choice.frames_per_second is not None and rule != PER_SECOND:
         why = (
             f"would be more than {choice.frames}" if timeline.seconds else "need times, it has none"
         )
-        shown += f", at even distances: {choice.frames_per_second:g} a second {why}"
+        taken += f", at even distances: {choice.frames_per_second:g} a second {why}"
+    notes = tuple(dict.fromkeys((taken, *timeline.faults, *shown.notes)))
+    decode_ms = elapsed_ms - shown.preprocess_ms
     return VideoTiles(
-        tiles, digest, size, (shown, *notes), sampled, elapsed_ms - preprocess_ms, preprocess_ms
+        shown.tiles, digest, shown.size, notes, sampled, decode_ms, shown.preprocess_ms
     )
 
 
@@ -241,68 +266,127 @@ def _timeline(file: IO[bytes], name: str) -> _Timeline:
     """Count a video's frames from its packets, which are not decoded."""
     times: list[int] = []
     keys: list[int] = []
-    n_frames = 0
+    n_packets, n_frames, faults = 0, 0, dict[str, None]()
     with _Opened(file, name) as opened:
-        for packet in opened.container.demux(opened.stream):
-            if not packet.size or packet.is_discard:  # the last one; frames that are not shown
+        for packet in _packets(opened, faults):
+            n_packets += 1
+            if n_packets > _MAX_PACKETS:
+                raise ImageError(f"{name}: more than {_MAX_PACKETS:,} frames.", _HINT_CUT)
+            if packet.is_discard:  # not shown
                 continue
             n_frames += 1
-            if n_frames > _MAX_PACKETS:
-                raise ImageError(f"{name}: more than {_MAX_PACKETS:,} frames.", _HINT_CUT)
             if packet.pts is not None:
                 times.append(packet.pts)
                 if packet.is_keyframe:
                     keys.append(packet.pts)
         unit = float(opened.stream.time_base or 0)
+        times.sort()
+        last = (times[-1] - times[0]) * unit if times else None
+        if n_frames and (fault := _missing_end(opened, n_packets, last)):
+            faults[fault] = None
     if not n_frames:
         raise ImageError(f"{name}: holds no frame of its picture.", _HINT_DAMAGED)
-    times.sort()
     if len(set(times)) < n_frames or not unit:
-        return _Timeline(n_frames, (), (), ())
+        return _Timeline(n_frames, (), (), (), tuple(faults))
     seconds = tuple((t - times[0]) * unit for t in times)
-    return _Timeline(n_frames, tuple(times), tuple(sorted(keys)), seconds)
+    return _Timeline(n_frames, tuple(times), tuple(sorted(keys)), seconds, tuple(faults))
+
+
+def _packets(opened: _Opened, faults: dict[str, None]) -> Iterator[Packet[VideoStream]]:
+    """Yield the packets that hold something, up to where the file can no longer be read."""
+    import av
+
+    try:
+        for packet in opened.container.demux(opened.stream):
+            if packet.size:  # the last one has nothing
+                if packet.is_corrupt:
+                    faults[_DAMAGED] = None
+                yield packet
+    except av.error.InvalidDataError:
+        faults[_DAMAGED] = None
+
+
+def _missing_end(opened: _Opened, n_packets: int, last: float | None) -> str:
+    """Return a note if the file says that it has more than there is, else ""."""
+    told = opened.stream.frames  # 0 if it does not say
+    if n_packets < told * (1 - _END_SHARE):
+        return f"cut off: of {told} frames the file has {n_packets}"
+    length = (opened.container.duration or 0) / 1_000_000
+    if last is not None and length - last > max(_END_SECONDS, _END_SHARE * length):
+        return f"its last frame is at {last:.2f} s of {length:.2f} s: the end may be missing"
+    return ""
 
 
 # ---- decoding
 
 
-def _tiles(
+def _show(
     file: IO[bytes], name: str, policy: ImagePolicy, timeline: _Timeline, places: Sequence[int]
-) -> tuple[np.ndarray, tuple[int, int], float, tuple[str, ...]]:
-    """Return tiles, the size of the upright frames, the milliseconds of tiling, and notes."""
+) -> _Shown:
+    """Decode the frames at `places` and make their tiles."""
+    faults = dict[str, None]()
     try:
-        return _collected(_by_time(file, name, timeline, places), name, policy, len(places))
+        return _collected(_by_time(file, name, timeline, places, faults), name, policy, places,
+                          faults)  # fmt: skip
     except _Unseekable:
-        return _collected(_in_order(file, name, places), name, policy, len(places))
+        return _collected(_in_order(file, name, timeline, places, faults), name, policy, places,
+                          faults)  # fmt: skip
 
 
 def _collected(
-    frames: Iterator[VideoFrame], name: str, policy: ImagePolicy, count: int
-) -> tuple[np.ndarray, tuple[int, int], float, tuple[str, ...]]:
+    frames: Iterator[tuple[int, VideoFrame]],
+    name: str,
+    policy: ImagePolicy,
+    wanted: Sequence[int],
+    notes: dict[str, None],
+) -> _Shown:
+    """Make a tile of each frame; the last one stands for those of `wanted` that are not there."""
     tiles: list[np.ndarray] = []
+    places: list[int] = []
     size, preprocess_ms = (0, 0), 0.0
-    notes: dict[str, None] = {}
-    for frame in frames:
+    for place, frame in frames:
         _check_size((frame.width, frame.height), name)
         upright, note = _upright(frame)
         size = size if tiles else upright.size
         start = time.perf_counter()
         tiles.append(np.asarray(picture_to_tile(upright, policy, policy.fill), dtype=np.uint8))
+        places.append(place)
         preprocess_ms += (time.perf_counter() - start) * 1000
         if note:
             notes[note] = None
+        if frame.is_corrupt:
+            notes[_DAMAGED] = None
     if not tiles:
-        raise ImageError(f"{name}: no frame of it can be decoded.", _HINT_DAMAGED)
-    if len(tiles) < count:  # the end is damaged: its last frame stands for those after it
-        notes[f"{count - len(tiles)} frames at its end cannot be decoded"] = None
-        tiles += [tiles[-1]] * (count - len(tiles))
-    return np.stack(tiles), size, preprocess_ms, tuple(notes)
+        raise ImageError(f"{name}: damaged: no frame of it can be decoded.", _HINT_DAMAGED)
+    missing = len(wanted) - len(tiles)
+    if missing:
+        notes[f"its end cannot be decoded: frame {places[-1]} stands for {missing} more"] = None
+        tiles += [tiles[-1]] * missing
+        places += [places[-1]] * missing
+    return _Shown(np.stack(tiles), tuple(places), size, preprocess_ms, tuple(notes))
+
+
+def _decoded(opened: _Opened, faults: dict[str, None]) -> Iterator[VideoFrame]:
+    """Yield all frames from here on that can be decoded."""
+    import av
+
+    for packet in opened.container.demux(opened.stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            faults[_DAMAGED] = None
+            continue
+        yield from frames
 
 
 def _by_time(
-    file: IO[bytes], name: str, timeline: _Timeline, places: Sequence[int]
-) -> Iterator[VideoFrame]:
-    """Yield the frames at `places`, each decoded from the key frame before it.
+    file: IO[bytes],
+    name: str,
+    timeline: _Timeline,
+    places: Sequence[int],
+    faults: dict[str, None],
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield the frames at `places`, or the next after one, each from the key frame before it.
 
     Raises _Unseekable where that is not possible: nothing of it is kept then.
     """
@@ -311,7 +395,7 @@ def _by_time(
     if not timeline.times:
         raise _Unseekable
     with _Opened(file, name) as opened:
-        frames = opened.container.decode(opened.stream)
+        frames = _decoded(opened, faults)
         reached = timeline.times[0]
         first = True
         for place in places:
@@ -323,13 +407,13 @@ def _by_time(
                     opened.container.seek(timeline.keys[before], stream=opened.stream)
                 except av.error.FFmpegError as error:
                     raise _Unseekable from error
-                frames = opened.container.decode(opened.stream)
+                frames = _decoded(opened, faults)
             for count, frame in enumerate(frames):
                 if frame.pts is None or (sought and not count and frame.pts > due):
                     raise _Unseekable
                 if frame.pts >= due:
                     reached = frame.pts
-                    yield frame
+                    yield timeline.place_of(frame, place), frame
                     break
             else:
                 if first:
@@ -338,19 +422,26 @@ def _by_time(
             first = False
 
 
-def _in_order(file: IO[bytes], name: str, places: Sequence[int]) -> Iterator[VideoFrame]:
-    """Yield the frames at `places`, counted while every frame before them is decoded."""
+def _in_order(
+    file: IO[bytes],
+    name: str,
+    timeline: _Timeline,
+    places: Sequence[int],
+    faults: dict[str, None],
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield the frames at `places`, while every frame before them is decoded."""
     wanted = iter(places)
-    place = next(wanted)
+    due = next(wanted)
     with _Opened(file, name) as opened:
-        for count, frame in enumerate(opened.container.decode(opened.stream)):
-            if count < place:
+        for count, frame in enumerate(_decoded(opened, faults)):
+            place = timeline.place_of(frame, count)
+            if place < due:
                 continue
-            yield frame
+            yield place, frame
             following = next(wanted, None)
             if following is None:
                 return
-            place = following
+            due = following
 
 
 def _upright(frame: VideoFrame) -> tuple[Image.Image, str]:

@@ -43,6 +43,7 @@ def write_video(
     rotation: int = 0,
     flipped: bool = False,
     sound: bool = False,
+    index_first: bool = False,
 ) -> Path:
     """Write frames [height, width, 3] as a video; FFV1 keeps each pixel.
 
@@ -51,9 +52,11 @@ def write_video(
         rotation: the display matrix turns frames by so many degrees against the clock.
         flipped: the display matrix mirrors them left to right, too.
         sound: with a track of silence.
+        index_first: an MP4's index stands before its frames, as for the web.
     """
     height, width = frames[0].shape[:2]
-    with av.open(str(path), "w") as container:
+    options = {"movflags": "faststart"} if index_first else {}
+    with av.open(str(path), "w", options=options) as container:
         stream = cast("av.VideoStream", container.add_stream(codec, rate=rate))
         stream.width, stream.height = width, height
         stream.pix_fmt, stream.gop_size = pixel_format, gop

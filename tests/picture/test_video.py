@@ -127,6 +127,79 @@ def test_the_end_of_a_cut_file_is_told(tmp_path: Path) -> None:
     found = read(data[: len(data) // 2], 4)
     assert 10 < found.sampled.of < 30
     assert found.sampled.frames[-1] == found.sampled.of - 1
+    assert any("the end may be missing" in note for note in found.notes)
+
+
+def write_noise(path: Path, count: int = 50) -> bytearray:
+    """Write frames that compress badly, with a key frame each 12; an MP4's index is at its end."""
+    rng = np.random.default_rng(5)
+    frames = [rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8) for _ in range(count)]
+    codec, pixels = KINDS[path.name]
+    return bytearray(
+        write_video(path, frames, codec=codec, pixel_format=pixels).read_bytes()
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["clip.avi", "clip.mkv"])
+def test_a_file_that_lacks_its_end_is_told_from_a_whole_one(name: str, tmp_path: Path) -> None:
+    data = write_noise(tmp_path / name)
+    assert read(bytes(data), 4).notes == ("4 of 50 frames",)
+    for share in (0.4, 0.8):
+        notes = read(bytes(data[: int(len(data) * share)]), 4).notes
+        assert any("cut off: of 50" in note or "may be missing" in note for note in notes), notes
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6])
+def test_a_damaged_end_is_told_and_what_precedes_it_is_shown(share: float, tmp_path: Path) -> None:
+    data = write_noise(tmp_path / "clip.mp4")
+    whole = read(bytes(data), 8)
+    end = data.rindex(b"moov") - 4
+    data[end - int(share * end) : end] = bytes(int(share * end))
+    found = read(bytes(data), 8)
+    assert len(found.tiles) == 8
+    assert any("cannot be decoded" in note for note in found.notes), found.notes
+    kept = int(8 * (1 - share)) - 1
+    np.testing.assert_array_equal(found.tiles[:kept], whole.tiles[:kept])
+    assert found.sampled.frames[:kept] == whole.sampled.frames[:kept]
+
+
+def test_the_record_names_the_frame_that_stands_for_lost_ones(tmp_path: Path) -> None:
+    data = write_noise(tmp_path / "clip.mp4")
+    end = data.rindex(b"moov") - 4
+    data[end // 2 : end] = bytes(end - end // 2)
+    found = read(bytes(data), 8)
+    places, seconds = found.sampled.frames, found.sampled.seconds
+    assert len(places) == len(seconds) == 8
+    assert places[-1] == places[-2] < 49
+    assert seconds[-1] == pytest.approx(places[-1] / 10, abs=0.01)
+    note = next(note for note in found.notes if note.startswith("its end cannot"))
+    assert f"frame {places[-1]} stands for {places.count(places[-1]) - 1} more" in note
+    for earlier, later in itertools.pairwise(zip(places, found.tiles, strict=True)):
+        assert (earlier[0] == later[0]) == np.array_equal(earlier[1], later[1])
+
+
+def test_damage_in_the_middle_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
+    data = write_noise(tmp_path / "clip.mp4")
+    whole = read(bytes(data), 8)
+    end = data.rindex(b"moov") - 4
+    data[int(0.4 * end) : int(0.5 * end)] = bytes(int(0.5 * end) - int(0.4 * end))
+    found = read(bytes(data), 8)
+    assert any(note.startswith("damaged") for note in found.notes), found.notes
+    for i in (0, 1, 7):
+        np.testing.assert_array_equal(found.tiles[i], whole.tiles[i])
+    assert list(found.sampled.frames) == sorted(found.sampled.frames)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_an_aborted_download_shows_what_has_arrived(share: float, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", moving_frames(60, (SIDE, SIDE)), codec="libx264",
+                       pixel_format="yuv420p", index_first=True)  # fmt: skip
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    body = data.index(b"mdat")
+    found = read(data[: body + int((len(data) - body) * share)], 4)
+    assert len(found.tiles) == 4
+    assert len(found.notes) > 1, found.notes
 
 
 # ---- refusals
