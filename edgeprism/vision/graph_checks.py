@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -85,6 +86,8 @@ def check_graph(
         raise ModelError(f"{path}: a file in ONNX Runtime's own format, not an ONNX graph.", _HINT)
     try:
         with open_regular(path) as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise ValueError("the file is empty")
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         _check_model(Message(memoryview(data)), external, operators)
     except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ from edgeprism.bundle.manifest import Manifest
 from edgeprism.errors import DeviceError, Interrupted, ModelError
 from edgeprism.machine import onnx_runtime as onnx_engine
 from edgeprism.machine.cancel import Cancel
+from edgeprism.vision.graph_checks import check_graph
 from edgeprism.vision.onnx import VisionEncoder
 from tests.helpers import bundles
 from tests.helpers.children import in_child
@@ -93,6 +94,12 @@ def test_not_a_graph(path: Path, data: bytes, capfd: pytest.CaptureFixture[str])
     with pytest.raises(ModelError, match=r"vision\.onnx: not a vision graph that can run"):
         encoder(path, data)
     assert capfd.readouterr() == ("", "")  # neither ONNX Runtime nor the library prints anything
+
+
+def test_an_empty_file_is_told_as_empty(path: Path) -> None:
+    path.write_bytes(b"")
+    with pytest.raises(ModelError, match=r"vision\.onnx: not a graph .*: the file is empty\."):
+        check_graph(path)
 
 
 def test_cut_and_damaged_graphs(path: Path) -> None:
