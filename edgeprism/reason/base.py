@@ -20,9 +20,15 @@ from edgeprism.reason.evidence import (
     reply_to_evidence,
 )
 from edgeprism.reason.focus import FOCUS_LINKS, FOCUS_OPENINGS, checked_focus, focus_phrases, topics
+from edgeprism.reason.options import texts_to_letters
 from edgeprism.reason.prompt import answer_messages, focus_messages
-from edgeprism.reason.question import to_question
-from edgeprism.reason.shape import Shape, numbers_to_shape, phrases_to_shape
+from edgeprism.reason.question import Question, to_question
+from edgeprism.reason.shape import (
+    Shape,
+    choices_to_shape,
+    numbers_to_shape,
+    phrases_to_shape,
+)
 from edgeprism.records import Answer, Caption, Evidence, ModelInfo, Timings, TokenCounts
 from edgeprism.version import __version__
 
@@ -167,20 +173,25 @@ class BaseReasoner(ABC):
     ) -> Answer:
         """Answer `question` from the captions' text alone, at temperature 0.
 
-        `options` are lettered ({"A": "red", …}); the question may also contain them. Captions may
-        come from several captioners, each one's in the order of the pictures. Without captions the
-        reasoner sees the question alone. `shape` (choices_to_shape, schema_to_shape) binds the
-        answer; one that exceeds `answer_tokens` then has an empty `text` and the `finish_reason`
-        "length". The record holds `focus`, `instruction_mode` and `notes`. `evidence` asks, in a
-        second completion, which sentences support the answer. `on_text` gets parts of the answer as
-        it is written, as `stream` hands them on, unless it has a shape: that is checked first.
+        `options` are lettered ({"A": "red", …}); the question may also contain them. A reasoner
+        that knows EdgePrism's prompts is bound to them (see `reply_to`), others see them and may
+        answer with a letter. Captions may come from several captioners, each one's in the order of
+        the pictures. Without captions the reasoner sees the question alone. `shape`
+        (choices_to_shape, schema_to_shape) binds the answer; one that exceeds `answer_tokens` then
+        has an empty `text` and the `finish_reason` "length". The record holds `focus`,
+        `instruction_mode` and `notes`. `evidence` asks, in a second completion, which sentences
+        support the answer. `on_text` gets parts of the answer as it is written, as `stream` hands
+        them on, unless it is bound: that is checked first.
         Raises NoAnswerError where the reasoner only thought, declined or wrote nothing.
         """
         parsed = to_question(question, options, hint)
         start = time.perf_counter()
-        messages = answer_messages(captions_by_picture(captions), parsed)
-        reply = self.complete_in_shape(
-            messages, max_tokens=answer_tokens, shape=shape, on_text=on_text
+        reply = self.reply_to(
+            parsed,
+            lambda asked: answer_messages(captions_by_picture(captions), asked),
+            max_tokens=answer_tokens,
+            shape=shape,
+            on_text=on_text,
         )
         text = reply.text
         sentences: tuple[Evidence, ...] | None = None
@@ -205,6 +216,35 @@ class BaseReasoner(ABC):
             thinking=reply.thinking,
             evidence=sentences,
         )
+
+    def reply_to(
+        self,
+        question: Question,
+        to_messages: Callable[[Question], Sequence[Message]],
+        *,
+        max_tokens: int,
+        shape: Shape | None,
+        on_text: Callable[[str], object] | None,
+    ) -> Completion:
+        """Complete the chat that `to_messages` makes of a question, as `complete_in_shape` does.
+
+        A model that knows EdgePrism's prompts is asked without lettered options and bound to their
+        texts; its reply is the letter.
+        """
+        letters = texts_to_letters(question.options) if self.knows_prompts and not shape else {}
+        if not letters:
+            messages = to_messages(question)
+            return self.complete_in_shape(
+                messages, max_tokens=max_tokens, shape=shape, on_text=on_text
+            )
+        # a token has a character at least, so no option's text is cut off
+        longest = max(max_tokens, *map(len, letters))
+        reply = self.complete_in_shape(
+            to_messages(replace(question, options={})),
+            max_tokens=longest,
+            shape=choices_to_shape(list(letters)),
+        )
+        return replace(reply, text=letters.get(reply.text, ""))
 
     def complete_in_shape(
         self,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from edgeprism.errors import PromptTooLongError
+from edgeprism.language.chat import Message
 from edgeprism.reason.base import (
     DEFAULT_ANSWER_TOKENS,
     BaseReasoner,
@@ -13,17 +15,23 @@ from edgeprism.reason.base import (
     captions_by_picture,
 )
 from edgeprism.reason.prompt import Turn, conversation_messages
-from edgeprism.reason.question import to_question
+from edgeprism.reason.question import Question, to_question
 from edgeprism.reason.shape import Shape
 from edgeprism.records import Caption
+
+
+def _with_last(turns: Sequence[Turn], question: Question) -> list[Message]:
+    """Write the conversation with `question` in the place of its last one."""
+    return conversation_messages([*turns[:-1], replace(turns[-1], question=question)])
 
 
 @dataclass
 class Conversation:
     """Asks a reasoner one question after another.
 
-    Each prompt begins with the whole prompt before it. A reasoner loaded with `warm=True` keeps
-    that beginning in its KV cache, and only reads the new turn.
+    Each prompt begins with the whole prompt before it, but that a reasoner which is bound to
+    lettered options sees them in later prompts alone. A reasoner loaded with `warm=True` keeps
+    that beginning in its KV cache, and only reads what is new.
     """
 
     reasoner: BaseReasoner
@@ -56,8 +64,9 @@ class Conversation:
         turns = [*self.turns, Turn(self._looks, to_question(question))]
         while True:
             try:
-                reply = self.reasoner.complete_in_shape(
-                    conversation_messages(turns),
+                reply = self.reasoner.reply_to(
+                    turns[-1].question,
+                    partial(_with_last, turns),
                     max_tokens=answer_tokens,
                     shape=shape,
                     on_text=on_text,

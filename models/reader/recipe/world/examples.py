@@ -24,7 +24,7 @@ from edgeprism.models.reader.recipe.world import (
 )
 from edgeprism.models.reader.recipe.world.shape import fits_focus
 from edgeprism.models.reader.recipe.world.text import UNKNOWN, Ask, Passage, marks, unmarked
-from edgeprism.models.reader.recipe.world.words import BRANDS, COLOURS, NUMBERS, PEOPLE, THINGS
+from edgeprism.models.reader.recipe.world.words import BRANDS, PEOPLE, THINGS
 from edgeprism.reason.evidence import caption_to_sentences, evidence_messages
 from edgeprism.reason.prompt import Turn, answer_messages, conversation_messages
 from edgeprism.reason.question import Question
@@ -44,15 +44,10 @@ _HINTS = (
     "It is about one thing only.", "The order does not matter.", "Do not guess.",
 )  # fmt: skip
 _ABOUT = ("It is about {f}.", "Look for {f}.", "What matters is {f}.", "Find {f}.")
-_NOT_TOLD = (
-    "the description does not say", "it is not said", "not mentioned", "cannot be told",
-    "none of these is said", "not stated", "unknown", "there is no information on that",
-)  # fmt: skip
 _WEIGHTS = {"colour": 2, "count": 2, "presence": 2, "relation": 5, "value": 2, "text": 2,
             "story": 4, "sum": 2}  # fmt: skip
 # kinds of questions whose answer is unknown when what states it is left out
 _UNSAID = {"colour", "activity", "text", "value", "who", "object", "field", "clothing", "story"}
-_NO_ANSWERS = (UNKNOWN, "yes", "no")
 _NTH = ("first", "second", "third")
 _WHICH_PICTURE = ("Which picture shows the {t}?", "In which picture is the {t}?",
                   "On which of the pictures can one see the {t}?")  # fmt: skip
@@ -138,84 +133,10 @@ def _choose(rng: random.Random, asks: Sequence[Ask], most: int = GROUP) -> list[
     return chosen
 
 
-def _wrong_answers(rng: random.Random, ask: Ask, asks: Sequence[Ask]) -> list[str]:
-    """Return wrong answers of the right one's form: its own, or answers to questions like it."""
-    if ask.answer in ("yes", "no"):
-        return ["no" if ask.answer == "yes" else "yes"]
-    if ask.wrong:
-        return list(ask.wrong)
-    right = ask.answer.lower()
-    like = [
-        other.answer
-        for other in asks
-        if other.kind == ask.kind
-        and other.answer not in _NO_ANSWERS
-        and right not in other.answer.lower()
-        and other.answer.lower() not in right
-    ]
-    rng.shuffle(like)
-    return list(dict.fromkeys(like))
+def _to_question(rng: random.Random, ask: Ask) -> Question:
+    """Return the question as the runtime holds it.
 
-
-def _unnamed(rng: random.Random, ask: Ask, text: str) -> list[str]:
-    """Return wrong answers of the right one's form that the description does not name."""
-    if ask.answer in COLOURS:
-        drawn = rng.sample(COLOURS, 6)
-    elif ask.answer in NUMBERS:
-        near = NUMBERS.index(ask.answer) + rng.choice((-3, -2, -1, 0))
-        drawn = list(NUMBERS[max(0, near) : near + 5])
-        rng.shuffle(drawn)
-    else:
-        drawn = [a.answer for _ in range(3) for a in stories.sample_story(rng).asks if not a.wrong]
-        drawn += [w for _ in range(3) for a in stories.sample_story(rng).asks for w in a.wrong]
-        rng.shuffle(drawn)
-        length, digits = len(ask.answer.split()), ask.answer.isdigit()
-        drawn = [
-            d for d in drawn
-            if abs(len(d.split()) - length) < 2 and d.isdigit() == digits and d not in _NO_ANSWERS
-        ]  # fmt: skip
-    right = ask.answer.lower()
-    return [d for d in drawn if d.lower() not in text.lower() and d.lower() not in right][:4]
-
-
-def _with_options(
-    rng: random.Random, ask: Ask, asks: Sequence[Ask], text: str
-) -> tuple[dict[str, str], str]:
-    """Return lettered options and the right letter; ({}, "") where there are no wrong answers.
-
-    In a third of the questions, half of the wrong ones or more are not in the description `text`.
-    """
-    right = ask.answer
-    if right == UNKNOWN:
-        right = rng.choice(_NOT_TOLD)
-        wrong = list(ask.wrong) or [other.answer for other in asks if other.answer != UNKNOWN]
-        rng.shuffle(wrong)
-    else:
-        wrong = _wrong_answers(rng, ask, asks)
-        if ask.answer not in ("yes", "no") and ask.kind != "relation" and rng.random() < 0.35:
-            wrong = [*wrong[: rng.choice((0, 1, 2))], *_unnamed(rng, ask, text)]
-            rng.shuffle(wrong)
-        if wrong and wrong[0] not in ("yes", "no") and rng.random() < 0.12:
-            wrong.insert(0, rng.choice(_NOT_TOLD))
-    if not wrong:
-        return {}, ""
-    if right in NUMBERS and any(text.isdigit() for text in wrong):
-        right = str(NUMBERS.index(right))
-    texts = list(dict.fromkeys([right, *wrong]))[: rng.choice((2, 3, 4, 4, 4, 5))]
-    rng.shuffle(texts)
-    if rng.random() < 0.3:
-        texts = [text[:1].upper() + text[1:] for text in texts]
-        right = right[:1].upper() + right[1:]
-    letters = dict(zip("ABCDE", texts, strict=False))
-    return letters, next(letter for letter, text in letters.items() if text == right)
-
-
-def _to_question(
-    rng: random.Random, ask: Ask, passage: Passage, options: float = 0.12
-) -> tuple[Question, str]:
-    """Return the question as the runtime holds it, and the reply.
-
-    Answers to the passage's other questions are wrong options of this one.
+    It never has options: the runtime asks without them and binds the reply to their texts.
     """
     hint = rng.choice(_HINTS) if rng.random() < 0.1 else ""
     if hint and ask.focus and rng.random() < 0.5:
@@ -224,11 +145,7 @@ def _to_question(
     if rng.random() < 0.05:
         stem = stem[0].lower() + stem[1:]
     stem = stem.rstrip("?.") if rng.random() < 0.04 else stem
-    if rng.random() < options:
-        letters, right = _with_options(rng, ask, passage.asks, unmarked(passage.text))
-        if letters:
-            return Question(stem, letters, hint), right
-    return Question(stem, {}, hint), ask.answer
+    return Question(stem, {}, hint)
 
 
 def _name(rng: random.Random) -> str:
@@ -244,7 +161,7 @@ def _answers(rng: random.Random) -> list[Example]:
         said = marks(text)
     examples = []
     for ask in asks:
-        question, reply = _to_question(rng, ask, passage)
+        question, reply = _to_question(rng, ask), ask.answer
         if not set(ask.facts) <= said:
             if ask.kind not in _UNSAID:
                 continue
@@ -260,24 +177,12 @@ def _relations(rng: random.Random) -> list[Example]:
         passage = scenes.sample_scene(rng)
         asks = [ask for ask in passage.asks if ask.kind == "relation"]
         if asks:
-            return _asked(rng, passage, _choose(rng, asks))
-
-
-def _choices(rng: random.Random) -> list[Example]:
-    """Ask only questions with lettered options."""
-    passage = sample_passage(rng)
-    asks = [a for a in passage.asks if a.answer == UNKNOWN or _wrong_answers(rng, a, passage.asks)]
-    return _asked(rng, passage, _choose(rng, asks), options=1.0) or _choices(rng)
-
-
-def _asked(
-    rng: random.Random, passage: Passage, asks: Sequence[Ask], options: float = 0.1
-) -> list[Example]:
-    look, examples = {_name(rng): unmarked(passage.text)}, []
-    for ask in asks:
-        question, reply = _to_question(rng, ask, passage, options)
-        examples.append(Example(answer_messages([look], question), reply, "answer"))
-    return examples
+            break
+    look = {_name(rng): unmarked(passage.text)}
+    return [
+        Example(answer_messages([look], _to_question(rng, ask)), ask.answer, "answer")
+        for ask in _choose(rng, asks)
+    ]
 
 
 def _without(text: str, facts: set[int]) -> str:
@@ -381,5 +286,5 @@ def _conversation(rng: random.Random) -> list[Example]:
 # shares of groups; the rest are answers about one picture by one captioner
 _TASKS: tuple[tuple[float, Callable[[random.Random], list[Example]]], ...] = (
     (0.1, _focuses), (0.18, _evidences), (0.04, _undescribed), (0.05, _several_pictures),
-    (0.03, _several_captioners), (0.02, _conversation), (0.08, _relations), (0.18, _choices),
+    (0.03, _several_captioners), (0.02, _conversation), (0.07, _relations),
 )  # fmt: skip

@@ -1,0 +1,52 @@
+"""Lettered options for a reasoner that is asked without them, and bound to their texts.
+
+A small model finds an answer in a description more often than the letter that stands for it
+(models/reader/MODEL_CARD.md has the figures). Which text it wrote then tells the letter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from edgeprism.reason.shape import MAX_CHOICE, MAX_CHOICES
+
+# how the adapters that know EdgePrism's prompts say that a description does not say something
+UNSAID = "the description does not say"
+_SAYS_NOTHING = re.compile(
+    r"\b(?:not|cannot|can't|unknown|none of|no information)\b", re.IGNORECASE
+)
+_NUMBERS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve",
+)  # fmt: skip
+
+
+def texts_to_letters(options: Mapping[str, str]) -> dict[str, str]:
+    """Return {a text that a reply may be: the letter of its option}.
+
+    An option's text may begin with a small or a large letter, and a number be a word or digits.
+    Where one option alone says that nothing is known, `UNSAID` stands for it too. {} where a
+    grammar cannot hold the texts: they are too long or too many, or two are the same.
+    """
+    texts = {letter: text.strip().rstrip(".") for letter, text in options.items()}
+    fit = all(text.isprintable() and 0 < len(text) <= MAX_CHOICE for text in texts.values())
+    if len(texts) < 2 or not fit or len({text.lower() for text in texts.values()}) < len(texts):
+        return {}
+    letters = {text: letter for letter, text in texts.items()}
+    for letter, text in texts.items():
+        for form in _other_forms(text):
+            letters.setdefault(form, letter)
+    unsaid = [letter for letter, text in texts.items() if _SAYS_NOTHING.search(text)]
+    if len(unsaid) == 1:
+        letters.setdefault(UNSAID, unsaid[0])
+    return letters if len(letters) <= MAX_CHOICES else {}
+
+
+def _other_forms(text: str) -> list[str]:
+    forms = [text[0].lower() + text[1:], text[0].upper() + text[1:]]
+    if text.lower() in _NUMBERS:
+        forms.append(str(_NUMBERS.index(text.lower())))
+    if text.isascii() and text.isdigit() and int(text) < len(_NUMBERS):
+        forms.append(_NUMBERS[int(text)])
+    return forms
