@@ -145,12 +145,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rank", type=int, default=16, help="of the adapter")
     parser.add_argument("--minutes", type=float, help="stop early; the same command continues")
+    parser.add_argument(
+        "--compile", action="store_true",
+        help="compile the layers when training begins; needs a C++ compiler",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     config, weights = read_base(options.base)
     device = torch.device(options.device)
     model = Reader(config, weights, AdapterConfig(options.rank, 2.0 * options.rank)).to(device)
+    if options.compile:
+        for layer in model.layers:  # all share one compiled form
+            layer.compile(dynamic=True)
     plan = Plan(options.steps, options.batch, options.rate, options.seed)
     end = float("inf") if options.minutes is None else time.time() + 60 * options.minutes
     if not train(Run(model, plan, options.out, device), Tokens(options.base), end):
