@@ -1,7 +1,7 @@
 """Lettered options for a reasoner that is asked without them, and bound to their texts.
 
-A small model finds an answer in a description more often than the letter that stands for it
-(models/reader/MODEL_CARD.md has the figures). Which text it wrote then tells the letter.
+Which text it wrote tells the letter. So an adapter need not be taught letters, which a small model
+mixes up even where it knows the answer, and every reply is one of the options.
 """
 
 from __future__ import annotations
