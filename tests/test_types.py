@@ -77,7 +77,7 @@ caption_folder(["a", "b/*.png"], captioner).failures
 # What other rooms call: a folder's threads between two steps of a caption, with values that only
 # they have, a forked child, and who asks before a reasoner is told to draw a focus
 FOR_OTHER_ROOMS = {"complete_in_shape", "forget_natives", "in_use", "knows_prompts",
-                   "memory_parts", "record", "request", "steps", "takes_focus",
+                   "memory_parts", "record", "reply_to", "request", "steps", "takes_focus",
                    "tiles_to_encoded"}  # fmt: skip
 
 

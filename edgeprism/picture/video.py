@@ -1,12 +1,8 @@
-"""A video's file → some of its frames, as upright tiles. No other module imports PyAV (FFmpeg).
+"""A video's file → some of its frames, as upright tiles.
 
-FFmpeg reads from a Python file object. It is allowed no protocol and opens no further file, so a
-playlist, or a film that refers to other files, reaches neither the disk nor a network. Sound and
-subtitles are not decoded.
-
-The packets of the whole file are counted first, without decoding. Then only the chosen frames are
-decoded, each from the key frame before it. What is damaged is passed over: the next frame that can
-be decoded stands for a chosen one, the last for those after it, and notes say so.
+This module and `video_container` alone import PyAV (FFmpeg). Only the chosen frames are decoded,
+each from the key frame before it. What is damaged is passed over: the next frame that can be
+decoded stands for a chosen one, the last for those after it, and notes say so.
 """
 
 from __future__ import annotations
@@ -24,36 +20,26 @@ import numpy as np
 from PIL import Image
 
 from edgeprism.errors import ImageError
-from edgeprism.picture import signatures
 from edgeprism.picture.sampling import PER_SECOND, FrameChoice, choose_frames
 from edgeprism.picture.tile import picture_to_tile
+from edgeprism.picture.video_container import (
+    DAMAGED,
+    HINT_CUT,
+    HINT_DAMAGED,
+    HINT_SMALLER,
+    Opened,
+    Timeline,
+    check_size,
+    read_timeline,
+)
 from edgeprism.records import Sampled
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.packet import Packet
     from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
 
     from edgeprism.bundle.manifest import ImagePolicy
 
 MAX_VIDEO_BYTES = 8 << 30
-_MAX_PACKETS = 2_000_000  # 18 hours of 30 frames a second
-_MAX_PIXELS = 50_000_000  # of one frame; 8K has 33 million
-_THREADS = 4
-_BUFFER_BYTES = 1 << 20
-# FFmpeg's names of the containers that are read. Playlists, devices, and its readers of texts that
-# name other files (concat, hls, dash, image2) are not among them.
-_CONTAINERS = (
-    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,flv,asf,ogg,mxf,ivf,dv,rm"
-)
-# A file whose last frame is earlier by this, in seconds and as a share, is said to lack its end.
-_END_SECONDS, _END_SHARE = 0.5, 0.05
-_DAMAGED = "damaged: some of its frames cannot be decoded"
-_HINT_DAMAGED = "Copy it again from where it came, or write it anew: ffmpeg -i clip.mp4 new.mp4"
-_HINT_SMALLER = "Make it smaller: ffmpeg -i clip.mp4 -vf scale=1280:-2 new.mp4"
-_HINT_CUT = "Cut out a part: ffmpeg -ss 00:10:00 -t 60 -i clip.mp4 -c copy part.mp4"
-_HINT_KIND = "Give a video with a picture, such as an MP4, MOV, WebM, MKV or AVI file."
 # Signs of a display matrix's four numbers → how the stored frame becomes upright
 _TURNS = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
@@ -79,23 +65,6 @@ class VideoTiles:
     sampled: Sampled
     decode_ms: float
     preprocess_ms: float
-
-
-@dataclass(frozen=True)
-class _Timeline:
-    """A video's frames in the order in which they are shown."""
-
-    n_frames: int
-    times: tuple[int, ...]  # in the stream's unit; empty if the file does not tell all of them
-    keys: tuple[int, ...]  # times of the frames from which decoding can begin
-    seconds: tuple[float, ...]  # from the first frame; empty as `times`
-    faults: tuple[str, ...] = ()  # notes: the file lacks its end, or is damaged
-
-    def place_of(self, frame: VideoFrame, otherwise: int) -> int:
-        """Return the place of a decoded frame; `otherwise` where its time does not tell it."""
-        if not self.times or frame.pts is None:
-            return otherwise
-        return min(bisect.bisect_left(self.times, frame.pts), self.n_frames - 1)
 
 
 @dataclass(frozen=True)
@@ -138,18 +107,18 @@ def read_video(file: IO[bytes], name: str, policy: ImagePolicy, choice: FrameCho
     start = time.perf_counter()
     try:
         digest = _digest(file, name)
-        timeline = _timeline(file, name)
+        timeline = read_timeline(file, name)
         rule, places = choose_frames(timeline.n_frames, choice, timeline.seconds)
         shown = _show(file, name, policy, timeline, places)
     except ImageError:
         raise
     except MemoryError as error:  # the file may be sound
         raise ImageError(
-            f"{name}: reading it needs more memory than there is.", _HINT_SMALLER
+            f"{name}: reading it needs more memory than there is.", HINT_SMALLER
         ) from error
     except Exception as error:  # FFmpeg's errors have many types
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ImageError(f"{name}: damaged video: {reason}.", _HINT_DAMAGED) from error
+        raise ImageError(f"{name}: damaged video: {reason}.", HINT_DAMAGED) from error
     elapsed_ms = (time.perf_counter() - start) * 1000
     sampled = Sampled(
         rule=rule,
@@ -176,152 +145,13 @@ def _digest(file: IO[bytes], name: str) -> str:
     if not length:
         raise ImageError(f"{name}: the file is empty.", "Copy it again from where it came.")
     if length > MAX_VIDEO_BYTES:
-        raise ImageError(f"{name}: larger than {MAX_VIDEO_BYTES >> 30} GiB.", _HINT_CUT)
+        raise ImageError(f"{name}: larger than {MAX_VIDEO_BYTES >> 30} GiB.", HINT_CUT)
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-# ---- opening
-
-
-def _refuse(url: str, _flags: int, _options: dict[str, str]) -> IO[bytes]:
-    """Open nothing: a video must lie in one file."""
-    raise PermissionError(f"it refers to another file: {url[:200]!r}")
-
-
-class _Opened:
-    """A video's container and its picture; a context manager that closes the container."""
-
-    def __init__(self, file: IO[bytes], name: str) -> None:
-        import av
-
-        file.seek(0)
-        limits = {"max_pixels": str(_MAX_PIXELS)}
-        try:
-            self.container = av.open(
-                file,
-                mode="r",
-                options=limits,
-                container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"},
-                metadata_errors="replace",
-                buffer_size=_BUFFER_BYTES,
-                io_open=_refuse,
-            )
-        except PermissionError as error:
-            raise ImageError(f"{name}: cannot be read: {error}.", _HINT_KIND) from error
-        except (av.error.FFmpegError, ValueError, EOFError) as error:
-            file.seek(0)
-            if signatures.is_video(file.read(signatures.HEAD_BYTES)):
-                raise ImageError(
-                    f"{name}: the video is damaged or cut off.",
-                    "Copy it again from where it came: its beginning alone cannot be read.",
-                ) from error
-            raise ImageError(f"{name}: not a video that can be read.", _HINT_KIND) from error
-        try:
-            self.stream = _picture_stream(self.container, name)
-            context = self.stream.codec_context
-            _check_size((context.width, context.height), name)
-            context.thread_count = min(_THREADS, os.cpu_count() or 1)
-            context.options = limits
-        except BaseException:
-            self.container.close()
-            raise
-
-    def __enter__(self) -> _Opened:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.container.close()
-
-
-def _picture_stream(container: InputContainer, name: str) -> VideoStream:
-    """Return the stream of moving pictures; covers of sound files are none."""
-    from av.stream import Disposition
-
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams:
-        what = "it holds sound alone" if container.streams.audio else "it holds no stream of one"
-        raise ImageError(f"{name}: has no moving picture: {what}.", _HINT_KIND)
-    stream = streams[0]
-    if stream.codec_context is None:
-        raise ImageError(
-            f"{name}: its kind of video is not read.", "Convert it: ffmpeg -i clip.mp4 new.mp4"
-        )
-    return stream
-
-
-def _check_size(size: tuple[int, int], name: str) -> None:
-    if size[0] * size[1] > _MAX_PIXELS:
-        raise ImageError(
-            f"{name}: frames of {size[0]} × {size[1]} pixels; at most "
-            f"{_MAX_PIXELS // 1_000_000} megapixels are read.",
-            _HINT_SMALLER,
-        )
-
-
-# ---- counting
-
-
-def _timeline(file: IO[bytes], name: str) -> _Timeline:
-    """Count a video's frames from its packets, which are not decoded."""
-    times: list[int] = []
-    keys: list[int] = []
-    n_packets, n_frames, faults = 0, 0, dict[str, None]()
-    with _Opened(file, name) as opened:
-        for packet in _packets(opened, faults):
-            n_packets += 1
-            if n_packets > _MAX_PACKETS:
-                raise ImageError(f"{name}: more than {_MAX_PACKETS:,} frames.", _HINT_CUT)
-            if packet.is_discard:  # not shown
-                continue
-            n_frames += 1
-            if packet.pts is not None:
-                times.append(packet.pts)
-                if packet.is_keyframe:
-                    keys.append(packet.pts)
-        unit = float(opened.stream.time_base or 0)
-        times.sort()
-        last = (times[-1] - times[0]) * unit if times else None
-        if n_frames and (fault := _missing_end(opened, n_packets, last)):
-            faults[fault] = None
-    if not n_frames:
-        raise ImageError(f"{name}: holds no frame of its picture.", _HINT_DAMAGED)
-    if len(set(times)) < n_frames or not unit:
-        return _Timeline(n_frames, (), (), (), tuple(faults))
-    seconds = tuple((t - times[0]) * unit for t in times)
-    return _Timeline(n_frames, tuple(times), tuple(sorted(keys)), seconds, tuple(faults))
-
-
-def _packets(opened: _Opened, faults: dict[str, None]) -> Iterator[Packet[VideoStream]]:
-    """Yield the packets that hold something, up to where the file can no longer be read."""
-    import av
-
-    try:
-        for packet in opened.container.demux(opened.stream):
-            if packet.size:  # the last one has nothing
-                if packet.is_corrupt:
-                    faults[_DAMAGED] = None
-                yield packet
-    except av.error.InvalidDataError:
-        faults[_DAMAGED] = None
-
-
-def _missing_end(opened: _Opened, n_packets: int, last: float | None) -> str:
-    """Return a note if the file says that it has more than there is, else ""."""
-    told = opened.stream.frames  # 0 if it does not say
-    if n_packets < told * (1 - _END_SHARE):
-        return f"cut off: of {told} frames the file has {n_packets}"
-    length = (opened.container.duration or 0) / 1_000_000
-    if last is not None and length - last > max(_END_SECONDS, _END_SHARE * length):
-        return f"its last frame is at {last:.2f} s of {length:.2f} s: the end may be missing"
-    return ""
-
-
-# ---- decoding
-
-
 def _show(
-    file: IO[bytes], name: str, policy: ImagePolicy, timeline: _Timeline, places: Sequence[int]
+    file: IO[bytes], name: str, policy: ImagePolicy, timeline: Timeline, places: Sequence[int]
 ) -> _Shown:
     """Decode the frames at `places` and make their tiles."""
     faults = dict[str, None]()
@@ -345,7 +175,7 @@ def _collected(
     places: list[int] = []
     size, preprocess_ms = (0, 0), 0.0
     for place, frame in frames:
-        _check_size((frame.width, frame.height), name)
+        check_size((frame.width, frame.height), name)
         upright, note = _upright(frame)
         size = size if tiles else upright.size
         start = time.perf_counter()
@@ -355,9 +185,9 @@ def _collected(
         if note:
             notes[note] = None
         if frame.is_corrupt:
-            notes[_DAMAGED] = None
+            notes[DAMAGED] = None
     if not tiles:
-        raise ImageError(f"{name}: damaged: no frame of it can be decoded.", _HINT_DAMAGED)
+        raise ImageError(f"{name}: damaged: no frame of it can be decoded.", HINT_DAMAGED)
     missing = len(wanted) - len(tiles)
     if missing:
         notes[f"its end cannot be decoded: frame {places[-1]} stands for {missing} more"] = None
@@ -366,7 +196,7 @@ def _collected(
     return _Shown(np.stack(tiles), tuple(places), size, preprocess_ms, tuple(notes))
 
 
-def _decoded(opened: _Opened, faults: dict[str, None]) -> Iterator[VideoFrame]:
+def _decoded(opened: Opened, faults: dict[str, None]) -> Iterator[VideoFrame]:
     """Yield all frames from here on that can be decoded."""
     import av
 
@@ -374,7 +204,7 @@ def _decoded(opened: _Opened, faults: dict[str, None]) -> Iterator[VideoFrame]:
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
-            faults[_DAMAGED] = None
+            faults[DAMAGED] = None
             continue
         yield from frames
 
@@ -382,7 +212,7 @@ def _decoded(opened: _Opened, faults: dict[str, None]) -> Iterator[VideoFrame]:
 def _by_time(
     file: IO[bytes],
     name: str,
-    timeline: _Timeline,
+    timeline: Timeline,
     places: Sequence[int],
     faults: dict[str, None],
 ) -> Iterator[tuple[int, VideoFrame]]:
@@ -394,7 +224,7 @@ def _by_time(
 
     if not timeline.times:
         raise _Unseekable
-    with _Opened(file, name) as opened:
+    with Opened(file, name) as opened:
         frames = _decoded(opened, faults)
         reached = timeline.times[0]
         first = True
@@ -425,14 +255,14 @@ def _by_time(
 def _in_order(
     file: IO[bytes],
     name: str,
-    timeline: _Timeline,
+    timeline: Timeline,
     places: Sequence[int],
     faults: dict[str, None],
 ) -> Iterator[tuple[int, VideoFrame]]:
     """Yield the frames at `places`, while every frame before them is decoded."""
     wanted = iter(places)
     due = next(wanted)
-    with _Opened(file, name) as opened:
+    with Opened(file, name) as opened:
         for count, frame in enumerate(_decoded(opened, faults)):
             place = timeline.place_of(frame, count)
             if place < due:

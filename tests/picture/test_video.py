@@ -14,7 +14,7 @@ from PIL import Image
 
 from edgeprism.bundle.manifest import ImagePolicy
 from edgeprism.errors import ImageError, UsageError
-from edgeprism.picture import video, video_source
+from edgeprism.picture import video, video_container, video_source
 from edgeprism.picture.read import read_picture
 from edgeprism.picture.sampling import FrameChoice, check_frame_wishes, choose_frames
 from edgeprism.picture.video_source import is_video, read_frames
@@ -272,14 +272,14 @@ def test_a_film_that_refers_to_another_file_does_not_open_it(
 ) -> None:
     """Whatever FFmpeg wants to open beside the video goes through this one function."""
     opened: list[str] = []
-    monkeypatch.setattr(video, "_CONTAINERS", f"{video._CONTAINERS},concat,hls")
-    right = video._refuse
+    monkeypatch.setattr(video_container, "_CONTAINERS", f"{video_container._CONTAINERS},concat,hls")
+    right = video_container._refuse
 
     def refuse(url: str, *more: Any) -> Any:
         opened.append(url)
         return right(url, *more)
 
-    monkeypatch.setattr(video, "_refuse", refuse)
+    monkeypatch.setattr(video_container, "_refuse", refuse)
     other = write_video(tmp_path / "other.mkv", moving_frames(3, (SIDE, SIDE)))
     path = tmp_path / "list.mp4"
     path.write_text(f"ffconcat version 1.0\nfile '{other.name}'\n")
@@ -290,10 +290,10 @@ def test_a_film_that_refers_to_another_file_does_not_open_it(
 def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "clip.mkv", moving_frames(20, (SIDE, SIDE)))
     with monkeypatch.context() as patch:
-        patch.setattr(video, "_MAX_PIXELS", SIDE * SIDE - 1)
+        patch.setattr(video_container, "_MAX_PIXELS", SIDE * SIDE - 1)
         refused(path, "frames of 32 × 32 pixels|damaged")
     with monkeypatch.context() as patch:
-        patch.setattr(video, "_MAX_PACKETS", 19)
+        patch.setattr(video_container, "_MAX_PACKETS", 19)
         refused(path, "more than 19 frames")
     with monkeypatch.context() as patch:
         patch.setattr(video, "MAX_VIDEO_BYTES", 1000)
