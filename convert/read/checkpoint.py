@@ -348,9 +348,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the fields of `folder`'s config.json; {} if there is none."""
+    """Return the fields of `folder`'s config.json; {} if there is none.
+
+    Raises CheckpointError for a file that cannot be read and for a model_type that is no text.
+    """
     path = folder / "config.json"
-    return read_json(path) if path.is_file() else {}
+    config = read_json(path) if path.is_file() else {}
+    check_model_type(config, str(path))
+    return config
+
+
+def check_model_type(config: Mapping[str, Any], where: str) -> None:
+    """Raise CheckpointError, which starts with `where`, for a model_type that is no text."""
+    kind = config.get("model_type")
+    if kind is not None and not isinstance(kind, str):
+        raise CheckpointError(f"{where}: model_type is {kind!r}, no text.", "Download it again.")
 
 
 def digest_of_files(paths: Iterable[Path]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeprism.convert.read.checkpoint import read_json
+from edgeprism.convert.read.checkpoint import check_model_type, read_json
 from edgeprism.errors import CheckpointError
 
 # Fields of any configuration that say nothing about what a forward pass computes: provenance,
@@ -171,11 +171,13 @@ def _one_rope(parameters: object, where: str) -> dict[str, Any]:
 def object_field(config: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
     """Return the object `name` of a configuration, {} if it has none.
 
-    Raises CheckpointError, which starts with `where`, if the field is no object.
+    Raises CheckpointError, which starts with `where`, if the field is no object, or has a
+    model_type that is no text.
     """
     value = config.get(name)
     if value is not None and not isinstance(value, Mapping):
         raise CheckpointError(f"{where}: {name} is {value!r}, no object.", "Download it again.")
+    check_model_type(value or {}, f"{where}: {name}")
     return dict(value or {})
 
 

@@ -21,8 +21,8 @@ from edgeprism.convert.gate.language import text_to_ids
 from edgeprism.convert.language.config import lm_config_from_dict
 from edgeprism.convert.language.read_vocabulary import vocabulary_from_folder
 from edgeprism.convert.language.vocabulary import TokenRules
-from edgeprism.convert.read.checkpoint import Checkpoint, read_json
-from edgeprism.convert.read.fields import text_fields
+from edgeprism.convert.read.checkpoint import Checkpoint, read_config, read_json
+from edgeprism.convert.read.fields import object_field, text_fields
 from edgeprism.convert.read.pth import pth_checkpoint
 from edgeprism.convert.read.sources import published_name, require_whole
 from edgeprism.convert.vision.config import preparation_from_folder, tower_fields
@@ -138,6 +138,15 @@ def test_half_of_a_character_is_no_text(tmp_path: Path) -> None:
         refused(partial(read_json, path), f"{path} cannot be read")
         path.write_text(f'{{"{half}": 1}}')
         refused(partial(read_json, path), f"{path} cannot be read")
+
+
+@pytest.mark.parametrize("kind", [{}, [], 7, True])
+def test_a_model_type_that_is_no_text_is_named(kind: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(CheckpointError, match=r"config\.json: model_type is .*, no text"):
+        read_config(tmp_path)
+    with pytest.raises(CheckpointError, match=r"here: text_config: model_type is .*, no text"):
+        object_field({"text_config": {"model_type": kind}}, "text_config", "here")
 
 
 def test_a_text_config_that_is_no_object_is_named() -> None:
