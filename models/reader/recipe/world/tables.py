@@ -12,6 +12,7 @@ from edgeprism.models.reader.recipe.world.text import (
     Ask,
     Passage,
     capital,
+    join,
     mark,
     number,
     pick,
@@ -62,10 +63,13 @@ class Table:
     cells: list[list[str]]
     facts: list[list[int]]
 
-    def marked(self, row: int) -> list[str]:
-        """Return a row's name and its cells, each cell with its mark."""
-        cells = zip(self.facts[row], self.cells[row], strict=True)
-        return [self.names[row], *(mark(fact, cell) for fact, cell in cells)]
+    @property
+    def rows(self) -> list[list[str]]:
+        """Each row's name and its cells, each cell with its mark."""
+        return [
+            [name, *map(mark, facts, cells)]
+            for name, facts, cells in zip(self.names, self.facts, self.cells, strict=True)
+        ]
 
     @property
     def headings(self) -> list[str]:
@@ -75,7 +79,7 @@ class Table:
 
 def _sample_table(rng: random.Random, passage: Passage) -> Table:
     subject = rng.choice(SUBJECTS)
-    count = min(rng.randint(2, 6), len(subject.names))
+    count = rng.randint(2, 6)
     names = rng.sample(subject.names, count)
     if subject.names in (MONTHS, DAYS):
         names.sort(key=subject.names.index)
@@ -86,29 +90,22 @@ def _sample_table(rng: random.Random, passage: Passage) -> Table:
     return Table(subject, names, columns, cells, facts)
 
 
-def _lines(cells: Sequence[Sequence[str]], between: str, around: str = "") -> str:
-    rows = (between.join(row) for row in cells)
-    return "\n".join(f"{around}{' ' if around else ''}{row}{' ' if around else ''}{around}"
-                     for row in rows)  # fmt: skip
-
-
 def _as_grid(rng: random.Random, table: Table) -> str:
     """Return the table with a line for its headings and one for each row."""
     headings = [capital(heading) for heading in table.headings]
-    rows = [headings, *(table.marked(row) for row in range(len(table.names)))]
     style = rng.randrange(5)
     if style == 0:
-        rows.insert(1, ["---"] * len(headings))
-        return _lines(rows, " | ", "|")
-    return _lines(rows, (" | ", "\t", ", ", "; ")[style - 1])
+        rows = [headings, ["---"] * len(headings), *table.rows]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    between = (" | ", "\t", ", ", "; ")[style - 1]
+    return "\n".join(between.join(row) for row in (headings, *table.rows))
 
 
 def _as_lines(rng: random.Random, table: Table) -> str:
     """Return one line for each row, with the headings in it."""
     between, within = rng.choice((", ", "; ", " | ")), rng.choice((": ", " ", " = "))
     lines = []
-    for row in range(len(table.names)):
-        name, *cells = table.marked(row)
+    for name, *cells in table.rows:
         pairs = (
             f"{column.heading}{within}{cell}"
             for column, cell in zip(table.columns, cells, strict=True)
@@ -119,22 +116,20 @@ def _as_lines(rng: random.Random, table: Table) -> str:
 
 def _as_prose(rng: random.Random, table: Table) -> str:
     """Return what a captioner says that the rows read."""
-    headings = ", ".join(table.headings[:-1]) + f" and {table.headings[-1]}"
     pattern = rng.choice((
         "The {o} row reads {x}.", "In the {o} row: {x}.", "Row {i}: {x}.", "The {o} entry is {x}.",
     ))  # fmt: skip
     told = [
-        pattern.format(o=_ORDINALS[row], i=row + 1, x=", ".join(table.marked(row)))
-        for row in range(len(table.names))
+        pattern.format(o=_ORDINALS[i], i=i + 1, x=", ".join(row))
+        for i, row in enumerate(table.rows)
     ]
-    return f"The columns are {headings}. {' '.join(told)}"
+    return f"The columns are {join(table.headings)}. {' '.join(told)}"
 
 
 def _as_columns(rng: random.Random, table: Table) -> str:
     """Return one line for each column: its heading, then the cells of all rows."""
     between = rng.choice((" | ", ", ", "\t"))
-    rows = [table.marked(row) for row in range(len(table.names))]
-    columns = zip(table.headings, *rows, strict=True)
+    columns = zip(table.headings, *table.rows, strict=True)
     return "\n".join(f"{capital(heading)}: {between.join(cells)}" for heading, *cells in columns)
 
 
@@ -170,6 +165,7 @@ def _word(rng: random.Random, natural: str, plain: Sequence[str], **names: str) 
 def _ask_cells(rng: random.Random, table: Table, column: int) -> list[Ask]:
     heading, noun = table.columns[column].heading, table.subject.noun
     values = [row[column] for row in table.cells]
+    everywhere = [cell for cells in table.cells for cell in cells]
     asks = []
     for row, name in enumerate(table.names):
         wrong = [v for v in dict.fromkeys((*values, *table.cells[row])) if v != values[row]]
@@ -177,7 +173,6 @@ def _ask_cells(rng: random.Random, table: Table, column: int) -> list[Ask]:
         fact = (table.facts[row][column],)
         question = _word(rng, table.columns[column].ask, LOOKUPS, h=heading, r=name)
         asks.append(Ask(question, values[row], "", fact, tuple(wrong[:3]), "cell"))
-        everywhere = [cell for cells in table.cells for cell in cells]
         if everywhere.count(values[row]) == 1:
             wordings = table.columns[column].back
             question = _word(rng, wordings, REVERSE, n=noun, h=heading, v=values[row])
