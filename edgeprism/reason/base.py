@@ -231,7 +231,8 @@ class BaseReasoner(ABC):
         A model that knows EdgePrism's prompts is asked without lettered options and bound to their
         texts; its reply is the letter.
         """
-        letters = texts_to_letters(question.options) if self.knows_prompts and not shape else {}
+        bound = question.options and shape is None and self.knows_prompts
+        letters = texts_to_letters(question.options) if bound else {}
         if not letters:
             messages = to_messages(question)
             return self.complete_in_shape(
