@@ -8,10 +8,11 @@ decoded stands for a chosen one, the last for those after it, and notes say so.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import IO, TYPE_CHECKING, Any
@@ -150,17 +151,23 @@ def _digest(file: IO[bytes], name: str) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
+_Decode = Callable[[Opened, Timeline, Sequence[int]], Iterator[tuple[int, "VideoFrame"]]]
+
+
 def _show(
     file: IO[bytes], name: str, policy: ImagePolicy, timeline: Timeline, places: Sequence[int]
 ) -> _Shown:
     """Decode the frames at `places` and make their tiles."""
-    faults = dict[str, None]()
-    try:
-        return _collected(_by_time(file, name, timeline, places, faults), name, policy, places,
-                          faults)  # fmt: skip
-    except _Unseekable:
-        return _collected(_in_order(file, name, timeline, places, faults), name, policy, places,
-                          faults)  # fmt: skip
+
+    def collect(decode: _Decode) -> _Shown:
+        with Opened(file, name) as opened:
+            frames = decode(opened, timeline, places)
+            return _collected(frames, name, policy, places, opened.faults)
+
+    if timeline.times:
+        with contextlib.suppress(_Unseekable):
+            return collect(_by_time)
+    return collect(_in_order)
 
 
 def _collected(
@@ -196,7 +203,7 @@ def _collected(
     return _Shown(np.stack(tiles), tuple(places), size, preprocess_ms, tuple(notes))
 
 
-def _decoded(opened: Opened, faults: dict[str, None]) -> Iterator[VideoFrame]:
+def _decoded(opened: Opened) -> Iterator[VideoFrame]:
     """Yield all frames from here on that can be decoded."""
     import av
 
@@ -204,17 +211,13 @@ def _decoded(opened: Opened, faults: dict[str, None]) -> Iterator[VideoFrame]:
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
-            faults[DAMAGED] = None
+            opened.faults[DAMAGED] = None
             continue
         yield from frames
 
 
 def _by_time(
-    file: IO[bytes],
-    name: str,
-    timeline: Timeline,
-    places: Sequence[int],
-    faults: dict[str, None],
+    opened: Opened, timeline: Timeline, places: Sequence[int]
 ) -> Iterator[tuple[int, VideoFrame]]:
     """Yield the frames at `places`, or the next after one, each from the key frame before it.
 
@@ -222,56 +225,48 @@ def _by_time(
     """
     import av
 
-    if not timeline.times:
-        raise _Unseekable
-    with Opened(file, name) as opened:
-        frames = _decoded(opened, faults)
-        reached = timeline.times[0]
-        first = True
-        for place in places:
-            due = timeline.times[place]
-            before = bisect.bisect_right(timeline.keys, due) - 1
-            sought = before >= 0 and timeline.keys[before] > reached
-            if sought:
-                try:
-                    opened.container.seek(timeline.keys[before], stream=opened.stream)
-                except av.error.FFmpegError as error:
-                    raise _Unseekable from error
-                frames = _decoded(opened, faults)
-            for count, frame in enumerate(frames):
-                if frame.pts is None or (sought and not count and frame.pts > due):
-                    raise _Unseekable
-                if frame.pts >= due:
-                    reached = frame.pts
-                    yield timeline.place_of(frame, place), frame
-                    break
-            else:
-                if first:
-                    raise _Unseekable
-                return
-            first = False
+    frames = _decoded(opened)
+    reached = timeline.times[0]
+    first = True
+    for place in places:
+        due = timeline.times[place]
+        before = bisect.bisect_right(timeline.keys, due) - 1
+        sought = before >= 0 and timeline.keys[before] > reached
+        if sought:
+            try:
+                opened.container.seek(timeline.keys[before], stream=opened.stream)
+            except av.error.FFmpegError as error:
+                raise _Unseekable from error
+            frames = _decoded(opened)
+        for count, frame in enumerate(frames):
+            if frame.pts is None or (sought and not count and frame.pts > due):
+                raise _Unseekable
+            if frame.pts >= due:
+                reached = frame.pts
+                yield timeline.place_of(frame, place), frame
+                break
+        else:
+            if first:
+                raise _Unseekable
+            return
+        first = False
 
 
 def _in_order(
-    file: IO[bytes],
-    name: str,
-    timeline: Timeline,
-    places: Sequence[int],
-    faults: dict[str, None],
+    opened: Opened, timeline: Timeline, places: Sequence[int]
 ) -> Iterator[tuple[int, VideoFrame]]:
     """Yield the frames at `places`, while every frame before them is decoded."""
     wanted = iter(places)
     due = next(wanted)
-    with Opened(file, name) as opened:
-        for count, frame in enumerate(_decoded(opened, faults)):
-            place = timeline.place_of(frame, count)
-            if place < due:
-                continue
-            yield place, frame
-            following = next(wanted, None)
-            if following is None:
-                return
-            due = following
+    for count, frame in enumerate(_decoded(opened)):
+        place = timeline.place_of(frame, count)
+        if place < due:
+            continue
+        yield place, frame
+        following = next(wanted, None)
+        if following is None:
+            return
+        due = following
 
 
 def _upright(frame: VideoFrame) -> tuple[Image.Image, str]:

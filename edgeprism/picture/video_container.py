@@ -74,6 +74,7 @@ class Opened:
     def __init__(self, file: IO[bytes], name: str) -> None:
         import av
 
+        self.faults: dict[str, None] = {}  # notes on what is damaged, in the order of finding
         file.seek(0)
         limits = {"max_pixels": str(_MAX_PIXELS)}
         try:
@@ -149,9 +150,9 @@ def read_timeline(file: IO[bytes], name: str) -> Timeline:
     """
     times: list[int] = []
     keys: list[int] = []
-    n_packets, n_frames, faults = 0, 0, dict[str, None]()
+    n_packets, n_frames = 0, 0
     with Opened(file, name) as opened:
-        for packet in _packets(opened, faults):
+        for packet in _packets(opened):
             n_packets += 1
             if n_packets > _MAX_PACKETS:
                 raise ImageError(f"{name}: more than {_MAX_PACKETS:,} frames.", HINT_CUT)
@@ -166,16 +167,17 @@ def read_timeline(file: IO[bytes], name: str) -> Timeline:
         times.sort()
         last = (times[-1] - times[0]) * unit if times else None
         if n_frames and (fault := _missing_end(opened, n_packets, last)):
-            faults[fault] = None
+            opened.faults[fault] = None
+        faults = tuple(opened.faults)
     if not n_frames:
         raise ImageError(f"{name}: holds no frame of its picture.", HINT_DAMAGED)
     if len(set(times)) < n_frames or not unit:
-        return Timeline(n_frames, (), (), (), tuple(faults))
+        return Timeline(n_frames, (), (), (), faults)
     seconds = tuple((t - times[0]) * unit for t in times)
-    return Timeline(n_frames, tuple(times), tuple(sorted(keys)), seconds, tuple(faults))
+    return Timeline(n_frames, tuple(times), tuple(sorted(keys)), seconds, faults)
 
 
-def _packets(opened: Opened, faults: dict[str, None]) -> Iterator[Packet[VideoStream]]:
+def _packets(opened: Opened) -> Iterator[Packet[VideoStream]]:
     """Yield the packets that hold something, up to where the file can no longer be read."""
     import av
 
@@ -183,10 +185,10 @@ def _packets(opened: Opened, faults: dict[str, None]) -> Iterator[Packet[VideoSt
         for packet in opened.container.demux(opened.stream):
             if packet.size:  # the last one has nothing
                 if packet.is_corrupt:
-                    faults[DAMAGED] = None
+                    opened.faults[DAMAGED] = None
                 yield packet
     except av.error.InvalidDataError:
-        faults[DAMAGED] = None
+        opened.faults[DAMAGED] = None
 
 
 def _missing_end(opened: Opened, n_packets: int, last: float | None) -> str:
