@@ -23,13 +23,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgeprism.evaluation.questions import EvalQuestion
+from edgeprism.reason.options import NUMBER_WORDS
 
-_WORDS_FOR_NUMBERS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
-    "nineteen", "twenty",
-)  # fmt: skip
-_DIGITS = {word: str(value) for value, word in enumerate(_WORDS_FOR_NUMBERS)}
+_DIGITS = {word: str(value) for value, word in enumerate(NUMBER_WORDS)}
 _TOKEN = re.compile(r"-?\d+(?:[.,]\d+)*|[^\W_]+(?:['’][^\W_]+)*|[<>=+*/^%$€£°²³-]")
 _ARTICLES = {"a", "an", "the"}
 

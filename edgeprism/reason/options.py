@@ -16,9 +16,10 @@ UNSAID = "the description does not say"
 _SAYS_NOTHING = re.compile(
     r"\b(?:not|cannot|can't|unknown|none of|no information)\b", re.IGNORECASE
 )
-_NUMBERS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-    "twelve",
+NUMBER_WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+    "nineteen", "twenty",
 )  # fmt: skip
 
 
@@ -45,8 +46,8 @@ def texts_to_letters(options: Mapping[str, str]) -> dict[str, str]:
 
 def _other_forms(text: str) -> list[str]:
     forms = [text[0].lower() + text[1:], text[0].upper() + text[1:]]
-    if text.lower() in _NUMBERS:
-        forms.append(str(_NUMBERS.index(text.lower())))
-    if text.isascii() and text.isdigit() and int(text) < len(_NUMBERS):
-        forms.append(_NUMBERS[int(text)])
+    if text.lower() in NUMBER_WORDS:
+        forms.append(str(NUMBER_WORDS.index(text.lower())))
+    if text.isascii() and text.isdigit() and int(text) < len(NUMBER_WORDS):
+        forms.append(NUMBER_WORDS[int(text)])
     return forms

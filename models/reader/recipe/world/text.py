@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgeprism.models.reader.recipe.world.words import IRREGULAR, NUMBERS
+from edgeprism.reason.options import UNSAID
 
-UNKNOWN = "the description does not say"
+UNKNOWN = UNSAID
 _FIRST_MARK = 0xE000
 _MARKS = 0x1000
 
