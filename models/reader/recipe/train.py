@@ -23,6 +23,7 @@ from edgeprism.models.reader.recipe.learn.tokens import (
     groups_to_batch,
     pool_to_batches,
 )
+from edgeprism.models.reader.recipe.world.corpora import read_corpora
 
 WARMUP = 20  # steps
 DECAY_SHARE = 0.35  # last share of the steps; the rate is flat before, so that runs can be extended
@@ -144,12 +145,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rank", type=int, default=16, help="of the adapter")
+    parser.add_argument(
+        "--corpora", type=Path, help="folder of the collections' clones (see `world/corpora.py`)"
+    )
     parser.add_argument("--minutes", type=float, help="stop early; the same command continues")
     parser.add_argument(
         "--compile", action="store_true",
         help="compile the layers when training begins; needs a C++ compiler",
     )  # fmt: skip
     options = parser.parse_args(arguments)
+    try:
+        corpora = None if options.corpora is None else read_corpora(options.corpora)
+    except FileNotFoundError as error:
+        parser.error(str(error))
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     config, weights = read_base(options.base)
@@ -160,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
             layer.compile(dynamic=True)
     plan = Plan(options.steps, options.batch, options.rate, options.seed)
     end = float("inf") if options.minutes is None else time.time() + 60 * options.minutes
-    if not train(Run(model, plan, options.out, device), Tokens(options.base), end):
+    if not train(Run(model, plan, options.out, device), Tokens(options.base, corpora), end):
         print("stopped early; the same command continues from here", file=sys.stderr)
     return 0
 

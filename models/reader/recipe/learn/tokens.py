@@ -17,6 +17,7 @@ from edgeprism.language.chat import Message, chat_to_segments
 from edgeprism.language.engine import LanguageEngine
 from edgeprism.language.request import segments_to_parts
 from edgeprism.language.vocabulary import Vocabulary
+from edgeprism.models.reader.recipe.world.corpora import Corpora
 from edgeprism.models.reader.recipe.world.examples import sample_group
 
 POOL = 8  # batches whose groups are sorted by length together
@@ -35,8 +36,8 @@ class _VocabularyAlone:
 class Tokens:
     """The runtime's tokens of chats and replies."""
 
-    def __init__(self, gguf: Path) -> None:
-        self.vocabulary = Vocabulary.open(gguf)
+    def __init__(self, gguf: Path, corpora: Corpora | None = None) -> None:
+        self.vocabulary, self.corpora = Vocabulary.open(gguf), corpora
         self._template = read_gguf_header(gguf).chat_template
         self.end = self.vocabulary.tokenize("<|im_end|>", parse_special=True)
 
@@ -82,7 +83,7 @@ def pairs_to_group(pairs: Sequence[Pair]) -> Group:
 def sample_tokens(tokens: Tokens, seed: int, number: int) -> Group:
     """Return a group of examples as token ids, without examples that would make it too long."""
     for again in itertools.count():
-        examples = sample_group(seed, number + again * 10**9)
+        examples = sample_group(seed, number + again * 10**9, tokens.corpora)
         pairs = [(tokens.prompt(e.messages), tokens.reply(e.reply)) for e in examples]
         while pairs:
             group = pairs_to_group(pairs)

@@ -22,6 +22,7 @@ from edgeprism.models.reader.recipe.world import (
     tables,
     tallies,
 )
+from edgeprism.models.reader.recipe.world.corpora import Corpora
 from edgeprism.models.reader.recipe.world.shape import fits_focus
 from edgeprism.models.reader.recipe.world.text import UNKNOWN, Ask, Passage, marks, unmarked
 from edgeprism.models.reader.recipe.world.words import BRANDS, PEOPLE, THINGS
@@ -32,6 +33,7 @@ from edgeprism.records import Evidence
 
 FOCUS_TASK = "Name what must be looked at to answer; do not answer."
 GROUP = 5  # examples that begin alike
+CORPORA_SHARE = 0.5
 MOST_EVIDENCE = 3  # as many numbers as the runtime's shape allows
 _EMPTY = (
     "(no description)", "(no description)", "", "(empty)", "No description available.",
@@ -51,8 +53,9 @@ _UNSAID = {"colour", "activity", "text", "value", "who", "object", "field", "clo
 _NTH = ("first", "second", "third")
 _WHICH_PICTURE = ("Which picture shows the {t}?", "In which picture is the {t}?",
                   "On which of the pictures can one see the {t}?")  # fmt: skip
+Sample = Callable[[random.Random], Passage]
 _CAPTIONERS = tuple(f"{b.lower()}-{n}" for b, n in zip(BRANDS, range(1, 25), strict=True))
-_SOURCES: tuple[tuple[float, Callable[[random.Random], Passage]], ...] = (
+_SOURCES: tuple[tuple[float, Sample], ...] = (
     (0.5, scenes.sample_scene), (0.14, people.sample_people), (0.16, figures.sample_figures),
     (0.1, printed.sample_print), (0.06, printed.sample_record), (0.08, clashes.sample_clash),
     (1.0, stories.sample_story), (0.12, ranks.sample_ranks), (0.1, tallies.sample_tally),
@@ -69,12 +72,16 @@ class Example:
     task: str
 
 
-def sample_group(seed: int, number: int) -> list[Example]:
+def sample_group(seed: int, number: int, corpora: Corpora | None = None) -> list[Example]:
     """Return examples of one task that begin alike; the same for the same seed and number.
 
-    What they have in common, mostly a description, is read once when they are learnt.
+    What they have in common, mostly a description, is read once when they are learnt. With
+    ``corpora``, `CORPORA_SHARE` of the groups are about texts of theirs.
     """
     rng = random.Random(f"reader/{seed}/{number}")
+    if corpora is not None and rng.random() < CORPORA_SHARE:
+        make = _evidences if rng.random() < 0.15 else _answers
+        return make(rng, corpora.sample)
     kind = rng.random()
     for share, make in _TASKS:
         if kind < share:
@@ -152,13 +159,14 @@ def _name(rng: random.Random) -> str:
     return rng.choice(_CAPTIONERS)
 
 
-def _answers(rng: random.Random) -> list[Example]:
-    passage, look = sample_passage(rng), _name(rng)
+def _answers(rng: random.Random, sample: Sample = sample_passage) -> list[Example]:
+    passage, look = sample(rng), _name(rng)
     asks = _choose(rng, passage.asks)
     text, said = passage.text, set(range(passage.facts))
     if rng.random() < 0.08:  # what states an answer is left out, and what stands in its sentence
         text = _without(text, set(asks[0].facts))
         said = marks(text)
+        asks = [ask for ask in asks if _is_traced(ask)]
     examples = []
     for ask in asks:
         question, reply = _to_question(rng, ask), ask.answer
@@ -168,7 +176,12 @@ def _answers(rng: random.Random) -> list[Example]:
             question, reply = Question(ask.question), UNKNOWN
         messages = answer_messages([{look: unmarked(text) or "(no description)"}], question)
         examples.append(Example(messages, reply, "answer"))
-    return examples or _answers(rng)
+    return examples or _answers(rng, sample)
+
+
+def _is_traced(ask: Ask) -> bool:
+    """Return whether it is known what states the answer: a story's part may state it unmarked."""
+    return bool(ask.facts) or ask.kind != "story"
 
 
 def _relations(rng: random.Random) -> list[Example]:
@@ -207,15 +220,13 @@ def _focuses(rng: random.Random) -> list[Example]:
     ] or _focuses(rng)
 
 
-def _evidences(rng: random.Random) -> list[Example]:
-    if rng.random() < 0.12:
+def _evidences(rng: random.Random, sample: Sample = sample_passage) -> list[Example]:
+    if sample is sample_passage and rng.random() < 0.12:
         passages, asks = clashes.sample_disagreement(rng)
     else:
-        passages = [sample_passage(rng)]
+        passages = [sample(rng)]
         asks = passages[0].asks
-    # a story's part that has no mark may state an answer without facts
-    asks = [a for a in asks if a.facts or a.kind != "story"]
-    asks = _choose(rng, asks)
+    asks = _choose(rng, [ask for ask in asks if _is_traced(ask)])
     gone = set(asks[0].facts) if asks and rng.random() < 0.35 else set[int]()
     texts = [_without(p.text, gone) if gone else p.text for p in passages]
     names = rng.sample(_CAPTIONERS, len(texts))
@@ -225,7 +236,7 @@ def _evidences(rng: random.Random) -> list[Example]:
         for number, sentence in enumerate(caption_to_sentences(text), 1)
     ]
     if not marked or not asks:
-        return _evidences(rng)
+        return _evidences(rng, sample)
     plain = [replace(e, text=unmarked(e.text)) for e in marked]
     examples = []
     for ask in asks:
