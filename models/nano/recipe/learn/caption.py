@@ -60,9 +60,11 @@ TAUGHT: dict[str, Callable[[Scene, random.Random], Query | None]] = {
     **{f"spoken {kind}": partial(ask_spoken, kind) for kind in SPOKEN_KINDS},
     "class": ask_class,
 }
-# Kinds of focus, each as often as training samples it: the hardest kinds more often.
+# Kinds of focus, each as often as training samples it: the hardest kinds more often. To copy any
+# word from a focus is learnt late, so what is absent is asked for twice as often as the rest.
 FOCUS_KINDS = (
-    *TAUGHT, "relation", "relation", "relation", "text", "count", "count", "chart", "place",
+    *TAUGHT, *(f"absent {kind}" for kind in ABSENT_KINDS),
+    "relation", "relation", "relation", "text", "count", "count", "count", "chart", "place",
 )  # fmt: skip
 # Words that only the picture decides weigh more than the words around them, which are learnt soon.
 LETTER_WEIGHT, PLACE_WEIGHT = 3.0, 2.0

@@ -8,6 +8,7 @@ as people do ("star" for a red star, "plane" for an airplane) or by their class 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 from edgeprism.models.nano.recipe.world.grammar import (
@@ -93,26 +94,35 @@ thing item symbol icon creature machine building weapon snack
 CLASSES = tuple(_CLASSES.split())
 
 
+def join_syllables(rng: random.Random) -> str:
+    """Return a word without meaning of two or three syllables: "plonari"."""
+    return "".join(rng.choice(part) for _ in range(rng.choice((2, 2, 3))) for part in _SYLLABLES)
+
+
+def join_parts(rng: random.Random) -> str:
+    """Return the beginning of one noun with the end of another, "kangarn", or of syllables.
+
+    Nouns have other letters and tokens than syllables have. Joined at random, they cannot be learnt
+    by heart either.
+    """
+    if rng.random() < 0.4:
+        return join_syllables(rng)
+    first, last = rng.sample(STRANGERS, 2)
+    return first[: rng.randint(2, 5)] + last[-rng.randint(2, 5) :]
+
+
 class Nouns(NamedTuple):
-    """Words that nano cannot name: nouns of English, and the share of made-up ones."""
+    """Words that nano cannot name: nouns of English, and made-up ones with their share."""
 
     strangers: tuple[str, ...]
+    make_up: Callable[[random.Random], str]
     made_up: float
 
 
 # Only a made-up word cannot be learnt by heart, so training has more of them than the measure.
-TAUGHT_NOUNS = Nouns(STRANGERS, 0.32)
-MEASURED_NOUNS = Nouns(HELD_OUT_STRANGERS, 0.14)
-
-
-def _made_up(rng: random.Random) -> str:
-    """Return a word without meaning, which only copying can spell."""
-    while True:
-        word = "".join(
-            rng.choice(part) for _ in range(rng.choice((2, 2, 3))) for part in _SYLLABLES
-        )
-        if word not in (*STRANGERS, *HELD_OUT_STRANGERS, *THINGS, *SHAPES, *COLOURS):
-            return word
+TAUGHT_NOUNS = Nouns(STRANGERS, join_parts, 0.5)
+MEASURED_NOUNS = Nouns(HELD_OUT_STRANGERS, join_syllables, 0.14)
+_WORDS = {*STRANGERS, *HELD_OUT_STRANGERS, *THINGS, *SHAPES, *COLOURS}
 
 
 def scene_to_names(scene: Scene) -> set[str]:
@@ -133,7 +143,8 @@ def sample_absent(scene: Scene, rng: random.Random, nouns: Nouns = TAUGHT_NOUNS)
     while True:
         kind = rng.random()
         if rng.random() < nouns.made_up:
-            name = _made_up(rng)
+            while (name := nouns.make_up(rng)) in _WORDS:
+                pass
         elif kind < 0.42:
             name = rng.choice(tuple(THINGS))
         elif kind < 0.7:
