@@ -112,7 +112,7 @@ def test_training_never_names_a_held_out_noun() -> None:
     assert not words & {*HELD_OUT_STRANGERS, *map(to_plural, HELD_OUT_STRANGERS)}
     assert len(words & set(STRANGERS)) > 20
     denials = [lesson for lesson in lessons if caption_to_denied(lesson.ending)]
-    assert 0.15 < len(denials) / len(lessons) < 0.4
+    assert 0.25 < len(denials) / len(lessons) < 0.5
 
 
 def test_a_colour_of_a_thing_is_not_made_up_and_a_bare_shape_is_not_denied() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _write(path: Path, fields: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _write(path: Path, fields: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(fields)

@@ -80,8 +80,8 @@ def sample_group(seed: int, number: int, corpora: Corpora | None = None) -> list
     """
     rng = random.Random(f"reader/{seed}/{number}")
     if corpora is not None and rng.random() < CORPORA_SHARE:
-        make = _evidences if rng.random() < 0.15 else _answers
-        return make(rng, corpora.sample)
+        of_texts = _evidences if rng.random() < 0.15 else _answers
+        return of_texts(rng, corpora.sample)
     kind = rng.random()
     for share, make in _TASKS:
         if kind < share:
