@@ -207,7 +207,7 @@ def _decoded(opened: Opened) -> Iterator[VideoFrame]:
     """Yield all frames from here on that can be decoded."""
     import av
 
-    for packet in opened.container.demux(opened.stream):
+    for packet in opened.packets():
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:

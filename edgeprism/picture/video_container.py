@@ -113,6 +113,21 @@ class Opened:
     def __exit__(self, *_: object) -> None:
         self.container.close()
 
+    def packets(self) -> Iterator[Packet[VideoStream]]:
+        """Yield the picture's packets from here on, up to where the file can no longer be read.
+
+        The last one has nothing: decoding it yields the frames that a decoder holds back.
+        """
+        import av
+
+        try:
+            for packet in self.container.demux(self.stream):
+                if packet.is_corrupt:
+                    self.faults[DAMAGED] = None
+                yield packet
+        except av.error.InvalidDataError:
+            self.faults[DAMAGED] = None
+
 
 def _picture_stream(container: InputContainer, name: str) -> VideoStream:
     """Return the stream of moving pictures; covers of sound files are none."""
@@ -152,7 +167,9 @@ def read_timeline(file: IO[bytes], name: str) -> Timeline:
     keys: list[int] = []
     n_packets, n_frames = 0, 0
     with Opened(file, name) as opened:
-        for packet in _packets(opened):
+        for packet in opened.packets():
+            if not packet.size:
+                continue
             n_packets += 1
             if n_packets > _MAX_PACKETS:
                 raise ImageError(f"{name}: more than {_MAX_PACKETS:,} frames.", HINT_CUT)
@@ -175,20 +192,6 @@ def read_timeline(file: IO[bytes], name: str) -> Timeline:
         return Timeline(n_frames, (), (), (), faults)
     seconds = tuple((t - times[0]) * unit for t in times)
     return Timeline(n_frames, tuple(times), tuple(sorted(keys)), seconds, faults)
-
-
-def _packets(opened: Opened) -> Iterator[Packet[VideoStream]]:
-    """Yield the packets that hold something, up to where the file can no longer be read."""
-    import av
-
-    try:
-        for packet in opened.container.demux(opened.stream):
-            if packet.size:  # the last one has nothing
-                if packet.is_corrupt:
-                    opened.faults[DAMAGED] = None
-                yield packet
-    except av.error.InvalidDataError:
-        opened.faults[DAMAGED] = None
 
 
 def _missing_end(opened: Opened, n_packets: int, last: float | None) -> str:
