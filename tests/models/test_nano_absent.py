@@ -316,6 +316,28 @@ def test_a_bundle_takes_over_a_decoder_and_keeps_its_vision_files(run: Path) -> 
     assert new["parity"]["figures"]["vision int8"] == old["parity"]["figures"]["vision int8"]
 
 
+def test_an_averaged_decoder_lies_between_the_bundles_and_the_runs(run: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from edgeprism.models.nano.recipe.learn.average import main
+    from edgeprism.models.nano.recipe.learn.restore import bundle_to_model
+
+    before = bundle_to_model(BUNDLE).state_dict()
+    state = torch.load(run / "caption.pt", weights_only=True)
+    state["model"] = {name: tensor + 1 for name, tensor in state["model"].items()}
+    torch.save(state, run / "caption.pt")
+    arguments = [str(run / "caption.pt"), str(BUNDLE), str(run / "out.pt"), "--share"]
+    assert main([*arguments, "0.75"]) == 0
+    averaged = torch.load(run / "out.pt", weights_only=True)
+    assert averaged["config"] == state["config"]
+    for name, tensor in averaged["model"].items():
+        if name.startswith("decoder."):
+            torch.testing.assert_close(tensor, before[name] + 0.75)
+        else:
+            assert torch.equal(tensor, state["model"][name])
+    with pytest.raises(SystemExit):
+        main([*arguments, "1.5"])
+
+
 def test_a_trained_tower_or_another_prompt_is_refused(run: Path) -> None:
     torch = pytest.importorskip("torch")
     from edgeprism.models.nano.recipe.learn.replace_decoder import main
