@@ -11,6 +11,7 @@ from edgeprism.language.engine import LanguageContext, LanguageEngine
 from edgeprism.language.kv_memory import fits_memory
 from edgeprism.language.kv_reuse import Key, common_opening, part_to_key
 from edgeprism.language.prefix_states import LARGEST, PrefixStates
+from edgeprism.language.ranking import Ranking, rank
 from edgeprism.language.repetition import repeats_at_limit, repeats_for_good
 from edgeprism.language.request import Part, Request, advance, is_apart
 from edgeprism.language.sampler import Sampler
@@ -166,7 +167,7 @@ class Generator:
         sequence = _Sequence(index, self._lowest_slot(), request, self.lm, cells, sampler)
         self._active.append(sequence)
         try:
-            self._prefill(sequence)
+            self._prefill(sequence.slot, request)
         except BaseException:
             # an interrupted prefill leaves cells in the cache that nothing else would remove
             self.drop()
@@ -175,6 +176,31 @@ class Generator:
         sequence.prefill_ms = (time.perf_counter() - start) * 1000
         sequence.began = time.perf_counter()
         self._take(sequence, sequence.sampler.sample(self._open))
+
+    def rank(self, request: Request, continuations: Sequence[Sequence[int]]) -> Ranking | None:
+        """Return how likely each continuation is after a prompt; ends the run that is active.
+
+        The request's `max_tokens` holds the longest continuation; else its sampling is not used.
+        None for a model that cannot go back to the end of a prompt.
+        """
+        self.drop()
+        self._runs += 1
+        if not self._fits(request):
+            self._make_context(self._needs(request), request.longest_whole_run())
+        start = time.perf_counter()
+        try:
+            self._prefill(0, request)
+            read = time.perf_counter()
+            scores = rank(
+                self._open, 0, request.n_positions(), continuations, self.lm.vocabulary.ends()
+            )
+        except BaseException:
+            self._free_context()
+            raise
+        if scores is None:
+            self._held[0] = []
+            return None
+        return Ranking(scores, (read - start) * 1000, (time.perf_counter() - read) * 1000)
 
     def step(self) -> list[Piece | Finished]:
         """Decode one token for every running sequence; return the events since the last step."""
@@ -251,15 +277,15 @@ class Generator:
             n_batch=whole_run,
         )
 
-    def _prefill(self, sequence: _Sequence) -> None:
-        parts, context, slot = sequence.request.prompt, self._open, sequence.slot
+    def _prefill(self, slot: int, request: Request) -> None:
+        parts, context = request.prompt, self._open
         keys = [part_to_key(part) for part in parts]
         same, tokens = common_opening(self._held[slot], keys, split=self.warm)
         position = sum(map(advance, parts[:same])) + tokens
         apart = sum(len(part) for part in parts[:same] if is_apart(part))
         if not context.keep(slot, position, apart):
             same = tokens = position = 0
-        if same == 0 and self._prefixes is not None and sequence.request.keep_first:
+        if same == 0 and self._prefixes is not None and request.keep_first:
             position = self._open_prefix(slot, parts[0], self._prefixes)
             same, tokens = int(position > 0), 0
         for i, part in enumerate(parts[same:], same):

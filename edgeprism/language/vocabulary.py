@@ -57,6 +57,12 @@ class Vocabulary:
         """Return whether the vocabulary says that this token ends a generation."""
         return bool(self._llama.llama_vocab_is_eog(self.native, token))
 
+    def ends(self) -> list[int]:
+        """Return the tokens that end a turn or a text; of some models they are the same."""
+        llama = self._llama
+        found = llama.llama_vocab_eot(self.native), llama.llama_vocab_eos(self.native)
+        return sorted({int(token) for token in found if token >= 0})
+
     def bos(self) -> list[int]:
         """Return the begin-of-text token as a list, empty if the vocabulary has none."""
         token = self._llama.llama_vocab_bos(self.native)

@@ -228,8 +228,8 @@ class BaseReasoner(ABC):
     ) -> Completion:
         """Complete the chat that `to_messages` makes of a question, as `complete_in_shape` does.
 
-        A model that knows EdgePrism's prompts is asked without lettered options and bound to their
-        texts; its reply is the letter.
+        A model that knows EdgePrism's prompts is asked without lettered options and chooses among
+        their texts; its reply is the letter.
         """
         bound = question.options and shape is None and self.knows_prompts
         letters = texts_to_letters(question.options) if bound else {}
@@ -238,14 +238,23 @@ class BaseReasoner(ABC):
             return self.complete_in_shape(
                 messages, max_tokens=max_tokens, shape=shape, on_text=on_text
             )
-        # a token has a character at least, so no option's text is cut off
-        longest = max(max_tokens, *map(len, letters))
-        reply = self.complete_in_shape(
-            to_messages(replace(question, options={})),
-            max_tokens=longest,
-            shape=choices_to_shape(list(letters)),
+        reply = self.choose(
+            to_messages(replace(question, options={})), list(letters), max_tokens=max_tokens
         )
         return replace(reply, text=letters.get(reply.text, ""))
+
+    def choose(
+        self, messages: Sequence[Message], texts: Sequence[str], *, max_tokens: int
+    ) -> Completion:
+        """Complete a chat with one of `texts`; the reply's text is "" if it was cut off.
+
+        A subclass that knows how likely each text is takes the likeliest.
+        """
+        # a token has a character at least, so no text is cut off
+        longest = max(max_tokens, *map(len, texts))
+        return self.complete_in_shape(
+            messages, max_tokens=longest, shape=choices_to_shape(list(texts))
+        )
 
     def complete_in_shape(
         self,

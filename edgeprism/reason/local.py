@@ -6,8 +6,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from edgeprism.arguments import check_flag, check_integer, check_keywords, check_path, check_text
 from edgeprism.bundle.adapter_checks import knows_prompts, read_adapter_header
@@ -44,6 +45,7 @@ from edgeprism.segments import Segment, Text
 if TYPE_CHECKING:
     from edgeprism.memory.parts import ModelParts
 
+T = TypeVar("T")
 DEFAULT_REASONER = "smollm2-135m"
 
 
@@ -150,6 +152,22 @@ class Reasoner(BaseReasoner):
         with self._turns.turn():
             return self._complete(messages, max_tokens, None, on_text)
 
+    def choose(
+        self, messages: Sequence[Message], texts: Sequence[str], *, max_tokens: int
+    ) -> Completion:
+        """As `BaseReasoner.choose`: the text whose tokens are the likeliest on average."""
+        check_integer("max_tokens", max_tokens, least=1)
+        with self._turns.turn():
+            ready = self._ready(messages)
+            ids = [ready.lm.vocabulary.tokenize(text) for text in texts]
+            request = ready.request(Sampling(max_tokens=max(map(len, ids))))
+            ranking = self._watched(lambda: ready.generator.rank(request, ids))
+        if ranking is None:
+            return super().choose(messages, texts, max_tokens=max_tokens)
+        best = ranking.scores.index(max(ranking.scores))
+        timings = Timings(load=ready.load_ms, prefill=ranking.prefill_ms, decode=ranking.decode_ms)
+        return Completion(texts[best], "stop", request.token_counts(len(ids[best])), timings)
+
     def _complete(
         self,
         messages: Sequence[Message],
@@ -157,6 +175,20 @@ class Reasoner(BaseReasoner):
         shape: Shape | None,
         on_text: Callable[[str], object] | None = None,
     ) -> Completion:
+        ready = self._ready(messages)
+        request = ready.request(
+            Sampling(max_tokens=max_tokens, grammar=shape.gbnf if shape else "")
+        )
+        thinks = opens_thinking(ready.opening)
+        take = _handing_on(on_text, thinks)
+        done = self._watched(lambda: _hand_on(ready.generator.run([request]), take))
+        text, thinking = cut_thinking(done.text) if shape is None else (done.text, "")
+        timings = Timings(load=ready.load_ms, prefill=done.prefill_ms, decode=done.decode_ms)
+        notes = (REPETITION_NOTE,) if done.finish_reason == "repetition" else ()
+        return Completion(text, done.finish_reason, done.tokens, timings, thinking, notes)
+
+    def _ready(self, messages: Sequence[Message]) -> _Ready:
+        """Load the weights if need be, and write the prompt of a chat."""
         self.cancel_token.clear()
         with self._naming():
             generators, lm, load_ms = self._load()
@@ -165,21 +197,14 @@ class Reasoner(BaseReasoner):
             )
         has_examples = len(messages) > 1 and all(m.is_example for m in messages[:-1])
         parts = _to_parts(lm, segments, split_last=has_examples or not self.warm)
-        sampling = Sampling(max_tokens=max_tokens, grammar=shape.gbnf if shape else "")
-        request = Request(parts, sampling, keep_first=has_examples and len(parts) > 1)
-        thinks = opens_thinking("".join(s.text for s in segments[-1:] if isinstance(s, Text)))
-        done = self._finished(generators[has_examples], request, _handing_on(on_text, thinks))
-        text, thinking = cut_thinking(done.text) if shape is None else (done.text, "")
-        timings = Timings(load=load_ms, prefill=done.prefill_ms, decode=done.decode_ms)
-        notes = (REPETITION_NOTE,) if done.finish_reason == "repetition" else ()
-        return Completion(text, done.finish_reason, done.tokens, timings, thinking, notes)
+        opening = "".join(s.text for s in segments[-1:] if isinstance(s, Text))
+        keep_first = has_examples and len(parts) > 1
+        return _Ready(generators[has_examples], lm, parts, keep_first, opening, load_ms)
 
-    def _finished(
-        self, generator: Generator, request: Request, on_piece: Callable[[str], object]
-    ) -> Finished:
+    def _watched(self, run: Callable[[], T]) -> T:
         """Run a request. Raises ModelError if the model's files have changed meanwhile."""
         try:
-            done = _hand_on(generator.run([request]), on_piece)
+            done = run()
             if self._in_use is not None:
                 self._in_use.check()
         except BaseException:
@@ -291,6 +316,21 @@ class Reasoner(BaseReasoner):
         other = Generator(self._lm, prefixes=self._prefixes) if self.warm else one
         self._generators = one, other
         return self._generators, self._lm, (time.perf_counter() - start) * 1000
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A prompt, and what it is run by."""
+
+    generator: Generator
+    lm: LanguageModel
+    parts: tuple[Part, ...]
+    keep_first: bool
+    opening: str  # the template's text that begins the reply
+    load_ms: float
+
+    def request(self, sampling: Sampling) -> Request:
+        return Request(self.parts, sampling, keep_first=self.keep_first)
 
 
 def _open_again(

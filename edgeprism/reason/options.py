@@ -1,7 +1,9 @@
-"""Lettered options for a reasoner that is asked without them, and bound to their texts.
+"""Lettered options for a reasoner that is asked without them, and answers with one of their texts.
 
-Which text it wrote tells the letter. So an adapter need not be taught letters, which a small model
-mixes up even where it knows the answer, and every reply is one of the options.
+Which text it takes tells the letter. So an adapter need not be taught letters, which a small model
+mixes up even where it knows the answer, and every reply is one of the options. A model in this
+process takes the text that it holds likeliest as a whole (`language.ranking`): bound by a grammar,
+it would choose by the first token, before it has seen what follows.
 """
 
 from __future__ import annotations

@@ -130,6 +130,22 @@ def test_a_taught_adapter_needs_no_worked_examples(made: Path, prompts: list[str
     assert not (data_dir() / FOLDER).exists()
 
 
+def test_a_taught_adapters_model_takes_the_likeliest_option(made: Path, prompts: list[str]) -> None:
+    """As likely as it holds the whole text to be, not the first token alone; it sees no options."""
+    options = {"A": "a red dog", "B": "a boat on the sea", "C": "a boat", "D": "the sea"}
+    reasoner = Reasoner.load(f"{made}/base.gguf+{made}/taught.gguf", threads=1)
+    answer = reasoner.answer([CAPTION], QUESTION, options=options)
+    assert answer.text in options
+    assert answer.finish_reason == "stop"
+    assert answer.tokens.generated > 0
+    assert "red dog" not in prompts[-1]
+    # The order of the options changes nothing, and neither does the question before.
+    turned = dict(zip(options, reversed(options.values()), strict=True))
+    again = reasoner.answer([CAPTION], QUESTION, options=turned)
+    assert turned[again.text] == options[answer.text]
+    reasoner.close()
+
+
 @pytest.mark.parametrize("name", ["base.gguf", "base.gguf+{}/foreign.gguf"])
 def test_all_others_get_them(made: Path, prompts: list[str], name: str) -> None:
     reasoner = Reasoner.load(f"{made}/{name.format(made)}", threads=1)

@@ -1,0 +1,102 @@
+"""How likely texts are after a prompt, against a forward pass in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from edgeprism.language.context import Context
+from edgeprism.language.generator import Finished, Generator
+from edgeprism.language.model import LanguageModel
+from edgeprism.language.request import Request, Sampling
+from tests.helpers import bundles
+from tests.helpers.llama_reference import LlamaReference
+
+SEED = 3
+PROMPT = [1, bundles.IM_START, *bundles.piece_ids("▁a", "▁boat"), bundles.LINE_FEED]
+TEXTS = [
+    bundles.piece_ids("▁red"),
+    bundles.piece_ids("▁a", "▁red", "▁dog"),
+    bundles.piece_ids("▁a", "▁red", "▁boat"),
+    bundles.piece_ids("▁a"),
+    bundles.piece_ids("▁on", "▁the", "▁sea"),
+    bundles.piece_ids("▁a", "▁red", "▁dog"),
+]
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModel]:
+    path = bundles.write_lm(tmp_path_factory.mktemp("ranking") / "lm.gguf", SEED)
+    it = LanguageModel(path, threads=1)
+    yield it
+    it.close()
+
+
+@pytest.fixture
+def generator(lm: LanguageModel) -> Iterator[Generator]:
+    it = Generator(lm, kv_type="f32", flash_attention=False)
+    yield it
+    it.close()
+
+
+def request(prompt: list[int] = PROMPT, max_tokens: int = 8) -> Request:
+    return Request((prompt,), Sampling(max_tokens=max_tokens))
+
+
+def expected(prompt: list[int], ids: list[int]) -> float:
+    """Return the mean log-probability of a text and the end behind it."""
+    logits = LlamaReference(bundles.lm_parts(SEED)).logits([[*prompt, *ids]])
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    wanted = [*ids, bundles.IM_END]
+    return float(np.mean([logs[len(prompt) - 1 + i][token] for i, token in enumerate(wanted)]))
+
+
+def scores(generator: Generator, prompt: list[int] = PROMPT) -> list[float]:
+    ranking = generator.rank(request(prompt), TEXTS)
+    assert ranking is not None
+    assert ranking.prefill_ms > 0
+    assert ranking.decode_ms > 0
+    return ranking.scores
+
+
+def test_scores_are_those_of_the_reference(generator: Generator) -> None:
+    found = scores(generator)
+    np.testing.assert_allclose(found, [expected(PROMPT, ids) for ids in TEXTS], atol=2e-4)
+    assert len({round(score, 3) for score in found}) == len(TEXTS) - 1  # two are the same text
+
+
+def test_each_prompt_has_its_own_scores_and_answers_are_not_disturbed(
+    lm: LanguageModel, generator: Generator
+) -> None:
+    other = [*PROMPT, *bundles.piece_ids("▁sea")]
+
+    def answer(it: Generator) -> str:
+        (done,) = (e for e in it.run([request()]) if isinstance(e, Finished))
+        return done.text
+
+    first = scores(generator)
+    text = answer(generator)
+    np.testing.assert_allclose(
+        scores(generator, other), [expected(other, ids) for ids in TEXTS], atol=2e-4
+    )
+    assert scores(generator) == first
+    alone = Generator(lm, kv_type="f32", flash_attention=False)
+    assert answer(alone) == text == answer(generator)
+    alone.close()
+
+
+def test_a_model_that_cannot_go_back_ranks_nothing(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = scores(generator)
+    monkeypatch.setattr(Context, "keep", _forget)
+    assert generator.rank(request(), TEXTS) is None
+    monkeypatch.undo()
+    assert scores(generator) == whole
+
+
+def _forget(context: Context, seq: int, length: int, rows: int = 0) -> bool:
+    context._llama.llama_memory_seq_rm(context._memory, seq, -1, -1)
+    return length == 0
