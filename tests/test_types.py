@@ -55,6 +55,7 @@ captioner.close()
 reasoner = Reasoner.load("smollm2-135m", threads=2)
 reasoner.answer([], "What?", options={"A": "red"})
 reasoner.complete([], max_tokens=5)
+reasoner.choose([], ["red", "blue"], max_tokens=5)
 reasoner.draw_focus("Is the boat red?")
 reasoner.focus_notes
 reasoner.focus_timings

@@ -1,4 +1,4 @@
-"""Lettered options of a reasoner that is asked without them and bound to their texts."""
+"""Lettered options of a reasoner that is asked without them and answers with one of their texts."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _RUN = 8  # words in a row that no text has in common with those that measure
 _WORD = re.compile(r"[a-z0-9']+")
 _SENTENCE_START = re.compile(r"(?<=[.!?]\s)(?=\S)|(?<=[.!?][\"']\s)(?=\S)")
 _STRANGE_SHARE = 0.6  # of passages with a question that belongs to another
-_NEAR_SHARE = 0.3  # of these questions, how many are about the same tale
+_NEAR_SHARE = 0.5  # of these questions, how many are about the same tale
 
 
 @dataclass(frozen=True)

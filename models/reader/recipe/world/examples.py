@@ -163,7 +163,8 @@ def _answers(rng: random.Random, sample: Sample = sample_passage) -> list[Exampl
     passage, look = sample(rng), _name(rng)
     asks = _choose(rng, passage.asks)
     text, said = passage.text, set(range(passage.facts))
-    if rng.random() < 0.08:  # what states an answer is left out, and what stands in its sentence
+    # what states an answer is left out, and what stands in its sentence
+    if rng.random() < (0.08 if sample is sample_passage else 0.2):
         text = _without(text, set(asks[0].facts))
         said = marks(text)
         asks = [ask for ask in asks if _is_traced(ask)]
