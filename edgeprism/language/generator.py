@@ -191,16 +191,16 @@ class Generator:
         try:
             self._prefill(0, request)
             read = time.perf_counter()
-            scores = rank(
+            likelihoods = rank(
                 self._open, 0, request.n_positions(), continuations, self.lm.vocabulary.ends()
             )
         except BaseException:
             self._free_context()
             raise
-        if scores is None:
+        if likelihoods is None:
             self._held[0] = []
             return None
-        return Ranking(scores, (read - start) * 1000, (time.perf_counter() - read) * 1000)
+        return Ranking(likelihoods, (read - start) * 1000, (time.perf_counter() - read) * 1000)
 
     def step(self) -> list[Piece | Finished]:
         """Decode one token for every running sequence; return the events since the last step."""

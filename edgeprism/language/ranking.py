@@ -11,10 +11,18 @@ from edgeprism.language.engine import LanguageContext
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """The mean log-probability of each continuation's tokens, in the continuations' order."""
+class Likelihood:
+    """The log-probability of a text: of all its tokens together, and of one on average."""
 
-    scores: list[float]
+    total: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How likely each continuation is, in the continuations' order."""
+
+    likelihoods: list[Likelihood]
     prefill_ms: float
     decode_ms: float
 
@@ -25,18 +33,17 @@ def rank(
     start: int,
     continuations: Sequence[Sequence[int]],
     ends: Sequence[int],
-) -> list[float] | None:
+) -> list[Likelihood] | None:
     """Return how likely each continuation is of what sequence `slot` holds.
 
-    It is the mean log-probability of the continuation's tokens, and of any of `ends` behind them.
-    The prompt ends at position `start`, and its last logits are there. Continuations that begin
-    alike are read once to where they part; the sequence then holds the last that was read. None,
-    with an empty sequence, for a model that cannot go back to the prompt's end
-    (`LanguageContext.keep`).
+    Its tokens count, and any of `ends` behind them. The prompt ends at position `start`, and its
+    last logits are there. Continuations that begin alike are read once to where they part; the
+    sequence then holds the last that was read. None, with an empty sequence, for a model that
+    cannot go back to the prompt's end (`LanguageContext.keep`).
     """
     read: tuple[int, ...] = ()
     after = [_log_softmax(context.logits())]  # after the prompt, and after each token that was read
-    means: dict[tuple[int, ...], float] = {}
+    found: dict[tuple[int, ...], Likelihood] = {}
     for ids in sorted({tuple(ids) for ids in continuations}):
         same = _common(read, ids)
         if same < len(read) and not context.keep(slot, start + same):
@@ -48,8 +55,8 @@ def rank(
         read = ids
         terms = [after[i][token] for i, token in enumerate(ids)]
         terms.append(np.logaddexp.reduce(after[-1][list(ends)]))
-        means[ids] = float(np.mean(terms))
-    return [means[tuple(ids)] for ids in continuations]
+        found[ids] = Likelihood(float(np.sum(terms)), float(np.mean(terms)))
+    return [found[tuple(ids)] for ids in continuations]
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -37,6 +37,7 @@ from edgeprism.machine.load import LoadMeter
 from edgeprism.machine.turns import Turns
 from edgeprism.reason.base import BaseReasoner, Completion
 from edgeprism.reason.find import find_reasoner
+from edgeprism.reason.options import choose_text
 from edgeprism.reason.shape import Shape
 from edgeprism.reason.thinking import AnswerText, cut_thinking, opens_thinking
 from edgeprism.records import ModelInfo, Timings
@@ -155,7 +156,7 @@ class Reasoner(BaseReasoner):
     def choose(
         self, messages: Sequence[Message], texts: Sequence[str], *, max_tokens: int
     ) -> Completion:
-        """As `BaseReasoner.choose`: the text whose tokens are the likeliest on average."""
+        """As `BaseReasoner.choose`: the likeliest text, see `options.choose_text`."""
         check_integer("max_tokens", max_tokens, least=1)
         with self._turns.turn():
             ready = self._ready(messages)
@@ -164,7 +165,7 @@ class Reasoner(BaseReasoner):
             ranking = self._watched(lambda: ready.generator.rank(request, ids))
         if ranking is None:
             return super().choose(messages, texts, max_tokens=max_tokens)
-        best = ranking.scores.index(max(ranking.scores))
+        best = choose_text(texts, ranking.likelihoods)
         timings = Timings(load=ready.load_ms, prefill=ranking.prefill_ms, decode=ranking.decode_ms)
         return Completion(texts[best], "stop", request.token_counts(len(ids[best])), timings)
 

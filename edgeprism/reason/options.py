@@ -2,15 +2,16 @@
 
 Which text it takes tells the letter. So an adapter need not be taught letters, which a small model
 mixes up even where it knows the answer, and every reply is one of the options. A model in this
-process takes the text that it holds likeliest as a whole (`language.ranking`): bound by a grammar,
-it would choose by the first token, before it has seen what follows.
+process takes the text that it holds likeliest (`language.ranking`): bound by a grammar, it would
+choose by the first token, before it has seen what follows.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from edgeprism.language.ranking import Likelihood
 from edgeprism.reason.shape import MAX_CHOICE, MAX_CHOICES
 
 # how the adapters that know EdgePrism's prompts say that a description does not say something
@@ -44,6 +45,20 @@ def texts_to_letters(options: Mapping[str, str]) -> dict[str, str]:
     if len(unsaid) == 1:
         letters.setdefault(UNSAID, unsaid[0])
     return letters if len(letters) <= MAX_CHOICES else {}
+
+
+def choose_text(texts: Sequence[str], likelihoods: Sequence[Likelihood]) -> int:
+    """Return the index of the text that a model takes.
+
+    One that says that nothing is known is taken where it is the likeliest of all as a whole. Else
+    it is the text whose tokens are the likeliest on average, so that a long one may win. Of words
+    that say nothing each makes the next one certain, so the average would prefer them too often.
+    """
+    whole = max(range(len(texts)), key=lambda i: likelihoods[i].total)
+    if _SAYS_NOTHING.search(texts[whole]):
+        return whole
+    says_something = [i for i, text in enumerate(texts) if not _SAYS_NOTHING.search(text)]
+    return max(says_something, key=lambda i: likelihoods[i].mean)
 
 
 def _other_forms(text: str) -> list[str]:

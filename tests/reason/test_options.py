@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from edgeprism.language.chat import Message
+from edgeprism.language.ranking import Likelihood
 from edgeprism.reason.base import BaseReasoner, Completion
 from edgeprism.reason.conversation import Conversation
-from edgeprism.reason.options import UNSAID, texts_to_letters
+from edgeprism.reason.options import UNSAID, choose_text, texts_to_letters
 from edgeprism.reason.shape import Shape, choices_to_shape
 from edgeprism.records import Caption, ModelInfo, Timings, TokenCounts
 
@@ -154,3 +155,23 @@ def test_what_a_grammar_cannot_hold_is_asked_with_letters(options: dict[str, str
         reasoner = Scripted("A")
         assert ask(reasoner, options) == "A"
         assert reasoner.shapes == [None]
+
+
+@pytest.mark.parametrize(
+    ("likelihoods", "chosen"),
+    [
+        ([(-4.0, -0.8), (-2.0, -1.0), (-9.0, -1.5)], "a red boat"),
+        ([(-4.0, -0.8), (-2.0, -1.0), (-3.0, -0.5)], "a red boat"),  # its average is no reason
+        ([(-4.0, -0.8), (-2.0, -1.0), (-1.8, -0.3)], UNSAID),
+        ([(-9.0, -1.8), (-2.0, -1.0), (-3.0, -0.5)], "red"),
+    ],
+)
+def test_the_likeliest_text_is_taken(likelihoods: list[tuple[float, float]], chosen: str) -> None:
+    texts = ["a red boat", "red", UNSAID]
+    found = [Likelihood(total, mean) for total, mean in likelihoods]
+    assert texts[choose_text(texts, found)] == chosen
+
+
+def test_where_every_text_says_nothing_the_likeliest_is_taken() -> None:
+    texts = ["unknown", UNSAID]
+    assert choose_text(texts, [Likelihood(-3, -3), Likelihood(-2, -0.4)]) == 1
