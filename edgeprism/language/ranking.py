@@ -37,26 +37,35 @@ def rank(
     """Return how likely each continuation is of what sequence `slot` holds.
 
     Its tokens count, and any of `ends` behind them. The prompt ends at position `start`, and its
-    last logits are there. Continuations that begin alike are read once to where they part; the
-    sequence then holds the last that was read. None, with an empty sequence, for a model that
-    cannot go back to the prompt's end (`LanguageContext.keep`).
+    last logits are there. They are read in their order, each from where it parts from the one
+    before, and only as long as it can still be likelier than one that is read whole, as a whole or
+    on average: of others the figures are bounds, which are too high. The sequence then holds the
+    last. None, with an empty sequence, for a model that cannot go back to the prompt's end
+    (`LanguageContext.keep`).
     """
-    read: tuple[int, ...] = ()
-    after = [_log_softmax(context.logits())]  # after the prompt, and after each token that was read
-    found: dict[tuple[int, ...], Likelihood] = {}
-    for ids in sorted({tuple(ids) for ids in continuations}):
+    read: list[int] = []
+    after = [_log_softmax(context.logits())]  # after the prompt, and after each token of `read`
+    found: list[Likelihood] = []
+    best = Likelihood(-np.inf, -np.inf)
+    for ids in continuations:
         same = _common(read, ids)
         if same < len(read) and not context.keep(slot, start + same):
             return None
-        del after[same + 1 :]
-        for i, token in enumerate(ids[same:], same):
-            context.step([(slot, token, start + i)])
-            after.append(_log_softmax(context.logits()))
-        read = ids
-        terms = [after[i][token] for i, token in enumerate(ids)]
-        terms.append(np.logaddexp.reduce(after[-1][list(ends)]))
-        found[ids] = Likelihood(float(np.sum(terms)), float(np.mean(terms)))
-    return [found[tuple(ids)] for ids in continuations]
+        del read[same:], after[same + 1 :]
+        total, n = 0.0, len(ids) + 1
+        for i, token in enumerate(ids):
+            total += float(after[i][token])
+            if total < best.total and total / n < best.mean:
+                break
+            if i == len(read):
+                context.step([(slot, token, start + i)])
+                read.append(token)
+                after.append(_log_softmax(context.logits()))
+        else:
+            total += float(np.logaddexp.reduce(after[len(ids)][list(ends)]))
+            best = Likelihood(max(best.total, total), max(best.mean, total / n))
+        found.append(Likelihood(total, total / n))
+    return found
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
