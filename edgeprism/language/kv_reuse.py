@@ -38,6 +38,11 @@ def common_opening(held: Sequence[Key], request: Sequence[Key], *, split: bool) 
         old, new = held[parts], request[parts]
         if isinstance(old, list) and isinstance(new, list):
             limit = min(len(old), len(new) - (parts == len(request) - 1))
-            while tokens < limit and old[tokens] == new[tokens]:
-                tokens += 1
+            tokens = min(common_tokens(old, new), limit)
     return parts, tokens
+
+
+def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens both begin with."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

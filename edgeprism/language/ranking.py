@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeprism.language.engine import LanguageContext
+from edgeprism.language.kv_reuse import common_tokens
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def rank(
     found: list[Likelihood] = []
     best = Likelihood(-np.inf, -np.inf)
     for ids in continuations:
-        same = _common(read, ids)
+        same = common_tokens(read, ids)
         if same < len(read) and not context.keep(slot, start + same):
             return None
         del read[same:], after[same + 1 :]
@@ -66,12 +67,6 @@ def rank(
             best = Likelihood(max(best.total, total), max(best.mean, total / n))
         found.append(Likelihood(total, total / n))
     return found
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens both begin with."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
