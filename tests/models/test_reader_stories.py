@@ -7,11 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from edgeprism.models.nano.recipe.world.scene import SHAPES
-from edgeprism.models.nano.recipe.world.things import THINGS, to_plural
 from edgeprism.models.reader.recipe.measure.elsewhere import read_set
 from edgeprism.models.reader.recipe.measure.elsewhere_scoring import plain_words
 from edgeprism.models.reader.recipe.world import stories
+from edgeprism.models.reader.recipe.world.nanos import find_names
 from edgeprism.models.reader.recipe.world.text import UNKNOWN, Passage, marks, unmarked
 
 LONGEST = 160  # words of a description: a group of examples holds 400 tokens
@@ -26,13 +25,11 @@ def _passages() -> Iterator[tuple[stories.Story, Passage]]:
 
 
 def test_a_story_has_questions_and_no_words_of_nanos() -> None:
-    words = sorted({*THINGS, *SHAPES, *map(to_plural, (*THINGS, *SHAPES))}, key=len, reverse=True)
-    banned = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b", re.IGNORECASE)
     assert len(stories.read_stories()) >= 30
     for story in stories.read_stories():
         assert len(story.asks) >= 3, story.text
         for text in [story.text, *(f"{a.question} {a.answer} {a.wrong}" for a in story.asks)]:
-            assert not banned.search(text), (banned.findall(text), text)
+            assert not find_names(text), (find_names(text), text)
 
 
 def test_no_slot_is_left_open_and_each_is_told() -> None:
