@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 
 import pytest
 
-from edgeprism.models.nano.recipe.world.scene import SHAPES as NANO_SHAPES
-from edgeprism.models.nano.recipe.world.things import THINGS as NANO_THINGS
-from edgeprism.models.nano.recipe.world.things import to_plural
+from edgeprism.models.reader.recipe.world.nanos import find_names
 from edgeprism.models.reader.recipe.world.subjects import SUBJECTS
 from edgeprism.models.reader.recipe.world.tables import sample_table
 from edgeprism.models.reader.recipe.world.text import UNKNOWN, Ask, Passage, marks, unmarked
@@ -129,6 +126,4 @@ def test_numbers_differ_and_rows_have_one_name_each(subject: object) -> None:
 
 
 def test_no_subject_has_a_name_of_nanos() -> None:
-    names = {*NANO_THINGS, *NANO_SHAPES}
-    banned = re.compile(rf"\b({'|'.join(map(re.escape, (*names, *map(to_plural, names))))})\b")
-    assert not banned.findall(repr(SUBJECTS).lower())
+    assert not find_names(repr(SUBJECTS))
