@@ -233,6 +233,26 @@ def test_the_file_holds_the_adapter_that_was_trained(base: Path, tmp_path: Path)
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_an_averaged_adapter_lies_between_two(base: Path, tmp_path: Path) -> None:
+    from edgeprism.models.reader.recipe.learn.average import main
+    from edgeprism.models.reader.recipe.train import Plan, Run
+
+    paths = []
+    for seed in range(2):
+        Run(load(base, seed, strong=True), Plan(1), tmp_path, torch.device("cpu")).save()
+        paths.append((tmp_path / "adapter.pt").rename(tmp_path / f"{seed}.pt"))
+    out = tmp_path / "out.pt"
+    assert main([*map(str, paths), str(out), "--share", "0.25"]) == 0
+    later, earlier, averaged = (torch.load(path, weights_only=True) for path in (*paths, out))
+    for name, tensor in averaged["adapter"].items():
+        expected = 0.25 * later["adapter"][name] + 0.75 * earlier["adapter"][name]
+        torch.testing.assert_close(tensor, expected)
+    assert averaged.keys() == later.keys()
+    assert any((later["adapter"][n] != earlier["adapter"][n]).any() for n in later["adapter"])
+    with pytest.raises(SystemExit):
+        main([*map(str, paths), str(out), "--share", "1.5"])
+
+
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     from edgeprism.models.reader.recipe.learn.model import read_base
 
