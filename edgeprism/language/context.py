@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprism.errors import COPY_AGAIN, Interrupted, ModelError, PromptTooLongError
+from edgeprism.language.engine import FEW_OUTPUTS
 from edgeprism.language.kv_memory import check_kv_memory, kv_bytes
 from edgeprism.language.llama import engine_build, forget_words, last_words
 from edgeprism.language.llama_batch import LlamaBatch
@@ -50,7 +51,8 @@ class Context:
         params.n_batch = params.n_ubatch = n_batch
         params.n_seq_max = n_seq
         # by default llama.cpp reserves logits for a whole batch: 190 MB for 92,544 tokens
-        params.n_outputs_max = n_batch if all_logits else max(n_seq, 1)
+        self._most_outputs = n_batch if all_logits else max(n_seq, FEW_OUTPUTS)
+        params.n_outputs_max = self._most_outputs
         params.n_threads = params.n_threads_batch = lm.threads
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
@@ -204,11 +206,12 @@ class Context:
     def logits_of_tokens(
         self, tokens: Sequence[int], *, seq: int = 0, start: int = 0
     ) -> np.ndarray:
-        """See `LanguageContext.logits_of_tokens`; needs a context made with `all_logits`."""
+        """See `LanguageContext.logits_of_tokens`; with `all_logits` as fast as a prompt is read."""
         rows = []
         ids = np.asarray(tokens, dtype=np.int32)
-        for i, _ in self._chunks(len(ids)):
-            n = self._batch.place(seq, start + i, min(self.n_batch, len(ids) - i))
+        most = min(self.n_batch, self._most_outputs)
+        for i in range(0, len(ids), most):
+            n = self._batch.place(seq, start + i, min(most, len(ids) - i))
             self._batch.want_logits(range(n), n)
             self._decode(self._batch.with_tokens(ids[i : i + n]))
             rows += [self.logits(row) for row in range(n)]

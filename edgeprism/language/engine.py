@@ -14,6 +14,10 @@ import numpy as np
 
 from edgeprism.language.vocabulary import Vocabulary
 
+# Logits that each context has room for: in parts of so many tokens a text is read several times
+# faster than one by one.
+FEW_OUTPUTS = 8
+
 
 class LanguageEngine(Protocol):
     """A language model in memory."""

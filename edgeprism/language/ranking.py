@@ -38,38 +38,29 @@ def rank(
     """Return how likely each continuation is of what sequence `slot` holds.
 
     Its tokens count, and any of `ends` behind them. The prompt ends at position `start`, and its
-    last logits are there. They are read in their order, each from where it parts from the one
-    before, and only as long as it can still be likelier than one that is read whole, as a whole or
-    on average: of others the figures are bounds, which are too high. The sequence then holds the
-    last. None, with an empty sequence, for a model that cannot go back to the prompt's end
-    (`LanguageContext.keep`).
+    last logits are there. The continuations are read in their order, each from where it parts from
+    the one before. The sequence then holds the last. None, with an empty sequence, for a model
+    that cannot go back to the prompt's end (`LanguageContext.keep`).
     """
     read: list[int] = []
-    after = [_log_softmax(context.logits())]  # after the prompt, and after each token of `read`
-    found: list[Likelihood] = []
-    best = Likelihood(-np.inf, -np.inf)
+    after = [context.logits()]  # after the prompt, and after each token of `read`
+    found = []
     for ids in continuations:
         same = common_tokens(read, ids)
         if same < len(read) and not context.keep(slot, start + same):
             return None
-        del read[same:], after[same + 1 :]
-        total, n = 0.0, len(ids) + 1
-        for i, token in enumerate(ids):
-            total += float(after[i][token])
-            if total < best.total and total / n < best.mean:
-                break
-            if i == len(read):
-                context.step([(slot, token, start + i)])
-                read.append(token)
-                after.append(_log_softmax(context.logits()))
-        else:
-            total += float(np.logaddexp.reduce(after[len(ids)][list(ends)]))
-            best = Likelihood(max(best.total, total), max(best.mean, total / n))
-        found.append(Likelihood(total, total / n))
+        read, new = list(ids), ids[same:]
+        del after[same + 1 :]
+        if new:
+            after += list(context.logits_of_tokens(new, seq=slot, start=start + same))
+        total = sum(_log_share(after[i], [token]) for i, token in enumerate(ids))
+        total += _log_share(after[len(ids)], ends)
+        found.append(Likelihood(total, total / (len(ids) + 1)))
     return found
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max()
-    result: np.ndarray = shifted - np.log(np.exp(shifted).sum())
-    return result
+def _log_share(logits: np.ndarray, tokens: Sequence[int]) -> float:
+    """Return the log-probability of any of `tokens`."""
+    highest = logits.max()
+    of_all = np.log(np.exp(logits - highest).sum(dtype=np.float64))
+    return float(np.logaddexp.reduce(logits[list(tokens)] - highest, dtype=np.float64) - of_all)

@@ -37,7 +37,7 @@ from edgeprism.machine.load import LoadMeter
 from edgeprism.machine.turns import Turns
 from edgeprism.reason.base import BaseReasoner, Completion
 from edgeprism.reason.find import find_reasoner
-from edgeprism.reason.options import choose_text, in_reading_order
+from edgeprism.reason.options import choose_text
 from edgeprism.reason.shape import Shape
 from edgeprism.reason.thinking import AnswerText, cut_thinking, opens_thinking
 from edgeprism.records import ModelInfo, Timings
@@ -158,7 +158,7 @@ class Reasoner(BaseReasoner):
     ) -> Completion:
         """As `BaseReasoner.choose`: the likeliest text, see `options.choose_text`."""
         check_integer("max_tokens", max_tokens, least=1)
-        texts = in_reading_order(texts)
+        texts = sorted(texts)  # what begins alike is read once
         with self._turns.turn():
             ready = self._ready(messages)
             ids = [ready.lm.vocabulary.tokenize(text) for text in texts]

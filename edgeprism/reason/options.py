@@ -47,15 +47,6 @@ def texts_to_letters(options: Mapping[str, str]) -> dict[str, str]:
     return letters if len(letters) <= MAX_CHOICES else {}
 
 
-def in_reading_order(texts: Sequence[str]) -> list[str]:
-    """Return the texts in the order in which a model should read them.
-
-    Those that begin alike stand together. Those that say that nothing is known come last: what is
-    read whole tells how much of the next ones need be read, and their average counts for nothing.
-    """
-    return sorted(texts, key=lambda text: (_SAYS_NOTHING.search(text) is not None, text))
-
-
 def choose_text(texts: Sequence[str], likelihoods: Sequence[Likelihood]) -> int:
     """Return the index of the text that a model takes.
 
