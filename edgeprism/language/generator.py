@@ -177,9 +177,12 @@ class Generator:
         sequence.began = time.perf_counter()
         self._take(sequence, sequence.sampler.sample(self._open))
 
-    def rank(self, request: Request, continuations: Sequence[Sequence[int]]) -> Ranking | None:
+    def rank(
+        self, request: Request, continuations: Sequence[Sequence[Sequence[int]]]
+    ) -> Ranking | None:
         """Return how likely each continuation is after a prompt; ends the run that is active.
 
+        Each is given by its spellings (see `ranking.rank`).
         The request's `max_tokens` holds the longest continuation; else its sampling is not used.
         None for a model that cannot go back to the end of a prompt.
         """

@@ -32,20 +32,24 @@ def rank(
     context: LanguageContext,
     slot: int,
     start: int,
-    continuations: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Sequence[int]]],
     ends: Sequence[int],
 ) -> list[Likelihood] | None:
     """Return how likely each continuation is of what sequence `slot` holds.
 
-    Its tokens count, and any of `ends` behind them. The prompt ends at position `start`, and its
-    last logits are there. The continuations are read in their order, each from where it parts from
-    the one before. The sequence then holds the last. None, with an empty sequence, for a model
-    that cannot go back to the prompt's end (`LanguageContext.keep`).
+    A continuation may have several spellings, such as with a capital and without; the one whose
+    first token is the likeliest stands for it. Its tokens count, and any of `ends` behind them. The
+    prompt ends at position `start`, and its last logits are there. The continuations are read in
+    their order, each from where it parts from the one before. The sequence then holds the last.
+    None, with an empty sequence, for a model that cannot go back to the prompt's end
+    (`LanguageContext.keep`).
     """
     read: list[int] = []
     after = [context.logits()]  # after the prompt, and after each token of `read`
     found = []
-    for ids in continuations:
+    first = after[0]
+    for spellings in continuations:
+        ids = max(spellings, key=lambda spelling: float(first[spelling[0]]))
         same = common_tokens(read, ids)
         if same < len(read) and not context.keep(slot, start + same):
             return None

@@ -55,7 +55,7 @@ def expected(prompt: list[int], ids: list[int]) -> tuple[float, float]:
 
 
 def scores(generator: Generator, prompt: list[int] = PROMPT) -> list[tuple[float, float]]:
-    ranking = generator.rank(request(prompt), TEXTS)
+    ranking = generator.rank(request(prompt), [[ids] for ids in TEXTS])
     assert ranking is not None
     assert ranking.prefill_ms > 0
     assert ranking.decode_ms > 0
@@ -82,16 +82,27 @@ def test_what_texts_begin_with_alike_is_read_once(
         return original(self, tokens, seq=seq, start=start)
 
     monkeypatch.setattr(Context, "logits_of_tokens", counted)
-    assert generator.rank(request(), TEXTS[1:4]) is not None
+    assert generator.rank(request(), [[ids] for ids in TEXTS[1:4]]) is not None
     assert read == [*TEXTS[1], TEXTS[2][-1]]
 
 
 def test_a_text_longer_than_what_is_read_at_once(generator: Generator) -> None:
     ids = bundles.piece_ids("▁a", "▁red", "▁dog", "▁on", "▁the", "▁sea") * 3
-    ranking = generator.rank(request(max_tokens=24), [TEXTS[0], ids])
+    ranking = generator.rank(request(max_tokens=24), [[TEXTS[0]], [ids]])
     assert ranking is not None
     likely = ranking.likelihoods[1]
     np.testing.assert_allclose((likely.total, likely.mean), expected(PROMPT, ids), rtol=1e-4)
+
+
+def test_of_several_spellings_the_one_that_begins_likelier_counts(generator: Generator) -> None:
+    ranking = generator.rank(request(), [TEXTS[:1], TEXTS[:2], [TEXTS[4], TEXTS[1]], TEXTS[1:2]])
+    assert ranking is not None
+    red, either, other, dog = ranking.likelihoods
+    assert red != dog
+    assert either in (red, dog)
+    logits = LlamaReference(bundles.lm_parts(SEED)).logits([PROMPT])[-1]
+    assert (either == red) == (logits[TEXTS[0][0]] > logits[TEXTS[1][0]])
+    assert (other == dog) == (logits[TEXTS[1][0]] > logits[TEXTS[4][0]])
 
 
 def test_each_prompt_has_its_own_scores_and_answers_are_not_disturbed(
@@ -117,7 +128,7 @@ def test_a_model_that_cannot_go_back_ranks_nothing(
 ) -> None:
     whole = scores(generator)
     monkeypatch.setattr(Context, "keep", _forget)
-    assert generator.rank(request(), TEXTS) is None
+    assert generator.rank(request(), [[ids] for ids in TEXTS]) is None
     monkeypatch.undo()
     assert scores(generator) == whole
 
