@@ -16,8 +16,18 @@ from edgeprism.reason.shape import MAX_CHOICE, MAX_CHOICES
 
 # how the adapters that know EdgePrism's prompts say that a description does not say something
 UNSAID = "the description does not say"
+# An option that denies ("it is not red") says something. A text says nothing where it speaks of
+# what is said or known, or of the other options.
 _SAYS_NOTHING = re.compile(
-    r"\b(?:not|cannot|can't|unknown|none of|no information)\b", re.IGNORECASE
+    r"\b(?:unknown|unclear|undetermined|unspecified|no (?:information|way to (?:know|tell)))\b"
+    r"|\bnot (?:\w+ly )?(?:said|known|told|stated|given|mentioned|specified|described|indicated"
+    r"|determined|clear|sure|certain|enough|sufficient|possible|in the (?:description|text))\b"
+    r"|\b(?:cannot|can't|can not|could not|couldn't|impossible to)"
+    r" (?:say|tell|know|determine|answer|be (?:said|told|known|determined|answered|seen))\b"
+    r"|\b(?:doesn't|does not|don't|do not|didn't|did not) (?:say|know|tell|mention|state|specify)\b"
+    r"|\bnothing is (?:said|known|told|stated|mentioned)\b|\b(?:nobody|no one|no-one) knows\b"
+    r"|\bnone of (?:these|those|them|the above|the (?:other )?options|the others)\b",
+    re.IGNORECASE,
 )
 NUMBER_WORDS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",

@@ -133,7 +133,10 @@ def test_in_a_conversation_the_turn_keeps_the_letter() -> None:
         # the forms of one option never stand for another
         ({"A": "2", "B": "two"}, {"2": "A", "two": "B", "Two": "B"}),
         ({"A": "not red", "B": "not said"},
-         {"not red": "A", "not said": "B", "Not red": "A", "Not said": "B"}),
+         {"not red": "A", "not said": "B", "Not red": "A", "Not said": "B", UNSAID: "B"}),
+        ({"A": "Yes, there is", "B": "No, there is not"},
+         {"Yes, there is": "A", "No, there is not": "B", "yes, there is": "A",
+          "no, there is not": "B"}),
         ({"A": "Ärmel", "B": "日本"}, {"Ärmel": "A", "日本": "B", "ärmel": "A"}),
     ],
 )  # fmt: skip
@@ -170,6 +173,24 @@ def test_the_likeliest_text_is_taken(likelihoods: list[tuple[float, float]], cho
     texts = ["a red boat", "red", UNSAID]
     found = [Likelihood(total, mean) for total, mean in likelihoods]
     assert texts[choose_text(texts, found)] == chosen
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unknown", "Unclear", "impossible to say", "nobody knows", "I don't know", "not mentioned",
+        "It is not clearly stated", "cannot be told", "no information", "None of the above",
+    ],
+)  # fmt: skip
+def test_what_says_that_nothing_is_known_stands_for_it(text: str) -> None:
+    assert texts_to_letters({"A": "red", "B": text})[UNSAID] == "B"
+
+
+@pytest.mark.parametrize(
+    "text", ["It is not red", "No, there is not", "Do not enter", "It cannot fly", "not visible"]
+)
+def test_what_denies_says_something(text: str) -> None:
+    assert UNSAID not in texts_to_letters({"A": "red", "B": text})
 
 
 def test_where_every_text_says_nothing_the_likeliest_is_taken() -> None:
