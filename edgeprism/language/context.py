@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprism.errors import COPY_AGAIN, Interrupted, ModelError, PromptTooLongError
-from edgeprism.language.engine import FEW_OUTPUTS
+from edgeprism.language.engine import reserved_outputs
 from edgeprism.language.kv_memory import check_kv_memory, kv_bytes
 from edgeprism.language.llama import engine_build, forget_words, last_words
 from edgeprism.language.llama_batch import LlamaBatch
@@ -51,7 +51,7 @@ class Context:
         params.n_batch = params.n_ubatch = n_batch
         params.n_seq_max = n_seq
         # by default llama.cpp reserves logits for a whole batch: 190 MB for 92,544 tokens
-        self._most_outputs = n_batch if all_logits else max(n_seq, FEW_OUTPUTS)
+        self._most_outputs = n_batch if all_logits else reserved_outputs(n_seq)
         params.n_outputs_max = self._most_outputs
         params.n_threads = params.n_threads_batch = lm.threads
         params.type_k = params.type_v = KV_TYPES[kv_type]

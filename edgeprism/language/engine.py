@@ -14,9 +14,13 @@ import numpy as np
 
 from edgeprism.language.vocabulary import Vocabulary
 
-# Logits that each context has room for: in parts of so many tokens a text is read several times
-# faster than one by one.
-FEW_OUTPUTS = 8
+# In parts of so many tokens a text is read several times faster than one by one.
+_FEW_OUTPUTS = 8
+
+
+def reserved_outputs(sequences: int) -> int:
+    """Return how many tokens' logits a context of so many sequences has room for at once."""
+    return max(sequences, _FEW_OUTPUTS)
 
 
 class LanguageEngine(Protocol):

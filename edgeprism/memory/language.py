@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from edgeprism.bundle.gguf import Array, GgufHeader
-from edgeprism.language.engine import FEW_OUTPUTS
+from edgeprism.language.engine import reserved_outputs
 from edgeprism.language.kv_memory import kv_bytes
 from edgeprism.memory.parts import CPU, GPU, Part
 
@@ -213,7 +213,7 @@ def _buffers(header: GgufHeader, use: LanguageUse) -> list[Part]:
     on_cpu = contexts * _compute_bytes(header, use, rows)
     # a GPU's memory is taken whether it is touched or not
     compute = contexts * _compute_bytes(header, use, at_once) if use.gpu_layers else on_cpu
-    logits = header.n_vocab * max(use.sequences, FEW_OUTPUTS) * _FLOAT
+    logits = header.n_vocab * reserved_outputs(use.sequences) * _FLOAT
     if encodes:  # each row that the encoder makes is an output, and has room for logits
         logits = (header.n_vocab + header.n_embd) * rows * contexts * _FLOAT
     quantized = int(rows * _feed_forward(header) * _QUANTIZED_ROW)
@@ -240,7 +240,7 @@ def _compute_bytes(header: GgufHeader, use: LanguageUse, rows: int) -> int:
     feeding = 3 * _feed_forward(header)
     # queries, keys and values; and, without flash attention, each row's scores of all cells
     scores = 0 if use.flash_attention else heads * cells
-    outputs = max(use.sequences, FEW_OUTPUTS)
+    outputs = reserved_outputs(use.sequences)
     if _encodes(header):
         scores, outputs, cells = _BIASED * heads * rows, rows, rows
     attending = (heads + 2 * shared) * head + scores
